@@ -1,0 +1,1 @@
+//! Endpoint picker: Envoy ext_proc server that picks a pod by prefix and load.

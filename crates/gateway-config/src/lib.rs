@@ -1,0 +1,1 @@
+//! Gateway API objects to Envoy configuration, with the names that Envoy Gateway gives.

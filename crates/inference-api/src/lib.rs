@@ -1,0 +1,1 @@
+//! InferencePool, InferenceModel and the Gateway API objects: types, parsing, header and metadata keys.

@@ -1,0 +1,1 @@
+//! Pools, models and endpoints from a source, as immutable snapshots.

@@ -1,0 +1,1 @@
+//! Pure picking policy: filters, scorers and the decision as a value.

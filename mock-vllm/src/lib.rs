@@ -1,0 +1,1 @@
+//! vLLM without the GPU: exact blocks, scheduler steps and wire, with a latency model in place of kernels.
