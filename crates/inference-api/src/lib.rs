@@ -1,1 +1,11 @@
 //! InferencePool, InferenceModel and the Gateway API objects: types, parsing, header and metadata keys.
+//!
+//! Plain data without a Kubernetes client, so that the local path compiles none. Every object is checked once, here,
+//! into a form that needs no further check; a field that nothing in Warmpath honours is an error that names it.
+
+pub mod gateway;
+pub mod keys;
+pub mod manifest;
+pub mod object;
+pub mod pool;
+pub mod workload;

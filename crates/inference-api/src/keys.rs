@@ -1,0 +1,31 @@
+//! Names on the wire: headers, dynamic metadata, annotations and API groups.
+
+/// Header, and key in the dynamic metadata, with the picked `ip:port[,ip:port…]` (Endpoint Picker Protocol 1.0).
+pub const DESTINATION_ENDPOINT: &str = "x-gateway-destination-endpoint";
+/// Key under [`LB_METADATA`] in which the proxy reports the endpoint that served (Endpoint Picker Protocol 1.0).
+pub const DESTINATION_ENDPOINT_SERVED: &str = "x-gateway-destination-endpoint-served";
+/// Key under [`SUBSET_METADATA`] that limits the pick to a list of `ip:port`.
+pub const DESTINATION_ENDPOINT_SUBSET: &str = "x-gateway-destination-endpoint-subset";
+/// Dynamic-metadata namespace of the pick and of the served endpoint.
+pub const LB_METADATA: &str = "envoy.lb";
+/// Filter-metadata namespace of the subset hint.
+pub const SUBSET_METADATA: &str = "envoy.lb.subset_hint";
+
+/// Annotation of an InferencePool that chooses the routing strategy; see [`crate::pool::RoutingStrategy`].
+pub const ROUTING_STRATEGY: &str = "inference.networking.x-k8s.io/routing-strategy";
+/// Annotation of an InferencePool that names the engine its pods run: `vllm` (default), `sglang`, `trt-llm`.
+pub const MODEL_SERVER_RUNTIME: &str = "inference.networking.x-k8s.io/model-server-runtime";
+
+/// API group of InferencePool v1alpha2 and InferenceModel.
+pub const GROUP_X: &str = "inference.networking.x-k8s.io";
+/// API group of InferencePool v1.
+pub const GROUP: &str = "inference.networking.k8s.io";
+/// API group of GatewayClass, Gateway and HTTPRoute.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+/// API group of Envoy Gateway's own kinds.
+pub const ENVOY_GATEWAY_GROUP: &str = "gateway.envoyproxy.io";
+/// The `controllerName` of a GatewayClass that Envoy Gateway, and so the local provider, serves.
+pub const ENVOY_GATEWAY_CONTROLLER: &str = "gateway.envoyproxy.io/gatewayclass-controller";
+
+/// Port of the picker's ext_proc service where a pool names none (InferencePool API, `extensionRef.portNumber`).
+pub const DEFAULT_PICKER_PORT: u16 = 9002;

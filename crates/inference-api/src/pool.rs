@@ -1,0 +1,340 @@
+//! InferencePool (v1alpha2 and v1, one form) and InferenceModel.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::keys;
+use crate::object::{ObjectKey, ObjectMeta};
+
+/// Longest `modelName` that the API admits [characters].
+const MAX_MODEL_NAME: usize = 256;
+/// Most target models of one InferenceModel.
+const MAX_TARGET_MODELS: usize = 10;
+/// Largest weight of a target model.
+const MAX_TARGET_WEIGHT: u32 = 1_000_000;
+/// Most target ports of a v1 pool.
+const MAX_TARGET_PORTS: usize = 8;
+
+/// The API version in which a pool was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolVersion {
+    V1Alpha2,
+    V1,
+}
+
+/// A set of model-server pods and the picker in front of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InferencePool {
+    pub meta: ObjectMeta,
+    pub version: PoolVersion,
+    /// Labels that select the pods, in the pool's namespace.
+    pub selector: BTreeMap<String, String>,
+    /// Ports on which a pod serves; never empty. v1alpha2 has exactly one.
+    pub target_ports: Vec<u16>,
+    pub picker: PickerRef,
+}
+
+impl InferencePool {
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        self.meta.key()
+    }
+
+    /// The strategy that the annotation asks for.
+    ///
+    /// # Errors
+    /// The annotation's value, when it is none of the documented ones.
+    pub fn routing_strategy(&self) -> Result<RoutingStrategy, String> {
+        match self.meta.annotations.get(keys::ROUTING_STRATEGY).map(String::as_str) {
+            None | Some("DEFAULT") => Ok(RoutingStrategy::Default),
+            Some("PREFIX_CACHE") => Ok(RoutingStrategy::PrefixCache),
+            Some(unknown) => Err(unknown.to_owned()),
+        }
+    }
+}
+
+/// How the picker chooses among a pool's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RoutingStrategy {
+    /// By load: queue length and KV-cache use.
+    #[default]
+    Default,
+    /// Requests that share a prefix go to the same pod as far as possible; by load otherwise.
+    PrefixCache,
+}
+
+impl RoutingStrategy {
+    /// The annotation's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "DEFAULT",
+            Self::PrefixCache => "PREFIX_CACHE",
+        }
+    }
+}
+
+/// The Service of the endpoint picker: `extensionRef` in v1alpha2, `endpointPickerRef` in v1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PickerRef {
+    pub name: String,
+    pub port: u16,
+    pub failure_mode: FailureMode,
+}
+
+/// What the proxy does when the picker cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum FailureMode {
+    /// Drop the request.
+    #[default]
+    FailClose,
+    /// Let the proxy pick by itself.
+    FailOpen,
+}
+
+/// A model name that clients may ask for, and what it is served by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InferenceModel {
+    pub meta: ObjectMeta,
+    pub model_name: String,
+    pub criticality: Criticality,
+    /// Empty: the model is served under its own name.
+    pub target_models: Vec<TargetModel>,
+    /// Name of the pool, in the model's namespace.
+    pub pool: String,
+}
+
+/// How a model's requests fare when the pool is saturated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Criticality {
+    Critical,
+    #[default]
+    Standard,
+    Sheddable,
+}
+
+/// One name under which the model servers know the model.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TargetModel {
+    pub name: String,
+    /// Share of the traffic, relative to the sum; set on all targets or on none.
+    pub weight: Option<u32>,
+}
+
+// === wire forms ===
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct PoolV1Alpha2 {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: ObjectMeta,
+    spec: PoolSpecV1Alpha2,
+    #[serde(rename = "status")]
+    _status: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PoolSpecV1Alpha2 {
+    selector: BTreeMap<String, String>,
+    target_port_number: u16,
+    extension_ref: ExtensionRef,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ExtensionRef {
+    group: Option<String>,
+    kind: Option<String>,
+    name: String,
+    port_number: Option<u16>,
+    #[serde(default)]
+    failure_mode: FailureMode,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct PoolV1 {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: ObjectMeta,
+    spec: PoolSpecV1,
+    #[serde(rename = "status")]
+    _status: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PoolSpecV1 {
+    selector: LabelSelector,
+    target_ports: Vec<PortNumber>,
+    endpoint_picker_ref: EndpointPickerRef,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LabelSelector {
+    match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortNumber {
+    number: u16,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct EndpointPickerRef {
+    group: Option<String>,
+    kind: Option<String>,
+    name: String,
+    port: Option<PortNumber>,
+    #[serde(default)]
+    failure_mode: FailureMode,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ModelV1Alpha2 {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: ObjectMeta,
+    spec: ModelSpec,
+    #[serde(rename = "status")]
+    _status: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ModelSpec {
+    model_name: String,
+    #[serde(default)]
+    criticality: Criticality,
+    #[serde(default)]
+    target_models: Vec<TargetModel>,
+    pool_ref: PoolRef,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PoolRef {
+    group: Option<String>,
+    kind: Option<String>,
+    name: String,
+}
+
+// === checks ===
+
+impl TryFrom<PoolV1Alpha2> for InferencePool {
+    type Error = String;
+
+    fn try_from(raw: PoolV1Alpha2) -> Result<Self, String> {
+        let PoolSpecV1Alpha2 { selector, target_port_number, extension_ref } = raw.spec;
+        let ExtensionRef { group, kind, name, port_number, failure_mode } = extension_ref;
+        check_service_ref("spec.extensionRef", group, kind)?;
+        let port = port_number.unwrap_or(keys::DEFAULT_PICKER_PORT);
+        let picker = PickerRef { name, port, failure_mode };
+        check_pool(&selector, &[target_port_number], &picker)?;
+        Ok(Self {
+            meta: raw.metadata,
+            version: PoolVersion::V1Alpha2,
+            selector,
+            target_ports: vec![target_port_number],
+            picker,
+        })
+    }
+}
+
+impl TryFrom<PoolV1> for InferencePool {
+    type Error = String;
+
+    fn try_from(raw: PoolV1) -> Result<Self, String> {
+        let PoolSpecV1 {
+            selector: LabelSelector { match_labels: selector },
+            target_ports,
+            endpoint_picker_ref,
+        } = raw.spec;
+        let EndpointPickerRef { group, kind, name, port, failure_mode } = endpoint_picker_ref;
+        check_service_ref("spec.endpointPickerRef", group, kind)?;
+        let target_ports: Vec<u16> = target_ports.into_iter().map(|port| port.number).collect();
+        let port = port.map_or(keys::DEFAULT_PICKER_PORT, |port| port.number);
+        let picker = PickerRef { name, port, failure_mode };
+        check_pool(&selector, &target_ports, &picker)?;
+        Ok(Self { meta: raw.metadata, version: PoolVersion::V1, selector, target_ports, picker })
+    }
+}
+
+impl TryFrom<ModelV1Alpha2> for InferenceModel {
+    type Error = String;
+
+    fn try_from(raw: ModelV1Alpha2) -> Result<Self, String> {
+        let ModelSpec { model_name, criticality, target_models, pool_ref } = raw.spec;
+        let PoolRef { group, kind, name: pool } = pool_ref;
+        if group.as_deref().is_some_and(|group| group != keys::GROUP_X && group != keys::GROUP) {
+            return Err(format!(
+                "spec.poolRef.group: {} is not an InferencePool's",
+                group.unwrap_or_default()
+            ));
+        }
+        if kind.as_deref().is_some_and(|kind| kind != "InferencePool") {
+            return Err(format!("spec.poolRef.kind: {} is not InferencePool", kind.unwrap_or_default()));
+        }
+        if model_name.is_empty() || model_name.chars().count() > MAX_MODEL_NAME {
+            return Err(format!("spec.modelName: must have 1 to {MAX_MODEL_NAME} characters"));
+        }
+        check_targets(&target_models)?;
+        Ok(Self { meta: raw.metadata, model_name, criticality, target_models, pool })
+    }
+}
+
+fn check_service_ref(path: &str, group: Option<String>, kind: Option<String>) -> Result<(), String> {
+    match (group.as_deref(), kind.as_deref()) {
+        (None | Some(""), None | Some("Service")) => Ok(()),
+        (Some(group), None | Some("Service")) if !group.is_empty() => {
+            Err(format!("{path}.group: {group} is not supported, a picker is a core Service"))
+        }
+        (_, Some(kind)) => Err(format!("{path}.kind: {kind} is not supported, a picker is a core Service")),
+        (Some(_), None) => Ok(()),
+    }
+}
+
+fn check_pool(selector: &BTreeMap<String, String>, ports: &[u16], picker: &PickerRef) -> Result<(), String> {
+    if selector.is_empty() {
+        return Err("spec.selector: an empty selector selects no pod".to_owned());
+    }
+    if ports.is_empty() || ports.len() > MAX_TARGET_PORTS {
+        return Err(format!("spec.targetPorts: must list 1 to {MAX_TARGET_PORTS} ports"));
+    }
+    if ports.contains(&0) || picker.port == 0 {
+        return Err("spec: port 0 is not a port".to_owned());
+    }
+    if picker.name.is_empty() {
+        return Err("spec: the endpoint picker has no name".to_owned());
+    }
+    Ok(())
+}
+
+fn check_targets(targets: &[TargetModel]) -> Result<(), String> {
+    if targets.len() > MAX_TARGET_MODELS {
+        return Err(format!("spec.targetModels: at most {MAX_TARGET_MODELS}, not {}", targets.len()));
+    }
+    let n_weighted = targets.iter().filter(|target| target.weight.is_some()).count();
+    if n_weighted != 0 && n_weighted != targets.len() {
+        return Err("spec.targetModels: set a weight on all of them or on none".to_owned());
+    }
+    match targets.iter().filter_map(|target| target.weight).find(|w| !(1..=MAX_TARGET_WEIGHT).contains(w)) {
+        Some(weight) => Err(format!("spec.targetModels: weight {weight} is not in 1..={MAX_TARGET_WEIGHT}")),
+        None => Ok(()),
+    }
+}

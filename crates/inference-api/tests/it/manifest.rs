@@ -1,0 +1,147 @@
+//! Each check parses one text; errors are compared whole, since they are what a user reads.
+
+use std::time::Duration;
+
+use expect_test::{Expect, expect};
+use inference_api::gateway::parse_duration;
+use inference_api::manifest::{Object, parse};
+use inference_api::pool::{Criticality, FailureMode, InferencePool, PoolVersion, RoutingStrategy};
+
+const POOL: &str = "
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata:
+  annotations:
+    inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"
+  name: vllm-qwen-pool
+spec:
+  targetPortNumber: 8000
+  selector:
+    app: qwen
+  extensionRef:
+    name: inference-gateway-ext-proc
+";
+
+const POOL_V1: &str = "
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: { name: pool, namespace: ai }
+spec:
+  targetPorts: [ { number: 8000 }, { number: 8001 } ]
+  selector: { matchLabels: { app: qwen } }
+  endpointPickerRef: { name: picker, port: { number: 9100 }, failureMode: FailOpen }
+";
+
+const MODEL: &str = "
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferenceModel
+metadata: { name: inferencemodel-qwen }
+spec:
+  modelName: /model/qwen
+  criticality: Critical
+  poolRef: { group: inference.networking.x-k8s.io, kind: InferencePool, name: vllm-qwen-pool }
+  targetModels: [ { name: /model/qwen, weight: 100 } ]
+";
+
+fn pool(yaml: &str) -> InferencePool {
+    match parse(yaml, "pool.yaml").unwrap().remove(0) {
+        Object::InferencePool(pool) => pool,
+        other => panic!("a pool, not {other:?}"),
+    }
+}
+
+fn check_error(yaml: &str, expected: Expect) {
+    expected.assert_eq(&parse(yaml, "some.yaml").unwrap_err().to_string());
+}
+
+#[test]
+fn both_versions_of_a_pool_have_one_form() {
+    let old = pool(POOL);
+    assert_eq!((old.version, old.target_ports.as_slice()), (PoolVersion::V1Alpha2, [8000].as_slice()));
+    assert_eq!((old.picker.port, old.picker.failure_mode), (9002, FailureMode::FailClose));
+    assert_eq!(old.key().to_string(), "default/vllm-qwen-pool");
+    let new = pool(POOL_V1);
+    assert_eq!((new.version, new.target_ports.as_slice()), (PoolVersion::V1, [8000, 8001].as_slice()));
+    assert_eq!((new.picker.port, new.picker.failure_mode), (9100, FailureMode::FailOpen));
+    assert_eq!(old.selector, new.selector);
+}
+
+#[test]
+fn the_annotation_chooses_the_strategy() {
+    assert_eq!(pool(POOL).routing_strategy(), Ok(RoutingStrategy::PrefixCache));
+    assert_eq!(pool(POOL_V1).routing_strategy(), Ok(RoutingStrategy::Default));
+    assert_eq!(
+        pool(&POOL.replace("PREFIX_CACHE", "DEFAULT")).routing_strategy(),
+        Ok(RoutingStrategy::Default)
+    );
+    assert_eq!(
+        pool(&POOL.replace("PREFIX_CACHE", "prefix")).routing_strategy(),
+        Err("prefix".to_owned()),
+        "an unknown value is told, not guessed"
+    );
+}
+
+#[test]
+fn a_model_names_its_pool_and_targets() {
+    let Object::InferenceModel(model) = parse(MODEL, "model.yaml").unwrap().remove(0) else {
+        panic!("a model");
+    };
+    assert_eq!((model.model_name.as_str(), model.pool.as_str()), ("/model/qwen", "vllm-qwen-pool"));
+    assert_eq!(model.criticality, Criticality::Critical);
+    assert_eq!(model.target_models[0].weight, Some(100));
+}
+
+#[test]
+fn several_documents_keep_their_order_and_empty_ones_are_skipped() {
+    let objects = parse(&format!("---\n{POOL}\n---\n---\n{MODEL}"), "both.yaml").unwrap();
+    let kinds: Vec<&str> = objects.iter().map(Object::kind).collect();
+    assert_eq!(kinds, ["InferencePool", "InferenceModel"]);
+}
+
+#[test]
+fn errors_name_file_document_object_and_field() {
+    check_error(
+        &POOL.replace("  selector:", "  selektor:"),
+        expect![
+            "some.yaml, document 1, InferencePool default/vllm-qwen-pool: spec.selektor: field is not supported: `selektor`, expected one of `selector`, `targetPortNumber`, `extensionRef`"
+        ],
+    );
+    check_error(
+        &POOL.replace("8000", "eight"),
+        expect![[
+            r#"some.yaml, document 1, InferencePool default/vllm-qwen-pool: spec.targetPortNumber: invalid type: string "eight", expected u16"#
+        ]],
+    );
+    check_error(
+        &format!("{POOL}---\napiVersion: v1\nkind: Secret\nmetadata: {{ name: x }}\n"),
+        expect!["some.yaml, document 2: kind Secret of v1 is not supported"],
+    );
+    check_error("a: 1", expect!["some.yaml, document 1: no apiVersion or no kind: not a Kubernetes object"]);
+    check_error(
+        &MODEL.replace("weight: 100 } ]", "weight: 100 }, { name: b } ]"),
+        expect![
+            "some.yaml, document 1, InferenceModel default/inferencemodel-qwen: spec.targetModels: set a weight on all of them or on none"
+        ],
+    );
+    check_error(
+        &POOL.replace("app: qwen", "{}"),
+        expect![
+            "some.yaml, document 1, InferencePool default/vllm-qwen-pool: spec.selector: an empty selector selects no pod"
+        ],
+    );
+}
+
+#[test]
+fn yaml_that_is_none_is_an_error_and_not_a_panic() {
+    let message = parse("a: [1, 2", "broken.yaml").unwrap_err().to_string();
+    assert!(message.starts_with("broken.yaml: not valid YAML"), "{message}");
+}
+
+#[test]
+fn durations_are_those_of_the_gateway_api() {
+    assert_eq!(parse_duration("1h"), Ok(Duration::from_secs(3600)));
+    assert_eq!(parse_duration("1m30s250ms"), Ok(Duration::from_millis(90_250)));
+    for bad in ["", "1", "h", "1d", "-1s", "123456s", "1.5h"] {
+        assert!(parse_duration(bad).is_err(), "{bad:?}");
+    }
+}
