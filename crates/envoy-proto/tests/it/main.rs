@@ -1,5 +1,4 @@
 //! The committed code is what the protos give.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::path::Path;
