@@ -1,0 +1,142 @@
+//! One request as all parties saw it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::access_log::AccessEntry;
+use crate::evidence::picker::Decision;
+use crate::evidence::pod::PodEntry;
+use crate::load::chat::Usage;
+
+/// vLLM puts this before the `x-request-id` that it was given.
+const CHAT_ID_PREFIX: &str = "chatcmpl-";
+
+/// What the client knows about a request it sent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClientSide {
+    /// What this request is in its scenario: `round 1`, `conversation 3, turn 2`.
+    pub label: String,
+    /// The scenario group it belongs to.
+    pub group: String,
+    /// `8081`, `8080` or `pod`: what it was sent to, named by the tutorial's ports.
+    pub via: String,
+    /// Seconds since the run began.
+    pub sent_at: f64,
+    pub status: u16,
+    /// Envoy's request id, read from the answer's id.
+    pub request_id: Option<String>,
+    /// Virtual milliseconds: wall time times the time scale.
+    pub ttft_ms: Option<f64>,
+    pub e2e_ms: f64,
+    pub usage: Option<Usage>,
+    /// Why the answer is not a well-formed stream.
+    pub error: Option<String>,
+}
+
+/// A request with what Envoy, the picker and the pod wrote about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trace {
+    pub client: ClientSide,
+    pub envoy_upstream: Option<String>,
+    pub envoy_attempts: Option<u32>,
+    pub decision: Option<Decision>,
+    pub pod: Option<PodEntry>,
+}
+
+/// Envoy's request id within an answer's id.
+pub fn request_id(chat_id: &str) -> Option<&str> {
+    chat_id.strip_prefix(CHAT_ID_PREFIX).filter(|id| !id.is_empty())
+}
+
+/// Adds to each request what the others wrote about its id.
+pub fn join(
+    clients: Vec<ClientSide>,
+    accesses: &[AccessEntry],
+    decisions: &[Decision],
+    pods: &[PodEntry],
+) -> Vec<Trace> {
+    clients
+        .into_iter()
+        .map(|client| {
+            let id = client.request_id.as_deref();
+            let access = id.and_then(|id| accesses.iter().find(|entry| entry.request_id.as_deref() == Some(id)));
+            let decision = id.and_then(|id| decisions.iter().find(|entry| entry.x_request_id.as_deref() == Some(id)));
+            let pod = id.and_then(|id| pods.iter().find(|entry| entry.request_id == id));
+            Trace {
+                envoy_upstream: access.and_then(|entry| entry.upstream_host.clone()),
+                envoy_attempts: access.and_then(|entry| entry.attempts),
+                decision: decision.cloned(),
+                pod: pod.cloned(),
+                client,
+            }
+        })
+        .collect()
+}
+
+impl Trace {
+    /// Tokens that the picker expected to be cached on its pod: its ratio of the prompt.
+    pub fn predicted_tokens(&self) -> Option<f64> {
+        let decision = self.decision.as_ref()?;
+        Some(decision.ratio * f64::from(self.client.usage?.prompt_tokens))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{ClientSide, join, request_id};
+    use crate::evidence::access_log::AccessEntry;
+    use crate::evidence::pod::PodEntry;
+
+    pub(crate) fn client(request_id: Option<&str>) -> ClientSide {
+        ClientSide {
+            label: "round 1".to_owned(),
+            group: "tutorial".to_owned(),
+            via: "8081".to_owned(),
+            sent_at: 0.0,
+            status: 200,
+            request_id: request_id.map(str::to_owned),
+            ttft_ms: Some(120.0),
+            e2e_ms: 900.0,
+            usage: None,
+            error: None,
+        }
+    }
+
+    fn access(request_id: Option<&str>, host: &str) -> AccessEntry {
+        AccessEntry {
+            path: None,
+            code: 200,
+            flags: None,
+            details: None,
+            request_id: request_id.map(str::to_owned),
+            upstream_cluster: None,
+            upstream_host: Some(host.to_owned()),
+            attempts: Some(1),
+            picked: None,
+            served: None,
+        }
+    }
+
+    #[test]
+    fn logs_join_by_request_id_only() {
+        let pod = PodEntry {
+            pod: "q-1".to_owned(),
+            request_id: "b".to_owned(),
+            status: 200,
+            prompt_tokens: 127,
+            cached_tokens: 0,
+            completion_tokens: 24,
+            ttft_ms: None,
+        };
+        let accesses = [access(None, "nobody"), access(Some("a"), "host-a"), access(Some("b"), "host-b")];
+        let traces = join(vec![client(Some("b")), client(None), client(Some("c"))], &accesses, &[], &[pod]);
+        assert_eq!(traces[0].envoy_upstream.as_deref(), Some("host-b"));
+        assert_eq!(traces[0].pod.as_ref().map(|pod| pod.pod.as_str()), Some("q-1"));
+        assert!(traces[1..].iter().all(|trace| trace.envoy_upstream.is_none() && trace.pod.is_none()));
+    }
+
+    #[test]
+    fn the_answers_id_carries_envoys() {
+        assert_eq!(request_id("chatcmpl-1-2"), Some("1-2"));
+        assert_eq!((request_id("cmpl-1"), request_id("chatcmpl-")), (None, None));
+    }
+}

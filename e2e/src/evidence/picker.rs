@@ -1,0 +1,146 @@
+//! The picker's word: its log in zap's console form, and the decisions on its metrics port.
+
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::access_log::complete_lines;
+
+/// The message of the tutorial's log line.
+pub const PREFIX_AWARE: &str = "Do prefix-aware routing!";
+
+/// One line `time<TAB>LEVEL<TAB>file:line<TAB>message<TAB>{json}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    pub text: String,
+    pub level: String,
+    pub message: String,
+    pub fields: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The lines that announce prefix-aware routing; lines of another shape are ignored here.
+pub fn prefix_aware_lines(log: &str) -> Vec<LogLine> {
+    complete_lines(log).filter_map(parse_line).filter(|line| line.message == PREFIX_AWARE).collect()
+}
+
+fn parse_line(text: &str) -> Option<LogLine> {
+    let mut parts = text.splitn(5, '\t');
+    let (_time, level, _caller, message) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let fields = serde_json::from_str(parts.next().unwrap_or("{}")).ok()?;
+    Some(LogLine { text: text.to_owned(), level: level.to_owned(), message: message.to_owned(), fields })
+}
+
+/// Whether a line has the tutorial's shape byte for byte, apart from its time, caller and request name:
+/// tab-separated zap console encoding, `{"request": "10 characters", "matching ratio": " d.dd > d.dd"}`.
+pub fn has_tutorial_shape(line: &LogLine, ratio: &str) -> bool {
+    let parts: Vec<&str> = line.text.split('\t').collect();
+    let [time, level, caller, message, fields] = parts.as_slice() else { return false };
+    let name = line.fields.get("request").and_then(|name| name.as_str()).unwrap_or_default();
+    let expected = format!("{{\"request\": \"{name}\", \"matching ratio\": \"{ratio}\"}}");
+    is_utc_second(time)
+        && *level == "INFO"
+        && is_caller(caller)
+        && *message == PREFIX_AWARE
+        && is_request_name(name)
+        && *fields == expected
+}
+
+/// `2025-05-23T03:33:09Z`
+fn is_utc_second(text: &str) -> bool {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { 'd' } else { c }).collect();
+    shape == "dddd-dd-ddTdd:dd:ddZ"
+}
+
+/// `scheduling/prefixcache_filter.go:311`
+fn is_caller(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(file, line)| {
+        file.matches('/').count() == 1 && !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit())
+    })
+}
+
+/// Ten characters of Kubernetes' `rand.String` alphabet.
+fn is_request_name(name: &str) -> bool {
+    name.len() == 10 && name.chars().all(|c| "bcdfghjklmnpqrstvwxz2456789".contains(c))
+}
+
+/// One decision of the picker, from `/debug/decisions`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    pub seq: u64,
+    pub request: String,
+    pub x_request_id: Option<String>,
+    pub strategy: Option<String>,
+    pub outcome: String,
+    pub endpoint: Option<String>,
+    pub pod: Option<String>,
+    pub reason: Option<String>,
+    #[serde(default)]
+    pub matched_bytes: u64,
+    #[serde(default)]
+    pub total_bytes: u64,
+    #[serde(default)]
+    pub ratio: f64,
+    #[serde(default)]
+    pub threshold: f64,
+    #[serde(default)]
+    pub candidates: Vec<Candidate>,
+}
+
+/// A pod that could have been picked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub endpoint: String,
+    pub pod: Option<String>,
+    #[serde(default)]
+    pub matched_bytes: u64,
+    #[serde(default)]
+    pub ratio: f64,
+}
+
+#[derive(Deserialize)]
+struct Decisions {
+    decisions: Vec<Decision>,
+}
+
+/// The decisions of a `/debug/decisions` body.
+pub fn parse_decisions(body: &[u8]) -> Result<Vec<Decision>, serde_json::Error> {
+    serde_json::from_slice::<Decisions>(body).map(|decisions| decisions.decisions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{has_tutorial_shape, parse_decisions, prefix_aware_lines};
+
+    const LINE: &str = "2025-05-23T03:33:09Z\tINFO\tscheduling/prefixcache_filter.rs:311\tDo prefix-aware routing!\t{\"request\": \"v68m4zx472\", \"matching ratio\": \" 0.54 > 0.50\"}";
+
+    #[test]
+    fn the_tutorials_line_is_found_among_others() {
+        let log = format!("2025-05-23T03:33:08Z\tINFO\tepp/main.rs:1\tStarting\t{{}}\n{LINE}\nplain text\n{LINE}");
+        let lines = prefix_aware_lines(&log);
+        assert_eq!(lines.len(), 1, "the last line has no newline yet");
+        assert_eq!(lines[0].fields["matching ratio"], " 0.54 > 0.50");
+        assert!(has_tutorial_shape(&lines[0], " 0.54 > 0.50"));
+    }
+
+    #[test]
+    fn another_shape_is_refused() {
+        let variants = [
+            LINE.replace('\t', " "),
+            LINE.replace("\": ", "\":"),
+            LINE.replace("v68m4zx472", "v68m4zx47"),
+            LINE.replace("v68m4zx472", "a68m4zx472"),
+            LINE.replace("INFO", "LEVEL(-2)"),
+            LINE.replace(" 0.54", "0.54"),
+            LINE.replace("09Z", "09.123Z"),
+        ];
+        for variant in variants {
+            let lines = prefix_aware_lines(&format!("{variant}\n"));
+            assert!(!lines.iter().any(|line| has_tutorial_shape(line, " 0.54 > 0.50")), "{variant}");
+        }
+    }
+
+    #[test]
+    fn decisions_are_read() {
+        let body = br#"{"decisions":[{"seq":1,"time":"2026-01-01T00:00:00.000000Z","request":"v68m4zx472","x_request_id":"r-1","pool":"default/p","model":"m","target_model":"m","strategy":"PREFIX_CACHE","outcome":"picked","endpoint":"127.0.0.1:1","pod":"q-0","reason":"prefix","matched_bytes":392,"total_bytes":728,"ratio":0.538,"threshold":0.5,"candidates":[{"endpoint":"127.0.0.1:1","pod":"q-0","matched_bytes":392,"ratio":0.538,"waiting":0,"running":0,"kv_usage":0.0,"in_flight":0,"metrics_age_ms":12}]}]}"#;
+        let decisions = parse_decisions(body).unwrap();
+        assert_eq!((decisions[0].matched_bytes, decisions[0].candidates.len()), (392, 1));
+    }
+}

@@ -1,0 +1,106 @@
+//! A pod's word: its request log (JSON lines) and its Prometheus counters.
+
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::access_log::complete_lines;
+
+/// One request that ended at a pod, whatever its outcome.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodEntry {
+    pub pod: String,
+    pub request_id: String,
+    pub status: u16,
+    #[serde(default)]
+    pub prompt_tokens: u32,
+    #[serde(default)]
+    pub cached_tokens: u32,
+    #[serde(default)]
+    pub completion_tokens: u32,
+    pub ttft_ms: Option<f64>,
+}
+
+/// The entries of a pod's request log; an unreadable line is an error that names its number.
+pub fn parse(text: &str) -> Result<Vec<PodEntry>, String> {
+    complete_lines(text)
+        .enumerate()
+        .map(|(idx, line)| serde_json::from_str(line).map_err(|error| format!("line {}: {error}", idx + 1)))
+        .collect()
+}
+
+/// A pod's prefix cache in tokens, and how full its KV cache is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct CacheCounters {
+    pub queries: f64,
+    pub hits: f64,
+    pub kv_usage: f64,
+}
+
+impl CacheCounters {
+    /// Reads vLLM's counters from a Prometheus text; `None` when one is missing, so that no check passes on silence.
+    pub fn parse(metrics: &str) -> Option<Self> {
+        Some(Self {
+            queries: sum(metrics, "vllm:prefix_cache_queries_total")?,
+            hits: sum(metrics, "vllm:prefix_cache_hits_total")?,
+            kv_usage: sum(metrics, "vllm:kv_cache_usage_perc")?,
+        })
+    }
+
+    /// What was added since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { queries: self.queries - earlier.queries, hits: self.hits - earlier.hits, kv_usage: self.kv_usage }
+    }
+
+    /// Share of looked-up tokens that were in the cache; `None` without a look-up.
+    pub fn hit_ratio(self) -> Option<f64> {
+        (self.queries > 0.0).then(|| self.hits / self.queries)
+    }
+}
+
+/// The sum over all series of a metric.
+fn sum(metrics: &str, name: &str) -> Option<f64> {
+    let mut values = metrics.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let value = match rest.strip_prefix('{') {
+            Some(labels) => labels.rsplit_once('}')?.1,
+            None => rest.strip_prefix(' ')?,
+        };
+        value.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    let first = values.next()?;
+    Some(values.fold(first, |total, value| total + value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CacheCounters, parse};
+
+    const METRICS: &str = concat!(
+        "# TYPE vllm:prefix_cache_queries counter\n",
+        "vllm:prefix_cache_queries_total{engine=\"0\",model_name=\"/model/qwen\"} 355.0\n",
+        "vllm:prefix_cache_queries_created{engine=\"0\",model_name=\"/model/qwen\"} 1.7e9\n",
+        "vllm:prefix_cache_hits_total{engine=\"0\",model_name=\"/model/qwen\"} 128.0\n",
+        "vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"/model/qwen\"} 0.25\n",
+    );
+
+    #[test]
+    fn counters_are_read_and_subtracted() {
+        let counters = CacheCounters::parse(METRICS).unwrap();
+        assert_eq!(counters, CacheCounters { queries: 355.0, hits: 128.0, kv_usage: 0.25 });
+        let before = CacheCounters { queries: 99.0, hits: 0.0, kv_usage: 0.0 };
+        assert_eq!(counters.since(before).hit_ratio(), Some(0.5));
+        assert_eq!(counters.since(counters).hit_ratio(), None);
+    }
+
+    #[test]
+    fn a_missing_counter_is_not_zero() {
+        assert_eq!(CacheCounters::parse(&METRICS.replace("cache_hits", "other")), None);
+    }
+
+    #[test]
+    fn request_logs_are_read() {
+        let line = r#"{"time":"2026-01-01T00:00:00.000000Z","pod":"q-0","request_id":"r-1","endpoint":"/v1/chat/completions","model":"m","stream":true,"status":200,"finish_reason":"length","prompt_tokens":127,"cached_tokens":0,"completion_tokens":24,"queue_ms":0.0,"ttft_ms":125.5,"e2e_ms":1000.0}"#;
+        let entries = parse(&format!("{line}\n")).unwrap();
+        assert_eq!((entries[0].pod.as_str(), entries[0].prompt_tokens), ("q-0", 127));
+        assert!(parse("{}\n").unwrap_err().starts_with("line 1"));
+    }
+}

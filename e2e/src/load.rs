@@ -1,0 +1,7 @@
+//! Sending requests and reading their answers, strictly and with arrival times.
+
+pub mod client;
+
+pub mod chat;
+
+pub mod sse;

@@ -1,0 +1,165 @@
+//! The load client: HTTP/1.1 without Nagle's delay, one arrival time per server-sent event, no retries of its own.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use crate::clock::Stopwatch;
+use crate::load::chat::{ChatStream, read_chat};
+use crate::load::sse::{Frame, SseReader};
+
+/// A request that answers later than this is reported as an error; virtual time is longer than any tutorial step.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Sends requests and keeps their timing.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: HyperClient<HttpConnector, Full<Bytes>>,
+}
+
+/// A complete answer.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    /// The whole body of an answer that is not an event stream; empty otherwise.
+    pub body: Bytes,
+    /// The frames of an event stream; an error when it is malformed; `None` for another content type.
+    pub frames: Option<Result<Vec<Frame>, String>>,
+    /// From sending to the last byte.
+    pub elapsed: Duration,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        let http = HyperClient::builder(TokioExecutor::new()).retry_canceled_requests(false).build(connector);
+        Self { http }
+    }
+}
+
+impl Client {
+    pub async fn get(&self, url: &str) -> Result<Reply> {
+        let request = Request::builder().method(Method::GET).uri(url).body(Full::default())?;
+        self.send(request).await.with_context(|| format!("get {url}"))
+    }
+
+    /// Posts JSON with further headers of the caller.
+    pub async fn post(&self, url: &str, headers: &[(HeaderName, &str)], body: Bytes) -> Result<Reply> {
+        let mut request =
+            Request::builder().method(Method::POST).uri(url).header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in headers {
+            request = request.header(name, *value);
+        }
+        let request = request.body(Full::new(body))?;
+        self.send(request).await.with_context(|| format!("post {url}"))
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Reply> {
+        tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request)).await.context("wait for the answer")?
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Reply> {
+        let stopwatch = Stopwatch::start();
+        let response = self.http.request(request).await?;
+        let (head, mut body) = response.into_parts();
+        let is_stream = head
+            .headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let mut reader = SseReader::default();
+        let mut malformed = None;
+        let mut plain = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let at = stopwatch.elapsed();
+            let Ok(data) = frame.context("read the body")?.into_data() else { continue };
+            if !is_stream {
+                plain.extend_from_slice(&data);
+            } else if let Err(error) = reader.push(&data, at) {
+                malformed.get_or_insert(error.to_string());
+            }
+        }
+        let frames = is_stream.then(|| match malformed {
+            Some(error) => Err(error),
+            None => reader.finish().map_err(|error| error.to_string()),
+        });
+        let elapsed = stopwatch.elapsed();
+        Ok(Reply { status: head.status, headers: head.headers, body: plain.into(), frames, elapsed })
+    }
+}
+
+impl Reply {
+    /// The answer as a well-formed chat stream, or why it is none.
+    pub fn chat(&self) -> Result<ChatStream, String> {
+        match &self.frames {
+            Some(Ok(frames)) => read_chat(frames).map_err(|error| error.to_string()),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(format!("status {} without an event stream: {}", self.status, self.text())),
+        }
+    }
+
+    /// The plain body, for messages.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).trim().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::Client;
+
+    async fn serve_once(answer: &'static str) -> (String, impl Future<Output = Vec<u8>>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let serve = async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let n = stream.read(&mut request).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            request.truncate(n);
+            request
+        };
+        (url, serve)
+    }
+
+    #[tokio::test]
+    async fn an_event_stream_is_split_and_a_plain_body_kept() {
+        let (url, serve) = serve_once(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nconnection: close\r\n\r\ndata: a\n\n",
+        )
+        .await;
+        let client = Client::default();
+        let (reply, _) = tokio::join!(client.get(&url), serve);
+        let frames = reply.unwrap().frames.unwrap().unwrap();
+        assert_eq!(frames.iter().map(|frame| frame.data.as_str()).collect::<Vec<_>>(), ["a"]);
+
+        let (url, serve) = serve_once("HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno").await;
+        let (reply, request) =
+            tokio::join!(client.post(&url, &[(http::header::ACCEPT, "x/y")], "{}".into()), serve);
+        let reply = reply.unwrap();
+        assert_eq!((reply.status.as_u16(), reply.text().as_str()), (404, "no"));
+        assert!(reply.chat().unwrap_err().contains("without an event stream"));
+        let request = String::from_utf8(request).unwrap();
+        assert!(request.contains("content-type: application/json") && request.contains("accept: x/y"));
+    }
+
+    #[tokio::test]
+    async fn a_truncated_stream_is_an_error_of_the_stream() {
+        let (url, serve) =
+            serve_once("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: a").await;
+        let client = Client::default();
+        let (reply, _) = tokio::join!(client.get(&url), serve);
+        assert!(reply.unwrap().frames.unwrap().unwrap_err().contains("ends inside a frame"));
+    }
+}

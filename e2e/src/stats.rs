@@ -1,0 +1,53 @@
+//! Order statistics over small samples. Samples need not be sorted; an empty sample has no statistics.
+
+/// The value below which a share `q` (0..=1) of the sample lies, linearly interpolated.
+pub fn quantile(sample: &[f64], q: f64) -> Option<f64> {
+    let mut sorted = sample.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().checked_sub(1)?;
+    let position = q.clamp(0.0, 1.0) * as_f64(last);
+    let below = position.floor();
+    let fraction = position - below;
+    let mut around = sorted.iter().enumerate().filter(|(idx, _)| as_f64(*idx) >= below).map(|(_, value)| *value);
+    let low = around.next()?;
+    let high = around.next().unwrap_or(low);
+    Some(low + (high - low) * fraction)
+}
+
+pub fn median(sample: &[f64]) -> Option<f64> {
+    quantile(sample, 0.5)
+}
+
+pub fn mean(sample: &[f64]) -> Option<f64> {
+    (!sample.is_empty()).then(|| sample.iter().sum::<f64>() / as_f64(sample.len()))
+}
+
+/// Counts here are far below 2^53, where the conversion is exact.
+pub fn as_f64(count: usize) -> f64 {
+    u32::try_from(count).map_or(f64::MAX, f64::from)
+}
+
+/// Seconds to milliseconds, for reports.
+pub fn millis(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{mean, median, quantile};
+
+    #[test]
+    fn quantiles_interpolate_and_ignore_order() {
+        let sample = [4.0, 1.0, 3.0, 2.0];
+        assert_eq!(median(&sample), Some(2.5));
+        assert_eq!(quantile(&sample, 0.0), Some(1.0));
+        assert_eq!(quantile(&sample, 1.0), Some(4.0));
+        assert_eq!(quantile(&sample, 1.0 / 3.0), Some(2.0));
+        assert_eq!(mean(&sample), Some(2.5));
+    }
+
+    #[test]
+    fn an_empty_sample_has_no_statistics() {
+        assert_eq!((median(&[]), mean(&[])), (None, None));
+    }
+}
