@@ -1,1 +1,20 @@
 //! Who holds which prefix: block schedule, chained hashes and the index over endpoints.
+//!
+//! A text becomes a [`chain::Chain`] of block hashes; [`index::PrefixIndex`] answers how much of a chain each endpoint
+//! is believed to hold. Pure: no I/O, no clock, no async, no knowledge of requests or of Kubernetes.
+
+pub mod index;
+
+pub mod matches;
+
+mod tree;
+
+mod recency;
+
+mod holders;
+
+pub mod endpoint;
+
+pub mod chain;
+
+pub mod schedule;

@@ -1,1 +1,10 @@
 //! Pure picking policy: filters, scorers and the decision as a value.
+//!
+//! Candidates and their loads come in, a decision that says why goes out. No I/O, no clock, no async; randomness is an
+//! argument.
+
+pub mod pick;
+
+mod filter;
+
+pub mod candidate;

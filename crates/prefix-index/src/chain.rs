@@ -1,0 +1,138 @@
+//! A text as a chain of block hashes, built from chunks as they arrive.
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::schedule::{block_len, bytes_in_blocks};
+
+/// Hash of everything up to the end of a block, seed included: equal hashes mean equal prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockHash(u64);
+
+impl BlockHash {
+    pub(crate) const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// What two requests must have in common, besides text, for one's cache to serve the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainSeed<'a> {
+    /// The model that the request is sent to, after the InferenceModel's choice of target.
+    pub target_model: &'a str,
+    /// The LoRA adapter, where the target model name does not say it.
+    pub adapter: Option<&'a str>,
+    /// vLLM's `cache_salt`.
+    pub cache_salt: Option<&'a str>,
+}
+
+/// The hashes of a text's full blocks, in order; the rest of the text, shorter than a block, is not in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    hashes: Box<[BlockHash]>,
+}
+
+/// Builds a [`Chain`] from chunks of text; where they are split makes no difference.
+///
+/// The seed is given at the end, since a body may name its model after its messages. At most one block of text is
+/// buffered: 1/64 of what was pushed.
+#[derive(Debug, Default)]
+pub struct ChainBuilder {
+    hashes: Vec<BlockHash>,
+    /// The start of the block that is not full yet.
+    pending: Vec<u8>,
+}
+
+// === impl ChainSeed ===
+
+impl ChainSeed<'_> {
+    /// Each part is preceded by its presence and length, so that no two seeds have the same bytes.
+    fn hash(&self) -> u64 {
+        let Self { target_model, adapter, cache_salt } = self;
+        let mut bytes = Vec::with_capacity(128);
+        for part in [Some(*target_model), *adapter, *cache_salt] {
+            match part {
+                None => bytes.push(0),
+                Some(text) => {
+                    bytes.push(1);
+                    bytes.extend_from_slice(&(text.len() as u64).to_le_bytes());
+                    bytes.extend_from_slice(text.as_bytes());
+                }
+            }
+        }
+        xxh3_64(&bytes)
+    }
+}
+
+// === impl Chain ===
+
+impl Chain {
+    #[must_use]
+    pub fn hashes(&self) -> &[BlockHash] {
+        &self.hashes
+    }
+
+    #[must_use]
+    pub fn n_blocks(&self) -> u32 {
+        u32::try_from(self.hashes.len()).expect("block lengths double, so no text has 2^32 blocks")
+    }
+
+    /// Bytes in full blocks: what a match is measured against. 0 for texts under 8 bytes.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        bytes_in_blocks(self.n_blocks())
+    }
+}
+
+// === impl ChainBuilder ===
+
+impl ChainBuilder {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends `chunk` to the text.
+    pub fn push(&mut self, chunk: &[u8]) -> &mut Self {
+        let mut rest = chunk;
+        loop {
+            let missing = self.next_block_len() - self.pending.len();
+            if rest.len() < missing {
+                self.pending.extend_from_slice(rest);
+                return self;
+            }
+            let (head, tail) = rest.split_at(missing);
+            if self.pending.is_empty() {
+                self.close_block(head);
+            } else {
+                let mut block = std::mem::take(&mut self.pending);
+                block.extend_from_slice(head);
+                self.close_block(&block);
+                block.clear();
+                self.pending = block;
+            }
+            rest = tail;
+        }
+    }
+
+    /// The chain of the text so far under `seed`.
+    #[must_use]
+    pub fn finish(self, seed: &ChainSeed<'_>) -> Chain {
+        let seed = seed.hash();
+        let mut hashes = self.hashes;
+        for hash in &mut hashes {
+            hash.0 ^= seed;
+        }
+        Chain { hashes: hashes.into_boxed_slice() }
+    }
+
+    fn next_block_len(&self) -> usize {
+        let block_idx =
+            u32::try_from(self.hashes.len()).expect("block lengths double, so no text has 2^32 blocks");
+        usize::try_from(block_len(block_idx)).expect("a block is shorter than the text in memory")
+    }
+
+    fn close_block(&mut self, block: &[u8]) {
+        let previous = self.hashes.last().map_or(0, |hash| hash.0);
+        self.hashes.push(BlockHash(xxh3_64_with_seed(block, previous)));
+    }
+}

@@ -1,0 +1,62 @@
+//! The answer of a lookup, in memory that is used again for the next one.
+
+use crate::{endpoint::EndpointId, schedule::bytes_in_blocks};
+
+/// How much of a chain each endpoint holds, contiguously from the start. Endpoints that hold nothing are not in it.
+///
+/// Keep one and pass it to every lookup: it allocates only while the number of endpoints grows.
+#[derive(Clone, Debug, Default)]
+pub struct Matches {
+    /// By slot: where in `found` the slot's endpoint is, plus one; 0 if it is not.
+    positions: Vec<u32>,
+    /// In no order; each endpoint once, with at least one block.
+    found: Vec<(EndpointId, u32)>,
+}
+
+impl Matches {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Matched bytes of `endpoint`: the end of the last block it holds, 0 if it holds none.
+    #[must_use]
+    pub fn bytes(&self, endpoint: EndpointId) -> u64 {
+        match self.positions.get(endpoint.slot() as usize) {
+            None | Some(0) => 0,
+            Some(&position) => match self.found[position as usize - 1] {
+                (found, n_blocks) if found == endpoint => bytes_in_blocks(n_blocks),
+                _ => 0,
+            },
+        }
+    }
+
+    /// Every endpoint that holds at least one block, with its matched bytes, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (EndpointId, u64)> + '_ {
+        self.found.iter().map(|&(endpoint, n_blocks)| (endpoint, bytes_in_blocks(n_blocks)))
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Forgets the last answer and makes room for slots below `n_slots`.
+    pub(crate) fn reset(&mut self, n_slots: usize) {
+        for (endpoint, _) in self.found.drain(..) {
+            self.positions[endpoint.slot() as usize] = 0;
+        }
+        if self.positions.len() < n_slots {
+            self.positions.resize(n_slots, 0);
+            self.found.reserve(n_slots);
+        }
+    }
+
+    /// Adds an endpoint that is not in it yet.
+    pub(crate) fn add(&mut self, endpoint: EndpointId, n_blocks: u32) {
+        self.found.push((endpoint, n_blocks));
+        let position = u32::try_from(self.found.len()).expect("slots are u32");
+        debug_assert_eq!(self.positions[endpoint.slot() as usize], 0, "each endpoint is reported once");
+        self.positions[endpoint.slot() as usize] = position;
+    }
+}

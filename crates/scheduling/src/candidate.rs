@@ -1,0 +1,27 @@
+//! What the picker knows of an endpoint when a request arrives.
+
+use prefix_index::endpoint::EndpointId;
+
+/// One endpoint that could serve the request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    pub endpoint: EndpointId,
+    pub load: Load,
+    /// Bytes of the request's chain that the endpoint is believed to hold, from the start.
+    pub matched_bytes: u64,
+}
+
+/// How busy an endpoint is: what it last reported, and what the picker has sent to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Load {
+    /// Requests in the engine's queue, as scraped (`vllm:num_requests_waiting`).
+    pub waiting: u32,
+    /// Requests in the engine's batch, as scraped (`vllm:num_requests_running`). Reported, not used to pick.
+    pub running: u32,
+    /// KV-cache usage in 0..=1, as scraped (`vllm:kv_cache_usage_perc`).
+    pub kv_usage: f64,
+    /// Requests that this picker sent to it and whose responses have not ended: the assumed load, exact at once.
+    pub in_flight: u32,
+    /// Whether the scraped numbers are recent enough to be believed.
+    pub fresh: bool,
+}

@@ -1,0 +1,1 @@
+//! Narrowing candidates down, keeping their order.
