@@ -1,0 +1,62 @@
+//! The import table: which crate of the workspace may use which.
+
+use toml::Table;
+
+/// For each crate, the workspace crates that it may depend on. A crate that is not listed may depend on none.
+const MAY_IMPORT: [(&str, &[&str]); 9] = [
+    ("epp", &["pool-index", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
+    ("pool-index", &["inference-api"]),
+    ("scheduling", &["prefix-index"]),
+    ("gateway-config", &["inference-api"]),
+    ("e2e", &["inference-api", "gateway-config"]),
+    ("mock-vllm", &[]),
+    ("prefix-index", &[]),
+    ("inference-api", &[]),
+    ("envoy-proto", &[]),
+];
+
+/// Outside crates that a crate must not use, whatever else it does.
+const MUST_NOT_USE: [(&str, &[&str]); 4] = [
+    ("pool-index", &["tonic", "prost", "axum"]),
+    ("scheduling", &["tokio", "kube", "tonic", "axum"]),
+    ("prefix-index", &["tokio", "kube", "tonic", "axum"]),
+    ("gateway-config", &["tokio", "kube", "tonic", "axum", "nix"]),
+];
+
+/// Crates of Kubernetes clients, of which the local path compiles none.
+const KUBERNETES: [&str; 4] = ["kube", "k8s-openapi", "gateway-api", "kube-runtime"];
+
+/// Complaints about one crate's manifest. `members` are the names of the workspace's crates.
+///
+/// # Errors
+/// When the text is not a Cargo manifest.
+pub fn complaints(manifest: &str, members: &[String]) -> Result<Vec<String>, toml::de::Error> {
+    let table: Table = manifest.parse()?;
+    let name = table
+        .get("package")
+        .and_then(|package| package.get("name"))
+        .and_then(toml::Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let allowed =
+        MAY_IMPORT.iter().find(|(of, _)| *of == name).map_or(&[] as &[&str], |(_, allowed)| allowed);
+    let banned = MUST_NOT_USE.iter().find(|(of, _)| *of == name).map_or(&[] as &[&str], |(_, banned)| banned);
+    let mut found = Vec::new();
+    for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+        for dependency in table.get(section).and_then(toml::Value::as_table).into_iter().flat_map(Table::keys)
+        {
+            if members.contains(dependency) && !allowed.contains(&dependency.as_str()) {
+                found.push(format!("{name} must not import {dependency} ({section})"));
+            }
+            if banned.contains(&dependency.as_str()) && section != "dev-dependencies" {
+                found.push(format!("{name} must not use {dependency}"));
+            }
+            if KUBERNETES.contains(&dependency.as_str()) && name != "controller" {
+                found.push(format!(
+                    "{name} must not use {dependency}: the local path compiles nothing of Kubernetes"
+                ));
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,126 @@
+//! The house rules hold for the project, and each rule fails on an example that breaks it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use tidy::tree::{self, Source};
+use tidy::{imports, purity, sizes};
+
+fn project() -> Vec<Source> {
+    let found = tree::sources(&tree::workspace()).expect("the workspace is readable");
+    assert!(found.len() > 20, "the walk finds the project: {} files", found.len());
+    found
+}
+
+fn source(path: &str, text: &str) -> Vec<Source> {
+    vec![Source { path: path.to_owned(), text: text.to_owned() }]
+}
+
+fn none(complaints: &[String]) {
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+#[test]
+fn files_and_functions_are_small_and_have_headers() {
+    none(&sizes::complaints(&project()));
+}
+
+#[test]
+fn every_file_is_reached_by_a_mod() {
+    none(&tree::unreachable(&project()));
+}
+
+#[test]
+fn decision_code_is_pure() {
+    none(&purity::impurities(&project()));
+}
+
+#[test]
+fn every_pure_place_exists() {
+    let sources = project();
+    for place in purity::PURE {
+        assert!(sources.iter().any(|source| source.path.starts_with(place)), "{place} names nothing");
+    }
+}
+
+#[test]
+fn nothing_is_left_undone_or_silenced() {
+    none(&purity::left_undone(&project()));
+}
+
+#[test]
+fn imports_follow_the_table() {
+    let manifests: Vec<(PathBuf, String)> = manifests();
+    let names: Vec<String> = manifests
+        .iter()
+        .filter_map(|(path, _)| path.parent()?.file_name().map(|name| name.to_string_lossy().into_owned()))
+        .collect();
+    assert!(names.len() >= 10, "{names:?}");
+    let complaints: Vec<String> = manifests
+        .iter()
+        .flat_map(|(path, text)| {
+            imports::complaints(text, &names).unwrap_or_else(|e| panic!("{path:?}: {e}"))
+        })
+        .collect();
+    none(&complaints);
+}
+
+fn manifests() -> Vec<(PathBuf, String)> {
+    let root = tree::workspace();
+    let mut folders: Vec<PathBuf> = fs::read_dir(root.join("crates"))
+        .expect("crates/")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    folders.extend(["mock-vllm", "e2e", "tidy"].map(|name| root.join(name)));
+    folders
+        .into_iter()
+        .map(|folder| folder.join("Cargo.toml"))
+        .map(|path| (path.clone(), fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"))))
+        .collect()
+}
+
+// === each rule fails on a bad example ===
+
+#[test]
+fn a_long_file_a_long_function_and_a_missing_header_are_found() {
+    let long_file = format!("//! Long.\n{}", "const A: u8 = 0;\n".repeat(600));
+    assert_eq!(sizes::complaints(&source("a.rs", &long_file)), ["a.rs: 601 lines, more than 600"]);
+    let body = "    let _ = 1;\n";
+    let function = |n: usize| format!("//! F.\nfn f() {{\n{}}}\n", body.repeat(n));
+    assert_eq!(sizes::complaints(&source("a.rs", &function(71))), ["a.rs: fn f has 71 lines, more than 70"]);
+    none(&sizes::complaints(&source("a.rs", &function(70))));
+    assert_eq!(sizes::complaints(&source("a.rs", "fn f() {}\n")), ["a.rs: no `//!` header"]);
+}
+
+#[test]
+fn a_file_that_no_mod_reaches_is_found() {
+    let mut sources = source("x/src/lib.rs", "//! X.\nmod a;\n");
+    sources.extend(source("x/src/a.rs", "//! A.\nmod b;\n"));
+    sources.extend(source("x/src/a/b.rs", "//! B.\n"));
+    none(&tree::unreachable(&sources));
+    sources.extend(source("x/src/lost.rs", "//! Lost.\n"));
+    assert_eq!(tree::unreachable(&sources), ["x/src/lost.rs"]);
+}
+
+#[test]
+fn a_clock_in_decision_code_is_found() {
+    let text = "//! Pure.\nfn f() { std::time::Instant::now(); }\n";
+    assert_eq!(purity::impurities(&source("crates/scheduling/src/lib.rs", text)).len(), 1);
+    none(&purity::impurities(&source("e2e/src/lib.rs", text)));
+}
+
+#[test]
+fn unfinished_code_is_found() {
+    let mark = ["TO", "DO"].concat();
+    assert_eq!(purity::left_undone(&source("a.rs", &format!("// {mark}: later\n"))).len(), 1);
+}
+
+#[test]
+fn an_import_against_the_table_is_found() {
+    let members = ["epp".to_owned(), "mock-vllm".to_owned(), "prefix-index".to_owned()];
+    let manifest = "[package]\nname = \"mock-vllm\"\n[dependencies]\nprefix-index = \"0\"\nkube = \"4\"\n";
+    let found = imports::complaints(manifest, &members).expect("a manifest");
+    assert_eq!(found.len(), 2, "{found:?}");
+    let allowed = "[package]\nname = \"epp\"\n[dependencies]\nprefix-index = \"0\"\n";
+    none(&imports::complaints(allowed, &members).expect("a manifest"));
+}
