@@ -1,0 +1,274 @@
+//! A running cluster as a scenario sees it: gateway addresses, pods, logs, and the faults it can ask for.
+//!
+//! Must not know how requests are sent or judged.
+//!
+//! ```text
+//! Options + Programs ──► Cluster::start ──► local (one task: pods, pickers, Envoy) ──► Status (watch)
+//!                            ▲ kill_pod, kill_picker, restart, apply …      each child behind `e2e guard`
+//! ```
+
+pub mod manifests;
+pub mod programs;
+pub mod supervisor;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::manifests::Manifests;
+use crate::cluster::programs::Programs;
+
+/// What to stand up.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Options {
+    /// Directory whose `*.yaml` files (not those of its subdirectories) are the cluster's objects. It is watched, and
+    /// never written to.
+    pub manifests: PathBuf,
+    /// Where logs and generated files go; created when missing. One cluster per run directory.
+    pub run_dir: PathBuf,
+    /// Replaces `spec.replicas` of every Deployment.
+    pub replicas: Option<u32>,
+    /// Virtual seconds per wall second in the engines.
+    pub time_scale: f64,
+    /// Appended to every engine's command line; a repeated flag wins over the Deployment's.
+    pub engine_args: Vec<String>,
+    /// Appended to the picker's command line.
+    pub picker_args: Vec<String>,
+    /// How long the pods, the picker and Envoy may take until they are ready, each.
+    pub ready_timeout: Duration,
+}
+
+impl Options {
+    /// The tutorial's cluster in real time: the manifests' own replicas, no further arguments, 30 s to get ready.
+    pub fn new(manifests: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            manifests: manifests.into(),
+            run_dir: run_dir.into(),
+            replicas: None,
+            time_scale: 1.0,
+            engine_args: Vec::new(),
+            picker_args: Vec::new(),
+            ready_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Something that happened and that a person who waits would like to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "text")]
+pub enum Event {
+    /// Work that has begun, such as `starting 5 pods of default/qwen`; ends when the next step begins.
+    Step(String),
+    /// A fact worth a line of its own, such as the port that is used instead of a taken one.
+    Note(String),
+    /// Something that is probably not as the user wants it; the cluster goes on.
+    Warning(String),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(text) | Self::Note(text) => f.write_str(text),
+            Self::Warning(text) => write!(f, "warning: {text}"),
+        }
+    }
+}
+
+/// Receives the events of a cluster, from any thread, in order.
+pub type Progress = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// The cluster at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// True when every desired pod serves, the pickers run (unless one was killed on purpose), and Envoy and the
+    /// pickers have taken the present configuration in.
+    pub settled: bool,
+    /// Ready and starting pods, by name.
+    pub pods: Vec<Pod>,
+    pub gateways: Vec<GatewayAddress>,
+    pub pickers: Vec<Picker>,
+    pub admin: SocketAddr,
+    /// Why the newest manifests were not taken; the previous ones stay in force.
+    pub config_error: Option<String>,
+}
+
+/// One engine process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    pub name: String,
+    pub namespace: String,
+    pub deployment: String,
+    pub address: SocketAddr,
+    /// Answers `/health` with 200, so that it is an endpoint.
+    pub ready: bool,
+    /// stdout and stderr.
+    pub log: PathBuf,
+    /// JSON lines, one per request that ended.
+    pub request_log: PathBuf,
+}
+
+/// Where a Gateway's listener can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayAddress {
+    pub gateway: String,
+    pub namespace: String,
+    pub listener: String,
+    /// As the manifest has it; `address` differs when that port was taken.
+    pub port: u16,
+    pub address: SocketAddr,
+}
+
+/// One endpoint-picker process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Picker {
+    /// As the managed component names its Deployment: `epp-<namespace>-<extensionRef.name>`.
+    pub name: String,
+    pub running: bool,
+    pub grpc: SocketAddr,
+    pub health: SocketAddr,
+    /// `/metrics`, `/healthz`, `/debug/decisions`.
+    pub metrics: SocketAddr,
+    pub log: PathBuf,
+}
+
+/// The files of a run, all under its directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunFiles {
+    pub dir: PathBuf,
+}
+
+impl RunFiles {
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    /// JSON lines, one per request and listener; flushed every 100 ms.
+    pub fn access_log(&self) -> PathBuf {
+        self.logs().join("envoy-access.log")
+    }
+
+    pub fn envoy_log(&self) -> PathBuf {
+        self.logs().join("envoy.log")
+    }
+
+    pub fn envoy_dir(&self) -> PathBuf {
+        self.dir.join("envoy")
+    }
+
+    pub fn pools(&self) -> PathBuf {
+        self.dir.join("pools.yaml")
+    }
+
+    pub fn endpoints(&self) -> PathBuf {
+        self.dir.join("endpoints.yaml")
+    }
+}
+
+/// A running cluster; dropping it without [`Cluster::stop`] also ends every process, without waiting.
+#[must_use = "dropping a cluster ends it"]
+#[derive(Debug)]
+pub struct Cluster {
+    files: RunFiles,
+}
+
+impl Cluster {
+    /// Starts everything and returns when it is ready.
+    ///
+    /// # Errors
+    /// Manifests that cannot be translated; a process that ends early or is not ready in time, with the tail of its
+    /// log. Nothing is left running.
+    pub async fn start(options: Options, programs: Programs, progress: Progress) -> Result<Self> {
+        let _ = (options, programs, progress);
+        anyhow::bail!("the local cluster cannot be started yet")
+    }
+
+    pub fn files(&self) -> &RunFiles {
+        &self.files
+    }
+
+    /// The newest status; cheap.
+    pub fn status(&self) -> Arc<Status> {
+        unreachable!("a cluster was never started")
+    }
+
+    /// The address of the listener named `listener` (such as `http` or `llm-gw`) of any Gateway.
+    ///
+    /// # Errors
+    /// When there is none, naming those that exist.
+    pub fn gateway(&self, listener: &str) -> Result<SocketAddr> {
+        anyhow::bail!("no listener {listener}")
+    }
+
+    /// The pods that are ready.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.status().pods.iter().filter(|pod| pod.ready).cloned().collect()
+    }
+
+    /// Waits until [`Status::settled`], and returns that status.
+    ///
+    /// # Errors
+    /// When it takes longer than the options' `ready_timeout`, with the tail of the culprit's log.
+    pub async fn settled(&self) -> Result<Arc<Status>> {
+        Ok(self.status())
+    }
+
+    /// Kills a pod as `kill -9` does, and returns when the process is gone. Its endpoint is removed at once; a pod with
+    /// another name replaces it after a short back-off. Await [`Cluster::settled`] for both to be in effect.
+    pub async fn kill_pod(&self, name: &str) -> Result<()> {
+        anyhow::bail!("no pod {name}")
+    }
+
+    /// Kills every picker as `kill -9` does, and keeps it down until [`Cluster::start_pickers`].
+    pub async fn kill_pickers(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Starts the pickers again, on the same ports, and returns when they serve.
+    pub async fn start_pickers(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Replaces every pod and picker by fresh ones (empty caches, empty index) with other engine arguments, and returns
+    /// when the cluster has settled. Envoy stays; logs get new files for the new pods, the picker's is appended to.
+    pub async fn restart(&self, engine_args: Vec<String>) -> Result<()> {
+        let _ = engine_args;
+        Ok(())
+    }
+
+    /// The manifests now in force.
+    pub fn manifests(&self) -> Manifests {
+        Manifests::default()
+    }
+
+    /// Puts other manifests in force, in a scratch copy under the run directory (the user's files are not touched), and
+    /// returns when the cluster has settled on them. From now on the scratch copy is watched in place of the user's.
+    ///
+    /// # Errors
+    /// What is wrong with them; the previous ones stay in force.
+    pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
+        let _ = manifests;
+        Ok(())
+    }
+
+    /// Back to the user's manifests after [`Cluster::apply`]; returns when the cluster has settled.
+    pub async fn reset_manifests(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends every process and waits for it.
+    pub async fn stop(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The last `n_lines` of a log, for an error message; empty when it cannot be read.
+pub fn log_tail(path: &Path, n_lines: usize) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(n_lines)..].join("\n")
+}

