@@ -1,0 +1,56 @@
+//! Which endpoint owns which slot, over time.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use inference_api::object::ObjectKey;
+
+use crate::snapshot::Slot;
+
+/// What makes an endpoint the same one as before, while it lives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Identity {
+    pub(crate) key: ObjectKey,
+    pub(crate) address: SocketAddr,
+}
+
+/// Hands out the lowest free slot, and counts its owners.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    owned: HashMap<Identity, Slot>,
+    /// By slot index: the generation that the next owner gets.
+    next_generations: Vec<u32>,
+    /// Descending, so that the lowest comes off the end.
+    free: Vec<u32>,
+}
+
+impl Slots {
+    /// The slot of `identity`, which gets one if it has none.
+    pub(crate) fn acquire(&mut self, identity: &Identity) -> Slot {
+        if let Some(slot) = self.owned.get(identity) {
+            return *slot;
+        }
+        let idx = self.free.pop().unwrap_or_else(|| {
+            self.next_generations.push(0);
+            u32::try_from(self.next_generations.len() - 1).expect("fewer than 2^32 endpoints")
+        });
+        let next_generation = &mut self.next_generations[idx as usize];
+        let slot = Slot { idx, generation: *next_generation };
+        *next_generation = next_generation.wrapping_add(1);
+        self.owned.insert(identity.clone(), slot);
+        slot
+    }
+
+    /// Frees the slots of all identities for which `lives` is false.
+    pub(crate) fn retain(&mut self, lives: impl Fn(&Identity) -> bool) {
+        let free = &mut self.free;
+        self.owned.retain(|identity, slot| {
+            let keep = lives(identity);
+            if !keep {
+                free.push(slot.idx);
+            }
+            keep
+        });
+        free.sort_unstable_by(|a, b| b.cmp(a));
+    }
+}
