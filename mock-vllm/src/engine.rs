@@ -1,24 +1,51 @@
 //! vLLM's V1 scheduler and KV-cache manager as a step function: which request computes how many tokens in
 //! which step, which blocks it holds, what the prefix cache hits, evicts and reports.
 //! Knows no clock, no socket, no task: the driver calls `schedule`, waits what `latency` says, calls `complete`.
+//!
+//! ```text
+//! add → waiting ──schedule──► running ──complete──► finished
+//!          ▲                     │
+//!          └──── preempted ◄─────┘   (by schedule, when blocks run out)
+//! ```
 
+pub mod block_pool;
 pub mod config;
 pub mod event;
 pub mod hash;
+pub mod index_list;
 pub mod latency;
 pub mod request;
 pub mod step;
 
-use config::{ConfigError, EngineConfig};
+mod kv_cache;
+mod queue;
+mod slots;
+
+use block_pool::{BlockIdx, BlockPool};
+use config::{ConfigError, EngineConfig, SchedulingPolicy};
 use event::KvEvent;
-use request::{AddError, EngineRequest, RequestId};
-use step::{StepOutput, StepPlan};
+use hashbrown::HashMap;
+use kv_cache::{KvCache, RequestBlocks};
+use queue::WaitingQueue;
+use request::{AddError, EngineRequest, FinishReason, RequestId};
+use slots::{LiveRequest, Place, SlotIdx, Slots};
+use step::{Origin, OutputToken, ScheduledRequest, StepOutput, StepPlan};
 
 /// One engine: its waiting and running requests and its block pool.
 #[derive(Debug)]
 pub struct Engine {
     config: EngineConfig,
+    kv_cache: KvCache,
+    slots: Slots,
+    by_id: HashMap<RequestId, SlotIdx>,
+    waiting: WaitingQueue,
+    /// In order of admission.
+    running: Vec<SlotIdx>,
     plan: StepPlan,
+    /// The slot of each entry of `plan.scheduled`.
+    plan_slots: Vec<SlotIdx>,
+    next_arrival_seq: u64,
+    counters: Counters,
 }
 
 /// Gauges and counters as of now; counters count from the start of the engine.
@@ -30,7 +57,7 @@ pub struct EngineStats {
     pub free_blocks: u32,
     /// Share of the usable blocks that live requests hold, 0..=1.
     pub kv_usage: f64,
-    /// Prompt tokens looked up, once per request, when it is first admitted.
+    /// Prompt tokens looked up, once per request, when it is first admitted; 0 with the prefix cache off.
     pub prefix_cache_queries: u64,
     /// Prompt tokens found then.
     pub prefix_cache_hits: u64,
@@ -40,59 +67,332 @@ pub struct EngineStats {
     pub preemptions: u64,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    prefix_cache_queries: u64,
+    prefix_cache_hits: u64,
+    preempted_queries: u64,
+    preempted_hits: u64,
+    preemptions: u64,
+}
+
 // === impl Engine ===
 
 impl Engine {
     /// # Errors
     /// When the settings cannot serve a request of `max_model_len` tokens.
     pub fn try_new(config: EngineConfig) -> Result<Self, ConfigError> {
-        Ok(Self { config, plan: StepPlan::default() })
+        config.validate()?;
+        Ok(Self {
+            kv_cache: KvCache::new(&config),
+            slots: Slots::new(),
+            by_id: HashMap::new(),
+            waiting: WaitingQueue::new(config.policy),
+            running: Vec::new(),
+            plan: StepPlan::default(),
+            plan_slots: Vec::new(),
+            next_arrival_seq: 0,
+            counters: Counters::default(),
+            config,
+        })
     }
 
     pub fn config(&self) -> &EngineConfig {
         &self.config
     }
 
-    /// Puts a request at the end of the waiting queue (or at its priority's place); the order of calls is the order of arrival.
+    pub fn block_pool(&self) -> &BlockPool {
+        self.kv_cache.pool()
+    }
+
+    /// The blocks that a live request holds, in order of position; none while it waits.
+    pub fn blocks_of(&self, id: RequestId) -> Option<&[BlockIdx]> {
+        self.by_id.get(&id).map(|slot| self.slots[*slot].held.blocks.as_slice())
+    }
+
+    /// Puts a request at the end of the waiting queue (or at its priority's place); the order of calls is the
+    /// order of arrival.
     ///
     /// # Errors
     /// When the request cannot be served at all; nothing is queued then.
-    pub fn add(&mut self, _request: EngineRequest) -> Result<(), AddError> {
+    pub fn add(&mut self, request: EngineRequest) -> Result<(), AddError> {
+        let max_model_len = self.config.max_model_len;
+        let n_tokens = request.prompt.len();
+        if n_tokens == 0 {
+            return Err(AddError::EmptyPrompt);
+        }
+        if request.output.is_empty() {
+            return Err(AddError::EmptyOutput);
+        }
+        if n_tokens >= max_model_len as usize {
+            return Err(AddError::PromptTooLong { n_tokens, max_model_len });
+        }
+        if self.by_id.contains_key(&request.id) {
+            return Err(AddError::Duplicate(request.id));
+        }
+        let id = request.id;
+        let n_most = (n_tokens + request.output.len()).min(max_model_len as usize);
+        let live = LiveRequest {
+            held: RequestBlocks::with_capacity(n_most, self.config.block_size as usize),
+            request,
+            arrival_seq: self.next_arrival_seq,
+            place: Place::Waiting,
+            n_outputs: 0,
+            cached_tokens: None,
+        };
+        self.next_arrival_seq += 1;
+        let slot = self.slots.insert(live);
+        self.by_id.insert(id, slot);
+        self.waiting.push(slot, &self.slots[slot]);
         Ok(())
     }
 
     /// Frees everything the request holds, at once; false when no such request lives.
-    pub fn abort(&mut self, _id: RequestId) -> bool {
-        false
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        let Some(slot) = self.by_id.get(&id).copied() else { return false };
+        match self.slots[slot].place {
+            Place::Waiting => self.waiting.remove(slot, &self.slots[slot]),
+            Place::Running { .. } => self.running.retain(|running| *running != slot),
+        }
+        self.forget(slot);
+        true
     }
 
-    /// Composes the next step. `None`: nothing was scheduled and nothing preempted, so there is nothing to wait for.
-    /// Each `Some` must be followed by one `complete` before the next `schedule`.
+    /// Composes the next step. `None`: nothing was scheduled and nothing preempted, so there is nothing to wait
+    /// for until a request is added. Each `Some` must be followed by one `complete` before the next `schedule`.
     pub fn schedule(&mut self) -> Option<&StepPlan> {
+        self.plan.scheduled.clear();
+        self.plan.preempted.clear();
+        self.plan_slots.clear();
+        let budget = self.schedule_running();
+        if self.plan.preempted.is_empty() {
+            self.schedule_waiting(budget);
+        }
         (!self.plan.is_empty()).then_some(&self.plan)
     }
 
     /// The step composed last has run: fills `output` (cleared first) with its tokens, and frees what finished.
     pub fn complete(&mut self, output: &mut StepOutput) {
         output.tokens.clear();
+        let mut any_finished = false;
+        for idx in 0..self.plan_slots.len() {
+            let slot = self.plan_slots[idx];
+            let Some(token) = self.take_token(slot) else { continue };
+            output.tokens.push(token);
+            if token.finished.is_some() {
+                self.forget(slot);
+                any_finished = true;
+            }
+        }
+        self.plan_slots.clear();
+        if any_finished {
+            let slots = &self.slots;
+            self.running.retain(|slot| slots.get(*slot).is_some());
+        }
     }
 
     /// True when a request is waiting or running.
     pub fn has_requests(&self) -> bool {
-        false
+        !self.by_id.is_empty()
     }
 
     pub fn stats(&self) -> EngineStats {
-        EngineStats::default()
+        let Counters {
+            prefix_cache_queries,
+            prefix_cache_hits,
+            preempted_queries,
+            preempted_hits,
+            preemptions,
+        } = self.counters;
+        let pool = self.kv_cache.pool();
+        EngineStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            free_blocks: pool.n_free(),
+            kv_usage: 1.0 - f64::from(pool.n_free()) / f64::from(pool.n_usable()),
+            prefix_cache_queries,
+            prefix_cache_hits,
+            preempted_queries,
+            preempted_hits,
+            preemptions,
+        }
     }
 
     /// The KV events since the last call, in order; always empty unless `EngineConfig::kv_events`.
     pub fn take_events(&mut self) -> Vec<KvEvent> {
-        Vec::new()
+        self.kv_cache.take_events()
     }
 
     /// Forgets every cached block; false, and no change, while any request holds a block.
     pub fn reset_prefix_cache(&mut self) -> bool {
-        true
+        self.kv_cache.reset()
     }
+
+    /// Running requests first, in order, preempting when blocks run out; the budget that is left.
+    fn schedule_running(&mut self) -> u32 {
+        let mut budget = self.config.max_num_batched_tokens;
+        let mut idx = 0;
+        while idx < self.running.len() && budget > 0 {
+            let slot = self.running[idx];
+            let live = &self.slots[slot];
+            let Place::Running { n_computed, .. } = live.place else {
+                unreachable!("a request in the running list runs")
+            };
+            let n_new = self.chunk(live.n_known() - n_computed).min(budget);
+            loop {
+                let (tokens, held) = self.slots[slot].parts();
+                if self.kv_cache.extend(tokens, held, (n_computed + n_new) as usize) {
+                    self.plan_request(slot, n_computed, n_new, Origin::Running);
+                    budget -= n_new;
+                    idx += 1;
+                    break;
+                }
+                let victim_idx = self.preemption_victim();
+                let victim = self.running.remove(victim_idx);
+                let refund = self.unplan(victim);
+                if refund > 0 {
+                    budget += refund;
+                    idx -= 1;
+                }
+                self.preempt(victim);
+                if victim == slot {
+                    return budget;
+                }
+            }
+        }
+        budget
+    }
+
+    /// Admits waiting requests, in order, while the budget, the seats and the blocks last.
+    fn schedule_waiting(&mut self, mut budget: u32) {
+        while budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
+            let Some(slot) = self.waiting.first() else { break };
+            let (tokens, held) = self.slots[slot].parts();
+            let n_cached = to_u32(self.kv_cache.look_up(tokens, held));
+            let n_known = self.slots[slot].n_known();
+            let n_chunk = self.chunk(n_known - n_cached);
+            if n_chunk > budget && !self.config.chunked_prefill {
+                break;
+            }
+            let n_new = n_chunk.min(budget);
+            let (tokens, held) = self.slots[slot].parts();
+            if !self.kv_cache.admit(tokens, held, (n_cached + n_new) as usize) {
+                break;
+            }
+            self.waiting.remove(slot, &self.slots[slot]);
+            self.running.push(slot);
+            let origin = self.count_admission(slot, n_known, n_cached);
+            self.plan_request(slot, n_cached, n_new, origin);
+            budget -= n_new;
+        }
+    }
+
+    fn chunk(&self, n_tokens: u32) -> u32 {
+        match self.config.long_prefill_token_threshold {
+            0 => n_tokens,
+            threshold => n_tokens.min(threshold),
+        }
+    }
+
+    fn count_admission(&mut self, slot: SlotIdx, n_known: u32, n_cached: u32) -> Origin {
+        let live = &mut self.slots[slot];
+        let origin = match live.cached_tokens {
+            None => Origin::New,
+            Some(_) => Origin::Resumed,
+        };
+        live.cached_tokens.get_or_insert(n_cached);
+        if self.config.prefix_caching {
+            let counters = &mut self.counters;
+            let (queries, hits) = match origin {
+                Origin::New | Origin::Running => {
+                    (&mut counters.prefix_cache_queries, &mut counters.prefix_cache_hits)
+                }
+                Origin::Resumed => (&mut counters.preempted_queries, &mut counters.preempted_hits),
+            };
+            *queries += u64::from(n_known);
+            *hits += u64::from(n_cached);
+        }
+        origin
+    }
+
+    fn plan_request(&mut self, slot: SlotIdx, n_computed_before: u32, n_new_tokens: u32, origin: Origin) {
+        let live = &mut self.slots[slot];
+        live.place = Place::Running { n_computed: n_computed_before + n_new_tokens, n_in_step: n_new_tokens };
+        self.plan_slots.push(slot);
+        self.plan.scheduled.push(ScheduledRequest {
+            id: live.request.id,
+            n_new_tokens,
+            n_computed_before,
+            is_prefill: n_new_tokens > 1 || live.n_outputs == 0,
+            origin,
+        });
+    }
+
+    /// Takes a request out of the step that is being composed; the tokens that it had in it.
+    fn unplan(&mut self, slot: SlotIdx) -> u32 {
+        let Some(idx) = self.plan_slots.iter().position(|planned| *planned == slot) else { return 0 };
+        self.plan_slots.remove(idx);
+        self.plan.scheduled.remove(idx).n_new_tokens
+    }
+
+    /// Where in `running` the request is that gives way: the last admitted, or the least important and latest.
+    fn preemption_victim(&self) -> usize {
+        let last = self.running.len() - 1;
+        match self.config.policy {
+            SchedulingPolicy::Fcfs => last,
+            SchedulingPolicy::Priority => (0..=last)
+                .max_by_key(|idx| {
+                    let live = &self.slots[self.running[*idx]];
+                    (live.request.priority, live.arrival_seq)
+                })
+                .expect("a request that runs asked for blocks"),
+        }
+    }
+
+    /// Back to the waiting queue without a block; what it had cached stays until it is reused.
+    fn preempt(&mut self, slot: SlotIdx) {
+        let live = &mut self.slots[slot];
+        self.kv_cache.release(&mut live.held);
+        live.place = Place::Waiting;
+        self.plan.preempted.push(live.request.id);
+        self.waiting.requeue(slot, live);
+        self.counters.preemptions += 1;
+    }
+
+    /// The token that a request yields when the step has computed all that is known of it.
+    fn take_token(&mut self, slot: SlotIdx) -> Option<OutputToken> {
+        // The slot may be vacant, or another's by now, when its request was aborted while the step ran.
+        let live = self.slots.get_mut(slot)?;
+        let n_known = live.n_known();
+        let Place::Running { n_computed, n_in_step } = &mut live.place else { return None };
+        if std::mem::take(n_in_step) == 0 || *n_computed < n_known {
+            return None;
+        }
+        let output_idx = live.n_outputs;
+        live.n_outputs += 1;
+        let finished = if live.n_outputs as usize == live.request.output.len() {
+            Some(live.request.finish)
+        } else if n_known + 1 >= self.config.max_model_len {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        Some(OutputToken {
+            id: live.request.id,
+            token: live.request.output[output_idx as usize],
+            output_idx,
+            cached_tokens: live.cached_tokens.expect("a request that runs was admitted"),
+            finished,
+        })
+    }
+
+    fn forget(&mut self, slot: SlotIdx) {
+        let mut live = self.slots.remove(slot);
+        self.kv_cache.release(&mut live.held);
+        self.by_id.remove(&live.request.id);
+    }
+}
+
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).expect("token counts are below max_model_len")
 }

@@ -46,10 +46,10 @@ pub enum ConfigError {
 // === impl EngineConfig ===
 
 impl Default for EngineConfig {
-    /// vLLM 0.33 on a GPU of less than 70 GiB, with the 6,226 usable blocks of an A10 with Qwen2.5-7B at 0.95.
+    /// vLLM 0.33 on a GPU of less than 70 GiB, with the blocks of an A10 with Qwen2.5-7B at 0.95.
     fn default() -> Self {
         Self {
-            n_blocks: 6_227,
+            n_blocks: 6_226,
             block_size: 16,
             max_num_seqs: 256,
             max_num_batched_tokens: 2_048,
@@ -62,5 +62,30 @@ impl Default for EngineConfig {
             hash_seed: super::hash::DEFAULT_SEED.to_owned(),
             kv_events: false,
         }
+    }
+}
+
+impl EngineConfig {
+    /// # Errors
+    /// When a request of `max_model_len` tokens could never be served, as vLLM checks it when it starts.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let counts = [
+            ("block_size", self.block_size),
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_model_len", self.max_model_len),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(ConfigError::Zero(name));
+        }
+        let &Self { max_model_len, max_num_batched_tokens, .. } = self;
+        let (needed, usable) = (max_model_len.div_ceil(self.block_size), self.n_blocks.saturating_sub(1));
+        if needed > usable {
+            return Err(ConfigError::PoolTooSmall { max_model_len, needed, usable });
+        }
+        if !self.chunked_prefill && max_num_batched_tokens < max_model_len {
+            return Err(ConfigError::BudgetTooSmall { max_num_batched_tokens, max_model_len });
+        }
+        Ok(())
     }
 }

@@ -59,7 +59,15 @@ impl StepPlan {
         self.scheduled.is_empty() && self.preempted.is_empty()
     }
 
+    /// Tokens computed in this step.
     pub fn n_tokens(&self) -> u32 {
         self.scheduled.iter().map(|scheduled| scheduled.n_new_tokens).sum()
+    }
+}
+
+impl ScheduledRequest {
+    /// Tokens of its context after the step.
+    pub fn n_computed_after(&self) -> u32 {
+        self.n_computed_before + self.n_new_tokens
     }
 }

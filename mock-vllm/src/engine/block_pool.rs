@@ -1,0 +1,193 @@
+//! vLLM's `BlockPool`: which blocks are held, which hold a known prefix, and in which order free ones are reused.
+//! Knows nothing of requests or tokens.
+//!
+//! ```text
+//! free queue:  front (reused next) … back;  a free block keeps its hash until it is reused
+//! freed without a hash → front            freed with a hash → back, the tail of a chain before its head
+//! ```
+
+use super::hash::BlockHash;
+use super::index_list::IndexList;
+use hashbrown::HashTable;
+
+/// Index of a block; 0 is the null block, which is never handed out.
+pub type BlockIdx = u32;
+
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    n_refs: u32,
+    hash: Option<BlockHash>,
+    /// Ring of the blocks with the same hash, in order of insertion; itself when it is alone.
+    twin_prev: BlockIdx,
+    twin_next: BlockIdx,
+}
+
+/// Invariant: a block other than the null block is in the free queue exactly when nobody holds it.
+#[derive(Debug)]
+pub struct BlockPool {
+    blocks: Vec<Block>,
+    free: IndexList,
+    /// The first inserted of the blocks with each hash.
+    cached: HashTable<BlockIdx>,
+}
+
+// === impl BlockPool ===
+
+impl BlockPool {
+    /// A pool of `n_blocks`, the null block included, all free, in order of index.
+    pub fn new(n_blocks: u32) -> Self {
+        let n = n_blocks.max(1) as usize;
+        let blocks = (0..n_blocks.max(1))
+            .map(|idx| Block { n_refs: 0, hash: None, twin_prev: idx, twin_next: idx })
+            .collect();
+        let mut free = IndexList::new(n);
+        (1..n_blocks).for_each(|idx| free.push_back(idx));
+        // Twice the need: hashbrown then reclaims tombstones in place and never grows.
+        Self { blocks, free, cached: HashTable::with_capacity(2 * n) }
+    }
+
+    /// Blocks that can be handed out at all.
+    pub fn n_usable(&self) -> u32 {
+        to_u32(self.blocks.len() - 1)
+    }
+
+    pub fn n_free(&self) -> u32 {
+        to_u32(self.free.len())
+    }
+
+    pub fn n_refs(&self, block: BlockIdx) -> u32 {
+        self.blocks[block as usize].n_refs
+    }
+
+    pub fn hash(&self, block: BlockIdx) -> Option<BlockHash> {
+        self.blocks[block as usize].hash
+    }
+
+    /// Free blocks in the order in which they will be reused.
+    pub fn free_order(&self) -> impl Iterator<Item = BlockIdx> + '_ {
+        self.free.iter()
+    }
+
+    /// The block that was first given this hash, of those that still have it.
+    pub fn find(&self, hash: &BlockHash) -> Option<BlockIdx> {
+        self.cached
+            .find(table_key(hash), |idx| self.blocks[*idx as usize].hash.as_ref() == Some(hash))
+            .copied()
+    }
+
+    /// Takes the front of the free queue, held once; with the hash that it loses by that.
+    pub fn allocate(&mut self) -> Option<(BlockIdx, Option<BlockHash>)> {
+        let block = self.free.pop_front()?;
+        let evicted = self.forget(block);
+        self.blocks[block as usize].n_refs = 1;
+        Some((block, evicted))
+    }
+
+    /// Holds a block once more, out of the free queue if it was there.
+    pub fn hold(&mut self, block: BlockIdx) {
+        let n_refs = &mut self.blocks[block as usize].n_refs;
+        *n_refs += 1;
+        if *n_refs == 1 {
+            self.free.remove(block);
+        }
+    }
+
+    /// Gives a held block its hash.
+    pub fn insert(&mut self, block: BlockIdx, hash: BlockHash) {
+        debug_assert!(self.blocks[block as usize].hash.is_none(), "a block is cached once");
+        debug_assert!(self.blocks[block as usize].n_refs > 0, "only a held block can be filled");
+        self.blocks[block as usize].hash = Some(hash);
+        match self.find(&hash) {
+            Some(first) => self.link_twin(first, block),
+            None => {
+                let blocks = &self.blocks;
+                self.cached.insert_unique(table_key(&hash), block, |idx| {
+                    blocks[*idx as usize].hash.as_ref().map_or(0, table_key)
+                });
+            }
+        }
+    }
+
+    /// Lets go of a request's blocks, given tail first.
+    pub fn release(&mut self, tail_first: impl Iterator<Item = BlockIdx>) {
+        // The unhashed ones keep their order at the front.
+        let mut last_at_front = 0;
+        for idx in tail_first {
+            let block = &mut self.blocks[idx as usize];
+            debug_assert!(block.n_refs > 0, "only a held block can be released");
+            block.n_refs -= 1;
+            match (block.n_refs, block.hash) {
+                (0, Some(_)) => self.free.push_back(idx),
+                (0, None) => {
+                    self.free.insert_after(last_at_front, idx);
+                    last_at_front = idx;
+                }
+                (1.., _) => {}
+            }
+        }
+    }
+
+    /// Forgets every hash; false, and no change, while a block is held.
+    pub fn reset(&mut self) -> bool {
+        if self.n_free() != self.n_usable() {
+            return false;
+        }
+        self.cached.clear();
+        for (idx, block) in self.blocks.iter_mut().enumerate() {
+            let idx = to_u32(idx);
+            *block = Block { n_refs: 0, hash: None, twin_prev: idx, twin_next: idx };
+        }
+        true
+    }
+
+    fn forget(&mut self, block: BlockIdx) -> Option<BlockHash> {
+        let hash = self.blocks[block as usize].hash?;
+        let next = self.unlink_twin(block);
+        let blocks = &self.blocks;
+        // An entry for this hash is either this block or an older twin that stays.
+        if let Ok(mut entry) = self.cached.find_entry(table_key(&hash), |idx| *idx == block) {
+            match next {
+                Some(next) => *entry.get_mut() = next,
+                None => {
+                    entry.remove();
+                }
+            }
+        } else {
+            debug_assert!(
+                blocks[block as usize].hash.is_some() && next.is_some(),
+                "a hash is always in the table"
+            );
+        }
+        self.blocks[block as usize].hash = None;
+        Some(hash)
+    }
+
+    /// Puts `block` at the end of the ring that starts with `first`.
+    fn link_twin(&mut self, first: BlockIdx, block: BlockIdx) {
+        let last = self.blocks[first as usize].twin_prev;
+        self.blocks[block as usize].twin_prev = last;
+        self.blocks[block as usize].twin_next = first;
+        self.blocks[last as usize].twin_next = block;
+        self.blocks[first as usize].twin_prev = block;
+    }
+
+    /// Takes `block` out of its ring; the one behind it, unless it was alone.
+    fn unlink_twin(&mut self, block: BlockIdx) -> Option<BlockIdx> {
+        let Block { twin_prev, twin_next, .. } = self.blocks[block as usize];
+        self.blocks[twin_prev as usize].twin_next = twin_next;
+        self.blocks[twin_next as usize].twin_prev = twin_prev;
+        self.blocks[block as usize].twin_prev = block;
+        self.blocks[block as usize].twin_next = block;
+        (twin_next != block).then_some(twin_next)
+    }
+}
+
+/// The digest is uniform already: its first bytes serve as the table's hash.
+fn table_key(hash: &BlockHash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = hash.0;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).expect("block counts come from a u32")
+}

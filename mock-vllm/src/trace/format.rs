@@ -1,0 +1,107 @@
+//! The trace file: a workload, and what vLLM's scheduler and KV-cache manager did with it.
+
+use anyhow::ensure;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// 256 GiB of KV cache at one byte per token; a pool of this size still fits in memory here.
+const MAX_BLOCKS: u32 = 1 << 24;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Trace {
+    pub(super) params: Params,
+    /// In order of arrival.
+    pub(super) requests: Vec<Request>,
+    /// The steps in which something happened, in order.
+    pub(super) steps: Vec<Step>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Params {
+    /// The null block included.
+    pub(super) num_blocks: u32,
+    pub(super) block_size: u32,
+    pub(super) max_num_seqs: u32,
+    pub(super) max_num_batched_tokens: u32,
+    pub(super) max_model_len: u32,
+    pub(super) policy: Policy,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Policy {
+    Fcfs,
+    Priority,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Request {
+    pub(super) id: String,
+    /// Arrives before this step is scheduled.
+    pub(super) step: u64,
+    pub(super) prompt: Vec<u32>,
+    pub(super) output: Vec<u32>,
+    pub(super) salt: Option<String>,
+    #[serde(default)]
+    pub(super) priority: i32,
+    /// Aborted at the end of the step in which it has produced this many tokens.
+    pub(super) abort_after: Option<usize>,
+    /// `None`: never scheduled.
+    pub(super) cached_tokens: Option<u32>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct Step {
+    pub(super) step: u64,
+    /// Tokens computed, by request.
+    pub(super) scheduled: BTreeMap<String, u32>,
+    pub(super) preempted: Vec<String>,
+    /// Computed tokens with which a preempted request came back.
+    pub(super) resumed: BTreeMap<String, u32>,
+    pub(super) events: Vec<Event>,
+    /// An abort is `id!abort`. vLLM keeps these as a set, so a trace says nothing about their order.
+    pub(super) finished: BTreeSet<String>,
+    pub(super) running: usize,
+    pub(super) waiting: usize,
+    pub(super) free_blocks: u32,
+}
+
+/// A hash is the first 16 hex digits of the digest.
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(super) enum Event {
+    Stored(StoredTag, Vec<String>, Option<String>, u64),
+    Removed(RemovedTag, Vec<String>),
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) enum StoredTag {
+    #[serde(rename = "stored")]
+    Stored,
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) enum RemovedTag {
+    #[serde(rename = "removed")]
+    Removed,
+}
+
+// === impl Trace ===
+
+impl Trace {
+    /// What the types do not say.
+    pub(super) fn validate(&self) -> anyhow::Result<()> {
+        let n_blocks = self.params.num_blocks;
+        ensure!(n_blocks <= MAX_BLOCKS, "num_blocks {n_blocks} is more than {MAX_BLOCKS}");
+        let mut ids = HashSet::new();
+        for request in &self.requests {
+            ensure!(ids.insert(request.id.as_str()), "request {} is listed twice", request.id);
+        }
+        ensure!(
+            self.requests.is_sorted_by_key(|request| request.step),
+            "requests are not in order of arrival"
+        );
+        ensure!(self.steps.is_sorted_by(|a, b| a.step < b.step), "steps are not in order");
+        Ok(())
+    }
+}
