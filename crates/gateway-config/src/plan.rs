@@ -1,0 +1,271 @@
+//! What the objects ask for, checked: listeners with their routes in order of precedence, and clusters.
+
+mod backend;
+mod index;
+mod policy;
+
+use std::time::Duration;
+
+use inference_api::gateway::{
+    BackendRef, Gateway, HttpRoute, HttpRouteRule, ParentRef, PathMatch, PathMatchKind,
+};
+use inference_api::keys;
+use inference_api::manifest::Object;
+use inference_api::object::ObjectKey;
+use inference_api::pool::FailureMode;
+
+pub use crate::plan::backend::{Backend, PodPort};
+
+use crate::error::TranslateError;
+use crate::plan::index::Index;
+use crate::plan::policy::Policies;
+
+/// The host of a route that names none.
+pub const ANY_HOST: &str = "*";
+
+/// Everything that Envoy shall do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In the order of the manifests.
+    pub listeners: Vec<Listener>,
+    /// One per rule of an HTTPRoute, in the order of the manifests.
+    pub clusters: Vec<Cluster>,
+}
+
+/// One port of one Gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub gateway: ObjectKey,
+    pub name: String,
+    /// As in the manifest.
+    pub port: u16,
+    /// The first that matches wins; hosts are looked at first.
+    pub routes: Vec<Route>,
+}
+
+impl Listener {
+    /// Envoy Gateway's name of the listener and its route configuration: `<namespace>/<gateway>/<listener>`.
+    #[must_use]
+    pub fn xds_name(&self) -> String {
+        format!("{}/{}", self.gateway, self.name)
+    }
+}
+
+/// One match of one rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub name: String,
+    pub host: String,
+    pub path: PathMatch,
+    /// Index into [`Plan::clusters`].
+    pub cluster_idx: usize,
+    /// None: Envoy's default of 15 s, as under Envoy Gateway. Zero: no timeout.
+    pub timeout: Option<Duration>,
+}
+
+/// Where one rule sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Envoy Gateway's: `httproute/<namespace>/<route>/rule/<index>`.
+    pub name: String,
+    pub backend: Backend,
+}
+
+impl Plan {
+    /// Plans what the Gateway API objects among `objects` ask for; other kinds are looked up or left alone.
+    ///
+    /// # Errors
+    /// The first field that names something missing or asks for something that is not translated.
+    pub fn new(objects: &[Object]) -> Result<Self, TranslateError> {
+        let index = Index::new(objects)?;
+        let policies = Policies::new(&index)?;
+        let mut plan = Self { listeners: listeners(&index)?, clusters: Vec::new() };
+        for route in &index.routes {
+            plan.add_route(route, &index, &policies)?;
+        }
+        for listener in &mut plan.listeners {
+            listener.routes.sort_by_key(precedence);
+        }
+        Ok(plan)
+    }
+
+    /// Pools that some rule sends to, each once, in the order of the manifests.
+    #[must_use]
+    pub fn pools(&self) -> Vec<(&ObjectKey, FailureMode)> {
+        let mut pools: Vec<(&ObjectKey, FailureMode)> = Vec::new();
+        for cluster in &self.clusters {
+            if let Backend::Pool { key, failure_mode, .. } = &cluster.backend
+                && !pools.iter().any(|(known, _)| *known == key)
+            {
+                pools.push((key, *failure_mode));
+            }
+        }
+        pools
+    }
+
+    fn add_route(
+        &mut self,
+        route: &HttpRoute,
+        index: &Index<'_>,
+        policies: &Policies<'_>,
+    ) -> Result<(), TranslateError> {
+        let parents = parents(route, index, &self.listeners)?;
+        for (rule_idx, rule) in route.spec.rules.iter().enumerate() {
+            let path = format!("spec.rules[{rule_idx}]");
+            let name = format!("httproute/{}/rule/{rule_idx}", route.meta.key());
+            let backend = backend::resolve(single_backend(route, rule, &path)?, route, &path, index)?;
+            self.clusters.push(Cluster { name: name.clone(), backend });
+            for &listener_idx in &parents {
+                let listener = &mut self.listeners[listener_idx];
+                let timeout = rule
+                    .timeouts
+                    .as_ref()
+                    .and_then(|timeouts| timeouts.request)
+                    .or_else(|| policies.timeout(route, listener));
+                let cluster_idx = self.clusters.len() - 1;
+                for (match_idx, path) in path_matches(rule).enumerate() {
+                    for host in hosts(route) {
+                        let suffix = host.replace('.', "_");
+                        listener.routes.push(Route {
+                            name: format!("{name}/match/{match_idx}/{suffix}"),
+                            host: host.to_owned(),
+                            path: path.clone(),
+                            cluster_idx,
+                            timeout,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn listeners(index: &Index<'_>) -> Result<Vec<Listener>, TranslateError> {
+    let mut planned = Vec::new();
+    for gateway in &index.gateways {
+        check_class(gateway, index)?;
+        for (idx, listener) in gateway.spec.listeners.iter().enumerate() {
+            let error = |field: &str, message: String| {
+                index::error("Gateway", &gateway.meta, format!("spec.listeners[{idx}].{field}"), message)
+            };
+            if listener.protocol != "HTTP" {
+                return Err(error("protocol", format!("{} is not supported, only HTTP", listener.protocol)));
+            }
+            let earlier = &gateway.spec.listeners[..idx];
+            if earlier.iter().any(|other| other.name == listener.name) {
+                return Err(error("name", format!("{} is used twice", listener.name)));
+            }
+            if earlier.iter().any(|other| other.port == listener.port) {
+                let port = listener.port;
+                return Err(error("port", format!("two listeners on port {port} are not supported")));
+            }
+            planned.push(Listener {
+                gateway: gateway.meta.key(),
+                name: listener.name.clone(),
+                port: listener.port,
+                routes: Vec::new(),
+            });
+        }
+    }
+    Ok(planned)
+}
+
+fn check_class(gateway: &Gateway, index: &Index<'_>) -> Result<(), TranslateError> {
+    let name = &gateway.spec.gateway_class_name;
+    let error = |message| index::error("Gateway", &gateway.meta, "spec.gatewayClassName".to_owned(), message);
+    let class = index
+        .classes
+        .iter()
+        .find(|class| class.meta.name == *name)
+        .ok_or_else(|| error(format!("there is no GatewayClass {name}")))?;
+    let controller = &class.spec.controller_name;
+    if controller != keys::ENVOY_GATEWAY_CONTROLLER {
+        let path = "spec.controllerName".to_owned();
+        let message = format!("{controller} is not supported, only {}", keys::ENVOY_GATEWAY_CONTROLLER);
+        return Err(index::error("GatewayClass", &class.meta, path, message));
+    }
+    Ok(())
+}
+
+/// Indices of the listeners that the route attaches to, ascending, each once.
+fn parents(
+    route: &HttpRoute,
+    index: &Index<'_>,
+    listeners: &[Listener],
+) -> Result<Vec<usize>, TranslateError> {
+    let mut found = Vec::new();
+    for (idx, parent) in route.spec.parent_refs.iter().enumerate() {
+        let path = format!("spec.parentRefs[{idx}]");
+        let error = |field: &str, message: String| {
+            index::error("HTTPRoute", &route.meta, format!("{path}.{field}"), message)
+        };
+        let ParentRef { group, kind, namespace, name, section_name, port } = parent;
+        if let Some(group) = group.as_deref().filter(|group| *group != keys::GATEWAY_GROUP) {
+            return Err(error("group", format!("{group:?} is not supported, only {}", keys::GATEWAY_GROUP)));
+        }
+        if let Some(kind) = kind.as_deref().filter(|kind| *kind != "Gateway") {
+            return Err(error("kind", format!("{kind} is not supported, only Gateway")));
+        }
+        if namespace.as_ref().is_some_and(|namespace| *namespace != route.meta.namespace) {
+            return Err(error("namespace", "a Gateway of another namespace is not supported".to_owned()));
+        }
+        let key = ObjectKey::new(&route.meta.namespace, name);
+        if !index.gateways.iter().any(|gateway| gateway.meta.key() == key) {
+            return Err(error("name", format!("there is no Gateway {key}")));
+        }
+        let before = found.len();
+        found.extend(listeners.iter().enumerate().filter_map(|(listener_idx, listener)| {
+            let chosen = listener.gateway == key
+                && section_name.as_ref().is_none_or(|section| *section == listener.name)
+                && port.is_none_or(|port| port == listener.port);
+            chosen.then_some(listener_idx)
+        }));
+        if found.len() == before {
+            return Err(error("sectionName", format!("no listener of Gateway {key} matches")));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+fn single_backend<'a>(
+    route: &HttpRoute,
+    rule: &'a HttpRouteRule,
+    path: &str,
+) -> Result<&'a BackendRef, TranslateError> {
+    match rule.backend_refs.as_slice() {
+        [backend] => Ok(backend),
+        several => {
+            let message = format!("exactly one backend is supported, not {}", several.len());
+            Err(index::error("HTTPRoute", &route.meta, format!("{path}.backendRefs"), message))
+        }
+    }
+}
+
+fn path_matches(rule: &HttpRouteRule) -> impl Iterator<Item = PathMatch> {
+    let everything = || PathMatch { kind: PathMatchKind::PathPrefix, value: "/".to_owned() };
+    let n_matches = rule.matches.len().max(1);
+    (0..n_matches).map(move |idx| {
+        rule.matches.get(idx).and_then(|matcher| matcher.path.clone()).unwrap_or_else(everything)
+    })
+}
+
+fn hosts(route: &HttpRoute) -> Vec<&str> {
+    if route.spec.hostnames.is_empty() {
+        return vec![ANY_HOST];
+    }
+    route.spec.hostnames.iter().map(String::as_str).collect()
+}
+
+/// Exact before regular expression before prefix, the longer value first (Gateway API, HTTPRouteRule; Envoy Gateway's
+/// order for regular expressions).
+fn precedence(route: &Route) -> (u8, std::cmp::Reverse<usize>) {
+    let kind = match route.path.kind {
+        PathMatchKind::Exact => 0,
+        PathMatchKind::RegularExpression => 1,
+        PathMatchKind::PathPrefix => 2,
+    };
+    (kind, std::cmp::Reverse(route.path.value.len()))
+}

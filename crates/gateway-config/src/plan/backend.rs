@@ -1,0 +1,129 @@
+//! A backendRef to the pods behind it.
+
+use std::collections::BTreeMap;
+
+use inference_api::gateway::{BackendRef, HttpRoute};
+use inference_api::keys;
+use inference_api::object::ObjectKey;
+use inference_api::pool::{FailureMode, PoolVersion};
+use inference_api::workload::{ServicePort, TargetPort};
+
+use crate::error::TranslateError;
+use crate::plan::index::{self, Index};
+
+/// What a rule sends to. The pods are those of the key's namespace that `selector` matches; an empty selector matches
+/// none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// Balanced by Envoy, least request.
+    Service { key: ObjectKey, selector: BTreeMap<String, String>, port: PodPort },
+    /// Balanced by the pool's picker.
+    Pool { key: ObjectKey, selector: BTreeMap<String, String>, port: PodPort, failure_mode: FailureMode },
+}
+
+impl Backend {
+    #[must_use]
+    pub fn key(&self) -> &ObjectKey {
+        match self {
+            Self::Service { key, .. } | Self::Pool { key, .. } => key,
+        }
+    }
+
+    #[must_use]
+    pub fn selector(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Service { selector, .. } | Self::Pool { selector, .. } => selector,
+        }
+    }
+
+    #[must_use]
+    pub fn port(&self) -> &PodPort {
+        match self {
+            Self::Service { port, .. } | Self::Pool { port, .. } => port,
+        }
+    }
+}
+
+/// A port of the pods, by number or by the name of a container's port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodPort {
+    Number(u16),
+    Name(String),
+}
+
+/// `path` is the rule's.
+pub(super) fn resolve(
+    backend: &BackendRef,
+    route: &HttpRoute,
+    path: &str,
+    index: &Index<'_>,
+) -> Result<Backend, TranslateError> {
+    let error = |field: &str, message: String| {
+        index::error("HTTPRoute", &route.meta, format!("{path}.backendRefs[0].{field}"), message)
+    };
+    if backend.weight == Some(0) {
+        return Err(error("weight", "a weight of 0 is not supported".to_owned()));
+    }
+    let key = backend.key(&route.meta.namespace);
+    if key.namespace != route.meta.namespace {
+        return Err(error("namespace", "a backend of another namespace is not supported".to_owned()));
+    }
+    match (backend.group.as_str(), backend.kind.as_str()) {
+        ("", "Service") => service(backend, key, index).map_err(|(field, message)| error(field, message)),
+        (keys::GROUP_X, "InferencePool") => {
+            pool(key, PoolVersion::V1Alpha2, index).map_err(|message| error("name", message))
+        }
+        (keys::GROUP, "InferencePool") => {
+            pool(key, PoolVersion::V1, index).map_err(|message| error("name", message))
+        }
+        (group, kind) => Err(error("kind", format!("{kind} of group {group:?} is not supported"))),
+    }
+}
+
+fn service(
+    backend: &BackendRef,
+    key: ObjectKey,
+    index: &Index<'_>,
+) -> Result<Backend, (&'static str, String)> {
+    let service = index
+        .services
+        .iter()
+        .find(|service| service.meta.key() == key)
+        .ok_or_else(|| ("name", format!("there is no Service {key}")))?;
+    let wanted = backend.port.ok_or_else(|| ("port", "a Service needs a port".to_owned()))?;
+    let ServicePort { name: _, protocol, port: _, target_port } = service
+        .spec
+        .ports
+        .iter()
+        .find(|port| port.port == wanted)
+        .ok_or_else(|| ("port", format!("Service {key} has no port {wanted}")))?;
+    if let Some(protocol) = protocol.as_deref().filter(|protocol| *protocol != "TCP") {
+        return Err(("port", format!("port {wanted} of Service {key} is {protocol}, not TCP")));
+    }
+    let port = match target_port {
+        None => PodPort::Number(wanted),
+        Some(TargetPort::Number(number)) => PodPort::Number(*number),
+        Some(TargetPort::Name(name)) => PodPort::Name(name.clone()),
+    };
+    Ok(Backend::Service { key, selector: service.spec.selector.clone(), port })
+}
+
+fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backend, String> {
+    let pool = index
+        .pools
+        .iter()
+        .find(|pool| pool.meta.key() == key && pool.version == version)
+        .ok_or_else(|| format!("there is no InferencePool {key} in this group"))?;
+    let [port] = pool.target_ports.as_slice() else {
+        return Err(format!(
+            "InferencePool {key} has {} target ports, one is supported",
+            pool.target_ports.len()
+        ));
+    };
+    Ok(Backend::Pool {
+        key,
+        selector: pool.selector.clone(),
+        port: PodPort::Number(*port),
+        failure_mode: pool.picker.failure_mode,
+    })
+}

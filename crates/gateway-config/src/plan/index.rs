@@ -1,0 +1,53 @@
+//! The objects by kind, each name once.
+
+use std::collections::BTreeSet;
+
+use inference_api::gateway::{BackendTrafficPolicy, Gateway, GatewayClass, HttpRoute};
+use inference_api::manifest::Object;
+use inference_api::object::ObjectMeta;
+use inference_api::pool::InferencePool;
+use inference_api::workload::Service;
+
+use crate::error::TranslateError;
+
+#[derive(Debug, Default)]
+pub(super) struct Index<'a> {
+    pub(super) classes: Vec<&'a GatewayClass>,
+    pub(super) gateways: Vec<&'a Gateway>,
+    pub(super) routes: Vec<&'a HttpRoute>,
+    pub(super) policies: Vec<&'a BackendTrafficPolicy>,
+    pub(super) services: Vec<&'a Service>,
+    pub(super) pools: Vec<&'a InferencePool>,
+}
+
+impl<'a> Index<'a> {
+    pub(super) fn new(objects: &'a [Object]) -> Result<Self, TranslateError> {
+        let mut index = Self::default();
+        let mut seen = BTreeSet::new();
+        for object in objects {
+            if !seen.insert((object.kind(), object.key())) {
+                return Err(TranslateError {
+                    kind: object.kind(),
+                    key: object.key(),
+                    path: "metadata.name".to_owned(),
+                    message: "there are two objects of this name".to_owned(),
+                });
+            }
+            match object {
+                Object::GatewayClass(class) => index.classes.push(class),
+                Object::Gateway(gateway) => index.gateways.push(gateway),
+                Object::HttpRoute(route) => index.routes.push(route),
+                Object::BackendTrafficPolicy(policy) => index.policies.push(policy),
+                Object::Service(service) => index.services.push(service),
+                Object::InferencePool(pool) => index.pools.push(pool),
+                // Pods are bound by the caller, models are the picker's.
+                Object::Deployment(_) | Object::InferenceModel(_) => {}
+            }
+        }
+        Ok(index)
+    }
+}
+
+pub(super) fn error(kind: &'static str, meta: &ObjectMeta, path: String, message: String) -> TranslateError {
+    TranslateError { kind, key: meta.key(), path, message }
+}

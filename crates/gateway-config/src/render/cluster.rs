@@ -1,0 +1,113 @@
+//! Clusters: the pods behind a rule, and the pools' pickers.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use inference_api::keys;
+use inference_api::object::ObjectKey;
+use serde_json::{Value, json};
+
+use crate::plan::{Backend, Cluster};
+use crate::render::{address, extension, picker_cluster, typed};
+
+/// Connections, pending requests and requests of a cluster. Envoy's default of 1024 is reached by as many open streams,
+/// each of which also holds one gRPC stream to the picker.
+const MAX_REQUESTS: u32 = 40_000;
+/// Envoy Gateway's default.
+const MAX_RETRIES: u32 = 1024;
+
+/// The cluster with its endpoints in a watched file.
+pub(super) fn discovered(cluster: &Cluster, eds_file: &Path) -> Value {
+    let watched = eds_file.parent().unwrap_or(eds_file);
+    let mut value = common(cluster, "EDS");
+    value["eds_cluster_config"] = json!({
+        "eds_config": {
+            "path_config_source": { "path": eds_file, "watched_directory": { "path": watched } },
+            "resource_api_version": "V3",
+        },
+    });
+    value
+}
+
+/// The cluster with its endpoints inside.
+pub(super) fn fixed(cluster: &Cluster, load_assignment: Value) -> Value {
+    let mut value = common(cluster, "STATIC");
+    value["load_assignment"] = load_assignment;
+    value
+}
+
+pub(super) fn load_assignment(cluster_name: &str, endpoints: &[SocketAddr]) -> Value {
+    let endpoints: Vec<Value> =
+        endpoints.iter().map(|endpoint| json!({ "endpoint": { "address": address(*endpoint) } })).collect();
+    json!({ "cluster_name": cluster_name, "endpoints": [{ "lb_endpoints": endpoints }] })
+}
+
+pub(super) fn picker(pool: &ObjectKey, picker: SocketAddr) -> Value {
+    let name = picker_cluster(pool);
+    json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "circuit_breakers": { "thresholds": [{
+            "max_connections": MAX_REQUESTS,
+            "max_pending_requests": MAX_REQUESTS,
+            "max_requests": MAX_REQUESTS,
+        }] },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                json!({ "explicit_http_config": { "http2_protocol_options": {
+                    // The only guard against a hung picker: a streamed body has no message timeout.
+                    "connection_keepalive": { "interval": "5s", "timeout": "2s" },
+                } } }),
+            ),
+        },
+        "load_assignment": load_assignment(&name, &[picker]),
+    })
+}
+
+fn common(cluster: &Cluster, kind: &str) -> Value {
+    let policy = match &cluster.backend {
+        Backend::Service { .. } => least_request(),
+        Backend::Pool { .. } => override_host(),
+    };
+    json!({
+        "name": cluster.name,
+        "type": kind,
+        "connect_timeout": "10s",
+        "circuit_breakers": { "thresholds": [{
+            "max_connections": MAX_REQUESTS,
+            "max_pending_requests": MAX_REQUESTS,
+            "max_requests": MAX_REQUESTS,
+            "max_retries": MAX_RETRIES,
+        }] },
+        "load_balancing_policy": policy,
+    })
+}
+
+fn least_request() -> Value {
+    let policy = extension(
+        "envoy.load_balancing_policies.least_request",
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+        json!({}),
+    );
+    json!({ "policies": [{ "typed_extension_config": policy }] })
+}
+
+/// The picker's choice from the dynamic metadata, which no client can write; least request where there is none.
+fn override_host() -> Value {
+    let policy = extension(
+        "envoy.load_balancing_policies.override_host",
+        "envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
+        json!({
+            "override_host_sources": [{ "metadata": metadata_key(keys::DESTINATION_ENDPOINT) }],
+            "selected_host_key": metadata_key(keys::DESTINATION_ENDPOINT_SERVED),
+            "fallback_policy": least_request(),
+        }),
+    );
+    json!({ "policies": [{ "typed_extension_config": policy }] })
+}
+
+fn metadata_key(key: &str) -> Value {
+    json!({ "key": keys::LB_METADATA, "path": [{ "key": key }] })
+}

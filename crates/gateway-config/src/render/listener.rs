@@ -1,0 +1,254 @@
+//! A listener: connection manager, access log, virtual hosts, routes, and the filters of the pools it routes to.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use inference_api::gateway::{PathMatch, PathMatchKind};
+use inference_api::keys;
+use inference_api::object::ObjectKey;
+use inference_api::pool::FailureMode;
+use serde_json::{Map, Value, json};
+
+use crate::error::MissingBinding;
+use crate::plan::{Backend, Listener, Plan, Route};
+use crate::render::{Bindings, address, extension, listener_port, picker_cluster, picker_filter, typed};
+
+/// Longest wait for one answer of a picker that sees buffered bodies; a streamed body has none.
+const STREAMED_MESSAGE_TIMEOUT: &str = "10s";
+/// Of a pool that fails open: after this long the request goes on without a pick.
+const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
+/// Largest request body that a pool which fails open takes: it must be held whole, and Envoy answers 413 above this.
+const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
+/// Envoy Gateway's least idle timeout of a route that has a request timeout.
+const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> Result<Value, MissingBinding> {
+    let port = listener_port(listener, bindings)?;
+    let pools = pools(listener, plan);
+    let manager = typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        connection_manager(listener, plan, &pools, &bindings.access_log),
+    );
+    let mut value = json!({
+        "name": listener.xds_name(),
+        "address": address(SocketAddr::new(bindings.listen, port)),
+    });
+    if pools.iter().any(|(_, failure_mode)| *failure_mode == FailureMode::FailOpen) {
+        value["per_connection_buffer_limit_bytes"] = json!(FAIL_OPEN_BUFFER_BYTES);
+    }
+    value["default_filter_chain"] = json!({ "filters": [{
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": manager,
+    }] });
+    Ok(value)
+}
+
+/// Pools that this listener routes to, each once.
+fn pools<'a>(listener: &Listener, plan: &'a Plan) -> Vec<(&'a ObjectKey, FailureMode)> {
+    let mut pools = plan.pools();
+    pools.retain(|(pool, _)| listener.routes.iter().any(|route| pool_of(route, plan) == Some(*pool)));
+    pools
+}
+
+fn pool_of<'a>(route: &Route, plan: &'a Plan) -> Option<&'a ObjectKey> {
+    match &plan.clusters[route.cluster_idx].backend {
+        Backend::Pool { key, .. } => Some(key),
+        Backend::Service { .. } => None,
+    }
+}
+
+fn connection_manager(
+    listener: &Listener,
+    plan: &Plan,
+    pools: &[(&ObjectKey, FailureMode)],
+    access_log: &Path,
+) -> Value {
+    let mut value = json!({
+        "stat_prefix": format!("http-{}", listener.port),
+        "use_remote_address": true,
+        "normalize_path": true,
+        "merge_slashes": true,
+        "path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT",
+        "server_header_transformation": "PASS_THROUGH",
+        "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" },
+    });
+    if !pools.is_empty() {
+        // A client must never be able to choose a pod.
+        value["early_header_mutation_extensions"] = json!([extension(
+            "envoy.http.early_header_mutation.header_mutation",
+            "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            json!({ "mutations": [{ "remove": keys::DESTINATION_ENDPOINT }] }),
+        )]);
+    }
+    value["access_log"] = json!([extension(
+        "envoy.access_loggers.file",
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        json!({ "path": access_log, "log_format": { "json_format": access_log_format(pools) } }),
+    )]);
+    value["route_config"] = json!({
+        "name": listener.xds_name(),
+        "ignore_port_in_host_matching": true,
+        "virtual_hosts": virtual_hosts(listener, plan),
+    });
+    let mut filters: Vec<Value> = pools.iter().map(|(pool, mode)| ext_proc(pool, *mode)).collect();
+    filters.push(extension(
+        "envoy.filters.http.router",
+        "envoy.extensions.filters.http.router.v3.Router",
+        json!({ "suppress_envoy_headers": true }),
+    ));
+    value["http_filters"] = json!(filters);
+    value
+}
+
+/// A missing value is written as JSON `null`.
+fn access_log_format(pools: &[(&ObjectKey, FailureMode)]) -> Value {
+    let ext_proc: String = match pools {
+        [] => "%FILTER_STATE(envoy.filters.http.ext_proc:PLAIN)%".to_owned(),
+        pools => {
+            pools.iter().map(|(pool, _)| format!("%FILTER_STATE({}:PLAIN)%", picker_filter(pool))).collect()
+        }
+    };
+    let metadata = |key: &str| format!("%DYNAMIC_METADATA({}:{key})%", keys::LB_METADATA);
+    json!({
+        "start_time": "%START_TIME%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+        "code": "%RESPONSE_CODE%",
+        "flags": "%RESPONSE_FLAGS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "duration_ms": "%DURATION%",
+        "ttfb_ms": "%RESPONSE_DURATION%",
+        "bytes_in": "%BYTES_RECEIVED%",
+        "bytes_out": "%BYTES_SENT%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+        "upstream_cluster": "%UPSTREAM_CLUSTER_RAW%",
+        "upstream_host": "%UPSTREAM_HOST%",
+        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "picked": metadata(keys::DESTINATION_ENDPOINT),
+        "served": metadata(keys::DESTINATION_ENDPOINT_SERVED),
+        "ext_proc": ext_proc,
+    })
+}
+
+fn virtual_hosts(listener: &Listener, plan: &Plan) -> Vec<Value> {
+    let mut hosts: Vec<&str> = Vec::new();
+    for route in &listener.routes {
+        if !hosts.contains(&route.host.as_str()) {
+            hosts.push(&route.host);
+        }
+    }
+    let render = |host: &&str| {
+        let routes: Vec<Value> = listener
+            .routes
+            .iter()
+            .filter(|route| route.host == **host)
+            .map(|planned| route(planned, plan))
+            .collect();
+        json!({
+            "name": format!("{}/{}", listener.xds_name(), host.replace('.', "_")),
+            "domains": [host],
+            "routes": routes,
+        })
+    };
+    hosts.iter().map(render).collect()
+}
+
+fn route(route: &Route, plan: &Plan) -> Value {
+    let mut action = Map::new();
+    action.insert("cluster".to_owned(), json!(plan.clusters[route.cluster_idx].name));
+    if let Some(timeout) = route.timeout {
+        let idle = if timeout.is_zero() { timeout } else { timeout.max(MIN_IDLE_TIMEOUT) };
+        action.insert("timeout".to_owned(), json!(duration(timeout)));
+        action.insert("idle_timeout".to_owned(), json!(duration(idle)));
+    }
+    action.insert("upgrade_configs".to_owned(), json!([{ "upgrade_type": "websocket" }]));
+    let mut value = json!({ "name": route.name, "match": path_match(&route.path) });
+    if let Some(pool) = pool_of(route, plan) {
+        action.insert("retry_policy".to_owned(), retry_policy());
+        // The filter is off for the listener and on for this route.
+        let on = typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }));
+        value["typed_per_filter_config"] = json!({ picker_filter(pool): on });
+    }
+    value["route"] = Value::Object(action);
+    value
+}
+
+fn path_match(path: &PathMatch) -> Value {
+    let PathMatch { kind, value } = path;
+    match kind {
+        PathMatchKind::Exact => json!({ "path": value }),
+        PathMatchKind::RegularExpression => json!({ "safe_regex": { "regex": value } }),
+        PathMatchKind::PathPrefix => match value.trim_end_matches('/') {
+            "" => json!({ "prefix": "/" }),
+            prefix => json!({ "path_separated_prefix": prefix }),
+        },
+    }
+}
+
+/// Only before a byte reached a pod, and on another pod each time.
+fn retry_policy() -> Value {
+    json!({
+        "retry_on": "connect-failure,refused-stream",
+        "num_retries": 2,
+        "retry_host_predicate": [extension(
+            "envoy.retry_host_predicates.previous_hosts",
+            "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            json!({}),
+        )],
+        "host_selection_retry_max_attempts": 5,
+    })
+}
+
+fn ext_proc(pool: &ObjectKey, failure_mode: FailureMode) -> Value {
+    let (fails_open, message_timeout, processing_mode) = match failure_mode {
+        FailureMode::FailClose => (
+            false,
+            STREAMED_MESSAGE_TIMEOUT,
+            json!({
+                "request_header_mode": "SEND",
+                "request_body_mode": "FULL_DUPLEX_STREAMED",
+                "request_trailer_mode": "SEND",
+                "response_header_mode": "SEND",
+                "response_body_mode": "FULL_DUPLEX_STREAMED",
+                "response_trailer_mode": "SEND",
+            }),
+        ),
+        // A streamed request body cannot fail open: the picker may have taken part of it.
+        FailureMode::FailOpen => (
+            true,
+            FAIL_OPEN_MESSAGE_TIMEOUT,
+            json!({
+                "request_header_mode": "SEND",
+                "request_body_mode": "BUFFERED",
+                "response_header_mode": "SEND",
+                "response_body_mode": "STREAMED",
+            }),
+        ),
+    };
+    json!({
+        "name": picker_filter(pool),
+        "disabled": true,
+        "typed_config": typed(
+            "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+            json!({
+                "grpc_service": { "envoy_grpc": { "cluster_name": picker_cluster(pool) } },
+                "failure_mode_allow": fails_open,
+                "message_timeout": message_timeout,
+                "processing_mode": processing_mode,
+                "metadata_options": {
+                    "forwarding_namespaces": { "untyped": [keys::LB_METADATA, keys::SUBSET_METADATA] },
+                    "receiving_namespaces": { "untyped": [keys::LB_METADATA] },
+                },
+            }),
+        ),
+    })
+}
+
+/// Protobuf's JSON form of a duration.
+fn duration(duration: Duration) -> String {
+    match duration.subsec_millis() {
+        0 => format!("{}s", duration.as_secs()),
+        millis => format!("{}.{millis:03}s", duration.as_secs()),
+    }
+}

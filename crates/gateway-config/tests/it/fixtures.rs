@@ -1,0 +1,47 @@
+//! The tutorial's objects, and bindings for them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use gateway_config::error::TranslateError;
+use gateway_config::plan::Plan;
+use gateway_config::render::Bindings;
+use inference_api::manifest;
+use inference_api::object::ObjectKey;
+
+pub(crate) const GATEWAY: &str = include_str!("../../../../manifests/doc/inference-gateway.yaml");
+pub(crate) const POOL: &str = include_str!("../../../../manifests/doc/inference-pool.yaml");
+pub(crate) const SERVICE: &str = include_str!("../../../../manifests/doc/vllm-service.yaml");
+
+/// The tutorial's manifests as one text.
+pub(crate) fn tutorial() -> String {
+    [GATEWAY, POOL, SERVICE].join("---\n")
+}
+
+/// The tutorial's manifests with an edit; `from` must occur.
+pub(crate) fn edited(from: &str, to: &str) -> String {
+    let text = tutorial();
+    assert!(text.contains(from), "{from} is not in the manifests");
+    text.replacen(from, to, 1)
+}
+
+pub(crate) fn plan(yaml: &str) -> Result<Plan, TranslateError> {
+    Plan::new(&manifest::parse(yaml, "test.yaml").unwrap())
+}
+
+/// Two pods, the picker on its usual port, listeners on the manifest's ports.
+pub(crate) fn bindings(plan: &Plan) -> Bindings {
+    let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    let pickers: BTreeMap<ObjectKey, SocketAddr> =
+        plan.pools().into_iter().map(|(pool, _)| (pool.clone(), local(9002))).collect();
+    let pods = vec![local(18001), local(18002)];
+    Bindings {
+        listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        listener_ports: plan.listeners.iter().map(|listener| (listener.xds_name(), listener.port)).collect(),
+        endpoints: plan.clusters.iter().map(|cluster| (cluster.name.clone(), pods.clone())).collect(),
+        pickers,
+        admin: local(19000),
+        xds_dir: "/run/xds".into(),
+        access_log: "/run/logs/envoy-access.log".into(),
+    }
+}

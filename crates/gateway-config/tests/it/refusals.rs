@@ -1,0 +1,215 @@
+//! Every combination that is not translated is refused by name.
+
+use expect_test::{Expect, expect};
+
+use crate::fixtures::{edited, plan, tutorial};
+
+fn check(yaml: &str, expected: &Expect) {
+    expected.assert_eq(&plan(yaml).unwrap_err().to_string());
+}
+
+#[test]
+fn the_tutorial_is_not_refused() {
+    plan(&tutorial()).unwrap();
+}
+
+#[test]
+fn gateway_and_class() {
+    check(
+        &edited("protocol: HTTP\n", "protocol: HTTPS\n"),
+        &expect![
+            "Gateway default/qwen-inference-gateway: spec.listeners[0].protocol: HTTPS is not supported, only HTTP"
+        ],
+    );
+    check(
+        &edited("port: 8081", "port: 8080"),
+        &expect![
+            "Gateway default/qwen-inference-gateway: spec.listeners[1].port: two listeners on port 8080 are not supported"
+        ],
+    );
+    check(
+        &edited("- name: llm-gw", "- name: http"),
+        &expect!["Gateway default/qwen-inference-gateway: spec.listeners[1].name: http is used twice"],
+    );
+    check(
+        &edited("gatewayClassName: qwen-inference-gateway-class", "gatewayClassName: other"),
+        &expect![
+            "Gateway default/qwen-inference-gateway: spec.gatewayClassName: there is no GatewayClass other"
+        ],
+    );
+    check(
+        &edited("gateway.envoyproxy.io/gatewayclass-controller", "example.com/other"),
+        &expect![
+            "GatewayClass default/qwen-inference-gateway-class: spec.controllerName: example.com/other is not supported, only gateway.envoyproxy.io/gatewayclass-controller"
+        ],
+    );
+    check(
+        &(tutorial() + "---\n" + crate::fixtures::POOL),
+        &expect!["InferencePool default/vllm-qwen-pool: metadata.name: there are two objects of this name"],
+    );
+}
+
+#[test]
+fn parent_refs() {
+    check(
+        &edited("- name: qwen-inference-gateway\n", "- name: other\n"),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].name: there is no Gateway default/other"
+        ],
+    );
+    check(
+        &edited("sectionName: llm-gw", "sectionName: other"),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].sectionName: no listener of Gateway default/qwen-inference-gateway matches"
+        ],
+    );
+    check(
+        &edited("sectionName: llm-gw", "port: 1234"),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].sectionName: no listener of Gateway default/qwen-inference-gateway matches"
+        ],
+    );
+    check(
+        &edited("sectionName: llm-gw", "namespace: other"),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].namespace: a Gateway of another namespace is not supported"
+        ],
+    );
+    check(
+        &edited("kind: Gateway\n      name", "kind: Service\n      name"),
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.parentRefs[0].kind: Service is not supported, only Gateway"
+        ],
+    );
+    check(
+        &edited("- group: gateway.networking.k8s.io", "- group: example.com"),
+        &expect![[
+            r#"HTTPRoute default/qwen-backend-no-inference: spec.parentRefs[0].group: "example.com" is not supported, only gateway.networking.k8s.io"#
+        ]],
+    );
+}
+
+#[test]
+fn backend_refs() {
+    check(
+        &edited("name: qwen\n          port: 8000", "name: other\n          port: 8000"),
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.rules[0].backendRefs[0].name: there is no Service default/other"
+        ],
+    );
+    check(
+        &edited("name: qwen\n          port: 8000", "name: qwen\n          port: 8001"),
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.rules[0].backendRefs[0].port: Service default/qwen has no port 8001"
+        ],
+    );
+    check(
+        &edited("          port: 8000\n", ""),
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.rules[0].backendRefs[0].port: a Service needs a port"
+        ],
+    );
+    check(
+        &edited("          weight: 1\n", "          weight: 0\n"),
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.rules[0].backendRefs[0].weight: a weight of 0 is not supported"
+        ],
+    );
+    check(
+        &edited("          weight: 1\n", "          namespace: other\n"),
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.rules[0].backendRefs[0].namespace: a backend of another namespace is not supported"
+        ],
+    );
+    check(
+        &edited("protocol: TCP", "protocol: UDP"),
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.rules[0].backendRefs[0].port: port 8000 of Service default/qwen is UDP, not TCP"
+        ],
+    );
+    check(
+        &edited(
+            "          kind: InferencePool\n          name: vllm-qwen-pool",
+            "          kind: InferencePool\n          name: other",
+        ),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].name: there is no InferencePool default/other in this group"
+        ],
+    );
+    check(
+        &edited("- group: inference.networking.x-k8s.io\n", "- group: inference.networking.k8s.io\n"),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].name: there is no InferencePool default/vllm-qwen-pool in this group"
+        ],
+    );
+    check(
+        &edited("          kind: InferencePool\n", "          kind: Backend\n"),
+        &expect![[
+            r#"HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].kind: Backend of group "inference.networking.x-k8s.io" is not supported"#
+        ]],
+    );
+    check(
+        &edited("    - backendRefs:\n", "    - backendRefs:\n        - {name: qwen, port: 8000}\n"),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs: exactly one backend is supported, not 2"
+        ],
+    );
+}
+
+#[test]
+fn policies() {
+    let target = "kind: Gateway\n    name: qwen-inference-gateway";
+    check(
+        &edited(target, "kind: Gateway\n    name: other"),
+        &expect![
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.name: there is no Gateway default/other"
+        ],
+    );
+    check(
+        &edited(target, "kind: HTTPRoute\n    name: other"),
+        &expect![
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.name: there is no HTTPRoute default/other"
+        ],
+    );
+    check(
+        &edited(target, "kind: Service\n    name: qwen"),
+        &expect![
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.kind: Service is not supported, only Gateway and HTTPRoute"
+        ],
+    );
+    check(
+        &edited(target, &format!("{target}\n    sectionName: other")),
+        &expect![
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.sectionName: Gateway default/qwen-inference-gateway has no listener other"
+        ],
+    );
+    check(
+        &edited("  targetRef:\n    group: gateway.networking.k8s.io", "  targetRef:\n    group: \"\""),
+        &expect![[
+            r#"BackendTrafficPolicy default/backend-timeout: spec.targetRef.group: "" is not supported, only gateway.networking.k8s.io"#
+        ]],
+    );
+    check(
+        &edited(
+            "kind: Gateway\n    name: qwen-inference-gateway",
+            "kind: HTTPRoute\n    name: qwen-backend\n    sectionName: r",
+        ),
+        &expect![
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.sectionName: r: a policy on one rule is not supported"
+        ],
+    );
+    let second = "---\napiVersion: gateway.envoyproxy.io/v1alpha1\nkind: BackendTrafficPolicy\nmetadata: {name: second}\n";
+    let same = "spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: qwen-inference-gateway}]}\n";
+    check(
+        &(tutorial() + second + same),
+        &expect![
+            "BackendTrafficPolicy default/second: spec.targetRefs[0].name: default/backend-timeout targets it too"
+        ],
+    );
+    check(
+        &(tutorial() + second + "spec: {}\n"),
+        &expect![
+            "BackendTrafficPolicy default/second: spec.targetRefs: a policy without a target has no effect"
+        ],
+    );
+}

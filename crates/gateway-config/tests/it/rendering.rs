@@ -1,0 +1,232 @@
+//! What Envoy is told.
+
+use std::time::Duration;
+
+use expect_test::{expect, expect_file};
+use gateway_config::error::MissingBinding;
+use gateway_config::render::Rendered;
+use serde_json::Value;
+
+use crate::fixtures::{bindings, edited, plan, tutorial};
+
+fn render(yaml: &str) -> Rendered {
+    let plan = plan(yaml).unwrap();
+    Rendered::new(&plan, &bindings(&plan)).unwrap()
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap() + "\n"
+}
+
+/// The `idx`-th listener's connection manager.
+fn manager(rendered: &Rendered, idx: usize) -> &Value {
+    &rendered.static_equivalent["static_resources"]["listeners"][idx]["default_filter_chain"]["filters"][0]["typed_config"]
+}
+
+fn routes(rendered: &Rendered, listener_idx: usize) -> &Vec<Value> {
+    manager(rendered, listener_idx)["route_config"]["virtual_hosts"][0]["routes"].as_array().unwrap()
+}
+
+#[test]
+fn tutorial_static_equivalent() {
+    expect_file!["golden/tutorial-static.json"].assert_eq(&pretty(&render(&tutorial()).static_equivalent));
+}
+
+#[test]
+fn tutorial_files() {
+    let rendered = render(&tutorial());
+    expect_file!["golden/tutorial-bootstrap.json"].assert_eq(&pretty(&rendered.bootstrap));
+    let mut text = String::new();
+    for file in &rendered.files {
+        let resources = file.content["resources"].as_array().unwrap();
+        text += &format!("{}: {} resources, version in {}\n", file.name, resources.len(), file.version_stat);
+        assert_eq!(file.content["version_info"], file.version);
+    }
+    expect![[r#"
+        eds-httproute_default_qwen-backend_rule_0.json: 1 resources, version in cluster.httproute/default/qwen-backend/rule/0.version_text
+        eds-httproute_default_qwen-backend-no-inference_rule_0.json: 1 resources, version in cluster.httproute/default/qwen-backend-no-inference/rule/0.version_text
+        cds.json: 3 resources, version in cluster_manager.cds.version_text
+        lds.json: 2 resources, version in listener_manager.lds.version_text
+    "#]]
+    .assert_eq(&text);
+    expect_file!["golden/tutorial-eds.json"].assert_eq(&pretty(&rendered.files[0].content));
+}
+
+/// The watched files say the same as the static file that is validated in their place.
+#[test]
+fn files_and_static_equivalent_agree() {
+    let rendered = render(&tutorial());
+    let resources = |name: &str| -> Vec<Value> {
+        let file = rendered.files.iter().find(|file| file.name == name).unwrap();
+        file.content["resources"].as_array().unwrap().clone()
+    };
+    let without = |value: &Value, keys: &[&str]| {
+        let mut value = value.clone();
+        for key in keys {
+            value.as_object_mut().unwrap().shift_remove(*key);
+        }
+        value
+    };
+    let fixed = &rendered.static_equivalent["static_resources"];
+    for (idx, listener) in resources("lds.json").iter().enumerate() {
+        assert_eq!(without(listener, &["@type"]), fixed["listeners"][idx]);
+    }
+    let discovery = ["@type", "type", "eds_cluster_config", "load_assignment"];
+    for (idx, cluster) in resources("cds.json").iter().enumerate() {
+        assert_eq!(without(cluster, &discovery), without(&fixed["clusters"][idx], &discovery));
+    }
+    let assignment = resources("eds-httproute_default_qwen-backend_rule_0.json");
+    assert_eq!(without(&assignment[0], &["@type"]), fixed["clusters"][0]["load_assignment"]);
+}
+
+#[test]
+fn a_version_changes_with_its_resources_only() {
+    let plan = plan(&tutorial()).unwrap();
+    let mut bindings = bindings(&plan);
+    let before = Rendered::new(&plan, &bindings).unwrap();
+    bindings.endpoints.get_mut("httproute/default/qwen-backend/rule/0").unwrap().pop();
+    let after = Rendered::new(&plan, &bindings).unwrap();
+    let changed: Vec<&str> = before
+        .files
+        .iter()
+        .zip(&after.files)
+        .filter(|(before, after)| before.version != after.version)
+        .map(|(_, after)| after.name.as_str())
+        .collect();
+    assert_eq!(changed, ["eds-httproute_default_qwen-backend_rule_0.json"]);
+}
+
+#[test]
+fn without_a_policy_no_timeout_is_set() {
+    let policy = "requestTimeout: 1h";
+    let rendered = render(&edited(policy, "{}"));
+    for listener_idx in 0..2 {
+        let route = &routes(&rendered, listener_idx)[0]["route"];
+        assert!(route.get("timeout").is_none() && route.get("idle_timeout").is_none());
+    }
+    let rendered = render(&tutorial());
+    let route = &routes(&rendered, 0)[0]["route"];
+    assert_eq!((route["timeout"].as_str(), route["idle_timeout"].as_str()), (Some("3600s"), Some("3600s")));
+}
+
+#[test]
+fn the_nearest_timeout_wins() {
+    let timeout =
+        |yaml: &str, listener_idx: usize| plan(yaml).unwrap().listeners[listener_idx].routes[0].timeout;
+    let rule = "      matches:\n        - path:";
+    let by_rule = edited(rule, &format!("      timeouts:\n        request: 250ms\n{rule}"));
+    assert_eq!(timeout(&by_rule, 1), Some(Duration::from_millis(250)));
+    assert_eq!(timeout(&by_rule, 0), Some(Duration::from_secs(3600)));
+    let rendered = render(&by_rule);
+    let route = &routes(&rendered, 1)[0]["route"];
+    assert_eq!((route["timeout"].as_str(), route["idle_timeout"].as_str()), (Some("0.250s"), Some("3600s")));
+
+    let policy = |target: &str, timeout: &str| {
+        format!(
+            "---\napiVersion: gateway.envoyproxy.io/v1alpha1\nkind: BackendTrafficPolicy\n\
+             metadata: {{name: nearer-{timeout}}}\nspec:\n  timeout: {{http: {{requestTimeout: {timeout}}}}}\n  \
+             targetRefs: [{{group: gateway.networking.k8s.io, {target}}}]\n"
+        )
+    };
+    let on_listener =
+        tutorial() + &policy("kind: Gateway, name: qwen-inference-gateway, sectionName: http", "2s");
+    assert_eq!(timeout(&on_listener, 0), Some(Duration::from_secs(2)));
+    assert_eq!(timeout(&on_listener, 1), Some(Duration::from_secs(3600)));
+    let on_route = on_listener + &policy("kind: HTTPRoute, name: qwen-backend-no-inference", "3s");
+    assert_eq!(timeout(&on_route, 0), Some(Duration::from_secs(3)));
+}
+
+#[test]
+fn a_pool_that_fails_open_is_buffered() {
+    let open = "    name: inference-gateway-ext-proc\n    failureMode: FailOpen";
+    let rendered = render(&edited("    name: inference-gateway-ext-proc", open));
+    let listeners = &rendered.static_equivalent["static_resources"]["listeners"];
+    assert_eq!(listeners[1]["per_connection_buffer_limit_bytes"], 50 << 20);
+    assert!(listeners[0].get("per_connection_buffer_limit_bytes").is_none());
+    let filter = &manager(&rendered, 1)["http_filters"][0]["typed_config"];
+    expect![[r#"
+        {
+          "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+          "grpc_service": {
+            "envoy_grpc": {
+              "cluster_name": "envoy.clusters.endpointpicker_vllm-qwen-pool_default_ext_proc"
+            }
+          },
+          "failure_mode_allow": true,
+          "message_timeout": "2s",
+          "processing_mode": {
+            "request_header_mode": "SEND",
+            "request_body_mode": "BUFFERED",
+            "response_header_mode": "SEND",
+            "response_body_mode": "STREAMED"
+          },
+          "metadata_options": {
+            "forwarding_namespaces": {
+              "untyped": [
+                "envoy.lb",
+                "envoy.lb.subset_hint"
+              ]
+            },
+            "receiving_namespaces": {
+              "untyped": [
+                "envoy.lb"
+              ]
+            }
+          }
+        }
+    "#]]
+    .assert_eq(&pretty(filter));
+}
+
+#[test]
+fn paths_are_ordered_by_precedence() {
+    let matches = "      matches:\n        - path:\n            type: PathPrefix\n            value: /\n";
+    let several = "      matches:\n        - path: {type: PathPrefix, value: /v1/}\n        - path: {value: /v1/chat}\n        \
+                   - path: {type: RegularExpression, value: /v1/.*}\n        - path: {type: Exact, value: /health}\n        - {}\n";
+    let rendered = render(&edited(matches, several));
+    let seen: Vec<String> = routes(&rendered, 1)
+        .iter()
+        .map(|route| format!("{} {}", route["name"].as_str().unwrap(), route["match"]))
+        .collect();
+    expect![[r#"
+        httproute/default/qwen-backend/rule/0/match/3/* {"path":"/health"}
+        httproute/default/qwen-backend/rule/0/match/2/* {"safe_regex":{"regex":"/v1/.*"}}
+        httproute/default/qwen-backend/rule/0/match/1/* {"path_separated_prefix":"/v1/chat"}
+        httproute/default/qwen-backend/rule/0/match/0/* {"path_separated_prefix":"/v1"}
+        httproute/default/qwen-backend/rule/0/match/4/* {"prefix":"/"}"#]]
+    .assert_eq(&seen.join("\n"));
+}
+
+#[test]
+fn hosts_are_virtual_hosts_and_a_route_without_section_is_on_every_listener() {
+    let yaml = edited("      sectionName: llm-gw\n", "").replacen(
+        "  rules:\n",
+        "  hostnames: [llm.example.com]\n  rules:\n",
+        1,
+    );
+    let rendered = render(&yaml);
+    let names = |listener_idx: usize| -> Vec<String> {
+        let hosts =
+            manager(&rendered, listener_idx)["route_config"]["virtual_hosts"].as_array().unwrap().clone();
+        hosts.iter().map(|host| format!("{} {}", host["name"].as_str().unwrap(), host["domains"])).collect()
+    };
+    assert_eq!(
+        names(0),
+        [
+            r#"default/qwen-inference-gateway/http/llm_example_com ["llm.example.com"]"#,
+            r#"default/qwen-inference-gateway/http/* ["*"]"#
+        ]
+    );
+    assert_eq!(names(1), [r#"default/qwen-inference-gateway/llm-gw/llm_example_com ["llm.example.com"]"#]);
+}
+
+#[test]
+fn a_missing_binding_is_an_error() {
+    let plan = plan(&tutorial()).unwrap();
+    let mut no_picker = bindings(&plan);
+    no_picker.pickers.clear();
+    assert!(matches!(Rendered::new(&plan, &no_picker), Err(MissingBinding::Picker(_))));
+    let mut no_port = bindings(&plan);
+    no_port.listener_ports.clear();
+    assert!(matches!(Rendered::new(&plan, &no_port), Err(MissingBinding::Listener(_))));
+}
