@@ -1,1 +1,121 @@
-//! (being written)
+//! Which of its nodes an endpoint used last: a map from nodes to a list in order of use.
+
+use std::num::NonZeroU32;
+
+use hashbrown::HashTable;
+
+use crate::tree::NodeId;
+
+/// Position in `entries`, plus one, so that an absent link costs nothing.
+type Link = Option<NonZeroU32>;
+
+/// Each node at most once, from the coldest to the hottest. Every operation is O(1).
+#[derive(Debug, Default)]
+pub(crate) struct Recency {
+    positions: HashTable<NonZeroU32>,
+    entries: Vec<Entry>,
+    free: Vec<NonZeroU32>,
+    coldest: Link,
+    hottest: Link,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    node: NodeId,
+    colder: Link,
+    hotter: Link,
+}
+
+impl Recency {
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        self.find(node).is_some()
+    }
+
+    pub(crate) fn coldest(&self) -> Option<NodeId> {
+        self.coldest.map(|position| self.entry(position).node)
+    }
+
+    /// Makes `node` the hottest, whether it was there or not.
+    pub(crate) fn touch(&mut self, node: NodeId) {
+        let position = match self.find(node) {
+            Some(position) => {
+                self.unlink(position);
+                position
+            }
+            None => self.allocate(node),
+        };
+        let colder = self.hottest.replace(position);
+        *self.entry_mut(position) = Entry { node, colder, hotter: None };
+        match colder {
+            Some(colder) => self.entry_mut(colder).hotter = Some(position),
+            None => self.coldest = Some(position),
+        }
+    }
+
+    /// Adds `node`, which is not there, as the coldest.
+    pub(crate) fn insert_coldest(&mut self, node: NodeId) {
+        debug_assert!(!self.contains(node), "a node has one place in the order of use");
+        let position = self.allocate(node);
+        let hotter = self.coldest.replace(position);
+        *self.entry_mut(position) = Entry { node, colder: None, hotter };
+        match hotter {
+            Some(hotter) => self.entry_mut(hotter).colder = Some(position),
+            None => self.hottest = Some(position),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, node: NodeId) {
+        let Self { positions, entries, .. } = self;
+        let entry =
+            positions.find_entry(node.hash(), |position| entries[position.get() as usize - 1].node == node);
+        if let Ok(entry) = entry {
+            let (position, _) = entry.remove();
+            self.unlink(position);
+            self.free.push(position);
+        }
+    }
+
+    fn find(&self, node: NodeId) -> Link {
+        self.positions.find(node.hash(), |position| self.entry(*position).node == node).copied()
+    }
+
+    fn allocate(&mut self, node: NodeId) -> NonZeroU32 {
+        let entry = Entry { node, colder: None, hotter: None };
+        let position = match self.free.pop() {
+            Some(position) => {
+                *self.entry_mut(position) = entry;
+                position
+            }
+            None => {
+                self.entries.push(entry);
+                let position = u32::try_from(self.entries.len()).expect("nodes are numbered by u32");
+                NonZeroU32::new(position).expect("an entry was just added")
+            }
+        };
+        let Self { positions, entries, .. } = self;
+        positions.insert_unique(node.hash(), position, |position| {
+            entries[position.get() as usize - 1].node.hash()
+        });
+        position
+    }
+
+    fn unlink(&mut self, position: NonZeroU32) {
+        let Entry { node: _, colder, hotter } = *self.entry(position);
+        match colder {
+            Some(colder) => self.entry_mut(colder).hotter = hotter,
+            None => self.coldest = hotter,
+        }
+        match hotter {
+            Some(hotter) => self.entry_mut(hotter).colder = colder,
+            None => self.hottest = colder,
+        }
+    }
+
+    fn entry(&self, position: NonZeroU32) -> &Entry {
+        &self.entries[position.get() as usize - 1]
+    }
+
+    fn entry_mut(&mut self, position: NonZeroU32) -> &mut Entry {
+        &mut self.entries[position.get() as usize - 1]
+    }
+}

@@ -1,1 +1,370 @@
-//! (being written)
+//! A radix tree over chains: a node is a run of blocks that the same endpoints hold.
+//!
+//! ```text
+//! A holds [1 2 3 4 5 6], B holds [1 2 3 7]:      {1 2 3: A B} ─┬─ {4 5 6: A}
+//!                                                              └─ {7: B}
+//! ```
+//! What an endpoint holds is closed under prefixes, so the holders of a node are among those of its parent. A hash names
+//! its whole prefix, so one table finds any child by its first hash. An endpoint forgets leaves first: a node is always
+//! hotter for it than the nodes below. A node may be missing in an endpoint's order of use; then the endpoint holds
+//! exactly one of its children, and the node takes its place, the coldest, when that child is forgotten.
+
+use hashbrown::HashTable;
+
+use crate::{
+    chain::{BlockHash, Chain},
+    endpoint::EndpointId,
+    holders::Holders,
+    index::Stats,
+    matches::Matches,
+    recency::Recency,
+};
+
+/// Position of a node in the tree; positions are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeId(u32);
+
+#[derive(Debug)]
+struct Node {
+    /// Never empty while the node is in use; empty while its position is free.
+    hashes: Box<[BlockHash]>,
+    parent: Option<NodeId>,
+    n_children: u32,
+    holders: Holders,
+}
+
+/// What one slot holds, and for whom.
+#[derive(Debug, Default)]
+struct Holding {
+    generation: u32,
+    /// False once the endpoint was removed, until a later one takes the slot.
+    live: bool,
+    n_blocks: u64,
+    recency: Recency,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// Bound of each slot, in blocks.
+    capacity: u64,
+    nodes: Vec<Node>,
+    free: Vec<NodeId>,
+    /// Every node, by its first hash.
+    by_first_hash: HashTable<NodeId>,
+    /// By slot.
+    holdings: Vec<Holding>,
+    stats: Stats,
+    /// The path of the insertion at hand, kept for its memory.
+    path: Vec<NodeId>,
+}
+
+// === impl NodeId ===
+
+impl NodeId {
+    /// Positions are dense, so spreading them over the high bits, which the table reads first, is enough.
+    pub(crate) fn hash(self) -> u64 {
+        u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
+}
+
+// === impl Tree ===
+
+impl Tree {
+    pub(crate) fn new(capacity: u64) -> Self {
+        Self {
+            capacity,
+            nodes: Vec::new(),
+            free: Vec::new(),
+            by_first_hash: HashTable::new(),
+            holdings: Vec::new(),
+            stats: Stats::default(),
+            path: Vec::new(),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    pub(crate) fn held_blocks(&self, endpoint: EndpointId) -> u64 {
+        match self.holdings.get(endpoint.slot() as usize) {
+            Some(holding) if holding.generation == endpoint.generation() => holding.n_blocks,
+            Some(_) | None => 0,
+        }
+    }
+
+    /// Reports each endpoint once, where it leaves the chain: no work for endpoints that hold nothing of it.
+    pub(crate) fn longest_match(&self, chain: &Chain, matches: &mut Matches) {
+        matches.reset(self.holdings.len());
+        let hashes = chain.hashes();
+        let mut depth = 0;
+        let mut parent: Option<NodeId> = None;
+        while let Some(node_id) = self.child(parent, hashes.get(depth)) {
+            let node = self.node(node_id);
+            if let Some(parent) = parent {
+                let leaving = &self.node(parent).holders;
+                leaving.for_each_not_in(&node.holders, |slot| self.report(matches, slot, depth));
+            }
+            let common = common_len(&node.hashes, &hashes[depth..]);
+            depth += common;
+            parent = Some(node_id);
+            if common < node.hashes.len() {
+                break;
+            }
+        }
+        if let Some(last) = parent {
+            self.node(last).holders.iter().for_each(|slot| self.report(matches, slot, depth));
+        }
+    }
+
+    /// Notes that `endpoint` holds `chain`, as its hottest, and forgets its coldest beyond the capacity.
+    pub(crate) fn insert(&mut self, chain: &Chain, endpoint: EndpointId) {
+        if !self.admit(endpoint) {
+            self.stats.n_stale_insertions += 1;
+            return;
+        }
+        let slot = endpoint.slot();
+        let mut path = std::mem::take(&mut self.path);
+        self.hold_path(chain.hashes(), slot, &mut path);
+        // From the end, so that each node ends up hotter than those below it.
+        let recency = &mut self.holdings[slot as usize].recency;
+        path.iter().rev().for_each(|node| recency.touch(*node));
+        path.clear();
+        self.path = path;
+        self.evict(slot);
+    }
+
+    /// Forgets up to `n_nodes` nodes of `endpoint`; returns true when nothing is left.
+    pub(crate) fn remove_endpoint(&mut self, endpoint: EndpointId, n_nodes: usize) -> bool {
+        let slot = endpoint.slot();
+        self.make_slot(slot);
+        let holding = &mut self.holdings[slot as usize];
+        if holding.generation > endpoint.generation() {
+            return true;
+        }
+        holding.generation = endpoint.generation();
+        holding.live = false;
+        for _ in 0..n_nodes {
+            if !self.forget_coldest(slot) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Makes `endpoint` the owner of its slot. Returns false if it was removed, or a later one has the slot.
+    fn admit(&mut self, endpoint: EndpointId) -> bool {
+        self.make_slot(endpoint.slot());
+        let holding = &self.holdings[endpoint.slot() as usize];
+        match endpoint.generation().cmp(&holding.generation) {
+            std::cmp::Ordering::Less => false,
+            std::cmp::Ordering::Equal => holding.live,
+            std::cmp::Ordering::Greater => {
+                while self.forget_coldest(endpoint.slot()) {}
+                let holding = &mut self.holdings[endpoint.slot() as usize];
+                holding.generation = endpoint.generation();
+                holding.live = true;
+                true
+            }
+        }
+    }
+
+    fn make_slot(&mut self, slot: u32) {
+        while self.holdings.len() <= slot as usize {
+            self.holdings.push(Holding { live: true, ..Holding::default() });
+        }
+    }
+
+    /// Adds `slot` to every node of the chain, making nodes where there are none, and lists them from the root.
+    fn hold_path(&mut self, hashes: &[BlockHash], slot: u32, path: &mut Vec<NodeId>) {
+        let mut depth = 0;
+        let mut parent = None;
+        while let Some(mut node_id) = self.child(parent, hashes.get(depth)) {
+            let common = common_len(&self.node(node_id).hashes, &hashes[depth..]);
+            let ends_inside = common < self.node(node_id).hashes.len();
+            let holds_it_already = self.node(node_id).holders.contains(slot);
+            // A chain that ends inside a node that is held anyway needs no border there.
+            if ends_inside && !(holds_it_already && depth + common == hashes.len()) {
+                node_id = self.split(node_id, common);
+            }
+            self.hold(node_id, slot);
+            path.push(node_id);
+            depth += common;
+            parent = Some(node_id);
+        }
+        let rest = &hashes[depth..];
+        match parent {
+            _ if rest.is_empty() => {}
+            Some(leaf) if self.can_extend(leaf, slot) => self.extend(leaf, rest, slot),
+            Some(_) | None => {
+                let leaf = self.add_node(rest, parent);
+                self.hold(leaf, slot);
+                path.push(leaf);
+            }
+        }
+    }
+
+    /// The next turn of a conversation makes its leaf longer, where nobody else is concerned.
+    fn can_extend(&self, leaf: NodeId, slot: u32) -> bool {
+        let leaf = self.node(leaf);
+        leaf.n_children == 0 && leaf.holders.is_only(slot)
+    }
+
+    fn extend(&mut self, leaf: NodeId, rest: &[BlockHash], slot: u32) {
+        let node = self.node_mut(leaf);
+        node.hashes = [&node.hashes, rest].concat().into_boxed_slice();
+        self.stats.n_blocks += rest.len() as u64;
+        self.count_held(slot, rest.len());
+    }
+
+    fn evict(&mut self, slot: u32) {
+        loop {
+            let holding = &self.holdings[slot as usize];
+            let Some(excess) = holding.n_blocks.checked_sub(self.capacity).filter(|excess| *excess > 0)
+            else {
+                return;
+            };
+            let coldest =
+                holding.recency.coldest().expect("an endpoint that holds blocks has a coldest node");
+            let len = self.node(coldest).hashes.len();
+            let n_evicted = usize::try_from(excess).map_or(len, |excess| excess.min(len));
+            if n_evicted < len {
+                self.split(coldest, len - n_evicted);
+            }
+            self.stats.n_evicted_blocks += n_evicted as u64;
+            self.forget_coldest(slot);
+        }
+    }
+
+    /// Takes the coldest node from `slot`. Returns false if it holds none.
+    fn forget_coldest(&mut self, slot: u32) -> bool {
+        let holding = &mut self.holdings[slot as usize];
+        let Some(node_id) = holding.recency.coldest() else { return false };
+        holding.recency.remove(node_id);
+        let node = &mut self.nodes[node_id.0 as usize];
+        let parent = node.parent;
+        node.holders.remove(slot);
+        let len = node.hashes.len();
+        holding.n_blocks -= len as u64;
+        if let Some(parent) = parent.filter(|parent| !holding.recency.contains(*parent)) {
+            holding.recency.insert_coldest(parent);
+        }
+        self.stats.n_held_blocks -= len as u64;
+        if holding.n_blocks == 0 {
+            self.stats.n_endpoints -= 1;
+        }
+        if self.node(node_id).holders.is_empty() {
+            self.free_node(node_id);
+        }
+        true
+    }
+
+    fn hold(&mut self, node_id: NodeId, slot: u32) {
+        let node = self.node_mut(node_id);
+        if node.holders.insert(slot) {
+            let len = node.hashes.len();
+            self.count_held(slot, len);
+        }
+    }
+
+    fn count_held(&mut self, slot: u32, n_blocks: usize) {
+        let holding = &mut self.holdings[slot as usize];
+        if holding.n_blocks == 0 {
+            self.stats.n_endpoints += 1;
+        }
+        holding.n_blocks += n_blocks as u64;
+        self.stats.n_held_blocks += n_blocks as u64;
+    }
+
+    /// Cuts a node before its hash number `at`; returns the new node, the upper part. The lower part stays what it
+    /// was for its children and in the order of use.
+    fn split(&mut self, lower: NodeId, at: usize) -> NodeId {
+        let old_first = self.node(lower).hashes[0];
+        let entry = self.by_first_hash.find_entry(old_first.get(), |node| *node == lower);
+        entry.expect("every node is in the table").remove();
+        let node = self.node_mut(lower);
+        let (upper_hashes, lower_hashes) = node.hashes.split_at(at);
+        let (upper_hashes, lower_hashes): (Box<[_]>, Box<[_]>) = (upper_hashes.into(), lower_hashes.into());
+        let upper =
+            Node { hashes: upper_hashes, parent: node.parent, n_children: 1, holders: node.holders.clone() };
+        node.hashes = lower_hashes;
+        let upper = self.place(upper);
+        self.node_mut(lower).parent = Some(upper);
+        self.list(upper);
+        self.list(lower);
+        upper
+    }
+
+    fn add_node(&mut self, hashes: &[BlockHash], parent: Option<NodeId>) -> NodeId {
+        let node =
+            self.place(Node { hashes: hashes.into(), parent, n_children: 0, holders: Holders::none() });
+        self.list(node);
+        if let Some(parent) = parent {
+            self.node_mut(parent).n_children += 1;
+        }
+        self.stats.n_blocks += hashes.len() as u64;
+        node
+    }
+
+    fn place(&mut self, node: Node) -> NodeId {
+        self.stats.n_nodes += 1;
+        match self.free.pop() {
+            Some(free) => {
+                *self.node_mut(free) = node;
+                free
+            }
+            None => {
+                self.nodes.push(node);
+                NodeId(u32::try_from(self.nodes.len() - 1).expect("the capacity keeps nodes below 2^32"))
+            }
+        }
+    }
+
+    fn list(&mut self, node: NodeId) {
+        let Self { by_first_hash, nodes, .. } = self;
+        let first = |node: &NodeId| nodes[node.0 as usize].hashes[0].get();
+        by_first_hash.insert_unique(first(&node), node, first);
+    }
+
+    fn free_node(&mut self, node_id: NodeId) {
+        let first = self.node(node_id).hashes[0];
+        let entry = self.by_first_hash.find_entry(first.get(), |node| *node == node_id);
+        entry.expect("every node is in the table").remove();
+        let node = self.node_mut(node_id);
+        debug_assert_eq!(node.n_children, 0, "holders of a child hold its parent");
+        let hashes = std::mem::take(&mut node.hashes);
+        if let Some(parent) = node.parent.take() {
+            self.node_mut(parent).n_children -= 1;
+        }
+        self.stats.n_blocks -= hashes.len() as u64;
+        self.stats.n_nodes -= 1;
+        self.free.push(node_id);
+    }
+
+    /// The node under `parent` that starts with `first`. Comparing the parent makes colliding hashes harmless.
+    fn child(&self, parent: Option<NodeId>, first: Option<&BlockHash>) -> Option<NodeId> {
+        let first = first?;
+        let is_it = |node: &NodeId| {
+            let node = self.node(*node);
+            node.hashes[0] == *first && node.parent == parent
+        };
+        self.by_first_hash.find(first.get(), is_it).copied()
+    }
+
+    fn report(&self, matches: &mut Matches, slot: u32, n_blocks: usize) {
+        let endpoint = EndpointId::new(slot, self.holdings[slot as usize].generation);
+        matches.add(endpoint, u32::try_from(n_blocks).expect("chains are counted by u32"));
+    }
+
+    fn node(&self, node: NodeId) -> &Node {
+        &self.nodes[node.0 as usize]
+    }
+
+    fn node_mut(&mut self, node: NodeId) -> &mut Node {
+        &mut self.nodes[node.0 as usize]
+    }
+}
+
+fn common_len(a: &[BlockHash], b: &[BlockHash]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}

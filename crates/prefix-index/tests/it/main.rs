@@ -1,0 +1,8 @@
+//! Behaviour of the prefix index at its boundary.
+
+mod concurrency;
+mod fixtures;
+mod memory;
+mod model;
+mod schedule;
+mod tutorial;

@@ -1,0 +1,68 @@
+//! What the index allocates.
+
+use prefix_index::matches::Matches;
+
+use crate::fixtures::{chain, endpoint, index, noise};
+
+const LEN: usize = 128 << 10;
+
+#[test]
+fn lookups_allocate_nothing() {
+    let index = index(1_000_000);
+    let text = noise(LEN, 1);
+    for slot in 0..200 {
+        let mut own = text[..600 * slot as usize].to_vec();
+        own.extend(noise(1000, 100 + u64::from(slot)));
+        index.insert(&chain(&own), endpoint(slot));
+    }
+    let chain = chain(&text);
+    let mut matches = Matches::new();
+    // Negative control: the first answer makes room for itself.
+    let first = allocation_counter::measure(|| index.longest_match(&chain, &mut matches));
+    assert!(first.count_total > 0);
+    let second = allocation_counter::measure(|| index.longest_match(&chain, &mut matches));
+    assert_eq!(second.count_total, 0);
+    assert_eq!(matches.iter().count(), 199, "slot 0 shares no block with the text");
+}
+
+#[test]
+fn a_128_kib_prompt_takes_under_16_kib() {
+    let index = index(1_000_000);
+    let chains: Vec<_> = (0..200).map(|seed| chain(noise(LEN, seed))).collect();
+    let taken = allocation_counter::measure(|| {
+        chains.iter().zip(0..).for_each(|(chain, n)| index.insert(chain, endpoint(n % 10)));
+    });
+    let per_prompt = taken.bytes_current / 200;
+    assert!((576 * 8..16 << 10).contains(&per_prompt), "{per_prompt} bytes");
+}
+
+/// A tenth of ten million blocks within a tenth of a gigabyte, as prompts that leave a shared start after 2 KiB and add
+/// 2 KiB of their own: 64 blocks each.
+#[test]
+fn a_million_blocks_take_under_100_mb() {
+    let index = index(1_000_000);
+    let shared = noise(2048, 0);
+    let mut n = 0u32;
+    let taken = allocation_counter::measure(|| {
+        while index.stats().n_blocks < 1_000_000 {
+            let text = [&shared[..], &noise(2048, 1 + u64::from(n))].concat();
+            index.insert(&chain(text), endpoint(n % 50));
+            n += 1;
+        }
+    });
+    assert!((8_000_000..100_000_000).contains(&taken.bytes_current), "{} bytes", taken.bytes_current);
+}
+
+#[test]
+fn a_full_endpoint_stays_in_its_memory() {
+    let index = index(20_000);
+    let fill = |from: u64| {
+        for seed in from..from + 300 {
+            index.insert(&chain(noise(8192, seed)), endpoint(0));
+        }
+    };
+    let filled = allocation_counter::measure(|| fill(0));
+    let later = allocation_counter::measure(|| fill(1000));
+    assert!(filled.bytes_current > 100_000);
+    assert!(later.bytes_current < filled.bytes_current / 10, "{} more bytes", later.bytes_current);
+}
