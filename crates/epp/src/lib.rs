@@ -1,1 +1,32 @@
 //! Endpoint picker: Envoy ext_proc server that picks a pod by prefix and load.
+//!
+//! ```text
+//! server (tonic) → exchange (one stream, pure) → director → candidates ◄─ scrape
+//!                     └ body, reply                  └ prefix index, policy, explain, metrics, log
+//! ```
+
+pub mod cli;
+
+pub mod server;
+
+pub mod director;
+
+pub mod exchange;
+
+pub mod scrape;
+
+pub mod candidates;
+
+pub mod reply;
+
+pub mod inquiry;
+
+pub mod refusal;
+
+pub mod body;
+
+pub mod explain;
+
+pub mod metrics;
+
+pub mod log;

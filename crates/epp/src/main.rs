@@ -1,1 +1,7 @@
-fn main() {}
+//! Endpoint picker: Envoy ext_proc server that picks a pod by prefix and load.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    epp::cli::main()
+}

@@ -1,0 +1,433 @@
+//! Incremental JSON lexer: bytes in as they arrive, events out, the whole grammar checked (RFC 8259).
+//!
+//! ```text
+//! Value ─► String │ Number │ Literal ─► AfterValue ─► (',' Key ─► Colon ─► Value) │ close ─► AfterValue
+//! ```
+//! It holds no text: a string's content is lent from the chunk, escapes come one character at a time. It must not
+//! know what the document means.
+
+use super::BodyError;
+
+/// Deepest nesting of arrays and objects (serde_json's `recursion_limit` default).
+pub(crate) const MAX_DEPTH: u32 = 128;
+
+/// One step of the document. Text between a start and an end belongs to that string or key.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Event<'a> {
+    Open(Container),
+    Close(Container),
+    KeyStart,
+    KeyEnd,
+    /// `at`: offset of the opening quote in the body.
+    StringStart {
+        at: usize,
+    },
+    /// `end`: offset behind the closing quote.
+    StringEnd {
+        end: usize,
+    },
+    /// Part of the current string or key, free of escapes.
+    Text(&'a [u8]),
+    /// One unescaped character of the current string or key; a lone surrogate is U+FFFD.
+    Char(char),
+    /// The value when it is an integer of 32 bits without sign, fraction or exponent.
+    Number(Option<u32>),
+    /// `true`, `false` or `null`.
+    Literal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Container {
+    Array,
+    Object,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lexer {
+    state: State,
+    /// One bit per open container, the innermost lowest: 1 = object.
+    containers: u128,
+    depth: u32,
+    /// Offset in the body of the next byte.
+    offset: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Value,
+    /// Behind `[`: a value or `]`.
+    FirstElement,
+    /// Behind `{`: a key or `}`.
+    FirstKey,
+    /// Behind `,` in an object.
+    Key,
+    Colon,
+    AfterValue,
+    Str(Owner),
+    Escape(Owner),
+    Unicode(Owner, Unicode),
+    /// A high surrogate was read; its other half may follow.
+    Surrogate(Owner, u16),
+    /// The same, and a backslash behind it.
+    SurrogateEscape(Owner, u16),
+    Number(NumberPart, Option<u32>),
+    /// The bytes that must follow.
+    Literal(&'static [u8]),
+}
+
+/// What a string is.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Key,
+    Value,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unicode {
+    n_digits: u8,
+    code: u16,
+    /// The high surrogate in front of this escape.
+    high: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum NumberPart {
+    Minus,
+    Zero,
+    Integer,
+    Point,
+    Fraction,
+    ExponentMark,
+    ExponentSign,
+    Exponent,
+}
+
+impl Lexer {
+    pub(crate) fn new() -> Self {
+        Self { state: State::Value, containers: 0, depth: 0, offset: 0 }
+    }
+
+    /// The next event of `chunk`, which is shortened by what was read; `None` when the chunk is used up.
+    ///
+    /// # Errors
+    /// The first byte that JSON does not allow where it stands.
+    pub(crate) fn next<'a>(&mut self, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, BodyError> {
+        while let Some(&byte) = chunk.first() {
+            let event = match self.state {
+                State::Str(owner) => self.string(owner, chunk)?,
+                State::Surrogate(owner, high) => self.surrogate(owner, high, byte, chunk),
+                State::Number(part, value) => self.number(part, value, byte, chunk)?,
+                State::Escape(owner) => {
+                    self.take(chunk);
+                    self.escape(owner, byte)?
+                }
+                State::SurrogateEscape(owner, high) => self.surrogate_escape(owner, high, byte, chunk),
+                State::Unicode(owner, unicode) => {
+                    self.take(chunk);
+                    self.unicode(owner, unicode, byte)?
+                }
+                State::Literal(rest) => {
+                    self.take(chunk);
+                    self.literal(rest, byte)?
+                }
+                State::Value
+                | State::FirstElement
+                | State::FirstKey
+                | State::Key
+                | State::Colon
+                | State::AfterValue => {
+                    self.take(chunk);
+                    if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') { None } else { self.structure(byte)? }
+                }
+            };
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+        Ok(None)
+    }
+
+    /// # Errors
+    /// When the document is not complete.
+    pub(crate) fn finish(&self) -> Result<(), BodyError> {
+        let complete = match self.state {
+            State::AfterValue => self.depth == 0,
+            State::Number(part, _) => self.depth == 0 && part.may_end(),
+            State::Value
+            | State::FirstElement
+            | State::FirstKey
+            | State::Key
+            | State::Colon
+            | State::Str(_)
+            | State::Escape(_)
+            | State::Unicode(..)
+            | State::Surrogate(..)
+            | State::SurrogateEscape(..)
+            | State::Literal(_) => false,
+        };
+        if complete {
+            return Ok(());
+        }
+        Err(BodyError::Syntax { offset: self.offset, problem: "the document ends too early" })
+    }
+
+    fn take(&mut self, chunk: &mut &[u8]) {
+        *chunk = &chunk[1..];
+        self.offset += 1;
+    }
+
+    /// A fault at the byte that was read last.
+    fn fault(&self, problem: &'static str) -> BodyError {
+        BodyError::Syntax { offset: self.offset.saturating_sub(1), problem }
+    }
+
+    fn structure(&mut self, byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+        match (self.state, byte) {
+            (State::FirstElement, b']') => self.close(Container::Array),
+            (State::Value | State::FirstElement, _) => self.value(byte),
+            (State::FirstKey, b'}') => self.close(Container::Object),
+            (State::FirstKey | State::Key, b'"') => {
+                self.state = State::Str(Owner::Key);
+                Ok(Some(Event::KeyStart))
+            }
+            (State::FirstKey | State::Key, _) => Err(self.fault("expected a key in double quotes")),
+            (State::Colon, b':') => {
+                self.state = State::Value;
+                Ok(None)
+            }
+            (State::Colon, _) => Err(self.fault("expected `:`")),
+            (_, b',') if self.depth > 0 => {
+                self.state = match self.innermost() {
+                    Container::Array => State::Value,
+                    Container::Object => State::Key,
+                };
+                Ok(None)
+            }
+            (_, b']') if self.depth > 0 => self.close(Container::Array),
+            (_, b'}') if self.depth > 0 => self.close(Container::Object),
+            _ if self.depth == 0 => Err(self.fault("more than one document")),
+            _ => Err(self.fault("expected `,` or a closing bracket")),
+        }
+    }
+
+    fn value(&mut self, byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+        self.state = match byte {
+            b'{' => return self.open(Container::Object),
+            b'[' => return self.open(Container::Array),
+            b'"' => {
+                self.state = State::Str(Owner::Value);
+                return Ok(Some(Event::StringStart { at: self.offset - 1 }));
+            }
+            b'-' => State::Number(NumberPart::Minus, None),
+            b'0' => State::Number(NumberPart::Zero, Some(0)),
+            b'1'..=b'9' => State::Number(NumberPart::Integer, Some(u32::from(byte - b'0'))),
+            b't' => State::Literal(b"rue"),
+            b'f' => State::Literal(b"alse"),
+            b'n' => State::Literal(b"ull"),
+            _ => return Err(self.fault("expected a value")),
+        };
+        Ok(None)
+    }
+
+    fn open(&mut self, container: Container) -> Result<Option<Event<'static>>, BodyError> {
+        if self.depth == MAX_DEPTH {
+            return Err(BodyError::Depth { offset: self.offset - 1, limit: MAX_DEPTH });
+        }
+        self.depth += 1;
+        (self.containers, self.state) = match container {
+            Container::Array => (self.containers << 1, State::FirstElement),
+            Container::Object => (self.containers << 1 | 1, State::FirstKey),
+        };
+        Ok(Some(Event::Open(container)))
+    }
+
+    fn close(&mut self, container: Container) -> Result<Option<Event<'static>>, BodyError> {
+        if self.innermost() != container {
+            return Err(self.fault("mismatched closing bracket"));
+        }
+        self.depth -= 1;
+        self.containers >>= 1;
+        self.state = State::AfterValue;
+        Ok(Some(Event::Close(container)))
+    }
+
+    fn innermost(&self) -> Container {
+        if self.containers & 1 == 1 { Container::Object } else { Container::Array }
+    }
+
+    fn string<'a>(&mut self, owner: Owner, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, BodyError> {
+        let n_plain = plain_prefix(chunk);
+        if n_plain > 0 {
+            let (text, rest) = chunk.split_at(n_plain);
+            *chunk = rest;
+            self.offset += n_plain;
+            return Ok(Some(Event::Text(text)));
+        }
+        let byte = chunk[0];
+        self.take(chunk);
+        match byte {
+            b'"' => Ok(Some(self.end_string(owner))),
+            b'\\' => {
+                self.state = State::Escape(owner);
+                Ok(None)
+            }
+            _ => Err(self.fault("a control character inside a string must be escaped")),
+        }
+    }
+
+    fn end_string(&mut self, owner: Owner) -> Event<'static> {
+        match owner {
+            Owner::Key => {
+                self.state = State::Colon;
+                Event::KeyEnd
+            }
+            Owner::Value => {
+                self.state = State::AfterValue;
+                Event::StringEnd { end: self.offset }
+            }
+        }
+    }
+
+    fn escape(&mut self, owner: Owner, byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+        let char = match byte {
+            b'"' | b'\\' | b'/' => char::from(byte),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                self.state = State::Unicode(owner, Unicode { n_digits: 0, code: 0, high: None });
+                return Ok(None);
+            }
+            _ => return Err(self.fault("unknown escape")),
+        };
+        self.state = State::Str(owner);
+        Ok(Some(Event::Char(char)))
+    }
+
+    fn unicode(
+        &mut self,
+        owner: Owner,
+        unicode: Unicode,
+        byte: u8,
+    ) -> Result<Option<Event<'static>>, BodyError> {
+        let Some(digit) = char::from(byte).to_digit(16).and_then(|digit| u16::try_from(digit).ok()) else {
+            return Err(self.fault("expected four hexadecimal digits"));
+        };
+        let Unicode { n_digits, code, high } = unicode;
+        let code = code << 4 | digit;
+        if n_digits < 3 {
+            self.state = State::Unicode(owner, Unicode { n_digits: n_digits + 1, code, high });
+            return Ok(None);
+        }
+        self.state = State::Str(owner);
+        let char = match (high, code) {
+            (Some(high), 0xDC00..=0xDFFF) => {
+                let code = 0x10000 + (u32::from(high - 0xD800) << 10) + u32::from(code - 0xDC00);
+                char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+            }
+            (_, 0xD800..=0xDBFF) => {
+                self.state = State::Surrogate(owner, code);
+                return Ok(high.map(|_| Event::Char(char::REPLACEMENT_CHARACTER)));
+            }
+            (_, code) => char::from_u32(u32::from(code)).unwrap_or(char::REPLACEMENT_CHARACTER),
+        };
+        Ok(Some(Event::Char(char)))
+    }
+
+    fn surrogate(&mut self, owner: Owner, high: u16, byte: u8, chunk: &mut &[u8]) -> Option<Event<'static>> {
+        if byte == b'\\' {
+            self.take(chunk);
+            self.state = State::SurrogateEscape(owner, high);
+            return None;
+        }
+        self.state = State::Str(owner);
+        Some(Event::Char(char::REPLACEMENT_CHARACTER))
+    }
+
+    fn surrogate_escape(
+        &mut self,
+        owner: Owner,
+        high: u16,
+        byte: u8,
+        chunk: &mut &[u8],
+    ) -> Option<Event<'static>> {
+        if byte == b'u' {
+            self.take(chunk);
+            self.state = State::Unicode(owner, Unicode { n_digits: 0, code: 0, high: Some(high) });
+            return None;
+        }
+        self.state = State::Escape(owner);
+        Some(Event::Char(char::REPLACEMENT_CHARACTER))
+    }
+
+    fn number(
+        &mut self,
+        part: NumberPart,
+        value: Option<u32>,
+        byte: u8,
+        chunk: &mut &[u8],
+    ) -> Result<Option<Event<'static>>, BodyError> {
+        use NumberPart::{Exponent, ExponentMark, ExponentSign, Fraction, Integer, Minus, Point, Zero};
+        let next = match (part, byte) {
+            (Minus, b'0') => (Zero, None),
+            (Minus, b'1'..=b'9') => (Integer, None),
+            (Integer, b'0'..=b'9') => {
+                let digit = u32::from(byte - b'0');
+                (Integer, value.and_then(|value| value.checked_mul(10)?.checked_add(digit)))
+            }
+            (Zero | Integer, b'.') => (Point, None),
+            (Point | Fraction, b'0'..=b'9') => (Fraction, None),
+            (Zero | Integer | Fraction, b'e' | b'E') => (ExponentMark, None),
+            (ExponentMark, b'+' | b'-') => (ExponentSign, None),
+            (ExponentMark | ExponentSign | Exponent, b'0'..=b'9') => (Exponent, None),
+            _ if part.may_end() => {
+                self.state = State::AfterValue;
+                return Ok(Some(Event::Number(value)));
+            }
+            _ => {
+                self.offset += 1;
+                return Err(self.fault("malformed number"));
+            }
+        };
+        self.take(chunk);
+        self.state = State::Number(next.0, next.1);
+        Ok(None)
+    }
+
+    fn literal(&mut self, rest: &'static [u8], byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+        match rest {
+            [expected, rest @ ..] if *expected == byte => {
+                if rest.is_empty() {
+                    self.state = State::AfterValue;
+                    return Ok(Some(Event::Literal));
+                }
+                self.state = State::Literal(rest);
+                Ok(None)
+            }
+            _ => Err(self.fault("expected a value")),
+        }
+    }
+}
+
+impl NumberPart {
+    fn may_end(self) -> bool {
+        matches!(self, Self::Zero | Self::Integer | Self::Fraction | Self::Exponent)
+    }
+}
+
+/// Number of leading bytes that stand for themselves in a string.
+fn plain_prefix(bytes: &[u8]) -> usize {
+    const LANES: usize = 16;
+    let is_special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+    let mut n_plain = 0;
+    for lanes in bytes.chunks_exact(LANES) {
+        // No early exit inside the lanes, so that the compiler compares all of them at once.
+        if lanes.iter().fold(false, |found, &byte| found | is_special(byte)) {
+            break;
+        }
+        n_plain += LANES;
+    }
+    n_plain + bytes[n_plain..].iter().take_while(|&&byte| !is_special(byte)).count()
+}

@@ -1,0 +1,227 @@
+//! The endpoints as the picker sees them: identity, what they last reported, and what is in flight to them.
+//!
+//! A [`Roster`] belongs to one snapshot and is never changed; its [`Member`]s live as long as their endpoint does and
+//! carry the counters that requests and scrapes write.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use inference_api::object::ObjectKey;
+use parking_lot::Mutex;
+use pool_index::snapshot::{Endpoint, Pool, Slot, Snapshot};
+use prefix_index::endpoint::EndpointId;
+use prometheus_client::metrics::gauge::Gauge;
+use scheduling::candidate::Load;
+
+/// What an endpoint's `/metrics` said.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    pub waiting: u32,
+    pub running: u32,
+    /// 0 to 1.
+    pub kv_usage: f64,
+    /// `process_start_time_seconds`, where the engine reports it: a new value is a new, empty cache.
+    pub started: Option<f64>,
+    pub taken: Instant,
+}
+
+/// What is known of an endpoint by scraping it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Report {
+    /// No scrape has ended yet.
+    Pending,
+    /// The last scrape that succeeded; later ones may have timed out.
+    Sample(Sample),
+    /// Nothing listens there.
+    Down,
+}
+
+/// What a scrape means for the endpoint's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    Kept,
+    /// The process ended or was replaced, and its cache with it.
+    Lost,
+}
+
+/// One endpoint while it lives.
+#[derive(Debug)]
+pub struct Member {
+    pub slot: Slot,
+    pub address: SocketAddr,
+    /// `ip:port`, as the proxy is told.
+    pub destination: Arc<str>,
+    pub pod: Arc<str>,
+    /// Grows with each process that serves under this endpoint.
+    incarnation: AtomicU32,
+    in_flight: AtomicU32,
+    report: Mutex<Report>,
+}
+
+/// A request that was sent to a member and whose stream has not ended. Dropping it ends that.
+#[derive(Debug)]
+#[must_use]
+pub struct Lease {
+    member: Arc<Member>,
+    /// Running requests of the model.
+    running: Gauge,
+}
+
+/// A pool with its members.
+#[derive(Debug)]
+pub struct Roll {
+    pub pool: Arc<Pool>,
+    pub members: Vec<Arc<Member>>,
+}
+
+/// Every pool and every endpoint of one snapshot.
+#[derive(Debug, Default)]
+pub struct Roster {
+    /// Version of the snapshot; 0 before the first.
+    pub version: u64,
+    pub rolls: BTreeMap<ObjectKey, Roll>,
+    /// In the order of slots.
+    pub members: Vec<Arc<Member>>,
+}
+
+/// Numbers the processes behind endpoints; no number is given twice, so a slot's owners are in order.
+#[derive(Debug, Default)]
+pub struct Incarnations(AtomicU32);
+
+// === impl Member ===
+
+impl Member {
+    fn new(endpoint: &Endpoint, incarnations: &Incarnations) -> Self {
+        Self {
+            slot: endpoint.slot,
+            address: endpoint.address,
+            destination: endpoint.address.to_string().into(),
+            pod: endpoint.key.name.as_str().into(),
+            incarnation: AtomicU32::new(incarnations.next()),
+            in_flight: AtomicU32::new(0),
+            report: Mutex::new(Report::Pending),
+        }
+    }
+
+    /// The process that serves now, in the prefix index.
+    #[must_use]
+    pub fn id(&self) -> EndpointId {
+        EndpointId::new(self.slot.idx, self.incarnation.load(Ordering::Acquire))
+    }
+
+    /// The process that served until now is gone: returns its identity.
+    pub fn reincarnate(&self, incarnations: &Incarnations) -> EndpointId {
+        let old = self.incarnation.swap(incarnations.next(), Ordering::AcqRel);
+        EndpointId::new(self.slot.idx, old)
+    }
+
+    /// Counts a request as in flight from now on.
+    pub fn lease(self: &Arc<Self>, running: Gauge) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        running.inc();
+        Lease { member: Arc::clone(self), running }
+    }
+
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Notes what a scrape found.
+    #[must_use]
+    pub fn report(&self, sample: Sample) -> Cache {
+        let mut report = self.report.lock();
+        let restarted = match &*report {
+            Report::Pending | Report::Down => false,
+            Report::Sample(last) => last.started != sample.started,
+        };
+        *report = Report::Sample(sample);
+        if restarted { Cache::Lost } else { Cache::Kept }
+    }
+
+    /// Notes that nothing listens at the address.
+    #[must_use]
+    pub fn report_down(&self) -> Cache {
+        let mut report = self.report.lock();
+        let was_up = matches!(*report, Report::Sample(_));
+        *report = Report::Down;
+        if was_up { Cache::Lost } else { Cache::Kept }
+    }
+
+    /// Whether the endpoint may be picked: all but those where nothing listens.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        !matches!(*self.report.lock(), Report::Down)
+    }
+
+    /// Load for the policy, and the age of the sample. Scraped numbers older than `max_age` are not fresh.
+    #[must_use]
+    pub fn load(&self, now: Instant, max_age: Duration) -> (Load, Option<Duration>) {
+        let in_flight = self.in_flight();
+        match *self.report.lock() {
+            Report::Pending | Report::Down => (Load { in_flight, ..Load::default() }, None),
+            Report::Sample(Sample { waiting, running, kv_usage, started: _, taken }) => {
+                let age = now.saturating_duration_since(taken);
+                (Load { waiting, running, kv_usage, in_flight, fresh: age <= max_age }, Some(age))
+            }
+        }
+    }
+}
+
+// === impl Lease ===
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.member.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.running.dec();
+    }
+}
+
+// === impl Roster ===
+
+impl Roster {
+    /// The roster of `snapshot`; endpoints that live on keep their member.
+    #[must_use]
+    pub fn follow(&self, snapshot: &Snapshot, incarnations: &Incarnations) -> Self {
+        let known: HashMap<Slot, &Arc<Member>> =
+            self.members.iter().map(|member| (member.slot, member)).collect();
+        let members: Vec<Arc<Member>> = snapshot
+            .endpoints
+            .iter()
+            .map(|endpoint| match known.get(&endpoint.slot) {
+                Some(member) => Arc::clone(member),
+                None => Arc::new(Member::new(endpoint, incarnations)),
+            })
+            .collect();
+        let by_slot: HashMap<Slot, &Arc<Member>> =
+            members.iter().map(|member| (member.slot, member)).collect();
+        let roll = |pool: &Arc<Pool>| Roll {
+            pool: Arc::clone(pool),
+            members: pool
+                .endpoints
+                .iter()
+                .filter_map(|endpoint| by_slot.get(&endpoint.slot).map(|member| Arc::clone(member)))
+                .collect(),
+        };
+        let rolls = snapshot.pools.iter().map(|(key, pool)| (key.clone(), roll(pool))).collect();
+        Self { version: snapshot.version, rolls, members }
+    }
+
+    /// Members of `earlier` that are no longer there.
+    pub fn removed_since<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = &'a Arc<Member>> {
+        let lives =
+            |member: &&Arc<Member>| self.members.binary_search_by_key(&member.slot, |own| own.slot).is_ok();
+        earlier.members.iter().filter(move |member| !lives(member))
+    }
+}
+
+// === impl Incarnations ===
+
+impl Incarnations {
+    fn next(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}

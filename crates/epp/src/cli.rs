@@ -1,0 +1,243 @@
+//! The command line, and the process around the server.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser};
+use inference_api::object::ObjectKey;
+use pool_index::source::files;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+
+use crate::director::Options;
+use crate::log::{self, Filter, Format};
+use crate::server::{Ports, Server, Settings, Shutdown};
+
+const AFTER_HELP: &str = "\
+Examples:
+  One pool, two model servers:
+    epp --pool-file pool.yaml --endpoint 127.0.0.1:18001 --endpoint 127.0.0.1:18002
+  Pods selected by the pool's labels:
+    epp --pool-file pool.yaml --endpoints-file endpoints.yaml
+
+The endpoints file is a YAML list:
+  - {name: qwen-0, namespace: default, address: 127.0.0.1:18001, labels: {app: qwen}, ready: true}
+
+Files are read again when they change; an invalid version is logged and the last good one stays in force.
+A pool's annotation inference.networking.x-k8s.io/routing-strategy chooses DEFAULT (load) or PREFIX_CACHE.
+
+Ask why a pod was picked:   curl 'localhost:9090/debug/decisions?after=0'
+
+Exit codes: 0 after a signal, 1 when the picker failed, 2 when the command line is wrong.";
+
+/// Endpoint picker: tells Envoy which model server shall serve a request, by prefix cache and load.
+#[derive(Debug, Parser)]
+#[command(name = "epp", version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Pools and endpoints")]
+struct SourceArgs {
+    /// YAML with InferencePools and InferenceModels; may be given several times
+    #[arg(long = "pool-file", value_name = "FILE", required = true)]
+    pool_files: Vec<PathBuf>,
+    /// YAML list of endpoints, which pools select by label and namespace
+    #[arg(long, value_name = "FILE")]
+    endpoints_file: Option<PathBuf>,
+    /// A model server that belongs to every pool; may be given several times
+    #[arg(long = "endpoint", value_name = "IP:PORT")]
+    endpoints: Vec<SocketAddr>,
+    /// The pool to pick from [default: the only one, or the one that has the requested model]
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_key)]
+    pool: Option<ObjectKey>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Ports (0 takes any free one)")]
+struct ListenArgs {
+    /// Address to listen on
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Port of Envoy's ext_proc protocol (gRPC)
+    #[arg(long, value_name = "PORT", default_value_t = 9002)]
+    grpc_port: u16,
+    /// Port of gRPC health checks
+    #[arg(long, value_name = "PORT", default_value_t = 9003)]
+    health_port: u16,
+    /// Port of /metrics, /healthz and /debug/decisions (HTTP)
+    #[arg(long, value_name = "PORT", default_value_t = 9090)]
+    metrics_port: u16,
+    /// Write the bound addresses to this file, as JSON, once all of them are bound
+    #[arg(long, value_name = "FILE")]
+    port_file: Option<PathBuf>,
+    /// How long open streams may take to end after the first SIGTERM or SIGINT; a second one ends them at once
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    grace_period: Duration,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Picking")]
+struct PolicyArgs {
+    /// Share of the prompt that a pod must hold, and more, to be picked for it
+    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = parse_ratio)]
+    threshold: f64,
+    /// How often each endpoint's /metrics is read
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
+    scrape_interval: Duration,
+    /// Metrics older than this do not count
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
+    max_metrics_age: Duration,
+    /// Bound of the prefix index, in blocks per endpoint; a prompt of 128 KB has about 580
+    #[arg(long, value_name = "BLOCKS", default_value = "31250")]
+    index_capacity: NonZeroU32,
+    /// Longest request body that is kept until it is complete
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    max_body_bytes: usize,
+    /// Decisions kept for /debug/decisions
+    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
+    decisions: usize,
+    /// Makes ties, weighted models and request ids repeatable [default: random]
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Log (on stderr)")]
+struct LogArgs {
+    #[arg(long, value_enum, default_value_t)]
+    log_format: Format,
+    /// A level, or levels by module: `debug`, `warn,epp=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log_level: Filter,
+}
+
+/// Parses the command line and serves; what `main` returns.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { source, listen, policy, log: LogArgs { log_format, log_level } } = Cli::parse();
+    let port_file = listen.port_file.clone();
+    let settings = settings(source, listen, policy);
+    let outcome = log::init(log_format, &log_level).and_then(|()| serve(settings, port_file.as_deref()));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "Failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Settings {
+    let SourceArgs { pool_files, endpoints_file, endpoints, pool } = source;
+    let ListenArgs { host, grpc_port, health_port, metrics_port, port_file: _, grace_period } = listen;
+    let PolicyArgs {
+        threshold,
+        scrape_interval,
+        max_metrics_age,
+        index_capacity,
+        max_body_bytes,
+        decisions,
+        seed,
+    } = policy;
+    Settings {
+        files: files::Config { pool_files, endpoints_file, static_endpoints: endpoints },
+        host,
+        grpc_port,
+        health_port,
+        metrics_port,
+        scrape_interval,
+        grace_period,
+        max_body_bytes,
+        director: Options {
+            pool,
+            threshold,
+            max_metrics_age,
+            index_capacity,
+            n_decisions: decisions,
+            seed: seed.unwrap_or_else(rand::random),
+        },
+    }
+}
+
+#[tokio::main]
+async fn serve(settings: Settings, port_file: Option<&Path>) -> anyhow::Result<()> {
+    let server = Server::bind(settings).await?;
+    if let Some(path) = port_file {
+        write_ports(path, server.ports()?)?;
+    }
+    let shutdown = Shutdown::default();
+    tokio::select! {
+        ended = server.run(shutdown.clone()) => ended,
+        failed = watch_signals(shutdown) => failed,
+    }
+}
+
+/// The first signal drains, the second ends. Returns only when signals cannot be received.
+async fn watch_signals(shutdown: Shutdown) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    for token in [shutdown.drain, shutdown.abort] {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        info!(signal = name, "Received signal");
+        token.cancel();
+    }
+    std::future::pending().await
+}
+
+/// Whoever waits for the file sees it whole or not at all.
+fn write_ports(path: &Path, ports: Ports) -> anyhow::Result<()> {
+    let text = serde_json::to_string(&ports).context("write the ports as JSON")?;
+    let part = path.with_extension("part");
+    std::fs::write(&part, text + "\n").with_context(|| format!("write {}", part.display()))?;
+    std::fs::rename(&part, path).with_context(|| format!("write {}", path.display()))
+}
+
+fn parse_key(text: &str) -> Result<ObjectKey, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(ObjectKey::new(namespace, name))
+        }
+        Some(_) | None => Err("expected NAMESPACE/NAME".to_owned()),
+    }
+}
+
+/// `50ms`, `2s`, `1m`: a number and a unit.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let unit_start = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_start);
+    let unit_millis: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err("expected a number with ms, s or m, as in 50ms".to_owned()),
+    };
+    let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_millis));
+    match millis {
+        Some(0) => Err("must be longer than 0".to_owned()),
+        Some(millis) => Ok(Duration::from_millis(millis)),
+        None => Err("the number is missing or too large".to_owned()),
+    }
+}
+
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+        Ok(_) | Err(_) => Err("expected a number from 0 to 1".to_owned()),
+    }
+}

@@ -1,0 +1,436 @@
+//! Turns an inquiry into an endpoint: pool, model, candidates, policy; then the record, the log line and the metrics.
+//!
+//! Synchronous and without I/O: everything it reads is in memory, and the time is handed in.
+
+mod model;
+
+use std::cell::RefCell;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use inference_api::object::ObjectKey;
+use inference_api::pool::RoutingStrategy;
+use parking_lot::Mutex;
+use pool_index::snapshot::Snapshot;
+use prefix_index::chain::{Chain, ChainSeed};
+use prefix_index::index::PrefixIndex;
+use prefix_index::matches::Matches;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use scheduling::candidate::Candidate;
+use scheduling::pick::{Decision as Picked, Policy, Reason, pick};
+use tracing::{debug, info};
+
+use crate::body::RequestBody;
+use crate::candidates::{Incarnations, Lease, Member, Roll, Roster};
+use crate::exchange::Pick;
+use crate::explain::{CandidateRecord, Decision, Decisions, timestamp};
+use crate::inquiry::{Content, Inquiry, Subset};
+use crate::metrics::{
+    Metrics, ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels, PodLabels, PoolLabels, RunningLabels,
+    UNLISTED_MODEL,
+};
+use crate::refusal::Refusal;
+
+/// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
+const REQUEST_ID_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+const REQUEST_ID_LENGTH: usize = 10;
+
+thread_local! {
+    /// Memory of a lookup's answer, used again by the next lookup of the thread.
+    static MATCHES: RefCell<Matches> = RefCell::new(Matches::new());
+}
+
+/// What does not change while the process runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The pool to pick from; `None`: the only one, or the one that has the model.
+    pub pool: Option<ObjectKey>,
+    /// A prefix must match more than this share to decide.
+    pub threshold: f64,
+    /// Scraped numbers older than this do not count.
+    pub max_metrics_age: Duration,
+    /// Bound of the prefix index for each endpoint, in blocks.
+    pub index_capacity: NonZeroU32,
+    /// Decisions kept for `/debug/decisions`.
+    pub n_decisions: usize,
+    pub seed: u64,
+}
+
+/// The time of a decision.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub instant: Instant,
+    pub wall: SystemTime,
+}
+
+/// Picks endpoints; shared by all streams.
+#[derive(Debug)]
+pub struct Director {
+    options: Options,
+    roster: ArcSwap<Roster>,
+    incarnations: Incarnations,
+    index: PrefixIndex,
+    /// Also the lock under which loads are read and raised, so that simultaneous picks see each other.
+    rng: Mutex<ChaCha8Rng>,
+    decisions: Decisions,
+    metrics: Arc<Metrics>,
+}
+
+/// A request whose pool and model are known.
+struct Placement<'a> {
+    roll: &'a Roll,
+    target_model: Option<String>,
+    rewrite: Option<String>,
+    /// Under PREFIX_CACHE, for a body that was read.
+    chain: Option<Chain>,
+}
+
+impl Director {
+    #[must_use]
+    pub fn new(options: Options, metrics: Arc<Metrics>) -> Self {
+        Self {
+            roster: ArcSwap::default(),
+            incarnations: Incarnations::default(),
+            index: PrefixIndex::new(options.index_capacity),
+            rng: Mutex::new(ChaCha8Rng::seed_from_u64(options.seed)),
+            decisions: Decisions::new(options.n_decisions),
+            metrics,
+            options,
+        }
+    }
+
+    /// Follows the pool index; returns the roster that holds from now on. Called by one task only.
+    pub fn apply(&self, snapshot: &Snapshot) -> Arc<Roster> {
+        let previous = self.roster.load_full();
+        let next = Arc::new(previous.follow(snapshot, &self.incarnations));
+        self.roster.store(Arc::clone(&next));
+        for member in next.removed_since(&previous) {
+            self.forget(member);
+        }
+        next
+    }
+
+    /// The process behind `member` is gone, and its cache with it.
+    pub fn forget(&self, member: &Member) {
+        self.index.remove_endpoint(member.reincarnate(&self.incarnations));
+    }
+
+    #[must_use]
+    pub fn decisions(&self) -> &Decisions {
+        &self.decisions
+    }
+
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Picks an endpoint for `inquiry`.
+    ///
+    /// # Errors
+    /// Why the client is refused.
+    pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Lease>, Refusal> {
+        let Inquiry { x_request_id, subset, content } = inquiry;
+        let mut record = Decision {
+            seq: 0,
+            time: timestamp(now.wall),
+            request: self.request_id(),
+            x_request_id,
+            pool: None,
+            model: None,
+            target_model: None,
+            strategy: None,
+            outcome: "picked",
+            endpoint: None,
+            pod: None,
+            reason: None,
+            matched_bytes: 0,
+            total_bytes: 0,
+            ratio: 0.0,
+            threshold: None,
+            candidates: Vec::new(),
+        };
+        let roster = self.roster.load();
+        let picked = self
+            .locate(&roster, content, &mut record)
+            .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut record));
+        match &picked {
+            Ok(_) => self.note_picked(&record),
+            Err(refusal) => self.note_refused(refusal, &mut record),
+        }
+        self.decisions.push(record);
+        picked
+    }
+
+    /// Brings the gauges up to date that are computed when they are read.
+    pub fn refresh_gauges(&self, now: Instant) {
+        let roster = self.roster.load();
+        let stats = self.index.stats();
+        self.metrics.prefix_indexer_blocks.set(i64::try_from(stats.n_held_blocks).unwrap_or(i64::MAX));
+        self.metrics.prefix_indexer_evicted.set(i64::try_from(stats.n_evicted_blocks).unwrap_or(i64::MAX));
+        self.metrics.pod_queue_size.clear();
+        self.metrics.pod_in_flight.clear();
+        for roll in roster.rolls.values() {
+            self.refresh_pool(roll, now);
+        }
+    }
+
+    fn refresh_pool(&self, roll: &Roll, now: Instant) {
+        let name = roll.pool.key.name.clone();
+        let pool = PoolLabels { name: name.clone() };
+        let n_members = roll.members.len();
+        let (mut kv_usage, mut waiting) = (0.0, 0.0);
+        for member in &roll.members {
+            let (load, _) = member.load(now, self.options.max_metrics_age);
+            kv_usage += load.kv_usage;
+            waiting += f64::from(load.waiting);
+            let pod = PodLabels { name: name.clone(), model_server_pod: member.pod.to_string() };
+            self.metrics.pod_queue_size.get_or_create(&pod).set(load.waiting.into());
+            self.metrics.pod_in_flight.get_or_create(&pod).set(load.in_flight.into());
+        }
+        let share = f64::from(u32::try_from(n_members.max(1)).unwrap_or(u32::MAX));
+        self.metrics.pool_kv_cache_utilization.get_or_create(&pool).set(kv_usage / share);
+        self.metrics.pool_queue_size.get_or_create(&pool).set(waiting / share);
+        let ready = roll.members.iter().filter(|member| member.is_reachable()).count();
+        self.metrics.pool_ready_pods.get_or_create(&pool).set(i64::try_from(ready).unwrap_or(i64::MAX));
+    }
+
+    fn request_id(&self) -> String {
+        let mut rng = self.rng.lock();
+        let letter = |_| char::from(REQUEST_ID_ALPHABET[rng.random_range(0..REQUEST_ID_ALPHABET.len())]);
+        (0..REQUEST_ID_LENGTH).map(letter).collect()
+    }
+
+    /// Finds the pool and the target model, and hashes the prompt when the strategy wants it.
+    fn locate<'a>(
+        &self,
+        roster: &'a Roster,
+        content: Content,
+        record: &mut Decision,
+    ) -> Result<Placement<'a>, Refusal> {
+        let body = match content {
+            Content::Fault(fault) => return Err(fault.into()),
+            Content::Opaque => None,
+            Content::Body(body) => Some(body),
+        };
+        let model = body.as_ref().map(|body| body.model.as_str());
+        record.model = model.map(str::to_owned);
+        let roll = model::choose_pool(roster, self.options.pool.as_ref(), model)?;
+        record.pool = Some(roll.pool.key.to_string());
+        record.strategy = Some(roll.pool.strategy.as_str());
+        let Some(body) = body else {
+            return Ok(Placement { roll, target_model: None, rewrite: None, chain: None });
+        };
+        let target_model = model::target(&roll.pool, &body.model, &mut *self.rng.lock())?;
+        record.target_model = Some(target_model.clone());
+        let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes: _ } = body;
+        let chain = match roll.pool.strategy {
+            RoutingStrategy::Default => None,
+            RoutingStrategy::PrefixCache => Some(prompt.finish(&ChainSeed {
+                target_model: &target_model,
+                // vLLM's adapters are models of their own name.
+                adapter: None,
+                cache_salt: cache_salt.as_deref(),
+            })),
+        };
+        let rewrite = (target_model != model).then(|| target_model.clone());
+        Ok(Placement { roll, target_model: Some(target_model), rewrite, chain })
+    }
+
+    /// Picks among the pool's endpoints and makes the pick count at once.
+    fn place(
+        &self,
+        placement: Placement<'_>,
+        subset: Option<&Subset>,
+        now: Instant,
+        record: &mut Decision,
+    ) -> Result<Pick<Lease>, Refusal> {
+        let Placement { roll, target_model, rewrite, chain } = placement;
+        let members = eligible(roll, subset)?;
+        let total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
+        let matched = self.matched_bytes(chain.as_ref(), &members);
+        let policy = match roll.pool.strategy {
+            RoutingStrategy::Default => Policy::Default,
+            RoutingStrategy::PrefixCache => Policy::PrefixCache { threshold: self.options.threshold },
+        };
+        let running =
+            RunningLabels { model_name: self.model_label(roll, record.model.as_deref()).to_owned() };
+        let running = self.metrics.running_requests.get_or_create(&running).clone();
+        let (picked, member, lease) = {
+            let mut rng = self.rng.lock();
+            let (candidates, ages) = self.candidates(&members, &matched, now);
+            let picked = pick(&policy, &candidates, total_bytes, &mut *rng)
+                .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
+            let position = candidates.iter().position(|candidate| candidate.endpoint == picked.endpoint);
+            let position = position.expect("the policy picks one of the candidates");
+            let member = Arc::clone(members[position]);
+            let lease = member.lease(running);
+            record.matched_bytes = matched[position];
+            record.candidates = candidate_records(&members, &candidates, &picked, &ages);
+            (picked, member, lease)
+        };
+        if let Some(chain) = &chain {
+            self.index.insert(chain, picked.endpoint);
+        }
+        if let Policy::PrefixCache { threshold } = policy {
+            record.threshold = Some(threshold);
+        }
+        record.total_bytes = total_bytes;
+        record.ratio = picked.ratio;
+        record.endpoint = Some(Arc::clone(&member.destination));
+        record.pod = Some(Arc::clone(&member.pod));
+        record.reason = Some(reason(picked.reason));
+        record.target_model = target_model;
+        Ok(Pick { destination: member.destination.to_string(), rewrite, lease })
+    }
+
+    /// Matched bytes by member.
+    fn matched_bytes(&self, chain: Option<&Chain>, members: &[&Arc<Member>]) -> Vec<u64> {
+        let Some(chain) = chain else { return vec![0; members.len()] };
+        MATCHES.with_borrow_mut(|matches| {
+            self.index.longest_match(chain, matches);
+            members.iter().map(|member| matches.bytes(member.id())).collect()
+        })
+    }
+
+    fn candidates(
+        &self,
+        members: &[&Arc<Member>],
+        matched: &[u64],
+        now: Instant,
+    ) -> (Vec<Candidate>, Vec<Option<Duration>>) {
+        let candidate = |(member, &matched_bytes): (&&Arc<Member>, &u64)| {
+            let (load, age) = member.load(now, self.options.max_metrics_age);
+            (Candidate { endpoint: member.id(), load, matched_bytes }, age)
+        };
+        members.iter().zip(matched).map(candidate).unzip()
+    }
+
+    fn note_picked(&self, record: &Decision) {
+        let reason = record.reason.unwrap_or_default();
+        match record.threshold {
+            Some(threshold) if reason == "prefix" => info!(
+                request = record.request,
+                "matching ratio" = format!(" {:.2} > {threshold:.2}", record.ratio),
+                "Do prefix-aware routing!"
+            ),
+            Some(_) | None => {}
+        }
+        debug!(
+            request = record.request,
+            x_request_id = record.x_request_id.as_deref().unwrap_or_default(),
+            endpoint = record.endpoint.as_deref().unwrap_or_default(),
+            pod = record.pod.as_deref().unwrap_or_default(),
+            reason,
+            matched_bytes = record.matched_bytes,
+            total_bytes = record.total_bytes,
+            "Picked endpoint"
+        );
+        let pool = record.pool.clone().unwrap_or_default();
+        let strategy = record.strategy.unwrap_or_default();
+        self.metrics.picks.get_or_create(&PickLabels { pool, strategy, reason }).inc();
+        self.metrics.requests.get_or_create(&self.labels(record)).inc();
+        if record.threshold.is_some() {
+            self.metrics.prefix_hit_ratio.observe(record.ratio);
+            // Prompts are far below 2^53 bytes.
+            #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
+            self.metrics.prefix_hit_bytes.observe(record.matched_bytes as f64);
+        }
+    }
+
+    fn note_refused(&self, refusal: &Refusal, record: &mut Decision) {
+        record.outcome = refusal.outcome();
+        info!(
+            request = record.request,
+            x_request_id = record.x_request_id.as_deref().unwrap_or_default(),
+            code = refusal.code(),
+            error = %refusal,
+            "Refused request"
+        );
+        self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
+        let ModelLabels { model_name, target_model_name } = self.labels(record);
+        let error_code = refusal.code().to_string();
+        let labels = ModelErrorLabels { model_name, target_model_name, error_code };
+        self.metrics.request_errors.get_or_create(&labels).inc();
+    }
+
+    /// The model as a label.
+    fn model_label<'a>(&self, roll: &Roll, model: Option<&'a str>) -> &'a str {
+        match model {
+            Some(model) if roll.pool.models.contains_key(model) => model,
+            Some(_) => UNLISTED_MODEL,
+            None => "",
+        }
+    }
+
+    fn labels(&self, record: &Decision) -> ModelLabels {
+        let roster = self.roster.load();
+        let roll = record
+            .pool
+            .as_deref()
+            .and_then(|pool| roster.rolls.values().find(|roll| roll.pool.key.to_string() == pool));
+        let listed = roll.is_some_and(|roll| {
+            record.model.as_ref().is_some_and(|model| roll.pool.models.contains_key(model))
+        });
+        match (listed, &record.model, &record.target_model) {
+            (true, Some(model), Some(target)) => {
+                ModelLabels { model_name: model.clone(), target_model_name: target.clone() }
+            }
+            (_, None, _) => ModelLabels { model_name: String::new(), target_model_name: String::new() },
+            (..) => ModelLabels {
+                model_name: UNLISTED_MODEL.to_owned(),
+                target_model_name: UNLISTED_MODEL.to_owned(),
+            },
+        }
+    }
+}
+
+/// The pool's endpoints that may be picked: in the subset, and not known to be down while another is not.
+fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<Member>>, Refusal> {
+    let pool = || roll.pool.key.clone();
+    if roll.members.is_empty() {
+        return Err(Refusal::NoEndpoints { pool: pool() });
+    }
+    let in_subset = |member: &&Arc<Member>| subset.is_none_or(|subset| subset.contains(&member.destination));
+    let members: Vec<&Arc<Member>> = roll.members.iter().filter(in_subset).collect();
+    if members.is_empty() {
+        return Err(Refusal::SubsetEmpty { pool: pool() });
+    }
+    let reachable: Vec<&Arc<Member>> =
+        members.iter().copied().filter(|member| member.is_reachable()).collect();
+    Ok(if reachable.is_empty() { members } else { reachable })
+}
+
+fn candidate_records(
+    members: &[&Arc<Member>],
+    candidates: &[Candidate],
+    picked: &Picked,
+    ages: &[Option<Duration>],
+) -> Vec<CandidateRecord> {
+    let record = |(((member, candidate), score), age): (
+        ((&&Arc<Member>, &Candidate), &scheduling::pick::Score),
+        &Option<Duration>,
+    )| CandidateRecord {
+        endpoint: Arc::clone(&member.destination),
+        pod: Arc::clone(&member.pod),
+        matched_bytes: candidate.matched_bytes,
+        ratio: score.ratio,
+        waiting: candidate.load.waiting,
+        running: candidate.load.running,
+        kv_usage: candidate.load.kv_usage,
+        in_flight: candidate.load.in_flight,
+        metrics_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+    };
+    members.iter().zip(candidates).zip(&picked.scores).zip(ages).map(record).collect()
+}
+
+fn reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Prefix => "prefix",
+        Reason::Load => "load",
+        Reason::OnlyCandidate => "only_endpoint",
+    }
+}

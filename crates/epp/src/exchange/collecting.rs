@@ -1,0 +1,155 @@
+//! A request whose body is still arriving, and the answers once it is complete.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use envoy_proto::service::ext_proc::v3::ProcessingResponse;
+use envoy_proto::service::ext_proc::v3::processing_response::Response;
+
+use super::{BodyEnd, BodyMode};
+use crate::body::BodyScanner;
+use crate::inquiry::{Content, Inquiry, RequestHead};
+use crate::refusal::BodyFault;
+use crate::reply::{self, Pieces};
+
+/// Chunks as they came, and what was read from them.
+#[derive(Debug)]
+pub(crate) struct Collecting {
+    head: RequestHead,
+    mode: BodyMode,
+    scanner: BodyScanner,
+    chunks: Vec<Bytes>,
+    n_bytes: usize,
+    max_bytes: usize,
+}
+
+/// A complete request.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    pub(crate) inquiry: Inquiry,
+    pub(crate) body: CollectedBody,
+}
+
+/// The bytes of a complete request, to be sent on.
+#[derive(Debug)]
+pub(crate) struct CollectedBody {
+    mode: BodyMode,
+    chunks: Vec<Bytes>,
+    /// Where the body names its model, quotes included; `None` when it was not read.
+    model_span: Option<Range<usize>>,
+    has_content_length: bool,
+}
+
+impl Collecting {
+    pub(crate) fn new(head: RequestHead, mode: BodyMode, prompt_key: &'static str, max_bytes: usize) -> Self {
+        Self { head, mode, scanner: BodyScanner::new(prompt_key), chunks: Vec::new(), n_bytes: 0, max_bytes }
+    }
+
+    pub(crate) fn push(&mut self, chunk: Bytes) -> Result<(), BodyFault> {
+        self.n_bytes += chunk.len();
+        if self.n_bytes > self.max_bytes {
+            return Err(BodyFault::TooLarge { limit: self.max_bytes });
+        }
+        self.scanner.push(&chunk)?;
+        // In the modes that answer each chunk, an empty one is answered too.
+        if !chunk.is_empty() || self.mode == BodyMode::StreamedAhead {
+            self.chunks.push(chunk);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn into_head(self) -> (RequestHead, BodyMode) {
+        (self.head, self.mode)
+    }
+
+    pub(crate) fn finish(self, end: BodyEnd) -> Collected {
+        let Self { head, mode, scanner, chunks, n_bytes: _, max_bytes: _ } = self;
+        let content = match scanner.finish() {
+            Ok(body) => Content::Body(body),
+            // The proxy cut the body at its buffer's limit: what is missing cannot be blamed on the client.
+            Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
+            Err(error) => Content::Fault(BodyFault::Malformed(error)),
+        };
+        let model_span = match &content {
+            Content::Body(body) => Some(body.model_span.clone()),
+            Content::Opaque | Content::Fault(_) => None,
+        };
+        let RequestHead { route: _, x_request_id, subset, has_content_length } = head;
+        Collected {
+            inquiry: Inquiry { x_request_id, subset, content },
+            body: CollectedBody { mode, chunks, model_span, has_content_length },
+        }
+    }
+}
+
+impl CollectedBody {
+    /// The answers that send the request to `destination`, its model renamed to `rewrite`.
+    pub(crate) fn answers(
+        self,
+        destination: &str,
+        rewrite: Option<&str>,
+        end: BodyEnd,
+    ) -> Vec<ProcessingResponse> {
+        let Self { mode, chunks, model_span, has_content_length } = self;
+        let change = model_span.zip(rewrite.map(json_string));
+        match mode {
+            BodyMode::StreamedAhead => each_chunk(destination, &chunks, change),
+            BodyMode::Buffered | BodyMode::BufferedPartial => {
+                let changed = change.map(|(span, name)| Pieces::with_replaced(chunks, &span, &name).concat());
+                vec![reply::picked_body(destination, changed)]
+            }
+            BodyMode::FullDuplex | BodyMode::Streamed | BodyMode::None => {
+                let (pieces, content_length) = match change {
+                    None => (Pieces::new(chunks), None),
+                    Some((span, name)) => {
+                        let pieces = Pieces::with_replaced(chunks, &span, &name);
+                        let content_length = has_content_length.then(|| pieces.n_bytes());
+                        (pieces, content_length)
+                    }
+                };
+                let mut answers = vec![reply::picked_headers(destination, content_length)];
+                let messages = pieces.into_messages(end == BodyEnd::EndOfStream);
+                answers.extend(
+                    messages
+                        .into_iter()
+                        .map(|body| reply::message(Response::RequestBody(reply::streamed(body)))),
+                );
+                answers
+            }
+        }
+    }
+}
+
+/// One answer for the headers and one for each chunk that came.
+fn each_chunk(
+    destination: &str,
+    chunks: &[Bytes],
+    change: Option<(Range<usize>, Bytes)>,
+) -> Vec<ProcessingResponse> {
+    let mut answers = vec![reply::picked_headers(destination, None)];
+    let mut start = 0;
+    for chunk in chunks {
+        let end = start + chunk.len();
+        let body = match &change {
+            Some((span, name)) if span.start < end && start < span.end => {
+                let parts = reply::replace_in_chunk(chunk, start, span, name);
+                reply::changed_body(
+                    parts
+                        .fold(Vec::new(), |mut body, part| {
+                            body.extend_from_slice(&part);
+                            body
+                        })
+                        .into(),
+                )
+            }
+            _ => reply::unchanged_body(),
+        };
+        answers.push(reply::message(Response::RequestBody(body)));
+        start = end;
+    }
+    answers
+}
+
+fn json_string(text: &str) -> Bytes {
+    serde_json::to_vec(text).expect("a string is valid JSON").into()
+}

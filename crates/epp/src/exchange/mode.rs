@@ -1,0 +1,70 @@
+//! How the proxy sends bodies, from `protocol_config`.
+
+use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use envoy_proto::service::ext_proc::v3::ProtocolConfiguration;
+
+/// The body modes of both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Modes {
+    pub request: BodyMode,
+    pub response: BodyMode,
+}
+
+/// What the proxy sends of a body, and when it wants an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyMode {
+    /// Chunks, answered whenever the picker likes, by chunks of its own.
+    FullDuplex,
+    /// The whole body in one message, after the headers were answered.
+    Buffered,
+    /// The same, but only the first part of a body that exceeds the proxy's buffer.
+    BufferedPartial,
+    /// Chunks, one answer each, after the headers were answered.
+    Streamed,
+    /// Chunks, one answer each, sent without waiting for the answer to the headers.
+    StreamedAhead,
+    /// Nothing.
+    None,
+}
+
+impl Default for Modes {
+    /// The Endpoint Picker Protocol's mode, for a proxy that announces none.
+    fn default() -> Self {
+        Self { request: BodyMode::FullDuplex, response: BodyMode::FullDuplex }
+    }
+}
+
+impl Modes {
+    #[must_use]
+    pub fn new(config: &ProtocolConfiguration) -> Self {
+        let ProtocolConfiguration {
+            request_body_mode: _,
+            response_body_mode: _,
+            send_body_without_waiting_for_header_response: ahead,
+        } = *config;
+        let mode = |mode| match mode {
+            BodySendMode::FullDuplexStreamed => BodyMode::FullDuplex,
+            BodySendMode::Buffered => BodyMode::Buffered,
+            BodySendMode::BufferedPartial => BodyMode::BufferedPartial,
+            BodySendMode::Streamed if ahead => BodyMode::StreamedAhead,
+            BodySendMode::Streamed => BodyMode::Streamed,
+            // gRPC bodies are full duplex too, but not JSON, so they are never read.
+            BodySendMode::None | BodySendMode::Grpc => BodyMode::None,
+        };
+        Self { request: mode(config.request_body_mode()), response: mode(config.response_body_mode()) }
+    }
+}
+
+impl BodyMode {
+    /// Whether the pick can wait for the body.
+    pub(crate) fn shows_body_before_pick(self) -> bool {
+        match self {
+            Self::FullDuplex | Self::Buffered | Self::BufferedPartial | Self::StreamedAhead => true,
+            Self::Streamed | Self::None => false,
+        }
+    }
+
+    pub(crate) fn is_buffered(self) -> bool {
+        matches!(self, Self::Buffered | Self::BufferedPartial)
+    }
+}

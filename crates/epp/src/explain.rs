@@ -1,0 +1,115 @@
+//! Why this pod: one record per decision, the newest kept in a bounded ring.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+/// RFC 3339 in UTC with microseconds.
+const MICROS: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// One decision, as `/debug/decisions` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Decision {
+    /// Grows by one per decision of this process, from 1.
+    pub seq: u64,
+    /// RFC 3339 with microseconds, UTC.
+    pub time: String,
+    /// The picker's own id of the request: 10 characters.
+    pub request: String,
+    pub x_request_id: Option<String>,
+    /// `namespace/name`.
+    pub pool: Option<String>,
+    pub model: Option<String>,
+    pub target_model: Option<String>,
+    pub strategy: Option<&'static str>,
+    /// `picked`, or the type of the refusal.
+    pub outcome: &'static str,
+    /// `ip:port`.
+    pub endpoint: Option<Arc<str>>,
+    pub pod: Option<Arc<str>>,
+    pub reason: Option<&'static str>,
+    pub matched_bytes: u64,
+    /// Bytes of the prompt that lie in full blocks.
+    pub total_bytes: u64,
+    pub ratio: f64,
+    pub threshold: Option<f64>,
+    pub candidates: Vec<CandidateRecord>,
+}
+
+/// One endpoint as the policy saw it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CandidateRecord {
+    pub endpoint: Arc<str>,
+    pub pod: Arc<str>,
+    pub matched_bytes: u64,
+    pub ratio: f64,
+    pub waiting: u32,
+    pub running: u32,
+    /// 0 to 1.
+    pub kv_usage: f64,
+    pub in_flight: u32,
+    /// Absent until the first scrape.
+    pub metrics_age_ms: Option<u64>,
+}
+
+/// What `GET /debug/decisions` answers.
+#[derive(Debug, Serialize)]
+pub struct DecisionList {
+    pub decisions: Vec<Arc<Decision>>,
+}
+
+/// The newest decisions, oldest first.
+#[derive(Debug)]
+pub struct Decisions {
+    capacity: usize,
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    next_seq: u64,
+    records: VecDeque<Arc<Decision>>,
+}
+
+impl Decisions {
+    /// Keeps at most `capacity` records.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, ring: Mutex::new(Ring { next_seq: 1, records: VecDeque::new() }) }
+    }
+
+    /// Numbers `decision` and keeps it.
+    pub fn push(&self, mut decision: Decision) {
+        let mut ring = self.ring.lock();
+        decision.seq = ring.next_seq;
+        ring.next_seq += 1;
+        if self.capacity == 0 {
+            return;
+        }
+        if ring.records.len() == self.capacity {
+            ring.records.pop_front();
+        }
+        ring.records.push_back(Arc::new(decision));
+    }
+
+    /// Every kept decision with a number above `after`, oldest first.
+    #[must_use]
+    pub fn after(&self, after: u64) -> DecisionList {
+        let ring = self.ring.lock();
+        let start = ring.records.partition_point(|decision| decision.seq <= after);
+        DecisionList { decisions: ring.records.range(start..).cloned().collect() }
+    }
+}
+
+/// `now` as the records write it.
+#[must_use]
+pub fn timestamp(now: SystemTime) -> String {
+    OffsetDateTime::from(now).format(MICROS).unwrap_or_default()
+}

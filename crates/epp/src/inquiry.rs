@@ -1,0 +1,150 @@
+//! What is asked of the director, as read from a request's headers, metadata and body.
+
+use std::net::IpAddr;
+
+use envoy_proto::config::core::v3::Metadata;
+use envoy_proto::google::protobuf::value::Kind as ValueKind;
+use envoy_proto::service::ext_proc::v3::HttpHeaders;
+use inference_api::keys;
+
+use crate::body::RequestBody;
+use crate::refusal::BodyFault;
+
+/// One request that needs an endpoint.
+#[derive(Debug)]
+pub struct Inquiry {
+    /// `x-request-id`, as the proxy or the client set it.
+    pub x_request_id: Option<String>,
+    pub subset: Option<Subset>,
+    pub content: Content,
+}
+
+/// What is known of the request's body.
+#[derive(Debug)]
+pub enum Content {
+    /// Nothing: it has none, or its path is not one that the picker reads. Placed by load.
+    Opaque,
+    Body(RequestBody),
+    Fault(BodyFault),
+}
+
+/// The endpoints among which the proxy wants the pick.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subset {
+    /// `ip:port`, or `ip` for every port.
+    endpoints: Vec<String>,
+}
+
+impl Subset {
+    #[must_use]
+    pub fn new(endpoints: Vec<String>) -> Self {
+        Self { endpoints }
+    }
+
+    /// Reads the hint from the request's filter metadata; `None` when the proxy sent none.
+    #[must_use]
+    pub fn from_metadata(metadata: Option<&Metadata>) -> Option<Self> {
+        let hint = metadata?.filter_metadata.get(keys::SUBSET_METADATA)?;
+        let endpoints = match hint.fields.get(keys::DESTINATION_ENDPOINT_SUBSET)?.kind.as_ref() {
+            Some(ValueKind::ListValue(list)) => {
+                let texts = list.values.iter().filter_map(|value| match value.kind.as_ref()? {
+                    ValueKind::StringValue(text) => Some(text.trim().to_owned()),
+                    ValueKind::NullValue(_)
+                    | ValueKind::NumberValue(_)
+                    | ValueKind::BoolValue(_)
+                    | ValueKind::StructValue(_)
+                    | ValueKind::ListValue(_) => None,
+                });
+                texts.collect()
+            }
+            Some(ValueKind::StringValue(text)) => {
+                text.split(',').map(|endpoint| endpoint.trim().to_owned()).collect()
+            }
+            Some(
+                ValueKind::NullValue(_)
+                | ValueKind::NumberValue(_)
+                | ValueKind::BoolValue(_)
+                | ValueKind::StructValue(_),
+            )
+            | None => Vec::new(),
+        };
+        Some(Self { endpoints })
+    }
+
+    /// `endpoint` is an `ip:port`.
+    #[must_use]
+    pub fn contains(&self, endpoint: &str) -> bool {
+        let ip = endpoint.rsplit_once(':').map_or(endpoint, |(ip, _port)| ip);
+        self.endpoints
+            .iter()
+            .any(|wanted| wanted == endpoint || (wanted == ip && wanted.parse::<IpAddr>().is_ok()))
+    }
+}
+
+/// How a request's body is read, by its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// OpenAI's JSON; the prompt is under this key.
+    Prompt(&'static str),
+    /// Not read; placed by load.
+    Opaque,
+}
+
+/// The request line and the headers that the picker needs.
+#[derive(Debug)]
+pub struct RequestHead {
+    pub route: Route,
+    pub x_request_id: Option<String>,
+    pub subset: Option<Subset>,
+    pub has_content_length: bool,
+}
+
+impl RequestHead {
+    #[must_use]
+    pub fn new(headers: &HttpHeaders, metadata: Option<&Metadata>) -> Self {
+        let mut method = "";
+        let mut path = "";
+        let mut x_request_id = None;
+        let mut has_content_length = false;
+        for header in headers.headers.iter().flat_map(|map| &map.headers) {
+            let value = if header.raw_value.is_empty() {
+                header.value.as_str()
+            } else {
+                std::str::from_utf8(&header.raw_value).unwrap_or_default()
+            };
+            match header.key.as_str() {
+                ":method" => method = value,
+                ":path" => path = value,
+                "x-request-id" => x_request_id = Some(value.to_owned()),
+                "content-length" => has_content_length = true,
+                _ => {}
+            }
+        }
+        Self {
+            route: Route::new(method, path),
+            x_request_id,
+            subset: Subset::from_metadata(metadata),
+            has_content_length,
+        }
+    }
+}
+
+impl Route {
+    fn new(method: &str, path: &str) -> Self {
+        let path = path.split(['?', '#']).next().unwrap_or_default();
+        if method != "POST" {
+            return Self::Opaque;
+        }
+        // The longer suffix first: both end in `/completions`.
+        let suffixes = [
+            ("/chat/completions", "messages"),
+            ("/completions", "prompt"),
+            ("/responses", "input"),
+            ("/embeddings", "input"),
+        ];
+        suffixes
+            .into_iter()
+            .find(|(suffix, _)| path.ends_with(suffix))
+            .map_or(Self::Opaque, |(_, prompt_key)| Self::Prompt(prompt_key))
+    }
+}

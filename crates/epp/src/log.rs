@@ -1,0 +1,230 @@
+//! The log: zap's console encoding by default (tabs, RFC 3339 seconds, `{"key": "value"}`), zap's JSON on request.
+//!
+//! ```text
+//! 2025-05-23T03:33:09Z⇥INFO⇥epp/director.rs:311⇥Do prefix-aware routing!⇥{"request": "v68m4zx472", …}
+//! ```
+//! Each event is one `write_all`, so lines of several threads never mix.
+
+use std::fmt;
+use std::io::Write;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How a line is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// zap's console encoding, as the tutorial shows it.
+    #[default]
+    Console,
+    /// One JSON object per line, with zap's production keys.
+    Json,
+}
+
+/// What is logged: `info`, or levels by module as in `warn,epp=debug,epp::director=trace`.
+#[derive(Clone, Debug)]
+pub struct Filter(Targets);
+
+impl FromStr for Filter {
+    type Err = tracing_subscriber::filter::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// Installs the log for the whole process, on stderr.
+///
+/// # Errors
+/// When the process has a log already.
+pub fn init(format: Format, filter: &Filter) -> anyhow::Result<()> {
+    let layer = LogLayer { format, clock: wall_clock, writer: Mutex::new(std::io::stderr()) };
+    tracing_subscriber::registry().with(layer.with_filter(filter.0.clone())).try_init()?;
+    Ok(())
+}
+
+/// A subscriber that writes to `writer` and takes the time from `clock`: what tests install.
+pub fn subscriber<W: Write + Send + 'static>(
+    format: Format,
+    filter: &Filter,
+    clock: fn() -> SystemTime,
+    writer: W,
+) -> impl Subscriber + Send + Sync {
+    let layer = LogLayer { format, clock, writer: Mutex::new(writer) };
+    tracing_subscriber::registry().with(layer.with_filter(filter.0.clone()))
+}
+
+struct LogLayer<W> {
+    format: Format,
+    clock: fn() -> SystemTime,
+    writer: Mutex<W>,
+}
+
+impl<S, W> Layer<S> for LogLayer<W>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: Write + Send + 'static,
+{
+    fn on_event(&self, event: &Event<'_>, _ctx: Context<'_, S>) {
+        let mut fields = FieldWriter::default();
+        event.record(&mut fields);
+        let line = match self.format {
+            Format::Console => console_line((self.clock)(), event.metadata(), &fields),
+            Format::Json => json_line((self.clock)(), event.metadata(), &fields),
+        };
+        // A log that cannot be written has nowhere to say so.
+        let _ = self.writer.lock().write_all(line.as_bytes());
+    }
+}
+
+/// The message, and the other fields as the inside of a JSON object with zap's spacing.
+#[derive(Default)]
+struct FieldWriter {
+    message: String,
+    fields: String,
+}
+
+impl FieldWriter {
+    fn key(&mut self, field: &Field) {
+        if !self.fields.is_empty() {
+            self.fields.push_str(", ");
+        }
+        push_quoted(&mut self.fields, field.name());
+        self.fields.push_str(": ");
+    }
+
+    fn raw(&mut self, field: &Field, value: &dyn fmt::Display) {
+        self.key(field);
+        self.fields.push_str(&value.to_string());
+    }
+}
+
+impl Visit for FieldWriter {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        self.record_str(field, &text);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.message.push_str(value);
+            return;
+        }
+        self.key(field);
+        push_quoted(&mut self.fields, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        if value.is_finite() {
+            self.raw(field, &value);
+        } else {
+            self.record_str(field, &value.to_string());
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.raw(field, &value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.raw(field, &value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.raw(field, &value);
+    }
+}
+
+fn console_line(now: SystemTime, metadata: &Metadata<'_>, fields: &FieldWriter) -> String {
+    let mut line = format!(
+        "{}\t{}\t{}\t{}",
+        timestamp(now),
+        console_level(*metadata.level()),
+        caller(metadata),
+        fields.message
+    );
+    if !fields.fields.is_empty() {
+        line.push_str("\t{");
+        line.push_str(&fields.fields);
+        line.push('}');
+    }
+    line.push('\n');
+    line
+}
+
+fn json_line(now: SystemTime, metadata: &Metadata<'_>, fields: &FieldWriter) -> String {
+    let mut line = format!(
+        r#"{{"level": "{}", "ts": "{}", "caller": "#,
+        metadata.level().as_str().to_lowercase(),
+        timestamp(now)
+    );
+    push_quoted(&mut line, &caller(metadata));
+    line.push_str(r#", "msg": "#);
+    push_quoted(&mut line, &fields.message);
+    if !fields.fields.is_empty() {
+        line.push_str(", ");
+        line.push_str(&fields.fields);
+    }
+    line.push_str("}\n");
+    line
+}
+
+/// RFC 3339 in UTC, whole seconds: zap's `RFC3339TimeEncoder`.
+fn timestamp(now: SystemTime) -> String {
+    let now = OffsetDateTime::from(now);
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
+}
+
+/// logr's levels as zap prints them: V(1) is DEBUG, V(2) has no name.
+fn console_level(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "ERROR",
+        Level::WARN => "WARN",
+        Level::INFO => "INFO",
+        Level::DEBUG => "DEBUG",
+        Level::TRACE => "LEVEL(-2)",
+    }
+}
+
+/// `dir/file.rs:LINE`, zap's short caller; `src` stands for nothing, so the crate's name takes its place.
+fn caller(metadata: &Metadata<'_>) -> String {
+    let file = metadata.file().unwrap_or("unknown");
+    let mut parts = file.rsplit(['/', '\\']);
+    let name = parts.next().unwrap_or(file);
+    let line = metadata.line().unwrap_or(0);
+    match parts.find(|part| *part != "src") {
+        Some(directory) => format!("{directory}/{name}:{line}"),
+        None => format!("{name}:{line}"),
+    }
+}
+
+/// zap's `safeAddString`: quotes, backslashes and control characters are escaped, everything else stands.
+fn push_quoted(out: &mut String, text: &str) {
+    out.push('"');
+    for char in text.chars() {
+        match char {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            control if control < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(control))),
+            plain => out.push(plain),
+        }
+    }
+    out.push('"');
+}
+
+#[expect(clippy::disallowed_methods, reason = "the log is an edge: it stamps events with the wall clock")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

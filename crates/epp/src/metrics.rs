@@ -1,0 +1,234 @@
+//! The picker's own metrics: upstream's names where a metric of upstream exists, `epp_` otherwise.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Stands for a model name that no InferenceModel has, so that clients cannot make up label values.
+pub const UNLISTED_MODEL: &str = "unlisted";
+
+/// Content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upstream's `inference_extension_scheduler_e2e_duration_seconds` buckets, and smaller ones below them.
+const DECISION_SECONDS: [f64; 12] =
+    [0.000_01, 0.000_03, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1];
+/// Upstream's `request_sizes` buckets [bytes]: powers of two to 64 MiB, every second one.
+const REQUEST_BYTES: [f64; 11] = [
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+const RATIO: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
+type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ModelLabels {
+    pub model_name: String,
+    pub target_model_name: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ModelErrorLabels {
+    pub model_name: String,
+    pub target_model_name: String,
+    pub error_code: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RunningLabels {
+    pub model_name: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PoolLabels {
+    pub name: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PodLabels {
+    pub name: String,
+    pub model_server_pod: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PickLabels {
+    pub pool: String,
+    pub strategy: &'static str,
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    pub outcome: &'static str,
+}
+
+/// Every metric of the process.
+pub struct Metrics {
+    registry: Registry,
+    pub requests: Family<ModelLabels, Counter>,
+    pub request_errors: Family<ModelErrorLabels, Counter>,
+    pub running_requests: Family<RunningLabels, Gauge>,
+    pub request_bytes: HistogramFamily<ModelLabels>,
+    pub pool_kv_cache_utilization: Family<PoolLabels, Gauge<f64, AtomicU64>>,
+    pub pool_queue_size: Family<PoolLabels, Gauge<f64, AtomicU64>>,
+    pub pool_ready_pods: Family<PoolLabels, Gauge>,
+    pub pod_queue_size: Family<PodLabels, Gauge>,
+    pub pod_in_flight: Family<PodLabels, Gauge>,
+    pub decision_seconds: Histogram,
+    pub prefix_indexer_blocks: Gauge,
+    pub prefix_indexer_evicted: Gauge,
+    pub prefix_hit_ratio: Histogram,
+    pub prefix_hit_bytes: Histogram,
+    pub picks: Family<PickLabels, Counter>,
+    pub refusals: Family<OutcomeLabels, Counter>,
+    pub scrapes: Family<OutcomeLabels, Counter>,
+    pub streams: Gauge,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            request_errors: Family::default(),
+            running_requests: Family::default(),
+            request_bytes: Family::new_with_constructor(|| Histogram::new(REQUEST_BYTES)),
+            pool_kv_cache_utilization: Family::default(),
+            pool_queue_size: Family::default(),
+            pool_ready_pods: Family::default(),
+            pod_queue_size: Family::default(),
+            pod_in_flight: Family::default(),
+            decision_seconds: Histogram::new(DECISION_SECONDS),
+            prefix_indexer_blocks: Gauge::default(),
+            prefix_indexer_evicted: Gauge::default(),
+            prefix_hit_ratio: Histogram::new(RATIO),
+            prefix_hit_bytes: Histogram::new(REQUEST_BYTES),
+            picks: Family::default(),
+            refusals: Family::default(),
+            scrapes: Family::default(),
+            streams: Gauge::default(),
+        };
+        metrics.register_upstream();
+        metrics.register_own();
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Everything in the OpenMetrics text format.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut body = String::new();
+        text::encode(&mut body, &self.registry).expect("a string takes everything");
+        body
+    }
+
+    /// The names of Gateway API Inference Extension v0.3 and v0.4; the library adds `_total` and a full stop.
+    fn register_upstream(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "inference_model_request",
+            "[ALPHA] Counter of inference model requests broken out for each model and target model",
+            self.requests.clone(),
+        );
+        registry.register(
+            "inference_model_request_error",
+            "[ALPHA] Counter of inference model requests errors broken out for each model and target model",
+            self.request_errors.clone(),
+        );
+        registry.register(
+            "inference_model_running_requests",
+            "[ALPHA] Inference model number of running requests in each model",
+            self.running_requests.clone(),
+        );
+        registry.register(
+            "inference_model_request_sizes",
+            "[ALPHA] Inference model requests size distribution in bytes for each model and target model",
+            self.request_bytes.clone(),
+        );
+        registry.register(
+            "inference_pool_average_kv_cache_utilization",
+            "[ALPHA] The average kv cache utilization for an inference server pool",
+            self.pool_kv_cache_utilization.clone(),
+        );
+        registry.register(
+            "inference_pool_average_queue_size",
+            "[ALPHA] The average number of requests pending in the model server queue",
+            self.pool_queue_size.clone(),
+        );
+        registry.register(
+            "inference_pool_ready_pods",
+            "[ALPHA] The number of ready pods in the inference server pool",
+            self.pool_ready_pods.clone(),
+        );
+        registry.register(
+            "inference_pool_per_pod_queue_size",
+            "[ALPHA] The total number of requests pending in the model server queue for each underlying pod",
+            self.pod_queue_size.clone(),
+        );
+        registry.register(
+            "inference_extension_scheduler_e2e_duration_seconds",
+            "[ALPHA] End-to-end scheduling latency distribution in seconds",
+            self.decision_seconds.clone(),
+        );
+        registry.register(
+            "inference_extension_prefix_indexer_size",
+            "[ALPHA] Size of the prefix indexer, in blocks counted once for each endpoint that holds them",
+            self.prefix_indexer_blocks.clone(),
+        );
+        registry.register(
+            "inference_extension_prefix_indexer_hit_ratio",
+            "[ALPHA] Ratio of prefix length matched to total prefix length in the cache lookup",
+            self.prefix_hit_ratio.clone(),
+        );
+        registry.register(
+            "inference_extension_prefix_indexer_hit_bytes",
+            "[ALPHA] Length of the prefix match in number of bytes in the cache lookup",
+            self.prefix_hit_bytes.clone(),
+        );
+    }
+
+    fn register_own(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("epp_picks", "Requests that got an endpoint, by the rule", self.picks.clone());
+        registry.register(
+            "epp_refusals",
+            "Requests that got an ImmediateResponse, by the reason",
+            self.refusals.clone(),
+        );
+        registry.register("epp_scrapes", "Scrapes of endpoints, by their outcome", self.scrapes.clone());
+        registry.register("epp_streams", "Open ext_proc streams", self.streams.clone());
+        registry.register(
+            "epp_pod_in_flight_requests",
+            "Requests sent to the pod whose stream has not ended",
+            self.pod_in_flight.clone(),
+        );
+        registry.register(
+            "epp_prefix_indexer_evicted_blocks",
+            "Blocks that endpoints lost to the index's bound since the start",
+            self.prefix_indexer_evicted.clone(),
+        );
+    }
+}

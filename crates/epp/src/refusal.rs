@@ -1,0 +1,125 @@
+//! Requests that get no endpoint: the reasons, and the one conversion to what the client sees.
+//!
+//! Every refusal is an ImmediateResponse with an OpenAI-shaped body, as vLLM writes its errors:
+//! `{"error":{"message":"…","type":"NotFoundError","param":"model","code":404}}`.
+
+use bytes::Bytes;
+use envoy_proto::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_proto::service::ext_proc::v3::{HeaderMutation, ImmediateResponse};
+use envoy_proto::r#type::v3::HttpStatus;
+use inference_api::object::ObjectKey;
+use serde::Serialize;
+
+use crate::body::BodyError;
+
+/// Why a body cannot be routed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyFault {
+    #[error(transparent)]
+    Malformed(#[from] BodyError),
+    #[error("the body is longer than {limit} bytes")]
+    TooLarge { limit: usize },
+}
+
+/// Why a request gets no endpoint. Displayed to the client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Body(#[from] BodyFault),
+    #[error("The model `{model}` does not exist.")]
+    ModelNotFound { model: String },
+    #[error("no InferencePool is configured")]
+    NoPool,
+    #[error("no endpoint of pool {pool} is ready")]
+    NoEndpoints { pool: ObjectKey },
+    #[error("no ready endpoint of pool {pool} is in the requested subset")]
+    SubsetEmpty { pool: ObjectKey },
+}
+
+impl Refusal {
+    /// HTTP status.
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        match self {
+            Self::Body(BodyFault::Malformed(_)) => 400,
+            Self::Body(BodyFault::TooLarge { .. }) => 413,
+            Self::ModelNotFound { .. } => 404,
+            Self::NoPool | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => 503,
+        }
+    }
+
+    /// The outcome in decision records, metrics, and, behind `epp_`, in the proxy's response-code details.
+    #[must_use]
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Body(BodyFault::Malformed(_)) => "bad_request",
+            Self::Body(BodyFault::TooLarge { .. }) => "body_too_large",
+            Self::ModelNotFound { .. } => "model_not_found",
+            Self::NoPool => "no_pool",
+            Self::NoEndpoints { .. } => "no_endpoints",
+            Self::SubsetEmpty { .. } => "subset_empty",
+        }
+    }
+
+    /// vLLM's name of the error.
+    fn error_type(&self) -> &'static str {
+        match self {
+            Self::Body(_) => "BadRequestError",
+            Self::ModelNotFound { .. } => "NotFoundError",
+            Self::NoPool | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => "ServiceUnavailableError",
+        }
+    }
+
+    fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::Body(BodyFault::Malformed(error)) => error.param(),
+            Self::ModelNotFound { .. } => Some("model"),
+            Self::Body(BodyFault::TooLarge { .. })
+            | Self::NoPool
+            | Self::NoEndpoints { .. }
+            | Self::SubsetEmpty { .. } => None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: ErrorObject<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorObject<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: u16,
+}
+
+impl From<&Refusal> for ImmediateResponse {
+    fn from(refusal: &Refusal) -> Self {
+        let message = refusal.to_string();
+        let code = refusal.code();
+        let error =
+            ErrorObject { message: &message, r#type: refusal.error_type(), param: refusal.param(), code };
+        let body = serde_json::to_vec(&ErrorBody { error }).expect("strings and numbers are valid JSON");
+        let content_type = header("content-type", Bytes::from_static(b"application/json"));
+        Self {
+            status: Some(HttpStatus { code: i32::from(code) }),
+            headers: Some(HeaderMutation { set_headers: vec![content_type], remove_headers: Vec::new() }),
+            body: body.into(),
+            grpc_status: None,
+            details: format!("epp_{}", refusal.outcome()),
+        }
+    }
+}
+
+/// A header that replaces what the request or response has under that name.
+#[must_use]
+pub fn header(key: &str, raw_value: Bytes) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue { key: key.to_owned(), value: String::new(), raw_value }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        keep_empty_value: false,
+    }
+}

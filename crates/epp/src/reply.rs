@@ -1,0 +1,212 @@
+//! The messages that the picker sends to the proxy, and the body cut to the sizes it accepts.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use envoy_proto::google::protobuf::value::Kind;
+use envoy_proto::google::protobuf::{Struct, Value};
+use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
+use envoy_proto::service::ext_proc::v3::processing_response::Response;
+use envoy_proto::service::ext_proc::v3::{
+    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse,
+    ProcessingResponse, StreamedBodyResponse, TrailersResponse,
+};
+use inference_api::keys;
+
+use crate::refusal::{Refusal, header};
+
+/// Most bytes of body in one message: below Envoy's 64 KiB, as upstream's `BodyByteLimit`.
+pub const MAX_CHUNK: usize = 62_000;
+
+/// A body as it came, or with one range replaced.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    pieces: VecDeque<Bytes>,
+}
+
+impl Pieces {
+    #[must_use]
+    pub fn new(chunks: Vec<Bytes>) -> Self {
+        Self { pieces: chunks.into() }
+    }
+
+    /// The body with `replacement` in the place of `span`.
+    #[must_use]
+    pub fn with_replaced(chunks: Vec<Bytes>, span: &Range<usize>, replacement: &Bytes) -> Self {
+        let mut pieces = VecDeque::with_capacity(chunks.len() + 2);
+        let mut start = 0;
+        for chunk in chunks {
+            pieces.extend(replace_in_chunk(&chunk, start, span, replacement));
+            start += chunk.len();
+        }
+        Self { pieces }
+    }
+
+    /// Total length in bytes.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        self.pieces.iter().map(Bytes::len).sum()
+    }
+
+    /// The whole body as one buffer.
+    #[must_use]
+    pub fn concat(mut self) -> Bytes {
+        self.next_up_to(usize::MAX)
+    }
+
+    /// The body in messages of at most [`MAX_CHUNK`] bytes; an empty body is one empty message. `end_of_stream` is
+    /// what the last one says.
+    #[must_use]
+    pub fn into_messages(mut self, end_of_stream: bool) -> Vec<StreamedBodyResponse> {
+        let mut messages = Vec::with_capacity(self.n_bytes() / MAX_CHUNK + 1);
+        loop {
+            let body = self.next_up_to(MAX_CHUNK);
+            let is_last = self.pieces.is_empty();
+            messages.push(StreamedBodyResponse {
+                body,
+                end_of_stream: is_last && end_of_stream,
+                ..StreamedBodyResponse::default()
+            });
+            if is_last {
+                return messages;
+            }
+        }
+    }
+
+    /// Takes up to `limit` bytes from the front; copies only to join pieces that are smaller.
+    fn next_up_to(&mut self, limit: usize) -> Bytes {
+        let Some(mut first) = self.pieces.pop_front() else { return Bytes::new() };
+        if first.len() > limit {
+            let rest = first.split_off(limit);
+            self.pieces.push_front(rest);
+            return first;
+        }
+        self.drop_empty();
+        let fits = |next: &Bytes, len: usize| len + next.len() <= limit;
+        if !self.pieces.front().is_some_and(|next| fits(next, first.len())) {
+            return first;
+        }
+        let mut joined = BytesMut::from(first);
+        while let Some(next) = self.pieces.front()
+            && fits(next, joined.len())
+        {
+            joined.extend_from_slice(next);
+            self.pieces.pop_front();
+        }
+        self.drop_empty();
+        joined.freeze()
+    }
+
+    fn drop_empty(&mut self) {
+        while self.pieces.front().is_some_and(Bytes::is_empty) {
+            self.pieces.pop_front();
+        }
+    }
+}
+
+/// The parts of a chunk that starts at byte `start` of the body, with `replacement` where `span` begins.
+pub fn replace_in_chunk(
+    chunk: &Bytes,
+    start: usize,
+    span: &Range<usize>,
+    replacement: &Bytes,
+) -> impl Iterator<Item = Bytes> {
+    let end = start + chunk.len();
+    let before = span.start.clamp(start, end) - start;
+    let behind = span.end.clamp(start, end) - start;
+    let begins_here = (start..end).contains(&span.start);
+    let parts = [
+        chunk.slice(..before),
+        if begins_here { replacement.clone() } else { Bytes::new() },
+        chunk.slice(behind..),
+    ];
+    parts.into_iter().filter(|part| !part.is_empty())
+}
+
+/// The header, and a new content-length where the body's length changed.
+#[must_use]
+pub fn destination_headers(destination: &str, content_length: Option<usize>) -> HeaderMutation {
+    let mut set_headers =
+        vec![header(keys::DESTINATION_ENDPOINT, Bytes::copy_from_slice(destination.as_bytes()))];
+    set_headers.extend(content_length.map(|length| header("content-length", length.to_string().into())));
+    HeaderMutation { set_headers, remove_headers: Vec::new() }
+}
+
+/// `envoy.lb: {x-gateway-destination-endpoint: destination}`.
+#[must_use]
+pub fn destination_metadata(destination: &str) -> Struct {
+    let text = Value { kind: Some(Kind::StringValue(destination.to_owned())) };
+    let inner = Struct { fields: [(keys::DESTINATION_ENDPOINT.to_owned(), text)].into() };
+    let inner = Value { kind: Some(Kind::StructValue(inner)) };
+    Struct { fields: [(keys::LB_METADATA.to_owned(), inner)].into() }
+}
+
+/// The answer to request headers that says where to go.
+#[must_use]
+pub fn picked_headers(destination: &str, content_length: Option<usize>) -> ProcessingResponse {
+    let common = CommonResponse {
+        header_mutation: Some(destination_headers(destination, content_length)),
+        ..CommonResponse::default()
+    };
+    ProcessingResponse {
+        dynamic_metadata: Some(destination_metadata(destination)),
+        ..message(Response::RequestHeaders(HeadersResponse { response: Some(common) }))
+    }
+}
+
+/// The answer to a buffered body: where to go, and the body when it changed.
+#[must_use]
+pub fn picked_body(destination: &str, changed: Option<Bytes>) -> ProcessingResponse {
+    let content_length = changed.as_ref().map(Bytes::len);
+    let common = CommonResponse {
+        header_mutation: Some(destination_headers(destination, content_length)),
+        body_mutation: changed.map(|body| BodyMutation { mutation: Some(Mutation::Body(body)) }),
+        ..CommonResponse::default()
+    };
+    ProcessingResponse {
+        dynamic_metadata: Some(destination_metadata(destination)),
+        ..message(Response::RequestBody(BodyResponse { response: Some(common) }))
+    }
+}
+
+/// One message of a body in a full-duplex mode.
+#[must_use]
+pub fn streamed(body: StreamedBodyResponse) -> BodyResponse {
+    let mutation = Some(BodyMutation { mutation: Some(Mutation::StreamedResponse(body)) });
+    BodyResponse { response: Some(CommonResponse { body_mutation: mutation, ..CommonResponse::default() }) }
+}
+
+/// A body chunk that stays as it is, in a mode where each chunk is answered.
+#[must_use]
+pub fn unchanged_body() -> BodyResponse {
+    BodyResponse { response: Some(CommonResponse::default()) }
+}
+
+/// A body chunk that is replaced, in a mode where each chunk is answered.
+#[must_use]
+pub fn changed_body(body: Bytes) -> BodyResponse {
+    let mutation = if body.is_empty() { Mutation::ClearBody(true) } else { Mutation::Body(body) };
+    let body_mutation = Some(BodyMutation { mutation: Some(mutation) });
+    BodyResponse { response: Some(CommonResponse { body_mutation, ..CommonResponse::default() }) }
+}
+
+#[must_use]
+pub fn unchanged_headers() -> HeadersResponse {
+    HeadersResponse { response: Some(CommonResponse::default()) }
+}
+
+#[must_use]
+pub fn unchanged_trailers() -> TrailersResponse {
+    TrailersResponse { header_mutation: None }
+}
+
+#[must_use]
+pub fn refused(refusal: &Refusal) -> ProcessingResponse {
+    message(Response::ImmediateResponse(ImmediateResponse::from(refusal)))
+}
+
+#[must_use]
+pub fn message(response: Response) -> ProcessingResponse {
+    ProcessingResponse { response: Some(response), ..ProcessingResponse::default() }
+}

@@ -1,0 +1,219 @@
+//! The process: ports, tasks, readiness, drain.
+//!
+//! ```text
+//! bind ─► serve ─(drain)─► NOT_SERVING, no new connections ─(streams ended │ grace period │ abort)─► end
+//! ```
+
+pub mod ext_proc;
+mod follow;
+mod http;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
+use pool_index::source::files::{self, Files};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server as Grpc;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+use tracing::{info, warn};
+
+use self::ext_proc::{Processor, SERVICE};
+use self::follow::Follower;
+use crate::director::{Director, Options};
+use crate::metrics::Metrics;
+
+/// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
+/// of 200 would make it open connections instead.
+const MAX_CONCURRENT_STREAMS: u32 = 40_000;
+/// Flow-control windows [bytes], so that a body of megabytes does not wait for a round trip every 64 KiB.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A message holds a body and its envelope.
+const ENVELOPE_BYTES: usize = 1 << 20;
+
+/// Everything that is decided before the process serves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub files: files::Config,
+    pub host: IpAddr,
+    pub grpc_port: u16,
+    pub health_port: u16,
+    pub metrics_port: u16,
+    pub scrape_interval: Duration,
+    pub grace_period: Duration,
+    pub max_body_bytes: usize,
+    pub director: Options,
+}
+
+/// The ports that are served, where 0 was asked for too.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ports {
+    pub grpc: SocketAddr,
+    pub health: SocketAddr,
+    pub metrics: SocketAddr,
+}
+
+/// How a server is told to end.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Finish what is open, take nothing new.
+    pub drain: CancellationToken,
+    /// End at once.
+    pub abort: CancellationToken,
+}
+
+/// A picker with its files read and its ports bound.
+#[derive(Debug)]
+pub struct Server {
+    settings: Settings,
+    director: Arc<Director>,
+    files: Files,
+    follower: Follower,
+    grpc: TcpListener,
+    health: TcpListener,
+    metrics: TcpListener,
+}
+
+impl Server {
+    /// Reads the files, then binds the ports.
+    ///
+    /// # Errors
+    /// A file that is not valid, or a port that is taken; the message names the flag.
+    pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
+        let (files, reader) = Files::load(settings.files.clone()).context("read the pools")?;
+        let director = Arc::new(Director::new(settings.director.clone(), Arc::new(Metrics::default())));
+        let follower = Follower::new(Arc::clone(&director), reader, settings.scrape_interval);
+        let host = settings.host;
+        Ok(Self {
+            grpc: listen(host, settings.grpc_port, "ext_proc", "--grpc-port").await?,
+            health: listen(host, settings.health_port, "gRPC health", "--health-port").await?,
+            metrics: listen(host, settings.metrics_port, "metrics", "--metrics-port").await?,
+            settings,
+            director,
+            files,
+            follower,
+        })
+    }
+
+    /// # Errors
+    /// When the system does not know the address of a bound port.
+    pub fn ports(&self) -> anyhow::Result<Ports> {
+        let address = |listener: &TcpListener| listener.local_addr().context("read the bound address");
+        Ok(Ports {
+            grpc: address(&self.grpc)?,
+            health: address(&self.health)?,
+            metrics: address(&self.metrics)?,
+        })
+    }
+
+    /// Serves until `shutdown`.
+    ///
+    /// # Errors
+    /// When a part of the server fails while it is needed.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let ports = self.ports()?;
+        let Self { settings, director, files, follower, grpc, health, metrics } = self;
+        let tracker = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let reporter = serve_health(health, &tracker, &stop).await;
+        let router = http::router(Arc::clone(&director));
+        let stopped = stop.clone().cancelled_owned();
+        tracker.spawn(async move { axum::serve(metrics, router).with_graceful_shutdown(stopped).await });
+        tracker.spawn(files.run(stop.clone().cancelled_owned()));
+        let following = tracker.spawn(follower.run(stop.clone()));
+        let streams = serve_ext_proc(grpc, &settings, director, shutdown.drain.clone());
+        info!(grpc = %ports.grpc, health = %ports.health, metrics = %ports.metrics, "Serving");
+
+        let drained = drain(&shutdown, settings.grace_period, &reporter);
+        let result = tokio::select! {
+            served = streams => served.context("serve ext_proc"),
+            followed = following => Err(match followed {
+                Ok(()) => anyhow!("the pool index has ended"),
+                Err(error) => anyhow!(error).context("follow the pool index"),
+            }),
+            () = drained => {
+                warn!("Ending with streams open");
+                Ok(())
+            }
+        };
+        stop.cancel();
+        tracker.close();
+        let _ = tokio::time::timeout(LAST_TASKS, tracker.wait()).await;
+        info!("Ended");
+        result
+    }
+}
+
+/// Longest wait for tasks that were told to stop; none of them waits for anything but its next line of code.
+const LAST_TASKS: Duration = Duration::from_secs(1);
+
+async fn listen(host: IpAddr, port: u16, what: &str, flag: &str) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(host, port);
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listen on {address} for {what} (choose another port with {flag}, 0 takes any free one)")
+    })
+}
+
+async fn serve_ext_proc(
+    listener: TcpListener,
+    settings: &Settings,
+    director: Arc<Director>,
+    drain: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let processor = Processor::new(director, settings.max_body_bytes);
+    let service = ExternalProcessorServer::new(processor)
+        .max_decoding_message_size(settings.max_body_bytes.saturating_add(ENVELOPE_BYTES));
+    Grpc::builder()
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(service)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            drain.cancelled_owned(),
+        )
+        .await
+}
+
+/// Upstream's four service names. `liveness` holds as long as the process does, the others until the drain.
+async fn serve_health(
+    listener: TcpListener,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> HealthReporter {
+    let (reporter, service) = health_reporter();
+    for name in ["", "liveness", "readiness", SERVICE] {
+        reporter.set_service_status(name, ServingStatus::Serving).await;
+    }
+    let stopped = stop.clone().cancelled_owned();
+    tracker.spawn(
+        Grpc::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped),
+    );
+    reporter
+}
+
+/// Ends when open streams need not be waited for any longer.
+async fn drain(shutdown: &Shutdown, grace_period: Duration, reporter: &HealthReporter) {
+    tokio::select! {
+        () = shutdown.drain.cancelled() => {}
+        () = shutdown.abort.cancelled() => return,
+    }
+    info!(grace_period = ?grace_period, "Draining");
+    for name in ["", "readiness", SERVICE] {
+        reporter.set_service_status(name, ServingStatus::NotServing).await;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(grace_period) => {}
+        () = shutdown.abort.cancelled() => {}
+    }
+}

@@ -1,0 +1,131 @@
+//! The gRPC face: one stream per request, each driven by its own [`Exchange`].
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessor;
+use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use futures::Stream;
+use futures::stream::unfold;
+use prometheus_client::metrics::gauge::Gauge;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::debug;
+
+use crate::candidates::Lease;
+use crate::director::{Director, Now};
+use crate::exchange::Exchange;
+
+/// Full name of the service, as health checks ask for it.
+pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
+
+/// Serves every stream with one director.
+#[derive(Clone, Debug)]
+pub struct Processor {
+    director: Arc<Director>,
+    max_body_bytes: usize,
+}
+
+/// One open stream.
+struct Conversation {
+    inbound: Streaming<ProcessingRequest>,
+    outbox: VecDeque<ProcessingResponse>,
+    exchange: Exchange<Lease>,
+    director: Arc<Director>,
+    _open: OpenStream,
+}
+
+/// Counts a stream as open while it lives.
+struct OpenStream(Gauge);
+
+impl Processor {
+    #[must_use]
+    pub fn new(director: Arc<Director>, max_body_bytes: usize) -> Self {
+        Self { director, max_body_bytes }
+    }
+}
+
+#[tonic::async_trait]
+impl ExternalProcessor for Processor {
+    type ProcessStream = Pin<Box<dyn Stream<Item = Result<ProcessingResponse, Status>> + Send>>;
+
+    async fn process(
+        &self,
+        request: Request<Streaming<ProcessingRequest>>,
+    ) -> Result<Response<Self::ProcessStream>, Status> {
+        let conversation = Conversation {
+            inbound: request.into_inner(),
+            outbox: VecDeque::new(),
+            exchange: Exchange::new(self.max_body_bytes),
+            director: Arc::clone(&self.director),
+            _open: OpenStream::new(self.director.metrics().streams.clone()),
+        };
+        let answers = unfold(Some(conversation), |conversation| async {
+            let mut conversation = conversation?;
+            match conversation.next().await {
+                Ok(Some(answer)) => Some((Ok(answer), Some(conversation))),
+                Ok(None) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+impl Conversation {
+    /// The next answer; `None` when the stream ends well.
+    async fn next(&mut self) -> Result<Option<ProcessingResponse>, Status> {
+        loop {
+            if let Some(answer) = self.outbox.pop_front() {
+                return Ok(Some(answer));
+            }
+            match self.inbound.message().await {
+                Ok(Some(message)) => self.step(message)?,
+                Ok(None) if self.exchange.may_end() => return Ok(None),
+                // An OK here would make the proxy send the request on without its body.
+                Ok(None) => return Err(Status::aborted("the stream ended before the request's body did")),
+                Err(status) => {
+                    debug!(code = ?status.code(), "Stream broke off");
+                    return Err(status);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, message: ProcessingRequest) -> Result<(), Status> {
+        let Self { inbound: _, outbox, exchange, director, _open: _ } = self;
+        let decide = |inquiry| {
+            let now = now();
+            let picked = director.decide(inquiry, now);
+            director.metrics().decision_seconds.observe(elapsed_seconds(now));
+            picked
+        };
+        let answers =
+            exchange.step(message, decide).map_err(|error| Status::failed_precondition(error.to_string()))?;
+        outbox.extend(answers);
+        Ok(())
+    }
+}
+
+impl OpenStream {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]
+fn now() -> Now {
+    Now { instant: Instant::now(), wall: SystemTime::now() }
+}
+
+fn elapsed_seconds(since: Now) -> f64 {
+    since.instant.elapsed().as_secs_f64()
+}

@@ -1,0 +1,82 @@
+//! Follows the pool index: hands each snapshot to the director, and scrapes exactly the endpoints that are in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pool_index::snapshot::{Reader, Slot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::candidates::{Member, Roster};
+use crate::director::Director;
+use crate::scrape::scrape;
+
+/// The one task that changes the roster.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    director: Arc<Director>,
+    reader: Reader,
+    scrape_interval: Duration,
+    scrapes: HashMap<Slot, CancellationToken>,
+    tracker: TaskTracker,
+}
+
+impl Follower {
+    /// The director has the reader's first snapshot when this returns.
+    pub(crate) fn new(director: Arc<Director>, reader: Reader, scrape_interval: Duration) -> Self {
+        director.apply(&reader.snapshot());
+        Self { director, reader, scrape_interval, scrapes: HashMap::new(), tracker: TaskTracker::new() }
+    }
+
+    /// Runs until `stop`, or until the index ends.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let roster = self.director.apply(&self.reader.snapshot());
+            self.scrape_members(&roster, &stop);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = self.reader.changed() => if changed.is_err() { break },
+            }
+        }
+        self.scrapes.values().for_each(CancellationToken::cancel);
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    fn scrape_members(&mut self, roster: &Roster, stop: &CancellationToken) {
+        let lives = |slot: &Slot| roster.members.iter().any(|member| member.slot == *slot);
+        self.scrapes.retain(|slot, scrape| {
+            let keep = lives(slot);
+            if !keep {
+                scrape.cancel();
+            }
+            keep
+        });
+        for member in &roster.members {
+            if self.scrapes.contains_key(&member.slot) {
+                continue;
+            }
+            let token = stop.child_token();
+            self.tracker.spawn(self.scrape_until(Arc::clone(member), token.clone()));
+            self.scrapes.insert(member.slot, token);
+        }
+    }
+
+    fn scrape_until(
+        &self,
+        member: Arc<Member>,
+        token: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
+        let director = Arc::clone(&self.director);
+        let metrics = Arc::clone(director.metrics());
+        let period = self.scrape_interval;
+        async move {
+            let lost = |member: &Member| director.forget(member);
+            tokio::select! {
+                () = token.cancelled() => {}
+                () = scrape(member, period, metrics, lost) => {}
+            }
+        }
+    }
+}
