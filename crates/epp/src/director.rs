@@ -20,7 +20,7 @@ use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::candidate::Candidate;
-use scheduling::pick::{Decision as Picked, Policy, Reason, pick};
+use scheduling::pick::{Decision as Picked, Policy, Reason, Score, pick};
 use tracing::{debug, info};
 
 use crate::body::RequestBody;
@@ -37,6 +37,8 @@ use crate::refusal::Refusal;
 /// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
 const REQUEST_ID_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const REQUEST_ID_LENGTH: usize = 10;
+/// The reason of picks that are logged as the tutorial logs them.
+const PREFIX: &str = "prefix";
 
 thread_local! {
     /// Memory of a lookup's answer, used again by the next lookup of the thread.
@@ -79,10 +81,24 @@ pub struct Director {
     metrics: Arc<Metrics>,
 }
 
+/// What is written down about a request while it is decided.
+struct Trace {
+    record: Decision,
+    /// Names from InferenceModels only, so that clients cannot make up label values.
+    labels: ModelLabels,
+}
+
+/// An endpoint that may be picked, as the policy sees it.
+struct Considered<'a> {
+    member: &'a Arc<Member>,
+    candidate: Candidate,
+    metrics_age: Option<Duration>,
+}
+
 /// A request whose pool and model are known.
 struct Placement<'a> {
     roll: &'a Roll,
-    target_model: Option<String>,
+    /// The name that replaces the client's in the body.
     rewrite: Option<String>,
     /// Under PREFIX_CACHE, for a body that was read.
     chain: Option<Chain>,
@@ -134,34 +150,18 @@ impl Director {
     /// Why the client is refused.
     pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Lease>, Refusal> {
         let Inquiry { x_request_id, subset, content } = inquiry;
-        let mut record = Decision {
-            seq: 0,
-            time: timestamp(now.wall),
-            request: self.request_id(),
-            x_request_id,
-            pool: None,
-            model: None,
-            target_model: None,
-            strategy: None,
-            outcome: "picked",
-            endpoint: None,
-            pod: None,
-            reason: None,
-            matched_bytes: 0,
-            total_bytes: 0,
-            ratio: 0.0,
-            threshold: None,
-            candidates: Vec::new(),
-        };
+        let record = Decision { x_request_id, ..Decision::new(self.request_id(), timestamp(now.wall)) };
+        let labels = ModelLabels { model_name: String::new(), target_model_name: String::new() };
+        let mut trace = Trace { record, labels };
         let roster = self.roster.load();
         let picked = self
-            .locate(&roster, content, &mut record)
-            .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut record));
+            .locate(&roster, content, &mut trace)
+            .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
         match &picked {
-            Ok(_) => self.note_picked(&record),
-            Err(refusal) => self.note_refused(refusal, &mut record),
+            Ok(_) => self.note_picked(&trace),
+            Err(refusal) => self.note_refused(refusal, &mut trace),
         }
-        self.decisions.push(record);
+        self.decisions.push(trace.record);
         picked
     }
 
@@ -209,24 +209,30 @@ impl Director {
         &self,
         roster: &'a Roster,
         content: Content,
-        record: &mut Decision,
+        trace: &mut Trace,
     ) -> Result<Placement<'a>, Refusal> {
         let body = match content {
             Content::Fault(fault) => return Err(fault.into()),
             Content::Opaque => None,
             Content::Body(body) => Some(body),
         };
+        let Trace { record, labels } = trace;
         let model = body.as_ref().map(|body| body.model.as_str());
         record.model = model.map(str::to_owned);
+        if model.is_some() {
+            let unlisted = || UNLISTED_MODEL.to_owned();
+            *labels = ModelLabels { model_name: unlisted(), target_model_name: unlisted() };
+        }
         let roll = model::choose_pool(roster, self.options.pool.as_ref(), model)?;
         record.pool = Some(roll.pool.key.to_string());
         record.strategy = Some(roll.pool.strategy.as_str());
-        let Some(body) = body else {
-            return Ok(Placement { roll, target_model: None, rewrite: None, chain: None });
-        };
-        let target_model = model::target(&roll.pool, &body.model, &mut *self.rng.lock())?;
-        record.target_model = Some(target_model.clone());
+        let Some(body) = body else { return Ok(Placement { roll, rewrite: None, chain: None }) };
         let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes: _ } = body;
+        let target_model = model::target(&roll.pool, &model, &mut *self.rng.lock())?;
+        record.target_model = Some(target_model.clone());
+        if roll.pool.models.contains_key(&model) {
+            *labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
+        }
         let chain = match roll.pool.strategy {
             RoutingStrategy::Default => None,
             RoutingStrategy::PrefixCache => Some(prompt.finish(&ChainSeed {
@@ -236,8 +242,8 @@ impl Director {
                 cache_salt: cache_salt.as_deref(),
             })),
         };
-        let rewrite = (target_model != model).then(|| target_model.clone());
-        Ok(Placement { roll, target_model: Some(target_model), rewrite, chain })
+        let rewrite = (target_model != model).then_some(target_model);
+        Ok(Placement { roll, rewrite, chain })
     }
 
     /// Picks among the pool's endpoints and makes the pick count at once.
@@ -246,44 +252,44 @@ impl Director {
         placement: Placement<'_>,
         subset: Option<&Subset>,
         now: Instant,
-        record: &mut Decision,
+        trace: &mut Trace,
     ) -> Result<Pick<Lease>, Refusal> {
-        let Placement { roll, target_model, rewrite, chain } = placement;
+        let Placement { roll, rewrite, chain } = placement;
+        let Trace { record, labels } = trace;
         let members = eligible(roll, subset)?;
-        let total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
         let matched = self.matched_bytes(chain.as_ref(), &members);
+        record.total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
         let policy = match roll.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
             RoutingStrategy::PrefixCache => Policy::PrefixCache { threshold: self.options.threshold },
         };
-        let running =
-            RunningLabels { model_name: self.model_label(roll, record.model.as_deref()).to_owned() };
+        record.threshold = match policy {
+            Policy::Default => None,
+            Policy::PrefixCache { threshold } => Some(threshold),
+        };
+        let running = RunningLabels { model_name: labels.model_name.clone() };
         let running = self.metrics.running_requests.get_or_create(&running).clone();
-        let (picked, member, lease) = {
+
+        let (picked, considered, lease) = {
             let mut rng = self.rng.lock();
-            let (candidates, ages) = self.candidates(&members, &matched, now);
-            let picked = pick(&policy, &candidates, total_bytes, &mut *rng)
+            let considered = self.consider(&members, &matched, now);
+            let candidates: Vec<Candidate> =
+                considered.iter().map(|considered| considered.candidate).collect();
+            let picked = pick(&policy, &candidates, record.total_bytes, &mut *rng)
                 .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
-            let position = candidates.iter().position(|candidate| candidate.endpoint == picked.endpoint);
-            let position = position.expect("the policy picks one of the candidates");
-            let member = Arc::clone(members[position]);
-            let lease = member.lease(running);
-            record.matched_bytes = matched[position];
-            record.candidates = candidate_records(&members, &candidates, &picked, &ages);
-            (picked, member, lease)
+            let lease = members[picked.candidate_idx].lease(running);
+            (picked, considered, lease)
         };
         if let Some(chain) = &chain {
             self.index.insert(chain, picked.endpoint);
         }
-        if let Policy::PrefixCache { threshold } = policy {
-            record.threshold = Some(threshold);
-        }
-        record.total_bytes = total_bytes;
+        let Considered { member, candidate, metrics_age: _ } = &considered[picked.candidate_idx];
+        record.matched_bytes = candidate.matched_bytes;
         record.ratio = picked.ratio;
         record.endpoint = Some(Arc::clone(&member.destination));
         record.pod = Some(Arc::clone(&member.pod));
         record.reason = Some(reason(picked.reason));
-        record.target_model = target_model;
+        record.candidates = candidate_records(&considered, &picked);
         Ok(Pick { destination: member.destination.to_string(), rewrite, lease })
     }
 
@@ -296,28 +302,34 @@ impl Director {
         })
     }
 
-    fn candidates(
+    fn consider<'a>(
         &self,
-        members: &[&Arc<Member>],
+        members: &[&'a Arc<Member>],
         matched: &[u64],
         now: Instant,
-    ) -> (Vec<Candidate>, Vec<Option<Duration>>) {
-        let candidate = |(member, &matched_bytes): (&&Arc<Member>, &u64)| {
-            let (load, age) = member.load(now, self.options.max_metrics_age);
-            (Candidate { endpoint: member.id(), load, matched_bytes }, age)
+    ) -> Vec<Considered<'a>> {
+        let consider = |(&member, &matched_bytes): (&&'a Arc<Member>, &u64)| {
+            let (load, metrics_age) = member.load(now, self.options.max_metrics_age);
+            Considered {
+                member,
+                candidate: Candidate { endpoint: member.id(), load, matched_bytes },
+                metrics_age,
+            }
         };
-        members.iter().zip(matched).map(candidate).unzip()
+        members.iter().zip(matched).map(consider).collect()
     }
 
-    fn note_picked(&self, record: &Decision) {
+    fn note_picked(&self, trace: &Trace) {
+        let Trace { record, labels } = trace;
         let reason = record.reason.unwrap_or_default();
-        match record.threshold {
-            Some(threshold) if reason == "prefix" => info!(
+        if let Some(threshold) = record.threshold
+            && reason == PREFIX
+        {
+            info!(
                 request = record.request,
                 "matching ratio" = format!(" {:.2} > {threshold:.2}", record.ratio),
                 "Do prefix-aware routing!"
-            ),
-            Some(_) | None => {}
+            );
         }
         debug!(
             request = record.request,
@@ -332,16 +344,16 @@ impl Director {
         let pool = record.pool.clone().unwrap_or_default();
         let strategy = record.strategy.unwrap_or_default();
         self.metrics.picks.get_or_create(&PickLabels { pool, strategy, reason }).inc();
-        self.metrics.requests.get_or_create(&self.labels(record)).inc();
+        self.metrics.requests.get_or_create(labels).inc();
         if record.threshold.is_some() {
             self.metrics.prefix_hit_ratio.observe(record.ratio);
-            // Prompts are far below 2^53 bytes.
             #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
             self.metrics.prefix_hit_bytes.observe(record.matched_bytes as f64);
         }
     }
 
-    fn note_refused(&self, refusal: &Refusal, record: &mut Decision) {
+    fn note_refused(&self, refusal: &Refusal, trace: &mut Trace) {
+        let Trace { record, labels } = trace;
         record.outcome = refusal.outcome();
         info!(
             request = record.request,
@@ -351,40 +363,10 @@ impl Director {
             "Refused request"
         );
         self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
-        let ModelLabels { model_name, target_model_name } = self.labels(record);
+        let ModelLabels { model_name, target_model_name } = labels.clone();
         let error_code = refusal.code().to_string();
         let labels = ModelErrorLabels { model_name, target_model_name, error_code };
         self.metrics.request_errors.get_or_create(&labels).inc();
-    }
-
-    /// The model as a label.
-    fn model_label<'a>(&self, roll: &Roll, model: Option<&'a str>) -> &'a str {
-        match model {
-            Some(model) if roll.pool.models.contains_key(model) => model,
-            Some(_) => UNLISTED_MODEL,
-            None => "",
-        }
-    }
-
-    fn labels(&self, record: &Decision) -> ModelLabels {
-        let roster = self.roster.load();
-        let roll = record
-            .pool
-            .as_deref()
-            .and_then(|pool| roster.rolls.values().find(|roll| roll.pool.key.to_string() == pool));
-        let listed = roll.is_some_and(|roll| {
-            record.model.as_ref().is_some_and(|model| roll.pool.models.contains_key(model))
-        });
-        match (listed, &record.model, &record.target_model) {
-            (true, Some(model), Some(target)) => {
-                ModelLabels { model_name: model.clone(), target_model_name: target.clone() }
-            }
-            (_, None, _) => ModelLabels { model_name: String::new(), target_model_name: String::new() },
-            (..) => ModelLabels {
-                model_name: UNLISTED_MODEL.to_owned(),
-                target_model_name: UNLISTED_MODEL.to_owned(),
-            },
-        }
     }
 }
 
@@ -404,32 +386,27 @@ fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<M
     Ok(if reachable.is_empty() { members } else { reachable })
 }
 
-fn candidate_records(
-    members: &[&Arc<Member>],
-    candidates: &[Candidate],
-    picked: &Picked,
-    ages: &[Option<Duration>],
-) -> Vec<CandidateRecord> {
-    let record = |(((member, candidate), score), age): (
-        ((&&Arc<Member>, &Candidate), &scheduling::pick::Score),
-        &Option<Duration>,
-    )| CandidateRecord {
-        endpoint: Arc::clone(&member.destination),
-        pod: Arc::clone(&member.pod),
-        matched_bytes: candidate.matched_bytes,
-        ratio: score.ratio,
-        waiting: candidate.load.waiting,
-        running: candidate.load.running,
-        kv_usage: candidate.load.kv_usage,
-        in_flight: candidate.load.in_flight,
-        metrics_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<CandidateRecord> {
+    let record = |(considered, score): (&Considered<'_>, &Score)| {
+        let Considered { member, candidate, metrics_age } = considered;
+        CandidateRecord {
+            endpoint: Arc::clone(&member.destination),
+            pod: Arc::clone(&member.pod),
+            matched_bytes: candidate.matched_bytes,
+            ratio: score.ratio,
+            waiting: candidate.load.waiting,
+            running: candidate.load.running,
+            kv_usage: candidate.load.kv_usage,
+            in_flight: candidate.load.in_flight,
+            metrics_age_ms: metrics_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        }
     };
-    members.iter().zip(candidates).zip(&picked.scores).zip(ages).map(record).collect()
+    considered.iter().zip(&picked.scores).map(record).collect()
 }
 
 fn reason(reason: Reason) -> &'static str {
     match reason {
-        Reason::Prefix => "prefix",
+        Reason::Prefix => PREFIX,
         Reason::Load => "load",
         Reason::OnlyCandidate => "only_endpoint",
     }

@@ -78,6 +78,32 @@ struct Ring {
     records: VecDeque<Arc<Decision>>,
 }
 
+impl Decision {
+    /// A record with nothing decided yet.
+    #[must_use]
+    pub fn new(request: String, time: String) -> Self {
+        Self {
+            seq: 0,
+            time,
+            request,
+            x_request_id: None,
+            pool: None,
+            model: None,
+            target_model: None,
+            strategy: None,
+            outcome: "picked",
+            endpoint: None,
+            pod: None,
+            reason: None,
+            matched_bytes: 0,
+            total_bytes: 0,
+            ratio: 0.0,
+            threshold: None,
+            candidates: Vec::new(),
+        }
+    }
+}
+
 impl Decisions {
     /// Keeps at most `capacity` records.
     #[must_use]
