@@ -67,6 +67,15 @@ impl NodeId {
     }
 }
 
+// === impl Node ===
+
+impl Node {
+    /// What is at a position that no node uses.
+    fn free() -> Self {
+        Self { hashes: Box::default(), parent: None, n_children: 0, holders: Holders::none() }
+    }
+}
+
 // === impl Tree ===
 
 impl Tree {
@@ -126,6 +135,7 @@ impl Tree {
         let slot = endpoint.slot();
         let mut path = std::mem::take(&mut self.path);
         self.hold_path(chain.hashes(), slot, &mut path);
+        self.merge_path(slot, &mut path);
         // From the end, so that each node ends up hotter than those below it.
         let recency = &mut self.holdings[slot as usize].recency;
         path.iter().rev().for_each(|node| recency.touch(*node));
@@ -217,6 +227,19 @@ impl Tree {
         self.count_held(slot, rest.len());
     }
 
+    /// Joins neighbours of the path that others once divided and that are now held by `slot` alone.
+    fn merge_path(&mut self, slot: u32, path: &mut Vec<NodeId>) {
+        for idx in (1..path.len()).rev() {
+            let (upper, lower) = (path[idx - 1], path[idx]);
+            let upper_node = self.node(upper);
+            if upper_node.n_children == 1 && upper_node.holders.is_only(slot) {
+                self.holdings[slot as usize].recency.remove(upper);
+                self.merge(upper, lower);
+                path.remove(idx - 1);
+            }
+        }
+    }
+
     fn evict(&mut self, slot: u32) {
         loop {
             let holding = &self.holdings[slot as usize];
@@ -279,9 +302,7 @@ impl Tree {
     /// Cuts a node before its hash number `at`; returns the new node, the upper part. The lower part stays what it
     /// was for its children and in the order of use.
     fn split(&mut self, lower: NodeId, at: usize) -> NodeId {
-        let old_first = self.node(lower).hashes[0];
-        let entry = self.by_first_hash.find_entry(old_first.get(), |node| *node == lower);
-        entry.expect("every node is in the table").remove();
+        self.unlist(lower);
         let node = self.node_mut(lower);
         let (upper_hashes, lower_hashes) = node.hashes.split_at(at);
         let (upper_hashes, lower_hashes): (Box<[_]>, Box<[_]>) = (upper_hashes.into(), lower_hashes.into());
@@ -293,6 +314,20 @@ impl Tree {
         self.list(upper);
         self.list(lower);
         upper
+    }
+
+    /// The inverse of a split: `lower`, the only child of `upper`, takes its place and its blocks.
+    fn merge(&mut self, upper: NodeId, lower: NodeId) {
+        self.unlist(upper);
+        self.unlist(lower);
+        let Node { hashes, parent, n_children: _, holders: _ } =
+            std::mem::replace(self.node_mut(upper), Node::free());
+        let node = self.node_mut(lower);
+        node.hashes = [hashes, std::mem::take(&mut node.hashes)].concat().into_boxed_slice();
+        node.parent = parent;
+        self.list(lower);
+        self.stats.n_nodes -= 1;
+        self.free.push(upper);
     }
 
     fn add_node(&mut self, hashes: &[BlockHash], parent: Option<NodeId>) -> NodeId {
@@ -326,14 +361,18 @@ impl Tree {
         by_first_hash.insert_unique(first(&node), node, first);
     }
 
-    fn free_node(&mut self, node_id: NodeId) {
+    fn unlist(&mut self, node_id: NodeId) {
         let first = self.node(node_id).hashes[0];
         let entry = self.by_first_hash.find_entry(first.get(), |node| *node == node_id);
         entry.expect("every node is in the table").remove();
-        let node = self.node_mut(node_id);
-        debug_assert_eq!(node.n_children, 0, "holders of a child hold its parent");
-        let hashes = std::mem::take(&mut node.hashes);
-        if let Some(parent) = node.parent.take() {
+    }
+
+    fn free_node(&mut self, node_id: NodeId) {
+        self.unlist(node_id);
+        let Node { hashes, parent, n_children, holders: _ } =
+            std::mem::replace(self.node_mut(node_id), Node::free());
+        debug_assert_eq!(n_children, 0, "holders of a child hold its parent");
+        if let Some(parent) = parent {
             self.node_mut(parent).n_children -= 1;
         }
         self.stats.n_blocks -= hashes.len() as u64;

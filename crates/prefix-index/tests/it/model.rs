@@ -1,6 +1,6 @@
-//! The index against a naive model: per endpoint, the set of full prefixes with the time of their last use.
+//! The index against a naive model: per endpoint, the set of full prefixes.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use prefix_index::chain::Chain;
 use prefix_index::endpoint::EndpointId;
@@ -32,21 +32,21 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Every prefix of full blocks that one endpoint holds, with the time of its last use.
+/// Every prefix of full blocks that one endpoint was given.
 #[derive(Default)]
 struct NaiveEndpoint {
     generation: u32,
-    prefixes: BTreeMap<Vec<u8>, u64>,
+    prefixes: BTreeSet<Vec<u8>>,
 }
 
 impl NaiveEndpoint {
     fn matched(&self, text: &[u8]) -> u64 {
-        let held = (1..=text.len() / 8).take_while(|n| self.prefixes.contains_key(&text[..n * 8])).count();
+        let held = (1..=text.len() / 8).take_while(|n| self.prefixes.contains(&text[..n * 8])).count();
         held as u64 * 8
     }
 
-    fn insert(&mut self, text: &[u8], now: u64) {
-        self.prefixes.extend((1..=text.len() / 8).map(|n| (text[..n * 8].to_vec(), now)));
+    fn insert(&mut self, text: &[u8]) {
+        self.prefixes.extend((1..=text.len() / 8).map(|n| text[..n * 8].to_vec()));
     }
 }
 
@@ -60,12 +60,12 @@ proptest! {
         let index = index(u32::MAX);
         let mut naive: Vec<NaiveEndpoint> = (0..N_SLOTS).map(|_| NaiveEndpoint::default()).collect();
         let mut matches = Matches::new();
-        for (now, step) in steps.into_iter().enumerate() {
+        for step in steps {
             match step {
                 Step::Insert { text, slot } => {
                     let naive = &mut naive[slot as usize];
                     index.insert(&chain(&text), EndpointId::new(slot, naive.generation));
-                    naive.insert(&text, now as u64);
+                    naive.insert(&text);
                 }
                 Step::Match { text } => {
                     index.longest_match(&chain(&text), &mut matches);
@@ -78,10 +78,10 @@ proptest! {
                 Step::Remove { slot } => {
                     let naive = &mut naive[slot as usize];
                     index.remove_endpoint(EndpointId::new(slot, naive.generation));
-                    *naive = NaiveEndpoint { generation: naive.generation + 1, prefixes: BTreeMap::new() };
+                    *naive = NaiveEndpoint { generation: naive.generation + 1, prefixes: BTreeSet::new() };
                 }
             }
-            let distinct: std::collections::BTreeSet<_> = naive.iter().flat_map(|naive| naive.prefixes.keys()).collect();
+            let distinct: BTreeSet<_> = naive.iter().flat_map(|naive| &naive.prefixes).collect();
             let stats = index.stats();
             assert_eq!(stats.n_blocks, distinct.len() as u64);
             assert_eq!(stats.n_held_blocks, naive.iter().map(|naive| naive.prefixes.len() as u64).sum::<u64>());
@@ -102,10 +102,10 @@ proptest! {
         let index = index(capacity);
         let mut naive: Vec<NaiveEndpoint> = (0..3).map(|_| NaiveEndpoint::default()).collect();
         let mut n_held = [0u64; 3];
-        for (now, (text, slot)) in steps.into_iter().enumerate() {
+        for (text, slot) in steps {
             let new = text.len() as u64 - matched(&index, &text, endpoint(slot));
             index.insert(&chain(&text), endpoint(slot));
-            naive[slot as usize].insert(&text, now as u64);
+            naive[slot as usize].insert(&text);
             let held = &mut n_held[slot as usize];
             *held = (*held + new / 8).min(u64::from(capacity));
             assert_eq!(index.held_blocks(endpoint(slot)), *held);
@@ -172,6 +172,21 @@ fn conversations_of_one_endpoint_stay_one_run() {
     assert_eq!(index.stats().n_nodes, 1);
     index.insert(&chain(&text[..400]), endpoint(1));
     assert_eq!(index.stats().n_nodes, 2, "another holder of a part divides the run");
+}
+
+#[test]
+fn runs_grow_together_again() {
+    let index = index(10_000);
+    let text = noise(8000, 1);
+    index.insert(&chain(&text), endpoint(0));
+    for slot in 1..20 {
+        index.insert(&chain(&text[..slot as usize * 400]), endpoint(slot));
+    }
+    assert_eq!(index.stats().n_nodes, 20);
+    (1..20).for_each(|slot| index.remove_endpoint(endpoint(slot)));
+    index.insert(&chain(&text), endpoint(0));
+    assert_eq!(index.stats().n_nodes, 1);
+    assert_eq!(matched(&index, &text, endpoint(0)), chain(&text).total_bytes());
 }
 
 /// Blocks of `chain` in `index`, to show that the fixture's chains are not empty.
