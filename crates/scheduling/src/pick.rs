@@ -1,9 +1,10 @@
-//! From candidates to a decision.
+//! From candidates to a decision: score all, filter by prefix and load, draw among what is left.
 
 use prefix_index::endpoint::EndpointId;
-use rand::Rng;
+use rand::{Rng, RngExt};
 
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, Load};
+use crate::filter;
 
 /// How a pool's requests are placed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,8 +31,10 @@ pub enum Reason {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     pub endpoint: EndpointId,
+    /// The endpoint's position among the candidates.
+    pub candidate_idx: usize,
     pub reason: Reason,
-    /// Matched share of the picked endpoint, in 0..=1.
+    /// The endpoint's matched share of the request, in 0..=1.
     pub ratio: f64,
     /// One per candidate, in the order of the candidates.
     pub scores: Vec<Score>,
@@ -50,13 +53,18 @@ pub struct Score {
 }
 
 /// Why there is no decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PickError {
     /// No candidate was given.
+    #[error("no candidates")]
     NoCandidates,
 }
 
 /// Picks one of `candidates` for a request whose chain has `total_bytes`.
+///
+/// Endpoints with stale metrics may be dead, so they are considered only if no other is left, and then by what this
+/// picker has in flight. Load is least queue, then least KV-cache usage, then a draw. A prefix counts if its share is
+/// strictly more than the threshold; of those that hold the longest one, load decides.
 ///
 /// # Errors
 /// [`PickError::NoCandidates`] if `candidates` is empty.
@@ -66,24 +74,37 @@ pub fn pick(
     total_bytes: u64,
     rng: &mut impl Rng,
 ) -> Result<Decision, PickError> {
-    let _ = (policy, total_bytes, rng);
-    match candidates.first() {
-        None => Err(PickError::NoCandidates),
-        Some(first) => Ok(Decision {
-            endpoint: first.endpoint,
-            reason: Reason::OnlyCandidate,
-            ratio: 0.0,
-            scores: Vec::new(),
-        }),
-    }
-}
-
-impl std::fmt::Display for PickError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NoCandidates => f.write_str("no candidates"),
+    let scores: Vec<Score> = candidates.iter().map(|candidate| score(candidate, total_bytes)).collect();
+    let mut kept: Vec<usize> = (0..scores.len()).collect();
+    filter::prefer_fresh(&scores, &mut kept);
+    let reason = match policy {
+        Policy::PrefixCache { threshold } if filter::longest_match(&scores, &mut kept, *threshold) => {
+            Reason::Prefix
         }
-    }
+        Policy::Default | Policy::PrefixCache { .. } if candidates.len() == 1 => Reason::OnlyCandidate,
+        Policy::Default | Policy::PrefixCache { .. } => Reason::Load,
+    };
+    filter::least(&scores, &mut kept, |score| score.queue);
+    filter::least(&scores, &mut kept, |score| score.kv_usage);
+    let candidate_idx = match kept[..] {
+        [] => return Err(PickError::NoCandidates),
+        [only] => only,
+        _ => kept[rng.random_range(..kept.len())],
+    };
+    let Score { endpoint, ratio, queue: _, kv_usage: _ } = scores[candidate_idx];
+    Ok(Decision { endpoint, candidate_idx, reason, ratio, scores })
 }
 
-impl std::error::Error for PickError {}
+fn score(candidate: &Candidate, total_bytes: u64) -> Score {
+    let Candidate { endpoint, load, matched_bytes } = *candidate;
+    let Load { waiting, running: _, kv_usage, in_flight, fresh } = load;
+    let (waiting, kv_usage) = match fresh {
+        true => (waiting, Some(kv_usage)),
+        false => (0, None),
+    };
+    let ratio = match total_bytes {
+        0 => 0.0,
+        _ => matched_bytes as f64 / total_bytes as f64,
+    };
+    Score { endpoint, ratio, queue: in_flight.saturating_add(waiting), kv_usage }
+}

@@ -1,0 +1,45 @@
+//! Cost of a pick by the number of endpoints.
+
+use divan::{Bencher, black_box};
+use prefix_index::endpoint::EndpointId;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use scheduling::candidate::{Candidate, Load};
+use scheduling::pick::{Policy, pick};
+
+const SIZES: [u32; 3] = [10, 100, 1000];
+
+fn main() {
+    divan::main();
+}
+
+fn candidates(n: u32) -> Vec<Candidate> {
+    let candidate = |slot: u32| Candidate {
+        endpoint: EndpointId::new(slot, 0),
+        load: Load {
+            waiting: slot % 3,
+            running: 8,
+            kv_usage: f64::from(slot % 7) / 10.0,
+            in_flight: slot % 5,
+            fresh: true,
+        },
+        matched_bytes: u64::from(slot % 11) * 64,
+    };
+    (0..n).map(candidate).collect()
+}
+
+#[divan::bench(args = SIZES)]
+fn by_load(bencher: Bencher<'_, '_>, n: u32) {
+    bench(bencher, n, &Policy::Default);
+}
+
+#[divan::bench(args = SIZES)]
+fn by_prefix(bencher: Bencher<'_, '_>, n: u32) {
+    bench(bencher, n, &Policy::PrefixCache { threshold: 0.5 });
+}
+
+fn bench(bencher: Bencher<'_, '_>, n: u32, policy: &Policy) {
+    let candidates = candidates(n);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    bencher.bench_local(|| pick(policy, black_box(&candidates), 1000, &mut rng));
+}

@@ -1,0 +1,3 @@
+//! Picks at the boundary: candidates in, a decision out.
+
+mod pick;

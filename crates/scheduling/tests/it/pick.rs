@@ -1,0 +1,217 @@
+//! Each rule by a table, and what must hold whatever the candidates are.
+
+use std::collections::BTreeSet;
+
+use prefix_index::endpoint::EndpointId;
+use proptest::prelude::{Strategy, any, proptest};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use scheduling::candidate::{Candidate, Load};
+use scheduling::pick::{Decision, PickError, Policy, Reason, pick};
+
+const PREFIX_CACHE: Policy = Policy::PrefixCache { threshold: 0.5 };
+/// Bytes of the request in every test.
+const TOTAL: u64 = 1000;
+
+fn idle() -> Load {
+    Load { fresh: true, ..Load::default() }
+}
+
+fn busy(in_flight: u32) -> Load {
+    Load { in_flight, ..idle() }
+}
+
+/// Candidates with slots 0, 1, 2, ….
+fn candidates(loads: &[(Load, u64)]) -> Vec<Candidate> {
+    let candidate = |(slot, &(load, matched_bytes)): (u32, &(Load, u64))| Candidate {
+        endpoint: EndpointId::new(slot, 0),
+        load,
+        matched_bytes,
+    };
+    (0..).zip(loads).map(candidate).collect()
+}
+
+fn decide(policy: &Policy, candidates: &[Candidate], seed: u64) -> Decision {
+    pick(policy, candidates, TOTAL, &mut ChaCha8Rng::seed_from_u64(seed)).expect("there are candidates")
+}
+
+/// Which slots are drawn over many seeds, each of them for `reason`.
+fn check(policy: &Policy, loads: &[(Load, u64)], expected: (&[u32], Reason)) {
+    let (expected_slots, expected_reason) = expected;
+    let candidates = candidates(loads);
+    let mut slots = BTreeSet::new();
+    for seed in 0..200 {
+        let decision = decide(policy, &candidates, seed);
+        assert_eq!(decision.reason, expected_reason);
+        assert_eq!(decision.endpoint, candidates[decision.candidate_idx].endpoint);
+        slots.insert(decision.endpoint.slot());
+    }
+    assert_eq!(slots.into_iter().collect::<Vec<_>>(), expected_slots);
+}
+
+#[test]
+fn load_is_queue_then_kv_usage_then_a_draw() {
+    let waiting = |waiting| Load { waiting, ..idle() };
+    let kv = |kv_usage| Load { kv_usage, ..idle() };
+    for (loads, slots) in [
+        (vec![idle(), idle(), idle()], vec![0, 1, 2]),
+        (vec![busy(1), busy(0), busy(2)], vec![1]),
+        (vec![waiting(3), waiting(1), waiting(1)], vec![1, 2]),
+        (vec![Load { waiting: 2, ..busy(0) }, busy(1), Load { waiting: 1, ..busy(1) }], vec![1]),
+        (vec![kv(0.3), kv(0.0), kv(1.0)], vec![1]),
+        (vec![Load { kv_usage: 0.9, ..busy(0) }, busy(1)], vec![0]),
+        (vec![kv(f64::NAN), kv(0.1), kv(0.2)], vec![0, 1, 2]),
+        (vec![Load { running: 9, ..idle() }, idle()], vec![0, 1]),
+        (vec![Load { waiting: u32::MAX, ..busy(u32::MAX) }, busy(u32::MAX - 1)], vec![1]),
+    ] {
+        let loads: Vec<_> = loads.into_iter().map(|load| (load, 0)).collect();
+        check(&Policy::Default, &loads, (&slots, Reason::Load));
+        check(&PREFIX_CACHE, &loads, (&slots, Reason::Load));
+    }
+}
+
+#[test]
+fn the_longest_match_above_the_threshold_wins() {
+    for (loads, slots) in [
+        (vec![(idle(), 0), (busy(9), 600), (idle(), 0)], vec![1]),
+        (vec![(busy(9), 700), (idle(), 600)], vec![0]),
+        (vec![(busy(2), 600), (busy(1), 600), (idle(), 599)], vec![1]),
+        (vec![(idle(), 1000), (idle(), 1000), (idle(), 0)], vec![0, 1]),
+        (vec![(busy(1), 501), (idle(), 500)], vec![0]),
+    ] {
+        check(&PREFIX_CACHE, &loads, (&slots, Reason::Prefix));
+        // Negative control: the same candidates by load alone.
+        let least = loads.iter().map(|(load, _)| load.in_flight).min();
+        let by_load = decide(&Policy::Default, &candidates(&loads), 1);
+        assert_eq!(Some(loads[by_load.candidate_idx].0.in_flight), least);
+        assert_eq!(by_load.reason, Reason::Load);
+    }
+}
+
+#[test]
+fn the_threshold_itself_is_not_enough() {
+    check(&PREFIX_CACHE, &[(busy(1), 500), (idle(), 0)], (&[1], Reason::Load));
+    check(&PREFIX_CACHE, &[(busy(1), 501), (idle(), 0)], (&[0], Reason::Prefix));
+    let decision = decide(&PREFIX_CACHE, &candidates(&[(idle(), 500), (busy(1), 0)]), 1);
+    assert_eq!((decision.ratio, decision.reason), (0.5, Reason::Load));
+    let low = Policy::PrefixCache { threshold: 0.0 };
+    check(&low, &[(busy(1), 1), (idle(), 0)], (&[0], Reason::Prefix));
+    check(&low, &[(busy(1), 0), (idle(), 0)], (&[1], Reason::Load));
+    let never = Policy::PrefixCache { threshold: 1.0 };
+    check(&never, &[(busy(1), 1000), (idle(), 0)], (&[1], Reason::Load));
+}
+
+#[test]
+fn a_single_candidate_says_so() {
+    check(&Policy::Default, &[(busy(3), 900)], (&[0], Reason::OnlyCandidate));
+    check(&PREFIX_CACHE, &[(busy(3), 400)], (&[0], Reason::OnlyCandidate));
+    check(&PREFIX_CACHE, &[(busy(3), 900)], (&[0], Reason::Prefix));
+}
+
+#[test]
+fn no_candidates_is_an_error() {
+    for policy in [Policy::Default, PREFIX_CACHE] {
+        let picked = pick(&policy, &[], TOTAL, &mut ChaCha8Rng::seed_from_u64(1));
+        assert_eq!(picked, Err(PickError::NoCandidates));
+    }
+}
+
+#[test]
+fn a_request_without_a_full_block_goes_by_load() {
+    let candidates = candidates(&[(busy(1), 0), (idle(), 0)]);
+    let decision = pick(&PREFIX_CACHE, &candidates, 0, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+    assert_eq!((decision.endpoint.slot(), decision.reason, decision.ratio), (1, Reason::Load, 0.0));
+}
+
+#[test]
+fn stale_endpoints_come_last() {
+    let stale = |load: Load| Load { fresh: false, ..load };
+    // A dead pod reports an empty queue forever, and holds what it was sent.
+    check(&Policy::Default, &[(stale(idle()), 0), (busy(5), 0)], (&[1], Reason::Load));
+    check(&PREFIX_CACHE, &[(stale(idle()), 900), (busy(5), 0)], (&[1], Reason::Load));
+    check(&PREFIX_CACHE, &[(stale(idle()), 900), (busy(5), 600), (idle(), 0)], (&[1], Reason::Prefix));
+    // Without any fresh one, the old numbers do not count, what is in flight does, and so do prefixes.
+    let full = Load { waiting: 9, kv_usage: 1.0, ..idle() };
+    check(&Policy::Default, &[(stale(full), 0), (stale(idle()), 0)], (&[0, 1], Reason::Load));
+    check(&Policy::Default, &[(stale(full), 0), (stale(busy(1)), 0)], (&[0], Reason::Load));
+    check(&PREFIX_CACHE, &[(stale(full), 900), (stale(idle()), 0)], (&[0], Reason::Prefix));
+}
+
+/// Arrivals between two scrapes see the same metrics; only what is in flight tells them apart.
+#[test]
+fn simultaneous_arrivals_spread() {
+    let spread = |assume_load: bool| {
+        let mut candidates = candidates(&[(idle(), 0); 4]);
+        candidates[2].load.kv_usage = 0.5;
+        candidates[0].load.waiting = 1;
+        let mut n_picked = [0; 4];
+        for seed in 0..19 {
+            let decision = decide(&Policy::Default, &candidates, seed);
+            n_picked[decision.candidate_idx] += 1;
+            candidates[decision.candidate_idx].load.in_flight += u32::from(assume_load);
+        }
+        n_picked
+    };
+    assert_eq!(spread(true), [4, 5, 5, 5]);
+    // Negative control: without assumed load two endpoints get everything.
+    let herd = spread(false);
+    assert_eq!((herd[0], herd[2], herd[1] + herd[3]), (0, 0, 19));
+}
+
+#[test]
+fn ties_are_drawn_evenly_and_repeatably() {
+    let candidates = candidates(&[(idle(), 0); 5]);
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut n_picked = [0u32; 5];
+    for _ in 0..10_000 {
+        n_picked[pick(&Policy::Default, &candidates, TOTAL, &mut rng).unwrap().candidate_idx] += 1;
+    }
+    // 2,000 expected, standard deviation 40.
+    assert!(n_picked.iter().all(|n| (1_800..2_200).contains(n)), "{n_picked:?}");
+    assert_eq!(decide(&Policy::Default, &candidates, 3), decide(&Policy::Default, &candidates, 3));
+}
+
+#[test]
+fn scores_follow_the_order_of_candidates() {
+    let loads = [
+        (Load { waiting: 2, kv_usage: 0.25, ..busy(3) }, 250),
+        (Load { fresh: false, waiting: 2, kv_usage: 0.25, ..busy(3) }, 1000),
+    ];
+    let decision = decide(&Policy::Default, &candidates(&loads), 1);
+    let scores: Vec<_> =
+        decision.scores.iter().map(|score| (score.ratio, score.queue, score.kv_usage)).collect();
+    assert_eq!(scores, [(0.25, 5, Some(0.25)), (1.0, 3, None)]);
+}
+
+fn any_candidates() -> impl Strategy<Value = Vec<(Load, u64)>> {
+    let load = (0..4u32, 0..4u32, 0..4u32, any::<bool>()).prop_map(|(waiting, in_flight, kv, fresh)| Load {
+        waiting,
+        running: 0,
+        kv_usage: f64::from(kv) / 4.0,
+        in_flight,
+        fresh,
+    });
+    proptest::collection::vec((load, 0..=TOTAL), 1..12)
+}
+
+proptest! {
+    #[test]
+    fn no_better_candidate_is_left_behind(loads in any_candidates(), seed in any::<u64>()) {
+        let candidates = candidates(&loads);
+        let decision = decide(&PREFIX_CACHE, &candidates, seed);
+        let picked = candidates[decision.candidate_idx];
+        let usable = |candidate: &&Candidate| candidate.load.fresh || candidates.iter().all(|other| !other.load.fresh);
+        let longest = candidates.iter().filter(usable).map(|candidate| candidate.matched_bytes).max().unwrap();
+        assert!(usable(&&picked));
+        assert_eq!(decision.reason == Reason::Prefix, longest > TOTAL / 2);
+        let rivals: Vec<_> = match decision.reason {
+            Reason::Prefix => candidates.iter().filter(usable).filter(|rival| rival.matched_bytes == longest).collect(),
+            Reason::Load | Reason::OnlyCandidate => candidates.iter().filter(usable).collect(),
+        };
+        assert!(rivals.contains(&&picked));
+        let queue = |candidate: &Candidate| {
+            candidate.load.in_flight + if candidate.load.fresh { candidate.load.waiting } else { 0 }
+        };
+        assert!(rivals.iter().all(|rival| queue(rival) >= queue(&picked)));
+    }
+}
