@@ -2,15 +2,63 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+/// The scenario groups, in the order in which they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Group {
+    /// Steps 1-4 of the tutorial, in the three forms that a shell makes of its requests.
+    Tutorial,
+    /// Round 2 on a warm and on a cold pod, against the latency model.
+    Latency,
+    /// 20 conversations of 5 turns through 8081 and through 8080.
+    Conversations,
+    /// Negative controls: what must not happen, does not.
+    Controls,
+    /// A pod killed, the picker killed, a broken request.
+    Faults,
+}
+
+impl Group {
+    pub const ALL: [Self; 5] =
+        [Self::Tutorial, Self::Latency, Self::Conversations, Self::Controls, Self::Faults];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tutorial => "tutorial",
+            Self::Latency => "latency",
+            Self::Conversations => "conversations",
+            Self::Controls => "controls",
+            Self::Faults => "faults",
+        }
+    }
+
+    /// The group's claim, for headings.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Tutorial => "The tutorial, step by step",
+            Self::Latency => "A warm pod answers sooner",
+            Self::Conversations => "Conversations stay with their pod",
+            Self::Controls => "Negative controls",
+            Self::Faults => "Faults",
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// One assertion, ready for every report format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// Stable and unique within a run: `group/name`, lower case.
+    /// Stable and unique within a run: `group/name`.
     pub id: String,
-    /// The scenario group that `--only` selects.
-    pub group: String,
+    pub group: Group,
     /// A sentence that is true when the check passes.
     pub title: String,
     pub expected: String,
@@ -21,35 +69,9 @@ pub struct Check {
 }
 
 impl Check {
-    /// Passes when both values are equal; they are reported by their `Display`.
-    pub fn equal<T: PartialEq + fmt::Display>(name: &str, title: &str, expected: T, seen: T) -> Self {
-        let passed = expected == seen;
-        Self::new(name, title, &expected, &seen, passed)
-    }
-
-    /// Passes when `passed` says so: for bounds, sets and orders.
-    pub fn new(
-        name: &str,
-        title: &str,
-        expected: impl fmt::Display,
-        seen: impl fmt::Display,
-        passed: bool,
-    ) -> Self {
-        let group = name.split('/').next().unwrap_or(name).to_owned();
-        Self {
-            id: name.to_owned(),
-            group,
-            title: title.to_owned(),
-            expected: expected.to_string(),
-            seen: seen.to_string(),
-            passed,
-            detail: None,
-        }
-    }
-
-    /// A check that could not be made because something it needs went wrong first.
-    pub fn broken(name: &str, title: &str, error: &anyhow::Error) -> Self {
-        Self::new(name, title, "the scenario runs to its end", format!("{error:#}"), false)
+    /// Starts a check of `group`; `name` is unique within the group.
+    pub fn of(group: Group, name: impl fmt::Display, title: impl Into<String>) -> Claim {
+        Claim { id: format!("{group}/{name}"), group, title: title.into() }
     }
 
     pub fn detail(mut self, detail: impl fmt::Display) -> Self {
@@ -58,15 +80,60 @@ impl Check {
     }
 }
 
+/// A check that still lacks its values.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Claim {
+    id: String,
+    group: Group,
+    title: String,
+}
+
+impl Claim {
+    /// Passes when both values are equal; they are reported by their `Display`.
+    pub fn equal<T: PartialEq + fmt::Display>(self, expected: T, seen: T) -> Check {
+        let passed = expected == seen;
+        self.holds(expected, seen, passed)
+    }
+
+    /// Passes when `passed` says so: for bounds, sets and orders.
+    pub fn holds(self, expected: impl fmt::Display, seen: impl fmt::Display, passed: bool) -> Check {
+        let Self { id, group, title } = self;
+        Check {
+            id,
+            group,
+            title,
+            expected: expected.to_string(),
+            seen: seen.to_string(),
+            passed,
+            detail: None,
+        }
+    }
+
+    /// Fails: what the check needs went wrong before it could be made.
+    pub fn broken(self, error: &anyhow::Error) -> Check {
+        self.holds("the scenario runs to its end", format!("{error:#}"), false)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Check;
+    use super::{Check, Group};
 
     #[test]
     fn equal_compares_and_keeps_both_values() {
-        let same = Check::equal("tutorial/tokens", "prompt tokens", 127, 127);
-        let other = Check::equal("tutorial/tokens", "prompt tokens", 127, 128);
+        let same = Check::of(Group::Tutorial, "tokens", "prompt tokens").equal(127, 127);
+        let other = Check::of(Group::Tutorial, "tokens", "prompt tokens").equal(127, 128);
         assert!(same.passed && !other.passed);
-        assert_eq!((other.group.as_str(), other.expected.as_str(), other.seen.as_str()), ("tutorial", "127", "128"));
+        assert_eq!(
+            (other.id.as_str(), other.expected.as_str(), other.seen.as_str()),
+            ("tutorial/tokens", "127", "128")
+        );
+    }
+
+    #[test]
+    fn a_broken_scenario_fails_its_check() {
+        let check = Check::of(Group::Faults, "x", "y").broken(&anyhow::anyhow!("no pod").context("start"));
+        assert_eq!((check.passed, check.seen.as_str()), (false, "start: no pod"));
     }
 }

@@ -98,7 +98,12 @@ impl Conversation {
 
     fn document(&mut self) -> String {
         let sentences: Vec<String> = (0..DOCUMENT_SENTENCES).map(|_| sentence(&mut self.rng)).collect();
-        format!("Case file {}-{:06}. {}", self.number, self.rng.random_range(0..1_000_000), sentences.join(" "))
+        format!(
+            "Case file {}-{:06}. {}",
+            self.number,
+            self.rng.random_range(0..1_000_000),
+            sentences.join(" ")
+        )
     }
 }
 

@@ -8,7 +8,8 @@ pub fn quantile(sample: &[f64], q: f64) -> Option<f64> {
     let position = q.clamp(0.0, 1.0) * as_f64(last);
     let below = position.floor();
     let fraction = position - below;
-    let mut around = sorted.iter().enumerate().filter(|(idx, _)| as_f64(*idx) >= below).map(|(_, value)| *value);
+    let mut around =
+        sorted.iter().enumerate().filter(|(idx, _)| as_f64(*idx) >= below).map(|(_, value)| *value);
     let low = around.next()?;
     let high = around.next().unwrap_or(low);
     Some(low + (high - low) * fraction)

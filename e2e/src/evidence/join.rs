@@ -36,6 +36,8 @@ pub struct ClientSide {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
     pub client: ClientSide,
+    /// The pod that answered, by name: Envoy's record, or for a direct request the pod's own.
+    pub served_by: Option<String>,
     pub envoy_upstream: Option<String>,
     pub envoy_attempts: Option<u32>,
     pub decision: Option<Decision>,
@@ -58,10 +60,13 @@ pub fn join(
         .into_iter()
         .map(|client| {
             let id = client.request_id.as_deref();
-            let access = id.and_then(|id| accesses.iter().find(|entry| entry.request_id.as_deref() == Some(id)));
-            let decision = id.and_then(|id| decisions.iter().find(|entry| entry.x_request_id.as_deref() == Some(id)));
+            let access =
+                id.and_then(|id| accesses.iter().find(|entry| entry.request_id.as_deref() == Some(id)));
+            let decision =
+                id.and_then(|id| decisions.iter().find(|entry| entry.x_request_id.as_deref() == Some(id)));
             let pod = id.and_then(|id| pods.iter().find(|entry| entry.request_id == id));
             Trace {
+                served_by: None,
                 envoy_upstream: access.and_then(|entry| entry.upstream_host.clone()),
                 envoy_attempts: access.and_then(|entry| entry.attempts),
                 decision: decision.cloned(),
@@ -73,6 +78,20 @@ pub fn join(
 }
 
 impl Trace {
+    /// The pod that every record of a request through the picker names, or what each says when they differ.
+    pub fn agreed_pod(&self) -> Result<&str, String> {
+        let envoy = self.served_by.as_deref();
+        let picked = self.decision.as_ref().and_then(|decision| decision.pod.as_deref());
+        let pod = self.pod.as_ref().map(|entry| entry.pod.as_str());
+        match (envoy, picked, pod) {
+            (Some(envoy), Some(picked), Some(pod)) if envoy == picked && envoy == pod => Ok(envoy),
+            _ => {
+                let show = |name: Option<&str>| name.unwrap_or("nothing").to_owned();
+                Err(format!("Envoy {}, picker {}, pod {}", show(envoy), show(picked), show(pod)))
+            }
+        }
+    }
+
     /// Tokens that the picker expected to be cached on its pod: its ratio of the prompt.
     pub fn predicted_tokens(&self) -> Option<f64> {
         let decision = self.decision.as_ref()?;

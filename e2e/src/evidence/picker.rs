@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn the_tutorials_line_is_found_among_others() {
-        let log = format!("2025-05-23T03:33:08Z\tINFO\tepp/main.rs:1\tStarting\t{{}}\n{LINE}\nplain text\n{LINE}");
+        let log =
+            format!("2025-05-23T03:33:08Z\tINFO\tepp/main.rs:1\tStarting\t{{}}\n{LINE}\nplain text\n{LINE}");
         let lines = prefix_aware_lines(&log);
         assert_eq!(lines.len(), 1, "the last line has no newline yet");
         assert_eq!(lines[0].fields["matching ratio"], " 0.54 > 0.50");

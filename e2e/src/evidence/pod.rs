@@ -47,7 +47,11 @@ impl CacheCounters {
 
     /// What was added since `earlier`.
     pub fn since(self, earlier: Self) -> Self {
-        Self { queries: self.queries - earlier.queries, hits: self.hits - earlier.hits, kv_usage: self.kv_usage }
+        Self {
+            queries: self.queries - earlier.queries,
+            hits: self.hits - earlier.hits,
+            kv_usage: self.kv_usage,
+        }
     }
 
     /// Share of looked-up tokens that were in the cache; `None` without a look-up.

@@ -213,7 +213,10 @@ mod tests {
             (vec![TEXT, LAST, USAGE, DONE], ChatError::NoRole),
             (vec![ROLE, ROLE, LAST, USAGE, DONE], ChatError::OutOfOrder(1, "a second role")),
             (vec![ROLE, TEXT, USAGE, DONE], ChatError::OutOfOrder(2, "usage before a finish reason")),
-            (vec![ROLE, LAST, TEXT, USAGE, DONE], ChatError::OutOfOrder(2, "a chunk after the finish reason")),
+            (
+                vec![ROLE, LAST, TEXT, USAGE, DONE],
+                ChatError::OutOfOrder(2, "a chunk after the finish reason"),
+            ),
             (vec![ROLE, LAST, USAGE, TEXT, DONE], ChatError::OutOfOrder(3, "a chunk after the usage")),
             (vec![ROLE, LAST, USAGE, DONE, TEXT], ChatError::OutOfOrder(4, "a chunk after [DONE]")),
             (vec![ROLE, LAST, USAGE, DONE, DONE], ChatError::OutOfOrder(4, "a second [DONE]")),

@@ -156,8 +156,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_truncated_stream_is_an_error_of_the_stream() {
-        let (url, serve) =
-            serve_once("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: a").await;
+        let (url, serve) = serve_once(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: a",
+        )
+        .await;
         let client = Client::default();
         let (reply, _) = tokio::join!(client.get(&url), serve);
         assert!(reply.unwrap().frames.unwrap().unwrap_err().contains("ends inside a frame"));

@@ -1,0 +1,270 @@
+//! The command line: flags in, exit code out. Parsing touches nothing outside.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::check::Group;
+use crate::cluster::programs::ProgramOptions;
+use crate::{commands, guard, overhead, run};
+
+const EXAMPLES: &str = "\
+Examples:
+  e2e                          run the tutorial, assert every claim, leave a report in ./report
+  e2e --time-scale 10          the same with the GPUs ten times faster than real ones
+  e2e --only tutorial          one group of assertions (repeat the flag for more)
+  e2e up                       keep everything running and print the tutorial's curl commands
+  e2e logs epp | grep 'Do prefix'
+  e2e overhead                 what the picker adds: 8081 against 8080, interleaved
+
+Exit codes:
+  0    everything that was asserted holds
+  1    an assertion failed (the report says which, with the expected and the seen value)
+  2    wrong usage, or the environment could not be stood up
+  130  interrupted; everything that was started has been ended";
+
+/// Stands the prefix-cache-aware routing tutorial up on this machine (real Envoy, the endpoint picker, mock vLLM pods),
+/// runs its steps, asserts what it claims, tears everything down and leaves a report.
+#[derive(Debug, Parser)]
+#[command(name = "e2e", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the tutorial and assert what it claims (what `e2e` alone does)
+    Run(RunArgs),
+    /// Start everything, keep it running, and print the tutorial's commands
+    Up(UpArgs),
+    /// End what `up` started
+    Down(StateArgs),
+    /// Show what `up` started: gateways, picker, pods
+    Status(StatusArgs),
+    /// Print the logs of what `up` started
+    Logs(LogsArgs),
+    /// Measure what the picker adds: 8081 against 8080 at 2 KB bodies, interleaved
+    Overhead(OverheadArgs),
+    /// Runs a program that must not outlive the driver
+    #[command(hide = true)]
+    Guard {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Owns the cluster of `up`
+    #[command(hide = true)]
+    Supervise { state_dir: PathBuf },
+}
+
+/// What to stand up.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterArgs {
+    /// Directory with the Kubernetes objects to apply [default: manifests/doc of this checkout]
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Pods of every Deployment, in place of its own number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub replicas: Option<u32>,
+    /// Virtual seconds per second of yours: 10 makes every GPU ten times faster
+    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = time_scale)]
+    pub time_scale: f64,
+    /// Say more on standard error
+    #[arg(long, short)]
+    pub verbose: bool,
+    #[command(flatten, next_help_heading = "Programs")]
+    pub programs: ProgramOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Run this group only; repeat for several
+    #[arg(long, value_name = "GROUP")]
+    pub only: Vec<Group>,
+    /// Where report.html, report.json, junit.xml and the logs go
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
+    /// Keep everything running after the last check, until Ctrl-C
+    #[arg(long)]
+    pub keep: bool,
+    /// Print the JSON report on standard output in place of the summary
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+/// Where `up` remembers what it started.
+#[derive(Debug, Clone, Args)]
+pub struct StateArgs {
+    /// State directory of `up` [default: warmpath in $XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, env = "WARMPATH_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    #[arg(long, env = "XDG_STATE_HOME", hide = true)]
+    pub xdg_state_home: Option<PathBuf>,
+    #[arg(long, env = "HOME", hide = true)]
+    pub user_home: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// Part of a log's name: `epp`, `envoy`, `access`, a pod's name [default: every log]
+    #[arg(value_name = "NAME", default_value = "")]
+    pub part: String,
+    /// Keep printing what is added, until Ctrl-C
+    #[arg(long, short)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct OverheadArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Requests per path
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..))]
+    pub requests: u32,
+    /// Bytes of a request body
+    #[arg(long, value_name = "BYTES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..=1_000_000))]
+    pub body_bytes: u32,
+    /// Fail when the picker adds more than this at the median
+    #[arg(long, value_name = "MS")]
+    pub max_added_p50_ms: Option<f64>,
+    /// Where generated files and logs go
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
+    /// Print JSON in place of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a command ended, when nothing went wrong on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Good,
+    Failed,
+    Interrupted,
+}
+
+impl From<End> for ExitCode {
+    fn from(end: End) -> Self {
+        match end {
+            End::Good => Self::SUCCESS,
+            End::Failed => Self::from(1),
+            End::Interrupted => Self::from(130),
+        }
+    }
+}
+
+/// Exit code of wrong usage and of an environment that cannot be stood up; clap uses the same.
+const EXIT_ENVIRONMENT: u8 = 2;
+
+/// Parses the command line, runs it and says how it ended.
+pub fn main() -> ExitCode {
+    let Cli { command, run } = Cli::parse();
+    let command = command.unwrap_or(Command::Run(run));
+    if let Command::Guard { command } = command {
+        return guard::run(&command);
+    }
+    let end = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(dispatch(command)));
+    match end {
+        Ok(end) => end.into(),
+        Err(error) => {
+            crate::ui::complain(&format!("{error:#}"));
+            ExitCode::from(EXIT_ENVIRONMENT)
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<End> {
+    match command {
+        Command::Run(args) => run::run(args).await,
+        Command::Up(args) => commands::up(args).await,
+        Command::Down(state) => commands::down(&state).await,
+        Command::Status(args) => commands::status(&args),
+        Command::Logs(args) => commands::logs(&args).await,
+        Command::Overhead(args) => overhead::run(args).await,
+        Command::Supervise { state_dir } => commands::supervise(&state_dir).await,
+        Command::Guard { command: _ } => Ok(End::Good),
+    }
+}
+
+fn time_scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match scale > 0.0 && scale <= 1000.0 {
+        true => Ok(scale),
+        false => Err("must be above 0 and at most 1000".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::{Cli, Command};
+    use crate::check::Group;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_subcommand_means_run_and_takes_its_flags() {
+        let cli = Cli::try_parse_from(["e2e", "--only", "faults", "--time-scale", "10", "--json"]).unwrap();
+        assert!(cli.command.is_none() && cli.run.json);
+        assert_eq!((cli.run.only, cli.run.cluster.time_scale), (vec![Group::Faults], 10.0));
+    }
+
+    #[test]
+    fn usage_errors_are_refused() {
+        for args in [
+            &["e2e", "--time-scale", "0"][..],
+            &["e2e", "--only", "nothing"],
+            &["e2e", "--replicas", "0"],
+            &["e2e", "x"],
+        ] {
+            assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn help_teaches_examples_and_exit_codes() {
+        let help = Cli::command().render_long_help().to_string();
+        for part in ["e2e up", "Exit codes", "130", "--time-scale"] {
+            assert!(help.contains(part), "{part}");
+        }
+        assert!(!help.contains("guard") && !help.contains("--xdg"), "internals stay hidden");
+    }
+
+    #[test]
+    fn guard_takes_a_foreign_command_line() {
+        let cli = Cli::try_parse_from(["e2e", "guard", "--", "envoy", "--mode", "validate"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Guard { command }) if command.len() == 3));
+    }
+}

@@ -1,0 +1,226 @@
+//! `e2e up`, `down`, `status` and `logs`: the tutorial by hand, on a cluster that outlives the command.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cli::{End, LogsArgs, StateArgs, StatusArgs, UpArgs};
+use crate::cluster::Status;
+use crate::cluster::programs::Programs;
+use crate::cluster::supervisor::{self, Phase, State};
+use crate::report::summary::new_table;
+use crate::run::{doc_manifests, interrupted, manifests, options};
+use crate::ui::{self, Ui};
+
+/// How often `logs --follow` looks for more.
+const FOLLOW_POLL: Duration = Duration::from_millis(100);
+
+pub async fn up(args: UpArgs) -> Result<End> {
+    let ui = Ui::new(args.cluster.verbose);
+    let state_dir = state_dir(&args.state)?;
+    ui.step("starting pods, picker and Envoy");
+    let start = async {
+        let programs = Programs::resolve(&args.cluster.programs, &ui.progress()).await?;
+        let options = options(&args.cluster, &state_dir.join("run"));
+        supervisor::up(&state_dir, &options, &programs, &ui.progress()).await
+    };
+    let state = tokio::select! {
+        state = start => state?,
+        () = interrupted() => {
+            supervisor::down(&state_dir).await?;
+            return Ok(End::Interrupted);
+        }
+    };
+    ui.finish();
+    let Phase::Running { status } = &state.phase else { bail!("the cluster is not running") };
+    let own = manifests(&args.cluster).join("requests");
+    let requests = if own.is_dir() { own } else { doc_manifests().join("requests") };
+    ui::print(&instructions(status, &requests)?);
+    Ok(End::Good)
+}
+
+/// The tutorial's step 4, ready to paste.
+fn instructions(status: &Status, requests: &Path) -> Result<String> {
+    let llm = address(status, "llm-gw")?;
+    let requests = requests.join("quoted");
+    let curl = |round: u32| {
+        format!(
+            "curl -X POST ${{GATEWAY_IP}}:{}/v1/chat/completions -H 'Content-Type: application/json' -d @{}/round{round}.txt",
+            llm.port(),
+            requests.display()
+        )
+    };
+    let ready = status.pods.iter().filter(|pod| pod.ready).count();
+    let mut text = format!("\n{ready} pods are ready. Step 4 of the tutorial:\n\n");
+    let _ = writeln!(text, "export GATEWAY_IP={}", llm.ip());
+    let _ = writeln!(text, "{}\n{}", curl(1), curl(2));
+    let _ = writeln!(text, "cargo e2e logs epp | grep \"Do prefix\"\n");
+    let gateways: Vec<String> = status
+        .gateways
+        .iter()
+        .map(|gateway| {
+            format!("{} on {} ({} in the manifest)", gateway.listener, gateway.address, gateway.port)
+        })
+        .collect();
+    let _ = writeln!(text, "Listeners: {}.", gateways.join(", "));
+    let _ = writeln!(text, "`cargo e2e status` shows the pods, `cargo e2e down` ends everything.");
+    Ok(text)
+}
+
+fn address(status: &Status, listener: &str) -> Result<std::net::SocketAddr> {
+    let found =
+        status.gateways.iter().find(|gateway| gateway.listener == listener).or(status.gateways.first());
+    found.map(|gateway| gateway.address).context("the manifests have no Gateway")
+}
+
+pub async fn down(state: &StateArgs) -> Result<End> {
+    let was_up = supervisor::down(&state_dir(state)?).await?;
+    ui::print(if was_up { "everything has ended\n" } else { "nothing was up\n" });
+    Ok(End::Good)
+}
+
+pub fn status(args: &StatusArgs) -> Result<End> {
+    let state = supervisor::status(&state_dir(&args.state)?)?;
+    if args.json {
+        ui::print(&format!("{}\n", serde_json::to_string_pretty(&state)?));
+    } else {
+        ui::print(&state.as_ref().map_or_else(|| "nothing is up\n".to_owned(), describe));
+    }
+    let running = state.is_some_and(|state| matches!(state.phase, Phase::Running { .. }));
+    Ok(if running { End::Good } else { End::Failed })
+}
+
+fn describe(state: &State) -> String {
+    let State { pid, run_dir, manifests, phase } = state;
+    let mut text = format!(
+        "supervisor {pid}, manifests {}, logs in {}\n",
+        manifests.display(),
+        run_dir.join("logs").display()
+    );
+    let status = match phase {
+        Phase::Starting => return text + "starting\n",
+        Phase::Failed { error } => return format!("{text}failed: {error}\n"),
+        Phase::Running { status } => status,
+    };
+    let mut table = new_table(&["what", "name", "address", "state"], 4);
+    for gateway in &status.gateways {
+        let name = format!("{}/{} {}", gateway.namespace, gateway.gateway, gateway.listener);
+        table.add_row(["gateway".to_owned(), name, gateway.address.to_string(), "listening".to_owned()]);
+    }
+    for picker in &status.pickers {
+        let state = if picker.running { "running" } else { "down" };
+        table.add_row(["picker".to_owned(), picker.name.clone(), picker.grpc.to_string(), state.to_owned()]);
+    }
+    for pod in &status.pods {
+        let state = if pod.ready { "ready" } else { "starting" };
+        table.add_row(["pod".to_owned(), pod.name.clone(), pod.address.to_string(), state.to_owned()]);
+    }
+    let _ = writeln!(text, "{table}");
+    if let Some(error) = &status.config_error {
+        let _ = writeln!(text, "the newest manifests were not taken: {error}");
+    }
+    text
+}
+
+pub async fn logs(args: &LogsArgs) -> Result<End> {
+    let state_dir = state_dir(&args.state)?;
+    let mut read: BTreeMap<PathBuf, u64> = BTreeMap::new();
+    loop {
+        let logs = supervisor::logs(&state_dir, &args.part)?;
+        if logs.is_empty() && read.is_empty() {
+            bail!("no log is called `{}`, or nothing is up", args.part);
+        }
+        for log in logs {
+            let from = read.entry(log.clone()).or_default();
+            let added = read_from(&log, *from)?;
+            *from += u64::try_from(added.len()).unwrap_or(u64::MAX);
+            ui::print(&String::from_utf8_lossy(&added));
+        }
+        if !args.follow {
+            return Ok(End::Good);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW_POLL) => {}
+            () = interrupted() => return Ok(End::Interrupted),
+        }
+    }
+}
+
+/// What a log holds beyond its first `from` bytes.
+fn read_from(log: &Path, from: u64) -> Result<Vec<u8>> {
+    let mut file = std::fs::File::open(log).with_context(|| format!("open {}", log.display()))?;
+    file.seek(SeekFrom::Start(from))?;
+    let mut added = Vec::new();
+    file.read_to_end(&mut added).with_context(|| format!("read {}", log.display()))?;
+    Ok(added)
+}
+
+pub async fn supervise(state_dir: &Path) -> Result<End> {
+    supervisor::supervise(state_dir).await.map(|()| End::Good)
+}
+
+fn state_dir(args: &StateArgs) -> Result<PathBuf> {
+    let StateArgs { state_dir, xdg_state_home, user_home } = args;
+    let base = xdg_state_home.clone().or_else(|| user_home.as_ref().map(|home| home.join(".local/state")));
+    match (state_dir, base) {
+        (Some(dir), _) => Ok(dir.clone()),
+        (None, Some(base)) => Ok(base.join("warmpath")),
+        (None, None) => bail!("neither --state-dir nor $HOME says where to keep the state"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{instructions, read_from, state_dir};
+    use crate::cli::StateArgs;
+    use crate::cluster::{GatewayAddress, Status};
+
+    fn status(port: u16) -> Status {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        Status {
+            settled: true,
+            pods: Vec::new(),
+            gateways: vec![GatewayAddress {
+                gateway: "qwen-inference-gateway".to_owned(),
+                namespace: "default".to_owned(),
+                listener: "llm-gw".to_owned(),
+                port: 8081,
+                address,
+            }],
+            pickers: Vec::new(),
+            admin: address,
+            config_error: None,
+        }
+    }
+
+    #[test]
+    fn instructions_are_the_tutorials_commands_with_the_real_port() {
+        let text = instructions(&status(18081), Path::new("manifests/doc/requests")).unwrap();
+        assert!(text.contains("export GATEWAY_IP=127.0.0.1\n"));
+        assert!(text.contains("curl -X POST ${GATEWAY_IP}:18081/v1/chat/completions -H 'Content-Type: application/json' -d @manifests/doc/requests/quoted/round1.txt\n"));
+    }
+
+    #[test]
+    fn the_state_directory_is_asked_for_or_the_users() {
+        let mut args = StateArgs { state_dir: None, xdg_state_home: None, user_home: Some("/home/u".into()) };
+        assert_eq!(state_dir(&args).unwrap(), Path::new("/home/u/.local/state/warmpath"));
+        args.xdg_state_home = Some("/x".into());
+        assert_eq!(state_dir(&args).unwrap(), Path::new("/x/warmpath"));
+        args.state_dir = Some("/s".into());
+        assert_eq!(state_dir(&args).unwrap(), Path::new("/s"));
+        assert!(state_dir(&StateArgs { state_dir: None, xdg_state_home: None, user_home: None }).is_err());
+    }
+
+    #[test]
+    fn a_log_is_read_from_where_it_was_left() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "one\ntwo\n").unwrap();
+        assert_eq!(read_from(file.path(), 4).unwrap(), b"two\n");
+    }
+}

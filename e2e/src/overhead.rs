@@ -1,0 +1,141 @@
+//! `e2e overhead`: what the picker adds. The same small request through 8081 and 8080 in turns, on one connection each,
+//! against pods whose clock runs a thousand times too fast.
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::cli::{End, OverheadArgs};
+use crate::cluster::Cluster;
+use crate::cluster::programs::Programs;
+use crate::load::client::Client;
+use crate::report::summary::new_table;
+use crate::requests::body;
+use crate::run::{interrupted, options};
+use crate::stats::{millis, quantile};
+use crate::ui::{self, Ui};
+
+/// Makes the engine's time vanish: a 120 ms step takes 0.12 ms.
+const TIME_SCALE: f64 = 1000.0;
+/// Requests per path that are sent first and not counted.
+const WARM_UP: u32 = 50;
+
+/// Milliseconds from sending a request to its last byte.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Latency {
+    p50_ms: f64,
+    p90_ms: f64,
+    p99_ms: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Overhead {
+    requests: usize,
+    body_bytes: u32,
+    plain_8080: Latency,
+    picker_8081: Latency,
+    /// Differences of the quantiles above.
+    added: Latency,
+}
+
+pub async fn run(args: OverheadArgs) -> Result<End> {
+    let ui = Ui::new(args.cluster.verbose);
+    let mut options = options(&args.cluster, &args.report_dir.join("overhead"));
+    options.time_scale = TIME_SCALE;
+    options.engine_args = vec!["--jitter".to_owned(), "0".to_owned()];
+    let programs = Programs::resolve(&args.cluster.programs, &ui.progress()).await?;
+    ui.step("starting pods, picker and Envoy");
+    let cluster = Cluster::start(options, programs, ui.progress()).await?;
+    ui.step("measuring 8081 and 8080 in turns");
+    let measured = tokio::select! {
+        measured = measure(&cluster, &args) => Some(measured),
+        () = interrupted() => None,
+    };
+    cluster.stop().await?;
+    ui.finish();
+    let Some(overhead) = measured.transpose()? else { return Ok(End::Interrupted) };
+    ui::print(&match args.json {
+        true => format!("{}\n", serde_json::to_string_pretty(&overhead)?),
+        false => table(&overhead),
+    });
+    match args.max_added_p50_ms {
+        Some(allowed) if overhead.added.p50_ms > allowed => Ok(End::Failed),
+        Some(_) | None => Ok(End::Good),
+    }
+}
+
+async fn measure(cluster: &Cluster, args: &OverheadArgs) -> Result<Overhead> {
+    let url = |listener: &str| -> Result<String> {
+        Ok(format!("http://{}/v1/chat/completions", cluster.gateway(listener)?))
+    };
+    let paths = [(url("http")?, Client::default()), (url("llm-gw")?, Client::default())];
+    let mut samples = [Vec::new(), Vec::new()];
+    for number in 0..WARM_UP + args.requests {
+        // The order alternates, so that neither path always finds the machine as the other left it.
+        for turn in 0..2 {
+            let path = usize::from((number + turn) % 2 == 1);
+            let (url, client) = &paths[path];
+            let reply = client.post(url, &[], request(number, args.body_bytes)).await?;
+            ensure!(reply.status.is_success(), "{url} answered {}: {}", reply.status, reply.text());
+            if number >= WARM_UP {
+                samples[path].push(millis(reply.elapsed));
+            }
+        }
+    }
+    let [plain, picker] = samples;
+    let (plain_8080, picker_8081) = (Latency::of(&plain)?, Latency::of(&picker)?);
+    let added = Latency {
+        p50_ms: picker_8081.p50_ms - plain_8080.p50_ms,
+        p90_ms: picker_8081.p90_ms - plain_8080.p90_ms,
+        p99_ms: picker_8081.p99_ms - plain_8080.p99_ms,
+    };
+    Ok(Overhead { requests: plain.len(), body_bytes: args.body_bytes, plain_8080, picker_8081, added })
+}
+
+/// A request of exactly `bytes` bytes that asks for one token, without a stream; no two share a prefix.
+fn request(number: u32, bytes: u32) -> Bytes {
+    let with = |padding: &str| {
+        let content = format!("{number:08} {padding}");
+        body(&serde_json::json!({
+            "model": "/model/qwen",
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 1,
+        }))
+    };
+    let envelope = with("").len();
+    let padding = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(envelope);
+    with(&"hi ".chars().cycle().take(padding).collect::<String>())
+}
+
+impl Latency {
+    fn of(sample: &[f64]) -> Result<Self> {
+        let at = |q: f64| quantile(sample, q).context("nothing was measured");
+        Ok(Self { p50_ms: at(0.5)?, p90_ms: at(0.9)?, p99_ms: at(0.99)? })
+    }
+}
+
+fn table(overhead: &Overhead) -> String {
+    let Overhead { requests, body_bytes, plain_8080, picker_8081, added } = overhead;
+    let mut table = new_table(&["", "p50", "p90", "p99"], 1);
+    for (name, latency) in
+        [("8080, least request", plain_8080), ("8081, picker", picker_8081), ("added", added)]
+    {
+        let Latency { p50_ms, p90_ms, p99_ms } = latency;
+        let row = [*p50_ms, *p90_ms, *p99_ms].map(|ms| format!("{ms:.2} ms"));
+        table.add_row(std::iter::once(name.to_owned()).chain(row));
+    }
+    format!("{table}\n{requests} requests of {body_bytes} bytes per path, in turns; wall time\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::request;
+
+    #[test]
+    fn bodies_have_the_asked_size_and_differ_early() {
+        let (one, two) = (request(1, 2048), request(2, 2048));
+        assert_eq!((one.len(), two.len()), (2048, 2048));
+        assert_ne!(one, two);
+        assert!(serde_json::from_slice::<serde_json::Value>(&one).is_ok());
+    }
+}

@@ -1,0 +1,178 @@
+//! `e2e run`: stand up, assert, tear down, report. The report is written however the run ends.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use time::format_description::well_known::Rfc3339;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::check::Group;
+use crate::cli::{ClusterArgs, End, RunArgs};
+use crate::clock::{Stopwatch, utc_now};
+use crate::cluster::programs::Programs;
+use crate::cluster::{Cluster, Options};
+use crate::journal::Journal;
+use crate::report::summary;
+use crate::report::{Outcome, Part, Report, Run};
+use crate::requests::Requests;
+use crate::scenario;
+use crate::scenario::lab::Lab;
+use crate::ui::{self, Ui};
+
+/// The checkout that this program was built from, for its manifests.
+const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const DOC_MANIFESTS: &str = "manifests/doc";
+
+pub async fn run(args: RunArgs) -> Result<End> {
+    let RunArgs { cluster, only, report_dir, keep, json } = args;
+    let ui = Ui::new(cluster.verbose);
+    let journal = Journal::default();
+    let run_dir = report_dir.join("run");
+    clear(&run_dir)?;
+    let (outcome, facts) = tokio::select! {
+        ended = asserted(&cluster, (&only, keep), &run_dir, (&journal, &ui)) => ended?,
+        () = interrupted() => (Outcome::Interrupted, Facts::of(&cluster)),
+    };
+    ui.finish();
+    let report = journal.report(facts.run(&cluster, outcome, &only));
+    let written = report.write(&report_dir)?;
+    ui::print(&match json {
+        true => format!("{}\n", serde_json::to_string_pretty(&report)?),
+        false => text(&report, &written),
+    });
+    Ok(match report.run.outcome {
+        Outcome::Passed => End::Good,
+        Outcome::Failed => End::Failed,
+        Outcome::Interrupted => End::Interrupted,
+    })
+}
+
+fn text(report: &Report, written: &[PathBuf]) -> String {
+    let summary = summary::render(report, ui::stdout_style());
+    let html = written.last().map_or_else(String::new, |path| format!("report: {}\n", path.display()));
+    format!("\n{summary}{html}")
+}
+
+/// What the report says about the cluster that the scenarios ran on.
+struct Facts {
+    started: String,
+    stopwatch: Stopwatch,
+    manifests: PathBuf,
+    replicas: usize,
+    ports: (u16, u16),
+}
+
+impl Facts {
+    fn of(args: &ClusterArgs) -> Self {
+        Self {
+            started: utc_now().format(&Rfc3339).unwrap_or_default(),
+            stopwatch: Stopwatch::start(),
+            manifests: manifests(args),
+            replicas: 0,
+            ports: (0, 0),
+        }
+    }
+
+    fn run(&self, args: &ClusterArgs, outcome: Outcome, only: &[Group]) -> Run {
+        let Self { started, stopwatch, manifests, replicas, ports: (http_port, llm_port) } = self;
+        let mut notes = Vec::new();
+        if !only.is_empty() {
+            let names: Vec<&str> = only.iter().map(|group| group.name()).collect();
+            notes.push(format!("only {} ran, as asked for with --only", names.join(", ")));
+        }
+        for (port, documented) in [(http_port, 8080), (llm_port, 8081)] {
+            if *port != 0 && *port != documented {
+                notes.push(format!("port {documented} was taken: {port} stands for it"));
+            }
+        }
+        Run {
+            started: started.clone(),
+            outcome,
+            elapsed_s: stopwatch.elapsed().as_secs_f64(),
+            manifests: manifests.display().to_string(),
+            replicas: *replicas,
+            time_scale: args.time_scale,
+            http_port: *http_port,
+            llm_port: *llm_port,
+            notes,
+        }
+    }
+}
+
+/// Starts the cluster, runs the scenarios, and ends it; an interrupt ends it too, and waits for that.
+async fn asserted(
+    args: &ClusterArgs,
+    (only, keep): (&[Group], bool),
+    run_dir: &Path,
+    (journal, ui): (&Journal, &Ui),
+) -> Result<(Outcome, Facts)> {
+    let programs = Programs::resolve(&args.programs, &ui.progress()).await?;
+    let mut facts = Facts::of(args);
+    ui.step("starting pods, picker and Envoy");
+    let cluster = Cluster::start(options(args, run_dir), programs, ui.progress()).await?;
+    facts.replicas = cluster.pods().len();
+    facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
+    journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
+    let requests = Requests::find(&facts.manifests, &doc_manifests());
+    let lab = Lab::new(&cluster, journal, ui, (requests, args.time_scale, facts.stopwatch));
+    let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.to_vec() };
+    let outcome = tokio::select! {
+        () = scenario::run(&lab, &groups) => Outcome::Passed,
+        () = interrupted() => Outcome::Interrupted,
+    };
+    if keep && outcome == Outcome::Passed {
+        keep_until_interrupt(&lab, ui).await;
+    }
+    let stopping = Stopwatch::start();
+    ui.step("ending every process");
+    cluster.stop().await.context("end the cluster")?;
+    journal.part(Part { name: "stop".to_owned(), wall_s: stopping.elapsed().as_secs_f64() });
+    Ok((outcome, facts))
+}
+
+async fn keep_until_interrupt(lab: &Lab<'_>, ui: &Ui) {
+    if let Err(error) = lab.fresh(&[]).await {
+        ui.note(&format!("warning: {error:#}"));
+    }
+    ui.note("everything keeps running, with empty caches; Ctrl-C ends it");
+    ui.step("kept running");
+    interrupted().await;
+}
+
+/// What to stand up, from the flags.
+pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
+    let mut options = Options::new(manifests(args), run_dir);
+    options.replicas = args.replicas;
+    options.time_scale = args.time_scale;
+    options
+}
+
+/// The manifests to apply: those asked for, else the tutorial's.
+pub fn manifests(args: &ClusterArgs) -> PathBuf {
+    args.manifests.clone().unwrap_or_else(doc_manifests)
+}
+
+/// The tutorial's manifests: those of the working directory if it is a checkout, else those this was built from.
+pub fn doc_manifests() -> PathBuf {
+    let here = PathBuf::from(DOC_MANIFESTS);
+    if here.is_dir() { here } else { Path::new(CHECKOUT).join(DOC_MANIFESTS) }
+}
+
+/// Returns when the user or the system asks the program to end.
+pub async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Removes what an earlier run left in its own subdirectory of the report.
+fn clear(run_dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(run_dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {} of the earlier run", run_dir.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

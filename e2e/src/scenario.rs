@@ -1,0 +1,51 @@
+//! The scenarios: each sends requests, gathers what every party recorded about them, and makes checks of it.
+
+use anyhow::Result;
+
+use crate::check::{Check, Group};
+use crate::clock::Stopwatch;
+use crate::report::Part;
+use crate::scenario::lab::Lab;
+
+pub mod tutorial;
+
+pub mod latency;
+
+pub mod controls;
+
+pub mod conversations;
+
+pub mod faults;
+
+pub mod limits;
+
+mod texts;
+
+pub mod lab;
+
+/// Runs the groups in order. A scenario that cannot go on is a failed check, not the end of the run.
+pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
+    for group in Group::ALL.into_iter().filter(|group| groups.contains(group)) {
+        match group {
+            Group::Tutorial => tutorial::run(lab).await,
+            Group::Latency => part(lab, group, "warm against cold", latency::run(lab)).await,
+            Group::Conversations => part(lab, group, "8081 against 8080", conversations::run(lab)).await,
+            Group::Controls => controls::run(lab).await,
+            Group::Faults => {
+                faults::run(lab).await;
+                part(lab, group, "big and many", limits::run(lab)).await;
+            }
+        }
+    }
+}
+
+/// Runs one part of a group, times it, and turns its error into a failed check.
+async fn part(lab: &Lab<'_>, group: Group, name: &str, work: impl Future<Output = Result<()>>) {
+    lab.ui.step(&format!("{group}: {name}"));
+    let stopwatch = Stopwatch::start();
+    if let Err(error) = work.await {
+        let title = format!("The scenario `{name}` runs to its end");
+        lab.check(Check::of(group, format!("{}/runs", name.replace(' ', "-")), title).broken(&error));
+    }
+    lab.journal.part(Part { name: format!("{group}: {name}"), wall_s: stopwatch.elapsed().as_secs_f64() });
+}

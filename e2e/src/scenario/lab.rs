@@ -1,0 +1,359 @@
+//! What every scenario works with: a fresh cluster, a client that keeps records, and the records of the others.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http::HeaderName;
+
+use crate::check::{Check, Group};
+use crate::clock::Stopwatch;
+use crate::cluster::manifests::Manifests;
+use crate::cluster::{Cluster, Pod};
+use crate::evidence::join::{ClientSide, Trace, join, request_id};
+use crate::evidence::pod::{CacheCounters, PodEntry};
+use crate::evidence::{access_log, picker, pod};
+use crate::journal::Journal;
+use crate::load::chat::ChatStream;
+use crate::load::client::{Client, Reply};
+use crate::requests::Requests;
+use crate::stats::millis;
+use crate::ui::Ui;
+
+/// Logs are written as requests end and flushed within 100 ms; after this long they lack something for good.
+const LOG_PATIENCE: Duration = Duration::from_secs(3);
+const LOG_POLL: Duration = Duration::from_millis(20);
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Scenarios borrow it; the cluster belongs to the run.
+#[derive(Debug)]
+pub struct Lab<'a> {
+    pub cluster: &'a Cluster,
+    pub journal: &'a Journal,
+    pub ui: &'a Ui,
+    pub requests: Requests,
+    pub time_scale: f64,
+    pub started: Stopwatch,
+    client: Client,
+    edited: AtomicBool,
+}
+
+/// What a request is sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Listener `llm-gw`, the tutorial's 8081: the picker chooses.
+    Picker,
+    /// Listener `http`, the tutorial's 8080: least request.
+    Plain,
+    Pod(SocketAddr),
+}
+
+/// A request and how it is called in reports.
+#[derive(Debug, Clone)]
+pub struct Shot {
+    pub group: Group,
+    pub label: String,
+    pub via: Via,
+    pub headers: Vec<(HeaderName, String)>,
+    pub body: Bytes,
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub side: ClientSide,
+    /// A well-formed stream.
+    pub chat: Option<ChatStream>,
+    /// The body of an answer that is no stream.
+    pub body: String,
+}
+
+/// Where the logs stood when a part began.
+#[derive(Debug)]
+pub struct Mark {
+    picker_logs: BTreeMap<PathBuf, usize>,
+    pods: Vec<Pod>,
+}
+
+/// What all parties recorded since a mark.
+#[derive(Debug)]
+pub struct Evidence {
+    /// In the order of the answers.
+    pub traces: Vec<Trace>,
+    /// The picker's prefix-aware lines.
+    pub prefix_lines: Vec<picker::LogLine>,
+}
+
+impl Shot {
+    pub fn new(group: Group, label: impl Into<String>, via: Via, body: Bytes) -> Self {
+        Self { group, label: label.into(), via, headers: Vec::new(), body }
+    }
+
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((HeaderName::from_static(name), value.into()));
+        self
+    }
+}
+
+impl Answer {
+    /// `200, well-formed stream`, or what it is instead.
+    pub fn verdict(&self) -> String {
+        match (&self.chat, &self.side.error) {
+            (Some(_), _) => format!("{}, well-formed stream", self.side.status),
+            (None, Some(error)) => format!("{}: {error}", self.side.status),
+            (None, None) => self.side.status.to_string(),
+        }
+    }
+
+    pub fn cached_tokens(&self) -> Option<u32> {
+        self.chat.as_ref().map(|chat| chat.usage.cached_tokens())
+    }
+}
+
+/// What [`Answer::verdict`] says of a good answer.
+pub const GOOD: &str = "200, well-formed stream";
+
+impl<'a> Lab<'a> {
+    pub fn new(
+        cluster: &'a Cluster,
+        journal: &'a Journal,
+        ui: &'a Ui,
+        run: (Requests, f64, Stopwatch),
+    ) -> Self {
+        let (requests, time_scale, started) = run;
+        let (client, edited) = (Client::default(), AtomicBool::new(false));
+        Self { cluster, journal, ui, requests, time_scale, started, client, edited }
+    }
+
+    /// Records a check and shows it.
+    pub fn check(&self, check: Check) {
+        self.ui.check(&check);
+        self.journal.check(check);
+    }
+
+    /// Empty caches, an empty index, the user's manifests, and engines with further arguments.
+    pub async fn fresh(&self, engine_args: &[&str]) -> Result<()> {
+        if self.edited.swap(false, Ordering::Relaxed) {
+            self.cluster.reset_manifests().await.context("take the edited manifests back")?;
+        }
+        let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
+        self.cluster.restart(engine_args).await.context("restart pods and picker")?;
+        self.cluster.settled().await.map(|_| ())
+    }
+
+    /// Puts edited manifests in force until the next [`Lab::fresh`].
+    pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
+        self.edited.store(true, Ordering::Relaxed);
+        self.cluster.apply(manifests).await.context("apply the edited manifests")?;
+        self.cluster.settled().await.map(|_| ())
+    }
+
+    /// Takes edited manifests back without a restart.
+    pub async fn reset(&self) -> Result<()> {
+        self.edited.store(false, Ordering::Relaxed);
+        self.cluster.reset_manifests().await?;
+        self.cluster.settled().await.map(|_| ())
+    }
+
+    /// Sleeps for virtual time.
+    pub async fn pause(&self, virtual_time: Duration) {
+        tokio::time::sleep(virtual_time.div_f64(self.time_scale)).await;
+    }
+
+    /// Wall time in virtual milliseconds.
+    pub fn virtual_ms(&self, wall: Duration) -> f64 {
+        millis(wall) * self.time_scale
+    }
+
+    /// Sends one chat request. Whatever happens is an answer: scenarios judge it.
+    pub async fn send(&self, shot: Shot) -> Answer {
+        let Shot { group, label, via, headers, body } = shot;
+        let sent_at = self.started.elapsed().as_secs_f64();
+        let stopwatch = Stopwatch::start();
+        let reply = match self.url(via) {
+            Ok(url) => {
+                let headers: Vec<(HeaderName, &str)> =
+                    headers.iter().map(|(name, value)| (name.clone(), value.as_str())).collect();
+                self.client.post(&url, &headers, body).await
+            }
+            Err(error) => Err(error),
+        };
+        let side = ClientSide {
+            label,
+            group: group.name().to_owned(),
+            via: via.name().to_owned(),
+            sent_at,
+            status: 0,
+            request_id: None,
+            ttft_ms: None,
+            e2e_ms: self.virtual_ms(stopwatch.elapsed()),
+            usage: None,
+            error: None,
+        };
+        self.answer(side, reply)
+    }
+
+    fn answer(&self, side: ClientSide, reply: Result<Reply>) -> Answer {
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => {
+                let side = ClientSide { error: Some(format!("{error:#}")), ..side };
+                return Answer { side, chat: None, body: String::new() };
+            }
+        };
+        let (chat, error) = match reply.chat() {
+            Ok(chat) => (Some(chat), None),
+            Err(error) => (None, Some(error)),
+        };
+        let side = ClientSide {
+            status: reply.status.as_u16(),
+            request_id: chat.as_ref().and_then(|chat| request_id(&chat.id)).map(str::to_owned),
+            ttft_ms: chat.as_ref().map(|chat| self.virtual_ms(chat.ttft)),
+            usage: chat.as_ref().map(|chat| chat.usage),
+            error,
+            ..side
+        };
+        Answer { side, chat, body: reply.text() }
+    }
+
+    fn url(&self, via: Via) -> Result<String> {
+        let address = match via {
+            Via::Picker => self.cluster.gateway("llm-gw")?,
+            Via::Plain => self.cluster.gateway("http")?,
+            Via::Pod(address) => address,
+        };
+        Ok(format!("http://{address}{CHAT}"))
+    }
+
+    /// Pods that were ready at `mark`.
+    pub fn replicas(&self, mark: &Mark) -> usize {
+        mark.pods.len()
+    }
+
+    pub fn mark(&self) -> Mark {
+        let logs = self.cluster.status().pickers.iter().map(|picker| picker.log.clone()).collect::<Vec<_>>();
+        let picker_logs = logs
+            .into_iter()
+            .map(|log| {
+                let len = read(&log).len();
+                (log, len)
+            })
+            .collect();
+        Mark { picker_logs, pods: self.cluster.pods() }
+    }
+
+    /// Gathers what was recorded about `answers` since `mark`, waiting for logs that lag, and journals it.
+    pub async fn collect(&self, mark: &Mark, answers: Vec<ClientSide>) -> Result<Evidence> {
+        let ids: Vec<&str> = answers.iter().filter_map(|side| side.request_id.as_deref()).collect();
+        let gateway_ids: Vec<&str> = answers
+            .iter()
+            .filter(|side| side.via != Via::POD)
+            .filter_map(|side| side.request_id.as_deref())
+            .collect();
+        let waiting = Stopwatch::start();
+        let (accesses, pods) = loop {
+            let accesses = access_log::parse(&read(&self.cluster.files().access_log()))
+                .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))?;
+            let pods = self.pod_entries(mark)?;
+            let complete = gateway_ids
+                .iter()
+                .all(|id| accesses.iter().any(|entry| entry.request_id.as_deref() == Some(*id)))
+                && ids.iter().all(|id| pods.iter().any(|entry| entry.request_id == *id));
+            if complete || waiting.elapsed() > LOG_PATIENCE {
+                break (accesses, pods);
+            }
+            tokio::time::sleep(LOG_POLL).await;
+        };
+        let decisions = self.decisions().await?;
+        let mut traces = join(answers, &accesses, &decisions, &pods);
+        for trace in &mut traces {
+            trace.served_by = trace.envoy_upstream.as_deref().and_then(|address| mark.pod_at(address));
+            if trace.client.via == Via::POD {
+                trace.served_by = trace.pod.as_ref().map(|entry| entry.pod.clone());
+            }
+        }
+        self.journal.requests(&traces);
+        Ok(Evidence { traces, prefix_lines: self.prefix_lines(mark) })
+    }
+
+    /// The picker's prefix-aware lines since `mark`.
+    pub fn prefix_lines(&self, mark: &Mark) -> Vec<picker::LogLine> {
+        mark.picker_logs
+            .iter()
+            .flat_map(|(log, from)| picker::prefix_aware_lines(read(log).get(*from..).unwrap_or_default()))
+            .collect()
+    }
+
+    fn pod_entries(&self, mark: &Mark) -> Result<Vec<PodEntry>> {
+        let mut logs: Vec<PathBuf> =
+            mark.pods.iter().chain(&self.cluster.pods()).map(|pod| pod.request_log.clone()).collect();
+        logs.sort();
+        logs.dedup();
+        let mut entries = Vec::new();
+        for log in logs {
+            entries.extend(
+                pod::parse(&read(&log))
+                    .map_err(|error| anyhow::anyhow!("read {}: {error}", log.display()))?,
+            );
+        }
+        Ok(entries)
+    }
+
+    async fn decisions(&self) -> Result<Vec<picker::Decision>> {
+        let mut decisions = Vec::new();
+        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
+            let url = format!("http://{}/debug/decisions?after=0", picker.metrics);
+            let reply = self.client.get(&url).await?;
+            decisions.extend(picker::parse_decisions(&reply.body).with_context(|| {
+                format!("read the picker's decisions: {} {}", reply.status, reply.text())
+            })?);
+        }
+        Ok(decisions)
+    }
+
+    /// The cache counters of every pod, by name.
+    pub async fn counters(&self) -> Result<BTreeMap<String, CacheCounters>> {
+        let mut counters = BTreeMap::new();
+        for pod in self.cluster.pods() {
+            let reply = self.client.get(&format!("http://{}/metrics", pod.address)).await?;
+            let values = CacheCounters::parse(&reply.text())
+                .with_context(|| format!("{} lacks vLLM's prefix cache counters", pod.name))?;
+            counters.insert(pod.name, values);
+        }
+        Ok(counters)
+    }
+}
+
+impl Via {
+    const POD: &'static str = "pod";
+
+    /// The tutorial's name for it, whatever port is really used.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Picker => "8081",
+            Self::Plain => "8080",
+            Self::Pod(_) => Self::POD,
+        }
+    }
+}
+
+impl Mark {
+    /// The name of the pod that had this address.
+    pub fn pod_at(&self, address: &str) -> Option<String> {
+        self.pods.iter().find(|pod| pod.address.to_string() == address).map(|pod| pod.name.clone())
+    }
+
+    pub fn address_of(&self, name: &str) -> Option<SocketAddr> {
+        self.pods.iter().find(|pod| pod.name == name).map(|pod| pod.address)
+    }
+}
+
+/// A log that does not exist yet is empty.
+fn read(log: &std::path::Path) -> String {
+    std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}

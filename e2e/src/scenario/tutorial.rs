@@ -1,0 +1,170 @@
+//! Steps 1-4 of the tutorial: round 1, round 2, and what the picker logs, in the three forms that a shell makes of them.
+
+use anyhow::{Context as _, Result};
+
+use crate::check::{Check, Claim, Group};
+use crate::evidence::join::Trace;
+use crate::evidence::picker::{self, LogLine};
+use crate::requests::Form;
+use crate::scenario::lab::{Answer, Evidence, GOOD, Lab, Shot, Via};
+use crate::scenario::part;
+
+/// The tutorial's answer to round 1: 24 Qwen tokens, as its round 2 quotes them.
+const ROUND1_ANSWER: &str =
+    "Hi there! It looks like you're setting up a fun test. I'm ready to play Zork! You can";
+/// The tutorial's log line.
+const RATIO: &str = " 0.54 > 0.50";
+
+/// Prompt tokens of round 2, and how many of them a pod holds that answered round 1: full 16-token blocks of the common
+/// prefix of round 1 with its answer (151 tokens) and round 2. Without the apostrophes the answer agrees in 6 tokens only.
+struct Counts {
+    round2_prompt: u32,
+    round2_cached: u32,
+}
+
+fn counts(form: Form) -> Counts {
+    match form {
+        Form::Bash => Counts { round2_prompt: 228, round2_cached: 128 },
+        Form::Quoted => Counts { round2_prompt: 230, round2_cached: 144 },
+        Form::Dash => Counts { round2_prompt: 225, round2_cached: 128 },
+    }
+}
+
+pub async fn run(lab: &Lab<'_>) {
+    for form in Form::ALL {
+        part(lab, Group::Tutorial, &format!("requests as {form} writes them"), rounds(lab, form)).await;
+    }
+}
+
+fn claim(form: Form, name: &str, title: &str) -> Claim {
+    Check::of(Group::Tutorial, format!("{form}/{name}"), format!("{title} ({form})"))
+}
+
+async fn rounds(lab: &Lab<'_>, form: Form) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let mark = lab.mark();
+    let round = |number: u32| -> Result<Shot> {
+        let body = lab.requests.curl(form, number)?;
+        Ok(Shot::new(Group::Tutorial, format!("round {number} ({form})"), Via::Picker, body))
+    };
+    let first = lab.send(round(1)?).await;
+    check_answer(lab, form, &first, ("round 1", 127, 24));
+    if let Some(chat) = &first.chat {
+        lab.check(
+            claim(form, "round1-text", "Round 1 is answered as in the tutorial")
+                .equal(ROUND1_ANSWER, chat.content.as_str()),
+        );
+    }
+    let lines_before = lab.prefix_lines(&mark).len();
+    let second = lab.send(round(2)?).await;
+    let Counts { round2_prompt, round2_cached } = counts(form);
+    check_answer(lab, form, &second, ("round 2", round2_prompt, 3));
+    let evidence = lab.collect(&mark, vec![first.side, second.side]).await?;
+    check_pods(lab, form, &evidence, round2_cached)?;
+    check_log(lab, form, lines_before, &evidence);
+    Ok(())
+}
+
+fn check_answer(lab: &Lab<'_>, form: Form, answer: &Answer, (round, prompt, completion): (&str, u32, u32)) {
+    let name = round.replace(' ', "");
+    lab.check(
+        claim(form, &format!("{name}-stream"), &format!("The stream of {round} is well formed"))
+            .equal(GOOD.to_owned(), answer.verdict()),
+    );
+    let tokens = |prompt: u32, completion: u32| format!("{prompt} prompt + {completion} completion tokens");
+    let seen = answer
+        .side
+        .usage
+        .map_or_else(|| "no usage".to_owned(), |usage| tokens(usage.prompt_tokens, usage.completion_tokens));
+    lab.check(
+        claim(form, &format!("{name}-usage"), &format!("The usage of {round} is exact"))
+            .equal(tokens(prompt, completion), seen),
+    );
+}
+
+fn check_pods(lab: &Lab<'_>, form: Form, evidence: &Evidence, cached: u32) -> Result<()> {
+    let [first, second] = evidence.traces.as_slice() else { anyhow::bail!("two requests have two traces") };
+    let pod = |trace: &Trace| match trace.agreed_pod() {
+        Ok(pod) => format!("Envoy, picker and pod say {pod}"),
+        Err(difference) => difference,
+    };
+    let expected = first
+        .served_by
+        .as_ref()
+        .map_or_else(|| "a pod".to_owned(), |pod| format!("Envoy, picker and pod say {pod}"));
+    lab.check(
+        claim(form, "round1-records", "Every record names the same pod for round 1")
+            .equal(expected.clone(), pod(first)),
+    );
+    lab.check(
+        claim(form, "affinity", "Round 2 goes to the pod of round 1, by every record")
+            .equal(expected, pod(second)),
+    );
+    let told = second.client.usage.map(|usage| usage.cached_tokens());
+    let logged = second.pod.as_ref().map(|entry| entry.cached_tokens);
+    let show = |told: Option<u32>, logged: Option<u32>| match (told, logged) {
+        (Some(told), Some(logged)) => format!("{told} in usage, {logged} in the pod's log"),
+        (_, _) => "no record".to_owned(),
+    };
+    lab.check(
+        claim(form, "cached-tokens", "Round 2 finds the blocks of round 1 in the cache")
+            .equal(show(Some(cached), Some(cached)), show(told, logged)),
+    );
+    let cold = first.client.usage.map(|usage| usage.cached_tokens()).context("round 1 has no usage")?;
+    lab.check(claim(form, "round1-cold", "Round 1 starts on an empty cache").equal(0, cold));
+    Ok(())
+}
+
+fn check_log(lab: &Lab<'_>, form: Form, lines_before: usize, evidence: &Evidence) {
+    lab.check(
+        claim(form, "log-quiet", "The picker logs no prefix-aware routing for round 1")
+            .equal(0, lines_before),
+    );
+    let lines = &evidence.prefix_lines;
+    let decided = evidence.traces.get(1).and_then(|trace| trace.decision.as_ref());
+    let name = decided.map_or("?", |decision| decision.request.as_str());
+    let expected = format!("1 line, of round 2 ({name}), ratio `{RATIO}`, in the tutorial's shape");
+    lab.check(
+        claim(form, "log-line", "The picker logs `Do prefix-aware routing!` once, for round 2")
+            .equal(expected, describe(lines, name))
+            .detail(lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>().join("\n")),
+    );
+}
+
+/// What the prefix-aware lines say, in the words of the expectation.
+fn describe(lines: &[LogLine], name: &str) -> String {
+    let [line] = lines else { return format!("{} lines", lines.len()) };
+    let field = |key: &str| line.fields.get(key).and_then(|value| value.as_str()).unwrap_or("absent");
+    let ratio = field("matching ratio");
+    let whose = if field("request") == name {
+        format!("of round 2 ({name})")
+    } else {
+        "of another request".to_owned()
+    };
+    let shape =
+        if picker::has_tutorial_shape(line, ratio) { "in the tutorial's shape" } else { "in another shape" };
+    format!("1 line, {whose}, ratio `{ratio}`, {shape}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RATIO, describe};
+    use crate::evidence::picker::prefix_aware_lines;
+
+    const LINE: &str = "2025-05-23T03:33:09Z\tINFO\ta/b.rs:3\tDo prefix-aware routing!\t{\"request\": \"v68m4zx472\", \"matching ratio\": \" 0.54 > 0.50\"}\n";
+
+    #[test]
+    fn a_line_is_described_by_owner_ratio_and_shape() {
+        let one = prefix_aware_lines(LINE);
+        assert_eq!(
+            describe(&one, "v68m4zx472"),
+            format!("1 line, of round 2 (v68m4zx472), ratio `{RATIO}`, in the tutorial's shape")
+        );
+        assert!(describe(&one, "other").contains("of another request"));
+        assert!(
+            describe(&prefix_aware_lines(&LINE.replace("Z\t", " \t")), "v68m4zx472")
+                .contains("another shape")
+        );
+        assert_eq!(describe(&prefix_aware_lines(&LINE.repeat(2)), "v68m4zx472"), "2 lines");
+    }
+}

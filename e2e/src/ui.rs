@@ -1,0 +1,120 @@
+//! What a person sees while the driver works: a spinner and short lines on a terminal, plain lines otherwise.
+//! Talk goes to standard error; results go to standard output, through [`print`] only.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use owo_colors::{OwoColorize as _, Stream};
+
+use crate::check::Check;
+use crate::cluster::{Event, Progress};
+use crate::report::summary::Style;
+
+/// How often the spinner turns.
+const TICK: Duration = Duration::from_millis(120);
+
+/// Writes results to standard output. A reader that has gone away is no error.
+pub fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Says why a command could not be carried out.
+pub fn complain(text: &str) {
+    let mark = "error:".if_supports_color(Stream::Stderr, |text| text.red()).to_string();
+    talk(&format!("{mark} {text}"));
+}
+
+/// Whether results may carry colours.
+pub fn stdout_style() -> Style {
+    style_of(Stream::Stdout)
+}
+
+/// Colour support of a stream, as `owo-colors` decides it (terminal, NO_COLOR, FORCE_COLOR).
+fn style_of(stream: Stream) -> Style {
+    match "x".if_supports_color(stream, |text| text.red()).to_string() == "x" {
+        true => Style::Plain,
+        false => Style::Coloured,
+    }
+}
+
+/// The talk of one command.
+#[derive(Debug, Clone)]
+pub struct Ui {
+    spinner: Option<ProgressBar>,
+    style: Style,
+    verbose: bool,
+}
+
+impl Ui {
+    pub fn new(verbose: bool) -> Self {
+        let spinner = std::io::stderr().is_terminal().then(|| {
+            let spinner = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}") {
+                spinner.set_style(style);
+            }
+            spinner.enable_steady_tick(TICK);
+            spinner
+        });
+        Self { spinner, style: style_of(Stream::Stderr), verbose }
+    }
+
+    /// Work has begun; ends when the next step begins.
+    pub fn step(&self, text: &str) {
+        match &self.spinner {
+            Some(spinner) => {
+                spinner.reset_elapsed();
+                spinner.set_message(text.to_owned());
+            }
+            None => talk(text),
+        }
+    }
+
+    /// A line that stays.
+    pub fn note(&self, text: &str) {
+        match &self.spinner {
+            Some(spinner) => spinner.println(text),
+            None => talk(text),
+        }
+    }
+
+    pub fn check(&self, check: &Check) {
+        let values = || format!("expected {}, seen {}", check.expected, check.seen);
+        match (check.passed, self.verbose) {
+            (true, false) => self.note(&format!("{} {}", self.style.good("✓"), check.title)),
+            (true, true) => {
+                self.note(&format!(
+                    "{} {}  {}",
+                    self.style.good("✓"),
+                    check.title,
+                    self.style.quiet(&check.seen)
+                ));
+            }
+            (false, _) => self.note(&format!("{} {}  {}", self.style.bad("✗"), check.title, values())),
+        }
+    }
+
+    /// A sink for the events of a cluster.
+    pub fn progress(&self) -> Progress {
+        let ui = self.clone();
+        Arc::new(move |event| match event {
+            Event::Step(text) if ui.verbose || ui.spinner.is_some() => ui.step(&text),
+            Event::Step(_) => {}
+            Event::Note(_) | Event::Warning(_) => ui.note(&event.to_string()),
+        })
+    }
+
+    /// Ends the spinner, so that results stand alone.
+    pub fn finish(&self) {
+        if let Some(spinner) = &self.spinner {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where the driver talks")]
+fn talk(text: &str) {
+    eprintln!("{text}");
+}
