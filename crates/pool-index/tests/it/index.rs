@@ -1,0 +1,162 @@
+//! Who selects whom, which model wins, and which slot is whose.
+
+use inference_api::pool::{Criticality, RoutingStrategy};
+use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use pool_index::snapshot::{Reader, Slot};
+
+use crate::fixtures::{POOL, apply, key, logged, model_yaml, pool_yaml, ports, record};
+
+fn index() -> (Index, Reader) {
+    let (mut index, reader) = Index::new();
+    index.apply(apply(&pool_yaml(POOL, "PREFIX_CACHE")));
+    (index, reader)
+}
+
+fn slot_of(reader: &Reader, name: &str) -> Slot {
+    let snapshot = reader.snapshot();
+    let endpoint = snapshot.endpoints.iter().find(|endpoint| endpoint.key == key(name));
+    endpoint.unwrap_or_else(|| panic!("{name} is there")).slot
+}
+
+#[test]
+fn a_pool_selects_ready_pods_by_label_and_namespace() {
+    let labels = |app: &str| Membership::Labels([("app".to_owned(), app.to_owned())].into());
+    let cases = [
+        (record("a", 1), true),
+        (EndpointRecord { ready: false, ..record("a", 1) }, false),
+        (EndpointRecord { membership: labels("llama"), ..record("a", 1) }, false),
+        (EndpointRecord { membership: Membership::Labels([].into()), ..record("a", 1) }, false),
+        (EndpointRecord { membership: Membership::EveryPool, ..record("a", 1) }, true),
+        (
+            EndpointRecord { key: inference_api::object::ObjectKey::new("other", "a"), ..record("a", 1) },
+            false,
+        ),
+    ];
+    for (record, selected) in cases {
+        let (mut index, reader) = index();
+        index.apply([Change::ApplyEndpoint(record.clone())]);
+        assert_eq!(ports(&reader.snapshot(), POOL).len(), usize::from(selected), "{record:?}");
+        assert_eq!(reader.snapshot().endpoints.len(), usize::from(selected));
+    }
+}
+
+#[test]
+fn endpoints_of_two_pools_are_one() {
+    let (mut index, reader) = index();
+    index.apply(apply(&pool_yaml("second", "")));
+    index.apply([Change::ApplyEndpoint(record("a", 1)), Change::ApplyEndpoint(record("b", 2))]);
+    let snapshot = reader.snapshot_owned();
+    assert_eq!((ports(&snapshot, POOL), ports(&snapshot, "second")), (vec![1, 2], vec![1, 2]));
+    assert_eq!(snapshot.endpoints.len(), 2);
+    assert_eq!(snapshot.pools[&key("second")].strategy, RoutingStrategy::Default);
+
+    index.apply([Change::DeletePool(key(POOL))]);
+    assert_eq!(reader.snapshot().removed_since(&snapshot), []);
+    index.apply([Change::DeletePool(key("second"))]);
+    assert_eq!(reader.snapshot().removed_since(&snapshot).len(), 2);
+}
+
+#[test]
+fn slots_stay_while_an_endpoint_lives_and_change_generation_after() {
+    let (mut index, reader) = index();
+    index.apply(["a", "b", "c"].map(|name| Change::ApplyEndpoint(record(name, 1))));
+    let slots = ["a", "b", "c"].map(|name| slot_of(&reader, name));
+    assert_eq!(slots.map(|slot| (slot.idx, slot.generation)), [(0, 0), (1, 0), (2, 0)]);
+    let before = reader.snapshot_owned();
+
+    index.apply([Change::DeleteEndpoint(key("b"))]);
+    assert_eq!(slot_of(&reader, "c"), slots[2]);
+    assert_eq!(reader.snapshot().removed_since(&before), [slots[1]]);
+
+    index.apply([Change::ApplyEndpoint(record("b", 1))]);
+    assert_eq!(slot_of(&reader, "b"), Slot { idx: 1, generation: 1 });
+    assert_eq!(reader.snapshot().removed_since(&before), [slots[1]], "seen although a snapshot was skipped");
+
+    index.apply([Change::ApplyEndpoint(record("c", 9))]);
+    assert_eq!(slot_of(&reader, "c"), Slot { idx: 2, generation: 1 }, "another address is another endpoint");
+
+    index.apply([Change::ApplyEndpoint(EndpointRecord { ready: false, ..record("a", 1) })]);
+    index.apply([Change::ApplyEndpoint(record("a", 1))]);
+    assert_eq!(slot_of(&reader, "a"), Slot { idx: 0, generation: 1 }, "it may have restarted");
+}
+
+#[test]
+fn the_older_of_two_models_with_one_name_wins() {
+    for (created_a, created_b, winner) in [
+        ("2025-05-02T00:00:00Z", "2025-05-01T00:00:00Z", "b"),
+        ("2025-05-01T00:00:00Z", "2025-05-02T00:00:00Z", "a"),
+        ("2025-05-01T00:00:00Z", "2025-05-01T00:00:00Z", "a"),
+        ("", "2025-05-01T00:00:00Z", "b"),
+        ("", "", "a"),
+    ] {
+        let (mut index, reader) = index();
+        let yaml = [model_yaml("a", "/model/qwen", created_a), model_yaml("b", "/model/qwen", created_b)];
+        index.apply(apply(&yaml.join("---\n")));
+        let models = &reader.snapshot().pools[&key(POOL)].models;
+        assert_eq!(models.len(), 1);
+        let model = &models["/model/qwen"];
+        assert_eq!((&model.key, model.criticality), (&key(winner), Criticality::Critical));
+        assert_eq!(model.targets[0].name, format!("target-of-{winner}"));
+
+        index.apply([Change::DeleteModel(key(winner))]);
+        let loser = if winner == "a" { "b" } else { "a" };
+        assert_eq!(reader.snapshot().pools[&key(POOL)].models["/model/qwen"].key, key(loser));
+    }
+}
+
+#[test]
+fn models_of_other_pools_stay_away() {
+    let (mut index, reader) = index();
+    index.apply(apply(&pool_yaml("second", "")));
+    index.apply(apply(&model_yaml("a", "/model/qwen", "")));
+    assert_eq!(reader.snapshot().pools[&key(POOL)].models.len(), 1);
+    assert_eq!(reader.snapshot().pools[&key("second")].models.len(), 0);
+}
+
+#[test]
+fn nothing_is_published_when_nothing_changed() {
+    let (mut index, reader) = index();
+    let version = reader.snapshot().version;
+    index.apply(apply(&pool_yaml(POOL, "PREFIX_CACHE")));
+    index.apply([Change::ApplyEndpoint(EndpointRecord { ready: false, ..record("a", 1) })]);
+    assert_eq!(reader.snapshot().version, version);
+    index.apply([Change::ApplyEndpoint(record("a", 1))]);
+    assert_eq!(reader.snapshot().version, version + 1);
+}
+
+#[test]
+fn an_unknown_strategy_is_default_and_warned_of_once() {
+    let (mut index, reader) = index();
+    let log = logged(|| {
+        index.apply(apply(&pool_yaml(POOL, "PREFIX_CASH")));
+        index.apply(apply(&pool_yaml(POOL, "PREFIX_CASH")));
+    });
+    assert_eq!(reader.snapshot().pools[&key(POOL)].strategy, RoutingStrategy::Default);
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 1, "{log}");
+    assert!(warnings[0].contains("PREFIX_CASH") && warnings[0].contains("default/vllm-qwen-pool"), "{log}");
+
+    let log = logged(|| index.apply(apply(&pool_yaml(POOL, "PREFIX_CACHE"))));
+    assert_eq!(reader.snapshot().pools[&key(POOL)].strategy, RoutingStrategy::PrefixCache);
+    assert!(!log.contains("WARN") && log.contains("Changing strategy"), "{log}");
+}
+
+#[tokio::test]
+async fn readers_are_told_of_changes_and_of_the_end() {
+    let (mut index, mut reader) = index();
+    reader.changed().await.unwrap();
+    assert_eq!(ports(&reader.snapshot(), POOL), [0u16; 0]);
+    let mut other = reader.clone();
+    let waiting = tokio::join!(
+        async {
+            other.changed().await.unwrap();
+            ports(&other.snapshot(), POOL)
+        },
+        async { index.apply([Change::ApplyEndpoint(record("a", 7))]) },
+    );
+    assert_eq!(waiting.0, [7]);
+    drop(index);
+    assert!(reader.changed().await.is_ok(), "the last change is still seen");
+    assert!(reader.changed().await.is_err());
+    assert_eq!(ports(&reader.snapshot(), POOL), [7]);
+}
