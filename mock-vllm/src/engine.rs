@@ -171,6 +171,11 @@ impl Engine {
         (!self.plan.is_empty()).then_some(&self.plan)
     }
 
+    /// The step composed last; empty when `schedule` found nothing to do.
+    pub fn plan(&self) -> &StepPlan {
+        &self.plan
+    }
+
     /// The step composed last has run: fills `output` (cleared first) with its tokens, and frees what finished.
     pub fn complete(&mut self, output: &mut StepOutput) {
         output.tokens.clear();
