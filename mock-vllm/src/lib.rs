@@ -1,3 +1,14 @@
 //! vLLM without the GPU: exact blocks, scheduler steps and wire, with a latency model in place of kernels.
-pub mod engine;
+pub mod cli;
+pub mod server;
+
+pub mod http;
+
+pub mod driver;
+pub mod metrics;
+pub mod reply;
+pub mod request_log;
+pub mod tokens;
 pub mod trace;
+
+pub mod engine;

@@ -1,0 +1,138 @@
+//! The command line: vLLM's own flags and the mock's, and what the program does with them.
+
+mod flags;
+mod serve;
+
+use crate::server::{self, BuildError};
+use crate::trace;
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use serve::ServeArgs;
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Within the second that a supervisor waits after SIGTERM.
+const MAX_GRACE: Duration = Duration::from_millis(700);
+
+const EXIT_FAILURE: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+
+/// vLLM without the GPU: same tokens, blocks, scheduler steps, metrics and bytes on the wire; made-up text, modelled time.
+#[derive(Debug, Parser)]
+#[command(name = "mock-vllm", version, after_help = EXIT_CODES, args_override_self = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model as `vllm serve` does, with vLLM's own command line
+    Serve(Box<ServeArgs>),
+    /// Replay recorded vLLM workloads through the engine and compare every field of every step
+    CheckTrace {
+        /// Trace files, JSON or gzip
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; for `serve`: stopped by SIGTERM or SIGINT
+  1  failed: port taken, file not readable; for `check-trace`: a trace differs
+  2  wrong usage; for `check-trace`: a file is no trace
+
+Try:
+  mock-vllm serve Qwen/Qwen2.5-7B-Instruct --served-model-name /model/qwen --port 8000
+  curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"model\":\"/model/qwen\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":20}'
+  curl localhost:8000/metrics";
+
+/// Runs the program; stdout is data, stderr is talk.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let (args, ignored) = match flags::normalize(args.collect()) {
+        Ok(normalized) => normalized,
+        Err(error) => {
+            let _stderr_gone =
+                writeln!(std::io::stderr(), "error: {error}\n\nFor all flags, try 'mock-vllm serve --help'.");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _output_gone = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let result = match cli.command {
+        Command::Serve(args) => serve(*args, &ignored),
+        Command::CheckTrace { files } => trace::check_files(&files, &mut std::io::stdout().lock())
+            .context("write the results")
+            .map(ExitCode::from),
+    };
+    result.unwrap_or_else(|error| {
+        let _stderr_gone = writeln!(std::io::stderr(), "error: {error:#}");
+        ExitCode::from(if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE })
+    })
+}
+
+/// Flags that parse one by one and contradict each other.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+fn serve(args: ServeArgs, ignored: &[flags::Ignored]) -> anyhow::Result<ExitCode> {
+    start_log(&args.log_filter)?;
+    for flags::Ignored { flag, values, reason } in ignored {
+        tracing::info!(%flag, ?values, "Ignored flag: {reason}");
+    }
+    let (host, port, grace) = (args.host.clone(), args.port, args.grace());
+    let settings = args.into_settings().map_err(UsageError)?;
+    let model = settings.http.displayed_model().to_owned();
+    let n_blocks = settings.engine.n_blocks;
+    let pod = server::build(settings).map_err(|error| match error {
+        BuildError::Engine(source) => {
+            anyhow::Error::new(UsageError(format!("invalid engine settings: {source}")))
+        }
+        other => anyhow::Error::new(other),
+    })?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async move {
+        let address = format!("{host}:{port}");
+        let listener =
+            tokio::net::TcpListener::bind(&address).await.with_context(|| format!("listen on {address}"))?;
+        let address = listener.local_addr().context("read the listening address")?;
+        tracing::info!(%address, %model, kv_blocks = n_blocks, "Serving");
+        let stop = stop_signal()?;
+        server::run(listener, pod, stop, grace.min(MAX_GRACE)).await.context("serve")
+    })?;
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_log(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| UsageError(format!("--log-filter: {error}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+/// SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("Stopping");
+    })
+}

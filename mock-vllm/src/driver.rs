@@ -1,0 +1,468 @@
+//! The one thread that owns a pod's engine and its virtual clock. It takes requests and aborts from a channel, lets steps
+//! last as long as the latency model says, and sends tokens out when their time has come.
+//!
+//! ```text
+//! submit ──c_pre──► Enter ──► engine: step ─ step ─ step ──c_post──► Deliver ──► the request's channel
+//! ```
+//! Deadlines are absolute, so a late wake-up delays one event and not the ones after it.
+
+pub mod clock;
+
+use crate::engine::Engine;
+use crate::engine::latency::LatencyModel;
+use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
+use crate::engine::step::{Origin, OutputToken, StepOutput};
+use crate::metrics::{FinishedRequest, Metrics, StepRecord};
+use clock::{Clock, SimTime};
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// From the last token to the end of the stream: latency.md's model of the API server.
+const END_OF_STREAM: Duration = Duration::from_millis(2);
+
+/// Never given to a request.
+const NO_REQUEST: RequestId = RequestId(u64::MAX);
+
+#[derive(Debug)]
+pub struct DriverConfig {
+    pub engine: Engine,
+    pub latency: LatencyModel,
+    /// Relative standard deviation of each step and of `c_pre`; 0 = none.
+    pub jitter: f64,
+    pub seed: u64,
+}
+
+/// Submits to a driver; the thread ends when the last handle is gone.
+#[derive(Clone, Debug)]
+pub struct DriverHandle {
+    commands: mpsc::Sender<Command>,
+    clock: Clock,
+    next_id: Arc<AtomicU64>,
+}
+
+/// A request in the hands of the driver. Dropping it before the end aborts the request.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket {
+    id: RequestId,
+    commands: mpsc::Sender<Command>,
+    /// At most one message per output token and one for the end.
+    deliveries: UnboundedReceiver<Delivery>,
+    ended: bool,
+}
+
+/// What to run; the driver chooses the id.
+#[derive(Debug)]
+pub struct Submission {
+    pub request: EngineRequest,
+    pub arrival: SimTime,
+    /// The request's own limit, for the metrics; `None` when it gave none.
+    pub max_tokens: Option<u32>,
+}
+
+/// What a request receives, in order: tokens, then the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    Token { token: u32, at: SimTime, cached_tokens: u32, queue_time: Duration, finish: Option<FinishReason> },
+    End { at: SimTime },
+    Rejected(AddError),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine is dead")]
+pub struct EngineDead;
+
+#[derive(Debug)]
+enum Command {
+    Submit(Box<Submission>, UnboundedSender<Delivery>),
+    Abort(RequestId),
+}
+
+/// Ordered by time, then by when it was planned.
+#[derive(Debug)]
+struct Planned {
+    at: SimTime,
+    seq: u64,
+    event: Event,
+}
+
+#[derive(Debug)]
+enum Event {
+    Enter(RequestId),
+    StepEnd,
+    Deliver(Vec<OutputToken>),
+    EndStream(RequestId),
+}
+
+#[derive(Debug)]
+struct Live {
+    deliveries: UnboundedSender<Delivery>,
+    stage: Stage,
+    arrival: SimTime,
+    n_prompt_tokens: usize,
+    max_tokens: Option<u32>,
+    entered: SimTime,
+    scheduled: SimTime,
+    first_token: SimTime,
+    last_token: SimTime,
+    n_preemptions: u32,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// On its way to the engine.
+    Arriving(Box<EngineRequest>),
+    InEngine,
+    /// The engine is done with it, its last token is on its way out.
+    Leaving,
+}
+
+struct Driver {
+    engine: Engine,
+    latency: LatencyModel,
+    jitter: f64,
+    rng: ChaCha8Rng,
+    clock: Clock,
+    metrics: Arc<Mutex<Metrics>>,
+    agenda: BinaryHeap<Reverse<Planned>>,
+    next_seq: u64,
+    live: HashMap<RequestId, Live>,
+    /// Arrived during a step; applied when it ends.
+    aborts: Vec<RequestId>,
+    step_runs: bool,
+    /// The time of the last event: never goes back.
+    now: SimTime,
+    output: StepOutput,
+}
+
+/// Starts the thread of one pod.
+///
+/// # Errors
+/// When the operating system gives no thread.
+pub fn start(
+    config: DriverConfig,
+    clock: Clock,
+    metrics: Arc<Mutex<Metrics>>,
+) -> std::io::Result<DriverHandle> {
+    let DriverConfig { engine, latency, jitter, seed } = config;
+    let (commands, receiver) = mpsc::channel();
+    let driver = Driver {
+        engine,
+        latency,
+        jitter,
+        rng: ChaCha8Rng::seed_from_u64(seed),
+        clock,
+        metrics,
+        agenda: BinaryHeap::new(),
+        next_seq: 0,
+        live: HashMap::new(),
+        aborts: Vec::new(),
+        step_runs: false,
+        now: SimTime::default(),
+        output: StepOutput::default(),
+    };
+    std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.run(&receiver))?;
+    Ok(DriverHandle { commands, clock, next_id: Arc::default() })
+}
+
+// === impl DriverHandle ===
+
+impl DriverHandle {
+    /// # Errors
+    /// When the driver's thread is gone.
+    pub fn submit(&self, mut submission: Submission) -> Result<Ticket, EngineDead> {
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        submission.request.id = id;
+        let (tx, deliveries) = unbounded_channel();
+        self.commands.send(Command::Submit(Box::new(submission), tx)).map_err(|_closed| EngineDead)?;
+        Ok(Ticket { id, commands: self.commands.clone(), deliveries, ended: false })
+    }
+
+    /// False when the driver's thread is gone, which only a bug can do.
+    pub fn is_alive(&self) -> bool {
+        self.commands.send(Command::Abort(NO_REQUEST)).is_ok()
+    }
+
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+}
+
+// === impl Ticket ===
+
+impl Ticket {
+    /// The next delivery; `None` after the end, or when the driver died.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        let delivery = self.deliveries.recv().await;
+        match delivery {
+            None | Some(Delivery::End { .. } | Delivery::Rejected(_)) => self.ended = true,
+            Some(Delivery::Token { .. }) => {}
+        }
+        delivery
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _driver_gone = self.commands.send(Command::Abort(self.id));
+        }
+    }
+}
+
+// === impl Driver ===
+
+impl Driver {
+    fn run(mut self, commands: &Receiver<Command>) {
+        while let Some(first) = self.wait(commands) {
+            if let Some(command) = first {
+                self.apply(command);
+                while let Ok(command) = commands.try_recv() {
+                    self.apply(command);
+                }
+            }
+            let now = self.clock.now();
+            while let Some(Reverse(Planned { at, .. })) = self.agenda.peek()
+                && *at <= now
+            {
+                self.advance();
+            }
+        }
+    }
+
+    /// Until a command comes or the next event is due; the outer `None` when no handle is left.
+    #[expect(clippy::option_option, reason = "closed, due, and a command are three outcomes of one wait")]
+    fn wait(&self, commands: &Receiver<Command>) -> Option<Option<Command>> {
+        let Some(Reverse(next)) = self.agenda.peek() else {
+            return commands.recv().ok().map(Some);
+        };
+        match commands.recv_timeout(self.clock.until(next.at)) {
+            Ok(command) => Some(Some(command)),
+            Err(RecvTimeoutError::Timeout) => Some(None),
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission, deliveries) => {
+                let Submission { request, arrival, max_tokens } = *submission;
+                let id = request.id;
+                let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
+                let live = Live {
+                    deliveries,
+                    arrival,
+                    n_prompt_tokens: request.prompt.len(),
+                    max_tokens,
+                    stage: Stage::Arriving(Box::new(request)),
+                    entered: arrival,
+                    scheduled: arrival,
+                    first_token: arrival,
+                    last_token: arrival,
+                    n_preemptions: 0,
+                };
+                self.live.insert(id, live);
+                self.plan(arrival + c_pre, Event::Enter(id));
+            }
+            Command::Abort(id) => match self.live.get(&id).map(|live| &live.stage) {
+                Some(Stage::InEngine) => {
+                    self.aborts.push(id);
+                    if !self.step_runs {
+                        self.abort_between_steps();
+                    }
+                }
+                Some(Stage::Arriving(_)) => {
+                    self.live.remove(&id);
+                    self.metrics.lock().record_abort();
+                }
+                Some(Stage::Leaving) => {
+                    self.live.remove(&id);
+                }
+                None => {}
+            },
+        }
+    }
+
+    /// Everything planned for the next moment, then a new step if none runs.
+    fn advance(&mut self) {
+        let Some(Reverse(Planned { at, .. })) = self.agenda.peek() else { return };
+        let moment = (*at).max(self.now);
+        self.now = moment;
+        while let Some(Reverse(planned)) = self.agenda.peek()
+            && planned.at <= moment
+        {
+            let Some(Reverse(Planned { event, .. })) = self.agenda.pop() else { return };
+            match event {
+                Event::Enter(id) => self.enter(id),
+                Event::StepEnd => self.end_step(),
+                Event::Deliver(tokens) => self.deliver(&tokens),
+                Event::EndStream(id) => self.end_stream(id),
+            }
+        }
+        if !self.step_runs {
+            self.start_step();
+        }
+    }
+
+    fn enter(&mut self, id: RequestId) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        live.entered = self.now;
+        let Stage::Arriving(request) = std::mem::replace(&mut live.stage, Stage::InEngine) else { return };
+        if let Err(error) = self.engine.add(*request) {
+            let _client_gone = live.deliveries.send(Delivery::Rejected(error));
+            self.live.remove(&id);
+        }
+    }
+
+    fn start_step(&mut self) {
+        let Some(plan) = self.engine.schedule() else { return };
+        let step_time = self.latency.jittered_step_time(plan, self.jitter, &mut self.rng);
+        for scheduled in &plan.scheduled {
+            if let (Origin::New, Some(live)) = (scheduled.origin, self.live.get_mut(&scheduled.id)) {
+                live.scheduled = self.now;
+            }
+        }
+        for id in &plan.preempted {
+            if let Some(live) = self.live.get_mut(id) {
+                live.n_preemptions += 1;
+            }
+        }
+        self.step_runs = true;
+        self.plan(self.now + step_time, Event::StepEnd);
+    }
+
+    fn end_step(&mut self) {
+        self.step_runs = false;
+        let mut output = std::mem::take(&mut self.output);
+        self.engine.complete(&mut output);
+        let mut record = StepRecord::default();
+        for token in &output.tokens {
+            self.record_token(token, &mut record);
+        }
+        if !output.tokens.is_empty() {
+            self.plan(self.now + self.latency.c_post, Event::Deliver(output.tokens.clone()));
+        }
+        self.output = output;
+        let n_aborted = self.apply_aborts();
+        let mut metrics = self.metrics.lock();
+        metrics.record_step(&record, &self.engine.stats());
+        (0..n_aborted).for_each(|_| metrics.record_abort());
+    }
+
+    fn record_token(&mut self, output: &OutputToken, record: &mut StepRecord) {
+        let Some(live) = self.live.get_mut(&output.id) else { return };
+        record.n_generation_tokens += 1;
+        if output.output_idx == 0 {
+            live.first_token = self.now;
+            record.first_tokens.push((
+                live.n_prompt_tokens,
+                output.cached_tokens,
+                (self.now + self.latency.c_post).since(live.arrival),
+            ));
+        } else {
+            record.inter_token_latencies.push(self.now.since(live.last_token));
+        }
+        live.last_token = self.now;
+        if let Some(reason) = output.finished {
+            live.stage = Stage::Leaving;
+            record.finished.push(FinishedRequest {
+                reason,
+                n_prompt_tokens: live.n_prompt_tokens,
+                cached_tokens: output.cached_tokens,
+                n_generation_tokens: output.output_idx + 1,
+                max_tokens: live.max_tokens,
+                n_preemptions: live.n_preemptions,
+                e2e: (self.now + self.latency.c_post).since(live.arrival),
+                queue: live.scheduled.since(live.entered),
+                prefill: live.first_token.since(live.scheduled),
+                decode: self.now.since(live.first_token),
+                inference: self.now.since(live.scheduled),
+            });
+        }
+    }
+
+    fn apply_aborts(&mut self) -> usize {
+        let mut n_aborted = 0;
+        for id in std::mem::take(&mut self.aborts) {
+            self.live.remove(&id);
+            n_aborted += usize::from(self.engine.abort(id));
+        }
+        n_aborted
+    }
+
+    /// No step runs although the engine has requests: none could be scheduled until one of them went.
+    fn abort_between_steps(&mut self) {
+        let n_aborted = self.apply_aborts();
+        let mut metrics = self.metrics.lock();
+        (0..n_aborted).for_each(|_| metrics.record_abort());
+        metrics.set_gauges(&self.engine.stats());
+        drop(metrics);
+        self.now = self.now.max(self.clock.now());
+        self.start_step();
+    }
+
+    fn deliver(&mut self, tokens: &[OutputToken]) {
+        for token in tokens {
+            let OutputToken { id, token, output_idx: _, cached_tokens, finished } = *token;
+            let Some(live) = self.live.get(&id) else { continue };
+            let queue_time = live.scheduled.since(live.entered);
+            let delivery =
+                Delivery::Token { token, at: self.now, cached_tokens, queue_time, finish: finished };
+            let _client_gone = live.deliveries.send(delivery);
+            if finished.is_some() {
+                self.plan(self.now + END_OF_STREAM, Event::EndStream(id));
+            }
+        }
+    }
+
+    fn end_stream(&mut self, id: RequestId) {
+        if let Some(live) = self.live.remove(&id) {
+            let _client_gone = live.deliveries.send(Delivery::End { at: self.now });
+        }
+    }
+
+    fn plan(&mut self, at: SimTime, event: Event) {
+        self.agenda.push(Reverse(Planned { at, seq: self.next_seq, event }));
+        self.next_seq += 1;
+    }
+
+    fn jitter_factor(&mut self) -> f64 {
+        if self.jitter == 0.0 {
+            return 1.0;
+        }
+        let normal: f64 = StandardNormal.sample(&mut self.rng);
+        (1.0 + self.jitter * normal).max(0.5)
+    }
+}
+
+// === impl Planned ===
+
+impl PartialEq for Planned {
+    fn eq(&self, other: &Self) -> bool {
+        self.seq == other.seq
+    }
+}
+
+impl Eq for Planned {}
+
+impl PartialOrd for Planned {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Planned {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.seq).cmp(&(other.at, other.seq))
+    }
+}

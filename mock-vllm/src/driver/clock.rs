@@ -1,0 +1,88 @@
+//! Virtual time: what the latency model counts in, and how it maps to the wall clock.
+
+use std::num::NonZeroU64;
+use std::ops::Add;
+use std::time::{Duration, Instant};
+
+/// Virtual time since the pod started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SimTime(pub Duration);
+
+/// Virtual seconds per wall second; finite and above 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TimeScale(f64);
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("time scale must be a finite number above 0, got {0}")]
+pub struct InvalidTimeScale(String);
+
+/// One per pod, shared by its driver and its HTTP handlers.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+    scale: TimeScale,
+}
+
+// === impl SimTime ===
+
+impl SimTime {
+    /// Zero when `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for SimTime {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+}
+
+// === impl TimeScale ===
+
+impl Default for TimeScale {
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl std::str::FromStr for TimeScale {
+    type Err = InvalidTimeScale;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let scale = text.parse().ok().filter(|scale: &f64| scale.is_finite() && *scale > 0.0);
+        scale.map(Self).ok_or_else(|| InvalidTimeScale(text.to_owned()))
+    }
+}
+
+impl From<NonZeroU64> for TimeScale {
+    fn from(scale: NonZeroU64) -> Self {
+        Self(scale.get() as f64)
+    }
+}
+
+impl std::fmt::Display for TimeScale {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "the pod's clock is where wall time enters")]
+    pub fn start(scale: TimeScale) -> Self {
+        Self { start: Instant::now(), scale }
+    }
+
+    pub fn now(&self) -> SimTime {
+        SimTime(self.start.elapsed().mul_f64(self.scale.0))
+    }
+
+    /// Wall time until `deadline`; zero when it has passed.
+    pub fn until(&self, deadline: SimTime) -> Duration {
+        deadline.since(self.now()).div_f64(self.scale.0)
+    }
+}

@@ -1,0 +1,272 @@
+//! vLLM's HTTP surface for one pod: routes, keys, request ids, and the small endpoints. Text generation is in `generate`.
+
+mod body;
+mod error;
+mod generate;
+mod request;
+mod tokenize;
+mod wire;
+
+use crate::driver::DriverHandle;
+use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::reply::Replier;
+use crate::request_log::RequestLog;
+use crate::tokens::Tokenizer;
+use crate::tokens::chat_template::ChatTemplate;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use error::ApiError;
+use generate::generate;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use wire::Api;
+
+/// Largest request body; uvicorn has no limit, a server without one can be filled.
+const BODY_LIMIT: usize = 64 << 20;
+/// The release whose wire is spoken.
+pub const VLLM_VERSION: &str = wire::VERSION;
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// vLLM 0.33: what `--api-key` guards.
+const GUARDED: [&str; 4] = ["/v1", "/v2", "/inference", "/cohere"];
+
+/// What the endpoints know about their pod.
+#[derive(Clone, Debug)]
+pub struct PodConfig {
+    /// The first is the one that answers show. At least one.
+    pub served_model_names: Vec<String>,
+    /// `--model`, as `/v1/models` shows it.
+    pub model_root: String,
+    pub max_model_len: u32,
+    pub block_size: NonZeroU32,
+    pub prefix_caching: bool,
+    pub pod_name: String,
+    /// Empty: no key is asked for.
+    pub api_keys: Vec<String>,
+    pub response_role: String,
+    pub fingerprint: String,
+    pub usage: UsageConfig,
+    pub request_id_headers: bool,
+    pub server_load_tracking: bool,
+}
+
+/// What `usage` says, and when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsageConfig {
+    /// `cached_tokens` is in it.
+    pub prompt_tokens_details: bool,
+    /// Streams end with it, asked for or not.
+    pub forced: bool,
+}
+
+/// All that handlers share.
+#[derive(Debug)]
+pub struct Pod {
+    pub config: PodConfig,
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+    pub replier: Replier,
+    pub driver: DriverHandle,
+    pub metrics: Arc<Mutex<Metrics>>,
+    pub log: RequestLog,
+    pub server_load: ServerLoad,
+}
+
+/// Requests for text in flight.
+#[derive(Debug, Default)]
+pub struct ServerLoad(AtomicU64);
+
+pub fn router(pod: Arc<Pod>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(models))
+        .route("/tokenize", post(tokenize_text))
+        .route("/detokenize", post(detokenize_ids))
+        .route("/metrics", get(metrics))
+        .route("/health", get(health))
+        .route("/ping", get(health).post(health))
+        .route("/version", get(version))
+        .route("/load", get(load))
+        .fallback(async || ApiError::plain(StatusCode::NOT_FOUND))
+        .method_not_allowed_fallback(async || ApiError::plain(StatusCode::METHOD_NOT_ALLOWED))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(pod.clone(), gate))
+        .with_state(pod)
+}
+
+/// Unix time now: answers carry when they were created.
+#[expect(clippy::disallowed_methods, reason = "the wire wants the time of day, at the edge")]
+pub fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+// === impl PodConfig ===
+
+impl PodConfig {
+    pub fn displayed_model(&self) -> &str {
+        self.served_model_names.first().map_or("", String::as_str)
+    }
+}
+
+// === impl ServerLoad ===
+
+impl ServerLoad {
+    fn enter(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Keys before, request-id headers after.
+async fn gate(State(pod): State<Arc<Pod>>, mut request: Request, next: Next) -> Response {
+    if is_guarded(&request) && !pod.config.api_keys.is_empty() && !has_key(&pod.config.api_keys, &request) {
+        return (StatusCode::UNAUTHORIZED, Json(json!({"error": "Unauthorized"}))).into_response();
+    }
+    if !pod.config.request_id_headers {
+        return next.run(request).await;
+    }
+    let given = request.headers().get(X_REQUEST_ID).cloned();
+    let id = given.unwrap_or_else(|| {
+        HeaderValue::from_str(&generate::new_request_id()).expect("hex digits are a header value")
+    });
+    request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    response
+}
+
+fn is_guarded(request: &Request) -> bool {
+    let path = request.uri().path();
+    request.method() != Method::OPTIONS && GUARDED.iter().any(|prefix| path.starts_with(prefix))
+}
+
+fn has_key(keys: &[String], request: &Request) -> bool {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = given
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    token.is_some_and(|(_, token)| keys.iter().any(|key| key == token))
+}
+
+/// # Errors
+/// For another content type, or a body that is too large or breaks off.
+fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if !media_type.eq_ignore_ascii_case("application/json") {
+        return Err(body::unsupported_media_type());
+    }
+    body.map_err(|rejection| ApiError::plain(rejection.status()))
+}
+
+async fn chat_completions(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    answer(pod, Api::Chat, &headers, body).await
+}
+
+async fn completions(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    answer(pod, Api::Completion, &headers, body).await
+}
+
+async fn answer(
+    pod: Arc<Pod>,
+    api: Api,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let header_id = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+    match json_body(headers, body) {
+        Ok(body) => generate(pod, api, header_id, body).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn tokenize_text(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    tokenize::tokenize(&pod, &json_body(&headers, body)?)
+}
+
+async fn detokenize_ids(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    tokenize::detokenize(&pod, &json_body(&headers, body)?)
+}
+
+async fn models(State(pod): State<Arc<Pod>>) -> Json<Value> {
+    let created = unix_now().as_secs();
+    let cards: Vec<Value> =
+        pod.config.served_model_names.iter().map(|name| model_card(&pod.config, name, created)).collect();
+    Json(json!({"object": "list", "data": cards}))
+}
+
+fn model_card(config: &PodConfig, name: &str, created: u64) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "vllm",
+        "root": config.model_root,
+        "parent": null,
+        "max_model_len": config.max_model_len,
+        "permission": [{
+            "id": format!("modelperm-{}", generate::new_request_id()),
+            "object": "model_permission",
+            "created": created,
+            "allow_create_engine": false,
+            "allow_sampling": true,
+            "allow_logprobs": true,
+            "allow_search_indices": false,
+            "allow_view": true,
+            "allow_fine_tuning": false,
+            "organization": "*",
+            "group": null,
+            "is_blocking": false,
+        }],
+    })
+}
+
+async fn metrics(State(pod): State<Arc<Pod>>) -> Response {
+    let text = pod.metrics.lock().render();
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+}
+
+async fn health(State(pod): State<Arc<Pod>>) -> Response {
+    let status = if pod.driver.is_alive() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Body::empty()).into_response()
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({"version": wire::VERSION}))
+}
+
+async fn load(State(pod): State<Arc<Pod>>) -> Json<Value> {
+    let load = if pod.config.server_load_tracking { pod.server_load.0.load(Ordering::Relaxed) } else { 0 };
+    Json(json!({"server_load": load}))
+}
