@@ -1,5 +1,7 @@
 //! One binary for all integration tests of the crate.
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod engine_allocations;
 mod engine_fixtures;
 mod engine_hash;
 mod engine_latency;
