@@ -62,14 +62,8 @@ fn match_128k_all_hold_all(bencher: Bencher<'_, '_>) {
 /// 1,000 endpoints each leave a 128 KiB text elsewhere: as many nodes on the path as the text has blocks.
 #[divan::bench]
 fn match_128k_each_leaves_elsewhere(bencher: Bencher<'_, '_>) {
-    let index = index();
-    let text_all = text(128 * KIB, 1);
-    for slot in 0..1000 {
-        let mut own = text_all[..slot as usize * 131].to_vec();
-        own.extend(text(4 * KIB, 100 + u64::from(slot)));
-        index.insert(&chain(&own), EndpointId::new(slot, 0));
-    }
-    bench_match(bencher, &index, &chain(&text_all));
+    let (index, chain) = each_leaves_elsewhere();
+    bench_match(bencher, &index, &chain);
 }
 
 /// 1,000 endpoints share a system prompt of 8 KiB, 10 conversations of 128 KiB each.
@@ -114,6 +108,17 @@ fn insert_128k_again(bencher: Bencher<'_, '_>) {
     bencher.bench(|| index.insert(black_box(&chains[4321]), EndpointId::new(321, 0)));
 }
 
+/// The text of `match_128k_each_leaves_elsewhere`, given to each of its endpoints in turn.
+#[divan::bench]
+fn insert_128k_across_all_borders(bencher: Bencher<'_, '_>) {
+    let (index, chain) = each_leaves_elsewhere();
+    let mut slot = 0;
+    bencher.bench_local(|| {
+        index.insert(black_box(&chain), EndpointId::new(slot, 0));
+        slot += 1;
+    });
+}
+
 /// 10 million blocks of 128 KiB conversations; the table of allocations shows what they take.
 #[divan::bench(sample_count = 1, sample_size = 1)]
 fn hold_10m_blocks(bencher: Bencher<'_, '_>) {
@@ -144,6 +149,17 @@ fn conversations() -> (PrefixIndex, Vec<Chain>) {
         })
         .collect();
     (index, chains)
+}
+
+fn each_leaves_elsewhere() -> (PrefixIndex, Chain) {
+    let index = index();
+    let text_all = text(128 * KIB, 1);
+    for slot in 0..1000 {
+        let mut own = text_all[..slot as usize * 131].to_vec();
+        own.extend(text(4 * KIB, 100 + u64::from(slot)));
+        index.insert(&chain(&own), EndpointId::new(slot, 0));
+    }
+    (index, chain(&text_all))
 }
 
 fn bench_match(bencher: Bencher<'_, '_>, index: &PrefixIndex, chain: &Chain) {

@@ -36,8 +36,8 @@ pub struct Stats {
 }
 
 impl PrefixIndex {
-    /// `capacity` bounds each endpoint, in blocks: about 8 bytes each, and at worst, when no two texts share more than
-    /// their start and each adds a single block, about 150.
+    /// `capacity` bounds each endpoint, in blocks. A block takes 8 bytes and its share of a node: measured, 8.3 bytes
+    /// where prompts of 128 KiB share nothing, 110 at worst, where each text adds a single block to a shared start.
     #[must_use]
     pub fn new(capacity: NonZeroU32) -> Self {
         Self { tree: ShardedLock::new(Tree::new(u64::from(capacity.get()))) }

@@ -46,7 +46,7 @@ fn answers_stay_true_while_the_index_changes() {
             .map(|slot| {
                 let (index, shared) = (&index, &shared);
                 scope.spawn(move || {
-                    for generation in 0..60 {
+                    for generation in 0..20 {
                         let endpoint = EndpointId::new(slot, generation);
                         for round in 0..12u16 {
                             index.insert(&chain(own(slot)), endpoint);
