@@ -1,0 +1,289 @@
+//! A picker with model servers around it, and a proxy that talks to it as Envoy does.
+
+mod pod;
+mod proxy;
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use epp::director::Options;
+use epp::log::Format;
+use epp::server::{Ports, Server, Settings, Shutdown};
+use parking_lot::Mutex;
+use pool_index::source::files;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tracing::subscriber::DefaultGuard;
+
+pub(crate) use self::pod::Pod;
+pub(crate) use self::proxy::{Proxy, modes, post};
+
+/// Longest wait for something that must happen; a test fails behind it.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata:
+  name: vllm-qwen-pool
+  annotations: {inference.networking.x-k8s.io/routing-strategy: STRATEGY}
+spec:
+  targetPortNumber: 8000
+  selector: {app: qwen}
+  extensionRef: {name: inference-gateway-ext-proc}
+";
+const MODEL: &str = "\
+---
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferenceModel
+metadata: {name: inferencemodel-qwen}
+spec:
+  modelName: /model/qwen
+  criticality: Critical
+  poolRef: {group: inference.networking.x-k8s.io, kind: InferencePool, name: vllm-qwen-pool}
+  targetModels: [TARGETS]
+";
+/// The tutorial's targets of its model.
+const TARGETS: &str = "{name: /model/qwen, weight: 100}";
+
+/// What a picker is started with.
+pub(crate) struct Scenario {
+    strategy: &'static str,
+    models: String,
+    n_pods: usize,
+    max_body_bytes: usize,
+}
+
+/// A running picker.
+pub(crate) struct Picker {
+    pub(crate) ports: Ports,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) log: Log,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) server: JoinSet<anyhow::Result<()>>,
+    models: String,
+    pool_file: PathBuf,
+    endpoints_file: PathBuf,
+    _dir: TempDir,
+    _subscriber: DefaultGuard,
+}
+
+/// What was logged so far.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Scenario {
+    /// The tutorial's pool under PREFIX_CACHE, with its model.
+    pub(crate) fn new(n_pods: usize) -> Self {
+        let models = MODEL.replace("TARGETS", TARGETS);
+        Self { strategy: "PREFIX_CACHE", models, n_pods, max_body_bytes: 64 << 20 }
+    }
+
+    pub(crate) fn strategy(self, strategy: &'static str) -> Self {
+        Self { strategy, ..self }
+    }
+
+    pub(crate) fn targets(self, targets: &str) -> Self {
+        Self { models: MODEL.replace("TARGETS", targets), ..self }
+    }
+
+    pub(crate) fn without_models(self) -> Self {
+        Self { models: String::new(), ..self }
+    }
+
+    pub(crate) fn max_body_bytes(self, max_body_bytes: usize) -> Self {
+        Self { max_body_bytes, ..self }
+    }
+
+    /// Starts pods and picker, and waits until every pod was scraped.
+    pub(crate) async fn start(self) -> Picker {
+        let Self { strategy, models, n_pods, max_body_bytes } = self;
+        let dir = TempDir::new().unwrap();
+        let (pool_file, endpoints_file) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+        let mut pods = Vec::new();
+        for pod_idx in 0..n_pods {
+            pods.push(Pod::start(format!("qwen-{pod_idx}")).await);
+        }
+        let log = Log::default();
+        let subscriber =
+            epp::log::subscriber(Format::Console, &"info".parse().unwrap(), wall_clock, log.clone());
+        let subscriber = tracing::subscriber::set_default(subscriber);
+        write_pool(&pool_file, strategy, &models);
+        write_endpoints(&endpoints_file, &pods);
+        let server = Server::bind(settings(&pool_file, &endpoints_file, max_body_bytes)).await.unwrap();
+        let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server.run(shutdown.clone()));
+        let picker = Picker {
+            ports,
+            pods,
+            log,
+            shutdown,
+            server: tasks,
+            models,
+            pool_file,
+            endpoints_file,
+            _dir: dir,
+            _subscriber: subscriber,
+        };
+        picker.wait_for_scrapes().await;
+        picker
+    }
+}
+
+impl Picker {
+    pub(crate) async fn proxy(&self) -> Proxy {
+        Proxy::connect(self.ports.grpc).await
+    }
+
+    /// Writes the pool anew and waits until the picker follows.
+    pub(crate) async fn change_strategy(&self, strategy: &str) {
+        let n_changes = || self.log.lines().iter().filter(|line| line.contains("Changing strategy")).count();
+        let before = n_changes();
+        write_pool(&self.pool_file, strategy, &self.models);
+        until(async || n_changes() > before).await;
+    }
+
+    /// Writes the endpoints anew, all of them, and waits until the picker follows.
+    pub(crate) async fn keep_pods(&mut self, keep: impl Fn(&Pod) -> bool) {
+        let logged = |what: &str| self.log.lines().iter().filter(|line| line.contains(what)).count();
+        let removed = self.pods.iter().filter(|pod| !keep(pod)).count();
+        let before = logged("Removing endpoint");
+        self.pods.retain(keep);
+        write_endpoints(&self.endpoints_file, &self.pods);
+        until(async || logged("Removing endpoint") == before + removed).await;
+    }
+
+    pub(crate) async fn decisions(&self, after: u64) -> Vec<Value> {
+        let text = get(self.ports.metrics, &format!("/debug/decisions?after={after}")).await;
+        let mut list: Value = serde_json::from_str(&text).unwrap();
+        match list["decisions"].take() {
+            Value::Array(decisions) => decisions,
+            other => panic!("not a list: {other}"),
+        }
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        get(self.ports.metrics, "/metrics").await
+    }
+
+    /// Waits until every pod was scraped twice since now.
+    pub(crate) async fn wait_for_scrapes(&self) {
+        let before: Vec<usize> = self.pods.iter().map(Pod::n_scrapes).collect();
+        until(async || self.pods.iter().zip(&before).all(|(pod, before)| pod.n_scrapes() >= before + 2))
+            .await;
+    }
+}
+
+impl Log {
+    pub(crate) fn lines(&self) -> Vec<String> {
+        String::from_utf8(self.0.lock().clone()).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// The part of each `Do prefix-aware routing!` line behind the message.
+    pub(crate) fn prefix_lines(&self) -> Vec<String> {
+        let fields =
+            |line: String| line.split_once("\tDo prefix-aware routing!\t").map(|(_, rest)| rest.to_owned());
+        self.lines().into_iter().filter_map(fields).collect()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) fn settings(
+    pool_file: &std::path::Path,
+    endpoints: &std::path::Path,
+    max_body_bytes: usize,
+) -> Settings {
+    Settings {
+        files: files::Config {
+            pool_files: vec![pool_file.to_owned()],
+            endpoints_file: Some(endpoints.to_owned()),
+            static_endpoints: Vec::new(),
+        },
+        host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        grpc_port: 0,
+        health_port: 0,
+        metrics_port: 0,
+        scrape_interval: Duration::from_millis(10),
+        grace_period: Duration::from_secs(5),
+        max_body_bytes,
+        director: options(),
+    }
+}
+
+pub(crate) fn options() -> Options {
+    Options {
+        pool: None,
+        threshold: 0.5,
+        max_metrics_age: Duration::from_secs(60),
+        index_capacity: NonZeroU32::new(31_250).unwrap(),
+        n_decisions: 1000,
+        seed: 7,
+    }
+}
+
+/// Polls until `condition` holds; fails when it does not soon.
+pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
+    let poll = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, poll).await.expect("the condition never held");
+}
+
+/// The body of a 200 answer.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    body.to_owned()
+}
+
+fn write_pool(path: &std::path::Path, strategy: &str, models: &str) {
+    replace(path, &(POOL.replace("STRATEGY", strategy) + models));
+}
+
+fn write_endpoints(path: &std::path::Path, pods: &[Pod]) {
+    let line = |pod: &Pod| {
+        format!(
+            "- {{name: {}, namespace: default, address: '{}', labels: {{app: qwen}}}}\n",
+            pod.name, pod.address
+        )
+    };
+    let text: String = pods.iter().map(line).collect();
+    replace(path, if text.is_empty() { "[]\n" } else { &text });
+}
+
+/// Replaces a file at once, as an editor does.
+fn replace(path: &std::path::Path, text: &str) {
+    let part = path.with_extension("part");
+    std::fs::write(&part, text).unwrap();
+    std::fs::rename(part, path).unwrap();
+}
+
+#[expect(clippy::disallowed_methods, reason = "the log is stamped with the wall clock")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
