@@ -196,6 +196,7 @@ mod tests {
             pickers: Vec::new(),
             admin: address,
             config_error: None,
+            trouble: None,
         }
     }
 

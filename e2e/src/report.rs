@@ -13,6 +13,10 @@ use crate::stats::{mean, median, quantile};
 
 pub mod html;
 
+mod plot;
+
+mod timeline;
+
 pub mod junit;
 
 pub mod summary;

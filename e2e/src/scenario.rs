@@ -41,7 +41,7 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
 
 /// Runs one part of a group, times it, and turns its error into a failed check.
 async fn part(lab: &Lab<'_>, group: Group, name: &str, work: impl Future<Output = Result<()>>) {
-    lab.ui.step(&format!("{group}: {name}"));
+    lab.enter(group, name);
     let stopwatch = Stopwatch::start();
     if let Err(error) = work.await {
         let title = format!("The scenario `{name}` runs to its end");

@@ -17,6 +17,8 @@ pub struct ClientSide {
     pub label: String,
     /// The scenario group it belongs to.
     pub group: String,
+    /// The part of the scenario, with pods and caches of its own.
+    pub section: String,
     /// `8081`, `8080` or `pod`: what it was sent to, named by the tutorial's ports.
     pub via: String,
     /// Seconds since the run began.
@@ -109,6 +111,7 @@ pub(crate) mod tests {
         ClientSide {
             label: "round 1".to_owned(),
             group: "tutorial".to_owned(),
+            section: "requests as bash writes them".to_owned(),
             via: "8081".to_owned(),
             sent_at: 0.0,
             status: 200,

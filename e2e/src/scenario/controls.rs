@@ -128,6 +128,7 @@ async fn without_annotation(lab: &Lab<'_>) -> Result<()> {
     );
     compare_bare(lab, &bare).await?;
     lab.reset().await?;
+    lab.enter(Group::Controls, "annotation back");
     let mark = lab.mark();
     let mut sides = Vec::new();
     for round in [1, 2] {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -41,6 +42,7 @@ pub struct Lab<'a> {
     pub started: Stopwatch,
     client: Client,
     edited: AtomicBool,
+    section: Mutex<String>,
 }
 
 /// What a request is sent to.
@@ -126,14 +128,20 @@ impl<'a> Lab<'a> {
         run: (Requests, f64, Stopwatch),
     ) -> Self {
         let (requests, time_scale, started) = run;
-        let (client, edited) = (Client::default(), AtomicBool::new(false));
-        Self { cluster, journal, ui, requests, time_scale, started, client, edited }
+        let (client, edited, section) = (Client::default(), AtomicBool::new(false), Mutex::default());
+        Self { cluster, journal, ui, requests, time_scale, started, client, edited, section }
     }
 
     /// Records a check and shows it.
     pub fn check(&self, check: Check) {
         self.ui.check(&check);
         self.journal.check(check);
+    }
+
+    /// Names the section that further requests belong to, and tells the user.
+    pub fn enter(&self, group: Group, section: &str) {
+        self.ui.step(&format!("{group}: {section}"));
+        section.clone_into(&mut self.section.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Empty caches, an empty index, the user's manifests, and engines with further arguments.
@@ -186,6 +194,7 @@ impl<'a> Lab<'a> {
         let side = ClientSide {
             label,
             group: group.name().to_owned(),
+            section: self.section.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             via: via.name().to_owned(),
             sent_at,
             status: 0,
