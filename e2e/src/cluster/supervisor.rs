@@ -1,18 +1,38 @@
 //! A cluster that outlives the command that started it: `e2e up`, `status`, `logs`, `down`.
 //!
-//! `up` starts this program again, detached, as `e2e supervise`; that process owns the cluster and a lock on the state
-//! directory. The state file tells the others where everything is.
+//! `up` starts this program again, detached, as `e2e supervise`; that process owns the cluster and holds a lock on the
+//! state directory, which the kernel releases however it ends. `state.json` tells the others where everything is.
 
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setsid};
 use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
 
+use crate::cluster::envoy::write_whole;
 use crate::cluster::programs::Programs;
-use crate::cluster::{Options, Progress, Status};
+use crate::cluster::{Cluster, Event, Options, Progress, Status, log_tail};
+
+/// Between two looks at another process's files.
+const POLL: Duration = Duration::from_millis(50);
+/// Longest wait for the end of a supervisor: its children have 5 s.
+const DOWN: Duration = Duration::from_secs(10);
+/// Tries to take the lock, [`POLL`] apart.
+const LOCK_TRIES: usize = 10;
+/// Lines of the supervisor's log in an error.
+const TAIL_LINES: usize = 20;
 
 /// What `state.json` holds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// The supervisor's.
     pub pid: u32,
@@ -21,12 +41,19 @@ pub struct State {
     pub phase: Phase,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "phase")]
 pub enum Phase {
     Starting,
     Running { status: Status },
     Failed { error: String },
+}
+
+/// What `up` hands to the process that it starts.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    options: Options,
+    programs: Programs,
 }
 
 /// Starts a detached cluster and returns its state when it is ready; progress is passed on meanwhile.
@@ -39,30 +66,238 @@ pub async fn up(
     programs: &Programs,
     progress: &Progress,
 ) -> Result<State> {
-    let _ = (state_dir, options, programs, progress);
-    anyhow::bail!("a cluster cannot be started yet")
+    std::fs::create_dir_all(state_dir).with_context(|| format!("create {}", state_dir.display()))?;
+    if let Some(state) = status(state_dir)? {
+        bail!("a cluster is up already ({}): end it with `e2e down`", describe(&state));
+    }
+    let mut options = options.clone();
+    options.manifests = std::path::absolute(&options.manifests)?;
+    options.run_dir = std::path::absolute(&options.run_dir)?;
+    for file in [state_file(state_dir), events_file(state_dir)] {
+        if file.exists() {
+            std::fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+        }
+    }
+    let order = Order { options, programs: programs.clone() };
+    write_whole(&order_file(state_dir), &serde_json::to_string_pretty(&order)?)?;
+    let log = File::create(log_file(state_dir)).context("create the supervisor's log")?;
+    let mut supervisor = Command::new(&programs.guard)
+        .arg("supervise")
+        .arg(state_dir)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("start {}", programs.guard.display()))?;
+    let mut n_events = 0;
+    loop {
+        let ended = supervisor.try_wait()?;
+        pass_on(state_dir, &mut n_events, progress);
+        let state = read_state(state_dir)?;
+        match (state.as_ref().map(|state| &state.phase), ended) {
+            (Some(Phase::Running { .. }), None) => return state.context("the state is gone"),
+            (Some(Phase::Failed { error }), _) => bail!("{error}"),
+            (_, Some(status)) => {
+                bail!("the supervisor has ended ({status}):\n{}", log_tail(&log_file(state_dir), TAIL_LINES))
+            }
+            (Some(Phase::Starting) | None, None) => sleep(POLL).await,
+        }
+    }
 }
 
 /// Body of the hidden `e2e supervise <STATE_DIR>`: runs the cluster that [`up`] described until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Why the cluster could not be started or kept; the state file says so, too.
 pub async fn supervise(state_dir: &Path) -> Result<()> {
-    let _ = state_dir;
-    anyhow::bail!("a cluster cannot be started yet")
+    // Out of the terminal's session: closing it must not end the cluster. Fails for a group leader, who needs none.
+    let _ = setsid();
+    let _lock = own(state_dir).await?;
+    let text = std::fs::read_to_string(order_file(state_dir)).context("read what to start")?;
+    let Order { options, programs } = serde_json::from_str(&text).context("parse what to start")?;
+    let mut state = State {
+        pid: std::process::id(),
+        run_dir: options.run_dir.clone(),
+        manifests: options.manifests.clone(),
+        phase: Phase::Starting,
+    };
+    write_state(state_dir, &state)?;
+    let outcome = keep(state_dir, &mut state, options, programs).await;
+    if let Err(error) = &outcome {
+        state.phase = Phase::Failed { error: format!("{error:#}") };
+        write_state(state_dir, &state)?;
+    }
+    outcome
+}
+
+async fn keep(state_dir: &Path, state: &mut State, options: Options, programs: Programs) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let events = events_file(state_dir);
+    let progress: Progress = Arc::new(move |event| {
+        // Nobody can be told that telling failed.
+        let _ = append_event(&events, &event);
+    });
+    let mut cluster = tokio::select! {
+        cluster = Cluster::start(options, programs, progress) => cluster?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    state.phase = Phase::Running { status: Status::clone(&cluster.status()) };
+    write_state(state_dir, state)?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            status = cluster.changed() => match status {
+                Some(status) => {
+                    state.phase = Phase::Running { status: Status::clone(&status) };
+                    write_state(state_dir, state)?;
+                }
+                None => bail!("{}", cluster.status().summary()),
+            },
+        }
+    }
+    cluster.stop().await?;
+    std::fs::remove_file(state_file(state_dir)).context("remove the state file")
 }
 
 /// The running cluster's state, with its newest status; `None` when none is up.
+///
+/// # Errors
+/// A state directory that cannot be read.
 pub fn status(state_dir: &Path) -> Result<Option<State>> {
-    let _ = state_dir;
-    Ok(None)
+    if !state_dir.exists() || lock(state_dir)?.is_some() {
+        return Ok(None);
+    }
+    read_state(state_dir)
 }
 
 /// Ends the running cluster and waits for it; false when none was up.
+///
+/// # Errors
+/// When it does not end in time.
 pub async fn down(state_dir: &Path) -> Result<bool> {
-    let _ = state_dir;
-    Ok(false)
+    let Some(state) = status(state_dir)? else { return Ok(false) };
+    let pid = Pid::from_raw(i32::try_from(state.pid)?);
+    kill(pid, Signal::SIGTERM).with_context(|| format!("end the supervisor {pid}"))?;
+    let gone = async {
+        while lock(state_dir)?.is_none() {
+            sleep(POLL).await;
+        }
+        anyhow::Ok(())
+    };
+    timeout(DOWN, gone)
+        .await
+        .with_context(|| format!("the supervisor {pid} has not ended after {DOWN:?}"))??;
+    Ok(true)
 }
 
-/// Log files of the running cluster whose name contains `part` (all when it is empty), such as `epp`, `envoy`, `qwen`.
+/// Log files of the running cluster, or of the last one, whose name contains `part` (all when it is empty), such as
+/// `epp`, `envoy`, `qwen`; sorted.
+///
+/// # Errors
+/// When no cluster was ever started here, or its logs cannot be read.
 pub fn logs(state_dir: &Path, part: &str) -> Result<Vec<PathBuf>> {
-    let _ = (state_dir, part);
-    Ok(Vec::new())
+    let text =
+        std::fs::read_to_string(order_file(state_dir)).context("no cluster was started yet: see `e2e up`")?;
+    let order: Order = serde_json::from_str(&text).context("parse what was started")?;
+    let dir = order.options.run_dir.join("logs");
+    let entries = std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().contains(part) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The lock that a supervisor holds while it lives; `None` when one does.
+fn lock(state_dir: &Path) -> Result<Option<Flock<File>>> {
+    let path = state_dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// Takes the lock for good. Whoever asks for the status holds it for a moment, so one refusal proves nothing.
+async fn own(state_dir: &Path) -> Result<Flock<File>> {
+    for _ in 0..LOCK_TRIES {
+        if let Some(lock) = lock(state_dir)? {
+            return Ok(lock);
+        }
+        sleep(POLL).await;
+    }
+    bail!("a cluster is up already")
+}
+
+fn describe(state: &State) -> String {
+    match &state.phase {
+        Phase::Running { status } => {
+            let gateways = status.gateways.iter();
+            let addresses: Vec<String> =
+                gateways.map(|gateway| format!("{} on {}", gateway.listener, gateway.address)).collect();
+            format!("pid {}, {}", state.pid, addresses.join(", "))
+        }
+        Phase::Starting | Phase::Failed { .. } => format!("pid {}", state.pid),
+    }
+}
+
+fn read_state(state_dir: &Path) -> Result<Option<State>> {
+    let path = state_file(state_dir);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_str(&text).map(Some).with_context(|| format!("parse {}", path.display()))
+}
+
+fn write_state(state_dir: &Path, state: &State) -> Result<()> {
+    write_whole(&state_file(state_dir), &serde_json::to_string_pretty(state)?)
+}
+
+fn append_event(path: &Path, event: &Event) -> Result<()> {
+    use std::io::Write as _;
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(format!("{}\n", serde_json::to_string(event)?).as_bytes())?;
+    Ok(())
+}
+
+/// Passes on the events that were written since the last call.
+fn pass_on(state_dir: &Path, n_seen: &mut usize, progress: &Progress) {
+    let text = std::fs::read_to_string(events_file(state_dir)).unwrap_or_default();
+    let complete = text.rfind('\n').map_or("", |end| &text[..=end]);
+    for line in complete.lines().skip(*n_seen) {
+        *n_seen += 1;
+        if let Ok(event) = serde_json::from_str(line) {
+            progress(event);
+        }
+    }
+}
+
+fn state_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("state.json")
+}
+
+fn order_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("order.json")
+}
+
+fn events_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("events.jsonl")
+}
+
+fn log_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("supervisor.log")
 }

@@ -1,0 +1,211 @@
+//! Pickers: one process for each name that the pools give, with that one's pools and models.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::sleep;
+
+use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
+use crate::cluster::log_tail;
+use crate::cluster::process::{Process, Program};
+
+/// Wait before a picker that ended by itself is started again.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(super) struct PickerProcess {
+    pub(super) name: String,
+    pub(super) grpc: SocketAddr,
+    pub(super) health: SocketAddr,
+    pub(super) metrics: SocketAddr,
+    pub(super) log: PathBuf,
+    pub(super) state: State,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    /// `start` tells this process from those before it.
+    Running { process: Process, start: u64, ready: bool, _probe: Job },
+    /// Being killed so that a fresh one can have its ports.
+    Restarting,
+    /// Being killed on purpose, to stay down; the reply is due when it is gone.
+    Killed { reply: Option<Reply> },
+    /// Not started yet, or ended by itself and waiting.
+    Waiting,
+    /// To be started by the next reconciliation.
+    Due,
+}
+
+impl PickerProcess {
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.state, State::Running { ready: true, .. })
+    }
+
+    /// Neither down on purpose nor ready: on its way.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_ready() || matches!(self.state, State::Killed { .. })
+    }
+}
+
+impl Local {
+    /// Gives every picker of the manifests its ports; those that are gone from the manifests stay until they are
+    /// reconciled away.
+    pub(super) fn plan_pickers(&mut self) -> Result<()> {
+        for wanted in &self.desired.pickers {
+            if self.pickers.iter().any(|picker| picker.name == wanted.name) {
+                continue;
+            }
+            self.pickers.push(PickerProcess {
+                name: wanted.name.clone(),
+                grpc: self.ports.free()?,
+                health: self.ports.free()?,
+                metrics: self.ports.free()?,
+                log: self.files.logs().join(format!("{}.log", wanted.name)),
+                state: State::Due,
+            });
+        }
+        Ok(())
+    }
+
+    /// Starts what is due; ends what no pool names any more.
+    pub(super) fn reconcile_pickers(&mut self) -> Result<()> {
+        let wanted = &self.desired.pickers;
+        self.pickers.retain(|picker| wanted.iter().any(|wanted| wanted.name == picker.name));
+        for idx in 0..self.pickers.len() {
+            if matches!(self.pickers[idx].state, State::Due) {
+                self.start_picker(idx)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn pickers_settled(&self) -> bool {
+        self.pickers.iter().all(PickerProcess::is_settled)
+    }
+
+    pub(super) fn kill_pickers(&mut self, reply: Reply) {
+        let mut reply = Some(reply);
+        for picker in &mut self.pickers {
+            match std::mem::replace(&mut picker.state, State::Waiting) {
+                State::Running { process, .. } => {
+                    process.kill();
+                    // The last one's end is as good as everyone's: they were killed in one go.
+                    picker.state = State::Killed { reply: reply.take() };
+                }
+                State::Restarting | State::Waiting | State::Due => {
+                    picker.state = State::Killed { reply: None }
+                }
+                State::Killed { reply } => picker.state = State::Killed { reply },
+            }
+        }
+        if let Some(reply) = reply {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    pub(super) fn start_pickers(&mut self) -> Result<()> {
+        for picker in &mut self.pickers {
+            if matches!(picker.state, State::Killed { .. }) {
+                picker.state = State::Due;
+            }
+        }
+        self.reconcile()?;
+        self.publish()
+    }
+
+    pub(super) fn restart_pickers(&mut self) {
+        for picker in &mut self.pickers {
+            match std::mem::replace(&mut picker.state, State::Restarting) {
+                State::Running { process, .. } => process.kill(),
+                State::Restarting => {}
+                State::Killed { .. } | State::Waiting | State::Due => picker.state = State::Due,
+            }
+        }
+    }
+
+    pub(super) fn picker_ended(&mut self, name: &str, status: std::io::Result<ExitStatus>) {
+        self.n_children -= 1;
+        let Some(picker) = self.pickers.iter_mut().find(|picker| picker.name == name) else { return };
+        match &mut picker.state {
+            State::Restarting => picker.state = State::Due,
+            State::Killed { reply } => {
+                if let Some(reply) = reply.take() {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            State::Running { .. } => {
+                let was_ready = picker.is_ready();
+                picker.state = State::Waiting;
+                let tail = log_tail(&picker.log, TAIL_LINES);
+                let message = format!("the picker {name} has ended ({}):\n{tail}", describe(status));
+                if was_ready {
+                    self.warn(message);
+                } else {
+                    self.trouble = Some(message);
+                }
+                let name = name.to_owned();
+                self.jobs.spawn(async move {
+                    sleep(BACKOFF).await;
+                    Action::PickerDue { name }
+                });
+            }
+            State::Waiting | State::Due => {}
+        }
+    }
+
+    pub(super) fn picker_due(&mut self, name: &str) {
+        let found = self.pickers.iter_mut().find(|picker| picker.name == name);
+        if let Some(picker) = found.filter(|picker| matches!(picker.state, State::Waiting)) {
+            picker.state = State::Due;
+        }
+    }
+
+    pub(super) fn picker_ready(&mut self, name: &str, start: u64) {
+        if let Some(PickerProcess { state: State::Running { start: running, ready, .. }, .. }) =
+            self.pickers.iter_mut().find(|picker| picker.name == name)
+        {
+            *ready |= *running == start;
+        }
+    }
+
+    pub(super) fn picker_late(&mut self, name: &str, start: u64) {
+        let Some(picker) = self.pickers.iter().find(|picker| picker.name == name) else { return };
+        if matches!(picker.state, State::Running { start: running, .. } if running == start) {
+            let limit = self.options.ready_timeout;
+            let tail = log_tail(&picker.log, TAIL_LINES);
+            self.trouble =
+                Some(format!("the picker {name} does not answer /healthz after {limit:?}:\n{tail}"));
+        }
+    }
+
+    fn start_picker(&mut self, idx: usize) -> Result<()> {
+        let picker = &self.pickers[idx];
+        let PickerProcess { name, grpc, health, metrics, log, .. } = picker;
+        let mut args = Vec::new();
+        for (flag, value) in [
+            ("--pool-file", self.files.pools(name).display().to_string()),
+            ("--endpoints-file", self.files.endpoints().display().to_string()),
+            ("--host", grpc.ip().to_string()),
+            ("--grpc-port", grpc.port().to_string()),
+            ("--health-port", health.port().to_string()),
+            ("--metrics-port", metrics.port().to_string()),
+        ] {
+            args.extend([flag.to_owned(), value]);
+        }
+        args.extend(self.options.picker_args.iter().cloned());
+        let program = Program { path: self.programs.picker.clone(), args, log: log.clone() };
+        let (name, metrics) = (name.clone(), *metrics);
+        let (process, exit) = Process::spawn(&self.programs.guard, &program)?;
+        self.n_pickers_started += 1;
+        let start = self.n_pickers_started;
+        let ended = name.clone();
+        self.watch_exit(exit, |status| Action::PickerEnded { name: ended, status });
+        let late = Action::PickerLate { name: name.clone(), start };
+        let probe = self.probe(metrics, "/healthz", Action::PickerReady { name, start }, late);
+        self.pickers[idx].state = State::Running { process, start, ready: false, _probe: probe };
+        Ok(())
+    }
+}

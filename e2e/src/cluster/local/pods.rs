@@ -1,0 +1,223 @@
+//! Pods: as many of each Deployment as it asks for, replaced when they end or when their command changes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use inference_api::object::ObjectKey;
+use sha2::{Digest as _, Sha256};
+use tokio::time::sleep;
+
+use crate::cluster::desired::DesiredDeployment;
+use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
+use crate::cluster::log_tail;
+use crate::cluster::process::{Process, Program};
+
+/// Wait before a pod that ended is replaced; doubled each time, until one gets ready.
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// After so many pods in a row that ended before they were ready, whoever waits is told.
+const MAX_FAILED_STARTS: u32 = 3;
+/// Kubernetes' alphabet for generated names (`k8s.io/apimachinery/pkg/util/rand`).
+const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+#[derive(Debug)]
+pub(super) struct PodProcess {
+    pub(super) name: String,
+    pub(super) deployment: ObjectKey,
+    /// Of the command and the epoch; a pod with another than its Deployment's is replaced.
+    template: String,
+    pub(super) address: SocketAddr,
+    pub(super) ready: bool,
+    pub(super) log: PathBuf,
+    pub(super) request_log: PathBuf,
+    process: Process,
+    _probe: Job,
+}
+
+/// A Deployment whose pods end.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    wait: Duration,
+    n_failed_starts: u32,
+    /// A new pod must wait for the timer.
+    running: bool,
+}
+
+impl Local {
+    /// Makes the children what the manifests ask for.
+    pub(super) fn reconcile(&mut self) -> Result<()> {
+        self.reconcile_pickers()?;
+        let deployments = self.desired.deployments.clone();
+        let templates: Vec<String> = deployments.iter().map(|deployment| self.template(deployment)).collect();
+        let wanted = |pod: &PodProcess| {
+            let position = deployments.iter().position(|deployment| deployment.key == pod.deployment);
+            position.is_some_and(|idx| templates[idx] == pod.template)
+        };
+        let (kept, obsolete) = std::mem::take(&mut self.pods).into_iter().partition(wanted);
+        self.pods = kept;
+        obsolete.into_iter().for_each(|pod: PodProcess| pod.process.kill());
+        for (deployment, template) in deployments.iter().zip(&templates) {
+            let n_wanted = usize::try_from(self.replicas(deployment))?;
+            while self.n_pods(&deployment.key) > n_wanted {
+                self.end_newest(&deployment.key);
+            }
+            let waits = self.backoffs.get(&deployment.key.to_string()).is_some_and(|backoff| backoff.running);
+            while !waits && self.n_pods(&deployment.key) < n_wanted {
+                self.start_pod(deployment, template)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn replicas(&self, deployment: &DesiredDeployment) -> u32 {
+        self.options.replicas.unwrap_or(deployment.replicas)
+    }
+
+    /// True when every pod that the manifests ask for is ready.
+    pub(super) fn pods_settled(&self) -> bool {
+        let complete = self.desired.deployments.iter().all(|deployment| {
+            usize::try_from(self.replicas(deployment)).ok() == Some(self.n_pods(&deployment.key))
+        });
+        complete && self.pods.iter().all(|pod| pod.ready)
+    }
+
+    pub(super) fn kill_pod(&mut self, name: String, reply: Reply) {
+        match self.pods.iter().position(|pod| pod.name == name) {
+            None => {
+                let names: Vec<&str> = self.pods.iter().map(|pod| pod.name.as_str()).collect();
+                let _ = reply.send(Err(anyhow!("there is no pod {name}, only {}", names.join(", "))));
+            }
+            Some(idx) => {
+                let pod = self.pods.remove(idx);
+                self.back_off(&pod);
+                pod.process.kill();
+                self.dying.insert(name, reply);
+            }
+        }
+    }
+
+    pub(super) fn pod_ended(&mut self, name: &str, status: std::io::Result<ExitStatus>) {
+        self.n_children -= 1;
+        if let Some(reply) = self.dying.remove(name) {
+            let _ = reply.send(Ok(()));
+        }
+        // A pod that was ended on purpose is no longer listed.
+        let Some(idx) = self.pods.iter().position(|pod| pod.name == name) else { return };
+        let pod = self.pods.remove(idx);
+        let tail = log_tail(&pod.log, TAIL_LINES);
+        let when = if pod.ready { "" } else { " before it was ready" };
+        let message = format!("pod {name} has ended ({}){when}:\n{tail}", describe(status));
+        let n_failed_starts = self.back_off(&pod);
+        if n_failed_starts >= MAX_FAILED_STARTS {
+            self.trouble = Some(message);
+        } else {
+            self.warn(message);
+        }
+    }
+
+    pub(super) fn pod_ready(&mut self, name: &str) {
+        let Some(pod) = self.pods.iter_mut().find(|pod| pod.name == name) else { return };
+        pod.ready = true;
+        let deployment = pod.deployment.to_string();
+        self.backoffs.remove(&deployment);
+        let n_ready = self.pods.iter().filter(|pod| pod.ready).count();
+        self.step(format!("{n_ready} of {} pods ready", self.pods.len()));
+    }
+
+    pub(super) fn pod_late(&mut self, name: &str) {
+        let Some(pod) = self.pods.iter().find(|pod| pod.name == name) else { return };
+        let limit = self.options.ready_timeout;
+        let tail = log_tail(&pod.log, TAIL_LINES);
+        self.trouble = Some(format!("pod {name} does not answer /health after {limit:?}:\n{tail}"));
+    }
+
+    /// Returns how many pods in a row ended before they were ready.
+    fn back_off(&mut self, pod: &PodProcess) -> u32 {
+        let key = pod.deployment.to_string();
+        let fresh = Backoff { wait: FIRST_BACKOFF, n_failed_starts: 0, running: false };
+        let backoff = self.backoffs.entry(key.clone()).or_insert(fresh);
+        backoff.n_failed_starts += u32::from(!pod.ready);
+        if !backoff.running {
+            backoff.running = true;
+            let wait = backoff.wait;
+            backoff.wait = (wait * 2).min(MAX_BACKOFF);
+            self.jobs.spawn(async move {
+                sleep(wait).await;
+                Action::BackoffOver { deployment: key }
+            });
+        }
+        backoff.n_failed_starts
+    }
+
+    pub(super) fn backoff_over(&mut self, deployment: &str) {
+        if let Some(backoff) = self.backoffs.get_mut(deployment) {
+            backoff.running = false;
+        }
+    }
+
+    fn n_pods(&self, deployment: &ObjectKey) -> usize {
+        self.pods.iter().filter(|pod| pod.deployment == *deployment).count()
+    }
+
+    fn end_newest(&mut self, deployment: &ObjectKey) {
+        if let Some(idx) = self.pods.iter().rposition(|pod| pod.deployment == *deployment) {
+            drop(self.pods.remove(idx));
+        }
+    }
+
+    fn start_pod(&mut self, deployment: &DesiredDeployment, template: &str) -> Result<()> {
+        self.n_pods_started += 1;
+        let suffix = generated(&format!("{template} {}", self.n_pods_started), 5);
+        let name = format!("{}-{}-{suffix}", deployment.key.name, generated(template, 9));
+        let address = self.ports.free()?;
+        let log = self.files.logs().join(format!("{name}.log"));
+        let request_log = self.files.logs().join(format!("{name}.requests.jsonl"));
+        let mut args = deployment.command.args.clone();
+        args.extend(["--host".to_owned(), address.ip().to_string()]);
+        args.extend(["--port".to_owned(), address.port().to_string()]);
+        args.extend(["--pod-name".to_owned(), name.clone()]);
+        args.extend(["--request-log".to_owned(), request_log.display().to_string()]);
+        args.extend(["--time-scale".to_owned(), self.options.time_scale.to_string()]);
+        args.push("--enable-prompt-tokens-details".to_owned());
+        args.extend(self.options.engine_args.iter().cloned());
+        let program = Program { path: self.programs.engine.clone(), args, log: log.clone() };
+        let (process, exit) = Process::spawn(&self.programs.guard, &program)?;
+        let ended = name.clone();
+        self.watch_exit(exit, |status| Action::PodEnded { name: ended, status });
+        let late = Action::PodLate { name: name.clone() };
+        let probe = self.probe(address, "/health", Action::PodReady { name: name.clone() }, late);
+        let deployment = deployment.key.clone();
+        let template = template.to_owned();
+        let pod = PodProcess {
+            name,
+            deployment,
+            template,
+            address,
+            ready: false,
+            log,
+            request_log,
+            process,
+            _probe: probe,
+        };
+        self.pods.push(pod);
+        Ok(())
+    }
+
+    fn template(&self, deployment: &DesiredDeployment) -> String {
+        let DesiredDeployment { key, labels, command, .. } = deployment;
+        format!("{key} {labels:?} {command:?} {:?} {}", self.options.engine_args, self.epoch)
+    }
+}
+
+/// A name's random-looking part that depends on `seed` alone, so that two runs have the same pods.
+fn generated(seed: &str, n_chars: usize) -> String {
+    let digest = Sha256::digest(seed);
+    digest
+        .iter()
+        .take(n_chars)
+        .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+        .collect()
+}

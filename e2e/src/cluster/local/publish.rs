@@ -1,0 +1,193 @@
+//! What Envoy and the pickers read, and the status that scenarios read.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Result;
+use gateway_config::plan::{Backend, Cluster};
+use gateway_config::render::{Bindings, Rendered};
+use inference_api::object::ObjectKey;
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use crate::cluster::envoy::write_whole;
+use crate::cluster::local::{Action, Job, Local, PICKER_RELOAD, View};
+use crate::cluster::ports::local;
+use crate::cluster::{GatewayAddress, Picker, Pod, Status, http};
+
+/// What was last written, to write only what changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Published {
+    /// Text by path, of the pickers' files.
+    picker_files: BTreeMap<std::path::PathBuf, String>,
+    versions: Vec<(String, String)>,
+}
+
+impl Local {
+    pub(super) fn render(&self) -> Result<Rendered> {
+        let plan = &self.desired.plan;
+        let pickers: BTreeMap<ObjectKey, SocketAddr> = self
+            .desired
+            .pickers
+            .iter()
+            .filter_map(|wanted| {
+                let picker = self.pickers.iter().find(|picker| picker.name == wanted.name)?;
+                Some(wanted.pools.iter().map(|pool| (pool.clone(), picker.grpc)))
+            })
+            .flatten()
+            .collect();
+        let endpoints =
+            plan.clusters.iter().map(|cluster| (cluster.name.clone(), self.endpoints(cluster))).collect();
+        let bindings = Bindings {
+            listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            listener_ports: self
+                .listener_ports
+                .iter()
+                .map(|(name, port)| (name.clone(), port.bound))
+                .collect(),
+            endpoints,
+            pickers,
+            admin: self.admin,
+            xds_dir: self.envoy_files.xds_dir(),
+            access_log: self.files.access_log(),
+        };
+        Ok(Rendered::new(plan, &bindings)?)
+    }
+
+    /// Writes what changed, and has the task told when it is in effect.
+    pub(super) fn publish(&mut self) -> Result<()> {
+        let mut picker_files = BTreeMap::new();
+        for picker in &self.desired.pickers {
+            picker_files.insert(self.files.pools(&picker.name), picker.pool_file.clone());
+        }
+        picker_files.insert(self.files.endpoints(), self.endpoints_file());
+        for (path, text) in &picker_files {
+            if self.published.picker_files.get(path) != Some(text) {
+                write_whole(path, text)?;
+            }
+        }
+        let versions = self.envoy_files.write(&self.render()?)?;
+        let pickers_changed = picker_files != self.published.picker_files;
+        let published = Published { picker_files, versions };
+        if published != self.published {
+            self.publication += 1;
+            self.watch_taken(pickers_changed, published.versions.clone());
+            self.published = published;
+        }
+        let settled = self.taken == self.publication && self.pods_settled() && self.pickers_settled();
+        self.send_view(settled);
+        Ok(())
+    }
+
+    pub(super) fn send_view(&self, settled: bool) {
+        let status = self.status(settled);
+        let view = View { status: Arc::new(status), manifests: Arc::clone(&self.in_force) };
+        self.view.send_if_modified(|current| {
+            let changed = current.status != view.status || current.manifests != view.manifests;
+            *current = view;
+            changed
+        });
+    }
+
+    fn watch_taken(&mut self, pickers_changed: bool, versions: Vec<(String, String)>) {
+        let publication = self.publication;
+        let admin = self.admin;
+        let limit = self.options.ready_timeout;
+        // Versions that were replaced before Envoy saw them are never reported.
+        let pickers_changed = pickers_changed || self.taken + 1 < publication;
+        self.taking = Some(Job(self.jobs.spawn(async move {
+            let pickers = async {
+                if pickers_changed {
+                    sleep(PICKER_RELOAD).await;
+                }
+            };
+            let envoy = timeout(limit, http::until_versions(admin, versions));
+            match tokio::join!(envoy, pickers) {
+                (Ok(()), ()) => Action::Taken { publication },
+                (Err(_), ()) => Action::NotTaken { publication },
+            }
+        })));
+    }
+
+    /// Addresses of the ready pods behind a cluster.
+    fn endpoints(&self, cluster: &Cluster) -> Vec<SocketAddr> {
+        let serves = |key: &ObjectKey, backend: &Backend| {
+            self.desired
+                .deployments
+                .iter()
+                .any(|deployment| deployment.key == *key && deployment.serves(backend))
+        };
+        let behind = self.pods.iter().filter(|pod| pod.ready && serves(&pod.deployment, &cluster.backend));
+        behind.map(|pod| pod.address).collect()
+    }
+
+    /// One flow mapping a line.
+    fn endpoints_file(&self) -> String {
+        let mut text = String::new();
+        for pod in self.pods.iter().filter(|pod| pod.ready) {
+            let deployment =
+                self.desired.deployments.iter().find(|deployment| deployment.key == pod.deployment);
+            let Some(deployment) = deployment else { continue };
+            let endpoint = json!({
+                "name": pod.name,
+                "namespace": pod.deployment.namespace,
+                "address": pod.address.to_string(),
+                "labels": deployment.labels,
+                "ready": true,
+            });
+            text.push_str(&format!("- {endpoint}\n"));
+        }
+        if text.is_empty() { "[]\n".to_owned() } else { text }
+    }
+
+    fn status(&self, settled: bool) -> Status {
+        let mut pods: Vec<Pod> = self
+            .pods
+            .iter()
+            .map(|pod| Pod {
+                name: pod.name.clone(),
+                namespace: pod.deployment.namespace.clone(),
+                deployment: pod.deployment.name.clone(),
+                address: pod.address,
+                ready: pod.ready,
+                log: pod.log.clone(),
+                request_log: pod.request_log.clone(),
+            })
+            .collect();
+        pods.sort_by(|left, right| left.name.cmp(&right.name));
+        let pickers = self.pickers.iter().map(|picker| Picker {
+            name: picker.name.clone(),
+            running: picker.is_ready(),
+            grpc: picker.grpc,
+            health: picker.health,
+            metrics: picker.metrics,
+            log: picker.log.clone(),
+        });
+        Status {
+            settled,
+            pods,
+            gateways: self.gateways(),
+            pickers: pickers.collect(),
+            admin: self.admin,
+            config_error: self.config_error.clone(),
+            trouble: self.trouble.clone(),
+        }
+    }
+
+    fn gateways(&self) -> Vec<GatewayAddress> {
+        let address = |name: &String| self.listener_ports.get(name).map(|port| local(port.bound));
+        let listeners = self.desired.plan.listeners.iter();
+        listeners
+            .filter_map(|listener| {
+                Some(GatewayAddress {
+                    gateway: listener.gateway.name.clone(),
+                    namespace: listener.gateway.namespace.clone(),
+                    listener: listener.name.clone(),
+                    port: listener.port,
+                    address: address(&listener.xds_name())?,
+                })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,77 @@
+//! Free TCP ports on 127.0.0.1.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
+
+use anyhow::{Result, bail};
+
+/// Where ports for pods and controls are looked for: below the ephemeral range (Linux: from 32768), so that the load
+/// generator's own connections cannot take a port between its choice and its use.
+const RANGE: Range<u16> = 20_000..30_000;
+/// Ports between the first choices of two clusters that start at once.
+const STRIDE: u32 = 100;
+/// Offsets that are tried for the gateway: 8081, 9081, 10081 …
+const OFFSETS: [u16; 12] = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000, 11_000];
+
+/// Hands out ports, each once.
+#[derive(Debug)]
+pub(super) struct Ports {
+    next: u16,
+}
+
+impl Ports {
+    /// `seed` differs between clusters of one machine, such as the process id.
+    pub(super) fn new(seed: u32) -> Self {
+        let n_slots = u32::from(RANGE.end - RANGE.start) / STRIDE;
+        let offset = u16::try_from(seed % n_slots * STRIDE).unwrap_or(0);
+        Self { next: RANGE.start + offset }
+    }
+
+    pub(super) fn free(&mut self) -> Result<SocketAddr> {
+        for _ in RANGE {
+            let port = self.next;
+            self.next = if port + 1 == RANGE.end { RANGE.start } else { port + 1 };
+            if is_free(port) {
+                return Ok(local(port));
+            }
+        }
+        bail!("no port of {}..{} is free", RANGE.start, RANGE.end)
+    }
+}
+
+pub(super) fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+/// The least of [`OFFSETS`] at which all of `wanted` are free.
+pub(super) fn gateway_offset(wanted: &[u16]) -> Result<u16> {
+    let fits = |offset: &u16| wanted.iter().all(|port| port.checked_add(*offset).is_some_and(is_free));
+    match OFFSETS.iter().find(|offset| fits(offset)) {
+        Some(offset) => Ok(*offset),
+        None => bail!("the gateway's ports {wanted:?} are taken, and so are those 1000 to 11000 above them"),
+    }
+}
+
+/// A port on which neither 127.0.0.1 nor every address is bound (macOS lets one be bound beside the other).
+pub(super) fn is_free(port: u16) -> bool {
+    [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED]
+        .iter()
+        .all(|address| TcpListener::bind((*address, port)).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ports, gateway_offset, is_free};
+
+    #[test]
+    fn a_taken_port_is_not_handed_out() {
+        let mut ports = Ports::new(std::process::id());
+        let first = ports.free().unwrap();
+        let listener = std::net::TcpListener::bind(first).unwrap();
+        assert!(!is_free(first.port()));
+        assert_eq!(gateway_offset(&[first.port()]).unwrap() % 1000, 0);
+        assert_ne!(gateway_offset(&[first.port()]).unwrap(), 0);
+        drop(listener);
+        assert_ne!(ports.free().unwrap(), first);
+    }
+}
