@@ -3,13 +3,14 @@
 mod format;
 mod replay;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use flate2::read::MultiGzDecoder;
 use format::Trace;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// No real trace is near this when unpacked; a gzip bomb is.
+/// No real trace is near this, packed or not; a gzip bomb is.
 const MAX_TRACE_BYTES: u64 = 1 << 30;
 /// RFC 1952, 2.3.1
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -78,13 +79,7 @@ pub fn check_files(paths: &[PathBuf], out: &mut impl Write) -> io::Result<u8> {
 /// # Errors
 /// The first difference, or why the file is no trace.
 pub fn check(path: &Path) -> Result<Matched, CheckError> {
-    let bytes = File::open(path)
-        .and_then(|mut file| {
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes).map(|_| bytes)
-        })
-        .context("open the file")
-        .map_err(CheckError::Invalid)?;
+    let bytes = read(path).map_err(CheckError::Invalid)?;
     check_bytes(&bytes)
 }
 
@@ -97,23 +92,26 @@ pub fn check_bytes(bytes: &[u8]) -> Result<Matched, CheckError> {
     replay::replay(&trace)
 }
 
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let file = File::open(path).context("open the file")?;
+    read_bounded(file).context("read the file")
+}
+
 fn parse(bytes: &[u8]) -> anyhow::Result<Trace> {
-    let trace: Trace = if bytes.starts_with(&GZIP_MAGIC) {
-        let mut unpacked = Vec::new();
-        flate2::read::MultiGzDecoder::new(bytes)
-            .take(MAX_TRACE_BYTES + 1)
-            .read_to_end(&mut unpacked)
-            .context("unpack the gzip data")?;
-        anyhow::ensure!(
-            unpacked.len() as u64 <= MAX_TRACE_BYTES,
-            "unpacks to more than {MAX_TRACE_BYTES} bytes"
-        );
-        serde_json::from_slice(&unpacked).context("parse the trace")?
-    } else {
-        serde_json::from_slice(bytes).context("parse the trace")?
-    };
+    let is_gzip = bytes.starts_with(&GZIP_MAGIC);
+    let unpacked =
+        is_gzip.then(|| read_bounded(MultiGzDecoder::new(bytes))).transpose().context("unpack the file")?;
+    let trace: Trace =
+        serde_json::from_slice(unpacked.as_deref().unwrap_or(bytes)).context("parse the trace")?;
     trace.validate()?;
     Ok(trace)
+}
+
+fn read_bounded(reader: impl Read) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.take(MAX_TRACE_BYTES + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 <= MAX_TRACE_BYTES, "more than {MAX_TRACE_BYTES} bytes");
+    Ok(bytes)
 }
 
 // === impl Difference ===

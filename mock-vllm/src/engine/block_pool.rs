@@ -143,20 +143,14 @@ impl BlockPool {
     fn forget(&mut self, block: BlockIdx) -> Option<BlockHash> {
         let hash = self.blocks[block as usize].hash?;
         let next = self.unlink_twin(block);
-        let blocks = &self.blocks;
-        // An entry for this hash is either this block or an older twin that stays.
-        if let Ok(mut entry) = self.cached.find_entry(table_key(&hash), |idx| *idx == block) {
+        // The table has this block, or an older twin of it, which stays.
+        if let Ok(mut first) = self.cached.find_entry(table_key(&hash), |idx| *idx == block) {
             match next {
-                Some(next) => *entry.get_mut() = next,
+                Some(next) => *first.get_mut() = next,
                 None => {
-                    entry.remove();
+                    first.remove();
                 }
             }
-        } else {
-            debug_assert!(
-                blocks[block as usize].hash.is_some() && next.is_some(),
-                "a hash is always in the table"
-            );
         }
         self.blocks[block as usize].hash = None;
         Some(hash)

@@ -4,8 +4,8 @@ use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// 256 GiB of KV cache at one byte per token; a pool of this size still fits in memory here.
-const MAX_BLOCKS: u32 = 1 << 24;
+/// 16 million tokens in blocks of 16: more than any one GPU holds, and some 60 MB here.
+const MAX_BLOCKS: u32 = 1 << 20;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Trace {

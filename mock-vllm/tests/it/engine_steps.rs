@@ -335,7 +335,5 @@ fn impossible_settings_are_refused() {
     assert_eq!(refused(|config| config.n_blocks = 512), too_small);
     let budget = ConfigError::BudgetTooSmall { max_num_batched_tokens: 2_048, max_model_len: 8_192 };
     assert_eq!(refused(|config| config.chunked_prefill = false), budget);
-    let mut config = EngineConfig::default();
-    config.n_blocks = 513;
-    assert!(Engine::try_new(config).is_ok());
+    assert!(Engine::try_new(EngineConfig { n_blocks: 513, ..EngineConfig::default() }).is_ok());
 }

@@ -160,7 +160,7 @@ fn bad_files_are_explained() {
     };
     said(b"", "parse the trace: EOF");
     said(b"[1, 2", "parse the trace");
-    said(&[0x1f, 0x8b, 8, 0, 1, 2], "unpack the gzip data");
+    said(&[0x1f, 0x8b, 8, 0, 1, 2], "unpack the file");
     let change = |pointer: &str, value: Value| {
         let mut trace = recorded();
         *trace.pointer_mut(pointer).unwrap() = value;
