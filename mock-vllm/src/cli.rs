@@ -3,7 +3,7 @@
 mod flags;
 mod serve;
 
-use crate::server::{self, BuildError};
+use crate::server::{self, BuildError, PodSettings};
 use crate::trace;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -81,6 +81,19 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         let _stderr_gone = writeln!(std::io::stderr(), "error: {error:#}");
         ExitCode::from(if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE })
     })
+}
+
+/// The pod that a command line of `serve` describes: `args` begin with the program's name.
+///
+/// # Errors
+/// What the program would print.
+pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings, String> {
+    let (args, _ignored) = flags::normalize(args.collect()).map_err(|error| error.to_string())?;
+    let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
+    match cli.command {
+        Command::Serve(args) => args.into_settings(),
+        Command::CheckTrace { .. } => Err("check-trace serves nothing".to_owned()),
+    }
 }
 
 /// Flags that parse one by one and contradict each other.

@@ -116,14 +116,14 @@ pub async fn run(
             tracing::debug!(%error, "Cannot set TCP_NODELAY");
         }
     });
-    let (stopping, mut stopped) = tokio::sync::watch::channel(false);
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
     let announced = async move {
         shutdown.await;
-        let _receiver_gone = stopping.send(true);
+        let _receiver_gone = stopping.send(());
     };
     let serving = axum::serve(listener, http::router(pod)).with_graceful_shutdown(announced);
     let out_of_time = async move {
-        let _sender_gone = stopped.wait_for(|is_stopping| *is_stopping).await;
+        let _sender_gone = stopped.await;
         tokio::time::sleep(grace).await;
     };
     tokio::select! {

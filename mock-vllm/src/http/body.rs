@@ -167,14 +167,14 @@ fn broken_json(body: &[u8], error: &serde_json::Error) -> ApiError {
         "Expecting ':' delimiter"
     } else if reason.starts_with("expected `,`") {
         "Expecting ',' delimiter"
-    } else if reason.starts_with("key must be a string") {
+    } else if reason.starts_with("key must be a string") || body.trim_ascii_end().ends_with(b"{") {
         "Expecting property name enclosed in double quotes"
     } else if reason.starts_with("trailing characters") {
         "Extra data"
     } else {
         "Expecting value"
     };
-    let offset = character_offset(body, error.line(), error.column());
+    let offset = character_offset(body, error);
     let python_reason = python_repr(&Value::from(python_reason));
     validation_error(
         &[format!(
@@ -186,10 +186,12 @@ fn broken_json(body: &[u8], error: &serde_json::Error) -> ApiError {
 }
 
 /// serde_json counts lines and bytes from 1 and names the byte after the culprit; Python counts characters from 0.
-fn character_offset(body: &[u8], line: usize, column: usize) -> usize {
+fn character_offset(body: &[u8], error: &serde_json::Error) -> usize {
+    let (line, column, is_eof) = (error.line(), error.column(), error.is_eof());
     let mut lines = body.split_inclusive(|byte| *byte == b'\n');
     let before: usize = lines.by_ref().take(line.saturating_sub(1)).map(<[u8]>::len).sum();
-    let end = (before + column.saturating_sub(1)).min(body.len());
+    let end = (before + column).saturating_sub(1).min(body.len());
+    let end = if is_eof { body.len() } else { end };
     String::from_utf8_lossy(&body[..end]).chars().count()
 }
 

@@ -136,7 +136,7 @@ fn prepare(
         Prompt { ids: &prompt, last_user_text: request.prompt.last_user_text(), limits: &limits };
     let Reply { tokens, finish, stop_token } = pod.replier.reply(&reply_prompt);
     let max_tokens = request.max_tokens();
-    let TextRequest { model, delivery, cache_salt, priority, .. } = request;
+    let TextRequest { delivery, cache_salt, priority, .. } = request;
     let prefix = match api {
         Api::Chat => "chatcmpl-",
         Api::Completion => "cmpl-",
@@ -145,7 +145,7 @@ fn prepare(
         api,
         id: format!("{prefix}{request_id}"),
         created: unix_now().as_secs(),
-        model: model.unwrap_or_else(|| pod.config.displayed_model().to_owned()),
+        model: pod.config.displayed_model().to_owned(),
         role: pod.config.response_role.clone(),
         fingerprint: pod.config.fingerprint.clone(),
     };

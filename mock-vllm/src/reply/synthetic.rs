@@ -65,21 +65,21 @@ impl Synthesizer {
         let n_drawn = lengths.sample(&mut rng).clamp(LENGTH_MIN, LENGTH_MAX);
         let n_wanted = n_drawn.max(f64::from(n_min)).min(f64::from(n_max));
         let mut tokens = Vec::new();
-        let is_short = |tokens: &Vec<u32>| (tokens.len() as f64) < n_wanted;
-        while is_short(&tokens) {
+        let is_short = |tokens: &Vec<u32>, n_end: usize| ((tokens.len() + n_end) as f64) < n_wanted;
+        loop {
             let n_sentences = rng.random_range(PARAGRAPH_SENTENCES);
             for sentence_idx in 0..n_sentences {
                 let openers = if sentence_idx == 0 { &self.openers } else { &self.spaced_openers };
                 self.push_sentence(&mut tokens, openers, &mut rng);
                 let is_last = sentence_idx + 1 == n_sentences;
-                if !is_short(&tokens) {
-                    tokens.extend_from_slice(&self.full_stop);
-                    break;
+                let is_end = !is_short(&tokens, self.paragraph_end.len());
+                let end = if is_last && !is_end { &self.paragraph_end } else { &self.full_stop };
+                tokens.extend_from_slice(end);
+                if is_end {
+                    return tokens;
                 }
-                tokens.extend_from_slice(if is_last { &self.paragraph_end } else { &self.full_stop });
             }
         }
-        tokens
     }
 
     /// A sentence without its full stop.

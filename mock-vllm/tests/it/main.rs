@@ -1,10 +1,18 @@
 //! One binary for all integration tests of the crate.
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod cli;
 mod engine_allocations;
 mod engine_fixtures;
 mod engine_hash;
 mod engine_latency;
 mod engine_models;
 mod engine_steps;
+mod replies;
+mod server_chat;
+mod server_fixtures;
+mod server_lifecycle;
+mod server_surface;
+mod tokens;
 mod trace_check;
+mod tutorial;

@@ -1,0 +1,60 @@
+//! The program as a user starts it.
+
+use std::process::{Command, Output};
+
+fn run(args: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mock-vllm"));
+    command.args(args.split_whitespace()).output().unwrap()
+}
+
+#[track_caller]
+fn check_usage_error(args: &str, expected: &str) {
+    let output = run(args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(expected), "{stderr}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn wrong_usage_is_named_before_anything_starts() {
+    check_usage_error("serve m --nonsense 1", "--nonsense");
+    check_usage_error("serve m --max_model_len x", "--max-model-len");
+    check_usage_error("serve", "which model?");
+    check_usage_error("serve m --time-scale 0", "--time-scale");
+    check_usage_error("serve m --latency-preset abacus", "abacus");
+    check_usage_error("serve m --tokenizer nowhere/at-all", "nowhere/at-all");
+    check_usage_error("serve m --max-model-len 200K", "KV blocks");
+    check_usage_error("dance", "dance");
+}
+
+#[test]
+fn a_file_that_is_missing_is_a_failure() {
+    let output = run("serve m --scripted-replies nowhere.yaml");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.yaml"));
+}
+
+#[test]
+fn help_teaches_flags_dialect_and_exit_codes() {
+    let top = String::from_utf8(run("--help").stdout).unwrap();
+    assert!(top.contains("check-trace") && top.contains("Exit codes"));
+    let serve = String::from_utf8(run("serve --help").stdout).unwrap();
+    for text in ["--time-scale", "--request-log", "--enable-prefix-caching", "--no-x"] {
+        assert!(serve.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn a_repeated_flag_is_won_by_the_last() {
+    let settings = |flags: &str| {
+        let line = format!("mock-vllm serve m {flags}");
+        mock_vllm::cli::pod_settings(line.split_whitespace().map(Into::into)).unwrap()
+    };
+    assert!(!settings("--enable-prefix-caching --no-enable-prefix-caching").engine.prefix_caching);
+    assert!(settings("--no-enable-prefix-caching --enable_prefix_caching").engine.prefix_caching);
+    assert_eq!(settings("--max-num-seqs 1 --max-num-seqs 2").engine.max_num_seqs, 2);
+    assert_eq!(settings("--gpu-memory-utilization 0.95").engine.n_blocks, 6_226);
+    assert_eq!(settings("--num-gpu-blocks-override 3000").engine.n_blocks, 3_000);
+    assert_eq!(settings("").http.served_model_names, ["m"]);
+}

@@ -1,0 +1,126 @@
+//! A pod on a port of its own, and a client for it.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use mock_vllm::http::Pod;
+use mock_vllm::{cli, server};
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+pub(crate) const MODEL: &str = "/model/qwen";
+/// The tutorial's command line.
+pub(crate) const TUTORIAL_FLAGS: &str = "--served-model-name /model/qwen --max-model-len 8192 \
+    --gpu-memory-utilization 0.95 --enforce-eager --enable-prefix-caching";
+
+/// Stops when dropped.
+pub(crate) struct TestPod {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) address: SocketAddr,
+    client: Client<HttpConnector, Full<Bytes>>,
+    _stop: oneshot::Sender<()>,
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+/// A pod with the tutorial's flags and `flags`, without jitter, a thousand times faster.
+pub(crate) async fn start(flags: &str) -> TestPod {
+    let line = format!(
+        "mock-vllm serve Qwen/Qwen2.5-7B-Instruct {TUTORIAL_FLAGS} --jitter 0 --time-scale 1000 {flags}"
+    );
+    let settings = cli::pod_settings(line.split_whitespace().map(Into::into)).expect("the flags are valid");
+    let pod = server::build(settings).expect("the pod starts");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("the listener has an address");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async move {
+        let _sender_dropped = stopped.await;
+    };
+    let serving = server::run(listener, pod.clone(), shutdown, Duration::ZERO);
+    #[expect(clippy::disallowed_methods, reason = "the runtime of a test outlives nothing")]
+    tokio::spawn(serving);
+    TestPod { pod, address, client: Client::builder(TokioExecutor::new()).build_http(), _stop: stop }
+}
+
+// === impl TestPod ===
+
+impl TestPod {
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.send(Method::POST, path, &[("content-type", "application/json")], body).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], Bytes::new()).await
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body.into())).expect("the request is valid");
+        let response = self.client.request(request).await.expect("the pod answers");
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("the body is complete").to_bytes();
+        let body = String::from_utf8(body.to_vec()).expect("the body is text");
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// The value of a metric without labels beside the pod's own.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let series = format!("{name}{{engine=\"0\",model_name=\"{MODEL}\"}} ");
+        let text = self.get("/metrics").await.body;
+        let value = text.lines().find_map(|line| line.strip_prefix(&series)).expect("the metric exists");
+        value.parse().expect("the value is a number")
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// The frames of a stream, without `data: ` and the blank lines, which are checked.
+    pub(crate) fn frames(&self) -> Vec<&str> {
+        let body = self.body.strip_suffix("\n\n").expect("the stream ends with a blank line");
+        body.split("\n\n").map(|frame| frame.strip_prefix("data: ").expect("frames are data")).collect()
+    }
+
+    /// The stream's text, put together.
+    pub(crate) fn text(&self) -> String {
+        let frames = self.frames().into_iter().filter(|frame| *frame != "[DONE]");
+        let choices = frames.map(|frame| {
+            let frame: Value = serde_json::from_str(frame).expect("frames are JSON");
+            let choice = &frame["choices"][0];
+            let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+            text.unwrap_or_default().to_owned()
+        });
+        choices.collect()
+    }
+
+    /// `usage` of the stream's last frame before `[DONE]`.
+    pub(crate) fn stream_usage(&self) -> Value {
+        let frames = self.frames();
+        assert_eq!(frames.last(), Some(&"[DONE]"));
+        let frame: Value = serde_json::from_str(frames[frames.len() - 2]).expect("frames are JSON");
+        frame["usage"].clone()
+    }
+}
