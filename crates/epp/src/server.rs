@@ -129,19 +129,24 @@ impl Server {
         tracker.spawn(async move { axum::serve(metrics, router).with_graceful_shutdown(stopped).await });
         tracker.spawn(files.run(stop.clone().cancelled_owned()));
         let following = tracker.spawn(follower.run(stop.clone()));
-        let streams = serve_ext_proc(grpc, &settings, director, shutdown.drain.clone());
+        let cut = CancellationToken::new();
+        let processor = Processor::new(director, settings.max_body_bytes, cut.clone());
+        let streams = serve_ext_proc(grpc, processor, settings.max_body_bytes, shutdown.drain.clone());
+        tokio::pin!(streams);
         info!(grpc = %ports.grpc, health = %ports.health, metrics = %ports.metrics, "Serving");
 
         let drained = drain(&shutdown, settings.grace_period, &reporter);
         let result = tokio::select! {
-            served = streams => served.context("serve ext_proc"),
+            served = &mut streams => served.context("serve ext_proc"),
             followed = following => Err(match followed {
                 Ok(()) => anyhow!("the pool index has ended"),
                 Err(error) => anyhow!(error).context("follow the pool index"),
             }),
             () = drained => {
-                warn!("Ending with streams open");
-                Ok(())
+                warn!("Cutting streams that are still open");
+                cut.cancel();
+                let ended = tokio::time::timeout(LAST_TASKS, streams).await;
+                ended.unwrap_or(Ok(())).context("serve ext_proc")
             }
         };
         stop.cancel();
@@ -164,13 +169,12 @@ async fn listen(host: IpAddr, port: u16, what: &str, flag: &str) -> anyhow::Resu
 
 async fn serve_ext_proc(
     listener: TcpListener,
-    settings: &Settings,
-    director: Arc<Director>,
+    processor: Processor,
+    max_body_bytes: usize,
     drain: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let processor = Processor::new(director, settings.max_body_bytes);
     let service = ExternalProcessorServer::new(processor)
-        .max_decoding_message_size(settings.max_body_bytes.saturating_add(ENVELOPE_BYTES));
+        .max_decoding_message_size(max_body_bytes.saturating_add(ENVELOPE_BYTES));
     Grpc::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -202,11 +206,11 @@ async fn serve_health(
     reporter
 }
 
-/// Ends when open streams need not be waited for any longer.
+/// Ends when open streams need not be waited for any longer. Nothing new is taken then, either way.
 async fn drain(shutdown: &Shutdown, grace_period: Duration, reporter: &HealthReporter) {
     tokio::select! {
         () = shutdown.drain.cancelled() => {}
-        () = shutdown.abort.cancelled() => return,
+        () = shutdown.abort.cancelled() => return shutdown.drain.cancel(),
     }
     info!(grace_period = ?grace_period, "Draining");
     for name in ["", "readiness", SERVICE] {

@@ -10,6 +10,7 @@ use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
 use futures::Stream;
 use futures::stream::unfold;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
@@ -25,6 +26,7 @@ pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 pub struct Processor {
     director: Arc<Director>,
     max_body_bytes: usize,
+    cut: CancellationToken,
 }
 
 /// One open stream.
@@ -33,6 +35,8 @@ struct Conversation {
     outbox: VecDeque<ProcessingResponse>,
     exchange: Exchange<Lease>,
     director: Arc<Director>,
+    /// The process cannot wait for the stream any longer.
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _open: OpenStream,
 }
 
@@ -40,9 +44,10 @@ struct Conversation {
 struct OpenStream(Gauge);
 
 impl Processor {
+    /// Streams that are open when `cut` is cancelled end with UNAVAILABLE.
     #[must_use]
-    pub fn new(director: Arc<Director>, max_body_bytes: usize) -> Self {
-        Self { director, max_body_bytes }
+    pub fn new(director: Arc<Director>, max_body_bytes: usize, cut: CancellationToken) -> Self {
+        Self { director, max_body_bytes, cut }
     }
 }
 
@@ -59,6 +64,7 @@ impl ExternalProcessor for Processor {
             outbox: VecDeque::new(),
             exchange: Exchange::new(self.max_body_bytes),
             director: Arc::clone(&self.director),
+            cut: Box::pin(self.cut.clone().cancelled_owned()),
             _open: OpenStream::new(self.director.metrics().streams.clone()),
         };
         let answers = unfold(Some(conversation), |conversation| async {
@@ -80,7 +86,12 @@ impl Conversation {
             if let Some(answer) = self.outbox.pop_front() {
                 return Ok(Some(answer));
             }
-            match self.inbound.message().await {
+            let message = tokio::select! {
+                biased;
+                message = self.inbound.message() => message,
+                () = &mut self.cut => return Err(Status::unavailable("the picker is ending")),
+            };
+            match message {
                 Ok(Some(message)) => self.step(message)?,
                 Ok(None) if self.exchange.may_end() => return Ok(None),
                 // An OK here would make the proxy send the request on without its body.
@@ -94,7 +105,7 @@ impl Conversation {
     }
 
     fn step(&mut self, message: ProcessingRequest) -> Result<(), Status> {
-        let Self { inbound: _, outbox, exchange, director, _open: _ } = self;
+        let Self { inbound: _, outbox, exchange, director, cut: _, _open: _ } = self;
         let decide = |inquiry| {
             let now = now();
             let picked = director.decide(inquiry, now);

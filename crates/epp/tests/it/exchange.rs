@@ -136,7 +136,7 @@ fn describe(answer: &ProcessingResponse) -> String {
             let body = String::from_utf8_lossy(&refusal.body);
             format!("{} {} {body}", refusal.status.unwrap().code, refusal.details)
         }
-        other => panic!("never sent: {other:?}"),
+        other @ Response::StreamedImmediateResponse(_) => panic!("never sent: {other:?}"),
     };
     text + metadata
 }
@@ -165,76 +165,108 @@ fn common(response: Option<&CommonResponse>) -> String {
 fn full_duplex_answers_when_the_body_is_complete() {
     let (first, second) = BODY.split_at(20);
     let requests = vec![post(), body(first, false), body(second, false), body("", true), body("", true)];
-    check(Mode::FULL_DUPLEX, requests, expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        requests,
+        expect![[r#"
         headers ->  (waits)
         body ->  (waits)
         body ->  (waits)
         body -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata | body chunk "{\"prompt\":\"Once upon a time\",\"model\":\"m\",\"max_tokens\":9007199254740993}" end
         body -> 
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn full_duplex_with_trailers() {
-    check(Mode::FULL_DUPLEX, vec![post(), body(BODY, false), trailers()], expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        vec![post(), body(BODY, false), trailers()],
+        expect![[r#"
         headers ->  (waits)
         body ->  (waits)
         trailers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata | body chunk "{\"prompt\":\"Once upon a time\",\"model\":\"m\",\"max_tokens\":9007199254740993}" | trailers
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn full_duplex_renames_the_model_only() {
     let renamed = BODY.replace(r#""m""#, r#""alias""#);
     let (first, second) = renamed.split_at(renamed.find("lia").unwrap());
-    check(Mode::FULL_DUPLEX, vec![post(), body(first, false), body(second, true)], expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        vec![post(), body(first, false), body(second, true)],
+        expect![[r#"
         headers ->  (waits)
         body ->  (waits)
         body -> headers x-gateway-destination-endpoint=10.0.0.1:8000 content-length=86 +metadata | body chunk "{\"prompt\":\"Once upon a time\",\"model\":\"target \\\"model\\\"\",\"max_tokens\":9007199254740993}" end
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn buffered_answers_the_headers_at_once_and_the_body_with_the_pick() {
-    check(Mode::BUFFERED, vec![post(), body(BODY, true)], expect![[r#"
+    check(
+        Mode::BUFFERED,
+        vec![post(), body(BODY, true)],
+        expect![[r#"
         headers -> headers (waits)
         body -> body x-gateway-destination-endpoint=10.0.0.1:8000 +metadata
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn buffered_renames_the_model_and_the_length() {
     let renamed = BODY.replace(r#""m""#, r#""alias""#);
-    check(Mode::BUFFERED, vec![post(), body(&renamed, true)], expect![[r#"
+    check(
+        Mode::BUFFERED,
+        vec![post(), body(&renamed, true)],
+        expect![[r#"
         headers -> headers (waits)
         body -> body x-gateway-destination-endpoint=10.0.0.1:8000 content-length=86 replaced by {"prompt":"Once upon a time","model":"target \"model\"","max_tokens":9007199254740993} +metadata
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn buffered_with_trailers() {
-    check(Mode::BUFFERED, vec![post(), body(BODY, false), trailers()], expect![[r#"
+    check(
+        Mode::BUFFERED,
+        vec![post(), body(BODY, false), trailers()],
+        expect![[r#"
         headers -> headers (waits)
         body -> body x-gateway-destination-endpoint=10.0.0.1:8000 +metadata
         trailers -> trailers
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_body_that_the_proxy_cut_is_placed_by_load() {
-    check(Mode::BUFFERED_PARTIAL, vec![post(), body(&BODY[..30], false)], expect![[r#"
+    check(
+        Mode::BUFFERED_PARTIAL,
+        vec![post(), body(&BODY[..30], false)],
+        expect![[r#"
         headers -> headers (waits)
         body -> body x-gateway-destination-endpoint=10.0.0.1:8000 +metadata
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn streamed_is_placed_by_load_as_the_headers_cannot_wait() {
-    check(Mode::STREAMED, vec![post(), body(BODY, false), body("", true)], expect![[r#"
+    check(
+        Mode::STREAMED,
+        vec![post(), body(BODY, false), body("", true)],
+        expect![[r#"
         headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata
         body -> body
         body -> body
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -242,82 +274,134 @@ fn streamed_ahead_answers_every_chunk_once() {
     let renamed = BODY.replace(r#""m""#, r#""alias""#);
     let (first, second) = renamed.split_at(renamed.find("lia").unwrap());
     let requests = vec![post(), body(first, false), body(second, false), body("", true)];
-    check(Mode::STREAMED_AHEAD, requests, expect![[r#"
+    check(
+        Mode::STREAMED_AHEAD,
+        requests,
+        expect![[r#"
         headers ->  (waits)
         body ->  (waits)
         body ->  (waits)
         body -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata | body replaced by {"prompt":"Once upon a time","model":"target \"model\"" | body replaced by ,"max_tokens":9007199254740993} | body
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn headers_alone_are_placed_by_load() {
-    check(Mode::FULL_DUPLEX, vec![headers("GET", "/v1/models", true)], expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        vec![headers("GET", "/v1/models", true)],
+        expect![[r#"
         headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata
-    "#]]);
-    check(Mode::BUFFERED, vec![headers("GET", "/v1/models", true)], expect![[r#"
+    "#]],
+    );
+    check(
+        Mode::BUFFERED,
+        vec![headers("GET", "/v1/models", true)],
+        expect![[r#"
         headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata
-    "#]]);
-    check(Mode::NONE, vec![post()], expect![[r#"
+    "#]],
+    );
+    check(
+        Mode::NONE,
+        vec![post()],
+        expect![[r#"
         headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_path_that_is_not_read_passes_unbuffered() {
     let requests =
         vec![headers("POST", "/tokenize", false), body("{not json", false), body("", true), body("", true)];
-    check(Mode::FULL_DUPLEX, requests, expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        requests,
+        expect![[r#"
         headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata (waits)
         body -> body chunk "{not json" (waits)
         body -> body chunk "" end
         body -> 
-    "#]]);
+    "#]],
+    );
     let requests = vec![headers("POST", "/tokenize", false), body("{not json", false), trailers()];
-    check(Mode::FULL_DUPLEX, requests, expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        requests,
+        expect![[r#"
         headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata (waits)
         body -> body chunk "{not json" (waits)
         trailers -> trailers
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn refusals() {
     let refused = |text: &str| vec![post(), body(text, true), body("", true)];
-    check(Mode::FULL_DUPLEX, refused("{\"prompt\":\"a\nb\"}"), expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        refused("{\"prompt\":\"a\nb\"}"),
+        expect![[r#"
         headers ->  (waits)
         body -> 400 epp_bad_request {"error":{"message":"the body is not valid JSON: a control character inside a string must be escaped at byte 12","type":"BadRequestError","param":null,"code":400}}
         body -> 
-    "#]]);
-    check(Mode::FULL_DUPLEX, refused(r#"{"prompt":"p"}"#), expect![[r#"
+    "#]],
+    );
+    check(
+        Mode::FULL_DUPLEX,
+        refused(r#"{"prompt":"p"}"#),
+        expect![[r#"
         headers ->  (waits)
         body -> 400 epp_bad_request {"error":{"message":"the field `model` is required","type":"BadRequestError","param":"model","code":400}}
         body -> 
-    "#]]);
-    check(Mode::FULL_DUPLEX, refused(r#"{"prompt":"p","model":"x"}"#), expect![[r#"
+    "#]],
+    );
+    check(
+        Mode::FULL_DUPLEX,
+        refused(r#"{"prompt":"p","model":"x"}"#),
+        expect![[r#"
         headers ->  (waits)
         body -> 404 epp_model_not_found {"error":{"message":"The model `x` does not exist.","type":"NotFoundError","param":"model","code":404}}
         body -> 
-    "#]]);
-    check(Mode::BUFFERED, refused(&" ".repeat(1001)), expect![[r#"
+    "#]],
+    );
+    check(
+        Mode::BUFFERED,
+        refused(&" ".repeat(1001)),
+        expect![[r#"
         headers -> headers (waits)
         body -> 413 epp_body_too_large {"error":{"message":"the body is longer than 1000 bytes","type":"BadRequestError","param":null,"code":413}}
         body -> 
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn messages_out_of_place_are_errors() {
-    check(Mode::FULL_DUPLEX, vec![body("{}", true)], expect![[r#"
+    check(
+        Mode::FULL_DUPLEX,
+        vec![body("{}", true)],
+        expect![[r#"
         body -> error: the first message must carry the request headers
-    "#]]);
-    check(Mode::FULL_DUPLEX, vec![trailers()], expect![[r#"
+    "#]],
+    );
+    check(
+        Mode::FULL_DUPLEX,
+        vec![trailers()],
+        expect![[r#"
         trailers -> error: the first message must carry the request headers
-    "#]]);
-    check(Mode::FULL_DUPLEX, vec![post(), post()], expect![[r#"
+    "#]],
+    );
+    check(
+        Mode::FULL_DUPLEX,
+        vec![post(), post()],
+        expect![[r#"
         headers ->  (waits)
         headers -> error: request headers came twice (waits)
-    "#]]);
+    "#]],
+    );
     assert_eq!(
         Exchange::new(1).step(ProcessingRequest::default(), decide).unwrap_err(),
         ProtocolError::Empty

@@ -1,5 +1,7 @@
 //! The picker from outside: its pure parts by tables, the whole of it by a proxy of our own over real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod body;
 mod exchange;
 mod fixtures;

@@ -1,1 +1,167 @@
-//! Later.
+//! The program: health, metrics, ports, drain, the command line.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+use epp::server::Server;
+use tempfile::TempDir;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::fixtures::{Scenario, post, settings, until};
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+
+fn epp(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_epp")).args(arguments).output().unwrap()
+}
+
+async fn health(picker: &crate::fixtures::Picker, service: &str) -> Result<ServingStatus, Code> {
+    let endpoint = tonic::transport::Endpoint::new(format!("http://{}", picker.ports.health)).unwrap();
+    let mut client = HealthClient::new(endpoint.connect().await.map_err(|_| Code::Unavailable)?);
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let response = client.check(request).await.map_err(|status| status.code())?;
+    Ok(response.into_inner().status())
+}
+
+#[tokio::test]
+async fn health_answers_for_upstreams_names() {
+    let picker = Scenario::new(1).start().await;
+    for service in ["", "liveness", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"] {
+        assert_eq!(health(&picker, service).await, Ok(ServingStatus::Serving), "{service}");
+    }
+    assert_eq!(health(&picker, "other").await, Err(Code::NotFound));
+}
+
+#[tokio::test]
+async fn metrics_have_upstreams_names() {
+    let picker = Scenario::new(2).start().await;
+    let proxy = picker.proxy().await;
+    picker.pods[0].set_load(4, 1, 0.5);
+    picker.wait_for_scrapes().await;
+    let body = r#"{"model":"/model/qwen","prompt":"hello"}"#;
+    proxy.full_duplex(&post("/v1/completions"), &[body.as_bytes(), b""]).await;
+    proxy.full_duplex(&post("/v1/completions"), &[body.replace("/model/qwen", "x").as_bytes(), b""]).await;
+    let metrics = picker.metrics().await;
+    for expected in [
+        r#"inference_model_request_total{model_name="/model/qwen",target_model_name="/model/qwen"} 1"#,
+        r#"inference_model_request_error_total{model_name="unlisted",target_model_name="unlisted",error_code="404"} 1"#,
+        r#"inference_pool_ready_pods{name="vllm-qwen-pool"} 2"#,
+        r#"inference_pool_average_queue_size{name="vllm-qwen-pool"} 2.0"#,
+        r#"inference_pool_average_kv_cache_utilization{name="vllm-qwen-pool"} 0.25"#,
+        r#"inference_pool_per_pod_queue_size{name="vllm-qwen-pool",model_server_pod="qwen-0"} 4"#,
+        "inference_extension_scheduler_e2e_duration_seconds_count 2",
+        "inference_extension_prefix_indexer_hit_ratio_count 1",
+        r#"epp_refusals_total{outcome="model_not_found"} 1"#,
+    ] {
+        assert!(metrics.lines().any(|line| line == expected), "{expected} is not in\n{metrics}");
+    }
+    assert_eq!(crate::fixtures::get(picker.ports.metrics, "/healthz").await, "ok\n");
+}
+
+#[tokio::test]
+async fn a_drain_lets_open_streams_end_and_takes_no_new_ones() {
+    let mut picker = Scenario::new(1).start().await;
+    let body = r#"{"model":"/model/qwen","prompt":"hello"}"#;
+    let mut call = picker.proxy().await.open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    let open = async || picker.metrics().await.lines().any(|line| line == "epp_streams 1");
+    until(open).await;
+    picker.shutdown.drain.cancel();
+    until(async || health(&picker, "readiness").await == Ok(ServingStatus::NotServing)).await;
+    assert_eq!(health(&picker, "liveness").await, Ok(ServingStatus::Serving));
+    call.send_body(body.as_bytes(), true).await;
+    assert_eq!(call.full_duplex_answer().await.body, body.as_bytes());
+    call.finish_response().await;
+    picker.server.join_next().await.unwrap().unwrap().unwrap();
+    assert!(std::net::TcpStream::connect(picker.ports.grpc).is_err());
+}
+
+#[tokio::test]
+async fn an_abort_ends_at_once_with_streams_open() {
+    let mut picker = Scenario::new(1).start().await;
+    let mut call = picker.proxy().await.open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    until(async || picker.metrics().await.lines().any(|line| line == "epp_streams 1")).await;
+    picker.shutdown.abort.cancel();
+    picker.server.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(call.try_next().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_its_flag() {
+    let dir = TempDir::new().unwrap();
+    let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+    std::fs::write(&pool, POOL).unwrap();
+    std::fs::write(&endpoints, "[]").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let settings = settings(&pool, &endpoints, 1000);
+    let error =
+        Server::bind(epp::server::Settings { health_port: port, ..settings.clone() }).await.unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("--health-port"), "{text}");
+    assert!(Server::bind(settings).await.is_ok());
+}
+
+#[test]
+fn usage_errors_say_what_is_wrong() {
+    let cases: [(&[&str], &str); 5] = [
+        (&[], "--pool-file <FILE>"),
+        (&["--pool-file", "x", "--threshold", "1.5"], "expected a number from 0 to 1"),
+        (&["--pool-file", "x", "--scrape-interval", "50"], "as in 50ms"),
+        (&["--pool-file", "x", "--pool", "name"], "expected NAMESPACE/NAME"),
+        (&["--pool-file", "x", "--endpoint", "localhost:1"], "invalid socket address"),
+    ];
+    for (arguments, expected) in cases {
+        let output = epp(arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(output.status.code(), Some(2));
+    }
+    assert_eq!(epp(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_an_error_before_any_port_is_bound() {
+    let output = epp(&["--pool-file", "/does/not/exist.yaml", "--grpc-port", "1"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("/does/not/exist.yaml") && !text.contains("--grpc-port"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn the_program_serves_and_ends_on_a_signal() {
+    let dir = TempDir::new().unwrap();
+    let (pool, port_file) = (dir.path().join("pool.yaml"), dir.path().join("ports.json"));
+    std::fs::write(&pool, POOL).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_epp"))
+        .args(["--grpc-port", "0", "--health-port", "0", "--metrics-port", "0", "--endpoint", "127.0.0.1:9"])
+        .arg("--pool-file")
+        .arg(&pool)
+        .arg("--port-file")
+        .arg(&port_file)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !port_file.exists() {
+        assert_eq!(child.try_wait().unwrap(), None);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&port_file).unwrap()).unwrap();
+    let metrics: std::net::SocketAddr = ports["metrics"].as_str().unwrap().parse().unwrap();
+    assert!(std::net::TcpStream::connect(metrics).is_ok());
+    let killed = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains("\tINFO\tepp/server.rs:") && log.contains("\tServing\t{\"grpc\": "), "{log}");
+}
