@@ -28,7 +28,7 @@ use crate::cluster::envoy::EnvoyFiles;
 use crate::cluster::local::pickers::PickerProcess;
 use crate::cluster::local::pods::{Backoff, PodProcess};
 use crate::cluster::manifests::Manifests;
-use crate::cluster::ports::{self, Ports};
+use crate::cluster::ports;
 use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
 use crate::cluster::{Event, Options, Progress, RunFiles, Status, http, log_tail};
@@ -121,7 +121,6 @@ pub(super) struct Local {
     programs: Programs,
     progress: Events,
     files: RunFiles,
-    ports: Ports,
     /// Watched; the user's directory or the scratch copy.
     manifests_dir: PathBuf,
     /// As last read, valid or not.
@@ -200,8 +199,7 @@ impl Local {
         }
         std::fs::create_dir_all(files.logs())
             .with_context(|| format!("create {}", files.logs().display()))?;
-        let mut ports = Ports::new(std::process::id());
-        let admin = ports.free()?;
+        let admin = ports::free()?;
         let in_force = Arc::new(seen.clone());
         let status = Status::starting(admin);
         let (view, watch) =
@@ -213,7 +211,6 @@ impl Local {
             options,
             programs,
             files,
-            ports,
             seen,
             in_force,
             desired,

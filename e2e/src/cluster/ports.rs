@@ -2,41 +2,33 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, bail};
 
 /// Where ports for pods and controls are looked for: below the ephemeral range (Linux: from 32768), so that the load
 /// generator's own connections cannot take a port between its choice and its use.
 const RANGE: Range<u16> = 20_000..30_000;
-/// Ports between the first choices of two clusters that start at once.
+/// Ports between the first choices of two processes that start one after the other.
 const STRIDE: u32 = 100;
 /// Offsets that are tried for the gateway: 8081, 9081, 10081 …
 const OFFSETS: [u16; 12] = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000, 11_000];
 
-/// Hands out ports, each once.
-#[derive(Debug)]
-pub(super) struct Ports {
-    next: u16,
-}
+/// Ports looked at so far, by every cluster of this process: none is looked at twice before the range is exhausted.
+static N_LOOKED_AT: AtomicU32 = AtomicU32::new(0);
 
-impl Ports {
-    /// `seed` differs between clusters of one machine, such as the process id.
-    pub(super) fn new(seed: u32) -> Self {
-        let n_slots = u32::from(RANGE.end - RANGE.start) / STRIDE;
-        let offset = u16::try_from(seed % n_slots * STRIDE).unwrap_or(0);
-        Self { next: RANGE.start + offset }
-    }
-
-    pub(super) fn free(&mut self) -> Result<SocketAddr> {
-        for _ in RANGE {
-            let port = self.next;
-            self.next = if port + 1 == RANGE.end { RANGE.start } else { port + 1 };
-            if is_free(port) {
-                return Ok(local(port));
-            }
+/// A port that is free now, and that no other cluster of this process is given.
+pub(super) fn free() -> Result<SocketAddr> {
+    let n_ports = u32::from(RANGE.end - RANGE.start);
+    let first = std::process::id() % (n_ports / STRIDE) * STRIDE;
+    for _ in RANGE {
+        let offset = (first + N_LOOKED_AT.fetch_add(1, Ordering::Relaxed)) % n_ports;
+        let port = RANGE.start + u16::try_from(offset)?;
+        if is_free(port) {
+            return Ok(local(port));
         }
-        bail!("no port of {}..{} is free", RANGE.start, RANGE.end)
     }
+    bail!("no port of {}..{} is free", RANGE.start, RANGE.end)
 }
 
 pub(super) fn local(port: u16) -> SocketAddr {
@@ -61,17 +53,16 @@ pub(super) fn is_free(port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ports, gateway_offset, is_free};
+    use super::{free, gateway_offset, is_free};
 
     #[test]
     fn a_taken_port_is_not_handed_out() {
-        let mut ports = Ports::new(std::process::id());
-        let first = ports.free().unwrap();
+        let first = free().unwrap();
         let listener = std::net::TcpListener::bind(first).unwrap();
         assert!(!is_free(first.port()));
-        assert_eq!(gateway_offset(&[first.port()]).unwrap() % 1000, 0);
-        assert_ne!(gateway_offset(&[first.port()]).unwrap(), 0);
+        let offset = gateway_offset(&[first.port()]).unwrap();
+        assert!(offset != 0 && offset.is_multiple_of(1000));
         drop(listener);
-        assert_ne!(ports.free().unwrap(), first);
+        assert_ne!(free().unwrap(), first);
     }
 }

@@ -9,8 +9,8 @@ use anyhow::Result;
 use tokio::time::sleep;
 
 use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
-use crate::cluster::log_tail;
 use crate::cluster::process::{Process, Program};
+use crate::cluster::{log_tail, ports};
 
 /// Wait before a picker that ended by itself is started again.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -60,9 +60,9 @@ impl Local {
             }
             self.pickers.push(PickerProcess {
                 name: wanted.name.clone(),
-                grpc: self.ports.free()?,
-                health: self.ports.free()?,
-                metrics: self.ports.free()?,
+                grpc: ports::free()?,
+                health: ports::free()?,
+                metrics: ports::free()?,
                 log: self.files.logs().join(format!("{}.log", wanted.name)),
                 state: State::Due,
             });

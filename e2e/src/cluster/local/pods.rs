@@ -12,8 +12,8 @@ use tokio::time::sleep;
 
 use crate::cluster::desired::DesiredDeployment;
 use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
-use crate::cluster::log_tail;
 use crate::cluster::process::{Process, Program};
+use crate::cluster::{log_tail, ports};
 
 /// Wait before a pod that ended is replaced; doubled each time, until one gets ready.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -172,7 +172,7 @@ impl Local {
         self.n_pods_started += 1;
         let suffix = generated(&format!("{template} {}", self.n_pods_started), 5);
         let name = format!("{}-{}-{suffix}", deployment.key.name, generated(template, 9));
-        let address = self.ports.free()?;
+        let address = ports::free()?;
         let log = self.files.logs().join(format!("{name}.log"));
         let request_log = self.files.logs().join(format!("{name}.requests.jsonl"));
         let mut args = deployment.command.args.clone();

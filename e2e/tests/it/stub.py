@@ -1,0 +1,58 @@
+"""Stands in for the three programs of a cluster: `stub.py engine|picker|envoy PID_DIR ARGS...`.
+
+Each writes its process id into PID_DIR, and answers what the local provider asks. The engine leaves its arguments in its
+log and ends at once when one of them is `--fail`. The envoy takes its files in as Envoy does: it reports their versions.
+"""
+
+import http.server
+import json
+import os
+import pathlib
+import sys
+
+ROLE, PID_DIR, ARGS = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3:]
+
+
+def last(flag):
+    return [ARGS[idx + 1] for idx, arg in enumerate(ARGS) if arg == flag][-1]
+
+
+def versions(directory):
+    for path in sorted(directory.glob("*.json")):
+        content = json.loads(path.read_text())
+        if path.name.startswith("eds-"):
+            stat = "cluster." + content["resources"][0]["cluster_name"]
+        else:
+            stat = {"cds.json": "cluster_manager.cds", "lds.json": "listener_manager.lds"}[path.name]
+        yield f'{stat}.version_text: "{content["version_info"]}"\n'
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"ok\n"
+        if ROLE == "envoy":
+            body = "".join(versions(pathlib.Path(last("-c")).parent / "xds")).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+if ROLE == "engine":
+    print("arguments:", *ARGS, flush=True)
+    if "--fail" in ARGS:
+        sys.exit("stub: --fail is not a flag of this engine")
+    port = int(last("--port"))
+elif ROLE == "picker":
+    port = int(last("--metrics-port"))
+else:
+    config = json.loads(pathlib.Path(last("-c")).read_text())
+    if "--mode" in ARGS:
+        sys.exit("stub: poison" if "poison" in json.dumps(config) else 0)
+    port = config["admin"]["address"]["socket_address"]["port_value"]
+
+(PID_DIR / f"{ROLE}-{os.getpid()}").touch()
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()

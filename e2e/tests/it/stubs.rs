@@ -1,0 +1,122 @@
+//! A cluster of stubs in a directory of its own: the provider's behaviour without the real programs.
+
+#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use e2e::cluster::manifests::Manifests;
+use e2e::cluster::programs::Programs;
+use e2e::cluster::{Cluster, Event, Options, Progress};
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Longest wait for anything; only a hang reaches it.
+pub(crate) const HANG: Duration = Duration::from_secs(60);
+
+pub(crate) struct Lab {
+    pub(crate) dir: TempDir,
+    pub(crate) programs: Programs,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl Lab {
+    /// The tutorial's manifests with two replicas and listeners on ports that nothing else in these tests uses.
+    pub(crate) fn new(ports: [u16; 2]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["bin", "pids", "manifests"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let program = |role: &str| {
+            let path = dir.path().join("bin").join(role);
+            let stub = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/stub.py");
+            let pids = dir.path().join("pids");
+            let script = format!("#!/bin/sh\nexec python3 '{stub}' {role} '{}' \"$@\"\n", pids.display());
+            std::fs::write(&path, script).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let programs = Programs {
+            guard: env!("CARGO_BIN_EXE_e2e").into(),
+            picker: program("picker"),
+            engine: program("engine"),
+            envoy: program("envoy"),
+        };
+        let mut manifests = tutorial();
+        manifests.replace("replicas: 5", "replicas: 2").unwrap();
+        manifests.replace("port: 8080", &format!("port: {}", ports[0])).unwrap();
+        manifests.replace("port: 8081", &format!("port: {}", ports[1])).unwrap();
+        let lab = Self { dir, programs, events: Arc::default() };
+        lab.write(&manifests);
+        lab
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        Options::new(self.dir.path().join("manifests"), self.dir.path().join("run"))
+    }
+
+    pub(crate) async fn start(&self) -> Cluster {
+        Cluster::start(self.options(), self.programs.clone(), self.progress()).await.unwrap()
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        let events = Arc::clone(&self.events);
+        Arc::new(move |event| events.lock().unwrap().push(event))
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap().clone()
+    }
+
+    pub(crate) fn manifests(&self) -> Manifests {
+        Manifests::read(&self.dir.path().join("manifests")).unwrap()
+    }
+
+    /// As a user's editor does.
+    pub(crate) fn write(&self, manifests: &Manifests) {
+        for (name, text) in &manifests.files {
+            std::fs::write(self.dir.path().join("manifests").join(name), text).unwrap();
+        }
+    }
+
+    /// Stubs that are alive, such as `engine-123`.
+    pub(crate) fn alive(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path().join("pids")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut alive: Vec<String> = names.filter(|name| is_alive(name.split('-').nth(1).unwrap())).collect();
+        alive.sort();
+        alive
+    }
+
+    pub(crate) fn n_alive(&self, role: &str) -> usize {
+        self.alive().iter().filter(|name| name.starts_with(role)).count()
+    }
+}
+
+pub(crate) fn tutorial() -> Manifests {
+    Manifests::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/doc"))).unwrap()
+}
+
+pub(crate) fn read(path: impl Into<PathBuf>) -> String {
+    std::fs::read_to_string(path.into()).unwrap()
+}
+
+/// False for a process that is gone; a zombie is nobody's while its parent lives, and none is left behind here.
+pub(crate) fn is_alive(pid: &str) -> bool {
+    kill(Pid::from_raw(pid.parse().unwrap()), None) != Err(Errno::ESRCH)
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let met = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(HANG, met).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
