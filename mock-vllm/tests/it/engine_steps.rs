@@ -199,6 +199,32 @@ fn priority_preempts_the_least_important() {
 }
 
 #[test]
+fn a_victim_gives_back_the_budget_it_had_in_the_step() {
+    let mut engine = engine(|config| {
+        config.policy = SchedulingPolicy::Priority;
+        config.n_blocks = 7;
+        config.max_model_len = 96;
+        config.max_num_batched_tokens = 32;
+        config.long_prefill_token_threshold = 16;
+    });
+    let arrive = |engine: &mut Engine, id: u64, priority, n_prompt| {
+        let start = u32::try_from(id).unwrap() * 1_000;
+        let prompt: Vec<u32> = (start..start + n_prompt).collect();
+        engine.add(EngineRequest { priority, ..request(id, &prompt, 60) }).unwrap();
+    };
+    arrive(&mut engine, 1, 9, 16);
+    assert_eq!(step(&mut engine), [(1, 16)]);
+    arrive(&mut engine, 2, 0, 64);
+    arrive(&mut engine, 3, 1, 48);
+    assert_eq!(step(&mut engine), [(1, 1), (2, 16), (3, 15)]);
+    assert_eq!(step(&mut engine), [(1, 1), (2, 16), (3, 15)]);
+    assert_eq!(engine.stats().free_blocks, 0);
+    // The first has its token planned when the second finds no block; its token goes to the third.
+    assert_eq!(step(&mut engine), [(2, 16), (3, 16)]);
+    assert_eq!(engine.stats().preemptions, 1);
+}
+
+#[test]
 fn priority_admits_by_value_then_arrival() {
     let mut engine = engine(|config| {
         config.policy = SchedulingPolicy::Priority;
