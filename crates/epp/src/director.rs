@@ -37,6 +37,9 @@ use crate::refusal::Refusal;
 /// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
 const REQUEST_ID_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const REQUEST_ID_LENGTH: usize = 10;
+/// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
+/// bound, all prompts of a few words would match each other's first block and go to one pod.
+const MIN_MATCHED_BYTES: u64 = 64;
 /// The reason of picks that are logged as the tutorial logs them.
 const PREFIX: &str = "prefix";
 
@@ -293,12 +296,13 @@ impl Director {
         Ok(Pick { destination: member.destination.to_string(), rewrite, lease })
     }
 
-    /// Matched bytes by member.
+    /// Matched bytes by member; 0 where the match is too short to be worth anything.
     fn matched_bytes(&self, chain: Option<&Chain>, members: &[&Arc<Member>]) -> Vec<u64> {
         let Some(chain) = chain else { return vec![0; members.len()] };
         MATCHES.with_borrow_mut(|matches| {
             self.index.longest_match(chain, matches);
-            members.iter().map(|member| matches.bytes(member.id())).collect()
+            let worth = |matched_bytes| if matched_bytes < MIN_MATCHED_BYTES { 0 } else { matched_bytes };
+            members.iter().map(|member| worth(matches.bytes(member.id()))).collect()
         })
     }
 

@@ -52,6 +52,8 @@ pub struct Exchange<L> {
     modes: Modes,
     phase: Phase,
     lease: Option<L>,
+    /// What the proxy was told.
+    destination: Option<String>,
     /// The endpoint that served, as the proxy reports it in the response phase.
     served: Option<String>,
 }
@@ -71,7 +73,14 @@ impl<L> Exchange<L> {
     /// `max_body_bytes` bounds what is kept of a request's body until it is complete.
     #[must_use]
     pub fn new(max_body_bytes: usize) -> Self {
-        Self { max_body_bytes, modes: Modes::default(), phase: Phase::Headers, lease: None, served: None }
+        Self {
+            max_body_bytes,
+            modes: Modes::default(),
+            phase: Phase::Headers,
+            lease: None,
+            destination: None,
+            served: None,
+        }
     }
 
     /// Whether the stream may end now without harm: nothing of the request waits for an answer.
@@ -84,9 +93,11 @@ impl<L> Exchange<L> {
         }
     }
 
+    /// The endpoint that served, when it is not the first of those that were picked.
     #[must_use]
-    pub fn served(&self) -> Option<&str> {
-        self.served.as_deref()
+    pub fn served_elsewhere(&self) -> Option<&str> {
+        let picked = self.destination.as_deref()?.split(',').next();
+        self.served.as_deref().filter(|&served| Some(served) != picked)
     }
 
     /// The proxy's next message, and the answers to it, in order. `decide` is called at most once in a stream.
@@ -170,8 +181,9 @@ impl<L> Exchange<L> {
             Err(refusal) => self.refuse(&refusal),
             Ok(pick) => {
                 self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
-                self.lease = Some(pick.lease);
-                vec![reply::picked_headers(&pick.destination, None)]
+                let answers = vec![reply::picked_headers(&pick.destination, None)];
+                self.note_pick(pick);
+                answers
             }
         }
     }
@@ -250,8 +262,9 @@ impl<L> Exchange<L> {
         match decide(collected.inquiry) {
             Err(refusal) => self.refuse(&refusal),
             Ok(pick) => {
-                self.lease = Some(pick.lease);
-                collected.body.answers(&pick.destination, pick.rewrite.as_deref(), end)
+                let answers = collected.body.answers(&pick.destination, pick.rewrite.as_deref(), end);
+                self.note_pick(pick);
+                answers
             }
         }
     }
@@ -259,6 +272,12 @@ impl<L> Exchange<L> {
     fn refuse(&mut self, refusal: &Refusal) -> Vec<ProcessingResponse> {
         self.phase = Phase::Refused;
         vec![reply::refused(refusal)]
+    }
+
+    fn note_pick(&mut self, pick: Pick<L>) {
+        let Pick { destination, rewrite: _, lease } = pick;
+        self.destination = Some(destination);
+        self.lease = Some(lease);
     }
 
     fn note_served(&mut self, metadata: Option<&Metadata>) {

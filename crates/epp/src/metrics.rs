@@ -99,6 +99,7 @@ pub struct Metrics {
     pub refusals: Family<OutcomeLabels, Counter>,
     pub scrapes: Family<OutcomeLabels, Counter>,
     pub streams: Gauge,
+    pub served_elsewhere: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -129,6 +130,7 @@ impl Default for Metrics {
             refusals: Family::default(),
             scrapes: Family::default(),
             streams: Gauge::default(),
+            served_elsewhere: Counter::default(),
         };
         metrics.register_upstream();
         metrics.register_own();
@@ -220,6 +222,11 @@ impl Metrics {
         );
         registry.register("epp_scrapes", "Scrapes of endpoints, by their outcome", self.scrapes.clone());
         registry.register("epp_streams", "Open ext_proc streams", self.streams.clone());
+        registry.register(
+            "epp_served_elsewhere",
+            "Requests that the proxy reports as served by another endpoint than the picked one",
+            self.served_elsewhere.clone(),
+        );
         registry.register(
             "epp_pod_in_flight_requests",
             "Requests sent to the pod whose stream has not ended",

@@ -119,6 +119,15 @@ impl Conversation {
     }
 }
 
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        if let Some(served) = self.exchange.served_elsewhere() {
+            debug!(served, "Served by another endpoint than the picked one");
+            self.director.metrics().served_elsewhere.inc();
+        }
+    }
+}
+
 impl OpenStream {
     fn new(gauge: Gauge) -> Self {
         gauge.inc();

@@ -1,5 +1,6 @@
 //! Which endpoint, and why: through the whole picker, with pods whose load the test sets.
 
+use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use serde_json::Value;
 
 use crate::fixtures::{Picker, Proxy, Scenario, post, until};
@@ -33,6 +34,21 @@ async fn exactly_half_is_not_enough() {
     assert_eq!(complete(&proxy, &("c".repeat(72) + &"d".repeat(56))).await, holder);
     assert_eq!(last_decision(&picker).await["reason"], "prefix");
     assert_eq!(picker.log.prefix_lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_few_common_words_do_not_bind_to_a_pod() {
+    let picker = Scenario::new(3).start().await;
+    let proxy = picker.proxy().await;
+    for n in 0..6 {
+        complete(&proxy, &format!("hello, number {n}")).await;
+    }
+    assert_eq!(picker.log.prefix_lines(), Vec::<String>::new());
+    // Control: the same with as many common words as fill a block of the engine's cache.
+    for n in 0..6 {
+        complete(&proxy, &format!("{} number {n}", "hello, ".repeat(10))).await;
+    }
+    assert_eq!(picker.log.prefix_lines().len(), 5);
 }
 
 #[tokio::test]
@@ -162,6 +178,28 @@ async fn no_endpoints_is_503() {
     let answer = proxy.full_duplex(&post("/v1/completions"), &[completion("p").as_bytes(), b""]).await;
     assert_eq!(answer.code(), 503);
     assert_eq!(last_decision(&picker).await["outcome"], "no_endpoints");
+}
+
+#[tokio::test]
+async fn the_proxys_report_of_who_served_is_counted() {
+    let picker = Scenario::new(2).start().await;
+    let proxy = picker.proxy().await;
+    let counted = async |count: u32| {
+        let line = format!("epp_served_elsewhere_total {count}");
+        until(async || picker.metrics().await.lines().any(|seen| seen == line)).await;
+    };
+    let serve = async |served: &dyn Fn(&str) -> String| {
+        let mut call = proxy.open().await;
+        call.send_headers(None, &post("/v1/completions"), None, false).await;
+        call.send_body(completion("p").as_bytes(), true).await;
+        let answer = call.full_duplex_answer().await;
+        call.send_served(&served(answer.picked())).await;
+        assert!(matches!(call.next().await, Response::ResponseHeaders(_)));
+    };
+    serve(&|picked| picked.to_owned()).await;
+    counted(0).await;
+    serve(&|_| "10.9.9.9:1".to_owned()).await;
+    counted(1).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,125 @@
+//! One request through exchange and director, without sockets: scan, hash, look up, pick, record, answer.
+//!
+//! Bodies are chats whose turns extend each other, so that most lookups match; ten pods.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use divan::counter::{BytesCount, ItemsCount};
+use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
+use envoy_proto::service::ext_proc::v3::processing_request::Request;
+use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
+use epp::body::BodyScanner;
+use epp::candidates::Lease;
+use epp::director::{Director, Now, Options};
+use epp::exchange::Exchange;
+use epp::metrics::Metrics;
+use inference_api::manifest::{self, Object};
+use pool_index::index::{Change, EndpointRecord, Index, Membership};
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE}}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+const N_PODS: u16 = 10;
+/// Body sizes of issue reports upstream: a short chat, a long one, and a whole document.
+const BODY_BYTES: [usize; 3] = [2_000, 10_000, 220_000];
+/// Envoy sends a body in pieces of at most this size.
+const CHUNK: usize = 16_384;
+
+fn main() {
+    divan::main();
+}
+
+fn director() -> Director {
+    let (mut index, reader) = Index::new();
+    let pools =
+        manifest::parse(POOL, "pool.yaml").expect("a valid pool").into_iter().map(|object| match object {
+            Object::InferencePool(pool) => Change::ApplyPool(pool),
+            other => panic!("not a pool: {other:?}"),
+        });
+    let endpoints = (0..N_PODS).map(|pod| {
+        let address = ([10, 0, 0, 1], 8000 + pod).into();
+        let key = inference_api::object::ObjectKey::new("default", format!("pod-{pod}"));
+        Change::ApplyEndpoint(EndpointRecord { key, address, membership: Membership::EveryPool, ready: true })
+    });
+    index.apply(pools.chain(endpoints).collect::<Vec<_>>());
+    let options = Options {
+        pool: None,
+        threshold: 0.5,
+        max_metrics_age: Duration::from_secs(2),
+        index_capacity: NonZeroU32::new(31_250).expect("not zero"),
+        n_decisions: 1000,
+        seed: 1,
+    };
+    let director = Director::new(options, Arc::new(Metrics::default()));
+    director.apply(&reader.snapshot());
+    director
+}
+
+/// A chat of turns of about 200 bytes, cut to `n_bytes`.
+fn body(n_bytes: usize) -> Bytes {
+    let mut text = String::from(r#"{"model":"m","messages":["#);
+    for turn in 0.. {
+        let role = if turn % 2 == 0 { "user" } else { "assistant" };
+        let words = "the quick brown fox jumps over the lazy dog and says \\\"no\\\" ".repeat(3);
+        text += &format!(r#"{{"role":"{role}","content":"{turn}: {words}\n"}},"#);
+        if text.len() > n_bytes {
+            break;
+        }
+    }
+    text.pop();
+    Bytes::from(text + "]}")
+}
+
+fn messages(body: &Bytes) -> Vec<ProcessingRequest> {
+    let header = |key: &str, value: &str| HeaderValue {
+        key: key.to_owned(),
+        raw_value: value.to_owned().into(),
+        ..HeaderValue::default()
+    };
+    let headers = vec![header(":method", "POST"), header(":path", "/v1/chat/completions")];
+    let headers =
+        HttpHeaders { headers: Some(HeaderMap { headers }), end_of_stream: false, ..HttpHeaders::default() };
+    let chunks = (0..body.len()).step_by(CHUNK).map(|start| {
+        let end = (start + CHUNK).min(body.len());
+        let end_of_stream = end == body.len();
+        Request::RequestBody(HttpBody { body: body.slice(start..end), end_of_stream, ..HttpBody::default() })
+    });
+    std::iter::once(Request::RequestHeaders(headers))
+        .chain(chunks)
+        .map(|request| ProcessingRequest { request: Some(request), ..ProcessingRequest::default() })
+        .collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the bench stands in for the server")]
+fn now() -> Now {
+    Now { instant: Instant::now(), wall: SystemTime::now() }
+}
+
+#[divan::bench(args = BODY_BYTES)]
+fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
+    let director = director();
+    let body = body(n_bytes);
+    bencher.counter(ItemsCount::new(1_u32)).with_inputs(|| messages(&body)).bench_values(|messages| {
+        let mut exchange = Exchange::<Lease>::new(64 << 20);
+        for message in messages {
+            let answers = exchange.step(message, |inquiry| director.decide(inquiry, now()));
+            divan::black_box(answers.expect("a legal sequence"));
+        }
+    });
+}
+
+#[divan::bench(args = BODY_BYTES)]
+fn scan(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
+    let body = body(n_bytes);
+    bencher.counter(BytesCount::new(body.len())).bench(|| {
+        let mut scanner = BodyScanner::new("messages");
+        scanner.push(&body).expect("valid JSON");
+        scanner.finish().expect("a chat")
+    });
+}
