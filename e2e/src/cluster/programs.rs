@@ -47,7 +47,15 @@ impl Programs {
     /// # Errors
     /// What is missing and how to get it.
     pub async fn resolve(options: &ProgramOptions, progress: &Progress) -> Result<Self> {
-        let guard = std::env::current_exe().context("find this program")?;
+        let this = std::env::current_exe().context("find this program")?;
+        Self::resolve_for(this, options, progress).await
+    }
+
+    /// The same for the `e2e` at `guard`, which need not be the running program.
+    ///
+    /// # Errors
+    /// As [`Programs::resolve`].
+    pub async fn resolve_for(guard: PathBuf, options: &ProgramOptions, progress: &Progress) -> Result<Self> {
         let beside = guard.parent().context("find this program's directory")?;
         let bin_dir = match (&options.bin_dir, &options.cargo) {
             (Some(bin_dir), _) => bin_dir.clone(),
@@ -67,11 +75,13 @@ impl Programs {
 /// Builds the programs with the profile and into the directory of this one.
 async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
     progress(Event::Step("building epp and mock-vllm".to_owned()));
+    let profile = match beside.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(profile) => profile,
+    };
     let mut command = Command::new(cargo);
-    command.args(["build", "-p", "epp", "-p", "mock-vllm"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if beside.file_name().is_some_and(|name| name == "release") {
-        command.arg("--release");
-    }
+    command.args(["build", "--profile", profile, "-p", "epp", "-p", "mock-vllm"]);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
     if let Some(target_dir) = beside.parent() {
         command.arg("--target-dir").arg(target_dir);
     }

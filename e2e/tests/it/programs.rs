@@ -1,0 +1,80 @@
+//! Where the programs of a cluster come from, and what is said when they are missing.
+
+#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use e2e::cluster::Progress;
+use e2e::cluster::programs::{ProgramOptions, Programs};
+use tempfile::TempDir;
+
+use crate::stubs::read;
+
+fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// A `target/release` with everything, and an Envoy of this version.
+fn checkout(envoy_version: &str) -> (TempDir, PathBuf, ProgramOptions) {
+    let dir = tempfile::tempdir().unwrap();
+    let release = dir.path().join("release");
+    std::fs::create_dir(&release).unwrap();
+    for name in ["e2e", "epp", "mock-vllm"] {
+        script(&release, name, "exit 1");
+    }
+    let said = format!("echo 'envoy  version: 9e55/{envoy_version}/Clean/RELEASE/BoringSSL'");
+    let envoy = Some(script(dir.path(), "envoy", &said));
+    (dir, release, ProgramOptions { envoy, ..ProgramOptions::default() })
+}
+
+async fn resolve(release: &Path, options: &ProgramOptions) -> Result<Programs, String> {
+    let silent: Progress = Arc::new(drop);
+    Programs::resolve_for(release.join("e2e"), options, &silent).await.map_err(|error| format!("{error:#}"))
+}
+
+#[tokio::test]
+async fn they_are_beside_this_program() {
+    let (_dir, release, options) = checkout("1.40.0");
+    let programs = resolve(&release, &options).await.unwrap();
+    assert_eq!((programs.picker, programs.engine), (release.join("epp"), release.join("mock-vllm")));
+}
+
+#[tokio::test]
+async fn a_missing_program_is_named() {
+    let (dir, release, mut options) = checkout("1.40.0");
+    options.bin_dir = Some(dir.path().to_owned());
+    let error = resolve(&release, &options).await.unwrap_err();
+    assert!(
+        error.contains("there is no epp in") && error.contains("cargo build --release -p epp"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn under_cargo_they_are_built_first_with_the_same_profile() {
+    let (dir, release, mut options) = checkout("1.40.0");
+    let said = dir.path().join("said");
+    options.cargo = Some(script(dir.path(), "cargo", &format!("echo \"$@\" > '{}'", said.display())));
+    resolve(&release, &options).await.unwrap();
+    let target_dir = dir.path().display();
+    assert_eq!(
+        read(&said),
+        format!("build --profile release -p epp -p mock-vllm --target-dir {target_dir}\n")
+    );
+    options.cargo = Some(script(dir.path(), "cargo", "exit 101"));
+    let error = resolve(&release, &options).await.unwrap_err();
+    assert!(error.contains("cargo could not build"), "{error}");
+}
+
+#[tokio::test]
+async fn an_envoy_that_is_too_old_is_refused() {
+    let (_dir, release, options) = checkout("1.37.5");
+    let error = resolve(&release, &options).await.unwrap_err();
+    assert!(error.contains("is Envoy 1.37, and 1.38 or later is needed"), "{error}");
+}
