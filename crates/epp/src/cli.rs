@@ -84,7 +84,7 @@ struct ListenArgs {
     #[arg(long, value_name = "FILE")]
     port_file: Option<PathBuf>,
     /// How long open streams may take to end after the first SIGTERM or SIGINT; a second one ends them at once
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = parse_duration)]
     grace_period: Duration,
 }
 

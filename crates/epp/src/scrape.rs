@@ -1,6 +1,7 @@
 //! Asks each endpoint for its load over one kept connection. Requests never wait for this.
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,9 @@ pub async fn scrape(member: Arc<Member>, period: Duration, metrics: Arc<Metrics>
                 debug!(endpoint = %member.destination, error = format!("{error:#}"), "Reconnecting for metrics");
                 Cache::Kept
             }
-            Ok(Err(_refused)) => member.report_down(),
-            Err(_elapsed) => Cache::Kept,
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => member.report_down(),
+            // The network's fault, or our own: the sample grows old instead.
+            Ok(Err(_)) | Err(_) => Cache::Kept,
         };
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
         if cache == Cache::Lost {
@@ -71,12 +73,14 @@ async fn serve_connection(
             ticks.tick().await;
         }
     };
+    // An endpoint may close the connection behind its answer, which must still be read; the next scrape then fails.
+    let driven = async {
+        let _ = connection.await;
+        std::future::pending().await
+    };
     tokio::select! {
         scraped = scrapes => scraped,
-        ended = connection => {
-            ended.context("serve the connection")?;
-            anyhow::bail!("the endpoint closed the connection")
-        }
+        never = driven => never,
     }
 }
 

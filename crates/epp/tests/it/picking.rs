@@ -3,7 +3,7 @@
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use serde_json::Value;
 
-use crate::fixtures::{Picker, Proxy, Scenario, post, until};
+use crate::fixtures::{Picker, Pod, Proxy, Scenario, post, until};
 
 fn completion(prompt: &str) -> String {
     format!(r#"{{"model":"/model/qwen","prompt":"{prompt}"}}"#)
@@ -71,6 +71,19 @@ async fn load_decides_without_a_prefix() {
     let decision = last_decision(&picker).await;
     assert_eq!((&decision["strategy"], &decision["threshold"]), (&"DEFAULT".into(), &Value::Null));
     assert_eq!(decision["candidates"][2]["kv_usage"], 0.9);
+}
+
+#[tokio::test]
+async fn a_pod_that_closes_its_connections_is_read_all_the_same() {
+    let picker = Scenario::new(2).strategy("DEFAULT").start().await;
+    let proxy = picker.proxy().await;
+    picker.pods.iter().for_each(Pod::close_connections);
+    for idle_idx in [0, 1] {
+        picker.pods[idle_idx].set_load(0, 0, 0.0);
+        picker.pods[1 - idle_idx].set_load(5, 0, 0.0);
+        picker.wait_for_scrapes().await;
+        assert_eq!(complete(&proxy, "hello").await, picker.pods[idle_idx].address.to_string());
+    }
 }
 
 #[tokio::test]
