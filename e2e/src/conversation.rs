@@ -96,6 +96,11 @@ impl Conversation {
         })
     }
 
+    /// A number that belongs to this conversation and seed, for what else varies between turns.
+    pub fn draw(&mut self, range: std::ops::Range<u64>) -> u64 {
+        self.rng.random_range(range)
+    }
+
     fn document(&mut self) -> String {
         let sentences: Vec<String> = (0..DOCUMENT_SENTENCES).map(|_| sentence(&mut self.rng)).collect();
         format!(

@@ -78,10 +78,22 @@ pub struct Decision {
     pub total_bytes: u64,
     #[serde(default)]
     pub ratio: f64,
-    #[serde(default)]
-    pub threshold: f64,
+    /// Absent when the strategy has none.
+    pub threshold: Option<f64>,
     #[serde(default)]
     pub candidates: Vec<Candidate>,
+}
+
+impl Decision {
+    /// The longest match that any candidate had, in bytes.
+    pub fn best_match(&self) -> u64 {
+        self.candidates.iter().map(|candidate| candidate.matched_bytes).max().unwrap_or(0)
+    }
+
+    /// Whether the pod was picked because of its match.
+    pub fn by_prefix(&self) -> bool {
+        self.threshold.is_some_and(|threshold| self.ratio > threshold)
+    }
 }
 
 /// A pod that could have been picked.
@@ -140,8 +152,8 @@ mod tests {
 
     #[test]
     fn decisions_are_read() {
-        let body = br#"{"decisions":[{"seq":1,"time":"2026-01-01T00:00:00.000000Z","request":"v68m4zx472","x_request_id":"r-1","pool":"default/p","model":"m","target_model":"m","strategy":"PREFIX_CACHE","outcome":"picked","endpoint":"127.0.0.1:1","pod":"q-0","reason":"prefix","matched_bytes":392,"total_bytes":728,"ratio":0.538,"threshold":0.5,"candidates":[{"endpoint":"127.0.0.1:1","pod":"q-0","matched_bytes":392,"ratio":0.538,"waiting":0,"running":0,"kv_usage":0.0,"in_flight":0,"metrics_age_ms":12}]}]}"#;
+        let body = br#"{"decisions":[{"seq":1,"time":"2026-01-01T00:00:00.000000Z","request":"v68m4zx472","x_request_id":"r-1","pool":"default/p","model":"m","target_model":"m","strategy":"PREFIX_CACHE","outcome":"picked","endpoint":"127.0.0.1:1","pod":"q-0","reason":"prefix","matched_bytes":392,"total_bytes":728,"ratio":0.538,"threshold":null,"candidates":[{"endpoint":"127.0.0.1:1","pod":"q-0","matched_bytes":392,"ratio":0.538,"waiting":0,"running":0,"kv_usage":0.0,"in_flight":0,"metrics_age_ms":12}]}]}"#;
         let decisions = parse_decisions(body).unwrap();
-        assert_eq!((decisions[0].matched_bytes, decisions[0].candidates.len()), (392, 1));
+        assert_eq!((decisions[0].best_match(), decisions[0].threshold), (392, None));
     }
 }

@@ -75,7 +75,7 @@ fn trace(number: u32) -> Trace {
             matched_bytes: 392,
             total_bytes: 728,
             ratio: 0.538,
-            threshold: 0.5,
+            threshold: Some(0.5),
             candidates: Vec::new(),
         }),
         pod: (number > 1).then(|| PodEntry {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::check::{Check, Group};
 use crate::evidence::join::Trace;
+use crate::evidence::picker::Decision;
 use crate::report::plot::{Size, cumulative};
 use crate::report::timeline::{Timeline, class, timeline};
 use crate::report::{Outcome, Part, Report, Run, Side};
@@ -109,7 +110,7 @@ fn tiles(report: &Report) -> Vec<Tile> {
     }
     let tutorial = |trace: &&Trace| {
         trace.client.group == Group::Tutorial.name()
-            && trace.decision.as_ref().is_some_and(|decision| decision.ratio > decision.threshold)
+            && trace.decision.as_ref().is_some_and(Decision::by_prefix)
     };
     if let Some((decision, usage)) = report
         .requests

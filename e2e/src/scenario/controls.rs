@@ -44,7 +44,7 @@ async fn round_two_first(lab: &Lab<'_>) -> Result<()> {
     let decision = evidence.traces[0].decision.as_ref().context("the picker has no record of it")?;
     lab.check(claim("round2-first/log", "Round 2 without a round 1 is not routed by prefix").equal(
         "0 log lines, 0 bytes matched".to_owned(),
-        format!("{} log lines, {} bytes matched", evidence.prefix_lines.len(), decision.matched_bytes),
+        format!("{} log lines, {} bytes matched", evidence.prefix_lines.len(), decision.best_match()),
     ));
     exactly_half(lab).await?;
     forged_header(lab).await
@@ -65,7 +65,7 @@ async fn exactly_half(lab: &Lab<'_>) -> Result<()> {
         let evidence = lab.collect(&mark, vec![first.side, second.side]).await?;
         let decision =
             evidence.traces[1].decision.as_ref().with_context(|| format!("no decision: {verdict}"))?;
-        let (matched, total) = (decision.matched_bytes, decision.total_bytes);
+        let (matched, total) = (decision.best_match(), decision.total_bytes);
         let lines = evidence.prefix_lines.len();
         anyhow::Ok(format!("{matched} of {total} bytes match, {lines} log lines"))
     };

@@ -19,7 +19,10 @@ const TURNS: usize = 5;
 /// Short answers keep a run short; they still fill blocks that the next turn finds.
 const ANSWER_TOKENS: u32 = 8;
 /// Virtual time between the starts of two conversations: some overlap, but first turns do not come all at once.
-const STAGGER: Duration = Duration::from_millis(120);
+const STAGGER: Duration = Duration::from_millis(60);
+/// Virtual time that a customer reads before the next question. Without it the pod that has just answered is the idlest,
+/// and balancing by load alone would look like affinity.
+const READING: std::ops::Range<u64> = 300..700;
 /// The same texts on every run.
 const SEED: u64 = 20_250_523;
 
@@ -74,11 +77,14 @@ async fn converse(lab: &Lab<'_>, group: Group, via: Via, number: usize) -> Vec<C
         conversation.ask();
         let request = body(&conversation.request(&model, ANSWER_TOKENS));
         let label = label(number, turn);
+        if turn > 1 {
+            lab.pause(Duration::from_millis(conversation.draw(READING))).await;
+        }
         let answer = lab.send(Shot::new(group, label, via, request)).await;
         sides.push(answer.side);
         match answer.chat {
-            Some(chat) => conversation.answer(&chat.content),
-            None => break,
+            Some(chat) if turn < TURNS => conversation.answer(&chat.content),
+            Some(_) | None => break,
         }
     }
     sides
