@@ -55,7 +55,7 @@ pub struct Options {
     pub manifests: PathBuf,
     /// Where logs and generated files go; created when missing. One cluster per run directory.
     pub run_dir: PathBuf,
-    /// Replaces `spec.replicas` of every Deployment.
+    /// Replaces `spec.replicas` of every Deployment, until that number is edited.
     pub replicas: Option<u32>,
     /// Virtual seconds per wall second in the engines.
     pub time_scale: f64,

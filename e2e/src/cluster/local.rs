@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use inference_api::object::ObjectKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -128,6 +129,8 @@ pub(super) struct Local {
     /// Last valid text, and what it asks for.
     in_force: Arc<Manifests>,
     desired: Desired,
+    /// Replicas that the manifests asked for at the start.
+    first_replicas: BTreeMap<ObjectKey, u32>,
     config_error: Option<String>,
     trouble: Option<String>,
     /// By the listener's xDS name.
@@ -213,6 +216,11 @@ impl Local {
             files,
             seen,
             in_force,
+            first_replicas: desired
+                .deployments
+                .iter()
+                .map(|found| (found.key.clone(), found.replicas))
+                .collect(),
             desired,
             config_error: None,
             trouble: None,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use e2e::cluster::supervisor::{self, Phase};
-use e2e::cluster::{Cluster, Event, Status};
+use e2e::cluster::{Cluster, Event, Options, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -108,6 +108,22 @@ async fn edits_of_the_manifests_take_effect() {
         .unwrap();
     lab.write(&manifests);
     until("the listener has moved", || cluster.gateway("llm-gw").unwrap().port() == 18_132).await;
+    cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_replicas_option_holds_until_the_number_is_edited() {
+    let lab = Lab::new([18_240, 18_241]);
+    let options = Options { replicas: Some(1), ..lab.options() };
+    let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
+    assert_eq!(cluster.pods().len(), 1);
+    let mut manifests = cluster.manifests();
+    manifests.replace("PREFIX_CACHE", "DEFAULT").unwrap();
+    cluster.apply(&manifests).await.unwrap();
+    assert_eq!(cluster.pods().len(), 1);
+    manifests.replace("replicas: 2", "replicas: 3").unwrap();
+    cluster.apply(&manifests).await.unwrap();
+    assert_eq!(cluster.pods().len(), 3);
     cluster.stop().await.unwrap();
 }
 

@@ -72,8 +72,14 @@ impl Local {
         Ok(())
     }
 
+    /// The option's number, until the manifests' own number is edited.
     pub(super) fn replicas(&self, deployment: &DesiredDeployment) -> u32 {
-        self.options.replicas.unwrap_or(deployment.replicas)
+        let edited =
+            self.first_replicas.get(&deployment.key).is_some_and(|first| *first != deployment.replicas);
+        match self.options.replicas {
+            Some(replicas) if !edited => replicas,
+            Some(_) | None => deployment.replicas,
+        }
     }
 
     /// True when every pod that the manifests ask for is ready.

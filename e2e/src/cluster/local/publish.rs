@@ -76,6 +76,9 @@ impl Local {
             self.published = published;
         }
         let settled = self.taken == self.publication && self.pods_settled() && self.pickers_settled();
+        if settled {
+            self.trouble = None;
+        }
         self.send_view(settled);
         Ok(())
     }
