@@ -117,7 +117,8 @@ struct PolicyArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Log (on stderr)")]
 struct LogArgs {
-    #[arg(long, value_enum, default_value_t)]
+    /// How a line is written
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     log_format: Format,
     /// A level, or levels by module: `debug`, `warn,epp=debug`
     #[arg(long, value_name = "FILTER", default_value = "info")]

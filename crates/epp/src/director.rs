@@ -40,6 +40,8 @@ const REQUEST_ID_LENGTH: usize = 10;
 /// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
 /// bound, all prompts of a few words would match each other's first block and go to one pod.
 const MIN_MATCHED_BYTES: u64 = 64;
+/// Candidates that a record shows: a full ring of 1000 records stays below 8 MB, however large the pool is.
+const MAX_RECORDED: usize = 64;
 /// The reason of picks that are logged as the tutorial logs them.
 const PREFIX: &str = "prefix";
 
@@ -292,6 +294,7 @@ impl Director {
         record.endpoint = Some(Arc::clone(&member.destination));
         record.pod = Some(Arc::clone(&member.pod));
         record.reason = Some(reason(picked.reason));
+        record.n_candidates = considered.len();
         record.candidates = candidate_records(&considered, &picked);
         Ok(Pick { destination: member.destination.to_string(), rewrite, lease })
     }
@@ -390,6 +393,7 @@ fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<M
     Ok(if reachable.is_empty() { members } else { reachable })
 }
 
+/// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
 fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<CandidateRecord> {
     let record = |(considered, score): (&Considered<'_>, &Score)| {
         let Considered { member, candidate, metrics_age } = considered;
@@ -405,7 +409,9 @@ fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<Cand
             metrics_age_ms: metrics_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     };
-    considered.iter().zip(&picked.scores).map(record).collect()
+    let is_kept = |candidate_idx| candidate_idx < MAX_RECORDED || candidate_idx == picked.candidate_idx;
+    let candidates = considered.iter().zip(&picked.scores).enumerate();
+    candidates.filter(|(candidate_idx, _)| is_kept(*candidate_idx)).map(|(_, pair)| record(pair)).collect()
 }
 
 fn reason(reason: Reason) -> &'static str {

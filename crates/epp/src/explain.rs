@@ -40,6 +40,8 @@ pub struct Decision {
     pub total_bytes: u64,
     pub ratio: f64,
     pub threshold: Option<f64>,
+    /// How many endpoints were considered; `candidates` does not show all of a large pool.
+    pub n_candidates: usize,
     pub candidates: Vec<CandidateRecord>,
 }
 
@@ -99,6 +101,7 @@ impl Decision {
             total_bytes: 0,
             ratio: 0.0,
             threshold: None,
+            n_candidates: 0,
             candidates: Vec::new(),
         }
     }

@@ -9,4 +9,5 @@ mod log;
 mod picking;
 mod process;
 mod protocol;
+mod records;
 mod tutorial;

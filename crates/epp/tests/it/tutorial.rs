@@ -134,7 +134,7 @@ async fn the_record_says_why() {
     let expected = serde_json::json!({
         "seq": 2, "x_request_id": "4c9f", "pool": "default/vllm-qwen-pool", "model": "/model/qwen",
         "target_model": "/model/qwen", "strategy": "PREFIX_CACHE", "outcome": "picked", "endpoint": picked,
-        "reason": "prefix", "matched_bytes": 392, "total_bytes": 728, "threshold": 0.5,
+        "reason": "prefix", "matched_bytes": 392, "total_bytes": 728, "threshold": 0.5, "n_candidates": 2,
     });
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(&second[key], value, "{key}");

@@ -1,0 +1,72 @@
+//! Decision records: bounded, whatever the pool and the traffic.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use epp::director::{Director, Now, Options};
+use epp::explain::Decision;
+use epp::inquiry::{Content, Inquiry};
+use epp::metrics::Metrics;
+use inference_api::manifest::{self, Object};
+use inference_api::object::ObjectKey;
+use pool_index::index::{Change, EndpointRecord, Index, Membership};
+
+use crate::fixtures::options;
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+
+/// The records that are kept of `n_requests` to a pool of `n_endpoints`.
+#[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
+fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<Decision>> {
+    let (mut index, reader) = Index::new();
+    let mut changes: Vec<Change> = Vec::new();
+    for object in manifest::parse(POOL, "pool.yaml").unwrap() {
+        let Object::InferencePool(pool) = object else { panic!("not a pool: {object:?}") };
+        changes.push(Change::ApplyPool(pool));
+    }
+    for port in 0..n_endpoints {
+        let (key, address) =
+            (ObjectKey::new("default", format!("pod-{port}")), ([10, 0, 0, 1], port + 1).into());
+        changes.push(Change::ApplyEndpoint(EndpointRecord {
+            key,
+            address,
+            membership: Membership::EveryPool,
+            ready: true,
+        }));
+    }
+    index.apply(changes);
+    let director = Director::new(Options { n_decisions, ..options() }, Arc::new(Metrics::default()));
+    director.apply(&reader.snapshot());
+    for _ in 0..n_requests {
+        let inquiry = Inquiry { x_request_id: None, subset: None, content: Content::Opaque };
+        let now = Now { instant: Instant::now(), wall: SystemTime::now() };
+        assert!(director.decide(inquiry, now).is_ok());
+    }
+    director.decisions().after(0).decisions
+}
+
+#[test]
+fn a_record_of_a_large_pool_shows_a_part_and_the_picked_one() {
+    for record in records(500, 100, 100) {
+        assert_eq!(record.n_candidates, 500);
+        assert!(record.candidates.len() <= 65);
+        assert!(
+            record.candidates.iter().any(|candidate| Some(&candidate.endpoint) == record.endpoint.as_ref())
+        );
+    }
+    // Control: a small pool is shown whole.
+    assert_eq!(records(10, 1, 1)[0].candidates.len(), 10);
+}
+
+#[test]
+fn the_ring_keeps_the_newest() {
+    let seqs = |n_decisions| records(2, n_decisions, 5).iter().map(|record| record.seq).collect::<Vec<_>>();
+    assert_eq!(seqs(3), [3, 4, 5]);
+    assert_eq!(seqs(10), [1, 2, 3, 4, 5]);
+    assert_eq!(seqs(0), [0; 0]);
+}
