@@ -1,6 +1,8 @@
 //! The program as a user starts it.
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Output, Stdio};
 
 fn run(args: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mock-vllm"));
@@ -57,4 +59,32 @@ fn a_repeated_flag_is_won_by_the_last() {
     assert_eq!(settings("--gpu-memory-utilization 0.95").engine.n_blocks, 6_226);
     assert_eq!(settings("--num-gpu-blocks-override 3000").engine.n_blocks, 3_000);
     assert_eq!(settings("").http.served_model_names, ["m"]);
+}
+
+#[test]
+fn sigterm_ends_it_with_success_though_a_stream_is_open() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mock-vllm"))
+        .args("serve m --host 127.0.0.1 --port 0 --dtype auto --time-scale 1".split(' '))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut seen = Vec::new();
+    let address = loop {
+        let line = log.next().unwrap_or_else(|| panic!("no address in {seen:?}"));
+        seen.push(line.clone());
+        if let Some((_, rest)) = line.split_once("address=") {
+            break rest.split(' ').next().unwrap().to_owned();
+        }
+    };
+    assert!(seen.iter().any(|line| line.contains("--dtype")), "{seen:?}");
+    let body = r#"{"prompt":"hi","max_tokens":20000,"ignore_eos":true,"stream":true}"#;
+    let mut socket = TcpStream::connect(&address).unwrap();
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length:";
+    write!(socket, "{head} {}\r\n\r\n{body}", body.len()).unwrap();
+    socket.read_exact(&mut [0; 16]).unwrap();
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert!(TcpStream::connect(&address).is_err());
 }

@@ -142,3 +142,30 @@ fn split_characters_are_held_back() {
     let shown: String = ids[..=first_split].iter().map(|id| cut.push(*id)).collect();
     assert!(text.starts_with(&shown) && !shown.contains('\u{fffd}'));
 }
+
+/// The smallest tokenizer.json: three words and an end.
+const TINY: &str = r#"{"version":"1.0","truncation":null,"padding":null,
+    "added_tokens":[{"id":3,"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
+    "normalizer":null,"pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+    "model":{"type":"WordLevel","vocab":{"hello":0,"world":1,"?":2},"unk_token":"?"}}"#;
+
+#[test]
+fn a_tokenizer_json_takes_the_place_of_the_built_in_one() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("tokenizer.json"), TINY).unwrap();
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
+    assert_eq!(tokenizer.encode("hello world zork</s>"), [0, 1, 2, 3]);
+    assert_eq!((tokenizer.eos(), tokenizer.vocabulary_len()), (3, 4));
+    assert_eq!(tokenizer.decode(&[0, 1, 3], SpecialTokens::Skip), "hello world");
+    let mut detokenizer = tokenizer.detokenizer();
+    assert_eq!([0, 1, 3].map(|id| detokenizer.push(id)), ["hello", " world", ""]);
+}
+
+#[test]
+fn a_directory_without_a_tokenizer_is_an_error_that_names_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = Tokenizer::load(directory.path()).unwrap_err().to_string();
+    assert!(error.contains(&directory.path().display().to_string()), "{error}");
+    std::fs::write(directory.path().join("tokenizer.json"), "{}").unwrap();
+    assert!(Tokenizer::load(directory.path()).unwrap_err().to_string().contains("is not a tokenizer"));
+}
