@@ -5,8 +5,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// Sentences in the document of a first turn: about 750 Qwen tokens, long enough that prefilling it again is felt.
-const DOCUMENT_SENTENCES: usize = 48;
+/// Sentences in the document of a first turn: about 1,150 Qwen tokens, long enough that prefilling it again is felt.
+const DOCUMENT_SENTENCES: usize = 80;
 
 const SUBJECTS: &[&str] = &[
     "the northern depot",

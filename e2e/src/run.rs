@@ -29,10 +29,7 @@ pub async fn run(args: RunArgs) -> Result<End> {
     let journal = Journal::default();
     let run_dir = report_dir.join("run");
     clear(&run_dir)?;
-    let (outcome, facts) = tokio::select! {
-        ended = asserted(&cluster, (&only, keep), &run_dir, (&journal, &ui)) => ended?,
-        () = interrupted() => (Outcome::Interrupted, Facts::of(&cluster)),
-    };
+    let (outcome, facts) = asserted(&cluster, (&only, keep), &run_dir, (&journal, &ui)).await?;
     ui.finish();
     let report = journal.report(facts.run(&cluster, outcome, &only));
     let written = report.write(&report_dir)?;
@@ -106,10 +103,11 @@ async fn asserted(
     run_dir: &Path,
     (journal, ui): (&Journal, &Ui),
 ) -> Result<(Outcome, Facts)> {
-    let programs = Programs::resolve(&args.programs, &ui.progress()).await?;
     let mut facts = Facts::of(args);
-    ui.step("starting pods, picker and Envoy");
-    let cluster = Cluster::start(options(args, run_dir), programs, ui.progress()).await?;
+    let cluster = tokio::select! {
+        cluster = stand_up(args, run_dir, ui) => cluster?,
+        () = interrupted() => return Ok((Outcome::Interrupted, facts)),
+    };
     facts.replicas = cluster.pods().len();
     facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
     journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
@@ -128,6 +126,12 @@ async fn asserted(
     cluster.stop().await.context("end the cluster")?;
     journal.part(Part { name: "stop".to_owned(), wall_s: stopping.elapsed().as_secs_f64() });
     Ok((outcome, facts))
+}
+
+async fn stand_up(args: &ClusterArgs, run_dir: &Path, ui: &Ui) -> Result<Cluster> {
+    let programs = Programs::resolve(&args.programs, &ui.progress()).await?;
+    ui.step("starting pods, picker and Envoy");
+    Cluster::start(options(args, run_dir), programs, ui.progress()).await
 }
 
 async fn keep_until_interrupt(lab: &Lab<'_>, ui: &Ui) {

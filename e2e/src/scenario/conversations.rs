@@ -22,7 +22,7 @@ const ANSWER_TOKENS: u32 = 8;
 const STAGGER: Duration = Duration::from_millis(60);
 /// Virtual time that a customer reads before the next question. Without it the pod that has just answered is the idlest,
 /// and balancing by load alone would look like affinity.
-const READING: std::ops::Range<u64> = 300..700;
+const READING: std::ops::Range<u64> = 150..450;
 /// The same texts on every run.
 const SEED: u64 = 20_250_523;
 
