@@ -8,6 +8,7 @@ pub mod driver;
 pub mod metrics;
 pub mod reply;
 pub mod request_log;
+pub mod structured;
 pub mod tokens;
 pub mod trace;
 

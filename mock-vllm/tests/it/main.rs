@@ -13,6 +13,8 @@ mod server_chat;
 mod server_fixtures;
 mod server_lifecycle;
 mod server_surface;
+mod structured_schema;
+mod structured_tools;
 mod tokens;
 mod trace_check;
 mod tutorial;

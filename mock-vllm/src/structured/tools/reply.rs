@@ -1,0 +1,244 @@
+//! Calls of tools as the model writes them and as the API tells them.
+
+use super::ToolChoice;
+use super::stream::ToolCallStream;
+use crate::structured::json_text;
+use rand::{Rng, RngExt};
+use serde::Serialize;
+use serde_json::Value;
+use std::ops::Range;
+
+pub(super) const OPEN: &str = "<tool_call>";
+pub(super) const CLOSE: &str = "</tool_call>";
+
+/// How the model is made to write its calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syntax {
+    /// `<tool_call>\n{"name": .., "arguments": ..}\n</tool_call>`, as Qwen's template asks for and vLLM's parser `hermes` reads.
+    Hermes,
+    /// As Hermes with `auto`. With a named tool the text is its arguments, with `required` a list of `{"name", "parameters"}`:
+    /// the guided decoding of vLLM 0.8 to 0.11.
+    GuidedChoice,
+}
+
+/// One call, before it is text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    pub id: String,
+    pub name: String,
+    pub arguments: Value,
+}
+
+/// A reply that calls tools: the text that the model generates and where the calls are in it.
+#[derive(Clone, Debug)]
+pub struct ToolReply {
+    text: String,
+    /// Of the text before the first call, in bytes.
+    n_content_bytes: usize,
+    calls: Vec<PlacedCall>,
+    choice: ToolChoice,
+    syntax: Syntax,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PlacedCall {
+    pub(super) id: String,
+    pub(super) name: String,
+    /// After the opening tag.
+    pub(super) begin: usize,
+    /// After the closing quote of its name: from here on the call can be announced.
+    pub(super) name_end: usize,
+    pub(super) arguments: Range<usize>,
+    /// After the last byte of its JSON.
+    pub(super) end: usize,
+}
+
+/// A call as `message.tool_calls` has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ToolCall {
+    pub id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    pub function: FunctionCall,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FunctionCall {
+    pub name: String,
+    /// JSON as text.
+    pub arguments: String,
+}
+
+/// What a reply that does not stream says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolMessage {
+    pub content: Option<String>,
+    /// Empty when generation was cut off within a call.
+    pub tool_calls: Vec<ToolCall>,
+    pub finish_reason: &'static str,
+}
+
+// === impl ToolReply ===
+
+impl ToolReply {
+    pub(super) fn new(calls: Vec<Call>, choice: ToolChoice, syntax: Syntax) -> Self {
+        let mut reply = Self { text: String::new(), n_content_bytes: 0, calls: Vec::new(), choice, syntax };
+        let form = reply.form();
+        if form == Form::List {
+            reply.text.push('[');
+        }
+        for (call_idx, call) in calls.into_iter().enumerate() {
+            reply.push(call, form, call_idx == 0);
+        }
+        if form == Form::List {
+            reply.text.push(']');
+        }
+        reply
+    }
+
+    /// A text that is already written as Hermes calls, with or without words before them; `None` for other texts.
+    pub fn parse(text: &str, rng: &mut dyn Rng) -> Option<Self> {
+        let first = text.find(OPEN)?;
+        let (content, mut rest) = text.split_at(first);
+        let mut calls = Vec::new();
+        while let Some((_, after)) = rest.split_once(OPEN) {
+            let (json, tail) = after.split_once(CLOSE)?;
+            let mut call: Value = serde_json::from_str(json.trim()).ok()?;
+            let name = call.get("name")?.as_str()?.to_owned();
+            calls.push(Call { id: new_id(rng), name, arguments: call.get_mut("arguments")?.take() });
+            rest = tail;
+        }
+        let mut reply = Self {
+            text: content.to_owned(),
+            n_content_bytes: content.len(),
+            calls: Vec::new(),
+            choice: ToolChoice::Auto,
+            syntax: Syntax::Hermes,
+        };
+        for (call_idx, call) in calls.into_iter().enumerate() {
+            reply.push(call, Form::Tagged, call_idx == 0);
+        }
+        Some(reply)
+    }
+
+    /// What the model generates: completion tokens are counted on it, the end of the turn comes on top.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The calls, each as if generation were not cut off.
+    pub fn tool_calls(&self) -> Vec<ToolCall> {
+        self.calls.iter().map(|call| self.tool_call(call, call.arguments.end)).collect()
+    }
+
+    /// What a client gets that does not stream. `generated` is the text that was generated, all of [`Self::text`] or, where
+    /// generation was cut off, its beginning; `finish_reason` is the engine's.
+    pub fn message(&self, generated: &str, finish_reason: &'static str) -> ToolMessage {
+        let n_generated = generated.len();
+        let begun: Vec<_> = self.calls.iter().filter(|call| call.begin <= n_generated).collect();
+        let are_whole = begun.iter().all(|call| call.end <= n_generated);
+        let form = self.form();
+        let (content, calls) = match form {
+            Form::Tagged if begun.is_empty() || !are_whole => (Some(generated.to_owned()), Vec::new()),
+            Form::Tagged => {
+                let content = self.text[..self.n_content_bytes].to_owned();
+                (Some(content).filter(|content| !content.is_empty()), begun)
+            }
+            Form::List if n_generated < self.text.len() => (Some(String::new()), Vec::new()),
+            Form::List | Form::Bare => (Some(String::new()), begun),
+        };
+        let tool_calls: Vec<_> = calls.iter().map(|call| self.tool_call(call, n_generated)).collect();
+        let finish_reason = match self.choice {
+            ToolChoice::Auto if !tool_calls.is_empty() => "tool_calls",
+            ToolChoice::Required if finish_reason == "stop" => "tool_calls",
+            // As OpenAI's API: a named tool ends with the engine's reason.
+            ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named { .. } => finish_reason,
+        };
+        ToolMessage { content, tool_calls, finish_reason }
+    }
+
+    /// Turns the text into deltas as it is generated.
+    pub fn stream(&self) -> ToolCallStream<'_> {
+        ToolCallStream::new(self)
+    }
+
+    pub(super) fn choice(&self) -> ToolChoice {
+        self.choice
+    }
+
+    pub(super) fn placed_calls(&self) -> &[PlacedCall] {
+        &self.calls
+    }
+
+    pub(super) fn n_content_bytes(&self) -> usize {
+        self.n_content_bytes
+    }
+
+    pub(super) fn is_tagged(&self) -> bool {
+        self.form() == Form::Tagged
+    }
+
+    fn tool_call(&self, call: &PlacedCall, n_generated: usize) -> ToolCall {
+        let PlacedCall { id, name, arguments, .. } = call;
+        let mut end = arguments.end.min(n_generated).max(arguments.start);
+        while !self.text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let arguments = self.text[arguments.start..end].to_owned();
+        let function = FunctionCall { name: name.clone(), arguments };
+        ToolCall { id: id.clone(), kind: "function", function }
+    }
+
+    fn form(&self) -> Form {
+        match (self.syntax, self.choice) {
+            (Syntax::Hermes, _) | (Syntax::GuidedChoice, ToolChoice::Auto) => Form::Tagged,
+            (Syntax::GuidedChoice, ToolChoice::Required) => Form::List,
+            (Syntax::GuidedChoice, ToolChoice::Named { .. }) => Form::Bare,
+        }
+    }
+
+    fn push(&mut self, call: Call, form: Form, is_first: bool) {
+        let Call { id, name, arguments } = call;
+        let json_name = Value::from(name.as_str()).to_string();
+        let (before_name, after_name, after) = match form {
+            Form::Tagged => ("\n{\"name\": ", ", \"arguments\": ", "}"),
+            Form::List => ("{\"name\": ", ", \"parameters\": ", "}"),
+            Form::Bare => ("", "", ""),
+        };
+        match (form, is_first) {
+            (Form::Tagged, true) => self.text.push_str(OPEN),
+            (Form::Tagged, false) => self.text.extend(["\n", OPEN]),
+            (Form::List, false) => self.text.push_str(", "),
+            (Form::List | Form::Bare, _) => {}
+        }
+        let begin = self.text.len();
+        self.text.push_str(before_name);
+        if form != Form::Bare {
+            self.text.push_str(&json_name);
+        }
+        let name_end = self.text.len();
+        self.text.push_str(after_name);
+        let start = self.text.len();
+        self.text.push_str(&json_text::to_text(&arguments));
+        let arguments = start..self.text.len();
+        self.text.push_str(after);
+        let end = self.text.len();
+        if form == Form::Tagged {
+            self.text.extend(["\n", CLOSE]);
+        }
+        self.calls.push(PlacedCall { id, name, begin, name_end, arguments, end });
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Tagged,
+    List,
+    Bare,
+}
+
+/// vLLM's `make_tool_call_id`: the prefix and 128 random bits.
+pub(super) fn new_id(rng: &mut dyn Rng) -> String {
+    let bits: u128 = rng.random();
+    format!("chatcmpl-tool-{bits:032x}")
+}
