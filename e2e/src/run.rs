@@ -62,7 +62,7 @@ struct Facts {
 impl Facts {
     fn of(args: &ClusterArgs) -> Self {
         Self {
-            started: utc_now().format(&Rfc3339).unwrap_or_default(),
+            started: utc_now().truncate_to_second().format(&Rfc3339).unwrap_or_default(),
             stopwatch: Stopwatch::start(),
             manifests: manifests(args),
             replicas: 0,
@@ -103,9 +103,16 @@ async fn asserted(
     run_dir: &Path,
     (journal, ui): (&Journal, &Ui),
 ) -> Result<(Outcome, Facts)> {
+    let progress = ui.progress();
+    let programs = tokio::select! {
+        programs = Programs::resolve(&args.programs, &progress) => programs?,
+        () = interrupted() => return Ok((Outcome::Interrupted, Facts::of(args))),
+    };
+    // Building and downloading programs is not part of the run.
     let mut facts = Facts::of(args);
+    ui.step("starting pods, picker and Envoy");
     let cluster = tokio::select! {
-        cluster = stand_up(args, run_dir, ui) => cluster?,
+        cluster = Cluster::start(options(args, run_dir), programs, progress) => cluster?,
         () = interrupted() => return Ok((Outcome::Interrupted, facts)),
     };
     facts.replicas = cluster.pods().len();
@@ -126,12 +133,6 @@ async fn asserted(
     cluster.stop().await.context("end the cluster")?;
     journal.part(Part { name: "stop".to_owned(), wall_s: stopping.elapsed().as_secs_f64() });
     Ok((outcome, facts))
-}
-
-async fn stand_up(args: &ClusterArgs, run_dir: &Path, ui: &Ui) -> Result<Cluster> {
-    let programs = Programs::resolve(&args.programs, &ui.progress()).await?;
-    ui.step("starting pods, picker and Envoy");
-    Cluster::start(options(args, run_dir), programs, ui.progress()).await
 }
 
 async fn keep_until_interrupt(lab: &Lab<'_>, ui: &Ui) {

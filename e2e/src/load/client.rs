@@ -102,7 +102,8 @@ impl Reply {
         match &self.frames {
             Some(Ok(frames)) => read_chat(frames).map_err(|error| error.to_string()),
             Some(Err(error)) => Err(error.clone()),
-            None => Err(format!("status {} without an event stream: {}", self.status, self.text())),
+            None if self.body.is_empty() => Err("no event stream, an empty body".to_owned()),
+            None => Err(format!("no event stream: {}", self.text())),
         }
     }
 
@@ -149,7 +150,7 @@ mod tests {
             tokio::join!(client.post(&url, &[(http::header::ACCEPT, "x/y")], "{}".into()), serve);
         let reply = reply.unwrap();
         assert_eq!((reply.status.as_u16(), reply.text().as_str()), (404, "no"));
-        assert!(reply.chat().unwrap_err().contains("without an event stream"));
+        assert!(reply.chat().unwrap_err().contains("no event stream"));
         let request = String::from_utf8(request).unwrap();
         assert!(request.contains("content-type: application/json") && request.contains("accept: x/y"));
     }

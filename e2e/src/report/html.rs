@@ -92,7 +92,7 @@ fn tiles(report: &Report) -> Vec<Tile> {
             tiles.push(Tile {
                 label: "Mean time to first token",
                 value: format!("{seen:.0} ms"),
-                note: format!("{:+.0} % against {other:.0} ms through 8080", (seen / other - 1.0) * 100.0),
+                note: format!("{} against {other:.0} ms through 8080", signed_percent(seen / other - 1.0)),
             });
         }
         if let (Some(seen), Some(other)) = (picked.hit_ratio(), plain.hit_ratio()) {
@@ -129,6 +129,12 @@ fn tiles(report: &Report) -> Vec<Tile> {
         });
     }
     tiles
+}
+
+/// `−57 %` or `+4 %`, with a real minus sign.
+fn signed_percent(share: f64) -> String {
+    let sign = if share < 0.0 { '−' } else { '+' };
+    format!("{sign}{:.0} %", share.abs() * 100.0)
 }
 
 #[derive(Debug, Serialize)]

@@ -7,7 +7,7 @@ use crate::report::Side;
 use crate::stats::{as_f64, median};
 
 /// Room for the axis labels, in pixels.
-const LEFT: f64 = 44.0;
+const LEFT: f64 = 52.0;
 const BOTTOM: f64 = 40.0;
 const TOP: f64 = 12.0;
 const RIGHT: f64 = 16.0;

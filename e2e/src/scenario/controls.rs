@@ -123,6 +123,10 @@ async fn without_annotation(lab: &Lab<'_>) -> Result<()> {
     lab.apply(&manifests).await?;
     let bare = through(lab, Group::Controls, (Via::Picker, "8081, no annotation")).await?;
     lab.check(
+        claim("no-annotation/answers", "Without the annotation every turn is still answered")
+            .equal(bare.evidence.traces.len(), bare.answered),
+    );
+    lab.check(
         claim("no-annotation/log", "Without the annotation the picker routes nothing by prefix")
             .equal(0, bare.evidence.prefix_lines.len()),
     );
