@@ -74,8 +74,9 @@ impl Check {
         Claim { id: format!("{group}/{name}"), group, title: title.into() }
     }
 
+    /// Adds evidence; an empty text adds nothing.
     pub fn detail(mut self, detail: impl fmt::Display) -> Self {
-        self.detail = Some(detail.to_string());
+        self.detail = Some(detail.to_string()).filter(|detail| !detail.is_empty());
         self
     }
 }

@@ -81,8 +81,6 @@ pub struct ClusterArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    #[command(flatten)]
-    pub cluster: ClusterArgs,
     /// Run this group only; repeat for several
     #[arg(long, value_name = "GROUP")]
     pub only: Vec<Group>,
@@ -95,14 +93,16 @@ pub struct RunArgs {
     /// Print the JSON report on standard output in place of the summary
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
     #[command(flatten)]
-    pub cluster: ClusterArgs,
-    #[command(flatten)]
     pub state: StateArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Where `up` remembers what it started.
@@ -140,8 +140,6 @@ pub struct LogsArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct OverheadArgs {
-    #[command(flatten)]
-    pub cluster: ClusterArgs,
     /// Requests per path
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..))]
     pub requests: u32,
@@ -157,6 +155,8 @@ pub struct OverheadArgs {
     /// Print JSON in place of the table
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// How a command ended, when nothing went wrong on the way.

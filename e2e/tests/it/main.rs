@@ -1,4 +1,4 @@
-//! The report in a real browser.
+//! The driver with real processes: clusters of stubs, the guard, and the report in a browser.
 
 mod browser;
 mod cluster;
