@@ -80,7 +80,8 @@ async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
         Some(profile) => profile,
     };
     let mut command = Command::new(cargo);
-    command.args(["build", "--profile", profile, "-p", "epp", "-p", "mock-vllm"]);
+    // The whole workspace is selected, as by `cargo e2e`: with the same features, what both need is compiled once.
+    command.args(["build", "--profile", profile, "--workspace", "--bin", "epp", "--bin", "mock-vllm"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     if let Some(target_dir) = beside.parent() {
         command.arg("--target-dir").arg(target_dir);
