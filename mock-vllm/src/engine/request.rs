@@ -25,6 +25,8 @@ pub struct EngineRequest {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoraAdapter {
+    /// vLLM's `lora_int_id`: adapters count from 1 in the order in which they are loaded.
+    pub id: u32,
     pub name: String,
     pub path: String,
 }

@@ -76,7 +76,7 @@ fn extra_keys_are_tagged() {
     let of = |extra| BlockHasher::new(HashAlgorithm::Sha256, DEFAULT_SEED).hash(None, [block, &[]], extra);
     let salted = of(ExtraKeys { cache_salt: Some("abc"), lora: None });
     check(salted, "9eac0e7d17b07a6ccb3480b04ab4496308295d4f7f4be42ff8301c92a5850b78");
-    let lora = LoraAdapter { name: "my-lora".to_owned(), path: "/p".to_owned() };
+    let lora = LoraAdapter { id: 1, name: "my-lora".to_owned(), path: "/p".to_owned() };
     let adapted = of(ExtraKeys { cache_salt: None, lora: Some(&lora) });
     check(adapted, "ceaf10856673233a8eaf99914af386a2fe8ae3a063b6e965e2ba7c4dab4a1b72");
 }
@@ -94,7 +94,7 @@ fn rare_pickle_opcodes() {
     check(of(&[65_535, 65_536, 3], plain), PICKLE_3);
     check(of(&[0x7fff_ffff, 0x8000_0000, u32::MAX, 0], plain), PICKLE_4);
     let salt = "é".repeat(128);
-    let lora = LoraAdapter { name: "my-lora".to_owned(), path: "/p".to_owned() };
+    let lora = LoraAdapter { id: 1, name: "my-lora".to_owned(), path: "/p".to_owned() };
     check(of(&[1, 2, 3, 4], ExtraKeys { lora: Some(&lora), cache_salt: Some(&salt) }), PICKLE_BOTH);
 }
 

@@ -69,7 +69,8 @@ fn salts_and_adapters_keep_prefixes_apart() {
     let mut id = 0;
     let mut cached = |salt: Option<&str>, lora: Option<&str>| {
         id += 1;
-        let lora = lora.map(|name| Arc::new(LoraAdapter { name: name.to_owned(), path: "/p".to_owned() }));
+        let lora =
+            lora.map(|name| Arc::new(LoraAdapter { id: 1, name: name.to_owned(), path: "/p".to_owned() }));
         let request =
             EngineRequest { cache_salt: salt.map(Into::into), lora, ..request(id, &prompt(100), 1) };
         cached_tokens(&mut engine, request)
