@@ -1,0 +1,53 @@
+//! A Python interpreter with packages from PyPI, for clients that are not Rust's.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// An environment with `packages` (`name==version`), made once under the target folder and kept. `None` after a line on
+/// stderr that names what is missing: Python itself, or the network on the first run.
+///
+/// # Panics
+/// Instead of the line, with `WARMPATH_REQUIRE_PYTHON=1`.
+pub(crate) fn interpreter(test: &str, packages: &[&str]) -> Option<PathBuf> {
+    let name = format!("python-{}", packages.join("-").replace('=', ""));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let made = if folder.exists() { Ok(()) } else { make(&folder, packages) };
+    match made {
+        Ok(()) => Some(folder.join("bin/python")),
+        Err(missing) => {
+            let required = std::env::var_os("WARMPATH_REQUIRE_PYTHON").is_some_and(|value| value == "1");
+            assert!(!required, "{test} needs Python: {missing}");
+            // Past the capture of test output: a skip is to be seen.
+            let _stderr_gone = writeln!(std::io::stderr(), "skipped: {test}: {missing}");
+            None
+        }
+    }
+}
+
+/// Beside its place first, so that an environment in place is complete, whoever else makes one at the same time.
+fn make(folder: &Path, packages: &[&str]) -> Result<(), String> {
+    let draft = folder.with_extension(std::process::id().to_string());
+    run(Command::new("python3").args(["-m", "venv"]).arg(&draft))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1"];
+    let installed = run(Command::new(draft.join("bin/python")).args(pip).args(packages));
+    let placed = installed.and_then(|()| match std::fs::rename(&draft, folder) {
+        Err(error) if !folder.exists() => Err(error.to_string()),
+        Ok(()) | Err(_) => Ok(()),
+    });
+    // Gone already when it was placed.
+    let _nothing_left = std::fs::remove_dir_all(&draft);
+    placed
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{}: {error}", command.get_program().display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(stderr.lines().last().unwrap_or("it failed without a word").to_owned())
+}
