@@ -3,7 +3,7 @@
 mod flags;
 mod serve;
 
-use crate::server::{self, BuildError, PodSettings};
+use crate::server::{self, BuildError, BuiltPod, PodSettings};
 use crate::trace;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -110,7 +110,10 @@ fn serve(args: ServeArgs, ignored: &[flags::Ignored]) -> anyhow::Result<ExitCode
     let settings = args.into_settings().map_err(UsageError)?;
     let model = settings.http.displayed_model().to_owned();
     let n_blocks = settings.engine.n_blocks;
-    let pod = server::build(settings).map_err(|error| match error {
+    if settings.kv_events.is_on() && !settings.engine.prefix_caching {
+        tracing::warn!("KV cache events are on, but prefix caching is not enabled: there will be none");
+    }
+    let BuiltPod { pod, kv_events } = server::build(settings).map_err(|error| match error {
         BuildError::Engine(source) => {
             anyhow::Error::new(UsageError(format!("invalid engine settings: {source}")))
         }
@@ -123,9 +126,13 @@ fn serve(args: ServeArgs, ignored: &[flags::Ignored]) -> anyhow::Result<ExitCode
         let listener =
             tokio::net::TcpListener::bind(&address).await.with_context(|| format!("listen on {address}"))?;
         let address = listener.local_addr().context("read the listening address")?;
+        let kv_events = match kv_events {
+            Some(service) => Some(service.bind().await.context("serve KV events")?),
+            None => None,
+        };
         tracing::info!(%address, %model, kv_blocks = n_blocks, "Serving");
         let stop = stop_signal()?;
-        server::run(listener, pod, stop, grace.min(MAX_GRACE)).await.context("serve")
+        server::run(listener, pod, kv_events, stop, grace.min(MAX_GRACE)).await.context("serve")
     })?;
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)

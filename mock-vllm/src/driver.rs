@@ -12,6 +12,7 @@ use crate::engine::Engine;
 use crate::engine::latency::LatencyModel;
 use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
 use crate::engine::step::{Origin, OutputToken, StepOutput};
+use crate::kv_events::publisher::KvEventPublisher;
 use crate::metrics::{FinishedRequest, Metrics, StepRecord};
 use clock::{Clock, SimTime};
 use hashbrown::HashMap;
@@ -40,6 +41,8 @@ pub struct DriverConfig {
     /// Relative standard deviation of each step and of `c_pre`; 0 = none.
     pub jitter: f64,
     pub seed: u64,
+    /// Gets the engine's KV events, once per step.
+    pub kv_events: Option<KvEventPublisher>,
 }
 
 /// Submits to a driver; the thread ends when the last handle is gone.
@@ -134,6 +137,7 @@ struct Driver {
     rng: ChaCha8Rng,
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
+    kv_events: Option<KvEventPublisher>,
     agenda: BinaryHeap<Reverse<Planned>>,
     next_seq: u64,
     live: HashMap<RequestId, Live>,
@@ -154,7 +158,7 @@ pub fn start(
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
 ) -> std::io::Result<DriverHandle> {
-    let DriverConfig { engine, latency, jitter, seed } = config;
+    let DriverConfig { engine, latency, jitter, seed, kv_events } = config;
     let (commands, receiver) = mpsc::channel();
     let driver = Driver {
         engine,
@@ -163,6 +167,7 @@ pub fn start(
         rng: ChaCha8Rng::seed_from_u64(seed),
         clock,
         metrics,
+        kv_events,
         agenda: BinaryHeap::new(),
         next_seq: 0,
         live: HashMap::new(),
@@ -354,6 +359,9 @@ impl Driver {
         }
         self.output = output;
         let n_aborted = self.apply_aborts();
+        if let Some(publisher) = &mut self.kv_events {
+            publisher.publish(Clock::unix_now(), self.engine.take_events());
+        }
         let mut metrics = self.metrics.lock();
         metrics.record_step(&record, &self.engine.stats());
         (0..n_aborted).for_each(|_| metrics.record_abort());

@@ -8,6 +8,7 @@ mod tokenize;
 mod wire;
 
 use crate::driver::DriverHandle;
+use crate::driver::clock::Clock;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::reply::Replier;
 use crate::request_log::RequestLog;
@@ -29,7 +30,6 @@ use serde_json::{Value, json};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::Api;
 
 /// Largest request body; uvicorn has no limit, a server without one can be filled.
@@ -103,12 +103,6 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn_with_state(pod.clone(), gate))
         .with_state(pod)
-}
-
-/// Unix time now: answers carry when they were created.
-#[expect(clippy::disallowed_methods, reason = "the wire wants the time of day, at the edge")]
-pub fn unix_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 // === impl PodConfig ===
@@ -220,7 +214,7 @@ async fn detokenize_ids(
 }
 
 async fn models(State(pod): State<Arc<Pod>>) -> Json<Value> {
-    let created = unix_now().as_secs();
+    let created = Clock::unix_now().as_secs();
     let cards: Vec<Value> =
         pod.config.served_model_names.iter().map(|name| model_card(&pod.config, name, created)).collect();
     Json(json!({"object": "list", "data": cards}))

@@ -7,6 +7,9 @@ use crate::engine::config::{ConfigError, EngineConfig};
 use crate::engine::hash::HashAlgorithm;
 use crate::engine::latency::LatencyModel;
 use crate::http::{self, Pod, PodConfig, ServerLoad};
+use crate::kv_events::config::KvEventsConfig;
+use crate::kv_events::encoding::WireFormat;
+use crate::kv_events::service::{self, BoundService, KvEventService};
 use crate::metrics::{Metrics, MetricsConfig};
 use crate::reply::Replier;
 use crate::reply::scripted::{Script, ScriptError};
@@ -20,6 +23,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+
+/// There is one rank.
+const DATA_PARALLEL_RANK: u16 = 0;
 
 /// What one pod is made of.
 #[derive(Clone, Debug)]
@@ -37,6 +43,16 @@ pub struct PodSettings {
     pub scripted_replies: Option<PathBuf>,
     pub request_log: Option<PathBuf>,
     pub gpu_memory_utilization: f64,
+    pub kv_events: KvEventsConfig,
+    pub kv_event_format: WireFormat,
+}
+
+/// What `build` made: a pod whose engine waits for requests, and the service of its KV events, which `bind` starts to listen.
+#[derive(Debug)]
+pub struct BuiltPod {
+    pub pod: Arc<Pod>,
+    /// `None` unless KV events are on.
+    pub kv_events: Option<KvEventService>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +73,7 @@ pub enum BuildError {
 ///
 /// # Errors
 /// When a file cannot be loaded or the engine's settings contradict each other.
-pub fn build(settings: PodSettings) -> Result<Arc<Pod>, BuildError> {
+pub fn build(settings: PodSettings) -> Result<BuiltPod, BuildError> {
     let metrics_config = metrics_config(&settings);
     let PodSettings {
         http: config,
@@ -70,6 +86,8 @@ pub fn build(settings: PodSettings) -> Result<Arc<Pod>, BuildError> {
         scripted_replies,
         request_log,
         gpu_memory_utilization: _,
+        kv_events,
+        kv_event_format,
     } = settings;
     let engine = Engine::try_new(engine)?;
     let tokenizer = match &tokenizer {
@@ -85,10 +103,17 @@ pub fn build(settings: PodSettings) -> Result<Arc<Pod>, BuildError> {
         None => RequestLog::default(),
     };
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
-    let driver_config = DriverConfig { engine, latency, jitter, seed };
+    let (publisher, kv_events) = match kv_events {
+        KvEventsConfig::Off => (None, None),
+        KvEventsConfig::Zmq(config) => {
+            let (publisher, service) = service::channel(config, kv_event_format, DATA_PARALLEL_RANK);
+            (Some(publisher), Some(service))
+        }
+    };
+    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events: publisher };
     let driver = driver::start(driver_config, Clock::start(time_scale), metrics.clone())
         .map_err(BuildError::Thread)?;
-    Ok(Arc::new(Pod {
+    let pod = Arc::new(Pod {
         config,
         template: ChatTemplate::new(tokenizer.clone()),
         replier: Replier::new(script, &tokenizer, seed),
@@ -97,16 +122,18 @@ pub fn build(settings: PodSettings) -> Result<Arc<Pod>, BuildError> {
         metrics,
         log,
         server_load: ServerLoad::default(),
-    }))
+    });
+    Ok(BuiltPod { pod, kv_events })
 }
 
-/// Serves until `shutdown`, then gives the requests in flight `grace` to end.
+/// Serves the API and the KV events until `shutdown`, then gives the requests in flight `grace` to end.
 ///
 /// # Errors
 /// When the listener breaks.
 pub async fn run(
     listener: TcpListener,
     pod: Arc<Pod>,
+    kv_events: Option<BoundService>,
     shutdown: impl Future<Output = ()> + Send + 'static,
     grace: Duration,
 ) -> std::io::Result<()> {
@@ -126,10 +153,26 @@ pub async fn run(
         let _sender_gone = stopped.await;
         tokio::time::sleep(grace).await;
     };
-    tokio::select! {
-        result = serving.into_future() => result,
-        () = out_of_time => Ok(()),
-    }
+    // Dropped when the API has ended: the events of its last step go out.
+    let (api_serves, api_ended) = tokio::sync::oneshot::channel::<()>();
+    let api = async move {
+        let _until_the_end = api_serves;
+        tokio::select! {
+            result = serving.into_future() => result,
+            () = out_of_time => Ok(()),
+        }
+    };
+    let events = async move {
+        if let Some(service) = kv_events {
+            service
+                .run(async move {
+                    let _sender_dropped = api_ended.await;
+                })
+                .await;
+        }
+    };
+    let (result, ()) = tokio::join!(api, events);
+    result
 }
 
 /// The labels of `vllm:cache_config_info`, in Python's spelling.
@@ -154,6 +197,6 @@ fn metrics_config(settings: &PodSettings) -> MetricsConfig {
         model_name: pod.displayed_model().to_owned(),
         max_model_len: pod.max_model_len,
         cache_config,
-        created: http::unix_now().as_secs_f64(),
+        created: Clock::unix_now().as_secs_f64(),
     }
 }

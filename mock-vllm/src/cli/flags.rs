@@ -13,6 +13,9 @@ const SWITCHES: [&str; 6] = [
     "enable-server-load-tracking",
 ];
 
+/// Flags with a JSON object as value, whose keys may be flags too: `--flag.key value`.
+const OBJECTS: [&str; 1] = ["kv-events-config"];
+
 /// What vLLM takes and this server does without. A flag that takes values swallows all that follow, up to the next flag.
 const IGNORED: &[(&str, Takes, &str)] = &[
     ("allow-credentials", Takes::Nothing, HTTP),
@@ -53,7 +56,6 @@ const IGNORED: &[(&str, Takes, &str)] = &[
     ("hf-overrides", Takes::Values, WEIGHTS),
     ("kv-cache-dtype", Takes::Values, KERNELS),
     ("kv-cache-memory-bytes", Takes::Values, LATER),
-    ("kv-events-config", Takes::Values, LATER),
     ("kv-transfer-config", Takes::Values, LATER),
     ("limit-mm-per-prompt", Takes::Values, WEIGHTS),
     ("load-format", Takes::Values, WEIGHTS),
@@ -136,9 +138,15 @@ pub(super) fn normalize(args: Vec<OsString>) -> Result<(Vec<OsString>, Vec<Ignor
     let mut normalized: Vec<OsString> = Vec::new();
     let mut ignored = Vec::new();
     let mut swallowing = false;
+    // `--flag=key` of a dotted flag that waits for its value.
+    let mut dotted: Option<String> = None;
     args.try_for_each(|arg| {
         let arg = arg?;
         let Some((name, value)) = split_flag(&arg) else {
+            if let Some(key) = dotted.take() {
+                normalized.push(format!("{key}={arg}").into());
+                return Ok(());
+            }
             match ignored.last_mut().filter(|_| swallowing) {
                 Some(Ignored { values, .. }) => values.push(arg),
                 None => normalized.push(arg.into()),
@@ -146,12 +154,19 @@ pub(super) fn normalize(args: Vec<OsString>) -> Result<(Vec<OsString>, Vec<Ignor
             return Ok(());
         };
         swallowing = false;
+        // Without a value, which the parser of the object complains about.
+        normalized.extend(dotted.take().map(OsString::from));
         let positive = name.strip_prefix("no-").unwrap_or(&name);
         let base = positive.split('.').next().unwrap_or_default();
         if let Some((_, takes, reason)) = IGNORED.iter().find(|(ignored, ..)| *ignored == base) {
             swallowing = *takes == Takes::Values && value.is_none();
             let values = value.map(str::to_owned).into_iter().collect();
             ignored.push(Ignored { flag: format!("--{name}"), values, reason });
+        } else if let (true, Some((_, key))) = (OBJECTS.contains(&base), name.split_once('.')) {
+            match value {
+                Some(value) => normalized.push(format!("--{base}={key}={value}").into()),
+                None => dotted = Some(format!("--{base}={key}")),
+            }
         } else if SWITCHES.contains(&positive) && value.is_none() {
             normalized.push(format!("--{positive}={}", positive == name).into());
         } else {
@@ -160,6 +175,7 @@ pub(super) fn normalize(args: Vec<OsString>) -> Result<(Vec<OsString>, Vec<Ignor
         }
         Ok(())
     })?;
+    normalized.extend(dotted.map(OsString::from));
     Ok((normalized, ignored))
 }
 
@@ -207,7 +223,12 @@ mod tests {
         check("serve m --enforce-eager --port 1", "serve m --port 1", &["--enforce-eager"]);
         check("serve m --dtype auto --port 1", "serve m --port 1", &["--dtype auto"]);
         check("serve m -tp 2 --port 1", "serve m --port 1", &["--tensor-parallel-size 2"]);
-        check("serve m --kv_events_config.topic x", "serve m", &["--kv-events-config.topic x"]);
+        check("serve m --kv_events_config.topic x", "serve m --kv-events-config=topic=x", &[]);
+        check("serve m --kv-events-config.hwm=5 -p", "serve m --kv-events-config=hwm=5 -p", &[]);
+        check("serve m --kv-events-config.hwm --port 1", "serve m --kv-events-config=hwm --port 1", &[]);
+        check("serve m --kv-events-config.buffer_steps", "serve m --kv-events-config=buffer_steps", &[]);
+        check("serve m --kv-events-config {}", "serve m --kv-events-config {}", &[]);
+        check("serve m --hf_overrides.a_b 1", "serve m", &["--hf-overrides.a_b 1"]);
         check("serve m --nonsense x", "serve m --nonsense x", &[]);
         check("check-trace a_b --c_d", "check-trace a_b --c_d", &[]);
     }

@@ -5,6 +5,8 @@ use crate::engine::config::{EngineConfig, SchedulingPolicy};
 use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm};
 use crate::engine::latency::LatencyModel;
 use crate::http::{PodConfig, UsageConfig};
+use crate::kv_events::config::KvEventsConfig;
+use crate::kv_events::encoding::{Generation, HashForm, WireFormat};
 use crate::server::PodSettings;
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
@@ -113,6 +115,12 @@ struct EngineArgs {
     /// Longest chunk of a prompt; 0 = no limit
     #[arg(long, value_name = "N", value_parser = human_count, default_value_t = 0)]
     long_prefill_token_threshold: u32,
+    /// KV events, as JSON; --kv-events-config.KEY VALUE sets one key
+    #[arg(long, value_name = "JSON", action = clap::ArgAction::Append)]
+    kv_events_config: Vec<String>,
+    /// Block hashes in KV events: 1 = integers of 8 bytes, 0 = all 32 bytes
+    #[arg(long, value_name = "0|1", env = "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", default_value_t = 1)]
+    kv_events_use_int_block_hashes: i64,
     /// Order of the waiting queue
     #[arg(long, value_name = "POLICY", value_enum, default_value = "fcfs")]
     scheduling_policy: PolicyName,
@@ -142,9 +150,20 @@ struct MockArgs {
     /// Append one JSON line per request that ended
     #[arg(long, value_name = "FILE")]
     request_log: Option<PathBuf>,
+    /// vLLM whose KV events are sent: maps (0.33) or arrays (0.11)
+    #[arg(long, value_name = "VERSION", value_enum, default_value = "0.33")]
+    kv_events_version: KvEventsVersion,
     /// Name of the pod in the request log
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
     pod_name: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvEventsVersion {
+    #[value(name = "0.11")]
+    V0_11,
+    #[value(name = "0.33")]
+    V0_33,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -187,9 +206,28 @@ impl ServeArgs {
             log_filter: _,
         } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
-        let MockArgs { time_scale, latency_preset: latency, jitter, scripted_replies, request_log, pod_name } =
-            mock;
-        let engine_config = engine.config(&latency)?;
+        let MockArgs {
+            time_scale,
+            latency_preset: latency,
+            jitter,
+            scripted_replies,
+            request_log,
+            kv_events_version,
+            pod_name,
+        } = mock;
+        let kv_events = KvEventsConfig::from_args(engine.kv_events_config.iter().map(String::as_str))
+            .map_err(|error| format!("--kv-events-config: {error}"))?;
+        let kv_event_format = WireFormat {
+            generation: match kv_events_version {
+                KvEventsVersion::V0_11 => Generation::V0_11,
+                KvEventsVersion::V0_33 => Generation::V0_33,
+            },
+            hashes: match engine.kv_events_use_int_block_hashes {
+                0 => HashForm::Bytes,
+                _ => HashForm::Int,
+            },
+        };
+        let engine_config = EngineConfig { kv_events: kv_events.is_on(), ..engine.config(&latency)? };
         let EngineArgs { gpu_memory_utilization, seed, tokenizer, block_size, .. } = engine;
         let http = api.into_config(model, pod_name, &engine_config, block_size);
         let tokenizer = tokenizer.map(|name| tokenizer_path(&name)).transpose()?.flatten();
@@ -204,6 +242,8 @@ impl ServeArgs {
             scripted_replies,
             request_log,
             gpu_memory_utilization,
+            kv_events,
+            kv_event_format,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 use std::ops::Add;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Virtual time since the pod started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +79,12 @@ impl Clock {
 
     pub fn now(&self) -> SimTime {
         SimTime(self.start.elapsed().mul_f64(self.scale.0))
+    }
+
+    /// Wall time since the Unix epoch, whatever the scale.
+    #[expect(clippy::disallowed_methods, reason = "the pod's clock is where wall time enters")]
+    pub fn unix_now() -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
     /// Wall time until `deadline`; zero when it has passed.

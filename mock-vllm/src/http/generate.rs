@@ -1,11 +1,11 @@
 //! One request for text from body to last byte: parse, tokenize, decide the reply, let the driver spend the time, and write
 //! what it delivers. A client that goes away drops the ticket, which aborts the request.
 
+use super::Pod;
 use super::error::ApiError;
 use super::request::{DeliveryMode, PromptInput, StreamUsageMode, TextRequest};
 use super::wire::{self, Api, ChunkEnd, ChunkWriter, Envelope, Finish, PromptTokensDetails, Usage};
-use super::{Pod, unix_now};
-use crate::driver::clock::SimTime;
+use crate::driver::clock::{Clock, SimTime};
 use crate::driver::{Delivery, Submission, Ticket};
 use crate::engine::request::{EngineRequest, FinishReason, RequestId};
 use crate::reply::{Prompt, Reply};
@@ -144,7 +144,7 @@ fn prepare(
     let envelope = Envelope {
         api,
         id: format!("{prefix}{request_id}"),
-        created: unix_now().as_secs(),
+        created: Clock::unix_now().as_secs(),
         model: pod.config.displayed_model().to_owned(),
         role: pod.config.response_role.clone(),
         fingerprint: pod.config.fingerprint.clone(),

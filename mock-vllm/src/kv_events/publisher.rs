@@ -19,7 +19,7 @@ pub struct KvEventPublisher {
 /// Reads the counters of a publisher and its service.
 #[derive(Clone, Debug)]
 pub struct KvEventMonitor {
-    counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
 }
 
 /// The events of one engine step.

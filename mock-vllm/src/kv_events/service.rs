@@ -3,7 +3,7 @@
 use super::config::{Address, Endpoint, ZmqConfig};
 use super::encoding::{self, WireFormat};
 use super::peer::{Interest, ReplaySource, Subscriber};
-use super::publisher::{Batch, KvEventPublisher};
+use super::publisher::{Batch, KvEventMonitor, KvEventPublisher};
 use super::replay::ReplayBuffer;
 use super::stats::Counters;
 use super::zmtp::{self, ZmtpError};
@@ -141,6 +141,10 @@ impl BoundService {
     /// Where replay is asked for.
     pub fn replay_addr(&self) -> Option<SocketAddr> {
         self.replay.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    pub fn monitor(&self) -> KvEventMonitor {
+        KvEventMonitor { counters: self.hub.counters.clone() }
     }
 
     /// Serves until `shutdown` or until the publisher is gone, then gives subscribers 100 ms to read what is queued.

@@ -3,6 +3,8 @@
 use crate::engine_fixtures::{ROUND1, engine, request, run};
 use crate::kv_events::stored;
 use crate::python;
+use crate::server_fixtures;
+use crate::tutorial;
 use bytes::Bytes;
 use mock_vllm::engine::event::KvEvent;
 use mock_vllm::kv_events::config::{KvEventsConfig, ZmqConfig};
@@ -333,6 +335,53 @@ async fn a_taken_port_is_named() {
     let (_publisher, service) = channel(config, WireFormat::default(), 0);
     let error = service.bind().await.unwrap_err();
     assert_eq!(error.to_string(), format!("cannot listen on {} for KV events", served.replay));
+}
+
+/// From the command line to the socket: the tutorial's first request fills seven blocks at once and two one by one.
+#[tokio::test]
+async fn a_pod_sends_what_its_engine_stores() {
+    let on = "--kv-events-config {\"enable_kv_cache_events\":true} --kv-events-config.endpoint tcp://*:0";
+    for (generation, hashes, flags) in [
+        (Generation::V0_33, HashForm::Int, "--kv-events-config.topic=kv"),
+        (
+            Generation::V0_11,
+            HashForm::Bytes,
+            "--kv_events_config.topic kv --kv-events-version 0.11 --kv-events-use-int-block-hashes 0",
+        ),
+    ] {
+        let pod = server_fixtures::start(&format!("{on} {flags}")).await;
+        let (address, monitor) = pod.kv_events.clone().unwrap();
+        let mut subscriber = SubSocket::new();
+        subscriber.connect(&format!("tcp://127.0.0.1:{}", address.port())).await.unwrap();
+        subscriber.subscribe("").await.unwrap();
+        while monitor.stats().subscribers == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(pod.post("/v1/chat/completions", tutorial::ROUND1).await.status, 200);
+        let mut twin = engine(|config| config.kv_events = true);
+        twin.add(request(1, &ROUND1, 24)).unwrap();
+        twin.schedule();
+        let mut expected = Vec::new();
+        encode_batch(&mut expected, WireFormat { generation, hashes }, AT, &twin.take_events(), 0);
+        // The decode blocks follow, each with its own step.
+        for seq in 0_u64..3 {
+            let [topic, seq_bytes, payload] = <[_; 3]>::try_from(receive(&mut subscriber).await).unwrap();
+            assert_eq!((topic, seq_bytes), (b"kv".to_vec(), seq.to_be_bytes().to_vec()));
+            // Head of the array and of the float, then the time.
+            assert_eq!(payload[..2], expected[..2]);
+            assert!(f64::from_be_bytes(payload[2..10].try_into().unwrap()) > 1.7e9, "a time of our days");
+            assert_eq!(payload[10..] == expected[10..], seq == 0);
+        }
+        assert_eq!(monitor.stats().published, 3);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_without_the_flag_has_no_events() {
+    for flags in ["", "--kv-events-config {}", "--kv-events-config.topic kv"] {
+        let pod = server_fixtures::start(flags).await;
+        assert!(pod.kv_events.is_none());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use mock_vllm::http::Pod;
+use mock_vllm::kv_events::publisher::KvEventMonitor;
+use mock_vllm::server::BuiltPod;
 use mock_vllm::{cli, server};
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -23,6 +25,8 @@ pub(crate) const TUTORIAL_FLAGS: &str = "--served-model-name /model/qwen --max-m
 pub(crate) struct TestPod {
     pub(crate) pod: Arc<Pod>,
     pub(crate) address: SocketAddr,
+    /// Where its KV events are, when they are on.
+    pub(crate) kv_events: Option<(SocketAddr, KvEventMonitor)>,
     client: Client<HttpConnector, Full<Bytes>>,
     _stop: oneshot::Sender<()>,
 }
@@ -39,17 +43,28 @@ pub(crate) async fn start(flags: &str) -> TestPod {
         "mock-vllm serve Qwen/Qwen2.5-7B-Instruct {TUTORIAL_FLAGS} --jitter 0 --time-scale 1000 {flags}"
     );
     let settings = cli::pod_settings(line.split_whitespace().map(Into::into)).expect("the flags are valid");
-    let pod = server::build(settings).expect("the pod starts");
+    let BuiltPod { pod, kv_events } = server::build(settings).expect("the pod starts");
+    let kv_events = match kv_events {
+        Some(service) => Some(service.bind().await.expect("the endpoints are free")),
+        None => None,
+    };
+    let kv_events_seen = kv_events.as_ref().and_then(|bound| Some((bound.local_addr()?, bound.monitor())));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let address = listener.local_addr().expect("the listener has an address");
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async move {
         let _sender_dropped = stopped.await;
     };
-    let serving = server::run(listener, pod.clone(), shutdown, Duration::ZERO);
+    let serving = server::run(listener, pod.clone(), kv_events, shutdown, Duration::ZERO);
     #[expect(clippy::disallowed_methods, reason = "the runtime of a test outlives nothing")]
     tokio::spawn(serving);
-    TestPod { pod, address, client: Client::builder(TokioExecutor::new()).build_http(), _stop: stop }
+    TestPod {
+        pod,
+        address,
+        kv_events: kv_events_seen,
+        client: Client::builder(TokioExecutor::new()).build_http(),
+        _stop: stop,
+    }
 }
 
 // === impl TestPod ===
