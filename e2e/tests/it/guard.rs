@@ -71,7 +71,10 @@ fn the_exit_code_is_the_childs() {
     let guarded = |command: &[&str]| {
         let mut guard = Command::new(env!("CARGO_BIN_EXE_e2e"));
         guard.args(["guard", "--"]).args(command).stdin(Stdio::piped()).stderr(Stdio::null());
-        guard.status().unwrap().code()
+        let mut guard = guard.spawn().unwrap();
+        // `wait` closes a pipe that the child still has, and that is an order to end.
+        let _pipe = guard.stdin.take();
+        guard.wait().unwrap().code()
     };
     assert_eq!(guarded(&["sh", "-c", "exit 7"]), Some(7));
     assert_eq!(guarded(&["/nonexistent/program"]), Some(125));
