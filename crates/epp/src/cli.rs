@@ -1,5 +1,6 @@
 //! The command line, and the process around the server.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use anyhow::Context;
 use clap::{Args, Parser};
 use inference_api::object::ObjectKey;
 use pool_index::source::files;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
 use crate::director::Options;
@@ -175,6 +176,8 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
 
 #[tokio::main]
 async fn serve(settings: Settings, port_file: Option<&Path>) -> anyhow::Result<()> {
+    // Before anyone can know of the ports: a signal from then on ends the picker in order.
+    let signals = Signals::watch()?;
     let server = Server::bind(settings).await?;
     if let Some(path) = port_file {
         write_ports(path, server.ports()?)?;
@@ -182,23 +185,35 @@ async fn serve(settings: Settings, port_file: Option<&Path>) -> anyhow::Result<(
     let shutdown = Shutdown::default();
     tokio::select! {
         ended = server.run(shutdown.clone()) => ended,
-        failed = watch_signals(shutdown) => failed,
+        never = signals.pass_on(shutdown) => match never {},
     }
 }
 
-/// The first signal drains, the second ends. Returns only when signals cannot be received.
-async fn watch_signals(shutdown: Shutdown) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
-    for token in [shutdown.drain, shutdown.abort] {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        info!(signal = name, "Received signal");
-        token.cancel();
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn watch() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("watch for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("watch for SIGINT")?,
+        })
     }
-    std::future::pending().await
+
+    /// The first signal drains, the second ends.
+    async fn pass_on(mut self, shutdown: Shutdown) -> Infallible {
+        for token in [shutdown.drain, shutdown.abort] {
+            let name = tokio::select! {
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.interrupt.recv() => "SIGINT",
+            };
+            info!(signal = name, "Received signal");
+            token.cancel();
+        }
+        std::future::pending().await
+    }
 }
 
 /// Whoever waits for the file sees it whole or not at all.
