@@ -9,6 +9,7 @@ mod wire;
 
 use crate::driver::DriverHandle;
 use crate::driver::clock::Clock;
+use crate::metrics::process::ProcessSample;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::reply::Replier;
 use crate::request_log::RequestLog;
@@ -247,7 +248,8 @@ fn model_card(config: &PodConfig, name: &str, created: u64) -> Value {
 }
 
 async fn metrics(State(pod): State<Arc<Pod>>) -> Response {
-    let text = pod.metrics.lock().render();
+    let process = ProcessSample::read();
+    let text = pod.metrics.lock().render(process.as_ref());
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 

@@ -2,11 +2,13 @@
 
 mod exposition;
 mod histogram;
+pub mod process;
 
 use crate::engine::EngineStats;
 use crate::engine::request::FinishReason;
 use exposition::{Exposition, Labels};
 use histogram::Histogram;
+use process::ProcessSample;
 use std::time::Duration;
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -162,10 +164,13 @@ impl Metrics {
         self.finished_by_reason[reason_idx.expect("every reason is listed")] += 1;
     }
 
-    /// The text form of Prometheus, as Python's client writes it.
-    pub fn render(&self) -> String {
+    /// The text form of Prometheus, as Python's client writes it. `process` is `None` where it cannot be read.
+    pub fn render(&self, process: Option<&ProcessSample>) -> String {
         let labels = Labels::new(&[("engine", "0"), ("model_name", &self.config.model_name)]);
         let mut out = Exposition::new(self.config.created);
+        if let Some(process) = process {
+            process.render(&mut out, self.config.created);
+        }
         self.render_scheduler(&mut out, &labels);
         self.render_counters(&mut out, &labels);
         out.histogram(

@@ -67,6 +67,12 @@ impl Exposition {
         self.created(name, help, samples.iter().map(|(labels, _)| labels));
     }
 
+    /// A counter that is not moved by this program and so has no `_created`; `name` with `_total`.
+    pub(super) fn plain_counter(&mut self, name: &str, help: &str, value: f64) {
+        self.head(name, help, "counter");
+        self.sample(name, &Labels::new(&[]), value);
+    }
+
     pub(super) fn histogram(&mut self, name: &str, help: &str, labels: &Labels, histogram: &Histogram) {
         self.head(name, help, "histogram");
         let bucket = format!("{name}_bucket");

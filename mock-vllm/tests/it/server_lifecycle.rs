@@ -168,3 +168,20 @@ async fn metrics_count_what_happened() {
     }
     assert!(config.ends_with(" 1.0"));
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_start_time_tells_a_restart_and_the_process_is_measured() {
+    let plain = async |pod: &crate::server_fixtures::TestPod, name: &str| -> f64 {
+        let text = pod.get("/metrics").await.body;
+        let value = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
+        value.parse().unwrap()
+    };
+    let first = start("").await;
+    let started = plain(&first, "process_start_time_seconds").await;
+    assert_eq!(started, plain(&first, "process_start_time_seconds").await, "a pod that goes on keeps it");
+    let second = start("").await;
+    assert!(plain(&second, "process_start_time_seconds").await > started);
+    assert!(plain(&first, "process_resident_memory_bytes").await > 1e6);
+    assert!(plain(&first, "process_open_fds").await >= 3.0);
+}
