@@ -44,7 +44,7 @@ proto:
 
 # Benchmarks of the hot paths; compare with benches/README.md.
 bench *args:
-    cargo bench --workspace {{args}}
+    cargo bench --workspace --bench '*' {{args}}
 
 # What CI runs.
 ci:
