@@ -85,10 +85,11 @@ pub enum Delivery {
 #[error("the engine is dead")]
 pub struct EngineDead;
 
-#[derive(Debug)]
 enum Command {
     Submit(Box<Submission>, UnboundedSender<Delivery>),
     Abort(RequestId),
+    /// Runs on the driver's thread, also while a step runs.
+    WithEngine(Box<dyn FnOnce(&mut Engine) + Send>),
 }
 
 /// Ordered by time, then by when it was planned.
@@ -193,6 +194,22 @@ impl DriverHandle {
         Ok(Ticket { id, commands: self.commands.clone(), deliveries, ended: false })
     }
 
+    /// Lets `work` see or change the engine on its own thread, at once; what it returns. A step may be under way.
+    ///
+    /// # Errors
+    /// When the driver's thread is gone.
+    pub async fn with_engine<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine) -> T + Send + 'static,
+    ) -> Result<T, EngineDead> {
+        let (tx, result) = tokio::sync::oneshot::channel();
+        let work = Box::new(move |engine: &mut Engine| {
+            let _caller_gone = tx.send(work(engine));
+        });
+        self.commands.send(Command::WithEngine(work)).map_err(|_closed| EngineDead)?;
+        result.await.map_err(|_closed| EngineDead)
+    }
+
     /// False when the driver's thread is gone, which only a bug can do.
     pub fn is_alive(&self) -> bool {
         self.commands.send(Command::Abort(NO_REQUEST)).is_ok()
@@ -260,6 +277,7 @@ impl Driver {
 
     fn apply(&mut self, command: Command) {
         match command {
+            Command::WithEngine(work) => self.with_engine(work),
             Command::Submit(submission, deliveries) => {
                 let Submission { request, arrival, max_tokens } = *submission;
                 let id = request.id;
@@ -317,6 +335,20 @@ impl Driver {
         if !self.step_runs {
             self.start_step();
         }
+    }
+
+    /// What the work changed shows in the events and the gauges, and may let a waiting request in.
+    fn with_engine(&mut self, work: Box<dyn FnOnce(&mut Engine) + Send>) {
+        work(&mut self.engine);
+        if self.step_runs {
+            return;
+        }
+        if let Some(publisher) = &mut self.kv_events {
+            publisher.publish(Clock::unix_now(), self.engine.take_events());
+        }
+        self.metrics.lock().set_gauges(&self.engine.stats());
+        self.now = self.now.max(self.clock.now());
+        self.start_step();
     }
 
     fn enter(&mut self, id: RequestId) {

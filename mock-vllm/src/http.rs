@@ -15,6 +15,7 @@ use crate::reply::Replier;
 use crate::request_log::RequestLog;
 use crate::tokens::Tokenizer;
 use crate::tokens::chat_template::ChatTemplate;
+use crate::vllm_version::VllmVersion;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
@@ -35,8 +36,6 @@ use wire::Api;
 
 /// Largest request body; uvicorn has no limit, a server without one can be filled.
 const BODY_LIMIT: usize = 64 << 20;
-/// The release whose wire is spoken.
-pub const VLLM_VERSION: &str = wire::VERSION;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// vLLM 0.33: what `--api-key` guards.
 const GUARDED: [&str; 4] = ["/v1", "/v2", "/inference", "/cohere"];
@@ -52,6 +51,8 @@ pub struct PodConfig {
     pub block_size: NonZeroU32,
     pub prefix_caching: bool,
     pub pod_name: String,
+    /// The vLLM that the wire is of.
+    pub version: VllmVersion,
     /// Empty: no key is asked for.
     pub api_keys: Vec<String>,
     pub response_role: String,
@@ -258,8 +259,8 @@ async fn health(State(pod): State<Arc<Pod>>) -> Response {
     (status, Body::empty()).into_response()
 }
 
-async fn version() -> Json<Value> {
-    Json(json!({"version": wire::VERSION}))
+async fn version(State(pod): State<Arc<Pod>>) -> Json<Value> {
+    Json(json!({"version": pod.config.version.release()}))
 }
 
 async fn load(State(pod): State<Arc<Pod>>) -> Json<Value> {

@@ -14,3 +14,5 @@ pub mod tokens;
 pub mod trace;
 
 pub mod engine;
+
+pub mod vllm_version;

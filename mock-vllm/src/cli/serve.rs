@@ -8,6 +8,7 @@ use crate::http::{PodConfig, UsageConfig};
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::{Generation, HashForm, WireFormat};
 use crate::server::PodSettings;
+use crate::vllm_version::VllmVersion;
 use clap::{Args, ValueEnum};
 use sha2::{Digest, Sha256};
 use std::num::NonZeroU32;
@@ -150,20 +151,12 @@ struct MockArgs {
     /// Append one JSON line per request that ended
     #[arg(long, value_name = "FILE")]
     request_log: Option<PathBuf>,
-    /// vLLM whose KV events are sent: maps (0.33) or arrays (0.11)
+    /// vLLM that this pod passes for: metric names, error bodies, fields of chunks, KV events
     #[arg(long, value_name = "VERSION", value_enum, default_value = "0.33")]
-    kv_events_version: KvEventsVersion,
+    vllm_version: VllmVersion,
     /// Name of the pod in the request log
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
     pod_name: String,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum KvEventsVersion {
-    #[value(name = "0.11")]
-    V0_11,
-    #[value(name = "0.33")]
-    V0_33,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -212,15 +205,15 @@ impl ServeArgs {
             jitter,
             scripted_replies,
             request_log,
-            kv_events_version,
+            vllm_version,
             pod_name,
         } = mock;
         let kv_events = KvEventsConfig::from_args(engine.kv_events_config.iter().map(String::as_str))
             .map_err(|error| format!("--kv-events-config: {error}"))?;
         let kv_event_format = WireFormat {
-            generation: match kv_events_version {
-                KvEventsVersion::V0_11 => Generation::V0_11,
-                KvEventsVersion::V0_33 => Generation::V0_33,
+            generation: match vllm_version {
+                VllmVersion::V0_8 | VllmVersion::V0_11 => Generation::V0_11,
+                VllmVersion::V0_33 => Generation::V0_33,
             },
             hashes: match engine.kv_events_use_int_block_hashes {
                 0 => HashForm::Bytes,
@@ -229,7 +222,7 @@ impl ServeArgs {
         };
         let engine_config = EngineConfig { kv_events: kv_events.is_on(), ..engine.config(&latency)? };
         let EngineArgs { gpu_memory_utilization, seed, tokenizer, block_size, .. } = engine;
-        let http = api.into_config(model, pod_name, &engine_config, block_size);
+        let http = api.into_config(model, (pod_name, vllm_version), &engine_config, block_size);
         let tokenizer = tokenizer.map(|name| tokenizer_path(&name)).transpose()?.flatten();
         Ok(PodSettings {
             http,
@@ -287,7 +280,7 @@ impl ApiArgs {
     fn into_config(
         self,
         model: String,
-        pod_name: String,
+        (pod_name, version): (String, VllmVersion),
         engine: &EngineConfig,
         block_size: NonZeroU32,
     ) -> PodConfig {
@@ -306,12 +299,13 @@ impl ApiArgs {
             } else {
                 served_model_name
             },
-            fingerprint: fingerprint(&model, engine),
+            fingerprint: fingerprint(&model, version, engine),
             model_root: model,
             max_model_len: engine.max_model_len,
             block_size,
             prefix_caching: engine.prefix_caching,
             pod_name,
+            version,
             api_keys: api_key.into_iter().filter(|key| !key.is_empty()).collect(),
             response_role,
             usage: UsageConfig {
@@ -325,10 +319,10 @@ impl ApiArgs {
 }
 
 /// `vllm-<version>-<8 hex digits of the configuration>`: the same for pods that are configured alike.
-fn fingerprint(model: &str, engine: &EngineConfig) -> String {
+fn fingerprint(model: &str, version: VllmVersion, engine: &EngineConfig) -> String {
     let digest = Sha256::digest(format!("{model} {engine:?}"));
     let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("vllm-{}-{hex}", crate::http::VLLM_VERSION)
+    format!("vllm-{}-{hex}", version.release())
 }
 
 /// `None` for names whose tokenizer is built in.

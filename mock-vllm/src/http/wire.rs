@@ -4,7 +4,6 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use std::fmt::Write;
 
-pub(crate) const VERSION: &str = "0.33.0";
 pub(crate) const DONE: &str = "data: [DONE]\n\n";
 
 /// Which of the two APIs an answer is written for.

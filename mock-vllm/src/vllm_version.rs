@@ -1,0 +1,27 @@
+//! Which vLLM a pod passes for: one value decides metric names, error bodies, fields of chunks, events and block order.
+
+use clap::ValueEnum;
+
+/// The three generations that differ on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum VllmVersion {
+    /// 0.8.5, of the tutorial's time.
+    #[value(name = "0.8")]
+    V0_8,
+    #[value(name = "0.11")]
+    V0_11,
+    #[default]
+    #[value(name = "0.33")]
+    V0_33,
+}
+
+impl VllmVersion {
+    /// As `/version` and `system_fingerprint` spell it.
+    pub fn release(self) -> &'static str {
+        match self {
+            Self::V0_8 => "0.8.5.post1",
+            Self::V0_11 => "0.11.0",
+            Self::V0_33 => "0.33.0",
+        }
+    }
+}
