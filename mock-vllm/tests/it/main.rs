@@ -8,6 +8,7 @@ mod engine_hash;
 mod engine_latency;
 mod engine_models;
 mod engine_steps;
+mod fuzz_corpus;
 mod kv_events;
 mod kv_events_wire;
 mod python;

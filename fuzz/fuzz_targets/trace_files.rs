@@ -1,0 +1,9 @@
+//! Any bytes as a trace file, packed or plain: a result, never a panic.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mock_vllm::trace;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ok_or_told = trace::check_bytes(bytes);
+});
