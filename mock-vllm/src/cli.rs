@@ -6,7 +6,7 @@ mod serve;
 use crate::server::{self, BuildError, BuiltPod, PodSettings};
 use crate::trace;
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use serve::ServeArgs;
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -56,7 +56,7 @@ Try:
 
 /// Runs the program; stdout is data, stderr is talk.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let (args, ignored) = match flags::normalize(args.collect()) {
+    let (args, ignored) = match flags::normalize(args.collect(), &Cli::command()) {
         Ok(normalized) => normalized,
         Err(error) => {
             let _stderr_gone =
@@ -88,7 +88,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 /// # Errors
 /// What the program would print.
 pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings, String> {
-    let (args, _ignored) = flags::normalize(args.collect()).map_err(|error| error.to_string())?;
+    let (args, _ignored) =
+        flags::normalize(args.collect(), &Cli::command()).map_err(|error| error.to_string())?;
     let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
     match cli.command {
         Command::Serve(args) => args.into_settings(),

@@ -1,103 +1,11 @@
 //! vLLM's spelling of flags, brought to one form: underscores are dashes, `--no-x` is `--x=false`, and flags that mean
 //! nothing here are taken out and remembered.
 
+mod ignored;
+
+use clap::{Arg, Command};
+use ignored::{IGNORED, Takes};
 use std::ffi::OsString;
-
-/// Flags of ours and vLLM's that are on or off.
-const SWITCHES: [&str; 6] = [
-    "enable-chunked-prefill",
-    "enable-force-include-usage",
-    "enable-prefix-caching",
-    "enable-prompt-tokens-details",
-    "enable-request-id-headers",
-    "enable-server-load-tracking",
-];
-
-/// Flags with a JSON object as value, whose keys may be flags too: `--flag.key value`.
-const OBJECTS: [&str; 1] = ["kv-events-config"];
-
-/// What vLLM takes and this server does without. A flag that takes values swallows all that follow, up to the next flag.
-const IGNORED: &[(&str, Takes, &str)] = &[
-    ("allow-credentials", Takes::Nothing, HTTP),
-    ("allowed-headers", Takes::Values, HTTP),
-    ("allowed-methods", Takes::Values, HTTP),
-    ("allowed-origins", Takes::Values, HTTP),
-    ("api-server-count", Takes::Values, HTTP),
-    ("async-scheduling", Takes::Nothing, KERNELS),
-    ("attention-backend", Takes::Values, KERNELS),
-    ("chat-template", Takes::Values, LATER),
-    ("chat-template-content-format", Takes::Values, LATER),
-    ("compilation-config", Takes::Values, KERNELS),
-    ("config", Takes::Values, LATER),
-    ("cpu-offload-gb", Takes::Values, KERNELS),
-    ("cuda-graph-sizes", Takes::Values, KERNELS),
-    ("data-parallel-rank", Takes::Values, LATER),
-    ("data-parallel-size", Takes::Values, LATER),
-    ("default-chat-template-kwargs", Takes::Values, LATER),
-    ("device", Takes::Values, KERNELS),
-    ("disable-access-log-for-endpoints", Takes::Values, HTTP),
-    ("disable-custom-all-reduce", Takes::Nothing, KERNELS),
-    ("disable-fastapi-docs", Takes::Nothing, HTTP),
-    ("disable-frontend-multiprocessing", Takes::Nothing, HTTP),
-    ("disable-log-requests", Takes::Nothing, LOGS),
-    ("disable-log-stats", Takes::Nothing, LOGS),
-    ("disable-uvicorn-access-log", Takes::Nothing, HTTP),
-    ("distributed-executor-backend", Takes::Values, KERNELS),
-    ("download-dir", Takes::Values, WEIGHTS),
-    ("dtype", Takes::Values, KERNELS),
-    ("enable-auto-tool-choice", Takes::Nothing, LATER),
-    ("enable-log-requests", Takes::Nothing, LOGS),
-    ("enable-lora", Takes::Nothing, LATER),
-    ("enable-sleep-mode", Takes::Nothing, LATER),
-    ("enforce-eager", Takes::Nothing, KERNELS),
-    ("fingerprint-mode", Takes::Values, LATER),
-    ("generation-config", Takes::Values, WEIGHTS),
-    ("hf-config-path", Takes::Values, WEIGHTS),
-    ("hf-overrides", Takes::Values, WEIGHTS),
-    ("kv-cache-dtype", Takes::Values, KERNELS),
-    ("kv-cache-memory-bytes", Takes::Values, LATER),
-    ("kv-transfer-config", Takes::Values, LATER),
-    ("limit-mm-per-prompt", Takes::Values, WEIGHTS),
-    ("load-format", Takes::Values, WEIGHTS),
-    ("lora-modules", Takes::Values, LATER),
-    ("max-cpu-loras", Takes::Values, LATER),
-    ("max-log-len", Takes::Values, LOGS),
-    ("max-lora-rank", Takes::Values, LATER),
-    ("max-loras", Takes::Values, LATER),
-    ("max-num-queued-reqs", Takes::Values, LATER),
-    ("max-num-queued-tokens", Takes::Values, LATER),
-    ("max-parallel-loading-workers", Takes::Values, WEIGHTS),
-    ("middleware", Takes::Values, HTTP),
-    ("override-generation-config", Takes::Values, WEIGHTS),
-    ("pipeline-parallel-size", Takes::Values, KERNELS),
-    ("quantization", Takes::Values, WEIGHTS),
-    ("reasoning-parser", Takes::Values, LATER),
-    ("revision", Takes::Values, WEIGHTS),
-    ("root-path", Takes::Values, LATER),
-    ("rope-scaling", Takes::Values, WEIGHTS),
-    ("show-hidden-metrics-for-version", Takes::Values, LATER),
-    ("speculative-config", Takes::Values, LATER),
-    ("sse-keep-alive-interval", Takes::Values, LATER),
-    ("ssl-certfile", Takes::Values, HTTP),
-    ("ssl-keyfile", Takes::Values, HTTP),
-    ("stream-interval", Takes::Values, LATER),
-    ("swap-space", Takes::Values, KERNELS),
-    ("tensor-parallel-size", Takes::Values, LATER),
-    ("tokenizer-mode", Takes::Values, WEIGHTS),
-    ("tokenizer-revision", Takes::Values, WEIGHTS),
-    ("tool-call-parser", Takes::Values, LATER),
-    ("trust-remote-code", Takes::Nothing, WEIGHTS),
-    ("uds", Takes::Values, LATER),
-    ("use-v2-block-manager", Takes::Nothing, KERNELS),
-    ("uvicorn-log-level", Takes::Values, HTTP),
-    ("watermark", Takes::Values, LATER),
-];
-
-const KERNELS: &str = "there is no GPU to configure";
-const WEIGHTS: &str = "there are no weights to load";
-const HTTP: &str = "another web server is used";
-const LOGS: &str = "requests are in the file of --request-log, and there are no periodic lines";
-const LATER: &str = "not implemented, has no effect";
 
 /// argparse's short forms in vLLM.
 const SHORT: [(&str, &str); 5] = [
@@ -107,12 +15,6 @@ const SHORT: [(&str, &str); 5] = [
     ("-q", "--quantization"),
     ("-O", "--compilation-config"),
 ];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Takes {
-    Nothing,
-    Values,
-}
 
 /// A flag that was given and has no effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,14 +28,43 @@ pub(super) struct Ignored {
 #[error("argument {0:?} is not valid UTF-8")]
 pub(super) struct NotUtf8(OsString);
 
-/// The arguments in the form that the parser knows, and those without effect. Only `serve` speaks vLLM's dialect.
+/// Which flags of `serve` vLLM spells in a way of its own, as their definitions tell.
+struct Dialect<'a> {
+    /// On or off: `--x`, `--no-x`. Their values are called `BOOL`.
+    switches: Vec<&'a str>,
+    /// JSON objects whose keys may be flags too: `--flag.key value`. Their values are called `JSON`.
+    objects: Vec<&'a str>,
+}
+
+// === impl Dialect ===
+
+impl<'a> Dialect<'a> {
+    fn of(serve: &'a Command) -> Self {
+        let called = |value_name: &str| -> Vec<&'a str> {
+            let is_called = |arg: &&Arg| {
+                arg.get_value_names()
+                    .is_some_and(|names| names.first().is_some_and(|name| name == value_name))
+            };
+            serve.get_arguments().filter(is_called).filter_map(Arg::get_long).collect()
+        };
+        Self { switches: called("BOOL"), objects: called("JSON") }
+    }
+}
+
+/// The arguments in the form that the parser knows, and those without effect. Only `serve`, which `program` defines, speaks
+/// vLLM's dialect.
 ///
 /// # Errors
 /// For an argument of `serve` that is no text.
-pub(super) fn normalize(args: Vec<OsString>) -> Result<(Vec<OsString>, Vec<Ignored>), NotUtf8> {
+pub(super) fn normalize(
+    args: Vec<OsString>,
+    program: &Command,
+) -> Result<(Vec<OsString>, Vec<Ignored>), NotUtf8> {
     if args.get(1).is_none_or(|command| command != "serve") {
         return Ok((args, Vec::new()));
     }
+    let Some(serve) = program.find_subcommand("serve") else { return Ok((args, Vec::new())) };
+    let dialect = Dialect::of(serve);
     let mut args = args.into_iter().map(|arg| arg.into_string().map_err(NotUtf8));
     let mut normalized: Vec<OsString> = Vec::new();
     let mut ignored = Vec::new();
@@ -162,12 +93,12 @@ pub(super) fn normalize(args: Vec<OsString>) -> Result<(Vec<OsString>, Vec<Ignor
             swallowing = *takes == Takes::Values && value.is_none();
             let values = value.map(str::to_owned).into_iter().collect();
             ignored.push(Ignored { flag: format!("--{name}"), values, reason });
-        } else if let (true, Some((_, key))) = (OBJECTS.contains(&base), name.split_once('.')) {
+        } else if let (true, Some((_, key))) = (dialect.objects.contains(&base), name.split_once('.')) {
             match value {
                 Some(value) => normalized.push(format!("--{base}={key}={value}").into()),
                 None => dotted = Some(format!("--{base}={key}")),
             }
-        } else if SWITCHES.contains(&positive) && value.is_none() {
+        } else if dialect.switches.contains(&positive) && value.is_none() {
             normalized.push(format!("--{positive}={}", positive == name).into());
         } else {
             let value = value.map(|value| format!("={value}")).unwrap_or_default();
@@ -196,12 +127,14 @@ fn split_flag(arg: &str) -> Option<(String, Option<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{IGNORED, SWITCHES, normalize};
+    use super::{Dialect, IGNORED, normalize};
+    use crate::cli::Cli;
+    use clap::CommandFactory as _;
 
     #[track_caller]
     fn check(args: &str, expected: &str, expected_ignored: &[&str]) {
         let args = format!("mock-vllm {args}").split(' ').map(Into::into).collect();
-        let (normalized, ignored) = normalize(args).unwrap();
+        let (normalized, ignored) = normalize(args, &Cli::command()).unwrap();
         let normalized: Vec<_> = normalized.iter().skip(1).map(|arg| arg.to_str().unwrap()).collect();
         assert_eq!(normalized.join(" "), expected);
         let ignored: Vec<_> = ignored
@@ -236,8 +169,13 @@ mod tests {
     #[test]
     fn no_flag_is_both_honoured_and_ignored() {
         assert!(IGNORED.is_sorted_by_key(|(name, ..)| *name));
+        let program = Cli::command();
+        let serve = program.find_subcommand("serve").unwrap();
+        let dialect = Dialect::of(serve);
+        assert!(dialect.switches.contains(&"enable-prefix-caching"));
+        assert_eq!(dialect.objects, ["kv-events-config"]);
         for (name, ..) in IGNORED {
-            assert!(!SWITCHES.contains(name), "{name}");
+            assert!(serve.get_arguments().all(|arg| arg.get_long() != Some(name)), "{name}");
             assert!(!name.contains('_'), "{name}");
         }
     }

@@ -1,0 +1,92 @@
+//! Flags of `serve` about the wire: names, keys, headers, usage.
+
+use crate::engine::config::EngineConfig;
+use crate::http::{PodConfig, UsageConfig};
+use crate::vllm_version::VllmVersion;
+use clap::Args;
+use sha2::{Digest, Sha256};
+use std::num::NonZeroU32;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "API (as vLLM)")]
+pub(super) struct ApiArgs {
+    /// Names that requests may use; answers show the first
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    served_model_name: Vec<String>,
+    /// Keys of which requests under /v1 must carry one as bearer token
+    #[arg(long, num_args = 1.., value_name = "KEY", env = "VLLM_API_KEY", hide_env_values = true)]
+    api_key: Vec<String>,
+    /// Role of the answers
+    #[arg(long, default_value = "assistant")]
+    response_role: String,
+    /// Echo X-Request-Id, or make one
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    enable_request_id_headers: bool,
+    /// Count requests in flight for /load
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    enable_server_load_tracking: bool,
+    #[command(flatten)]
+    usage: UsageArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "API (as vLLM)")]
+struct UsageArgs {
+    /// Report cached_tokens in usage
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    enable_prompt_tokens_details: bool,
+    /// Send usage in every stream, asked for or not
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    enable_force_include_usage: bool,
+}
+
+// === impl ApiArgs ===
+
+impl ApiArgs {
+    pub(super) fn into_config(
+        self,
+        model: String,
+        (pod_name, version): (String, VllmVersion),
+        engine: &EngineConfig,
+        block_size: NonZeroU32,
+    ) -> PodConfig {
+        let Self {
+            served_model_name,
+            api_key,
+            response_role,
+            enable_request_id_headers,
+            enable_server_load_tracking,
+            usage,
+        } = self;
+        let UsageArgs { enable_prompt_tokens_details, enable_force_include_usage } = usage;
+        PodConfig {
+            served_model_names: if served_model_name.is_empty() {
+                vec![model.clone()]
+            } else {
+                served_model_name
+            },
+            fingerprint: fingerprint(&model, version, engine),
+            model_root: model,
+            max_model_len: engine.max_model_len,
+            block_size,
+            prefix_caching: engine.prefix_caching,
+            pod_name,
+            version,
+            api_keys: api_key.into_iter().filter(|key| !key.is_empty()).collect(),
+            response_role,
+            usage: UsageConfig {
+                prompt_tokens_details: enable_prompt_tokens_details,
+                forced: enable_force_include_usage,
+            },
+            request_id_headers: enable_request_id_headers,
+            server_load_tracking: enable_server_load_tracking,
+        }
+    }
+}
+
+/// `vllm-<version>-<8 hex digits of the configuration>`: the same for pods that are configured alike.
+fn fingerprint(model: &str, version: VllmVersion, engine: &EngineConfig) -> String {
+    let digest = Sha256::digest(format!("{model} {engine:?}"));
+    let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("vllm-{}-{hex}", version.release())
+}

@@ -1,0 +1,123 @@
+//! Flags of `serve` about the engine: limits, blocks, scheduling, KV events.
+
+use super::values::human_count;
+use crate::engine::config::{EngineConfig, SchedulingPolicy};
+use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm};
+use crate::engine::latency::LatencyModel;
+use clap::{Args, ValueEnum};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+/// `max_position_embeddings` of Qwen2.5-7B-Instruct.
+const QWEN_CONTEXT: u32 = 32_768;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine (as vLLM)")]
+pub(super) struct EngineArgs {
+    /// Longest prompt plus answer, in tokens; 8k = 8000, 8K = 8192
+    #[arg(long, value_name = "N", value_parser = human_count, default_value_t = QWEN_CONTEXT)]
+    max_model_len: u32,
+    /// Most requests in one step
+    #[arg(long, value_name = "N", value_parser = human_count, default_value_t = 256)]
+    max_num_seqs: u32,
+    /// Most tokens in one step
+    #[arg(long, value_name = "N", value_parser = human_count, default_value_t = 2_048)]
+    max_num_batched_tokens: u32,
+    /// Tokens per KV block
+    #[arg(long, value_name = "N", default_value = "16")]
+    pub(super) block_size: NonZeroU32,
+    /// Share of the GPU's memory for weights and KV blocks
+    #[arg(long, value_name = "F", default_value_t = 0.92)]
+    pub(super) gpu_memory_utilization: f64,
+    /// KV blocks, instead of what the memory gives
+    #[arg(long, value_name = "N")]
+    num_gpu_blocks_override: Option<u32>,
+    /// Reuse the blocks of equal prefixes
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = true, action = clap::ArgAction::Set)]
+    enable_prefix_caching: bool,
+    /// Names of blocks in the cache
+    #[arg(long, value_name = "ALGORITHM", value_enum, default_value = "sha256")]
+    prefix_caching_hash_algo: HashName,
+    /// Seed of the block hashes
+    #[arg(long, value_name = "TEXT", env = "PYTHONHASHSEED", default_value = DEFAULT_SEED)]
+    hash_seed: String,
+    /// Spread long prompts over steps
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = true, action = clap::ArgAction::Set)]
+    enable_chunked_prefill: bool,
+    /// Longest chunk of a prompt; 0 = no limit
+    #[arg(long, value_name = "N", value_parser = human_count, default_value_t = 0)]
+    long_prefill_token_threshold: u32,
+    /// KV events, as JSON; --kv-events-config.KEY VALUE sets one key
+    #[arg(long, value_name = "JSON", action = clap::ArgAction::Append)]
+    pub(super) kv_events_config: Vec<String>,
+    /// Block hashes in KV events: 1 = integers of 8 bytes, 0 = all 32 bytes
+    #[arg(long, value_name = "0|1", env = "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", default_value_t = 1)]
+    pub(super) kv_events_use_int_block_hashes: i64,
+    /// Order of the waiting queue
+    #[arg(long, value_name = "POLICY", value_enum, default_value = "fcfs")]
+    scheduling_policy: PolicyName,
+    /// Seeds jitter and text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Directory with a tokenizer.json; a Qwen2.5 model name, like the default, is built in
+    #[arg(long, value_name = "DIR")]
+    pub(super) tokenizer: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum HashName {
+    Sha256,
+    #[value(name = "sha256_cbor")]
+    Sha256Cbor,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PolicyName {
+    Fcfs,
+    Priority,
+}
+
+// === impl EngineArgs ===
+
+impl EngineArgs {
+    pub(super) fn config(&self, latency: &LatencyModel) -> Result<EngineConfig, String> {
+        let utilization = self.gpu_memory_utilization;
+        if !(utilization > 0.0 && utilization <= 1.0) {
+            return Err(format!("--gpu-memory-utilization must be above 0 and at most 1, got {utilization}"));
+        }
+        let block_size = self.block_size.get();
+        let n_fitting = || latency.n_kv_blocks(utilization, block_size);
+        Ok(EngineConfig {
+            n_blocks: self.num_gpu_blocks_override.unwrap_or_else(n_fitting),
+            block_size,
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_model_len: self.max_model_len,
+            policy: match self.scheduling_policy {
+                PolicyName::Fcfs => SchedulingPolicy::Fcfs,
+                PolicyName::Priority => SchedulingPolicy::Priority,
+            },
+            prefix_caching: self.enable_prefix_caching,
+            chunked_prefill: self.enable_chunked_prefill,
+            long_prefill_token_threshold: self.long_prefill_token_threshold,
+            hash: match self.prefix_caching_hash_algo {
+                HashName::Sha256 => HashAlgorithm::Sha256,
+                HashName::Sha256Cbor => HashAlgorithm::Sha256Cbor,
+            },
+            hash_seed: self.hash_seed.clone(),
+            kv_events: false,
+        })
+    }
+}
+
+/// `None` for names whose tokenizer is built in.
+pub(super) fn tokenizer_path(name: &str) -> Result<Option<PathBuf>, String> {
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(Some(path.to_owned()));
+    }
+    if name.to_lowercase().contains("qwen2.5") {
+        return Ok(None);
+    }
+    Err(format!("--tokenizer {name}: no such directory, and only Qwen2.5's tokenizer is built in"))
+}

@@ -1,0 +1,34 @@
+//! Flags of `serve` that vLLM does not have: time, replies, logs.
+
+use super::values::{jitter, latency_preset};
+use crate::driver::clock::TimeScale;
+use crate::engine::latency::LatencyModel;
+use crate::vllm_version::VllmVersion;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Mock")]
+pub(super) struct MockArgs {
+    /// Virtual seconds per second of yours: 10 makes everything ten times faster
+    #[arg(long, value_name = "F", default_value_t = TimeScale::default())]
+    pub(super) time_scale: TimeScale,
+    /// GPU and model whose time is spent: `a10-doc`, or `<gpu>/<model>` like `h100/qwen2.5-7b`
+    #[arg(long, value_name = "NAME", default_value = "a10-doc", value_parser = latency_preset)]
+    pub(super) latency_preset: LatencyModel,
+    /// Relative standard deviation of each step's time; 0 = none
+    #[arg(long, value_name = "F", default_value_t = 0.03, value_parser = jitter)]
+    pub(super) jitter: f64,
+    /// Replies by prompt, YAML: a list of {last_user_text: [..], reply: ..}; default: the tutorial's
+    #[arg(long, value_name = "FILE")]
+    pub(super) scripted_replies: Option<PathBuf>,
+    /// Append one JSON line per request that ended
+    #[arg(long, value_name = "FILE")]
+    pub(super) request_log: Option<PathBuf>,
+    /// vLLM that this pod passes for: metric names, error bodies, fields of chunks, KV events
+    #[arg(long, value_name = "VERSION", value_enum, default_value = "0.33")]
+    pub(super) vllm_version: VllmVersion,
+    /// Name of the pod in the request log
+    #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
+    pub(super) pod_name: String,
+}
