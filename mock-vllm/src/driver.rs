@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 /// From the last token to the end of the stream: latency.md's model of the API server.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
@@ -59,6 +60,7 @@ pub struct DriverHandle {
 pub struct Ticket {
     id: RequestId,
     commands: mpsc::Sender<Command>,
+    admission: oneshot::Receiver<Admission>,
     /// At most one message per output token and one for the end.
     deliveries: UnboundedReceiver<Delivery>,
     ended: bool,
@@ -71,6 +73,13 @@ pub struct Submission {
     pub arrival: SimTime,
     /// The request's own limit, for the metrics; `None` when it gave none.
     pub max_tokens: Option<u32>,
+}
+
+/// A request's first schedule: from then on it is known what the prefix cache had for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    pub at: SimTime,
+    pub cached_tokens: u32,
 }
 
 /// What a request receives, in order: tokens, then the end.
@@ -86,10 +95,17 @@ pub enum Delivery {
 pub struct EngineDead;
 
 enum Command {
-    Submit(Box<Submission>, UnboundedSender<Delivery>),
+    Submit(Box<Submission>, Outlets),
     Abort(RequestId),
     /// Runs on the driver's thread, also while a step runs.
     WithEngine(Box<dyn FnOnce(&mut Engine) + Send>),
+}
+
+/// The driver's ends of a ticket.
+#[derive(Debug)]
+struct Outlets {
+    admission: Option<oneshot::Sender<Admission>>,
+    deliveries: UnboundedSender<Delivery>,
 }
 
 /// Ordered by time, then by when it was planned.
@@ -110,7 +126,7 @@ enum Event {
 
 #[derive(Debug)]
 struct Live {
-    deliveries: UnboundedSender<Delivery>,
+    outlets: Outlets,
     stage: Stage,
     arrival: SimTime,
     n_prompt_tokens: usize,
@@ -190,8 +206,10 @@ impl DriverHandle {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         submission.request.id = id;
         let (tx, deliveries) = unbounded_channel();
-        self.commands.send(Command::Submit(Box::new(submission), tx)).map_err(|_closed| EngineDead)?;
-        Ok(Ticket { id, commands: self.commands.clone(), deliveries, ended: false })
+        let (admission_tx, admission) = oneshot::channel();
+        let outlets = Outlets { admission: Some(admission_tx), deliveries: tx };
+        self.commands.send(Command::Submit(Box::new(submission), outlets)).map_err(|_closed| EngineDead)?;
+        Ok(Ticket { id, commands: self.commands.clone(), admission, deliveries, ended: false })
     }
 
     /// Lets `work` see or change the engine on its own thread, at once; what it returns. A step may be under way.
@@ -202,7 +220,7 @@ impl DriverHandle {
         &self,
         work: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, EngineDead> {
-        let (tx, result) = tokio::sync::oneshot::channel();
+        let (tx, result) = oneshot::channel();
         let work = Box::new(move |engine: &mut Engine| {
             let _caller_gone = tx.send(work(engine));
         });
@@ -223,6 +241,12 @@ impl DriverHandle {
 // === impl Ticket ===
 
 impl Ticket {
+    /// Waits until the engine takes the request in, which is before its first token; `None` when it never does, and then
+    /// `next` tells why. To be asked once.
+    pub async fn admission(&mut self) -> Option<Admission> {
+        (&mut self.admission).await.ok()
+    }
+
     /// The next delivery; `None` after the end, or when the driver died.
     pub async fn next(&mut self) -> Option<Delivery> {
         let delivery = self.deliveries.recv().await;
@@ -278,12 +302,12 @@ impl Driver {
     fn apply(&mut self, command: Command) {
         match command {
             Command::WithEngine(work) => self.with_engine(work),
-            Command::Submit(submission, deliveries) => {
+            Command::Submit(submission, outlets) => {
                 let Submission { request, arrival, max_tokens } = *submission;
                 let id = request.id;
                 let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
                 let live = Live {
-                    deliveries,
+                    outlets,
                     arrival,
                     n_prompt_tokens: request.prompt.len(),
                     max_tokens,
@@ -356,7 +380,7 @@ impl Driver {
         live.entered = self.now;
         let Stage::Arriving(request) = std::mem::replace(&mut live.stage, Stage::InEngine) else { return };
         if let Err(error) = self.engine.add(*request) {
-            let _client_gone = live.deliveries.send(Delivery::Rejected(error));
+            let _client_gone = live.outlets.deliveries.send(Delivery::Rejected(error));
             self.live.remove(&id);
         }
     }
@@ -367,6 +391,10 @@ impl Driver {
         for scheduled in &plan.scheduled {
             if let (Origin::New, Some(live)) = (scheduled.origin, self.live.get_mut(&scheduled.id)) {
                 live.scheduled = self.now;
+                if let Some(admission) = live.outlets.admission.take() {
+                    let cached_tokens = scheduled.n_computed_before;
+                    let _client_gone = admission.send(Admission { at: self.now, cached_tokens });
+                }
             }
         }
         for id in &plan.preempted {
@@ -458,7 +486,7 @@ impl Driver {
             let queue_time = live.scheduled.since(live.entered);
             let delivery =
                 Delivery::Token { token, at: self.now, cached_tokens, queue_time, finish: finished };
-            let _client_gone = live.deliveries.send(delivery);
+            let _client_gone = live.outlets.deliveries.send(delivery);
             if finished.is_some() {
                 self.plan(self.now + END_OF_STREAM, Event::EndStream(id));
             }
@@ -467,7 +495,7 @@ impl Driver {
 
     fn end_stream(&mut self, id: RequestId) {
         if let Some(live) = self.live.remove(&id) {
-            let _client_gone = live.deliveries.send(Delivery::End { at: self.now });
+            let _client_gone = live.outlets.deliveries.send(Delivery::End { at: self.now });
         }
     }
 

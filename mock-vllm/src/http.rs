@@ -3,6 +3,7 @@
 mod body;
 mod error;
 mod generate;
+mod ground_truth;
 mod request;
 mod tokenize;
 mod wire;

@@ -3,10 +3,11 @@
 
 use super::Pod;
 use super::error::ApiError;
+use super::ground_truth::PrefixHit;
 use super::request::{DeliveryMode, PromptInput, StreamUsageMode, TextRequest};
 use super::wire::{self, Api, ChunkEnd, ChunkWriter, Envelope, Finish, PromptTokensDetails, Usage};
 use crate::driver::clock::{Clock, SimTime};
-use crate::driver::{Delivery, Submission, Ticket};
+use crate::driver::{Admission, Delivery, Submission, Ticket};
 use crate::engine::request::{EngineRequest, FinishReason, RequestId};
 use crate::reply::{Prompt, Reply};
 use crate::request_log::{RequestLine, timestamp};
@@ -17,6 +18,7 @@ use bytes::Bytes;
 use http::{StatusCode, header};
 use sha2::{Digest, Sha256};
 use std::convert::Infallible;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 /// Bodies larger than this are tokenized away from the threads that serve sockets.
@@ -77,12 +79,18 @@ pub(super) async fn generate(pod: Arc<Pod>, api: Api, header_id: Option<String>,
     let mut record = Record::new(pod.clone(), api, arrival);
     record.line.request_id = header_id.unwrap_or_else(new_request_id);
     match start(pod, api, body, &mut record).await {
-        Ok(Started { delivery, envelope, ticket, stop_token }) => {
+        Ok(Started { delivery, envelope, mut ticket, stop_token }) => {
+            let admission = ticket.admission().await;
             let generation = Generation::new(ticket, record, stop_token);
-            match delivery {
+            let Some(Admission { cached_tokens, .. }) = admission else {
+                return plain(generation, &envelope).await;
+            };
+            let hit = PrefixHit::new(cached_tokens, generation.n_prompt_tokens, generation.block_size());
+            let response = match delivery {
                 DeliveryMode::Plain => plain(generation, &envelope).await,
                 DeliveryMode::Stream(usage) => stream(generation, envelope, usage),
-            }
+            };
+            hit.on(response)
         }
         Err(error) => {
             record.fail(&error);
@@ -295,6 +303,10 @@ impl Generation {
         Piece::Text { text, finish: Some(Finish { reason: reason.as_str(), stop_token }) }
     }
 
+    fn block_size(&self) -> NonZeroU32 {
+        self.record.pod.config.block_size
+    }
+
     fn usage(&self) -> Usage {
         Usage { prompt_tokens: self.n_prompt_tokens, completion_tokens: self.n_generated, details: None }
     }
@@ -302,7 +314,7 @@ impl Generation {
     /// What the prompt found in the cache, and what of it is new there: whole blocks.
     fn details(&self) -> Option<PromptTokensDetails> {
         let config = &self.record.pod.config;
-        let block_size = config.block_size.get() as usize;
+        let block_size = self.block_size().get() as usize;
         let n_in_blocks = u32::try_from(self.n_prompt_tokens / block_size * block_size).unwrap_or(u32::MAX);
         let created = if config.prefix_caching { n_in_blocks.saturating_sub(self.cached_tokens) } else { 0 };
         config.usage.prompt_tokens_details.then_some(PromptTokensDetails {

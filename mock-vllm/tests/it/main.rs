@@ -9,6 +9,7 @@ mod engine_latency;
 mod engine_models;
 mod engine_steps;
 mod fuzz_corpus;
+mod ground_truth;
 mod kv_events;
 mod kv_events_wire;
 mod python;

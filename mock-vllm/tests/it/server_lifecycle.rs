@@ -9,12 +9,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// Far beyond what anything here takes: a bound for a failing test, not an expectation.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// 7,000 tokens at 38 ms: 27 wall seconds at this scale, so a test sees the middle of it.
 const LONG: &str = "--time-scale 10";
 
-async fn wait_for(pod: &TestPod, condition: impl Fn(&EngineStats) -> bool) -> EngineStats {
+pub(crate) async fn wait_for(pod: &TestPod, condition: impl Fn(&EngineStats) -> bool) -> EngineStats {
     let wait = async {
         loop {
             let gauges = pod.pod.metrics.lock().gauges();
@@ -27,7 +27,7 @@ async fn wait_for(pod: &TestPod, condition: impl Fn(&EngineStats) -> bool) -> En
     tokio::time::timeout(PATIENCE, wait).await.expect("the engine gets there")
 }
 
-async fn open(pod: &TestPod, stream: bool) -> TcpStream {
+pub(crate) async fn open(pod: &TestPod, stream: bool) -> TcpStream {
     let body = format!(
         r#"{{"messages":[{{"role":"user","content":"hi"}}],"max_tokens":7000,"ignore_eos":true,"stream":{stream}}}"#
     );

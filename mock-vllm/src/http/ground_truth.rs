@@ -1,0 +1,43 @@
+//! What the prefix cache really had for a request, as header and as JSON, so that a router can hold its guess against it.
+
+use axum::response::Response;
+use http::{HeaderName, HeaderValue};
+use serde::Serialize;
+use std::num::NonZeroU32;
+
+/// On every answer to a request for text that the engine took in; a dictionary of RFC 8941.
+const CACHE_HEADER: HeaderName = HeaderName::from_static("x-mock-vllm-cache");
+
+/// Counts of the prompt; `*_blocks` are full blocks, and the last token of a prompt is always computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct PrefixHit {
+    cached_tokens: u32,
+    cached_blocks: u32,
+    prompt_tokens: usize,
+    prompt_blocks: usize,
+}
+
+// === impl PrefixHit ===
+
+impl PrefixHit {
+    pub(super) fn new(cached_tokens: u32, prompt_tokens: usize, block_size: NonZeroU32) -> Self {
+        Self {
+            cached_tokens,
+            cached_blocks: cached_tokens / block_size,
+            prompt_tokens,
+            prompt_blocks: prompt_tokens / block_size.get() as usize,
+        }
+    }
+
+    /// The response with the header. Of a request with several prompts or choices the first one counts.
+    pub(super) fn on(self, mut response: Response) -> Response {
+        let Self { cached_tokens, cached_blocks, prompt_tokens, prompt_blocks } = self;
+        let value = format!(
+            "cached_tokens={cached_tokens}, cached_blocks={cached_blocks}, prompt_tokens={prompt_tokens}, \
+             prompt_blocks={prompt_blocks}"
+        );
+        let value = HeaderValue::try_from(value).expect("names and numbers are a header value");
+        response.headers_mut().insert(CACHE_HEADER, value);
+        response
+    }
+}
