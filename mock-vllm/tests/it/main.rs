@@ -12,6 +12,7 @@ mod fuzz_corpus;
 mod ground_truth;
 mod kv_events;
 mod kv_events_wire;
+mod load_tool;
 mod python;
 mod replies;
 mod server_chat;
