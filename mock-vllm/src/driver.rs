@@ -7,6 +7,7 @@
 //! Deadlines are absolute, so a late wake-up delays one event and not the ones after it.
 
 pub mod clock;
+pub mod inspect;
 
 use crate::engine::Engine;
 use crate::engine::latency::LatencyModel;
@@ -16,6 +17,7 @@ use crate::kv_events::publisher::KvEventPublisher;
 use crate::metrics::{FinishedRequest, Metrics, StepRecord};
 use clock::{Clock, SimTime};
 use hashbrown::HashMap;
+use inspect::{EngineView, Inspection};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -70,6 +72,8 @@ pub struct Ticket {
 #[derive(Debug)]
 pub struct Submission {
     pub request: EngineRequest,
+    /// What it is called outside, as in the request log.
+    pub request_id: Arc<str>,
     pub arrival: SimTime,
     /// The request's own limit, for the metrics; `None` when it gave none.
     pub max_tokens: Option<u32>,
@@ -99,6 +103,7 @@ enum Command {
     Abort(RequestId),
     /// Runs on the driver's thread, also while a step runs.
     WithEngine(Box<dyn FnOnce(&mut Engine) + Send>),
+    Inspect(Inspection),
 }
 
 /// The driver's ends of a ticket.
@@ -126,6 +131,7 @@ enum Event {
 
 #[derive(Debug)]
 struct Live {
+    request_id: Arc<str>,
     outlets: Outlets,
     stage: Stage,
     arrival: SimTime,
@@ -302,11 +308,13 @@ impl Driver {
     fn apply(&mut self, command: Command) {
         match command {
             Command::WithEngine(work) => self.with_engine(work),
+            Command::Inspect(look) => look(EngineView::new(&self.engine, &self.live)),
             Command::Submit(submission, outlets) => {
-                let Submission { request, arrival, max_tokens } = *submission;
+                let Submission { request, request_id, arrival, max_tokens } = *submission;
                 let id = request.id;
                 let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
                 let live = Live {
+                    request_id,
                     outlets,
                     arrival,
                     n_prompt_tokens: request.prompt.len(),

@@ -13,7 +13,9 @@ pub mod config;
 pub mod event;
 pub mod hash;
 pub mod index_list;
+pub mod inspect;
 pub mod latency;
+pub mod prefix;
 pub mod request;
 pub mod step;
 

@@ -1,6 +1,7 @@
 //! vLLM's HTTP surface for one pod: routes, keys, request ids, and the small endpoints. Text generation is in `generate`.
 
 mod body;
+mod debug;
 mod error;
 mod generate;
 mod ground_truth;
@@ -101,6 +102,7 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/ping", get(health).post(health))
         .route("/version", get(version))
         .route("/load", get(load))
+        .merge(debug::routes())
         .fallback(async || ApiError::plain(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || ApiError::plain(StatusCode::METHOD_NOT_ALLOWED))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))

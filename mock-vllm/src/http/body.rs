@@ -41,6 +41,11 @@ impl Fields {
         }
     }
 
+    /// With a value that is not null.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.object.get(field).is_some_and(|value| !value.is_null())
+    }
+
     pub(crate) fn string(&mut self, field: &str) -> Option<String> {
         self.typed(field, "string_type", "Input should be a valid string", |value| {
             value.as_str().map(str::to_owned)

@@ -166,7 +166,8 @@ fn prepare(
         lora: None,
         priority,
     };
-    Ok(Prepared { delivery, envelope, submission: Submission { request, arrival, max_tokens }, stop_token })
+    let submission = Submission { request, request_id: request_id.into(), arrival, max_tokens };
+    Ok(Prepared { delivery, envelope, submission, stop_token })
 }
 
 async fn plain(mut generation: Generation, envelope: &Envelope) -> Response {

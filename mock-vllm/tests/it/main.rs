@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 mod cli;
+mod debug_endpoints;
 mod engine_allocations;
 mod engine_fixtures;
 mod engine_hash;

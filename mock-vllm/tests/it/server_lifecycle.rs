@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// 7,000 tokens at 38 ms: 27 wall seconds at this scale, so a test sees the middle of it.
-const LONG: &str = "--time-scale 10";
+pub(crate) const LONG: &str = "--time-scale 10";
 
 pub(crate) async fn wait_for(pod: &TestPod, condition: impl Fn(&EngineStats) -> bool) -> EngineStats {
     let wait = async {
@@ -45,7 +45,7 @@ pub(crate) async fn open(pod: &TestPod, stream: bool) -> TcpStream {
 }
 
 /// Reads until `n` tokens have come.
-async fn read_tokens(socket: &mut TcpStream, n: usize) {
+pub(crate) async fn read_tokens(socket: &mut TcpStream, n: usize) {
     let (mut text, mut buffer) = (String::new(), [0; 4096]);
     while text.matches("\"delta\":{\"content\"").count() < n {
         let n_read = tokio::time::timeout(PATIENCE, socket.read(&mut buffer)).await.unwrap().unwrap();

@@ -1,0 +1,47 @@
+//! A look at the engine from outside of its thread. Nothing changes by it, and no step waits for it.
+
+use super::{Command, DriverHandle, EngineDead, Live};
+use crate::engine::Engine;
+use crate::engine::request::RequestId;
+use hashbrown::HashMap;
+use tokio::sync::oneshot;
+
+/// The engine between two moments of its life, and what its requests are called outside.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineView<'a> {
+    pub engine: &'a Engine,
+    live: &'a HashMap<RequestId, Live>,
+}
+
+pub(super) type Inspection = Box<dyn FnOnce(EngineView<'_>) + Send>;
+
+// === impl EngineView ===
+
+impl<'a> EngineView<'a> {
+    pub(super) fn new(engine: &'a Engine, live: &'a HashMap<RequestId, Live>) -> Self {
+        Self { engine, live }
+    }
+
+    /// As in the request log; `None` for a request whose client has gone.
+    pub fn request_id(&self, id: RequestId) -> Option<&'a str> {
+        self.live.get(&id).map(|live| &*live.request_id)
+    }
+}
+
+impl DriverHandle {
+    /// What `look` makes of the engine, on the engine's own thread.
+    ///
+    /// # Errors
+    /// When the driver's thread is gone.
+    pub async fn inspect<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(EngineView<'_>) -> T + Send + 'static,
+    ) -> Result<T, EngineDead> {
+        let (tx, result) = oneshot::channel();
+        let look = Box::new(move |view: EngineView<'_>| {
+            let _caller_gone = tx.send(look(view));
+        });
+        self.commands.send(Command::Inspect(look)).map_err(|_closed| EngineDead)?;
+        result.await.map_err(|_closed| EngineDead)
+    }
+}

@@ -1,0 +1,76 @@
+//! What a prompt would find in the prefix cache if it were admitted now.
+
+use super::super::Pod;
+use super::super::body::Fields;
+use super::super::error::ApiError;
+use super::super::ground_truth::PrefixHit;
+use super::super::request::{PromptInput, TextRequest};
+use super::super::wire::Api;
+use crate::engine::block_pool::BlockIdx;
+use crate::engine::prefix::{PromptPrefix, cached_prefix};
+use bytes::Bytes;
+use serde::Serialize;
+use std::sync::Arc;
+
+#[derive(Debug, Serialize)]
+pub(super) struct Lookup {
+    pod: String,
+    #[serde(flatten)]
+    hit: PrefixHit,
+    /// In order of position, as `/debug/cache` numbers them.
+    blocks: Vec<BlockIdx>,
+}
+
+/// What the body asks about.
+#[derive(Debug)]
+struct Question {
+    model: Option<String>,
+    prompt: PromptInput,
+    cache_salt: Option<String>,
+}
+
+/// `body` is that of a chat or of a completion, or `{"prompt_token_ids": [..]}` with `model` and `cache_salt` if need be.
+///
+/// # Errors
+/// What the endpoint of the request would refuse before it counts the prompt's tokens; when the engine is dead.
+pub(super) async fn look_up(pod: Arc<Pod>, body: Bytes) -> Result<Lookup, ApiError> {
+    let dead = |_dead| ApiError::engine_dead();
+    let config = pod.driver.inspect(|view| view.engine.config().clone()).await.map_err(dead)?;
+    let asked = pod.clone();
+    let hash = move || {
+        let Question { model, prompt, cache_salt } = Question::parse(&body)?;
+        asked.check_model(model.as_deref())?;
+        let tokens = asked.prompt_ids(&prompt)?;
+        let prefix = PromptPrefix { tokens: &tokens, lora: None, cache_salt: cache_salt.as_deref() };
+        Ok((tokens.len(), prefix.hashes(&config)))
+    };
+    let hashed = tokio::task::spawn_blocking(hash).await;
+    let (n_tokens, hashes) = hashed.map_err(|_panicked| ApiError::engine_dead())??;
+    let look = pod.driver.inspect(move |view| cached_prefix(view.engine.block_pool(), &hashes));
+    let blocks = look.await.map_err(dead)?;
+    let block_size = pod.config.block_size;
+    let n_blocks = u32::try_from(blocks.len()).expect("a pool counts its blocks in u32");
+    let hit = PrefixHit::new(n_blocks.saturating_mul(block_size.get()), n_tokens, block_size);
+    Ok(Lookup { pod: pod.config.pod_name.clone(), hit, blocks })
+}
+
+// === impl Question ===
+
+impl Question {
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let api = if fields.has("prompt_token_ids") {
+            let ids = fields.integers("prompt_token_ids").unwrap_or_default();
+            let model = fields.string("model").filter(|model| !model.is_empty());
+            let cache_salt = fields.string("cache_salt");
+            fields.finish()?;
+            return Ok(Self { model, prompt: PromptInput::TokenIds(ids), cache_salt });
+        } else if fields.has("messages") {
+            Api::Chat
+        } else {
+            Api::Completion
+        };
+        let TextRequest { model, prompt, cache_salt, .. } = TextRequest::parse(api, body)?;
+        Ok(Self { model, prompt, cache_salt })
+    }
+}
