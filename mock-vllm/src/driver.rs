@@ -11,10 +11,12 @@ pub mod inspect;
 
 use crate::engine::Engine;
 use crate::engine::latency::LatencyModel;
-use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
+use crate::engine::request::{AddError, EngineRequest, FinishReason, LoraAdapter, RequestId};
 use crate::engine::step::{Origin, OutputToken, StepOutput};
 use crate::kv_events::publisher::KvEventPublisher;
-use crate::metrics::{FinishedRequest, Metrics, StepRecord};
+use crate::metrics::lora::LoraStage;
+use crate::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
+use crate::metrics::{FirstToken, LoraShift, Metrics, StepRecord};
 use clock::{Clock, SimTime};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};
@@ -75,8 +77,10 @@ pub struct Submission {
     /// What it is called outside, as in the request log.
     pub request_id: Arc<str>,
     pub arrival: SimTime,
-    /// The request's own limit, for the metrics; `None` when it gave none.
-    pub max_tokens: Option<u32>,
+    /// What it may generate, for the metrics.
+    pub max_tokens: u32,
+    /// `None` when it is the only sample of its request.
+    pub group: Option<Arc<SampleGroup>>,
 }
 
 /// A request's first schedule: from then on it is known what the prefix cache had for it.
@@ -136,12 +140,17 @@ struct Live {
     stage: Stage,
     arrival: SimTime,
     n_prompt_tokens: usize,
-    max_tokens: Option<u32>,
+    max_tokens: u32,
+    group: Option<Arc<SampleGroup>>,
+    lora: Option<Arc<LoraAdapter>>,
     entered: SimTime,
     scheduled: SimTime,
     first_token: SimTime,
     last_token: SimTime,
+    n_tokens: u32,
     n_preemptions: u32,
+    /// Preemptions since its last token.
+    n_new_preemptions: u32,
 }
 
 #[derive(Debug)]
@@ -310,7 +319,7 @@ impl Driver {
             Command::WithEngine(work) => self.with_engine(work),
             Command::Inspect(look) => look(EngineView::new(&self.engine, &self.live)),
             Command::Submit(submission, outlets) => {
-                let Submission { request, request_id, arrival, max_tokens } = *submission;
+                let Submission { request, request_id, arrival, max_tokens, group } = *submission;
                 let id = request.id;
                 let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
                 let live = Live {
@@ -319,13 +328,20 @@ impl Driver {
                     arrival,
                     n_prompt_tokens: request.prompt.len(),
                     max_tokens,
+                    group,
+                    lora: request.lora.clone(),
                     stage: Stage::Arriving(Box::new(request)),
                     entered: arrival,
                     scheduled: arrival,
                     first_token: arrival,
                     last_token: arrival,
+                    n_tokens: 0,
                     n_preemptions: 0,
+                    n_new_preemptions: 0,
                 };
+                if let Some(shift) = live.lora_shift(None, Some(LoraStage::Waiting)) {
+                    self.metrics.lock().shift_lora(&shift);
+                }
                 self.live.insert(id, live);
                 self.plan(arrival + c_pre, Event::Enter(id));
             }
@@ -336,10 +352,7 @@ impl Driver {
                         self.abort_between_steps();
                     }
                 }
-                Some(Stage::Arriving(_)) => {
-                    self.live.remove(&id);
-                    self.metrics.lock().record_abort();
-                }
+                Some(Stage::Arriving(_)) => self.forget_aborted(id),
                 Some(Stage::Leaving) => {
                     self.live.remove(&id);
                 }
@@ -407,7 +420,7 @@ impl Driver {
         }
         for id in &plan.preempted {
             if let Some(live) = self.live.get_mut(id) {
-                live.n_preemptions += 1;
+                live.n_new_preemptions += 1;
             }
         }
         self.step_runs = true;
@@ -426,63 +439,64 @@ impl Driver {
             self.plan(self.now + self.latency.c_post, Event::Deliver(output.tokens.clone()));
         }
         self.output = output;
-        let n_aborted = self.apply_aborts();
+        self.apply_aborts();
         if let Some(publisher) = &mut self.kv_events {
             publisher.publish(Clock::unix_now(), self.engine.take_events());
         }
-        let mut metrics = self.metrics.lock();
-        metrics.record_step(&record, &self.engine.stats());
-        (0..n_aborted).for_each(|_| metrics.record_abort());
+        let unix_now = Clock::unix_now().as_secs_f64();
+        self.metrics.lock().record_step(&record, &self.engine.stats(), unix_now);
     }
 
     fn record_token(&mut self, output: &OutputToken, record: &mut StepRecord) {
         let Some(live) = self.live.get_mut(&output.id) else { return };
         record.n_generation_tokens += 1;
+        let n_new_preemptions = std::mem::take(&mut live.n_new_preemptions);
+        record.n_preemptions += u64::from(n_new_preemptions);
+        live.n_preemptions += n_new_preemptions;
+        live.n_tokens = output.output_idx + 1;
+        let observed = self.now + self.latency.c_post;
         if output.output_idx == 0 {
             live.first_token = self.now;
-            record.first_tokens.push((
-                live.n_prompt_tokens,
-                output.cached_tokens,
-                (self.now + self.latency.c_post).since(live.arrival),
-            ));
+            record.first_tokens.push(FirstToken {
+                n_prompt_tokens: live.n_prompt_tokens,
+                cached_tokens: output.cached_tokens,
+                time: observed.since(live.arrival),
+            });
+            record.lora_shifts.extend(live.lora_shift(Some(LoraStage::Waiting), Some(LoraStage::Running)));
         } else {
             record.inter_token_latencies.push(self.now.since(live.last_token));
         }
         live.last_token = self.now;
         if let Some(reason) = output.finished {
             live.stage = Stage::Leaving;
-            record.finished.push(FinishedRequest {
-                reason,
-                n_prompt_tokens: live.n_prompt_tokens,
-                cached_tokens: output.cached_tokens,
-                n_generation_tokens: output.output_idx + 1,
-                max_tokens: live.max_tokens,
-                n_preemptions: live.n_preemptions,
-                e2e: (self.now + self.latency.c_post).since(live.arrival),
-                queue: live.scheduled.since(live.entered),
-                prefill: live.first_token.since(live.scheduled),
-                decode: self.now.since(live.first_token),
-                inference: self.now.since(live.scheduled),
-            });
+            record.lora_shifts.extend(live.lora_shift(Some(LoraStage::Running), None));
+            record.finished.push(live.finished(reason, output.cached_tokens, observed));
         }
     }
 
-    fn apply_aborts(&mut self) -> usize {
-        let mut n_aborted = 0;
+    fn apply_aborts(&mut self) {
         for id in std::mem::take(&mut self.aborts) {
-            self.live.remove(&id);
-            n_aborted += usize::from(self.engine.abort(id));
+            self.forget_aborted(id);
+            self.engine.abort(id);
         }
-        n_aborted
+    }
+
+    /// vLLM counts nothing of a request whose client went, but its adapter's requests become one less.
+    fn forget_aborted(&mut self, id: RequestId) {
+        let Some(live) = self.live.remove(&id) else { return };
+        let stage = if live.n_tokens == 0 { LoraStage::Waiting } else { LoraStage::Running };
+        // One that has finished since is gone already.
+        if let (false, Some(shift)) =
+            (matches!(live.stage, Stage::Leaving), live.lora_shift(Some(stage), None))
+        {
+            self.metrics.lock().shift_lora(&shift);
+        }
     }
 
     /// No step runs although the engine has requests: none could be scheduled until one of them went.
     fn abort_between_steps(&mut self) {
-        let n_aborted = self.apply_aborts();
-        let mut metrics = self.metrics.lock();
-        (0..n_aborted).for_each(|_| metrics.record_abort());
-        metrics.set_gauges(&self.engine.stats());
-        drop(metrics);
+        self.apply_aborts();
+        self.metrics.lock().set_gauges(&self.engine.stats());
         self.now = self.now.max(self.clock.now());
         self.start_step();
     }
@@ -518,6 +532,36 @@ impl Driver {
         }
         let normal: f64 = StandardNormal.sample(&mut self.rng);
         (1.0 + self.jitter * normal).max(0.5)
+    }
+}
+
+// === impl Live ===
+
+impl Live {
+    /// What vLLM observes of it when it ends by itself; its first and last tokens are known.
+    fn finished(&self, reason: FinishReason, cached_tokens: u32, observed: SimTime) -> FinishedRequest {
+        let n_generation_tokens = self.n_tokens;
+        let alone = Sampling { n: 1, max_generation_tokens: n_generation_tokens };
+        FinishedRequest {
+            reason,
+            n_prompt_tokens: self.n_prompt_tokens,
+            cached_tokens,
+            n_generation_tokens,
+            max_tokens: self.max_tokens,
+            n_preemptions: self.n_preemptions,
+            sampling: self.group.as_ref().map_or(Some(alone), |group| group.finish(n_generation_tokens)),
+            e2e: observed.since(self.arrival),
+            queue: self.scheduled.since(self.entered),
+            prefill: self.first_token.since(self.scheduled),
+            decode: self.last_token.since(self.first_token),
+            inference: self.last_token.since(self.scheduled),
+        }
+    }
+
+    /// `None` without an adapter.
+    fn lora_shift(&self, from: Option<LoraStage>, to: Option<LoraStage>) -> Option<LoraShift> {
+        let adapter = self.lora.as_ref()?.name.clone();
+        Some(LoraShift { adapter, from, to })
     }
 }
 

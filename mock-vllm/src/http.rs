@@ -5,14 +5,16 @@ mod debug;
 mod error;
 mod generate;
 mod ground_truth;
+mod instrument;
 mod request;
+mod scrape;
 mod tokenize;
 mod wire;
 
 use crate::driver::DriverHandle;
 use crate::driver::clock::Clock;
-use crate::metrics::process::ProcessSample;
-use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::metrics::Metrics;
+use crate::metrics::http::HttpMetrics;
 use crate::reply::Replier;
 use crate::request_log::RequestLog;
 use crate::tokens::Tokenizer;
@@ -82,6 +84,7 @@ pub struct Pod {
     pub replier: Replier,
     pub driver: DriverHandle,
     pub metrics: Arc<Mutex<Metrics>>,
+    pub http_metrics: HttpMetrics,
     pub log: RequestLog,
     pub server_load: ServerLoad,
 }
@@ -97,7 +100,7 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize_text))
         .route("/detokenize", post(detokenize_ids))
-        .route("/metrics", get(metrics))
+        .merge(scrape::routes())
         .route("/health", get(health))
         .route("/ping", get(health).post(health))
         .route("/version", get(version))
@@ -106,6 +109,7 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .fallback(async || ApiError::plain(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || ApiError::plain(StatusCode::METHOD_NOT_ALLOWED))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn_with_state(pod.clone(), instrument::instrument))
         .layer(middleware::from_fn_with_state(pod.clone(), gate))
         .with_state(pod)
 }
@@ -249,12 +253,6 @@ fn model_card(config: &PodConfig, name: &str, created: u64) -> Value {
             "is_blocking": false,
         }],
     })
-}
-
-async fn metrics(State(pod): State<Arc<Pod>>) -> Response {
-    let process = ProcessSample::read();
-    let text = pod.metrics.lock().render(process.as_ref());
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
 async fn health(State(pod): State<Arc<Pod>>) -> Response {

@@ -10,6 +10,8 @@ use crate::http::{self, Pod, PodConfig, ServerLoad};
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::WireFormat;
 use crate::kv_events::service::{self, BoundService, KvEventService};
+use crate::metrics::cache_config::CacheConfig;
+use crate::metrics::http::HttpMetrics;
 use crate::metrics::{Metrics, MetricsConfig};
 use crate::reply::Replier;
 use crate::reply::scripted::{Script, ScriptError};
@@ -102,6 +104,7 @@ pub fn build(settings: PodSettings) -> Result<BuiltPod, BuildError> {
         Some(path) => RequestLog::open(&path).map_err(|source| BuildError::RequestLog { path, source })?,
         None => RequestLog::default(),
     };
+    let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
     let (publisher, kv_events) = match kv_events {
         KvEventsConfig::Off => (None, None),
@@ -120,6 +123,7 @@ pub fn build(settings: PodSettings) -> Result<BuiltPod, BuildError> {
         tokenizer,
         driver,
         metrics,
+        http_metrics,
         log,
         server_load: ServerLoad::default(),
     });
@@ -175,28 +179,30 @@ pub async fn run(
     result
 }
 
-/// The labels of `vllm:cache_config_info`, in Python's spelling.
 fn metrics_config(settings: &PodSettings) -> MetricsConfig {
     let PodSettings { http: pod, engine, gpu_memory_utilization, .. } = settings;
-    let python_bool = |value: bool| if value { "True" } else { "False" }.to_owned();
-    let hash = match engine.hash {
+    let prefix_caching_hash_algo = match engine.hash {
         HashAlgorithm::Sha256 => "sha256",
         HashAlgorithm::Sha256Cbor => "sha256_cbor",
     };
-    let cache_config = vec![
-        ("block_size", engine.block_size.to_string()),
-        ("cache_dtype", "auto".to_owned()),
-        ("enable_prefix_caching", python_bool(engine.prefix_caching)),
-        ("gpu_memory_utilization", gpu_memory_utilization.to_string()),
-        ("num_gpu_blocks", engine.n_blocks.to_string()),
-        ("num_gpu_blocks_override", "None".to_owned()),
-        ("prefix_caching_hash_algo", hash.to_owned()),
-        ("sliding_window", "None".to_owned()),
-    ];
+    let cache_config = CacheConfig {
+        block_size: engine.block_size,
+        user_specified_block_size: false,
+        gpu_memory_utilization: *gpu_memory_utilization,
+        num_gpu_blocks: engine.n_blocks,
+        num_gpu_blocks_override: None,
+        kv_cache_memory_bytes: None,
+        enable_prefix_caching: engine.prefix_caching,
+        prefix_caching_hash_algo,
+        max_model_len: engine.max_model_len,
+    };
     MetricsConfig {
+        version: pod.version,
+        show_hidden: false,
         model_name: pod.displayed_model().to_owned(),
         max_model_len: pod.max_model_len,
-        cache_config,
+        cache_config: cache_config.labels(pod.version),
+        max_loras: None,
         created: Clock::unix_now().as_secs_f64(),
     }
 }

@@ -143,7 +143,6 @@ fn prepare(
     let reply_prompt =
         Prompt { ids: &prompt, last_user_text: request.prompt.last_user_text(), limits: &limits };
     let Reply { tokens, finish, stop_token } = pod.replier.reply(&reply_prompt);
-    let max_tokens = request.max_tokens();
     let TextRequest { delivery, cache_salt, priority, .. } = request;
     let prefix = match api {
         Api::Chat => "chatcmpl-",
@@ -166,7 +165,8 @@ fn prepare(
         lora: None,
         priority,
     };
-    let submission = Submission { request, request_id: request_id.into(), arrival, max_tokens };
+    let max_tokens = limits.max_tokens;
+    let submission = Submission { request, request_id: request_id.into(), arrival, max_tokens, group: None };
     Ok(Prepared { delivery, envelope, submission, stop_token })
 }
 

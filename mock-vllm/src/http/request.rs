@@ -94,11 +94,6 @@ impl TextRequest {
         Ok(request)
     }
 
-    /// The request's own limit, before the context's.
-    pub(crate) fn max_tokens(&self) -> Option<u32> {
-        self.sampling.max_tokens.and_then(|max_tokens| u32::try_from(max_tokens).ok())
-    }
-
     /// Holds the sampling parameters against a prompt of `n_prompt` tokens.
     ///
     /// # Errors

@@ -1,115 +1,291 @@
-//! The text format of Prometheus as Python's `prometheus_client` 0.2x writes it: labels sorted by name, every value a float,
-//! counters under `_total`, and a `_created` gauge beside each counter and histogram.
+//! The text formats as Python's `prometheus_client` 0.26 writes them: labels sorted by name, every value a float, counters
+//! under `_total`, and a `_created` series beside each counter, histogram and summary.
 
 use super::histogram::Histogram;
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::fmt::Write;
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+/// Sorted by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Labels(Vec<(&'static str, Cow<'static, str>)>);
+
+/// One series of a family, and when it came to be (Unix seconds); `None` for one that is only read, not moved, here.
 #[derive(Clone, Debug)]
-pub(super) struct Labels(BTreeMap<String, String>);
+pub(super) struct Series<T> {
+    pub(super) labels: Labels,
+    pub(super) value: T,
+    pub(super) created: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head<'a> {
+    /// Without the `_total` of a counter.
+    pub(super) name: &'a str,
+    pub(super) help: &'a str,
+}
 
 #[derive(Debug)]
-pub(super) struct Exposition {
+pub(super) struct Exposition<'a> {
     text: String,
-    created: f64,
+    format: Format,
+    /// Only these samples, by full name; empty: all.
+    only: &'a [String],
+    /// `_created` samples of the family being written, which the text format puts behind the others.
+    created: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Gauge,
+    Counter,
+    Histogram,
+    Summary,
 }
 
 // === impl Labels ===
 
 impl Labels {
-    pub(super) fn new(labels: &[(&str, &str)]) -> Self {
-        Self(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    pub(super) fn new(labels: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        let mut labels: Vec<_> = labels.into_iter().map(|(name, value)| (name, Cow::Owned(value))).collect();
+        labels.sort_by_key(|(name, _)| *name);
+        Self(labels)
     }
 
-    pub(super) fn with(&self, name: &str, value: &str) -> Self {
-        let mut labels = self.clone();
-        labels.0.insert(name.to_owned(), value.to_owned());
-        labels
+    pub(super) fn with(&self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        let mut labels = self.0.clone();
+        labels.insert(labels.partition_point(|(other, _)| *other < name), (name, value.into()));
+        Self(labels)
+    }
+
+    /// As `{a="1",b="2"}`, with one label more in its place; nothing without labels.
+    fn write(&self, out: &mut String, extra: Option<(&str, &str)>) {
+        let place = extra.map(|(name, _)| self.0.partition_point(|(other, _)| *other < name));
+        let mut separator = '{';
+        let mut push = |out: &mut String, name: &str, value: &str| {
+            out.push(separator);
+            separator = ',';
+            out.push_str(name);
+            out.push_str("=\"");
+            escape(out, value, true);
+            out.push('"');
+        };
+        for (idx, (name, value)) in self.0.iter().enumerate() {
+            if let Some((extra_name, extra_value)) = extra.filter(|_| place == Some(idx)) {
+                push(out, extra_name, extra_value);
+            }
+            push(out, name, value);
+        }
+        if let Some((extra_name, extra_value)) = extra.filter(|_| place == Some(self.0.len())) {
+            push(out, extra_name, extra_value);
+        }
+        if separator == ',' {
+            out.push('}');
+        }
     }
 }
 
-impl std::fmt::Display for Labels {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (label_idx, (name, value)) in self.0.iter().enumerate() {
-            let separator = if label_idx == 0 { '{' } else { ',' };
-            let value = value.replace('\\', r"\\").replace('\n', r"\n").replace('"', "\\\"");
-            write!(f, "{separator}{name}=\"{value}\"")?;
+// === impl Format ===
+
+impl Format {
+    /// What an `Accept` header asks for, and the `Content-Type` that answers it.
+    pub fn negotiate(accept: &str) -> (Self, String) {
+        const OPEN_METRICS: &str = "application/openmetrics-text";
+        for accepted in accept.split(',') {
+            let mut tokens = accepted.split(';').map(str::trim);
+            let media_type = tokens.next().unwrap_or_default();
+            let parameters: Vec<_> = tokens.filter_map(|token| token.split_once('=')).collect();
+            let parameter =
+                |name: &str| parameters.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
+            let version = parameter("version").filter(|version| !version.is_empty());
+            let is_modern = version.is_some_and(|version| {
+                version.split('.').map_while(|part| part.parse().ok()).collect::<Vec<u32>>() >= vec![1, 0, 0]
+            });
+            // Names here are plain under every scheme.
+            let escaping = parameter("escaping")
+                .filter(|scheme| ["allow-utf-8", "underscores", "dots", "values"].contains(scheme))
+                .unwrap_or("underscores");
+            match (media_type, version) {
+                (OPEN_METRICS, None) => {
+                    return (Self::OpenMetrics, format!("{OPEN_METRICS}; version=1.0.0; charset=utf-8"));
+                }
+                (OPEN_METRICS, Some(version)) if is_modern => {
+                    let escaping = format!("charset=utf-8; escaping={escaping}");
+                    return (Self::OpenMetrics, format!("{OPEN_METRICS}; version={version}; {escaping}"));
+                }
+                ("text/plain", Some(_)) if is_modern => {
+                    return (Self::Text, format!("{}; escaping={escaping}", super::render::CONTENT_TYPE));
+                }
+                _ => {}
+            }
         }
-        f.write_str(if self.0.is_empty() { "" } else { "}" })
+        (Self::Text, "text/plain; version=0.0.4; charset=utf-8".to_owned())
     }
 }
 
 // === impl Exposition ===
 
-impl Exposition {
-    pub(super) fn new(created: f64) -> Self {
-        Self { text: String::new(), created }
+impl<'a> Exposition<'a> {
+    pub(super) fn new(format: Format, only: &'a [String]) -> Self {
+        Self { text: String::with_capacity(80 << 10), format, only, created: String::new() }
     }
 
-    pub(super) fn into_text(self) -> String {
+    pub(super) fn into_text(mut self) -> String {
+        if self.format == Format::OpenMetrics {
+            self.text.push_str("# EOF\n");
+        }
         self.text
     }
 
-    pub(super) fn gauge(&mut self, name: &str, help: &str, samples: &[(Labels, f64)]) {
-        self.head(name, help, "gauge");
-        for (labels, value) in samples {
-            self.sample(name, labels, *value);
+    pub(super) fn gauge<'s>(&mut self, head: Head<'_>, series: impl IntoIterator<Item = &'s Series<f64>>) {
+        self.family(Kind::Gauge, head, |out| {
+            series
+                .into_iter()
+                .for_each(|Series { labels, value, created: _ }| out.sample(head.name, labels, *value));
+        });
+    }
+
+    pub(super) fn counter<'s>(&mut self, head: Head<'_>, series: impl IntoIterator<Item = &'s Series<f64>>) {
+        let total = format!("{}_total", head.name);
+        self.family(Kind::Counter, head, |out| {
+            for Series { labels, value, created } in series {
+                out.sample(&total, labels, *value);
+                out.created(head.name, labels, *created);
+            }
+        });
+    }
+
+    pub(super) fn histogram<'s>(
+        &mut self,
+        head: Head<'_>,
+        series: impl IntoIterator<Item = &'s Series<&'s Histogram>>,
+    ) {
+        let [bucket, count, sum] = ["bucket", "count", "sum"].map(|suffix| format!("{}_{suffix}", head.name));
+        self.family(Kind::Histogram, head, |out| {
+            for Series { labels, value, created } in series {
+                let mut n_all = 0;
+                for (bound, n_below) in value.cumulative() {
+                    out.sample_with(&bucket, labels, Some(("le", &float(bound))), n_below as f64);
+                    n_all = n_below;
+                }
+                out.sample(&count, labels, n_all as f64);
+                out.sample(&sum, labels, value.sum());
+                out.created(head.name, labels, *created);
+            }
+        });
+    }
+
+    /// Of each series its count and its sum.
+    pub(super) fn summary<'s>(
+        &mut self,
+        head: Head<'_>,
+        series: impl IntoIterator<Item = &'s Series<(u64, f64)>>,
+    ) {
+        let [count, sum] = ["count", "sum"].map(|suffix| format!("{}_{suffix}", head.name));
+        self.family(Kind::Summary, head, |out| {
+            for Series { labels, value: (n_all, total), created } in series {
+                out.sample(&count, labels, *n_all as f64);
+                out.sample(&sum, labels, *total);
+                out.created(head.name, labels, *created);
+            }
+        });
+    }
+
+    fn family(&mut self, kind: Kind, head: Head<'_>, samples: impl FnOnce(&mut Self)) {
+        let Head { name, help } = head;
+        let start = self.text.len();
+        let suffix = if kind == Kind::Counter && self.format == Format::Text { "_total" } else { "" };
+        self.head(&format!("{name}{suffix}"), help, kind);
+        let head_end = self.text.len();
+        samples(self);
+        let created = std::mem::take(&mut self.created);
+        if !self.only.is_empty() && self.text.len() == head_end && created.is_empty() {
+            self.text.truncate(start);
+            return;
+        }
+        if !created.is_empty() {
+            self.head(&format!("{name}_created"), help, Kind::Gauge);
+            self.text.push_str(&created);
         }
     }
 
-    /// `name` without `_total`.
-    pub(super) fn counter(&mut self, name: &str, help: &str, samples: &[(Labels, u64)]) {
-        let total = format!("{name}_total");
-        self.head(&total, help, "counter");
-        for (labels, value) in samples {
-            self.sample(&total, labels, *value as f64);
-        }
-        self.created(name, help, samples.iter().map(|(labels, _)| labels));
-    }
-
-    /// A counter that is not moved by this program and so has no `_created`; `name` with `_total`.
-    pub(super) fn plain_counter(&mut self, name: &str, help: &str, value: f64) {
-        self.head(name, help, "counter");
-        self.sample(name, &Labels::new(&[]), value);
-    }
-
-    pub(super) fn histogram(&mut self, name: &str, help: &str, labels: &Labels, histogram: &Histogram) {
-        self.head(name, help, "histogram");
-        let bucket = format!("{name}_bucket");
-        let mut count = 0;
-        for (bound, n_below) in histogram.cumulative() {
-            self.sample(&bucket, &labels.with("le", &float(bound)), n_below as f64);
-            count = n_below;
-        }
-        self.sample(&format!("{name}_count"), labels, count as f64);
-        self.sample(&format!("{name}_sum"), labels, histogram.sum());
-        self.created(name, help, [labels].into_iter());
-    }
-
-    fn created<'a>(&mut self, name: &str, help: &str, labels: impl Iterator<Item = &'a Labels>) {
-        let created = format!("{name}_created");
-        self.head(&created, help, "gauge");
-        for labels in labels {
-            self.sample(&created, labels, self.created);
-        }
-    }
-
-    fn head(&mut self, name: &str, help: &str, kind: &str) {
-        self.line(format_args!("# HELP {name} {help}"));
-        self.line(format_args!("# TYPE {name} {kind}"));
+    fn head(&mut self, name: &str, help: &str, kind: Kind) {
+        let quotes = self.format == Format::OpenMetrics;
+        self.text.push_str("# HELP ");
+        self.text.push_str(name);
+        self.text.push(' ');
+        escape(&mut self.text, help, quotes);
+        writeln!(self.text, "\n# TYPE {name} {}", kind.as_str()).expect("a String takes any text");
     }
 
     fn sample(&mut self, name: &str, labels: &Labels, value: f64) {
-        self.line(format_args!("{name}{labels} {}", float(value)));
+        self.sample_with(name, labels, None, value);
     }
 
-    fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        writeln!(self.text, "{line}").expect("a String takes any text");
+    fn sample_with(&mut self, name: &str, labels: &Labels, extra: Option<(&str, &str)>, value: f64) {
+        if self.wants(name) {
+            write_sample(&mut self.text, name, labels, extra, value);
+        }
+    }
+
+    fn created(&mut self, name: &str, labels: &Labels, created: Option<f64>) {
+        let Some(created) = created else { return };
+        let name = format!("{name}_created");
+        if self.wants(&name) {
+            let out = match self.format {
+                Format::Text => &mut self.created,
+                Format::OpenMetrics => &mut self.text,
+            };
+            write_sample(out, &name, labels, None, created);
+        }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|wanted| wanted == name)
+    }
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Gauge => "gauge",
+            Self::Counter => "counter",
+            Self::Histogram => "histogram",
+            Self::Summary => "summary",
+        }
+    }
+}
+
+fn write_sample(out: &mut String, name: &str, labels: &Labels, extra: Option<(&str, &str)>, value: f64) {
+    out.push_str(name);
+    labels.write(out, extra);
+    out.push(' ');
+    out.push_str(&float(value));
+    out.push('\n');
+}
+
+fn escape(out: &mut String, text: &str, quotes: bool) {
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str(r"\\"),
+            '\n' => out.push_str(r"\n"),
+            '"' if quotes => out.push_str("\\\""),
+            _ => out.push(c),
+        }
     }
 }
 
 /// Python's `repr` of a float, but an exponent as soon as the whole part has more than six digits.
-fn float(value: f64) -> String {
+pub(super) fn float(value: f64) -> String {
     if value.is_infinite() {
         return if value > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
     }
@@ -117,32 +293,72 @@ fn float(value: f64) -> String {
         return "NaN".to_owned();
     }
     let text = format!("{value:?}");
-    let Some(dot) = text.find('.').filter(|dot| value > 0.0 && *dot > 6 && !text.contains('e')) else {
-        return text;
-    };
+    if let Some((mantissa, exponent)) = text.split_once('e') {
+        let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
+        return format!("{mantissa}e{sign}{digits:0>2}");
+    }
+    let Some(dot) = text.find('.').filter(|dot| value > 0.0 && *dot > 6) else { return text };
     let mantissa = format!("{}.{}{}", &text[..1], &text[1..dot], &text[dot + 1..]);
     format!("{}e+{:02}", mantissa.trim_end_matches(['0', '.']), dot - 1)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Labels, float};
+    use super::{Format, Labels, float};
 
     #[test]
     fn floats_are_spelled_as_python_spells_them() {
         let check = |value: f64, expected: &str| assert_eq!(float(value), expected);
         check(0.0, "0.0");
         check(0.001, "0.001");
+        check(0.000_05, "5e-05");
+        check(0.000_012_5, "1.25e-05");
         check(16_384.0, "16384.0");
         check(1_234_567.0, "1.234567e+06");
         check(1_750_000_000.5, "1.7500000005e+09");
         check(2_000_000.0, "2e+06");
+        check(1e16, "1e+16");
         check(f64::INFINITY, "+Inf");
     }
 
     #[test]
     fn labels_are_sorted_and_escaped() {
-        let labels = Labels::new(&[("model_name", "a\"b\\c"), ("engine", "0")]).with("le", "0.5");
-        assert_eq!(labels.to_string(), r#"{engine="0",le="0.5",model_name="a\"b\\c"}"#);
+        let labels = Labels::new([("model_name", "a\"b\\c".to_owned()), ("engine", "0".to_owned())])
+            .with("reason", "x");
+        let mut text = String::new();
+        labels.write(&mut text, Some(("le", "0.5")));
+        assert_eq!(text, r#"{engine="0",le="0.5",model_name="a\"b\\c",reason="x"}"#);
+        text.clear();
+        Labels::default().write(&mut text, None);
+        assert_eq!(text, "");
+        Labels::default().write(&mut text, Some(("le", "1.0")));
+        assert_eq!(text, r#"{le="1.0"}"#);
+    }
+
+    #[test]
+    fn the_format_is_what_the_client_accepts() {
+        let check = |accept: &str, format: Format, content_type: &str| {
+            assert_eq!(Format::negotiate(accept), (format, content_type.to_owned()), "{accept}");
+        };
+        let plain = "text/plain; version=0.0.4; charset=utf-8";
+        check("", Format::Text, plain);
+        check("*/*", Format::Text, plain);
+        check("text/plain;version=0.0.4", Format::Text, plain);
+        check(
+            "application/openmetrics-text",
+            Format::OpenMetrics,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        );
+        check("application/openmetrics-text;version=0.0.1;q=0.75", Format::Text, plain);
+        check(
+            "text/html, application/openmetrics-text; version=1.0.0; escaping=allow-utf-8;q=0.6",
+            Format::OpenMetrics,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+        );
+        check(
+            "text/plain;version=1.0.0;escaping=dots",
+            Format::Text,
+            "text/plain; version=1.0.0; charset=utf-8; escaping=dots",
+        );
     }
 }

@@ -36,19 +36,9 @@ impl Histogram {
     }
 }
 
-/// 1, 2, 5, 10, 20, 50, … up to `max`.
-pub(super) fn one_two_five(max: u32) -> Vec<f64> {
-    let max = f64::from(max);
-    let decades = (0..10_i32).map(|exponent| 10_f64.powi(exponent));
-    decades
-        .flat_map(|decade| [decade, 2.0 * decade, 5.0 * decade])
-        .take_while(|bound| *bound <= max)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Histogram, one_two_five};
+    use super::Histogram;
 
     #[test]
     fn a_value_on_a_bound_counts_below_it() {
@@ -57,11 +47,5 @@ mod tests {
         let cumulative: Vec<_> = histogram.cumulative().collect();
         assert_eq!(cumulative, [(1.0, 2), (2.0, 3), (f64::INFINITY, 4)]);
         assert!((histogram.sum() - 10.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn token_bounds_stop_at_the_context_length() {
-        assert_eq!(one_two_five(100), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
-        assert_eq!(one_two_five(8_192).last(), Some(&5_000.0));
     }
 }

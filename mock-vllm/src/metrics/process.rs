@@ -1,10 +1,13 @@
-//! The process behind the pod, as Python's `prometheus_client` reports it on Linux; elsewhere it reports nothing.
+//! The interpreter and the process behind the pod, as Python's `prometheus_client` reports them; of the process it
+//! reports nothing elsewhere than on Linux.
 
-use super::exposition::{Exposition, Labels};
+use super::exposition::{Exposition, Head, Labels, Series};
 use std::fs;
 
 /// Linux shows CPU time in hundredths of a second, whatever the kernel's tick (`USER_HZ`, proc(5)).
 const TICKS_PER_SECOND: f64 = 100.0;
+/// The interpreter of vLLM's images.
+const PYTHON: [&str; 3] = ["3", "12", "12"];
 
 /// One reading of `/proc/self`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,28 +36,55 @@ impl ProcessSample {
     }
 
     /// `started` is the pod's start, Unix time in seconds: a router that sees it change knows of a restart.
-    pub(super) fn render(&self, out: &mut Exposition, started: f64) {
+    pub(super) fn render(&self, out: &mut Exposition<'_>, started: f64) {
         let Self { virtual_memory_bytes, resident_memory_bytes, cpu_seconds, open_fds, max_fds } = *self;
-        let mut gauge =
-            |name: &str, help: &str, value: f64| out.gauge(name, help, &[(Labels::new(&[]), value)]);
-        gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", virtual_memory_bytes as f64);
         gauge(
-            "process_resident_memory_bytes",
-            "Resident memory size in bytes.",
-            resident_memory_bytes as f64,
+            out,
+            "process_virtual_memory_bytes",
+            "Virtual memory size in bytes.",
+            virtual_memory_bytes as f64,
         );
-        gauge(
-            "process_start_time_seconds",
-            "Start time of the process since unix epoch in seconds.",
-            started,
-        );
-        let cpu_help = "Total user and system CPU time spent in seconds.";
-        out.plain_counter("process_cpu_seconds_total", cpu_help, cpu_seconds);
-        let mut gauge =
-            |name: &str, help: &str, value: f64| out.gauge(name, help, &[(Labels::new(&[]), value)]);
-        gauge("process_open_fds", "Number of open file descriptors.", open_fds as f64);
-        gauge("process_max_fds", "Maximum number of open file descriptors.", max_fds as f64);
+        let help = "Resident memory size in bytes.";
+        gauge(out, "process_resident_memory_bytes", help, resident_memory_bytes as f64);
+        let help = "Start time of the process since unix epoch in seconds.";
+        gauge(out, "process_start_time_seconds", help, started);
+        let help = "Total user and system CPU time spent in seconds.";
+        out.counter(Head { name: "process_cpu_seconds", help }, &[read(Labels::default(), cpu_seconds)]);
+        gauge(out, "process_open_fds", "Number of open file descriptors.", open_fds as f64);
+        gauge(out, "process_max_fds", "Maximum number of open file descriptors.", max_fds as f64);
     }
+}
+
+/// What dashboards of Python services ask for: no collector has run, as there is none here.
+pub(super) fn render_python(out: &mut Exposition<'_>) {
+    let counters = [
+        ("python_gc_objects_collected", "Objects collected during gc"),
+        ("python_gc_objects_uncollectable", "Uncollectable objects found during GC"),
+        ("python_gc_collections", "Number of times this generation was collected"),
+    ];
+    let generations =
+        ["0", "1", "2"].map(|generation| read(Labels::new([("generation", generation.to_owned())]), 0.0));
+    for (name, help) in counters {
+        out.counter(Head { name, help }, &generations);
+    }
+    let [major, minor, patchlevel] = PYTHON;
+    let labels = Labels::new([
+        ("implementation", "CPython".to_owned()),
+        ("major", major.to_owned()),
+        ("minor", minor.to_owned()),
+        ("patchlevel", patchlevel.to_owned()),
+        ("version", PYTHON.join(".")),
+    ]);
+    let help = "Python platform information";
+    out.gauge(Head { name: "python_info", help }, &[read(labels, 1.0)]);
+}
+
+fn gauge(out: &mut Exposition<'_>, name: &str, help: &str, value: f64) {
+    out.gauge(Head { name, help }, &[read(Labels::default(), value)]);
+}
+
+fn read(labels: Labels, value: f64) -> Series<f64> {
+    Series { labels, value, created: None }
 }
 
 fn kib(status: &str, field: &str) -> Option<u64> {

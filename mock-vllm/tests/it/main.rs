@@ -14,6 +14,7 @@ mod ground_truth;
 mod kv_events;
 mod kv_events_wire;
 mod load_tool;
+mod metrics_page;
 mod python;
 mod replies;
 mod server_chat;

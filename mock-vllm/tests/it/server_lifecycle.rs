@@ -72,8 +72,9 @@ async fn a_client_that_goes_frees_its_blocks_and_one_that_stays_keeps_them() {
     assert!(after.free_blocks > both.free_blocks);
     read_tokens(&mut stays, 5).await;
     assert_eq!(pod.pod.metrics.lock().gauges().running, 1);
+    // vLLM's API server drops what it knew of a request whose client went, before it could count it.
     let aborted =
-        r#"vllm:request_success_total{engine="0",finished_reason="abort",model_name="/model/qwen"} 1.0"#;
+        r#"vllm:request_success_total{engine="0",finished_reason="abort",model_name="/model/qwen"} 0.0"#;
     assert!(pod.get("/metrics").await.body.contains(aborted));
 }
 
@@ -148,7 +149,7 @@ async fn metrics_count_what_happened() {
         ("vllm:request_prompt_tokens_sum", 355.0),
         ("vllm:request_prefill_kv_computed_tokens_sum", 227.0),
         ("vllm:request_params_max_tokens_sum", 27.0),
-        ("vllm:iteration_tokens_total_sum", 355.0 + 27.0),
+        ("vllm:iteration_tokens_total_sum", 355.0 - 128.0 + 27.0),
         ("vllm:num_requests_running", 0.0),
         ("vllm:kv_cache_usage_perc", 0.0),
     ];

@@ -1,0 +1,110 @@
+//! Counts and times every exchange for `http_*`. An answer whose length is known counts at once, a stream when it ends.
+
+use super::Pod;
+use crate::metrics::http::HttpExchange;
+use crate::vllm_version::VllmVersion;
+use axum::body::{Body, HttpBody};
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use hyper::body::{Frame, SizeHint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+/// What the mock serves beside vLLM's paths, which vLLM's metrics do not know.
+const OWN_PATHS: &str = "/debug";
+
+/// Counts one exchange, when told how it ended or when dropped.
+#[derive(Debug)]
+struct Meter {
+    pod: Arc<Pod>,
+    exchange: HttpExchange,
+    start: Instant,
+    status: StatusCode,
+    response_bytes: u64,
+}
+
+/// A stream whose end is the end of its exchange.
+#[derive(Debug)]
+struct MeteredBody {
+    body: Body,
+    /// `None` once it has ended.
+    meter: Option<Meter>,
+}
+
+pub(super) async fn instrument(State(pod): State<Arc<Pod>>, request: Request, next: Next) -> Response {
+    #[expect(clippy::disallowed_methods, reason = "these durations are the web server's, in wall time")]
+    let start = Instant::now();
+    let path = request.uri().path();
+    if path.starts_with(OWN_PATHS) {
+        return next.run(request).await;
+    }
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let exchange =
+        HttpExchange::new(route, path, request.method().as_str(), content_length(request.headers()));
+    let Some(exchange) = exchange else { return next.run(request).await };
+    // What vLLM writes when the client went before the answer, and so what counts when this future is dropped.
+    let unread_bytes = match pod.config.version {
+        VllmVersion::V0_8 | VllmVersion::V0_11 => "null".len() as u64,
+        VllmVersion::V0_33 => 0,
+    };
+    let mut meter = Meter { pod, exchange, start, status: StatusCode::OK, response_bytes: unread_bytes };
+    let response = next.run(request).await;
+    let length = response.body().size_hint().exact();
+    meter.status = response.status();
+    meter.response_bytes = length.unwrap_or_default();
+    if meter.status == StatusCode::METHOD_NOT_ALLOWED {
+        meter.exchange.forget_handler();
+    }
+    match length {
+        Some(_) => {
+            drop(meter);
+            response
+        }
+        None => response.map(|body| Body::new(MeteredBody { body, meter: Some(meter) })),
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> u64 {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    length.and_then(|length| length.parse().ok()).unwrap_or_default()
+}
+
+// === impl Meter ===
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let Self { pod, exchange, start, status, response_bytes } = self;
+        pod.http_metrics.record(exchange, *status, *response_bytes, start.elapsed());
+    }
+}
+
+// === impl MeteredBody ===
+
+impl HttpBody for MeteredBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() {
+            self.meter = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
