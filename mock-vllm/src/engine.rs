@@ -26,10 +26,11 @@ mod slots;
 use block_pool::{BlockIdx, BlockPool};
 use config::{ConfigError, EngineConfig, SchedulingPolicy};
 use event::KvEvent;
+use hash::ExtraKeys;
 use hashbrown::HashMap;
 use kv_cache::{KvCache, RequestBlocks};
 use queue::WaitingQueue;
-use request::{AddError, EngineRequest, FinishReason, RequestId};
+use request::{AddError, EngineRequest, FinishReason, LoraAdapter, RequestId};
 use slots::{LiveRequest, Place, SlotIdx, Slots};
 use step::{Origin, OutputToken, ScheduledRequest, StepOutput, StepPlan};
 
@@ -48,6 +49,8 @@ pub struct Engine {
     plan_slots: Vec<SlotIdx>,
     next_arrival_seq: u64,
     counters: Counters,
+    /// Blocks that are to be out of use; taken as they become free.
+    n_reserved_blocks: u32,
 }
 
 /// Gauges and counters as of now; counters count from the start of the engine.
@@ -95,6 +98,7 @@ impl Engine {
             plan_slots: Vec::new(),
             next_arrival_seq: 0,
             counters: Counters::default(),
+            n_reserved_blocks: 0,
             config,
         })
     }
@@ -166,6 +170,9 @@ impl Engine {
         self.plan.scheduled.clear();
         self.plan.preempted.clear();
         self.plan_slots.clear();
+        if self.kv_cache.pool().n_reserved() < self.n_reserved_blocks {
+            self.kv_cache.reserve(self.n_reserved_blocks);
+        }
         let budget = self.schedule_running();
         if self.plan.preempted.is_empty() {
             self.schedule_waiting(budget);
@@ -228,6 +235,18 @@ impl Engine {
     /// The KV events since the last call, in order; always empty unless `EngineConfig::kv_events`.
     pub fn take_events(&mut self) -> Vec<KvEvent> {
         self.kv_cache.take_events()
+    }
+
+    /// Tokens that a new request with this prompt would find in the prefix cache now, whole blocks; changes nothing.
+    pub fn peek_prefix(&self, prompt: &[u32], cache_salt: Option<&str>, lora: Option<&LoraAdapter>) -> usize {
+        self.kv_cache.peek(prompt, ExtraKeys { lora, cache_salt })
+    }
+
+    /// Takes `n_blocks` out of use, as if other work held that memory; at once what is free, the rest as requests let go.
+    /// They count as used in the gauges. 0 gives all back.
+    pub fn set_reserved_blocks(&mut self, n_blocks: u32) {
+        self.n_reserved_blocks = n_blocks;
+        self.kv_cache.reserve(n_blocks);
     }
 
     /// Forgets every cached block; false, and no change, while any request holds a block.

@@ -29,6 +29,8 @@ pub struct BlockPool {
     free: IndexList,
     /// The first inserted of the blocks with each hash.
     cached: HashTable<BlockIdx>,
+    /// Held by no request and not free either: as if the memory were somebody else's.
+    reserved: Vec<BlockIdx>,
 }
 
 // === impl BlockPool ===
@@ -43,7 +45,7 @@ impl BlockPool {
         let mut free = IndexList::new(n);
         (1..n_blocks).for_each(|idx| free.push_back(idx));
         // Twice the need: hashbrown then reclaims tombstones in place and never grows.
-        Self { blocks, free, cached: HashTable::with_capacity(2 * n) }
+        Self { blocks, free, cached: HashTable::with_capacity(2 * n), reserved: Vec::new() }
     }
 
     /// Blocks that can be handed out at all.
@@ -127,17 +129,39 @@ impl BlockPool {
         }
     }
 
-    /// Forgets every hash; false, and no change, while a block is held.
+    /// Forgets every hash; false, and no change, while a request holds a block.
     pub fn reset(&mut self) -> bool {
-        if self.n_free() != self.n_usable() {
+        if self.n_free() + self.n_reserved() != self.n_usable() {
             return false;
         }
         self.cached.clear();
         for (idx, block) in self.blocks.iter_mut().enumerate() {
             let idx = to_u32(idx);
-            *block = Block { n_refs: 0, hash: None, twin_prev: idx, twin_next: idx };
+            *block = Block { n_refs: block.n_refs, hash: None, twin_prev: idx, twin_next: idx };
         }
         true
+    }
+
+    pub fn n_reserved(&self) -> u32 {
+        to_u32(self.reserved.len())
+    }
+
+    /// Brings the reserve to `n_blocks`, as far as blocks are free: takes from the front of the free queue, or gives back
+    /// there; the hashes that are lost by that.
+    pub fn reserve(&mut self, n_blocks: u32) -> Vec<BlockHash> {
+        while self.n_reserved() > n_blocks
+            && let Some(block) = self.reserved.pop()
+        {
+            self.release(std::iter::once(block));
+        }
+        let mut evicted = Vec::new();
+        while self.n_reserved() < n_blocks
+            && let Some((block, hash)) = self.allocate()
+        {
+            self.reserved.push(block);
+            evicted.extend(hash);
+        }
+        evicted
     }
 
     fn forget(&mut self, block: BlockIdx) -> Option<BlockHash> {

@@ -80,6 +80,33 @@ impl KvCache {
         &self.pool
     }
 
+    /// Tokens of the prefix of `prompt` that `look_up` would find for a new request; changes nothing.
+    pub(super) fn peek(&self, prompt: &[u32], extra: ExtraKeys<'_>) -> usize {
+        if !self.prefix_caching {
+            return 0;
+        }
+        let mut hasher = self.hasher.clone();
+        let mut parent = None;
+        let n_max = prompt.len().saturating_sub(1) / self.block_size;
+        let found =
+            prompt.chunks_exact(self.block_size).take(n_max).enumerate().take_while(|(idx, block)| {
+                let ExtraKeys { lora, cache_salt } = extra;
+                let extra = ExtraKeys { lora, cache_salt: cache_salt.filter(|_| *idx == 0) };
+                let hash = hasher.hash(parent, [block, &[]], extra);
+                parent = Some(hash);
+                self.pool.find(&hash).is_some()
+            });
+        found.count() * self.block_size
+    }
+
+    /// Takes `n_blocks` in all out of use, or gives back what is too many; as far as blocks are free.
+    pub(super) fn reserve(&mut self, n_blocks: u32) {
+        let evicted = self.pool.reserve(n_blocks);
+        if let Some(events) = &mut self.events {
+            events.extend(evicted.into_iter().map(|block_hash| KvEvent::BlockRemoved { block_hash }));
+        }
+    }
+
     pub(super) fn take_events(&mut self) -> Vec<KvEvent> {
         self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }

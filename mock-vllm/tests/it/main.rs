@@ -8,6 +8,7 @@ mod engine_fixtures;
 mod engine_hash;
 mod engine_latency;
 mod engine_models;
+mod engine_pressure;
 mod engine_steps;
 mod fuzz_corpus;
 mod ground_truth;
