@@ -23,15 +23,16 @@ mod kv_cache;
 mod queue;
 mod slots;
 
+use crate::vllm_version::VllmVersion;
 use block_pool::{BlockIdx, BlockPool};
 use config::{ConfigError, EngineConfig, SchedulingPolicy};
 use event::KvEvent;
-use hash::ExtraKeys;
 use hashbrown::HashMap;
 use kv_cache::{KvCache, RequestBlocks};
 use queue::WaitingQueue;
-use request::{AddError, EngineRequest, FinishReason, LoraAdapter, RequestId};
+use request::{AddError, EngineRequest, FinishReason, RequestId};
 use slots::{LiveRequest, Place, SlotIdx, Slots};
+use smallvec::SmallVec;
 use step::{Origin, OutputToken, ScheduledRequest, StepOutput, StepPlan};
 
 /// One engine: its waiting and running requests and its block pool.
@@ -42,11 +43,15 @@ pub struct Engine {
     slots: Slots,
     by_id: HashMap<RequestId, SlotIdx>,
     waiting: WaitingQueue,
+    /// Passed over because the step had its adapters; ahead of `waiting`.
+    deferred: WaitingQueue,
     /// In order of admission.
     running: Vec<SlotIdx>,
     plan: StepPlan,
     /// The slot of each entry of `plan.scheduled`.
     plan_slots: Vec<SlotIdx>,
+    /// Passed over while the step is composed.
+    newly_deferred: Vec<SlotIdx>,
     next_arrival_seq: u64,
     counters: Counters,
     /// Blocks that are to be out of use; taken as they become free.
@@ -57,12 +62,16 @@ pub struct Engine {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineStats {
     pub running: usize,
+    /// The deferred ones included.
     pub waiting: usize,
+    /// Waiting for a place among the adapters of a step, not for blocks or seats.
+    pub deferred: usize,
     /// Blocks that no live request holds, cached ones included.
     pub free_blocks: u32,
     /// Share of the usable blocks that live requests hold, 0..=1.
     pub kv_usage: f64,
-    /// Prompt tokens looked up, once per request, when it is first admitted; 0 with the prefix cache off.
+    /// Prompt tokens looked up, once per request, when it is first admitted; 0 with the prefix cache off. Before vLLM 0.33
+    /// at every look-up, and in 0.8 in blocks.
     pub prefix_cache_queries: u64,
     /// Prompt tokens found then.
     pub prefix_cache_hits: u64,
@@ -93,9 +102,11 @@ impl Engine {
             slots: Slots::new(),
             by_id: HashMap::new(),
             waiting: WaitingQueue::new(config.policy),
+            deferred: WaitingQueue::new(config.policy),
             running: Vec::new(),
             plan: StepPlan::default(),
             plan_slots: Vec::new(),
+            newly_deferred: Vec::new(),
             next_arrival_seq: 0,
             counters: Counters::default(),
             n_reserved_blocks: 0,
@@ -157,7 +168,7 @@ impl Engine {
     pub fn abort(&mut self, id: RequestId) -> bool {
         let Some(slot) = self.by_id.get(&id).copied() else { return false };
         match self.slots[slot].place {
-            Place::Waiting => self.waiting.remove(slot, &self.slots[slot]),
+            Place::Waiting | Place::Deferred => self.leave_queue(slot),
             Place::Running { .. } => self.running.retain(|running| *running != slot),
         }
         self.forget(slot);
@@ -219,11 +230,17 @@ impl Engine {
             preemptions,
         } = self.counters;
         let pool = self.kv_cache.pool();
+        let n_blocks = match self.config.version {
+            // vLLM 0.8 counted the null block, which is never free.
+            VllmVersion::V0_8 => self.config.n_blocks,
+            VllmVersion::V0_11 | VllmVersion::V0_33 => pool.n_usable(),
+        };
         EngineStats {
             running: self.running.len(),
-            waiting: self.waiting.len(),
+            waiting: self.waiting.len() + self.deferred.len(),
+            deferred: self.deferred.len(),
             free_blocks: pool.n_free(),
-            kv_usage: 1.0 - f64::from(pool.n_free()) / f64::from(pool.n_usable()),
+            kv_usage: 1.0 - f64::from(pool.n_free()) / f64::from(n_blocks),
             prefix_cache_queries,
             prefix_cache_hits,
             preempted_queries,
@@ -235,11 +252,6 @@ impl Engine {
     /// The KV events since the last call, in order; always empty unless `EngineConfig::kv_events`.
     pub fn take_events(&mut self) -> Vec<KvEvent> {
         self.kv_cache.take_events()
-    }
-
-    /// Tokens that a new request with this prompt would find in the prefix cache now, whole blocks; changes nothing.
-    pub fn peek_prefix(&self, prompt: &[u32], cache_salt: Option<&str>, lora: Option<&LoraAdapter>) -> usize {
-        self.kv_cache.peek(prompt, ExtraKeys { lora, cache_salt })
     }
 
     /// Takes `n_blocks` out of use, as if other work held that memory; at once what is free, the rest as requests let go.
@@ -292,24 +304,83 @@ impl Engine {
     /// Admits waiting requests, in order, while the budget, the seats and the blocks last.
     fn schedule_waiting(&mut self, mut budget: u32) {
         while budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
-            let Some(slot) = self.waiting.first() else { break };
-            let (tokens, held) = self.slots[slot].parts();
-            let n_cached = to_u32(self.kv_cache.look_up(tokens, held));
-            let n_known = self.slots[slot].n_known();
-            let n_chunk = self.chunk(n_known - n_cached);
-            if n_chunk > budget && !self.config.chunked_prefill {
-                break;
+            let Some(slot) = self.next_waiting() else { break };
+            if self.exceeds_max_loras(slot) {
+                self.leave_queue(slot);
+                self.newly_deferred.push(slot);
+                continue;
             }
-            let n_new = n_chunk.min(budget);
-            let (tokens, held) = self.slots[slot].parts();
-            if !self.kv_cache.admit(tokens, held, (n_cached + n_new) as usize) {
-                break;
-            }
-            self.waiting.remove(slot, &self.slots[slot]);
-            self.running.push(slot);
-            let origin = self.count_admission(slot, n_known, n_cached);
-            self.plan_request(slot, n_cached, n_new, origin);
+            let Some(n_new) = self.admit(slot, budget) else { break };
             budget -= n_new;
+        }
+        // In order, ahead of those deferred earlier whose turn did not come.
+        while let Some(slot) = self.newly_deferred.pop() {
+            let live = &mut self.slots[slot];
+            live.place = Place::Deferred;
+            self.deferred.requeue(slot, live);
+        }
+    }
+
+    /// The deferred go first; under the priority policy, whoever is more important.
+    fn next_waiting(&self) -> Option<SlotIdx> {
+        match (self.deferred.first(), self.waiting.first()) {
+            (Some(deferred), Some(waiting)) => {
+                let rank = |slot: SlotIdx| {
+                    let live = &self.slots[slot];
+                    (live.request.priority, live.arrival_seq)
+                };
+                let by_rank = self.config.policy == SchedulingPolicy::Priority;
+                Some(if by_rank && rank(waiting) < rank(deferred) { waiting } else { deferred })
+            }
+            (deferred, waiting) => deferred.or(waiting),
+        }
+    }
+
+    /// True when the step has as many adapters as it may, and not this request's.
+    fn exceeds_max_loras(&self, slot: SlotIdx) -> bool {
+        let adapter = |slot: &SlotIdx| self.slots[*slot].request.lora.as_ref().map(|lora| lora.id);
+        let (Some(max_loras), Some(wanted)) = (self.config.max_loras, adapter(&slot)) else { return false };
+        let mut in_step = SmallVec::<[u32; 8]>::new();
+        for id in self.plan_slots.iter().filter_map(adapter) {
+            if !in_step.contains(&id) {
+                in_step.push(id);
+            }
+        }
+        in_step.len() >= max_loras.get() as usize && !in_step.contains(&wanted)
+    }
+
+    /// Gives a waiting request its blocks and a first chunk of at most `budget` tokens, whose number is returned; `None`,
+    /// and no change, when it does not fit.
+    fn admit(&mut self, slot: SlotIdx, budget: u32) -> Option<u32> {
+        let (tokens, held) = self.slots[slot].parts();
+        let n_cached = to_u32(self.kv_cache.look_up(tokens, held));
+        let n_known = self.slots[slot].n_known();
+        if self.config.version != VllmVersion::V0_33 {
+            // Also when it then does not fit, and whether it is new or was preempted.
+            self.count_look_up(Origin::New, n_known, n_cached);
+        }
+        let n_chunk = self.chunk(n_known - n_cached);
+        if n_chunk > budget && !self.config.chunked_prefill {
+            return None;
+        }
+        let n_new = n_chunk.min(budget);
+        let (tokens, held) = self.slots[slot].parts();
+        if !self.kv_cache.admit(tokens, held, (n_cached + n_new) as usize) {
+            return None;
+        }
+        self.leave_queue(slot);
+        self.running.push(slot);
+        let origin = self.count_admission(slot, n_known, n_cached);
+        self.plan_request(slot, n_cached, n_new, origin);
+        Some(n_new)
+    }
+
+    fn leave_queue(&mut self, slot: SlotIdx) {
+        let live = &self.slots[slot];
+        match live.place {
+            Place::Waiting => self.waiting.remove(slot, live),
+            Place::Deferred => self.deferred.remove(slot, live),
+            Place::Running { .. } => unreachable!("a request that runs is in no queue"),
         }
     }
 
@@ -327,18 +398,30 @@ impl Engine {
             Some(_) => Origin::Resumed,
         };
         live.cached_tokens.get_or_insert(n_cached);
-        if self.config.prefix_caching {
-            let counters = &mut self.counters;
-            let (queries, hits) = match origin {
-                Origin::New | Origin::Running => {
-                    (&mut counters.prefix_cache_queries, &mut counters.prefix_cache_hits)
-                }
-                Origin::Resumed => (&mut counters.preempted_queries, &mut counters.preempted_hits),
-            };
-            *queries += u64::from(n_known);
-            *hits += u64::from(n_cached);
+        if self.config.version == VllmVersion::V0_33 {
+            self.count_look_up(origin, n_known, n_cached);
         }
         origin
+    }
+
+    fn count_look_up(&mut self, origin: Origin, n_known: u32, n_cached: u32) {
+        if !self.config.prefix_caching {
+            return;
+        }
+        let counters = &mut self.counters;
+        let (queries, hits) = match origin {
+            Origin::New | Origin::Running => {
+                (&mut counters.prefix_cache_queries, &mut counters.prefix_cache_hits)
+            }
+            Origin::Resumed => (&mut counters.preempted_queries, &mut counters.preempted_hits),
+        };
+        let (n_asked, n_found) = match self.config.version {
+            // In blocks, without the one that the last token is kept out of.
+            VllmVersion::V0_8 => ((n_known - 1) / self.config.block_size, n_cached / self.config.block_size),
+            VllmVersion::V0_11 | VllmVersion::V0_33 => (n_known, n_cached),
+        };
+        *queries += u64::from(n_asked);
+        *hits += u64::from(n_found);
     }
 
     fn plan_request(&mut self, slot: SlotIdx, n_computed_before: u32, n_new_tokens: u32, origin: Origin) {

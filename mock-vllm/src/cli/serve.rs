@@ -93,7 +93,8 @@ impl ServeArgs {
                 _ => HashForm::Int,
             },
         };
-        let engine_config = EngineConfig { kv_events: kv_events.is_on(), ..engine.config(&latency)? };
+        let engine_config =
+            EngineConfig { kv_events: kv_events.is_on(), ..engine.config(&latency, vllm_version, None)? };
         let EngineArgs { gpu_memory_utilization, seed, tokenizer, block_size, .. } = engine;
         let http = api.into_config(model, (pod_name, vllm_version), &engine_config, block_size);
         let tokenizer = tokenizer.map(|name| tokenizer_path(&name)).transpose()?.flatten();

@@ -4,14 +4,26 @@
 //! ```text
 //! free queue:  front (reused next) … back;  a free block keeps its hash until it is reused
 //! freed without a hash → front            freed with a hash → back, the tail of a chain before its head
+//! before vLLM 0.33: all to the back
 //! ```
 
 use super::hash::BlockHash;
 use super::index_list::IndexList;
+use crate::vllm_version::VllmVersion;
 use hashbrown::HashTable;
 
 /// Index of a block; 0 is the null block, which is never handed out.
 pub type BlockIdx = u32;
+
+/// Where blocks without a hash go when they are freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FreeOrder {
+    /// To the back with all others: before vLLM 0.33.
+    AsReleased,
+    /// To the front, to be reused first.
+    #[default]
+    UnhashedFirst,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Block {
@@ -31,13 +43,25 @@ pub struct BlockPool {
     cached: HashTable<BlockIdx>,
     /// Held by no request and not free either: as if the memory were somebody else's.
     reserved: Vec<BlockIdx>,
+    order: FreeOrder,
+}
+
+// === impl FreeOrder ===
+
+impl FreeOrder {
+    pub fn of(version: VllmVersion) -> Self {
+        match version {
+            VllmVersion::V0_8 | VllmVersion::V0_11 => Self::AsReleased,
+            VllmVersion::V0_33 => Self::UnhashedFirst,
+        }
+    }
 }
 
 // === impl BlockPool ===
 
 impl BlockPool {
     /// A pool of `n_blocks`, the null block included, all free, in order of index.
-    pub fn new(n_blocks: u32) -> Self {
+    pub fn new(n_blocks: u32, order: FreeOrder) -> Self {
         let n = n_blocks.max(1) as usize;
         let blocks = (0..n_blocks.max(1))
             .map(|idx| Block { n_refs: 0, hash: None, twin_prev: idx, twin_next: idx })
@@ -45,7 +69,7 @@ impl BlockPool {
         let mut free = IndexList::new(n);
         (1..n_blocks).for_each(|idx| free.push_back(idx));
         // Twice the need: hashbrown then reclaims tombstones in place and never grows.
-        Self { blocks, free, cached: HashTable::with_capacity(2 * n), reserved: Vec::new() }
+        Self { blocks, free, cached: HashTable::with_capacity(2 * n), reserved: Vec::new(), order }
     }
 
     /// Blocks that can be handed out at all.
@@ -118,13 +142,13 @@ impl BlockPool {
             let block = &mut self.blocks[idx as usize];
             debug_assert!(block.n_refs > 0, "only a held block can be released");
             block.n_refs -= 1;
-            match (block.n_refs, block.hash) {
-                (0, Some(_)) => self.free.push_back(idx),
-                (0, None) => {
+            match (block.n_refs, block.hash, self.order) {
+                (0, Some(_), _) | (0, None, FreeOrder::AsReleased) => self.free.push_back(idx),
+                (0, None, FreeOrder::UnhashedFirst) => {
                     self.free.insert_after(last_at_front, idx);
                     last_at_front = idx;
                 }
-                (1.., _) => {}
+                (1.., ..) => {}
             }
         }
     }

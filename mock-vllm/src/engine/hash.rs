@@ -1,7 +1,9 @@
 //! Block hashes as vLLM 0.33 computes them: SHA-256 over an encoding of (parent, token ids, extra keys).
 //! Every byte counts: the same ids must give the same digests as vLLM's Python does.
 
+use super::config::EngineConfig;
 use super::request::LoraAdapter;
+use crate::vllm_version::VllmVersion;
 use sha2::{Digest, Sha256};
 
 /// vLLM 0.33 `kv_cache_utils.py`: the seed of sha256 and sha256_cbor when `PYTHONHASHSEED` is unset.
@@ -17,6 +19,15 @@ pub enum HashAlgorithm {
     Sha256Cbor,
 }
 
+/// The parent of all first blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashSeed {
+    /// The hash of `PYTHONHASHSEED`, or of vLLM 0.33's constant when that is unset: equal in all processes.
+    Text(String),
+    /// Before 0.33, with `PYTHONHASHSEED` unset: 32 random bytes, so that no two processes name a block alike.
+    Random([u8; 32]),
+}
+
 /// The digest that names a full block and everything before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockHash(pub [u8; 32]);
@@ -30,11 +41,21 @@ pub struct ExtraKeys<'a> {
     pub cache_salt: Option<&'a str>,
 }
 
+/// How extra keys are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ExtraKeyForm {
+    /// `("lora", name, path)`, `("cache_salt", salt)`: vLLM 0.33.
+    Tagged,
+    /// The adapter's number, the salt: before.
+    Bare,
+}
+
 /// Hashes blocks one after the other; its buffer is reused.
 #[derive(Clone, Debug)]
 pub struct BlockHasher {
     algorithm: HashAlgorithm,
     none_hash: BlockHash,
+    extra_keys: ExtraKeyForm,
     buffer: Vec<u8>,
 }
 
@@ -71,7 +92,20 @@ impl BlockHasher {
             HashAlgorithm::Sha256Cbor => cbor::text(&mut buffer, seed),
         }
         let none_hash = digest(&buffer);
-        Self { algorithm, none_hash, buffer }
+        Self { algorithm, none_hash, extra_keys: ExtraKeyForm::Tagged, buffer }
+    }
+
+    /// As an engine with these settings hashes.
+    pub fn of(config: &EngineConfig) -> Self {
+        let mut hasher = match &config.hash_seed {
+            HashSeed::Text(seed) => Self::new(config.hash, seed),
+            HashSeed::Random(bytes) => Self { none_hash: BlockHash(*bytes), ..Self::new(config.hash, "") },
+        };
+        hasher.extra_keys = match config.version {
+            VllmVersion::V0_8 | VllmVersion::V0_11 => ExtraKeyForm::Bare,
+            VllmVersion::V0_33 => ExtraKeyForm::Tagged,
+        };
+        hasher
     }
 
     /// The parent of every first block.
@@ -88,9 +122,10 @@ impl BlockHasher {
     ) -> BlockHash {
         let parent = parent.unwrap_or(self.none_hash);
         self.buffer.clear();
+        let buffer = &mut self.buffer;
         match self.algorithm {
-            HashAlgorithm::Sha256 => pickle::block(&mut self.buffer, &parent, tokens, extra),
-            HashAlgorithm::Sha256Cbor => cbor::block(&mut self.buffer, &parent, tokens, extra),
+            HashAlgorithm::Sha256 => pickle::block(buffer, &parent, tokens, (extra, self.extra_keys)),
+            HashAlgorithm::Sha256Cbor => cbor::block(buffer, &parent, tokens, (extra, self.extra_keys)),
         }
         digest(&self.buffer)
     }
@@ -102,7 +137,7 @@ fn digest(bytes: &[u8]) -> BlockHash {
 
 /// The opcodes that CPython's `pickle.dumps(.., protocol=5)` writes for these values.
 mod pickle {
-    use super::{BlockHash, ExtraKeys};
+    use super::{BlockHash, ExtraKeyForm, ExtraKeys};
 
     const MEMOIZE: u8 = 0x94;
     const MARK: u8 = b'(';
@@ -117,7 +152,12 @@ mod pickle {
         finish(out);
     }
 
-    pub(super) fn block(out: &mut Vec<u8>, parent: &BlockHash, tokens: [&[u32]; 2], extra: ExtraKeys<'_>) {
+    pub(super) fn block(
+        out: &mut Vec<u8>,
+        parent: &BlockHash,
+        tokens: [&[u32]; 2],
+        extra: (ExtraKeys<'_>, ExtraKeyForm),
+    ) {
         out.extend(HEADER);
         // SHORT_BINBYTES
         out.extend([b'C', 32]);
@@ -132,19 +172,27 @@ mod pickle {
         finish(out);
     }
 
-    fn extra_keys(out: &mut Vec<u8>, ExtraKeys { lora, cache_salt }: ExtraKeys<'_>) {
+    fn extra_keys(out: &mut Vec<u8>, (ExtraKeys { lora, cache_salt }, form): (ExtraKeys<'_>, ExtraKeyForm)) {
         let n_keys = usize::from(lora.is_some()) + usize::from(cache_salt.is_some());
         if n_keys == 0 {
             out.push(NONE);
             return;
         }
-        if let Some(lora) = lora {
-            ["lora", &lora.name, &lora.path].into_iter().for_each(|part| text(out, part));
-            close_tuple(out, 3);
+        match (lora, form) {
+            (Some(lora), ExtraKeyForm::Tagged) => {
+                ["lora", &lora.name, &lora.path].into_iter().for_each(|part| text(out, part));
+                close_tuple(out, 3);
+            }
+            (Some(lora), ExtraKeyForm::Bare) => int(out, lora.id),
+            (None, _) => {}
         }
-        if let Some(salt) = cache_salt {
-            ["cache_salt", salt].into_iter().for_each(|part| text(out, part));
-            close_tuple(out, 2);
+        match (cache_salt, form) {
+            (Some(salt), ExtraKeyForm::Tagged) => {
+                ["cache_salt", salt].into_iter().for_each(|part| text(out, part));
+                close_tuple(out, 2);
+            }
+            (Some(salt), ExtraKeyForm::Bare) => text(out, salt),
+            (None, _) => {}
         }
         close_tuple(out, n_keys);
     }
@@ -201,7 +249,7 @@ mod pickle {
 
 /// Canonical CBOR (RFC 8949, 4.2): shortest heads, definite lengths.
 mod cbor {
-    use super::{BlockHash, ExtraKeys};
+    use super::{BlockHash, ExtraKeyForm, ExtraKeys};
 
     const UINT: u8 = 0;
     const BYTES: u8 = 2;
@@ -209,7 +257,12 @@ mod cbor {
     const ARRAY: u8 = 4;
     const NULL: u8 = 0xf6;
 
-    pub(super) fn block(out: &mut Vec<u8>, parent: &BlockHash, tokens: [&[u32]; 2], extra: ExtraKeys<'_>) {
+    pub(super) fn block(
+        out: &mut Vec<u8>,
+        parent: &BlockHash,
+        tokens: [&[u32]; 2],
+        extra: (ExtraKeys<'_>, ExtraKeyForm),
+    ) {
         head(out, ARRAY, 3);
         head(out, BYTES, 32);
         out.extend(parent.0);
@@ -218,20 +271,28 @@ mod cbor {
         extra_keys(out, extra);
     }
 
-    fn extra_keys(out: &mut Vec<u8>, ExtraKeys { lora, cache_salt }: ExtraKeys<'_>) {
+    fn extra_keys(out: &mut Vec<u8>, (ExtraKeys { lora, cache_salt }, form): (ExtraKeys<'_>, ExtraKeyForm)) {
         let n_keys = u64::from(lora.is_some()) + u64::from(cache_salt.is_some());
         if n_keys == 0 {
             out.push(NULL);
             return;
         }
         head(out, ARRAY, n_keys);
-        if let Some(lora) = lora {
-            head(out, ARRAY, 3);
-            ["lora", &lora.name, &lora.path].into_iter().for_each(|part| text(out, part));
+        match (lora, form) {
+            (Some(lora), ExtraKeyForm::Tagged) => {
+                head(out, ARRAY, 3);
+                ["lora", &lora.name, &lora.path].into_iter().for_each(|part| text(out, part));
+            }
+            (Some(lora), ExtraKeyForm::Bare) => head(out, UINT, u64::from(lora.id)),
+            (None, _) => {}
         }
-        if let Some(salt) = cache_salt {
-            head(out, ARRAY, 2);
-            ["cache_salt", salt].into_iter().for_each(|part| text(out, part));
+        match (cache_salt, form) {
+            (Some(salt), ExtraKeyForm::Tagged) => {
+                head(out, ARRAY, 2);
+                ["cache_salt", salt].into_iter().for_each(|part| text(out, part));
+            }
+            (Some(salt), ExtraKeyForm::Bare) => text(out, salt),
+            (None, _) => {}
         }
     }
 

@@ -30,7 +30,7 @@ impl Engine {
         slots.sort_unstable_by_key(|live| live.arrival_seq);
         let view = slots.into_iter().map(|live| {
             let (state, n_computed_tokens) = match live.place {
-                Place::Waiting => (LiveState::Waiting, 0),
+                Place::Waiting | Place::Deferred => (LiveState::Waiting, 0),
                 Place::Running { n_computed, .. } => (LiveState::Running, n_computed),
             };
             LiveView {

@@ -1,11 +1,12 @@
 //! vLLM's `KVCacheManager` for one full-attention group: which blocks each request holds, what of its context is
 //! cached already, and what subscribers are told. Knows no queues and no budgets.
 
-use super::block_pool::{BlockIdx, BlockPool};
+use super::block_pool::{BlockIdx, BlockPool, FreeOrder};
 use super::config::EngineConfig;
 use super::event::KvEvent;
 use super::hash::{BlockHash, BlockHasher, ExtraKeys};
 use super::request::EngineRequest;
+use crate::vllm_version::VllmVersion;
 
 /// What one request holds.
 #[derive(Debug, Default)]
@@ -25,12 +26,22 @@ pub(super) struct KnownTokens<'a> {
     pub(super) n_outputs: usize,
 }
 
+/// What of a waiting request must fit in free blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    FirstChunk,
+    WholeInput,
+}
+
 #[derive(Debug)]
 pub(super) struct KvCache {
     pool: BlockPool,
     hasher: BlockHasher,
     block_size: usize,
     prefix_caching: bool,
+    admission: Admission,
+    /// Must stay free when a request is admitted.
+    n_watermark_blocks: usize,
     /// Blocks found by the last look-up.
     hits: Vec<BlockIdx>,
     events: Option<Vec<KvEvent>>,
@@ -67,10 +78,15 @@ impl<'a> KnownTokens<'a> {
 impl KvCache {
     pub(super) fn new(config: &EngineConfig) -> Self {
         Self {
-            pool: BlockPool::new(config.n_blocks),
-            hasher: BlockHasher::new(config.hash, &config.hash_seed),
+            pool: BlockPool::new(config.n_blocks, FreeOrder::of(config.version)),
+            hasher: BlockHasher::of(config),
             block_size: config.block_size as usize,
             prefix_caching: config.prefix_caching,
+            admission: match config.version {
+                VllmVersion::V0_8 | VllmVersion::V0_11 => Admission::FirstChunk,
+                VllmVersion::V0_33 => Admission::WholeInput,
+            },
+            n_watermark_blocks: config.n_watermark_blocks() as usize,
             hits: Vec::with_capacity(config.max_model_len.div_ceil(config.block_size) as usize),
             events: config.kv_events.then(Vec::new),
         }
@@ -78,25 +94,6 @@ impl KvCache {
 
     pub(super) fn pool(&self) -> &BlockPool {
         &self.pool
-    }
-
-    /// Tokens of the prefix of `prompt` that `look_up` would find for a new request; changes nothing.
-    pub(super) fn peek(&self, prompt: &[u32], extra: ExtraKeys<'_>) -> usize {
-        if !self.prefix_caching {
-            return 0;
-        }
-        let mut hasher = self.hasher.clone();
-        let mut parent = None;
-        let n_max = prompt.len().saturating_sub(1) / self.block_size;
-        let found =
-            prompt.chunks_exact(self.block_size).take(n_max).enumerate().take_while(|(idx, block)| {
-                let ExtraKeys { lora, cache_salt } = extra;
-                let extra = ExtraKeys { lora, cache_salt: cache_salt.filter(|_| *idx == 0) };
-                let hash = hasher.hash(parent, [block, &[]], extra);
-                parent = Some(hash);
-                self.pool.find(&hash).is_some()
-            });
-        found.count() * self.block_size
     }
 
     /// Takes `n_blocks` in all out of use, or gives back what is too many; as far as blocks are free.
@@ -128,7 +125,7 @@ impl KvCache {
     }
 
     /// Gives a waiting request the blocks that `look_up` found and new ones up to `n_computed` tokens;
-    /// false, and no change, unless all its known tokens fit (vLLM's `scheduler_reserve_full_isl`).
+    /// false, and no change, unless they fit, and since vLLM 0.33 (`scheduler_reserve_full_isl`) all its known tokens.
     pub(super) fn admit(
         &mut self,
         tokens: KnownTokens<'_>,
@@ -137,8 +134,12 @@ impl KvCache {
     ) -> bool {
         debug_assert!(held.blocks.is_empty(), "a waiting request holds nothing");
         let n_free_hits = self.hits.iter().filter(|block| self.pool.n_refs(**block) == 0).count();
-        let n_needed = tokens.len().div_ceil(self.block_size) - self.hits.len() + n_free_hits;
-        if n_needed > self.pool.n_free() as usize {
+        let n_tokens = match self.admission {
+            Admission::FirstChunk => n_computed,
+            Admission::WholeInput => tokens.len(),
+        };
+        let n_needed = n_tokens.div_ceil(self.block_size) - self.hits.len() + n_free_hits;
+        if n_needed + self.n_watermark_blocks > self.pool.n_free() as usize {
             return false;
         }
         self.hits.iter().for_each(|block| self.pool.hold(*block));

@@ -22,7 +22,7 @@ impl PromptPrefix<'_> {
         if !config.prefix_caching {
             return Vec::new();
         }
-        let mut hasher = BlockHasher::new(config.hash, &config.hash_seed);
+        let mut hasher = BlockHasher::of(config);
         let block_size = config.block_size as usize;
         let n_blocks = self.tokens.len().saturating_sub(1) / block_size;
         let mut hashes: Vec<BlockHash> = Vec::with_capacity(n_blocks);

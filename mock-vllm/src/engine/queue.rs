@@ -42,10 +42,13 @@ impl WaitingQueue {
         }
     }
 
-    /// A request that was preempted: the first in line, or at its priority's place.
+    /// A request that was in line before: the first again, or at its priority's place.
     pub(super) fn requeue(&mut self, slot: SlotIdx, live: &LiveRequest) {
         match self {
-            Self::Fcfs(list) => list.push_front(slot),
+            Self::Fcfs(list) => {
+                list.grow(slot as usize + 1);
+                list.push_front(slot);
+            }
             Self::Priority(set) => {
                 set.insert(priority_key(slot, live));
             }

@@ -22,6 +22,8 @@ pub(super) struct LiveRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Waiting,
+    /// Waiting, passed over because of its adapter when it was last its turn.
+    Deferred,
     Running {
         /// Tokens whose KV is there, those of the current step included.
         n_computed: u32,

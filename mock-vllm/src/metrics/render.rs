@@ -107,8 +107,8 @@ impl Page<'_, '_, '_> {
     }
 
     fn waiting_by_reason(&mut self) {
-        let EngineStats { waiting, .. } = self.metrics.gauges;
-        let series = [("capacity", waiting), ("deferred", 0)]
+        let EngineStats { waiting, deferred, .. } = self.metrics.gauges;
+        let series = [("capacity", waiting - deferred), ("deferred", deferred)]
             .map(|(reason, n)| self.child("reason", reason, n as f64));
         let help = "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling \
             capacity; 'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum \

@@ -5,7 +5,7 @@ use super::{CheckError, Difference, Matched};
 use crate::engine::Engine;
 use crate::engine::config::{EngineConfig, SchedulingPolicy};
 use crate::engine::event::KvEvent;
-use crate::engine::hash::{BlockHash, HashAlgorithm};
+use crate::engine::hash::{BlockHash, HashAlgorithm, HashSeed};
 use crate::engine::request::{EngineRequest, FinishReason, RequestId};
 use crate::engine::step::{Origin, StepOutput};
 use anyhow::Context as _;
@@ -57,8 +57,9 @@ fn config(params: &Params) -> EngineConfig {
         chunked_prefill: true,
         long_prefill_token_threshold: 0,
         hash: HashAlgorithm::Sha256Cbor,
-        hash_seed: HASH_SEED.to_owned(),
+        hash_seed: HashSeed::Text(HASH_SEED.to_owned()),
         kv_events: true,
+        ..EngineConfig::default()
     }
 }
 

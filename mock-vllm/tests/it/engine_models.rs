@@ -2,7 +2,7 @@
 
 use crate::engine_fixtures::engine;
 use mock_vllm::engine::Engine;
-use mock_vllm::engine::block_pool::{BlockIdx, BlockPool};
+use mock_vllm::engine::block_pool::{BlockIdx, BlockPool, FreeOrder};
 use mock_vllm::engine::config::SchedulingPolicy;
 use mock_vllm::engine::event::KvEvent;
 use mock_vllm::engine::hash::BlockHash;
@@ -72,13 +72,16 @@ impl NaivePool {
         self.free.retain(|free| *free != block);
     }
 
-    fn release(&mut self, blocks: &[BlockIdx]) {
+    fn release(&mut self, blocks: &[BlockIdx], order: FreeOrder) {
         let mut freed = Vec::new();
         for block in blocks.iter().rev() {
             self.refs[*block as usize] -= 1;
             if self.refs[*block as usize] == 0 {
                 freed.push(*block);
             }
+        }
+        if order == FreeOrder::AsReleased {
+            return self.free.extend(freed);
         }
         let (hashed, unhashed): (Vec<BlockIdx>, Vec<BlockIdx>) =
             freed.into_iter().partition(|block| self.hash_of(*block).is_some());
@@ -91,7 +94,12 @@ fn digest(seed: u8) -> BlockHash {
     BlockHash([seed; 32])
 }
 
-fn apply(op: Op, pool: &mut BlockPool, naive: &mut NaivePool, holders: &mut Vec<Vec<BlockIdx>>) {
+fn apply(
+    op: Op,
+    (pool, order): (&mut BlockPool, FreeOrder),
+    naive: &mut NaivePool,
+    holders: &mut Vec<Vec<BlockIdx>>,
+) {
     match op {
         Op::Allocate(n) => {
             let taken: Vec<_> = (0..n).map_while(|_| pool.allocate()).collect();
@@ -118,7 +126,7 @@ fn apply(op: Op, pool: &mut BlockPool, naive: &mut NaivePool, holders: &mut Vec<
         }
         Op::Release(holder) if !holders.is_empty() => {
             let blocks = holders.swap_remove(holder % holders.len());
-            naive.release(&blocks);
+            naive.release(&blocks, order);
             pool.release(blocks.into_iter().rev());
         }
         Op::Share(_) | Op::Insert(..) | Op::Release(_) => {}
@@ -129,11 +137,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn the_pool_does_what_lists_do(ops in ops()) {
-        let (mut pool, mut naive) = (BlockPool::new(N_BLOCKS), NaivePool::new());
+    fn the_pool_does_what_lists_do(ops in ops(), before_0_33: bool) {
+        let order = if before_0_33 { FreeOrder::AsReleased } else { FreeOrder::UnhashedFirst };
+        let (mut pool, mut naive) = (BlockPool::new(N_BLOCKS, order), NaivePool::new());
         let mut holders = Vec::new();
         for op in ops {
-            apply(op, &mut pool, &mut naive, &mut holders);
+            apply(op, (&mut pool, order), &mut naive, &mut holders);
             prop_assert_eq!(pool.free_order().collect::<VecDeque<_>>(), naive.free.clone());
             prop_assert_eq!(pool.n_free() as usize, naive.free.len());
             for block in 1..N_BLOCKS {

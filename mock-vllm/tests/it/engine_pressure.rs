@@ -1,39 +1,8 @@
-//! What others ask of an engine beside running it: what a prompt would hit, and to make do with fewer blocks.
+//! An engine that has to make do with fewer blocks.
 
 use crate::engine_fixtures::{cached_tokens, engine, prompt, request, run};
 use mock_vllm::engine::event::KvEvent;
-use mock_vllm::engine::request::{EngineRequest, LoraAdapter};
 use mock_vllm::engine::step::StepOutput;
-use std::sync::Arc;
-
-#[test]
-fn a_peek_tells_what_a_request_would_hit_and_changes_nothing() {
-    let mut engine = engine(|config| config.n_blocks = 600);
-    let adapter = Arc::new(LoraAdapter { id: 1, name: "x".to_owned(), path: "/p".to_owned() });
-    for (id, salt, lora) in [(1, None, None), (2, Some("a"), None), (3, None, Some(adapter.clone()))] {
-        // Of different lengths, so that no identity can stand in for another.
-        let n_tokens = 100 + 50 * u32::try_from(id).unwrap();
-        let lora_ref = lora.as_deref();
-        let cached = |engine: &mut _, id: u64| {
-            let request = EngineRequest {
-                cache_salt: salt.map(Into::into),
-                lora: lora.clone(),
-                ..request(id, &prompt(n_tokens), 1)
-            };
-            cached_tokens(engine, request)
-        };
-        assert_eq!(engine.peek_prefix(&prompt(n_tokens), salt, lora_ref), 0);
-        assert_eq!(cached(&mut engine, id), 0);
-        let (stats, order) = (engine.stats(), engine.block_pool().free_order().collect::<Vec<_>>());
-        let peeked = engine.peek_prefix(&prompt(n_tokens), salt, lora_ref);
-        assert_eq!(engine.stats(), stats);
-        assert_eq!(engine.block_pool().free_order().collect::<Vec<_>>(), order);
-        assert_eq!(peeked, cached(&mut engine, id + 10) as usize);
-        assert_eq!(peeked, (n_tokens as usize - 1) / 16 * 16);
-    }
-    assert_eq!(engine.peek_prefix(&[], None, None), 0);
-    assert_eq!(engine.peek_prefix(&prompt(16), None, None), 0, "the last token is computed");
-}
 
 #[test]
 fn reserved_blocks_are_neither_free_nor_cached() {
@@ -52,9 +21,9 @@ fn reserved_blocks_are_neither_free_nor_cached() {
     let removed = engine.take_events();
     assert_eq!(removed.len(), 3);
     assert!(removed.iter().all(|event| matches!(event, KvEvent::BlockRemoved { .. })));
-    assert_eq!(engine.peek_prefix(&prompt(160), None, None), 112);
     engine.set_reserved_blocks(0);
     assert_eq!(engine.stats().free_blocks, 512);
+    assert_eq!(cached_tokens(&mut engine, request(2, &prompt(160), 1)), 112);
     assert!(engine.reset_prefix_cache());
 }
 

@@ -346,7 +346,7 @@ async fn a_pod_sends_what_its_engine_stores() {
         (
             Generation::V0_11,
             HashForm::Bytes,
-            "--kv_events_config.topic kv --vllm-version 0.11 --kv-events-use-int-block-hashes 0",
+            "--kv_events_config.topic kv --vllm-version 0.11 --hash-seed vllm-none-hash --kv-events-use-int-block-hashes 0",
         ),
     ] {
         let pod = server_fixtures::start(&format!("{on} {flags}")).await;

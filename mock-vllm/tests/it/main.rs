@@ -4,9 +4,11 @@
 mod cli;
 mod debug_endpoints;
 mod engine_allocations;
+mod engine_eras;
 mod engine_fixtures;
 mod engine_hash;
 mod engine_latency;
+mod engine_loras;
 mod engine_models;
 mod engine_pressure;
 mod engine_steps;

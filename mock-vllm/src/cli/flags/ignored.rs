@@ -74,7 +74,6 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("uds", Takes::Values, LATER),
     ("use-v2-block-manager", Takes::Nothing, KERNELS),
     ("uvicorn-log-level", Takes::Values, HTTP),
-    ("watermark", Takes::Values, LATER),
 ];
 
 const KERNELS: &str = "there is no GPU to configure";

@@ -2,8 +2,9 @@
 
 use super::values::human_count;
 use crate::engine::config::{EngineConfig, SchedulingPolicy};
-use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm};
+use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
 use crate::engine::latency::LatencyModel;
+use crate::vllm_version::VllmVersion;
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -38,9 +39,12 @@ pub(super) struct EngineArgs {
     /// Names of blocks in the cache
     #[arg(long, value_name = "ALGORITHM", value_enum, default_value = "sha256")]
     prefix_caching_hash_algo: HashName,
-    /// Seed of the block hashes
-    #[arg(long, value_name = "TEXT", env = "PYTHONHASHSEED", default_value = DEFAULT_SEED)]
-    hash_seed: String,
+    /// Seed of the block hashes; unset, vLLM 0.33 takes a constant and earlier ones random bytes
+    #[arg(long, value_name = "TEXT", env = "PYTHONHASHSEED")]
+    hash_seed: Option<String>,
+    /// Share of the KV blocks that stays free when a request is admitted
+    #[arg(long, value_name = "F", default_value_t = 0.0)]
+    watermark: f64,
     /// Spread long prompts over steps
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = true, action = clap::ArgAction::Set)]
     enable_chunked_prefill: bool,
@@ -80,7 +84,20 @@ enum PolicyName {
 // === impl EngineArgs ===
 
 impl EngineArgs {
-    pub(super) fn config(&self, latency: &LatencyModel) -> Result<EngineConfig, String> {
+    fn hash_seed(&self, version: VllmVersion) -> HashSeed {
+        match (&self.hash_seed, version) {
+            (Some(seed), _) => HashSeed::Text(seed.clone()),
+            (None, VllmVersion::V0_33) => HashSeed::Text(DEFAULT_SEED.to_owned()),
+            (None, VllmVersion::V0_8 | VllmVersion::V0_11) => HashSeed::Random(rand::random()),
+        }
+    }
+
+    pub(super) fn config(
+        &self,
+        latency: &LatencyModel,
+        version: VllmVersion,
+        max_loras: Option<NonZeroU32>,
+    ) -> Result<EngineConfig, String> {
         let utilization = self.gpu_memory_utilization;
         if !(utilization > 0.0 && utilization <= 1.0) {
             return Err(format!("--gpu-memory-utilization must be above 0 and at most 1, got {utilization}"));
@@ -104,7 +121,10 @@ impl EngineArgs {
                 HashName::Sha256 => HashAlgorithm::Sha256,
                 HashName::Sha256Cbor => HashAlgorithm::Sha256Cbor,
             },
-            hash_seed: self.hash_seed.clone(),
+            hash_seed: self.hash_seed(version),
+            version,
+            max_loras,
+            watermark: self.watermark,
             kv_events: false,
         })
     }

@@ -62,7 +62,9 @@ struct Counters {
 #[derive(Debug, Serialize)]
 struct RequestCounts {
     running: usize,
+    /// The deferred ones included.
     waiting: usize,
+    deferred: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -133,6 +135,7 @@ impl CacheView {
         let EngineStats {
             running,
             waiting,
+            deferred,
             free_blocks: _,
             kv_usage,
             prefix_cache_queries,
@@ -153,7 +156,7 @@ impl CacheView {
                 preempted_hits,
                 preemptions,
             },
-            requests: RequestCounts { running, waiting },
+            requests: RequestCounts { running, waiting, deferred },
             lists: (!summary).then(|| Lists::new(view, limit.unwrap_or(DEFAULT_LIMIT))),
         }
     }
