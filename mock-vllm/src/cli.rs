@@ -1,9 +1,10 @@
 //! The command line: vLLM's own flags and the mock's, and what the program does with them.
 
 mod flags;
+mod run;
 mod serve;
 
-use crate::server::{self, BuildError, BuiltPod, PodSettings};
+use crate::server::PodSettings;
 use crate::trace;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -12,12 +13,6 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-
-/// Within the second that a supervisor waits after SIGTERM.
-const MAX_GRACE: Duration = Duration::from_millis(700);
 
 const EXIT_FAILURE: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -72,7 +67,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Serve(args) => serve(*args, &ignored),
+        Command::Serve(args) => run::serve(*args, &ignored),
         Command::CheckTrace { files } => trace::check_files(&files, &mut std::io::stdout().lock())
             .context("write the results")
             .map(ExitCode::from),
@@ -101,59 +96,3 @@ pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings,
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);
-
-fn serve(args: ServeArgs, ignored: &[flags::Ignored]) -> anyhow::Result<ExitCode> {
-    start_log(&args.log_filter)?;
-    for flags::Ignored { flag, values, reason } in ignored {
-        tracing::info!(%flag, ?values, "Ignored flag: {reason}");
-    }
-    let (host, port, grace) = (args.host.clone(), args.port, args.grace());
-    let settings = args.into_settings().map_err(UsageError)?;
-    let model = settings.http.displayed_model().to_owned();
-    let n_blocks = settings.engine.n_blocks;
-    if settings.kv_events.is_on() && !settings.engine.prefix_caching {
-        tracing::warn!("KV cache events are on, but prefix caching is not enabled: there will be none");
-    }
-    let BuiltPod { pod, kv_events } = server::build(settings).map_err(|error| match error {
-        BuildError::Engine(source) => {
-            anyhow::Error::new(UsageError(format!("invalid engine settings: {source}")))
-        }
-        other => anyhow::Error::new(other),
-    })?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async move {
-        let address = format!("{host}:{port}");
-        let listener =
-            tokio::net::TcpListener::bind(&address).await.with_context(|| format!("listen on {address}"))?;
-        let address = listener.local_addr().context("read the listening address")?;
-        let kv_events = match kv_events {
-            Some(service) => Some(service.bind().await.context("serve KV events")?),
-            None => None,
-        };
-        tracing::info!(%address, %model, kv_blocks = n_blocks, "Serving");
-        let stop = stop_signal()?;
-        server::run(listener, pod, kv_events, stop, grace.min(MAX_GRACE)).await.context("serve")
-    })?;
-    runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
-}
-
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| UsageError(format!("--log-filter: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    Ok(())
-}
-
-/// SIGTERM or SIGINT.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("Stopping");
-    })
-}

@@ -80,12 +80,12 @@ pub struct UsageConfig {
 pub struct Pod {
     pub config: PodConfig,
     pub tokenizer: Tokenizer,
-    pub template: ChatTemplate,
+    pub template: Arc<ChatTemplate>,
     pub replier: Replier,
     pub driver: DriverHandle,
     pub metrics: Arc<Mutex<Metrics>>,
     pub http_metrics: HttpMetrics,
-    pub log: RequestLog,
+    pub log: Arc<RequestLog>,
     pub server_load: ServerLoad,
 }
 

@@ -24,6 +24,8 @@ const FINISHED_REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repeti
 /// What the exposition says of the pod beside its numbers.
 #[derive(Clone, Debug)]
 pub struct MetricsConfig {
+    /// Data-parallel rank, the label `engine`.
+    pub engine: u16,
     pub version: VllmVersion,
     /// `--show-hidden-metrics-for-version` names the version before `version`.
     pub show_hidden: bool,

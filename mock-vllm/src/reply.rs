@@ -12,7 +12,7 @@ use synthetic::Synthesizer;
 /// Answers by the script where it knows the prompt, else with made-up text of real tokens.
 #[derive(Debug)]
 pub struct Replier {
-    script: Script,
+    script: Arc<Script>,
     synthesizer: Synthesizer,
     eos: u32,
 }
@@ -51,8 +51,8 @@ pub struct Reply {
 // === impl Replier ===
 
 impl Replier {
-    pub fn new(script: Script, tokenizer: &Tokenizer, seed: u64) -> Self {
-        Self { script, synthesizer: Synthesizer::new(tokenizer, seed), eos: tokenizer.eos() }
+    pub fn new(script: impl Into<Arc<Script>>, tokenizer: &Tokenizer, seed: u64) -> Self {
+        Self { script: script.into(), synthesizer: Synthesizer::new(tokenizer, seed), eos: tokenizer.eos() }
     }
 
     pub fn reply(&self, prompt: &Prompt<'_>) -> Reply {

@@ -1,4 +1,8 @@
 //! A pod from its settings: engine, driver, tokenizer and replies put together, then served on a listener until told to stop.
+//! Many pods of one process are a `fleet`: each has its own engine, cache, metrics and ports, and all use one `Shared`.
+
+pub mod fleet;
+pub mod ports;
 
 use crate::driver::clock::{Clock, TimeScale};
 use crate::driver::{self, DriverConfig};
@@ -9,6 +13,7 @@ use crate::engine::latency::LatencyModel;
 use crate::http::{self, Pod, PodConfig, ServerLoad};
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::WireFormat;
+use crate::kv_events::publisher::KvEventPublisher;
 use crate::kv_events::service::{self, BoundService, KvEventService};
 use crate::metrics::cache_config::CacheConfig;
 use crate::metrics::http::HttpMetrics;
@@ -18,16 +23,14 @@ use crate::reply::scripted::{Script, ScriptError};
 use crate::request_log::RequestLog;
 use crate::tokens::chat_template::ChatTemplate;
 use crate::tokens::{Tokenizer, TokenizerError};
-use axum::serve::ListenerExt;
+use axum::serve::{Listener, ListenerExt as _};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
-
-/// There is one rank.
-const DATA_PARALLEL_RANK: u16 = 0;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// What one pod is made of.
 #[derive(Clone, Debug)]
@@ -47,6 +50,18 @@ pub struct PodSettings {
     pub gpu_memory_utilization: f64,
     pub kv_events: KvEventsConfig,
     pub kv_event_format: WireFormat,
+    /// Data-parallel rank: the label `engine` of the metrics, and the rank in KV events.
+    pub rank: u16,
+}
+
+/// What all pods of a process use together: read-only, or safe to share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    tokenizer: Tokenizer,
+    template: Arc<ChatTemplate>,
+    script: Arc<Script>,
+    log: Arc<RequestLog>,
+    clock: Clock,
 }
 
 /// What `build` made: a pod whose engine waits for requests, and the service of its KV events, which `bind` starts to listen.
@@ -55,6 +70,14 @@ pub struct BuiltPod {
     pub pod: Arc<Pod>,
     /// `None` unless KV events are on.
     pub kv_events: Option<KvEventService>,
+}
+
+/// How a server is told to stop; clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    grace: Duration,
+    begun: CancellationToken,
+    hurried: CancellationToken,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,54 +94,88 @@ pub enum BuildError {
     Thread(#[source] std::io::Error),
 }
 
-/// Starts the engine's thread and loads what the pod needs; listens on nothing.
+// === impl Shared ===
+
+impl Shared {
+    /// Loads the files that the settings name, and starts the clock.
+    ///
+    /// # Errors
+    /// When a file cannot be loaded.
+    pub fn load(settings: &PodSettings) -> Result<Self, BuildError> {
+        let tokenizer = match &settings.tokenizer {
+            Some(path) => Tokenizer::load(path)?,
+            None => Tokenizer::qwen25(),
+        };
+        let script = match &settings.scripted_replies {
+            Some(path) => Script::load(path, &tokenizer)?,
+            None => Script::built_in(&tokenizer),
+        };
+        let log = match &settings.request_log {
+            Some(path) => RequestLog::open(path)
+                .map_err(|source| BuildError::RequestLog { path: path.clone(), source })?,
+            None => RequestLog::default(),
+        };
+        Ok(Self {
+            template: Arc::new(ChatTemplate::new(tokenizer.clone())),
+            tokenizer,
+            script: Arc::new(script),
+            log: Arc::new(log),
+            clock: Clock::start(settings.time_scale),
+        })
+    }
+}
+
+// === impl Stop ===
+
+impl Stop {
+    /// Not begun yet; requests in flight will get `grace` to end.
+    pub fn after(grace: Duration) -> Self {
+        Self { grace, begun: CancellationToken::new(), hurried: CancellationToken::new() }
+    }
+
+    /// No new requests; those in flight may end.
+    pub fn begin(&self) {
+        self.begun.cancel();
+    }
+
+    /// Those in flight are cut off.
+    pub fn hurry(&self) {
+        self.begun.cancel();
+        self.hurried.cancel();
+    }
+}
+
+/// A pod of its own: loads what it needs and starts its engine's thread; listens on nothing.
 ///
 /// # Errors
 /// When a file cannot be loaded or the engine's settings contradict each other.
 pub fn build(settings: PodSettings) -> Result<BuiltPod, BuildError> {
+    let shared = Shared::load(&settings)?;
+    let (publisher, kv_events) = kv_event_channel(&settings).unzip();
+    let pod = build_pod(&shared, settings, publisher)?;
+    Ok(BuiltPod { pod, kv_events })
+}
+
+/// One pod around what is shared; its engine's thread runs and waits for requests.
+///
+/// # Errors
+/// When the engine's settings contradict each other, or there is no thread for it.
+pub fn build_pod(
+    shared: &Shared,
+    settings: PodSettings,
+    kv_events: Option<KvEventPublisher>,
+) -> Result<Arc<Pod>, BuildError> {
     let metrics_config = metrics_config(&settings);
-    let PodSettings {
-        http: config,
-        engine,
-        latency,
-        jitter,
-        seed,
-        time_scale,
-        tokenizer,
-        scripted_replies,
-        request_log,
-        gpu_memory_utilization: _,
-        kv_events,
-        kv_event_format,
-    } = settings;
+    let PodSettings { http: config, engine, latency, jitter, seed, .. } = settings;
+    let Shared { tokenizer, template, script, log, clock } = shared.clone();
     let engine = Engine::try_new(engine)?;
-    let tokenizer = match &tokenizer {
-        Some(path) => Tokenizer::load(path)?,
-        None => Tokenizer::qwen25(),
-    };
-    let script = match &scripted_replies {
-        Some(path) => Script::load(path, &tokenizer)?,
-        None => Script::built_in(&tokenizer),
-    };
-    let log = match request_log {
-        Some(path) => RequestLog::open(&path).map_err(|source| BuildError::RequestLog { path, source })?,
-        None => RequestLog::default(),
-    };
     let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
-    let (publisher, kv_events) = match kv_events {
-        KvEventsConfig::Off => (None, None),
-        KvEventsConfig::Zmq(config) => {
-            let (publisher, service) = service::channel(config, kv_event_format, DATA_PARALLEL_RANK);
-            (Some(publisher), Some(service))
-        }
-    };
-    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events: publisher };
-    let driver = driver::start(driver_config, Clock::start(time_scale), metrics.clone())
-        .map_err(BuildError::Thread)?;
-    let pod = Arc::new(Pod {
+    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events };
+    let driver = driver::start(driver_config, clock, metrics.clone()).map_err(BuildError::Thread)?;
+    Ok(Arc::new(Pod {
         config,
-        template: ChatTemplate::new(tokenizer.clone()),
+        template,
         replier: Replier::new(script, &tokenizer, seed),
         tokenizer,
         driver,
@@ -126,8 +183,17 @@ pub fn build(settings: PodSettings) -> Result<BuiltPod, BuildError> {
         http_metrics,
         log,
         server_load: ServerLoad::default(),
-    });
-    Ok(BuiltPod { pod, kv_events })
+    }))
+}
+
+/// Both ends of a pod's KV events; `None` when they are off.
+fn kv_event_channel(settings: &PodSettings) -> Option<(KvEventPublisher, KvEventService)> {
+    match &settings.kv_events {
+        KvEventsConfig::Off => None,
+        KvEventsConfig::Zmq(config) => {
+            Some(service::channel(config.clone(), settings.kv_event_format, settings.rank))
+        }
+    }
 }
 
 /// Serves the API and the KV events until `shutdown`, then gives the requests in flight `grace` to end.
@@ -141,21 +207,40 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
     grace: Duration,
 ) -> std::io::Result<()> {
-    // Without this, Nagle's algorithm and delayed acknowledgements hold a token back for 40 ms.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "Cannot set TCP_NODELAY");
-        }
-    });
-    let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let announced = async move {
+    let stop = Stop::after(grace);
+    let announcing = stop.clone();
+    let watching = async move {
         shutdown.await;
-        let _receiver_gone = stopping.send(());
+        announcing.begin();
     };
-    let serving = axum::serve(listener, http::router(pod)).with_graceful_shutdown(announced);
+    let serving = run_on(listener.tap_io(send_at_once), pod, kv_events, stop);
+    tokio::pin!(serving);
+    tokio::select! {
+        result = &mut serving => return result,
+        () = watching => {}
+    }
+    serving.await
+}
+
+/// The same on any kind of socket.
+async fn run_on<L>(
+    listener: L,
+    pod: Arc<Pod>,
+    kv_events: Option<BoundService>,
+    stop: Stop,
+) -> std::io::Result<()>
+where
+    L: Listener,
+    L::Addr: std::fmt::Debug,
+{
+    let begun = stop.begun.clone();
+    let serving = axum::serve(listener, http::router(pod)).with_graceful_shutdown(begun.cancelled_owned());
     let out_of_time = async move {
-        let _sender_gone = stopped.await;
-        tokio::time::sleep(grace).await;
+        stop.begun.cancelled().await;
+        tokio::select! {
+            () = tokio::time::sleep(stop.grace) => {}
+            () = stop.hurried.cancelled() => {}
+        }
     };
     // Dropped when the API has ended: the events of its last step go out.
     let (api_serves, api_ended) = tokio::sync::oneshot::channel::<()>();
@@ -179,6 +264,13 @@ pub async fn run(
     result
 }
 
+/// Without this, Nagle's algorithm and delayed acknowledgements hold a token back for 40 ms.
+fn send_at_once(stream: &mut TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "Cannot set TCP_NODELAY");
+    }
+}
+
 fn metrics_config(settings: &PodSettings) -> MetricsConfig {
     let PodSettings { http: pod, engine, gpu_memory_utilization, .. } = settings;
     let prefix_caching_hash_algo = match engine.hash {
@@ -197,6 +289,7 @@ fn metrics_config(settings: &PodSettings) -> MetricsConfig {
         max_model_len: engine.max_model_len,
     };
     MetricsConfig {
+        engine: settings.rank,
         version: pod.version,
         show_hidden: false,
         model_name: pod.displayed_model().to_owned(),

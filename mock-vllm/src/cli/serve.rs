@@ -2,6 +2,7 @@
 
 mod api;
 mod engine;
+mod listen;
 mod mock;
 mod values;
 
@@ -13,8 +14,8 @@ use crate::vllm_version::VllmVersion;
 use api::ApiArgs;
 use clap::Args;
 use engine::{EngineArgs, tokenizer_path};
+use listen::ListenArgs;
 use mock::MockArgs;
-use std::time::Duration;
 
 #[derive(Debug, Args)]
 #[command(after_help = DIALECT)]
@@ -31,15 +32,8 @@ pub(super) struct ServeArgs {
     engine: EngineArgs,
     #[command(flatten)]
     mock: MockArgs,
-    /// Address to listen on
-    #[arg(long, default_value = "0.0.0.0")]
-    pub(super) host: String,
-    /// Port to listen on; 0 lets the system choose, the log names it
-    #[arg(long, default_value_t = 8000)]
-    pub(super) port: u16,
-    /// Seconds that requests in flight get after SIGTERM, at most 0.7
-    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
-    shutdown_timeout: f64,
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
     /// What to log on stderr: a level, or `target=level` pairs
     #[arg(long, value_name = "FILTER", env = "MOCK_VLLM_LOG", default_value = "info")]
     pub(super) log_filter: String,
@@ -53,24 +47,10 @@ Any other flag is an error that names it.";
 // === impl ServeArgs ===
 
 impl ServeArgs {
-    pub(super) fn grace(&self) -> Duration {
-        Duration::try_from_secs_f64(self.shutdown_timeout).unwrap_or_default()
-    }
-
     /// # Errors
     /// For values that contradict each other.
     pub(super) fn into_settings(self) -> Result<PodSettings, String> {
-        let Self {
-            model_tag,
-            model,
-            api,
-            engine,
-            mock,
-            host: _,
-            port: _,
-            shutdown_timeout: _,
-            log_filter: _,
-        } = self;
+        let Self { model_tag, model, api, engine, mock, listen, log_filter: _ } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
             time_scale,
@@ -111,6 +91,7 @@ impl ServeArgs {
             gpu_memory_utilization,
             kv_events,
             kv_event_format,
+            rank: listen.rank(),
         })
     }
 }

@@ -40,7 +40,10 @@ impl Scrape<'_> {
         if let Some(process) = process {
             process.render(&mut out, metrics.config.created);
         }
-        let labels = [("engine", "0".to_owned()), ("model_name", metrics.config.model_name.clone())];
+        let labels = [
+            ("engine", metrics.config.engine.to_string()),
+            ("model_name", metrics.config.model_name.clone()),
+        ];
         let mut page = Page { metrics, labels: Labels::new(labels), out: &mut out };
         page.scheduler();
         page.counters();
@@ -329,7 +332,11 @@ impl Page<'_, '_, '_> {
 
     fn cache_config(&mut self) {
         let labels = Labels::new(self.metrics.config.cache_config.iter().cloned());
-        let labels = if self.version() >= VllmVersion::V0_11 { labels.with("engine", "0") } else { labels };
+        let labels = if self.version() >= VllmVersion::V0_11 {
+            labels.with("engine", self.metrics.config.engine.to_string())
+        } else {
+            labels
+        };
         let help = "Information of the LLMEngine CacheConfig";
         let series = [Series { labels, value: 1.0, created: None }];
         self.out.gauge(Head { name: "vllm:cache_config_info", help }, &series);

@@ -18,6 +18,8 @@ mod kv_events;
 mod kv_events_wire;
 mod load_tool;
 mod metrics_page;
+mod pods;
+mod process;
 mod python;
 mod replies;
 mod server_chat;

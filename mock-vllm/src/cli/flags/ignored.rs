@@ -15,8 +15,6 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("config", Takes::Values, LATER),
     ("cpu-offload-gb", Takes::Values, KERNELS),
     ("cuda-graph-sizes", Takes::Values, KERNELS),
-    ("data-parallel-rank", Takes::Values, LATER),
-    ("data-parallel-size", Takes::Values, LATER),
     ("default-chat-template-kwargs", Takes::Values, LATER),
     ("device", Takes::Values, KERNELS),
     ("disable-access-log-for-endpoints", Takes::Values, HTTP),
@@ -71,7 +69,6 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("tokenizer-revision", Takes::Values, WEIGHTS),
     ("tool-call-parser", Takes::Values, LATER),
     ("trust-remote-code", Takes::Nothing, WEIGHTS),
-    ("uds", Takes::Values, LATER),
     ("use-v2-block-manager", Takes::Nothing, KERNELS),
     ("uvicorn-log-level", Takes::Values, HTTP),
 ];
