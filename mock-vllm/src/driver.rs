@@ -8,18 +8,19 @@
 
 pub mod clock;
 pub mod inspect;
+mod live;
 
 use crate::engine::Engine;
 use crate::engine::latency::LatencyModel;
-use crate::engine::request::{AddError, EngineRequest, FinishReason, LoraAdapter, RequestId};
+use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
 use crate::engine::step::{Origin, OutputToken, StepOutput};
 use crate::kv_events::publisher::KvEventPublisher;
-use crate::metrics::lora::LoraStage;
-use crate::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
-use crate::metrics::{FirstToken, LoraShift, Metrics, StepRecord};
+use crate::metrics::requests::SampleGroup;
+use crate::metrics::{Metrics, StepRecord};
 use clock::{Clock, SimTime};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};
+use live::{Live, Stage};
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -131,35 +132,6 @@ enum Event {
     StepEnd,
     Deliver(Vec<OutputToken>),
     EndStream(RequestId),
-}
-
-#[derive(Debug)]
-struct Live {
-    request_id: Arc<str>,
-    outlets: Outlets,
-    stage: Stage,
-    arrival: SimTime,
-    n_prompt_tokens: usize,
-    max_tokens: u32,
-    group: Option<Arc<SampleGroup>>,
-    lora: Option<Arc<LoraAdapter>>,
-    entered: SimTime,
-    scheduled: SimTime,
-    first_token: SimTime,
-    last_token: SimTime,
-    n_tokens: u32,
-    n_preemptions: u32,
-    /// Preemptions since its last token.
-    n_new_preemptions: u32,
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// On its way to the engine.
-    Arriving(Box<EngineRequest>),
-    InEngine,
-    /// The engine is done with it, its last token is on its way out.
-    Leaving,
 }
 
 struct Driver {
@@ -319,27 +291,10 @@ impl Driver {
             Command::WithEngine(work) => self.with_engine(work),
             Command::Inspect(look) => look(EngineView::new(&self.engine, &self.live)),
             Command::Submit(submission, outlets) => {
-                let Submission { request, request_id, arrival, max_tokens, group } = *submission;
-                let id = request.id;
+                let (id, arrival) = (submission.request.id, submission.arrival);
                 let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
-                let live = Live {
-                    request_id,
-                    outlets,
-                    arrival,
-                    n_prompt_tokens: request.prompt.len(),
-                    max_tokens,
-                    group,
-                    lora: request.lora.clone(),
-                    stage: Stage::Arriving(Box::new(request)),
-                    entered: arrival,
-                    scheduled: arrival,
-                    first_token: arrival,
-                    last_token: arrival,
-                    n_tokens: 0,
-                    n_preemptions: 0,
-                    n_new_preemptions: 0,
-                };
-                if let Some(shift) = live.lora_shift(None, Some(LoraStage::Waiting)) {
+                let live = Live::new(*submission, outlets);
+                if let Some(shift) = live.joins_adapter() {
                     self.metrics.lock().shift_lora(&shift);
                 }
                 self.live.insert(id, live);
@@ -347,15 +302,13 @@ impl Driver {
             }
             Command::Abort(id) => match self.live.get(&id).map(|live| &live.stage) {
                 Some(Stage::InEngine) => {
+                    self.forget_aborted(id);
                     self.aborts.push(id);
                     if !self.step_runs {
                         self.abort_between_steps();
                     }
                 }
-                Some(Stage::Arriving(_)) => self.forget_aborted(id),
-                Some(Stage::Leaving) => {
-                    self.live.remove(&id);
-                }
+                Some(Stage::Arriving(_) | Stage::Leaving) => self.forget_aborted(id),
                 None => {}
             },
         }
@@ -402,7 +355,7 @@ impl Driver {
         let Stage::Arriving(request) = std::mem::replace(&mut live.stage, Stage::InEngine) else { return };
         if let Err(error) = self.engine.add(*request) {
             let _client_gone = live.outlets.deliveries.send(Delivery::Rejected(error));
-            self.live.remove(&id);
+            self.forget_aborted(id);
         }
     }
 
@@ -432,11 +385,15 @@ impl Driver {
         let mut output = std::mem::take(&mut self.output);
         self.engine.complete(&mut output);
         let mut record = StepRecord::default();
+        let observed = self.now + self.latency.c_post;
         for token in &output.tokens {
-            self.record_token(token, &mut record);
+            // vLLM's API server ignores the token of a request whose client has gone.
+            if let Some(live) = self.live.get_mut(&token.id) {
+                live.record_token(token, self.now, observed, &mut record);
+            }
         }
         if !output.tokens.is_empty() {
-            self.plan(self.now + self.latency.c_post, Event::Deliver(output.tokens.clone()));
+            self.plan(observed, Event::Deliver(output.tokens.clone()));
         }
         self.output = output;
         self.apply_aborts();
@@ -447,49 +404,17 @@ impl Driver {
         self.metrics.lock().record_step(&record, &self.engine.stats(), unix_now);
     }
 
-    fn record_token(&mut self, output: &OutputToken, record: &mut StepRecord) {
-        let Some(live) = self.live.get_mut(&output.id) else { return };
-        record.n_generation_tokens += 1;
-        let n_new_preemptions = std::mem::take(&mut live.n_new_preemptions);
-        record.n_preemptions += u64::from(n_new_preemptions);
-        live.n_preemptions += n_new_preemptions;
-        live.n_tokens = output.output_idx + 1;
-        let observed = self.now + self.latency.c_post;
-        if output.output_idx == 0 {
-            live.first_token = self.now;
-            record.first_tokens.push(FirstToken {
-                n_prompt_tokens: live.n_prompt_tokens,
-                cached_tokens: output.cached_tokens,
-                time: observed.since(live.arrival),
-            });
-            record.lora_shifts.extend(live.lora_shift(Some(LoraStage::Waiting), Some(LoraStage::Running)));
-        } else {
-            record.inter_token_latencies.push(self.now.since(live.last_token));
-        }
-        live.last_token = self.now;
-        if let Some(reason) = output.finished {
-            live.stage = Stage::Leaving;
-            record.lora_shifts.extend(live.lora_shift(Some(LoraStage::Running), None));
-            record.finished.push(live.finished(reason, output.cached_tokens, observed));
+    /// vLLM counts nothing of a request whose client went, but its adapter has one less.
+    fn forget_aborted(&mut self, id: RequestId) {
+        let Some(live) = self.live.remove(&id) else { return };
+        if let Some(shift) = live.leaves_adapter() {
+            self.metrics.lock().shift_lora(&shift);
         }
     }
 
     fn apply_aborts(&mut self) {
         for id in std::mem::take(&mut self.aborts) {
-            self.forget_aborted(id);
             self.engine.abort(id);
-        }
-    }
-
-    /// vLLM counts nothing of a request whose client went, but its adapter's requests become one less.
-    fn forget_aborted(&mut self, id: RequestId) {
-        let Some(live) = self.live.remove(&id) else { return };
-        let stage = if live.n_tokens == 0 { LoraStage::Waiting } else { LoraStage::Running };
-        // One that has finished since is gone already.
-        if let (false, Some(shift)) =
-            (matches!(live.stage, Stage::Leaving), live.lora_shift(Some(stage), None))
-        {
-            self.metrics.lock().shift_lora(&shift);
         }
     }
 
@@ -532,36 +457,6 @@ impl Driver {
         }
         let normal: f64 = StandardNormal.sample(&mut self.rng);
         (1.0 + self.jitter * normal).max(0.5)
-    }
-}
-
-// === impl Live ===
-
-impl Live {
-    /// What vLLM observes of it when it ends by itself; its first and last tokens are known.
-    fn finished(&self, reason: FinishReason, cached_tokens: u32, observed: SimTime) -> FinishedRequest {
-        let n_generation_tokens = self.n_tokens;
-        let alone = Sampling { n: 1, max_generation_tokens: n_generation_tokens };
-        FinishedRequest {
-            reason,
-            n_prompt_tokens: self.n_prompt_tokens,
-            cached_tokens,
-            n_generation_tokens,
-            max_tokens: self.max_tokens,
-            n_preemptions: self.n_preemptions,
-            sampling: self.group.as_ref().map_or(Some(alone), |group| group.finish(n_generation_tokens)),
-            e2e: observed.since(self.arrival),
-            queue: self.scheduled.since(self.entered),
-            prefill: self.first_token.since(self.scheduled),
-            decode: self.last_token.since(self.first_token),
-            inference: self.last_token.since(self.scheduled),
-        }
-    }
-
-    /// `None` without an adapter.
-    fn lora_shift(&self, from: Option<LoraStage>, to: Option<LoraStage>) -> Option<LoraShift> {
-        let adapter = self.lora.as_ref()?.name.clone();
-        Some(LoraShift { adapter, from, to })
     }
 }
 

@@ -76,7 +76,7 @@ impl SampleGroup {
     }
 
     /// A sample has ended with so many tokens; the whole, when it was the last.
-    pub(crate) fn finish(&self, n_generation_tokens: u32) -> Option<Sampling> {
+    pub fn finish(&self, n_generation_tokens: u32) -> Option<Sampling> {
         let mut progress = self.progress.lock();
         let Progress { n_finished, max_generation_tokens } = &mut *progress;
         *n_finished += 1;

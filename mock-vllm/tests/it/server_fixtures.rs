@@ -1,6 +1,7 @@
 //! A pod on a port of its own, and a client for it.
 
 use bytes::Bytes;
+use http::response::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
@@ -85,16 +86,32 @@ impl TestPod {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
+        let (parts, body) = self.exchange(method, path, headers, body.into()).await;
+        let body = String::from_utf8(body.to_vec()).expect("the body is text");
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// The body of an answer that may be no text.
+    pub(crate) async fn fetch_bytes(&self, path: &str, headers: &[(&str, &str)]) -> Bytes {
+        self.exchange(Method::GET, path, headers, Bytes::new()).await.1
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> (Parts, Bytes) {
         let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(body.into())).expect("the request is valid");
+        let request = request.body(Full::new(body)).expect("the request is valid");
         let response = self.client.request(request).await.expect("the pod answers");
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("the body is complete").to_bytes();
-        let body = String::from_utf8(body.to_vec()).expect("the body is text");
-        Answer { status: parts.status, headers: parts.headers, body }
+        (parts, body)
     }
 
     /// The value of a metric without labels beside the pod's own.
