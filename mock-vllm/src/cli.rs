@@ -4,6 +4,7 @@ mod flags;
 mod run;
 mod serve;
 
+use crate::oracle::{self, OracleArgs};
 use crate::server::PodSettings;
 use crate::trace;
 use anyhow::Context as _;
@@ -35,13 +36,15 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Tell for each request what every pod had cached, and what the router's choice cost
+    Oracle(OracleArgs),
 }
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; for `serve`: stopped by SIGTERM or SIGINT
-  1  failed: port taken, file not readable; for `check-trace`: a trace differs
-  2  wrong usage; for `check-trace`: a file is no trace
+  1  failed: port taken, file not readable; for `check-trace`: a trace differs; for `oracle`: see its help
+  2  wrong usage; for `check-trace`: a file is no trace; for `oracle`: a file is no cache log
 
 Try:
   mock-vllm serve Qwen/Qwen2.5-7B-Instruct --served-model-name /model/qwen --port 8000
@@ -71,6 +74,9 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::CheckTrace { files } => trace::check_files(&files, &mut std::io::stdout().lock())
             .context("write the results")
             .map(ExitCode::from),
+        Command::Oracle(args) => oracle::run(&args, &mut std::io::stdout().lock(), &mut std::io::stderr())
+            .context("write the report")
+            .map(ExitCode::from),
     };
     result.unwrap_or_else(|error| {
         let _stderr_gone = writeln!(std::io::stderr(), "error: {error:#}");
@@ -88,7 +94,7 @@ pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings,
     let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
     match cli.command {
         Command::Serve(args) => args.into_settings(),
-        Command::CheckTrace { .. } => Err("check-trace serves nothing".to_owned()),
+        Command::CheckTrace { .. } | Command::Oracle(_) => Err("only `serve` serves".to_owned()),
     }
 }
 

@@ -8,9 +8,13 @@
 
 pub mod clock;
 pub mod inspect;
+
+mod diary;
 mod live;
 
+use crate::cache_log::CacheLog;
 use crate::engine::Engine;
+use crate::engine::event::KvEvent;
 use crate::engine::latency::LatencyModel;
 use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
 use crate::engine::step::{Origin, OutputToken, StepOutput};
@@ -49,6 +53,8 @@ pub struct DriverConfig {
     pub seed: u64,
     /// Gets the engine's KV events, once per step.
     pub kv_events: Option<KvEventPublisher>,
+    /// Gets what happens to the prefix cache; needs `EngineConfig::kv_events`.
+    pub cache_log: Option<CacheLog>,
 }
 
 /// Submits to a driver; the thread ends when the last handle is gone.
@@ -142,6 +148,9 @@ struct Driver {
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
     kv_events: Option<KvEventPublisher>,
+    cache_log: Option<CacheLog>,
+    /// In the cache log, and not yet published.
+    logged_events: Vec<KvEvent>,
     agenda: BinaryHeap<Reverse<Planned>>,
     next_seq: u64,
     live: HashMap<RequestId, Live>,
@@ -162,7 +171,7 @@ pub fn start(
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
 ) -> std::io::Result<DriverHandle> {
-    let DriverConfig { engine, latency, jitter, seed, kv_events } = config;
+    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log } = config;
     let (commands, receiver) = mpsc::channel();
     let driver = Driver {
         engine,
@@ -172,6 +181,8 @@ pub fn start(
         clock,
         metrics,
         kv_events,
+        cache_log,
+        logged_events: Vec::new(),
         agenda: BinaryHeap::new(),
         next_seq: 0,
         live: HashMap::new(),
@@ -271,6 +282,7 @@ impl Driver {
                 self.advance();
             }
         }
+        self.log_stop();
     }
 
     /// Until a command comes or the next event is due; the outer `None` when no handle is left.
@@ -292,6 +304,7 @@ impl Driver {
             Command::Inspect(look) => look(EngineView::new(&self.engine, &self.live)),
             Command::Submit(submission, outlets) => {
                 let (id, arrival) = (submission.request.id, submission.arrival);
+                self.log_arrival(&submission);
                 let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
                 let live = Live::new(*submission, outlets);
                 if let Some(shift) = live.joins_adapter() {
@@ -338,12 +351,11 @@ impl Driver {
     /// What the work changed shows in the events and the gauges, and may let a waiting request in.
     fn with_engine(&mut self, work: Box<dyn FnOnce(&mut Engine) + Send>) {
         work(&mut self.engine);
+        self.log_cache(Vec::new());
         if self.step_runs {
             return;
         }
-        if let Some(publisher) = &mut self.kv_events {
-            publisher.publish(Clock::unix_now(), self.engine.take_events());
-        }
+        self.publish_events();
         self.metrics.lock().set_gauges(&self.engine.stats());
         self.now = self.now.max(self.clock.now());
         self.start_step();
@@ -376,6 +388,7 @@ impl Driver {
                 live.n_new_preemptions += 1;
             }
         }
+        self.log_step();
         self.step_runs = true;
         self.plan(self.now + step_time, Event::StepEnd);
     }
@@ -397,9 +410,7 @@ impl Driver {
         }
         self.output = output;
         self.apply_aborts();
-        if let Some(publisher) = &mut self.kv_events {
-            publisher.publish(Clock::unix_now(), self.engine.take_events());
-        }
+        self.publish_events();
         let unix_now = Clock::unix_now().as_secs_f64();
         self.metrics.lock().record_step(&record, &self.engine.stats(), unix_now);
     }

@@ -7,11 +7,15 @@ pub mod http;
 pub mod driver;
 pub mod kv_events;
 pub mod metrics;
+pub mod oracle;
 pub mod reply;
 pub mod request_log;
 pub mod structured;
 pub mod tokens;
 pub mod trace;
+
+pub mod cache_log;
+pub mod json_lines;
 
 pub mod engine;
 

@@ -1,9 +1,7 @@
 //! One JSON line per request that ended, whatever its outcome, on disk before the client sees the end.
 
-use parking_lot::Mutex;
+use crate::json_lines::JsonLines;
 use serde::Serialize;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
@@ -15,7 +13,7 @@ const TIME: StaticFormatDescription =
 /// Appends; without a file it forgets.
 #[derive(Debug, Default)]
 pub struct RequestLog {
-    file: Option<Mutex<File>>,
+    lines: Option<JsonLines>,
 }
 
 /// Durations are virtual milliseconds since the request's arrival. What a request never came to is null.
@@ -48,16 +46,12 @@ impl RequestLog {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn open(path: &Path) -> std::io::Result<Self> {
-        let file = File::options().create(true).append(true).open(path)?;
-        Ok(Self { file: Some(Mutex::new(file)) })
+        Ok(Self { lines: Some(JsonLines::open(path)?) })
     }
 
     pub fn write(&self, line: &RequestLine) {
-        let Some(file) = &self.file else { return };
-        let mut text = serde_json::to_vec(line).expect("a line is plain data");
-        text.push(b'\n');
-        if let Err(error) = file.lock().write_all(&text) {
-            tracing::error!(%error, "Request log cannot be written");
+        if let Some(lines) = &self.lines {
+            lines.append(line);
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod fleet;
 pub mod ports;
 
+use crate::cache_log::CacheLog;
 use crate::driver::clock::{Clock, TimeScale};
 use crate::driver::{self, DriverConfig};
 use crate::engine::Engine;
@@ -47,6 +48,7 @@ pub struct PodSettings {
     /// `None`: the built-in file.
     pub scripted_replies: Option<PathBuf>,
     pub request_log: Option<PathBuf>,
+    pub cache_log: Option<PathBuf>,
     pub gpu_memory_utilization: f64,
     pub kv_events: KvEventsConfig,
     pub kv_event_format: WireFormat,
@@ -90,6 +92,8 @@ pub enum BuildError {
     Script(#[from] ScriptError),
     #[error("cannot open the request log {path}")]
     RequestLog { path: PathBuf, source: std::io::Error },
+    #[error("cannot open the cache log {path}")]
+    CacheLog { path: PathBuf, source: std::io::Error },
     #[error("cannot start the engine's thread")]
     Thread(#[source] std::io::Error),
 }
@@ -166,12 +170,19 @@ pub fn build_pod(
     kv_events: Option<KvEventPublisher>,
 ) -> Result<Arc<Pod>, BuildError> {
     let metrics_config = metrics_config(&settings);
-    let PodSettings { http: config, engine, latency, jitter, seed, .. } = settings;
+    let PodSettings { http: config, engine, latency, jitter, seed, cache_log, .. } = settings;
     let Shared { tokenizer, template, script, log, clock } = shared.clone();
-    let engine = Engine::try_new(engine)?;
+    let engine =
+        Engine::try_new(EngineConfig { kv_events: engine.kv_events || cache_log.is_some(), ..engine })?;
+    let open_cache_log = |path: PathBuf| {
+        let (pod, config) = (config.pod_name.clone(), engine.config().clone());
+        CacheLog::start(&path, pod, config, latency, Clock::unix_now())
+            .map_err(|source| BuildError::CacheLog { path, source })
+    };
+    let cache_log = cache_log.map(open_cache_log).transpose()?;
     let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
-    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events };
+    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events, cache_log };
     let driver = driver::start(driver_config, clock, metrics.clone()).map_err(BuildError::Thread)?;
     Ok(Arc::new(Pod {
         config,

@@ -58,6 +58,7 @@ impl ServeArgs {
             jitter,
             scripted_replies,
             request_log,
+            cache_log,
             vllm_version,
             pod_name,
         } = mock;
@@ -88,6 +89,7 @@ impl ServeArgs {
             tokenizer,
             scripted_replies,
             request_log,
+            cache_log,
             gpu_memory_utilization,
             kv_events,
             kv_event_format,

@@ -10,6 +10,7 @@ pub mod presets;
 use super::step::StepPlan;
 use rand::Rng;
 use rand_distr::{Distribution as _, StandardNormal};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How sharply a step turns from memory bound to compute bound; fitted for every GPU at once.
@@ -19,9 +20,10 @@ const MIN_JITTER: f64 = 0.5;
 const BYTES_PER_GIB: f64 = 1_073_741_824.0;
 
 /// Effective rates of a GPU: what kernels reach, not what the data sheet says.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
     /// As `--gpu` names it.
+    #[serde(skip)]
     pub name: &'static str,
     /// Dense 16-bit matrix products \[FLOP/s\].
     pub gemm_rate: f64,
@@ -36,9 +38,10 @@ pub struct Gpu {
 }
 
 /// What a model costs per token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     /// As presets name it, in lower case.
+    #[serde(skip)]
     pub name: &'static str,
     /// Parameters of the layers.
     pub layer_params: f64,
@@ -54,7 +57,7 @@ pub struct Model {
 }
 
 /// What the CPU side of a server adds.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     pub per_step: Duration,
     /// Per request in the step.
@@ -66,7 +69,7 @@ pub struct Host {
 }
 
 /// One GPU with one model behind one server.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatencyModel {
     pub gpu: Gpu,
     pub model: Model,

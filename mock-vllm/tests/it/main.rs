@@ -22,6 +22,7 @@ mod metrics_http;
 mod metrics_page;
 mod metrics_python;
 mod metrics_semantics;
+mod oracle;
 mod pods;
 mod process;
 mod python;

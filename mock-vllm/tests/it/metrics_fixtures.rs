@@ -34,6 +34,7 @@ pub(crate) fn latency() -> LatencyModel {
 
 pub(crate) fn metrics(version: VllmVersion) -> Metrics {
     Metrics::new(MetricsConfig {
+        engine: 0,
         version,
         show_hidden: false,
         model_name: "m".to_owned(),
@@ -51,7 +52,14 @@ impl Lab {
         let mut config = EngineConfig::default();
         change(&mut config);
         let engine = Engine::try_new(config).unwrap();
-        let config = DriverConfig { engine, latency: latency(), jitter: 0.0, seed: 0, kv_events: None };
+        let config = DriverConfig {
+            engine,
+            latency: latency(),
+            jitter: 0.0,
+            seed: 0,
+            kv_events: None,
+            cache_log: None,
+        };
         let metrics = Arc::new(Mutex::new(metrics(version)));
         let driver = driver::start(config, Clock::start(SCALE.into()), metrics.clone()).unwrap();
         Self { driver, metrics }

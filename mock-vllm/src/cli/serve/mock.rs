@@ -25,6 +25,9 @@ pub(super) struct MockArgs {
     /// Append one JSON line per request that ended
     #[arg(long, value_name = "FILE")]
     pub(super) request_log: Option<PathBuf>,
+    /// Append what happens to the prefix cache, for `mock-vllm oracle`; pods may share the file
+    #[arg(long, value_name = "FILE")]
+    pub(super) cache_log: Option<PathBuf>,
     /// vLLM that this pod passes for: metric names, error bodies, fields of chunks, KV events
     #[arg(long, value_name = "VERSION", value_enum, default_value = "0.33")]
     pub(super) vllm_version: VllmVersion,
