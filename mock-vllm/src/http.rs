@@ -6,6 +6,7 @@ mod error;
 mod generate;
 mod ground_truth;
 mod instrument;
+mod messages;
 mod request;
 mod scrape;
 mod tokenize;

@@ -1,6 +1,7 @@
 //! Text to token ids and back: the built-in Qwen2.5 tokenizer, or any `tokenizer.json`, and the chat template.
 //! Knows nothing of requests, replies or HTTP.
 
+pub mod chat;
 pub mod chat_template;
 pub mod detokenizer;
 mod hugging_face;

@@ -140,8 +140,8 @@ fn prepare(
 ) -> Result<Prepared, ApiError> {
     let prompt = pod.prompt_ids(&request.prompt)?;
     let limits = request.limits(prompt.len(), pod.config.max_model_len)?;
-    let reply_prompt =
-        Prompt { ids: &prompt, last_user_text: request.prompt.last_user_text(), limits: &limits };
+    let last_user_text = request.prompt.last_user_text();
+    let reply_prompt = Prompt { ids: &prompt, last_user_text: last_user_text.as_deref(), limits: &limits };
     let Reply { tokens, finish, stop_token } = pod.replier.reply(&reply_prompt);
     let TextRequest { delivery, cache_salt, priority, .. } = request;
     let prefix = match api {
@@ -396,9 +396,7 @@ impl Pod {
     /// For ids that the model has no embedding for.
     pub(super) fn prompt_ids(&self, prompt: &PromptInput) -> Result<Vec<u32>, ApiError> {
         match prompt {
-            PromptInput::Chat { messages, generation_prompt } => {
-                Ok(self.template.encode(messages, *generation_prompt))
-            }
+            PromptInput::Chat(chat) => Ok(self.template.encode(chat)),
             PromptInput::Text(text) => Ok(self.tokenizer.encode(text)),
             PromptInput::TokenIds(ids) => {
                 let unknown = ids.iter().find(|id| **id >= self.tokenizer.vocabulary_len());

@@ -2,9 +2,10 @@
 
 use super::body::{Fields, token_ids};
 use super::error::ApiError;
+use super::messages::chat_prompt;
 use super::wire::Api;
 use crate::reply::Limits;
-use crate::tokens::chat_template::{ChatMessage, GenerationPrompt};
+use crate::tokens::chat::Chat;
 use serde_json::Value;
 
 /// vLLM's default for completions; a chat may fill the context.
@@ -26,7 +27,7 @@ pub(crate) struct TextRequest {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PromptInput {
-    Chat { messages: Vec<ChatMessage>, generation_prompt: GenerationPrompt },
+    Chat(Chat),
     Text(String),
     TokenIds(Vec<u32>),
 }
@@ -149,13 +150,10 @@ impl TextRequest {
 
 impl PromptInput {
     /// What scripted replies are looked up by.
-    pub(crate) fn last_user_text(&self) -> Option<&str> {
+    pub(crate) fn last_user_text(&self) -> Option<String> {
         match self {
-            Self::Chat { messages, .. } => messages
-                .iter()
-                .rfind(|message| message.role == "user")
-                .map(|message| message.content.as_str()),
-            Self::Text(text) => Some(text),
+            Self::Chat(chat) => chat.last_user_text(),
+            Self::Text(text) => Some(text.clone()),
             Self::TokenIds(_) => None,
         }
     }
@@ -184,20 +182,6 @@ impl Sampling {
     }
 }
 
-/// `messages` as `/v1/chat/completions` and `/tokenize` take them.
-pub(crate) fn chat_prompt(fields: &mut Fields) -> Option<PromptInput> {
-    let messages =
-        fields.typed("messages", "list_type", "Input should be a valid list of messages", |value| {
-            value.as_array()?.iter().map(message).collect::<Option<Vec<_>>>()
-        });
-    let messages = fields.required("messages", messages)?;
-    let generation_prompt = match fields.boolean("add_generation_prompt") {
-        Some(false) => GenerationPrompt::Omit,
-        Some(true) | None => GenerationPrompt::Add,
-    };
-    Some(PromptInput::Chat { messages, generation_prompt })
-}
-
 /// # Errors
 /// When a prompt of `n_prompt` tokens is empty or leaves no token to generate.
 pub(crate) fn check_prompt_length(n_prompt: usize, max_model_len: u32) -> Result<(), ApiError> {
@@ -218,25 +202,6 @@ pub(crate) fn check_prompt_length(n_prompt: usize, max_model_len: u32) -> Result
         "input_tokens",
         n_known,
     ))
-}
-
-fn message(value: &Value) -> Option<ChatMessage> {
-    let message = value.as_object()?;
-    let role = message.get("role")?.as_str()?.to_owned();
-    let content = match message.get("content") {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => {
-            let texts: Option<Vec<&str>> = parts.iter().map(part_text).collect();
-            texts?.join("\n")
-        }
-        Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => return None,
-    };
-    Some(ChatMessage { role, content })
-}
-
-fn part_text(part: &Value) -> Option<&str> {
-    part.as_str().or_else(|| part.get("text").or_else(|| part.get("refusal"))?.as_str())
 }
 
 fn completion_prompt(fields: &mut Fields) -> Option<PromptInput> {

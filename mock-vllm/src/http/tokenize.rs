@@ -3,7 +3,8 @@
 use super::Pod;
 use super::body::Fields;
 use super::error::ApiError;
-use super::request::{PromptInput, chat_prompt};
+use super::messages::chat_prompt;
+use super::request::PromptInput;
 use crate::tokens::SpecialTokens;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;

@@ -3,8 +3,10 @@
 //! a follow-up turn tokenizes only what is new.
 
 use super::Tokenizer;
+use super::chat::{Chat, ChatMessage};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Qwen2.5's template puts this first when the conversation has no system message of its own.
@@ -12,19 +14,6 @@ pub const DEFAULT_SYSTEM: &str = "You are Qwen, created by Alibaba Cloud. You ar
 
 /// Texts of messages and their ids that are remembered, in bytes of text; forgotten all at once when full.
 const MEMO_LIMIT: usize = 32 << 20;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChatMessage {
-    pub role: String,
-    pub content: String,
-}
-
-/// Whether the prompt ends with the opening of an assistant turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GenerationPrompt {
-    Add,
-    Omit,
-}
 
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -51,24 +40,24 @@ impl ChatTemplate {
     }
 
     /// The text that the model would see.
-    pub fn render(&self, messages: &[ChatMessage], generation_prompt: GenerationPrompt) -> String {
+    pub fn render(&self, chat: &Chat) -> String {
         let mut text = String::new();
-        if needs_default_system(messages) {
+        if needs_default_system(&chat.messages) {
             push_turn(&mut text, "system", DEFAULT_SYSTEM);
         }
-        for ChatMessage { role, content } in messages {
-            push_turn(&mut text, role, content);
+        for message in &chat.messages {
+            push_turn(&mut text, &message.role, &message.text());
         }
-        if generation_prompt == GenerationPrompt::Add {
+        if adds_generation_prompt(chat) {
             text.push_str("<|im_start|>assistant\n");
         }
         text
     }
 
     /// The ids of [`Self::render`]'s text.
-    pub fn encode(&self, messages: &[ChatMessage], generation_prompt: GenerationPrompt) -> Vec<u32> {
+    pub fn encode(&self, chat: &Chat) -> Vec<u32> {
         if !self.splits_at_turns {
-            return self.tokenizer.encode(&self.render(messages, generation_prompt));
+            return self.tokenizer.encode(&self.render(chat));
         }
         let before = self.tokenizer.encode("<|im_start|>");
         let after = self.tokenizer.encode("<|im_end|>\n");
@@ -78,13 +67,13 @@ impl ChatTemplate {
             ids.extend_from_slice(&self.message_ids(role, content));
             ids.extend_from_slice(&after);
         };
-        if needs_default_system(messages) {
+        if needs_default_system(&chat.messages) {
             push_turn("system", DEFAULT_SYSTEM);
         }
-        for ChatMessage { role, content } in messages {
-            push_turn(role, content);
+        for message in &chat.messages {
+            push_turn(&message.role, &message.text());
         }
-        if generation_prompt == GenerationPrompt::Add {
+        if adds_generation_prompt(chat) {
             ids.extend_from_slice(&before);
             ids.extend(self.tokenizer.encode("assistant\n"));
         }
@@ -113,6 +102,10 @@ impl Memo {
         self.n_bytes += text.len();
         self.ids.insert(text, ids);
     }
+}
+
+fn adds_generation_prompt(chat: &Chat) -> bool {
+    chat.variables.get("add_generation_prompt").and_then(Value::as_bool).unwrap_or_default()
 }
 
 fn needs_default_system(messages: &[ChatMessage]) -> bool {

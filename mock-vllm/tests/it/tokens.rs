@@ -1,9 +1,10 @@
 //! Token ids against the counts and ids that transformers gives for Qwen2.5.
 
 use crate::tutorial::{ROUND1, ROUND2_QUOTED, round2_bash};
-use mock_vllm::tokens::chat_template::{ChatMessage, ChatTemplate, GenerationPrompt};
+use mock_vllm::tokens::chat::{Chat, ChatMessage};
+use mock_vllm::tokens::chat_template::ChatTemplate;
 use mock_vllm::tokens::{SpecialTokens, Tokenizer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 const ASSISTANT: &str =
     "Hi there! It looks like you're setting up a fun test. I'm ready to play Zork! You can";
@@ -12,13 +13,17 @@ fn messages(body: &str) -> Vec<ChatMessage> {
     let body: Value = serde_json::from_str(body).expect("the body is JSON");
     let text = |message: &Value, field: &str| message[field].as_str().expect("fields are text").to_owned();
     let messages = body["messages"].as_array().expect("messages are a list").iter();
-    messages
-        .map(|message| ChatMessage { role: text(message, "role"), content: text(message, "content") })
-        .collect()
+    messages.map(|message| ChatMessage::new(&text(message, "role"), &text(message, "content"))).collect()
+}
+
+fn chat(messages: Vec<ChatMessage>, add_generation_prompt: bool) -> Chat {
+    let variables =
+        Map::from_iter([("add_generation_prompt".to_owned(), Value::from(add_generation_prompt))]);
+    Chat { messages, tools: None, variables }
 }
 
 fn chat_ids(body: &str) -> Vec<u32> {
-    ChatTemplate::new(Tokenizer::qwen25()).encode(&messages(body), GenerationPrompt::Add)
+    ChatTemplate::new(Tokenizer::qwen25()).encode(&chat(messages(body), true))
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {
@@ -112,14 +117,12 @@ fn messages_tokenized_one_by_one_equal_the_whole_text() {
     for roles in [["system", "user"], ["user", "assistant"]] {
         for first in contents {
             for second in contents {
-                let message = |role: &str, content: &str| ChatMessage {
-                    role: role.to_owned(),
-                    content: content.to_owned(),
-                };
-                let messages = [message(roles[0], first), message(roles[1], second)];
-                for generation_prompt in [GenerationPrompt::Add, GenerationPrompt::Omit] {
-                    let whole = tokenizer.encode(&template.render(&messages, generation_prompt));
-                    assert_eq!(template.encode(&messages, generation_prompt), whole, "{messages:?}");
+                for adds in [true, false] {
+                    let messages =
+                        vec![ChatMessage::new(roles[0], first), ChatMessage::new(roles[1], second)];
+                    let chat = chat(messages, adds);
+                    let whole = tokenizer.encode(&template.render(&chat));
+                    assert_eq!(template.encode(&chat), whole, "{chat:?}");
                 }
             }
         }
