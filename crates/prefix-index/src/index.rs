@@ -64,10 +64,25 @@ impl PrefixIndex {
         self.read().stats()
     }
 
+    /// Bounds the text that `endpoint` is believed to hold, in bytes: what its cache has room for. Beyond that it forgets
+    /// its coldest at once, and from then on as it does beyond the capacity. Ignored if `endpoint` was removed; a later
+    /// owner of the slot starts without such a bound.
+    pub fn limit_bytes(&self, endpoint: EndpointId, max_bytes: u64) {
+        self.write().limit_bytes(endpoint, max_bytes);
+    }
+
     /// Blocks that `endpoint` holds, at most the capacity.
     #[must_use]
     pub fn held_blocks(&self, endpoint: EndpointId) -> u64 {
-        self.read().held_blocks(endpoint)
+        let (n_blocks, _) = self.read().held(endpoint);
+        n_blocks
+    }
+
+    /// Bytes of text that `endpoint` holds, shared starts once.
+    #[must_use]
+    pub fn held_bytes(&self, endpoint: EndpointId) -> u64 {
+        let (_, n_bytes) = self.read().held(endpoint);
+        n_bytes
     }
 
     fn read(&self) -> ShardedLockReadGuard<'_, Tree> {

@@ -18,6 +18,7 @@ use crate::{
     index::Stats,
     matches::Matches,
     recency::Recency,
+    schedule::bytes_in_blocks,
 };
 
 /// Position of a node in the tree; positions are used again.
@@ -28,18 +29,24 @@ pub(crate) struct NodeId(u32);
 struct Node {
     /// Never empty while the node is in use; empty while its position is free.
     hashes: Box<[BlockHash]>,
+    /// Blocks before it on its path, which tells how many bytes its blocks stand for.
+    depth: u32,
     parent: Option<NodeId>,
     n_children: u32,
     holders: Holders,
 }
 
 /// What one slot holds, and for whom.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Holding {
     generation: u32,
     /// False once the endpoint was removed, until a later one takes the slot.
     live: bool,
     n_blocks: u64,
+    /// Bytes of text in its blocks.
+    n_bytes: u64,
+    /// Bound of `n_bytes`.
+    max_bytes: u64,
     recency: Recency,
 }
 
@@ -72,7 +79,29 @@ impl NodeId {
 impl Node {
     /// What is at a position that no node uses.
     fn free() -> Self {
-        Self { hashes: Box::default(), parent: None, n_children: 0, holders: Holders::none() }
+        Self { hashes: Box::default(), depth: 0, parent: None, n_children: 0, holders: Holders::none() }
+    }
+
+    /// Bytes of text in its last `n` blocks, of which it has as many.
+    fn tail_bytes(&self, n: usize) -> u64 {
+        let end = self.depth + n_blocks(self.hashes.len());
+        bytes_in_blocks(end) - bytes_in_blocks(end - n_blocks(n))
+    }
+
+    /// How many of its last blocks make up `n_blocks` and `n_bytes`; all of them when they are too few.
+    fn n_tail_blocks(&self, n_blocks: u64, n_bytes: u64) -> usize {
+        let len = self.hashes.len();
+        let least = usize::try_from(n_blocks).map_or(len, |n| n.min(len));
+        (least..len).find(|&n| self.tail_bytes(n) >= n_bytes).unwrap_or(len)
+    }
+}
+
+// === impl Holding ===
+
+impl Holding {
+    fn new(generation: u32) -> Self {
+        let recency = Recency::default();
+        Self { generation, live: true, n_blocks: 0, n_bytes: 0, max_bytes: u64::MAX, recency }
     }
 }
 
@@ -95,10 +124,21 @@ impl Tree {
         self.stats
     }
 
-    pub(crate) fn held_blocks(&self, endpoint: EndpointId) -> u64 {
+    /// What `endpoint` holds, in blocks and in bytes of text.
+    pub(crate) fn held(&self, endpoint: EndpointId) -> (u64, u64) {
         match self.holdings.get(endpoint.slot() as usize) {
-            Some(holding) if holding.generation == endpoint.generation() => holding.n_blocks,
-            Some(_) | None => 0,
+            Some(holding) if holding.generation == endpoint.generation() => {
+                (holding.n_blocks, holding.n_bytes)
+            }
+            Some(_) | None => (0, 0),
+        }
+    }
+
+    /// Bounds what `endpoint` holds from now on, and forgets its coldest beyond that.
+    pub(crate) fn limit_bytes(&mut self, endpoint: EndpointId, max_bytes: u64) {
+        if self.admit(endpoint) {
+            self.holdings[endpoint.slot() as usize].max_bytes = max_bytes;
+            self.evict(endpoint.slot());
         }
     }
 
@@ -171,9 +211,7 @@ impl Tree {
             std::cmp::Ordering::Equal => holding.live,
             std::cmp::Ordering::Greater => {
                 while self.forget_coldest(endpoint.slot()) {}
-                let holding = &mut self.holdings[endpoint.slot() as usize];
-                holding.generation = endpoint.generation();
-                holding.live = true;
+                self.holdings[endpoint.slot() as usize] = Holding::new(endpoint.generation());
                 true
             }
         }
@@ -181,7 +219,7 @@ impl Tree {
 
     fn make_slot(&mut self, slot: u32) {
         while self.holdings.len() <= slot as usize {
-            self.holdings.push(Holding { live: true, ..Holding::default() });
+            self.holdings.push(Holding::new(0));
         }
     }
 
@@ -207,7 +245,7 @@ impl Tree {
             _ if rest.is_empty() => {}
             Some(leaf) if self.can_extend(leaf, slot) => self.extend(leaf, rest, slot),
             Some(_) | None => {
-                let leaf = self.add_node(rest, parent);
+                let leaf = self.add_node(rest, depth, parent);
                 self.hold(leaf, slot);
                 path.push(leaf);
             }
@@ -223,8 +261,9 @@ impl Tree {
     fn extend(&mut self, leaf: NodeId, rest: &[BlockHash], slot: u32) {
         let node = self.node_mut(leaf);
         node.hashes = [&node.hashes, rest].concat().into_boxed_slice();
+        let n_bytes = node.tail_bytes(rest.len());
         self.stats.n_blocks += rest.len() as u64;
-        self.count_held(slot, rest.len());
+        self.count_held(slot, rest.len(), n_bytes);
     }
 
     /// Joins neighbours of the path that others once divided and that are now held by `slot` alone.
@@ -243,14 +282,16 @@ impl Tree {
     fn evict(&mut self, slot: u32) {
         loop {
             let holding = &self.holdings[slot as usize];
-            let Some(excess) = holding.n_blocks.checked_sub(self.capacity).filter(|excess| *excess > 0)
-            else {
+            let excess_blocks = holding.n_blocks.saturating_sub(self.capacity);
+            let excess_bytes = holding.n_bytes.saturating_sub(holding.max_bytes);
+            if excess_blocks == 0 && excess_bytes == 0 {
                 return;
-            };
+            }
             let coldest =
                 holding.recency.coldest().expect("an endpoint that holds blocks has a coldest node");
-            let len = self.node(coldest).hashes.len();
-            let n_evicted = usize::try_from(excess).map_or(len, |excess| excess.min(len));
+            let node = self.node(coldest);
+            let len = node.hashes.len();
+            let n_evicted = node.n_tail_blocks(excess_blocks, excess_bytes);
             if n_evicted < len {
                 self.split(coldest, len - n_evicted);
             }
@@ -269,6 +310,7 @@ impl Tree {
         node.holders.remove(slot);
         let len = node.hashes.len();
         holding.n_blocks -= len as u64;
+        holding.n_bytes -= node.tail_bytes(len);
         if let Some(parent) = parent.filter(|parent| !holding.recency.contains(*parent)) {
             holding.recency.insert_coldest(parent);
         }
@@ -286,16 +328,18 @@ impl Tree {
         let node = self.node_mut(node_id);
         if node.holders.insert(slot) {
             let len = node.hashes.len();
-            self.count_held(slot, len);
+            let n_bytes = node.tail_bytes(len);
+            self.count_held(slot, len, n_bytes);
         }
     }
 
-    fn count_held(&mut self, slot: u32, n_blocks: usize) {
+    fn count_held(&mut self, slot: u32, n_blocks: usize, n_bytes: u64) {
         let holding = &mut self.holdings[slot as usize];
         if holding.n_blocks == 0 {
             self.stats.n_endpoints += 1;
         }
         holding.n_blocks += n_blocks as u64;
+        holding.n_bytes += n_bytes;
         self.stats.n_held_blocks += n_blocks as u64;
     }
 
@@ -306,9 +350,15 @@ impl Tree {
         let node = self.node_mut(lower);
         let (upper_hashes, lower_hashes) = node.hashes.split_at(at);
         let (upper_hashes, lower_hashes): (Box<[_]>, Box<[_]>) = (upper_hashes.into(), lower_hashes.into());
-        let upper =
-            Node { hashes: upper_hashes, parent: node.parent, n_children: 1, holders: node.holders.clone() };
+        let upper = Node {
+            hashes: upper_hashes,
+            depth: node.depth,
+            parent: node.parent,
+            n_children: 1,
+            holders: node.holders.clone(),
+        };
         node.hashes = lower_hashes;
+        node.depth += n_blocks(at);
         let upper = self.place(upper);
         self.node_mut(lower).parent = Some(upper);
         self.list(upper);
@@ -320,9 +370,10 @@ impl Tree {
     fn merge(&mut self, upper: NodeId, lower: NodeId) {
         self.unlist(upper);
         self.unlist(lower);
-        let Node { hashes, parent, n_children: _, holders: _ } =
+        let Node { hashes, depth, parent, n_children: _, holders: _ } =
             std::mem::replace(self.node_mut(upper), Node::free());
         let node = self.node_mut(lower);
+        node.depth = depth;
         node.hashes = [hashes, std::mem::take(&mut node.hashes)].concat().into_boxed_slice();
         node.parent = parent;
         self.list(lower);
@@ -330,9 +381,15 @@ impl Tree {
         self.free.push(upper);
     }
 
-    fn add_node(&mut self, hashes: &[BlockHash], parent: Option<NodeId>) -> NodeId {
-        let node =
-            self.place(Node { hashes: hashes.into(), parent, n_children: 0, holders: Holders::none() });
+    fn add_node(&mut self, hashes: &[BlockHash], depth: usize, parent: Option<NodeId>) -> NodeId {
+        let depth = n_blocks(depth);
+        let node = self.place(Node {
+            hashes: hashes.into(),
+            depth,
+            parent,
+            n_children: 0,
+            holders: Holders::none(),
+        });
         self.list(node);
         if let Some(parent) = parent {
             self.node_mut(parent).n_children += 1;
@@ -369,7 +426,7 @@ impl Tree {
 
     fn free_node(&mut self, node_id: NodeId) {
         self.unlist(node_id);
-        let Node { hashes, parent, n_children, holders: _ } =
+        let Node { hashes, depth: _, parent, n_children, holders: _ } =
             std::mem::replace(self.node_mut(node_id), Node::free());
         debug_assert_eq!(n_children, 0, "holders of a child hold its parent");
         if let Some(parent) = parent {
@@ -392,7 +449,7 @@ impl Tree {
 
     fn report(&self, matches: &mut Matches, slot: u32, n_blocks: usize) {
         let endpoint = EndpointId::new(slot, self.holdings[slot as usize].generation);
-        matches.add(endpoint, u32::try_from(n_blocks).expect("chains are counted by u32"));
+        matches.add(endpoint, self::n_blocks(n_blocks));
     }
 
     fn node(&self, node: NodeId) -> &Node {
@@ -402,6 +459,10 @@ impl Tree {
     fn node_mut(&mut self, node: NodeId) -> &mut Node {
         &mut self.nodes[node.0 as usize]
     }
+}
+
+fn n_blocks(n: usize) -> u32 {
+    u32::try_from(n).expect("chains are counted by u32")
 }
 
 fn common_len(a: &[BlockHash], b: &[BlockHash]) -> usize {

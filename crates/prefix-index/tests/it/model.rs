@@ -118,6 +118,47 @@ proptest! {
         (0..3).for_each(|slot| index.remove_endpoint(endpoint(slot)));
         assert_eq!((index.stats().n_blocks, index.stats().n_nodes), (0, 0));
     }
+
+    /// A bound in bytes works as one in blocks, where blocks have eight bytes each.
+    #[test]
+    fn a_bound_in_bytes_equals_one_in_blocks(
+        steps in proptest::collection::vec((text(), 0..3u32), 1..60), capacity in 1..40u32,
+    ) {
+        let (by_blocks, by_bytes) = (index(capacity), index(u32::MAX));
+        (0..3).for_each(|slot| by_bytes.limit_bytes(endpoint(slot), u64::from(capacity) * 8));
+        for (text, slot) in &steps {
+            by_blocks.insert(&chain(text), endpoint(*slot));
+            by_bytes.insert(&chain(text), endpoint(*slot));
+        }
+        for (text, slot) in &steps {
+            assert_eq!(matched(&by_blocks, text, endpoint(*slot)), matched(&by_bytes, text, endpoint(*slot)));
+            assert_eq!(by_blocks.held_bytes(endpoint(*slot)), by_blocks.held_blocks(endpoint(*slot)) * 8);
+            assert_eq!(by_blocks.held_bytes(endpoint(*slot)), by_bytes.held_bytes(endpoint(*slot)));
+        }
+    }
+}
+
+#[test]
+fn a_bound_in_bytes_knows_that_later_blocks_are_longer() {
+    let index = index(u32::MAX);
+    let texts: Vec<Vec<u8>> = (0..3).map(|seed| noise(64 << 10, seed)).collect();
+    texts.iter().for_each(|text| index.insert(&chain(text), endpoint(0)));
+    let all = texts.iter().map(|text| chain(text).total_bytes()).sum::<u64>();
+    assert_eq!(index.held_bytes(endpoint(0)), all);
+    // Half of the first text, cut where a block ends: its last blocks have 512 bytes.
+    index.limit_bytes(endpoint(0), all - (32 << 10) - 1);
+    let held: Vec<u64> = texts.iter().map(|text| matched(&index, text, endpoint(0))).collect();
+    assert_eq!(held, [(32 << 10) - 256, 64 << 10, 64 << 10]);
+    assert_eq!(index.held_bytes(endpoint(0)), held.iter().sum::<u64>());
+    // Another endpoint has its own bound, and the next owner of the slot none.
+    texts.iter().for_each(|text| index.insert(&chain(text), endpoint(1)));
+    assert_eq!(index.held_bytes(endpoint(1)), all);
+    index.remove_endpoint(endpoint(0));
+    let next = EndpointId::new(0, 1);
+    texts.iter().for_each(|text| index.insert(&chain(text), next));
+    assert_eq!((index.held_bytes(next), index.held_bytes(endpoint(0))), (all, 0));
+    index.limit_bytes(endpoint(0), 1);
+    assert_eq!(index.held_bytes(next), all, "a bound for an endpoint that is gone");
 }
 
 #[test]
@@ -186,7 +227,12 @@ fn runs_grow_together_again() {
     (1..20).for_each(|slot| index.remove_endpoint(endpoint(slot)));
     index.insert(&chain(&text), endpoint(0));
     assert_eq!(index.stats().n_nodes, 1);
-    assert_eq!(matched(&index, &text, endpoint(0)), chain(&text).total_bytes());
+    let total = chain(&text).total_bytes();
+    assert_eq!(matched(&index, &text, endpoint(0)), total);
+    // Blocks near the end have 64 bytes, at the start of a run 8: a run that forgot where it lies would lose too many.
+    index.limit_bytes(endpoint(0), total - 640);
+    assert_eq!(matched(&index, &text, endpoint(0)), total - 640);
+    assert_eq!(index.held_bytes(endpoint(0)), total - 640);
 }
 
 /// Blocks of `chain` in `index`, to show that the fixture's chains are not empty.
