@@ -2,7 +2,7 @@
 //!
 //! Bodies are chats whose turns extend each other, so that most lookups match; ten pods.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,9 +12,8 @@ use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
 use epp::body::BodyScanner;
-use epp::candidates::Lease;
-use epp::director::{Director, Now, Options};
-use epp::exchange::Exchange;
+use epp::director::{Director, Now, Options, Ticket};
+use epp::exchange::{Exchange, Opening};
 use epp::metrics::Metrics;
 use inference_api::manifest::{self, Object};
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
@@ -53,6 +52,7 @@ fn director() -> Director {
         threshold: 0.5,
         max_metrics_age: Duration::from_secs(2),
         index_capacity: NonZeroU32::new(31_250).expect("not zero"),
+        endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
         seed: 1,
     };
@@ -106,7 +106,9 @@ fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
     let director = director();
     let body = body(n_bytes);
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(|| messages(&body)).bench_values(|messages| {
-        let mut exchange = Exchange::<Lease>::new(64 << 20);
+        let fresh_request_id = director.fresh_request_id();
+        let opening = Opening { max_body_bytes: 64 << 20, fresh_request_id, pool: None };
+        let mut exchange = Exchange::<Ticket>::new(opening);
         for message in messages {
             let answers = exchange.step(message, |inquiry| director.decide(inquiry, now()));
             divan::black_box(answers.expect("a legal sequence"));

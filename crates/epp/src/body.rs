@@ -3,18 +3,17 @@
 //! Reads `model`, `cache_salt` and the prompt, checks the whole document, and keeps nothing else. A key that appears
 //! twice counts the last time, as in the engine. Limits: [`MAX_NESTING`] levels; the caller bounds the size.
 
-mod json;
 mod utf8;
 
 use std::ops::Range;
 
 use prefix_index::chain::ChainBuilder;
 
-use self::json::{Container, Event, Lexer};
 use self::utf8::Utf8Checker;
+use crate::json::{Container, Event, JsonError, Lexer, MAX_DEPTH};
 
 /// Deepest nesting of arrays and objects in a body.
-pub const MAX_NESTING: u32 = json::MAX_DEPTH;
+pub const MAX_NESTING: u32 = MAX_DEPTH;
 /// Longest key that is told apart [bytes]; no key that is read has more than ten.
 const MAX_KEY: usize = 16;
 
@@ -53,6 +52,15 @@ impl BodyError {
     }
 }
 
+impl From<JsonError> for BodyError {
+    fn from(error: JsonError) -> Self {
+        match error {
+            JsonError::Syntax { offset, problem } => Self::Syntax { offset, problem },
+            JsonError::Depth { offset } => Self::Depth { offset, limit: MAX_NESTING },
+        }
+    }
+}
+
 /// What was read from a complete body.
 #[derive(Debug)]
 pub struct RequestBody {
@@ -65,11 +73,14 @@ pub struct RequestBody {
     pub prompt: ChainBuilder,
     /// Length of that text in bytes.
     pub prompt_bytes: u64,
+    /// Length of the body.
+    pub n_bytes: u64,
 }
 
 /// Scans one body.
 #[derive(Debug)]
 pub struct BodyScanner {
+    n_bytes: u64,
     utf8: Utf8Checker,
     lexer: Lexer,
     fields: Fields,
@@ -79,12 +90,18 @@ impl BodyScanner {
     /// `prompt_key` is the top-level key that holds the prompt: `messages`, `prompt` or `input`.
     #[must_use]
     pub fn new(prompt_key: &'static str) -> Self {
-        Self { utf8: Utf8Checker::default(), lexer: Lexer::new(), fields: Fields::new(prompt_key) }
+        Self {
+            n_bytes: 0,
+            utf8: Utf8Checker::default(),
+            lexer: Lexer::new(),
+            fields: Fields::new(prompt_key),
+        }
     }
 
     /// # Errors
     /// When the body cannot become valid JSON any more, or is too deep.
     pub fn push(&mut self, mut chunk: &[u8]) -> Result<(), BodyError> {
+        self.n_bytes += chunk.len() as u64;
         self.utf8.push(chunk)?;
         while let Some(event) = self.lexer.next(&mut chunk)? {
             self.fields.apply(event);
@@ -97,7 +114,7 @@ impl BodyScanner {
     pub fn finish(self) -> Result<RequestBody, BodyError> {
         self.utf8.finish()?;
         self.lexer.finish()?;
-        self.fields.finish()
+        self.fields.finish(self.n_bytes)
     }
 }
 
@@ -414,7 +431,7 @@ impl Fields {
         self.text_bytes += text.len() as u64;
     }
 
-    fn finish(self) -> Result<RequestBody, BodyError> {
+    fn finish(self, n_bytes: u64) -> Result<RequestBody, BodyError> {
         let key = self.prompt_key;
         if self.root != Seen::Value(()) {
             return Err(BodyError::NotAnObject);
@@ -437,6 +454,7 @@ impl Fields {
             cache_salt: matches!(self.cache_salt, Seen::Value(())).then(|| lossy(self.salt)),
             prompt: self.text,
             prompt_bytes: self.text_bytes,
+            n_bytes,
         })
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use inference_api::object::ObjectKey;
@@ -59,6 +59,8 @@ pub struct Member {
     incarnation: AtomicU32,
     in_flight: AtomicU32,
     report: Mutex<Report>,
+    /// Something went wrong since the last scrape that succeeded, so what it said may be over.
+    distrusted: AtomicBool,
 }
 
 /// A request that was sent to a member and whose stream has not ended. Dropping it ends that.
@@ -103,6 +105,7 @@ impl Member {
             incarnation: AtomicU32::new(incarnations.next()),
             in_flight: AtomicU32::new(0),
             report: Mutex::new(Report::Pending),
+            distrusted: AtomicBool::new(false),
         }
     }
 
@@ -139,7 +142,13 @@ impl Member {
             Report::Sample(last) => last.started != sample.started,
         };
         *report = Report::Sample(sample);
+        self.distrusted.store(false, Ordering::Relaxed);
         if restarted { Cache::Lost } else { Cache::Kept }
+    }
+
+    /// A scrape or a request failed: what was scraped before does not count until the next scrape that succeeds.
+    pub fn distrust(&self) {
+        self.distrusted.store(true, Ordering::Relaxed);
     }
 
     /// Notes that nothing listens at the address.
@@ -165,13 +174,36 @@ impl Member {
             Report::Pending | Report::Down => (Load { in_flight, ..Load::default() }, None),
             Report::Sample(Sample { waiting, running, kv_usage, started: _, taken }) => {
                 let age = now.saturating_duration_since(taken);
-                (Load { waiting, running, kv_usage, in_flight, fresh: age <= max_age }, Some(age))
+                (
+                    Load {
+                        waiting,
+                        running,
+                        kv_usage,
+                        in_flight,
+                        fresh: age <= max_age && !self.distrusted.load(Ordering::Relaxed),
+                    },
+                    Some(age),
+                )
             }
         }
     }
 }
 
 // === impl Lease ===
+
+impl Lease {
+    #[must_use]
+    pub fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    /// Another member serves the request after all.
+    pub fn move_to(&mut self, member: &Arc<Member>) {
+        member.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.member.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.member = Arc::clone(member);
+    }
+}
 
 impl Drop for Lease {
     fn drop(&mut self) {

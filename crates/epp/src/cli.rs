@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -104,6 +104,9 @@ struct PolicyArgs {
     /// Bound of the prefix index, in blocks per endpoint; a prompt of 128 KB has about 580
     #[arg(long, value_name = "BLOCKS", default_value = "31250")]
     index_capacity: NonZeroU32,
+    /// How many endpoints the proxy is told for a request: the picked one, then those to try when it cannot be reached
+    #[arg(long, value_name = "COUNT", default_value = "1")]
+    endpoints_per_pick: NonZeroUsize,
     /// Longest request body that is kept until it is complete
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     max_body_bytes: usize,
@@ -150,6 +153,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
         scrape_interval,
         max_metrics_age,
         index_capacity,
+        endpoints_per_pick,
         max_body_bytes,
         decisions,
         seed,
@@ -168,6 +172,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
             threshold,
             max_metrics_age,
             index_capacity,
+            endpoints_per_pick,
             n_decisions: decisions,
             seed: seed.unwrap_or_else(rand::random),
         },

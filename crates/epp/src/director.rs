@@ -3,9 +3,11 @@
 //! Synchronous and without I/O: everything it reads is in memory, and the time is handed in.
 
 mod model;
+mod note;
+mod ticket;
 
 use std::cell::RefCell;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,18 +22,16 @@ use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::candidate::Candidate;
-use scheduling::pick::{Decision as Picked, Policy, Reason, Score, pick};
-use tracing::{debug, info};
+use scheduling::pick::{Ask, Policy, pick};
 
+use self::note::Trace;
+pub use self::ticket::Ticket;
 use crate::body::RequestBody;
-use crate::candidates::{Incarnations, Lease, Member, Roll, Roster};
-use crate::exchange::Pick;
-use crate::explain::{CandidateRecord, Decision, Decisions, timestamp};
+use crate::candidates::{Incarnations, Member, Roll, Roster};
+use crate::exchange::{Pick, Rewrite};
+use crate::explain::{Decision, Decisions, timestamp};
 use crate::inquiry::{Content, Inquiry, Subset};
-use crate::metrics::{
-    Metrics, ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels, PodLabels, PoolLabels, RunningLabels,
-    UNLISTED_MODEL,
-};
+use crate::metrics::{Metrics, ModelLabels, PodLabels, PoolLabels, RunningLabels, UNLISTED_MODEL};
 use crate::refusal::Refusal;
 
 /// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
@@ -40,10 +40,6 @@ const REQUEST_ID_LENGTH: usize = 10;
 /// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
 /// bound, all prompts of a few words would match each other's first block and go to one pod.
 const MIN_MATCHED_BYTES: u64 = 64;
-/// Candidates that a record shows: a full ring of 1000 records stays below 8 MB, however large the pool is.
-const MAX_RECORDED: usize = 64;
-/// The reason of picks that are logged as the tutorial logs them.
-const PREFIX: &str = "prefix";
 
 thread_local! {
     /// Memory of a lookup's answer, used again by the next lookup of the thread.
@@ -61,6 +57,8 @@ pub struct Options {
     pub max_metrics_age: Duration,
     /// Bound of the prefix index for each endpoint, in blocks.
     pub index_capacity: NonZeroU32,
+    /// Most endpoints that the proxy is told for a request: the picked one and its fallbacks.
+    pub endpoints_per_pick: NonZeroUsize,
     /// Decisions kept for `/debug/decisions`.
     pub n_decisions: usize,
     pub seed: u64,
@@ -86,13 +84,6 @@ pub struct Director {
     metrics: Arc<Metrics>,
 }
 
-/// What is written down about a request while it is decided.
-struct Trace {
-    record: Decision,
-    /// Names from InferenceModels only, so that clients cannot make up label values.
-    labels: ModelLabels,
-}
-
 /// An endpoint that may be picked, as the policy sees it.
 struct Considered<'a> {
     member: &'a Arc<Member>,
@@ -103,8 +94,9 @@ struct Considered<'a> {
 /// A request whose pool and model are known.
 struct Placement<'a> {
     roll: &'a Roll,
-    /// The name that replaces the client's in the body.
-    rewrite: Option<String>,
+    rewrite: Option<Rewrite>,
+    /// Length of the request's body; `None` when it was not read.
+    n_bytes: Option<u64>,
     /// Under PREFIX_CACHE, for a body that was read.
     chain: Option<Chain>,
 }
@@ -153,21 +145,32 @@ impl Director {
     ///
     /// # Errors
     /// Why the client is refused.
-    pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Lease>, Refusal> {
-        let Inquiry { x_request_id, subset, content } = inquiry;
-        let record = Decision { x_request_id, ..Decision::new(self.request_id(), timestamp(now.wall)) };
+    pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Ticket>, Refusal> {
+        let Inquiry { x_request_id, pool, subset, content } = inquiry;
+        let record = Decision::new(self.request_id(), x_request_id, timestamp(now.wall));
         let labels = ModelLabels { model_name: String::new(), target_model_name: String::new() };
         let mut trace = Trace { record, labels };
         let roster = self.roster.load();
         let picked = self
-            .locate(&roster, content, &mut trace)
+            .locate(&roster, pool.as_ref(), content, &mut trace)
             .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
         match &picked {
             Ok(_) => self.note_picked(&trace),
             Err(refusal) => self.note_refused(refusal, &mut trace),
         }
-        self.decisions.push(trace.record);
-        picked
+        let seq = self.decisions.push(trace.record);
+        picked.map(|mut pick| {
+            pick.lease.seq = seq;
+            pick
+        })
+    }
+
+    /// An id for a request that comes without one: a random UUID, as Envoy's.
+    #[must_use]
+    pub fn fresh_request_id(&self) -> String {
+        let mut bytes = [0; 16];
+        self.rng.lock().fill(&mut bytes);
+        uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
     }
 
     /// Brings the gauges up to date that are computed when they are read.
@@ -213,6 +216,7 @@ impl Director {
     fn locate<'a>(
         &self,
         roster: &'a Roster,
+        pool: Option<&ObjectKey>,
         content: Content,
         trace: &mut Trace,
     ) -> Result<Placement<'a>, Refusal> {
@@ -228,11 +232,13 @@ impl Director {
             let unlisted = || UNLISTED_MODEL.to_owned();
             *labels = ModelLabels { model_name: unlisted(), target_model_name: unlisted() };
         }
-        let roll = model::choose_pool(roster, self.options.pool.as_ref(), model)?;
+        let roll = model::choose_pool(roster, pool.or(self.options.pool.as_ref()), model)?;
         record.pool = Some(roll.pool.key.to_string());
         record.strategy = Some(roll.pool.strategy.as_str());
-        let Some(body) = body else { return Ok(Placement { roll, rewrite: None, chain: None }) };
-        let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes: _ } = body;
+        let Some(body) = body else {
+            return Ok(Placement { roll, rewrite: None, n_bytes: None, chain: None });
+        };
+        let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes: _, n_bytes } = body;
         let target_model = model::target(&roll.pool, &model, &mut *self.rng.lock())?;
         record.target_model = Some(target_model.clone());
         if roll.pool.models.contains_key(&model) {
@@ -247,8 +253,8 @@ impl Director {
                 cache_salt: cache_salt.as_deref(),
             })),
         };
-        let rewrite = (target_model != model).then_some(target_model);
-        Ok(Placement { roll, rewrite, chain })
+        let rewrite = (target_model != model).then_some(Rewrite { model, target_model });
+        Ok(Placement { roll, rewrite, n_bytes: Some(n_bytes), chain })
     }
 
     /// Picks among the pool's endpoints and makes the pick count at once.
@@ -258,8 +264,8 @@ impl Director {
         subset: Option<&Subset>,
         now: Instant,
         trace: &mut Trace,
-    ) -> Result<Pick<Lease>, Refusal> {
-        let Placement { roll, rewrite, chain } = placement;
+    ) -> Result<Pick<Ticket>, Refusal> {
+        let Placement { roll, rewrite, n_bytes, chain } = placement;
         let Trace { record, labels } = trace;
         let members = eligible(roll, subset)?;
         let matched = self.matched_bytes(chain.as_ref(), &members);
@@ -274,13 +280,14 @@ impl Director {
         };
         let running = RunningLabels { model_name: labels.model_name.clone() };
         let running = self.metrics.running_requests.get_or_create(&running).clone();
+        let ask = Ask { total_bytes: record.total_bytes, n_endpoints: self.options.endpoints_per_pick };
 
         let (picked, considered, lease) = {
             let mut rng = self.rng.lock();
             let considered = self.consider(&members, &matched, now);
             let candidates: Vec<Candidate> =
                 considered.iter().map(|considered| considered.candidate).collect();
-            let picked = pick(&policy, &candidates, record.total_bytes, &mut *rng)
+            let picked = pick(&policy, &candidates, ask, &mut *rng)
                 .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
             let lease = members[picked.candidate_idx].lease(running);
             (picked, considered, lease)
@@ -288,15 +295,14 @@ impl Director {
         if let Some(chain) = &chain {
             self.index.insert(chain, picked.endpoint);
         }
-        let Considered { member, candidate, metrics_age: _ } = &considered[picked.candidate_idx];
-        record.matched_bytes = candidate.matched_bytes;
-        record.ratio = picked.ratio;
-        record.endpoint = Some(Arc::clone(&member.destination));
-        record.pod = Some(Arc::clone(&member.pod));
-        record.reason = Some(reason(picked.reason));
-        record.n_candidates = considered.len();
-        record.candidates = candidate_records(&considered, &picked);
-        Ok(Pick { destination: member.destination.to_string(), rewrite, lease })
+        if let Some(n_bytes) = n_bytes {
+            #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
+            self.metrics.request_bytes.get_or_create(labels).observe(n_bytes as f64);
+        }
+        note::picked(record, &considered, &picked);
+        let destination = note::destination(record);
+        let lease = Ticket { lease, labels: labels.clone(), chain, started: now, seq: 0 };
+        Ok(Pick { destination, rewrite, lease })
     }
 
     /// Matched bytes by member; 0 where the match is too short to be worth anything.
@@ -325,56 +331,6 @@ impl Director {
         };
         members.iter().zip(matched).map(consider).collect()
     }
-
-    fn note_picked(&self, trace: &Trace) {
-        let Trace { record, labels } = trace;
-        let reason = record.reason.unwrap_or_default();
-        if let Some(threshold) = record.threshold
-            && reason == PREFIX
-        {
-            info!(
-                request = record.request,
-                "matching ratio" = format!(" {:.2} > {threshold:.2}", record.ratio),
-                "Do prefix-aware routing!"
-            );
-        }
-        debug!(
-            request = record.request,
-            x_request_id = record.x_request_id.as_deref().unwrap_or_default(),
-            endpoint = record.endpoint.as_deref().unwrap_or_default(),
-            pod = record.pod.as_deref().unwrap_or_default(),
-            reason,
-            matched_bytes = record.matched_bytes,
-            total_bytes = record.total_bytes,
-            "Picked endpoint"
-        );
-        let pool = record.pool.clone().unwrap_or_default();
-        let strategy = record.strategy.unwrap_or_default();
-        self.metrics.picks.get_or_create(&PickLabels { pool, strategy, reason }).inc();
-        self.metrics.requests.get_or_create(labels).inc();
-        if record.threshold.is_some() {
-            self.metrics.prefix_hit_ratio.observe(record.ratio);
-            #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
-            self.metrics.prefix_hit_bytes.observe(record.matched_bytes as f64);
-        }
-    }
-
-    fn note_refused(&self, refusal: &Refusal, trace: &mut Trace) {
-        let Trace { record, labels } = trace;
-        record.outcome = refusal.outcome();
-        info!(
-            request = record.request,
-            x_request_id = record.x_request_id.as_deref().unwrap_or_default(),
-            code = refusal.code(),
-            error = %refusal,
-            "Refused request"
-        );
-        self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
-        let ModelLabels { model_name, target_model_name } = labels.clone();
-        let error_code = refusal.code().to_string();
-        let labels = ModelErrorLabels { model_name, target_model_name, error_code };
-        self.metrics.request_errors.get_or_create(&labels).inc();
-    }
 }
 
 /// The pool's endpoints that may be picked: in the subset, and not known to be down while another is not.
@@ -391,33 +347,4 @@ fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<M
     let reachable: Vec<&Arc<Member>> =
         members.iter().copied().filter(|member| member.is_reachable()).collect();
     Ok(if reachable.is_empty() { members } else { reachable })
-}
-
-/// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
-fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<CandidateRecord> {
-    let record = |(considered, score): (&Considered<'_>, &Score)| {
-        let Considered { member, candidate, metrics_age } = considered;
-        CandidateRecord {
-            endpoint: Arc::clone(&member.destination),
-            pod: Arc::clone(&member.pod),
-            matched_bytes: candidate.matched_bytes,
-            ratio: score.ratio,
-            waiting: candidate.load.waiting,
-            running: candidate.load.running,
-            kv_usage: candidate.load.kv_usage,
-            in_flight: candidate.load.in_flight,
-            metrics_age_ms: metrics_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        }
-    };
-    let is_kept = |candidate_idx| candidate_idx < MAX_RECORDED || candidate_idx == picked.candidate_idx;
-    let candidates = considered.iter().zip(&picked.scores).enumerate();
-    candidates.filter(|(candidate_idx, _)| is_kept(*candidate_idx)).map(|(_, pair)| record(pair)).collect()
-}
-
-fn reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Prefix => PREFIX,
-        Reason::Load => "load",
-        Reason::OnlyCandidate => "only_endpoint",
-    }
 }

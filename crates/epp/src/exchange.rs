@@ -9,17 +9,20 @@
 
 mod collecting;
 mod mode;
+mod responding;
 
+use bytes::Bytes;
 use envoy_proto::config::core::v3::Metadata;
-use envoy_proto::google::protobuf::value::Kind;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
-use inference_api::keys;
+use inference_api::object::ObjectKey;
 
-use self::collecting::Collecting;
+use self::collecting::{Collected, Collecting};
 pub use self::mode::{BodyMode, Modes};
-use crate::inquiry::{Content, Inquiry, RequestHead, Route};
+use self::responding::Responding;
+pub use self::responding::ResponseReport;
+use crate::inquiry::{Content, Inquiry, RequestHead, RequestId, Route};
 use crate::refusal::{BodyFault, Refusal};
 use crate::reply::{self, Pieces};
 
@@ -28,10 +31,30 @@ use crate::reply::{self, Pieces};
 pub struct Pick<L> {
     /// `ip:port`, or several in the order in which the proxy shall try them, with commas.
     pub destination: String,
-    /// The name that replaces `model` in the body; `None` when the client's name is the target's.
-    pub rewrite: Option<String>,
+    /// `None` when the client's name of the model is the target's.
+    pub rewrite: Option<Rewrite>,
     /// Held as long as the stream lives.
     pub lease: L,
+}
+
+/// The model has another name behind the picker than in front of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The client's name, which the response gets back.
+    pub model: String,
+    /// The name in the request that goes on.
+    pub target_model: String,
+}
+
+/// What is known of a stream before its first message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Bounds what is kept of a request's body until it is complete.
+    pub max_body_bytes: usize,
+    /// The request's id if it comes without one.
+    pub fresh_request_id: String,
+    /// The pool that the proxy names for the stream.
+    pub pool: Option<ObjectKey>,
 }
 
 /// A message that the protocol does not allow where it came.
@@ -48,14 +71,15 @@ pub enum ProtocolError {
 /// One request and its response.
 #[derive(Debug)]
 pub struct Exchange<L> {
-    max_body_bytes: usize,
+    opening: Opening,
     modes: Modes,
     phase: Phase,
+    /// The header's, once it came.
+    request_id: RequestId,
     lease: Option<L>,
     /// What the proxy was told.
     destination: Option<String>,
-    /// The endpoint that served, as the proxy reports it in the response phase.
-    served: Option<String>,
+    responding: Responding,
 }
 
 #[derive(Debug)]
@@ -70,16 +94,17 @@ enum Phase {
 }
 
 impl<L> Exchange<L> {
-    /// `max_body_bytes` bounds what is kept of a request's body until it is complete.
     #[must_use]
-    pub fn new(max_body_bytes: usize) -> Self {
+    pub fn new(opening: Opening) -> Self {
+        let request_id = RequestId { text: opening.fresh_request_id.clone(), is_fresh: true };
         Self {
-            max_body_bytes,
+            opening,
             modes: Modes::default(),
             phase: Phase::Headers,
+            request_id,
             lease: None,
             destination: None,
-            served: None,
+            responding: Responding::default(),
         }
     }
 
@@ -93,11 +118,22 @@ impl<L> Exchange<L> {
         }
     }
 
-    /// The endpoint that served, when it is not the first of those that were picked.
-    #[must_use]
-    pub fn served_elsewhere(&self) -> Option<&str> {
+    /// The endpoint that served, when it is not the first of those that were picked. Taken once.
+    pub fn take_served_elsewhere(&mut self) -> Option<String> {
+        let served = self.responding.served.take()?;
         let picked = self.destination.as_deref()?.split(',').next();
-        self.served.as_deref().filter(|&served| Some(served) != picked)
+        (Some(served.as_str()) != picked).then_some(served)
+    }
+
+    /// What is held for the request, once it was picked for.
+    pub fn lease_mut(&mut self) -> Option<&mut L> {
+        self.lease.as_mut()
+    }
+
+    /// The stream is over: what was held for it, and what became of the response. `None` if nothing was picked, or
+    /// the second time.
+    pub fn end(&mut self) -> Option<(L, ResponseReport)> {
+        Some((self.lease.take()?, self.responding.report()))
     }
 
     /// The proxy's next message, and the answers to it, in order. `decide` is called at most once in a stream.
@@ -127,14 +163,12 @@ impl<L> Exchange<L> {
             }
             Request::RequestBody(body) => self.request_body(body, decide)?,
             Request::RequestTrailers(_) => self.request_trailers(decide)?,
-            Request::ResponseHeaders(_) => {
-                self.note_served(metadata_context.as_ref());
-                vec![reply::message(Response::ResponseHeaders(reply::unchanged_headers()))]
+            Request::ResponseHeaders(headers) => {
+                let (metadata, mode) = (metadata_context.as_ref(), self.modes.response);
+                vec![self.responding.headers(&headers, metadata, mode, &self.request_id.text)]
             }
-            Request::ResponseBody(body) => echo(self.modes.response, body, Response::ResponseBody),
-            Request::ResponseTrailers(_) => {
-                vec![reply::message(Response::ResponseTrailers(reply::unchanged_trailers()))]
-            }
+            Request::ResponseBody(body) => self.responding.body(self.modes.response, body),
+            Request::ResponseTrailers(_) => vec![self.responding.trailers()],
         };
         Ok(if observability_mode { Vec::new() } else { answers })
     }
@@ -148,7 +182,10 @@ impl<L> Exchange<L> {
         if !matches!(self.phase, Phase::Headers) {
             return Err(ProtocolError::HeadersTwice);
         }
-        let head = RequestHead::new(headers, metadata);
+        let mut head = RequestHead::new(headers, metadata);
+        if let Some(text) = head.x_request_id.take() {
+            self.request_id = RequestId { text, is_fresh: false };
+        }
         let mode = self.modes.request;
         let collects = !headers.end_of_stream && mode.shows_body_before_pick();
         let Route::Prompt(prompt_key) = head.route else {
@@ -158,11 +195,11 @@ impl<L> Exchange<L> {
             return Ok(self.pick_at_headers(head, headers.end_of_stream, decide));
         }
         self.phase =
-            Phase::Collecting(Box::new(Collecting::new(head, mode, prompt_key, self.max_body_bytes)));
+            Phase::Collecting(Box::new(Collecting::new(head, mode, prompt_key, self.opening.max_body_bytes)));
         // A proxy that buffers wants the headers answered before it sends the body; the others wait for the pick.
         Ok(match mode {
             BodyMode::Buffered | BodyMode::BufferedPartial => {
-                vec![reply::message(Response::RequestHeaders(reply::unchanged_headers()))]
+                vec![reply::request_headers(&self.request_id)]
             }
             BodyMode::FullDuplex | BodyMode::StreamedAhead | BodyMode::Streamed | BodyMode::None => {
                 Vec::new()
@@ -176,12 +213,11 @@ impl<L> Exchange<L> {
         end_of_stream: bool,
         decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
     ) -> Vec<ProcessingResponse> {
-        let RequestHead { route: _, x_request_id, subset, has_content_length: _ } = head;
-        match decide(Inquiry { x_request_id, subset, content: Content::Opaque }) {
+        match decide(self.inquiry(head, Content::Opaque)) {
             Err(refusal) => self.refuse(&refusal),
             Ok(pick) => {
                 self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
-                let answers = vec![reply::picked_headers(&pick.destination, None)];
+                let answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
                 self.note_pick(pick);
                 answers
             }
@@ -201,7 +237,7 @@ impl<L> Exchange<L> {
                 if body.end_of_stream {
                     self.phase = Phase::Ended;
                 }
-                Ok(echo(self.modes.request, body, Response::RequestBody))
+                Ok(echo(self.modes.request, body))
             }
             Phase::Collecting(collecting) => {
                 let end_of_stream = body.end_of_stream;
@@ -241,10 +277,8 @@ impl<L> Exchange<L> {
         let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Refused) else {
             return Vec::new();
         };
-        let (head, _) = collecting.into_head();
-        let RequestHead { route: _, x_request_id, subset, has_content_length: _ } = head;
-        let content = Content::Fault(fault.clone());
-        match decide(Inquiry { x_request_id, subset, content }) {
+        let inquiry = self.inquiry(collecting.into_head(), Content::Fault(fault.clone()));
+        match decide(inquiry) {
             Err(refusal) => self.refuse(&refusal),
             Ok(_) => self.refuse(&Refusal::Body(fault)),
         }
@@ -258,11 +292,12 @@ impl<L> Exchange<L> {
         let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Ended) else {
             return Vec::new();
         };
-        let collected = collecting.finish(end);
-        match decide(collected.inquiry) {
+        let Collected { head, content, body } = collecting.finish(end);
+        match decide(self.inquiry(head, content)) {
             Err(refusal) => self.refuse(&refusal),
             Ok(pick) => {
-                let answers = collected.body.answers(&pick.destination, pick.rewrite.as_deref(), end);
+                let rewrite = pick.rewrite.as_ref().map(|rewrite| rewrite.target_model.as_str());
+                let answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
                 self.note_pick(pick);
                 answers
             }
@@ -271,22 +306,20 @@ impl<L> Exchange<L> {
 
     fn refuse(&mut self, refusal: &Refusal) -> Vec<ProcessingResponse> {
         self.phase = Phase::Refused;
-        vec![reply::refused(refusal)]
+        vec![reply::refused(refusal, &self.request_id.text)]
+    }
+
+    fn inquiry(&self, head: RequestHead, content: Content) -> Inquiry {
+        let RequestHead { route: _, x_request_id: _, subset, has_content_length: _ } = head;
+        let pool = self.opening.pool.clone();
+        Inquiry { x_request_id: self.request_id.text.clone(), pool, subset, content }
     }
 
     fn note_pick(&mut self, pick: Pick<L>) {
-        let Pick { destination, rewrite: _, lease } = pick;
+        let Pick { destination, rewrite, lease } = pick;
         self.destination = Some(destination);
         self.lease = Some(lease);
-    }
-
-    fn note_served(&mut self, metadata: Option<&Metadata>) {
-        let served = metadata
-            .and_then(|metadata| metadata.filter_metadata.get(keys::LB_METADATA))
-            .and_then(|lb| lb.fields.get(keys::DESTINATION_ENDPOINT_SERVED));
-        if let Some(Kind::StringValue(endpoint)) = served.and_then(|value| value.kind.as_ref()) {
-            self.served = Some(endpoint.clone());
-        }
+        self.responding.restore = rewrite.map(|rewrite| json_string(&rewrite.model));
     }
 }
 
@@ -303,21 +336,22 @@ impl BodyEnd {
     }
 }
 
-/// Sends a chunk back as it came.
-fn echo(
-    mode: BodyMode,
-    body: HttpBody,
-    wrap: impl Fn(envoy_proto::service::ext_proc::v3::BodyResponse) -> Response,
-) -> Vec<ProcessingResponse> {
+/// Sends a chunk of the request back as it came.
+fn echo(mode: BodyMode, body: HttpBody) -> Vec<ProcessingResponse> {
+    let answer = |body| reply::message(Response::RequestBody(body));
     match mode {
         BodyMode::FullDuplex => {
             let messages = Pieces::new(vec![body.body]).into_messages(body.end_of_stream);
-            messages.into_iter().map(|body| reply::message(wrap(reply::streamed(body)))).collect()
+            messages.into_iter().map(|body| answer(reply::streamed(body))).collect()
         }
         BodyMode::Buffered
         | BodyMode::BufferedPartial
         | BodyMode::Streamed
         | BodyMode::StreamedAhead
-        | BodyMode::None => vec![reply::message(wrap(reply::unchanged_body()))],
+        | BodyMode::None => vec![answer(reply::unchanged_body())],
     }
+}
+
+fn json_string(text: &str) -> Bytes {
+    serde_json::to_vec(text).expect("a string is valid JSON").into()
 }

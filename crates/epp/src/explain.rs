@@ -10,9 +10,14 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
+use crate::response::Usage;
+
 /// RFC 3339 in UTC with microseconds.
 const MICROS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// Longest request id in a record; what a proxy makes has 36.
+const MAX_REQUEST_ID: usize = 128;
 
 /// One decision, as `/debug/decisions` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -23,7 +28,8 @@ pub struct Decision {
     pub time: String,
     /// The picker's own id of the request: 10 characters.
     pub request: String,
-    pub x_request_id: Option<String>,
+    /// At most [`MAX_REQUEST_ID`] bytes of it.
+    pub x_request_id: String,
     /// `namespace/name`.
     pub pool: Option<String>,
     pub model: Option<String>,
@@ -35,6 +41,8 @@ pub struct Decision {
     pub endpoint: Option<Arc<str>>,
     pub pod: Option<Arc<str>>,
     pub reason: Option<&'static str>,
+    /// What the proxy tries next, in order, when the endpoint cannot be reached.
+    pub fallbacks: Vec<Arc<str>>,
     pub matched_bytes: u64,
     /// Bytes of the prompt that lie in full blocks.
     pub total_bytes: u64,
@@ -43,6 +51,20 @@ pub struct Decision {
     /// How many endpoints were considered; `candidates` does not show all of a large pool.
     pub n_candidates: usize,
     pub candidates: Vec<CandidateRecord>,
+    /// The endpoint that served, where the proxy reports another one than the picked.
+    pub served: Option<Arc<str>>,
+    /// Absent until the stream has ended.
+    pub response: Option<ResponseRecord>,
+}
+
+/// What became of the response.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ResponseRecord {
+    /// HTTP status; absent when none came.
+    pub status: Option<u16>,
+    /// Whether its end was seen.
+    pub complete: bool,
+    pub usage: Option<Usage>,
 }
 
 /// One endpoint as the policy saw it.
@@ -83,12 +105,13 @@ struct Ring {
 impl Decision {
     /// A record with nothing decided yet.
     #[must_use]
-    pub fn new(request: String, time: String) -> Self {
+    pub fn new(request: String, mut x_request_id: String, time: String) -> Self {
+        x_request_id.truncate(x_request_id.floor_char_boundary(MAX_REQUEST_ID));
         Self {
             seq: 0,
             time,
             request,
-            x_request_id: None,
+            x_request_id,
             pool: None,
             model: None,
             target_model: None,
@@ -97,12 +120,15 @@ impl Decision {
             endpoint: None,
             pod: None,
             reason: None,
+            fallbacks: Vec::new(),
             matched_bytes: 0,
             total_bytes: 0,
             ratio: 0.0,
             threshold: None,
             n_candidates: 0,
             candidates: Vec::new(),
+            served: None,
+            response: None,
         }
     }
 }
@@ -114,18 +140,30 @@ impl Decisions {
         Self { capacity, ring: Mutex::new(Ring { next_seq: 1, records: VecDeque::new() }) }
     }
 
-    /// Numbers `decision` and keeps it.
-    pub fn push(&self, mut decision: Decision) {
+    /// Numbers `decision`, keeps it and returns the number.
+    pub fn push(&self, mut decision: Decision) -> u64 {
         let mut ring = self.ring.lock();
-        decision.seq = ring.next_seq;
+        let seq = ring.next_seq;
+        decision.seq = seq;
         ring.next_seq += 1;
         if self.capacity == 0 {
-            return;
+            return seq;
         }
         if ring.records.len() == self.capacity {
             ring.records.pop_front();
         }
         ring.records.push_back(Arc::new(decision));
+        seq
+    }
+
+    /// Adds to the record `seq` what became known later, if it is still kept.
+    pub fn amend(&self, seq: u64, change: impl FnOnce(&mut Decision)) {
+        let mut ring = self.ring.lock();
+        let Some(first) = ring.records.front().map(|record| record.seq) else { return };
+        let idx = seq.checked_sub(first).and_then(|offset| usize::try_from(offset).ok());
+        if let Some(record) = idx.and_then(|idx| ring.records.get_mut(idx)) {
+            change(Arc::make_mut(record));
+        }
     }
 
     /// Every kept decision with a number above `after`, oldest first.

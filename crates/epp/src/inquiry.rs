@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use envoy_proto::config::core::v3::Metadata;
+use envoy_proto::config::core::v3::{HeaderValue, Metadata};
 use envoy_proto::google::protobuf::value::Kind as ValueKind;
 use envoy_proto::service::ext_proc::v3::HttpHeaders;
 use inference_api::keys;
+use inference_api::object::ObjectKey;
 
 use crate::body::RequestBody;
 use crate::refusal::BodyFault;
@@ -13,8 +14,10 @@ use crate::refusal::BodyFault;
 /// One request that needs an endpoint.
 #[derive(Debug)]
 pub struct Inquiry {
-    /// `x-request-id`, as the proxy or the client set it.
-    pub x_request_id: Option<String>,
+    /// `x-request-id`, as the client, the proxy or the picker set it.
+    pub x_request_id: String,
+    /// The pool that the proxy names.
+    pub pool: Option<ObjectKey>,
     pub subset: Option<Subset>,
     pub content: Content,
 }
@@ -81,6 +84,14 @@ impl Subset {
     }
 }
 
+/// `x-request-id` of the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RequestId {
+    pub(crate) text: String,
+    /// Whether it is the picker's, so that the request must be told.
+    pub(crate) is_fresh: bool,
+}
+
 /// How a request's body is read, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -107,15 +118,11 @@ impl RequestHead {
         let mut x_request_id = None;
         let mut has_content_length = false;
         for header in headers.headers.iter().flat_map(|map| &map.headers) {
-            let value = if header.raw_value.is_empty() {
-                header.value.as_str()
-            } else {
-                std::str::from_utf8(&header.raw_value).unwrap_or_default()
-            };
+            let value = header_value(header);
             match header.key.as_str() {
                 ":method" => method = value,
                 ":path" => path = value,
-                "x-request-id" => x_request_id = Some(value.to_owned()),
+                "x-request-id" if !value.is_empty() => x_request_id = Some(value.to_owned()),
                 "content-length" => has_content_length = true,
                 _ => {}
             }
@@ -127,6 +134,14 @@ impl RequestHead {
             has_content_length,
         }
     }
+}
+
+/// The header's text, in whichever of its two fields the proxy put it; empty when it is not UTF-8.
+pub(crate) fn header_value(header: &HeaderValue) -> &str {
+    if header.raw_value.is_empty() {
+        return &header.value;
+    }
+    std::str::from_utf8(&header.raw_value).unwrap_or_default()
 }
 
 impl Route {

@@ -25,6 +25,10 @@ pub mod refusal;
 
 pub mod body;
 
+pub mod response;
+
+mod json;
+
 pub mod explain;
 
 pub mod metrics;

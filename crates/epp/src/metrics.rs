@@ -33,6 +33,45 @@ const REQUEST_BYTES: [f64; 11] = [
     16_777_216.0,
     67_108_864.0,
 ];
+/// Upstream's `response_sizes` buckets [bytes], its 32778 included.
+const RESPONSE_BYTES: [f64; 15] = [
+    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32778.0,
+    65536.0,
+];
+/// Upstream's `input_tokens` buckets, its 32778 included.
+const INPUT_TOKENS: [f64; 19] = [
+    1.0,
+    8.0,
+    16.0,
+    32.0,
+    64.0,
+    128.0,
+    256.0,
+    512.0,
+    1024.0,
+    2048.0,
+    4096.0,
+    8192.0,
+    16384.0,
+    32778.0,
+    65536.0,
+    131_072.0,
+    262_144.0,
+    524_288.0,
+    1_048_576.0,
+];
+/// Upstream's `output_tokens` buckets.
+const OUTPUT_TOKENS: [f64; 12] =
+    [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0];
+/// Upstream's `request_duration_seconds` buckets.
+const REQUEST_SECONDS: [f64; 35] = [
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0,
+    20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0,
+    3600.0,
+];
+/// Upstream's `normalized_time_per_output_token_seconds` buckets.
+const SECONDS_PER_TOKEN: [f64; 13] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 const RATIO: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -85,6 +124,12 @@ pub struct Metrics {
     pub request_errors: Family<ModelErrorLabels, Counter>,
     pub running_requests: Family<RunningLabels, Gauge>,
     pub request_bytes: HistogramFamily<ModelLabels>,
+    pub response_bytes: HistogramFamily<ModelLabels>,
+    pub request_seconds: HistogramFamily<ModelLabels>,
+    pub input_tokens: HistogramFamily<ModelLabels>,
+    pub output_tokens: HistogramFamily<ModelLabels>,
+    pub prompt_cached_tokens: HistogramFamily<ModelLabels>,
+    pub seconds_per_output_token: HistogramFamily<ModelLabels>,
     pub pool_kv_cache_utilization: Family<PoolLabels, Gauge<f64, AtomicU64>>,
     pub pool_queue_size: Family<PoolLabels, Gauge<f64, AtomicU64>>,
     pub pool_ready_pods: Family<PoolLabels, Gauge>,
@@ -116,6 +161,12 @@ impl Default for Metrics {
             request_errors: Family::default(),
             running_requests: Family::default(),
             request_bytes: Family::new_with_constructor(|| Histogram::new(REQUEST_BYTES)),
+            response_bytes: Family::new_with_constructor(|| Histogram::new(RESPONSE_BYTES)),
+            request_seconds: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
+            input_tokens: Family::new_with_constructor(|| Histogram::new(INPUT_TOKENS)),
+            output_tokens: Family::new_with_constructor(|| Histogram::new(OUTPUT_TOKENS)),
+            prompt_cached_tokens: Family::new_with_constructor(|| Histogram::new(INPUT_TOKENS)),
+            seconds_per_output_token: Family::new_with_constructor(|| Histogram::new(SECONDS_PER_TOKEN)),
             pool_kv_cache_utilization: Family::default(),
             pool_queue_size: Family::default(),
             pool_ready_pods: Family::default(),
@@ -171,6 +222,36 @@ impl Metrics {
             self.request_bytes.clone(),
         );
         registry.register(
+            "inference_model_response_sizes",
+            "[ALPHA] Inference model responses size distribution in bytes for each model and target model",
+            self.response_bytes.clone(),
+        );
+        registry.register(
+            "inference_model_request_duration_seconds",
+            "[ALPHA] Inference model response latency distribution in seconds for each model and target model",
+            self.request_seconds.clone(),
+        );
+        registry.register(
+            "inference_model_input_tokens",
+            "[ALPHA] Inference model input token count distribution for requests in each model",
+            self.input_tokens.clone(),
+        );
+        registry.register(
+            "inference_model_output_tokens",
+            "[ALPHA] Inference model output token count distribution for requests in each model",
+            self.output_tokens.clone(),
+        );
+        registry.register(
+            "inference_model_normalized_time_per_output_token_seconds",
+            "[ALPHA] Inference model latency divided by number of output tokens in seconds for each model and target model",
+            self.seconds_per_output_token.clone(),
+        );
+        self.register_upstream_pool();
+    }
+
+    fn register_upstream_pool(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
             "inference_pool_average_kv_cache_utilization",
             "[ALPHA] The average kv cache utilization for an inference server pool",
             self.pool_kv_cache_utilization.clone(),
@@ -214,6 +295,11 @@ impl Metrics {
 
     fn register_own(&mut self) {
         let registry = &mut self.registry;
+        registry.register(
+            "epp_prompt_cached_tokens",
+            "Prompt tokens that the engine found in its cache, as its responses say",
+            self.prompt_cached_tokens.clone(),
+        );
         registry.register("epp_picks", "Requests that got an endpoint, by the rule", self.picks.clone());
         registry.register(
             "epp_refusals",

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use envoy_proto::config::core::v3::HeaderValueOption;
 use envoy_proto::google::protobuf::value::Kind;
 use envoy_proto::google::protobuf::{Struct, Value};
 use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
@@ -14,10 +15,12 @@ use envoy_proto::service::ext_proc::v3::{
 };
 use inference_api::keys;
 
+use crate::inquiry::RequestId;
 use crate::refusal::{Refusal, header};
 
 /// Most bytes of body in one message: below Envoy's 64 KiB, as upstream's `BodyByteLimit`.
 pub const MAX_CHUNK: usize = 62_000;
+const CONTENT_LENGTH: &str = "content-length";
 
 /// A body as it came, or with one range replaced.
 #[derive(Debug, Default)]
@@ -41,6 +44,16 @@ impl Pieces {
             start += chunk.len();
         }
         Self { pieces }
+    }
+
+    /// Whether this is `chunk`, unchanged.
+    #[must_use]
+    pub fn is_whole(&self, chunk: &Bytes) -> bool {
+        match self.pieces.as_slices() {
+            ([], _) => chunk.is_empty(),
+            ([only], []) => only.as_ptr() == chunk.as_ptr() && only.len() == chunk.len(),
+            _ => false,
+        }
     }
 
     /// Total length in bytes.
@@ -125,17 +138,19 @@ pub fn replace_in_chunk(
 }
 
 /// The header, and a new content-length where the body's length changed.
-#[must_use]
-pub fn destination_headers(destination: &str, content_length: Option<usize>) -> HeaderMutation {
+fn destination_headers(destination: &str, content_length: Option<usize>) -> HeaderMutation {
     let mut set_headers =
         vec![header(keys::DESTINATION_ENDPOINT, Bytes::copy_from_slice(destination.as_bytes()))];
-    set_headers.extend(content_length.map(|length| header("content-length", length.to_string().into())));
+    set_headers.extend(content_length.map(|length| header(CONTENT_LENGTH, length.to_string().into())));
     HeaderMutation { set_headers, remove_headers: Vec::new() }
 }
 
+fn request_id_header(request_id: &str) -> HeaderValueOption {
+    header(keys::REQUEST_ID, Bytes::copy_from_slice(request_id.as_bytes()))
+}
+
 /// `envoy.lb: {x-gateway-destination-endpoint: destination}`.
-#[must_use]
-pub fn destination_metadata(destination: &str) -> Struct {
+fn destination_metadata(destination: &str) -> Struct {
     let text = Value { kind: Some(Kind::StringValue(destination.to_owned())) };
     let inner = Struct { fields: [(keys::DESTINATION_ENDPOINT.to_owned(), text)].into() };
     let inner = Value { kind: Some(Kind::StructValue(inner)) };
@@ -144,15 +159,39 @@ pub fn destination_metadata(destination: &str) -> Struct {
 
 /// The answer to request headers that says where to go.
 #[must_use]
-pub fn picked_headers(destination: &str, content_length: Option<usize>) -> ProcessingResponse {
-    let common = CommonResponse {
-        header_mutation: Some(destination_headers(destination, content_length)),
-        ..CommonResponse::default()
-    };
+pub(crate) fn picked_headers(
+    destination: &str,
+    request_id: &RequestId,
+    content_length: Option<usize>,
+) -> ProcessingResponse {
+    let mut headers = destination_headers(destination, content_length);
+    headers.set_headers.extend(request_id.is_fresh.then(|| request_id_header(&request_id.text)));
+    let common = CommonResponse { header_mutation: Some(headers), ..CommonResponse::default() };
     ProcessingResponse {
         dynamic_metadata: Some(destination_metadata(destination)),
         ..message(Response::RequestHeaders(HeadersResponse { response: Some(common) }))
     }
+}
+
+/// The answer to request headers whose body is still to come; the pick follows.
+#[must_use]
+pub(crate) fn request_headers(request_id: &RequestId) -> ProcessingResponse {
+    let header_mutation = request_id.is_fresh.then(|| HeaderMutation {
+        set_headers: vec![request_id_header(&request_id.text)],
+        remove_headers: Vec::new(),
+    });
+    let common = CommonResponse { header_mutation, ..CommonResponse::default() };
+    message(Response::RequestHeaders(HeadersResponse { response: Some(common) }))
+}
+
+/// The answer to response headers. Where the body's length will change, the one that was announced must go.
+#[must_use]
+pub(crate) fn response_headers(request_id: &str, length_changes: bool) -> ProcessingResponse {
+    let remove_headers = length_changes.then(|| CONTENT_LENGTH.to_owned()).into_iter().collect();
+    let header_mutation =
+        Some(HeaderMutation { set_headers: vec![request_id_header(request_id)], remove_headers });
+    let common = CommonResponse { header_mutation, ..CommonResponse::default() };
+    message(Response::ResponseHeaders(HeadersResponse { response: Some(common) }))
 }
 
 /// The answer to a buffered body: where to go, and the body when it changed.
@@ -191,9 +230,14 @@ pub fn changed_body(body: Bytes) -> BodyResponse {
     BodyResponse { response: Some(CommonResponse { body_mutation, ..CommonResponse::default() }) }
 }
 
+/// The whole body, replaced in a mode in which it is one message.
 #[must_use]
-pub fn unchanged_headers() -> HeadersResponse {
-    HeadersResponse { response: Some(CommonResponse::default()) }
+pub fn changed_whole_body(body: Bytes) -> BodyResponse {
+    let length = header(CONTENT_LENGTH, body.len().to_string().into());
+    let header_mutation = Some(HeaderMutation { set_headers: vec![length], remove_headers: Vec::new() });
+    let body_mutation = Some(BodyMutation { mutation: Some(Mutation::Body(body)) });
+    let common = CommonResponse { header_mutation, body_mutation, ..CommonResponse::default() };
+    BodyResponse { response: Some(common) }
 }
 
 #[must_use]
@@ -202,8 +246,11 @@ pub fn unchanged_trailers() -> TrailersResponse {
 }
 
 #[must_use]
-pub fn refused(refusal: &Refusal) -> ProcessingResponse {
-    message(Response::ImmediateResponse(ImmediateResponse::from(refusal)))
+pub fn refused(refusal: &Refusal, request_id: &str) -> ProcessingResponse {
+    let mut refused = ImmediateResponse::from(refusal);
+    let headers = refused.headers.get_or_insert_default();
+    headers.set_headers.push(request_id_header(request_id));
+    message(Response::ImmediateResponse(refused))
 }
 
 #[must_use]

@@ -11,6 +11,9 @@ pub const LB_METADATA: &str = "envoy.lb";
 /// Filter-metadata namespace of the subset hint.
 pub const SUBSET_METADATA: &str = "envoy.lb.subset_hint";
 
+/// Header with the id under which a request is known to everything that it passes.
+pub const REQUEST_ID: &str = "x-request-id";
+
 /// Annotation of an InferencePool that chooses the routing strategy; see [`crate::pool::RoutingStrategy`].
 pub const ROUTING_STRATEGY: &str = "inference.networking.x-k8s.io/routing-strategy";
 /// Annotation of an InferencePool that names the engine its pods run: `vllm` (default), `sglang`, `trt-llm`.

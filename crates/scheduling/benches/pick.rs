@@ -1,11 +1,13 @@
 //! Cost of a pick by the number of endpoints.
 
+use std::num::NonZeroUsize;
+
 use divan::{Bencher, black_box};
 use prefix_index::endpoint::EndpointId;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::candidate::{Candidate, Load};
-use scheduling::pick::{Policy, pick};
+use scheduling::pick::{Ask, Policy, pick};
 
 const SIZES: [u32; 3] = [10, 100, 1000];
 
@@ -41,5 +43,6 @@ fn by_prefix(bencher: Bencher<'_, '_>, n: u32) {
 fn bench(bencher: Bencher<'_, '_>, n: u32, policy: &Policy) {
     let candidates = candidates(n);
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    bencher.bench_local(|| pick(policy, black_box(&candidates), 1000, &mut rng));
+    let ask = Ask { total_bytes: 1000, n_endpoints: NonZeroUsize::MIN };
+    bencher.bench_local(|| pick(policy, black_box(&candidates), ask, &mut rng));
 }

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 
-use super::{BodyEnd, BodyMode};
+use super::{BodyEnd, BodyMode, json_string};
 use crate::body::BodyScanner;
-use crate::inquiry::{Content, Inquiry, RequestHead};
+use crate::inquiry::{Content, RequestHead, RequestId};
 use crate::refusal::BodyFault;
 use crate::reply::{self, Pieces};
 
@@ -26,7 +26,8 @@ pub(crate) struct Collecting {
 /// A complete request.
 #[derive(Debug)]
 pub(crate) struct Collected {
-    pub(crate) inquiry: Inquiry,
+    pub(crate) head: RequestHead,
+    pub(crate) content: Content,
     pub(crate) body: CollectedBody,
 }
 
@@ -58,8 +59,8 @@ impl Collecting {
         Ok(())
     }
 
-    pub(crate) fn into_head(self) -> (RequestHead, BodyMode) {
-        (self.head, self.mode)
+    pub(crate) fn into_head(self) -> RequestHead {
+        self.head
     }
 
     pub(crate) fn finish(self, end: BodyEnd) -> Collected {
@@ -74,11 +75,8 @@ impl Collecting {
             Content::Body(body) => Some(body.model_span.clone()),
             Content::Opaque | Content::Fault(_) => None,
         };
-        let RequestHead { route: _, x_request_id, subset, has_content_length } = head;
-        Collected {
-            inquiry: Inquiry { x_request_id, subset, content },
-            body: CollectedBody { mode, chunks, model_span, has_content_length },
-        }
+        let has_content_length = head.has_content_length;
+        Collected { head, content, body: CollectedBody { mode, chunks, model_span, has_content_length } }
     }
 }
 
@@ -87,13 +85,14 @@ impl CollectedBody {
     pub(crate) fn answers(
         self,
         destination: &str,
+        request_id: &RequestId,
         rewrite: Option<&str>,
         end: BodyEnd,
     ) -> Vec<ProcessingResponse> {
         let Self { mode, chunks, model_span, has_content_length } = self;
         let change = model_span.zip(rewrite.map(json_string));
         match mode {
-            BodyMode::StreamedAhead => each_chunk(destination, &chunks, change),
+            BodyMode::StreamedAhead => each_chunk(destination, request_id, &chunks, change),
             BodyMode::Buffered | BodyMode::BufferedPartial => {
                 let changed = change.map(|(span, name)| Pieces::with_replaced(chunks, &span, &name).concat());
                 vec![reply::picked_body(destination, changed)]
@@ -107,7 +106,7 @@ impl CollectedBody {
                         (pieces, content_length)
                     }
                 };
-                let mut answers = vec![reply::picked_headers(destination, content_length)];
+                let mut answers = vec![reply::picked_headers(destination, request_id, content_length)];
                 let messages = pieces.into_messages(end == BodyEnd::EndOfStream);
                 answers.extend(
                     messages
@@ -123,10 +122,11 @@ impl CollectedBody {
 /// One answer for the headers and one for each chunk that came.
 fn each_chunk(
     destination: &str,
+    request_id: &RequestId,
     chunks: &[Bytes],
     change: Option<(Range<usize>, Bytes)>,
 ) -> Vec<ProcessingResponse> {
-    let mut answers = vec![reply::picked_headers(destination, None)];
+    let mut answers = vec![reply::picked_headers(destination, request_id, None)];
     let mut start = 0;
     for chunk in chunks {
         let end = start + chunk.len();
@@ -148,8 +148,4 @@ fn each_chunk(
         start = end;
     }
     answers
-}
-
-fn json_string(text: &str) -> Bytes {
-    serde_json::to_vec(text).expect("a string is valid JSON").into()
 }

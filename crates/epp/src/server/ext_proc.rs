@@ -14,9 +14,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
-use crate::candidates::Lease;
-use crate::director::{Director, Now};
-use crate::exchange::Exchange;
+use crate::director::{Director, Now, Ticket};
+use crate::exchange::{Exchange, Opening};
 
 /// Full name of the service, as health checks ask for it.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
@@ -33,7 +32,7 @@ pub struct Processor {
 struct Conversation {
     inbound: Streaming<ProcessingRequest>,
     outbox: VecDeque<ProcessingResponse>,
-    exchange: Exchange<Lease>,
+    exchange: Exchange<Ticket>,
     director: Arc<Director>,
     /// The process cannot wait for the stream any longer.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -59,10 +58,15 @@ impl ExternalProcessor for Processor {
         &self,
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Self::ProcessStream>, Status> {
+        let opening = Opening {
+            max_body_bytes: self.max_body_bytes,
+            fresh_request_id: self.director.fresh_request_id(),
+            pool: None,
+        };
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
-            exchange: Exchange::new(self.max_body_bytes),
+            exchange: Exchange::new(opening),
             director: Arc::clone(&self.director),
             cut: Box::pin(self.cut.clone().cancelled_owned()),
             _open: OpenStream::new(self.director.metrics().streams.clone()),
@@ -115,15 +119,19 @@ impl Conversation {
         let answers =
             exchange.step(message, decide).map_err(|error| Status::failed_precondition(error.to_string()))?;
         outbox.extend(answers);
+        if let Some(served) = exchange.take_served_elsewhere()
+            && let Some(ticket) = exchange.lease_mut()
+        {
+            director.note_served_elsewhere(ticket, &served);
+        }
         Ok(())
     }
 }
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        if let Some(served) = self.exchange.served_elsewhere() {
-            debug!(served, "Served by another endpoint than the picked one");
-            self.director.metrics().served_elsewhere.inc();
+        if let Some((ticket, report)) = self.exchange.end() {
+            self.director.settle(ticket, &report, now().instant);
         }
     }
 }

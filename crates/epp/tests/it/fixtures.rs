@@ -5,7 +5,7 @@ mod proxy;
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -57,6 +57,7 @@ pub(crate) struct Scenario {
     models: String,
     n_pods: usize,
     max_body_bytes: usize,
+    endpoints_per_pick: usize,
 }
 
 /// A running picker.
@@ -81,7 +82,7 @@ impl Scenario {
     /// The tutorial's pool under PREFIX_CACHE, with its model.
     pub(crate) fn new(n_pods: usize) -> Self {
         let models = MODEL.replace("TARGETS", TARGETS);
-        Self { strategy: "PREFIX_CACHE", models, n_pods, max_body_bytes: 64 << 20 }
+        Self { strategy: "PREFIX_CACHE", models, n_pods, max_body_bytes: 64 << 20, endpoints_per_pick: 1 }
     }
 
     pub(crate) fn strategy(self, strategy: &'static str) -> Self {
@@ -100,9 +101,13 @@ impl Scenario {
         Self { max_body_bytes, ..self }
     }
 
+    pub(crate) fn endpoints_per_pick(self, endpoints_per_pick: usize) -> Self {
+        Self { endpoints_per_pick, ..self }
+    }
+
     /// Starts pods and picker, and waits until every pod was scraped.
     pub(crate) async fn start(self) -> Picker {
-        let Self { strategy, models, n_pods, max_body_bytes } = self;
+        let Self { strategy, models, n_pods, max_body_bytes, endpoints_per_pick } = self;
         let dir = TempDir::new().unwrap();
         let (pool_file, endpoints_file) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
         let mut pods = Vec::new();
@@ -115,7 +120,9 @@ impl Scenario {
         let subscriber = tracing::subscriber::set_default(subscriber);
         write_pool(&pool_file, strategy, &models);
         write_endpoints(&endpoints_file, &pods);
-        let server = Server::bind(settings(&pool_file, &endpoints_file, max_body_bytes)).await.unwrap();
+        let mut settings = settings(&pool_file, &endpoints_file, max_body_bytes);
+        settings.director.endpoints_per_pick = NonZeroUsize::new(endpoints_per_pick).unwrap();
+        let server = Server::bind(settings).await.unwrap();
         let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(server.run(shutdown.clone()));
@@ -232,6 +239,7 @@ pub(crate) fn options() -> Options {
         threshold: 0.5,
         max_metrics_age: Duration::from_secs(60),
         index_capacity: NonZeroU32::new(31_250).unwrap(),
+        endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
         seed: 7,
     }

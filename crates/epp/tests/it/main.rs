@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod body;
+mod conversation;
 mod exchange;
 mod fixtures;
 mod log;
@@ -10,4 +11,6 @@ mod picking;
 mod process;
 mod protocol;
 mod records;
+mod response;
+mod sequences;
 mod tutorial;

@@ -216,6 +216,51 @@ async fn the_proxys_report_of_who_served_is_counted() {
 }
 
 #[tokio::test]
+async fn fallbacks_follow_the_pick_in_order() {
+    let picker = Scenario::new(3).strategy("DEFAULT").endpoints_per_pick(2).start().await;
+    let proxy = picker.proxy().await;
+    for (pod, waiting) in picker.pods.iter().zip([5, 0, 3]) {
+        pod.set_load(waiting, 0, 0.0);
+    }
+    picker.wait_for_scrapes().await;
+    let [second, first] = [2, 1].map(|pod_idx: usize| picker.pods[pod_idx].address.to_string());
+    assert_eq!(complete(&proxy, "p").await, format!("{first},{second}"));
+    let decision = last_decision(&picker).await;
+    assert_eq!((&decision["endpoint"], &decision["fallbacks"][0]), (&first.into(), &second.into()));
+    assert_eq!(decision["fallbacks"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn who_served_instead_has_the_prefix_and_the_load() {
+    let picker = Scenario::new(2).endpoints_per_pick(2).start().await;
+    let proxy = picker.proxy().await;
+    let prompt = "x".repeat(200);
+    let mut call = proxy.open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    call.send_body(completion(&prompt).as_bytes(), true).await;
+    let answer = call.full_duplex_answer().await;
+    let (picked, fallback) = answer.picked().split_once(',').unwrap();
+    call.send_served(fallback).await;
+    assert!(matches!(call.next().await, Response::ResponseHeaders(_)));
+    assert_eq!(last_decision(&picker).await["served"], fallback);
+    let metrics = picker.metrics().await;
+    let in_flight = |address: &str| {
+        let pod = picker.pods.iter().find(|pod| pod.address.to_string() == address).unwrap();
+        let key = format!("model_server_pod=\"{}\"}} ", pod.name);
+        let line = metrics.lines().find(|line| line.starts_with("epp_pod_in_flight") && line.contains(&key));
+        line.unwrap().rsplit_once(' ').unwrap().1.to_owned()
+    };
+    assert_eq!((in_flight(picked).as_str(), in_flight(fallback).as_str()), ("0", "1"));
+    drop(call);
+    // Both are believed to hold the prefix now; with the picked one busy, the other gets it.
+    let busy = picker.pods.iter().find(|pod| pod.address.to_string() == picked).unwrap();
+    busy.set_load(9, 0, 0.0);
+    picker.wait_for_scrapes().await;
+    assert_eq!(complete(&proxy, &prompt).await.split(',').next(), Some(fallback));
+    assert_eq!(last_decision(&picker).await["reason"], "prefix");
+}
+
+#[tokio::test]
 async fn the_subset_hint_is_kept_to() {
     let picker = Scenario::new(3).start().await;
     let proxy = picker.proxy().await;

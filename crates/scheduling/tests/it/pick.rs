@@ -1,17 +1,19 @@
 //! Each rule by a table, and what must hold whatever the candidates are.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 
 use prefix_index::endpoint::EndpointId;
 use proptest::prelude::{Strategy, any, proptest};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::candidate::{Candidate, Load};
-use scheduling::pick::{Decision, PickError, Policy, Reason, pick};
+use scheduling::pick::{Ask, Decision, PickError, Policy, Reason, pick};
 
 const PREFIX_CACHE: Policy = Policy::PrefixCache { threshold: 0.5 };
 /// Bytes of the request in every test.
 const TOTAL: u64 = 1000;
+const ASK: Ask = Ask { total_bytes: TOTAL, n_endpoints: NonZeroUsize::MIN };
 
 fn idle() -> Load {
     Load { fresh: true, ..Load::default() }
@@ -32,7 +34,7 @@ fn candidates(loads: &[(Load, u64)]) -> Vec<Candidate> {
 }
 
 fn decide(policy: &Policy, candidates: &[Candidate], seed: u64) -> Decision {
-    pick(policy, candidates, TOTAL, &mut ChaCha8Rng::seed_from_u64(seed)).expect("there are candidates")
+    pick(policy, candidates, ASK, &mut ChaCha8Rng::seed_from_u64(seed)).expect("there are candidates")
 }
 
 /// Which slots are drawn over many seeds, each of them for `reason`.
@@ -108,10 +110,30 @@ fn a_single_candidate_says_so() {
     check(&PREFIX_CACHE, &[(busy(3), 900)], (&[0], Reason::Prefix));
 }
 
+/// The picked slot and its fallbacks, in order.
+fn ranked(policy: &Policy, loads: &[(Load, u64)], n_endpoints: usize) -> Vec<u32> {
+    let candidates = candidates(loads);
+    let ask = Ask { n_endpoints: NonZeroUsize::new(n_endpoints).expect("at least one"), ..ASK };
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let decision = pick(policy, &candidates, ask, &mut rng).expect("there are candidates");
+    let order = std::iter::once(decision.candidate_idx).chain(decision.fallbacks);
+    order.map(|idx| candidates[idx].endpoint.slot()).collect()
+}
+
+#[test]
+fn fallbacks_are_what_would_be_picked_without_those_before() {
+    let loads =
+        [(busy(3), 0), (busy(1), 0), (busy(9), 900), (busy(2), 600), (Load { fresh: false, ..idle() }, 0)];
+    assert_eq!(ranked(&Policy::Default, &loads, 9), [1, 3, 0, 2, 4]);
+    assert_eq!(ranked(&PREFIX_CACHE, &loads, 9), [2, 3, 1, 0, 4]);
+    assert_eq!(ranked(&PREFIX_CACHE, &loads, 2), [2, 3]);
+    assert_eq!(ranked(&PREFIX_CACHE, &loads, 1), [2]);
+}
+
 #[test]
 fn no_candidates_is_an_error() {
     for policy in [Policy::Default, PREFIX_CACHE] {
-        let picked = pick(&policy, &[], TOTAL, &mut ChaCha8Rng::seed_from_u64(1));
+        let picked = pick(&policy, &[], ASK, &mut ChaCha8Rng::seed_from_u64(1));
         assert_eq!(picked, Err(PickError::NoCandidates));
     }
 }
@@ -119,7 +141,9 @@ fn no_candidates_is_an_error() {
 #[test]
 fn a_request_without_a_full_block_goes_by_load() {
     let candidates = candidates(&[(busy(1), 0), (idle(), 0)]);
-    let decision = pick(&PREFIX_CACHE, &candidates, 0, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+    let decision =
+        pick(&PREFIX_CACHE, &candidates, Ask { total_bytes: 0, ..ASK }, &mut ChaCha8Rng::seed_from_u64(1))
+            .unwrap();
     assert_eq!((decision.endpoint.slot(), decision.reason, decision.ratio), (1, Reason::Load, 0.0));
 }
 
@@ -164,7 +188,7 @@ fn ties_are_drawn_evenly_and_repeatably() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut n_picked = [0u32; 5];
     for _ in 0..10_000 {
-        n_picked[pick(&Policy::Default, &candidates, TOTAL, &mut rng).unwrap().candidate_idx] += 1;
+        n_picked[pick(&Policy::Default, &candidates, ASK, &mut rng).unwrap().candidate_idx] += 1;
     }
     // 2,000 expected, standard deviation 40.
     assert!(n_picked.iter().all(|n| (1_800..2_200).contains(n)), "{n_picked:?}");

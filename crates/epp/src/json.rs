@@ -6,10 +6,21 @@
 //! It holds no text: a string's content is lent from the chunk, escapes come one character at a time. It must not
 //! know what the document means.
 
-use super::BodyError;
-
 /// Deepest nesting of arrays and objects (serde_json's `recursion_limit` default).
 pub(crate) const MAX_DEPTH: u32 = 128;
+
+/// Why a text is no JSON, or none that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JsonError {
+    Syntax {
+        /// Of the first byte that cannot stand where it does.
+        offset: usize,
+        problem: &'static str,
+    },
+    Depth {
+        offset: usize,
+    },
+}
 
 /// One step of the document. Text between a start and an end belongs to that string or key.
 #[derive(Debug, PartialEq)]
@@ -111,7 +122,7 @@ impl Lexer {
     ///
     /// # Errors
     /// The first byte that JSON does not allow where it stands.
-    pub(crate) fn next<'a>(&mut self, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, BodyError> {
+    pub(crate) fn next<'a>(&mut self, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, JsonError> {
         while let Some(&byte) = chunk.first() {
             let event = match self.state {
                 State::Str(owner) => self.string(owner, chunk)?,
@@ -149,7 +160,7 @@ impl Lexer {
 
     /// # Errors
     /// When the document is not complete.
-    pub(crate) fn finish(&self) -> Result<(), BodyError> {
+    pub(crate) fn finish(&self) -> Result<(), JsonError> {
         let complete = match self.state {
             State::AfterValue => self.depth == 0,
             State::Number(part, _) => self.depth == 0 && part.may_end(),
@@ -168,7 +179,7 @@ impl Lexer {
         if complete {
             return Ok(());
         }
-        Err(BodyError::Syntax { offset: self.offset, problem: "the document ends too early" })
+        Err(JsonError::Syntax { offset: self.offset, problem: "the document ends too early" })
     }
 
     fn take(&mut self, chunk: &mut &[u8]) {
@@ -177,11 +188,11 @@ impl Lexer {
     }
 
     /// A fault at the byte that was read last.
-    fn fault(&self, problem: &'static str) -> BodyError {
-        BodyError::Syntax { offset: self.offset.saturating_sub(1), problem }
+    fn fault(&self, problem: &'static str) -> JsonError {
+        JsonError::Syntax { offset: self.offset.saturating_sub(1), problem }
     }
 
-    fn structure(&mut self, byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+    fn structure(&mut self, byte: u8) -> Result<Option<Event<'static>>, JsonError> {
         match (self.state, byte) {
             (State::FirstElement, b']') => self.close(Container::Array),
             (State::Value | State::FirstElement, _) => self.value(byte),
@@ -210,7 +221,7 @@ impl Lexer {
         }
     }
 
-    fn value(&mut self, byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+    fn value(&mut self, byte: u8) -> Result<Option<Event<'static>>, JsonError> {
         self.state = match byte {
             b'{' => return self.open(Container::Object),
             b'[' => return self.open(Container::Array),
@@ -229,9 +240,9 @@ impl Lexer {
         Ok(None)
     }
 
-    fn open(&mut self, container: Container) -> Result<Option<Event<'static>>, BodyError> {
+    fn open(&mut self, container: Container) -> Result<Option<Event<'static>>, JsonError> {
         if self.depth == MAX_DEPTH {
-            return Err(BodyError::Depth { offset: self.offset - 1, limit: MAX_DEPTH });
+            return Err(JsonError::Depth { offset: self.offset - 1 });
         }
         self.depth += 1;
         (self.containers, self.state) = match container {
@@ -241,7 +252,7 @@ impl Lexer {
         Ok(Some(Event::Open(container)))
     }
 
-    fn close(&mut self, container: Container) -> Result<Option<Event<'static>>, BodyError> {
+    fn close(&mut self, container: Container) -> Result<Option<Event<'static>>, JsonError> {
         if self.innermost() != container {
             return Err(self.fault("mismatched closing bracket"));
         }
@@ -255,7 +266,7 @@ impl Lexer {
         if self.containers & 1 == 1 { Container::Object } else { Container::Array }
     }
 
-    fn string<'a>(&mut self, owner: Owner, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, BodyError> {
+    fn string<'a>(&mut self, owner: Owner, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, JsonError> {
         let n_plain = plain_prefix(chunk);
         if n_plain > 0 {
             let (text, rest) = chunk.split_at(n_plain);
@@ -288,7 +299,7 @@ impl Lexer {
         }
     }
 
-    fn escape(&mut self, owner: Owner, byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+    fn escape(&mut self, owner: Owner, byte: u8) -> Result<Option<Event<'static>>, JsonError> {
         let char = match byte {
             b'"' | b'\\' | b'/' => char::from(byte),
             b'b' => '\u{8}',
@@ -311,7 +322,7 @@ impl Lexer {
         owner: Owner,
         unicode: Unicode,
         byte: u8,
-    ) -> Result<Option<Event<'static>>, BodyError> {
+    ) -> Result<Option<Event<'static>>, JsonError> {
         let Some(digit) = char::from(byte).to_digit(16).and_then(|digit| u16::try_from(digit).ok()) else {
             return Err(self.fault("expected four hexadecimal digits"));
         };
@@ -368,7 +379,7 @@ impl Lexer {
         value: Option<u32>,
         byte: u8,
         chunk: &mut &[u8],
-    ) -> Result<Option<Event<'static>>, BodyError> {
+    ) -> Result<Option<Event<'static>>, JsonError> {
         use NumberPart::{Exponent, ExponentMark, ExponentSign, Fraction, Integer, Minus, Point, Zero};
         let next = match (part, byte) {
             (Minus, b'0') => (Zero, None),
@@ -396,7 +407,7 @@ impl Lexer {
         Ok(None)
     }
 
-    fn literal(&mut self, rest: &'static [u8], byte: u8) -> Result<Option<Event<'static>>, BodyError> {
+    fn literal(&mut self, rest: &'static [u8], byte: u8) -> Result<Option<Event<'static>>, JsonError> {
         match rest {
             [expected, rest @ ..] if *expected == byte => {
                 if rest.is_empty() {

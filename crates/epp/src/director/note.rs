@@ -1,0 +1,125 @@
+//! What is written down of a decision: the record, the log line, the counters.
+
+use std::sync::Arc;
+
+use scheduling::pick::{Decision as Picked, Reason, Score};
+use tracing::{debug, info};
+
+use super::{Considered, Director};
+use crate::explain::{CandidateRecord, Decision};
+use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
+use crate::refusal::Refusal;
+
+/// Candidates that a record shows: a full ring of 1000 records stays below 8 MB, however large the pool is.
+const MAX_RECORDED: usize = 64;
+/// The reason of picks that are logged as the tutorial logs them.
+const PREFIX: &str = "prefix";
+
+/// What is written down about a request while it is decided.
+pub(super) struct Trace {
+    pub(super) record: Decision,
+    /// Names from InferenceModels only, so that clients cannot make up label values.
+    pub(super) labels: ModelLabels,
+}
+
+impl Director {
+    pub(super) fn note_picked(&self, trace: &Trace) {
+        let Trace { record, labels } = trace;
+        let reason = record.reason.unwrap_or_default();
+        if let Some(threshold) = record.threshold
+            && reason == PREFIX
+        {
+            info!(
+                request = record.request,
+                "matching ratio" = format!(" {:.2} > {threshold:.2}", record.ratio),
+                "Do prefix-aware routing!"
+            );
+        }
+        debug!(
+            request = record.request,
+            x_request_id = record.x_request_id,
+            endpoint = record.endpoint.as_deref().unwrap_or_default(),
+            pod = record.pod.as_deref().unwrap_or_default(),
+            reason,
+            matched_bytes = record.matched_bytes,
+            total_bytes = record.total_bytes,
+            "Picked endpoint"
+        );
+        let pool = record.pool.clone().unwrap_or_default();
+        let strategy = record.strategy.unwrap_or_default();
+        self.metrics.picks.get_or_create(&PickLabels { pool, strategy, reason }).inc();
+        self.metrics.requests.get_or_create(labels).inc();
+        if record.threshold.is_some() {
+            self.metrics.prefix_hit_ratio.observe(record.ratio);
+            #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
+            self.metrics.prefix_hit_bytes.observe(record.matched_bytes as f64);
+        }
+    }
+
+    pub(super) fn note_refused(&self, refusal: &Refusal, trace: &mut Trace) {
+        let Trace { record, labels } = trace;
+        record.outcome = refusal.outcome();
+        info!(
+            request = record.request,
+            x_request_id = record.x_request_id,
+            code = refusal.code(),
+            error = %refusal,
+            "Refused request"
+        );
+        self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
+        let ModelLabels { model_name, target_model_name } = labels.clone();
+        let error_code = refusal.code().to_string();
+        let labels = ModelErrorLabels { model_name, target_model_name, error_code };
+        self.metrics.request_errors.get_or_create(&labels).inc();
+    }
+}
+
+/// Fills in what was picked and why.
+pub(super) fn picked(record: &mut Decision, considered: &[Considered<'_>], picked: &Picked) {
+    let Considered { member, candidate, metrics_age: _ } = &considered[picked.candidate_idx];
+    record.matched_bytes = candidate.matched_bytes;
+    record.ratio = picked.ratio;
+    record.endpoint = Some(Arc::clone(&member.destination));
+    record.pod = Some(Arc::clone(&member.pod));
+    record.reason = Some(reason(picked.reason));
+    record.fallbacks =
+        picked.fallbacks.iter().map(|idx| Arc::clone(&considered[*idx].member.destination)).collect();
+    record.n_candidates = considered.len();
+    record.candidates = candidate_records(considered, picked);
+}
+
+/// The picked endpoint and its fallbacks, as the proxy is told: `ip:port,ip:port`.
+pub(super) fn destination(record: &Decision) -> String {
+    let endpoints: Vec<&str> =
+        record.endpoint.iter().chain(&record.fallbacks).map(|endpoint| &**endpoint).collect();
+    endpoints.join(",")
+}
+
+/// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
+fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<CandidateRecord> {
+    let record = |(considered, score): (&Considered<'_>, &Score)| {
+        let Considered { member, candidate, metrics_age } = considered;
+        CandidateRecord {
+            endpoint: Arc::clone(&member.destination),
+            pod: Arc::clone(&member.pod),
+            matched_bytes: candidate.matched_bytes,
+            ratio: score.ratio,
+            waiting: candidate.load.waiting,
+            running: candidate.load.running,
+            kv_usage: candidate.load.kv_usage,
+            in_flight: candidate.load.in_flight,
+            metrics_age_ms: metrics_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        }
+    };
+    let is_kept = |candidate_idx| candidate_idx < MAX_RECORDED || candidate_idx == picked.candidate_idx;
+    let candidates = considered.iter().zip(&picked.scores).enumerate();
+    candidates.filter(|(candidate_idx, _)| is_kept(*candidate_idx)).map(|(_, pair)| record(pair)).collect()
+}
+
+fn reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Prefix => PREFIX,
+        Reason::Load => "load",
+        Reason::OnlyCandidate => "only_endpoint",
+    }
+}

@@ -1,0 +1,81 @@
+//! A request that was picked for, until its stream ends: what it holds, and what its response teaches.
+
+use std::time::Instant;
+
+use prefix_index::chain::Chain;
+use tracing::debug;
+
+use super::Director;
+use crate::candidates::Lease;
+use crate::exchange::ResponseReport;
+use crate::explain::ResponseRecord;
+use crate::metrics::ModelLabels;
+use crate::response::Usage;
+
+/// What a request holds while it is served.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket {
+    pub(super) lease: Lease,
+    pub(super) labels: ModelLabels,
+    /// Under PREFIX_CACHE, for a body that was read.
+    pub(super) chain: Option<Chain>,
+    pub(super) started: Instant,
+    /// Of the decision's record.
+    pub(super) seq: u64,
+}
+
+impl Director {
+    /// The proxy says that `served` answered instead of the picked endpoint, which therefore could not be reached: it
+    /// counts as stale until it is scraped again, and what it was believed to get, the other one has.
+    pub fn note_served_elsewhere(&self, ticket: &mut Ticket, served: &str) {
+        self.metrics().served_elsewhere.inc();
+        debug!(picked = %ticket.lease.member().destination, served, "Served by another endpoint");
+        ticket.lease.member().distrust();
+        let roster = self.roster.load();
+        let Some(member) = roster.members.iter().find(|member| *member.destination == *served) else {
+            return;
+        };
+        ticket.lease.move_to(member);
+        if let Some(chain) = &ticket.chain {
+            self.index.insert(chain, member.id());
+        }
+        self.decisions().amend(ticket.seq, |record| record.served = Some(member.destination.clone()));
+    }
+
+    /// The stream is over.
+    pub fn settle(&self, ticket: Ticket, report: &ResponseReport, now: Instant) {
+        let Ticket { lease, labels, chain: _, started, seq } = ticket;
+        drop(lease);
+        let ResponseReport { status, usage, n_bytes, complete } = *report;
+        let seconds = now.saturating_duration_since(started).as_secs_f64();
+        if complete {
+            let metrics = self.metrics();
+            metrics.request_seconds.get_or_create(&labels).observe(seconds);
+            #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
+            metrics.response_bytes.get_or_create(&labels).observe(n_bytes as f64);
+            if let Some(usage) = usage {
+                self.note_usage(&labels, usage, seconds);
+            }
+        }
+        let response = ResponseRecord { status, complete, usage };
+        self.decisions().amend(seq, |record| record.response = Some(response));
+    }
+
+    fn note_usage(&self, labels: &ModelLabels, usage: Usage, seconds: f64) {
+        let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
+        let metrics = self.metrics();
+        for (family, tokens) in [
+            (&metrics.input_tokens, prompt_tokens),
+            (&metrics.output_tokens, completion_tokens),
+            (&metrics.prompt_cached_tokens, cached_tokens),
+        ] {
+            if let Some(tokens) = tokens {
+                family.get_or_create(labels).observe(tokens.into());
+            }
+        }
+        if let Some(tokens @ 1..) = completion_tokens {
+            metrics.seconds_per_output_token.get_or_create(labels).observe(seconds / f64::from(tokens));
+        }
+    }
+}

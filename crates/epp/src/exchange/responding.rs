@@ -1,0 +1,112 @@
+//! The response's half of a stream: reads what passes, restores the model's name, notes who served.
+
+use bytes::Bytes;
+use envoy_proto::config::core::v3::Metadata;
+use envoy_proto::google::protobuf::value::Kind;
+use envoy_proto::service::ext_proc::v3::processing_response::Response;
+use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingResponse};
+use inference_api::keys;
+
+use super::BodyMode;
+use crate::inquiry::header_value;
+use crate::reply::{self, Pieces};
+use crate::response::{Layout, ResponseReader, Usage};
+
+/// What became of a response, as far as it came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResponseReport {
+    /// HTTP status; `None` when no response came.
+    pub status: Option<u16>,
+    pub usage: Option<Usage>,
+    /// Length of the body that came.
+    pub n_bytes: u64,
+    /// Whether the end was seen; otherwise the client, the proxy or the engine broke off.
+    pub complete: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Responding {
+    /// The name that the client asked for, as a JSON string, where the request was renamed.
+    pub(crate) restore: Option<Bytes>,
+    /// The endpoint that served, as the proxy says.
+    pub(crate) served: Option<String>,
+    reader: Option<ResponseReader>,
+    status: Option<u16>,
+    complete: bool,
+}
+
+impl Responding {
+    pub(crate) fn headers(
+        &mut self,
+        headers: &HttpHeaders,
+        metadata: Option<&Metadata>,
+        mode: BodyMode,
+        request_id: &str,
+    ) -> ProcessingResponse {
+        self.note_served(metadata);
+        let mut status = None;
+        let (mut content_type, mut content_encoding) = (None, None);
+        for header in headers.headers.iter().flat_map(|map| &map.headers) {
+            match header.key.as_str() {
+                ":status" => status = header_value(header).parse().ok(),
+                "content-type" => content_type = Some(header_value(header)),
+                "content-encoding" => content_encoding = Some(header_value(header)),
+                _ => {}
+            }
+        }
+        self.status = status;
+        self.complete = headers.end_of_stream;
+        let layout = Layout::new(content_type, content_encoding);
+        self.reader = Some(ResponseReader::new(layout, self.restore.clone()));
+        let length_changes = self.restore.is_some() && !mode.is_buffered();
+        reply::response_headers(request_id, length_changes)
+    }
+
+    pub(crate) fn body(&mut self, mode: BodyMode, body: HttpBody) -> Vec<ProcessingResponse> {
+        let HttpBody { body, end_of_stream, .. } = body;
+        self.complete |= end_of_stream;
+        let parts = match &mut self.reader {
+            Some(reader) => reader.push(&body),
+            None => vec![body.clone()],
+        };
+        // A chunk that lies inside a name that was replaced is nothing to send on.
+        let is_swallowed = parts.is_empty() && !body.is_empty() && !end_of_stream;
+        let parts = Pieces::new(parts);
+        let answer = match mode {
+            BodyMode::FullDuplex if is_swallowed => return Vec::new(),
+            BodyMode::FullDuplex => {
+                let messages = parts.into_messages(end_of_stream).into_iter().map(reply::streamed);
+                return messages.map(|body| reply::message(Response::ResponseBody(body))).collect();
+            }
+            _ if parts.is_whole(&body) => reply::unchanged_body(),
+            BodyMode::Buffered | BodyMode::BufferedPartial => reply::changed_whole_body(parts.concat()),
+            BodyMode::Streamed | BodyMode::StreamedAhead | BodyMode::None => {
+                reply::changed_body(parts.concat())
+            }
+        };
+        vec![reply::message(Response::ResponseBody(answer))]
+    }
+
+    pub(crate) fn trailers(&mut self) -> ProcessingResponse {
+        self.complete = true;
+        reply::message(Response::ResponseTrailers(reply::unchanged_trailers()))
+    }
+
+    pub(crate) fn report(&self) -> ResponseReport {
+        ResponseReport {
+            status: self.status,
+            usage: self.reader.as_ref().and_then(ResponseReader::usage),
+            n_bytes: self.reader.as_ref().map_or(0, ResponseReader::n_bytes),
+            complete: self.complete,
+        }
+    }
+
+    fn note_served(&mut self, metadata: Option<&Metadata>) {
+        let served = metadata
+            .and_then(|metadata| metadata.filter_metadata.get(keys::LB_METADATA))
+            .and_then(|lb| lb.fields.get(keys::DESTINATION_ENDPOINT_SERVED));
+        if let Some(Kind::StringValue(endpoint)) = served.and_then(|value| value.kind.as_ref()) {
+            self.served = Some(endpoint.clone());
+        }
+    }
+}

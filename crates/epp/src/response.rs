@@ -1,0 +1,163 @@
+//! What a response says about itself, read as its chunks pass: token usage, and the model name where it must be
+//! restored. All other bytes go on as they came, at once; nothing is kept.
+//!
+//! JSON is one document, an event stream has one in each event's `data`. Whatever is neither, or breaks the grammar,
+//! passes unread.
+
+mod document;
+mod events;
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use self::document::Document;
+use self::events::{Events, Step};
+
+/// Tokens of a request and its response, as the engine counted them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Usage {
+    /// `prompt_tokens`, or `input_tokens` in the Responses API.
+    pub prompt_tokens: Option<u32>,
+    /// `completion_tokens`, or `output_tokens`.
+    pub completion_tokens: Option<u32>,
+    /// `prompt_tokens_details.cached_tokens`, or `input_tokens_details.cached_tokens`.
+    pub cached_tokens: Option<u32>,
+}
+
+/// How the response's body is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    Json,
+    EventStream,
+    /// Compressed, or of another type: passes unread.
+    Opaque,
+}
+
+impl Layout {
+    /// By the response's headers; a body without a type is taken for JSON, as engines send nothing else.
+    #[must_use]
+    pub fn new(content_type: Option<&str>, content_encoding: Option<&str>) -> Self {
+        if content_encoding.is_some_and(|encoding| !encoding.trim().eq_ignore_ascii_case("identity")) {
+            return Self::Opaque;
+        }
+        match content_type.map(str::to_ascii_lowercase) {
+            None => Self::Json,
+            Some(kind) if kind.contains("text/event-stream") => Self::EventStream,
+            Some(kind) if kind.contains("json") => Self::Json,
+            Some(_) => Self::Opaque,
+        }
+    }
+}
+
+/// Reads one response body.
+#[derive(Debug)]
+pub struct ResponseReader {
+    framing: Framing,
+    usage: Usage,
+    /// What every `model` value becomes, as a JSON string; `None` leaves them alone.
+    model: Option<Bytes>,
+    n_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Framing {
+    Json(Document),
+    Events(Events),
+    Opaque,
+}
+
+impl ResponseReader {
+    /// `model` is the JSON string that takes the place of each `model` value.
+    #[must_use]
+    pub fn new(layout: Layout, model: Option<Bytes>) -> Self {
+        let framing = match layout {
+            Layout::Json => Framing::Json(Document::new()),
+            Layout::EventStream => Framing::Events(Events::new()),
+            Layout::Opaque => Framing::Opaque,
+        };
+        Self { framing, usage: Usage::default(), model, n_bytes: 0 }
+    }
+
+    /// The chunk as it goes on: whole, or in parts when a model name in it is replaced.
+    pub fn push(&mut self, chunk: &Bytes) -> Vec<Bytes> {
+        self.n_bytes += chunk.len() as u64;
+        let mut out = Parts { chunk, replacement: self.model.as_ref(), parts: Vec::new(), n_done: 0 };
+        match &mut self.framing {
+            Framing::Opaque => {}
+            Framing::Json(document) => document.read(0..chunk.len(), &mut self.usage, &mut out),
+            Framing::Events(events) => {
+                let mut start = 0;
+                while start < chunk.len() {
+                    let (step, n_taken) = events.next(&chunk[start..]);
+                    match step {
+                        Step::Skipped => {}
+                        Step::Data => {
+                            events.document.read(start..start + n_taken, &mut self.usage, &mut out);
+                        }
+                        Step::EventEnd => events.document = Document::new(),
+                    }
+                    start += n_taken;
+                }
+            }
+        }
+        let swallows = match &self.framing {
+            Framing::Opaque => false,
+            Framing::Json(document) => document.is_in_model(),
+            Framing::Events(events) => events.document.is_in_model(),
+        };
+        out.finish(swallows)
+    }
+
+    /// What the body said so far; `None` when it named no tokens.
+    #[must_use]
+    pub fn usage(&self) -> Option<Usage> {
+        (self.usage != Usage::default()).then_some(self.usage)
+    }
+
+    /// Bytes that came.
+    #[must_use]
+    pub fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+}
+
+/// One chunk on its way out.
+struct Parts<'a> {
+    chunk: &'a Bytes,
+    replacement: Option<&'a Bytes>,
+    parts: Vec<Bytes>,
+    /// Bytes of the chunk that are in the parts, or dropped.
+    n_done: usize,
+}
+
+impl Parts<'_> {
+    /// A model's value begins at `at`: its replacement goes out, whatever comes of the rest.
+    fn begin_model(&mut self, at: usize) {
+        if let Some(replacement) = self.replacement {
+            self.keep(self.n_done..at);
+            self.parts.push(replacement.clone());
+            self.n_done = at;
+        }
+    }
+
+    /// The value ended in front of `at`.
+    fn end_model(&mut self, at: usize) {
+        if self.replacement.is_some() {
+            self.n_done = at;
+        }
+    }
+
+    fn finish(mut self, swallows: bool) -> Vec<Bytes> {
+        if !(swallows && self.replacement.is_some()) {
+            self.keep(self.n_done..self.chunk.len());
+        }
+        self.parts
+    }
+
+    fn keep(&mut self, range: Range<usize>) {
+        if !range.is_empty() {
+            self.parts.push(self.chunk.slice(range));
+        }
+    }
+}

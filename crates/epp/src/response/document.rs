@@ -1,0 +1,192 @@
+//! One JSON document of a response: finds `model` and `usage`, at the top or inside `response`, as the events of the
+//! Responses API have them.
+
+use std::ops::Range;
+
+use super::{Parts, Usage};
+use crate::json::{Container, Event, Lexer};
+
+/// Longest key that is told apart [bytes]; `prompt_tokens_details` is the longest that is read.
+const MAX_KEY: usize = 21;
+/// Objects inside each other that are read: the document, `response`, `usage` and its details.
+const MAX_SCOPES: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Document {
+    lexer: Lexer,
+    /// The grammar was broken: the rest is not JSON, or none that can be read.
+    broken: bool,
+    /// The open objects that are read, outermost first.
+    scopes: Vec<Scope>,
+    /// Open containers of a value that nothing is read from.
+    n_skipped: u32,
+    name: Vec<u8>,
+    key: Key,
+    string: Text,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scope {
+    Document,
+    /// `response`, in the Responses API's events.
+    Response,
+    Usage,
+    Details,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Key {
+    Model,
+    Usage,
+    Response,
+    Details,
+    PromptTokens,
+    CompletionTokens,
+    CachedTokens,
+    Other,
+}
+
+/// What the current string is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Text {
+    Key,
+    Model,
+    Other,
+}
+
+impl Document {
+    pub(super) fn new() -> Self {
+        Self {
+            lexer: Lexer::new(),
+            broken: false,
+            scopes: Vec::with_capacity(MAX_SCOPES),
+            n_skipped: 0,
+            name: Vec::with_capacity(MAX_KEY + 1),
+            key: Key::Other,
+            string: Text::Other,
+        }
+    }
+
+    /// Whether the chunk ended inside a model's value.
+    pub(super) fn is_in_model(&self) -> bool {
+        self.string == Text::Model
+    }
+
+    /// Reads a part of the chunk that `out` holds.
+    pub(super) fn read(&mut self, part: Range<usize>, usage: &mut Usage, out: &mut Parts<'_>) {
+        if self.broken {
+            return;
+        }
+        let chunk = out.chunk.clone();
+        let end = part.end;
+        let mut rest = &chunk[part];
+        loop {
+            match self.lexer.next(&mut rest) {
+                Ok(Some(event)) => self.apply(event, end - rest.len(), usage, out),
+                Ok(None) => return,
+                Err(_) => {
+                    self.broken = true;
+                    if self.is_in_model() {
+                        self.string = Text::Other;
+                        out.end_model(end - rest.len());
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// `at` is the position in the chunk behind the event.
+    fn apply(&mut self, event: Event<'_>, at: usize, usage: &mut Usage, out: &mut Parts<'_>) {
+        if self.n_skipped > 0 {
+            match event {
+                Event::Open(_) => self.n_skipped += 1,
+                Event::Close(_) => self.n_skipped -= 1,
+                Event::KeyStart
+                | Event::KeyEnd
+                | Event::StringStart { .. }
+                | Event::StringEnd { .. }
+                | Event::Text(_)
+                | Event::Char(_)
+                | Event::Number(_)
+                | Event::Literal => {}
+            }
+            return;
+        }
+        match event {
+            Event::KeyStart => {
+                self.name.clear();
+                self.string = Text::Key;
+            }
+            Event::KeyEnd => {
+                self.string = Text::Other;
+                self.key = self.scopes.last().map_or(Key::Other, |scope| scope.key(&self.name));
+            }
+            Event::Text(text) => self.push_text(text),
+            Event::Char(char) => self.push_text(char.encode_utf8(&mut [0; 4]).as_bytes()),
+            Event::StringStart { at: _ } if self.key == Key::Model => {
+                self.string = Text::Model;
+                out.begin_model(at - 1);
+            }
+            Event::StringEnd { end: _ } if self.is_in_model() => {
+                self.string = Text::Other;
+                out.end_model(at);
+            }
+            Event::StringStart { at: _ } | Event::StringEnd { end: _ } | Event::Literal => {}
+            Event::Number(value) => self.number(value, usage),
+            Event::Open(container) => self.open(container),
+            Event::Close(_) => {
+                self.scopes.pop();
+                self.key = Key::Other;
+            }
+        }
+    }
+
+    fn push_text(&mut self, text: &[u8]) {
+        if self.string == Text::Key {
+            let n_kept = text.len().min(MAX_KEY + 1 - self.name.len());
+            self.name.extend_from_slice(&text[..n_kept]);
+        }
+    }
+
+    /// Later figures replace earlier ones: an event stream may report as it goes.
+    fn number(&self, value: Option<u32>, usage: &mut Usage) {
+        let field = match self.key {
+            Key::PromptTokens => &mut usage.prompt_tokens,
+            Key::CompletionTokens => &mut usage.completion_tokens,
+            Key::CachedTokens => &mut usage.cached_tokens,
+            Key::Model | Key::Usage | Key::Response | Key::Details | Key::Other => return,
+        };
+        *field = value.or(*field);
+    }
+
+    fn open(&mut self, container: Container) {
+        let scope = match (container, self.scopes.last(), self.key) {
+            (Container::Object, None, _) => Scope::Document,
+            (Container::Object, Some(_), Key::Usage) => Scope::Usage,
+            (Container::Object, Some(_), Key::Response) => Scope::Response,
+            (Container::Object, Some(_), Key::Details) => Scope::Details,
+            _ => {
+                self.n_skipped = 1;
+                return;
+            }
+        };
+        self.scopes.push(scope);
+        self.key = Key::Other;
+    }
+}
+
+impl Scope {
+    fn key(self, name: &[u8]) -> Key {
+        match (self, name) {
+            (Self::Document | Self::Response, b"model") => Key::Model,
+            (Self::Document | Self::Response, b"usage") => Key::Usage,
+            (Self::Document, b"response") => Key::Response,
+            (Self::Usage, b"prompt_tokens" | b"input_tokens") => Key::PromptTokens,
+            (Self::Usage, b"completion_tokens" | b"output_tokens") => Key::CompletionTokens,
+            (Self::Usage, b"prompt_tokens_details" | b"input_tokens_details") => Key::Details,
+            (Self::Details, b"cached_tokens") => Key::CachedTokens,
+            (Self::Document | Self::Response | Self::Usage | Self::Details, _) => Key::Other,
+        }
+    }
+}
