@@ -34,6 +34,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -247,12 +248,16 @@ impl Ticket {
 
     /// The next delivery; `None` after the end, or when the driver died.
     pub async fn next(&mut self) -> Option<Delivery> {
-        let delivery = self.deliveries.recv().await;
+        std::future::poll_fn(|ctx| self.poll_next(ctx)).await
+    }
+
+    pub fn poll_next(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        let delivery = ready!(self.deliveries.poll_recv(ctx));
         match delivery {
             None | Some(Delivery::End { .. } | Delivery::Rejected(_)) => self.ended = true,
             Some(Delivery::Token { .. }) => {}
         }
-        delivery
+        Poll::Ready(delivery)
     }
 }
 

@@ -1,14 +1,19 @@
 //! vLLM's HTTP surface for one pod: routes, keys, request ids, and the small endpoints. Text generation is in `generate`.
 
+mod answer;
 mod body;
+mod choices;
 mod debug;
 mod error;
 mod generate;
 mod ground_truth;
 mod instrument;
 mod messages;
+mod record;
 mod request;
+mod sampling;
 mod scrape;
+mod stream;
 mod tokenize;
 mod wire;
 
@@ -110,6 +115,7 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .fallback(async || ApiError::plain(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || ApiError::plain(StatusCode::METHOD_NOT_ALLOWED))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::map_response_with_state(pod.clone(), dated))
         .layer(middleware::from_fn_with_state(pod.clone(), instrument::instrument))
         .layer(middleware::from_fn_with_state(pod.clone(), gate))
         .with_state(pod)
@@ -151,6 +157,10 @@ async fn gate(State(pod): State<Arc<Pod>>, mut request: Request, next: Next) -> 
     let mut response = next.run(request).await;
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
+}
+
+async fn dated(State(pod): State<Arc<Pod>>, response: Response) -> Response {
+    error::dated(response, pod.config.version)
 }
 
 fn is_guarded(request: &Request) -> bool {

@@ -1,12 +1,15 @@
 //! What the mock answers: decided when the request arrives, from the prompt alone, so that the engine only spends time on it.
 
 pub mod scripted;
+pub mod stop_strings;
 pub mod synthetic;
+pub mod visible_text;
 
 use crate::engine::request::FinishReason;
 use crate::tokens::Tokenizer;
 use scripted::Script;
 use std::sync::Arc;
+use stop_strings::StopStrings;
 use synthetic::Synthesizer;
 
 /// Answers by the script where it knows the prompt, else with made-up text of real tokens.
@@ -14,6 +17,7 @@ use synthetic::Synthesizer;
 pub struct Replier {
     script: Arc<Script>,
     synthesizer: Synthesizer,
+    tokenizer: Tokenizer,
     eos: u32,
 }
 
@@ -24,17 +28,20 @@ pub struct Prompt<'a> {
     /// Content of the last message of role `user`; for a completion the whole prompt when it was given as text.
     pub last_user_text: Option<&'a str>,
     pub limits: &'a Limits,
+    /// Which of the request's samples this is, from 0: each has its own seed.
+    pub sample_idx: u32,
 }
 
 /// When a reply ends, beside its own end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Tokens, at least 1.
     pub max_tokens: u32,
-    /// No EOS and no stop token before this many tokens.
+    /// No EOS, no stop token and no stop string before this many tokens.
     pub min_tokens: u32,
     pub ignore_eos: bool,
     pub stop_token_ids: Vec<u32>,
+    pub stop: StopStrings,
     /// The request's own `seed`, beside the server's.
     pub seed: Option<i64>,
 }
@@ -43,52 +50,99 @@ pub struct Limits {
 pub struct Reply {
     /// At least one; the last is the EOS or the stop token when it stops by one.
     pub tokens: Arc<[u32]>,
-    pub finish: FinishReason,
-    /// The stop token of the request that ended it, for `stop_reason`.
-    pub stop_token: Option<u32>,
+    pub end: ReplyEnd,
+}
+
+/// Why a reply ends after its last token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyEnd {
+    Length,
+    Eos,
+    /// By one of the request's own stop tokens.
+    StopToken(u32),
+    /// By a stop string, which the last token completes.
+    StopString {
+        text: Arc<str>,
+        /// Bytes of the reply's text that the client gets.
+        n_visible: usize,
+    },
 }
 
 // === impl Replier ===
 
 impl Replier {
     pub fn new(script: impl Into<Arc<Script>>, tokenizer: &Tokenizer, seed: u64) -> Self {
-        Self { script: script.into(), synthesizer: Synthesizer::new(tokenizer, seed), eos: tokenizer.eos() }
+        Self {
+            script: script.into(),
+            synthesizer: Synthesizer::new(tokenizer, seed),
+            tokenizer: tokenizer.clone(),
+            eos: tokenizer.eos(),
+        }
     }
 
     pub fn reply(&self, prompt: &Prompt<'_>) -> Reply {
-        let Prompt { ids, last_user_text, limits } = prompt;
+        let Prompt { ids, last_user_text, limits, sample_idx } = prompt;
         let scripted = last_user_text.and_then(|text| self.script.find(text)).map(<[u32]>::to_vec);
         let never_stops = limits.ignore_eos && limits.stop_token_ids.is_empty();
         let n_at_least = if never_stops { limits.max_tokens } else { limits.min_tokens };
         let mut tokens = scripted.unwrap_or_default();
         if tokens.is_empty() || tokens.len() < n_at_least as usize {
             let n_more = n_at_least.saturating_sub(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
-            tokens.extend(self.synthesizer.tokens(ids, limits.seed, n_more, limits.max_tokens));
+            // vLLM too: the seed of a sample is the request's plus its index.
+            let seed = limits.seed.unwrap_or_default().wrapping_add(i64::from(*sample_idx));
+            tokens.extend(self.synthesizer.tokens(ids, seed, n_more, limits.max_tokens));
         }
         self.cut(tokens, limits)
     }
 
+    /// Ends `tokens` where the limits do, with the EOS where none does.
     fn cut(&self, mut tokens: Vec<u32>, limits: &Limits) -> Reply {
         let max_tokens = limits.max_tokens.max(1) as usize;
         if !limits.ignore_eos {
             tokens.push(self.eos);
         }
-        let stop = tokens.iter().enumerate().take(max_tokens).position(|(token_idx, token)| {
+        let stop_token = tokens.iter().enumerate().take(max_tokens).position(|(token_idx, token)| {
             let early = token_idx + 1 < limits.min_tokens as usize;
             !early && limits.stop_token_ids.contains(token)
         });
-        if let Some(stop_idx) = stop {
-            let stop_token = tokens[stop_idx];
-            tokens.truncate(stop_idx + 1);
-            let stop_token = (stop_token != self.eos || limits.ignore_eos).then_some(stop_token);
-            return Reply { tokens: tokens.into(), finish: FinishReason::Stop, stop_token };
-        }
-        let finish = if tokens.len() > max_tokens || limits.ignore_eos {
-            FinishReason::Length
-        } else {
-            FinishReason::Stop
+        let end = match stop_token {
+            Some(stop_idx) => {
+                let token = tokens[stop_idx];
+                tokens.truncate(stop_idx + 1);
+                let is_eos = token == self.eos && !limits.ignore_eos;
+                if is_eos { ReplyEnd::Eos } else { ReplyEnd::StopToken(token) }
+            }
+            None if tokens.len() > max_tokens || limits.ignore_eos => ReplyEnd::Length,
+            None => ReplyEnd::Eos,
         };
         tokens.truncate(max_tokens);
-        Reply { tokens: tokens.into(), finish, stop_token: None }
+        // The engine's checks come first; a string that the last token completes stops all the same.
+        let n_text_tokens = match end {
+            ReplyEnd::Length => tokens.len(),
+            ReplyEnd::Eos | ReplyEnd::StopToken(_) | ReplyEnd::StopString { .. } => {
+                limits.stop.n_visible_tokens(tokens.len())
+            }
+        };
+        let mut detokenizer = self.tokenizer.detokenizer();
+        let texts = tokens[..n_text_tokens].iter().map(|token| detokenizer.push(*token));
+        match limits.stop.first_match(texts, limits.min_tokens) {
+            Some(found) => {
+                tokens.truncate(found.n_tokens);
+                let end = ReplyEnd::StopString { text: found.text, n_visible: found.n_visible };
+                Reply { tokens: tokens.into(), end }
+            }
+            None => Reply { tokens: tokens.into(), end },
+        }
+    }
+}
+
+// === impl ReplyEnd ===
+
+impl ReplyEnd {
+    pub fn finish_reason(&self) -> FinishReason {
+        match self {
+            Self::Length => FinishReason::Length,
+            Self::Eos | Self::StopToken(_) | Self::StopString { .. } => FinishReason::Stop,
+        }
     }
 }

@@ -4,6 +4,11 @@ use super::error::ApiError;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
+/// vLLM 0.33 `handlers/validation.py`.
+const MAX_REPORTED_ERRORS: usize = 10;
+/// The same file.
+const MAX_ERROR_INPUT_CHARS: usize = 200;
+
 /// Takes typed fields out of an object. Fields that nobody asks for are ignored, as vLLM does.
 #[derive(Debug)]
 pub(crate) struct Fields {
@@ -14,9 +19,26 @@ pub(crate) struct Fields {
 #[derive(Debug)]
 struct FieldError {
     kind: &'static str,
-    field: String,
+    loc: Loc,
     message: String,
     input: Value,
+    cause: Option<Cause>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Loc {
+    Body,
+    Field(String),
+    /// Characters into the body.
+    Offset(usize),
+}
+
+/// `ctx` of an error.
+#[derive(Debug)]
+enum Cause {
+    Text(&'static str),
+    /// Python's exception.
+    ValueError(String),
 }
 
 // === impl Fields ===
@@ -28,14 +50,14 @@ impl Fields {
         match serde_json::from_slice(body) {
             Ok(Value::Object(object)) => Ok(Self { object, errors: Vec::new() }),
             Ok(other) => {
-                let input = python_repr(&other);
-                Err(validation_error(
-                    &[format!(
-                        "{{'type': 'model_attributes_type', 'loc': 'body', 'msg': 'Input should be a valid \
-                         dictionary or object to extract fields from', 'input': {input}}}"
-                    )],
-                    "body".to_owned(),
-                ))
+                let message = "Input should be a valid dictionary or object to extract fields from";
+                Err(validation_error(&[FieldError {
+                    kind: "model_attributes_type",
+                    loc: Loc::Body,
+                    message: message.to_owned(),
+                    input: other,
+                    cause: None,
+                }]))
             }
             Err(error) => Err(broken_json(body, &error)),
         }
@@ -96,7 +118,7 @@ impl Fields {
     }
 
     pub(crate) fn required<T>(&mut self, field: &str, value: Option<T>) -> Option<T> {
-        let has_error = self.errors.iter().any(|error| error.field == field);
+        let has_error = self.errors.iter().any(|error| error.loc == Loc::Field(field.to_owned()));
         if value.is_none() && !has_error {
             let input = Value::Object(self.object.clone());
             self.error("missing", field, "Field required", input);
@@ -121,19 +143,73 @@ impl Fields {
     }
 
     pub(crate) fn error(&mut self, kind: &'static str, field: &str, message: &str, input: Value) {
-        self.errors.push(FieldError { kind, field: field.to_owned(), message: message.to_owned(), input });
+        let loc = Loc::Field(field.to_owned());
+        self.errors.push(FieldError { kind, loc, message: message.to_owned(), input, cause: None });
     }
 
     /// # Errors
     /// All that was wrong, in the order of the questions.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        let Some(first) = self.errors.first() else { return Ok(()) };
-        let param = format!("body.{}", first.field);
-        let describe = |FieldError { kind, field, message, input }: &FieldError| {
-            let input = python_repr(input);
-            format!("{{'type': '{kind}', 'loc': 'body.{field}', 'msg': '{message}', 'input': {input}}}")
+        if self.errors.is_empty() { Ok(()) } else { Err(validation_error(&self.errors)) }
+    }
+
+    /// An error of a validator that sees the whole body before its fields: in 0.33 a bad request of its own, before that one
+    /// more error of the body's shape.
+    pub(crate) fn refused(&self, message: &str, parameter: Option<&str>) -> ApiError {
+        let named = match parameter {
+            Some(parameter) => format!("{message} (parameter={parameter})"),
+            None => message.to_owned(),
         };
-        Err(validation_error(&self.errors.iter().map(describe).collect::<Vec<_>>(), param))
+        let shape = validation_error(&[FieldError {
+            kind: "value_error",
+            loc: Loc::Body,
+            message: format!("Value error, {message}"),
+            input: Value::Object(self.object.clone()),
+            cause: Some(Cause::ValueError(message.to_owned())),
+        }]);
+        ApiError { older: shape.older, ..ApiError::bad_request(named, parameter) }
+    }
+
+    /// The field as it came; null is as good as absent.
+    pub(crate) fn raw(&self, field: &str) -> Option<&Value> {
+        self.object.get(field).filter(|value| !value.is_null())
+    }
+}
+
+// === impl FieldError ===
+
+impl FieldError {
+    /// As 0.33 tells it, which bounds what it repeats.
+    fn bounded(&self) -> String {
+        let Self { kind, loc, message, input, cause } = self;
+        let input = Value::from(summary(input));
+        let (loc, message) = (Value::from(loc.dotted()), Value::from(message.as_str()));
+        describe(kind, &python_repr(&loc), &message, &input, cause.as_ref())
+    }
+
+    fn whole(&self) -> String {
+        let Self { kind, loc, message, input, cause } = self;
+        describe(kind, &loc.tuple(), &Value::from(message.as_str()), input, cause.as_ref())
+    }
+}
+
+// === impl Loc ===
+
+impl Loc {
+    fn dotted(&self) -> String {
+        match self {
+            Self::Body => "body".to_owned(),
+            Self::Field(field) => format!("body.{field}"),
+            Self::Offset(offset) => format!("body.{offset}"),
+        }
+    }
+
+    fn tuple(&self) -> String {
+        match self {
+            Self::Body => "('body',)".to_owned(),
+            Self::Field(field) => format!("('body', {})", python_repr(&Value::from(field.as_str()))),
+            Self::Offset(offset) => format!("('body', {offset})"),
+        }
     }
 }
 
@@ -144,19 +220,49 @@ pub(crate) fn token_ids(value: &Value) -> Option<Vec<u32>> {
 }
 
 pub(crate) fn unsupported_media_type() -> ApiError {
-    validation_error(
-        &["Unsupported Media Type: Only 'application/json' is allowed".to_owned()],
-        "body".to_owned(),
-    )
+    let text = "Unsupported Media Type: Only 'application/json' is allowed";
+    ApiError::validation(format!("1 validation error:\n  {text}"), format!("[\"{text}\"]"), None)
 }
 
-fn validation_error(errors: &[String], param: String) -> ApiError {
+/// At least one error.
+fn validation_error(errors: &[FieldError]) -> ApiError {
     let noun = if errors.len() == 1 { "error" } else { "errors" };
     let mut message = format!("{} validation {noun}:", errors.len());
-    for error in errors {
-        let _infallible = write!(message, "\n  {error}");
+    for error in errors.iter().take(MAX_REPORTED_ERRORS) {
+        let _infallible = write!(message, "\n  {}", error.bounded());
     }
-    ApiError::validation(message, Some(param))
+    let n_more = errors.len().saturating_sub(MAX_REPORTED_ERRORS);
+    if n_more > 0 {
+        let _infallible = write!(message, "\n  ...and {n_more} more {noun}");
+    }
+    let whole: Vec<String> = errors.iter().map(FieldError::whole).collect();
+    let param = errors.first().map(|error| error.loc.dotted());
+    ApiError::validation(message, format!("[{}]", whole.join(", ")), param)
+}
+
+fn describe(kind: &str, loc: &str, message: &Value, input: &Value, cause: Option<&Cause>) -> String {
+    let (message, input) = (python_repr(message), python_repr(input));
+    let cause = match cause {
+        None => String::new(),
+        Some(Cause::Text(text)) => format!(", 'ctx': {{'error': {}}}", python_repr(&Value::from(*text))),
+        Some(Cause::ValueError(text)) => {
+            format!(", 'ctx': {{'error': ValueError({})}}", python_repr(&Value::from(text.as_str())))
+        }
+    };
+    format!("{{'type': '{kind}', 'loc': {loc}, 'msg': {message}, 'input': {input}{cause}}}")
+}
+
+/// vLLM 0.33's stand-in for a value that a request got wrong.
+fn summary(input: &Value) -> String {
+    match input {
+        Value::Array(items) => format!("<list of {} items>", items.len()),
+        Value::Object(fields) => format!("<dict of {} items>", fields.len()),
+        Value::String(text) => match text.char_indices().nth(MAX_ERROR_INPUT_CHARS) {
+            Some((end, _)) => format!("{}...[truncated]", &text[..end]),
+            None => text.clone(),
+        },
+        Value::Null | Value::Bool(_) | Value::Number(_) => python_repr(input),
+    }
 }
 
 /// Python's message and position for JSON that `json.loads` would refuse.
@@ -179,15 +285,13 @@ fn broken_json(body: &[u8], error: &serde_json::Error) -> ApiError {
     } else {
         "Expecting value"
     };
-    let offset = character_offset(body, error);
-    let python_reason = python_repr(&Value::from(python_reason));
-    validation_error(
-        &[format!(
-            "{{'type': 'json_invalid', 'loc': 'body.{offset}', 'msg': 'JSON decode error', 'input': {{}}, \
-             'ctx': {{'error': {python_reason}}}}}"
-        )],
-        format!("body.{offset}"),
-    )
+    validation_error(&[FieldError {
+        kind: "json_invalid",
+        loc: Loc::Offset(character_offset(body, error)),
+        message: "JSON decode error".to_owned(),
+        input: Value::Object(Map::new()),
+        cause: Some(Cause::Text(python_reason)),
+    }])
 }
 
 /// serde_json counts lines and bytes from 1 and names the byte after the culprit; Python counts characters from 0.
@@ -284,8 +388,8 @@ mod tests {
         assert_eq!(
             message,
             "3 validation errors:\n  {'type': 'bool_type', 'loc': 'body.stream', 'msg': 'Input should be a valid boolean', \
-             'input': 'x'}\n  {'type': 'int_type', 'loc': 'body.n', 'msg': 'Input should be a valid integer', 'input': 1.5}\n  \
-             {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', 'input': {'stream': 'x', 'n': 1.5}}"
+             'input': 'x'}\n  {'type': 'int_type', 'loc': 'body.n', 'msg': 'Input should be a valid integer', 'input': '1.5'}\n  \
+             {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', 'input': '<dict of 2 items>'}"
         );
     }
 }

@@ -1,5 +1,8 @@
-//! Errors on the wire, in vLLM's shape: `{"error":{"message","type","param","code"}}`.
+//! Errors on the wire, in the shapes of vLLM's generations: `{"error":{"message","type","param","code"}}`, which was flat in 0.8.
 
+use super::wire::{Api, Envelope};
+use crate::vllm_version::VllmVersion;
+use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde::Serialize;
@@ -9,11 +12,36 @@ pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) kind: &'static str,
     pub(crate) message: String,
+    /// Where 0.8 and 0.11 say something else.
+    pub(crate) older: Option<OlderText>,
+    /// Since 0.33.
     pub(crate) param: Option<String>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OlderText {
+    /// Of 0.11; 0.8 knows one type of bad request.
+    pub(crate) kind: &'static str,
+    pub(crate) message: String,
+}
+
 #[derive(Serialize)]
-struct Body<'a> {
+struct Detail<'a> {
+    detail: &'a str,
+}
+
+/// 0.8
+#[derive(Serialize)]
+struct FlatBody<'a> {
+    object: &'static str,
+    message: &'a str,
+    r#type: &'a str,
+    param: (),
+    code: u16,
+}
+
+#[derive(Serialize)]
+struct Nested<'a> {
     error: Inner<'a>,
 }
 
@@ -34,25 +62,38 @@ impl ApiError {
             status: StatusCode::BAD_REQUEST,
             kind: "BadRequestError",
             message: message.into(),
+            older: None,
             param: param.map(str::to_owned),
         }
     }
 
     /// `message` and what vLLM puts behind it when a parameter has a bad value.
     pub(crate) fn bad_parameter(message: &str, parameter: &str, value: impl std::fmt::Display) -> Self {
-        Self::bad_request(format!("{message} (parameter={parameter}, value={value})"), Some(parameter))
+        let error =
+            Self::bad_request(format!("{message} (parameter={parameter}, value={value})"), Some(parameter));
+        let older = OlderText { kind: error.kind, message: message.to_owned() };
+        Self { older: Some(older), ..error }
     }
 
     /// A body that does not have the shape of a request.
-    pub(crate) fn validation(message: String, param: Option<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, kind: "Bad Request", message, param }
+    pub(crate) fn validation(message: String, older_message: String, param: Option<String>) -> Self {
+        let kind = "Bad Request";
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            kind,
+            message,
+            older: Some(OlderText { kind, message: older_message }),
+            param,
+        }
     }
 
     pub(crate) fn model_not_found(model: &str, valid: &[String]) -> Self {
+        let kind = "NotFoundError";
         Self {
             status: StatusCode::NOT_FOUND,
-            kind: "NotFoundError",
+            kind,
             message: format!("The model `{model}` does not exist. Valid aliases: {}.", valid.join(", ")),
+            older: Some(OlderText { kind, message: format!("The model `{model}` does not exist.") }),
             param: Some("model".to_owned()),
         }
     }
@@ -60,7 +101,7 @@ impl ApiError {
     /// Not of an endpoint but of HTTP itself: the reason phrase is all there is to say.
     pub(crate) fn plain(status: StatusCode) -> Self {
         let reason = status.canonical_reason().unwrap_or("Error");
-        Self { status, kind: reason, message: reason.to_owned(), param: None }
+        Self { status, kind: reason, message: reason.to_owned(), older: None, param: None }
     }
 
     pub(crate) fn engine_dead() -> Self {
@@ -69,19 +110,72 @@ impl ApiError {
             kind: "InternalServerError",
             message: "EngineCore encountered an issue. See stack trace (above) for the root cause."
                 .to_owned(),
+            older: None,
             param: None,
         }
     }
 
-    pub(crate) fn to_json(&self) -> String {
-        let Self { status, kind, message, param } = self;
-        let error = Inner { message, r#type: kind, param: param.as_deref(), code: status.as_u16() };
-        serde_json::to_string(&Body { error }).expect("an error is plain data")
+    pub(crate) fn to_json(&self, version: VllmVersion) -> String {
+        let Self { status, kind, message, older, param } = self;
+        let (older_kind, older_message) =
+            older.as_ref().map_or((*kind, message), |OlderText { kind, message }| (*kind, message));
+        let code = status.as_u16();
+        let json = match version {
+            // Errors of HTTP itself are the web framework's there.
+            VllmVersion::V0_8 if message == kind => serde_json::to_string(&Detail { detail: message }),
+            VllmVersion::V0_8 => {
+                let kind = if *status == StatusCode::BAD_REQUEST { "BadRequestError" } else { older_kind };
+                let message = older_message;
+                serde_json::to_string(&FlatBody { object: "error", message, r#type: kind, param: (), code })
+            }
+            VllmVersion::V0_11 => {
+                let error = Inner { message: older_message, r#type: older_kind, param: None, code };
+                serde_json::to_string(&Nested { error })
+            }
+            VllmVersion::V0_33 => {
+                let error = Inner { message, r#type: kind, param: param.as_deref(), code };
+                serde_json::to_string(&Nested { error })
+            }
+        };
+        json.expect("an error is plain data")
+    }
+
+    /// The error within a stream that has begun.
+    pub(crate) fn to_frame(&self, envelope: &Envelope) -> String {
+        let json = self.to_json(envelope.version);
+        match (envelope.api, envelope.version) {
+            (Api::Chat, VllmVersion::V0_33) => format!("data: {json}\n\n"),
+            // Python's own spacing.
+            (Api::Completion, VllmVersion::V0_33) | (_, VllmVersion::V0_11) => {
+                format!("data: {}\n\n", python_json(&json))
+            }
+            (_, VllmVersion::V0_8) => format!("data: {{\"error\": {}}}\n\n", python_json(&json)),
+        }
     }
 }
 
 impl IntoResponse for ApiError {
+    /// In the newest shape; `dated` brings it to the pod's version.
     fn into_response(self) -> Response {
-        (self.status, [(header::CONTENT_TYPE, "application/json")], self.to_json()).into_response()
+        let json = self.to_json(VllmVersion::default());
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], json).into_response();
+        response.extensions_mut().insert(self);
+        response
     }
+}
+
+/// The response as `version` writes it: errors differ, and all of them pass here.
+pub(crate) fn dated(response: Response, version: VllmVersion) -> Response {
+    if version == VllmVersion::default() {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let json = parts.extensions.get::<ApiError>().map(|error| error.to_json(version));
+    Response::from_parts(parts, json.map_or(body, Body::from))
+}
+
+/// JSON as Python's `json.dumps` writes it: spaces after `:` and `,`.
+fn python_json(json: &str) -> String {
+    let value: serde_json::Value = serde_json::from_str(json).expect("it was just written");
+    crate::structured::json_text::to_text(&value)
 }

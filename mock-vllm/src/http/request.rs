@@ -3,26 +3,40 @@
 use super::body::{Fields, token_ids};
 use super::error::ApiError;
 use super::messages::chat_prompt;
+use super::sampling::Sampling;
 use super::wire::Api;
-use crate::reply::Limits;
 use crate::tokens::chat::Chat;
+use crate::vllm_version::VllmVersion;
 use serde_json::Value;
 
-/// vLLM's default for completions; a chat may fill the context.
-const COMPLETION_MAX_TOKENS: i64 = 16;
 /// vLLM 0.33: of `cache_salt`.
 const SALT_MAX_CHARS: usize = 128;
+/// vLLM 0.33 `envs.py`: `VLLM_MAX_COMPLETION_PROMPTS`. Older ones have no limit; here it holds for all.
+const PROMPTS_MAX: usize = 1_024;
 
-/// A request whose fields have the right types; `check` holds them against the model.
+/// A request whose fields have the right types; the prompts and parameters are held against the model later.
 #[derive(Debug)]
 pub(crate) struct TextRequest {
     pub(crate) model: Option<String>,
-    pub(crate) prompt: PromptInput,
+    /// At least one; a chat has one.
+    pub(crate) prompts: Vec<PromptInput>,
     pub(crate) delivery: DeliveryMode,
     pub(crate) cache_salt: Option<String>,
     pub(crate) priority: i32,
     pub(crate) request_id: Option<String>,
-    sampling: Sampling,
+    pub(crate) sampling: Sampling,
+    pub(crate) extras: Extras,
+}
+
+/// What the answer is to tell beside the replies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extras {
+    /// `return_token_ids`
+    pub(crate) token_ids: bool,
+    /// `return_prompt_text`
+    pub(crate) prompt_text: bool,
+    /// The prompt before a completion's reply, or before a chat's the message that it continues.
+    pub(crate) echo: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -46,43 +60,29 @@ pub(crate) enum StreamUsageMode {
     Continuous,
 }
 
-#[derive(Debug)]
-struct Sampling {
-    max_tokens: Option<i64>,
-    min_tokens: i64,
-    temperature: Option<f64>,
-    ignore_eos: bool,
-    stop_token_ids: Vec<u32>,
-    stop: Vec<String>,
-    seed: Option<i64>,
-    n: i64,
-}
-
 // === impl TextRequest ===
 
 impl TextRequest {
     /// # Errors
     /// For all fields that are missing or of the wrong type.
-    pub(crate) fn parse(api: Api, body: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn parse(api: Api, version: VllmVersion, body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let prompt = match api {
-            Api::Chat => chat_prompt(&mut fields),
-            Api::Completion => completion_prompt(&mut fields),
+        let delivery = delivery_mode(&mut fields, version)?;
+        check_salt(&fields)?;
+        let prompts = match api {
+            Api::Chat => chat_prompt(&mut fields).map(|prompt| vec![prompt]),
+            Api::Completion => completion_prompts(&mut fields, version)?,
         };
-        let delivery = delivery_mode(&mut fields)?;
         let priority = fields.integer("priority").unwrap_or_default();
-        let cache_salt = fields.string("cache_salt");
-        if cache_salt.as_deref().is_some_and(|salt| !is_valid_salt(salt)) {
-            fields.error("value_error", "cache_salt", SALT_RULE, Value::from(cache_salt.clone()));
-        }
         let request = Self {
             model: fields.string("model").filter(|model| !model.is_empty()),
-            prompt: prompt.unwrap_or(PromptInput::TokenIds(Vec::new())),
+            prompts: prompts.unwrap_or_default(),
             delivery,
-            cache_salt,
+            cache_salt: fields.string("cache_salt"),
             priority: i32::try_from(priority).unwrap_or(if priority < 0 { i32::MIN } else { i32::MAX }),
             request_id: fields.string("request_id"),
             sampling: Sampling::parse(&mut fields, api),
+            extras: Extras::parse(&mut fields, version),
         };
         let wants_tools = api == Api::Chat && wants_tools(&mut fields);
         fields.finish()?;
@@ -94,55 +94,19 @@ impl TextRequest {
         }
         Ok(request)
     }
+}
 
-    /// Holds the sampling parameters against a prompt of `n_prompt` tokens.
-    ///
-    /// # Errors
-    /// What vLLM refuses: a prompt that is too long, limits that leave nothing to generate, values out of range.
-    pub(crate) fn limits(&self, n_prompt: usize, max_model_len: u32) -> Result<Limits, ApiError> {
-        let Sampling { max_tokens, min_tokens, temperature, ignore_eos, stop_token_ids, stop, seed, n } =
-            &self.sampling;
-        if *n != 1 {
-            return Err(ApiError::bad_parameter(&format!("n must be 1 on this server, got {n}."), "n", n));
+// === impl Extras ===
+
+impl Extras {
+    fn parse(fields: &mut Fields, version: VllmVersion) -> Self {
+        let [token_ids, prompt_text, echo] = ["return_token_ids", "return_prompt_text", "echo"]
+            .map(|field| fields.boolean(field).unwrap_or_default());
+        Self {
+            token_ids: token_ids && version != VllmVersion::V0_8,
+            prompt_text: prompt_text && version == VllmVersion::V0_33,
+            echo,
         }
-        if !stop.is_empty() {
-            return Err(ApiError::bad_request("stop strings are not supported by this server", Some("stop")));
-        }
-        check_prompt_length(n_prompt, max_model_len)?;
-        let context = i64::from(max_model_len);
-        if let Some(max_tokens) = max_tokens.filter(|max_tokens| *max_tokens > context) {
-            return Err(ApiError::bad_parameter(
-                &format!(
-                    "max_tokens={max_tokens} cannot be greater than max_model_len={max_model_len}. Please request \
-                     fewer output tokens."
-                ),
-                "max_tokens",
-                max_tokens,
-            ));
-        }
-        let room = context - i64::try_from(n_prompt).unwrap_or(context);
-        let clamped = max_tokens.unwrap_or(room).min(room);
-        let Some(max_tokens) = u32::try_from(clamped).ok().filter(|max_tokens| *max_tokens > 0) else {
-            let message = format!("max_tokens must be at least 1, got {clamped}.");
-            return Err(ApiError::bad_parameter(&message, "max_tokens", clamped));
-        };
-        check_temperature(*temperature)?;
-        let Some(min_tokens) = u32::try_from(*min_tokens).ok().filter(|min_tokens| *min_tokens <= max_tokens)
-        else {
-            let message = if *min_tokens < 0 {
-                format!("min_tokens must be greater than or equal to 0, got {min_tokens}.")
-            } else {
-                format!("min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.")
-            };
-            return Err(ApiError::bad_request(message, None));
-        };
-        Ok(Limits {
-            max_tokens,
-            min_tokens,
-            ignore_eos: *ignore_eos,
-            stop_token_ids: stop_token_ids.clone(),
-            seed: *seed,
-        })
     }
 }
 
@@ -159,92 +123,89 @@ impl PromptInput {
     }
 }
 
-// === impl Sampling ===
-
-impl Sampling {
-    fn parse(fields: &mut Fields, api: Api) -> Self {
-        let max_tokens = fields.integer("max_tokens");
-        let max_tokens = match api {
-            Api::Chat => fields.integer("max_completion_tokens").or(max_tokens),
-            Api::Completion => max_tokens.or(Some(COMPLETION_MAX_TOKENS)),
-        };
-        let stop = fields.strings("stop").unwrap_or_default();
-        Self {
-            max_tokens,
-            min_tokens: fields.integer("min_tokens").unwrap_or_default(),
-            temperature: fields.number("temperature"),
-            ignore_eos: fields.boolean("ignore_eos").unwrap_or_default(),
-            stop_token_ids: fields.integers("stop_token_ids").unwrap_or_default(),
-            stop: stop.into_iter().filter(|text| !text.is_empty()).collect(),
-            seed: fields.integer("seed"),
-            n: fields.integer("n").unwrap_or(1),
+/// A string, a list of ids, or a list of either.
+fn completion_prompts(
+    fields: &mut Fields,
+    version: VllmVersion,
+) -> Result<Option<Vec<PromptInput>>, ApiError> {
+    let is_absent = fields.raw("prompt").is_none_or(|prompt| prompt == "");
+    match version {
+        VllmVersion::V0_8 => {}
+        VllmVersion::V0_11 => {
+            if fields.raw("prompt").is_none() {
+                let message = "At least one of `prompt` or `prompt_embeds` must be set.";
+                return Err(fields.refused(message, Some("prompt")));
+            }
         }
+        VllmVersion::V0_33 if is_absent => {
+            let message = "Either prompt or prompt_embeds must be provided and non-empty.";
+            return Err(fields.refused(message, Some("prompt")));
+        }
+        VllmVersion::V0_33 => {}
     }
-}
-
-/// # Errors
-/// When a prompt of `n_prompt` tokens is empty or leaves no token to generate.
-pub(crate) fn check_prompt_length(n_prompt: usize, max_model_len: u32) -> Result<(), ApiError> {
-    if n_prompt == 0 {
-        return Err(ApiError::bad_request("The decoder prompt cannot be empty", Some("prompt")));
+    let list = fields.raw("prompt").and_then(Value::as_array);
+    if let Some(n_prompts) = list.filter(|list| !list.iter().all(Value::is_u64)).map(Vec::len)
+        && n_prompts > PROMPTS_MAX
+    {
+        let message = format!(
+            "prompt list length {n_prompts} exceeds the maximum allowed count of {PROMPTS_MAX}. To increase this limit, \
+             set the VLLM_MAX_COMPLETION_PROMPTS environment variable."
+        );
+        return Err(fields.refused(&message, Some("prompt")));
     }
-    if n_prompt <= max_model_len as usize {
-        return Ok(());
-    }
-    // vLLM's tokenizer stops at one token too many, so that is the number it knows.
-    let n_known = u64::from(max_model_len) + 1;
-    Err(ApiError::bad_parameter(
-        &format!(
-            "This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least \
-             {n_known} input tokens, which exceeds this limit even without any output tokens. Please reduce the length \
-             of the input prompt."
-        ),
-        "input_tokens",
-        n_known,
-    ))
-}
-
-fn completion_prompt(fields: &mut Fields) -> Option<PromptInput> {
-    let prompt = fields.typed(
-        "prompt",
-        "prompt_type",
-        "Input should be one prompt: a string, or a list of token ids",
-        |value| match value {
-            Value::String(text) => Some(PromptInput::Text(text.clone())),
-            Value::Array(items) => match items.as_slice() {
-                [Value::String(text)] => Some(PromptInput::Text(text.clone())),
-                [ids @ Value::Array(_)] => token_ids(ids).map(PromptInput::TokenIds),
-                _ => token_ids(value).map(PromptInput::TokenIds),
+    let message =
+        "Input should be a string, a list of token ids, or a list of prompts that are all of one kind";
+    let prompts = fields.typed("prompt", "prompt_type", message, |value| {
+        let texts = |items: &[Value]| -> Option<Vec<PromptInput>> {
+            items.iter().map(|item| Some(PromptInput::Text(item.as_str()?.to_owned()))).collect()
+        };
+        match value {
+            Value::String(text) => Some(vec![PromptInput::Text(text.clone())]),
+            Value::Array(items) => match items.first() {
+                Some(Value::String(_)) => texts(items),
+                Some(Value::Array(_)) => {
+                    items.iter().map(|ids| token_ids(ids).map(PromptInput::TokenIds)).collect()
+                }
+                _ => token_ids(value).map(|ids| vec![PromptInput::TokenIds(ids)]),
             },
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
-        },
-    );
-    fields.required("prompt", prompt)
+        }
+    });
+    Ok(fields.required("prompt", prompts))
 }
 
-fn delivery_mode(fields: &mut Fields) -> Result<DeliveryMode, ApiError> {
+fn delivery_mode(fields: &mut Fields, version: VllmVersion) -> Result<DeliveryMode, ApiError> {
     let streams = fields.boolean("stream").unwrap_or_default();
-    let Some(options) = fields.object("stream_options") else {
+    let options = fields.object("stream_options").filter(|options| !options.is_empty());
+    let Some(options) = options else {
         return Ok(if streams { DeliveryMode::Stream(StreamUsageMode::None) } else { DeliveryMode::Plain });
     };
     if !streams {
         let message = "Stream options can only be defined when `stream=True`.";
-        return Err(ApiError::bad_request(message, Some("stream_options")));
+        return Err(fields.refused(message, Some("stream_options")));
     }
-    let is_set = |name: &str| options.get(name).and_then(Value::as_bool).unwrap_or_default();
-    let include_usage = options.get("include_usage").and_then(Value::as_bool);
-    Ok(DeliveryMode::Stream(match (include_usage, is_set("continuous_usage_stats")) {
-        (Some(true), true) => StreamUsageMode::Continuous,
-        // vLLM: `include_usage` is true by default once there are stream options.
-        (Some(true) | None, _) => StreamUsageMode::AtEnd,
+    let is_set = |name: &str| options.get(name).and_then(Value::as_bool);
+    // Once there are stream options, usage was on until 0.33 turned it off.
+    let by_default = version != VllmVersion::V0_33 && !options.contains_key("include_usage");
+    let usage = match (is_set("include_usage"), is_set("continuous_usage_stats").unwrap_or_default()) {
         (Some(false), _) => StreamUsageMode::None,
-    }))
+        (None, _) if !by_default => StreamUsageMode::None,
+        (Some(true) | None, true) => StreamUsageMode::Continuous,
+        (Some(true) | None, false) => StreamUsageMode::AtEnd,
+    };
+    Ok(DeliveryMode::Stream(usage))
 }
 
-const SALT_RULE: &str = "Value error, cache_salt must be a non-empty string of at most 128 characters without any of `@`, `/`, `\\\\`, NUL";
-
-fn is_valid_salt(salt: &str) -> bool {
-    !salt.is_empty() && salt.chars().count() <= SALT_MAX_CHARS && !salt.contains(['@', '/', '\\', '\0'])
+fn check_salt(fields: &Fields) -> Result<(), ApiError> {
+    let Some(salt) = fields.raw("cache_salt") else { return Ok(()) };
+    let message = match salt.as_str() {
+        None | Some("") => "Parameter 'cache_salt' must be a non-empty string if provided.",
+        Some(salt) if salt.chars().count() > SALT_MAX_CHARS || salt.contains(['@', '/', '\\', '\0']) => {
+            r"Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\', or NUL."
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(fields.refused(message, Some("cache_salt")))
 }
 
 fn wants_tools(fields: &mut Fields) -> bool {
@@ -253,18 +214,4 @@ fn wants_tools(fields: &mut Fields) -> bool {
     });
     let choice = fields.typed("tool_choice", "", "", |value| Some(value.clone()));
     tools.unwrap_or_default() && choice != Some(Value::from("none"))
-}
-
-fn check_temperature(temperature: Option<f64>) -> Result<(), ApiError> {
-    match temperature {
-        Some(value) if value < 0.0 => Err(ApiError::bad_request(
-            format!("temperature must be non-negative, got {value}."),
-            Some("temperature"),
-        )),
-        Some(value) if value > 2.0 => Err(ApiError::bad_request(
-            format!("temperature must be in [0, 2], got {value}."),
-            Some("temperature"),
-        )),
-        Some(_) | None => Ok(()),
-    }
 }

@@ -33,7 +33,7 @@ pub(super) fn tokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     let text = fields.string("prompt").map(PromptInput::Text);
     let prompt = text.or_else(|| chat_prompt(&mut fields));
     fields.finish()?;
-    pod.check_model(model.as_deref().filter(|model| !model.is_empty()))?;
+    pod.resolve_model(model.as_deref())?;
     let prompt = prompt.unwrap_or(PromptInput::TokenIds(Vec::new()));
     let tokens = pod.prompt_ids(&prompt)?;
     let strings = || tokens.iter().map(|id| pod.tokenizer.token_string(*id).into_owned()).collect();
@@ -50,6 +50,6 @@ pub(super) fn detokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     let tokens = fields.integers("tokens");
     let tokens = fields.required("tokens", tokens).unwrap_or_default();
     fields.finish()?;
-    pod.check_model(model.as_deref().filter(|model| !model.is_empty()))?;
+    pod.resolve_model(model.as_deref())?;
     Ok(Json(Detokenized { prompt: pod.tokenizer.decode(&tokens, SpecialTokens::Show) }).into_response())
 }

@@ -59,7 +59,7 @@ impl Synthesizer {
 
     /// Whole sentences of about the length that the prompt's own draw gives, at least `n_min` tokens of them (the last
     /// sentence may go over), and without the rest of what `n_max` would cut off. No EOS.
-    pub fn tokens(&self, prompt: &[u32], request_seed: Option<i64>, n_min: u32, n_max: u32) -> Vec<u32> {
+    pub fn tokens(&self, prompt: &[u32], request_seed: i64, n_min: u32, n_max: u32) -> Vec<u32> {
         let mut rng = ChaCha8Rng::from_seed(self.derive_seed(prompt, request_seed));
         let lengths = LogNormal::new(LENGTH_MEDIAN.ln(), LENGTH_SIGMA).expect("sigma is finite");
         let n_drawn = lengths.sample(&mut rng).clamp(LENGTH_MIN, LENGTH_MAX);
@@ -94,10 +94,10 @@ impl Synthesizer {
         }
     }
 
-    fn derive_seed(&self, prompt: &[u32], request_seed: Option<i64>) -> [u8; 32] {
+    fn derive_seed(&self, prompt: &[u32], request_seed: i64) -> [u8; 32] {
         let mut hasher = Sha256::new();
         hasher.update(self.seed.to_le_bytes());
-        hasher.update(request_seed.unwrap_or_default().to_le_bytes());
+        hasher.update(request_seed.to_le_bytes());
         for id in prompt {
             hasher.update(id.to_le_bytes());
         }

@@ -137,7 +137,7 @@ async fn a_lookup_takes_every_form_of_a_prompt() {
         assert_eq!(answer.status.as_u16(), status);
         assert!(answer.json()["error"]["message"].as_str().unwrap().contains(text), "{}", answer.body);
     };
-    check_refused("{}", 400, "'body.prompt', 'msg': 'Field required'").await;
+    check_refused("{}", 400, "Either prompt or prompt_embeds must be provided").await;
     check_refused(r#"{"prompt_token_ids":["x"]}"#, 400, "valid list of token ids").await;
     check_refused(r#"{"prompt_token_ids":[999999]}"#, 400, "out of vocabulary").await;
     check_refused(r#"{"prompt":"x","model":"nope"}"#, 404, "does not exist").await;

@@ -36,9 +36,11 @@ async fn limits_are_checked_with_vllms_texts() {
     let large = "max_tokens=8193 cannot be greater than max_model_len=8192. Please request fewer output tokens. \
         (parameter=max_tokens, value=8193)";
     check(r#""max_tokens":8193"#, Some("max_tokens"), large).await;
-    check(r#""temperature":-1"#, Some("temperature"), "temperature must be non-negative, got -1.").await;
-    check(r#""temperature":3"#, Some("temperature"), "temperature must be in [0, 2], got 3.").await;
-    let options = "Stream options can only be defined when `stream=True`.";
+    let negative = "temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)";
+    check(r#""temperature":-1"#, Some("temperature"), negative).await;
+    let hot = "temperature must be in [0, 2], got 3.0. (parameter=temperature, value=3.0)";
+    check(r#""temperature":3"#, Some("temperature"), hot).await;
+    let options = "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
     check(r#""stream_options":{"include_usage":true}"#, Some("stream_options"), options).await;
 }
 
@@ -77,7 +79,7 @@ async fn bodies_of_the_wrong_shape_are_bad_requests() {
         assert_eq!((&error["type"], &error["param"]), (&json!("Bad Request"), &json!(param)));
         assert!(error["message"].as_str().unwrap().contains(message), "{error}");
     };
-    check(r#"{"model":"/model/qwen"}"#, "body.messages", "1 validation error:\n  {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', 'input': {'model': '/model/qwen'}}").await;
+    check(r#"{"model":"/model/qwen"}"#, "body.messages", "1 validation error:\n  {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', 'input': '<dict of 1 items>'}").await;
     check(&chat(r#""max_tokens":"many""#), "body.max_tokens", "Input should be a valid integer").await;
     check("{", "body.1", "JSON decode error").await;
     // dash's file, sent unchanged: a raw line feed inside a string.
@@ -92,8 +94,6 @@ async fn what_this_server_cannot_do_is_refused() {
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);
         assert!(answer.body.contains(text), "{}", answer.body);
     };
-    check(r#""n":2"#, "n must be 1").await;
-    check(r#""stop":"x""#, "stop strings").await;
     check(r#""tools":[{"type":"function","function":{"name":"f"}}]"#, "--enable-auto-tool-choice").await;
 }
 

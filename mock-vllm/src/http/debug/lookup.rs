@@ -8,6 +8,7 @@ use super::super::request::{PromptInput, TextRequest};
 use super::super::wire::Api;
 use crate::engine::block_pool::BlockIdx;
 use crate::engine::prefix::{PromptPrefix, cached_prefix};
+use crate::vllm_version::VllmVersion;
 use bytes::Bytes;
 use serde::Serialize;
 use std::sync::Arc;
@@ -38,8 +39,8 @@ pub(super) async fn look_up(pod: Arc<Pod>, body: Bytes) -> Result<Lookup, ApiErr
     let config = pod.driver.inspect(|view| view.engine.config().clone()).await.map_err(dead)?;
     let asked = pod.clone();
     let hash = move || {
-        let Question { model, prompt, cache_salt } = Question::parse(&body)?;
-        asked.check_model(model.as_deref())?;
+        let Question { model, prompt, cache_salt } = Question::parse(asked.config.version, &body)?;
+        asked.resolve_model(model.as_deref())?;
         let tokens = asked.prompt_ids(&prompt)?;
         let prefix = PromptPrefix { tokens: &tokens, lora: None, cache_salt: cache_salt.as_deref() };
         Ok((tokens.len(), prefix.hashes(&config)))
@@ -57,7 +58,7 @@ pub(super) async fn look_up(pod: Arc<Pod>, body: Bytes) -> Result<Lookup, ApiErr
 // === impl Question ===
 
 impl Question {
-    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    fn parse(version: VllmVersion, body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let api = if fields.has("prompt_token_ids") {
             let ids = fields.integers("prompt_token_ids").unwrap_or_default();
@@ -70,7 +71,8 @@ impl Question {
         } else {
             Api::Completion
         };
-        let TextRequest { model, prompt, cache_salt, .. } = TextRequest::parse(api, body)?;
+        let TextRequest { model, prompts, cache_salt, .. } = TextRequest::parse(api, version, body)?;
+        let prompt = prompts.into_iter().next().unwrap_or(PromptInput::TokenIds(Vec::new()));
         Ok(Self { model, prompt, cache_salt })
     }
 }

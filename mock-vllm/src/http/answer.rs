@@ -1,0 +1,142 @@
+//! What an answer says beside its choices' text, decided when the request arrives: its head, its prompts, its counts.
+
+use super::choices::{Choice, Choices, Event};
+use super::error::ApiError;
+use super::wire::plain::{self, PlainChoice, PlainPrompt};
+use super::wire::usage::{PromptTokensDetails, Usage};
+use super::wire::{Api, Envelope, Finish};
+use crate::engine::request::FinishReason;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) envelope: Envelope,
+    /// In order; at least one.
+    pub(super) prompts: Vec<AnsweredPrompt>,
+    pub(super) details: DetailsMode,
+    /// `return_token_ids`
+    pub(super) token_ids: bool,
+    pub(super) reply: ReplyMode,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct AnsweredPrompt {
+    pub(super) ids: Arc<[u32]>,
+    /// What goes before each reply.
+    pub(super) echo: Option<String>,
+    /// `return_prompt_text`
+    pub(super) text: Option<String>,
+}
+
+/// A completion with `echo` and `max_tokens: 0` tells the prompt alone, for which vLLM generates one token all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReplyMode {
+    Shown,
+    Hidden,
+}
+
+/// `--enable-prompt-tokens-details`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DetailsMode {
+    Off,
+    /// `cached_blocks` of this size; `None` without a prefix cache, which then creates none either.
+    On {
+        block_size: Option<NonZeroU32>,
+    },
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// Waits for all choices.
+    ///
+    /// # Errors
+    /// When one of them fails.
+    pub(super) async fn body(&self, mut choices: Choices) -> Result<Vec<u8>, ApiError> {
+        let n_choices = choices.as_slice().len();
+        let mut texts: Vec<String> = choices
+            .as_slice()
+            .iter()
+            .map(|choice| self.prompt(choice).echo.clone().unwrap_or_default())
+            .collect();
+        let mut finishes: Vec<Option<Finish>> = vec![None; n_choices];
+        loop {
+            match choices.next().await {
+                Event::Piece(piece) => {
+                    if self.reply == ReplyMode::Shown {
+                        texts[piece.choice_idx].push_str(&piece.text);
+                    }
+                    finishes[piece.choice_idx] = piece.finish.or(finishes[piece.choice_idx].take());
+                }
+                Event::End => break,
+                Event::Failed(error) => return Err(error),
+            }
+        }
+        let whole = choices.as_slice().iter().zip(texts).zip(finishes).map(|((choice, text), finish)| {
+            let prompt = self.prompt(choice);
+            PlainChoice {
+                content: text,
+                finish: finish.unwrap_or(Finish { reason: FinishReason::Abort.as_str(), stop_reason: None }),
+                logprobs: None,
+                token_ids: self.token_ids.then(|| choice.generated().to_vec()),
+                prompt: PlainPrompt {
+                    logprobs: None,
+                    token_ids: self.token_ids.then(|| prompt.ids.to_vec()),
+                    text: prompt.text.clone(),
+                },
+            }
+        });
+        let whole: Vec<_> = whole.collect();
+        Ok(plain::body(&self.envelope, &whole, self.plain_usage(choices.as_slice())))
+    }
+
+    pub(super) fn prompt(&self, choice: &Choice) -> &AnsweredPrompt {
+        &self.prompts[choice.prompt_idx]
+    }
+
+    /// vLLM has the details of the last prompt here.
+    fn plain_usage(&self, choices: &[Choice]) -> Usage {
+        Usage { details: choices.last().and_then(|choice| self.details(choice)), ..self.counts(choices) }
+    }
+
+    /// vLLM has the details of the first prompt here.
+    pub(super) fn stream_usage(&self, choices: &[Choice]) -> Usage {
+        Usage { details: choices.first().and_then(|choice| self.details(choice)), ..self.counts(choices) }
+    }
+
+    /// Before the first token of the choices of a prompt.
+    pub(super) fn prompt_usage(&self, prompt_idx: usize) -> Usage {
+        Usage { prompt_tokens: self.prompts[prompt_idx].ids.len(), completion_tokens: 0, details: None }
+    }
+
+    /// Of one choice alone, by now.
+    pub(super) fn choice_usage(&self, choice: &Choice) -> Usage {
+        Usage { completion_tokens: choice.n_generated, ..self.prompt_usage(choice.prompt_idx) }
+    }
+
+    /// Each prompt once, however many choices it has.
+    fn counts(&self, choices: &[Choice]) -> Usage {
+        Usage {
+            prompt_tokens: self.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
+            completion_tokens: choices.iter().map(|choice| choice.n_generated).sum(),
+            details: None,
+        }
+    }
+
+    /// What the prompt found in the cache, and what of it is new there: whole blocks.
+    fn details(&self, choice: &Choice) -> Option<PromptTokensDetails> {
+        let DetailsMode::On { block_size } = self.details else { return None };
+        let cached_tokens = choice.cached_tokens;
+        let created = block_size.map_or(0, |block_size| {
+            let block_size = block_size.get() as usize;
+            let n_in_blocks = self.prompt(choice).ids.len() / block_size * block_size;
+            u32::try_from(n_in_blocks).unwrap_or(u32::MAX).saturating_sub(cached_tokens)
+        });
+        let created_cache_tokens = match self.envelope.api {
+            Api::Chat => Some(created),
+            Api::Completion => None,
+        };
+        Some(PromptTokensDetails { cached_tokens, created_cache_tokens })
+    }
+}

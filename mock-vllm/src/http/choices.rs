@@ -1,0 +1,180 @@
+//! The choices of one answer on their way: each is a request of its own in the engine, and the client sees them as one.
+
+use super::error::ApiError;
+use super::record::Record;
+use super::wire::{Finish, StopReason};
+use crate::driver::{Admission, Delivery, Ticket};
+use crate::engine::request::FinishReason;
+use crate::reply::ReplyEnd;
+use crate::reply::visible_text::VisibleText;
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// Dropped before the end, it aborts what still runs.
+#[derive(Debug)]
+pub(super) struct Choices {
+    choices: Vec<Choice>,
+    record: Record,
+    n_open: usize,
+    /// Where to look for the next event: the choices take turns.
+    next_idx: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) prompt_idx: usize,
+    /// Every token that the engine may give out for it.
+    tokens: Arc<[u32]>,
+    /// How many of them it has given out.
+    pub(super) n_generated: usize,
+    pub(super) cached_tokens: u32,
+    ticket: Ticket,
+    text: VisibleText,
+    /// Tokens per piece; the first and the last one do not wait for their piece to be full.
+    interval: usize,
+    n_told: usize,
+    is_open: bool,
+}
+
+/// What one choice has got since its last piece.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) choice_idx: usize,
+    /// Indices into the choice's tokens.
+    pub(super) tokens: Range<usize>,
+    pub(super) text: String,
+    pub(super) finish: Option<Finish>,
+}
+
+#[derive(Debug)]
+pub(super) enum Event {
+    Piece(Piece),
+    /// All choices have ended.
+    End,
+    /// The last event.
+    Failed(ApiError),
+}
+
+// === impl Choices ===
+
+impl Choices {
+    pub(super) fn new(choices: Vec<Choice>, mut record: Record) -> Self {
+        record.answered();
+        Self { n_open: choices.len(), choices, record, next_idx: 0 }
+    }
+
+    /// Waits until the engine takes the first choice in; `None` when it never does, and then the events tell why.
+    pub(super) async fn admission(&mut self) -> Option<Admission> {
+        self.choices.first_mut()?.ticket.admission().await
+    }
+
+    pub(super) fn as_slice(&self) -> &[Choice] {
+        &self.choices
+    }
+
+    pub(super) async fn next(&mut self) -> Event {
+        std::future::poll_fn(|ctx| self.poll_next(ctx)).await
+    }
+
+    pub(super) fn poll_next(&mut self, ctx: &mut Context<'_>) -> Poll<Event> {
+        if self.n_open == 0 {
+            return Poll::Ready(Event::End);
+        }
+        let n_choices = self.choices.len();
+        let first_idx = self.next_idx;
+        for choice_idx in (0..n_choices).map(|offset| (first_idx + offset) % n_choices) {
+            while self.choices[choice_idx].is_open {
+                let delivery = match self.choices[choice_idx].ticket.poll_next(ctx) {
+                    Poll::Ready(delivery) => delivery,
+                    Poll::Pending => break,
+                };
+                if let Some(event) = self.take(choice_idx, delivery) {
+                    self.next_idx = (choice_idx + 1) % n_choices;
+                    return Poll::Ready(event);
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// `None` when there is nothing to tell yet.
+    fn take(&mut self, choice_idx: usize, delivery: Option<Delivery>) -> Option<Event> {
+        let choice = &mut self.choices[choice_idx];
+        let error = match delivery {
+            Some(Delivery::Token { token, at, cached_tokens, queue_time, finish }) => {
+                self.record.token(at, cached_tokens, queue_time);
+                if let Some(reason) = finish {
+                    self.record.line.finish_reason = Some(reason.as_str());
+                }
+                choice.cached_tokens = cached_tokens;
+                return choice.push(choice_idx, token, finish).map(Event::Piece);
+            }
+            Some(Delivery::End { at }) => {
+                choice.is_open = false;
+                self.n_open -= 1;
+                if self.n_open > 0 {
+                    return None;
+                }
+                self.record.end(at);
+                return Some(Event::End);
+            }
+            Some(Delivery::Rejected(error)) => ApiError::bad_request(error.to_string(), None),
+            None => ApiError::engine_dead(),
+        };
+        self.n_open = 0;
+        self.record.fail(&error);
+        Some(Event::Failed(error))
+    }
+}
+
+// === impl Choice ===
+
+impl Choice {
+    pub(super) fn new(
+        prompt_idx: usize,
+        ticket: Ticket,
+        tokens: Arc<[u32]>,
+        text: VisibleText,
+        interval: u32,
+    ) -> Self {
+        Self {
+            prompt_idx,
+            tokens,
+            n_generated: 0,
+            cached_tokens: 0,
+            ticket,
+            text,
+            interval: interval as usize,
+            n_told: 0,
+            is_open: true,
+        }
+    }
+
+    pub(super) fn generated(&self) -> &[u32] {
+        &self.tokens[..self.n_generated]
+    }
+
+    fn push(&mut self, choice_idx: usize, token: u32, finish: Option<FinishReason>) -> Option<Piece> {
+        self.n_generated += 1;
+        self.text.push(token, finish);
+        let is_due = self.n_told == 0 || self.n_generated - self.n_told >= self.interval;
+        let (text, finish) = match finish {
+            Some(reason) => (self.text.take_rest(reason), Some(self.finish(reason))),
+            None if is_due => (self.text.take(), None),
+            None => return None,
+        };
+        let tokens = self.n_told..self.n_generated;
+        self.n_told = self.n_generated;
+        Some(Piece { choice_idx, tokens, text, finish })
+    }
+
+    fn finish(&self, reason: FinishReason) -> Finish {
+        let stop_reason = match self.text.end(reason) {
+            Some(ReplyEnd::StopToken(token)) => Some(StopReason::Token(*token)),
+            Some(ReplyEnd::StopString { text, .. }) => Some(StopReason::Text(text.clone())),
+            Some(ReplyEnd::Length | ReplyEnd::Eos) | None => None,
+        };
+        Finish { reason: reason.as_str(), stop_reason }
+    }
+}

@@ -1,0 +1,141 @@
+//! An answer as server-sent events: frames as the choices' pieces come.
+
+use super::answer::{Answer, ReplyMode};
+use super::choices::{Choice, Choices, Event, Piece};
+use super::request::StreamUsageMode;
+use super::wire::chunk::{ChunkChoice, ChunkWriter, LastFrame, PromptFields};
+use super::wire::{Api, DONE, Envelope};
+use crate::vllm_version::VllmVersion;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{StatusCode, header};
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+
+#[derive(Debug)]
+struct AnswerStream {
+    answer: Answer,
+    choices: Choices,
+    writer: ChunkWriter,
+    usage: StreamUsageMode,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was sent.
+    Waiting,
+    Running,
+    Ended,
+}
+
+pub(super) fn respond(answer: Answer, choices: Choices, usage: StreamUsageMode) -> Response {
+    let last_frame = match usage {
+        StreamUsageMode::None => LastFrame::Finish,
+        StreamUsageMode::AtEnd | StreamUsageMode::Continuous => LastFrame::Usage,
+    };
+    let writer = ChunkWriter::new(&answer.envelope, last_frame);
+    let mut stream = AnswerStream { answer, choices, writer, usage, stage: Stage::Waiting };
+    let frames = futures::stream::poll_fn(move |ctx| {
+        stream.poll_frames(ctx).map(|frames| frames.map(Ok::<_, Infallible>))
+    });
+    let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
+    (StatusCode::OK, headers, Body::from_stream(frames)).into_response()
+}
+
+// === impl AnswerStream ===
+
+impl AnswerStream {
+    /// The frames of all that has come; `None` after the end.
+    fn poll_frames(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut frames = Vec::new();
+        while self.stage != Stage::Ended
+            && let Poll::Ready(event) = self.choices.poll_next(ctx)
+        {
+            self.write(&mut frames, event);
+        }
+        match (frames.is_empty(), self.stage) {
+            (false, _) => Poll::Ready(Some(frames.into())),
+            (true, Stage::Ended) => Poll::Ready(None),
+            (true, Stage::Waiting | Stage::Running) => Poll::Pending,
+        }
+    }
+
+    fn write(&mut self, out: &mut Vec<u8>, event: Event) {
+        match event {
+            Event::Piece(piece) => {
+                if self.stage == Stage::Waiting {
+                    self.stage = Stage::Running;
+                    self.write_opening(out);
+                }
+                self.write_piece(out, &piece);
+            }
+            Event::End => {
+                if self.usage != StreamUsageMode::None {
+                    self.writer.usage_frame(out, self.answer.stream_usage(self.choices.as_slice()));
+                }
+                out.extend_from_slice(DONE);
+                self.stage = Stage::Ended;
+            }
+            Event::Failed(error) => {
+                out.extend_from_slice(error.to_frame(&self.answer.envelope).as_bytes());
+                out.extend_from_slice(DONE);
+                self.stage = Stage::Ended;
+            }
+        }
+    }
+
+    /// A role for every choice of a chat, with the first token of any.
+    fn write_opening(&self, out: &mut Vec<u8>) {
+        if self.answer.envelope.api == Api::Completion {
+            return;
+        }
+        let Some(prompt) = self.answer.prompts.first() else { return };
+        let usage = (self.usage == StreamUsageMode::Continuous).then(|| self.answer.prompt_usage(0));
+        let told = PromptFields {
+            token_ids: self.answer.token_ids.then_some(&*prompt.ids),
+            text: prompt.text.as_deref(),
+        };
+        let indices = 0..self.choices.as_slice().len();
+        indices.clone().for_each(|index| self.writer.role_frame(out, index, told, usage));
+        if let Some(echo) = &prompt.echo {
+            indices.for_each(|index| self.writer.echo_frame(out, index, echo, usage));
+        }
+    }
+
+    fn write_piece(&self, out: &mut Vec<u8>, piece: &Piece) {
+        let Piece { choice_idx, tokens, text, finish } = piece;
+        let choice = &self.choices.as_slice()[*choice_idx];
+        let is_first = tokens.start == 0;
+        let echoed = self.echoed(choice, is_first, text);
+        let delta = echoed.as_deref().unwrap_or(text);
+        let chunk = ChunkChoice {
+            index: *choice_idx,
+            delta,
+            logprobs: None,
+            token_ids: self.answer.token_ids.then(|| &choice.generated()[tokens.clone()]),
+            prompt_token_ids: self.tells_prompt(is_first).then(|| &*self.answer.prompt(choice).ids),
+            finish: finish.as_ref(),
+            usage: (self.usage == StreamUsageMode::Continuous).then(|| self.answer.choice_usage(choice)),
+        };
+        self.writer.choice_frame(out, &chunk);
+    }
+
+    /// The text of a completion's first frame, when the prompt goes before it.
+    fn echoed(&self, choice: &Choice, is_first: bool, text: &str) -> Option<String> {
+        let echo = self.answer.prompt(choice).echo.as_deref();
+        let echo = echo.filter(|_| is_first && self.answer.envelope.api == Api::Completion)?;
+        Some(match self.answer.reply {
+            ReplyMode::Shown => format!("{echo}{text}"),
+            ReplyMode::Hidden => echo.to_owned(),
+        })
+    }
+
+    /// vLLM 0.11 tells a completion's prompt unasked.
+    fn tells_prompt(&self, is_first: bool) -> bool {
+        let Envelope { api, version, .. } = &self.answer.envelope;
+        let unasked = (*api, *version) == (Api::Completion, VllmVersion::V0_11);
+        is_first && (self.answer.token_ids || unasked)
+    }
+}

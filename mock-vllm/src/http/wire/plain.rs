@@ -1,0 +1,146 @@
+//! Answers that do not stream.
+
+use super::usage::Usage;
+use super::{Api, Envelope, Finish, push, push_finish, push_raw, push_stop_reason};
+use crate::vllm_version::VllmVersion;
+
+/// One choice, whole.
+#[derive(Clone, Debug)]
+pub(crate) struct PlainChoice {
+    pub(crate) content: String,
+    pub(crate) finish: Finish,
+    /// JSON.
+    pub(crate) logprobs: Option<Vec<u8>>,
+    /// With `return_token_ids`.
+    pub(crate) token_ids: Option<Vec<u32>>,
+    pub(crate) prompt: PlainPrompt,
+}
+
+/// What an answer tells of a prompt when asked to: a chat once, a completion in each choice.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PlainPrompt {
+    /// JSON.
+    pub(crate) logprobs: Option<Vec<u8>>,
+    pub(crate) token_ids: Option<Vec<u32>>,
+    pub(crate) text: Option<String>,
+}
+
+/// The whole body; choices in order.
+pub(crate) fn body(envelope: &Envelope, choices: &[PlainChoice], usage: Usage) -> Vec<u8> {
+    let Envelope { api, version, id, created, model, role, fingerprint } = envelope;
+    let mut out = b"{\"id\":".to_vec();
+    push(&mut out, id);
+    out.extend_from_slice(match api {
+        Api::Chat => b",\"object\":\"chat.completion\",\"created\":",
+        Api::Completion => b",\"object\":\"text_completion\",\"created\":",
+    });
+    push(&mut out, created);
+    out.extend_from_slice(b",\"model\":");
+    push(&mut out, model);
+    out.extend_from_slice(b",\"choices\":[");
+    for (index, choice) in choices.iter().enumerate() {
+        out.extend_from_slice(if index == 0 { b"{\"index\":" } else { b",{\"index\":" });
+        push(&mut out, &index);
+        match api {
+            Api::Chat => chat_choice(&mut out, choice, role, *version),
+            Api::Completion => completion_choice(&mut out, choice, *version),
+        }
+    }
+    out.push(b']');
+    match version {
+        VllmVersion::V0_8 => {}
+        VllmVersion::V0_11 => out.extend_from_slice(b",\"service_tier\":null,\"system_fingerprint\":null"),
+        VllmVersion::V0_33 => {
+            out.extend_from_slice(b",\"service_tier\":null,\"system_fingerprint\":");
+            push(&mut out, fingerprint);
+        }
+    }
+    out.extend_from_slice(b",\"usage\":");
+    usage.push_plain(&mut out, *api, *version);
+    if *api == Api::Chat {
+        chat_prompt(&mut out, choices.first().map(|choice| &choice.prompt), *version);
+    }
+    out.extend_from_slice(match version {
+        VllmVersion::V0_8 => b"}",
+        VllmVersion::V0_11 => b",\"kv_transfer_params\":null}",
+        VllmVersion::V0_33 => {
+            b",\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"metrics\":null}".as_slice()
+        }
+    });
+    out
+}
+
+fn chat_choice(out: &mut Vec<u8>, choice: &PlainChoice, role: &str, version: VllmVersion) {
+    let PlainChoice { content, finish, logprobs, token_ids, prompt: _ } = choice;
+    out.extend_from_slice(b",\"message\":{\"role\":");
+    push(out, role);
+    if version == VllmVersion::V0_8 {
+        out.extend_from_slice(b",\"reasoning_content\":null");
+    }
+    out.extend_from_slice(b",\"content\":");
+    push(out, content);
+    if version != VllmVersion::V0_8 {
+        out.extend_from_slice(
+            b",\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null",
+        );
+    }
+    if version != VllmVersion::V0_33 {
+        out.extend_from_slice(b",\"tool_calls\":[]");
+    }
+    out.extend_from_slice(match version {
+        VllmVersion::V0_8 => b"},\"logprobs\":",
+        VllmVersion::V0_11 => b",\"reasoning_content\":null},\"logprobs\":",
+        VllmVersion::V0_33 => b",\"reasoning\":null},\"logprobs\":".as_slice(),
+    });
+    push_raw(out, logprobs.as_deref());
+    push_finish(out, Some(finish));
+    push_stop_reason(out, Some(finish));
+    if version != VllmVersion::V0_8 {
+        out.extend_from_slice(b",\"token_ids\":");
+        push(out, token_ids);
+    }
+    if version == VllmVersion::V0_33 {
+        out.extend_from_slice(b",\"routed_experts\":null,\"weight_versions\":null");
+    }
+    out.push(b'}');
+}
+
+fn completion_choice(out: &mut Vec<u8>, choice: &PlainChoice, version: VllmVersion) {
+    let PlainChoice { content, finish, logprobs, token_ids, prompt } = choice;
+    out.extend_from_slice(b",\"text\":");
+    push(out, content);
+    out.extend_from_slice(b",\"logprobs\":");
+    push_raw(out, logprobs.as_deref());
+    push_finish(out, Some(finish));
+    push_stop_reason(out, Some(finish));
+    if version != VllmVersion::V0_8 {
+        out.extend_from_slice(b",\"token_ids\":");
+        push(out, token_ids);
+    }
+    out.extend_from_slice(b",\"prompt_logprobs\":");
+    push_raw(out, prompt.logprobs.as_deref());
+    if version != VllmVersion::V0_8 {
+        out.extend_from_slice(b",\"prompt_token_ids\":");
+        push(out, &prompt.token_ids);
+    }
+    if version == VllmVersion::V0_33 {
+        out.extend_from_slice(b",\"routed_experts\":null,\"weight_versions\":null");
+    }
+    out.push(b'}');
+}
+
+/// The fields behind `usage` of a chat.
+fn chat_prompt(out: &mut Vec<u8>, prompt: Option<&PlainPrompt>, version: VllmVersion) {
+    let none = PlainPrompt::default();
+    let PlainPrompt { logprobs, token_ids, text } = prompt.unwrap_or(&none);
+    out.extend_from_slice(b",\"prompt_logprobs\":");
+    push_raw(out, logprobs.as_deref());
+    if version != VllmVersion::V0_8 {
+        out.extend_from_slice(b",\"prompt_token_ids\":");
+        push(out, token_ids);
+    }
+    if version == VllmVersion::V0_33 {
+        out.extend_from_slice(b",\"prompt_text\":");
+        push(out, text);
+    }
+}

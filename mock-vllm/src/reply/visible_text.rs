@@ -1,0 +1,79 @@
+//! A reply's text as the client gets it: token by token, without what stopped it, and not before it is certain that no stop
+//! string begins in it.
+
+use super::ReplyEnd;
+use super::stop_strings::{StopStrings, Visibility};
+use crate::engine::request::FinishReason;
+use crate::tokens::detokenizer::Detokenizer;
+
+#[derive(Debug)]
+pub struct VisibleText {
+    detokenizer: Detokenizer,
+    end: ReplyEnd,
+    visibility: Visibility,
+    n_held_chars: usize,
+    /// Text that was not taken yet.
+    pending: String,
+    n_taken: usize,
+}
+
+// === impl VisibleText ===
+
+impl VisibleText {
+    pub fn new(detokenizer: Detokenizer, end: ReplyEnd, stop: &StopStrings) -> Self {
+        Self {
+            detokenizer,
+            end,
+            visibility: stop.visibility(),
+            n_held_chars: stop.n_held_chars(),
+            pending: String::new(),
+            n_taken: 0,
+        }
+    }
+
+    /// Takes the next token; `finish` is the engine's on the last one.
+    pub fn push(&mut self, token: u32, finish: Option<FinishReason>) {
+        let is_hidden = match (&self.end, finish) {
+            (ReplyEnd::Eos | ReplyEnd::StopToken(_), Some(FinishReason::Stop)) => {
+                self.visibility == Visibility::Hidden
+            }
+            (_, _) => false,
+        };
+        if !is_hidden {
+            let text = self.detokenizer.push(token);
+            if self.pending.is_empty() {
+                self.pending = text;
+            } else {
+                self.pending.push_str(&text);
+            }
+        }
+    }
+
+    /// What is certain by now and was not taken before.
+    pub fn take(&mut self) -> String {
+        let text = match self.n_held_chars {
+            0 => std::mem::take(&mut self.pending),
+            n_held => {
+                let held_from = self.pending.char_indices().rev().nth(n_held - 1).map_or(0, |(idx, _)| idx);
+                let held = self.pending.split_off(held_from);
+                std::mem::replace(&mut self.pending, held)
+            }
+        };
+        self.n_taken += text.len();
+        text
+    }
+
+    /// All that is left, once the last token was pushed.
+    pub fn take_rest(&mut self, finish: FinishReason) -> String {
+        if let (ReplyEnd::StopString { n_visible, .. }, FinishReason::Stop) = (&self.end, finish) {
+            self.pending.truncate(n_visible.saturating_sub(self.n_taken));
+        }
+        self.n_taken += self.pending.len();
+        std::mem::take(&mut self.pending)
+    }
+
+    /// Why the reply ended, when the engine says that it ended with `finish`: the context may have cut it before its own end.
+    pub fn end(&self, finish: FinishReason) -> Option<&ReplyEnd> {
+        (finish == self.end.finish_reason()).then_some(&self.end)
+    }
+}
