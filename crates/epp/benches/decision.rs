@@ -11,7 +11,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
-use epp::body::BodyScanner;
+use epp::body::{BodyScanner, PromptField};
 use epp::director::{Director, Now, Options, Ticket};
 use epp::exchange::{Exchange, Opening};
 use epp::metrics::Metrics;
@@ -120,7 +120,7 @@ fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
 fn scan(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
     let body = body(n_bytes);
     bencher.counter(BytesCount::new(body.len())).bench(|| {
-        let mut scanner = BodyScanner::new("messages");
+        let mut scanner = BodyScanner::new(PromptField::Messages);
         scanner.push(&body).expect("valid JSON");
         scanner.finish().expect("a chat")
     });

@@ -14,7 +14,9 @@ use crate::json::{Container, Event, JsonError, Lexer, MAX_DEPTH};
 
 /// Deepest nesting of arrays and objects in a body.
 pub const MAX_NESTING: u32 = MAX_DEPTH;
-/// Longest key that is told apart [bytes]; no key that is read has more than ten.
+/// Longest model name that is taken [bytes]: the 256 characters of an InferenceModel's, each of up to four.
+pub const MAX_MODEL_NAME: usize = 1024;
+/// Longest key that is told apart [bytes]; no key that is read has more than 13.
 const MAX_KEY: usize = 16;
 
 /// Why a body is refused. Displayed to the client.
@@ -32,6 +34,8 @@ pub enum BodyError {
     ModelMissing,
     #[error("the field `model` must be a non-empty string")]
     ModelType,
+    #[error("the field `model` is longer than {limit} bytes")]
+    ModelTooLong { limit: usize },
     #[error("the field `{key}` is required")]
     PromptMissing { key: &'static str },
     #[error("the field `{key}` has a type that a prompt cannot have")]
@@ -45,7 +49,7 @@ impl BodyError {
     #[must_use]
     pub fn param(&self) -> Option<&'static str> {
         match self {
-            Self::ModelMissing | Self::ModelType => Some("model"),
+            Self::ModelMissing | Self::ModelType | Self::ModelTooLong { .. } => Some("model"),
             Self::PromptMissing { key } | Self::PromptType { key } | Self::PromptEmpty { key } => Some(key),
             Self::Syntax { .. } | Self::Utf8 { .. } | Self::Depth { .. } | Self::NotAnObject => None,
         }
@@ -77,6 +81,42 @@ pub struct RequestBody {
     pub n_bytes: u64,
 }
 
+/// Where a body has its prompt, by the API that it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptField {
+    /// Chat completions: `messages`.
+    Messages,
+    /// Completions: `prompt`; vLLM takes `prompt_embeds` instead, which says nothing of a prefix.
+    Prompt,
+    /// Responses: `input`.
+    Input,
+    /// Embeddings: `input`; vLLM takes `messages` too.
+    Embedded,
+    /// The API is not known: `messages`, or `prompt` where there are none.
+    Any,
+}
+
+impl PromptField {
+    /// The keys that are read; of several in one body the first of these counts.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Messages => &["messages"],
+            Self::Prompt => &["prompt"],
+            Self::Input => &["input"],
+            Self::Embedded => &["input", "messages"],
+            Self::Any => &["messages", "prompt"],
+        }
+    }
+
+    /// A key that stands for a prompt that is not read.
+    fn unread_key(self) -> Option<&'static str> {
+        match self {
+            Self::Prompt | Self::Any => Some("prompt_embeds"),
+            Self::Messages | Self::Input | Self::Embedded => None,
+        }
+    }
+}
+
 /// Scans one body.
 #[derive(Debug)]
 pub struct BodyScanner {
@@ -87,14 +127,13 @@ pub struct BodyScanner {
 }
 
 impl BodyScanner {
-    /// `prompt_key` is the top-level key that holds the prompt: `messages`, `prompt` or `input`.
     #[must_use]
-    pub fn new(prompt_key: &'static str) -> Self {
+    pub fn new(prompt_field: PromptField) -> Self {
         Self {
             n_bytes: 0,
             utf8: Utf8Checker::default(),
             lexer: Lexer::new(),
-            fields: Fields::new(prompt_key),
+            fields: Fields::new(prompt_field),
         }
     }
 
@@ -179,7 +218,11 @@ enum Seen<T> {
 
 #[derive(Debug)]
 struct Fields {
-    prompt_key: &'static str,
+    prompt_field: PromptField,
+    /// Which of the field's keys the prompt was read from.
+    prompt_rank: usize,
+    /// Whether there is a prompt that is not read.
+    has_unread_prompt: bool,
     place: Place,
     target: Target,
     /// Open containers of a value that nothing is read from.
@@ -198,9 +241,11 @@ struct Fields {
 }
 
 impl Fields {
-    fn new(prompt_key: &'static str) -> Self {
+    fn new(prompt_field: PromptField) -> Self {
         Self {
-            prompt_key,
+            prompt_field,
+            prompt_rank: usize::MAX,
+            has_unread_prompt: false,
             place: Place::Root,
             target: Target::Nowhere,
             n_skipped: 0,
@@ -258,7 +303,10 @@ impl Fields {
                 let n_kept = text.len().min(MAX_KEY + 1 - self.key.len());
                 self.key.extend_from_slice(&text[..n_kept]);
             }
-            Target::Model => self.model_name.extend_from_slice(text),
+            Target::Model => {
+                let n_kept = text.len().min(MAX_MODEL_NAME + 1 - self.model_name.len());
+                self.model_name.extend_from_slice(&text[..n_kept]);
+            }
             Target::CacheSalt => self.salt.extend_from_slice(text),
             Target::Prompt => self.push_prompt(text),
             Target::Role => self.role.extend_from_slice(text),
@@ -269,12 +317,7 @@ impl Fields {
     fn end_key(&mut self) {
         self.target = Target::Nowhere;
         self.place = match self.place {
-            Place::Field(_) => Place::Field(match self.key.as_slice() {
-                b"model" => Field::Model,
-                b"cache_salt" => Field::CacheSalt,
-                key if key == self.prompt_key.as_bytes() => Field::Prompt,
-                _ => Field::Other,
-            }),
+            Place::Field(_) => Place::Field(self.root_field()),
             Place::Message(_) => Place::Message(match self.key.as_slice() {
                 b"role" => MessageKey::Role,
                 b"content" => MessageKey::Content,
@@ -284,6 +327,26 @@ impl Fields {
             place @ (Place::Root | Place::Elements | Place::TokenIds | Place::Parts) => place,
         };
         self.forget();
+    }
+
+    fn root_field(&mut self) -> Field {
+        let key = self.key.as_slice();
+        match key {
+            b"model" => return Field::Model,
+            b"cache_salt" => return Field::CacheSalt,
+            _ => {}
+        }
+        if self.prompt_field.unread_key().is_some_and(|unread| unread.as_bytes() == key) {
+            self.has_unread_prompt = true;
+        }
+        let rank = self.prompt_field.keys().iter().position(|prompt| prompt.as_bytes() == key);
+        match rank {
+            Some(rank) if rank <= self.prompt_rank => {
+                self.prompt_rank = rank;
+                Field::Prompt
+            }
+            Some(_) | None => Field::Other,
+        }
     }
 
     /// A key that appears again replaces what it said before.
@@ -432,7 +495,8 @@ impl Fields {
     }
 
     fn finish(self, n_bytes: u64) -> Result<RequestBody, BodyError> {
-        let key = self.prompt_key;
+        let keys = self.prompt_field.keys();
+        let key = keys.get(self.prompt_rank).copied().unwrap_or(keys[0]);
         if self.root != Seen::Value(()) {
             return Err(BodyError::NotAnObject);
         }
@@ -440,9 +504,13 @@ impl Fields {
             Seen::Absent => return Err(BodyError::ModelMissing),
             Seen::WrongType => return Err(BodyError::ModelType),
             Seen::Value(_) if self.model_name.is_empty() => return Err(BodyError::ModelType),
+            Seen::Value(_) if self.model_name.len() > MAX_MODEL_NAME => {
+                return Err(BodyError::ModelTooLong { limit: MAX_MODEL_NAME });
+            }
             Seen::Value(span) => span,
         };
         match self.prompt {
+            Seen::Absent if self.has_unread_prompt => {}
             Seen::Absent => return Err(BodyError::PromptMissing { key }),
             Seen::WrongType => return Err(BodyError::PromptType { key }),
             Seen::Value(()) if self.text_bytes == 0 => return Err(BodyError::PromptEmpty { key }),

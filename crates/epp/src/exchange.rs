@@ -188,14 +188,18 @@ impl<L> Exchange<L> {
         }
         let mode = self.modes.request;
         let collects = !headers.end_of_stream && mode.shows_body_before_pick();
-        let Route::Prompt(prompt_key) = head.route else {
+        let Route::Prompt(prompt_field) = head.route else {
             return Ok(self.pick_at_headers(head, headers.end_of_stream, decide));
         };
         if !collects {
             return Ok(self.pick_at_headers(head, headers.end_of_stream, decide));
         }
-        self.phase =
-            Phase::Collecting(Box::new(Collecting::new(head, mode, prompt_key, self.opening.max_body_bytes)));
+        self.phase = Phase::Collecting(Box::new(Collecting::new(
+            head,
+            mode,
+            prompt_field,
+            self.opening.max_body_bytes,
+        )));
         // A proxy that buffers wants the headers answered before it sends the body; the others wait for the pick.
         Ok(match mode {
             BodyMode::Buffered | BodyMode::BufferedPartial => {

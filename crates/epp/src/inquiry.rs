@@ -8,6 +8,7 @@ use envoy_proto::service::ext_proc::v3::HttpHeaders;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 
+use crate::body::PromptField;
 use crate::body::RequestBody;
 use crate::refusal::BodyFault;
 
@@ -95,8 +96,8 @@ pub(crate) struct RequestId {
 /// How a request's body is read, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// OpenAI's JSON; the prompt is under this key.
-    Prompt(&'static str),
+    /// OpenAI's JSON, with the prompt in this field.
+    Prompt(PromptField),
     /// Not read; placed by load.
     Opaque,
 }
@@ -145,21 +146,25 @@ pub(crate) fn header_value(header: &HeaderValue) -> &str {
 }
 
 impl Route {
+    /// A request without a path is none of HTTP's: whoever sends it means OpenAI's JSON.
     fn new(method: &str, path: &str) -> Self {
+        if path.is_empty() {
+            return Self::Prompt(PromptField::Any);
+        }
         let path = path.split(['?', '#']).next().unwrap_or_default();
         if method != "POST" {
             return Self::Opaque;
         }
         // The longer suffix first: both end in `/completions`.
         let suffixes = [
-            ("/chat/completions", "messages"),
-            ("/completions", "prompt"),
-            ("/responses", "input"),
-            ("/embeddings", "input"),
+            ("/chat/completions", PromptField::Messages),
+            ("/completions", PromptField::Prompt),
+            ("/responses", PromptField::Input),
+            ("/embeddings", PromptField::Embedded),
         ];
         suffixes
             .into_iter()
             .find(|(suffix, _)| path.ends_with(suffix))
-            .map_or(Self::Opaque, |(_, prompt_key)| Self::Prompt(prompt_key))
+            .map_or(Self::Opaque, |(_, prompt_field)| Self::Prompt(prompt_field))
     }
 }

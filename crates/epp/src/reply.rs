@@ -31,7 +31,9 @@ pub struct Pieces {
 impl Pieces {
     #[must_use]
     pub fn new(chunks: Vec<Bytes>) -> Self {
-        Self { pieces: chunks.into() }
+        let mut pieces = VecDeque::from(chunks);
+        pieces.retain(|piece| !piece.is_empty());
+        Self { pieces }
     }
 
     /// The body with `replacement` in the place of `span`.
@@ -68,8 +70,8 @@ impl Pieces {
         self.next_up_to(usize::MAX)
     }
 
-    /// The body in messages of at most [`MAX_CHUNK`] bytes; an empty body is one empty message. `end_of_stream` is
-    /// what the last one says.
+    /// The body in messages of [`MAX_CHUNK`] bytes, the last one of what is left; an empty body is one empty message.
+    /// `end_of_stream` is what the last one says.
     #[must_use]
     pub fn into_messages(mut self, end_of_stream: bool) -> Vec<StreamedBodyResponse> {
         let mut messages = Vec::with_capacity(self.n_bytes() / MAX_CHUNK + 1);
@@ -87,34 +89,30 @@ impl Pieces {
         }
     }
 
-    /// Takes up to `limit` bytes from the front; copies only to join pieces that are smaller.
+    /// Takes `limit` bytes from the front, or what there is; copies only to join pieces.
     fn next_up_to(&mut self, limit: usize) -> Bytes {
-        let Some(mut first) = self.pieces.pop_front() else { return Bytes::new() };
-        if first.len() > limit {
-            let rest = first.split_off(limit);
-            self.pieces.push_front(rest);
+        let Some(first) = self.take_up_to(limit) else { return Bytes::new() };
+        if first.len() == limit || self.pieces.is_empty() {
             return first;
         }
-        self.drop_empty();
-        let fits = |next: &Bytes, len: usize| len + next.len() <= limit;
-        if !self.pieces.front().is_some_and(|next| fits(next, first.len())) {
-            return first;
-        }
-        let mut joined = BytesMut::from(first);
-        while let Some(next) = self.pieces.front()
-            && fits(next, joined.len())
+        let mut joined = BytesMut::with_capacity(limit.min(first.len() + self.n_bytes()));
+        joined.extend_from_slice(&first);
+        while joined.len() < limit
+            && let Some(next) = self.take_up_to(limit - joined.len())
         {
-            joined.extend_from_slice(next);
-            self.pieces.pop_front();
+            joined.extend_from_slice(&next);
         }
-        self.drop_empty();
         joined.freeze()
     }
 
-    fn drop_empty(&mut self) {
-        while self.pieces.front().is_some_and(Bytes::is_empty) {
-            self.pieces.pop_front();
+    /// The first piece, or the front of it.
+    fn take_up_to(&mut self, limit: usize) -> Option<Bytes> {
+        let mut first = self.pieces.pop_front()?;
+        if first.len() > limit {
+            let rest = first.split_off(limit);
+            self.pieces.push_front(rest);
         }
+        Some(first)
     }
 }
 

@@ -2,15 +2,20 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 
 use super::{BodyEnd, BodyMode, json_string};
-use crate::body::BodyScanner;
+use crate::body::{BodyScanner, PromptField};
 use crate::inquiry::{Content, RequestHead, RequestId};
 use crate::refusal::BodyFault;
 use crate::reply::{self, Pieces};
+
+/// Chunks below this are put together, so that a body that trickles in takes no more memory than another.
+const SMALL_CHUNK: usize = 4096;
+/// What a chunk takes at least in the mode in which each is answered: the answer.
+const ANSWER_BYTES: usize = 512;
 
 /// Chunks as they came, and what was read from them.
 #[derive(Debug)]
@@ -19,6 +24,9 @@ pub(crate) struct Collecting {
     mode: BodyMode,
     scanner: BodyScanner,
     chunks: Vec<Bytes>,
+    /// What comes behind the chunks: small ones, put together.
+    tail: BytesMut,
+    /// Memory that the body takes, at least its length.
     n_bytes: usize,
     max_bytes: usize,
 }
@@ -42,29 +50,54 @@ pub(crate) struct CollectedBody {
 }
 
 impl Collecting {
-    pub(crate) fn new(head: RequestHead, mode: BodyMode, prompt_key: &'static str, max_bytes: usize) -> Self {
-        Self { head, mode, scanner: BodyScanner::new(prompt_key), chunks: Vec::new(), n_bytes: 0, max_bytes }
+    pub(crate) fn new(
+        head: RequestHead,
+        mode: BodyMode,
+        prompt_field: PromptField,
+        max_bytes: usize,
+    ) -> Self {
+        Self {
+            head,
+            mode,
+            scanner: BodyScanner::new(prompt_field),
+            chunks: Vec::new(),
+            tail: BytesMut::new(),
+            n_bytes: 0,
+            max_bytes,
+        }
     }
 
     pub(crate) fn push(&mut self, chunk: Bytes) -> Result<(), BodyFault> {
-        self.n_bytes += chunk.len();
+        let answers_each = self.mode == BodyMode::StreamedAhead;
+        self.n_bytes += if answers_each { chunk.len().max(ANSWER_BYTES) } else { chunk.len() };
         if self.n_bytes > self.max_bytes {
             return Err(BodyFault::TooLarge { limit: self.max_bytes });
         }
         self.scanner.push(&chunk)?;
-        // In the modes that answer each chunk, an empty one is answered too.
-        if !chunk.is_empty() || self.mode == BodyMode::StreamedAhead {
+        if answers_each {
+            self.chunks.push(chunk);
+        } else if chunk.len() < SMALL_CHUNK {
+            self.tail.extend_from_slice(&chunk);
+        } else {
+            self.end_tail();
             self.chunks.push(chunk);
         }
         Ok(())
+    }
+
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push(self.tail.split().freeze());
+        }
     }
 
     pub(crate) fn into_head(self) -> RequestHead {
         self.head
     }
 
-    pub(crate) fn finish(self, end: BodyEnd) -> Collected {
-        let Self { head, mode, scanner, chunks, n_bytes: _, max_bytes: _ } = self;
+    pub(crate) fn finish(mut self, end: BodyEnd) -> Collected {
+        self.end_tail();
+        let Self { head, mode, scanner, chunks, tail: _, n_bytes: _, max_bytes: _ } = self;
         let content = match scanner.finish() {
             Ok(body) => Content::Body(body),
             // The proxy cut the body at its buffer's limit: what is missing cannot be blamed on the client.

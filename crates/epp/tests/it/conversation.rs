@@ -109,7 +109,7 @@ impl Mode {
 
 /// One line per message in, with what comes out behind the arrow.
 pub(crate) fn check(mode: Mode, requests: Vec<Request>, expected: Expect) {
-    let mut exchange = exchange(1000);
+    let mut exchange = exchange(10_000);
     let mut lines = String::new();
     for request in requests {
         let name = match &request {

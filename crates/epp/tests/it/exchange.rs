@@ -217,10 +217,10 @@ fn refusals() {
     );
     check(
         Mode::BUFFERED,
-        refused(&" ".repeat(1001)),
+        refused(&" ".repeat(10_001)),
         expect![[r#"
             headers -> headers (waits)
-            body -> 413 epp_body_too_large content-type=application/json x-request-id=4c9f {"error":{"message":"the body is longer than 1000 bytes","type":"BadRequestError","param":null,"code":413}}
+            body -> 413 epp_body_too_large content-type=application/json x-request-id=4c9f {"error":{"message":"the body is longer than 10000 bytes","type":"BadRequestError","param":null,"code":413}}
             body -> 
         "#]],
     );

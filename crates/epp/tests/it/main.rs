@@ -6,6 +6,7 @@ mod body;
 mod conversation;
 mod exchange;
 mod fixtures;
+mod limits;
 mod log;
 mod picking;
 mod process;
