@@ -19,6 +19,7 @@ use crate::engine::latency::LatencyModel;
 use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
 use crate::engine::step::{Origin, OutputToken, StepOutput};
 use crate::kv_events::publisher::KvEventPublisher;
+use crate::metrics::lateness::TokenLateness;
 use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
 use clock::{Clock, SimTime};
@@ -56,6 +57,8 @@ pub struct DriverConfig {
     pub kv_events: Option<KvEventPublisher>,
     /// Gets what happens to the prefix cache; needs `EngineConfig::kv_events`.
     pub cache_log: Option<CacheLog>,
+    /// Hears of every token that a request takes out of its ticket.
+    pub lateness: Option<Arc<TokenLateness>>,
 }
 
 /// Submits to a driver; the thread ends when the last handle is gone.
@@ -64,6 +67,7 @@ pub struct DriverHandle {
     commands: mpsc::Sender<Command>,
     clock: Clock,
     next_id: Arc<AtomicU64>,
+    lateness: Option<Arc<TokenLateness>>,
 }
 
 /// A request in the hands of the driver. Dropping it before the end aborts the request.
@@ -76,6 +80,7 @@ pub struct Ticket {
     /// At most one message per output token and one for the end.
     deliveries: UnboundedReceiver<Delivery>,
     ended: bool,
+    lateness: Option<(Arc<TokenLateness>, Clock)>,
 }
 
 /// What to run; the driver chooses the id.
@@ -172,7 +177,7 @@ pub fn start(
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
 ) -> std::io::Result<DriverHandle> {
-    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log } = config;
+    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness } = config;
     let (commands, receiver) = mpsc::channel();
     let driver = Driver {
         engine,
@@ -193,7 +198,7 @@ pub fn start(
         output: StepOutput::default(),
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.run(&receiver))?;
-    Ok(DriverHandle { commands, clock, next_id: Arc::default() })
+    Ok(DriverHandle { commands, clock, next_id: Arc::default(), lateness })
 }
 
 // === impl DriverHandle ===
@@ -208,7 +213,8 @@ impl DriverHandle {
         let (admission_tx, admission) = oneshot::channel();
         let outlets = Outlets { admission: Some(admission_tx), deliveries: tx };
         self.commands.send(Command::Submit(Box::new(submission), outlets)).map_err(|_closed| EngineDead)?;
-        Ok(Ticket { id, commands: self.commands.clone(), admission, deliveries, ended: false })
+        let lateness = self.lateness.clone().map(|lateness| (lateness, self.clock));
+        Ok(Ticket { id, commands: self.commands.clone(), admission, deliveries, ended: false, lateness })
     }
 
     /// Lets `work` see or change the engine on its own thread, at once; what it returns. A step may be under way.
@@ -253,9 +259,10 @@ impl Ticket {
 
     pub fn poll_next(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Delivery>> {
         let delivery = ready!(self.deliveries.poll_recv(ctx));
-        match delivery {
-            None | Some(Delivery::End { .. } | Delivery::Rejected(_)) => self.ended = true,
-            Some(Delivery::Token { .. }) => {}
+        match (&delivery, &self.lateness) {
+            (None | Some(Delivery::End { .. } | Delivery::Rejected(_)), _) => self.ended = true,
+            (Some(Delivery::Token { at, .. }), Some((lateness, clock))) => lateness.observe(clock.since(*at)),
+            (Some(Delivery::Token { .. }), None) => {}
         }
         Poll::Ready(delivery)
     }

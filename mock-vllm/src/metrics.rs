@@ -5,6 +5,7 @@ pub mod cache_config;
 pub mod exposition;
 mod histogram;
 pub mod http;
+pub mod lateness;
 pub mod lora;
 pub mod process;
 pub mod render;
@@ -14,8 +15,10 @@ use crate::engine::EngineStats;
 use crate::engine::request::FinishReason;
 use crate::vllm_version::VllmVersion;
 use histogram::Histogram;
+use lateness::TokenLateness;
 use lora::{LoraRequests, LoraStage};
 use requests::{FinishedRequest, RequestHistograms};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// vLLM's order of `FinishReason`; versions before 0.33 know the first three.
@@ -33,6 +36,8 @@ pub struct MetricsConfig {
     pub max_model_len: u32,
     /// Fields of vLLM's `CacheConfig`, as label and value in Python's spelling.
     pub cache_config: Vec<(&'static str, String)>,
+    /// The mock's own metrics, when they are asked for.
+    pub lateness: Option<Arc<TokenLateness>>,
     /// `--max-loras`, when LoRA is on.
     pub max_loras: Option<u32>,
     /// Unix time of the start, in seconds, for the `_created` series.

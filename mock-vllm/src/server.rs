@@ -52,6 +52,8 @@ pub struct PodSettings {
     pub gpu_memory_utilization: f64,
     pub kv_events: KvEventsConfig,
     pub kv_event_format: WireFormat,
+    /// Show the mock's own metrics beside vLLM's.
+    pub mock_metrics: bool,
     /// Data-parallel rank: the label `engine` of the metrics, and the rank in KV events.
     pub rank: u16,
 }
@@ -180,9 +182,10 @@ pub fn build_pod(
             .map_err(|source| BuildError::CacheLog { path, source })
     };
     let cache_log = cache_log.map(open_cache_log).transpose()?;
+    let lateness = metrics_config.lateness.clone();
     let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
-    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events, cache_log };
+    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness };
     let driver = driver::start(driver_config, clock, metrics.clone()).map_err(BuildError::Thread)?;
     Ok(Arc::new(Pod {
         config,
@@ -306,6 +309,7 @@ fn metrics_config(settings: &PodSettings) -> MetricsConfig {
         model_name: pod.displayed_model().to_owned(),
         max_model_len: pod.max_model_len,
         cache_config: cache_config.labels(pod.version),
+        lateness: settings.mock_metrics.then(Arc::default),
         max_loras: None,
         created: Clock::unix_now().as_secs_f64(),
     }

@@ -60,6 +60,7 @@ impl ServeArgs {
             request_log,
             cache_log,
             vllm_version,
+            mock_metrics,
             pod_name,
         } = mock;
         let kv_events = KvEventsConfig::from_args(engine.kv_events_config.iter().map(String::as_str))
@@ -93,6 +94,7 @@ impl ServeArgs {
             gpu_memory_utilization,
             kv_events,
             kv_event_format,
+            mock_metrics,
             rank: listen.rank(),
         })
     }

@@ -87,6 +87,11 @@ impl Clock {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
+    /// Wall time since `moment`; zero while it lies ahead.
+    pub fn since(&self, moment: SimTime) -> Duration {
+        self.now().since(moment).div_f64(self.scale.0)
+    }
+
     /// Wall time until `deadline`; zero when it has passed.
     pub fn until(&self, deadline: SimTime) -> Duration {
         deadline.since(self.now()).div_f64(self.scale.0)

@@ -6,7 +6,7 @@ use super::histogram::Histogram;
 use super::http::HttpMetrics;
 use super::process::{self, ProcessSample};
 use super::requests::RequestHistograms;
-use super::{Counters, FINISHED_REASONS, Metrics, SleepState};
+use super::{Counters, FINISHED_REASONS, Metrics, MetricsConfig, SleepState};
 use crate::engine::EngineStats;
 use crate::vllm_version::VllmVersion;
 
@@ -52,6 +52,7 @@ impl Scrape<'_> {
         page.phase_histograms();
         page.lora();
         page.cache_config();
+        page.lateness();
         http.render(&mut out);
         out.into_text()
     }
@@ -340,6 +341,13 @@ impl Page<'_, '_, '_> {
         let help = "Information of the LLMEngine CacheConfig";
         let series = [Series { labels, value: 1.0, created: None }];
         self.out.gauge(Head { name: "vllm:cache_config_info", help }, &series);
+    }
+
+    fn lateness(&mut self) {
+        let MetricsConfig { lateness, created, .. } = &self.metrics.config;
+        if let Some(lateness) = lateness {
+            lateness.render(self.out, &self.labels, *created);
+        }
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: f64) {

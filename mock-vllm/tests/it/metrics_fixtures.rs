@@ -40,6 +40,7 @@ pub(crate) fn metrics(version: VllmVersion) -> Metrics {
         model_name: "m".to_owned(),
         max_model_len: EngineConfig::default().max_model_len,
         cache_config: Vec::new(),
+        lateness: None,
         max_loras: Some(MAX_LORAS),
         created: 1.0,
     })
@@ -59,6 +60,7 @@ impl Lab {
             seed: 0,
             kv_events: None,
             cache_log: None,
+            lateness: None,
         };
         let metrics = Arc::new(Mutex::new(metrics(version)));
         let driver = driver::start(config, Clock::start(SCALE.into()), metrics.clone()).unwrap();

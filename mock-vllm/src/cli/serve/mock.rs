@@ -31,6 +31,9 @@ pub(super) struct MockArgs {
     /// vLLM that this pod passes for: metric names, error bodies, fields of chunks, KV events
     #[arg(long, value_name = "VERSION", value_enum, default_value = "0.33")]
     pub(super) vllm_version: VllmVersion,
+    /// Show the mock's own metrics, mock_vllm:*, in /metrics: how late its tokens are
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    pub(super) mock_metrics: bool,
     /// Name of the pod in the request log
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
     pub(super) pod_name: String,

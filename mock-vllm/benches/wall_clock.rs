@@ -1,0 +1,54 @@
+//! How close tokens leave to their virtual time: 256 streams at time scale 1, each over a connection of its own, from the
+//! program itself over real sockets. The server tells its lateness in /metrics; clients and server share the machine's cores.
+#![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
+
+mod program;
+
+use program::{Server, stream};
+use tokio::task::JoinSet;
+
+const N_STREAMS: usize = 256;
+const TOKENS_PER_STREAM: usize = 200;
+
+fn main() {
+    let server = Server::start("--mock-metrics --log-filter warn,mock_vllm=info");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime starts");
+    let n_tokens: usize = runtime.block_on(async {
+        let mut streams = JoinSet::new();
+        (0..N_STREAMS).for_each(|stream_idx| {
+            streams.spawn(stream(server.address, stream_idx, TOKENS_PER_STREAM));
+        });
+        streams.join_all().await.into_iter().sum()
+    });
+    assert_eq!(n_tokens, N_STREAMS * TOKENS_PER_STREAM, "every token came");
+    let page = server.get("/metrics").expect("the server answers");
+    println!("memory at most {:.0} MiB", server.memory_mib("VmHWM"));
+    println!(
+        "lateness of {n_tokens} tokens of {N_STREAMS} streams: p50 below {} ms, p90 below {} ms, p99 below {} ms, longest \
+         {:.2} ms",
+        quantile_ms(&page, 0.5),
+        quantile_ms(&page, 0.9),
+        quantile_ms(&page, 0.99),
+        value(&page, "mock_vllm:token_lateness_max_seconds{") * 1e3,
+    );
+}
+
+/// Upper bound of the bucket that the quantile falls into.
+fn quantile_ms(page: &str, quantile: f64) -> f64 {
+    let n_all = value(page, "mock_vllm:token_lateness_seconds_count{");
+    let buckets = page.lines().filter(|line| line.starts_with("mock_vllm:token_lateness_seconds_bucket{"));
+    let bucket = buckets.into_iter().find_map(|line| {
+        let bound = line.split("le=\"").nth(1)?.split('"').next()?.parse().unwrap_or(f64::INFINITY);
+        (number(line) >= quantile * n_all).then_some(bound)
+    });
+    bucket.expect("the last bucket holds all") * 1e3
+}
+
+fn value(page: &str, prefix: &str) -> f64 {
+    number(page.lines().find(|line| line.starts_with(prefix)).expect("the metric is there"))
+}
+
+fn number(line: &str) -> f64 {
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a line ends with its value")
+}
