@@ -3,6 +3,7 @@
 
 mod cli;
 mod debug_endpoints;
+mod engine_against_reference;
 mod engine_allocations;
 mod engine_eras;
 mod engine_fixtures;
@@ -11,6 +12,7 @@ mod engine_latency;
 mod engine_loras;
 mod engine_models;
 mod engine_pressure;
+mod engine_reference;
 mod engine_steps;
 mod fuzz_corpus;
 mod ground_truth;
