@@ -6,8 +6,10 @@
 //! ```
 //! Deadlines are absolute, so a late wake-up delays one event and not the ones after it.
 
+pub mod backlog;
 pub mod clock;
 pub mod inspect;
+pub mod pause;
 
 mod diary;
 mod live;
@@ -22,11 +24,13 @@ use crate::kv_events::publisher::KvEventPublisher;
 use crate::metrics::lateness::TokenLateness;
 use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
+use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
 use clock::{Clock, SimTime};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};
 use live::{Live, Stage};
 use parking_lot::Mutex;
+use pause::{PauseMode, Scheduling};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -59,6 +63,7 @@ pub struct DriverConfig {
     pub cache_log: Option<CacheLog>,
     /// Hears of every token that a request takes out of its ticket.
     pub lateness: Option<Arc<TokenLateness>>,
+    pub queue_limits: QueueLimits,
 }
 
 /// Submits to a driver; the thread ends when the last handle is gone.
@@ -68,6 +73,7 @@ pub struct DriverHandle {
     clock: Clock,
     next_id: Arc<AtomicU64>,
     lateness: Option<Arc<TokenLateness>>,
+    backlog: Arc<Backlog>,
 }
 
 /// A request in the hands of the driver. Dropping it before the end aborts the request.
@@ -106,8 +112,20 @@ pub struct Admission {
 /// What a request receives, in order: tokens, then the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    Token { token: u32, at: SimTime, cached_tokens: u32, queue_time: Duration, finish: Option<FinishReason> },
-    End { at: SimTime },
+    Token {
+        token: u32,
+        at: SimTime,
+        cached_tokens: u32,
+        queue_time: Duration,
+        finish: Option<FinishReason>,
+    },
+    /// Ended by an operator's hand; the end follows.
+    Aborted {
+        at: SimTime,
+    },
+    End {
+        at: SimTime,
+    },
     Rejected(AddError),
 }
 
@@ -121,11 +139,16 @@ enum Command {
     /// Runs on the driver's thread, also while a step runs.
     WithEngine(Box<dyn FnOnce(&mut Engine) + Send>),
     Inspect(Inspection),
+    Pause(PauseMode, oneshot::Sender<()>),
+    Resume,
+    AbortRequests(Option<Vec<String>>),
 }
 
 /// The driver's ends of a ticket.
 #[derive(Debug)]
 struct Outlets {
+    /// Until the engine takes the request in.
+    queue_place: Option<QueuePlace>,
     admission: Option<oneshot::Sender<Admission>>,
     deliveries: UnboundedSender<Delivery>,
 }
@@ -163,6 +186,9 @@ struct Driver {
     /// Arrived during a step; applied when it ends.
     aborts: Vec<RequestId>,
     step_runs: bool,
+    scheduling: Scheduling,
+    /// Came while the scheduler was held; in order.
+    held: Vec<(Box<Submission>, Outlets)>,
     /// The time of the last event: never goes back.
     now: SimTime,
     output: StepOutput,
@@ -177,7 +203,7 @@ pub fn start(
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
 ) -> std::io::Result<DriverHandle> {
-    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness } = config;
+    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness, queue_limits } = config;
     let (commands, receiver) = mpsc::channel();
     let driver = Driver {
         engine,
@@ -194,24 +220,28 @@ pub fn start(
         live: HashMap::new(),
         aborts: Vec::new(),
         step_runs: false,
+        scheduling: Scheduling::default(),
+        held: Vec::new(),
         now: SimTime::default(),
         output: StepOutput::default(),
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.run(&receiver))?;
-    Ok(DriverHandle { commands, clock, next_id: Arc::default(), lateness })
+    let backlog = Arc::new(Backlog::new(queue_limits));
+    Ok(DriverHandle { commands, clock, next_id: Arc::default(), lateness, backlog })
 }
 
 // === impl DriverHandle ===
 
 impl DriverHandle {
     /// # Errors
-    /// When the driver's thread is gone.
-    pub fn submit(&self, mut submission: Submission) -> Result<Ticket, EngineDead> {
+    /// When the queue is full, or the driver's thread is gone.
+    pub fn submit(&self, mut submission: Submission) -> Result<Ticket, SubmitError> {
+        let queue_place = Some(self.backlog.enter(submission.request.prompt.len())?);
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         submission.request.id = id;
         let (tx, deliveries) = unbounded_channel();
         let (admission_tx, admission) = oneshot::channel();
-        let outlets = Outlets { admission: Some(admission_tx), deliveries: tx };
+        let outlets = Outlets { queue_place, admission: Some(admission_tx), deliveries: tx };
         self.commands.send(Command::Submit(Box::new(submission), outlets)).map_err(|_closed| EngineDead)?;
         let lateness = self.lateness.clone().map(|lateness| (lateness, self.clock));
         Ok(Ticket { id, commands: self.commands.clone(), admission, deliveries, ended: false, lateness })
@@ -262,7 +292,7 @@ impl Ticket {
         match (&delivery, &self.lateness) {
             (None | Some(Delivery::End { .. } | Delivery::Rejected(_)), _) => self.ended = true,
             (Some(Delivery::Token { at, .. }), Some((lateness, clock))) => lateness.observe(clock.since(*at)),
-            (Some(Delivery::Token { .. }), None) => {}
+            (Some(Delivery::Token { .. } | Delivery::Aborted { .. }), _) => {}
         }
         Poll::Ready(delivery)
     }
@@ -314,16 +344,12 @@ impl Driver {
         match command {
             Command::WithEngine(work) => self.with_engine(work),
             Command::Inspect(look) => look(EngineView::new(&self.engine, &self.live)),
-            Command::Submit(submission, outlets) => {
-                let (id, arrival) = (submission.request.id, submission.arrival);
-                self.log_arrival(&submission);
-                let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
-                let live = Live::new(*submission, outlets);
-                if let Some(shift) = live.joins_adapter() {
-                    self.metrics.lock().shift_lora(&shift);
-                }
-                self.live.insert(id, live);
-                self.plan(arrival + c_pre, Event::Enter(id));
+            Command::Submit(submission, outlets) => self.receive(submission, outlets),
+            Command::Pause(mode, paused) => self.pause(mode, paused),
+            Command::Resume => self.resume(),
+            Command::AbortRequests(ids) => {
+                self.abort_requests(|id| ids.as_ref().is_none_or(|ids| ids.iter().any(|known| known == id)));
+                self.settle_drain();
             }
             Command::Abort(id) => match self.live.get(&id).map(|live| &live.stage) {
                 Some(Stage::InEngine) => {
@@ -334,9 +360,22 @@ impl Driver {
                     }
                 }
                 Some(Stage::Arriving(_) | Stage::Leaving) => self.forget_aborted(id),
-                None => {}
+                None => self.forget_held(id),
             },
         }
+    }
+
+    /// Begins its way to the engine.
+    fn submit(&mut self, submission: Box<Submission>, outlets: Outlets) {
+        let (id, arrival) = (submission.request.id, submission.arrival);
+        self.log_arrival(&submission);
+        let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
+        let live = Live::new(*submission, outlets);
+        if let Some(shift) = live.joins_adapter() {
+            self.metrics.lock().shift_lora(&shift);
+        }
+        self.live.insert(id, live);
+        self.plan(arrival + c_pre, Event::Enter(id));
     }
 
     /// Everything planned for the next moment, then a new step if none runs.
@@ -358,6 +397,7 @@ impl Driver {
         if !self.step_runs {
             self.start_step();
         }
+        self.settle_drain();
     }
 
     /// What the work changed shows in the events and the gauges, and may let a waiting request in.
@@ -384,11 +424,15 @@ impl Driver {
     }
 
     fn start_step(&mut self) {
+        if matches!(self.scheduling, Scheduling::Paused) {
+            return;
+        }
         let Some(plan) = self.engine.schedule() else { return };
         let step_time = self.latency.jittered_step_time(plan, self.jitter, &mut self.rng);
         for scheduled in &plan.scheduled {
             if let (Origin::New, Some(live)) = (scheduled.origin, self.live.get_mut(&scheduled.id)) {
                 live.scheduled = self.now;
+                live.outlets.queue_place = None;
                 if let Some(admission) = live.outlets.admission.take() {
                     let cached_tokens = scheduled.n_computed_before;
                     let _client_gone = admission.send(Admission { at: self.now, cached_tokens });

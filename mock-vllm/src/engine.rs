@@ -261,6 +261,15 @@ impl Engine {
         self.kv_cache.reserve(n_blocks);
     }
 
+    /// Sends all running requests back to the waiting queue, without a block; to be called between steps or during one.
+    pub fn preempt_all(&mut self) {
+        while let Some(slot) = self.running.pop() {
+            self.preempt(slot);
+        }
+        self.plan_slots.clear();
+        self.plan.preempted.clear();
+    }
+
     /// Forgets every cached block; false, and no change, while any request holds a block.
     pub fn reset_prefix_cache(&mut self) -> bool {
         self.kv_cache.reset()

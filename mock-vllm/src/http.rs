@@ -1,5 +1,8 @@
 //! vLLM's HTTP surface for one pod: routes, keys, request ids, and the small endpoints. Text generation is in `generate`.
 
+pub mod dev;
+pub mod lora;
+
 mod answer;
 mod body;
 mod choices;
@@ -34,9 +37,11 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use dev::SleepSwitch;
 use error::ApiError;
 use generate::generate;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use lora::LoraRegistry;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::num::NonZeroU32;
@@ -70,6 +75,18 @@ pub struct PodConfig {
     pub usage: UsageConfig,
     pub request_id_headers: bool,
     pub server_load_tracking: bool,
+    pub endpoints: OptionalEndpoints,
+}
+
+/// Endpoints that are there on request only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OptionalEndpoints {
+    /// `VLLM_SERVER_DEV_MODE`
+    pub dev: bool,
+    /// `--enable-sleep-mode`: without it, there is nothing to sleep.
+    pub sleep: bool,
+    /// `VLLM_ALLOW_RUNTIME_LORA_UPDATING`, with `--enable-lora`.
+    pub lora_updates: bool,
 }
 
 /// What `usage` says, and when.
@@ -93,6 +110,8 @@ pub struct Pod {
     pub http_metrics: HttpMetrics,
     pub log: Arc<RequestLog>,
     pub server_load: ServerLoad,
+    pub loras: LoraRegistry,
+    pub sleep: SleepSwitch,
 }
 
 /// Requests for text in flight.
@@ -112,6 +131,8 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/version", get(version))
         .route("/load", get(load))
         .merge(debug::routes())
+        .merge(lora::routes(pod.config.endpoints))
+        .merge(dev::routes(pod.config.endpoints))
         .fallback(async || ApiError::plain(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || ApiError::plain(StatusCode::METHOD_NOT_ALLOWED))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -235,8 +256,8 @@ async fn detokenize_ids(
 
 async fn models(State(pod): State<Arc<Pod>>) -> Json<Value> {
     let created = Clock::unix_now().as_secs();
-    let cards: Vec<Value> =
-        pod.config.served_model_names.iter().map(|name| model_card(&pod.config, name, created)).collect();
+    let bases = pod.config.served_model_names.iter().map(|name| model_card(&pod.config, name, created));
+    let cards: Vec<Value> = bases.chain(pod.loras.cards(&pod.config, created)).collect();
     Json(json!({"object": "list", "data": cards}))
 }
 
@@ -249,20 +270,7 @@ fn model_card(config: &PodConfig, name: &str, created: u64) -> Value {
         "root": config.model_root,
         "parent": null,
         "max_model_len": config.max_model_len,
-        "permission": [{
-            "id": format!("modelperm-{}", generate::new_request_id()),
-            "object": "model_permission",
-            "created": created,
-            "allow_create_engine": false,
-            "allow_sampling": true,
-            "allow_logprobs": true,
-            "allow_search_indices": false,
-            "allow_view": true,
-            "allow_fine_tuning": false,
-            "organization": "*",
-            "group": null,
-            "is_blocking": false,
-        }],
+        "permission": permission(created),
     })
 }
 
@@ -278,4 +286,21 @@ async fn version(State(pod): State<Arc<Pod>>) -> Json<Value> {
 async fn load(State(pod): State<Arc<Pod>>) -> Json<Value> {
     let load = if pod.config.server_load_tracking { pod.server_load.0.load(Ordering::Relaxed) } else { 0 };
     Json(json!({"server_load": load}))
+}
+
+fn permission(created: u64) -> Value {
+    json!([{
+        "id": format!("modelperm-{}", generate::new_request_id()),
+        "object": "model_permission",
+        "created": created,
+        "allow_create_engine": false,
+        "allow_sampling": true,
+        "allow_logprobs": true,
+        "allow_search_indices": false,
+        "allow_view": true,
+        "allow_fine_tuning": false,
+        "organization": "*",
+        "group": null,
+        "is_blocking": false,
+    }])
 }

@@ -5,12 +5,15 @@ pub mod fleet;
 pub mod ports;
 
 use crate::cache_log::CacheLog;
+use crate::driver::backlog::QueueLimits;
 use crate::driver::clock::{Clock, TimeScale};
 use crate::driver::{self, DriverConfig};
 use crate::engine::Engine;
 use crate::engine::config::{ConfigError, EngineConfig};
 use crate::engine::hash::HashAlgorithm;
 use crate::engine::latency::LatencyModel;
+use crate::http::dev::SleepSwitch;
+use crate::http::lora::{LoraModule, LoraRegistry};
 use crate::http::{self, Pod, PodConfig, ServerLoad};
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::WireFormat;
@@ -27,6 +30,7 @@ use crate::tokens::{Tokenizer, TokenizerError};
 use axum::serve::{Listener, ListenerExt as _};
 use parking_lot::Mutex;
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +60,9 @@ pub struct PodSettings {
     pub mock_metrics: bool,
     /// Data-parallel rank: the label `engine` of the metrics, and the rank in KV events.
     pub rank: u16,
+    pub queue_limits: QueueLimits,
+    /// Loaded before the first request.
+    pub lora_modules: Vec<LoraModule>,
 }
 
 /// What all pods of a process use together: read-only, or safe to share.
@@ -172,7 +179,17 @@ pub fn build_pod(
     kv_events: Option<KvEventPublisher>,
 ) -> Result<Arc<Pod>, BuildError> {
     let metrics_config = metrics_config(&settings);
-    let PodSettings { http: config, engine, latency, jitter, seed, cache_log, .. } = settings;
+    let PodSettings {
+        http: config,
+        engine,
+        latency,
+        jitter,
+        seed,
+        cache_log,
+        queue_limits,
+        lora_modules,
+        ..
+    } = settings;
     let Shared { tokenizer, template, script, log, clock } = shared.clone();
     let engine =
         Engine::try_new(EngineConfig { kv_events: engine.kv_events || cache_log.is_some(), ..engine })?;
@@ -185,7 +202,8 @@ pub fn build_pod(
     let lateness = metrics_config.lateness.clone();
     let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
-    let driver_config = DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness };
+    let driver_config =
+        DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness, queue_limits };
     let driver = driver::start(driver_config, clock, metrics.clone()).map_err(BuildError::Thread)?;
     Ok(Arc::new(Pod {
         config,
@@ -197,6 +215,8 @@ pub fn build_pod(
         http_metrics,
         log,
         server_load: ServerLoad::default(),
+        loras: LoraRegistry::new(lora_modules),
+        sleep: SleepSwitch::default(),
     }))
 }
 
@@ -310,7 +330,7 @@ fn metrics_config(settings: &PodSettings) -> MetricsConfig {
         max_model_len: pod.max_model_len,
         cache_config: cache_config.labels(pod.version),
         lateness: settings.mock_metrics.then(Arc::default),
-        max_loras: None,
+        max_loras: settings.engine.max_loras.map(NonZeroU32::get),
         created: Clock::unix_now().as_secs_f64(),
     }
 }

@@ -3,10 +3,12 @@
 mod api;
 mod engine;
 mod listen;
+mod lora;
 mod mock;
 mod values;
 
 use crate::engine::config::EngineConfig;
+use crate::http::PodConfig;
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::{Generation, HashForm, WireFormat};
 use crate::server::PodSettings;
@@ -15,6 +17,7 @@ use api::ApiArgs;
 use clap::Args;
 use engine::{EngineArgs, tokenizer_path};
 use listen::ListenArgs;
+use lora::LoraArgs;
 use mock::MockArgs;
 
 #[derive(Debug, Args)]
@@ -30,6 +33,8 @@ pub(super) struct ServeArgs {
     api: ApiArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
     #[command(flatten)]
     mock: MockArgs,
     #[command(flatten)]
@@ -50,7 +55,7 @@ impl ServeArgs {
     /// # Errors
     /// For values that contradict each other.
     pub(super) fn into_settings(self) -> Result<PodSettings, String> {
-        let Self { model_tag, model, api, engine, mock, listen, log_filter: _ } = self;
+        let Self { model_tag, model, api, engine, lora, mock, listen, log_filter: _ } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
             time_scale,
@@ -63,6 +68,7 @@ impl ServeArgs {
             mock_metrics,
             pod_name,
         } = mock;
+        let lora = lora.settings()?;
         let kv_events = KvEventsConfig::from_args(engine.kv_events_config.iter().map(String::as_str))
             .map_err(|error| format!("--kv-events-config: {error}"))?;
         let kv_event_format = WireFormat {
@@ -75,10 +81,17 @@ impl ServeArgs {
                 _ => HashForm::Int,
             },
         };
-        let engine_config =
-            EngineConfig { kv_events: kv_events.is_on(), ..engine.config(&latency, vllm_version, None)? };
+        let engine_config = EngineConfig {
+            kv_events: kv_events.is_on(),
+            ..engine.config(&latency, vllm_version, lora.max_loras)?
+        };
+        let queue_limits = engine.queue_limits();
         let EngineArgs { gpu_memory_utilization, seed, tokenizer, block_size, .. } = engine;
-        let http = api.into_config(model, (pod_name, vllm_version), &engine_config, block_size);
+        let endpoints = api.endpoints(lora.updates);
+        let http = PodConfig {
+            endpoints,
+            ..api.into_config(model, (pod_name, vllm_version), &engine_config, block_size)
+        };
         let tokenizer = tokenizer.map(|name| tokenizer_path(&name)).transpose()?.flatten();
         Ok(PodSettings {
             http,
@@ -96,6 +109,8 @@ impl ServeArgs {
             kv_event_format,
             mock_metrics,
             rank: listen.rank(),
+            queue_limits,
+            lora_modules: lora.modules,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! A look at the engine from outside of its thread. Nothing changes by it, and no step waits for it.
 
-use super::{Command, DriverHandle, EngineDead, Live};
+use super::live::Live;
+use super::{Command, DriverHandle, EngineDead};
 use crate::engine::Engine;
 use crate::engine::request::RequestId;
 use hashbrown::HashMap;

@@ -110,6 +110,10 @@ impl Choices {
                 choice.cached_tokens = cached_tokens;
                 return choice.push(choice_idx, token, finish).map(Event::Piece);
             }
+            Some(Delivery::Aborted { at: _ }) => {
+                self.record.line.finish_reason = Some(FinishReason::Abort.as_str());
+                return Some(Event::Piece(choice.abort(choice_idx)));
+            }
             Some(Delivery::End { at }) => {
                 choice.is_open = false;
                 self.n_open -= 1;
@@ -167,6 +171,14 @@ impl Choice {
         let tokens = self.n_told..self.n_generated;
         self.n_told = self.n_generated;
         Some(Piece { choice_idx, tokens, text, finish })
+    }
+
+    /// What it has is its answer.
+    fn abort(&mut self, choice_idx: usize) -> Piece {
+        let tokens = self.n_told..self.n_generated;
+        self.n_told = self.n_generated;
+        let finish = Finish { reason: FinishReason::Abort.as_str(), stop_reason: None };
+        Piece { choice_idx, tokens, text: self.text.take_rest(FinishReason::Abort), finish: Some(finish) }
     }
 
     fn finish(&self, reason: FinishReason) -> Finish {

@@ -1,6 +1,7 @@
 //! Errors on the wire, in the shapes of vLLM's generations: `{"error":{"message","type","param","code"}}`, which was flat in 0.8.
 
 use super::wire::{Api, Envelope};
+use crate::metrics::AdmissionLimit;
 use crate::vllm_version::VllmVersion;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -113,6 +114,20 @@ impl ApiError {
             older: None,
             param: None,
         }
+    }
+
+    /// vLLM 0.33's texts for `--max-num-queued-reqs` and `--max-num-queued-tokens`.
+    pub(crate) fn queue_full(limit: AdmissionLimit) -> Self {
+        let message = match limit {
+            AdmissionLimit::MaxNumQueuedReqs => {
+                "The engine is currently busy and cannot accept new requests. Please try again later or on a different \
+                 instance."
+            }
+            AdmissionLimit::MaxNumQueuedTokens => {
+                "The engine has reached its prefill token backlog limit. Please try again later or on a different instance."
+            }
+        };
+        Self { message: message.to_owned(), ..Self::plain(StatusCode::SERVICE_UNAVAILABLE) }
     }
 
     pub(crate) fn to_json(&self, version: VllmVersion) -> String {

@@ -11,8 +11,9 @@ use super::sampling::{ModelLimits, PromptLength};
 use super::stream;
 use super::wire::{Api, Envelope};
 use super::{Pod, PodConfig};
+use crate::driver::backlog::SubmitError;
 use crate::driver::clock::{Clock, SimTime};
-use crate::driver::{Admission, Submission};
+use crate::driver::{Admission, Submission, Ticket};
 use crate::engine::request::{EngineRequest, LoraAdapter, RequestId};
 use crate::metrics::requests::SampleGroup;
 use crate::reply::visible_text::VisibleText;
@@ -133,7 +134,7 @@ async fn start(
     let choices = choices.into_iter().map(|choice| {
         let PreparedChoice { prompt_idx, submission, text, interval } = choice;
         let tokens = submission.request.output.clone();
-        let ticket = pod.driver.submit(submission).map_err(|_dead| ApiError::engine_dead())?;
+        let ticket = pod.submit(submission)?;
         Ok(Choice::new(prompt_idx, ticket, tokens, text, interval))
     });
     Ok(Started { delivery, answer, choices: choices.collect::<Result<_, ApiError>>()? })
@@ -217,20 +218,36 @@ fn reply_mode(api: Api, request: &TextRequest) -> ReplyMode {
 // === impl Pod ===
 
 impl Pod {
-    /// `None` and the empty name are the base model.
+    /// `None` and the empty name are the base model; else a served name, or an adapter's.
     ///
     /// # Errors
     /// For a model that is not served.
     pub(super) fn resolve_model(&self, model: Option<&str>) -> Result<ResolvedModel, ApiError> {
         let names = &self.config.served_model_names;
-        match model {
-            Some(model) if !model.is_empty() && !names.iter().any(|name| name == model) => {
-                Err(ApiError::model_not_found(model, names))
-            }
-            Some(_) | None => {
-                Ok(ResolvedModel { name: self.config.displayed_model().to_owned(), lora: None })
+        let base = || ResolvedModel { name: self.config.displayed_model().to_owned(), lora: None };
+        let Some(model) = model.filter(|model| !model.is_empty()) else { return Ok(base()) };
+        if names.iter().any(|name| name == model) {
+            return Ok(base());
+        }
+        match self.loras.find(model) {
+            Some(adapter) => Ok(ResolvedModel { name: adapter.name.clone(), lora: Some(adapter) }),
+            None => {
+                let known: Vec<String> = names.iter().cloned().chain(self.loras.names()).collect();
+                Err(ApiError::model_not_found(model, &known))
             }
         }
+    }
+
+    /// # Errors
+    /// When the queue is full or the engine dead.
+    fn submit(&self, submission: Submission) -> Result<Ticket, ApiError> {
+        self.driver.submit(submission).map_err(|error| match error {
+            SubmitError::EngineDead(_) => ApiError::engine_dead(),
+            SubmitError::QueueFull(limit) => {
+                self.metrics.lock().record_admission_rejection(limit);
+                ApiError::queue_full(limit)
+            }
+        })
     }
 
     /// # Errors

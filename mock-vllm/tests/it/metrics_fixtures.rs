@@ -1,5 +1,6 @@
 //! An engine under its driver, with requests that all arrive at known virtual times, and the page that it leaves behind.
 
+use mock_vllm::driver::backlog::QueueLimits;
 use mock_vllm::driver::clock::{Clock, SimTime};
 use mock_vllm::driver::{self, Delivery, DriverConfig, DriverHandle, Submission, Ticket};
 use mock_vllm::engine::Engine;
@@ -61,6 +62,7 @@ impl Lab {
             kv_events: None,
             cache_log: None,
             lateness: None,
+            queue_limits: QueueLimits::default(),
         };
         let metrics = Arc::new(Mutex::new(metrics(version)));
         let driver = driver::start(config, Clock::start(SCALE.into()), metrics.clone()).unwrap();

@@ -1,7 +1,7 @@
 //! Flags of `serve` about the wire: names, keys, headers, usage.
 
 use crate::engine::config::EngineConfig;
-use crate::http::{PodConfig, UsageConfig};
+use crate::http::{OptionalEndpoints, PodConfig, UsageConfig};
 use crate::vllm_version::VllmVersion;
 use clap::Args;
 use sha2::{Digest, Sha256};
@@ -27,6 +27,19 @@ pub(super) struct ApiArgs {
     enable_server_load_tracking: bool,
     #[command(flatten)]
     usage: UsageArgs,
+    #[command(flatten)]
+    dev: DevArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "API (as vLLM)")]
+struct DevArgs {
+    /// Endpoints for development: /reset_prefix_cache, /pause, /sleep, /server_info, ...
+    #[arg(long, value_name = "BOOL", require_equals = true, env = "VLLM_SERVER_DEV_MODE", default_value = "0", value_parser = super::values::flag, action = clap::ArgAction::Set)]
+    server_dev_mode: bool,
+    /// With the development endpoints, have /sleep, /wake_up and /is_sleeping
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    enable_sleep_mode: bool,
 }
 
 #[derive(Debug, Args)]
@@ -43,6 +56,11 @@ struct UsageArgs {
 // === impl ApiArgs ===
 
 impl ApiArgs {
+    pub(super) fn endpoints(&self, lora_updates: bool) -> OptionalEndpoints {
+        let DevArgs { server_dev_mode, enable_sleep_mode } = self.dev;
+        OptionalEndpoints { dev: server_dev_mode, sleep: enable_sleep_mode, lora_updates }
+    }
+
     pub(super) fn into_config(
         self,
         model: String,
@@ -57,6 +75,7 @@ impl ApiArgs {
             enable_request_id_headers,
             enable_server_load_tracking,
             usage,
+            dev: _,
         } = self;
         let UsageArgs { enable_prompt_tokens_details, enable_force_include_usage } = usage;
         PodConfig {
@@ -80,6 +99,7 @@ impl ApiArgs {
             },
             request_id_headers: enable_request_id_headers,
             server_load_tracking: enable_server_load_tracking,
+            endpoints: OptionalEndpoints::default(),
         }
     }
 }

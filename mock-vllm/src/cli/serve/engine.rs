@@ -1,6 +1,7 @@
 //! Flags of `serve` about the engine: limits, blocks, scheduling, KV events.
 
 use super::values::human_count;
+use crate::driver::backlog::QueueLimits;
 use crate::engine::config::{EngineConfig, SchedulingPolicy};
 use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
 use crate::engine::latency::LatencyModel;
@@ -39,6 +40,12 @@ pub(super) struct EngineArgs {
     /// Names of blocks in the cache
     #[arg(long, value_name = "ALGORITHM", value_enum, default_value = "sha256")]
     prefix_caching_hash_algo: HashName,
+    /// Most requests that wait for the engine; more are refused with 503
+    #[arg(long, value_name = "N")]
+    max_num_queued_reqs: Option<usize>,
+    /// Most prompt tokens that wait for the engine; more are refused with 503
+    #[arg(long, value_name = "N")]
+    max_num_queued_tokens: Option<usize>,
     /// Seed of the block hashes; unset, vLLM 0.33 takes a constant and earlier ones random bytes
     #[arg(long, value_name = "TEXT", env = "PYTHONHASHSEED")]
     hash_seed: Option<String>,
@@ -84,6 +91,10 @@ enum PolicyName {
 // === impl EngineArgs ===
 
 impl EngineArgs {
+    pub(super) fn queue_limits(&self) -> QueueLimits {
+        QueueLimits { max_requests: self.max_num_queued_reqs, max_tokens: self.max_num_queued_tokens }
+    }
+
     fn hash_seed(&self, version: VllmVersion) -> HashSeed {
         match (&self.hash_seed, version) {
             (Some(seed), _) => HashSeed::Text(seed.clone()),

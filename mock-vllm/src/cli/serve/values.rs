@@ -25,6 +25,15 @@ pub(super) fn human_count(text: &str) -> Result<u32, String> {
     Ok(count as u32)
 }
 
+/// A switch that is also an environment variable of vLLM's, where it is 0 or 1.
+pub(super) fn flag(text: &str) -> Result<bool, String> {
+    match text {
+        "0" | "false" => Ok(false),
+        "1" | "true" => Ok(true),
+        other => Err(format!("must be 0 or 1, got {other}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::human_count;

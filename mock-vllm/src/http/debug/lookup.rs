@@ -40,9 +40,10 @@ pub(super) async fn look_up(pod: Arc<Pod>, body: Bytes) -> Result<Lookup, ApiErr
     let asked = pod.clone();
     let hash = move || {
         let Question { model, prompt, cache_salt } = Question::parse(asked.config.version, &body)?;
-        asked.resolve_model(model.as_deref())?;
+        let model = asked.resolve_model(model.as_deref())?;
         let tokens = asked.prompt_ids(&prompt)?;
-        let prefix = PromptPrefix { tokens: &tokens, lora: None, cache_salt: cache_salt.as_deref() };
+        let prefix =
+            PromptPrefix { tokens: &tokens, lora: model.lora.as_deref(), cache_salt: cache_salt.as_deref() };
         Ok((tokens.len(), prefix.hashes(&config)))
     };
     let hashed = tokio::task::spawn_blocking(hash).await;
