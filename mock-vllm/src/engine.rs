@@ -322,11 +322,24 @@ impl Engine {
             let Some(n_new) = self.admit(slot, budget) else { break };
             budget -= n_new;
         }
-        // In order, ahead of those deferred earlier whose turn did not come.
+        self.requeue_deferred();
+    }
+
+    /// Since vLLM 0.33 into a queue of their own, ahead of those deferred earlier whose turn did not come. Before, to the
+    /// head of the one queue: 0.8 in their order, 0.11 in reverse.
+    fn requeue_deferred(&mut self) {
+        if self.config.version == VllmVersion::V0_11 {
+            self.newly_deferred.reverse();
+        }
         while let Some(slot) = self.newly_deferred.pop() {
             let live = &mut self.slots[slot];
-            live.place = Place::Deferred;
-            self.deferred.requeue(slot, live);
+            match self.config.version {
+                VllmVersion::V0_8 | VllmVersion::V0_11 => self.waiting.requeue(slot, live),
+                VllmVersion::V0_33 => {
+                    live.place = Place::Deferred;
+                    self.deferred.requeue(slot, live);
+                }
+            }
         }
     }
 

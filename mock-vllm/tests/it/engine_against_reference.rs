@@ -254,15 +254,6 @@ fn check(config: &EngineConfig, actions: &[Action]) {
     assert_eq!(pair.real.stats().free_blocks, N_BLOCKS - 1);
 }
 
-/// The reference defers as 0.33 does: under FCFS, deferred requests stay ahead of those preempted later. Before, they went
-/// back to the head of the one waiting queue, which this does not model.
-fn without_deferral(config: EngineConfig) -> EngineConfig {
-    match config.policy {
-        SchedulingPolicy::Fcfs => EngineConfig { max_loras: None, ..config },
-        SchedulingPolicy::Priority => config,
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -273,12 +264,12 @@ proptest! {
 
     #[test]
     fn so_does_the_engine_of_0_11(config in config(VllmVersion::V0_11), actions in actions()) {
-        check(&without_deferral(config), &actions);
+        check(&config, &actions);
     }
 
     #[test]
     fn so_does_the_engine_of_0_8(config in config(VllmVersion::V0_8), actions in actions()) {
-        check(&without_deferral(config), &actions);
+        check(&config, &actions);
     }
 }
 

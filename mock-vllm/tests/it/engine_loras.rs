@@ -5,6 +5,7 @@ use mock_vllm::engine::Engine;
 use mock_vllm::engine::config::{EngineConfig, SchedulingPolicy};
 use mock_vllm::engine::request::{EngineRequest, LoraAdapter, RequestId};
 use mock_vllm::engine::step::StepOutput;
+use mock_vllm::vllm_version::VllmVersion;
 use proptest::prelude::*;
 use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU32;
@@ -43,6 +44,25 @@ fn others_pass_a_deferred_request_which_goes_first_once_it_may() {
     assert_eq!(step(&mut engine), (vec![2], 2, 2));
     assert_eq!(step(&mut engine), (vec![3, 6], 0, 0));
     assert!(!engine.has_requests());
+}
+
+#[test]
+fn before_0_33_they_went_back_to_the_one_queue() {
+    let order = |version| {
+        let mut engine = engine(|config| {
+            limited(config, 1);
+            config.version = version;
+        });
+        for (id, lora, n_output) in [(1, 1, 1), (2, 2, 1), (3, 3, 1)] {
+            engine.add(with_lora(request(id, &prompt(40), n_output), lora)).unwrap();
+        }
+        let steps: Vec<_> = (0..3).map(|_| step(&mut engine)).collect();
+        assert!(steps.iter().all(|(_, _, n_deferred)| *n_deferred == 0 || version == VllmVersion::V0_33));
+        steps.into_iter().map(|(in_step, ..)| in_step[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(order(VllmVersion::V0_33), [1, 2, 3]);
+    assert_eq!(order(VllmVersion::V0_11), [1, 3, 2]);
+    assert_eq!(order(VllmVersion::V0_8), [1, 2, 3]);
 }
 
 #[test]

@@ -239,7 +239,11 @@ impl Reference {
             let Some(n_new) = self.admit(id, budget) else { break };
             budget -= n_new;
         }
-        self.deferred.splice(0..0, passed_over);
+        match self.config.version {
+            VllmVersion::V0_33 => drop(self.deferred.splice(0..0, passed_over)),
+            VllmVersion::V0_11 => drop(self.waiting.splice(0..0, passed_over.into_iter().rev())),
+            VllmVersion::V0_8 => drop(self.waiting.splice(0..0, passed_over)),
+        }
     }
 
     fn next_waiting(&self) -> Option<RequestId> {
