@@ -16,6 +16,7 @@ mod record;
 mod request;
 mod sampling;
 mod scrape;
+pub mod shape;
 mod stream;
 mod tokenize;
 mod wire;
@@ -44,6 +45,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use lora::LoraRegistry;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use shape::ToolCalling;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,6 +75,7 @@ pub struct PodConfig {
     pub response_role: String,
     pub fingerprint: String,
     pub usage: UsageConfig,
+    pub output: OutputConfig,
     pub request_id_headers: bool,
     pub server_load_tracking: bool,
     pub endpoints: OptionalEndpoints,
@@ -96,6 +99,12 @@ pub struct UsageConfig {
     pub prompt_tokens_details: bool,
     /// Streams end with it, asked for or not.
     pub forced: bool,
+}
+
+/// How replies are written.
+#[derive(Clone, Debug, Default)]
+pub struct OutputConfig {
+    pub tool_calling: ToolCalling,
 }
 
 /// All that handlers share.

@@ -6,7 +6,8 @@ pub mod synthetic;
 pub mod visible_text;
 
 use crate::engine::request::FinishReason;
-use crate::tokens::Tokenizer;
+use crate::tokens::{SpecialTokens, Tokenizer};
+use rand_chacha::ChaCha8Rng;
 use scripted::Script;
 use std::sync::Arc;
 use stop_strings::StopStrings;
@@ -30,6 +31,8 @@ pub struct Prompt<'a> {
     pub limits: &'a Limits,
     /// Which of the request's samples this is, from 0: each has its own seed.
     pub sample_idx: u32,
+    /// What the reply must be, when that is decided already. It ends by itself, whatever the limits say of the EOS.
+    pub text: Option<&'a str>,
 }
 
 /// When a reply ends, beside its own end.
@@ -80,16 +83,30 @@ impl Replier {
         }
     }
 
+    /// The text that is written down for a prompt.
+    pub fn scripted(&self, last_user_text: &str) -> Option<String> {
+        let tokens = self.script.find(last_user_text)?;
+        Some(self.tokenizer.decode(tokens, SpecialTokens::Show))
+    }
+
+    /// For what else is drawn for a sample.
+    pub fn rng(&self, ids: &[u32], seed: Option<i64>, sample_idx: u32) -> ChaCha8Rng {
+        self.synthesizer.rng(ids, sample_seed(seed, sample_idx))
+    }
+
     pub fn reply(&self, prompt: &Prompt<'_>) -> Reply {
-        let Prompt { ids, last_user_text, limits, sample_idx } = prompt;
+        let Prompt { ids, last_user_text, limits, sample_idx, text } = prompt;
+        if let Some(text) = text {
+            let ends_by_itself = Limits { ignore_eos: false, ..(*limits).clone() };
+            return self.cut(self.tokenizer.encode(text), &ends_by_itself);
+        }
         let scripted = last_user_text.and_then(|text| self.script.find(text)).map(<[u32]>::to_vec);
         let never_stops = limits.ignore_eos && limits.stop_token_ids.is_empty();
         let n_at_least = if never_stops { limits.max_tokens } else { limits.min_tokens };
         let mut tokens = scripted.unwrap_or_default();
         if tokens.is_empty() || tokens.len() < n_at_least as usize {
             let n_more = n_at_least.saturating_sub(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
-            // vLLM too: the seed of a sample is the request's plus its index.
-            let seed = limits.seed.unwrap_or_default().wrapping_add(i64::from(*sample_idx));
+            let seed = sample_seed(limits.seed, *sample_idx);
             tokens.extend(self.synthesizer.tokens(ids, seed, n_more, limits.max_tokens));
         }
         self.cut(tokens, limits)
@@ -145,4 +162,9 @@ impl ReplyEnd {
             Self::Eos | Self::StopToken(_) | Self::StopString { .. } => FinishReason::Stop,
         }
     }
+}
+
+/// As in vLLM, the request's seed plus the index of the sample.
+fn sample_seed(seed: Option<i64>, sample_idx: u32) -> i64 {
+    seed.unwrap_or_default().wrapping_add(i64::from(sample_idx))
 }

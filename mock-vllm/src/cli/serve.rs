@@ -5,6 +5,7 @@ mod engine;
 mod listen;
 mod lora;
 mod mock;
+mod output;
 mod values;
 
 use crate::engine::config::EngineConfig;
@@ -19,6 +20,7 @@ use engine::{EngineArgs, tokenizer_path};
 use listen::ListenArgs;
 use lora::LoraArgs;
 use mock::MockArgs;
+use output::OutputArgs;
 
 #[derive(Debug, Args)]
 #[command(after_help = DIALECT)]
@@ -31,6 +33,8 @@ pub(super) struct ServeArgs {
     model: Option<String>,
     #[command(flatten)]
     api: ApiArgs,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -55,7 +59,7 @@ impl ServeArgs {
     /// # Errors
     /// For values that contradict each other.
     pub(super) fn into_settings(self) -> Result<PodSettings, String> {
-        let Self { model_tag, model, api, engine, lora, mock, listen, log_filter: _ } = self;
+        let Self { model_tag, model, api, output, engine, lora, mock, listen, log_filter: _ } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
             time_scale,
@@ -90,6 +94,7 @@ impl ServeArgs {
         let endpoints = api.endpoints(lora.updates);
         let http = PodConfig {
             endpoints,
+            output: output.into_config()?,
             ..api.into_config(model, (pod_name, vllm_version), &engine_config, block_size)
         };
         let tokenizer = tokenizer.map(|name| tokenizer_path(&name)).transpose()?.flatten();

@@ -2,10 +2,13 @@
 
 use super::choices::{Choice, Choices, Event};
 use super::error::ApiError;
-use super::wire::plain::{self, PlainChoice, PlainPrompt};
+use super::shape::{Delivered, finish_reason};
+use super::wire::plain::{self, Content, PlainChoice, PlainPrompt};
 use super::wire::usage::{PromptTokensDetails, Usage};
 use super::wire::{Api, Envelope, Finish};
 use crate::engine::request::FinishReason;
+use crate::structured::tools::ToolChoice;
+use crate::structured::tools::reply::{ToolMessage, ToolReply};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -18,6 +21,10 @@ pub(super) struct Answer {
     /// `return_token_ids`
     pub(super) token_ids: bool,
     pub(super) reply: ReplyMode,
+    /// By choice: the calls that its reply is made of.
+    pub(super) calls: Vec<Option<Arc<ToolReply>>>,
+    /// A parser reads the replies before the client does.
+    pub(super) is_parsed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -73,11 +80,14 @@ impl Answer {
                 Event::Failed(error) => return Err(error),
             }
         }
-        let whole = choices.as_slice().iter().zip(texts).zip(finishes).map(|((choice, text), finish)| {
+        let replies = texts.into_iter().zip(finishes).zip(&self.calls);
+        let whole = choices.as_slice().iter().zip(replies).map(|(choice, ((text, finish), calls))| {
             let prompt = self.prompt(choice);
+            let finish = finish.unwrap_or(Finish { reason: FinishReason::Abort.as_str(), stop_reason: None });
+            let (content, finish) = self.message(text, finish, calls.as_deref());
             PlainChoice {
-                content: text,
-                finish: finish.unwrap_or(Finish { reason: FinishReason::Abort.as_str(), stop_reason: None }),
+                content,
+                finish,
                 logprobs: None,
                 token_ids: self.token_ids.then(|| choice.generated().to_vec()),
                 prompt: PlainPrompt {
@@ -89,6 +99,19 @@ impl Answer {
         });
         let whole: Vec<_> = whole.collect();
         Ok(plain::body(&self.envelope, &whole, self.plain_usage(choices.as_slice())))
+    }
+
+    /// The message that a whole text is, after the parser of tools.
+    fn message(&self, text: String, finish: Finish, calls: Option<&ToolReply>) -> (Content, Finish) {
+        let Some(reply) = calls else { return (Content::Text(text), finish) };
+        let ToolMessage { content, tool_calls } = reply.message(&text);
+        let choice = (!tool_calls.is_empty()).then(|| reply.choice());
+        let reason = finish_reason(self.envelope.version, Delivered::Whole, choice, finish.reason);
+        let content = match reply.choice() {
+            ToolChoice::Auto => content,
+            ToolChoice::Required | ToolChoice::Named { .. } => Some(content.unwrap_or_default()),
+        };
+        (Content::Calls { content, tool_calls }, Finish { reason, ..finish })
     }
 
     pub(super) fn prompt(&self, choice: &Choice) -> &AnsweredPrompt {

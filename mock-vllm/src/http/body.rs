@@ -170,6 +170,10 @@ impl Fields {
         ApiError { older: shape.older, ..ApiError::bad_request(named, parameter) }
     }
 
+    pub(crate) fn as_map(&self) -> &Map<String, Value> {
+        &self.object
+    }
+
     /// The field as it came; null is as good as absent.
     pub(crate) fn raw(&self, field: &str) -> Option<&Value> {
         self.object.get(field).filter(|value| !value.is_null())

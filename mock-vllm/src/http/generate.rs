@@ -8,6 +8,7 @@ use super::ground_truth::PrefixHit;
 use super::record::Record;
 use super::request::{DeliveryMode, Extras, PromptInput, StreamUsageMode, TextRequest};
 use super::sampling::{ModelLimits, PromptLength};
+use super::shape::{Occasion, Outline};
 use super::stream;
 use super::wire::{Api, Envelope};
 use super::{Pod, PodConfig};
@@ -18,6 +19,7 @@ use crate::engine::request::{EngineRequest, LoraAdapter, RequestId};
 use crate::metrics::requests::SampleGroup;
 use crate::reply::visible_text::VisibleText;
 use crate::reply::{Prompt, Reply};
+use crate::structured::tools::reply::ToolReply;
 use crate::tokens::SpecialTokens;
 use crate::tokens::chat::ChatMessage;
 use crate::vllm_version::VllmVersion;
@@ -44,6 +46,14 @@ struct PreparedChoice {
     submission: Submission,
     text: VisibleText,
     interval: u32,
+}
+
+/// One of the `n` replies to a prompt.
+#[derive(Debug)]
+struct Sample {
+    submission: Submission,
+    text: VisibleText,
+    calls: Option<Arc<ToolReply>>,
 }
 
 /// A request that the driver has, and how to answer it.
@@ -144,15 +154,18 @@ async fn start(
 fn prepare(pod: &Pod, incoming: &Incoming, request: TextRequest) -> Result<Prepared, ApiError> {
     let mut prompts = Vec::new();
     let mut choices = Vec::new();
+    let mut calls = Vec::new();
+    let tool_calling = pod.config.output.tool_calling;
+    request.shape.check_tool_calling(tool_calling)?;
     for (prompt_idx, prompt) in request.prompts.iter().enumerate() {
         let ids: Arc<[u32]> = pod.prompt_ids(prompt)?.into();
-        let samples = prepare_samples(pod, incoming, &request, prompt, &ids)?;
-        choices.extend(samples.into_iter().map(|(submission, text)| PreparedChoice {
-            prompt_idx,
-            submission,
-            text,
-            interval: request.sampling.stream_interval(),
-        }));
+        for Sample { submission, text, calls: sample_calls } in
+            prepare_samples(pod, incoming, &request, prompt, &ids)?
+        {
+            let interval = request.sampling.stream_interval();
+            choices.push(PreparedChoice { prompt_idx, submission, text, interval });
+            calls.push(sample_calls);
+        }
         prompts.push(pod.answered_prompt(incoming.api, request.extras, prompt, ids));
     }
     let answer = Answer {
@@ -161,6 +174,8 @@ fn prepare(pod: &Pod, incoming: &Incoming, request: TextRequest) -> Result<Prepa
         details: pod.details_mode(),
         token_ids: request.extras.token_ids,
         reply: reply_mode(incoming.api, &request),
+        calls,
+        is_parsed: incoming.api == Api::Chat && request.shape.is_parsed(tool_calling),
     };
     Ok(Prepared { delivery: pod.delivery(request.delivery), answer, choices })
 }
@@ -172,7 +187,7 @@ fn prepare_samples(
     request: &TextRequest,
     prompt: &PromptInput,
     ids: &Arc<[u32]>,
-) -> Result<Vec<(Submission, VisibleText)>, ApiError> {
+) -> Result<Vec<Sample>, ApiError> {
     let length = PromptLength::new(ids.len(), prompt);
     let n_least = match reply_mode(incoming.api, request) {
         ReplyMode::Shown => 0,
@@ -183,10 +198,19 @@ fn prepare_samples(
     let group = (n > 1).then(|| Arc::new(SampleGroup::new(n)));
     let cache_salt: Option<Arc<str>> = request.cache_salt.as_deref().map(Arc::from);
     let last_user_text = prompt.last_user_text();
+    let last_user_text = last_user_text.as_deref();
+    let scripted = last_user_text.and_then(|text| pod.replier.scripted(text));
+    let occasion = Occasion::new(prompt, last_user_text, scripted.as_deref());
     let samples = (0..n).map(|sample_idx| {
-        let last_user_text = last_user_text.as_deref();
-        let Reply { tokens, end } =
-            pod.replier.reply(&Prompt { ids, last_user_text, limits: &limits, sample_idx });
+        let rng = || pod.replier.rng(ids, limits.seed, sample_idx);
+        let outline = request.shape.outline(occasion, rng)?;
+        let text = match &outline {
+            Outline::Words => None,
+            Outline::Text(text) => Some(text.as_str()),
+            Outline::Calls(calls) => Some(calls.text()),
+        };
+        let reply_prompt = Prompt { ids, last_user_text, limits: &limits, sample_idx, text };
+        let Reply { tokens, end } = pod.replier.reply(&reply_prompt);
         let engine_request = EngineRequest {
             id: RequestId(0),
             prompt: ids.clone(),
@@ -203,9 +227,14 @@ fn prepare_samples(
             max_tokens: limits.max_tokens,
             group: group.clone(),
         };
-        (submission, VisibleText::new(pod.tokenizer.detokenizer(), end, &limits.stop))
+        let text = VisibleText::new(pod.tokenizer.detokenizer(), end, &limits.stop);
+        let calls = match outline {
+            Outline::Words | Outline::Text(_) => None,
+            Outline::Calls(calls) => Some(calls),
+        };
+        Ok(Sample { submission, text, calls })
     });
-    Ok(samples.collect())
+    samples.collect()
 }
 
 fn reply_mode(api: Api, request: &TextRequest) -> ReplyMode {

@@ -4,6 +4,7 @@ use super::body::{Fields, token_ids};
 use super::error::ApiError;
 use super::messages::chat_prompt;
 use super::sampling::Sampling;
+use super::shape::ReplyShape;
 use super::wire::Api;
 use crate::tokens::chat::Chat;
 use crate::vllm_version::VllmVersion;
@@ -26,6 +27,7 @@ pub(crate) struct TextRequest {
     pub(crate) request_id: Option<String>,
     pub(crate) sampling: Sampling,
     pub(crate) extras: Extras,
+    pub(crate) shape: ReplyShape,
 }
 
 /// What the answer is to tell beside the replies.
@@ -69,6 +71,7 @@ impl TextRequest {
         let mut fields = Fields::parse(body)?;
         let delivery = delivery_mode(&mut fields, version)?;
         check_salt(&fields)?;
+        let shape = ReplyShape::parse(&fields, api, version)?;
         let prompts = match api {
             Api::Chat => chat_prompt(&mut fields).map(|prompt| vec![prompt]),
             Api::Completion => completion_prompts(&mut fields, version)?,
@@ -83,15 +86,9 @@ impl TextRequest {
             request_id: fields.string("request_id"),
             sampling: Sampling::parse(&mut fields, api),
             extras: Extras::parse(&mut fields, version),
+            shape,
         };
-        let wants_tools = api == Api::Chat && wants_tools(&mut fields);
         fields.finish()?;
-        if wants_tools {
-            return Err(ApiError::bad_request(
-                "\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set",
-                None,
-            ));
-        }
         Ok(request)
     }
 }
@@ -206,12 +203,4 @@ fn check_salt(fields: &Fields) -> Result<(), ApiError> {
         Some(_) => return Ok(()),
     };
     Err(fields.refused(message, Some("cache_salt")))
-}
-
-fn wants_tools(fields: &mut Fields) -> bool {
-    let tools = fields.typed("tools", "list_type", "Input should be a valid list", |value| {
-        value.as_array().map(|tools| !tools.is_empty())
-    });
-    let choice = fields.typed("tool_choice", "", "", |value| Some(value.clone()));
-    tools.unwrap_or_default() && choice != Some(Value::from("none"))
 }

@@ -3,8 +3,11 @@
 use super::answer::{Answer, ReplyMode};
 use super::choices::{Choice, Choices, Event, Piece};
 use super::request::StreamUsageMode;
-use super::wire::chunk::{ChunkChoice, ChunkWriter, LastFrame, PromptFields};
-use super::wire::{Api, DONE, Envelope};
+use super::shape::{Delivered, finish_reason};
+use super::wire::chunk::{ChunkChoice, ChunkWriter, Delta, LastFrame, PromptFields};
+use super::wire::{Api, DONE, Envelope, Finish};
+use crate::structured::tools::reply::ToolReply;
+use crate::structured::tools::stream::ToolCallStream;
 use crate::vllm_version::VllmVersion;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -20,6 +23,8 @@ struct AnswerStream {
     writer: ChunkWriter,
     usage: StreamUsageMode,
     stage: Stage,
+    /// By choice, for those that call tools.
+    tool_streams: Vec<Option<ToolCallStream>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +41,8 @@ pub(super) fn respond(answer: Answer, choices: Choices, usage: StreamUsageMode) 
         StreamUsageMode::AtEnd | StreamUsageMode::Continuous => LastFrame::Usage,
     };
     let writer = ChunkWriter::new(&answer.envelope, last_frame);
-    let mut stream = AnswerStream { answer, choices, writer, usage, stage: Stage::Waiting };
+    let tool_streams = answer.calls.iter().map(|calls| calls.clone().map(ToolCallStream::new)).collect();
+    let mut stream = AnswerStream { answer, choices, writer, usage, stage: Stage::Waiting, tool_streams };
     let frames = futures::stream::poll_fn(move |ctx| {
         stream.poll_frames(ctx).map(|frames| frames.map(Ok::<_, Infallible>))
     });
@@ -104,12 +110,21 @@ impl AnswerStream {
         }
     }
 
-    fn write_piece(&self, out: &mut Vec<u8>, piece: &Piece) {
+    fn write_piece(&mut self, out: &mut Vec<u8>, piece: &Piece) {
         let Piece { choice_idx, tokens, text, finish } = piece;
+        let parsed = self.tool_streams[*choice_idx].as_mut().map(|stream| stream.push(text));
         let choice = &self.choices.as_slice()[*choice_idx];
         let is_first = tokens.start == 0;
         let echoed = self.echoed(choice, is_first, text);
-        let delta = echoed.as_deref().unwrap_or(text);
+        let delta = match &parsed {
+            Some(delta) => Delta::Parsed(delta.as_ref()),
+            None if self.answer.is_parsed && text.is_empty() => Delta::Parsed(None),
+            None => Delta::Text(echoed.as_deref().unwrap_or(text)),
+        };
+        if matches!(delta, Delta::Parsed(None)) && finish.is_none() && !self.answer.token_ids {
+            return;
+        }
+        let finish = finish.clone().map(|finish| self.after_parser(*choice_idx, finish));
         let chunk = ChunkChoice {
             index: *choice_idx,
             delta,
@@ -120,6 +135,13 @@ impl AnswerStream {
             usage: (self.usage == StreamUsageMode::Continuous).then(|| self.answer.choice_usage(choice)),
         };
         self.writer.choice_frame(out, &chunk);
+    }
+
+    fn after_parser(&self, choice_idx: usize, finish: Finish) -> Finish {
+        let stream = self.tool_streams[choice_idx].as_ref().filter(|stream| stream.has_calls());
+        let choice = stream.and(self.answer.calls[choice_idx].as_deref()).map(ToolReply::choice);
+        let version = self.answer.envelope.version;
+        Finish { reason: finish_reason(version, Delivered::InPieces, choice, finish.reason), ..finish }
     }
 
     /// The text of a completion's first frame, when the prompt goes before it.

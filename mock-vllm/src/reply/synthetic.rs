@@ -60,7 +60,7 @@ impl Synthesizer {
     /// Whole sentences of about the length that the prompt's own draw gives, at least `n_min` tokens of them (the last
     /// sentence may go over), and without the rest of what `n_max` would cut off. No EOS.
     pub fn tokens(&self, prompt: &[u32], request_seed: i64, n_min: u32, n_max: u32) -> Vec<u32> {
-        let mut rng = ChaCha8Rng::from_seed(self.derive_seed(prompt, request_seed));
+        let mut rng = self.rng(prompt, request_seed);
         let lengths = LogNormal::new(LENGTH_MEDIAN.ln(), LENGTH_SIGMA).expect("sigma is finite");
         let n_drawn = lengths.sample(&mut rng).clamp(LENGTH_MIN, LENGTH_MAX);
         let n_wanted = n_drawn.max(f64::from(n_min)).min(f64::from(n_max));
@@ -94,14 +94,15 @@ impl Synthesizer {
         }
     }
 
-    fn derive_seed(&self, prompt: &[u32], request_seed: i64) -> [u8; 32] {
+    /// The same for the same server, prompt and seed.
+    pub(super) fn rng(&self, prompt: &[u32], request_seed: i64) -> ChaCha8Rng {
         let mut hasher = Sha256::new();
         hasher.update(self.seed.to_le_bytes());
         hasher.update(request_seed.to_le_bytes());
         for id in prompt {
             hasher.update(id.to_le_bytes());
         }
-        hasher.finalize().into()
+        ChaCha8Rng::from_seed(hasher.finalize().into())
     }
 }
 

@@ -88,6 +88,15 @@ impl Constraint {
         }
     }
 
+    /// Whether a text satisfies it.
+    pub fn accepts(&self, text: &str) -> bool {
+        match self {
+            Self::Json(schema) => serde_json::from_str(text).is_ok_and(|value| schema.accepts(&value)),
+            Self::Choice(choices) => choices.iter().any(|choice| choice == text),
+            Self::Regex(pattern) => pattern.matches(text),
+        }
+    }
+
     /// Any JSON object.
     fn json_object() -> Self {
         Self::Json(Box::new(Schema::any_object()))

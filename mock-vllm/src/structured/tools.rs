@@ -117,6 +117,11 @@ impl ToolRequest {
         self.choice
     }
 
+    /// At least one.
+    pub fn tools(&self) -> &[Tool] {
+        &self.tools
+    }
+
     /// The calls that answer, with arguments drawn from the parameters' schemas; `None` for a reply in words.
     ///
     /// # Errors

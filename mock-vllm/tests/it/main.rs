@@ -37,6 +37,7 @@ mod server_lifecycle;
 mod server_lora;
 mod server_sampling;
 mod server_surface;
+mod server_tools;
 mod structured_schema;
 mod structured_tools;
 mod tokens;

@@ -15,7 +15,7 @@ fn limits() -> Limits {
 fn reply(ids: &[u32], limits: &Limits) -> Reply {
     let tokenizer = Tokenizer::qwen25();
     let replier = Replier::new(Script::default(), &tokenizer, 0);
-    replier.reply(&Prompt { ids, last_user_text: None, limits, sample_idx: 0 })
+    replier.reply(&Prompt { ids, last_user_text: None, limits, sample_idx: 0, text: None })
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use mock_vllm::structured::constraint::Constraint;
 use mock_vllm::structured::tools::reply::{Syntax, ToolReply};
-use mock_vllm::structured::tools::stream::Delta;
+use mock_vllm::structured::tools::stream::{Delta, ToolCallStream};
 use mock_vllm::structured::tools::{LastMessage, ToolRequest};
 use mock_vllm::tokens::Tokenizer;
 use proptest::prelude::{any, prop_assert_eq, proptest};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 fn rng() -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(11)
@@ -98,6 +99,12 @@ fn constrained_text_has_its_shape() {
     assert_eq!(text(json!({"guided_json": schema, "response_format": {"type": "json_object"}})), expected);
     assert_eq!(text(json!({"guided_choice": ["yes"]})), "yes");
     assert_eq!(text(json!({"structured_outputs": {"choice": ["no"]}})), "no");
+    let accepts = |body: Value, text: &str| Constraint::parse(&object(body)).unwrap().unwrap().accepts(text);
+    assert!(
+        accepts(json!({"guided_json": schema}), expected) && !accepts(json!({"guided_json": schema}), "{}")
+    );
+    assert!(accepts(json!({"guided_choice": ["a"]}), "a") && !accepts(json!({"guided_choice": ["a"]}), "ab"));
+    assert!(accepts(json!({"guided_regex": "a+"}), "aa") && !accepts(json!({"guided_regex": "a+"}), "aab"));
     let matched = text(json!({"structured_outputs": {"regex": "[a-z]{3}|\\d{2}"}}));
     assert!(regex::Regex::new("^([a-z]{3}|[0-9]{2})$").unwrap().is_match(&matched), "{matched}");
 }
@@ -252,22 +259,19 @@ fn a_call_has_the_models_text_and_the_apis_form() {
         "{wire}"
     );
     assert_ne!(first.id, second.id);
-    let message = reply.message(reply.text(), "stop");
-    assert_eq!((message.content, message.tool_calls.len(), message.finish_reason), (None, 2, "tool_calls"));
+    let message = reply.message(reply.text());
+    assert_eq!((message.content, message.tool_calls.len()), (None, 2));
 }
 
 #[test]
 fn a_reply_that_is_cut_off_within_a_call_is_text() {
     let reply = decide(&weather_body(json!("auto")), "get_weather", Syntax::Hermes).unwrap();
     let cut = &reply.text()[..reply.text().len() - 20];
-    let message = reply.message(cut, "length");
-    assert_eq!(
-        (message.content.as_deref(), message.tool_calls.len(), message.finish_reason),
-        (Some(cut), 0, "length")
-    );
+    let message = reply.message(cut);
+    assert_eq!((message.content.as_deref(), message.tool_calls.len()), (Some(cut), 0));
     // The closing tag may be missing: its JSON is whole.
     let untagged = reply.text().strip_suffix("\n</tool_call>").unwrap();
-    assert_eq!(reply.message(untagged, "length").tool_calls, reply.tool_calls());
+    assert_eq!(reply.message(untagged).tool_calls, reply.tool_calls());
 }
 
 #[test]
@@ -275,13 +279,13 @@ fn guided_choices_write_json_without_tags() {
     let named = weather_body(json!({"type": "function", "function": {"name": "get_time"}}));
     let reply = decide(&named, "", Syntax::GuidedChoice).unwrap();
     assert_eq!(reply.text(), reply.tool_calls()[0].function.arguments);
-    assert_eq!(reply.message(reply.text(), "stop").finish_reason, "stop");
+    assert_eq!(reply.message(reply.text()).tool_calls, reply.tool_calls());
     let reply = decide(&weather_body(json!("required")), "get_time", Syntax::GuidedChoice).unwrap();
     let list: Value = serde_json::from_str(reply.text()).unwrap();
     assert_eq!(list[0]["name"], "get_time");
     assert_eq!(list[0]["parameters"]["days"], 1);
-    assert_eq!(reply.message(reply.text(), "stop").finish_reason, "tool_calls");
-    assert_eq!(reply.message("[", "length").finish_reason, "length");
+    assert_eq!(reply.message(reply.text()).tool_calls, reply.tool_calls());
+    assert!(reply.message("[").tool_calls.is_empty());
 }
 
 #[test]
@@ -289,7 +293,7 @@ fn scripted_calls_are_read_back() {
     let text = "Let me look.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": [1, 2]}}\n</tool_call>";
     let reply = ToolReply::parse(text, &mut rng()).unwrap();
     assert_eq!(reply.text(), text);
-    let message = reply.message(text, "stop");
+    let message = reply.message(text);
     assert_eq!(message.content.as_deref(), Some("Let me look.\n"));
     assert_eq!(message.tool_calls[0].function.arguments, r#"{"x": [1, 2]}"#);
     assert!(ToolReply::parse("no calls", &mut rng()).is_none());
@@ -302,8 +306,8 @@ fn a_stream_of_tokens_tells_the_name_first() {
     let reply = decide(&weather_body(json!("auto")), "get_weather", Syntax::Hermes).unwrap();
     let tokenizer = Tokenizer::qwen25();
     let mut detokenizer = tokenizer.detokenizer();
-    let mut stream = reply.stream();
-    assert_eq!(stream.finish_reason("stop"), "stop");
+    let mut stream = ToolCallStream::new(Arc::new(reply.clone()));
+    assert!(!stream.has_calls());
     let pieces = tokenizer.encode(reply.text()).into_iter().map(|token| detokenizer.push(token));
     let deltas: Vec<Delta> = pieces.filter_map(|piece| stream.push(&piece)).collect();
     let first = serde_json::to_string(&deltas[0]).unwrap();
@@ -322,7 +326,7 @@ fn a_stream_of_tokens_tells_the_name_first() {
         collect(&deltas),
         (String::new(), vec![("get_weather".to_owned(), call.function.arguments.clone())])
     );
-    assert_eq!(stream.finish_reason("stop"), "tool_calls");
+    assert!(stream.has_calls());
 }
 
 proptest! {
@@ -332,7 +336,7 @@ proptest! {
         let call = format!("<tool_call>\n{}\n</tool_call>", json!({"name": "f", "arguments": {"v": value}}));
         let written = format!("{}{}", text.replace('<', ""), vec![call; n_calls].join("\n"));
         let Some(reply) = ToolReply::parse(&written, &mut rng()) else { return Ok(()) };
-        let mut stream = reply.stream();
+        let mut stream = ToolCallStream::new(Arc::new(reply.clone()));
         let mut deltas = Vec::new();
         let mut rest = reply.text();
         for cut in cuts.iter().cycle().take(if cuts.is_empty() { 0 } else { 400 }) {
@@ -344,7 +348,7 @@ proptest! {
         }
         deltas.extend(stream.push(rest));
         let (content, calls) = collect(&deltas);
-        let message = reply.message(reply.text(), "stop");
+        let message = reply.message(reply.text());
         let expected: Vec<_> = message.tool_calls.into_iter().map(|call| (call.function.name, call.function.arguments)).collect();
         prop_assert_eq!(content, message.content.unwrap_or_default());
         prop_assert_eq!(calls, expected);

@@ -1,7 +1,7 @@
 //! Flags of `serve` about the wire: names, keys, headers, usage.
 
 use crate::engine::config::EngineConfig;
-use crate::http::{OptionalEndpoints, PodConfig, UsageConfig};
+use crate::http::{OptionalEndpoints, OutputConfig, PodConfig, UsageConfig};
 use crate::vllm_version::VllmVersion;
 use clap::Args;
 use sha2::{Digest, Sha256};
@@ -99,6 +99,7 @@ impl ApiArgs {
             },
             request_id_headers: enable_request_id_headers,
             server_load_tracking: enable_server_load_tracking,
+            output: OutputConfig::default(),
             endpoints: OptionalEndpoints::default(),
         }
     }

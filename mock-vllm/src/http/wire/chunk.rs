@@ -2,6 +2,7 @@
 
 use super::usage::Usage;
 use super::{Api, Envelope, Finish, extend, push, push_finish, push_raw, push_stop_reason};
+use crate::structured::tools::stream::Delta as ToolDelta;
 use crate::vllm_version::VllmVersion;
 
 #[derive(Debug)]
@@ -28,8 +29,7 @@ pub(crate) enum LastFrame {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChunkChoice<'a> {
     pub(crate) index: usize,
-    /// Text.
-    pub(crate) delta: &'a str,
+    pub(crate) delta: Delta<'a>,
     /// JSON.
     pub(crate) logprobs: Option<&'a [u8]>,
     /// With `return_token_ids`.
@@ -39,6 +39,13 @@ pub(crate) struct ChunkChoice<'a> {
     pub(crate) finish: Option<&'a Finish>,
     /// With `continuous_usage_stats`.
     pub(crate) usage: Option<Usage>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Delta<'a> {
+    Text(&'a str),
+    /// Of a chat's reply that a parser reads; `None` when there is nothing in it.
+    Parsed(Option<&'a ToolDelta>),
 }
 
 /// What the first frames of a chat tell of the prompt when asked to.
@@ -145,9 +152,16 @@ impl ChunkWriter {
     fn chat_choice(&self, out: &mut Vec<u8>, choice: &ChunkChoice<'_>) {
         let ChunkChoice { index: _, delta, logprobs, token_ids, prompt_token_ids: _, finish, usage: _ } =
             choice;
-        out.extend_from_slice(b",\"delta\":{\"content\":");
-        push(out, delta);
-        out.extend_from_slice(b"},\"logprobs\":");
+        match delta {
+            Delta::Text(text) => {
+                out.extend_from_slice(b",\"delta\":{\"content\":");
+                push(out, text);
+                out.push(b'}');
+            }
+            Delta::Parsed(None) => out.extend_from_slice(b",\"delta\":{}"),
+            Delta::Parsed(Some(parsed)) => self.push_parsed(out, parsed),
+        }
+        out.extend_from_slice(b",\"logprobs\":");
         push_raw(out, *logprobs);
         push_finish(out, *finish);
         if finish.is_some() {
@@ -165,8 +179,12 @@ impl ChunkWriter {
 
     fn completion_choice(&self, out: &mut Vec<u8>, choice: &ChunkChoice<'_>) {
         let ChunkChoice { index: _, delta, logprobs, token_ids, prompt_token_ids, finish, usage: _ } = choice;
+        let text = match delta {
+            Delta::Text(text) => text,
+            Delta::Parsed(_) => "",
+        };
         out.extend_from_slice(b",\"text\":");
-        push(out, delta);
+        push(out, text);
         out.extend_from_slice(b",\"logprobs\":");
         push_raw(out, *logprobs);
         push_finish(out, *finish);
@@ -181,6 +199,22 @@ impl ChunkWriter {
             out.extend_from_slice(b",\"weight_versions\":null");
         }
         out.extend_from_slice(b"}]");
+    }
+
+    /// vLLM 0.33 sets the content of a delta even when there is none.
+    fn push_parsed(&self, out: &mut Vec<u8>, delta: &ToolDelta) {
+        out.extend_from_slice(b",\"delta\":");
+        if self.version != VllmVersion::V0_33 {
+            return push(out, delta);
+        }
+        let ToolDelta { content, tool_calls } = delta;
+        out.extend_from_slice(b"{\"content\":");
+        push(out, content);
+        if !tool_calls.is_empty() {
+            out.extend_from_slice(b",\"tool_calls\":");
+            push(out, tool_calls);
+        }
+        out.push(b'}');
     }
 
     fn begin(&self, out: &mut Vec<u8>, index: usize) {

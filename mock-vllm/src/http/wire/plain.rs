@@ -2,18 +2,29 @@
 
 use super::usage::Usage;
 use super::{Api, Envelope, Finish, push, push_finish, push_raw, push_stop_reason};
+use crate::structured::tools::reply::ToolCall;
 use crate::vllm_version::VllmVersion;
 
 /// One choice, whole.
 #[derive(Clone, Debug)]
 pub(crate) struct PlainChoice {
-    pub(crate) content: String,
+    pub(crate) content: Content,
     pub(crate) finish: Finish,
     /// JSON.
     pub(crate) logprobs: Option<Vec<u8>>,
     /// With `return_token_ids`.
     pub(crate) token_ids: Option<Vec<u32>>,
     pub(crate) prompt: PlainPrompt,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Text(String),
+    /// Chats only.
+    Calls {
+        content: Option<String>,
+        tool_calls: Vec<ToolCall>,
+    },
 }
 
 /// What an answer tells of a prompt when asked to: a chat once, a completion in each choice.
@@ -72,20 +83,26 @@ pub(crate) fn body(envelope: &Envelope, choices: &[PlainChoice], usage: Usage) -
 
 fn chat_choice(out: &mut Vec<u8>, choice: &PlainChoice, role: &str, version: VllmVersion) {
     let PlainChoice { content, finish, logprobs, token_ids, prompt: _ } = choice;
+    let (content, tool_calls) = match content {
+        Content::Text(text) => (Some(text), [].as_slice()),
+        Content::Calls { content, tool_calls } => (content.as_ref(), tool_calls.as_slice()),
+    };
     out.extend_from_slice(b",\"message\":{\"role\":");
     push(out, role);
     if version == VllmVersion::V0_8 {
         out.extend_from_slice(b",\"reasoning_content\":null");
     }
     out.extend_from_slice(b",\"content\":");
-    push(out, content);
+    push(out, &content);
     if version != VllmVersion::V0_8 {
         out.extend_from_slice(
             b",\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null",
         );
     }
-    if version != VllmVersion::V0_33 {
-        out.extend_from_slice(b",\"tool_calls\":[]");
+    // Since 0.33 an empty list is left out.
+    if version != VllmVersion::V0_33 || !tool_calls.is_empty() {
+        out.extend_from_slice(b",\"tool_calls\":");
+        push(out, tool_calls);
     }
     out.extend_from_slice(match version {
         VllmVersion::V0_8 => b"},\"logprobs\":",
@@ -107,8 +124,12 @@ fn chat_choice(out: &mut Vec<u8>, choice: &PlainChoice, role: &str, version: Vll
 
 fn completion_choice(out: &mut Vec<u8>, choice: &PlainChoice, version: VllmVersion) {
     let PlainChoice { content, finish, logprobs, token_ids, prompt } = choice;
+    let text = match content {
+        Content::Text(text) => text,
+        Content::Calls { .. } => "",
+    };
     out.extend_from_slice(b",\"text\":");
-    push(out, content);
+    push(out, text);
     out.extend_from_slice(b",\"logprobs\":");
     push_raw(out, logprobs.as_deref());
     push_finish(out, Some(finish));

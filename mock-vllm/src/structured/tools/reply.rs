@@ -1,7 +1,6 @@
 //! Calls of tools as the model writes them and as the API tells them.
 
 use super::ToolChoice;
-use super::stream::ToolCallStream;
 use crate::structured::json_text;
 use rand::{Rng, RngExt};
 use serde::Serialize;
@@ -75,7 +74,6 @@ pub struct ToolMessage {
     pub content: Option<String>,
     /// Empty when generation was cut off within a call.
     pub tool_calls: Vec<ToolCall>,
-    pub finish_reason: &'static str,
 }
 
 // === impl ToolReply ===
@@ -132,8 +130,8 @@ impl ToolReply {
     }
 
     /// What a client gets that does not stream. `generated` is the text that was generated, all of [`Self::text`] or, where
-    /// generation was cut off, its beginning; `finish_reason` is the engine's.
-    pub fn message(&self, generated: &str, finish_reason: &'static str) -> ToolMessage {
+    /// generation was cut off, its beginning.
+    pub fn message(&self, generated: &str) -> ToolMessage {
         let n_generated = generated.len();
         let begun: Vec<_> = self.calls.iter().filter(|call| call.begin <= n_generated).collect();
         let are_whole = begun.iter().all(|call| call.end <= n_generated);
@@ -148,21 +146,10 @@ impl ToolReply {
             Form::List | Form::Bare => (Some(String::new()), begun),
         };
         let tool_calls: Vec<_> = calls.iter().map(|call| self.tool_call(call, n_generated)).collect();
-        let finish_reason = match self.choice {
-            ToolChoice::Auto if !tool_calls.is_empty() => "tool_calls",
-            ToolChoice::Required if finish_reason == "stop" => "tool_calls",
-            // As OpenAI's API: a named tool ends with the engine's reason.
-            ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named { .. } => finish_reason,
-        };
-        ToolMessage { content, tool_calls, finish_reason }
+        ToolMessage { content, tool_calls }
     }
 
-    /// Turns the text into deltas as it is generated.
-    pub fn stream(&self) -> ToolCallStream<'_> {
-        ToolCallStream::new(self)
-    }
-
-    pub(super) fn choice(&self) -> ToolChoice {
+    pub fn choice(&self) -> ToolChoice {
         self.choice
     }
 

@@ -1,14 +1,14 @@
 //! Deltas of a reply that calls tools, as vLLM streams them: first id, type and name of a call, then its arguments in the
 //! pieces that the tokens make.
 
-use super::ToolChoice;
 use super::reply::{CLOSE, OPEN, PlacedCall, ToolReply};
 use serde::Serialize;
+use std::sync::Arc;
 
 /// Takes the generated text piece by piece.
 #[derive(Clone, Debug)]
-pub struct ToolCallStream<'a> {
-    reply: &'a ToolReply,
+pub struct ToolCallStream {
+    reply: Arc<ToolReply>,
     /// Bytes of the reply's text that were generated.
     n_generated: usize,
     /// Bytes of the text before the calls that were told.
@@ -46,14 +46,14 @@ pub struct FunctionDelta {
 
 // === impl ToolCallStream ===
 
-impl<'a> ToolCallStream<'a> {
-    pub(super) fn new(reply: &'a ToolReply) -> Self {
+impl ToolCallStream {
+    pub fn new(reply: Arc<ToolReply>) -> Self {
         Self { reply, n_generated: 0, n_content_told: 0, n_arguments_told: Vec::new() }
     }
 
     /// The delta that the next piece of the text completes; `None` when there is nothing new to tell, as within a tag.
     pub fn push(&mut self, piece: &str) -> Option<Delta> {
-        let reply = self.reply;
+        let reply = self.reply.clone();
         self.n_generated = (self.n_generated + piece.len()).min(reply.text().len());
         while !reply.text().is_char_boundary(self.n_generated) {
             self.n_generated -= 1;
@@ -68,13 +68,9 @@ impl<'a> ToolCallStream<'a> {
         (delta != Delta::default()).then_some(delta)
     }
 
-    /// `finish_reason` of the last chunk; `engine_reason` is the engine's.
-    pub fn finish_reason(&self, engine_reason: &'static str) -> &'static str {
-        match self.reply.choice() {
-            ToolChoice::Auto if !self.n_arguments_told.is_empty() => "tool_calls",
-            ToolChoice::Required if engine_reason == "stop" => "tool_calls",
-            ToolChoice::Auto | ToolChoice::Required | ToolChoice::Named { .. } => engine_reason,
-        }
+    /// Whether a call was told by now.
+    pub fn has_calls(&self) -> bool {
+        !self.n_arguments_told.is_empty()
     }
 
     fn tell_call(&mut self, delta: &mut Delta, index: usize, call: &PlacedCall) {
