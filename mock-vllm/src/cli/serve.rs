@@ -11,9 +11,8 @@ mod values;
 use crate::engine::config::EngineConfig;
 use crate::http::PodConfig;
 use crate::kv_events::config::KvEventsConfig;
-use crate::kv_events::encoding::{Generation, HashForm, WireFormat};
+use crate::kv_events::encoding::{HashForm, WireFormat};
 use crate::server::PodSettings;
-use crate::vllm_version::VllmVersion;
 use api::ApiArgs;
 use clap::Args;
 use engine::{EngineArgs, tokenizer_path};
@@ -76,10 +75,7 @@ impl ServeArgs {
         let kv_events = KvEventsConfig::from_args(engine.kv_events_config.iter().map(String::as_str))
             .map_err(|error| format!("--kv-events-config: {error}"))?;
         let kv_event_format = WireFormat {
-            generation: match vllm_version {
-                VllmVersion::V0_8 | VllmVersion::V0_11 => Generation::V0_11,
-                VllmVersion::V0_33 => Generation::V0_33,
-            },
+            version: vllm_version,
             hashes: match engine.kv_events_use_int_block_hashes {
                 0 => HashForm::Bytes,
                 _ => HashForm::Int,

@@ -3,6 +3,7 @@
 use crate::engine::event::KvEvent;
 use crate::engine::hash::BlockHash;
 use crate::engine::request::LoraAdapter;
+use crate::vllm_version::VllmVersion;
 use std::time::Duration;
 
 /// Where the blocks are.
@@ -19,18 +20,10 @@ const N_STORED_FIELDS: u16 = 11;
 /// Both shapes of the wire at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WireFormat {
-    pub generation: Generation,
+    /// Whose events and replay answers are sent. 0.33: maps, and the topic in replay answers (vLLM PR #42892). 0.11: arrays.
+    /// 0.8: arrays without a medium, in batches without a rank.
+    pub version: VllmVersion,
     pub hashes: HashForm,
-}
-
-/// The vLLM whose events and replay answers are sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Generation {
-    /// 0.11: events are arrays, replay answers have no topic.
-    V0_11,
-    /// 0.33: events are maps, replay answers carry the topic (vLLM PR #42892).
-    #[default]
-    V0_33,
 }
 
 /// `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`
@@ -43,18 +36,22 @@ pub enum HashForm {
     Bytes,
 }
 
-/// Appends `[timestamp, [event..], rank]` to `out`; `at` counts from the Unix epoch.
+/// Appends `[timestamp, [event..], rank]` to `out`, in 0.8 without the rank; `at` counts from the Unix epoch.
 pub fn encode_batch(out: &mut Vec<u8>, format: WireFormat, at: Duration, events: &[KvEvent], rank: u16) {
-    msgpack::array(out, 3);
+    let with_rank = format.version > VllmVersion::V0_8;
+    msgpack::array(out, if with_rank { 3 } else { 2 });
     msgpack::float(out, at.as_secs_f64());
     msgpack::array(out, events.len());
     for event in events {
-        match format.generation {
-            Generation::V0_11 => array_event(out, format.hashes, event),
-            Generation::V0_33 => map_event(out, format.hashes, event),
+        match format.version {
+            VllmVersion::V0_8 => array_event(out, format.hashes, event, None),
+            VllmVersion::V0_11 => array_event(out, format.hashes, event, Some(MEDIUM)),
+            VllmVersion::V0_33 => map_event(out, format.hashes, event),
         }
     }
-    msgpack::uint(out, u64::from(rank));
+    if with_rank {
+        msgpack::uint(out, u64::from(rank));
+    }
 }
 
 fn map_event(out: &mut Vec<u8>, form: HashForm, event: &KvEvent) {
@@ -100,23 +97,24 @@ fn map_event(out: &mut Vec<u8>, form: HashForm, event: &KvEvent) {
     }
 }
 
-fn array_event(out: &mut Vec<u8>, form: HashForm, event: &KvEvent) {
+fn array_event(out: &mut Vec<u8>, form: HashForm, event: &KvEvent, medium: Option<&str>) {
+    let n_last = medium.iter().len();
     match event {
         KvEvent::BlockStored { block_hashes, parent, token_ids, block_size, lora, cache_salt: _ } => {
-            msgpack::array(out, 7);
+            msgpack::array(out, 6 + n_last);
             msgpack::text(out, "BlockStored");
             hash_array(out, form, block_hashes);
             optional_hash(out, form, parent.as_ref());
             token_array(out, token_ids);
             msgpack::uint(out, u64::from(*block_size));
             lora_id(out, lora.as_deref());
-            msgpack::text(out, MEDIUM);
+            medium.into_iter().for_each(|medium| msgpack::text(out, medium));
         }
         KvEvent::BlockRemoved { block_hash } => {
-            msgpack::array(out, 3);
+            msgpack::array(out, 2 + n_last);
             msgpack::text(out, "BlockRemoved");
             hash_array(out, form, std::slice::from_ref(block_hash));
-            msgpack::text(out, MEDIUM);
+            medium.into_iter().for_each(|medium| msgpack::text(out, medium));
         }
         KvEvent::AllBlocksCleared => {
             msgpack::array(out, 1);

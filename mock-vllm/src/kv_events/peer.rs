@@ -1,9 +1,9 @@
 //! One connection each: a subscriber that gets the messages of its queue, or a client that asks for replay.
 
-use super::encoding::Generation;
 use super::replay::ReplayBuffer;
 use super::stats::Counters;
 use super::zmtp::{self, Decoder, Incoming, SocketType, ZmtpError};
+use crate::vllm_version::VllmVersion;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(super) struct Interest {
 pub(super) struct ReplaySource {
     pub(super) buffer: Arc<Mutex<ReplayBuffer>>,
     pub(super) topic: Bytes,
-    pub(super) generation: Generation,
+    pub(super) version: VllmVersion,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -142,14 +142,14 @@ impl ReplaySource {
 
     async fn answer(&self, stream: &mut TcpStream, start: u64) -> std::io::Result<()> {
         let messages = self.buffer.lock().since(start);
-        // Each is kept as it was published, the topic first; 0.11 leaves that frame out.
-        let n_skipped = match self.generation {
-            Generation::V0_11 => {
+        // Each is kept as it was published, the topic first; before 0.33 that frame was left out.
+        let n_skipped = match self.version {
+            VllmVersion::V0_8 | VllmVersion::V0_11 => {
                 let mut topic = Vec::new();
                 zmtp::frame_more(&mut topic, &self.topic);
                 topic.len()
             }
-            Generation::V0_33 => 0,
+            VllmVersion::V0_33 => 0,
         };
         let mut wire = Vec::new();
         for messages in messages.chunks(WRITE_BATCH) {
@@ -162,9 +162,9 @@ impl ReplaySource {
         }
         wire.clear();
         zmtp::frame_more(&mut wire, b"");
-        match self.generation {
-            Generation::V0_11 => {}
-            Generation::V0_33 => zmtp::frame_more(&mut wire, b""),
+        match self.version {
+            VllmVersion::V0_8 | VllmVersion::V0_11 => {}
+            VllmVersion::V0_33 => zmtp::frame_more(&mut wire, b""),
         }
         zmtp::frame_more(&mut wire, &END_SEQ);
         zmtp::frame(&mut wire, b"");

@@ -256,7 +256,7 @@ impl Hub {
         Some(ReplaySource {
             buffer: self.buffer.clone()?,
             topic: self.topic.clone(),
-            generation: self.format.generation,
+            version: self.format.version,
             counters: self.counters.clone(),
         })
     }

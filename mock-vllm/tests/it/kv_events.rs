@@ -5,12 +5,13 @@ use mock_vllm::engine::event::KvEvent;
 use mock_vllm::engine::hash::BlockHash;
 use mock_vllm::engine::request::LoraAdapter;
 use mock_vllm::kv_events::config::{Endpoint, KvEventsConfig};
-use mock_vllm::kv_events::encoding::{Generation, HashForm, WireFormat, encode_batch};
+use mock_vllm::kv_events::encoding::{HashForm, WireFormat, encode_batch};
+use mock_vllm::vllm_version::VllmVersion;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What msgspec wrote for vLLM 0.33's and 0.11's classes.
+/// What msgspec wrote for vLLM 0.33's, 0.11's and 0.8's classes.
 const GOLDEN_V0_33: &str = "93cb3ff800000000000093de000ba474797065ab426c6f636b53746f726564ac626c6f636b5f6861736865739107\
     b1706172656e745f626c6f636b5f68617368c0a9746f6b656e5f696473920102aa626c6f636b5f73697a6502a76c6f72615f6964c0a66d656469756d\
     a3475055a96c6f72615f6e616d65c0aa65787472615f6b65797391c0a967726f75705f69647800b26b765f63616368655f737065635f6b696e64\
@@ -18,6 +19,9 @@ const GOLDEN_V0_33: &str = "93cb3ff800000000000093de000ba474797065ab426c6f636b53
     a967726f75705f6964780081a474797065b0416c6c426c6f636b73436c656172656400";
 const GOLDEN_V0_11: &str = "93cb3ff80000000000009397ab426c6f636b53746f7265649107c092010202c0a347505593ac426c6f636b52656d6f7665\
     649107a347505591b0416c6c426c6f636b73436c656172656400";
+
+const GOLDEN_V0_8: &str = "92cb3ff80000000000009396ab426c6f636b53746f7265649107c092010202c092ac426c6f636b52656d6f76656491\
+    0791b0416c6c426c6f636b73436c6561726564";
 
 /// A hash whose event form is `int`.
 pub(crate) fn hash(int: u64) -> BlockHash {
@@ -42,9 +46,9 @@ fn golden_events() -> Vec<KvEvent> {
     vec![stored(&[7], None), KvEvent::BlockRemoved { block_hash: hash(7) }, KvEvent::AllBlocksCleared]
 }
 
-fn encode(generation: Generation, hashes: HashForm, events: &[KvEvent], rank: u16) -> String {
+fn encode(version: VllmVersion, hashes: HashForm, events: &[KvEvent], rank: u16) -> String {
     let mut bytes = Vec::new();
-    encode_batch(&mut bytes, WireFormat { generation, hashes }, Duration::from_millis(1_500), events, rank);
+    encode_batch(&mut bytes, WireFormat { version, hashes }, Duration::from_millis(1_500), events, rank);
     bytes.iter().fold(String::new(), |mut hex, byte| {
         write!(hex, "{byte:02x}").unwrap();
         hex
@@ -53,16 +57,17 @@ fn encode(generation: Generation, hashes: HashForm, events: &[KvEvent], rank: u1
 
 #[test]
 fn batches_have_the_bytes_that_msgspec_writes() {
-    assert_eq!(encode(Generation::V0_33, HashForm::Int, &golden_events(), 0), GOLDEN_V0_33);
-    assert_eq!(encode(Generation::V0_11, HashForm::Int, &golden_events(), 0), GOLDEN_V0_11);
+    assert_eq!(encode(VllmVersion::V0_33, HashForm::Int, &golden_events(), 0), GOLDEN_V0_33);
+    assert_eq!(encode(VllmVersion::V0_11, HashForm::Int, &golden_events(), 0), GOLDEN_V0_11);
+    assert_eq!(encode(VllmVersion::V0_8, HashForm::Int, &golden_events(), 0), GOLDEN_V0_8);
 }
 
 #[test]
 fn every_input_moves_the_bytes() {
     let golden = golden_events();
-    let other_rank = encode(Generation::V0_33, HashForm::Int, &golden, 1);
+    let other_rank = encode(VllmVersion::V0_33, HashForm::Int, &golden, 1);
     assert_eq!(other_rank, format!("{}01", &GOLDEN_V0_33[..GOLDEN_V0_33.len() - 2]));
-    let with_parent = encode(Generation::V0_11, HashForm::Int, &[stored(&[7], Some(300))], 0);
+    let with_parent = encode(VllmVersion::V0_11, HashForm::Int, &[stored(&[7], Some(300))], 0);
     assert_eq!(with_parent, "93cb3ff80000000000009197ab426c6f636b53746f7265649107cd012c92010202c0a347505500");
 }
 
@@ -71,12 +76,12 @@ fn hashes_are_all_their_bytes_on_request() {
     let removed = [KvEvent::BlockRemoved { block_hash: hash(7) }];
     let digest = "aa".repeat(24) + "0000000000000007";
     assert_eq!(
-        encode(Generation::V0_11, HashForm::Bytes, &removed, 0),
+        encode(VllmVersion::V0_11, HashForm::Bytes, &removed, 0),
         format!("93cb3ff80000000000009193ac426c6f636b52656d6f76656491c420{digest}a347505500")
     );
     let large = [KvEvent::BlockRemoved { block_hash: hash(u64::MAX) }];
     assert_eq!(
-        encode(Generation::V0_11, HashForm::Int, &large, 0),
+        encode(VllmVersion::V0_11, HashForm::Int, &large, 0),
         "93cb3ff80000000000009193ac426c6f636b52656d6f76656491cfffffffffffffffffa347505500"
     );
 }
@@ -89,7 +94,7 @@ fn extra_keys_come_per_block() {
         if let KvEvent::BlockStored { lora: event_lora, cache_salt, .. } = &mut event {
             (*event_lora, *cache_salt) = (lora, salt.map(Arc::from));
         }
-        encode(Generation::V0_33, HashForm::Int, &[event], 0)
+        encode(VllmVersion::V0_33, HashForm::Int, &[event], 0)
     };
     let check = |encoded: String, id_name: (&str, &str), extra_keys: &str| {
         // "lora_id", .., "lora_name", .., "extra_keys", array of two

@@ -8,10 +8,11 @@ use crate::tutorial;
 use bytes::Bytes;
 use mock_vllm::engine::event::KvEvent;
 use mock_vllm::kv_events::config::{KvEventsConfig, ZmqConfig};
-use mock_vllm::kv_events::encoding::{Generation, HashForm, WireFormat, encode_batch};
+use mock_vllm::kv_events::encoding::{HashForm, WireFormat, encode_batch};
 use mock_vllm::kv_events::publisher::KvEventPublisher;
 use mock_vllm::kv_events::service::channel;
 use mock_vllm::kv_events::stats::KvEventStats;
+use mock_vllm::vllm_version::VllmVersion;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -37,7 +38,7 @@ struct Served {
 }
 
 /// A service on ports of its own; `keys` of the flag besides.
-async fn serve(generation: Generation, keys: &[&str]) -> Served {
+async fn serve(version: VllmVersion, keys: &[&str]) -> Served {
     let args = [
         "enable_kv_cache_events=true",
         "endpoint=tcp://*:0",
@@ -46,11 +47,11 @@ async fn serve(generation: Generation, keys: &[&str]) -> Served {
     ];
     let config = KvEventsConfig::from_args(args.into_iter().chain(keys.iter().copied())).unwrap();
     let KvEventsConfig::Zmq(config) = config else { panic!("events are on") };
-    serve_config(generation, config).await
+    serve_config(version, config).await
 }
 
-async fn serve_config(generation: Generation, config: ZmqConfig) -> Served {
-    let (publisher, service) = channel(config, WireFormat { generation, hashes: HashForm::Int }, 0);
+async fn serve_config(version: VllmVersion, config: ZmqConfig) -> Served {
+    let (publisher, service) = channel(config, WireFormat { version, hashes: HashForm::Int }, 0);
     let bound = service.bind().await.unwrap();
     let address = bound.local_addr().map(|address| SocketAddr::from(([127, 0, 0, 1], address.port())));
     let replay = bound.replay_addr().unwrap();
@@ -115,14 +116,14 @@ async fn receive(socket: &mut impl zeromq::SocketRecv) -> Vec<Vec<u8>> {
     message.into_vec().iter().map(|frame| frame.to_vec()).collect()
 }
 
-fn payload(generation: Generation, events: &[KvEvent]) -> Vec<u8> {
+fn payload(version: VllmVersion, events: &[KvEvent]) -> Vec<u8> {
     let mut payload = Vec::new();
-    encode_batch(&mut payload, WireFormat { generation, hashes: HashForm::Int }, AT, events, 0);
+    encode_batch(&mut payload, WireFormat { version, hashes: HashForm::Int }, AT, events, 0);
     payload
 }
 
-fn message(generation: Generation, seq: u64, events: &[KvEvent]) -> Vec<Vec<u8>> {
-    vec![TOPIC.into(), seq.to_be_bytes().to_vec(), payload(generation, events)]
+fn message(version: VllmVersion, seq: u64, events: &[KvEvent]) -> Vec<Vec<u8>> {
+    vec![TOPIC.into(), seq.to_be_bytes().to_vec(), payload(version, events)]
 }
 
 /// One batch that names its number.
@@ -132,7 +133,7 @@ fn batch(seq: u64) -> Vec<KvEvent> {
 
 #[tokio::test]
 async fn each_step_is_one_message_in_sequence() {
-    let mut served = serve(Generation::V0_33, &[]).await;
+    let mut served = serve(VllmVersion::V0_33, &[]).await;
     let mut subscriber = served.subscribe("kv@").await;
     let mut engine = engine(|config| config.kv_events = true);
     engine.add(request(1, &ROUND1, 24)).unwrap();
@@ -143,13 +144,13 @@ async fn each_step_is_one_message_in_sequence() {
     // No events: no message, and no number.
     served.publisher.publish(AT, Vec::new());
     served.publisher.publish(AT, batch(1));
-    assert_eq!(receive(&mut subscriber).await, message(Generation::V0_33, 0, &events));
-    assert_eq!(receive(&mut subscriber).await, message(Generation::V0_33, 1, &batch(1)));
+    assert_eq!(receive(&mut subscriber).await, message(VllmVersion::V0_33, 0, &events));
+    assert_eq!(receive(&mut subscriber).await, message(VllmVersion::V0_33, 1, &batch(1)));
 }
 
 #[tokio::test]
 async fn an_engine_without_events_sends_nothing() {
-    let mut served = serve(Generation::V0_33, &[]).await;
+    let mut served = serve(VllmVersion::V0_33, &[]).await;
     let mut subscriber = served.subscribe("").await;
     let mut engine = engine(|config| config.kv_events = false);
     engine.add(request(1, &ROUND1, 24)).unwrap();
@@ -157,24 +158,24 @@ async fn an_engine_without_events_sends_nothing() {
     served.publisher.publish(AT, engine.take_events());
     served.publisher.publish(AT, batch(0));
     // The first message is the one that was sent to have an end.
-    assert_eq!(receive(&mut subscriber).await, message(Generation::V0_33, 0, &batch(0)));
+    assert_eq!(receive(&mut subscriber).await, message(VllmVersion::V0_33, 0, &batch(0)));
     assert_eq!(served.stats().published, 1);
 }
 
 #[tokio::test]
 async fn a_topic_is_a_prefix() {
-    let mut served = serve(Generation::V0_33, &[]).await;
+    let mut served = serve(VllmVersion::V0_33, &[]).await;
     let mut subscriber = SubSocket::new();
     subscriber.connect(&format!("tcp://{}", served.address())).await.unwrap();
     subscriber.subscribe("kv@pod-1").await.unwrap();
     // Subscriptions of one connection arrive in order, so the first has arrived with the second.
     let mut all = served.subscribe("").await;
     served.publisher.publish(AT, batch(0));
-    assert_eq!(receive(&mut all).await, message(Generation::V0_33, 0, &batch(0)));
+    assert_eq!(receive(&mut all).await, message(VllmVersion::V0_33, 0, &batch(0)));
     subscriber.subscribe(TOPIC).await.unwrap();
     served.wait_for("second subscription", |stats| stats.subscribers == 2).await;
     served.publisher.publish(AT, batch(1));
-    assert_eq!(receive(&mut subscriber).await, message(Generation::V0_33, 1, &batch(1)));
+    assert_eq!(receive(&mut subscriber).await, message(VllmVersion::V0_33, 1, &batch(1)));
     drop(all);
     subscriber.unsubscribe(TOPIC).await.unwrap();
     served.wait_for("end of the subscription", |stats| stats.subscribers == 0).await;
@@ -182,18 +183,18 @@ async fn a_topic_is_a_prefix() {
 
 #[tokio::test]
 async fn replay_answers_in_both_generations() {
-    for generation in [Generation::V0_11, Generation::V0_33] {
-        let mut served = serve(generation, &["buffer_steps=3"]).await;
+    for version in [VllmVersion::V0_11, VllmVersion::V0_33] {
+        let mut served = serve(version, &["buffer_steps=3"]).await;
         let mut subscriber = served.subscribe("").await;
         (0..5).for_each(|seq| served.publisher.publish(AT, batch(seq)));
         for seq in 0..5 {
-            assert_eq!(receive(&mut subscriber).await, message(generation, seq, &batch(seq)));
+            assert_eq!(receive(&mut subscriber).await, message(version, seq, &batch(seq)));
         }
-        let n_topic = match generation {
-            Generation::V0_11 => 1,
-            Generation::V0_33 => 0,
+        let n_topic = match version {
+            VllmVersion::V0_8 | VllmVersion::V0_11 => 1,
+            VllmVersion::V0_33 => 0,
         };
-        let answer = |seq| message(generation, seq, &batch(seq)).split_off(n_topic);
+        let answer = |seq| message(version, seq, &batch(seq)).split_off(n_topic);
         let end = [Vec::new(), vec![0xff; 8], Vec::new()][n_topic..].to_vec();
         assert_eq!(served.replay(3).await, [answer(3), answer(4), end.clone()]);
         // The buffer holds three: the first two are lost.
@@ -206,7 +207,7 @@ async fn replay_answers_in_both_generations() {
 /// ZMTP by hand: a subscriber in the manner of 3.0 that does not read, and libzmq's heartbeat.
 #[tokio::test]
 async fn a_slow_subscriber_loses_messages_and_replay_has_them() {
-    let mut served = serve(Generation::V0_33, &["hwm=2"]).await;
+    let mut served = serve(VllmVersion::V0_33, &["hwm=2"]).await;
     let mut stream = TcpStream::connect(served.address()).await.unwrap();
     let mut greeting = [0; 64];
     (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
@@ -263,7 +264,7 @@ async fn a_full_queue_never_blocks_and_leaves_a_gap() {
             break answers;
         }
     };
-    assert_eq!(answers[1], message(Generation::V0_33, 1, &batch(1)));
+    assert_eq!(answers[1], message(VllmVersion::V0_33, 1, &batch(1)));
     served.publisher.publish(AT, batch(5));
     let after = loop {
         let answers = served.replay(2).await;
@@ -271,7 +272,7 @@ async fn a_full_queue_never_blocks_and_leaves_a_gap() {
             break answers;
         }
     };
-    assert_eq!(after[0], message(Generation::V0_33, 5, &batch(5)), "2 to 4 are nowhere");
+    assert_eq!(after[0], message(VllmVersion::V0_33, 5, &batch(5)), "2 to 4 are nowhere");
 }
 
 #[tokio::test]
@@ -288,12 +289,12 @@ async fn dials_a_subscriber_that_listens_and_comes_back() {
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("endpoint=tcp://{}", listener.local_addr().unwrap());
-    let mut served = serve(Generation::V0_33, &[&endpoint]).await;
+    let mut served = serve(VllmVersion::V0_33, &[&endpoint]).await;
     for seq in 0..2 {
         let mut stream = accept(&listener).await;
         served.wait_for("subscription", |stats| stats.subscribers == 1).await;
         served.publisher.publish(AT, batch(seq));
-        let expected = payload(Generation::V0_33, &batch(seq));
+        let expected = payload(VllmVersion::V0_33, &batch(seq));
         let mut received = Vec::new();
         while !received.ends_with(&expected) {
             let n_read =
@@ -307,14 +308,14 @@ async fn dials_a_subscriber_that_listens_and_comes_back() {
 
 #[tokio::test]
 async fn stops_at_once_and_sends_what_is_queued() {
-    let mut served = serve(Generation::V0_33, &[]).await;
+    let mut served = serve(VllmVersion::V0_33, &[]).await;
     let mut subscriber = served.subscribe("").await;
     (0..100).for_each(|seq| served.publisher.publish(AT, batch(seq)));
     let Served { stop, task, publisher, .. } = served;
     stop.send(()).unwrap();
     task.await.unwrap();
     for seq in 0..100 {
-        assert_eq!(receive(&mut subscriber).await, message(Generation::V0_33, seq, &batch(seq)));
+        assert_eq!(receive(&mut subscriber).await, message(VllmVersion::V0_33, seq, &batch(seq)));
     }
     // A publisher that outlives its service does no harm.
     let mut publisher = publisher;
@@ -323,7 +324,7 @@ async fn stops_at_once_and_sends_what_is_queued() {
 
 #[tokio::test]
 async fn a_taken_port_is_named() {
-    let served = serve(Generation::V0_33, &[]).await;
+    let served = serve(VllmVersion::V0_33, &[]).await;
     let args = [
         "enable_kv_cache_events=true",
         &format!("replay_endpoint=tcp://{}", served.replay),
@@ -341,10 +342,10 @@ async fn a_taken_port_is_named() {
 #[tokio::test]
 async fn a_pod_sends_what_its_engine_stores() {
     let on = "--kv-events-config {\"enable_kv_cache_events\":true} --kv-events-config.endpoint tcp://*:0";
-    for (generation, hashes, flags) in [
-        (Generation::V0_33, HashForm::Int, "--kv-events-config.topic=kv"),
+    for (version, hashes, flags) in [
+        (VllmVersion::V0_33, HashForm::Int, "--kv-events-config.topic=kv"),
         (
-            Generation::V0_11,
+            VllmVersion::V0_11,
             HashForm::Bytes,
             "--kv_events_config.topic kv --vllm-version 0.11 --hash-seed vllm-none-hash --kv-events-use-int-block-hashes 0",
         ),
@@ -362,7 +363,7 @@ async fn a_pod_sends_what_its_engine_stores() {
         twin.add(request(1, &ROUND1, 24)).unwrap();
         twin.schedule();
         let mut expected = Vec::new();
-        encode_batch(&mut expected, WireFormat { generation, hashes }, AT, &twin.take_events(), 0);
+        encode_batch(&mut expected, WireFormat { version, hashes }, AT, &twin.take_events(), 0);
         // The decode blocks follow, each with its own step.
         for seq in 0_u64..3 {
             let [topic, seq_bytes, payload] = <[_; 3]>::try_from(receive(&mut subscriber).await).unwrap();
@@ -391,9 +392,9 @@ async fn python_decodes_the_stream_and_fills_its_gap() {
         return;
     };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/kv_events/subscriber.py");
-    for (generation, shape) in [(Generation::V0_33, "map"), (Generation::V0_11, "array")] {
+    for (version, shape) in [(VllmVersion::V0_33, "map"), (VllmVersion::V0_11, "array")] {
         for (buffer, is_filled) in [("buffer_steps=10", true), ("buffer_steps=2", false)] {
-            let mut served = serve(generation, &[buffer]).await;
+            let mut served = serve(version, &[buffer]).await;
             let mut child = tokio::process::Command::new(&python)
                 .args([script, shape, &served.address().to_string(), &served.replay.to_string(), TOPIC, "3"])
                 .stdin(Stdio::piped())
