@@ -4,6 +4,7 @@ mod flags;
 mod run;
 mod serve;
 
+use crate::faults::guide;
 use crate::oracle::{self, OracleArgs};
 use crate::server::PodSettings;
 use crate::trace;
@@ -38,6 +39,8 @@ enum Command {
     },
     /// Tell for each request what every pod had cached, and what the router's choice cost
     Oracle(OracleArgs),
+    /// List what can go wrong on purpose: by --fault, by a header of a request, and live
+    Faults,
 }
 
 const EXIT_CODES: &str = "\
@@ -77,6 +80,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Oracle(args) => oracle::run(&args, &mut std::io::stdout().lock(), &mut std::io::stderr())
             .context("write the report")
             .map(ExitCode::from),
+        Command::Faults => std::io::stdout()
+            .write_all(guide::text().as_bytes())
+            .context("write the list")
+            .map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         let _stderr_gone = writeln!(std::io::stderr(), "error: {error:#}");
@@ -94,7 +101,9 @@ pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings,
     let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
     match cli.command {
         Command::Serve(args) => args.into_settings(),
-        Command::CheckTrace { .. } | Command::Oracle(_) => Err("only `serve` serves".to_owned()),
+        Command::CheckTrace { .. } | Command::Oracle(_) | Command::Faults => {
+            Err("only `serve` serves".to_owned())
+        }
     }
 }
 

@@ -427,7 +427,13 @@ impl Driver {
         if matches!(self.scheduling, Scheduling::Paused) {
             return;
         }
-        let Some(plan) = self.engine.schedule() else { return };
+        let Some(plan) = self.engine.schedule() else {
+            // Also when what waits cannot be let in.
+            if self.engine.has_requests() {
+                self.metrics.lock().set_gauges(&self.engine.stats());
+            }
+            return;
+        };
         let step_time = self.latency.jittered_step_time(plan, self.jitter, &mut self.rng);
         for scheduled in &plan.scheduled {
             if let (Origin::New, Some(live)) = (scheduled.origin, self.live.get_mut(&scheduled.id)) {

@@ -8,6 +8,7 @@ mod body;
 mod choices;
 mod debug;
 mod error;
+pub mod faults;
 mod generate;
 mod ground_truth;
 mod instrument;
@@ -23,6 +24,7 @@ mod wire;
 
 use crate::driver::DriverHandle;
 use crate::driver::clock::Clock;
+use crate::faults::active::PodFaults;
 use crate::metrics::Metrics;
 use crate::metrics::http::HttpMetrics;
 use crate::reply::Replier;
@@ -121,6 +123,7 @@ pub struct Pod {
     pub server_load: ServerLoad,
     pub loras: LoraRegistry,
     pub sleep: SleepSwitch,
+    pub faults: Arc<PodFaults>,
 }
 
 /// Requests for text in flight.
@@ -142,10 +145,12 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .merge(debug::routes())
         .merge(lora::routes(pod.config.endpoints))
         .merge(dev::routes(pod.config.endpoints))
+        .merge(faults::routes())
         .fallback(async || ApiError::plain(StatusCode::NOT_FOUND))
         .method_not_allowed_fallback(async || ApiError::plain(StatusCode::METHOD_NOT_ALLOWED))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::map_response_with_state(pod.clone(), dated))
+        .layer(middleware::from_fn_with_state(pod.clone(), faults::inject::inject))
         .layer(middleware::from_fn_with_state(pod.clone(), instrument::instrument))
         .layer(middleware::from_fn_with_state(pod.clone(), gate))
         .with_state(pod)

@@ -5,6 +5,7 @@ pub mod server;
 pub mod http;
 
 pub mod driver;
+pub mod faults;
 pub mod kv_events;
 pub mod metrics;
 pub mod oracle;

@@ -12,7 +12,11 @@ use crate::engine::Engine;
 use crate::engine::config::{ConfigError, EngineConfig};
 use crate::engine::hash::HashAlgorithm;
 use crate::engine::latency::LatencyModel;
+use crate::faults::Rule;
+use crate::faults::active::PodFaults;
+use crate::faults::socket::{Connection, Door, FaultListener, TcpDoor};
 use crate::http::dev::SleepSwitch;
+use crate::http::faults::{SetFaultsError, keeper};
 use crate::http::lora::{LoraModule, LoraRegistry};
 use crate::http::{self, Pod, PodConfig, ServerLoad};
 use crate::kv_events::config::KvEventsConfig;
@@ -27,14 +31,13 @@ use crate::reply::scripted::{Script, ScriptError};
 use crate::request_log::RequestLog;
 use crate::tokens::chat_template::ChatTemplate;
 use crate::tokens::{Tokenizer, TokenizerError};
-use axum::serve::{Listener, ListenerExt as _};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// What one pod is made of.
@@ -53,6 +56,7 @@ pub struct PodSettings {
     pub scripted_replies: Option<PathBuf>,
     pub request_log: Option<PathBuf>,
     pub cache_log: Option<PathBuf>,
+    pub faults: Vec<Rule>,
     pub gpu_memory_utilization: f64,
     pub kv_events: KvEventsConfig,
     pub kv_event_format: WireFormat,
@@ -103,9 +107,16 @@ pub enum BuildError {
     RequestLog { path: PathBuf, source: std::io::Error },
     #[error("cannot open the cache log {path}")]
     CacheLog { path: PathBuf, source: std::io::Error },
+    #[error("invalid fault")]
+    Fault(#[from] SetFaultsError),
     #[error("cannot start the engine's thread")]
     Thread(#[source] std::io::Error),
 }
+
+/// A fault ended the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the pod crashed, as a fault told it to")]
+pub struct Crashed;
 
 // === impl Shared ===
 
@@ -188,6 +199,7 @@ pub fn build_pod(
         cache_log,
         queue_limits,
         lora_modules,
+        faults,
         ..
     } = settings;
     let Shared { tokenizer, template, script, log, clock } = shared.clone();
@@ -205,7 +217,7 @@ pub fn build_pod(
     let driver_config =
         DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness, queue_limits };
     let driver = driver::start(driver_config, clock, metrics.clone()).map_err(BuildError::Thread)?;
-    Ok(Arc::new(Pod {
+    let pod = Pod {
         config,
         template,
         replier: Replier::new(script, &tokenizer, seed),
@@ -217,7 +229,11 @@ pub fn build_pod(
         server_load: ServerLoad::default(),
         loras: LoraRegistry::new(lora_modules),
         sleep: SleepSwitch::default(),
-    }))
+        faults: Arc::new(PodFaults::new(clock, seed)),
+    };
+    let own = |rule: &Rule| rule.pod.as_ref().is_none_or(|name| *name == pod.config.pod_name);
+    pod.set_faults(faults.into_iter().filter(own).collect())?;
+    Ok(Arc::new(pod))
 }
 
 /// Both ends of a pod's KV events; `None` when they are off.
@@ -247,7 +263,7 @@ pub async fn run(
         shutdown.await;
         announcing.begin();
     };
-    let serving = run_on(listener.tap_io(send_at_once), pod, kv_events, stop);
+    let serving = run_on(TcpDoor::new(listener)?, pod, kv_events, stop);
     tokio::pin!(serving);
     tokio::select! {
         result = &mut serving => return result,
@@ -257,18 +273,17 @@ pub async fn run(
 }
 
 /// The same on any kind of socket.
-async fn run_on<L>(
-    listener: L,
-    pod: Arc<Pod>,
-    kv_events: Option<BoundService>,
-    stop: Stop,
-) -> std::io::Result<()>
+async fn run_on<D>(door: D, pod: Arc<Pod>, kv_events: Option<BoundService>, stop: Stop) -> std::io::Result<()>
 where
-    L: Listener,
-    L::Addr: std::fmt::Debug,
+    D: Door,
+    D::Addr: std::fmt::Debug,
 {
     let begun = stop.begun.clone();
-    let serving = axum::serve(listener, http::router(pod)).with_graceful_shutdown(begun.cancelled_owned());
+    let listener = FaultListener::new(door, pod.faults.clone());
+    let dead = pod.faults.dead().clone();
+    let keeping = keeper::keep(pod.clone());
+    let service = http::router(pod).into_make_service_with_connect_info::<Connection>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(begun.cancelled_owned());
     let out_of_time = async move {
         stop.begun.cancelled().await;
         tokio::select! {
@@ -283,6 +298,8 @@ where
         tokio::select! {
             result = serving.into_future() => result,
             () = out_of_time => Ok(()),
+            () = dead.cancelled() => Err(std::io::Error::other(Crashed)),
+            () = async { keeping.await; std::future::pending().await } => Ok(()),
         }
     };
     let events = async move {
@@ -296,13 +313,6 @@ where
     };
     let (result, ()) = tokio::join!(api, events);
     result
-}
-
-/// Without this, Nagle's algorithm and delayed acknowledgements hold a token back for 40 ms.
-fn send_at_once(stream: &mut TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "Cannot set TCP_NODELAY");
-    }
 }
 
 fn metrics_config(settings: &PodSettings) -> MetricsConfig {

@@ -3,6 +3,7 @@
 use super::UsageError;
 use super::flags::Ignored;
 use super::serve::ServeArgs;
+use crate::faults::Rule;
 use crate::server::fleet::BoundFleet;
 use crate::server::{BuildError, Stop};
 use anyhow::Context as _;
@@ -29,6 +30,8 @@ pub(super) fn serve(args: ServeArgs, ignored: &[Ignored]) -> anyhow::Result<Exit
         tracing::warn!("KV cache events are on, but prefix caching is not enabled: there will be none");
     }
     let plan = replicas.plan(&settings, &listen_on).map_err(|error| UsageError(error.to_string()))?;
+    let names: Vec<&str> = plan.iter().map(|pod| pod.settings.http.pod_name.as_str()).collect();
+    check_pods_of_faults(&settings.faults, &names)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async move {
@@ -56,6 +59,14 @@ pub(super) fn serve(args: ServeArgs, ignored: &[Ignored]) -> anyhow::Result<Exit
     })?;
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+fn check_pods_of_faults(rules: &[Rule], names: &[&str]) -> Result<(), UsageError> {
+    let unknown = |rule: &&Rule| rule.pod.as_ref().is_some_and(|pod| !names.contains(&pod.as_str()));
+    match rules.iter().find(unknown) {
+        Some(rule) => Err(UsageError(format!("--fault {rule}: the pods are {}", names.join(", ")))),
+        None => Ok(()),
+    }
 }
 
 fn start_log(filter: &str) -> anyhow::Result<()> {

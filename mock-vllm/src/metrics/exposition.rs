@@ -285,7 +285,7 @@ fn escape(out: &mut String, text: &str, quotes: bool) {
 }
 
 /// Python's `repr` of a float, but an exponent as soon as the whole part has more than six digits.
-pub(super) fn float(value: f64) -> String {
+pub(crate) fn float(value: f64) -> String {
     if value.is_infinite() {
         return if value > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
     }

@@ -6,11 +6,11 @@
 //! ```
 
 use super::ports::{ApiListener, BindError, ListenOn, Ports};
-use super::{BuildError, PodSettings, Shared, Stop, build_pod, run_on};
+use super::{BuildError, Crashed, PodSettings, Shared, Stop, build_pod, run_on};
+use crate::faults::socket::{TcpDoor, UnixDoor};
 use crate::http::Pod;
 use crate::kv_events::config::ConfigError;
 use crate::kv_events::service::BoundService;
-use axum::serve::ListenerExt as _;
 use std::io;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -144,7 +144,7 @@ impl Fleet {
         self.pods.iter().map(|(pod, ..)| pod)
     }
 
-    /// Serves all pods until `stop`, or until one breaks: then the others are stopped too.
+    /// Serves all pods until `stop`, or until one breaks: then the others are stopped too, unless a fault broke it.
     ///
     /// # Errors
     /// When a listener breaks.
@@ -154,16 +154,19 @@ impl Fleet {
             let stop = stop.clone();
             serving.spawn(async move {
                 match listener {
-                    ApiListener::Tcp(listener) => {
-                        run_on(listener.tap_io(super::send_at_once), pod, kv_events, stop).await
+                    ApiListener::Tcp(listener) => run_on(TcpDoor::new(listener)?, pod, kv_events, stop).await,
+                    ApiListener::Unix(listener, _file) => {
+                        run_on(UnixDoor::new(listener), pod, kv_events, stop).await
                     }
-                    ApiListener::Unix(listener, _file) => run_on(listener, pod, kv_events, stop).await,
                 }
             });
         }
         let mut result = Ok(());
         while let Some(ended) = serving.join_next().await {
             let ended = ended.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
+            if ended.as_ref().is_err_and(is_crash) && !serving.is_empty() {
+                continue;
+            }
             if ended.is_err() {
                 stop.begin();
                 result = result.and(ended);
@@ -171,4 +174,8 @@ impl Fleet {
         }
         result
     }
+}
+
+fn is_crash(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|source| source.is::<Crashed>())
 }

@@ -3,6 +3,7 @@
 use super::values::{jitter, latency_preset};
 use crate::driver::clock::TimeScale;
 use crate::engine::latency::LatencyModel;
+use crate::faults::Rule;
 use crate::vllm_version::VllmVersion;
 use clap::Args;
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ pub(super) struct MockArgs {
     /// Append what happens to the prefix cache, for `mock-vllm oracle`; pods may share the file
     #[arg(long, value_name = "FILE")]
     pub(super) cache_log: Option<PathBuf>,
+    /// Something that goes wrong on purpose, like status:code=429,rate=0.3; may be repeated; `mock-vllm faults` lists them
+    #[arg(long, value_name = "FAULT", action = clap::ArgAction::Append)]
+    pub(super) fault: Vec<Rule>,
     /// vLLM that this pod passes for: metric names, error bodies, fields of chunks, KV events
     #[arg(long, value_name = "VERSION", value_enum, default_value = "0.33")]
     pub(super) vllm_version: VllmVersion,

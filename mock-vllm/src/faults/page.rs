@@ -1,0 +1,58 @@
+//! `/metrics` that lies: numbers of another moment, or made-up ones, in a page that is otherwise true.
+
+use crate::metrics::exposition::{Format, float};
+
+/// The page as it was, in each format.
+#[derive(Clone, Debug)]
+pub struct FrozenPages {
+    pub text: String,
+    pub open_metrics: String,
+}
+
+/// Short names of what routers read; the first that is on the page is meant.
+const ALIASES: [(&str, &[&str]); 3] = [
+    ("running", &["vllm:num_requests_running"]),
+    ("waiting", &["vllm:num_requests_waiting"]),
+    ("kv_cache_usage", &["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"]),
+];
+
+// === impl FrozenPages ===
+
+impl FrozenPages {
+    /// `only`: these samples, by full name; empty: all.
+    pub fn page(&self, format: Format, only: &[String]) -> String {
+        let page = match format {
+            Format::Text => &self.text,
+            Format::OpenMetrics => &self.open_metrics,
+        };
+        if only.is_empty() {
+            return page.clone();
+        }
+        let is_asked =
+            |line: &&str| sample_name(line).is_none_or(|name| only.iter().any(|only| only == name));
+        page.lines().filter(is_asked).map(|line| format!("{line}\n")).collect()
+    }
+}
+
+/// The full name of a metric, on this page; `None` when it has none of that name.
+pub fn resolve<'a>(metric: &'a str, page: &str) -> Option<&'a str> {
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == metric);
+    let names = alias.map_or(std::slice::from_ref(&metric), |(_, names)| names);
+    names.iter().copied().find(|name| page.lines().any(|line| sample_name(line) == Some(name)))
+}
+
+/// The page with this value in every sample of the metric.
+pub fn lie(page: &str, metric: &str, value: f64) -> String {
+    let Some(metric) = resolve(metric, page) else { return page.to_owned() };
+    let told = page.lines().map(|line| match (sample_name(line) == Some(metric), line.rsplit_once(' ')) {
+        (true, Some((series, _true_value))) => format!("{series} {}\n", float(value)),
+        (true, None) | (false, _) => format!("{line}\n"),
+    });
+    told.collect()
+}
+
+/// `None` for comments.
+fn sample_name(line: &str) -> Option<&str> {
+    let name = line.split(['{', ' ']).next().unwrap_or_default();
+    Some(name).filter(|name| !name.is_empty() && *name != "#")
+}

@@ -1,0 +1,332 @@
+//! Listeners and connections that can fail: closed listeners, connections that are reset, and those of a pod that died.
+
+use super::active::PodFaults;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use bytes::{Buf as _, Bytes};
+use parking_lot::Mutex;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// Until a port that somebody took meanwhile is tried again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener that can be closed for a while.
+pub trait Door: Listener<Io: Severable> {
+    /// Closes it; connections that wait to be accepted are gone.
+    fn close(&mut self);
+
+    /// Listens again where it did; nothing when it is open.
+    fn open(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// A connection whose closing can be made a reset.
+pub trait Severable {
+    fn reset_when_closed(&self);
+}
+
+#[derive(Debug)]
+pub struct TcpDoor {
+    /// `None` while it is closed.
+    listener: Option<TcpListener>,
+    address: SocketAddr,
+}
+
+/// A Unix socket stays in the file system: while it is closed, connections end as soon as they begin.
+#[derive(Debug)]
+pub struct UnixDoor {
+    listener: UnixListener,
+    is_closed: bool,
+}
+
+/// Accepts for a pod with faults.
+#[derive(Debug)]
+pub struct FaultListener<D> {
+    door: D,
+    faults: Arc<PodFaults>,
+    changed: watch::Receiver<()>,
+}
+
+/// A connection that can be cut off from the side that answers.
+#[derive(Debug)]
+pub struct FaultIo<I: Severable> {
+    io: I,
+    connection: Connection,
+    severed: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// The handle of a connection, for those who answer its requests.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    severed: CancellationToken,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    has_reset: AtomicBool,
+    has_excess: AtomicBool,
+    excess: Mutex<Bytes>,
+}
+
+// === impl TcpDoor ===
+
+impl TcpDoor {
+    /// # Errors
+    /// When the listener does not know its address.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self { address: listener.local_addr()?, listener: Some(listener) })
+    }
+}
+
+impl Listener for TcpDoor {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match &mut self.listener {
+            Some(listener) => {
+                let (stream, address) = Listener::accept(listener).await;
+                // Without this, Nagle's algorithm and delayed acknowledgements hold a token back for 40 ms.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "Cannot set TCP_NODELAY");
+                }
+                (stream, address)
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Ok(self.address)
+    }
+}
+
+impl Door for TcpDoor {
+    fn close(&mut self) {
+        self.listener = None;
+    }
+
+    async fn open(&mut self) {
+        while self.listener.is_none() {
+            match TcpListener::bind(self.address).await {
+                Ok(listener) => self.listener = Some(listener),
+                Err(error) => {
+                    tracing::warn!(address = %self.address, %error, "Cannot listen again");
+                    tokio::time::sleep(REOPEN_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+// === impl UnixDoor ===
+
+impl UnixDoor {
+    pub fn new(listener: UnixListener) -> Self {
+        Self { listener, is_closed: false }
+    }
+}
+
+impl Listener for UnixDoor {
+    type Io = UnixStream;
+    type Addr = tokio::net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let accepted = Listener::accept(&mut self.listener).await;
+            if !self.is_closed {
+                return accepted;
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+impl Door for UnixDoor {
+    fn close(&mut self) {
+        self.is_closed = true;
+    }
+
+    async fn open(&mut self) {
+        self.is_closed = false;
+    }
+}
+
+// === impl Severable ===
+
+impl Severable for TcpStream {
+    fn reset_when_closed(&self) {
+        if let Err(error) = self.set_zero_linger() {
+            tracing::debug!(%error, "Cannot set SO_LINGER");
+        }
+    }
+}
+
+impl Severable for UnixStream {
+    /// There is no such thing here: the peer sees the end of the stream.
+    fn reset_when_closed(&self) {}
+}
+
+// === impl FaultListener ===
+
+impl<D: Door> FaultListener<D> {
+    pub fn new(door: D, faults: Arc<PodFaults>) -> Self {
+        Self { door, changed: faults.watch(), faults }
+    }
+}
+
+impl<D: Door> Listener for FaultListener<D> {
+    type Io = FaultIo<D::Io>;
+    type Addr = D::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            if self.faults.refuses_connections() {
+                self.door.close();
+            } else {
+                self.door.open().await;
+            }
+            tokio::select! {
+                (io, address) = self.door.accept() => {
+                    if !self.faults.drops_connection() {
+                        return (FaultIo::new(io, self.faults.dead()), address);
+                    }
+                    io.reset_when_closed();
+                }
+                () = self.faults.change(&mut self.changed) => {}
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.door.local_addr()
+    }
+}
+
+impl<D: Door> Connected<IncomingStream<'_, FaultListener<D>>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, FaultListener<D>>) -> Self {
+        stream.io().connection.clone()
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Ends the connection in the middle of whatever it carries.
+    pub fn close(&self) {
+        self.severed.cancel();
+    }
+
+    /// The same with a TCP reset.
+    pub fn reset(&self) {
+        self.shared.has_reset.store(true, Ordering::Release);
+        self.severed.cancel();
+    }
+
+    /// Bytes that follow the answer that is being written, beyond its declared end.
+    pub fn exceed(&self, bytes: Bytes) {
+        *self.shared.excess.lock() = bytes;
+        self.shared.has_excess.store(true, Ordering::Release);
+    }
+}
+
+// === impl FaultIo ===
+
+impl<I: Severable> FaultIo<I> {
+    fn new(io: I, pod_dead: &CancellationToken) -> Self {
+        let severed = pod_dead.child_token();
+        let waiting = Box::pin(severed.clone().cancelled_owned());
+        Self { io, connection: Connection { severed, shared: Arc::default() }, severed: waiting }
+    }
+
+    fn is_severed(&self) -> bool {
+        self.connection.severed.is_cancelled()
+    }
+}
+
+fn severed() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was cut off by a fault")
+}
+
+impl<I: AsyncRead + Severable + Unpin> AsyncRead for FaultIo<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        ctx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_severed() {
+            return Poll::Ready(Err(severed()));
+        }
+        let read = Pin::new(&mut self.io).poll_read(ctx, buf);
+        match read {
+            Poll::Ready(result) => Poll::Ready(result),
+            // Wakes whoever waits for bytes that never come.
+            Poll::Pending => self.severed.as_mut().poll(ctx).map(|()| Err(severed())),
+        }
+    }
+}
+
+impl<I: AsyncWrite + Severable + Unpin> AsyncWrite for FaultIo<I> {
+    fn poll_write(mut self: Pin<&mut Self>, ctx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_severed() {
+            return Poll::Ready(Err(severed()));
+        }
+        Pin::new(&mut self.io).poll_write(ctx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shared = self.connection.shared.clone();
+        if shared.has_excess.load(Ordering::Acquire) {
+            let mut excess = shared.excess.lock();
+            while !excess.is_empty() {
+                let n_written = ready!(Pin::new(&mut self.io).poll_write(ctx, &excess))?;
+                excess.advance(n_written);
+            }
+            shared.has_excess.store(false, Ordering::Release);
+        }
+        Pin::new(&mut self.io).poll_flush(ctx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.connection.shared.has_reset.load(Ordering::Acquire) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_shutdown(ctx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        ctx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_severed() {
+            return Poll::Ready(Err(severed()));
+        }
+        Pin::new(&mut self.io).poll_write_vectored(ctx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl<I: Severable> Drop for FaultIo<I> {
+    fn drop(&mut self) {
+        if self.connection.shared.has_reset.load(Ordering::Acquire) {
+            self.io.reset_when_closed();
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Carries out the faults of requests. A request without one pays for a flag and a header that is not there.
+
+use super::super::Pod;
+use super::super::error::ApiError;
+use super::body::{self, Cut, Cutting};
+use crate::faults::socket::Connection;
+use crate::faults::{Endpoints, Fault, Rule};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Json, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Faults of this request; on an answer, those that it has.
+const FAULT_HEADER: HeaderName = HeaderName::from_static("x-mock-vllm-fault");
+/// Of an overloaded server that does not know better.
+const DEFAULT_RETRY: Duration = Duration::from_secs(1);
+
+pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Request, next: Next) -> Response {
+    if !pod.faults.any() && !request.headers().contains_key(FAULT_HEADER) {
+        return next.run(request).await;
+    }
+    let Some(endpoints) = Endpoints::of(request.uri().path()) else { return next.run(request).await };
+    let rules = match rules(&pod, &request, endpoints) {
+        Ok(rules) => rules,
+        Err(error) => return error.into_response(),
+    };
+    let connection =
+        request.extensions().get::<ConnectInfo<Connection>>().map(|ConnectInfo(info)| info.clone());
+    if rules.iter().any(|rule| matches!(rule.fault, Fault::Crash {})) {
+        tracing::error!(pod = %pod.config.pod_name, "Crashing, as a fault says");
+        pod.faults.kill();
+        return std::future::pending().await;
+    }
+    let early = rules.iter().find_map(|rule| match &rule.fault {
+        Fault::Status { code, retry_after } => Some(error_response(*code, *retry_after)),
+        Fault::SlowStart { .. } => Some(error_response(StatusCode::SERVICE_UNAVAILABLE, None)),
+        Fault::Refuse {}
+        | Fault::Drop {}
+        | Fault::Stall { .. }
+        | Fault::Reset { .. }
+        | Fault::Truncate { .. }
+        | Fault::ContentLength { .. }
+        | Fault::Crash {}
+        | Fault::KvPressure { .. }
+        | Fault::MetricsFreeze {}
+        | Fault::MetricsLie { .. } => None,
+    });
+    let response = match early {
+        Some(response) => response,
+        None => next.run(request).await,
+    };
+    if rules.is_empty() {
+        return response;
+    }
+    spoil(response, &rules, &Cutting { clock: pod.faults.clock(), connection }).await
+}
+
+/// Those of the pod that hit this request, then its own.
+fn rules(pod: &Pod, request: &Request, endpoints: Endpoints) -> Result<Vec<Rule>, ApiError> {
+    let mut rules: Vec<Rule> = pod.faults.starts_slowly().iter().map(|active| active.rule.clone()).collect();
+    if rules.is_empty() {
+        rules.extend(pod.faults.hits_of_request(endpoints).iter().map(|active| active.rule.clone()));
+    }
+    for value in request.headers().get_all(FAULT_HEADER) {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        let own = Rule::parse_header(&text).map_err(|error| {
+            ApiError::bad_request(format!("{FAULT_HEADER}: {error}"), Some(FAULT_HEADER.as_str()))
+        })?;
+        rules.extend(own);
+    }
+    Ok(rules)
+}
+
+/// The answer with what the rules do to its bytes.
+async fn spoil(mut response: Response, rules: &[Rule], cutting: &Cutting) -> Response {
+    let told = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if let Ok(told) = HeaderValue::try_from(told) {
+        response.headers_mut().insert(FAULT_HEADER, told);
+    }
+    let is_stream = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    let mut cuts = Vec::new();
+    for rule in rules {
+        match rule.fault {
+            Fault::Stall { tokens, delay } => cuts.push((tokens, Cut::Stall(delay))),
+            Fault::Reset { tokens } => cuts.push((tokens, Cut::Reset)),
+            Fault::Truncate { tokens } => cuts.push((tokens, Cut::Close)),
+            Fault::ContentLength { off } if !is_stream => {
+                response = body::with_wrong_length(response, off.get(), cutting).await;
+            }
+            Fault::Refuse {}
+            | Fault::Drop {}
+            | Fault::Status { .. }
+            | Fault::ContentLength { .. }
+            | Fault::SlowStart { .. }
+            | Fault::Crash {}
+            | Fault::KvPressure { .. }
+            | Fault::MetricsFreeze {}
+            | Fault::MetricsLie { .. } => {}
+        }
+    }
+    if cuts.is_empty() {
+        return response;
+    }
+    cuts.sort_by_key(|(tokens, _)| *tokens);
+    if is_stream {
+        body::cut_stream(response, cuts, cutting)
+    } else {
+        body::cut_plain(response, cuts, cutting).await
+    }
+}
+
+fn error_response(code: StatusCode, retry_after: Option<Duration>) -> Response {
+    let mut response = if code == StatusCode::UNAUTHORIZED {
+        (code, Json(json!({"error": "Unauthorized"}))).into_response()
+    } else {
+        ApiError::plain(code).into_response()
+    };
+    let is_retried = matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    if let Some(retry_after) = retry_after.or(is_retried.then_some(DEFAULT_RETRY)) {
+        // The header counts whole seconds.
+        let seconds = retry_after.as_secs_f64().ceil();
+        let seconds = HeaderValue::try_from(format!("{seconds}")).expect("a number is a header value");
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    }
+    response
+}
