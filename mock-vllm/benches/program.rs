@@ -21,6 +21,7 @@ impl Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_mock-vllm"))
             .args(["serve", "Qwen/Qwen2.5-7B-Instruct", "--host", "127.0.0.1", "--port", "0"])
             .args(flags.split_whitespace())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
@@ -54,9 +55,14 @@ impl Server {
         self.get("/health").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
+    /// A file of the process in /proc; empty where there is none.
+    pub(crate) fn proc_file(&self, name: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap_or_default()
+    }
+
     /// A line of /proc/PID/status in MiB.
     pub(crate) fn memory_mib(&self, field: &str) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let status = self.proc_file("status");
         let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
         kib.map_or(f64::NAN, |kib| kib / 1024.0)

@@ -1,5 +1,5 @@
-//! What a whole server does on this machine: how soon it is healthy, how many tokens it streams to 512 clients at once, and
-//! how much memory it takes. The program itself over real sockets; clients and server share the machine's cores.
+//! What a whole server does on this machine: how soon it is healthy, how many tokens it streams to 512 clients at once, how
+//! much memory it takes, and what a hundred idle pods cost. The program itself over real sockets; clients and server share the machine's cores.
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock and spawns its clients")]
 
@@ -13,12 +13,15 @@ const N_CLIENTS: usize = 512;
 /// Enough that start-up of the streams is a small part.
 const TOKENS_PER_CLIENT: usize = 400;
 const N_STARTS: usize = 10;
+const N_IDLE_PODS: usize = 100;
+const IDLE_TIME: Duration = Duration::from_secs(10);
 
 fn main() {
     start_to_health();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime starts");
     streaming(&runtime);
+    idle_pods();
 }
 
 fn start_to_health() {
@@ -35,6 +38,30 @@ fn start_to_health() {
         "start to /health 200: median {:.0} ms, slowest of {N_STARTS} {:.0} ms",
         milliseconds(times[N_STARTS / 2]),
         milliseconds(times[N_STARTS - 1])
+    );
+}
+
+/// User and system time since the start, of all threads.
+fn cpu_seconds(server: &Server) -> f64 {
+    /// `getconf CLK_TCK` on Linux.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = server.proc_file("stat");
+    // Behind the name, which is in parentheses and may hold spaces: state is field 3, the times are 14 and 15.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
+    ticks.sum::<f64>() / TICKS_PER_SECOND
+}
+
+fn idle_pods() {
+    let server = Server::start(&format!("--pods {N_IDLE_PODS}"));
+    let before = cpu_seconds(&server);
+    std::thread::sleep(IDLE_TIME);
+    let share = (cpu_seconds(&server) - before) / IDLE_TIME.as_secs_f64();
+    println!(
+        "{N_IDLE_PODS} idle pods: {:.0} MiB, {:.2} % of a core over {} s",
+        server.memory_mib("VmRSS"),
+        share * 100.0,
+        IDLE_TIME.as_secs()
     );
 }
 
