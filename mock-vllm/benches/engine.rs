@@ -6,7 +6,7 @@ use mock_vllm::engine::Engine;
 use mock_vllm::engine::config::EngineConfig;
 use mock_vllm::engine::hash::{BlockHash, BlockHasher, DEFAULT_SEED, ExtraKeys, HashAlgorithm};
 use mock_vllm::engine::latency::LatencyModel;
-use mock_vllm::engine::request::{EngineRequest, FinishReason, RequestId};
+use mock_vllm::engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
 use mock_vllm::engine::step::StepOutput;
 
 #[global_allocator]
@@ -29,6 +29,7 @@ fn request(id: u32, prompt: Vec<u32>, n_output: u32) -> EngineRequest {
         output: vec![7; n_output as usize].into(),
         finish: FinishReason::Length,
         cache_salt: None,
+        cache_reading: CacheReading::Read,
         lora: None,
         priority: 0,
     }

@@ -30,7 +30,7 @@ use event::KvEvent;
 use hashbrown::HashMap;
 use kv_cache::{KvCache, RequestBlocks};
 use queue::WaitingQueue;
-use request::{AddError, EngineRequest, FinishReason, RequestId};
+use request::{AddError, CacheReading, EngineRequest, FinishReason, RequestId};
 use slots::{LiveRequest, Place, SlotIdx, Slots};
 use smallvec::SmallVec;
 use step::{Origin, OutputToken, ScheduledRequest, StepOutput, StepPlan};
@@ -374,12 +374,13 @@ impl Engine {
     /// Gives a waiting request its blocks and a first chunk of at most `budget` tokens, whose number is returned; `None`,
     /// and no change, when it does not fit.
     fn admit(&mut self, slot: SlotIdx, budget: u32) -> Option<u32> {
+        let cache_reading = self.slots[slot].request.cache_reading;
         let (tokens, held) = self.slots[slot].parts();
-        let n_cached = to_u32(self.kv_cache.look_up(tokens, held));
+        let n_cached = to_u32(self.kv_cache.look_up(tokens, held, cache_reading));
         let n_known = self.slots[slot].n_known();
         if self.config.version != VllmVersion::V0_33 {
             // Also when it then does not fit, and whether it is new or was preempted.
-            self.count_look_up(Origin::New, n_known, n_cached);
+            self.count_look_up(slot, Origin::New, n_cached);
         }
         let n_chunk = self.chunk(n_known - n_cached);
         if n_chunk > budget && !self.config.chunked_prefill {
@@ -392,7 +393,7 @@ impl Engine {
         }
         self.leave_queue(slot);
         self.running.push(slot);
-        let origin = self.count_admission(slot, n_known, n_cached);
+        let origin = self.count_admission(slot, n_cached);
         self.plan_request(slot, n_cached, n_new, origin);
         Some(n_new)
     }
@@ -413,7 +414,7 @@ impl Engine {
         }
     }
 
-    fn count_admission(&mut self, slot: SlotIdx, n_known: u32, n_cached: u32) -> Origin {
+    fn count_admission(&mut self, slot: SlotIdx, n_cached: u32) -> Origin {
         let live = &mut self.slots[slot];
         let origin = match live.cached_tokens {
             None => Origin::New,
@@ -421,15 +422,17 @@ impl Engine {
         };
         live.cached_tokens.get_or_insert(n_cached);
         if self.config.version == VllmVersion::V0_33 {
-            self.count_look_up(origin, n_known, n_cached);
+            self.count_look_up(slot, origin, n_cached);
         }
         origin
     }
 
-    fn count_look_up(&mut self, origin: Origin, n_known: u32, n_cached: u32) {
-        if !self.config.prefix_caching {
+    fn count_look_up(&mut self, slot: SlotIdx, origin: Origin, n_cached: u32) {
+        let live = &self.slots[slot];
+        if !self.config.prefix_caching || live.request.cache_reading == CacheReading::Skip {
             return;
         }
+        let n_known = live.n_known();
         let counters = &mut self.counters;
         let (queries, hits) = match origin {
             Origin::New | Origin::Running => {

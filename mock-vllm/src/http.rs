@@ -12,7 +12,9 @@ pub mod faults;
 mod generate;
 mod ground_truth;
 mod instrument;
+mod logprobs;
 mod messages;
+mod prepare;
 mod record;
 mod request;
 mod sampling;
@@ -107,6 +109,10 @@ pub struct UsageConfig {
 #[derive(Clone, Debug, Default)]
 pub struct OutputConfig {
     pub tool_calling: ToolCalling,
+    /// Most log probabilities per token that a request may ask for; -1 is all.
+    pub max_logprobs: i64,
+    /// In log probabilities, `token_id:5` stands for a token unless the request says otherwise.
+    pub tokens_as_ids: bool,
 }
 
 /// All that handlers share.

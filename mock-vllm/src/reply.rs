@@ -1,5 +1,6 @@
 //! What the mock answers: decided when the request arrives, from the prompt alone, so that the engine only spends time on it.
 
+pub mod scores;
 pub mod scripted;
 pub mod stop_strings;
 pub mod synthetic;
@@ -8,6 +9,7 @@ pub mod visible_text;
 use crate::engine::request::FinishReason;
 use crate::tokens::{SpecialTokens, Tokenizer};
 use rand_chacha::ChaCha8Rng;
+use scores::Scorer;
 use scripted::Script;
 use std::sync::Arc;
 use stop_strings::StopStrings;
@@ -18,6 +20,7 @@ use synthetic::Synthesizer;
 pub struct Replier {
     script: Arc<Script>,
     synthesizer: Synthesizer,
+    scorer: Scorer,
     tokenizer: Tokenizer,
     eos: u32,
 }
@@ -75,9 +78,11 @@ pub enum ReplyEnd {
 
 impl Replier {
     pub fn new(script: impl Into<Arc<Script>>, tokenizer: &Tokenizer, seed: u64) -> Self {
+        let synthesizer = Synthesizer::new(tokenizer, seed);
         Self {
             script: script.into(),
-            synthesizer: Synthesizer::new(tokenizer, seed),
+            scorer: Scorer::new(tokenizer, synthesizer.words(), seed),
+            synthesizer,
             tokenizer: tokenizer.clone(),
             eos: tokenizer.eos(),
         }
@@ -87,6 +92,10 @@ impl Replier {
     pub fn scripted(&self, last_user_text: &str) -> Option<String> {
         let tokens = self.script.find(last_user_text)?;
         Some(self.tokenizer.decode(tokens, SpecialTokens::Show))
+    }
+
+    pub fn scorer(&self) -> &Scorer {
+        &self.scorer
     }
 
     /// For what else is drawn for a sample.

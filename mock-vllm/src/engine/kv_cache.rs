@@ -5,7 +5,7 @@ use super::block_pool::{BlockIdx, BlockPool, FreeOrder};
 use super::config::EngineConfig;
 use super::event::KvEvent;
 use super::hash::{BlockHash, BlockHasher, ExtraKeys};
-use super::request::EngineRequest;
+use super::request::{CacheReading, EngineRequest};
 use crate::vllm_version::VllmVersion;
 
 /// What one request holds.
@@ -110,9 +110,14 @@ impl KvCache {
 
     /// Looks up the longest cached prefix and keeps it for `admit`; its length in tokens.
     /// The last token is never taken from the cache: its logits are needed.
-    pub(super) fn look_up(&mut self, tokens: KnownTokens<'_>, held: &mut RequestBlocks) -> usize {
+    pub(super) fn look_up(
+        &mut self,
+        tokens: KnownTokens<'_>,
+        held: &mut RequestBlocks,
+        reading: CacheReading,
+    ) -> usize {
         self.hits.clear();
-        if !self.prefix_caching {
+        if !self.prefix_caching || reading == CacheReading::Skip {
             return 0;
         }
         let n_max = (tokens.len() - 1) / self.block_size;

@@ -17,10 +17,20 @@ pub struct EngineRequest {
     pub finish: FinishReason,
     /// Keeps its prefix apart from every other salt.
     pub cache_salt: Option<Arc<str>>,
+    pub cache_reading: CacheReading,
     /// The adapter that computes its KV, and so is part of its block hashes.
     pub lora: Option<Arc<LoraAdapter>>,
     /// Lower first under `SchedulingPolicy::Priority`, ignored otherwise.
     pub priority: i32,
+}
+
+/// vLLM's `skip_reading_prefix_cache`: whether the prompt may be found in the cache. It goes into it either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheReading {
+    #[default]
+    Read,
+    /// Every prompt token is computed, and the look-up is not counted.
+    Skip,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use super::choices::{Choice, Choices, Event};
 use super::error::ApiError;
 use super::shape::{Delivered, finish_reason};
+use super::wire::logprobs::{LogprobsWriter, ScoredTokens};
 use super::wire::plain::{self, Content, PlainChoice, PlainPrompt};
 use super::wire::usage::{PromptTokensDetails, Usage};
 use super::wire::{Api, Envelope, Finish};
@@ -10,6 +11,7 @@ use crate::engine::request::FinishReason;
 use crate::structured::tools::ToolChoice;
 use crate::structured::tools::reply::{ToolMessage, ToolReply};
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -25,6 +27,7 @@ pub(super) struct Answer {
     pub(super) calls: Vec<Option<Arc<ToolReply>>>,
     /// A parser reads the replies before the client does.
     pub(super) is_parsed: bool,
+    pub(super) logprobs: Option<LogprobsWriter>,
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +37,8 @@ pub(super) struct AnsweredPrompt {
     pub(super) echo: Option<String>,
     /// `return_prompt_text`
     pub(super) text: Option<String>,
+    /// `prompt_logprobs`, as JSON.
+    pub(super) logprobs: Option<Vec<u8>>,
 }
 
 /// A completion with `echo` and `max_tokens: 0` tells the prompt alone, for which vLLM generates one token all the same.
@@ -62,11 +67,7 @@ impl Answer {
     /// When one of them fails.
     pub(super) async fn body(&self, mut choices: Choices) -> Result<Vec<u8>, ApiError> {
         let n_choices = choices.as_slice().len();
-        let mut texts: Vec<String> = choices
-            .as_slice()
-            .iter()
-            .map(|choice| self.prompt(choice).echo.clone().unwrap_or_default())
-            .collect();
+        let mut texts = vec![String::new(); n_choices];
         let mut finishes: Vec<Option<Finish>> = vec![None; n_choices];
         loop {
             match choices.next().await {
@@ -84,14 +85,17 @@ impl Answer {
         let whole = choices.as_slice().iter().zip(replies).map(|(choice, ((text, finish), calls))| {
             let prompt = self.prompt(choice);
             let finish = finish.unwrap_or(Finish { reason: FinishReason::Abort.as_str(), stop_reason: None });
-            let (content, finish) = self.message(text, finish, calls.as_deref());
+            let (mut content, finish) = self.message(text, finish, calls.as_deref());
+            if let Some(echo) = &prompt.echo {
+                content = content.after(echo);
+            }
             PlainChoice {
                 content,
                 finish,
-                logprobs: None,
+                logprobs: self.choice_logprobs(choice, 0..choice.n_generated, &mut 0),
                 token_ids: self.token_ids.then(|| choice.generated().to_vec()),
                 prompt: PlainPrompt {
-                    logprobs: None,
+                    logprobs: prompt.logprobs.clone(),
                     token_ids: self.token_ids.then(|| prompt.ids.to_vec()),
                     text: prompt.text.clone(),
                 },
@@ -112,6 +116,24 @@ impl Answer {
             ToolChoice::Required | ToolChoice::Named { .. } => Some(content.unwrap_or_default()),
         };
         (Content::Calls { content, tool_calls }, Finish { reason, ..finish })
+    }
+
+    /// Of some of a choice's tokens, with the prompt's before the first ones when it is echoed.
+    pub(super) fn choice_logprobs(
+        &self,
+        choice: &Choice,
+        range: Range<usize>,
+        text_offset: &mut usize,
+    ) -> Option<Vec<u8>> {
+        let writer = self.logprobs.as_ref()?;
+        let AnsweredPrompt { ids, echo, .. } = self.prompt(choice);
+        let is_echoed = echo.is_some() && self.envelope.api == Api::Completion && range.start == 0;
+        let range = match self.reply {
+            ReplyMode::Shown => range,
+            ReplyMode::Hidden => 0..0,
+        };
+        let prompt = if is_echoed { ids } else { [].as_slice() };
+        Some(writer.write(ScoredTokens { prompt, generated: choice.generated() }, range, text_offset))
     }
 
     pub(super) fn prompt(&self, choice: &Choice) -> &AnsweredPrompt {

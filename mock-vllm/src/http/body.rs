@@ -170,6 +170,14 @@ impl Fields {
         ApiError { older: shape.older, ..ApiError::bad_request(named, parameter) }
     }
 
+    /// The same for the value of a field, which is named.
+    pub(crate) fn refused_value(&self, message: &str, parameter: &str) -> ApiError {
+        let error = self.refused(message, Some(parameter));
+        let value = self.raw(parameter).map(python_repr).unwrap_or_default();
+        let message = format!("{message} (parameter={parameter}, value={value})");
+        ApiError { message, ..error }
+    }
+
     pub(crate) fn as_map(&self) -> &Map<String, Value> {
         &self.object
     }

@@ -1,28 +1,19 @@
 //! One request for text from body to head of the answer: parse, tokenize, decide the replies, and hand them to the driver,
 //! which spends the time. A client that goes away drops the tickets, which aborts the requests.
 
-use super::answer::{Answer, AnsweredPrompt, DetailsMode, ReplyMode};
+use super::Pod;
+use super::answer::Answer;
 use super::choices::{Choice, Choices};
 use super::error::ApiError;
 use super::ground_truth::PrefixHit;
+use super::prepare::{Incoming, Prepared, PreparedChoice, prepare};
 use super::record::Record;
-use super::request::{DeliveryMode, Extras, PromptInput, StreamUsageMode, TextRequest};
-use super::sampling::{ModelLimits, PromptLength};
-use super::shape::{Occasion, Outline};
+use super::request::{DeliveryMode, PromptInput, TextRequest};
 use super::stream;
-use super::wire::{Api, Envelope};
-use super::{Pod, PodConfig};
+use super::wire::Api;
 use crate::driver::backlog::SubmitError;
-use crate::driver::clock::{Clock, SimTime};
 use crate::driver::{Admission, Submission, Ticket};
-use crate::engine::request::{EngineRequest, LoraAdapter, RequestId};
-use crate::metrics::requests::SampleGroup;
-use crate::reply::visible_text::VisibleText;
-use crate::reply::{Prompt, Reply};
-use crate::structured::tools::reply::ToolReply;
-use crate::tokens::SpecialTokens;
-use crate::tokens::chat::ChatMessage;
-use crate::vllm_version::VllmVersion;
+use crate::engine::request::LoraAdapter;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -30,31 +21,6 @@ use std::sync::Arc;
 
 /// Bodies larger than this are tokenized away from the threads that serve sockets.
 const INLINE_BODY_LIMIT: usize = 32 << 10;
-
-/// A checked request with its decided replies.
-#[derive(Debug)]
-struct Prepared {
-    delivery: DeliveryMode,
-    answer: Answer,
-    /// In order of prompts, and of samples within a prompt.
-    choices: Vec<PreparedChoice>,
-}
-
-#[derive(Debug)]
-struct PreparedChoice {
-    prompt_idx: usize,
-    submission: Submission,
-    text: VisibleText,
-    interval: u32,
-}
-
-/// One of the `n` replies to a prompt.
-#[derive(Debug)]
-struct Sample {
-    submission: Submission,
-    text: VisibleText,
-    calls: Option<Arc<ToolReply>>,
-}
 
 /// A request that the driver has, and how to answer it.
 #[derive(Debug)]
@@ -70,15 +36,6 @@ pub(super) struct ResolvedModel {
     /// As answers call it.
     pub(super) name: String,
     pub(super) lora: Option<Arc<LoraAdapter>>,
-}
-
-/// What preparing a request needs to know of it beside its body.
-#[derive(Debug)]
-struct Incoming {
-    api: Api,
-    request_id: Arc<str>,
-    arrival: SimTime,
-    model: ResolvedModel,
 }
 
 /// Answers a request that arrived with `body`.
@@ -134,7 +91,7 @@ async fn start(
         model: pod.resolve_model(request.model.as_deref())?,
     };
     let preparing = pod.clone();
-    let prepare = move || prepare(&preparing, &incoming, request);
+    let prepare = move || prepare(&preparing, &incoming, &request);
     let Prepared { delivery, answer, choices } = if body.len() > INLINE_BODY_LIMIT {
         tokio::task::spawn_blocking(prepare).await.map_err(|_panicked| ApiError::engine_dead())??
     } else {
@@ -142,106 +99,12 @@ async fn start(
     };
     record.prompts(answer.prompts.iter().map(|prompt| &*prompt.ids));
     let choices = choices.into_iter().map(|choice| {
-        let PreparedChoice { prompt_idx, submission, text, interval } = choice;
+        let PreparedChoice { prompt_idx, submission, text, interval, .. } = choice;
         let tokens = submission.request.output.clone();
         let ticket = pod.submit(submission)?;
         Ok(Choice::new(prompt_idx, ticket, tokens, text, interval))
     });
     Ok(Started { delivery, answer, choices: choices.collect::<Result<_, ApiError>>()? })
-}
-
-/// The part that costs CPU: tokens of the prompts, tokens of the replies.
-fn prepare(pod: &Pod, incoming: &Incoming, request: TextRequest) -> Result<Prepared, ApiError> {
-    let mut prompts = Vec::new();
-    let mut choices = Vec::new();
-    let mut calls = Vec::new();
-    let tool_calling = pod.config.output.tool_calling;
-    request.shape.check_tool_calling(tool_calling)?;
-    for (prompt_idx, prompt) in request.prompts.iter().enumerate() {
-        let ids: Arc<[u32]> = pod.prompt_ids(prompt)?.into();
-        for Sample { submission, text, calls: sample_calls } in
-            prepare_samples(pod, incoming, &request, prompt, &ids)?
-        {
-            let interval = request.sampling.stream_interval();
-            choices.push(PreparedChoice { prompt_idx, submission, text, interval });
-            calls.push(sample_calls);
-        }
-        prompts.push(pod.answered_prompt(incoming.api, request.extras, prompt, ids));
-    }
-    let answer = Answer {
-        envelope: pod.envelope(incoming),
-        prompts,
-        details: pod.details_mode(),
-        token_ids: request.extras.token_ids,
-        reply: reply_mode(incoming.api, &request),
-        calls,
-        is_parsed: incoming.api == Api::Chat && request.shape.is_parsed(tool_calling),
-    };
-    Ok(Prepared { delivery: pod.delivery(request.delivery), answer, choices })
-}
-
-/// The `n` samples of one prompt.
-fn prepare_samples(
-    pod: &Pod,
-    incoming: &Incoming,
-    request: &TextRequest,
-    prompt: &PromptInput,
-    ids: &Arc<[u32]>,
-) -> Result<Vec<Sample>, ApiError> {
-    let length = PromptLength::new(ids.len(), prompt);
-    let n_least = match reply_mode(incoming.api, request) {
-        ReplyMode::Shown => 0,
-        ReplyMode::Hidden => 1,
-    };
-    let limits = request.sampling.limits(length, n_least, pod.model_limits())?;
-    let n = request.sampling.n();
-    let group = (n > 1).then(|| Arc::new(SampleGroup::new(n)));
-    let cache_salt: Option<Arc<str>> = request.cache_salt.as_deref().map(Arc::from);
-    let last_user_text = prompt.last_user_text();
-    let last_user_text = last_user_text.as_deref();
-    let scripted = last_user_text.and_then(|text| pod.replier.scripted(text));
-    let occasion = Occasion::new(prompt, last_user_text, scripted.as_deref());
-    let samples = (0..n).map(|sample_idx| {
-        let rng = || pod.replier.rng(ids, limits.seed, sample_idx);
-        let outline = request.shape.outline(occasion, rng)?;
-        let text = match &outline {
-            Outline::Words => None,
-            Outline::Text(text) => Some(text.as_str()),
-            Outline::Calls(calls) => Some(calls.text()),
-        };
-        let reply_prompt = Prompt { ids, last_user_text, limits: &limits, sample_idx, text };
-        let Reply { tokens, end } = pod.replier.reply(&reply_prompt);
-        let engine_request = EngineRequest {
-            id: RequestId(0),
-            prompt: ids.clone(),
-            output: tokens,
-            finish: end.finish_reason(),
-            cache_salt: cache_salt.clone(),
-            lora: incoming.model.lora.clone(),
-            priority: request.priority,
-        };
-        let submission = Submission {
-            request: engine_request,
-            request_id: incoming.request_id.clone(),
-            arrival: incoming.arrival,
-            max_tokens: limits.max_tokens,
-            group: group.clone(),
-        };
-        let text = VisibleText::new(pod.tokenizer.detokenizer(), end, &limits.stop);
-        let calls = match outline {
-            Outline::Words | Outline::Text(_) => None,
-            Outline::Calls(calls) => Some(calls),
-        };
-        Ok(Sample { submission, text, calls })
-    });
-    samples.collect()
-}
-
-fn reply_mode(api: Api, request: &TextRequest) -> ReplyMode {
-    match api {
-        Api::Completion if request.extras.echo && request.sampling.wants_no_tokens() => ReplyMode::Hidden,
-        Api::Completion | Api::Chat => ReplyMode::Shown,
-    }
 }
 
 // === impl Pod ===
@@ -296,71 +159,6 @@ impl Pod {
                 }
             }
         }
-    }
-
-    fn answered_prompt(
-        &self,
-        api: Api,
-        extras: Extras,
-        prompt: &PromptInput,
-        ids: Arc<[u32]>,
-    ) -> AnsweredPrompt {
-        let text = || match prompt {
-            PromptInput::Chat(chat) => self.template.render(chat),
-            PromptInput::Text(text) => text.clone(),
-            PromptInput::TokenIds(ids) => self.tokenizer.decode(ids, SpecialTokens::Show),
-        };
-        let echo = match (api, prompt) {
-            (Api::Chat, PromptInput::Chat(chat)) => {
-                let last = chat.messages.last().filter(|message| message.role == self.config.response_role);
-                last.map(ChatMessage::text).filter(|content| !content.is_empty())
-            }
-            // vLLM: who gets the prompt's ids needs no text.
-            (Api::Completion | Api::Chat, _) if extras.token_ids => Some(String::new()),
-            (Api::Completion | Api::Chat, _) => Some(text()),
-        };
-        AnsweredPrompt {
-            ids,
-            echo: echo.filter(|_| extras.echo),
-            text: (extras.prompt_text && api == Api::Chat).then(text),
-        }
-    }
-
-    fn envelope(&self, incoming: &Incoming) -> Envelope {
-        let Incoming { api, request_id, arrival: _, model } = incoming;
-        Envelope {
-            api: *api,
-            version: self.config.version,
-            id: format!("{}{request_id}", api.id_prefix()),
-            created: Clock::unix_now().as_secs(),
-            model: model.name.clone(),
-            role: self.config.response_role.clone(),
-            fingerprint: self.config.fingerprint.clone(),
-        }
-    }
-
-    fn details_mode(&self) -> DetailsMode {
-        if self.config.usage.prompt_tokens_details {
-            DetailsMode::On { block_size: self.config.prefix_caching.then_some(self.config.block_size) }
-        } else {
-            DetailsMode::Off
-        }
-    }
-
-    /// `--enable-force-include-usage` is as if the request had asked for all there is. The older ones know no such flag, or
-    /// heed it only beside `stream_options`.
-    fn delivery(&self, asked: DeliveryMode) -> DeliveryMode {
-        match (asked, self.config.version) {
-            (DeliveryMode::Stream(_), VllmVersion::V0_33) if self.config.usage.forced => {
-                DeliveryMode::Stream(StreamUsageMode::Continuous)
-            }
-            _ => asked,
-        }
-    }
-
-    fn model_limits(&self) -> ModelLimits {
-        let PodConfig { version, max_model_len, .. } = self.config;
-        ModelLimits { version, max_model_len, vocabulary_len: self.tokenizer.vocabulary_len() }
     }
 }
 

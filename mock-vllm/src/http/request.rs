@@ -2,6 +2,7 @@
 
 use super::body::{Fields, token_ids};
 use super::error::ApiError;
+use super::logprobs::LogprobsRequest;
 use super::messages::chat_prompt;
 use super::sampling::Sampling;
 use super::shape::ReplyShape;
@@ -28,6 +29,7 @@ pub(crate) struct TextRequest {
     pub(crate) sampling: Sampling,
     pub(crate) extras: Extras,
     pub(crate) shape: ReplyShape,
+    pub(crate) logprobs: LogprobsRequest,
 }
 
 /// What the answer is to tell beside the replies.
@@ -72,6 +74,7 @@ impl TextRequest {
         let delivery = delivery_mode(&mut fields, version)?;
         check_salt(&fields)?;
         let shape = ReplyShape::parse(&fields, api, version)?;
+        let logprobs = LogprobsRequest::parse(&mut fields, api, version)?;
         let prompts = match api {
             Api::Chat => chat_prompt(&mut fields).map(|prompt| vec![prompt]),
             Api::Completion => completion_prompts(&mut fields, version)?,
@@ -87,6 +90,7 @@ impl TextRequest {
             sampling: Sampling::parse(&mut fields, api),
             extras: Extras::parse(&mut fields, version),
             shape,
+            logprobs,
         };
         fields.finish()?;
         Ok(request)

@@ -25,6 +25,8 @@ struct AnswerStream {
     stage: Stage,
     /// By choice, for those that call tools.
     tool_streams: Vec<Option<ToolCallStream>>,
+    /// By choice, of a completion with log probabilities: how far its tokens reach, in characters.
+    text_offsets: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +44,9 @@ pub(super) fn respond(answer: Answer, choices: Choices, usage: StreamUsageMode) 
     };
     let writer = ChunkWriter::new(&answer.envelope, last_frame);
     let tool_streams = answer.calls.iter().map(|calls| calls.clone().map(ToolCallStream::new)).collect();
-    let mut stream = AnswerStream { answer, choices, writer, usage, stage: Stage::Waiting, tool_streams };
+    let text_offsets = vec![0; answer.calls.len()];
+    let stage = Stage::Waiting;
+    let mut stream = AnswerStream { answer, choices, writer, usage, stage, tool_streams, text_offsets };
     let frames = futures::stream::poll_fn(move |ctx| {
         stream.poll_frames(ctx).map(|frames| frames.map(Ok::<_, Infallible>))
     });
@@ -121,14 +125,22 @@ impl AnswerStream {
             None if self.answer.is_parsed && text.is_empty() => Delta::Parsed(None),
             None => Delta::Text(echoed.as_deref().unwrap_or(text)),
         };
-        if matches!(delta, Delta::Parsed(None)) && finish.is_none() && !self.answer.token_ids {
+        let text_offset = &mut self.text_offsets[*choice_idx];
+        let offset_before = *text_offset;
+        let logprobs = self.answer.choice_logprobs(choice, tokens.clone(), text_offset);
+        if self.answer.envelope.version != VllmVersion::V0_33 {
+            // Older ones count the text that went out, without what was echoed.
+            *text_offset = offset_before + text.chars().count();
+        }
+        let is_told = finish.is_some() || self.answer.token_ids || logprobs.is_some();
+        if matches!(delta, Delta::Parsed(None)) && !is_told {
             return;
         }
         let finish = finish.clone().map(|finish| self.after_parser(*choice_idx, finish));
         let chunk = ChunkChoice {
             index: *choice_idx,
             delta,
-            logprobs: None,
+            logprobs: logprobs.as_deref(),
             token_ids: self.answer.token_ids.then(|| &choice.generated()[tokens.clone()]),
             prompt_token_ids: self.tells_prompt(is_first).then(|| &*self.answer.prompt(choice).ids),
             finish: finish.as_ref(),

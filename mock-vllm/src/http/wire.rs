@@ -2,6 +2,7 @@
 //! bytes out.
 
 pub(crate) mod chunk;
+pub(crate) mod logprobs;
 pub(crate) mod plain;
 pub(crate) mod usage;
 

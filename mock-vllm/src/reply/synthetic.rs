@@ -57,6 +57,12 @@ impl Synthesizer {
         }
     }
 
+    /// Words that are one token each.
+    pub(super) fn words(&self) -> impl Iterator<Item = u32> {
+        let single = |word: &Vec<u32>| (word.len() == 1).then(|| word[0]);
+        self.words.iter().filter_map(single)
+    }
+
     /// Whole sentences of about the length that the prompt's own draw gives, at least `n_min` tokens of them (the last
     /// sentence may go over), and without the rest of what `n_max` would cut off. No EOS.
     pub fn tokens(&self, prompt: &[u32], request_seed: i64, n_min: u32, n_max: u32) -> Vec<u32> {

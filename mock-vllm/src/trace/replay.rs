@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::engine::config::{EngineConfig, SchedulingPolicy};
 use crate::engine::event::KvEvent;
 use crate::engine::hash::{BlockHash, HashAlgorithm, HashSeed};
-use crate::engine::request::{EngineRequest, FinishReason, RequestId};
+use crate::engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
 use crate::engine::step::{Origin, StepOutput};
 use anyhow::Context as _;
 use serde::Serialize;
@@ -167,6 +167,7 @@ fn engine_request(idx: usize, request: &Request) -> EngineRequest {
         output: request.output.as_slice().into(),
         finish: FinishReason::Length,
         cache_salt: request.salt.as_deref().map(Into::into),
+        cache_reading: CacheReading::Read,
         lora: None,
         priority: request.priority,
     }

@@ -8,7 +8,7 @@ use mock_vllm::engine::config::{EngineConfig, SchedulingPolicy};
 use mock_vllm::engine::event::KvEvent;
 use mock_vllm::engine::hash::{BlockHash, HashAlgorithm, HashSeed};
 use mock_vllm::engine::prefix::{PromptPrefix, cached_prefix};
-use mock_vllm::engine::request::{EngineRequest, FinishReason, LoraAdapter, RequestId};
+use mock_vllm::engine::request::{CacheReading, EngineRequest, FinishReason, LoraAdapter, RequestId};
 use mock_vllm::engine::step::StepOutput;
 use mock_vllm::vllm_version::VllmVersion;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any};
@@ -116,6 +116,7 @@ fn engine_request(id: u64, arrival: &Arrival) -> EngineRequest {
         output: (own + 500..own + 500 + arrival.n_output).collect(),
         finish: FinishReason::Stop,
         cache_salt: arrival.salt.map(|salt| salt.to_string().into()),
+        cache_reading: CacheReading::Read,
         lora: adapter(arrival.lora),
         priority: arrival.priority,
     }

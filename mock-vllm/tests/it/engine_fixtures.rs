@@ -2,7 +2,7 @@
 
 use mock_vllm::engine::Engine;
 use mock_vllm::engine::config::EngineConfig;
-use mock_vllm::engine::request::{EngineRequest, FinishReason, RequestId};
+use mock_vllm::engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
 use mock_vllm::engine::step::{OutputToken, StepOutput};
 use std::sync::Arc;
 
@@ -35,6 +35,7 @@ pub(crate) fn request(id: u64, prompt: &[u32], n_output: u32) -> EngineRequest {
         output: (1000..1000 + n_output).collect::<Arc<[u32]>>(),
         finish: FinishReason::Stop,
         cache_salt: None,
+        cache_reading: CacheReading::Read,
         lora: None,
         priority: 0,
     }

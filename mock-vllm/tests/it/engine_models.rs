@@ -6,7 +6,7 @@ use mock_vllm::engine::block_pool::{BlockIdx, BlockPool, FreeOrder};
 use mock_vllm::engine::config::SchedulingPolicy;
 use mock_vllm::engine::event::KvEvent;
 use mock_vllm::engine::hash::BlockHash;
-use mock_vllm::engine::request::{EngineRequest, FinishReason, RequestId};
+use mock_vllm::engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
 use mock_vllm::engine::step::{Origin, StepOutput};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any};
 use proptest::{collection, option, prop_assert, prop_assert_eq, prop_oneof, proptest};
@@ -198,6 +198,7 @@ fn engine_request(id: u64, arrival: &Arrival) -> EngineRequest {
         output: (own + 500..own + 500 + arrival.n_output).collect(),
         finish: FinishReason::Length,
         cache_salt: arrival.salt.map(|salt| salt.to_string().into()),
+        cache_reading: CacheReading::Read,
         lora: None,
         priority: arrival.priority,
     }

@@ -4,7 +4,9 @@ use crate::engine_fixtures::{ROUND1, cached_tokens, engine, prompt, request, run
 use mock_vllm::engine::Engine;
 use mock_vllm::engine::config::{ConfigError, EngineConfig, SchedulingPolicy};
 use mock_vllm::engine::event::KvEvent;
-use mock_vllm::engine::request::{AddError, EngineRequest, FinishReason, LoraAdapter, RequestId};
+use mock_vllm::engine::request::{
+    AddError, CacheReading, EngineRequest, FinishReason, LoraAdapter, RequestId,
+};
 use mock_vllm::engine::step::{Origin, ScheduledRequest, StepOutput};
 use std::sync::Arc;
 
@@ -81,6 +83,17 @@ fn salts_and_adapters_keep_prefixes_apart() {
         assert_eq!(cached(salt, lora), 0, "{salt:?} {lora:?} is new");
         assert_eq!(cached(salt, lora), 96, "{salt:?} {lora:?} is known");
     }
+}
+
+#[test]
+fn a_request_that_must_not_read_the_cache_fills_it_all_the_same() {
+    let mut engine = engine(|_| {});
+    let unread = |id| EngineRequest { cache_reading: CacheReading::Skip, ..request(id, &prompt(100), 1) };
+    assert_eq!(cached_tokens(&mut engine, unread(1)), 0);
+    assert_eq!(cached_tokens(&mut engine, unread(2)), 0);
+    assert_eq!(cached_tokens(&mut engine, request(3, &prompt(100), 1)), 96);
+    let stats = engine.stats();
+    assert_eq!((stats.prefix_cache_queries, stats.prefix_cache_hits), (100, 96));
 }
 
 #[test]

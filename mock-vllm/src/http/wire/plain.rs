@@ -36,6 +36,20 @@ pub(crate) struct PlainPrompt {
     pub(crate) text: Option<String>,
 }
 
+// === impl Content ===
+
+impl Content {
+    /// With `echo` before it.
+    pub(crate) fn after(self, echo: &str) -> Self {
+        match self {
+            Self::Text(text) => Self::Text(format!("{echo}{text}")),
+            Self::Calls { content, tool_calls } => {
+                Self::Calls { content: Some(format!("{echo}{}", content.unwrap_or_default())), tool_calls }
+            }
+        }
+    }
+}
+
 /// The whole body; choices in order.
 pub(crate) fn body(envelope: &Envelope, choices: &[PlainChoice], usage: Usage) -> Vec<u8> {
     let Envelope { api, version, id, created, model, role, fingerprint } = envelope;

@@ -1,0 +1,108 @@
+//! Log probabilities of a reply's tokens, made up: well formed, and the same for the same seed, place and token. The token
+//! itself is the likeliest, the others follow in order, and all of them leave something for the rest of the vocabulary.
+
+use crate::tokens::{SpecialTokens, Tokenizer};
+use rand::seq::index;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+
+/// Of the token itself.
+const TOP_PROBABILITY: std::ops::Range<f64> = 0.4..0.98;
+/// What each other token leaves to those after it, of what those before it left.
+const TAIL: std::ops::Range<f64> = 0.5..0.8;
+/// Bytes of a character that are not a whole one.
+const REPLACEMENT: char = '\u{fffd}';
+/// A character is at most so many tokens.
+const MAX_CONTEXT: usize = 4;
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Scorer {
+    tokenizer: Tokenizer,
+    /// What might have been said instead: tokens of different words.
+    alternatives: Arc<[u32]>,
+    seed: u64,
+}
+
+/// One token that might stand in a place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    pub id: u32,
+    pub logprob: f64,
+    /// From 1.
+    pub rank: u32,
+    pub text: String,
+}
+
+// === impl Scorer ===
+
+impl Scorer {
+    pub(super) fn new(tokenizer: &Tokenizer, alternatives: impl Iterator<Item = u32>, seed: u64) -> Self {
+        let mut alternatives: Vec<u32> = alternatives.collect();
+        alternatives.sort_unstable();
+        alternatives.dedup();
+        Self { tokenizer: tokenizer.clone(), alternatives: alternatives.into(), seed }
+    }
+
+    /// The last token of `context` and `n - 1` others, or none but it when `n` is 0: in order, likeliest first.
+    pub fn scores(&self, context: &[u32], n: usize) -> Vec<Score> {
+        let Some(token) = context.last() else { return Vec::new() };
+        let mut rng = self.rng(context.len(), *token);
+        let top = rng.random_range(TOP_PROBABILITY);
+        let tail = rng.random_range(TAIL);
+        let score = |id: u32, probability: f64, rank: usize, text: String| {
+            // The sampler's numbers are single precision.
+            #[expect(clippy::cast_possible_truncation, reason = "that precision is meant")]
+            let logprob = f64::from(probability.ln() as f32);
+            Score { id, logprob, rank: u32::try_from(rank).unwrap_or(u32::MAX), text }
+        };
+        let mut scores = vec![score(*token, top, 1, self.text(context))];
+        let n_others = n.saturating_sub(1).min(self.alternatives.len());
+        let mut left = 1.0 - top;
+        // One more than needed: the token itself may be among them.
+        let n_drawn = (n_others + 1).min(self.alternatives.len());
+        let drawn = index::sample(&mut rng, self.alternatives.len(), n_drawn);
+        let others = drawn.into_iter().map(|idx| self.alternatives[idx]).filter(|id| id != token);
+        for (id, other_idx) in others.take(n_others).zip(2..) {
+            scores.push(score(id, left * (1.0 - tail), other_idx, self.text(&[id])));
+            left *= tail;
+        }
+        scores
+    }
+
+    /// Text of the last token of `context`; of a token that completes a character, the character, and of one that only
+    /// begins it, nothing. vLLM's `_correct_decoded_token`.
+    pub fn text(&self, context: &[u32]) -> String {
+        let decode = |ids: &[u32]| self.tokenizer.decode(ids, SpecialTokens::Show);
+        let [before @ .., token] = context else { return String::new() };
+        let alone = decode(&[*token]);
+        if !alone.ends_with(REPLACEMENT) {
+            return alone;
+        }
+        for n_before in 1..=MAX_CONTEXT.min(before.len()) {
+            let ids = &context[before.len() - n_before..];
+            let whole = decode(ids);
+            if whole.ends_with(REPLACEMENT) {
+                continue;
+            }
+            let n_clean = ids.len()
+                - 1
+                - ids[..ids.len() - 1]
+                    .iter()
+                    .rev()
+                    .take_while(|id| decode(&[**id]).ends_with(REPLACEMENT))
+                    .count();
+            return whole.strip_prefix(&decode(&ids[..n_clean])).unwrap_or_default().to_owned();
+        }
+        String::new()
+    }
+
+    fn rng(&self, place: usize, token: u32) -> ChaCha8Rng {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&(place as u64).to_le_bytes());
+        seed[16..20].copy_from_slice(&token.to_le_bytes());
+        ChaCha8Rng::from_seed(seed)
+    }
+}
