@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use inference_api::object::ObjectKey;
@@ -58,6 +58,8 @@ pub struct Member {
     /// Grows with each process that serves under this endpoint.
     incarnation: AtomicU32,
     in_flight: AtomicU32,
+    /// Bytes of prompts in flight that it has still to compute, as far as is known.
+    uncached_bytes: AtomicU64,
     report: Mutex<Report>,
     /// Something went wrong since the last scrape that succeeded, so what it said may be over.
     distrusted: AtomicBool,
@@ -68,6 +70,8 @@ pub struct Member {
 #[must_use]
 pub struct Lease {
     member: Arc<Member>,
+    /// Of the request's prompt, until the first token.
+    uncached_bytes: u64,
     /// Running requests of the model.
     running: Gauge,
 }
@@ -104,6 +108,7 @@ impl Member {
             pod: endpoint.key.name.as_str().into(),
             incarnation: AtomicU32::new(incarnations.next()),
             in_flight: AtomicU32::new(0),
+            uncached_bytes: AtomicU64::new(0),
             report: Mutex::new(Report::Pending),
             distrusted: AtomicBool::new(false),
         }
@@ -121,16 +126,23 @@ impl Member {
         EndpointId::new(self.slot.idx, old)
     }
 
-    /// Counts a request as in flight from now on.
-    pub fn lease(self: &Arc<Self>, running: Gauge) -> Lease {
+    /// Counts a request as in flight from now on, and as much of its prompt as to be computed.
+    pub fn lease(self: &Arc<Self>, uncached_bytes: u64, running: Gauge) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed);
         running.inc();
-        Lease { member: Arc::clone(self), running }
+        Lease { member: Arc::clone(self), uncached_bytes, running }
     }
 
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of prompts in flight whose first token has not come back and that are not believed to be cached.
+    #[must_use]
+    pub fn uncached_bytes(&self) -> u64 {
+        self.uncached_bytes.load(Ordering::Relaxed)
     }
 
     /// Notes what a scrape found.
@@ -169,9 +181,9 @@ impl Member {
     /// Load for the policy, and the age of the sample. Scraped numbers older than `max_age` are not fresh.
     #[must_use]
     pub fn load(&self, now: Instant, max_age: Duration) -> (Load, Option<Duration>) {
-        let in_flight = self.in_flight();
+        let (in_flight, uncached_bytes) = (self.in_flight(), self.uncached_bytes());
         match *self.report.lock() {
-            Report::Pending | Report::Down => (Load { in_flight, ..Load::default() }, None),
+            Report::Pending | Report::Down => (Load { in_flight, uncached_bytes, ..Load::default() }, None),
             Report::Sample(Sample { waiting, running, kv_usage, started: _, taken }) => {
                 let age = now.saturating_duration_since(taken);
                 (
@@ -180,6 +192,7 @@ impl Member {
                         running,
                         kv_usage,
                         in_flight,
+                        uncached_bytes,
                         fresh: age <= max_age && !self.distrusted.load(Ordering::Relaxed),
                     },
                     Some(age),
@@ -200,13 +213,22 @@ impl Lease {
     /// Another member serves the request after all.
     pub fn move_to(&mut self, member: &Arc<Member>) {
         member.in_flight.fetch_add(1, Ordering::Relaxed);
+        member.uncached_bytes.fetch_add(self.uncached_bytes, Ordering::Relaxed);
         self.member.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.member.uncached_bytes.fetch_sub(self.uncached_bytes, Ordering::Relaxed);
         self.member = Arc::clone(member);
+    }
+
+    /// The prompt is computed: it is no work ahead of others any more.
+    pub fn note_first_token(&mut self) {
+        let computed = std::mem::take(&mut self.uncached_bytes);
+        self.member.uncached_bytes.fetch_sub(computed, Ordering::Relaxed);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.note_first_token();
         self.member.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.running.dec();
     }

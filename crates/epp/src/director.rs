@@ -21,6 +21,7 @@ use prefix_index::index::PrefixIndex;
 use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use scheduling::affinity::Affinity;
 use scheduling::candidate::Candidate;
 use scheduling::pick::{Ask, Policy, pick};
 
@@ -78,7 +79,7 @@ pub struct Director {
     roster: ArcSwap<Roster>,
     incarnations: Incarnations,
     index: PrefixIndex,
-    /// Also the lock under which loads are read and raised, so that simultaneous picks see each other.
+    /// Also the lock under which loads and prefixes are read and noted, so that simultaneous picks see each other.
     rng: Mutex<ChaCha8Rng>,
     decisions: Decisions,
     metrics: Arc<Metrics>,
@@ -268,15 +269,14 @@ impl Director {
         let Placement { roll, rewrite, n_bytes, chain } = placement;
         let Trace { record, labels } = trace;
         let members = eligible(roll, subset)?;
-        let matched = self.matched_bytes(chain.as_ref(), &members);
         record.total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
         let policy = match roll.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
-            RoutingStrategy::PrefixCache => Policy::PrefixCache { threshold: self.options.threshold },
+            RoutingStrategy::PrefixCache => Policy::PrefixCache(Affinity::new(self.options.threshold)),
         };
         record.threshold = match policy {
             Policy::Default => None,
-            Policy::PrefixCache { threshold } => Some(threshold),
+            Policy::PrefixCache(affinity) => Some(affinity.threshold),
         };
         let running = RunningLabels { model_name: labels.model_name.clone() };
         let running = self.metrics.running_requests.get_or_create(&running).clone();
@@ -284,17 +284,19 @@ impl Director {
 
         let (picked, considered, lease) = {
             let mut rng = self.rng.lock();
+            let matched = self.matched_bytes(chain.as_ref(), &members);
             let considered = self.consider(&members, &matched, now);
             let candidates: Vec<Candidate> =
                 considered.iter().map(|considered| considered.candidate).collect();
             let picked = pick(&policy, &candidates, ask, &mut *rng)
                 .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
-            let lease = members[picked.candidate_idx].lease(running);
+            let uncached_bytes = picked.scores[picked.candidate_idx].uncached_bytes;
+            let lease = members[picked.candidate_idx].lease(uncached_bytes, running);
+            if let Some(chain) = &chain {
+                self.index.insert(chain, picked.endpoint);
+            }
             (picked, considered, lease)
         };
-        if let Some(chain) = &chain {
-            self.index.insert(chain, picked.endpoint);
-        }
         if let Some(n_bytes) = n_bytes {
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
             self.metrics.request_bytes.get_or_create(labels).observe(n_bytes as f64);

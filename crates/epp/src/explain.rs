@@ -79,6 +79,11 @@ pub struct CandidateRecord {
     /// 0 to 1.
     pub kv_usage: f64,
     pub in_flight: u32,
+    /// Bytes of the prompts in flight to it that it has still to compute.
+    pub uncached_bytes: u64,
+    /// What the policy compared, in bytes of prompt: work ahead, the request's own uncached part, requests in flight.
+    /// Absent under DEFAULT, and where stale metrics ruled the endpoint out.
+    pub work: Option<f64>,
     /// Absent until the first scrape.
     pub metrics_age_ms: Option<u64>,
 }

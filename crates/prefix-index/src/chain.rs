@@ -35,7 +35,7 @@ pub struct Chain {
 ///
 /// The seed is given at the end, since a body may name its model after its messages. At most one block of text is
 /// buffered: 1/64 of what was pushed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ChainBuilder {
     hashes: Vec<BlockHash>,
     /// The start of the block that is not full yet.

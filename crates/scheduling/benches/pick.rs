@@ -6,6 +6,7 @@ use divan::{Bencher, black_box};
 use prefix_index::endpoint::EndpointId;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use scheduling::affinity::Affinity;
 use scheduling::candidate::{Candidate, Load};
 use scheduling::pick::{Ask, Policy, pick};
 
@@ -23,6 +24,7 @@ fn candidates(n: u32) -> Vec<Candidate> {
             running: 8,
             kv_usage: f64::from(slot % 7) / 10.0,
             in_flight: slot % 5,
+            uncached_bytes: u64::from(slot % 9) * 500,
             fresh: true,
         },
         matched_bytes: u64::from(slot % 11) * 64,
@@ -37,7 +39,7 @@ fn by_load(bencher: Bencher<'_, '_>, n: u32) {
 
 #[divan::bench(args = SIZES)]
 fn by_prefix(bencher: Bencher<'_, '_>, n: u32) {
-    bench(bencher, n, &Policy::PrefixCache { threshold: 0.5 });
+    bench(bencher, n, &Policy::PrefixCache(Affinity::new(0.5)));
 }
 
 fn bench(bencher: Bencher<'_, '_>, n: u32, policy: &Policy) {

@@ -22,6 +22,8 @@ pub struct Load {
     pub kv_usage: f64,
     /// Requests that this picker sent to it and whose responses have not ended: the assumed load, exact at once.
     pub in_flight: u32,
+    /// Bytes of their prompts that were not believed to be cached there, until their first token came back.
+    pub uncached_bytes: u64,
     /// Whether the scraped numbers are recent enough to be believed.
     pub fresh: bool,
 }

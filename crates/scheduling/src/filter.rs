@@ -24,13 +24,3 @@ pub(crate) fn least<C: PartialOrd>(scores: &[Score], kept: &mut Vec<usize>, cost
         kept.retain(|idx| cost(&scores[*idx]).partial_cmp(&best) != Some(Ordering::Greater));
     }
 }
-
-/// Keeps those with the longest match if it is more than `threshold`; otherwise keeps all and returns false.
-pub(crate) fn longest_match(scores: &[Score], kept: &mut Vec<usize>, threshold: f64) -> bool {
-    let longest = kept.iter().map(|idx| scores[*idx].ratio).fold(0.0, f64::max);
-    if longest > threshold {
-        kept.retain(|idx| scores[*idx].ratio >= longest);
-        return true;
-    }
-    false
-}

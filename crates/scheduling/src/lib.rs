@@ -7,4 +7,6 @@ pub mod pick;
 
 mod filter;
 
+pub mod affinity;
+
 pub mod candidate;

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use prefix_index::endpoint::EndpointId;
 use rand::{Rng, RngExt};
 
+use crate::affinity::{Affinity, Burden};
 use crate::candidate::{Candidate, Load};
 use crate::filter;
 
@@ -13,9 +14,9 @@ use crate::filter;
 pub enum Policy {
     /// By load.
     Default,
-    /// To the endpoint that holds the longest part of the request's prefix, where that part is more than `threshold` of
-    /// it; otherwise by load.
-    PrefixCache { threshold: f64 },
+    /// To the endpoint that holds the longest part of the request's prefix, where that part is more than the threshold of
+    /// it and the endpoint is not much busier than others; otherwise to the one with the least work.
+    PrefixCache(Affinity),
 }
 
 /// What is asked for.
@@ -30,8 +31,10 @@ pub struct Ask {
 /// Which rule chose the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It holds more than the threshold of the prefix, and no other holds more.
+    /// It holds more than the threshold of the prefix, and none that holds more has about as little work.
     Prefix,
+    /// Others hold more than the threshold of the prefix, but have so much to do that it is faster without.
+    Spill,
     /// It has the least load.
     Load,
     /// There was no other candidate, and its match does not exceed the threshold.
@@ -64,6 +67,12 @@ pub struct Score {
     pub queue: u32,
     /// KV-cache usage; `None` if the metrics are stale.
     pub kv_usage: Option<f64>,
+    /// Bytes of the request that the endpoint would have to compute.
+    pub uncached_bytes: u64,
+    /// Bytes of earlier requests that it has still to compute.
+    pub uncached_in_flight: u64,
+    /// Work in bytes, as [`Affinity`] weighs it; `None` under [`Policy::Default`], and for those left out as stale.
+    pub work: Option<f64>,
 }
 
 /// Why there is no decision.
@@ -77,8 +86,9 @@ pub enum PickError {
 /// Picks one of `candidates`, and as many fallbacks as are asked for and there.
 ///
 /// Endpoints with stale metrics may be dead, so they are considered only if no other is left, and then by what this
-/// picker has in flight. Load is least queue, then least KV-cache usage, then a draw. A prefix counts if its share is
-/// strictly more than the threshold; of those that hold the longest one, load decides.
+/// picker has in flight. By default, load is least queue, then least KV-cache usage, then a draw. With prefixes it is
+/// least work, then the same. A prefix counts if its share is strictly more than the threshold; those that hold the longest
+/// one are preferred up to the margin.
 ///
 /// # Errors
 /// [`PickError::NoCandidates`] if `candidates` is empty.
@@ -89,52 +99,90 @@ pub fn pick(
     rng: &mut impl Rng,
 ) -> Result<Decision, PickError> {
     let Ask { total_bytes, n_endpoints } = ask;
-    let scores: Vec<Score> = candidates.iter().map(|candidate| score(candidate, total_bytes)).collect();
+    let mut scores: Vec<Score> = candidates.iter().map(|candidate| score(candidate, total_bytes)).collect();
     let mut left: Vec<usize> = (0..scores.len()).collect();
     let (candidate_idx, reason) =
-        choose(policy, &scores, left.clone(), rng).ok_or(PickError::NoCandidates)?;
+        choose(policy, total_bytes, &mut scores, left.clone(), rng).ok_or(PickError::NoCandidates)?;
     let reason = match reason {
         Reason::Load if candidates.len() == 1 => Reason::OnlyCandidate,
-        Reason::Prefix | Reason::Load | Reason::OnlyCandidate => reason,
+        Reason::Prefix | Reason::Spill | Reason::Load | Reason::OnlyCandidate => reason,
     };
     let mut fallbacks = Vec::new();
-    let mut taken = candidate_idx;
-    while fallbacks.len() + 1 < n_endpoints.get() {
-        left.retain(|idx| *idx != taken);
-        let Some((next, _)) = choose(policy, &scores, left.clone(), rng) else { break };
-        fallbacks.push(next);
-        taken = next;
+    if n_endpoints.get() > 1 {
+        let mut scores = scores.clone();
+        let mut taken = candidate_idx;
+        while fallbacks.len() + 1 < n_endpoints.get() {
+            left.retain(|idx| *idx != taken);
+            let Some((next, _)) = choose(policy, total_bytes, &mut scores, left.clone(), rng) else { break };
+            fallbacks.push(next);
+            taken = next;
+        }
     }
-    let Score { endpoint, ratio, queue: _, kv_usage: _ } = scores[candidate_idx];
+    let Score { endpoint, ratio, .. } = scores[candidate_idx];
     Ok(Decision { endpoint, candidate_idx, reason, ratio, fallbacks, scores })
 }
 
-/// The best of `kept`, and the rule that found it; `None` if it is empty.
+/// The best of `kept`, and the rule that found it; `None` if it is empty. Writes the work of those that are considered.
 fn choose(
     policy: &Policy,
-    scores: &[Score],
+    total_bytes: u64,
+    scores: &mut [Score],
     mut kept: Vec<usize>,
     rng: &mut impl Rng,
 ) -> Option<(usize, Reason)> {
     filter::prefer_fresh(scores, &mut kept);
-    let reason = match policy {
-        Policy::PrefixCache { threshold } if filter::longest_match(scores, &mut kept, *threshold) => {
-            Reason::Prefix
+    let is_prefix = match policy {
+        Policy::Default => None,
+        Policy::PrefixCache(affinity) => {
+            Some((affinity.threshold, prefer_prefix(affinity, total_bytes, scores, &mut kept)))
         }
-        Policy::Default | Policy::PrefixCache { .. } => Reason::Load,
     };
+    filter::least(scores, &mut kept, |score| score.work);
     filter::least(scores, &mut kept, |score| score.queue);
     filter::least(scores, &mut kept, |score| score.kv_usage);
-    match kept[..] {
-        [] => None,
-        [only] => Some((only, reason)),
-        _ => Some((kept[rng.random_range(..kept.len())], reason)),
+    let picked = match kept[..] {
+        [] => return None,
+        [only] => only,
+        _ => kept[rng.random_range(..kept.len())],
+    };
+    let reason = match is_prefix {
+        Some((threshold, true)) if scores[picked].ratio > threshold => Reason::Prefix,
+        Some((_, true)) => Reason::Spill,
+        Some((_, false)) | None => Reason::Load,
+    };
+    Some((picked, reason))
+}
+
+/// Weighs those in `kept`, and keeps the holders of the longest match if it counts and they are not too busy. Returns
+/// whether it counts.
+fn prefer_prefix(affinity: &Affinity, total_bytes: u64, scores: &mut [Score], kept: &mut Vec<usize>) -> bool {
+    let longest = kept.iter().map(|idx| scores[*idx].ratio).fold(0.0, f64::max);
+    let counts = longest > affinity.threshold;
+    let (mut least, mut least_of_holders) = (f64::INFINITY, f64::INFINITY);
+    for idx in kept.iter() {
+        let score = &mut scores[*idx];
+        let work = affinity.work(Burden {
+            uncached_in_flight: score.uncached_in_flight,
+            // Of matches that do not count, none is preferred: what they save is the same for all, nothing.
+            own_uncached: if counts { score.uncached_bytes } else { total_bytes },
+            queue: score.queue,
+            kv_usage: score.kv_usage,
+        });
+        score.work = Some(work);
+        least = least.min(work);
+        if score.ratio >= longest {
+            least_of_holders = least_of_holders.min(work);
+        }
     }
+    if counts && least_of_holders <= least + affinity.spill_bytes {
+        kept.retain(|idx| scores[*idx].ratio >= longest);
+    }
+    counts
 }
 
 fn score(candidate: &Candidate, total_bytes: u64) -> Score {
     let Candidate { endpoint, load, matched_bytes } = *candidate;
-    let Load { waiting, running: _, kv_usage, in_flight, fresh } = load;
+    let Load { waiting, running: _, kv_usage, in_flight, uncached_bytes: uncached_in_flight, fresh } = load;
     let (waiting, kv_usage) = match fresh {
         true => (waiting, Some(kv_usage)),
         false => (0, None),
@@ -143,5 +191,13 @@ fn score(candidate: &Candidate, total_bytes: u64) -> Score {
         0 => 0.0,
         _ => matched_bytes as f64 / total_bytes as f64,
     };
-    Score { endpoint, ratio, queue: in_flight.saturating_add(waiting), kv_usage }
+    Score {
+        endpoint,
+        ratio,
+        queue: in_flight.saturating_add(waiting),
+        kv_usage,
+        uncached_bytes: total_bytes.saturating_sub(matched_bytes),
+        uncached_in_flight,
+        work: None,
+    }
 }

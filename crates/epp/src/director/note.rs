@@ -108,6 +108,8 @@ fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<Cand
             running: candidate.load.running,
             kv_usage: candidate.load.kv_usage,
             in_flight: candidate.load.in_flight,
+            uncached_bytes: candidate.load.uncached_bytes,
+            work: score.work,
             metrics_age_ms: metrics_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     };
@@ -119,6 +121,7 @@ fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<Cand
 fn reason(reason: Reason) -> &'static str {
     match reason {
         Reason::Prefix => PREFIX,
+        Reason::Spill => "spill",
         Reason::Load => "load",
         Reason::OnlyCandidate => "only_endpoint",
     }

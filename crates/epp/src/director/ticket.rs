@@ -25,6 +25,13 @@ pub struct Ticket {
     pub(super) seq: u64,
 }
 
+impl Ticket {
+    /// A part of the response's body came: a stream's first, or the whole of one that is not streamed.
+    pub fn note_body(&mut self) {
+        self.lease.note_first_token();
+    }
+}
+
 impl Director {
     /// The proxy says that `served` answered instead of the picked endpoint, which therefore could not be reached: it
     /// counts as stale until it is scraped again, and what it was believed to get, the other one has.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessor;
-use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse, processing_request};
 use futures::Stream;
 use futures::stream::unfold;
 use prometheus_client::metrics::gauge::Gauge;
@@ -110,6 +110,7 @@ impl Conversation {
 
     fn step(&mut self, message: ProcessingRequest) -> Result<(), Status> {
         let Self { inbound: _, outbox, exchange, director, cut: _, _open: _ } = self;
+        let is_response_body = matches!(message.request, Some(processing_request::Request::ResponseBody(_)));
         let decide = |inquiry| {
             let now = now();
             let picked = director.decide(inquiry, now);
@@ -119,6 +120,9 @@ impl Conversation {
         let answers =
             exchange.step(message, decide).map_err(|error| Status::failed_precondition(error.to_string()))?;
         outbox.extend(answers);
+        if is_response_body && let Some(ticket) = exchange.lease_mut() {
+            ticket.note_body();
+        }
         if let Some(served) = exchange.take_served_elsewhere()
             && let Some(ticket) = exchange.lease_mut()
         {

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tracing::subscriber::DefaultGuard;
 
 pub(crate) use self::pod::Pod;
-pub(crate) use self::proxy::{Proxy, modes, post};
+pub(crate) use self::proxy::{Call, Proxy, modes, post};
 
 /// Longest wait for something that must happen; a test fails behind it.
 pub(crate) const SOON: Duration = Duration::from_secs(10);

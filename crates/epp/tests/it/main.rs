@@ -14,4 +14,5 @@ mod protocol;
 mod records;
 mod response;
 mod sequences;
+mod spill;
 mod tutorial;

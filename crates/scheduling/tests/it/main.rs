@@ -1,3 +1,5 @@
 //! Picks at the boundary: candidates in, a decision out.
 
+mod fleet;
 mod pick;
+mod under_load;

@@ -7,10 +7,11 @@ use prefix_index::endpoint::EndpointId;
 use proptest::prelude::{Strategy, any, proptest};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use scheduling::affinity::Affinity;
 use scheduling::candidate::{Candidate, Load};
 use scheduling::pick::{Ask, Decision, PickError, Policy, Reason, pick};
 
-const PREFIX_CACHE: Policy = Policy::PrefixCache { threshold: 0.5 };
+const PREFIX_CACHE: Policy = Policy::PrefixCache(Affinity::new(0.5));
 /// Bytes of the request in every test.
 const TOTAL: u64 = 1000;
 const ASK: Ask = Ask { total_bytes: TOTAL, n_endpoints: NonZeroUsize::MIN };
@@ -75,8 +76,8 @@ fn load_is_queue_then_kv_usage_then_a_draw() {
 #[test]
 fn the_longest_match_above_the_threshold_wins() {
     for (loads, slots) in [
-        (vec![(idle(), 0), (busy(9), 600), (idle(), 0)], vec![1]),
-        (vec![(busy(9), 700), (idle(), 600)], vec![0]),
+        (vec![(idle(), 0), (busy(2), 600), (idle(), 0)], vec![1]),
+        (vec![(busy(2), 700), (idle(), 600)], vec![0]),
         (vec![(busy(2), 600), (busy(1), 600), (idle(), 599)], vec![1]),
         (vec![(idle(), 1000), (idle(), 1000), (idle(), 0)], vec![0, 1]),
         (vec![(busy(1), 501), (idle(), 500)], vec![0]),
@@ -96,10 +97,10 @@ fn the_threshold_itself_is_not_enough() {
     check(&PREFIX_CACHE, &[(busy(1), 501), (idle(), 0)], (&[0], Reason::Prefix));
     let decision = decide(&PREFIX_CACHE, &candidates(&[(idle(), 500), (busy(1), 0)]), 1);
     assert_eq!((decision.ratio, decision.reason), (0.5, Reason::Load));
-    let low = Policy::PrefixCache { threshold: 0.0 };
+    let low = Policy::PrefixCache(Affinity::new(0.0));
     check(&low, &[(busy(1), 1), (idle(), 0)], (&[0], Reason::Prefix));
     check(&low, &[(busy(1), 0), (idle(), 0)], (&[1], Reason::Load));
-    let never = Policy::PrefixCache { threshold: 1.0 };
+    let never = Policy::PrefixCache(Affinity::new(1.0));
     check(&never, &[(busy(1), 1000), (idle(), 0)], (&[1], Reason::Load));
 }
 
@@ -123,7 +124,7 @@ fn ranked(policy: &Policy, loads: &[(Load, u64)], n_endpoints: usize) -> Vec<u32
 #[test]
 fn fallbacks_are_what_would_be_picked_without_those_before() {
     let loads =
-        [(busy(3), 0), (busy(1), 0), (busy(9), 900), (busy(2), 600), (Load { fresh: false, ..idle() }, 0)];
+        [(busy(3), 0), (busy(1), 0), (busy(4), 900), (busy(2), 600), (Load { fresh: false, ..idle() }, 0)];
     assert_eq!(ranked(&Policy::Default, &loads, 9), [1, 3, 0, 2, 4]);
     assert_eq!(ranked(&PREFIX_CACHE, &loads, 9), [2, 3, 1, 0, 4]);
     assert_eq!(ranked(&PREFIX_CACHE, &loads, 2), [2, 3]);
@@ -153,12 +154,50 @@ fn stale_endpoints_come_last() {
     // A dead pod reports an empty queue forever, and holds what it was sent.
     check(&Policy::Default, &[(stale(idle()), 0), (busy(5), 0)], (&[1], Reason::Load));
     check(&PREFIX_CACHE, &[(stale(idle()), 900), (busy(5), 0)], (&[1], Reason::Load));
-    check(&PREFIX_CACHE, &[(stale(idle()), 900), (busy(5), 600), (idle(), 0)], (&[1], Reason::Prefix));
+    check(&PREFIX_CACHE, &[(stale(idle()), 900), (busy(2), 600), (idle(), 0)], (&[1], Reason::Prefix));
     // Without any fresh one, the old numbers do not count, what is in flight does, and so do prefixes.
     let full = Load { waiting: 9, kv_usage: 1.0, ..idle() };
     check(&Policy::Default, &[(stale(full), 0), (stale(idle()), 0)], (&[0, 1], Reason::Load));
     check(&Policy::Default, &[(stale(full), 0), (stale(busy(1)), 0)], (&[0], Reason::Load));
     check(&PREFIX_CACHE, &[(stale(full), 900), (stale(idle()), 0)], (&[0], Reason::Prefix));
+}
+
+/// What the request would wait for, elsewhere and here, decides whether its prefix keeps it.
+#[test]
+fn a_busy_holder_lets_go() {
+    let computing = |uncached_bytes| Load { uncached_bytes, ..busy(1) };
+    // 100 bytes × 1.1, 256 for the request ahead, and the work in flight; against 1000 bytes elsewhere and a margin of 512.
+    for (loads, expected) in [
+        (vec![(computing(1000), 900), (idle(), 0)], (0, Reason::Prefix)),
+        (vec![(computing(1146), 900), (idle(), 0)], (0, Reason::Prefix)),
+        (vec![(computing(1147), 900), (idle(), 0)], (1, Reason::Spill)),
+        // Another holder is no worse than the first: the request stays with its prefix.
+        (vec![(computing(9000), 900), (idle(), 0), (idle(), 800)], (2, Reason::Prefix)),
+        (vec![(computing(9000), 900), (computing(9000), 0)], (0, Reason::Prefix)),
+        // Requests that are being answered count too, though less.
+        (vec![(busy(3), 900), (idle(), 0)], (0, Reason::Prefix)),
+        (vec![(busy(9), 900), (idle(), 0)], (1, Reason::Spill)),
+        // A cache that is nearly full has no room for the answer.
+        (vec![(Load { kv_usage: 0.9, ..idle() }, 900), (idle(), 0)], (0, Reason::Prefix)),
+        (vec![(Load { kv_usage: 0.99, ..idle() }, 900), (idle(), 0)], (1, Reason::Spill)),
+    ] {
+        check(&PREFIX_CACHE, &loads, (&[expected.0], expected.1));
+    }
+    // Negative control: an endless margin never lets go.
+    let stubborn = Policy::PrefixCache(Affinity { spill_bytes: f64::INFINITY, ..Affinity::new(0.5) });
+    check(&stubborn, &[(computing(1_000_000), 900), (idle(), 0)], (&[0], Reason::Prefix));
+}
+
+#[test]
+fn without_a_prefix_the_least_work_wins() {
+    let computing = |uncached_bytes| Load { uncached_bytes, ..busy(1) };
+    check(&PREFIX_CACHE, &[(computing(600), 0), (computing(500), 0)], (&[1], Reason::Load));
+    check(&PREFIX_CACHE, &[(computing(900), 0), (busy(3), 0)], (&[1], Reason::Load));
+    // Negative control: the default policy counts requests alone.
+    check(&Policy::Default, &[(computing(900), 0), (busy(3), 0)], (&[0], Reason::Load));
+    // A match that does not count saves nothing, so it wins nothing.
+    check(&PREFIX_CACHE, &[(busy(1), 500), (idle(), 0)], (&[1], Reason::Load));
+    check(&PREFIX_CACHE, &[(idle(), 500), (idle(), 0)], (&[0, 1], Reason::Load));
 }
 
 /// Arrivals between two scrapes see the same metrics; only what is in flight tells them apart.
@@ -213,6 +252,7 @@ fn any_candidates() -> impl Strategy<Value = Vec<(Load, u64)>> {
         running: 0,
         kv_usage: f64::from(kv) / 4.0,
         in_flight,
+        uncached_bytes: 0,
         fresh,
     });
     proptest::collection::vec((load, 0..=TOTAL), 1..12)
@@ -225,17 +265,26 @@ proptest! {
         let decision = decide(&PREFIX_CACHE, &candidates, seed);
         let picked = candidates[decision.candidate_idx];
         let usable = |candidate: &&Candidate| candidate.load.fresh || candidates.iter().all(|other| !other.load.fresh);
-        let longest = candidates.iter().filter(usable).map(|candidate| candidate.matched_bytes).max().unwrap();
         assert!(usable(&&picked));
-        assert_eq!(decision.reason == Reason::Prefix, longest > TOTAL / 2);
-        let rivals: Vec<_> = match decision.reason {
-            Reason::Prefix => candidates.iter().filter(usable).filter(|rival| rival.matched_bytes == longest).collect(),
-            Reason::Load | Reason::OnlyCandidate => candidates.iter().filter(usable).collect(),
+        let work = |candidate: &Candidate| {
+            let score = decision.scores.iter().find(|score| score.endpoint == candidate.endpoint);
+            score.and_then(|score| score.work).expect("those that may be picked are weighed")
         };
-        assert!(rivals.contains(&&picked));
-        let queue = |candidate: &Candidate| {
-            candidate.load.in_flight + if candidate.load.fresh { candidate.load.waiting } else { 0 }
+        let usable: Vec<Candidate> = candidates.iter().filter(usable).copied().collect();
+        let longest = usable.iter().map(|candidate| candidate.matched_bytes).max().unwrap();
+        let least = usable.iter().map(work).fold(f64::INFINITY, f64::min);
+        let holders = usable.iter().filter(|candidate| candidate.matched_bytes == longest);
+        let least_of_holders = holders.map(work).fold(f64::INFINITY, f64::min);
+        let expected = match decision.reason {
+            Reason::Prefix if picked.matched_bytes == longest => least_of_holders,
+            Reason::Prefix | Reason::Spill => {
+                assert!(least_of_holders > least + Affinity::new(0.5).spill_bytes);
+                least
+            }
+            Reason::Load | Reason::OnlyCandidate => least,
         };
-        assert!(rivals.iter().all(|rival| queue(rival) >= queue(&picked)));
+        assert_eq!(work(&picked), expected);
+        assert_eq!(decision.reason == Reason::Prefix, picked.matched_bytes > TOTAL / 2);
+        assert_eq!(matches!(decision.reason, Reason::Prefix | Reason::Spill), longest > TOTAL / 2);
     }
 }
