@@ -10,7 +10,10 @@ pub mod backlog;
 pub mod clock;
 pub mod inspect;
 pub mod pause;
+pub mod timeline;
 
+mod arrivals;
+mod commands;
 mod diary;
 mod live;
 
@@ -26,6 +29,7 @@ use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
 use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
 use clock::{Clock, SimTime};
+use commands::{Call, Commands, Inbox};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};
 use live::{Live, Stage};
@@ -33,14 +37,14 @@ use parking_lot::Mutex;
 use pause::{PauseMode, Scheduling};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+use timeline::{Attendance, Polled};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
@@ -69,7 +73,7 @@ pub struct DriverConfig {
 /// Submits to a driver; the thread ends when the last handle is gone.
 #[derive(Clone, Debug)]
 pub struct DriverHandle {
-    commands: mpsc::Sender<Command>,
+    commands: Commands,
     clock: Clock,
     next_id: Arc<AtomicU64>,
     lateness: Option<Arc<TokenLateness>>,
@@ -81,7 +85,9 @@ pub struct DriverHandle {
 #[must_use]
 pub struct Ticket {
     id: RequestId,
-    commands: mpsc::Sender<Command>,
+    commands: Commands,
+    /// With a detached clock, which waits for who holds this.
+    attendance: Option<Attendance>,
     admission: oneshot::Receiver<Admission>,
     /// At most one message per output token and one for the end.
     deliveries: UnboundedReceiver<Delivery>,
@@ -142,6 +148,8 @@ enum Command {
     Pause(PauseMode, oneshot::Sender<()>),
     Resume,
     AbortRequests(Option<Vec<String>>),
+    /// A detached clock has come to the next event.
+    Wake,
 }
 
 /// The driver's ends of a ticket.
@@ -164,6 +172,8 @@ struct Planned {
 #[derive(Debug)]
 enum Event {
     Enter(RequestId),
+    /// Time has passed the moment of `Driver::arrivals`: nobody joins them any more.
+    SortArrivals,
     StepEnd,
     Deliver(Vec<OutputToken>),
     EndStream(RequestId),
@@ -183,6 +193,8 @@ struct Driver {
     agenda: BinaryHeap<Reverse<Planned>>,
     next_seq: u64,
     live: HashMap<RequestId, Live>,
+    /// With a detached clock: who came at this very moment, in whatever order threads brought them.
+    arrivals: Vec<RequestId>,
     /// Arrived during a step; applied when it ends.
     aborts: Vec<RequestId>,
     step_runs: bool,
@@ -192,6 +204,7 @@ struct Driver {
     /// The time of the last event: never goes back.
     now: SimTime,
     output: StepOutput,
+    inbox: Inbox,
 }
 
 /// Starts the thread of one pod.
@@ -204,13 +217,13 @@ pub fn start(
     metrics: Arc<Mutex<Metrics>>,
 ) -> std::io::Result<DriverHandle> {
     let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness, queue_limits } = config;
-    let (commands, receiver) = mpsc::channel();
+    let (commands, inbox) = commands::channel(&clock);
     let driver = Driver {
         engine,
         latency,
         jitter,
         rng: ChaCha8Rng::seed_from_u64(seed),
-        clock,
+        clock: clock.clone(),
         metrics,
         kv_events,
         cache_log,
@@ -218,14 +231,16 @@ pub fn start(
         agenda: BinaryHeap::new(),
         next_seq: 0,
         live: HashMap::new(),
+        arrivals: Vec::new(),
         aborts: Vec::new(),
         step_runs: false,
         scheduling: Scheduling::default(),
         held: Vec::new(),
         now: SimTime::default(),
         output: StepOutput::default(),
+        inbox,
     };
-    std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.run(&receiver))?;
+    std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.run())?;
     let backlog = Arc::new(Backlog::new(queue_limits));
     Ok(DriverHandle { commands, clock, next_id: Arc::default(), lateness, backlog })
 }
@@ -242,9 +257,12 @@ impl DriverHandle {
         let (tx, deliveries) = unbounded_channel();
         let (admission_tx, admission) = oneshot::channel();
         let outlets = Outlets { queue_place, admission: Some(admission_tx), deliveries: tx };
-        self.commands.send(Command::Submit(Box::new(submission), outlets)).map_err(|_closed| EngineDead)?;
-        let lateness = self.lateness.clone().map(|lateness| (lateness, self.clock));
-        Ok(Ticket { id, commands: self.commands.clone(), admission, deliveries, ended: false, lateness })
+        let is_alone = submission.group.is_none();
+        let submit = Command::Submit(Box::new(submission), outlets);
+        let attendance = self.commands.send_request(id, is_alone, submit)?;
+        let lateness = self.lateness.clone().map(|lateness| (lateness, self.clock.clone()));
+        let commands = self.commands.clone();
+        Ok(Ticket { id, commands, attendance, admission, deliveries, ended: false, lateness })
     }
 
     /// Lets `work` see or change the engine on its own thread, at once; what it returns. A step may be under way.
@@ -259,7 +277,7 @@ impl DriverHandle {
         let work = Box::new(move |engine: &mut Engine| {
             let _caller_gone = tx.send(work(engine));
         });
-        self.commands.send(Command::WithEngine(work)).map_err(|_closed| EngineDead)?;
+        self.commands.send(Command::WithEngine(work))?;
         result.await.map_err(|_closed| EngineDead)
     }
 
@@ -268,8 +286,8 @@ impl DriverHandle {
         self.commands.send(Command::Abort(NO_REQUEST)).is_ok()
     }
 
-    pub fn clock(&self) -> Clock {
-        self.clock
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 }
 
@@ -279,7 +297,15 @@ impl Ticket {
     /// Waits until the engine takes the request in, which is before its first token; `None` when it never does, and then
     /// `next` tells why. To be asked once.
     pub async fn admission(&mut self) -> Option<Admission> {
-        (&mut self.admission).await.ok()
+        let Self { attendance, admission, .. } = self;
+        std::future::poll_fn(|ctx| match attendance {
+            Some(attendance) => attendance.poll(|| match Pin::new(&mut *admission).poll(ctx) {
+                Poll::Ready(admitted) => Polled::Ready(admitted.ok()),
+                Poll::Pending => Polled::Empty,
+            }),
+            None => Pin::new(&mut *admission).poll(ctx).map(Result::ok),
+        })
+        .await
     }
 
     /// The next delivery; `None` after the end, or when the driver died.
@@ -288,7 +314,15 @@ impl Ticket {
     }
 
     pub fn poll_next(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Delivery>> {
-        let delivery = ready!(self.deliveries.poll_recv(ctx));
+        let Self { attendance, deliveries, .. } = self;
+        let delivery = ready!(match attendance {
+            Some(attendance) => attendance.poll(|| match deliveries.poll_recv(ctx) {
+                Poll::Ready(delivery) => Polled::Ready(delivery),
+                Poll::Pending if deliveries.is_empty() => Polled::Empty,
+                Poll::Pending => Polled::Paused,
+            }),
+            None => deliveries.poll_recv(ctx),
+        });
         match (&delivery, &self.lateness) {
             (None | Some(Delivery::End { .. } | Delivery::Rejected(_)), _) => self.ended = true,
             (Some(Delivery::Token { at, .. }), Some((lateness, clock))) => lateness.observe(clock.since(*at)),
@@ -309,35 +343,24 @@ impl Drop for Ticket {
 // === impl Driver ===
 
 impl Driver {
-    fn run(mut self, commands: &Receiver<Command>) {
-        while let Some(first) = self.wait(commands) {
-            if let Some(command) = first {
+    fn run(mut self) {
+        while let Some(call) = self.inbox.wait(self.next_event()) {
+            if let Call::Command(command) = call {
                 self.apply(command);
-                while let Ok(command) = commands.try_recv() {
+                while let Some(command) = self.inbox.try_next() {
                     self.apply(command);
                 }
             }
             let now = self.clock.now();
-            while let Some(Reverse(Planned { at, .. })) = self.agenda.peek()
-                && *at <= now
-            {
+            while self.next_event().is_some_and(|at| at <= now) {
                 self.advance();
             }
         }
         self.log_stop();
     }
 
-    /// Until a command comes or the next event is due; the outer `None` when no handle is left.
-    #[expect(clippy::option_option, reason = "closed, due, and a command are three outcomes of one wait")]
-    fn wait(&self, commands: &Receiver<Command>) -> Option<Option<Command>> {
-        let Some(Reverse(next)) = self.agenda.peek() else {
-            return commands.recv().ok().map(Some);
-        };
-        match commands.recv_timeout(self.clock.until(next.at)) {
-            Ok(command) => Some(Some(command)),
-            Err(RecvTimeoutError::Timeout) => Some(None),
-            Err(RecvTimeoutError::Disconnected) => None,
-        }
+    fn next_event(&self) -> Option<SimTime> {
+        self.agenda.peek().map(|Reverse(planned)| planned.at)
     }
 
     fn apply(&mut self, command: Command) {
@@ -351,6 +374,7 @@ impl Driver {
                 self.abort_requests(|id| ids.as_ref().is_none_or(|ids| ids.iter().any(|known| known == id)));
                 self.settle_drain();
             }
+            Command::Wake => {}
             Command::Abort(id) => match self.live.get(&id).map(|live| &live.stage) {
                 Some(Stage::InEngine) => {
                     self.forget_aborted(id);
@@ -369,13 +393,12 @@ impl Driver {
     fn submit(&mut self, submission: Box<Submission>, outlets: Outlets) {
         let (id, arrival) = (submission.request.id, submission.arrival);
         self.log_arrival(&submission);
-        let c_pre = self.latency.c_pre.mul_f64(self.jitter_factor());
         let live = Live::new(*submission, outlets);
         if let Some(shift) = live.joins_adapter() {
             self.metrics.lock().shift_lora(&shift);
         }
         self.live.insert(id, live);
-        self.plan(arrival + c_pre, Event::Enter(id));
+        self.arrive(id, arrival);
     }
 
     /// Everything planned for the next moment, then a new step if none runs.
@@ -389,6 +412,7 @@ impl Driver {
             let Some(Reverse(Planned { event, .. })) = self.agenda.pop() else { return };
             match event {
                 Event::Enter(id) => self.enter(id),
+                Event::SortArrivals => self.sort_arrivals(),
                 Event::StepEnd => self.end_step(),
                 Event::Deliver(tokens) => self.deliver(&tokens),
                 Event::EndStream(id) => self.end_stream(id),
@@ -418,7 +442,7 @@ impl Driver {
         live.entered = self.now;
         let Stage::Arriving(request) = std::mem::replace(&mut live.stage, Stage::InEngine) else { return };
         if let Err(error) = self.engine.add(*request) {
-            let _client_gone = live.outlets.deliveries.send(Delivery::Rejected(error));
+            self.inbox.deliver(id, live, Delivery::Rejected(error));
             self.forget_aborted(id);
         }
     }
@@ -441,7 +465,10 @@ impl Driver {
                 live.outlets.queue_place = None;
                 if let Some(admission) = live.outlets.admission.take() {
                     let cached_tokens = scheduled.n_computed_before;
-                    let _client_gone = admission.send(Admission { at: self.now, cached_tokens });
+                    let admitted = Admission { at: self.now, cached_tokens };
+                    self.inbox.hand(scheduled.id, || {
+                        let _client_gone = admission.send(admitted);
+                    });
                 }
             }
         }
@@ -473,7 +500,7 @@ impl Driver {
         self.output = output;
         self.apply_aborts();
         self.publish_events();
-        let unix_now = Clock::unix_now().as_secs_f64();
+        let unix_now = self.clock.unix_time().as_secs_f64();
         self.metrics.lock().record_step(&record, &self.engine.stats(), unix_now);
     }
 
@@ -506,7 +533,7 @@ impl Driver {
             let queue_time = live.scheduled.since(live.entered);
             let delivery =
                 Delivery::Token { token, at: self.now, cached_tokens, queue_time, finish: finished };
-            let _client_gone = live.outlets.deliveries.send(delivery);
+            self.inbox.deliver(id, live, delivery);
             if finished.is_some() {
                 self.plan(self.now + END_OF_STREAM, Event::EndStream(id));
             }
@@ -515,21 +542,13 @@ impl Driver {
 
     fn end_stream(&mut self, id: RequestId) {
         if let Some(live) = self.live.remove(&id) {
-            let _client_gone = live.outlets.deliveries.send(Delivery::End { at: self.now });
+            self.inbox.deliver(id, &live, Delivery::End { at: self.now });
         }
     }
 
     fn plan(&mut self, at: SimTime, event: Event) {
         self.agenda.push(Reverse(Planned { at, seq: self.next_seq, event }));
         self.next_seq += 1;
-    }
-
-    fn jitter_factor(&mut self) -> f64 {
-        if self.jitter == 0.0 {
-            return 1.0;
-        }
-        let normal: f64 = StandardNormal.sample(&mut self.rng);
-        (1.0 + self.jitter * normal).max(0.5)
     }
 }
 

@@ -17,6 +17,7 @@ mod messages;
 mod prepare;
 mod record;
 mod request;
+pub mod request_ids;
 mod sampling;
 mod scrape;
 pub mod shape;
@@ -25,7 +26,6 @@ mod tokenize;
 mod wire;
 
 use crate::driver::DriverHandle;
-use crate::driver::clock::Clock;
 use crate::faults::active::PodFaults;
 use crate::metrics::Metrics;
 use crate::metrics::http::HttpMetrics;
@@ -48,6 +48,7 @@ use generate::generate;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use lora::LoraRegistry;
 use parking_lot::Mutex;
+use request_ids::RequestIds;
 use serde_json::{Value, json};
 use shape::ToolCalling;
 use std::num::NonZeroU32;
@@ -126,6 +127,7 @@ pub struct Pod {
     pub metrics: Arc<Mutex<Metrics>>,
     pub http_metrics: HttpMetrics,
     pub log: Arc<RequestLog>,
+    pub request_ids: RequestIds,
     pub server_load: ServerLoad,
     pub loras: LoraRegistry,
     pub sleep: SleepSwitch,
@@ -192,7 +194,7 @@ async fn gate(State(pod): State<Arc<Pod>>, mut request: Request, next: Next) -> 
     }
     let given = request.headers().get(X_REQUEST_ID).cloned();
     let id = given.unwrap_or_else(|| {
-        HeaderValue::from_str(&generate::new_request_id()).expect("hex digits are a header value")
+        HeaderValue::from_str(&request_ids::random()).expect("hex digits are a header value")
     });
     request.headers_mut().insert(X_REQUEST_ID, id.clone());
     let mut response = next.run(request).await;
@@ -275,7 +277,7 @@ async fn detokenize_ids(
 }
 
 async fn models(State(pod): State<Arc<Pod>>) -> Json<Value> {
-    let created = Clock::unix_now().as_secs();
+    let created = pod.driver.clock().unix_time().as_secs();
     let bases = pod.config.served_model_names.iter().map(|name| model_card(&pod.config, name, created));
     let cards: Vec<Value> = bases.chain(pod.loras.cards(&pod.config, created)).collect();
     Json(json!({"object": "list", "data": cards}))
@@ -310,7 +312,7 @@ async fn load(State(pod): State<Arc<Pod>>) -> Json<Value> {
 
 fn permission(created: u64) -> Value {
     json!([{
-        "id": format!("modelperm-{}", generate::new_request_id()),
+        "id": format!("modelperm-{}", request_ids::random()),
         "object": "model_permission",
         "created": created,
         "allow_create_engine": false,

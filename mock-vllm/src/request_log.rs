@@ -3,6 +3,7 @@
 use crate::json_lines::JsonLines;
 use serde::Serialize;
 use std::path::Path;
+use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::StaticFormatDescription;
 use time::macros::format_description;
@@ -56,7 +57,7 @@ impl RequestLog {
     }
 }
 
-/// Now, as the log writes it.
-pub fn timestamp() -> String {
-    OffsetDateTime::now_utc().format(TIME).expect("UTC has every part of the format")
+/// Time since the Unix epoch, as the log writes it.
+pub fn timestamp(unix_time: Duration) -> String {
+    (OffsetDateTime::UNIX_EPOCH + unix_time).format(TIME).expect("UTC has every part of the format")
 }

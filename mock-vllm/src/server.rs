@@ -7,6 +7,7 @@ pub mod ports;
 use crate::cache_log::CacheLog;
 use crate::driver::backlog::QueueLimits;
 use crate::driver::clock::{Clock, TimeScale};
+use crate::driver::timeline::Pace;
 use crate::driver::{self, DriverConfig};
 use crate::engine::Engine;
 use crate::engine::config::{ConfigError, EngineConfig};
@@ -18,6 +19,7 @@ use crate::faults::socket::{Connection, Door, FaultListener, TcpDoor};
 use crate::http::dev::SleepSwitch;
 use crate::http::faults::{SetFaultsError, keeper};
 use crate::http::lora::{LoraModule, LoraRegistry};
+use crate::http::request_ids::RequestIds;
 use crate::http::{self, Pod, PodConfig, ServerLoad};
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::WireFormat;
@@ -50,6 +52,8 @@ pub struct PodSettings {
     pub jitter: f64,
     pub seed: u64,
     pub time_scale: TimeScale,
+    /// A clock of its own instead of the wall's; one for all pods of a process.
+    pub virtual_clock: Option<Pace>,
     /// `None`: the built-in Qwen2.5.
     pub tokenizer: Option<PathBuf>,
     /// `None`: the built-in file.
@@ -144,7 +148,10 @@ impl Shared {
             tokenizer,
             script: Arc::new(script),
             log: Arc::new(log),
-            clock: Clock::start(settings.time_scale),
+            clock: match settings.virtual_clock {
+                Some(pace) => Clock::detached(pace),
+                None => Clock::start(settings.time_scale),
+            },
         })
     }
 }
@@ -189,7 +196,7 @@ pub fn build_pod(
     settings: PodSettings,
     kv_events: Option<KvEventPublisher>,
 ) -> Result<Arc<Pod>, BuildError> {
-    let metrics_config = metrics_config(&settings);
+    let metrics_config = metrics_config(&settings, shared.clock.unix_time());
     let PodSettings {
         http: config,
         engine,
@@ -207,7 +214,7 @@ pub fn build_pod(
         Engine::try_new(EngineConfig { kv_events: engine.kv_events || cache_log.is_some(), ..engine })?;
     let open_cache_log = |path: PathBuf| {
         let (pod, config) = (config.pod_name.clone(), engine.config().clone());
-        CacheLog::start(&path, pod, config, latency, Clock::unix_now())
+        CacheLog::start(&path, pod, config, latency, clock.unix_time())
             .map_err(|source| BuildError::CacheLog { path, source })
     };
     let cache_log = cache_log.map(open_cache_log).transpose()?;
@@ -216,7 +223,11 @@ pub fn build_pod(
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
     let driver_config =
         DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness, queue_limits };
-    let driver = driver::start(driver_config, clock, metrics.clone()).map_err(BuildError::Thread)?;
+    let request_ids = match clock.timeline() {
+        Some(_) => RequestIds::derived(seed),
+        None => RequestIds::Random,
+    };
+    let driver = driver::start(driver_config, clock.clone(), metrics.clone()).map_err(BuildError::Thread)?;
     let pod = Pod {
         config,
         template,
@@ -226,6 +237,7 @@ pub fn build_pod(
         metrics,
         http_metrics,
         log,
+        request_ids,
         server_load: ServerLoad::default(),
         loras: LoraRegistry::new(lora_modules),
         sleep: SleepSwitch::default(),
@@ -315,7 +327,7 @@ where
     result
 }
 
-fn metrics_config(settings: &PodSettings) -> MetricsConfig {
+fn metrics_config(settings: &PodSettings, unix_time: Duration) -> MetricsConfig {
     let PodSettings { http: pod, engine, gpu_memory_utilization, .. } = settings;
     let prefix_caching_hash_algo = match engine.hash {
         HashAlgorithm::Sha256 => "sha256",
@@ -341,6 +353,6 @@ fn metrics_config(settings: &PodSettings) -> MetricsConfig {
         cache_config: cache_config.labels(pod.version),
         lateness: settings.mock_metrics.then(Arc::default),
         max_loras: settings.engine.max_loras.map(NonZeroU32::get),
-        created: Clock::unix_now().as_secs_f64(),
+        created: unix_time.as_secs_f64(),
     }
 }

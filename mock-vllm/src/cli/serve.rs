@@ -6,6 +6,7 @@ mod listen;
 mod lora;
 mod mock;
 mod output;
+mod time;
 mod values;
 
 use crate::engine::config::EngineConfig;
@@ -61,7 +62,7 @@ impl ServeArgs {
         let Self { model_tag, model, api, output, engine, lora, mock, listen, log_filter: _ } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
-            time_scale,
+            time,
             latency_preset: latency,
             jitter,
             scripted_replies,
@@ -101,7 +102,8 @@ impl ServeArgs {
             latency,
             jitter,
             seed,
-            time_scale,
+            time_scale: time.time_scale,
+            virtual_clock: time.pace(),
             tokenizer,
             scripted_replies,
             request_log,

@@ -1,5 +1,6 @@
-//! Virtual time: what the latency model counts in, and how it maps to the wall clock.
+//! Virtual time: what the latency model counts in, and how it maps to the wall clock, or that it does not.
 
+use super::timeline::{Pace, Timeline};
 use std::num::NonZeroU64;
 use std::ops::Add;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,12 +17,18 @@ pub struct TimeScale(f64);
 #[error("time scale must be a finite number above 0, got {0}")]
 pub struct InvalidTimeScale(String);
 
-/// One per pod, shared by its driver and its HTTP handlers.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    start: Instant,
-    scale: TimeScale,
+/// One per process, shared by drivers and HTTP handlers.
+#[derive(Clone, Debug)]
+pub struct Clock(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Wall { start: Instant, scale: TimeScale },
+    Virtual(Timeline),
 }
+
+/// The Unix time at which a virtual clock starts: 2026-01-01, so that equal runs write equal dates.
+const VIRTUAL_EPOCH: Duration = Duration::from_secs(1_767_225_600);
 
 // === impl SimTime ===
 
@@ -41,6 +48,12 @@ impl Add<Duration> for SimTime {
 }
 
 // === impl TimeScale ===
+
+impl TimeScale {
+    pub fn as_f64(self) -> f64 {
+        self.0
+    }
+}
 
 impl Default for TimeScale {
     fn default() -> Self {
@@ -74,26 +87,75 @@ impl std::fmt::Display for TimeScale {
 impl Clock {
     #[expect(clippy::disallowed_methods, reason = "the pod's clock is where wall time enters")]
     pub fn start(scale: TimeScale) -> Self {
-        Self { start: Instant::now(), scale }
+        Self(Kind::Wall { start: Instant::now(), scale })
     }
 
-    pub fn now(&self) -> SimTime {
-        SimTime(self.start.elapsed().mul_f64(self.scale.0))
+    /// A clock of its own, which nothing but its events moves.
+    pub fn detached(pace: Pace) -> Self {
+        Self(Kind::Virtual(Timeline::new(pace)))
     }
 
-    /// Wall time since the Unix epoch, whatever the scale.
+    /// The wall's time since the Unix epoch, whatever the clock.
     #[expect(clippy::disallowed_methods, reason = "the pod's clock is where wall time enters")]
     pub fn unix_now() -> Duration {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
-    /// Wall time since `moment`; zero while it lies ahead.
-    pub fn since(&self, moment: SimTime) -> Duration {
-        self.now().since(moment).div_f64(self.scale.0)
+    pub fn now(&self) -> SimTime {
+        match &self.0 {
+            Kind::Wall { start, scale } => SimTime(start.elapsed().mul_f64(scale.0)),
+            Kind::Virtual(timeline) => timeline.now(),
+        }
     }
 
-    /// Wall time until `deadline`; zero when it has passed.
+    /// Time since the Unix epoch: the wall's, whatever the scale; of a detached clock the virtual one.
+    pub fn unix_time(&self) -> Duration {
+        match &self.0 {
+            Kind::Wall { .. } => Self::unix_now(),
+            Kind::Virtual(timeline) => VIRTUAL_EPOCH + timeline.now().0,
+        }
+    }
+
+    /// Lets virtual time pass.
+    pub async fn sleep_until(&self, deadline: SimTime) {
+        match &self.0 {
+            Kind::Wall { .. } => tokio::time::sleep(self.until(deadline)).await,
+            Kind::Virtual(timeline) => timeline.sleep_until(deadline).await,
+        }
+    }
+
+    /// Never goes on; time does.
+    pub async fn stall(&self) -> ! {
+        match &self.0 {
+            Kind::Wall { .. } => std::future::pending().await,
+            Kind::Virtual(timeline) => timeline.stall().await,
+        }
+    }
+
+    /// `None` for a clock that follows the wall's.
+    pub fn timeline(&self) -> Option<&Timeline> {
+        match &self.0 {
+            Kind::Wall { .. } => None,
+            Kind::Virtual(timeline) => Some(timeline),
+        }
+    }
+
+    /// Virtual seconds per wall second; `None` for a detached clock.
+    pub fn scale(&self) -> Option<TimeScale> {
+        match &self.0 {
+            Kind::Wall { scale, .. } => Some(*scale),
+            Kind::Virtual(_) => None,
+        }
+    }
+
+    /// Wall time since `moment`; zero while it lies ahead. Of a detached clock the virtual time.
+    pub fn since(&self, moment: SimTime) -> Duration {
+        self.now().since(moment).div_f64(self.scale().unwrap_or_default().0)
+    }
+
+    /// Wall time until `deadline`; zero when it has passed. Of a detached clock the virtual time.
     pub fn until(&self, deadline: SimTime) -> Duration {
-        deadline.since(self.now()).div_f64(self.scale.0)
+        let scale = self.scale().unwrap_or_default();
+        deadline.since(self.now()).div_f64(scale.0)
     }
 }

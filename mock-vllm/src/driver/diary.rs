@@ -1,6 +1,5 @@
 //! What the driver writes into the cache log, and the engine's events that wait for their publisher meanwhile.
 
-use super::clock::Clock;
 use super::{Driver, Submission};
 use crate::cache_log::CacheAdmission;
 use crate::engine::step::Origin;
@@ -8,7 +7,7 @@ use crate::engine::step::Origin;
 impl Driver {
     pub(super) fn log_arrival(&mut self, submission: &Submission) {
         if let Some(log) = &mut self.cache_log {
-            log.arrival(&submission.request, &submission.request_id, Clock::unix_now());
+            log.arrival(&submission.request, &submission.request_id, self.clock.unix_time());
         }
     }
 
@@ -35,7 +34,7 @@ impl Driver {
     pub(super) fn log_cache(&mut self, admitted: Vec<CacheAdmission>) {
         let Some(log) = &mut self.cache_log else { return };
         let events = self.engine.take_events();
-        log.step(admitted, &events, Clock::unix_now());
+        log.step(admitted, &events, self.clock.unix_time());
         if self.kv_events.is_some() {
             self.logged_events.extend(events);
         }
@@ -43,7 +42,7 @@ impl Driver {
 
     pub(super) fn log_stop(&mut self) {
         if let Some(log) = &mut self.cache_log {
-            log.stop(Clock::unix_now());
+            log.stop(self.clock.unix_time());
         }
     }
 
@@ -52,7 +51,7 @@ impl Driver {
         if let Some(publisher) = &mut self.kv_events {
             let mut events = std::mem::take(&mut self.logged_events);
             events.extend(self.engine.take_events());
-            publisher.publish(Clock::unix_now(), events);
+            publisher.publish(self.clock.unix_time(), events);
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) struct Live {
     pub(super) request_id: Arc<str>,
     pub(super) outlets: Outlets,
     pub(super) stage: Stage,
-    arrival: SimTime,
+    pub(super) arrival: SimTime,
     n_prompt_tokens: usize,
     max_tokens: u32,
     group: Option<Arc<SampleGroup>>,

@@ -127,8 +127,8 @@ impl PodFaults {
         self.clock.now()
     }
 
-    pub fn clock(&self) -> Clock {
-        self.clock
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Told of each change of the rules.
@@ -142,7 +142,7 @@ impl PodFaults {
         let next = self.rules().iter().filter_map(|rule| rule.next_turn(now)).min();
         let due = async {
             match next {
-                Some(at) => tokio::time::sleep(self.clock.until(at)).await,
+                Some(at) => self.clock.sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };

@@ -80,7 +80,7 @@ async fn start(
 ) -> Result<Started, ApiError> {
     let parsed = TextRequest::parse(api, pod.config.version, &body);
     let body_id = parsed.as_ref().ok().and_then(|request| request.request_id.clone());
-    record.line.request_id = header_id.or(body_id).unwrap_or_else(new_request_id);
+    record.line.request_id = header_id.or(body_id).unwrap_or_else(|| pod.request_ids.next(&body));
     let request = parsed?;
     record.line.model.clone_from(&request.model);
     record.line.stream = matches!(request.delivery, DeliveryMode::Stream(_));
@@ -160,9 +160,4 @@ impl Pod {
             }
         }
     }
-}
-
-/// vLLM's `random_uuid`.
-pub(super) fn new_request_id() -> String {
-    uuid::Uuid::new_v4().simple().to_string()
 }

@@ -76,7 +76,7 @@ impl Record {
         if self.ended.replace(at).is_some() {
             return;
         }
-        self.line.time = timestamp();
+        self.line.time = timestamp(self.pod.driver.clock().unix_time());
         self.line.e2e_ms = milliseconds(at.since(self.arrival));
         self.pod.log.write(&self.line);
         self.pod.server_load.leave();

@@ -47,4 +47,5 @@ mod structured_tools;
 mod tokens;
 mod trace_check;
 mod tutorial;
+mod virtual_clock;
 mod wire_versions;

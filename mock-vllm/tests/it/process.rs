@@ -14,10 +14,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// On ports of the system's choice, a thousand times faster; returns when all `n_pods` are there.
+    /// On ports of the system's choice, a thousand times faster unless `flags` say otherwise; returns when all `n_pods` are
+    /// there.
     pub(crate) fn start(n_pods: usize, flags: &str) -> Self {
+        let pace = if flags.contains("--virtual-clock") { "" } else { "--time-scale 1000 --jitter 0" };
         let mut child = Command::new(env!("CARGO_BIN_EXE_mock-vllm"))
-            .args("serve m --host 127.0.0.1 --port 0 --time-scale 1000 --jitter 0".split(' '))
+            .args("serve m --host 127.0.0.1 --port 0".split(' '))
+            .args(pace.split_whitespace())
             .args(flags.split_whitespace())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,7 +1,7 @@
 //! Flags of `serve` that vLLM does not have: time, replies, logs.
 
+use super::time::TimeArgs;
 use super::values::{jitter, latency_preset};
-use crate::driver::clock::TimeScale;
 use crate::engine::latency::LatencyModel;
 use crate::faults::Rule;
 use crate::vllm_version::VllmVersion;
@@ -11,9 +11,8 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mock")]
 pub(super) struct MockArgs {
-    /// Virtual seconds per second of yours: 10 makes everything ten times faster
-    #[arg(long, value_name = "F", default_value_t = TimeScale::default())]
-    pub(super) time_scale: TimeScale,
+    #[command(flatten)]
+    pub(super) time: TimeArgs,
     /// GPU and model whose time is spent: `a10-doc`, or `<gpu>/<model>` like `h100/qwen2.5-7b`
     #[arg(long, value_name = "NAME", default_value = "a10-doc", value_parser = latency_preset)]
     pub(super) latency_preset: LatencyModel,

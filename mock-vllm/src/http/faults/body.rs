@@ -154,11 +154,10 @@ impl Cutting {
     async fn carry_out(&self, cut: Cut) -> io::Result<()> {
         match cut {
             Cut::Stall(Some(delay)) => {
-                let deadline = self.clock.now() + delay;
-                tokio::time::sleep(self.clock.until(deadline)).await;
+                self.clock.sleep_until(self.clock.now() + delay).await;
                 return Ok(());
             }
-            Cut::Stall(None) => return std::future::pending().await,
+            Cut::Stall(None) => self.clock.stall().await,
             Cut::Reset => {
                 if let Some(connection) = &self.connection {
                     connection.reset();

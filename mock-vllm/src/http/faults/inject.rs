@@ -55,7 +55,7 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
     if rules.is_empty() {
         return response;
     }
-    spoil(response, &rules, &Cutting { clock: pod.faults.clock(), connection }).await
+    spoil(response, &rules, &Cutting { clock: pod.faults.clock().clone(), connection }).await
 }
 
 /// Those of the pod that hit this request, then its own.
