@@ -12,6 +12,7 @@ pub mod faults;
 mod generate;
 mod ground_truth;
 mod instrument;
+pub mod keep_alive;
 mod logprobs;
 mod messages;
 mod prepare;
@@ -46,6 +47,7 @@ use dev::SleepSwitch;
 use error::ApiError;
 use generate::generate;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use keep_alive::KeepAlive;
 use lora::LoraRegistry;
 use parking_lot::Mutex;
 use request_ids::RequestIds;
@@ -114,6 +116,9 @@ pub struct OutputConfig {
     pub max_logprobs: i64,
     /// In log probabilities, `token_id:5` stands for a token unless the request says otherwise.
     pub tokens_as_ids: bool,
+    /// Tokens per frame of a stream, at least 1; requests may ask for more.
+    pub stream_interval: u32,
+    pub keep_alive: KeepAlive,
 }
 
 /// All that handlers share.

@@ -136,6 +136,10 @@ impl Answer {
         Some(writer.write(ScoredTokens { prompt, generated: choice.generated() }, range, text_offset))
     }
 
+    pub(super) fn n_first_prompt_tokens(&self) -> usize {
+        self.prompts.first().map_or(0, |prompt| prompt.ids.len())
+    }
+
     pub(super) fn prompt(&self, choice: &Choice) -> &AnsweredPrompt {
         &self.prompts[choice.prompt_idx]
     }

@@ -8,7 +8,7 @@ use super::error::ApiError;
 use super::ground_truth::PrefixHit;
 use super::prepare::{Incoming, Prepared, PreparedChoice, prepare};
 use super::record::Record;
-use super::request::{DeliveryMode, PromptInput, TextRequest};
+use super::request::{DeliveryMode, PromptInput, StreamUsageMode, TextRequest};
 use super::stream;
 use super::wire::Api;
 use crate::driver::backlog::SubmitError;
@@ -44,17 +44,11 @@ pub(super) async fn generate(pod: Arc<Pod>, api: Api, header_id: Option<String>,
     let mut record = Record::new(pod.clone(), api, arrival);
     match start(&pod, api, header_id, body, &mut record).await {
         Ok(Started { delivery, answer, choices }) => {
-            let mut choices = Choices::new(choices, record);
-            let admission = choices.admission().await;
-            let Some(Admission { cached_tokens, .. }) = admission else {
-                return plain(&answer, choices).await;
-            };
-            let n_prompt_tokens = answer.prompts.first().map_or(0, |prompt| prompt.ids.len());
-            let hit = PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size);
-            hit.on(match delivery {
-                DeliveryMode::Plain => plain(&answer, choices).await,
-                DeliveryMode::Stream(usage) => stream::respond(answer, choices, usage),
-            })
+            let choices = Choices::new(choices, record);
+            match delivery {
+                DeliveryMode::Plain => plain(&pod, &answer, choices).await,
+                DeliveryMode::Stream(usage) => streamed(&pod, answer, choices, usage).await,
+            }
         }
         Err(error) => {
             record.fail(&error);
@@ -64,11 +58,41 @@ pub(super) async fn generate(pod: Arc<Pod>, api: Api, header_id: Option<String>,
     }
 }
 
-async fn plain(answer: &Answer, choices: Choices) -> Response {
-    match answer.body(choices).await {
+async fn plain(pod: &Pod, answer: &Answer, mut choices: Choices) -> Response {
+    let admission = choices.admission().await;
+    let n_prompt_tokens = answer.n_first_prompt_tokens();
+    let response = match answer.body(choices).await {
         Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => error.into_response(),
+    };
+    head(pod, n_prompt_tokens, admission, response)
+}
+
+/// The head waits for the engine to take the request in, and so tells what was cached; no longer, though, than the stream may
+/// be silent.
+async fn streamed(pod: &Pod, answer: Answer, mut choices: Choices, usage: StreamUsageMode) -> Response {
+    let keep_alive = pod.config.output.keep_alive;
+    let clock = pod.driver.clock();
+    let admission = match keep_alive.0 {
+        None => Some(choices.admission().await),
+        Some(interval) => tokio::select! {
+            admission = choices.admission() => Some(admission),
+            () = clock.sleep_until(clock.now() + interval) => None,
+        },
+    };
+    if admission == Some(None) {
+        return plain(pod, &answer, choices).await;
     }
+    let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
+    let n_prompt_tokens = answer.n_first_prompt_tokens();
+    let body = keep_alive.around(stream::frames(answer, choices, usage), clock);
+    head(pod, n_prompt_tokens, admission.flatten(), (headers, body).into_response())
+}
+
+/// The response with what is known when its head goes out.
+fn head(pod: &Pod, n_prompt_tokens: usize, admission: Option<Admission>, response: Response) -> Response {
+    let Some(Admission { cached_tokens, .. }) = admission else { return response };
+    PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size).on(response)
 }
 
 async fn start(

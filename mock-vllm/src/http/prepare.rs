@@ -145,7 +145,7 @@ impl Preparation<'_> {
                 group: group.clone(),
             };
             let text = VisibleText::new(pod.tokenizer.detokenizer(), end, &limits.stop);
-            let interval = request.sampling.stream_interval();
+            let interval = request.sampling.stream_interval().max(pod.config.output.stream_interval);
             Ok(PreparedChoice { prompt_idx: *prompt_idx, submission, text, interval, calls: calls.cloned() })
         });
         choices.collect()

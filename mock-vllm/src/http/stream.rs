@@ -9,10 +9,8 @@ use super::wire::{Api, DONE, Envelope, Finish};
 use crate::structured::tools::reply::ToolReply;
 use crate::structured::tools::stream::ToolCallStream;
 use crate::vllm_version::VllmVersion;
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{StatusCode, header};
+use futures::Stream;
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 
@@ -37,7 +35,12 @@ enum Stage {
     Ended,
 }
 
-pub(super) fn respond(answer: Answer, choices: Choices, usage: StreamUsageMode) -> Response {
+/// The frames of an answer, each body chunk of one or more.
+pub(super) fn frames(
+    answer: Answer,
+    choices: Choices,
+    usage: StreamUsageMode,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + Unpin + 'static {
     let last_frame = match usage {
         StreamUsageMode::None => LastFrame::Finish,
         StreamUsageMode::AtEnd | StreamUsageMode::Continuous => LastFrame::Usage,
@@ -47,11 +50,7 @@ pub(super) fn respond(answer: Answer, choices: Choices, usage: StreamUsageMode) 
     let text_offsets = vec![0; answer.calls.len()];
     let stage = Stage::Waiting;
     let mut stream = AnswerStream { answer, choices, writer, usage, stage, tool_streams, text_offsets };
-    let frames = futures::stream::poll_fn(move |ctx| {
-        stream.poll_frames(ctx).map(|frames| frames.map(Ok::<_, Infallible>))
-    });
-    let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
-    (StatusCode::OK, headers, Body::from_stream(frames)).into_response()
+    futures::stream::poll_fn(move |ctx| stream.poll_frames(ctx).map(|frames| frames.map(Ok)))
 }
 
 // === impl AnswerStream ===

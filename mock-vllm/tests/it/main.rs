@@ -40,6 +40,7 @@ mod server_lifecycle;
 mod server_logprobs;
 mod server_lora;
 mod server_sampling;
+mod server_streams;
 mod server_surface;
 mod server_tools;
 mod structured_schema;

@@ -1,8 +1,10 @@
 //! Flags of `serve` about how replies are written.
 
 use crate::http::OutputConfig;
+use crate::http::keep_alive::KeepAlive;
 use crate::http::shape::ToolCalling;
 use clap::Args;
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Replies (as vLLM)")]
@@ -20,6 +22,12 @@ pub(super) struct OutputArgs {
     /// Write token_id:N for tokens in log probabilities
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     return_tokens_as_token_ids: bool,
+    /// Tokens per frame of a stream; the first and the last frame do not wait
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    stream_interval: u32,
+    /// Seconds of virtual time after which a silent stream sends a comment; 0 = never
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    sse_keep_alive_interval: f64,
 }
 
 // === impl OutputArgs ===
@@ -28,14 +36,29 @@ impl OutputArgs {
     /// # Errors
     /// For flags that contradict each other.
     pub(super) fn into_config(self) -> Result<OutputConfig, String> {
-        let Self { enable_auto_tool_choice, tool_call_parser, max_logprobs, return_tokens_as_token_ids } =
-            self;
+        let Self {
+            enable_auto_tool_choice,
+            tool_call_parser,
+            max_logprobs,
+            return_tokens_as_token_ids,
+            stream_interval,
+            sse_keep_alive_interval,
+        } = self;
         let tool_calling = match (enable_auto_tool_choice, tool_call_parser) {
             (true, None) => return Err("--enable-auto-tool-choice requires --tool-call-parser".to_owned()),
             (true, Some(_)) => ToolCalling::On,
             // vLLM: without the switch the parser is not loaded.
             (false, _) => ToolCalling::Off,
         };
-        Ok(OutputConfig { tool_calling, max_logprobs, tokens_as_ids: return_tokens_as_token_ids })
+        // vLLM: anything but a positive number of seconds switches it off.
+        let silence = Duration::try_from_secs_f64(sse_keep_alive_interval).ok();
+        let keep_alive = KeepAlive(silence.filter(|silence| !silence.is_zero()));
+        Ok(OutputConfig {
+            tool_calling,
+            max_logprobs,
+            tokens_as_ids: return_tokens_as_token_ids,
+            stream_interval,
+            keep_alive,
+        })
     }
 }

@@ -1,0 +1,71 @@
+//! `--sse-keep-alive-interval`: comments in a stream that has nothing to tell, so that no proxy takes it for dead.
+
+use crate::driver::clock::{Clock, SimTime};
+use axum::body::Body;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+const COMMENT: &[u8] = b": keep-alive\n\n";
+
+/// How long a stream may be silent, in virtual time; `None`: for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeepAlive(pub Option<Duration>);
+
+/// Frames, and comments between them.
+struct Kept<S> {
+    frames: S,
+    clock: Clock,
+    interval: Duration,
+    last_sent: SimTime,
+    /// Until the interval after what was last sent when it was armed.
+    alarm: BoxFuture<'static, ()>,
+}
+
+// === impl KeepAlive ===
+
+impl KeepAlive {
+    pub(super) fn around<S>(self, frames: S, clock: &Clock) -> Body
+    where
+        S: Stream<Item = Result<Bytes, Infallible>> + Send + Unpin + 'static,
+    {
+        let Self(Some(interval)) = self else { return Body::from_stream(frames) };
+        let last_sent = clock.now();
+        let alarm = alarm(clock.clone(), last_sent + interval);
+        Body::from_stream(Kept { frames, clock: clock.clone(), interval, last_sent, alarm })
+    }
+}
+
+// === impl Kept ===
+
+impl<S: Stream<Item = Result<Bytes, Infallible>> + Unpin> Stream for Kept<S> {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { frames, clock, interval, last_sent, alarm: armed } = &mut *self;
+        if let Poll::Ready(frame) = frames.poll_next_unpin(ctx) {
+            *last_sent = clock.now();
+            return Poll::Ready(frame);
+        }
+        loop {
+            ready!(armed.poll_unpin(ctx));
+            let now = clock.now();
+            let is_silent = now.since(*last_sent) >= *interval;
+            if is_silent {
+                *last_sent = now;
+            }
+            *armed = alarm(clock.clone(), *last_sent + *interval);
+            if is_silent {
+                return Poll::Ready(Some(Ok(Bytes::from_static(COMMENT))));
+            }
+        }
+    }
+}
+
+fn alarm(clock: Clock, deadline: SimTime) -> BoxFuture<'static, ()> {
+    async move { clock.sleep_until(deadline).await }.boxed()
+}
