@@ -2,6 +2,7 @@
 
 pub mod dev;
 pub mod lora;
+pub mod request_ids;
 
 mod answer;
 mod body;
@@ -18,7 +19,7 @@ mod messages;
 mod prepare;
 mod record;
 mod request;
-pub mod request_ids;
+mod responses;
 mod sampling;
 mod scrape;
 pub mod shape;
@@ -147,6 +148,7 @@ pub fn router(pod: Arc<Pod>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
+        .route("/v1/responses", post(responses))
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize_text))
         .route("/detokenize", post(detokenize_ids))
@@ -252,15 +254,33 @@ async fn completions(
     answer(pod, Api::Completion, &headers, body).await
 }
 
+/// Since vLLM 0.10.
+async fn responses(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    if pod.config.version == VllmVersion::V0_8 {
+        return ApiError::plain(StatusCode::NOT_FOUND).into_response();
+    }
+    match json_body(&headers, body) {
+        Ok(body) => responses::respond(pod, header_id(&headers), body).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn header_id(headers: &HeaderMap) -> Option<String> {
+    headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned)
+}
+
 async fn answer(
     pod: Arc<Pod>,
     api: Api,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let header_id = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
     match json_body(headers, body) {
-        Ok(body) => generate(pod, api, header_id, body).await,
+        Ok(body) => generate(pod, api, header_id(headers), body).await,
         Err(error) => error.into_response(),
     }
 }

@@ -24,10 +24,10 @@ const INLINE_BODY_LIMIT: usize = 32 << 10;
 
 /// A request that the driver has, and how to answer it.
 #[derive(Debug)]
-struct Started {
-    delivery: DeliveryMode,
-    answer: Answer,
-    choices: Vec<Choice>,
+pub(super) struct Started {
+    pub(super) delivery: DeliveryMode,
+    pub(super) answer: Answer,
+    pub(super) choices: Vec<Choice>,
 }
 
 /// What a request's `model` stands for.
@@ -95,7 +95,11 @@ fn head(pod: &Pod, n_prompt_tokens: usize, admission: Option<Admission>, respons
     PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size).on(response)
 }
 
-async fn start(
+/// Parses `body` and hands its requests to the driver; fills `record` with what it learns.
+///
+/// # Errors
+/// What is wrong with the request, or with the pod.
+pub(super) async fn start(
     pod: &Arc<Pod>,
     api: Api,
     header_id: Option<String>,

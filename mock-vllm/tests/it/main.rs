@@ -27,6 +27,7 @@ mod metrics_http;
 mod metrics_page;
 mod metrics_python;
 mod metrics_semantics;
+mod openai_client;
 mod oracle;
 mod pods;
 mod process;
