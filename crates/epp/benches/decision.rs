@@ -17,6 +17,7 @@ use epp::exchange::{Exchange, Opening};
 use epp::metrics::Metrics;
 use inference_api::manifest::{self, Object};
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use scheduling::saturation::Thresholds;
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -52,6 +53,7 @@ fn director() -> Director {
         threshold: 0.5,
         max_metrics_age: Duration::from_secs(2),
         index_capacity: NonZeroU32::new(31_250).expect("not zero"),
+        saturation: Thresholds::default(),
         endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
         seed: 1,

@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use inference_api::object::ObjectKey;
+use inference_api::pool::ModelServerRuntime;
 use parking_lot::Mutex;
-use pool_index::snapshot::{Endpoint, Pool, Slot, Snapshot};
+use pool_index::snapshot::{Endpoint, ModelStatus, Pool, Slot, Snapshot};
 use prefix_index::endpoint::EndpointId;
 use prometheus_client::metrics::gauge::Gauge;
-use scheduling::candidate::Load;
+use scheduling::candidate::{AdapterState, Load};
 
 /// What an endpoint's `/metrics` said.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     pub waiting: u32,
     pub running: u32,
@@ -26,10 +27,23 @@ pub struct Sample {
     /// `process_start_time_seconds`, where the engine reports it: a new value is a new, empty cache.
     pub started: Option<f64>,
     pub taken: Instant,
+    /// Where the engine serves LoRA adapters.
+    pub adapters: Option<Adapters>,
+}
+
+/// The LoRA adapters of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adapters {
+    /// Those that are loaded, and those that requests wait for.
+    pub names: Vec<String>,
+    /// How many can be loaded at once.
+    pub max: usize,
+    /// Names of models that are served without an adapter.
+    pub base_models: Vec<String>,
 }
 
 /// What is known of an endpoint by scraping it.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Report {
     /// No scrape has ended yet.
     Pending,
@@ -63,6 +77,7 @@ pub struct Member {
     report: Mutex<Report>,
     /// Something went wrong since the last scrape that succeeded, so what it said may be over.
     distrusted: AtomicBool,
+    runtime: Mutex<ModelServerRuntime>,
 }
 
 /// A request that was sent to a member and whose stream has not ended. Dropping it ends that.
@@ -91,6 +106,8 @@ pub struct Roster {
     pub rolls: BTreeMap<ObjectKey, Roll>,
     /// In the order of slots.
     pub members: Vec<Arc<Member>>,
+    /// Every InferenceModel, served or not.
+    pub models: Arc<BTreeMap<ObjectKey, ModelStatus>>,
 }
 
 /// Numbers the processes behind endpoints; no number is given twice, so a slot's owners are in order.
@@ -111,6 +128,7 @@ impl Member {
             uncached_bytes: AtomicU64::new(0),
             report: Mutex::new(Report::Pending),
             distrusted: AtomicBool::new(false),
+            runtime: Mutex::default(),
         }
     }
 
@@ -178,26 +196,50 @@ impl Member {
         !matches!(*self.report.lock(), Report::Down)
     }
 
-    /// Load for the policy, and the age of the sample. Scraped numbers older than `max_age` are not fresh.
+    /// Load for the policy. Scraped numbers older than `max_age` are not fresh.
     #[must_use]
-    pub fn load(&self, now: Instant, max_age: Duration) -> (Load, Option<Duration>) {
+    pub fn load(&self, now: Instant, max_age: Duration) -> Load {
         let (in_flight, uncached_bytes) = (self.in_flight(), self.uncached_bytes());
-        match *self.report.lock() {
-            Report::Pending | Report::Down => (Load { in_flight, uncached_bytes, ..Load::default() }, None),
-            Report::Sample(Sample { waiting, running, kv_usage, started: _, taken }) => {
+        match &*self.report.lock() {
+            Report::Pending | Report::Down => Load { in_flight, uncached_bytes, ..Load::default() },
+            Report::Sample(sample) => {
+                let Sample { waiting, running, kv_usage, started: _, taken, adapters: _ } = *sample;
                 let age = now.saturating_duration_since(taken);
-                (
-                    Load {
-                        waiting,
-                        running,
-                        kv_usage,
-                        in_flight,
-                        uncached_bytes,
-                        fresh: age <= max_age && !self.distrusted.load(Ordering::Relaxed),
-                    },
-                    Some(age),
-                )
+                let age = (!self.distrusted.load(Ordering::Relaxed)).then_some(age);
+                let fresh = age.is_some_and(|age| age <= max_age);
+                Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh }
             }
+        }
+    }
+
+    /// What a request for `target_model` would find, if it is an adapter.
+    #[must_use]
+    pub fn adapter_state(&self, target_model: &str) -> AdapterState {
+        match &*self.report.lock() {
+            Report::Sample(Sample { adapters: Some(adapters), .. }) => adapters.state(target_model),
+            Report::Sample(_) | Report::Pending | Report::Down => AdapterState::Irrelevant,
+        }
+    }
+
+    /// The engine, as the pool's annotation names it.
+    #[must_use]
+    pub fn runtime(&self) -> ModelServerRuntime {
+        *self.runtime.lock()
+    }
+}
+
+// === impl Adapters ===
+
+impl Adapters {
+    fn state(&self, target_model: &str) -> AdapterState {
+        let Self { names, max, base_models } = self;
+        if base_models.iter().any(|model| model == target_model) {
+            return AdapterState::Irrelevant;
+        }
+        match names.iter().any(|name| name == target_model) {
+            true => AdapterState::Loaded,
+            false if names.len() < *max => AdapterState::Room,
+            false => AdapterState::Full,
         }
     }
 }
@@ -260,8 +302,13 @@ impl Roster {
                 .filter_map(|endpoint| by_slot.get(&endpoint.slot).map(|member| Arc::clone(member)))
                 .collect(),
         };
-        let rolls = snapshot.pools.iter().map(|(key, pool)| (key.clone(), roll(pool))).collect();
-        Self { version: snapshot.version, rolls, members }
+        let rolls: BTreeMap<ObjectKey, Roll> =
+            snapshot.pools.iter().map(|(key, pool)| (key.clone(), roll(pool))).collect();
+        // Of several pools that select an endpoint, the first by name says what it runs.
+        for Roll { pool, members } in rolls.values().rev() {
+            members.iter().for_each(|member| *member.runtime.lock() = pool.runtime);
+        }
+        Self { version: snapshot.version, rolls, members, models: Arc::clone(&snapshot.models) }
     }
 
     /// Members of `earlier` that are no longer there.

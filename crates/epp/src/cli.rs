@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::{Args, Parser};
 use inference_api::object::ObjectKey;
 use pool_index::source::files;
+use scheduling::saturation::Thresholds;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
@@ -61,8 +62,8 @@ struct SourceArgs {
     /// A model server that belongs to every pool; may be given several times
     #[arg(long = "endpoint", value_name = "IP:PORT")]
     endpoints: Vec<SocketAddr>,
-    /// The pool to pick from [default: the only one, or the one that has the requested model]
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_key)]
+    /// The pool to pick from [default: the one that the proxy names, the only one, or the one that has the model]
+    #[arg(long, value_name = "NAMESPACE/NAME")]
     pool: Option<ObjectKey>,
 }
 
@@ -101,6 +102,15 @@ struct PolicyArgs {
     /// Metrics older than this do not count
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
     max_metrics_age: Duration,
+    /// A pod with a longer queue has no capacity for requests that are not critical
+    #[arg(long, value_name = "COUNT", default_value_t = Thresholds::default().queue_depth)]
+    saturation_queue_depth: u32,
+    /// A pod that uses more of its KV cache has no capacity for requests that are not critical
+    #[arg(long, value_name = "RATIO", default_value_t = Thresholds::default().kv_usage, value_parser = parse_ratio)]
+    saturation_kv_usage: f64,
+    /// A pod with older metrics has no capacity for requests that are not critical
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = parse_duration)]
+    saturation_metrics_age: Duration,
     /// Bound of the prefix index, in blocks per endpoint; a prompt of 128 KB has about 580
     #[arg(long, value_name = "BLOCKS", default_value = "31250")]
     index_capacity: NonZeroU32,
@@ -152,6 +162,9 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
         threshold,
         scrape_interval,
         max_metrics_age,
+        saturation_queue_depth,
+        saturation_kv_usage,
+        saturation_metrics_age,
         index_capacity,
         endpoints_per_pick,
         max_body_bytes,
@@ -171,6 +184,11 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
             pool,
             threshold,
             max_metrics_age,
+            saturation: Thresholds {
+                queue_depth: saturation_queue_depth,
+                kv_usage: saturation_kv_usage,
+                metrics_age: saturation_metrics_age,
+            },
             index_capacity,
             endpoints_per_pick,
             n_decisions: decisions,
@@ -227,15 +245,6 @@ fn write_ports(path: &Path, ports: Ports) -> anyhow::Result<()> {
     let part = path.with_extension("part");
     std::fs::write(&part, text + "\n").with_context(|| format!("write {}", part.display()))?;
     std::fs::rename(&part, path).with_context(|| format!("write {}", path.display()))
-}
-
-fn parse_key(text: &str) -> Result<ObjectKey, String> {
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(ObjectKey::new(namespace, name))
-        }
-        Some(_) | None => Err("expected NAMESPACE/NAME".to_owned()),
-    }
 }
 
 /// `50ms`, `2s`, `1m`: a number and a unit.

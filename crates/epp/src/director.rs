@@ -4,6 +4,7 @@
 
 mod model;
 mod note;
+mod report;
 mod ticket;
 
 use std::cell::RefCell;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use inference_api::object::ObjectKey;
-use inference_api::pool::RoutingStrategy;
+use inference_api::pool::{Criticality, RoutingStrategy};
 use parking_lot::Mutex;
 use pool_index::snapshot::Snapshot;
 use prefix_index::chain::{Chain, ChainSeed};
@@ -22,9 +23,11 @@ use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
-use scheduling::candidate::Candidate;
+use scheduling::candidate::{Candidate, Load};
 use scheduling::pick::{Ask, Policy, pick};
+use scheduling::saturation::Thresholds;
 
+use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
 use crate::body::RequestBody;
@@ -50,7 +53,7 @@ thread_local! {
 /// What does not change while the process runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The pool to pick from; `None`: the only one, or the one that has the model.
+    /// The pool to pick from when the proxy names none; `None`: the only one, or the one that has the model.
     pub pool: Option<ObjectKey>,
     /// A prefix must match more than this share to decide.
     pub threshold: f64,
@@ -58,6 +61,8 @@ pub struct Options {
     pub max_metrics_age: Duration,
     /// Bound of the prefix index for each endpoint, in blocks.
     pub index_capacity: NonZeroU32,
+    /// Requests that are not critical are refused when no endpoint of their pool stays within these.
+    pub saturation: Thresholds,
     /// Most endpoints that the proxy is told for a request: the picked one and its fallbacks.
     pub endpoints_per_pick: NonZeroUsize,
     /// Decisions kept for `/debug/decisions`.
@@ -89,17 +94,26 @@ pub struct Director {
 struct Considered<'a> {
     member: &'a Arc<Member>,
     candidate: Candidate,
-    metrics_age: Option<Duration>,
 }
 
 /// A request whose pool and model are known.
 struct Placement<'a> {
     roll: &'a Roll,
     rewrite: Option<Rewrite>,
+    /// The name that the engines are asked for; `None` when the body was not read.
+    target_model: Option<String>,
+    criticality: Option<Criticality>,
     /// Length of the request's body; `None` when it was not read.
     n_bytes: Option<u64>,
     /// Under PREFIX_CACHE, for a body that was read.
     chain: Option<Chain>,
+}
+
+impl<'a> Placement<'a> {
+    /// For a request whose body was not read.
+    fn opaque(roll: &'a Roll) -> Self {
+        Self { roll, rewrite: None, target_model: None, criticality: None, n_bytes: None, chain: None }
+    }
 }
 
 impl Director {
@@ -193,7 +207,7 @@ impl Director {
         let n_members = roll.members.len();
         let (mut kv_usage, mut waiting) = (0.0, 0.0);
         for member in &roll.members {
-            let (load, _) = member.load(now, self.options.max_metrics_age);
+            let load = member.load(now, self.options.max_metrics_age);
             kv_usage += load.kv_usage;
             waiting += f64::from(load.waiting);
             let pod = PodLabels { name: name.clone(), model_server_pod: member.pod.to_string() };
@@ -237,10 +251,12 @@ impl Director {
         record.pool = Some(roll.pool.key.to_string());
         record.strategy = Some(roll.pool.strategy.as_str());
         let Some(body) = body else {
-            return Ok(Placement { roll, rewrite: None, n_bytes: None, chain: None });
+            return Ok(Placement::opaque(roll));
         };
         let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes: _, n_bytes } = body;
-        let target_model = model::target(&roll.pool, &model, &mut *self.rng.lock())?;
+        let choice = model::choose(&roll.pool, &model, &mut *self.rng.lock())?;
+        let Choice { target_model, criticality } = choice;
+        record.criticality = criticality.map(Criticality::as_str);
         record.target_model = Some(target_model.clone());
         if roll.pool.models.contains_key(&model) {
             *labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
@@ -254,8 +270,9 @@ impl Director {
                 cache_salt: cache_salt.as_deref(),
             })),
         };
-        let rewrite = (target_model != model).then_some(Rewrite { model, target_model });
-        Ok(Placement { roll, rewrite, n_bytes: Some(n_bytes), chain })
+        let rewrite = (target_model != model).then(|| Rewrite { model, target_model: target_model.clone() });
+        let target_model = Some(target_model);
+        Ok(Placement { roll, rewrite, target_model, criticality, n_bytes: Some(n_bytes), chain })
     }
 
     /// Picks among the pool's endpoints and makes the pick count at once.
@@ -266,9 +283,10 @@ impl Director {
         now: Instant,
         trace: &mut Trace,
     ) -> Result<Pick<Ticket>, Refusal> {
-        let Placement { roll, rewrite, n_bytes, chain } = placement;
+        let Placement { roll, rewrite, target_model, criticality, n_bytes, chain } = placement;
         let Trace { record, labels } = trace;
         let members = eligible(roll, subset)?;
+        self.admit(&roll.pool.key, criticality, &members, now)?;
         record.total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
         let policy = match roll.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
@@ -285,7 +303,7 @@ impl Director {
         let (picked, considered, lease) = {
             let mut rng = self.rng.lock();
             let matched = self.matched_bytes(chain.as_ref(), &members);
-            let considered = self.consider(&members, &matched, now);
+            let considered = self.consider(&members, &matched, target_model.as_deref(), now);
             let candidates: Vec<Candidate> =
                 considered.iter().map(|considered| considered.candidate).collect();
             let picked = pick(&policy, &candidates, ask, &mut *rng)
@@ -307,6 +325,26 @@ impl Director {
         Ok(Pick { destination, rewrite, lease })
     }
 
+    /// Upstream's rule: only what is critical goes to a pool without capacity.
+    fn admit(
+        &self,
+        pool: &ObjectKey,
+        criticality: Option<Criticality>,
+        members: &[&Arc<Member>],
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let criticality = match criticality {
+            None | Some(Criticality::Critical) => return Ok(()),
+            Some(criticality @ (Criticality::Standard | Criticality::Sheddable)) => criticality,
+        };
+        let loads: Vec<Load> =
+            members.iter().map(|member| member.load(now, self.options.max_metrics_age)).collect();
+        if self.options.saturation.are_exceeded_by_all(&loads) {
+            return Err(Refusal::Saturated { pool: pool.clone(), criticality });
+        }
+        Ok(())
+    }
+
     /// Matched bytes by member; 0 where the match is too short to be worth anything.
     fn matched_bytes(&self, chain: Option<&Chain>, members: &[&Arc<Member>]) -> Vec<u64> {
         let Some(chain) = chain else { return vec![0; members.len()] };
@@ -321,14 +359,15 @@ impl Director {
         &self,
         members: &[&'a Arc<Member>],
         matched: &[u64],
+        target_model: Option<&str>,
         now: Instant,
     ) -> Vec<Considered<'a>> {
         let consider = |(&member, &matched_bytes): (&&'a Arc<Member>, &u64)| {
-            let (load, metrics_age) = member.load(now, self.options.max_metrics_age);
+            let load = member.load(now, self.options.max_metrics_age);
+            let adapter = target_model.map(|model| member.adapter_state(model)).unwrap_or_default();
             Considered {
                 member,
-                candidate: Candidate { endpoint: member.id(), load, matched_bytes },
-                metrics_age,
+                candidate: Candidate { endpoint: member.id(), load, adapter, matched_bytes },
             }
         };
         members.iter().zip(matched).map(consider).collect()

@@ -34,6 +34,8 @@ pub struct Decision {
     pub pool: Option<String>,
     pub model: Option<String>,
     pub target_model: Option<String>,
+    /// Of the InferenceModel.
+    pub criticality: Option<&'static str>,
     pub strategy: Option<&'static str>,
     /// `picked`, or the type of the refusal.
     pub outcome: &'static str,
@@ -84,7 +86,7 @@ pub struct CandidateRecord {
     /// What the policy compared, in bytes of prompt: work ahead, the request's own uncached part, requests in flight.
     /// Absent under DEFAULT, and where stale metrics ruled the endpoint out.
     pub work: Option<f64>,
-    /// Absent until the first scrape.
+    /// Absent until the first scrape, and from one that fails until the next that succeeds.
     pub metrics_age_ms: Option<u64>,
 }
 
@@ -120,6 +122,7 @@ impl Decision {
             pool: None,
             model: None,
             target_model: None,
+            criticality: None,
             strategy: None,
             outcome: "picked",
             endpoint: None,

@@ -31,6 +31,8 @@ mod json;
 
 pub mod explain;
 
+pub mod status;
+
 pub mod metrics;
 
 pub mod log;

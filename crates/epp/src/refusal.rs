@@ -9,6 +9,7 @@ use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_proto::service::ext_proc::v3::{HeaderMutation, ImmediateResponse};
 use envoy_proto::r#type::v3::HttpStatus;
 use inference_api::object::ObjectKey;
+use inference_api::pool::Criticality;
 use serde::Serialize;
 
 use crate::body::BodyError;
@@ -29,8 +30,12 @@ pub enum Refusal {
     Body(#[from] BodyFault),
     #[error("The model `{model}` does not exist.")]
     ModelNotFound { model: String },
+    #[error("the pool {pool} is saturated, and {} requests wait for capacity: try again later", criticality.as_str())]
+    Saturated { pool: ObjectKey, criticality: Criticality },
     #[error("no InferencePool is configured")]
     NoPool,
+    #[error("the InferencePool {pool} is not configured")]
+    UnknownPool { pool: ObjectKey },
     #[error("no endpoint of pool {pool} is ready")]
     NoEndpoints { pool: ObjectKey },
     #[error("no ready endpoint of pool {pool} is in the requested subset")]
@@ -45,7 +50,10 @@ impl Refusal {
             Self::Body(BodyFault::Malformed(_)) => 400,
             Self::Body(BodyFault::TooLarge { .. }) => 413,
             Self::ModelNotFound { .. } => 404,
-            Self::NoPool | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => 503,
+            Self::Saturated { .. } => 429,
+            Self::NoPool | Self::UnknownPool { .. } | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => {
+                503
+            }
         }
     }
 
@@ -56,10 +64,17 @@ impl Refusal {
             Self::Body(BodyFault::Malformed(_)) => "bad_request",
             Self::Body(BodyFault::TooLarge { .. }) => "body_too_large",
             Self::ModelNotFound { .. } => "model_not_found",
-            Self::NoPool => "no_pool",
+            Self::Saturated { .. } => "saturated",
+            Self::NoPool | Self::UnknownPool { .. } => "no_pool",
             Self::NoEndpoints { .. } => "no_endpoints",
             Self::SubsetEmpty { .. } => "subset_empty",
         }
+    }
+
+    /// When to try again [s], for a client that was shed. One second is twenty scrapes: long enough for a queue to have
+    /// moved, short enough to be worth waiting for.
+    fn retry_after_s(&self) -> Option<u32> {
+        matches!(self, Self::Saturated { .. }).then_some(1)
     }
 
     /// vLLM's name of the error.
@@ -67,7 +82,10 @@ impl Refusal {
         match self {
             Self::Body(_) => "BadRequestError",
             Self::ModelNotFound { .. } => "NotFoundError",
-            Self::NoPool | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => "ServiceUnavailableError",
+            Self::Saturated { .. } => "TooManyRequestsError",
+            Self::NoPool | Self::UnknownPool { .. } | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => {
+                "ServiceUnavailableError"
+            }
         }
     }
 
@@ -76,7 +94,9 @@ impl Refusal {
             Self::Body(BodyFault::Malformed(error)) => error.param(),
             Self::ModelNotFound { .. } => Some("model"),
             Self::Body(BodyFault::TooLarge { .. })
+            | Self::Saturated { .. }
             | Self::NoPool
+            | Self::UnknownPool { .. }
             | Self::NoEndpoints { .. }
             | Self::SubsetEmpty { .. } => None,
         }
@@ -104,9 +124,12 @@ impl From<&Refusal> for ImmediateResponse {
             ErrorObject { message: &message, r#type: refusal.error_type(), param: refusal.param(), code };
         let body = serde_json::to_vec(&ErrorBody { error }).expect("strings and numbers are valid JSON");
         let content_type = header("content-type", Bytes::from_static(b"application/json"));
+        let retry_after =
+            refusal.retry_after_s().map(|seconds| header("retry-after", seconds.to_string().into()));
+        let set_headers = std::iter::once(content_type).chain(retry_after).collect();
         Self {
             status: Some(HttpStatus { code: i32::from(code) }),
-            headers: Some(HeaderMutation { set_headers: vec![content_type], remove_headers: Vec::new() }),
+            headers: Some(HeaderMutation { set_headers, remove_headers: Vec::new() }),
             body: body.into(),
             grpc_status: None,
             details: format!("epp_{}", refusal.outcome()),

@@ -5,14 +5,15 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use inference_api::pool::ModelServerRuntime;
 use tokio::net::TcpStream;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::debug;
 
 use self::exposition::Gauges;
@@ -21,27 +22,54 @@ use crate::metrics::{Metrics, OutcomeLabels};
 
 pub mod exposition;
 
-/// Longest wait for one answer. Upstream waits 5 s; a pod that is that slow is stale long before.
-const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for one answer, in scrape intervals, and its bounds. Upstream waits 5 s, and sends requests to a pod that
+/// hangs for as long.
+const TIMEOUT_INTERVALS: u32 = 10;
+const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 /// Largest answer that is read; vLLM 0.11 sends about 100 KB.
 const MAX_BODY: usize = 8 << 20;
 
+/// What is scraped, and what is done with it.
+struct Scraping<'a, F> {
+    member: &'a Member,
+    patience: Duration,
+    metrics: &'a Metrics,
+    lost: &'a F,
+}
+
+/// Why a connection is used no longer.
+enum End {
+    /// The endpoint closed it between two scrapes, as servers may: the next one takes another.
+    Closed,
+    /// A scrape failed.
+    Failed(anyhow::Error),
+}
+
 /// Scrapes `member` every `period` until it is dropped. `lost` is called when the process behind it is gone.
 pub async fn scrape(member: Arc<Member>, period: Duration, metrics: Arc<Metrics>, lost: impl Fn(&Member)) {
+    let patience = (period * TIMEOUT_INTERVALS).clamp(TIMEOUT_BOUNDS.0, TIMEOUT_BOUNDS.1);
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let scraping = Scraping { member: &member, patience, metrics: &metrics, lost: &lost };
     loop {
         ticks.tick().await;
-        let cache = match timeout(SCRAPE_TIMEOUT, TcpStream::connect(member.address)).await {
-            Ok(Ok(stream)) => {
-                let Err(error) = serve_connection(&member, stream, &mut ticks, &metrics, &lost).await;
-                debug!(endpoint = %member.destination, error = format!("{error:#}"), "Reconnecting for metrics");
-                Cache::Kept
-            }
+        let cache = match timeout(patience, TcpStream::connect(member.address)).await {
+            Ok(Ok(stream)) => match serve_connection(&scraping, stream, &mut ticks).await {
+                End::Closed => {
+                    ticks.reset_immediately();
+                    continue;
+                }
+                End::Failed(error) => {
+                    debug!(endpoint = %member.destination, error = format!("{error:#}"), "Scrape failed");
+                    Cache::Kept
+                }
+            },
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => member.report_down(),
-            // The network's fault, or our own: the sample grows old instead.
+            // The network's fault, or our own.
             Ok(Err(_)) | Err(_) => Cache::Kept,
         };
+        // What was read before may be over: it counts again when a scrape succeeds.
+        member.distrust();
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
         if cache == Cache::Lost {
             debug!(endpoint = %member.destination, pod = %member.pod, "Endpoint is down");
@@ -51,51 +79,76 @@ pub async fn scrape(member: Arc<Member>, period: Duration, metrics: Arc<Metrics>
 }
 
 /// Scrapes over one connection for as long as it works.
-async fn serve_connection(
-    member: &Member,
+async fn serve_connection<F: Fn(&Member)>(
+    scraping: &Scraping<'_, F>,
     stream: TcpStream,
-    ticks: &mut tokio::time::Interval,
-    metrics: &Metrics,
-    lost: &impl Fn(&Member),
-) -> anyhow::Result<Infallible> {
-    stream.set_nodelay(true).context("set TCP_NODELAY")?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.context("open the connection")?;
+    ticks: &mut Interval,
+) -> End {
+    let Scraping { member, patience, metrics, lost } = scraping;
+    let (mut sender, connection) = match open(stream).await {
+        Ok(opened) => opened,
+        Err(error) => return End::Failed(error),
+    };
     let scrapes = async {
+        let mut n_scrapes = 0_u64;
         loop {
-            let gauges = timeout(SCRAPE_TIMEOUT, fetch(&mut sender, member)).await.context("time out")??;
-            let Gauges { waiting, running, kv_usage, started } = gauges;
-            let sample = Sample { waiting, running, kv_usage, started, taken: now() };
+            if sender.ready().await.is_err() && n_scrapes > 0 {
+                return End::Closed;
+            }
+            let gauges = match timeout(*patience, fetch(&mut sender, member)).await {
+                Ok(Ok(gauges)) => gauges,
+                Ok(Err(error)) => return End::Failed(error),
+                Err(_) => return End::Failed(anyhow!("no answer in {patience:?}")),
+            };
+            let Gauges { waiting, running, kv_usage, started, adapters } = gauges;
+            let sample = Sample { waiting, running, kv_usage, started, taken: now(), adapters };
             if member.report(sample) == Cache::Lost {
                 debug!(endpoint = %member.destination, pod = %member.pod, "Endpoint was restarted");
                 lost(member);
             }
+            n_scrapes += 1;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
             ticks.tick().await;
         }
     };
-    // An endpoint may close the connection behind its answer, which must still be read; the next scrape then fails.
+    // An endpoint may close the connection behind its answer, which must still be read.
     let driven = async {
         let _ = connection.await;
-        std::future::pending().await
+        std::future::pending::<Infallible>().await
     };
     tokio::select! {
-        scraped = scrapes => scraped,
-        never = driven => never,
+        end = scrapes => end,
+        never = driven => match never {},
     }
 }
 
+type Connection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
+
+async fn open(stream: TcpStream) -> anyhow::Result<(SendRequest<Empty<Bytes>>, Connection)> {
+    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    handshake(TokioIo::new(stream)).await.context("open the connection")
+}
+
 async fn fetch(sender: &mut SendRequest<Empty<Bytes>>, member: &Member) -> anyhow::Result<Gauges> {
-    let request = Request::get("/metrics")
+    let runtime = member.runtime();
+    let request = Request::get(path(runtime))
         .header(header::HOST, &*member.destination)
         .header(header::ACCEPT, "text/plain")
         .body(Empty::new())
         .context("build the request")?;
-    sender.ready().await.context("wait for the connection")?;
     let response = sender.send_request(request).await.context("send the request")?;
     ensure!(response.status().is_success(), "status {}", response.status());
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error)).context("read the answer")?;
-    Ok(exposition::parse(&body.to_bytes()))
+    Ok(exposition::parse(&body.to_bytes(), runtime))
+}
+
+/// Where the engine has its Prometheus metrics.
+fn path(runtime: ModelServerRuntime) -> &'static str {
+    match runtime {
+        ModelServerRuntime::Vllm | ModelServerRuntime::Sglang | ModelServerRuntime::TrtLlm => "/metrics",
+        ModelServerRuntime::TrtllmServe => "/prometheus/metrics",
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the scraper is a driver: it stamps samples")]

@@ -6,6 +6,9 @@ pub const DESTINATION_ENDPOINT: &str = "x-gateway-destination-endpoint";
 pub const DESTINATION_ENDPOINT_SERVED: &str = "x-gateway-destination-endpoint-served";
 /// Key under [`SUBSET_METADATA`] that limits the pick to a list of `ip:port`.
 pub const DESTINATION_ENDPOINT_SUBSET: &str = "x-gateway-destination-endpoint-subset";
+/// Initial metadata of an ext_proc stream in which the proxy names the InferencePool, as `namespace/name`: tells pools
+/// apart that share a picker. Warmpath's own.
+pub const INFERENCE_POOL: &str = "x-warmpath-inference-pool";
 /// Dynamic-metadata namespace of the pick and of the served endpoint.
 pub const LB_METADATA: &str = "envoy.lb";
 /// Filter-metadata namespace of the subset hint.
@@ -16,7 +19,7 @@ pub const REQUEST_ID: &str = "x-request-id";
 
 /// Annotation of an InferencePool that chooses the routing strategy; see [`crate::pool::RoutingStrategy`].
 pub const ROUTING_STRATEGY: &str = "inference.networking.x-k8s.io/routing-strategy";
-/// Annotation of an InferencePool that names the engine its pods run: `vllm` (default), `sglang`, `trt-llm`.
+/// Annotation of an InferencePool that names the engine its pods run; see [`crate::pool::ModelServerRuntime`].
 pub const MODEL_SERVER_RUNTIME: &str = "inference.networking.x-k8s.io/model-server-runtime";
 
 /// API group of InferencePool v1alpha2 and InferenceModel.

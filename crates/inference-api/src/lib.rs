@@ -3,6 +3,7 @@
 //! Plain data without a Kubernetes client, so that the local path compiles none. Every object is checked once, here,
 //! into a form that needs no further check; a field that nothing in Warmpath honours is an error that names it.
 
+pub mod condition;
 pub mod gateway;
 pub mod keys;
 pub mod manifest;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::keys;
@@ -53,6 +53,47 @@ impl InferencePool {
             Some(unknown) => Err(unknown.to_owned()),
         }
     }
+
+    /// The engine that the annotation names.
+    ///
+    /// # Errors
+    /// The annotation's value, when it is none of the known ones.
+    pub fn model_server_runtime(&self) -> Result<ModelServerRuntime, String> {
+        match self.meta.annotations.get(keys::MODEL_SERVER_RUNTIME).map(String::as_str) {
+            None | Some("vllm") => Ok(ModelServerRuntime::Vllm),
+            Some("sglang") => Ok(ModelServerRuntime::Sglang),
+            Some("trt-llm" | "tensorrt-llm" | "trtllm") => Ok(ModelServerRuntime::TrtLlm),
+            Some("trtllm-serve") => Ok(ModelServerRuntime::TrtllmServe),
+            Some(unknown) => Err(unknown.to_owned()),
+        }
+    }
+}
+
+/// The engine of a pool's pods: how their metrics are named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelServerRuntime {
+    /// `vllm`.
+    #[default]
+    Vllm,
+    /// `sglang`.
+    Sglang,
+    /// `trt-llm`, or `tensorrt-llm`, `trtllm`: TensorRT-LLM behind Triton.
+    TrtLlm,
+    /// `trtllm-serve`: TensorRT-LLM's own server.
+    TrtllmServe,
+}
+
+impl ModelServerRuntime {
+    /// The annotation's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::TrtLlm => "trt-llm",
+            Self::TrtllmServe => "trtllm-serve",
+        }
+    }
 }
 
 /// How the picker chooses among a pool's pods.
@@ -85,7 +126,7 @@ pub struct PickerRef {
 }
 
 /// What the proxy does when the picker cannot be reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum FailureMode {
     /// Drop the request.
     #[default]
@@ -113,6 +154,18 @@ pub enum Criticality {
     #[default]
     Standard,
     Sheddable,
+}
+
+impl Criticality {
+    /// The field's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "Critical",
+            Self::Standard => "Standard",
+            Self::Sheddable => "Sheddable",
+        }
+    }
 }
 
 /// One name under which the model servers know the model.

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use inference_api::condition::{ConditionStatus, accepted};
 use inference_api::keys;
 use inference_api::object::{ObjectKey, selects};
-use inference_api::pool::{InferenceModel, InferencePool, RoutingStrategy};
+use inference_api::pool::{InferenceModel, InferencePool};
 use tracing::{info, warn};
 
 use crate::slots::{Identity, Slots};
-use crate::snapshot::{Endpoint, Model, Pool, Publisher, Reader, Snapshot};
+use crate::snapshot::{Endpoint, Model, ModelStatus, Pool, Publisher, Reader, Snapshot};
 
 /// What a source saw.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +83,10 @@ impl Index {
         }
         let previous = self.publisher.current();
         let next = self.resolve(previous.version + 1);
-        if next.pools == previous.pools && next.endpoints == previous.endpoints {
+        if next.pools == previous.pools
+            && next.endpoints == previous.endpoints
+            && next.models == previous.models
+        {
             return;
         }
         log_changes(&previous, &next);
@@ -91,7 +95,7 @@ impl Index {
 
     fn apply_one(&mut self, change: Change) {
         match change {
-            Change::ApplyPool(pool) => self.apply_pool(pool),
+            Change::ApplyPool(pool) => drop(self.pools.insert(pool.key(), pool)),
             Change::DeletePool(key) => drop(self.pools.remove(&key)),
             Change::ApplyModel(model) => drop(self.models.insert(model.meta.key(), model)),
             Change::DeleteModel(key) => drop(self.models.remove(&key)),
@@ -100,28 +104,12 @@ impl Index {
             Change::ReplaceObjects { pools, models } => {
                 let keys: BTreeSet<ObjectKey> = pools.iter().map(InferencePool::key).collect();
                 self.pools.retain(|key, _| keys.contains(key));
-                pools.into_iter().for_each(|pool| self.apply_pool(pool));
+                self.pools.extend(pools.into_iter().map(|pool| (pool.key(), pool)));
                 self.models = models.into_iter().map(|model| (model.meta.key(), model)).collect();
             }
             Change::ReplaceEndpoints(records) => {
                 self.endpoints = records.into_iter().map(|record| (record.key.clone(), record)).collect();
             }
-        }
-    }
-
-    /// Warns of an unknown strategy when it appears, not each time that the pool is seen with it.
-    fn apply_pool(&mut self, pool: InferencePool) {
-        let key = pool.key();
-        let strategy = pool.routing_strategy();
-        let previous = self.pools.insert(key.clone(), pool).map(|previous| previous.routing_strategy());
-        match &strategy {
-            Err(value) if previous.as_ref() != Some(&strategy) => warn!(
-                pool = %key,
-                annotation = keys::ROUTING_STRATEGY,
-                value,
-                "Unknown routing strategy, using DEFAULT"
-            ),
-            Err(_) | Ok(RoutingStrategy::Default | RoutingStrategy::PrefixCache) => {}
         }
     }
 
@@ -145,16 +133,26 @@ impl Index {
             let members = members.filter_map(|record| endpoints.get(&record.key).cloned());
             (pool.key(), Arc::new(self.resolve_pool(pool, by_slot(members))))
         });
-        let pools = pools.collect();
-        Snapshot { version, pools, endpoints: by_slot(endpoints.into_values()) }
+        let pools: BTreeMap<ObjectKey, Arc<Pool>> = pools.collect();
+        let models = Arc::new(self.statuses(&pools));
+        Snapshot { version, pools, endpoints: by_slot(endpoints.into_values()), models }
     }
 
     fn resolve_pool(&self, pool: &InferencePool, endpoints: Arc<[Arc<Endpoint>]>) -> Pool {
+        let (strategy, runtime) = (pool.routing_strategy(), pool.model_server_runtime());
+        let problem = |annotation: &str, value: &String, holds: &str| {
+            format!("{annotation}: {value} is not known, using {holds}")
+        };
+        let unknown_strategy =
+            strategy.as_ref().err().map(|value| problem(keys::ROUTING_STRATEGY, value, "DEFAULT"));
+        let unknown_runtime =
+            runtime.as_ref().err().map(|value| problem(keys::MODEL_SERVER_RUNTIME, value, "vllm"));
         Pool {
             key: pool.key(),
-            strategy: pool.routing_strategy().unwrap_or_default(),
+            strategy: strategy.unwrap_or_default(),
             failure_mode: pool.picker.failure_mode,
-            model_server_runtime: pool.meta.annotations.get(keys::MODEL_SERVER_RUNTIME).cloned(),
+            runtime: runtime.unwrap_or_default(),
+            problems: unknown_strategy.into_iter().chain(unknown_runtime).collect(),
             models: self.resolve_models(pool),
             endpoints,
         }
@@ -162,11 +160,8 @@ impl Index {
 
     /// Of two objects with one model name the older wins, as the API says; of two as old, the first by name.
     fn resolve_models(&self, pool: &InferencePool) -> BTreeMap<String, Model> {
-        let mut models: Vec<&InferenceModel> = self
-            .models
-            .values()
-            .filter(|model| model.meta.namespace == pool.meta.namespace && model.pool == pool.meta.name)
-            .collect();
+        let mut models: Vec<&InferenceModel> =
+            self.models.values().filter(|model| pool_of(model) == pool.key()).collect();
         // An object without a timestamp was not created by an API server yet: it is younger than any that has one.
         models.sort_by_key(|model| {
             let created = model.meta.creation_timestamp.as_deref();
@@ -182,6 +177,24 @@ impl Index {
         }
         winners
     }
+
+    fn statuses(&self, pools: &BTreeMap<ObjectKey, Arc<Pool>>) -> BTreeMap<ObjectKey, ModelStatus> {
+        let status = |model: &InferenceModel| {
+            let (pool, model_name) = (pool_of(model), model.model_name.clone());
+            let winner = pools.get(&pool).and_then(|pool| pool.models.get(&model_name));
+            let accepted = match winner {
+                None => accepted::pending(&pool),
+                Some(winner) if winner.key == model.meta.key() => accepted::yes(),
+                Some(winner) => accepted::name_in_use(&model_name, &winner.key),
+            };
+            ModelStatus { model_name, pool, accepted }
+        };
+        self.models.iter().map(|(key, model)| (key.clone(), status(model))).collect()
+    }
+}
+
+fn pool_of(model: &InferenceModel) -> ObjectKey {
+    ObjectKey::new(&model.meta.namespace, &model.pool)
 }
 
 fn belongs(record: &EndpointRecord, pool: &InferencePool) -> bool {
@@ -212,7 +225,12 @@ fn log_changes(previous: &Snapshot, next: &Snapshot) {
             Some(old) if old.strategy != pool.strategy => info!(pool = %key, strategy, "Changing strategy"),
             Some(_) => {}
         }
+        let known = previous.pools.get(key).map_or(&[][..], |old| &old.problems);
+        for problem in pool.problems.iter().filter(|problem| !known.contains(problem)) {
+            warn!(pool = %key, problem, "Pool has an annotation that is not understood");
+        }
     }
+    log_models(previous, next);
     for key in previous.pools.keys().filter(|key| !next.pools.contains_key(key)) {
         info!(pool = %key, "Removing pool");
     }
@@ -223,5 +241,26 @@ fn log_changes(previous: &Snapshot, next: &Snapshot) {
     let removed = next.removed_since(previous);
     for endpoint in previous.endpoints.iter().filter(|endpoint| removed.contains(&endpoint.slot)) {
         info!(endpoint = %endpoint.address, pod = %endpoint.key, "Removing endpoint");
+    }
+}
+
+/// Says when a model is not served, once, and when it is after all.
+fn log_models(previous: &Snapshot, next: &Snapshot) {
+    for (key, ModelStatus { model_name, pool, accepted }) in &*next.models {
+        let before = previous.models.get(key).map(|status| &status.accepted);
+        if before == Some(accepted) {
+            continue;
+        }
+        match accepted.status {
+            ConditionStatus::True => info!(model = %key, model_name, pool = %pool, "Serving model"),
+            ConditionStatus::False | ConditionStatus::Unknown => warn!(
+                model = %key,
+                model_name,
+                pool = %pool,
+                reason = accepted.reason,
+                why = accepted.message,
+                "Model is not served"
+            ),
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use inference_api::condition::Condition;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{Criticality, FailureMode, RoutingStrategy, TargetModel};
+use inference_api::pool::{Criticality, FailureMode, ModelServerRuntime, RoutingStrategy, TargetModel};
 use tokio::sync::watch;
 
 /// Pools with their models and endpoints.
@@ -17,6 +18,17 @@ pub struct Snapshot {
     pub pools: BTreeMap<ObjectKey, Arc<Pool>>,
     /// Every endpoint that at least one pool selects, once, in the order of slots.
     pub endpoints: Arc<[Arc<Endpoint>]>,
+    /// Every InferenceModel, whether it is served or not.
+    pub models: Arc<BTreeMap<ObjectKey, ModelStatus>>,
+}
+
+/// What became of an InferenceModel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelStatus {
+    pub model_name: String,
+    /// The pool that it names.
+    pub pool: ObjectKey,
+    pub accepted: Condition,
 }
 
 /// An InferencePool, resolved.
@@ -25,8 +37,9 @@ pub struct Pool {
     pub key: ObjectKey,
     pub strategy: RoutingStrategy,
     pub failure_mode: FailureMode,
-    /// Value of the annotation `inference.networking.x-k8s.io/model-server-runtime`, verbatim.
-    pub model_server_runtime: Option<String>,
+    pub runtime: ModelServerRuntime,
+    /// Annotations that were not understood, and what holds instead; for people.
+    pub problems: Vec<String>,
     /// By the name that clients ask for.
     pub models: BTreeMap<String, Model>,
     /// The ready endpoints that the pool selects, in the order of slots.

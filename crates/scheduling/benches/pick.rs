@@ -1,13 +1,14 @@
 //! Cost of a pick by the number of endpoints.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use prefix_index::endpoint::EndpointId;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
-use scheduling::candidate::{Candidate, Load};
+use scheduling::candidate::{AdapterState, Candidate, Load};
 use scheduling::pick::{Ask, Policy, pick};
 
 const SIZES: [u32; 3] = [10, 100, 1000];
@@ -25,8 +26,10 @@ fn candidates(n: u32) -> Vec<Candidate> {
             kv_usage: f64::from(slot % 7) / 10.0,
             in_flight: slot % 5,
             uncached_bytes: u64::from(slot % 9) * 500,
+            age: Some(Duration::ZERO),
             fresh: true,
         },
+        adapter: AdapterState::Irrelevant,
         matched_bytes: u64::from(slot % 11) * 64,
     };
     (0..n).map(candidate).collect()

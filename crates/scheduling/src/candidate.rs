@@ -1,5 +1,7 @@
 //! What the picker knows of an endpoint when a request arrives.
 
+use std::time::Duration;
+
 use prefix_index::endpoint::EndpointId;
 
 /// One endpoint that could serve the request.
@@ -7,6 +9,7 @@ use prefix_index::endpoint::EndpointId;
 pub struct Candidate {
     pub endpoint: EndpointId,
     pub load: Load,
+    pub adapter: AdapterState,
     /// Bytes of the request's chain that the endpoint is believed to hold, from the start.
     pub matched_bytes: u64,
 }
@@ -24,6 +27,22 @@ pub struct Load {
     pub in_flight: u32,
     /// Bytes of their prompts that were not believed to be cached there, until their first token came back.
     pub uncached_bytes: u64,
-    /// Whether the scraped numbers are recent enough to be believed.
+    /// How old the scraped numbers are; `None` when there are none that may be believed.
+    pub age: Option<Duration>,
+    /// Whether they are recent enough to pick by.
     pub fresh: bool,
+}
+
+/// What the request's LoRA adapter would find on an endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdapterState {
+    /// The endpoint serves no adapters, or the request wants none.
+    #[default]
+    Irrelevant,
+    /// It is loaded, or about to be.
+    Loaded,
+    /// There is room for one more.
+    Room,
+    /// Another adapter would have to go.
+    Full,
 }

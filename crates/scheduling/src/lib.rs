@@ -5,6 +5,8 @@
 
 pub mod pick;
 
+pub mod saturation;
+
 mod filter;
 
 pub mod affinity;

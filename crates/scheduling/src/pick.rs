@@ -6,7 +6,7 @@ use prefix_index::endpoint::EndpointId;
 use rand::{Rng, RngExt};
 
 use crate::affinity::{Affinity, Burden};
-use crate::candidate::{Candidate, Load};
+use crate::candidate::{AdapterState, Candidate, Load};
 use crate::filter;
 
 /// How a pool's requests are placed.
@@ -35,6 +35,8 @@ pub enum Reason {
     Prefix,
     /// Others hold more than the threshold of the prefix, but have so much to do that it is faster without.
     Spill,
+    /// It has the request's LoRA adapter loaded, and not all others have.
+    Adapter,
     /// It has the least load.
     Load,
     /// There was no other candidate, and its match does not exceed the threshold.
@@ -73,6 +75,7 @@ pub struct Score {
     pub uncached_in_flight: u64,
     /// Work in bytes, as [`Affinity`] weighs it; `None` under [`Policy::Default`], and for those left out as stale.
     pub work: Option<f64>,
+    pub adapter: AdapterState,
 }
 
 /// Why there is no decision.
@@ -88,7 +91,8 @@ pub enum PickError {
 /// Endpoints with stale metrics may be dead, so they are considered only if no other is left, and then by what this
 /// picker has in flight. By default, load is least queue, then least KV-cache usage, then a draw. With prefixes it is
 /// least work, then the same. A prefix counts if its share is strictly more than the threshold; those that hold the longest
-/// one are preferred up to the margin.
+/// one are preferred up to the margin. Where no prefix counts, endpoints that have the request's LoRA adapter loaded go
+/// before those with room for it, and these before the rest.
 ///
 /// # Errors
 /// [`PickError::NoCandidates`] if `candidates` is empty.
@@ -105,7 +109,7 @@ pub fn pick(
         choose(policy, total_bytes, &mut scores, left.clone(), rng).ok_or(PickError::NoCandidates)?;
     let reason = match reason {
         Reason::Load if candidates.len() == 1 => Reason::OnlyCandidate,
-        Reason::Prefix | Reason::Spill | Reason::Load | Reason::OnlyCandidate => reason,
+        Reason::Prefix | Reason::Spill | Reason::Adapter | Reason::Load | Reason::OnlyCandidate => reason,
     };
     let mut fallbacks = Vec::new();
     if n_endpoints.get() > 1 {
@@ -137,6 +141,7 @@ fn choose(
             Some((affinity.threshold, prefer_prefix(affinity, total_bytes, scores, &mut kept)))
         }
     };
+    let is_adapter = !matches!(is_prefix, Some((_, true))) && filter::adapter(scores, &mut kept, rng);
     filter::least(scores, &mut kept, |score| score.work);
     filter::least(scores, &mut kept, |score| score.queue);
     filter::least(scores, &mut kept, |score| score.kv_usage);
@@ -148,6 +153,7 @@ fn choose(
     let reason = match is_prefix {
         Some((threshold, true)) if scores[picked].ratio > threshold => Reason::Prefix,
         Some((_, true)) => Reason::Spill,
+        Some((_, false)) | None if is_adapter => Reason::Adapter,
         Some((_, false)) | None => Reason::Load,
     };
     Some((picked, reason))
@@ -181,8 +187,9 @@ fn prefer_prefix(affinity: &Affinity, total_bytes: u64, scores: &mut [Score], ke
 }
 
 fn score(candidate: &Candidate, total_bytes: u64) -> Score {
-    let Candidate { endpoint, load, matched_bytes } = *candidate;
-    let Load { waiting, running: _, kv_usage, in_flight, uncached_bytes: uncached_in_flight, fresh } = load;
+    let Candidate { endpoint, load, adapter, matched_bytes } = *candidate;
+    let Load { waiting, running: _, kv_usage, in_flight, uncached_bytes: uncached_in_flight, age: _, fresh } =
+        load;
     let (waiting, kv_usage) = match fresh {
         true => (waiting, Some(kv_usage)),
         false => (0, None),
@@ -199,5 +206,6 @@ fn score(candidate: &Candidate, total_bytes: u64) -> Score {
         uncached_bytes: total_bytes.saturating_sub(matched_bytes),
         uncached_in_flight,
         work: None,
+        adapter,
     }
 }

@@ -1,23 +1,24 @@
 //! Which pool has a model, and under which name the engines know it.
 
 use inference_api::object::ObjectKey;
+use inference_api::pool::{Criticality, TargetModel};
 use pool_index::snapshot::Pool;
 use rand::{Rng, RngExt};
 
 use crate::candidates::{Roll, Roster};
 use crate::refusal::Refusal;
 
-/// The pool for a request: the configured one, the only one, or the first by name that has the model.
+/// The pool for a request: the wanted one, the only one, or the first by name that has the model.
 ///
 /// # Errors
 /// When there is no such pool.
 pub(super) fn choose_pool<'a>(
     roster: &'a Roster,
-    configured: Option<&ObjectKey>,
+    wanted: Option<&ObjectKey>,
     model: Option<&str>,
 ) -> Result<&'a Roll, Refusal> {
-    if let Some(key) = configured {
-        return roster.rolls.get(key).ok_or(Refusal::NoPool);
+    if let Some(key) = wanted {
+        return roster.rolls.get(key).ok_or_else(|| Refusal::UnknownPool { pool: key.clone() });
     }
     let mut rolls = roster.rolls.values();
     let first = rolls.next().ok_or(Refusal::NoPool)?;
@@ -35,32 +36,46 @@ pub(super) fn choose_pool<'a>(
         .ok_or_else(|| Refusal::ModelNotFound { model: model.to_owned() })
 }
 
-/// The name to ask the engine for: the InferenceModel's target, drawn by weight. A pool without any InferenceModel
-/// takes every model under its own name, as pools of v1 have none.
+/// What a pool has to say of a model.
+pub(super) struct Choice {
+    /// The name to ask the engine for.
+    pub(super) target_model: String,
+    /// `None` in a pool without InferenceModels, which knows no criticality: nothing is shed.
+    pub(super) criticality: Option<Criticality>,
+}
+
+/// The InferenceModel's target, drawn by weight. A pool without any InferenceModel takes every model under its own
+/// name, as pools of v1 have none.
 ///
 /// The draw is upstream's: a number below the sum of weights, from which the weights are taken in order. Targets
 /// without weights have equal chances.
 ///
 /// # Errors
 /// When the pool has InferenceModels and none is named `model`.
-pub(super) fn target(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<String, Refusal> {
+pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<Choice, Refusal> {
     if pool.models.is_empty() {
-        return Ok(model.to_owned());
+        return Ok(Choice { target_model: model.to_owned(), criticality: None });
     }
     let Some(found) = pool.models.get(model) else {
         return Err(Refusal::ModelNotFound { model: model.to_owned() });
     };
-    let total: u64 = found.targets.iter().map(|target| u64::from(target.weight.unwrap_or(1))).sum();
+    let target_model = draw(&found.targets, rng).unwrap_or(model).to_owned();
+    Ok(Choice { target_model, criticality: Some(found.criticality) })
+}
+
+/// One of the targets; `None` if there are none.
+fn draw<'a>(targets: &'a [TargetModel], rng: &mut impl Rng) -> Option<&'a str> {
+    let weight = |target: &TargetModel| u64::from(target.weight.unwrap_or(1));
+    let total: u64 = targets.iter().map(weight).sum();
     if total == 0 {
-        return Ok(model.to_owned());
+        return None;
     }
     let mut draw = rng.random_range(0..total);
-    for target in &found.targets {
-        let weight = u64::from(target.weight.unwrap_or(1));
-        if draw < weight {
-            return Ok(target.name.clone());
+    for target in targets {
+        if draw < weight(target) {
+            return Some(&target.name);
         }
-        draw -= weight;
+        draw -= weight(target);
     }
     unreachable!("the draw is below the sum of the weights")
 }

@@ -76,7 +76,7 @@ impl Director {
 
 /// Fills in what was picked and why.
 pub(super) fn picked(record: &mut Decision, considered: &[Considered<'_>], picked: &Picked) {
-    let Considered { member, candidate, metrics_age: _ } = &considered[picked.candidate_idx];
+    let Considered { member, candidate } = &considered[picked.candidate_idx];
     record.matched_bytes = candidate.matched_bytes;
     record.ratio = picked.ratio;
     record.endpoint = Some(Arc::clone(&member.destination));
@@ -98,7 +98,7 @@ pub(super) fn destination(record: &Decision) -> String {
 /// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
 fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<CandidateRecord> {
     let record = |(considered, score): (&Considered<'_>, &Score)| {
-        let Considered { member, candidate, metrics_age } = considered;
+        let Considered { member, candidate } = considered;
         CandidateRecord {
             endpoint: Arc::clone(&member.destination),
             pod: Arc::clone(&member.pod),
@@ -110,7 +110,7 @@ fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<Cand
             in_flight: candidate.load.in_flight,
             uncached_bytes: candidate.load.uncached_bytes,
             work: score.work,
-            metrics_age_ms: metrics_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            metrics_age_ms: candidate.load.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     };
     let is_kept = |candidate_idx| candidate_idx < MAX_RECORDED || candidate_idx == picked.candidate_idx;
@@ -122,6 +122,7 @@ fn reason(reason: Reason) -> &'static str {
     match reason {
         Reason::Prefix => PREFIX,
         Reason::Spill => "spill",
+        Reason::Adapter => "lora",
         Reason::Load => "load",
         Reason::OnlyCandidate => "only_endpoint",
     }

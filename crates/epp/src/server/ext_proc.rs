@@ -9,8 +9,11 @@ use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProce
 use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse, processing_request};
 use futures::Stream;
 use futures::stream::unfold;
+use inference_api::keys;
+use inference_api::object::ObjectKey;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
@@ -61,7 +64,7 @@ impl ExternalProcessor for Processor {
         let opening = Opening {
             max_body_bytes: self.max_body_bytes,
             fresh_request_id: self.director.fresh_request_id(),
-            pool: None,
+            pool: named_pool(request.metadata())?,
         };
         let conversation = Conversation {
             inbound: request.into_inner(),
@@ -81,6 +84,14 @@ impl ExternalProcessor for Processor {
         });
         Ok(Response::new(Box::pin(answers)))
     }
+}
+
+/// The pool that the proxy's configuration names for the stream.
+fn named_pool(metadata: &MetadataMap) -> Result<Option<ObjectKey>, Status> {
+    let Some(value) = metadata.get(keys::INFERENCE_POOL) else { return Ok(None) };
+    let key = value.to_str().ok().and_then(|text| text.parse().ok());
+    let invalid = || Status::invalid_argument(format!("{} must be NAMESPACE/NAME", keys::INFERENCE_POOL));
+    key.map(Some).ok_or_else(invalid)
 }
 
 impl Conversation {

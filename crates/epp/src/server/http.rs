@@ -1,4 +1,4 @@
-//! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/debug/decisions`.
+//! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/debug/decisions`, `/debug/pools`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::director::Director;
 use crate::explain::DecisionList;
 use crate::metrics;
+use crate::status::StatusList;
 
 #[derive(Debug, Deserialize)]
 struct After {
@@ -27,6 +28,7 @@ pub(super) fn router(director: Arc<Director>) -> Router {
         .route("/metrics", get(show_metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/debug/decisions", get(show_decisions))
+        .route("/debug/pools", get(show_pools))
         .with_state(director)
 }
 
@@ -40,6 +42,10 @@ async fn show_decisions(
     Query(After { after }): Query<After>,
 ) -> Json<DecisionList> {
     Json(director.decisions().after(after))
+}
+
+async fn show_pools(State(director): State<Arc<Director>>) -> Json<StatusList> {
+    Json(director.status(now()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]

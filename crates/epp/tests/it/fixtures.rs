@@ -15,13 +15,14 @@ use epp::log::Format;
 use epp::server::{Ports, Server, Settings, Shutdown};
 use parking_lot::Mutex;
 use pool_index::source::files;
+use scheduling::saturation::Thresholds;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tracing::subscriber::DefaultGuard;
 
 pub(crate) use self::pod::Pod;
-pub(crate) use self::proxy::{Call, Proxy, modes, post};
+pub(crate) use self::proxy::{Answer, Call, Proxy, modes, post};
 
 /// Longest wait for something that must happen; a test fails behind it.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -31,7 +32,7 @@ apiVersion: inference.networking.x-k8s.io/v1alpha2
 kind: InferencePool
 metadata:
   name: vllm-qwen-pool
-  annotations: {inference.networking.x-k8s.io/routing-strategy: STRATEGY}
+  annotations: {inference.networking.x-k8s.io/routing-strategy: STRATEGY ANNOTATIONS}
 spec:
   targetPortNumber: 8000
   selector: {app: qwen}
@@ -54,6 +55,8 @@ const TARGETS: &str = "{name: /model/qwen, weight: 100}";
 /// What a picker is started with.
 pub(crate) struct Scenario {
     strategy: &'static str,
+    /// More annotations of the pool, each with a comma in front.
+    annotations: &'static str,
     models: String,
     n_pods: usize,
     max_body_bytes: usize,
@@ -82,7 +85,14 @@ impl Scenario {
     /// The tutorial's pool under PREFIX_CACHE, with its model.
     pub(crate) fn new(n_pods: usize) -> Self {
         let models = MODEL.replace("TARGETS", TARGETS);
-        Self { strategy: "PREFIX_CACHE", models, n_pods, max_body_bytes: 64 << 20, endpoints_per_pick: 1 }
+        Self {
+            strategy: "PREFIX_CACHE",
+            annotations: "",
+            models,
+            n_pods,
+            max_body_bytes: 64 << 20,
+            endpoints_per_pick: 1,
+        }
     }
 
     pub(crate) fn strategy(self, strategy: &'static str) -> Self {
@@ -91,6 +101,16 @@ impl Scenario {
 
     pub(crate) fn targets(self, targets: &str) -> Self {
         Self { models: MODEL.replace("TARGETS", targets), ..self }
+    }
+
+    /// The pool's engine.
+    pub(crate) fn annotations(self, annotations: &'static str) -> Self {
+        Self { annotations, ..self }
+    }
+
+    /// More objects for the pool file, which begins with the pool.
+    pub(crate) fn objects(self, yaml: &str) -> Self {
+        Self { models: self.models + yaml, ..self }
     }
 
     pub(crate) fn without_models(self) -> Self {
@@ -107,7 +127,7 @@ impl Scenario {
 
     /// Starts pods and picker, and waits until every pod was scraped.
     pub(crate) async fn start(self) -> Picker {
-        let Self { strategy, models, n_pods, max_body_bytes, endpoints_per_pick } = self;
+        let Self { strategy, annotations, models, n_pods, max_body_bytes, endpoints_per_pick } = self;
         let dir = TempDir::new().unwrap();
         let (pool_file, endpoints_file) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
         let mut pods = Vec::new();
@@ -118,7 +138,7 @@ impl Scenario {
         let subscriber =
             epp::log::subscriber(Format::Console, &"info".parse().unwrap(), wall_clock, log.clone());
         let subscriber = tracing::subscriber::set_default(subscriber);
-        write_pool(&pool_file, strategy, &models);
+        write_pool(&pool_file, strategy, annotations, &models);
         write_endpoints(&endpoints_file, &pods);
         let mut settings = settings(&pool_file, &endpoints_file, max_body_bytes);
         settings.director.endpoints_per_pick = NonZeroUsize::new(endpoints_per_pick).unwrap();
@@ -152,7 +172,7 @@ impl Picker {
     pub(crate) async fn change_strategy(&self, strategy: &str) {
         let n_changes = || self.log.lines().iter().filter(|line| line.contains("Changing strategy")).count();
         let before = n_changes();
-        write_pool(&self.pool_file, strategy, &self.models);
+        write_pool(&self.pool_file, strategy, "", &self.models);
         until(async || n_changes() > before).await;
     }
 
@@ -239,6 +259,8 @@ pub(crate) fn options() -> Options {
         threshold: 0.5,
         max_metrics_age: Duration::from_secs(60),
         index_capacity: NonZeroU32::new(31_250).unwrap(),
+        // No test depends on how fast the machine scrapes.
+        saturation: Thresholds { metrics_age: Duration::from_secs(60), ..Thresholds::default() },
         endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
         seed: 7,
@@ -269,8 +291,9 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     body.to_owned()
 }
 
-fn write_pool(path: &std::path::Path, strategy: &str, models: &str) {
-    replace(path, &(POOL.replace("STRATEGY", strategy) + models));
+fn write_pool(path: &std::path::Path, strategy: &str, annotations: &str, models: &str) {
+    let pool = POOL.replace("STRATEGY", strategy).replace("ANNOTATIONS", annotations);
+    replace(path, &(pool + models));
 }
 
 fn write_endpoints(path: &std::path::Path, pods: &[Pod]) {

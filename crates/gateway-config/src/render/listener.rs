@@ -232,7 +232,11 @@ fn ext_proc(pool: &ObjectKey, failure_mode: FailureMode) -> Value {
         "typed_config": typed(
             "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
             json!({
-                "grpc_service": { "envoy_grpc": { "cluster_name": picker_cluster(pool) } },
+                "grpc_service": {
+                    "envoy_grpc": { "cluster_name": picker_cluster(pool) },
+                    // Pools may share a picker.
+                    "initial_metadata": [{ "key": keys::INFERENCE_POOL, "value": pool.to_string() }],
+                },
                 "failure_mode_allow": fails_open,
                 "message_timeout": message_timeout,
                 "processing_mode": processing_mode,

@@ -150,7 +150,13 @@ fn a_pool_that_fails_open_is_buffered() {
           "grpc_service": {
             "envoy_grpc": {
               "cluster_name": "envoy.clusters.endpointpicker_vllm-qwen-pool_default_ext_proc"
-            }
+            },
+            "initial_metadata": [
+              {
+                "key": "x-warmpath-inference-pool",
+                "value": "default/vllm-qwen-pool"
+              }
+            ]
           },
           "failure_mode_allow": true,
           "message_timeout": "2s",

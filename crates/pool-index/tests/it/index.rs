@@ -1,6 +1,7 @@
 //! Who selects whom, which model wins, and which slot is whose.
 
-use inference_api::pool::{Criticality, RoutingStrategy};
+use inference_api::condition::ConditionStatus;
+use inference_api::pool::{Criticality, ModelServerRuntime, RoutingStrategy};
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::{Reader, Slot};
 
@@ -98,8 +99,18 @@ fn the_older_of_two_models_with_one_name_wins() {
         assert_eq!((&model.key, model.criticality), (&key(winner), Criticality::Critical));
         assert_eq!(model.targets[0].name, format!("target-of-{winner}"));
 
-        index.apply([Change::DeleteModel(key(winner))]);
         let loser = if winner == "a" { "b" } else { "a" };
+        let condition = |name: &str| {
+            let accepted = reader.snapshot().models[&key(name)].accepted.clone();
+            (accepted.kind, accepted.status, accepted.reason, accepted.message)
+        };
+        let (kind, status, reason, message) = condition(loser);
+        assert_eq!((kind, status, reason), ("Accepted", ConditionStatus::False, "ModelNameInUse"));
+        assert!(message.contains("/model/qwen") && message.contains(&key(winner).to_string()), "{message}");
+        assert_eq!(condition(winner).1, ConditionStatus::True);
+
+        index.apply([Change::DeleteModel(key(winner))]);
+        assert_eq!(condition(loser).1, ConditionStatus::True);
         assert_eq!(reader.snapshot().pools[&key(POOL)].models["/model/qwen"].key, key(loser));
     }
 }
@@ -111,6 +122,46 @@ fn models_of_other_pools_stay_away() {
     index.apply(apply(&model_yaml("a", "/model/qwen", "")));
     assert_eq!(reader.snapshot().pools[&key(POOL)].models.len(), 1);
     assert_eq!(reader.snapshot().pools[&key("second")].models.len(), 0);
+}
+
+#[test]
+fn a_model_waits_for_its_pool_and_its_status_is_logged_once() {
+    let (mut index, reader) = Index::new();
+    let accepted = || reader.snapshot().models[&key("a")].accepted.clone();
+    let log = logged(|| {
+        index.apply(apply(&model_yaml("a", "/model/qwen", "")));
+        index.apply(apply(&model_yaml("a", "/model/qwen", "")));
+    });
+    assert_eq!((accepted().status, accepted().reason), (ConditionStatus::Unknown, "Pending"));
+    assert_eq!(log.lines().filter(|line| line.contains("Model is not served")).count(), 1, "{log}");
+    let log = logged(|| index.apply(apply(&pool_yaml(POOL, ""))));
+    assert_eq!((accepted().status, accepted().reason), (ConditionStatus::True, "Accepted"));
+    assert!(log.contains("Serving model"), "{log}");
+    let json = serde_json::to_value(accepted()).expect("a condition is JSON");
+    assert_eq!(json["type"], "Accepted");
+    assert_eq!(json["status"], "True");
+}
+
+#[test]
+fn the_runtime_is_the_annotations() {
+    let runtime = |value: &str| {
+        let (mut index, reader) = Index::new();
+        let annotation = format!(
+            "metadata:\n  annotations:\n    inference.networking.x-k8s.io/model-server-runtime: {value:?}"
+        );
+        index.apply(apply(&pool_yaml(POOL, "").replace("metadata:", &annotation)));
+        let snapshot = reader.snapshot();
+        let pool = &snapshot.pools[&key(POOL)];
+        (pool.runtime, pool.problems.clone())
+    };
+    assert_eq!(runtime("vllm"), (ModelServerRuntime::Vllm, vec![]));
+    assert_eq!(runtime("sglang"), (ModelServerRuntime::Sglang, vec![]));
+    for name in ["trt-llm", "tensorrt-llm", "trtllm"] {
+        assert_eq!(runtime(name), (ModelServerRuntime::TrtLlm, vec![]));
+    }
+    assert_eq!(runtime("trtllm-serve"), (ModelServerRuntime::TrtllmServe, vec![]));
+    let problem = "inference.networking.x-k8s.io/model-server-runtime: tgi is not known, using vllm";
+    assert_eq!(runtime("tgi"), (ModelServerRuntime::Vllm, vec![problem.to_owned()]));
 }
 
 #[test]

@@ -2,4 +2,5 @@
 
 mod fleet;
 mod pick;
+mod saturation;
 mod under_load;

@@ -9,7 +9,7 @@ use prefix_index::index::PrefixIndex;
 use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use scheduling::candidate::{Candidate, Load};
+use scheduling::candidate::{AdapterState, Candidate, Load};
 use scheduling::pick::{Ask, Policy, pick};
 
 use super::N_PODS;
@@ -122,7 +122,8 @@ impl Router {
         let candidates: Vec<Candidate> = (0..N_PODS)
             .map(|pod| {
                 let matched_bytes = self.matches.bytes(endpoint(pod));
-                Candidate { endpoint: endpoint(pod), load: loads[pod], matched_bytes }
+                let adapter = AdapterState::Irrelevant;
+                Candidate { endpoint: endpoint(pod), load: loads[pod], adapter, matched_bytes }
             })
             .collect();
         let ask = Ask { total_bytes: chain.total_bytes(), n_endpoints: NonZeroUsize::MIN };

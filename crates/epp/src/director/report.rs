@@ -1,0 +1,74 @@
+//! The director's state for those who ask: pools, endpoints, models.
+
+use std::time::Instant;
+
+use inference_api::pool::TargetModel;
+use pool_index::snapshot::{Model, ModelStatus as ModelState, Pool};
+use scheduling::candidate::Load;
+
+use super::Director;
+use crate::candidates::{Member, Roll};
+use crate::status::{EndpointStatus, ModelStatus, PoolStatus, ServedModel, StatusList, Target};
+
+impl Director {
+    /// What holds now.
+    #[must_use]
+    pub fn status(&self, now: Instant) -> StatusList {
+        let roster = self.roster.load();
+        let model = |(key, state): (&_, &ModelState)| {
+            let ModelState { model_name, pool, accepted } = state;
+            ModelStatus {
+                object: format!("{key}"),
+                model_name: model_name.clone(),
+                pool: pool.to_string(),
+                conditions: vec![accepted.clone()],
+            }
+        };
+        StatusList {
+            pools: roster.rolls.values().map(|roll| self.pool_status(roll, now)).collect(),
+            models: roster.models.iter().map(model).collect(),
+        }
+    }
+
+    fn pool_status(&self, roll: &Roll, now: Instant) -> PoolStatus {
+        let Roll { pool, members } = roll;
+        let Pool { key, strategy, failure_mode, runtime, problems, models, endpoints: _ } = &**pool;
+        PoolStatus {
+            pool: key.to_string(),
+            strategy: strategy.as_str(),
+            runtime: runtime.as_str(),
+            failure_mode: *failure_mode,
+            problems: problems.clone(),
+            endpoints: members.iter().map(|member| self.endpoint_status(member, now)).collect(),
+            models: models.iter().map(|(name, model)| served(name, model)).collect(),
+        }
+    }
+
+    fn endpoint_status(&self, member: &Member, now: Instant) -> EndpointStatus {
+        let Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh } =
+            member.load(now, self.options.max_metrics_age);
+        EndpointStatus {
+            endpoint: member.destination.clone(),
+            pod: member.pod.clone(),
+            reachable: member.is_reachable(),
+            fresh,
+            metrics_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            waiting,
+            running,
+            kv_usage,
+            in_flight,
+            uncached_bytes,
+        }
+    }
+}
+
+fn served(model_name: &str, model: &Model) -> ServedModel {
+    let Model { key, criticality, targets } = model;
+    let target = |target: &TargetModel| Target { name: target.name.clone(), weight: target.weight };
+    ServedModel {
+        model_name: model_name.to_owned(),
+        object: key.to_string(),
+        criticality: criticality.as_str(),
+        targets: targets.iter().map(target).collect(),
+    }
+}

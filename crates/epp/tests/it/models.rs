@@ -1,0 +1,170 @@
+//! InferenceModels: criticality and shedding, adapters, conflicts, and pools that share a picker.
+
+use serde_json::Value;
+use tonic::Code;
+
+use crate::fixtures::{Picker, Proxy, Scenario, get, post};
+
+/// A model of the tutorial's pool.
+fn model(object: &str, name: &str, criticality: &str) -> String {
+    format!(
+        "---\napiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModel\nmetadata: {{name: {object}}}\n\
+         spec: {{modelName: {name}, {criticality}poolRef: {{name: vllm-qwen-pool}}}}\n"
+    )
+}
+
+async fn complete(proxy: &Proxy, model: &str) -> crate::fixtures::Answer {
+    let body = format!(r#"{{"model":"{model}","prompt":"hello"}}"#);
+    proxy.full_duplex(&post("/v1/completions"), &[body.as_bytes(), b""]).await
+}
+
+async fn last_decision(picker: &Picker) -> Value {
+    picker.decisions(0).await.pop().expect("a decision")
+}
+
+#[tokio::test]
+async fn a_saturated_pool_serves_what_is_critical() {
+    let objects = model("standard", "standard", "")
+        + &model("named", "named", "criticality: Standard, ")
+        + &model("sheddable", "sheddable", "criticality: Sheddable, ");
+    let picker = Scenario::new(2).objects(&objects).start().await;
+    let proxy = picker.proxy().await;
+    let names = ["/model/qwen", "standard", "named", "sheddable"];
+    // One pod with capacity is enough.
+    picker.pods[0].set_load(6, 0, 0.0);
+    picker.wait_for_scrapes().await;
+    for name in names {
+        assert_eq!(complete(&proxy, name).await.picked(), picker.pods[1].address.to_string());
+    }
+    picker.pods[1].set_load(0, 0, 0.81);
+    picker.wait_for_scrapes().await;
+    assert_eq!(complete(&proxy, "/model/qwen").await.refused, None);
+    for (name, criticality) in [("standard", "Standard"), ("named", "Standard"), ("sheddable", "Sheddable")] {
+        let answer = complete(&proxy, name).await;
+        assert_eq!(answer.retry_after.as_deref(), Some("1"));
+        let (code, body, details) = answer.refused.expect("a refusal");
+        assert_eq!((code, details.as_str()), (429, "epp_saturated"));
+        let message = format!(
+            "the pool default/vllm-qwen-pool is saturated, and {criticality} requests wait for capacity: try again later"
+        );
+        let expected = serde_json::json!({"error": {"message": message,
+            "type": "TooManyRequestsError", "param": null, "code": 429}});
+        assert_eq!(body, expected);
+        assert_eq!(last_decision(&picker).await["criticality"], criticality);
+    }
+    // What has no model is not shed.
+    let get = [(":method", "GET"), (":path", "/v1/models")];
+    let mut call = proxy.open().await;
+    call.send_headers(None, &get, None, true).await;
+    assert!(call.next_with_metadata().await.1.is_some());
+}
+
+#[tokio::test]
+async fn a_pool_without_models_sheds_nothing() {
+    let picker = Scenario::new(1).without_models().start().await;
+    picker.pods[0].set_load(50, 0, 1.0);
+    picker.wait_for_scrapes().await;
+    assert_eq!(complete(&picker.proxy().await, "any").await.refused, None);
+}
+
+#[tokio::test]
+async fn capacity_is_asked_of_the_subset() {
+    let picker = Scenario::new(2).objects(&model("s", "sheddable", "criticality: Sheddable, ")).start().await;
+    let proxy = picker.proxy().await;
+    picker.pods[0].set_load(6, 0, 0.0);
+    picker.wait_for_scrapes().await;
+    let [full, free] = [0, 1].map(|pod_idx: usize| picker.pods[pod_idx].address.to_string());
+    for (subset, code) in [(&full, Some(429)), (&free, None)] {
+        let mut call = proxy.open().await;
+        call.send_headers(None, &post("/v1/completions"), Some(&[subset]), false).await;
+        call.send_body(br#"{"model":"sheddable","prompt":"p"}"#, true).await;
+        assert_eq!(call.full_duplex_answer().await.refused.map(|(code, ..)| code), code);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_with_the_adapter_goes_before_an_idle_one() {
+    let picker = Scenario::new(3).strategy("DEFAULT").objects(&model("a", "adapter", "")).start().await;
+    let proxy = picker.proxy().await;
+    for (pod, (waiting, running_adapters)) in picker.pods.iter().zip([(0, "x,y"), (4, "x,adapter"), (1, "y")])
+    {
+        pod.set_load(waiting, 0, 0.1);
+        pod.set_adapters(running_adapters, "");
+    }
+    picker.wait_for_scrapes().await;
+    assert_eq!(complete(&proxy, "adapter").await.picked(), picker.pods[1].address.to_string());
+    assert_eq!(last_decision(&picker).await["reason"], "lora");
+    // Not loaded anywhere: where there is room.
+    picker.pods[1].set_load(4, 0, 0.1);
+    picker.pods[1].set_adapters("x", "y");
+    picker.wait_for_scrapes().await;
+    assert_eq!(complete(&proxy, "adapter").await.picked(), picker.pods[2].address.to_string());
+    // Waited for is as good as loaded.
+    picker.pods[1].set_load(4, 0, 0.1);
+    picker.pods[1].set_adapters("x", "adapter");
+    picker.wait_for_scrapes().await;
+    assert_eq!(complete(&proxy, "adapter").await.picked(), picker.pods[1].address.to_string());
+    // The base model is nobody's adapter.
+    assert_eq!(complete(&proxy, "/model/qwen").await.picked(), picker.pods[0].address.to_string());
+    assert_eq!(last_decision(&picker).await["reason"], "load");
+}
+
+#[tokio::test]
+async fn conflicts_and_waiting_models_are_reported() {
+    let created = |object: &str, at: &str, pool: &str| {
+        model(object, "twice", "")
+            .replace("metadata: {", &format!("metadata: {{creationTimestamp: '{at}', "))
+            .replace("vllm-qwen-pool", pool)
+    };
+    let objects = created("younger", "2025-05-02T00:00:00Z", "vllm-qwen-pool")
+        + &created("older", "2025-05-01T00:00:00Z", "vllm-qwen-pool")
+        + &created("lost", "2025-05-01T00:00:00Z", "nowhere");
+    let picker = Scenario::new(1).objects(&objects).start().await;
+    let status: Value = serde_json::from_str(&get(picker.ports.metrics, "/debug/pools").await).unwrap();
+    let condition = |object: &str| {
+        let models = status["models"].as_array().unwrap();
+        let model = models.iter().find(|model| model["object"] == format!("default/{object}")).unwrap();
+        let condition = &model["conditions"][0];
+        assert_eq!(condition["type"], "Accepted");
+        format!("{} {}", condition["status"].as_str().unwrap(), condition["reason"].as_str().unwrap())
+    };
+    assert_eq!(condition("older"), "True Accepted");
+    assert_eq!(condition("younger"), "False ModelNameInUse");
+    assert_eq!(condition("lost"), "Unknown Pending");
+    let served = &status["pools"][0]["models"][1];
+    assert_eq!((&served["model_name"], &served["object"]), (&"twice".into(), &"default/older".into()));
+    assert!(
+        picker
+            .log
+            .lines()
+            .iter()
+            .any(|line| line.contains("Model is not served") && line.contains("default/younger"))
+    );
+}
+
+/// A pool of v1, whose pods are the tutorial's, with a model server of its own.
+const V1_POOL: &str = "---\napiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: v1}\n\
+    spec:\n  selector: {matchLabels: {app: qwen}}\n  targetPorts: [{number: 8000}]\n  endpointPickerRef: {name: e}\n";
+
+#[tokio::test]
+async fn pools_of_both_versions_share_a_picker() {
+    let picker = Scenario::new(1).objects(V1_POOL).start().await;
+    let proxy = picker.proxy().await;
+    let pool = async |proxy: &Proxy, model: &str| {
+        let answer = complete(proxy, model).await;
+        (answer.refused.map(|(code, ..)| code), last_decision(&picker).await["pool"].clone())
+    };
+    // The model tells them apart: the tutorial's pool has it, the other takes any.
+    assert_eq!(pool(&proxy, "/model/qwen").await, (None, "default/vllm-qwen-pool".into()));
+    assert_eq!(pool(&proxy, "other").await, (None, "default/v1".into()));
+    // The proxy's word goes before it.
+    let v1 = proxy.for_pool("default/v1");
+    assert_eq!(pool(&v1, "/model/qwen").await, (None, "default/v1".into()));
+    let v1alpha2 = proxy.for_pool("default/vllm-qwen-pool");
+    assert_eq!(pool(&v1alpha2, "other").await.0, Some(404));
+    assert_eq!(pool(&proxy.for_pool("default/none"), "other").await, (Some(503), Value::Null));
+    assert_eq!(
+        proxy.for_pool("none").try_open().await.err().map(|status| status.code()),
+        Some(Code::InvalidArgument)
+    );
+}
