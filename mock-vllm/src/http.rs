@@ -90,6 +90,7 @@ pub struct PodConfig {
 }
 
 /// Endpoints that are there on request only.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OptionalEndpoints {
     /// `VLLM_SERVER_DEV_MODE`
@@ -98,6 +99,8 @@ pub struct OptionalEndpoints {
     pub sleep: bool,
     /// `VLLM_ALLOW_RUNTIME_LORA_UPDATING`, with `--enable-lora`.
     pub lora_updates: bool,
+    /// `--enable-tokenizer-info-endpoint`
+    pub tokenizer_info: bool,
 }
 
 /// What `usage` says, and when.
@@ -152,6 +155,7 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize_text))
         .route("/detokenize", post(detokenize_ids))
+        .route("/tokenizer_info", get(tokenizer_info))
         .merge(scrape::routes())
         .route("/health", get(health))
         .route("/ping", get(health).post(health))
@@ -299,6 +303,14 @@ async fn detokenize_ids(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     tokenize::detokenize(&pod, &json_body(&headers, body)?)
+}
+
+async fn tokenizer_info(State(pod): State<Arc<Pod>>) -> Response {
+    if pod.config.endpoints.tokenizer_info {
+        tokenize::info(&pod)
+    } else {
+        ApiError::plain(StatusCode::NOT_FOUND).into_response()
+    }
 }
 
 async fn models(State(pod): State<Arc<Pod>>) -> Json<Value> {

@@ -17,6 +17,7 @@ pub mod trace;
 
 pub mod cache_log;
 pub mod json_lines;
+pub mod python_text;
 
 pub mod engine;
 

@@ -31,8 +31,8 @@ use crate::metrics::{Metrics, MetricsConfig};
 use crate::reply::Replier;
 use crate::reply::scripted::{Script, ScriptError};
 use crate::request_log::RequestLog;
-use crate::tokens::chat_template::ChatTemplate;
-use crate::tokens::{Tokenizer, TokenizerError};
+use crate::tokens::chat_template::{ChatTemplate, ChatTemplateConfig, TemplateSyntaxError};
+use crate::tokens::{Tokenizer, TokenizerError, TokenizerSource};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::num::NonZeroU32;
@@ -54,8 +54,8 @@ pub struct PodSettings {
     pub time_scale: TimeScale,
     /// A clock of its own instead of the wall's; one for all pods of a process.
     pub virtual_clock: Option<Pace>,
-    /// `None`: the built-in Qwen2.5.
-    pub tokenizer: Option<PathBuf>,
+    pub tokenizer: TokenizerSource,
+    pub chat: ChatTemplateConfig,
     /// `None`: the built-in file.
     pub scripted_replies: Option<PathBuf>,
     pub request_log: Option<PathBuf>,
@@ -105,6 +105,8 @@ pub enum BuildError {
     Engine(#[from] ConfigError),
     #[error("cannot load the tokenizer")]
     Tokenizer(#[from] TokenizerError),
+    #[error("cannot read the chat template")]
+    ChatTemplate(#[from] TemplateSyntaxError),
     #[error("cannot load the scripted replies")]
     Script(#[from] ScriptError),
     #[error("cannot open the request log {path}")]
@@ -130,10 +132,8 @@ impl Shared {
     /// # Errors
     /// When a file cannot be loaded.
     pub fn load(settings: &PodSettings) -> Result<Self, BuildError> {
-        let tokenizer = match &settings.tokenizer {
-            Some(path) => Tokenizer::load(path)?,
-            None => Tokenizer::qwen25(),
-        };
+        let tokenizer = Tokenizer::open(&settings.tokenizer)?;
+        let template = ChatTemplate::try_new(tokenizer.clone(), settings.chat.clone(), Clock::unix_now)?;
         let script = match &settings.scripted_replies {
             Some(path) => Script::load(path, &tokenizer)?,
             None => Script::built_in(&tokenizer),
@@ -144,7 +144,7 @@ impl Shared {
             None => RequestLog::default(),
         };
         Ok(Self {
-            template: Arc::new(ChatTemplate::new(tokenizer.clone())),
+            template: Arc::new(template),
             tokenizer,
             script: Arc::new(script),
             log: Arc::new(log),

@@ -1,15 +1,19 @@
-//! Text to token ids and back: the built-in Qwen2.5 tokenizer, or any `tokenizer.json`, and the chat template.
+//! Text to token ids and back: the built-in Qwen tokenizers, or any `tokenizer.json`, and the chat template.
 //! Knows nothing of requests, replies or HTTP.
 
+mod added_tokens;
 pub mod chat;
 pub mod chat_template;
 pub mod detokenizer;
 mod hugging_face;
-mod qwen;
+pub mod memo;
+pub mod qwen;
 
+use added_tokens::Segment;
 use detokenizer::Detokenizer;
 use hugging_face::HuggingFaceTokenizer;
-use qwen::QwenTokenizer;
+use qwen::{QwenFamily, QwenTokenizer};
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +41,14 @@ pub enum SpecialTokens {
     Skip,
 }
 
+/// Where a tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenizerSource {
+    BuiltIn(QwenFamily),
+    /// A `tokenizer.json`, or a directory with one.
+    Files(PathBuf),
+}
+
 #[derive(Debug)]
 enum Backend {
     Qwen(Box<QwenTokenizer>),
@@ -46,9 +58,23 @@ enum Backend {
 // === impl Tokenizer ===
 
 impl Tokenizer {
-    /// Qwen2.5's vocabulary of 151,665 tokens, compiled into the program.
+    /// # Errors
+    /// When files are named that are not there, or not what the `tokenizers` library reads.
+    pub fn open(source: &TokenizerSource) -> Result<Self, TokenizerError> {
+        match source {
+            TokenizerSource::BuiltIn(family) => Ok(Self::qwen(*family)),
+            TokenizerSource::Files(path) => Self::load(path),
+        }
+    }
+
+    /// Qwen2.5's vocabulary of 151,665 tokens.
     pub fn qwen25() -> Self {
-        Self { backend: Arc::new(Backend::Qwen(Box::new(QwenTokenizer::new()))) }
+        Self::qwen(QwenFamily::Qwen25)
+    }
+
+    /// A tokenizer that is compiled into the program.
+    pub fn qwen(family: QwenFamily) -> Self {
+        Self { backend: Arc::new(Backend::Qwen(Box::new(QwenTokenizer::new(family)))) }
     }
 
     /// Loads `tokenizer.json` from a directory, or the file itself.
@@ -62,9 +88,19 @@ impl Tokenizer {
 
     /// Ids of `text`. Added tokens that are spelled out in it become their own ids, as vLLM does; no BOS is put first.
     pub fn encode(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        self.split(text, |segment| match segment {
+            Segment::Added(id) => ids.push(id),
+            Segment::Plain(text) => self.encode_plain(text, &mut ids),
+        });
+        ids
+    }
+
+    /// With what the model puts around every text, like BOS; Qwen puts nothing.
+    pub fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
         match &*self.backend {
-            Backend::Qwen(qwen) => qwen.encode(text),
-            Backend::HuggingFace(tokenizer) => tokenizer.encode(text),
+            Backend::Qwen(_) => self.encode(text),
+            Backend::HuggingFace(tokenizer) => tokenizer.encode_with_special_tokens(text),
         }
     }
 
@@ -90,15 +126,20 @@ impl Tokenizer {
         }
     }
 
-    /// For one reply: takes its tokens in order and gives the text that is certain.
+    /// For one reply: takes its tokens in order and gives the text that is certain, without special tokens.
     pub fn detokenizer(&self) -> Detokenizer {
-        Detokenizer::new(self.clone())
+        self.detokenizer_with(SpecialTokens::Skip)
+    }
+
+    /// As the request's `skip_special_tokens` wants it.
+    pub fn detokenizer_with(&self, special_tokens: SpecialTokens) -> Detokenizer {
+        Detokenizer::new(self.clone(), special_tokens)
     }
 
     /// The token that ends a chat turn, and is never shown.
     pub fn eos(&self) -> u32 {
         match &*self.backend {
-            Backend::Qwen(_) => qwen::IM_END,
+            Backend::Qwen(_) => QwenFamily::IM_END,
             Backend::HuggingFace(tokenizer) => tokenizer.eos(),
         }
     }
@@ -106,8 +147,46 @@ impl Tokenizer {
     /// One above the highest id that can appear in a prompt.
     pub fn vocabulary_len(&self) -> u32 {
         match &*self.backend {
-            Backend::Qwen(_) => qwen::MODEL_VOCABULARY_LEN,
+            Backend::Qwen(qwen) => qwen.family().model_vocabulary_len(),
             Backend::HuggingFace(tokenizer) => tokenizer.vocabulary_len(),
+        }
+    }
+
+    /// What `tokenizer_config.json` says; for `/tokenizer_info`.
+    pub fn config(&self) -> Cow<'_, Map<String, Value>> {
+        match &*self.backend {
+            Backend::Qwen(qwen) => Cow::Owned(qwen.family().config()),
+            Backend::HuggingFace(tokenizer) => Cow::Borrowed(tokenizer.config()),
+        }
+    }
+
+    /// The model's own chat template, for chats with tools or without; `None` when it has none.
+    pub fn chat_template(&self, with_tools: bool) -> Option<&str> {
+        match &*self.backend {
+            Backend::Qwen(qwen) => Some(qwen.family().chat_template()),
+            Backend::HuggingFace(tokenizer) => tokenizer.chat_template(with_tools),
+        }
+    }
+
+    fn adds_special_tokens(&self) -> bool {
+        match &*self.backend {
+            Backend::Qwen(_) => false,
+            Backend::HuggingFace(tokenizer) => tokenizer.adds_special_tokens(),
+        }
+    }
+
+    /// Calls `take` with pieces of `text` whose ids do not depend on each other, in order.
+    fn split<'a>(&self, text: &'a str, take: impl FnMut(Segment<'a>)) {
+        match &*self.backend {
+            Backend::Qwen(qwen) => qwen.split(text, take),
+            Backend::HuggingFace(tokenizer) => tokenizer.split(text, take),
+        }
+    }
+
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
+        match &*self.backend {
+            Backend::Qwen(qwen) => qwen.encode_plain(text, ids),
+            Backend::HuggingFace(tokenizer) => tokenizer.encode_plain(text, ids),
         }
     }
 }

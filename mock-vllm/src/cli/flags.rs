@@ -173,7 +173,7 @@ mod tests {
         let serve = program.find_subcommand("serve").unwrap();
         let dialect = Dialect::of(serve);
         assert!(dialect.switches.contains(&"enable-prefix-caching"));
-        assert_eq!(dialect.objects, ["kv-events-config"]);
+        assert_eq!(dialect.objects, ["default-chat-template-kwargs", "kv-events-config"]);
         for (name, ..) in IGNORED {
             assert!(serve.get_arguments().all(|arg| arg.get_long() != Some(name)), "{name}");
             assert!(!name.contains('_'), "{name}");

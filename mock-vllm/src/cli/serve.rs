@@ -1,6 +1,7 @@
 //! The flags of `serve`, and the pod that they describe. Each group of flags has a file of its own.
 
 mod api;
+mod chat;
 mod engine;
 mod listen;
 mod lora;
@@ -15,8 +16,9 @@ use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::{HashForm, WireFormat};
 use crate::server::PodSettings;
 use api::ApiArgs;
+use chat::ChatArgs;
 use clap::Args;
-use engine::{EngineArgs, tokenizer_path};
+use engine::{EngineArgs, tokenizer_source};
 use listen::ListenArgs;
 use lora::LoraArgs;
 use mock::MockArgs;
@@ -35,6 +37,8 @@ pub(super) struct ServeArgs {
     api: ApiArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    chat: ChatArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -59,7 +63,7 @@ impl ServeArgs {
     /// # Errors
     /// For values that contradict each other.
     pub(super) fn into_settings(self) -> Result<PodSettings, String> {
-        let Self { model_tag, model, api, output, engine, lora, mock, listen, log_filter: _ } = self;
+        let Self { model_tag, model, api, output, chat, engine, lora, mock, listen, log_filter: _ } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
             time,
@@ -89,13 +93,13 @@ impl ServeArgs {
         };
         let queue_limits = engine.queue_limits();
         let EngineArgs { gpu_memory_utilization, seed, tokenizer, block_size, .. } = engine;
+        let tokenizer = tokenizer_source(tokenizer.as_deref(), &model)?;
         let endpoints = api.endpoints(lora.updates);
         let http = PodConfig {
             endpoints,
             output: output.into_config()?,
             ..api.into_config(model, (pod_name, vllm_version), &engine_config, block_size)
         };
-        let tokenizer = tokenizer.map(|name| tokenizer_path(&name)).transpose()?.flatten();
         Ok(PodSettings {
             http,
             engine: engine_config,
@@ -105,6 +109,7 @@ impl ServeArgs {
             time_scale: time.time_scale,
             virtual_clock: time.pace(),
             tokenizer,
+            chat: chat.config()?,
             scripted_replies,
             request_log,
             cache_log,

@@ -10,13 +10,13 @@ const MAX_REPORTED_ERRORS: usize = 10;
 const MAX_ERROR_INPUT_CHARS: usize = 200;
 
 /// Takes typed fields out of an object. Fields that nobody asks for are ignored, as vLLM does.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fields {
     object: Map<String, Value>,
     errors: Vec<FieldError>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct FieldError {
     kind: &'static str,
     loc: Loc,
@@ -25,7 +25,7 @@ struct FieldError {
     cause: Option<Cause>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Loc {
     Body,
     Field(String),
@@ -34,8 +34,13 @@ enum Loc {
 }
 
 /// `ctx` of an error.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Cause {
+    /// What a literal may be, in Python's spelling.
+    Expected(String),
+    ClassName(&'static str),
+    /// The least that a number may be.
+    AtLeast(i64),
     Text(&'static str),
     /// Python's exception.
     ValueError(String),
@@ -147,6 +152,27 @@ impl Fields {
         self.errors.push(FieldError { kind, loc, message: message.to_owned(), input, cause: None });
     }
 
+    /// For a value that is none of the `expected` ones, in Python's spelling: `'a' or 'b'`.
+    pub(crate) fn literal_error(&mut self, field: &str, expected: &str, input: Value) {
+        let message = format!("Input should be {expected}");
+        self.caused("literal_error", field, message, (input, Cause::Expected(expected.to_owned())));
+    }
+
+    /// For what is no object where vLLM takes one of `class`.
+    pub(crate) fn model_error(&mut self, field: &str, class: &'static str, input: Value) {
+        let message = format!("Input should be a valid dictionary or instance of {class}");
+        self.caused("model_type", field, message, (input, Cause::ClassName(class)));
+    }
+
+    pub(crate) fn bound_error(&mut self, field: &str, at_least: i64, input: Value) {
+        let message = format!("Input should be greater than or equal to {at_least}");
+        self.caused("greater_than_equal", field, message, (input, Cause::AtLeast(at_least)));
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     /// # Errors
     /// All that was wrong, in the order of the questions.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
@@ -180,6 +206,11 @@ impl Fields {
 
     pub(crate) fn as_map(&self) -> &Map<String, Value> {
         &self.object
+    }
+
+    fn caused(&mut self, kind: &'static str, field: &str, message: String, (input, cause): (Value, Cause)) {
+        let loc = Loc::Field(field.to_owned());
+        self.errors.push(FieldError { kind, loc, message, input, cause: Some(cause) });
     }
 
     /// The field as it came; null is as good as absent.
@@ -256,6 +287,11 @@ fn describe(kind: &str, loc: &str, message: &Value, input: &Value, cause: Option
     let (message, input) = (python_repr(message), python_repr(input));
     let cause = match cause {
         None => String::new(),
+        Some(Cause::Expected(text)) => {
+            format!(", 'ctx': {{'expected': {}}}", python_repr(&Value::from(text.as_str())))
+        }
+        Some(Cause::ClassName(class)) => format!(", 'ctx': {{'class_name': '{class}'}}"),
+        Some(Cause::AtLeast(bound)) => format!(", 'ctx': {{'ge': {bound}}}"),
         Some(Cause::Text(text)) => format!(", 'ctx': {{'error': {}}}", python_repr(&Value::from(*text))),
         Some(Cause::ValueError(text)) => {
             format!(", 'ctx': {{'error': ValueError({})}}", python_repr(&Value::from(text.as_str())))

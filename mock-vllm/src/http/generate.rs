@@ -14,6 +14,7 @@ use super::wire::Api;
 use crate::driver::backlog::SubmitError;
 use crate::driver::{Admission, Submission, Ticket};
 use crate::engine::request::LoraAdapter;
+use crate::tokens::chat_template::ChatError;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -174,8 +175,17 @@ impl Pod {
     /// For ids that the model has no embedding for.
     pub(super) fn prompt_ids(&self, prompt: &PromptInput) -> Result<Vec<u32>, ApiError> {
         match prompt {
-            PromptInput::Chat(chat) => Ok(self.template.encode(chat)),
-            PromptInput::Text(text) => Ok(self.tokenizer.encode(text)),
+            PromptInput::Chat(chat) => self.template.encode(chat).map_err(|error| {
+                let message = match error {
+                    ChatError::Media => format!("{} is not a multimodal model", self.config.model_root),
+                    ChatError::UntrustedTemplate | ChatError::NoTemplate | ChatError::Rejected(_) => {
+                        error.to_string()
+                    }
+                };
+                ApiError::bad_request(message, None)
+            }),
+            PromptInput::Text(text) => Ok(self.template.encoder().encode_with_special_tokens(text)),
+            PromptInput::PlainText(text) => Ok(self.template.encoder().encode(text)),
             PromptInput::TokenIds(ids) => {
                 let unknown = ids.iter().find(|id| **id >= self.tokenizer.vocabulary_len());
                 match unknown {

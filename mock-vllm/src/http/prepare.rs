@@ -174,8 +174,9 @@ impl Preparation<'_> {
     fn answered(self, prompt: &PromptInput, ids: Arc<[u32]>, counts: LogprobsCounts) -> AnsweredPrompt {
         let Self { pod, incoming, request } = self;
         let text = || match prompt {
-            PromptInput::Chat(chat) => pod.template.render(chat),
-            PromptInput::Text(text) => text.clone(),
+            // Its ids are there, so it has been rendered before.
+            PromptInput::Chat(chat) => pod.template.render(chat).unwrap_or_default(),
+            PromptInput::Text(text) | PromptInput::PlainText(text) => text.clone(),
             PromptInput::TokenIds(ids) => pod.tokenizer.decode(ids, SpecialTokens::Show),
         };
         let echo = || match (incoming.api, prompt) {

@@ -46,7 +46,9 @@ pub(crate) struct Extras {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PromptInput {
     Chat(Chat),
+    /// With what the tokenizer puts around a text, like BOS.
     Text(String),
+    PlainText(String),
     TokenIds(Vec<u32>),
 }
 
@@ -76,7 +78,7 @@ impl TextRequest {
         let shape = ReplyShape::parse(&fields, api, version)?;
         let logprobs = LogprobsRequest::parse(&mut fields, api, version)?;
         let prompts = match api {
-            Api::Chat => chat_prompt(&mut fields).map(|prompt| vec![prompt]),
+            Api::Chat => chat_prompt(&mut fields, version)?.map(|prompt| vec![prompt]),
             Api::Completion => completion_prompts(&mut fields, version)?,
         };
         let priority = fields.integer("priority").unwrap_or_default();
@@ -118,7 +120,7 @@ impl PromptInput {
     pub(crate) fn last_user_text(&self) -> Option<String> {
         match self {
             Self::Chat(chat) => chat.last_user_text(),
-            Self::Text(text) => Some(text.clone()),
+            Self::Text(text) | Self::PlainText(text) => Some(text.clone()),
             Self::TokenIds(_) => None,
         }
     }

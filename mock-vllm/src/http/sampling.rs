@@ -66,7 +66,7 @@ pub(crate) enum PromptLength {
 impl PromptLength {
     pub(crate) fn new(n_tokens: usize, prompt: &PromptInput) -> Self {
         match prompt {
-            PromptInput::Chat(_) | PromptInput::Text(_) => Self::Text(n_tokens),
+            PromptInput::Chat(_) | PromptInput::Text(_) | PromptInput::PlainText(_) => Self::Text(n_tokens),
             PromptInput::TokenIds(_) => Self::TokenIds(n_tokens),
         }
     }

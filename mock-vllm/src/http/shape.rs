@@ -146,7 +146,7 @@ impl<'a> Occasion<'a> {
     ) -> Self {
         let is_users = match prompt {
             PromptInput::Chat(chat) => chat.messages.last().is_some_and(|message| message.role == "user"),
-            PromptInput::Text(_) | PromptInput::TokenIds(_) => false,
+            PromptInput::Text(_) | PromptInput::PlainText(_) | PromptInput::TokenIds(_) => false,
         };
         let last_message = match last_user_text {
             Some(text) if is_users => LastMessage::User(text),

@@ -1,13 +1,15 @@
-//! `/tokenize` and `/detokenize`.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`.
 
 use super::Pod;
 use super::body::Fields;
 use super::error::ApiError;
-use super::messages::chat_prompt;
+use super::messages::tokenized_chat;
 use super::request::PromptInput;
 use crate::tokens::SpecialTokens;
+use crate::vllm_version::VllmVersion;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -22,16 +24,15 @@ struct Detokenized {
     prompt: String,
 }
 
-/// A prompt as text, or messages through the chat template.
+/// A prompt as text, or messages through the chat template. Longer ones than the model takes are no error.
 ///
 /// # Errors
-/// When the body has neither, or names another model.
+/// When the body has neither, names another model, or its chat has no prompt.
 pub(super) fn tokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = fields.string("model");
     let wants_strings = fields.boolean("return_token_strs").unwrap_or_default();
-    let text = fields.string("prompt").map(PromptInput::Text);
-    let prompt = text.or_else(|| chat_prompt(&mut fields));
+    let prompt = prompt(&mut fields, pod.config.version)?;
     fields.finish()?;
     pod.resolve_model(model.as_deref())?;
     let prompt = prompt.unwrap_or(PromptInput::TokenIds(Vec::new()));
@@ -43,13 +44,77 @@ pub(super) fn tokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
 }
 
 /// # Errors
-/// When the body has no list of ids.
+/// When the body has no list of ids, or one that the tokenizer does not have.
 pub(super) fn detokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = fields.string("model");
-    let tokens = fields.integers("tokens");
-    let tokens = fields.required("tokens", tokens).unwrap_or_default();
+    let tokens = token_list(&mut fields);
     fields.finish()?;
     pod.resolve_model(model.as_deref())?;
     Ok(Json(Detokenized { prompt: pod.tokenizer.decode(&tokens, SpecialTokens::Show) }).into_response())
+}
+
+/// tokenizer_config.json, as vLLM gives it: files left out, tokens as their text, the server's own template.
+pub(super) fn info(pod: &Pod) -> Response {
+    let mut config = pod.tokenizer.config().into_owned();
+    for file in ["vocab_file", "merges_file"] {
+        config.shift_remove(file);
+    }
+    // vLLM puts a cache around transformers' class.
+    let class = config.shift_remove("tokenizer_class");
+    let class = class.as_ref().and_then(Value::as_str).unwrap_or("TokenizersBackend");
+    let class = format!("Cached{}", class.strip_suffix("Fast").unwrap_or(class));
+    let mut info = Map::from_iter([("tokenizer_class".to_owned(), Value::from(class))]);
+    info.extend(config.into_iter().map(|(name, value)| (name, without_token_objects(value))));
+    if let Some(template) = pod.template.configured() {
+        info.insert("chat_template".to_owned(), Value::from(template));
+    }
+    Json(info).into_response()
+}
+
+/// vLLM's type is a union: a body that fits neither of the two is told what both miss.
+fn prompt(fields: &mut Fields, version: VllmVersion) -> Result<Option<PromptInput>, ApiError> {
+    if let Some(text) = fields.raw("prompt").and_then(Value::as_str).map(str::to_owned) {
+        let adds = fields.boolean("add_special_tokens").unwrap_or(true);
+        return Ok(Some(if adds { PromptInput::Text(text) } else { PromptInput::PlainText(text) }));
+    }
+    let mut as_chat = fields.clone();
+    let chat = tokenized_chat(&mut as_chat, version)?;
+    if !as_chat.has_errors() {
+        return Ok(chat.map(PromptInput::Chat));
+    }
+    let text = fields.string("prompt");
+    fields.required("prompt", text);
+    tokenized_chat(fields, version)?;
+    Ok(None)
+}
+
+/// Ids, which may be of no token.
+fn token_list(fields: &mut Fields) -> Vec<u32> {
+    let tokens = fields
+        .typed("tokens", "list_type", "Input should be a valid list", |value| value.as_array().cloned());
+    let tokens = fields.required("tokens", tokens).unwrap_or_default();
+    let mut token = |(token_idx, token): (usize, Value)| {
+        let loc = format!("tokens.{token_idx}");
+        match token.as_u64().map(u32::try_from) {
+            Some(id) => return id.unwrap_or(u32::MAX),
+            None if token.is_i64() => fields.bound_error(&loc, 0, token),
+            None => fields.error("int_type", &loc, "Input should be a valid integer", token),
+        }
+        0
+    };
+    tokens.into_iter().enumerate().map(&mut token).collect()
+}
+
+fn without_token_objects(value: Value) -> Value {
+    match value {
+        Value::Object(mut object) => match object.remove("content") {
+            Some(content) => content,
+            None => Value::Object(
+                object.into_iter().map(|(name, field)| (name, without_token_objects(field))).collect(),
+            ),
+        },
+        Value::Array(items) => Value::Array(items.into_iter().map(without_token_objects).collect()),
+        plain @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => plain,
+    }
 }

@@ -10,6 +10,10 @@ pub struct Chat {
     pub tools: Option<Vec<Value>>,
     /// Variables of the template: `add_generation_prompt`, `chat_template_kwargs`, ...
     pub variables: Map<String, Value>,
+    /// The request's own template.
+    pub template: Option<String>,
+    /// The tokenizer puts BOS and the like around what the template made.
+    pub add_special_tokens: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,12 +24,18 @@ pub struct ChatMessage {
     pub extra: Map<String, Value>,
 }
 
-/// A piece of text. Clients that send a string send one.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ContentPart {
-    pub text: String,
-    /// Fields that the API does not know, which templates may read.
-    pub extra: Map<String, Value>,
+/// Clients that send a string send one text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ContentPart {
+    Text {
+        text: String,
+        /// Fields that the API does not know, which templates may read.
+        extra: Map<String, Value>,
+    },
+    /// The name of a tool that the template is to show in full.
+    ToolReference(String),
+    /// An image or a sound, which no model here can take.
+    Media,
 }
 
 // === impl Chat ===
@@ -41,13 +51,24 @@ impl Chat {
 
 impl ChatMessage {
     pub fn new(role: &str, text: &str) -> Self {
-        let content = vec![ContentPart { text: text.to_owned(), extra: Map::new() }];
-        Self { role: role.to_owned(), content, extra: Map::new() }
+        Self { role: role.to_owned(), content: vec![ContentPart::text(text)], extra: Map::new() }
     }
 
     /// The parts that are not empty, a line each: the content for templates that take a string.
     pub fn text(&self) -> String {
-        let texts = self.content.iter().map(|part| part.text.as_str());
+        let texts = self.content.iter().map(|part| match part {
+            ContentPart::Text { text, extra: _ } => text.as_str(),
+            ContentPart::ToolReference(name) => name,
+            ContentPart::Media => "",
+        });
         texts.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+// === impl ContentPart ===
+
+impl ContentPart {
+    pub fn text(text: &str) -> Self {
+        Self::Text { text: text.to_owned(), extra: Map::new() }
     }
 }

@@ -1,119 +1,161 @@
-//! The chat template of Qwen2.5, rendered straight to token ids.
-//! The added tokens around each message split the text, so a message's ids depend on nothing but the message:
-//! a follow-up turn tokenizes only what is new.
+//! Chats to prompts: a model's Jinja template rendered as vLLM has transformers render it, and its text to token ids.
+
+mod continuation;
+mod conversation;
+mod jinja;
+mod template;
 
 use super::Tokenizer;
-use super::chat::{Chat, ChatMessage};
-use hashbrown::HashMap;
-use parking_lot::Mutex;
-use serde_json::Value;
-use std::sync::Arc;
+use super::chat::{Chat, ContentPart};
+use super::hugging_face::special_token;
+use super::memo::{self, PromptEncoder};
+use serde_json::{Map, Value};
+use std::time::Duration;
+use template::Template;
 
-/// Qwen2.5's template puts this first when the conversation has no system message of its own.
-pub const DEFAULT_SYSTEM: &str = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
+/// Flags of `serve` about chats.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChatTemplateConfig {
+    /// Jinja text in place of the model's own.
+    pub template: Option<String>,
+    /// `None`: found out from the template.
+    pub content_format: Option<ContentFormat>,
+    /// `--default-chat-template-kwargs`
+    pub default_variables: Map<String, Value>,
+    /// `--trust-request-chat-template`
+    pub trusts_requests: bool,
+}
 
-/// Texts of messages and their ids that are remembered, in bytes of text; forgotten all at once when full.
-const MEMO_LIMIT: usize = 32 << 20;
+/// How a template takes the content of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentFormat {
+    String,
+    /// A list of `{"type": "text", "text": ..}`.
+    OpenAi,
+}
+
+/// Why a chat has no prompt: the client's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChatError {
+    #[error(
+        "Chat template is passed with request, but --trust-request-chat-template is not set. Refused request with untrusted \
+         chat template."
+    )]
+    UntrustedTemplate,
+    #[error(
+        "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the \
+         tokenizer does not define one."
+    )]
+    NoTemplate,
+    #[error("the model is not a multimodal model")]
+    Media,
+    /// The template's own words, or what is wrong with it.
+    #[error("{0}")]
+    Rejected(String),
+}
+
+/// The template does not compile.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TemplateSyntaxError(String);
 
 #[derive(Debug)]
 pub struct ChatTemplate {
-    tokenizer: Tokenizer,
-    /// The turn markers are added tokens of the vocabulary, so messages can be tokenized one by one.
-    splits_at_turns: bool,
-    memo: Mutex<Memo>,
+    encoder: PromptEncoder,
+    /// For chats without tools and with; one and the same for most models. `None` when the model has none.
+    templates: Option<[Template; 2]>,
+    config: ChatTemplateConfig,
+    /// `bos_token`, `eos_token`, ...: variables of every template.
+    special_tokens: Map<String, Value>,
+    now: fn() -> Duration,
 }
 
-#[derive(Debug, Default)]
-struct Memo {
-    /// Ids of `{role}\n{content}`.
-    ids: HashMap<String, Arc<[u32]>>,
-    n_bytes: usize,
-}
+/// What tokenizer_config.json may define, and templates may read.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 // === impl ChatTemplate ===
 
 impl ChatTemplate {
-    pub fn new(tokenizer: Tokenizer) -> Self {
-        let splits_at_turns =
-            ["<|im_start|>", "<|im_end|>"].iter().all(|marker| tokenizer.encode(marker).len() == 1);
-        Self { tokenizer, splits_at_turns, memo: Mutex::default() }
+    /// `now` gives the time since 1970, which templates may print.
+    ///
+    /// # Errors
+    /// When the template of `config`, or else the tokenizer's, is no Jinja.
+    pub fn try_new(
+        tokenizer: Tokenizer,
+        config: ChatTemplateConfig,
+        now: fn() -> Duration,
+    ) -> Result<Self, TemplateSyntaxError> {
+        let source = |with_tools| config.template.as_deref().or_else(|| tokenizer.chat_template(with_tools));
+        let compile = |source: &str| Template::try_new(source, config.content_format, now);
+        let templates = match (source(false), source(true)) {
+            (Some(plain), Some(with_tools)) => Some([compile(plain)?, compile(with_tools)?]),
+            (_, _) => None,
+        };
+        let tokens = tokenizer.config();
+        let defined = |name: &&str| Some(((*name).to_owned(), Value::from(special_token(&tokens, name)?)));
+        let special_tokens = SPECIAL_TOKENS.iter().filter_map(defined).collect();
+        drop(tokens);
+        let encoder = PromptEncoder::new(tokenizer, memo::DEFAULT_LIMIT);
+        Ok(Self { encoder, templates, config, special_tokens, now })
     }
 
     /// The text that the model would see.
-    pub fn render(&self, chat: &Chat) -> String {
-        let mut text = String::new();
-        if needs_default_system(&chat.messages) {
-            push_turn(&mut text, "system", DEFAULT_SYSTEM);
+    ///
+    /// # Errors
+    /// When the template raises or fails on the chat, or a message that is to be continued is not in its text.
+    pub fn render(&self, chat: &Chat) -> Result<String, ChatError> {
+        let mut parts = chat.messages.iter().flat_map(|message| &message.content);
+        if parts.any(|part| *part == ContentPart::Media) {
+            return Err(ChatError::Media);
         }
-        for message in &chat.messages {
-            push_turn(&mut text, &message.role, &message.text());
-        }
-        if adds_generation_prompt(chat) {
-            text.push_str("<|im_start|>assistant\n");
-        }
-        text
+        let own;
+        let template = match (&chat.template, &self.templates) {
+            (Some(_), _) if !self.config.trusts_requests => return Err(ChatError::UntrustedTemplate),
+            (Some(source), _) => {
+                own = Template::try_new(source, self.config.content_format, self.now)
+                    .map_err(|TemplateSyntaxError(reason)| ChatError::Rejected(reason))?;
+                &own
+            }
+            (None, Some([plain, _])) if chat.tools.is_none() => plain,
+            (None, Some([_, with_tools])) => with_tools,
+            (None, None) => return Err(ChatError::NoTemplate),
+        };
+        template.render(chat, self.variables(chat)).map_err(ChatError::Rejected)
     }
 
     /// The ids of [`Self::render`]'s text.
-    pub fn encode(&self, chat: &Chat) -> Vec<u32> {
-        if !self.splits_at_turns {
-            return self.tokenizer.encode(&self.render(chat));
-        }
-        let before = self.tokenizer.encode("<|im_start|>");
-        let after = self.tokenizer.encode("<|im_end|>\n");
-        let mut ids = Vec::new();
-        let mut push_turn = |role: &str, content: &str| {
-            ids.extend_from_slice(&before);
-            ids.extend_from_slice(&self.message_ids(role, content));
-            ids.extend_from_slice(&after);
-        };
-        if needs_default_system(&chat.messages) {
-            push_turn("system", DEFAULT_SYSTEM);
-        }
-        for message in &chat.messages {
-            push_turn(&message.role, &message.text());
-        }
-        if adds_generation_prompt(chat) {
-            ids.extend_from_slice(&before);
-            ids.extend(self.tokenizer.encode("assistant\n"));
-        }
-        ids
+    ///
+    /// # Errors
+    /// Those of [`Self::render`].
+    pub fn encode(&self, chat: &Chat) -> Result<Vec<u32>, ChatError> {
+        let text = self.render(chat)?;
+        Ok(if chat.add_special_tokens {
+            self.encoder.encode_with_special_tokens(&text)
+        } else {
+            self.encoder.encode(&text)
+        })
     }
 
-    fn message_ids(&self, role: &str, content: &str) -> Arc<[u32]> {
-        let text = format!("{role}\n{content}");
-        if let Some(ids) = self.memo.lock().ids.get(&text) {
-            return ids.clone();
-        }
-        let ids: Arc<[u32]> = self.tokenizer.encode(&text).into();
-        self.memo.lock().insert(text, ids.clone());
-        ids
+    /// What turns the texts into ids, and remembers them.
+    pub fn encoder(&self) -> &PromptEncoder {
+        &self.encoder
     }
-}
 
-// === impl Memo ===
-
-impl Memo {
-    fn insert(&mut self, text: String, ids: Arc<[u32]>) {
-        if self.n_bytes + text.len() > MEMO_LIMIT {
-            self.ids.clear();
-            self.n_bytes = 0;
-        }
-        self.n_bytes += text.len();
-        self.ids.insert(text, ids);
+    /// `--chat-template`
+    pub fn configured(&self) -> Option<&str> {
+        self.config.template.as_deref()
     }
-}
 
-fn adds_generation_prompt(chat: &Chat) -> bool {
-    chat.variables.get("add_generation_prompt").and_then(Value::as_bool).unwrap_or_default()
-}
-
-fn needs_default_system(messages: &[ChatMessage]) -> bool {
-    messages.first().is_none_or(|message| message.role != "system")
-}
-
-fn push_turn(text: &mut String, role: &str, content: &str) {
-    for part in ["<|im_start|>", role, "\n", content, "<|im_end|>\n"] {
-        text.push_str(part);
+    /// vLLM's `merge_kwargs`: the request's variables over the server's, where they are set.
+    fn variables(&self, chat: &Chat) -> Map<String, Value> {
+        let mut variables = self.special_tokens.clone();
+        let unset = [("documents", Value::Null), ("add_generation_prompt", Value::from(false))];
+        variables.extend(unset.map(|(name, value)| (name.to_owned(), value)));
+        variables.extend(self.config.default_variables.clone());
+        let is_set = |value: &Value| !value.is_null() && value != "auto";
+        variables.extend(chat.variables.clone().into_iter().filter(|(_, value)| is_set(value)));
+        variables.insert("tools".to_owned(), Value::from(chat.tools.clone()));
+        variables
     }
 }

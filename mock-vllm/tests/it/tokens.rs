@@ -1,10 +1,12 @@
 //! Token ids against the counts and ids that transformers gives for Qwen2.5.
+#![expect(clippy::unwrap_used, reason = "a template that fails fails its test")]
 
 use crate::tutorial::{ROUND1, ROUND2_QUOTED, round2_bash};
 use mock_vllm::tokens::chat::{Chat, ChatMessage};
-use mock_vllm::tokens::chat_template::ChatTemplate;
+use mock_vllm::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
 use mock_vllm::tokens::{SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
+use std::time::Duration;
 
 const ASSISTANT: &str =
     "Hi there! It looks like you're setting up a fun test. I'm ready to play Zork! You can";
@@ -19,11 +21,15 @@ fn messages(body: &str) -> Vec<ChatMessage> {
 fn chat(messages: Vec<ChatMessage>, add_generation_prompt: bool) -> Chat {
     let variables =
         Map::from_iter([("add_generation_prompt".to_owned(), Value::from(add_generation_prompt))]);
-    Chat { messages, tools: None, variables }
+    Chat { messages, variables, ..Chat::default() }
+}
+
+fn template(tokenizer: Tokenizer) -> ChatTemplate {
+    ChatTemplate::try_new(tokenizer, ChatTemplateConfig::default(), || Duration::ZERO).unwrap()
 }
 
 fn chat_ids(body: &str) -> Vec<u32> {
-    ChatTemplate::new(Tokenizer::qwen25()).encode(&chat(messages(body), true))
+    template(Tokenizer::qwen25()).encode(&chat(messages(body), true)).unwrap()
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {
@@ -101,7 +107,7 @@ fn special_tokens_are_skipped_and_tool_tokens_are_shown() {
 #[test]
 fn messages_tokenized_one_by_one_equal_the_whole_text() {
     let tokenizer = Tokenizer::qwen25();
-    let template = ChatTemplate::new(tokenizer.clone());
+    let template = template(tokenizer.clone());
     let contents = [
         "",
         " ",
@@ -121,8 +127,8 @@ fn messages_tokenized_one_by_one_equal_the_whole_text() {
                     let messages =
                         vec![ChatMessage::new(roles[0], first), ChatMessage::new(roles[1], second)];
                     let chat = chat(messages, adds);
-                    let whole = tokenizer.encode(&template.render(&chat));
-                    assert_eq!(template.encode(&chat), whole, "{chat:?}");
+                    let whole = tokenizer.encode(&template.render(&chat).unwrap());
+                    assert_eq!(template.encode(&chat).unwrap(), whole, "{chat:?}");
                 }
             }
         }

@@ -40,6 +40,9 @@ struct DevArgs {
     /// With the development endpoints, have /sleep, /wake_up and /is_sleeping
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_sleep_mode: bool,
+    /// Have GET /tokenizer_info
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    enable_tokenizer_info_endpoint: bool,
 }
 
 #[derive(Debug, Args)]
@@ -57,8 +60,13 @@ struct UsageArgs {
 
 impl ApiArgs {
     pub(super) fn endpoints(&self, lora_updates: bool) -> OptionalEndpoints {
-        let DevArgs { server_dev_mode, enable_sleep_mode } = self.dev;
-        OptionalEndpoints { dev: server_dev_mode, sleep: enable_sleep_mode, lora_updates }
+        let DevArgs { server_dev_mode, enable_sleep_mode, enable_tokenizer_info_endpoint } = self.dev;
+        OptionalEndpoints {
+            dev: server_dev_mode,
+            sleep: enable_sleep_mode,
+            lora_updates,
+            tokenizer_info: enable_tokenizer_info_endpoint,
+        }
     }
 
     pub(super) fn into_config(

@@ -5,10 +5,12 @@ use crate::driver::backlog::QueueLimits;
 use crate::engine::config::{EngineConfig, SchedulingPolicy};
 use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
 use crate::engine::latency::LatencyModel;
+use crate::tokens::TokenizerSource;
+use crate::tokens::qwen::QwenFamily;
 use crate::vllm_version::VllmVersion;
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// `max_position_embeddings` of Qwen2.5-7B-Instruct.
 const QWEN_CONTEXT: u32 = 32_768;
@@ -70,7 +72,8 @@ pub(super) struct EngineArgs {
     /// Seeds jitter and text
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// Directory with a tokenizer.json; a Qwen2.5 model name, like the default, is built in
+    /// Directory with a tokenizer.json, or the name of a Qwen2.5 or Qwen3 model, which are built in; default: the model's, or
+    /// Qwen2.5's for models that are not known
     #[arg(long, value_name = "DIR")]
     pub(super) tokenizer: Option<String>,
 }
@@ -141,14 +144,19 @@ impl EngineArgs {
     }
 }
 
-/// `None` for names whose tokenizer is built in.
-pub(super) fn tokenizer_path(name: &str) -> Result<Option<PathBuf>, String> {
+/// `--tokenizer`, or else what fits the model.
+pub(super) fn tokenizer_source(tokenizer: Option<&str>, model: &str) -> Result<TokenizerSource, String> {
+    let name = tokenizer.unwrap_or(model);
     let path = Path::new(name);
-    if path.exists() {
-        return Ok(Some(path.to_owned()));
+    let is_there = if tokenizer.is_some() { path.exists() } else { path.join("tokenizer.json").is_file() };
+    if is_there {
+        return Ok(TokenizerSource::Files(path.to_owned()));
     }
-    if name.to_lowercase().contains("qwen2.5") {
-        return Ok(None);
+    match (QwenFamily::of_model(name), tokenizer) {
+        (Some(family), _) => Ok(TokenizerSource::BuiltIn(family)),
+        (None, None) => Ok(TokenizerSource::BuiltIn(QwenFamily::Qwen25)),
+        (None, Some(name)) => Err(format!(
+            "--tokenizer {name}: no such directory, and only the tokenizers of Qwen2.5 and Qwen3 are built in"
+        )),
     }
-    Err(format!("--tokenizer {name}: no such directory, and only Qwen2.5's tokenizer is built in"))
 }

@@ -1,6 +1,7 @@
 //! Values of flags: how their text becomes a number, a share or a model of time.
 
 use crate::engine::latency::LatencyModel;
+use serde_json::{Map, Value};
 
 pub(super) fn latency_preset(name: &str) -> Result<LatencyModel, String> {
     LatencyModel::preset(name).ok_or_else(|| format!("no such preset: {name}"))
@@ -32,6 +33,23 @@ pub(super) fn flag(text: &str) -> Result<bool, String> {
         "1" | "true" => Ok(true),
         other => Err(format!("must be 0 or 1, got {other}")),
     }
+}
+
+/// A flag that takes JSON, given any number of times: a whole object, or a `key=value` as the dialect makes of `--flag.key`.
+pub(super) fn json_object(values: &[String]) -> Result<Map<String, Value>, String> {
+    let mut object = Map::new();
+    for text in values {
+        if text.trim_start().starts_with('{') {
+            object = serde_json::from_str(text).map_err(|error| format!("{text}: {error}"))?;
+            continue;
+        }
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("{text} is neither a JSON object nor a key with a value"))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+        object.insert(key.to_owned(), value);
+    }
+    Ok(object)
 }
 
 #[cfg(test)]
