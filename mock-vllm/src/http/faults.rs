@@ -106,6 +106,7 @@ impl Pod {
             }
         }
         self.faults.set(rules);
+        self.freeze_pages();
         Ok(())
     }
 
@@ -134,6 +135,15 @@ impl Pod {
             | Fault::KvPressure { .. }
             | Fault::MetricsFreeze {} => page,
         })
+    }
+
+    /// Keeps the page for the rules that freeze it by now.
+    fn freeze_pages(&self) {
+        for active in self.faults.active() {
+            if matches!(active.rule.fault, Fault::MetricsFreeze {}) {
+                active.frozen(|| self.freeze());
+            }
+        }
     }
 
     fn freeze(&self) -> page::FrozenPages {

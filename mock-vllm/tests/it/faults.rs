@@ -188,22 +188,36 @@ async fn a_plain_answer_declares_another_length() {
 #[tokio::test]
 async fn errors_have_vllms_shape_and_say_when_to_retry() {
     let pod = start("").await;
-    let check = async |rule: &str, code: u16, reason: &str, retry: Option<&str>| {
+    let check = async |rule: &str, code: u16, kind: &str, message: &str, retry: Option<&str>| {
         set(&pod, json!([rule])).await;
         let answer = pod.post("/v1/completions", r#"{"prompt":"x"}"#).await;
         assert_eq!(answer.status.as_u16(), code);
-        let expected = json!({"error": {"message": reason, "type": reason, "param": null, "code": code}});
+        let expected = json!({"error": {"message": message, "type": kind, "param": null, "code": code}});
         assert_eq!(answer.json(), expected);
         assert_eq!(answer.headers.get("retry-after").map(|value| value.to_str().unwrap()), retry);
         assert_eq!(answer.headers[FAULT], rule);
     };
-    check("status:code=429", 429, "Too Many Requests", Some("1")).await;
-    check("status:code=503,retry_after=2s 500ms", 503, "Service Unavailable", Some("3")).await;
-    check("status:code=500", 500, "Internal Server Error", None).await;
+    let reason = "Too Many Requests";
+    check("status:code=429", 429, reason, reason, Some("1")).await;
+    let busy = "The engine is currently busy and cannot accept new requests. Please try again later or on a different \
+                instance.";
+    check("status:code=503,retry_after=2s 500ms", 503, "Service Unavailable", busy, Some("3")).await;
+    let dead = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
+    check("status:code=500", 500, "InternalServerError", dead, None).await;
     set(&pod, json!(["status:code=401"])).await;
     assert_eq!(pod.post("/v1/completions", "{}").await.body, r#"{"error":"Unauthorized"}"#);
     clear(&pod).await;
     assert_eq!(status(&pod).await, 200);
+}
+
+#[tokio::test]
+async fn errors_follow_the_version_and_can_be_cut_off_too() {
+    let pod = start("--vllm-version 0.8").await;
+    set(&pod, json!(["status:code=500"])).await;
+    let answer = pod.post("/v1/completions", r#"{"prompt":"x"}"#).await;
+    assert_eq!((&answer.json()["object"], &answer.json()["code"]), (&json!("error"), &json!(500)));
+    let cut = complete(&pod, false, "truncate:tokens=1").await;
+    assert!(cut.text.starts_with("HTTP/1.1 500") && cut.end.is_ok() && cut.body_excess() < 0, "{}", cut.text);
 }
 
 /// Which of 60 requests are hit.
@@ -228,6 +242,9 @@ async fn rates_hit_the_same_requests_for_the_same_seed() {
     assert_ne!(hits(2, ",rate=0.3").await, first);
     let n_hits = first.iter().filter(|hit| **hit).count();
     assert!((8..30).contains(&n_hits), "{n_hits} of 60 at 0.3");
+    // In every process: a promise of the generator.
+    let seen: String = first[..20].iter().map(|hit| if *hit { 'x' } else { '.' }).collect();
+    assert_eq!(seen, ".x.xx..x....xx.x...x");
     assert!(hits(1, "").await.into_iter().all(|hit| hit));
 }
 
@@ -396,6 +413,29 @@ async fn frozen_metrics_stay_and_thaw_to_the_truth() {
     assert!(negotiated.body.contains("vllm:prompt_tokens_total{") && negotiated.body.contains("} 1.0"));
     clear(&pod).await;
     assert_eq!(prompt_tokens().await, 2.0);
+}
+
+#[tokio::test]
+async fn metrics_freeze_at_their_moment_and_not_at_the_next_scrape() {
+    let pod = start("").await;
+    set(&pod, json!(["metrics-freeze"])).await;
+    status(&pod).await;
+    assert_eq!(pod.metric("vllm:prompt_tokens_total").await, 0.0);
+    // A moment to come: 20 ms from now, and then some for a machine that is busy; one try in a hundred is enough.
+    for _ in 0..100 {
+        clear(&pod).await;
+        let before = pod.metric("vllm:prompt_tokens_total").await;
+        set(&pod, json!(["metrics-freeze:from=20s"])).await;
+        while pod.get("/debug/faults").await.json()["faults"][0]["active"] == false {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        status(&pod).await;
+        if pod.metric("vllm:prompt_tokens_total").await == before {
+            return;
+        }
+    }
+    panic!("the page is that of the scrape");
 }
 
 #[tokio::test]

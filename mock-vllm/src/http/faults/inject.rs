@@ -1,10 +1,11 @@
 //! Carries out the faults of requests. A request without one pays for a flag and a header that is not there.
 
 use super::super::Pod;
-use super::super::error::ApiError;
+use super::super::error::{self, ApiError};
 use super::body::{self, Cut, Cutting};
 use crate::faults::socket::Connection;
 use crate::faults::{Endpoints, Fault, Rule};
+use crate::metrics::AdmissionLimit;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Json, Response};
@@ -55,6 +56,9 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
     if rules.is_empty() {
         return response;
     }
+    // What is done to its bytes comes last.
+    let mut response = error::dated(response, pod.config.version);
+    response.extensions_mut().remove::<ApiError>();
     spoil(response, &rules, &Cutting { clock: pod.faults.clock().clone(), connection }).await
 }
 
@@ -116,10 +120,13 @@ async fn spoil(mut response: Response, rules: &[Rule], cutting: &Cutting) -> Res
 }
 
 fn error_response(code: StatusCode, retry_after: Option<Duration>) -> Response {
-    let mut response = if code == StatusCode::UNAUTHORIZED {
-        (code, Json(json!({"error": "Unauthorized"}))).into_response()
-    } else {
-        ApiError::plain(code).into_response()
+    let mut response = match code {
+        StatusCode::UNAUTHORIZED => (code, Json(json!({"error": "Unauthorized"}))).into_response(),
+        StatusCode::INTERNAL_SERVER_ERROR => ApiError::engine_dead().into_response(),
+        StatusCode::SERVICE_UNAVAILABLE => {
+            ApiError::queue_full(AdmissionLimit::MaxNumQueuedReqs).into_response()
+        }
+        _ => ApiError::plain(code).into_response(),
     };
     let is_retried = matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     if let Some(retry_after) = retry_after.or(is_retried.then_some(DEFAULT_RETRY)) {

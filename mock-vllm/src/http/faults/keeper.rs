@@ -2,7 +2,6 @@
 
 use super::super::Pod;
 use crate::engine::Engine;
-use crate::faults::Fault;
 use std::sync::Arc;
 
 /// Keeps the engine's reserved blocks and frozen pages as the rules want them, for as long as the pod is served.
@@ -18,11 +17,7 @@ pub async fn keep(pod: Arc<Pod>) {
             }
             reserved_share = share;
         }
-        for active in pod.faults.active() {
-            if matches!(active.rule.fault, Fault::MetricsFreeze {}) {
-                active.frozen(|| pod.freeze());
-            }
-        }
+        pod.freeze_pages();
         pod.faults.change(&mut changed).await;
     }
 }
