@@ -12,6 +12,7 @@ use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
 use epp::body::{BodyScanner, PromptField};
+use epp::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
 use epp::exchange::{Exchange, Opening};
 use epp::metrics::Metrics;
@@ -53,6 +54,7 @@ fn director() -> Director {
         threshold: 0.5,
         max_metrics_age: Duration::from_secs(2),
         index_capacity: NonZeroU32::new(31_250).expect("not zero"),
+        compat: Compat::None,
         saturation: Thresholds::default(),
         endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
@@ -109,7 +111,8 @@ fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
     let body = body(n_bytes);
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(|| messages(&body)).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();
-        let opening = Opening { max_body_bytes: 64 << 20, fresh_request_id, pool: None };
+        let opening =
+            Opening { max_body_bytes: 64 << 20, fresh_request_id, pool: None, compat: Compat::None };
         let mut exchange = Exchange::<Ticket>::new(opening);
         for message in messages {
             let answers = exchange.step(message, |inquiry| director.decide(inquiry, now()));

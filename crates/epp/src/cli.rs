@@ -15,6 +15,7 @@ use scheduling::saturation::Thresholds;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
+use crate::compat::Compat;
 use crate::director::Options;
 use crate::log::{self, Filter, Format};
 use crate::server::{Ports, Server, Settings, Shutdown};
@@ -117,6 +118,9 @@ struct PolicyArgs {
     /// How many endpoints the proxy is told for a request: the picked one, then those to try when it cannot be reached
     #[arg(long, value_name = "COUNT", default_value = "1")]
     endpoints_per_pick: NonZeroUsize,
+    /// Whose replies are given, headers, error texts and their codes in metrics, where those of others differ
+    #[arg(long, value_enum, value_name = "PICKER", default_value_t)]
+    compat: Compat,
     /// Longest request body that is kept until it is complete
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     max_body_bytes: usize,
@@ -167,6 +171,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
         saturation_metrics_age,
         index_capacity,
         endpoints_per_pick,
+        compat,
         max_body_bytes,
         decisions,
         seed,
@@ -184,6 +189,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
             pool,
             threshold,
             max_metrics_age,
+            compat,
             saturation: Thresholds {
                 queue_depth: saturation_queue_depth,
                 kv_usage: saturation_kv_usage,

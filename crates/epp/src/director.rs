@@ -32,6 +32,7 @@ use self::note::Trace;
 pub use self::ticket::Ticket;
 use crate::body::RequestBody;
 use crate::candidates::{Incarnations, Member, Roll, Roster};
+use crate::compat::Compat;
 use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
 use crate::inquiry::{Content, Inquiry, Subset};
@@ -61,6 +62,7 @@ pub struct Options {
     pub max_metrics_age: Duration,
     /// Bound of the prefix index for each endpoint, in blocks.
     pub index_capacity: NonZeroU32,
+    pub compat: Compat,
     /// Requests that are not critical are refused when no endpoint of their pool stays within these.
     pub saturation: Thresholds,
     /// Most endpoints that the proxy is told for a request: the picked one and its fallbacks.
@@ -149,6 +151,11 @@ impl Director {
     #[must_use]
     pub fn decisions(&self) -> &Decisions {
         &self.decisions
+    }
+
+    #[must_use]
+    pub fn compat(&self) -> Compat {
+        self.options.compat
     }
 
     #[must_use]
@@ -254,6 +261,9 @@ impl Director {
             return Ok(Placement::opaque(roll));
         };
         let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes: _, n_bytes } = body;
+        if self.options.compat == Compat::GieV04 && roll.pool.models.is_empty() {
+            return Err(Refusal::ModelNotFound { model });
+        }
         let choice = model::choose(&roll.pool, &model, &mut *self.rng.lock())?;
         let Choice { target_model, criticality } = choice;
         record.criticality = criticality.map(Criticality::as_str);
@@ -285,7 +295,14 @@ impl Director {
     ) -> Result<Pick<Ticket>, Refusal> {
         let Placement { roll, rewrite, target_model, criticality, n_bytes, chain } = placement;
         let Trace { record, labels } = trace;
-        let members = eligible(roll, subset)?;
+        let members = match eligible(roll, subset) {
+            // To upstream, a pool without pods is a saturated one.
+            Err(Refusal::NoEndpoints { pool }) if self.options.compat == Compat::GieV04 => {
+                self.admit(&pool, criticality, &[], now)?;
+                return Err(Refusal::NoEndpoints { pool });
+            }
+            members => members?,
+        };
         self.admit(&roll.pool.key, criticality, &members, now)?;
         record.total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
         let policy = match roll.pool.strategy {

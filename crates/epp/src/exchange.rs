@@ -12,7 +12,7 @@ mod mode;
 mod responding;
 
 use bytes::Bytes;
-use envoy_proto::config::core::v3::Metadata;
+use envoy_proto::config::core::v3::{HeaderValueOption, Metadata};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
@@ -22,6 +22,8 @@ use self::collecting::{Collected, Collecting};
 pub use self::mode::{BodyMode, Modes};
 use self::responding::Responding;
 pub use self::responding::ResponseReport;
+use crate::body::PromptField;
+use crate::compat::{self, Compat};
 use crate::inquiry::{Content, Inquiry, RequestHead, RequestId, Route};
 use crate::refusal::{BodyFault, Refusal};
 use crate::reply::{self, Pieces};
@@ -55,6 +57,7 @@ pub struct Opening {
     pub fresh_request_id: String,
     /// The pool that the proxy names for the stream.
     pub pool: Option<ObjectKey>,
+    pub compat: Compat,
 }
 
 /// A message that the protocol does not allow where it came.
@@ -80,6 +83,8 @@ pub struct Exchange<L> {
     /// What the proxy was told.
     destination: Option<String>,
     responding: Responding,
+    /// Headers of the request, where the answer repeats them.
+    echo: Vec<HeaderValueOption>,
 }
 
 #[derive(Debug)]
@@ -97,6 +102,7 @@ impl<L> Exchange<L> {
     #[must_use]
     pub fn new(opening: Opening) -> Self {
         let request_id = RequestId { text: opening.fresh_request_id.clone(), is_fresh: true };
+        let responding = Responding::new(opening.compat, opening.max_body_bytes);
         Self {
             opening,
             modes: Modes::default(),
@@ -104,7 +110,8 @@ impl<L> Exchange<L> {
             request_id,
             lease: None,
             destination: None,
-            responding: Responding::default(),
+            responding,
+            echo: Vec::new(),
         }
     }
 
@@ -168,7 +175,7 @@ impl<L> Exchange<L> {
                 vec![self.responding.headers(&headers, metadata, mode, &self.request_id.text)]
             }
             Request::ResponseBody(body) => self.responding.body(self.modes.response, body),
-            Request::ResponseTrailers(_) => vec![self.responding.trailers()],
+            Request::ResponseTrailers(_) => self.responding.trailers(),
         };
         Ok(if observability_mode { Vec::new() } else { answers })
     }
@@ -183,6 +190,10 @@ impl<L> Exchange<L> {
             return Err(ProtocolError::HeadersTwice);
         }
         let mut head = RequestHead::new(headers, metadata);
+        if self.opening.compat == Compat::GieV04 {
+            head.route = Route::Prompt(PromptField::Any);
+            self.echo = compat::echoed(headers);
+        }
         if let Some(text) = head.x_request_id.take() {
             self.request_id = RequestId { text, is_fresh: false };
         }
@@ -218,10 +229,11 @@ impl<L> Exchange<L> {
         decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
     ) -> Vec<ProcessingResponse> {
         match decide(self.inquiry(head, Content::Opaque)) {
-            Err(refusal) => self.refuse(&refusal),
+            Err(refusal) => self.refuse(&refusal, false),
             Ok(pick) => {
                 self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
-                let answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
+                let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
+                self.style(&mut answers, 0);
                 self.note_pick(pick);
                 answers
             }
@@ -283,8 +295,8 @@ impl<L> Exchange<L> {
         };
         let inquiry = self.inquiry(collecting.into_head(), Content::Fault(fault.clone()));
         match decide(inquiry) {
-            Err(refusal) => self.refuse(&refusal),
-            Ok(_) => self.refuse(&Refusal::Body(fault)),
+            Err(refusal) => self.refuse(&refusal, true),
+            Ok(_) => self.refuse(&Refusal::Body(fault), true),
         }
     }
 
@@ -298,19 +310,32 @@ impl<L> Exchange<L> {
         };
         let Collected { head, content, body } = collecting.finish(end);
         match decide(self.inquiry(head, content)) {
-            Err(refusal) => self.refuse(&refusal),
+            Err(refusal) => self.refuse(&refusal, true),
             Ok(pick) => {
                 let rewrite = pick.rewrite.as_ref().map(|rewrite| rewrite.target_model.as_str());
-                let answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
+                let n_bytes = body.n_bytes(rewrite);
+                let mut answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
+                self.style(&mut answers, n_bytes);
                 self.note_pick(pick);
                 answers
             }
         }
     }
 
-    fn refuse(&mut self, refusal: &Refusal) -> Vec<ProcessingResponse> {
+    /// `has_body`: the refusal answers a body that was read.
+    fn refuse(&mut self, refusal: &Refusal, has_body: bool) -> Vec<ProcessingResponse> {
         self.phase = Phase::Refused;
-        vec![reply::refused(refusal, &self.request_id.text)]
+        vec![match self.opening.compat {
+            Compat::None => reply::refused(refusal, &self.request_id.text),
+            Compat::GieV04 => reply::message(Response::ImmediateResponse(compat::refused(refusal, has_body))),
+        }]
+    }
+
+    fn style(&self, answers: &mut [ProcessingResponse], n_bytes: usize) {
+        match self.opening.compat {
+            Compat::None => {}
+            Compat::GieV04 => compat::picked(answers, &self.echo, n_bytes),
+        }
     }
 
     fn inquiry(&self, head: RequestHead, content: Content) -> Inquiry {
@@ -323,7 +348,10 @@ impl<L> Exchange<L> {
         let Pick { destination, rewrite, lease } = pick;
         self.destination = Some(destination);
         self.lease = Some(lease);
-        self.responding.restore = rewrite.map(|rewrite| json_string(&rewrite.model));
+        self.responding.restore = match self.opening.compat {
+            Compat::None => rewrite.map(|rewrite| json_string(&rewrite.model)),
+            Compat::GieV04 => None,
+        };
     }
 }
 

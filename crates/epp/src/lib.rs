@@ -17,6 +17,8 @@ pub mod scrape;
 
 pub mod candidates;
 
+pub mod compat;
+
 pub mod reply;
 
 pub mod inquiry;

@@ -14,7 +14,9 @@ use prometheus_client::registry::Registry;
 pub const UNLISTED_MODEL: &str = "unlisted";
 
 /// Content type of [`Metrics::encode`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Content type of [`Metrics::encode_classic`].
+pub const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Upstream's `inference_extension_scheduler_e2e_duration_seconds` buckets, and smaller ones below them.
 const DECISION_SECONDS: [f64; 12] =
@@ -198,6 +200,32 @@ impl Metrics {
         body
     }
 
+    /// The same in the older text format, in which a counter's comments have its whole name, and bounds have no `.0`.
+    #[must_use]
+    pub fn encode_classic(&self) -> String {
+        let text = self.encode();
+        let mut out = String::with_capacity(text.len());
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            match line.split_once(' ').map(|(hash, rest)| (hash, rest.split_once(' '))) {
+                Some(("#", Some(("HELP", help)))) => {
+                    let (name, help) = help.split_once(' ').unwrap_or((help, ""));
+                    let is_counter = lines.peek().is_some_and(|next| next.ends_with(" counter"));
+                    let suffix = if is_counter { "_total" } else { "" };
+                    out += &format!("# HELP {name}{suffix} {help}\n");
+                }
+                Some(("#", Some(("TYPE", kind)))) => match kind.strip_suffix(" counter") {
+                    Some(name) => out += &format!("# TYPE {name}_total counter\n"),
+                    None => out += &format!("{line}\n"),
+                },
+                // The end of the file, and units, which it does not know.
+                Some(("#", _)) => {}
+                _ => out += &format!("{}\n", without_fraction(line)),
+            }
+        }
+        out
+    }
+
     /// The names of Gateway API Inference Extension v0.3 and v0.4; the library adds `_total` and a full stop.
     fn register_upstream(&mut self) {
         let registry = &mut self.registry;
@@ -324,4 +352,14 @@ impl Metrics {
             self.prefix_indexer_evicted.clone(),
         );
     }
+}
+
+/// The line with a whole bound written as Go does: `le="64"` for `le="64.0"`.
+fn without_fraction(line: &str) -> String {
+    let bound = line.find("le=\"").and_then(|at| {
+        let (before, bound) = line.split_at(at + 4);
+        let (bound, behind) = bound.split_once('"')?;
+        Some(format!("{before}{}\"{behind}", bound.strip_suffix(".0")?))
+    });
+    bound.unwrap_or_else(|| line.to_owned())
 }

@@ -6,6 +6,7 @@ use scheduling::pick::{Decision as Picked, Reason, Score};
 use tracing::{debug, info};
 
 use super::{Considered, Director};
+use crate::compat::{self, Compat};
 use crate::explain::{CandidateRecord, Decision};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
 use crate::refusal::Refusal;
@@ -68,7 +69,10 @@ impl Director {
         );
         self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
         let ModelLabels { model_name, target_model_name } = labels.clone();
-        let error_code = refusal.code().to_string();
+        let error_code = match self.options.compat {
+            Compat::None => refusal.code().to_string(),
+            Compat::GieV04 => compat::error_code(refusal).to_owned(),
+        };
         let labels = ModelErrorLabels { model_name, target_model_name, error_code };
         self.metrics.request_errors.get_or_create(&labels).inc();
     }

@@ -114,6 +114,15 @@ impl Collecting {
 }
 
 impl CollectedBody {
+    /// Length of the body that goes on, its model renamed to `rewrite`.
+    pub(crate) fn n_bytes(&self, rewrite: Option<&str>) -> usize {
+        let n_bytes: usize = self.chunks.iter().map(Bytes::len).sum();
+        match (&self.model_span, rewrite) {
+            (Some(span), Some(name)) => n_bytes - span.len() + json_string(name).len(),
+            _ => n_bytes,
+        }
+    }
+
     /// The answers that send the request to `destination`, its model renamed to `rewrite`.
     pub(crate) fn answers(
         self,

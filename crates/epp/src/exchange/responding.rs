@@ -8,6 +8,7 @@ use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRespon
 use inference_api::keys;
 
 use super::BodyMode;
+use crate::compat::{self, Compat};
 use crate::inquiry::header_value;
 use crate::reply::{self, Pieces};
 use crate::response::{Layout, ResponseReader, Usage};
@@ -33,9 +34,18 @@ pub(crate) struct Responding {
     reader: Option<ResponseReader>,
     status: Option<u16>,
     complete: bool,
+    compat: Compat,
+    /// Most bytes that are held back until the response is complete.
+    max_held: usize,
+    /// What is held back, where responses are sent on whole.
+    held: Option<Vec<Bytes>>,
 }
 
 impl Responding {
+    pub(crate) fn new(compat: Compat, max_held: usize) -> Self {
+        Self { compat, max_held, ..Self::default() }
+    }
+
     pub(crate) fn headers(
         &mut self,
         headers: &HttpHeaders,
@@ -59,7 +69,15 @@ impl Responding {
         let layout = Layout::new(content_type, content_encoding);
         self.reader = Some(ResponseReader::new(layout, self.restore.clone()));
         let length_changes = self.restore.is_some() && !mode.is_buffered();
-        reply::response_headers(request_id, length_changes)
+        let mut answer = reply::response_headers(request_id, length_changes);
+        match self.compat {
+            Compat::None => {}
+            Compat::GieV04 => {
+                self.held = (layout != Layout::EventStream && mode == BodyMode::FullDuplex).then(Vec::new);
+                compat::responded(&mut answer, headers);
+            }
+        }
+        answer
     }
 
     pub(crate) fn body(&mut self, mode: BodyMode, body: HttpBody) -> Vec<ProcessingResponse> {
@@ -69,6 +87,7 @@ impl Responding {
             Some(reader) => reader.push(&body),
             None => vec![body.clone()],
         };
+        let Some(parts) = self.hold(parts, end_of_stream) else { return Vec::new() };
         // A chunk that lies inside a name that was replaced is nothing to send on.
         let is_swallowed = parts.is_empty() && !body.is_empty() && !end_of_stream;
         let parts = Pieces::new(parts);
@@ -87,9 +106,24 @@ impl Responding {
         vec![reply::message(Response::ResponseBody(answer))]
     }
 
-    pub(crate) fn trailers(&mut self) -> ProcessingResponse {
+    pub(crate) fn trailers(&mut self) -> Vec<ProcessingResponse> {
         self.complete = true;
-        reply::message(Response::ResponseTrailers(reply::unchanged_trailers()))
+        let held = self.held.take().filter(|held| !held.is_empty()).map(Pieces::new);
+        let held = held.into_iter().flat_map(|held| held.into_messages(false)).map(reply::streamed);
+        let mut answers: Vec<_> = held.map(|body| reply::message(Response::ResponseBody(body))).collect();
+        answers.push(reply::message(Response::ResponseTrailers(reply::unchanged_trailers())));
+        answers
+    }
+
+    /// What goes on now: `parts`, all that was held back, or nothing yet.
+    fn hold(&mut self, parts: Vec<Bytes>, end_of_stream: bool) -> Option<Vec<Bytes>> {
+        let Some(held) = &mut self.held else { return Some(parts) };
+        held.extend(parts);
+        let n_bytes: usize = held.iter().map(Bytes::len).sum();
+        if !end_of_stream && n_bytes <= self.max_held {
+            return None;
+        }
+        self.held.take()
     }
 
     pub(crate) fn report(&self) -> ResponseReport {

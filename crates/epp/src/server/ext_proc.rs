@@ -65,6 +65,7 @@ impl ExternalProcessor for Processor {
             max_body_bytes: self.max_body_bytes,
             fresh_request_id: self.director.fresh_request_id(),
             pool: named_pool(request.metadata())?,
+            compat: self.director.compat(),
         };
         let conversation = Conversation {
             inbound: request.into_inner(),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Query, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -32,9 +33,16 @@ pub(super) fn router(director: Arc<Director>) -> Router {
         .with_state(director)
 }
 
-async fn show_metrics(State(director): State<Arc<Director>>) -> Response {
+/// OpenMetrics for those who ask for it, as Prometheus does; the older format for curl and the like.
+async fn show_metrics(State(director): State<Arc<Director>>, headers: HeaderMap) -> Response {
     director.refresh_gauges(now());
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], director.metrics().encode()).into_response()
+    let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let (content_type, text) = if accepts.contains("application/openmetrics-text") {
+        (metrics::OPENMETRICS, director.metrics().encode())
+    } else {
+        (metrics::CLASSIC, director.metrics().encode_classic())
+    };
+    ([(CONTENT_TYPE, content_type)], text).into_response()
 }
 
 async fn show_decisions(

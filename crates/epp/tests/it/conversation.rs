@@ -10,6 +10,7 @@ use envoy_proto::service::ext_proc::v3::{
     CommonResponse, HeaderMutation, HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest,
     ProcessingResponse, ProtocolConfiguration,
 };
+use epp::compat::Compat;
 use epp::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
 use epp::inquiry::{Content, Inquiry};
 use epp::refusal::Refusal;
@@ -32,7 +33,11 @@ pub(crate) fn decide(inquiry: Inquiry) -> Result<Pick<()>, Refusal> {
 }
 
 pub(crate) fn exchange(max_body_bytes: usize) -> Exchange<()> {
-    Exchange::new(Opening { max_body_bytes, fresh_request_id: "fresh".to_owned(), pool: None })
+    compatible_exchange(max_body_bytes, Compat::None)
+}
+
+pub(crate) fn compatible_exchange(max_body_bytes: usize, compat: Compat) -> Exchange<()> {
+    Exchange::new(Opening { max_body_bytes, fresh_request_id: "fresh".to_owned(), pool: None, compat })
 }
 
 pub(crate) fn headers(method: &str, path: &str, end_of_stream: bool) -> Request {
@@ -109,7 +114,10 @@ impl Mode {
 
 /// One line per message in, with what comes out behind the arrow.
 pub(crate) fn check(mode: Mode, requests: Vec<Request>, expected: Expect) {
-    let mut exchange = exchange(10_000);
+    check_with(exchange(10_000), mode, requests, expected);
+}
+
+pub(crate) fn check_with(mut exchange: Exchange<()>, mode: Mode, requests: Vec<Request>, expected: Expect) {
     let mut lines = String::new();
     for request in requests {
         let name = match &request {
@@ -155,7 +163,9 @@ pub(crate) fn header_mutation(mutation: Option<&HeaderMutation>) -> String {
     let mut text = String::new();
     for option in mutation.iter().flat_map(|mutation| &mutation.set_headers) {
         let header = option.header.as_ref().unwrap();
-        text += &format!(" {}={}", header.key, String::from_utf8_lossy(&header.raw_value));
+        // A header that is appended, not replaced.
+        let appended = if option.append_action == 0 { "+" } else { "" };
+        text += &format!(" {appended}{}={}", header.key, String::from_utf8_lossy(&header.raw_value));
     }
     for key in mutation.iter().flat_map(|mutation| &mutation.remove_headers) {
         text += &format!(" -{key}");
@@ -166,6 +176,7 @@ pub(crate) fn header_mutation(mutation: Option<&HeaderMutation>) -> String {
 pub(crate) fn common(response: Option<&CommonResponse>) -> String {
     let response = response.unwrap();
     let mut text = header_mutation(response.header_mutation.as_ref());
+    text += if response.clear_route_cache { " clear-route-cache" } else { "" };
     let mutation = response.body_mutation.as_ref().and_then(|change| change.mutation.as_ref());
     match mutation {
         None => {}

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use epp::compat::Compat;
 use epp::director::Options;
 use epp::log::Format;
 use epp::server::{Ports, Server, Settings, Shutdown};
@@ -61,6 +62,7 @@ pub(crate) struct Scenario {
     n_pods: usize,
     max_body_bytes: usize,
     endpoints_per_pick: usize,
+    compat: Compat,
 }
 
 /// A running picker.
@@ -92,6 +94,7 @@ impl Scenario {
             n_pods,
             max_body_bytes: 64 << 20,
             endpoints_per_pick: 1,
+            compat: Compat::None,
         }
     }
 
@@ -106,6 +109,10 @@ impl Scenario {
     /// The pool's engine.
     pub(crate) fn annotations(self, annotations: &'static str) -> Self {
         Self { annotations, ..self }
+    }
+
+    pub(crate) fn compat(self, compat: Compat) -> Self {
+        Self { compat, ..self }
     }
 
     /// More objects for the pool file, which begins with the pool.
@@ -127,7 +134,7 @@ impl Scenario {
 
     /// Starts pods and picker, and waits until every pod was scraped.
     pub(crate) async fn start(self) -> Picker {
-        let Self { strategy, annotations, models, n_pods, max_body_bytes, endpoints_per_pick } = self;
+        let Self { strategy, annotations, models, n_pods, max_body_bytes, endpoints_per_pick, compat } = self;
         let dir = TempDir::new().unwrap();
         let (pool_file, endpoints_file) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
         let mut pods = Vec::new();
@@ -142,6 +149,7 @@ impl Scenario {
         write_endpoints(&endpoints_file, &pods);
         let mut settings = settings(&pool_file, &endpoints_file, max_body_bytes);
         settings.director.endpoints_per_pick = NonZeroUsize::new(endpoints_per_pick).unwrap();
+        settings.director.compat = compat;
         let server = Server::bind(settings).await.unwrap();
         let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
         let mut tasks = JoinSet::new();
@@ -259,6 +267,7 @@ pub(crate) fn options() -> Options {
         threshold: 0.5,
         max_metrics_age: Duration::from_secs(60),
         index_capacity: NonZeroU32::new(31_250).unwrap(),
+        compat: Compat::None,
         // No test depends on how fast the machine scrapes.
         saturation: Thresholds { metrics_age: Duration::from_secs(60), ..Thresholds::default() },
         endpoints_per_pick: NonZeroUsize::MIN,

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod body;
+mod compat;
 mod conversation;
 mod exchange;
 mod fixtures;
@@ -17,4 +18,5 @@ mod response;
 mod scrape;
 mod sequences;
 mod spill;
+mod styles;
 mod tutorial;

@@ -1,0 +1,154 @@
+//! Replies as Gateway API Inference Extension v0.4 gives them, where they differ from ours: `--compat gie-v0.4`.
+//!
+//! It answers request headers with every header of the request and the body's length, response headers with every header
+//! of the response, JSON responses when they are complete, and refusals in plain text. It knows no paths.
+
+use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_proto::service::ext_proc::v3::processing_response::Response;
+use envoy_proto::service::ext_proc::v3::{
+    HeaderMutation, HttpHeaders, ImmediateResponse, ProcessingResponse,
+};
+use envoy_proto::r#type::v3::HttpStatus;
+use inference_api::keys;
+
+use crate::body::BodyError;
+use crate::inquiry::header_value;
+use crate::refusal::{BodyFault, Refusal};
+
+/// Set on every response, "for debugging purpose only".
+const WENT_INTO_RESPONSE_HEADERS: &str = "x-went-into-resp-headers";
+/// Headers that upstream never echoes.
+const SYSTEM_OWNED: [&str; 7] = [
+    "x-gateway-inference-fairness-id",
+    "x-gateway-inference-objective",
+    "x-gateway-model-name-rewrite",
+    keys::DESTINATION_ENDPOINT,
+    keys::DESTINATION_ENDPOINT_SUBSET,
+    keys::DESTINATION_ENDPOINT_SERVED,
+    "content-length",
+];
+
+/// Whose replies the picker gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compat {
+    /// Its own.
+    #[default]
+    None,
+    /// Those of Gateway API Inference Extension v0.4.
+    #[value(name = "gie-v0.4")]
+    GieV04,
+}
+
+/// The request's headers that are echoed, as upstream sets them.
+#[must_use]
+pub(crate) fn echoed(headers: &HttpHeaders) -> Vec<HeaderValueOption> {
+    let headers = headers.headers.iter().flat_map(|map| &map.headers);
+    let headers = headers.filter(|header| !SYSTEM_OWNED.contains(&header.key.to_ascii_lowercase().as_str()));
+    headers.map(|header| set(&header.key, header_value(header))).collect()
+}
+
+/// Turns the picker's answer to request headers into upstream's; other answers stay as they are. `n_bytes` is the length
+/// of a body that was read.
+pub(crate) fn picked(answers: &mut [ProcessingResponse], echo: &[HeaderValueOption], n_bytes: usize) {
+    for answer in answers {
+        let Some(Response::RequestHeaders(headers)) = &mut answer.response else { continue };
+        let common = headers.response.get_or_insert_default();
+        common.clear_route_cache = true;
+        let mutation = common.header_mutation.get_or_insert_default();
+        mutation.set_headers.retain(|option| {
+            option.header.as_ref().is_some_and(|header| header.key == keys::DESTINATION_ENDPOINT)
+        });
+        for option in &mut mutation.set_headers {
+            option.append_action = 0;
+        }
+        if n_bytes > 0 {
+            mutation.set_headers.push(set("Content-Length", &n_bytes.to_string()));
+        }
+        mutation.set_headers.extend_from_slice(echo);
+    }
+}
+
+/// Turns the picker's answer to response headers into upstream's.
+pub(crate) fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) {
+    let Some(Response::ResponseHeaders(response)) = &mut answer.response else { return };
+    let mut set_headers = vec![set(WENT_INTO_RESPONSE_HEADERS, "true")];
+    set_headers.extend(echoed(headers));
+    let mutation = HeaderMutation { set_headers, remove_headers: Vec::new() };
+    response.response.get_or_insert_default().header_mutation = Some(mutation);
+}
+
+/// Upstream's word for an error, its `error_code` in metrics.
+#[must_use]
+pub(crate) fn error_code(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Body(_) => "BadRequest",
+        Refusal::ModelNotFound { .. } => "BadConfiguration",
+        Refusal::Saturated { .. } | Refusal::NoEndpoints { .. } => "InferencePoolResourceExhausted",
+        Refusal::NoPool | Refusal::UnknownPool { .. } => "Internal",
+        Refusal::SubsetEmpty { .. } => "ServiceUnavailable",
+    }
+}
+
+/// Upstream's ImmediateResponse. Without a body, it takes the request for a GET, and a pool without pods for an error
+/// of its own.
+#[must_use]
+pub(crate) fn refused(refusal: &Refusal, has_body: bool) -> ImmediateResponse {
+    let message = message(refusal);
+    let (status, code, message) = match refusal {
+        Refusal::NoEndpoints { .. } if !has_body => {
+            (500, "Internal", "no pods available in datastore".to_owned())
+        }
+        Refusal::Saturated { .. } | Refusal::NoEndpoints { .. } => (429, error_code(refusal), message),
+        Refusal::NoPool | Refusal::UnknownPool { .. } => (500, error_code(refusal), message),
+        Refusal::Body(_) | Refusal::ModelNotFound { .. } | Refusal::SubsetEmpty { .. } => {
+            (refusal.code(), error_code(refusal), message)
+        }
+    };
+    ImmediateResponse {
+        status: Some(HttpStatus { code: i32::from(status) }),
+        headers: None,
+        body: format!("inference gateway: {code} - {message}").into(),
+        grpc_status: None,
+        details: String::new(),
+    }
+}
+
+fn message(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Body(BodyFault::Malformed(error)) => malformed(error).to_owned(),
+        Refusal::ModelNotFound { model } => {
+            format!("error finding a model object in InferenceModel for input {model}")
+        }
+        Refusal::Saturated { .. } => "system saturated, non-critical request dropped".to_owned(),
+        Refusal::NoEndpoints { .. } => "failed to find target pod: no pods available".to_owned(),
+        Refusal::SubsetEmpty { .. } => "failed to find candidate pods for serving the request".to_owned(),
+        // It has no limit, and serves one pool.
+        Refusal::Body(BodyFault::TooLarge { .. }) | Refusal::NoPool | Refusal::UnknownPool { .. } => {
+            refusal.to_string()
+        }
+    }
+}
+
+fn malformed(error: &BodyError) -> &'static str {
+    match error {
+        BodyError::ModelMissing | BodyError::ModelType => "model not found in request body",
+        BodyError::PromptMissing { .. } | BodyError::PromptEmpty { key: "prompt" } => {
+            "prompt not found in request"
+        }
+        BodyError::PromptType { key: "messages" } => "messages is not a list",
+        BodyError::PromptType { .. } => "prompt is not a string",
+        BodyError::PromptEmpty { .. } => "messages is empty",
+        BodyError::Syntax { .. }
+        | BodyError::Utf8 { .. }
+        | BodyError::Depth { .. }
+        | BodyError::NotAnObject
+        | BodyError::ModelTooLong { .. } => "Error unmarshaling request body",
+    }
+}
+
+/// As upstream's: without an action, which Envoy takes for "append".
+fn set(key: &str, value: &str) -> HeaderValueOption {
+    let raw_value = value.to_owned().into();
+    let header = HeaderValue { key: key.to_owned(), value: String::new(), raw_value };
+    HeaderValueOption { header: Some(header), ..HeaderValueOption::default() }
+}
