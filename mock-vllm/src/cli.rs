@@ -1,5 +1,6 @@
 //! The command line: vLLM's own flags and the mock's, and what the program does with them.
 
+mod config_file;
 mod flags;
 mod run;
 mod serve;
@@ -57,7 +58,7 @@ Try:
 
 /// Runs the program; stdout is data, stderr is talk.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let (args, ignored) = match flags::normalize(args.collect(), &Cli::command()) {
+    let (args, ignored) = match normalize(args) {
         Ok(normalized) => normalized,
         Err(error) => {
             let _stderr_gone =
@@ -96,8 +97,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 /// # Errors
 /// What the program would print.
 pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings, String> {
-    let (args, _ignored) =
-        flags::normalize(args.collect(), &Cli::command()).map_err(|error| error.to_string())?;
+    let (args, _ignored) = normalize(args)?;
     let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
     match cli.command {
         Command::Serve(args) => args.into_settings(),
@@ -105,6 +105,12 @@ pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings,
             Err("only `serve` serves".to_owned())
         }
     }
+}
+
+/// The command line in the parser's own form, the flags of a file included.
+fn normalize(args: impl Iterator<Item = OsString>) -> Result<(Vec<OsString>, Vec<flags::Ignored>), String> {
+    let args = config_file::expand(args.collect()).map_err(|error| error.to_string())?;
+    flags::normalize(args, &Cli::command()).map_err(|error| error.to_string())
 }
 
 /// Flags that parse one by one and contradict each other.

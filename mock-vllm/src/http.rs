@@ -81,6 +81,8 @@ pub struct PodConfig {
     /// Empty: no key is asked for.
     pub api_keys: Vec<String>,
     pub response_role: String,
+    /// Answers under this path too; empty for none.
+    pub root_path: String,
     pub fingerprint: String,
     pub usage: UsageConfig,
     pub output: OutputConfig,
@@ -148,10 +150,12 @@ pub struct Pod {
 pub struct ServerLoad(AtomicU64);
 
 pub fn router(pod: Arc<Pod>) -> Router {
-    Router::new()
+    let root_path = pod.config.root_path.clone();
+    let router = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
         .route("/v1/responses", post(responses))
+        .route("/invocations", post(invocations))
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize_text))
         .route("/detokenize", post(detokenize_ids))
@@ -172,7 +176,11 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .layer(middleware::from_fn_with_state(pod.clone(), faults::inject::inject))
         .layer(middleware::from_fn_with_state(pod.clone(), instrument::instrument))
         .layer(middleware::from_fn_with_state(pod.clone(), gate))
-        .with_state(pod)
+        .with_state(pod);
+    match root_path.as_str() {
+        "" => router,
+        path => Router::new().nest(path, router.clone()).fallback_service(router),
+    }
 }
 
 // === impl PodConfig ===
@@ -256,6 +264,17 @@ async fn completions(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     answer(pod, Api::Completion, &headers, body).await
+}
+
+/// SageMaker's one endpoint: a chat or a completion, by what the body has.
+async fn invocations(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let is_chat = |body: &Bytes| body::Fields::parse(body).is_ok_and(|fields| fields.has("messages"));
+    let api = if body.as_ref().is_ok_and(is_chat) { Api::Chat } else { Api::Completion };
+    answer(pod, api, &headers, body).await
 }
 
 /// Since vLLM 0.10.

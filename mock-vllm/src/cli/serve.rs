@@ -33,6 +33,9 @@ pub(super) struct ServeArgs {
     /// The same as MODEL
     #[arg(long, value_name = "MODEL", conflicts_with = "model_tag")]
     model: Option<String>,
+    /// Flags in a YAML file, by their names without dashes; those of the command line win
+    #[arg(long = "config", value_name = "FILE")]
+    _config: Option<std::path::PathBuf>,
     #[command(flatten)]
     api: ApiArgs,
     #[command(flatten)]
@@ -63,7 +66,19 @@ impl ServeArgs {
     /// # Errors
     /// For values that contradict each other.
     pub(super) fn into_settings(self) -> Result<PodSettings, String> {
-        let Self { model_tag, model, api, output, chat, engine, lora, mock, listen, log_filter: _ } = self;
+        let Self {
+            model_tag,
+            model,
+            _config: _,
+            api,
+            output,
+            chat,
+            engine,
+            lora,
+            mock,
+            listen,
+            log_filter: _,
+        } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
             time,

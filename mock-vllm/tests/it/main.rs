@@ -35,6 +35,7 @@ mod python;
 mod replies;
 mod server_chat;
 mod server_choices;
+mod server_config;
 mod server_dev;
 mod server_fixtures;
 mod server_lifecycle;

@@ -10,7 +10,6 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("async-scheduling", Takes::Nothing, KERNELS),
     ("attention-backend", Takes::Values, KERNELS),
     ("compilation-config", Takes::Values, KERNELS),
-    ("config", Takes::Values, LATER),
     ("cpu-offload-gb", Takes::Values, KERNELS),
     ("cuda-graph-sizes", Takes::Values, KERNELS),
     ("device", Takes::Values, KERNELS),
@@ -26,13 +25,13 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("dtype", Takes::Values, KERNELS),
     ("enable-log-requests", Takes::Nothing, LOGS),
     ("enforce-eager", Takes::Nothing, KERNELS),
-    ("fingerprint-mode", Takes::Values, LATER),
+    ("fingerprint-mode", Takes::Values, FINGERPRINT),
     ("generation-config", Takes::Values, WEIGHTS),
     ("hf-config-path", Takes::Values, WEIGHTS),
     ("hf-overrides", Takes::Values, WEIGHTS),
     ("kv-cache-dtype", Takes::Values, KERNELS),
     ("kv-cache-memory-bytes", Takes::Values, LATER),
-    ("kv-transfer-config", Takes::Values, LATER),
+    ("kv-transfer-config", Takes::Values, CONNECTORS),
     ("limit-mm-per-prompt", Takes::Values, WEIGHTS),
     ("load-format", Takes::Values, WEIGHTS),
     ("max-log-len", Takes::Values, LOGS),
@@ -41,12 +40,11 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("override-generation-config", Takes::Values, WEIGHTS),
     ("pipeline-parallel-size", Takes::Values, KERNELS),
     ("quantization", Takes::Values, WEIGHTS),
-    ("reasoning-parser", Takes::Values, LATER),
+    ("reasoning-parser", Takes::Values, THOUGHTS),
     ("revision", Takes::Values, WEIGHTS),
-    ("root-path", Takes::Values, LATER),
     ("rope-scaling", Takes::Values, WEIGHTS),
     ("show-hidden-metrics-for-version", Takes::Values, LATER),
-    ("speculative-config", Takes::Values, LATER),
+    ("speculative-config", Takes::Values, DRAFTS),
     ("ssl-certfile", Takes::Values, HTTP),
     ("ssl-keyfile", Takes::Values, HTTP),
     ("swap-space", Takes::Values, KERNELS),
@@ -62,6 +60,10 @@ const KERNELS: &str = "there is no GPU to configure";
 const WEIGHTS: &str = "there are no weights to load";
 const HTTP: &str = "another web server is used";
 const LOGS: &str = "requests are in the file of --request-log, and there are no periodic lines";
+const FINGERPRINT: &str = "the fingerprint is always vllm-VERSION-HASH";
+const CONNECTORS: &str = "the cache of a pod is its own: nothing is transferred";
+const THOUGHTS: &str = "made-up replies hold no thoughts to take out";
+const DRAFTS: &str = "every step yields one token per request";
 const LATER: &str = "not implemented, has no effect";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

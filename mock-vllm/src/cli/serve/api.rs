@@ -16,6 +16,9 @@ pub(super) struct ApiArgs {
     /// Keys of which requests under /v1 must carry one as bearer token
     #[arg(long, num_args = 1.., value_name = "KEY", env = "VLLM_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
+    /// Path under which a proxy in front reaches the server, which then answers there too
+    #[arg(long, value_name = "PATH", default_value = "", value_parser = root_path)]
+    root_path: String,
     /// Role of the answers
     #[arg(long, default_value = "assistant")]
     response_role: String,
@@ -79,6 +82,7 @@ impl ApiArgs {
         let Self {
             served_model_name,
             api_key,
+            root_path,
             response_role,
             enable_request_id_headers,
             enable_server_load_tracking,
@@ -100,6 +104,7 @@ impl ApiArgs {
             pod_name,
             version,
             api_keys: api_key.into_iter().filter(|key| !key.is_empty()).collect(),
+            root_path,
             response_role,
             usage: UsageConfig {
                 prompt_tokens_details: enable_prompt_tokens_details,
@@ -110,6 +115,16 @@ impl ApiArgs {
             output: OutputConfig::default(),
             endpoints: OptionalEndpoints::default(),
         }
+    }
+}
+
+/// Starts with a slash and ends without one; empty for none.
+fn root_path(text: &str) -> Result<String, String> {
+    let path = text.trim_end_matches('/');
+    if path.is_empty() || path.starts_with('/') && !path.contains(['{', '}', '*']) {
+        Ok(path.to_owned())
+    } else {
+        Err(format!("must start with a slash, got {text}"))
     }
 }
 
