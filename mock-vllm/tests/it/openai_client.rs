@@ -9,7 +9,7 @@ const PACKAGES: [&str; 1] = ["openai==3.54.0"];
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openai/client.py");
 const FLAGS: &str =
     "--api-key secret --enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser hermes";
-const N_CHECKS: usize = 10;
+const N_CHECKS: usize = 11;
 
 /// How many checks passed, and what the script said when it ended badly.
 async fn run(python: &Path, pod: &TestPod) -> (usize, String) {

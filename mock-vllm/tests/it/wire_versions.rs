@@ -1,4 +1,4 @@
-//! Answers byte for byte, for each generation of vLLM. The expected lines under `wire/` were written by the response models
+//! Answers byte for byte, for each generation of vLLM. The expected lines under `fixtures/wire_versions/` were written by the response models
 //! of vLLM 0.8.5.post1, 0.11.0 and 0.33.0 themselves, called with the arguments of its serving code.
 
 use crate::server_fixtures::{Answer, TestPod, start};
@@ -6,9 +6,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 const VERSIONS: [(&str, &str); 3] = [
-    ("0.8", include_str!("wire/0.8.txt")),
-    ("0.11", include_str!("wire/0.11.txt")),
-    ("0.33", include_str!("wire/0.33.txt")),
+    ("0.8", include_str!("../fixtures/wire_versions/0.8.txt")),
+    ("0.11", include_str!("../fixtures/wire_versions/0.11.txt")),
+    ("0.33", include_str!("../fixtures/wire_versions/0.33.txt")),
 ];
 
 async fn post(pod: &TestPod, path: &str, body: &Value) -> Answer {
