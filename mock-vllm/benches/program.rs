@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// In every frame that carries a token.
@@ -76,8 +77,13 @@ impl Drop for Server {
     }
 }
 
-/// One conversation over a connection of its own; the tokens that came.
-pub(crate) async fn stream(address: SocketAddr, client_idx: usize, n_tokens: usize) -> usize {
+/// One conversation over a connection of its own, read once per `pause`; the tokens that came.
+pub(crate) async fn stream(
+    address: SocketAddr,
+    client_idx: usize,
+    n_tokens: usize,
+    pause: Duration,
+) -> usize {
     let mut socket = tokio::net::TcpStream::connect(address).await.expect("the server accepts");
     let body = format!(
         r#"{{"messages":[{{"role":"user","content":"I am client {client_idx}."}}],"max_tokens":{n_tokens},"ignore_eos":true,"stream":true}}"#
@@ -90,6 +96,9 @@ pub(crate) async fn stream(address: SocketAddr, client_idx: usize, n_tokens: usi
     socket.write_all(request.as_bytes()).await.expect("the server reads");
     let (mut received, mut buffer) = (Vec::new(), vec![0; 16 << 10]);
     loop {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let n_read = socket.read(&mut buffer).await.expect("the server writes");
         assert!(n_read > 0, "the server closed the stream: {}", String::from_utf8_lossy(&received));
         received.extend_from_slice(&buffer[..n_read]);

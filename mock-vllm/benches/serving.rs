@@ -74,7 +74,7 @@ fn streaming(runtime: &tokio::runtime::Runtime) {
     let n_tokens: usize = runtime.block_on(async {
         let mut clients = JoinSet::new();
         (0..N_CLIENTS).for_each(|client_idx| {
-            clients.spawn(stream(server.address, client_idx, TOKENS_PER_CLIENT));
+            clients.spawn(stream(server.address, client_idx, TOKENS_PER_CLIENT, Duration::ZERO));
         });
         clients.join_all().await.into_iter().sum()
     });

@@ -5,10 +5,13 @@
 mod program;
 
 use program::{Server, stream};
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 const N_STREAMS: usize = 256;
 const TOKENS_PER_STREAM: usize = 200;
+/// Clients that read seldom leave the cores to the server, as clients on another machine would.
+const PAUSE: Duration = Duration::from_secs(1);
 
 fn main() {
     let server = Server::start("--mock-metrics --log-filter warn,mock_vllm=info");
@@ -17,7 +20,7 @@ fn main() {
     let n_tokens: usize = runtime.block_on(async {
         let mut streams = JoinSet::new();
         (0..N_STREAMS).for_each(|stream_idx| {
-            streams.spawn(stream(server.address, stream_idx, TOKENS_PER_STREAM));
+            streams.spawn(stream(server.address, stream_idx, TOKENS_PER_STREAM, PAUSE));
         });
         streams.join_all().await.into_iter().sum()
     });

@@ -148,9 +148,15 @@ impl Clock {
         }
     }
 
-    /// Wall time since `moment`; zero while it lies ahead. Of a detached clock the virtual time.
-    pub fn since(&self, moment: SimTime) -> Duration {
-        self.now().since(moment).div_f64(self.scale().unwrap_or_default().0)
+    /// Wall time between now and `moment`, which may lie behind or ahead. Of a detached clock the virtual time.
+    pub fn distance(&self, moment: SimTime) -> Duration {
+        let (now, scale) = (self.now(), self.scale().unwrap_or_default());
+        now.since(moment).max(moment.since(now)).div_f64(scale.0)
+    }
+
+    /// What passes of virtual time in so much wall time; none of a detached clock's.
+    pub fn in_virtual(&self, wall: Duration) -> Duration {
+        self.scale().map_or(Duration::ZERO, |scale| wall.mul_f64(scale.0))
     }
 
     /// Wall time until `deadline`; zero when it has passed. Of a detached clock the virtual time.
