@@ -29,7 +29,7 @@ pub struct CacheLine {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum CacheEvent {
     /// The first line of a run; the cache is empty.
-    Start(CacheStart),
+    Start(Box<CacheStart>),
     /// A request has its prompt's tokens and waits for the engine.
     Arrival(CacheArrival),
     /// What a step did to the cache when it was composed.
@@ -107,7 +107,7 @@ impl CacheLog {
             latency,
         };
         let mut log = Self { lines, config, pod, next_seq: 0, last: now };
-        log.append(CacheEvent::Start(start), now);
+        log.append(CacheEvent::Start(Box::new(start)), now);
         Ok(log)
     }
 

@@ -2,6 +2,7 @@
 
 mod config_file;
 mod flags;
+mod latency;
 mod run;
 mod serve;
 
@@ -11,6 +12,7 @@ use crate::server::PodSettings;
 use crate::trace;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use latency::LatencyCommand;
 use serve::ServeArgs;
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -40,6 +42,8 @@ enum Command {
     },
     /// Tell for each request what every pod had cached, and what the router's choice cost
     Oracle(OracleArgs),
+    /// Print how long steps take with a GPU, a preset or a calibration file, and list what there is
+    Latency(LatencyCommand),
     /// List what can go wrong on purpose: by --fault, by a header of a request, and live
     Faults,
 }
@@ -81,15 +85,18 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Oracle(args) => oracle::run(&args, &mut std::io::stdout().lock(), &mut std::io::stderr())
             .context("write the report")
             .map(ExitCode::from),
-        Command::Faults => std::io::stdout()
-            .write_all(guide::text().as_bytes())
-            .context("write the list")
-            .map(|()| ExitCode::SUCCESS),
+        Command::Latency(args) => latency::run(&args).map_err(anyhow::Error::new).and_then(print),
+        Command::Faults => print(guide::text()),
     };
     result.unwrap_or_else(|error| {
         let _stderr_gone = writeln!(std::io::stderr(), "error: {error:#}");
         ExitCode::from(if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE })
     })
+}
+
+fn print(text: impl AsRef<[u8]>) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_ref()).context("write the list")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The pod that a command line of `serve` describes: `args` begin with the program's name.
@@ -101,7 +108,7 @@ pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings,
     let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
     match cli.command {
         Command::Serve(args) => args.into_settings(),
-        Command::CheckTrace { .. } | Command::Oracle(_) | Command::Faults => {
+        Command::CheckTrace { .. } | Command::Oracle(_) | Command::Latency(_) | Command::Faults => {
             Err("only `serve` serves".to_owned())
         }
     }

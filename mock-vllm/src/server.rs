@@ -25,7 +25,7 @@ use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::WireFormat;
 use crate::kv_events::publisher::KvEventPublisher;
 use crate::kv_events::service::{self, BoundService, KvEventService};
-use crate::metrics::cache_config::CacheConfig;
+use crate::metrics::cache_config::{CacheConfig, CacheFlags};
 use crate::metrics::http::HttpMetrics;
 use crate::metrics::{Metrics, MetricsConfig};
 use crate::reply::Replier;
@@ -61,9 +61,11 @@ pub struct PodSettings {
     pub request_log: Option<PathBuf>,
     pub cache_log: Option<PathBuf>,
     pub faults: Vec<Rule>,
-    pub gpu_memory_utilization: f64,
+    pub cache_flags: CacheFlags,
     pub kv_events: KvEventsConfig,
     pub kv_event_format: WireFormat,
+    /// Show the metrics that were hidden in this release.
+    pub hidden_metrics: bool,
     /// Show the mock's own metrics beside vLLM's.
     pub mock_metrics: bool,
     /// Data-parallel rank: the label `engine` of the metrics, and the rank in KV events.
@@ -328,18 +330,15 @@ where
 }
 
 fn metrics_config(settings: &PodSettings, unix_time: Duration) -> MetricsConfig {
-    let PodSettings { http: pod, engine, gpu_memory_utilization, .. } = settings;
+    let PodSettings { http: pod, engine, cache_flags, .. } = settings;
     let prefix_caching_hash_algo = match engine.hash {
         HashAlgorithm::Sha256 => "sha256",
         HashAlgorithm::Sha256Cbor => "sha256_cbor",
     };
     let cache_config = CacheConfig {
         block_size: engine.block_size,
-        user_specified_block_size: false,
-        gpu_memory_utilization: *gpu_memory_utilization,
+        flags: *cache_flags,
         num_gpu_blocks: engine.n_blocks,
-        num_gpu_blocks_override: None,
-        kv_cache_memory_bytes: None,
         enable_prefix_caching: engine.prefix_caching,
         prefix_caching_hash_algo,
         max_model_len: engine.max_model_len,
@@ -347,7 +346,7 @@ fn metrics_config(settings: &PodSettings, unix_time: Duration) -> MetricsConfig 
     MetricsConfig {
         engine: settings.rank,
         version: pod.version,
-        show_hidden: false,
+        show_hidden: settings.hidden_metrics,
         model_name: pod.displayed_model().to_owned(),
         max_model_len: pod.max_model_len,
         cache_config: cache_config.labels(pod.version),

@@ -24,4 +24,13 @@ impl VllmVersion {
             Self::V0_33 => "0.33.0",
         }
     }
+
+    /// The minor version before it, whose hidden metrics `--show-hidden-metrics-for-version` brings back.
+    pub fn previous_minor(self) -> &'static str {
+        match self {
+            Self::V0_8 => "0.7",
+            Self::V0_11 => "0.10",
+            Self::V0_33 => "0.32",
+        }
+    }
 }

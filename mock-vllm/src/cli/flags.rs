@@ -155,7 +155,8 @@ mod tests {
         );
         check("serve m --enforce-eager --port 1", "serve m --port 1", &["--enforce-eager"]);
         check("serve m --dtype auto --port 1", "serve m --port 1", &["--dtype auto"]);
-        check("serve m -tp 2 --port 1", "serve m --port 1", &["--tensor-parallel-size 2"]);
+        check("serve m -tp 2 --port 1", "serve m --tensor-parallel-size 2 --port 1", &[]);
+        check("serve m -pp 2 --port 1", "serve m --port 1", &["--pipeline-parallel-size 2"]);
         check("serve m --kv_events_config.topic x", "serve m --kv-events-config=topic=x", &[]);
         check("serve m --kv-events-config.hwm=5 -p", "serve m --kv-events-config=hwm=5 -p", &[]);
         check("serve m --kv-events-config.hwm --port 1", "serve m --kv-events-config=hwm --port 1", &[]);

@@ -3,6 +3,7 @@
 mod api;
 mod chat;
 mod engine;
+pub(super) mod latency;
 mod listen;
 mod lora;
 mod mock;
@@ -12,13 +13,12 @@ mod values;
 
 use crate::engine::config::EngineConfig;
 use crate::http::PodConfig;
-use crate::kv_events::config::KvEventsConfig;
-use crate::kv_events::encoding::{HashForm, WireFormat};
 use crate::server::PodSettings;
 use api::ApiArgs;
 use chat::ChatArgs;
 use clap::Args;
 use engine::{EngineArgs, tokenizer_source};
+use latency::LatencyArgs;
 use listen::ListenArgs;
 use lora::LoraArgs;
 use mock::MockArgs;
@@ -30,8 +30,8 @@ pub(super) struct ServeArgs {
     /// Model name or path; what `/v1/models` shows as root, and the served name when no other is given
     #[arg(value_name = "MODEL")]
     model_tag: Option<String>,
-    /// The same as MODEL
-    #[arg(long, value_name = "MODEL", conflicts_with = "model_tag")]
+    /// The same as MODEL, which wins
+    #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Flags in a YAML file, by their names without dashes; those of the command line win
     #[arg(long = "config", value_name = "FILE")]
@@ -46,6 +46,8 @@ pub(super) struct ServeArgs {
     engine: EngineArgs,
     #[command(flatten)]
     lora: LoraArgs,
+    #[command(flatten)]
+    latency: LatencyArgs,
     #[command(flatten)]
     mock: MockArgs,
     #[command(flatten)]
@@ -75,6 +77,7 @@ impl ServeArgs {
             chat,
             engine,
             lora,
+            latency,
             mock,
             listen,
             log_filter: _,
@@ -82,8 +85,6 @@ impl ServeArgs {
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
             time,
-            latency_preset: latency,
-            jitter,
             scripted_replies,
             request_log,
             cache_log,
@@ -92,22 +93,18 @@ impl ServeArgs {
             mock_metrics,
             pod_name,
         } = mock;
+        let jitter = latency.jitter;
+        let latency = latency.choose_with_warnings(&model, engine.tensor_parallel_size)?;
         let lora = lora.settings()?;
-        let kv_events = KvEventsConfig::from_args(engine.kv_events_config.iter().map(String::as_str))
-            .map_err(|error| format!("--kv-events-config: {error}"))?;
-        let kv_event_format = WireFormat {
-            version: vllm_version,
-            hashes: match engine.kv_events_use_int_block_hashes {
-                0 => HashForm::Bytes,
-                _ => HashForm::Int,
-            },
-        };
+        let (kv_events, kv_event_format) = (engine.kv_events()?, engine.kv_event_format(vllm_version));
         let engine_config = EngineConfig {
             kv_events: kv_events.is_on(),
             ..engine.config(&latency, vllm_version, lora.max_loras)?
         };
         let queue_limits = engine.queue_limits();
-        let EngineArgs { gpu_memory_utilization, seed, tokenizer, block_size, .. } = engine;
+        let (block_size, cache_flags) = (engine.block_size(), engine.cache_flags());
+        let hidden_metrics = engine.shows_hidden_metrics(vllm_version);
+        let EngineArgs { seed, tokenizer, .. } = engine;
         let tokenizer = tokenizer_source(tokenizer.as_deref(), &model)?;
         let endpoints = api.endpoints(lora.updates);
         let http = PodConfig {
@@ -129,9 +126,10 @@ impl ServeArgs {
             request_log,
             cache_log,
             faults: fault,
-            gpu_memory_utilization,
+            cache_flags,
             kv_events,
             kv_event_format,
+            hidden_metrics,
             mock_metrics,
             rank: listen.rank(),
             queue_limits,

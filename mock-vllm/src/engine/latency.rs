@@ -5,7 +5,11 @@
 //! step = gemm + attention + kv + host     gemm = (weights^p + flops^p)^(1/p): memory and compute bound, smoothly
 //! ```
 
+pub mod calibration;
+pub mod parallel;
 pub mod presets;
+
+mod fit;
 
 use super::step::StepPlan;
 use rand::Rng;
@@ -35,6 +39,18 @@ pub struct Gpu {
     pub kv_bandwidth: f64,
     /// As torch sees it \[GiB\].
     pub memory_gib: f64,
+    /// Between the GPUs of one server.
+    pub link: Link,
+}
+
+/// How GPUs of one server exchange activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Link {
+    /// Of an all-reduce over many bytes \[B/s\].
+    pub bandwidth: f64,
+    /// Of an all-reduce over few.
+    pub latency: Duration,
 }
 
 /// What a model costs per token.
@@ -54,6 +70,10 @@ pub struct Model {
     pub attention_flops: f64,
     /// KV of one token \[B\].
     pub kv_bytes: f64,
+    pub layers: u32,
+    /// Attention heads, and those that have a KV of their own.
+    pub heads: u32,
+    pub kv_heads: u32,
 }
 
 /// What the CPU side of a server adds.
@@ -78,6 +98,30 @@ pub struct LatencyModel {
     pub c_pre: Duration,
     /// From the end of a step until the client has its token.
     pub c_post: Duration,
+    /// What several GPUs spend on each other.
+    #[serde(default)]
+    pub exchange: Exchange,
+    /// Instead of the roofline.
+    #[serde(default)]
+    pub constant: Option<ConstantSteps>,
+}
+
+/// Of one step of several GPUs; nothing for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exchange {
+    pub per_step: Duration,
+    /// \[s\]
+    pub per_token: f64,
+}
+
+/// Times that do not depend on the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConstantSteps {
+    /// Of a step that only decodes.
+    pub decode: Duration,
+    /// Of a step that computes prompt tokens, beside what each of them costs.
+    pub prefill: Duration,
+    pub per_prompt_token: Duration,
 }
 
 /// What the formula needs to know of a step.
@@ -90,6 +134,7 @@ struct Load {
     attention_pairs: f64,
     /// Tokens whose KV is read.
     context_tokens: f64,
+    prompt_tokens: f64,
 }
 
 // === impl LatencyModel ===
@@ -104,13 +149,24 @@ impl LatencyModel {
         Some(Self { gpu: presets::gpu(gpu)?, model: presets::model(model)?, ..presets::TUNED })
     }
 
+    /// `ttft`: an idle server's, for a prompt of one token. A step always lasts `itl`, longer by what prompt tokens cost; the
+    /// rest of `ttft` passes before the engine, where nobody waits for anybody.
+    pub fn with_constants(self, ttft: Duration, itl: Duration, per_prompt_token: Duration) -> Self {
+        let prefill = itl.min(ttft);
+        let constant = ConstantSteps { decode: itl, prefill, per_prompt_token };
+        Self { c_pre: ttft - prefill, c_post: Duration::ZERO, constant: Some(constant), ..self }
+    }
+
     /// Time from the start of the step to its tokens, without jitter; zero for a plan that schedules nothing.
     pub fn step_time(&self, plan: &StepPlan) -> Duration {
         if plan.scheduled.is_empty() {
             return Duration::ZERO;
         }
-        let Self { gpu, model, host, c_pre: _, c_post: _ } = self;
+        let Self { gpu, model, host, exchange, constant, c_pre: _, c_post: _ } = self;
         let load = Load::of(plan);
+        if let Some(constant) = constant {
+            return constant.step_time(&load);
+        }
         let weights = model.read_bytes / gpu.weight_bandwidth;
         let flops = 2.0 * (model.layer_params * load.n_tokens + model.head_params * load.n_rows);
         let gemm = p_norm(weights, flops / gpu.gemm_rate);
@@ -118,7 +174,11 @@ impl LatencyModel {
         let kv = load.context_tokens * model.kv_bytes / gpu.kv_bandwidth;
         let host_rows = host.per_row.as_secs_f64() * load.n_rows;
         let prefill = if load.n_prefills > 0.0 { host.per_prefill } else { Duration::ZERO };
-        Duration::from_secs_f64(gemm + attention + kv + host_rows) + host.per_step + prefill
+        let exchanged = exchange.per_token * load.n_tokens;
+        Duration::from_secs_f64(gemm + attention + kv + host_rows + exchanged)
+            + host.per_step
+            + prefill
+            + exchange.per_step
     }
 
     /// `step_time` times `max(0.5, 1 + sigma * N(0, 1))`; draws nothing when `sigma` is 0.
@@ -133,9 +193,14 @@ impl LatencyModel {
 
     /// vLLM's `num_gpu_blocks`, the null block included, that fit beside the weights; 0 when nothing does.
     pub fn n_kv_blocks(&self, gpu_memory_utilization: f64, block_size: u32) -> u32 {
-        let Self { gpu, model, host, c_pre: _, c_post: _ } = self;
+        let Self { gpu, model, host, .. } = self;
         let gib = gpu.memory_gib * gpu_memory_utilization - model.weights_gib - host.reserved_gib;
-        let n_blocks = gib * BYTES_PER_GIB / (model.kv_bytes * f64::from(block_size));
+        self.n_kv_blocks_in(gib * BYTES_PER_GIB, block_size)
+    }
+
+    /// The same for `n_bytes` of memory on each GPU.
+    pub fn n_kv_blocks_in(&self, n_bytes: f64, block_size: u32) -> u32 {
+        let n_blocks = n_bytes / (self.model.kv_bytes * f64::from(block_size));
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -143,6 +208,18 @@ impl LatencyModel {
         )]
         let n_blocks = n_blocks as u32;
         n_blocks
+    }
+}
+
+// === impl ConstantSteps ===
+
+impl ConstantSteps {
+    fn step_time(&self, load: &Load) -> Duration {
+        if load.n_prefills > 0.0 {
+            self.prefill + self.per_prompt_token.mul_f64(load.prompt_tokens)
+        } else {
+            self.decode
+        }
     }
 }
 
@@ -159,6 +236,7 @@ impl Load {
             load.context_tokens += n_before + n_new;
             if scheduled.is_prefill {
                 load.n_prefills += 1.0;
+                load.prompt_tokens += n_new;
                 load.attention_pairs += n_new * n_before + n_new * n_new / 2.0;
             }
         }

@@ -7,15 +7,21 @@ use crate::vllm_version::VllmVersion;
 #[derive(Clone, Copy, Debug)]
 pub struct CacheConfig {
     pub block_size: u32,
-    /// `--block-size` was given.
-    pub user_specified_block_size: bool,
-    pub gpu_memory_utilization: f64,
+    pub flags: CacheFlags,
     pub num_gpu_blocks: u32,
-    pub num_gpu_blocks_override: Option<u32>,
-    pub kv_cache_memory_bytes: Option<u64>,
     pub enable_prefix_caching: bool,
     pub prefix_caching_hash_algo: &'static str,
     pub max_model_len: u32,
+}
+
+/// What was asked for on the command line.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheFlags {
+    /// `--block-size` was given.
+    pub user_specified_block_size: bool,
+    pub gpu_memory_utilization: f64,
+    pub num_gpu_blocks_override: Option<u32>,
+    pub kv_cache_memory_bytes: Option<u64>,
 }
 
 const NONE: &str = "None";
@@ -84,15 +90,18 @@ impl CacheConfig {
     pub fn labels(&self, version: VllmVersion) -> Vec<(&'static str, String)> {
         let Self {
             block_size,
-            user_specified_block_size,
-            gpu_memory_utilization,
+            flags,
             num_gpu_blocks,
-            num_gpu_blocks_override,
-            kv_cache_memory_bytes,
             enable_prefix_caching,
             prefix_caching_hash_algo,
             max_model_len,
         } = *self;
+        let CacheFlags {
+            user_specified_block_size,
+            gpu_memory_utilization,
+            num_gpu_blocks_override,
+            kv_cache_memory_bytes,
+        } = flags;
         let optional = |value: Option<u64>| value.map_or_else(|| NONE.to_owned(), |value| value.to_string());
         let mut labels = vec![
             ("block_size", block_size.to_string()),

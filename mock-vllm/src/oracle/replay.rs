@@ -50,7 +50,7 @@ pub(super) struct Replayed {
 /// One run of a pod.
 #[derive(Debug)]
 struct PodRun {
-    start: CacheStart,
+    start: Box<CacheStart>,
     /// Blocks that have each hash.
     cached: HashMap<u64, u32>,
     next_seq: u64,
@@ -206,7 +206,7 @@ fn check_comparable(fleet: &Fleet, pod: &str, start: &CacheStart) -> anyhow::Res
 // === impl PodRun ===
 
 impl PodRun {
-    fn new(start: CacheStart) -> Self {
+    fn new(start: Box<CacheStart>) -> Self {
         Self { start, cached: HashMap::new(), next_seq: 1, stopped: false, waiting: HashMap::new() }
     }
 

@@ -21,6 +21,7 @@ mod fuzz_corpus;
 mod ground_truth;
 mod kv_events;
 mod kv_events_wire;
+mod latency_flags;
 mod load_tool;
 mod metrics_fixtures;
 mod metrics_http;

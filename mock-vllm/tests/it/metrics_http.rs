@@ -144,3 +144,32 @@ async fn longer_paths_negotiate_filter_and_compress_and_the_path_itself_does_not
     // The mounted app takes every method.
     assert_eq!(pod.send(Method::POST, &path, &[], "").await.body, some.body);
 }
+
+#[tokio::test]
+async fn hidden_metrics_come_back_for_the_version_before() {
+    let check = async |flags: &str, shown: bool| {
+        let page = start(flags).await.get("/metrics").await.body;
+        assert_eq!(page.contains("vllm:gpu_cache_usage_perc{"), shown, "{flags}");
+        assert_eq!(page.contains("vllm:gpu_prefix_cache_queries_total{"), shown, "{flags}");
+    };
+    check("--vllm-version 0.11", false).await;
+    check("--vllm-version 0.11 --show-hidden-metrics-for-version 0.10", true).await;
+    check("--vllm-version 0.11 --show-hidden-metrics-for-version 0.9", false).await;
+    check("--show-hidden-metrics-for-version 0.32", false).await;
+}
+
+#[tokio::test]
+async fn cache_config_info_tells_the_flags_that_were_given() {
+    let page = start("--num-gpu-blocks-override 600").await.get("/metrics").await.body;
+    for label in
+        ["num_gpu_blocks=\"600\"", "num_gpu_blocks_override=\"600\"", "user_specified_block_size=\"False\""]
+    {
+        assert!(page.contains(label), "{label}");
+    }
+    let page = start("--block-size 32 --kv-cache-memory-bytes 1G").await.get("/metrics").await.body;
+    for label in
+        ["kv_cache_memory_bytes=\"1073741824\"", "block_size=\"32\"", "user_specified_block_size=\"True\""]
+    {
+        assert!(page.contains(label), "{label}");
+    }
+}

@@ -30,7 +30,6 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("hf-config-path", Takes::Values, WEIGHTS),
     ("hf-overrides", Takes::Values, WEIGHTS),
     ("kv-cache-dtype", Takes::Values, KERNELS),
-    ("kv-cache-memory-bytes", Takes::Values, LATER),
     ("kv-transfer-config", Takes::Values, CONNECTORS),
     ("limit-mm-per-prompt", Takes::Values, WEIGHTS),
     ("load-format", Takes::Values, WEIGHTS),
@@ -43,12 +42,10 @@ pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("reasoning-parser", Takes::Values, THOUGHTS),
     ("revision", Takes::Values, WEIGHTS),
     ("rope-scaling", Takes::Values, WEIGHTS),
-    ("show-hidden-metrics-for-version", Takes::Values, LATER),
     ("speculative-config", Takes::Values, DRAFTS),
     ("ssl-certfile", Takes::Values, HTTP),
     ("ssl-keyfile", Takes::Values, HTTP),
     ("swap-space", Takes::Values, KERNELS),
-    ("tensor-parallel-size", Takes::Values, LATER),
     ("tokenizer-mode", Takes::Values, WEIGHTS),
     ("tokenizer-revision", Takes::Values, WEIGHTS),
     ("trust-remote-code", Takes::Nothing, WEIGHTS),
@@ -64,7 +61,6 @@ const FINGERPRINT: &str = "the fingerprint is always vllm-VERSION-HASH";
 const CONNECTORS: &str = "the cache of a pod is its own: nothing is transferred";
 const THOUGHTS: &str = "made-up replies hold no thoughts to take out";
 const DRAFTS: &str = "every step yields one token per request";
-const LATER: &str = "not implemented, has no effect";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Takes {

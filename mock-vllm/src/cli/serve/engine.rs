@@ -1,10 +1,13 @@
 //! Flags of `serve` about the engine: limits, blocks, scheduling, KV events.
 
-use super::values::human_count;
+use super::values::{human_bytes, human_count};
 use crate::driver::backlog::QueueLimits;
 use crate::engine::config::{EngineConfig, SchedulingPolicy};
 use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
 use crate::engine::latency::LatencyModel;
+use crate::kv_events::config::KvEventsConfig;
+use crate::kv_events::encoding::{HashForm, WireFormat};
+use crate::metrics::cache_config::CacheFlags;
 use crate::tokens::TokenizerSource;
 use crate::tokens::qwen::QwenFamily;
 use crate::vllm_version::VllmVersion;
@@ -14,6 +17,7 @@ use std::path::Path;
 
 /// `max_position_embeddings` of Qwen2.5-7B-Instruct.
 const QWEN_CONTEXT: u32 = 32_768;
+const DEFAULT_BLOCK_SIZE: NonZeroU32 = NonZeroU32::new(16).expect("not 0");
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine (as vLLM)")]
@@ -27,12 +31,18 @@ pub(super) struct EngineArgs {
     /// Most tokens in one step
     #[arg(long, value_name = "N", value_parser = human_count, default_value_t = 2_048)]
     max_num_batched_tokens: u32,
-    /// Tokens per KV block
-    #[arg(long, value_name = "N", default_value = "16")]
-    pub(super) block_size: NonZeroU32,
+    /// Tokens per KV block [default: 16]
+    #[arg(long, value_name = "N")]
+    block_size: Option<NonZeroU32>,
     /// Share of the GPU's memory for weights and KV blocks
     #[arg(long, value_name = "F", default_value_t = 0.92)]
-    pub(super) gpu_memory_utilization: f64,
+    gpu_memory_utilization: f64,
+    /// GPUs of one server: they share weights, work and KV, and wait for each other
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(super) tensor_parallel_size: NonZeroU32,
+    /// Memory for KV blocks on each GPU, instead of what --gpu-memory-utilization leaves; 4G = 4 x 2^30
+    #[arg(long, value_name = "BYTES", value_parser = human_bytes)]
+    kv_cache_memory_bytes: Option<u64>,
     /// KV blocks, instead of what the memory gives
     #[arg(long, value_name = "N")]
     num_gpu_blocks_override: Option<u32>,
@@ -62,10 +72,13 @@ pub(super) struct EngineArgs {
     long_prefill_token_threshold: u32,
     /// KV events, as JSON; --kv-events-config.KEY VALUE sets one key
     #[arg(long, value_name = "JSON", action = clap::ArgAction::Append)]
-    pub(super) kv_events_config: Vec<String>,
+    kv_events_config: Vec<String>,
     /// Block hashes in KV events: 1 = integers of 8 bytes, 0 = all 32 bytes
     #[arg(long, value_name = "0|1", env = "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", default_value_t = 1)]
-    pub(super) kv_events_use_int_block_hashes: i64,
+    kv_events_use_int_block_hashes: i64,
+    /// Show the metrics that were hidden since the release before the served one: 0.10 for 0.11; others change nothing
+    #[arg(long, value_name = "VERSION")]
+    show_hidden_metrics_for_version: Option<String>,
     /// Order of the waiting queue
     #[arg(long, value_name = "POLICY", value_enum, default_value = "fcfs")]
     scheduling_policy: PolicyName,
@@ -98,6 +111,37 @@ impl EngineArgs {
         QueueLimits { max_requests: self.max_num_queued_reqs, max_tokens: self.max_num_queued_tokens }
     }
 
+    pub(super) fn kv_events(&self) -> Result<KvEventsConfig, String> {
+        KvEventsConfig::from_args(self.kv_events_config.iter().map(String::as_str))
+            .map_err(|error| format!("--kv-events-config: {error}"))
+    }
+
+    pub(super) fn kv_event_format(&self, version: VllmVersion) -> WireFormat {
+        let hashes = match self.kv_events_use_int_block_hashes {
+            0 => HashForm::Bytes,
+            _ => HashForm::Int,
+        };
+        WireFormat { version, hashes }
+    }
+
+    pub(super) fn block_size(&self) -> NonZeroU32 {
+        self.block_size.unwrap_or(DEFAULT_BLOCK_SIZE)
+    }
+
+    /// As `cache_config_info` tells them.
+    pub(super) fn cache_flags(&self) -> CacheFlags {
+        CacheFlags {
+            user_specified_block_size: self.block_size.is_some(),
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            num_gpu_blocks_override: self.num_gpu_blocks_override,
+            kv_cache_memory_bytes: self.kv_cache_memory_bytes,
+        }
+    }
+
+    pub(super) fn shows_hidden_metrics(&self, version: VllmVersion) -> bool {
+        self.show_hidden_metrics_for_version.as_deref() == Some(version.previous_minor())
+    }
+
     fn hash_seed(&self, version: VllmVersion) -> HashSeed {
         match (&self.hash_seed, version) {
             (Some(seed), _) => HashSeed::Text(seed.clone()),
@@ -116,8 +160,11 @@ impl EngineArgs {
         if !(utilization > 0.0 && utilization <= 1.0) {
             return Err(format!("--gpu-memory-utilization must be above 0 and at most 1, got {utilization}"));
         }
-        let block_size = self.block_size.get();
-        let n_fitting = || latency.n_kv_blocks(utilization, block_size);
+        let block_size = self.block_size().get();
+        let n_fitting = || match self.kv_cache_memory_bytes {
+            Some(n_bytes) => latency.n_kv_blocks_in(n_bytes as f64, block_size),
+            None => latency.n_kv_blocks(utilization, block_size),
+        };
         Ok(EngineConfig {
             n_blocks: self.num_gpu_blocks_override.unwrap_or_else(n_fitting),
             block_size,

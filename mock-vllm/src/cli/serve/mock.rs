@@ -1,8 +1,6 @@
 //! Flags of `serve` that vLLM does not have: time, replies, logs.
 
 use super::time::TimeArgs;
-use super::values::{jitter, latency_preset};
-use crate::engine::latency::LatencyModel;
 use crate::faults::Rule;
 use crate::vllm_version::VllmVersion;
 use clap::Args;
@@ -13,12 +11,6 @@ use std::path::PathBuf;
 pub(super) struct MockArgs {
     #[command(flatten)]
     pub(super) time: TimeArgs,
-    /// GPU and model whose time is spent: `a10-doc`, or `<gpu>/<model>` like `h100/qwen2.5-7b`
-    #[arg(long, value_name = "NAME", default_value = "a10-doc", value_parser = latency_preset)]
-    pub(super) latency_preset: LatencyModel,
-    /// Relative standard deviation of each step's time; 0 = none
-    #[arg(long, value_name = "F", default_value_t = 0.03, value_parser = jitter)]
-    pub(super) jitter: f64,
     /// Replies by prompt, YAML: a list of {last_user_text: [..], reply: ..}; default: the tutorial's
     #[arg(long, value_name = "FILE")]
     pub(super) scripted_replies: Option<PathBuf>,

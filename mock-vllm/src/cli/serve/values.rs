@@ -1,11 +1,7 @@
 //! Values of flags: how their text becomes a number, a share or a model of time.
 
-use crate::engine::latency::LatencyModel;
 use serde_json::{Map, Value};
-
-pub(super) fn latency_preset(name: &str) -> Result<LatencyModel, String> {
-    LatencyModel::preset(name).ok_or_else(|| format!("no such preset: {name}"))
-}
+use std::time::Duration;
 
 pub(super) fn jitter(text: &str) -> Result<f64, String> {
     let jitter: f64 = text.parse().map_err(|error| format!("{error}"))?;
@@ -14,16 +10,43 @@ pub(super) fn jitter(text: &str) -> Result<f64, String> {
 
 /// vLLM's counts for people: `k`, `m`, `g` are powers of 1000, `K`, `M`, `G` of 1024.
 pub(super) fn human_count(text: &str) -> Result<u32, String> {
-    let units =
-        [('k', 1e3), ('m', 1e6), ('g', 1e9), ('K', 1_024.0), ('M', 1_048_576.0), ('G', 1_073_741_824.0)];
-    let unit = units.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(*suffix)?, *factor)));
-    let (digits, factor) = unit.unwrap_or((text, 1.0));
-    let count = digits.parse::<f64>().map_err(|_| format!("{text} is not a count"))? * factor;
+    let count = human_number(text).ok_or_else(|| format!("{text} is not a count"))?;
     if count.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(&count) {
         return Err(format!("{text} is not a whole count below 2^32"));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
     Ok(count as u32)
+}
+
+fn human_number(text: &str) -> Option<f64> {
+    let units =
+        [('k', 1e3), ('m', 1e6), ('g', 1e9), ('K', 1_024.0), ('M', 1_048_576.0), ('G', 1_073_741_824.0)];
+    let unit = units.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(*suffix)?, *factor)));
+    let (digits, factor) = unit.unwrap_or((text, 1.0));
+    Some(digits.parse::<f64>().ok()? * factor)
+}
+
+/// A time with its unit, like `50ms`, `0.2ms`, `250us` or `1.5s`.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1e-3), ("us", 1e-6), ("s", 1.0)];
+    let unit = units.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, *factor)));
+    let (number, factor) = match unit {
+        Some(unit) => unit,
+        None if text == "0" => return Ok(Duration::ZERO),
+        None => return Err(format!("{text} has no unit: write {text}ms, {text}us or {text}s")),
+    };
+    let seconds = number.trim().parse::<f64>().map_err(|_| format!("{text} is not a time"))? * factor;
+    Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text} is not a time"))
+}
+
+/// A size in bytes, with the units of `human_count`.
+pub(super) fn human_bytes(text: &str) -> Result<u64, String> {
+    let bytes = human_number(text).ok_or_else(|| format!("{text} is not a number of bytes"))?;
+    if !(bytes >= 1.0 && bytes < u64::MAX as f64) {
+        return Err("must be above 0".to_owned());
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
+    Ok(bytes as u64)
 }
 
 /// A switch that is also an environment variable of vLLM's, where it is 0 or 1.
@@ -54,7 +77,8 @@ pub(super) fn json_object(values: &[String]) -> Result<Map<String, Value>, Strin
 
 #[cfg(test)]
 mod tests {
-    use super::human_count;
+    use super::{human_count, span};
+    use std::time::Duration;
 
     #[test]
     fn counts_for_people() {
@@ -65,5 +89,17 @@ mod tests {
         assert!(human_count("-1").is_err());
         assert!(human_count("x").is_err());
         assert!(human_count("5G").is_err());
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(span("50ms"), Ok(Duration::from_millis(50)));
+        assert_eq!(span("0.2ms"), Ok(Duration::from_micros(200)));
+        assert_eq!(span("250us"), Ok(Duration::from_micros(250)));
+        assert_eq!(span("1.5s"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(span("0"), Ok(Duration::ZERO));
+        assert!(span("50").unwrap_err().contains("50ms"));
+        assert!(span("-1ms").is_err());
+        assert!(span("ms").is_err());
     }
 }

@@ -2,7 +2,7 @@
 //! where there are any (A10, A10G, A100, H100, L40S: within 15 % on step times), scaled by ratio where not (L4, L20,
 //! H20: within 25 %).
 
-use super::{Gpu, Host, LatencyModel, Model};
+use super::{Exchange, Gpu, Host, LatencyModel, Link, Model};
 use std::time::Duration;
 
 pub const A10_DOC_NAME: &str = "a10-doc";
@@ -21,6 +21,8 @@ pub const A10_DOC: LatencyModel = LatencyModel {
     },
     c_pre: Duration::from_millis(60),
     c_post: Duration::from_millis(9),
+    exchange: NO_EXCHANGE,
+    constant: None,
 };
 
 /// A tuned V1 server with CUDA graphs; the GPU and the model are to be replaced. Around the engine 35 to 60 ms were
@@ -36,7 +38,18 @@ pub const TUNED: LatencyModel = LatencyModel {
     },
     c_pre: Duration::from_millis(40),
     c_post: Duration::from_millis(7),
+    exchange: NO_EXCHANGE,
+    constant: None,
 };
+
+const NO_EXCHANGE: Exchange = Exchange { per_step: Duration::ZERO, per_token: 0.0 };
+
+/// Cards without NVLink over PCIe 4.0 x16; assumed from NCCL's usual all-reduce figures, within a factor of two.
+const PCIE: Link = Link { bandwidth: 12e9, latency: Duration::from_micros(25) };
+/// Third generation: 600 GB/s per GPU on paper; assumed as above.
+const NVLINK3: Link = Link { bandwidth: 230e9, latency: Duration::from_micros(15) };
+/// Fourth generation: 900 GB/s; assumed as above.
+const NVLINK4: Link = Link { bandwidth: 360e9, latency: Duration::from_micros(15) };
 
 const A10: Gpu = Gpu {
     name: "a10",
@@ -45,6 +58,7 @@ const A10: Gpu = Gpu {
     weight_bandwidth: 485e9,
     kv_bandwidth: 450e9,
     memory_gib: 22.18,
+    link: PCIE,
 };
 
 pub const GPUS: [Gpu; 8] = [
@@ -57,6 +71,7 @@ pub const GPUS: [Gpu; 8] = [
         weight_bandwidth: 245e9,
         kv_bandwidth: 235e9,
         memory_gib: 22.0,
+        link: PCIE,
     },
     Gpu {
         name: "l20",
@@ -65,6 +80,7 @@ pub const GPUS: [Gpu; 8] = [
         weight_bandwidth: 700e9,
         kv_bandwidth: 660e9,
         memory_gib: 44.4,
+        link: PCIE,
     },
     Gpu {
         name: "l40s",
@@ -73,6 +89,7 @@ pub const GPUS: [Gpu; 8] = [
         weight_bandwidth: 705e9,
         kv_bandwidth: 690e9,
         memory_gib: 44.4,
+        link: PCIE,
     },
     Gpu {
         name: "a100-80",
@@ -81,6 +98,7 @@ pub const GPUS: [Gpu; 8] = [
         weight_bandwidth: 1_560e9,
         kv_bandwidth: 1_350e9,
         memory_gib: 79.2,
+        link: NVLINK3,
     },
     Gpu {
         name: "h100",
@@ -89,6 +107,7 @@ pub const GPUS: [Gpu; 8] = [
         weight_bandwidth: 2_700e9,
         kv_bandwidth: 2_700e9,
         memory_gib: 79.2,
+        link: NVLINK4,
     },
     Gpu {
         name: "h20",
@@ -97,6 +116,7 @@ pub const GPUS: [Gpu; 8] = [
         weight_bandwidth: 3_270e9,
         kv_bandwidth: 2_600e9,
         memory_gib: 95.0,
+        link: NVLINK4,
     },
 ];
 
@@ -108,6 +128,9 @@ const QWEN2_5_7B: Model = Model {
     read_bytes: 14.14e9,
     attention_flops: 401_408.0,
     kv_bytes: 57_344.0,
+    layers: 28,
+    heads: 28,
+    kv_heads: 4,
 };
 
 pub const MODELS: [Model; 6] = [
@@ -119,6 +142,9 @@ pub const MODELS: [Model; 6] = [
         read_bytes: 0.99e9,
         attention_flops: 86_016.0,
         kv_bytes: 12_288.0,
+        layers: 24,
+        heads: 14,
+        kv_heads: 2,
     },
     Model {
         name: "qwen2.5-1.5b",
@@ -128,6 +154,9 @@ pub const MODELS: [Model; 6] = [
         read_bytes: 3.09e9,
         attention_flops: 172_032.0,
         kv_bytes: 28_672.0,
+        layers: 28,
+        heads: 12,
+        kv_heads: 2,
     },
     QWEN2_5_7B,
     Model {
@@ -138,6 +167,9 @@ pub const MODELS: [Model; 6] = [
         read_bytes: 27.98e9,
         attention_flops: 983_040.0,
         kv_bytes: 196_608.0,
+        layers: 48,
+        heads: 40,
+        kv_heads: 8,
     },
     Model {
         name: "qwen3-8b",
@@ -147,6 +179,9 @@ pub const MODELS: [Model; 6] = [
         read_bytes: 15.14e9,
         attention_flops: 589_824.0,
         kv_bytes: 147_456.0,
+        layers: 36,
+        heads: 32,
+        kv_heads: 8,
     },
     Model {
         name: "llama-3.1-8b",
@@ -156,6 +191,9 @@ pub const MODELS: [Model; 6] = [
         read_bytes: 15.01e9,
         attention_flops: 524_288.0,
         kv_bytes: 131_072.0,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
     },
 ];
 
@@ -165,4 +203,10 @@ pub fn gpu(name: &str) -> Option<Gpu> {
 
 pub fn model(name: &str) -> Option<Model> {
     MODELS.into_iter().find(|model| model.name == name)
+}
+
+/// The row whose name is part of a model's own, like `Qwen/Qwen2.5-7B-Instruct`.
+pub fn model_of(served: &str) -> Option<Model> {
+    let served = served.to_lowercase();
+    MODELS.into_iter().find(|model| served.contains(model.name))
 }

@@ -1,0 +1,156 @@
+//! Flags about how long steps take, of `serve` and of `latency`: a preset, a GPU, a file, or constants.
+
+use super::values::{jitter, span};
+use crate::engine::latency::calibration::{Calibration, FittedPoint};
+use crate::engine::latency::{LatencyModel, calibration, presets};
+use clap::Args;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A point that the calibrated model misses by more is worth a warning.
+const MAX_MISS: f64 = 0.1;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Latency")]
+pub(in crate::cli) struct LatencyArgs {
+    /// GPU, model and server whose time is spent: `a10-doc` (the tutorial's), or `<gpu>/<model>` like `h100/qwen2.5-7b`;
+    /// `mock-vllm latency --list` has all
+    #[arg(long, value_name = "NAME", default_value = presets::A10_DOC_NAME, value_parser = preset_name)]
+    latency_preset: String,
+    /// GPU of the presets, with the figures of the served MODEL
+    #[arg(long, value_name = "NAME", conflicts_with = "latency_preset", value_parser = gpu_name)]
+    gpu: Option<String>,
+    /// Constants and measured steps that replace the preset's; `mock-vllm latency --schema` describes the file
+    #[arg(long, value_name = "FILE")]
+    latency_calibration: Option<PathBuf>,
+    /// Constant time to the first token of an idle server, like 50ms, instead of the model's; the KV cache stays the preset's
+    #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
+    constant_ttft: Option<Duration>,
+    /// Constant time between tokens, like 10ms, whatever the batch
+    #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
+    constant_itl: Option<Duration>,
+    /// What each prompt token that is not cached adds, like 200us, to the step that computes it
+    #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
+    constant_prefill_per_token: Option<Duration>,
+    /// Relative standard deviation of each step's time, drawn by --seed; 0 = none
+    #[arg(long, value_name = "F", default_value_t = 0.03, value_parser = jitter)]
+    pub(in crate::cli) jitter: f64,
+}
+
+/// What the flags come to.
+#[derive(Clone, Debug)]
+pub(in crate::cli) struct ChosenLatency {
+    pub(in crate::cli) latency: LatencyModel,
+    /// Of a calibration's measured steps.
+    pub(in crate::cli) points: Vec<FittedPoint>,
+}
+
+// === impl LatencyArgs ===
+
+impl LatencyArgs {
+    /// For the model called `model` on so many GPUs.
+    ///
+    /// # Errors
+    /// Names the flag or the file's key that is wrong.
+    pub(in crate::cli) fn choose(&self, model: &str, n_gpus: NonZeroU32) -> Result<ChosenLatency, String> {
+        let base = match &self.gpu {
+            Some(gpu) => on_gpu(gpu, model)?,
+            None => preset(&self.latency_preset)?,
+        };
+        let (latency, points) = match &self.latency_calibration {
+            Some(path) => calibrate(path, base)?,
+            None => (base, Vec::new()),
+        };
+        let latency = latency
+            .tensor_parallel(n_gpus)
+            .map_err(|error| format!("--tensor-parallel-size {n_gpus}: {error}"))?;
+        let constants = (self.constant_ttft, self.constant_itl, self.constant_prefill_per_token);
+        let latency = match constants {
+            (None, None, None) => latency,
+            (ttft, itl, per_token) => {
+                let itl = itl.unwrap_or_default();
+                latency.with_constants(ttft.unwrap_or(itl), itl, per_token.unwrap_or_default())
+            }
+        };
+        Ok(ChosenLatency { latency, points })
+    }
+
+    /// The model alone, after a warning about each measured step that it misses.
+    ///
+    /// # Errors
+    /// As [`LatencyArgs::choose`].
+    pub(in crate::cli) fn choose_with_warnings(
+        &self,
+        model: &str,
+        n_gpus: NonZeroU32,
+    ) -> Result<LatencyModel, String> {
+        let chosen = self.choose(model, n_gpus)?;
+        for miss in chosen.misses() {
+            tracing::warn!("{miss}");
+        }
+        Ok(chosen.latency)
+    }
+}
+
+// === impl ChosenLatency ===
+
+impl ChosenLatency {
+    /// One sentence per measured step that the model misses by far.
+    pub(in crate::cli) fn misses(&self) -> impl Iterator<Item = String> {
+        self.points.iter().filter(|point| point.miss().abs() > MAX_MISS).map(|point| {
+            let FittedPoint { step, measured, modelled } = point;
+            format!("the calibration gives {modelled:.1?} for the step {step}, measured were {measured:.1?}")
+        })
+    }
+}
+
+fn calibrate(path: &Path, base: LatencyModel) -> Result<(LatencyModel, Vec<FittedPoint>), String> {
+    let fail = |reason: String| {
+        format!("--latency-calibration {}: {reason}\n{}", path.display(), calibration::SCHEMA)
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let file: Calibration = serde_saphyr::from_str(&text).map_err(|error| fail(error.to_string()))?;
+    let base = match &file.base {
+        Some(name) => preset(name).map_err(|error| fail(format!("base: {error}")))?,
+        None => base,
+    };
+    file.apply(base).map_err(|error| fail(error.to_string()))
+}
+
+fn on_gpu(gpu: &str, model: &str) -> Result<LatencyModel, String> {
+    let known = presets::model_of(model).ok_or_else(|| {
+        let names: Vec<&str> = presets::MODELS.iter().map(|model| model.name).collect();
+        format!(
+            "--gpu {gpu}: there are no figures for the model {model}, only for {}; name one that is like it with \
+             --latency-preset {gpu}/NAME, or give its own with --latency-calibration",
+            names.join(", ")
+        )
+    })?;
+    preset(&format!("{gpu}/{}", known.name))
+}
+
+fn preset(name: &str) -> Result<LatencyModel, String> {
+    LatencyModel::preset(name).ok_or_else(|| {
+        let gpus: Vec<&str> = presets::GPUS.iter().map(|gpu| gpu.name).collect();
+        let models: Vec<&str> = presets::MODELS.iter().map(|model| model.name).collect();
+        format!(
+            "no such preset: {name}; there are {}, and GPU/MODEL of {} and {}",
+            presets::A10_DOC_NAME,
+            gpus.join(", "),
+            models.join(", ")
+        )
+    })
+}
+
+fn preset_name(name: &str) -> Result<String, String> {
+    preset(name).map(|_| name.to_owned())
+}
+
+fn gpu_name(name: &str) -> Result<String, String> {
+    let names: Vec<&str> = presets::GPUS.iter().map(|gpu| gpu.name).collect();
+    match presets::gpu(name) {
+        Some(_) => Ok(name.to_owned()),
+        None => Err(format!("no such GPU; there are {}", names.join(", "))),
+    }
+}

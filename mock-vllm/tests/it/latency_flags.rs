@@ -1,0 +1,180 @@
+//! What the latency flags come to: presets by GPU, several GPUs, constants, calibration files, and the tables that show it.
+
+use mock_vllm::cli;
+use mock_vllm::engine::latency::calibration::step;
+use mock_vllm::server::PodSettings;
+use serde_json::Value;
+use std::process::Command;
+
+fn run(args: &str) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mock-vllm"));
+    let output = command.args(args.split_whitespace()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn settings(flags: &str) -> Result<PodSettings, String> {
+    let line = format!("mock-vllm serve {flags}");
+    cli::pod_settings(line.split_whitespace().map(Into::into))
+}
+
+#[track_caller]
+fn refused(flags: &str, part: &str) {
+    let error = settings(flags).expect_err("the flags are wrong");
+    assert!(error.contains(part), "{error}");
+}
+
+/// Milliseconds of a prefill of 2,048 tokens and of a decode of 16 requests, and the KV blocks.
+fn figures(flags: &str) -> (f64, f64, u32) {
+    let PodSettings { latency, engine, .. } = settings(flags).unwrap();
+    let ms = |plan| latency.step_time(&plan).as_secs_f64() * 1e3;
+    let decode = step(std::iter::repeat_n((2_400, 1, false), 16));
+    (ms(step([(0, 2_048, true)])), ms(decode), engine.n_blocks)
+}
+
+#[test]
+fn a_gpu_takes_the_figures_of_the_served_model() {
+    let by_gpu = figures("Qwen/Qwen2.5-14B-Instruct-AWQ --gpu h100");
+    assert_eq!(by_gpu, figures("m --latency-preset h100/qwen2.5-14b"));
+    assert_ne!(by_gpu, figures("Qwen/Qwen3-8B --gpu h100"));
+    refused("mistral-large --gpu h100", "no figures for the model mistral-large");
+    refused("m --gpu b200", "h20");
+    refused("Qwen3-8B --gpu h100 --latency-preset a10-doc", "cannot be used with");
+    refused("m --latency-preset h100", "no such preset: h100; there are a10-doc");
+}
+
+#[test]
+fn gpus_share_work_and_kv_and_pay_for_it() {
+    let of = |size| figures(&format!("m --latency-preset a100-80/qwen2.5-14b --tensor-parallel-size {size}"));
+    let (one, two, eight) = (of(1), of(2), of(8));
+    assert_eq!(one, figures("m --latency-preset a100-80/qwen2.5-14b"));
+    // Half the GEMM of 275 ms, and the exchange of 2,048 tokens x 983,040 bytes at 230 GB/s.
+    assert!((two.0 - (one.0 / 2.0 + 8.8 + 1.5 + 2.0)).abs() < 5.0, "{one:?} {two:?}");
+    assert!(two.1 < one.1 && eight.1 < two.1, "{one:?} {two:?} {eight:?}");
+    // Weights take 27.5 of 72.9 GiB on one card and half of that on each of two, where a block is half as large.
+    let expected = f64::from(one.2) * 2.0 * (72.864 - 13.75 - 1.5) / (72.864 - 27.5 - 1.5);
+    assert!((f64::from(two.2) / expected - 1.0).abs() < 0.001, "{} and {expected}", two.2);
+    refused("m --tensor-parallel-size 3", "Total number of attention heads (28) must be divisible");
+    // Four KV heads on seven GPUs: each has one of them whole.
+    let seven = settings("m --tensor-parallel-size 7").unwrap().latency;
+    assert_eq!(seven.model.kv_bytes, 57_344.0 / 4.0);
+}
+
+#[test]
+fn kv_memory_can_be_given_in_bytes() {
+    assert_eq!(figures("m --kv-cache-memory-bytes 7G").2, 8_192, "16 tokens are 0.875 MiB");
+    assert_eq!(figures("m --kv-cache-memory-bytes 7G -tp 2").2, 16_384, "half of each on each");
+    assert_eq!(figures("m --kv-cache-memory-bytes 7G --num-gpu-blocks-override 3000").2, 3_000);
+    refused("m --kv-cache-memory-bytes seven", "not a number of bytes");
+}
+
+#[test]
+fn constants_do_not_depend_on_the_batch() {
+    let flags = "m --constant-ttft 50ms --constant-itl 10ms";
+    assert_eq!(figures(flags), (10.0, 10.0, figures("m").2));
+    let latency = settings(flags).unwrap().latency;
+    assert_eq!((latency.c_pre.as_millis(), latency.c_post.as_millis()), (40, 0), "the rest of the 50 ms");
+    let (prefill, decode, _) = figures(&format!("{flags} --constant-prefill-per-token 100us"));
+    assert!((prefill - 214.8).abs() < 1e-6 && decode == 10.0, "{prefill} {decode}");
+    let fast = settings("m --constant-itl 10ms --constant-ttft 4ms").unwrap().latency;
+    assert_eq!(fast.c_pre.as_millis(), 0);
+    assert_eq!(fast.step_time(&step([(0, 100, true)])).as_millis(), 4);
+    refused("m --constant-itl 10", "10 has no unit: write 10ms");
+    refused("m --constant-itl 10ms --latency-calibration x.yaml", "cannot be used with");
+}
+
+fn calibrated(yaml: &str) -> (Option<i32>, String, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), yaml).unwrap();
+    run(&format!("latency --json --latency-calibration {}", file.path().display()))
+}
+
+#[test]
+fn measured_steps_give_the_constants_back() {
+    // The steps of a10-doc; the fit starts from another card.
+    let yaml = "
+base: l40s/qwen2.5-7b
+points:
+  - {prefill: 16, context: 2384, ms: 45.7}
+  - {prefill: 512, context: 1888, ms: 163}
+  - {prefill: 2048, ms: 556}
+  - {prefill: 8192, ms: 2458}
+  - {prefill: 16384, ms: 5669}
+  - {decode: 1, context: 100, ms: 38.4}
+  - {decode: 1, context: 8000, ms: 39.4}
+  - {decode: 16, context: 2400, ms: 46.9}
+  - {decode: 32, context: 2400, ms: 56.5}
+";
+    let (code, stdout, stderr) = calibrated(yaml);
+    assert_eq!(code, Some(0), "{stderr}");
+    let fitted: Value = serde_json::from_str(&stdout).unwrap();
+    for point in fitted["points"].as_array().unwrap() {
+        let [measured, modelled] = ["measured_ms", "modelled_ms"].map(|key| point[key].as_f64().unwrap());
+        assert!((modelled / measured - 1.0).abs() < 0.02, "{point}");
+    }
+    // Steps that were not measured come out as well.
+    let ms = |key: &str, name: &str, value: u64| {
+        let rows = fitted[key].as_array().unwrap();
+        rows.iter().find(|row| row[name] == value).unwrap()["ms"].as_f64().unwrap()
+    };
+    assert!((ms("prefill", "new_tokens", 4_096) / 1_141.0 - 1.0).abs() < 0.02);
+    assert!((ms("decode", "requests", 8) / 42.4 - 1.0).abs() < 0.02);
+    let gemm_rate = fitted["model"]["gpu"]["gemm_rate"].as_f64().unwrap();
+    assert!((gemm_rate / 52e12 - 1.0).abs() < 0.05, "{gemm_rate}");
+    // Without the points the card is the other one.
+    let (_, stdout, _) = calibrated("base: l40s/qwen2.5-7b");
+    let plain: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(plain["model"]["gpu"]["gemm_rate"], 230e12);
+}
+
+#[test]
+fn given_constants_are_kept_and_others_fitted_around_them() {
+    let yaml = r#"{"gpu":{"gemm_tflops":100,"memory_gib":40},"host":{"before_ms":1,"after_ms":2},
+        "points":[{"decode":1,"context":100,"ms":20}]}"#;
+    let (code, stdout, stderr) = calibrated(yaml);
+    assert_eq!(code, Some(0), "{stderr}");
+    let fitted: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(fitted["model"]["gpu"]["gemm_rate"], 100e12);
+    assert_eq!((&fitted["before_ms"], &fitted["after_ms"]), (&Value::from(1.0), &Value::from(2.0)));
+    let point = fitted["points"][0]["modelled_ms"].as_f64().unwrap();
+    assert!((point / 20.0 - 1.0).abs() < 0.01, "{point}");
+    let blocks = (40.0 * 0.92 - 14.25 - 1.529) * f64::from(1 << 30) / (57_344.0 * 16.0);
+    assert!((fitted["kv_blocks"].as_f64().unwrap() - blocks).abs() <= 1.0);
+}
+
+#[test]
+fn a_bad_calibration_names_the_key_and_shows_the_schema() {
+    let check = |yaml: &str, part: &str| {
+        let (code, stdout, stderr) = calibrated(yaml);
+        assert_eq!(code, Some(2), "{stdout}");
+        assert!(stderr.contains(part), "{stderr}");
+        assert!(stderr.contains("weight_gb_per_s: 485"), "the schema: {stderr}");
+    };
+    check("gpu: {gemm_tflop: 3}", "gemm_tflop");
+    check("gpu: {gemm_tflops: -3}", "gpu.gemm_tflops must be a number above 0, got -3");
+    check("host: {step_ms: -1}", "host.step_ms must not be negative, got -1");
+    check("base: b200/gpt", "base: no such preset: b200/gpt");
+    check("points: [{prefill: 1, decode: 1, ms: 3}]", "point 1: give one of prefill");
+    check("points: [{decode: 1, ms: 0}]", "point 1: ms must be above 0");
+    check("[]", "line 1");
+    let (code, _, stderr) = run("serve m --latency-calibration nowhere.yaml");
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("nowhere.yaml"), "{stderr}");
+}
+
+#[test]
+fn the_tables_show_the_published_values() {
+    let (code, stdout, _) = run("latency");
+    assert_eq!(code, Some(0));
+    let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    for row in [["16384", "0", "5668.9"], ["2165", "0", "587.9"], ["16", "2400", "46.9"]] {
+        assert!(rows.contains(&row.to_vec()), "{row:?}: {stdout}");
+    }
+    let (_, list, _) = run("latency --list");
+    for name in ["a10-doc", "a10g", "a100-80", "h20", "qwen2.5-14b", "qwen3-8b", "llama-3.1-8b"] {
+        assert!(list.contains(name), "{name}: {list}");
+    }
+    let (_, schema, _) = run("latency --schema");
+    let (code, _, stderr) = calibrated(schema.split_once(":\n").unwrap().1);
+    assert_eq!(code, Some(0), "the schema is an example of itself: {stderr}");
+}
