@@ -6,6 +6,10 @@ use super::SpecialTokens;
 use super::added_tokens::{AddedTokens, Segment};
 use family::FIRST_ADDED;
 pub use family::QwenFamily;
+use std::borrow::Cow;
+use tokenizers::normalizers::NFC;
+use tokenizers::{NormalizedString, Normalizer as _};
+use unicode_normalization::{IsNormalized, is_nfc_quick};
 
 pub(super) struct QwenTokenizer {
     family: QwenFamily,
@@ -37,8 +41,7 @@ impl QwenTokenizer {
 
     /// Appends the ids of a text without added tokens.
     pub(super) fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
-        let text = self.bpe.normalize(text);
-        for piece in self.bpe.split(text.as_str()) {
+        for piece in self.bpe.split(&composed(text)) {
             ids.extend(self.bpe.bpe.encode_via_backtracking(piece.as_bytes()));
         }
     }
@@ -68,6 +71,18 @@ impl QwenTokenizer {
 impl std::fmt::Debug for QwenTokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QwenTokenizer").field("family", &self.family).finish_non_exhaustive()
+    }
+}
+
+/// NFC as the `tokenizers` library has it, whose tables know fewer compositions than today's Unicode.
+fn composed(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
+        return Cow::Borrowed(text);
+    }
+    let mut normalized = NormalizedString::from(text);
+    match NFC.normalize(&mut normalized) {
+        Ok(()) => Cow::Owned(normalized.get().to_owned()),
+        Err(error) => unreachable!("NFC has no bad input: {error}"),
     }
 }
 

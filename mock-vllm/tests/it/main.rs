@@ -49,6 +49,7 @@ mod server_tools;
 mod structured_schema;
 mod structured_tools;
 mod tokens;
+mod tokens_corpus;
 mod trace_check;
 mod tutorial;
 mod virtual_clock;
