@@ -33,6 +33,8 @@ pub mod load;
 
 pub mod check;
 
+pub mod multi_round_qa;
+
 pub mod stats;
 
 pub mod clock;

@@ -1,0 +1,266 @@
+//! What was measured: one record per answered request, the CSV of them, and the summary over a window of time.
+//! Lines and columns are those of `multi-round-qa.py`; failures are a line of our own, shown when there are any.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::multi_round_qa::schedule::Pace;
+use crate::stats::{as_f64, mean};
+
+/// The CSV's first line.
+pub const HEADER: &str =
+    "prompt_tokens,generation_tokens,ttft,generation_time,user_id,question_id,launch_time,finish_time";
+
+/// One answered request; times are seconds, moments are seconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Record {
+    pub prompt_tokens: u32,
+    pub generation_tokens: u32,
+    pub ttft: f64,
+    /// From the first token to the end of the stream.
+    pub generation_time: f64,
+    pub user_id: u32,
+    /// From 1 within the session, whatever question it was.
+    pub question_id: u32,
+    pub launch_time: f64,
+    pub finish_time: f64,
+}
+
+/// What surrounds the records in a summary.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Window {
+    /// The configured rate.
+    pub qps: f64,
+    pub n_pending: usize,
+    pub n_failed: usize,
+    /// Seconds since the Unix epoch.
+    pub start: f64,
+    pub end: f64,
+    pub pace: Pace,
+}
+
+/// The figures of a summary.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    pub window: Window,
+    pub n_finished: usize,
+    pub speed: f64,
+    pub input_rate: f64,
+    pub output_rate: f64,
+    pub generation_rate: f64,
+    pub ttft: f64,
+}
+
+impl Record {
+    pub fn csv(&self) -> String {
+        let Self {
+            prompt_tokens,
+            generation_tokens,
+            ttft,
+            generation_time,
+            user_id,
+            question_id,
+            launch_time,
+            finish_time,
+        } = self;
+        format!(
+            "{prompt_tokens},{generation_tokens},{ttft},{generation_time},{user_id},{question_id},{launch_time},{finish_time}"
+        )
+    }
+
+    /// Tokens per second after the first one. The original divides all tokens by the time of all but the first.
+    fn generation_rate(&self, pace: Pace) -> Option<f64> {
+        let n_timed = match pace {
+            Pace::Original => self.generation_tokens,
+            Pace::Strict => self.generation_tokens.saturating_sub(1),
+        };
+        (self.generation_time > 0.0).then(|| f64::from(n_timed) / self.generation_time)
+    }
+}
+
+impl Summary {
+    /// Of the records that finished in the window.
+    pub fn of(records: &[Record], window: Window) -> Self {
+        let inside: Vec<&Record> = records
+            .iter()
+            .filter(|record| window.start <= record.finish_time && record.finish_time <= window.end)
+            .collect();
+        let seconds = (window.end - window.start).max(f64::MIN_POSITIVE);
+        let sum = |of: fn(&Record) -> u32| inside.iter().map(|record| f64::from(of(record))).sum::<f64>();
+        let rates: Vec<f64> =
+            inside.iter().filter_map(|record| record.generation_rate(window.pace)).collect();
+        let ttfts: Vec<f64> = inside.iter().map(|record| record.ttft).collect();
+        Self {
+            window,
+            n_finished: inside.len(),
+            speed: as_f64(inside.len()) / seconds,
+            input_rate: sum(|record| record.prompt_tokens) / seconds,
+            output_rate: sum(|record| record.generation_tokens) / seconds,
+            generation_rate: mean(&rates).unwrap_or(0.0),
+            ttft: mean(&ttfts).unwrap_or(0.0),
+        }
+    }
+
+    /// The original's block of lines, in its colours if asked for.
+    pub fn text(&self, colours: Colours) -> String {
+        let Self { window, n_finished: _, speed, input_rate, output_rate, generation_rate, ttft } = self;
+        let Window { qps, n_pending, n_failed, start, end, pace: _ } = window;
+        let mut text = "\n\n==================== Performance summary ======================\n".to_owned();
+        let mut line = |label: &str, value: String| {
+            let _ = match colours {
+                Colours::Plain => writeln!(text, "  {label}: {value}\n"),
+                Colours::Ansi => writeln!(text, "  \x1b[33m{label}: \x1b[32m{value}\x1b[0m\n"),
+            };
+        };
+        line("QPS", format!("{qps:.4} reqs/s"));
+        line("Processing speed", format!("{speed:.4} reqs/s"));
+        line("Requests on-the-fly", n_pending.to_string());
+        line("Input tokens per second", format!("{input_rate:.4} tokens/s"));
+        line("Output tokens per second", format!("{output_rate:.4} tokens/s"));
+        line("Average generation throughput (per request)", format!("{generation_rate:.4} tokens/req/s"));
+        line("Average TTFT", format!("{ttft:.4}s"));
+        if *n_failed > 0 {
+            line("Requests failed", n_failed.to_string());
+        }
+        let _ = writeln!(text, "Time range: {start} - {end} ({:.2}s)\n", end - start);
+        text.push_str("===============================================================\n\n");
+        text
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colours {
+    Plain,
+    Ansi,
+}
+
+/// Reads the CSV back, ours or the original's; columns are found by name.
+///
+/// # Errors
+/// A missing column, or the line and column of a value that is no number.
+pub fn parse(text: &str) -> Result<Vec<Record>> {
+    let mut lines = text.lines();
+    let columns: Vec<&str> = lines.next().context("the CSV is empty")?.split(',').collect();
+    let find = |name: &str| {
+        columns
+            .iter()
+            .position(|column| *column == name)
+            .with_context(|| format!("the CSV has no column `{name}`"))
+    };
+    let mut places = Vec::new();
+    for name in HEADER.split(',') {
+        places.push((name, find(name)?));
+    }
+    let mut records = Vec::new();
+    for (line, number) in lines.zip(2..).filter(|(line, _)| !line.is_empty()) {
+        let cells: Vec<&str> = line.split(',').collect();
+        let mut values = Vec::new();
+        for (name, place) in &places {
+            let cell = cells.get(*place).copied().unwrap_or_default();
+            match cell.parse::<f64>() {
+                Ok(value) if value.is_finite() => values.push(value),
+                Ok(_) | Err(_) => bail!("line {number}: {name} is `{cell}`, not a number"),
+            }
+        }
+        let [prompt, generated, ttft, generation_time, user, question, launch_time, finish_time] = values[..]
+        else {
+            bail!("line {number}: {} columns", values.len())
+        };
+        records.push(Record {
+            prompt_tokens: count(prompt),
+            generation_tokens: count(generated),
+            ttft,
+            generation_time,
+            user_id: count(user),
+            question_id: count(question),
+            launch_time,
+            finish_time,
+        });
+    }
+    Ok(records)
+}
+
+/// pandas writes whole numbers of a column with gaps as `3.0`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a saturating cast is what is wanted"
+)]
+fn count(value: f64) -> u32 {
+    value as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::{Colours, HEADER, Record, Summary, Window, parse};
+    use crate::multi_round_qa::schedule::Pace;
+
+    fn record(user_id: u32, finish_time: f64) -> Record {
+        Record {
+            prompt_tokens: 2_400,
+            generation_tokens: 5,
+            ttft: 0.25,
+            generation_time: 0.2,
+            user_id,
+            question_id: 1,
+            launch_time: finish_time - 0.45,
+            finish_time,
+        }
+    }
+
+    fn window(pace: Pace, n_failed: usize) -> Window {
+        Window { qps: 0.1, n_pending: 0, n_failed, start: 100.0, end: 120.0, pace }
+    }
+
+    #[test]
+    fn the_summary_is_the_originals_line_for_line() {
+        let records = [record(2, 110.0), record(3, 120.0), record(4, 121.0)];
+        let summary = Summary::of(&records, window(Pace::Original, 0));
+        assert_eq!(summary.n_finished, 2, "what finished outside the window does not count");
+        expect![[r"
+
+
+            ==================== Performance summary ======================
+              QPS: 0.1000 reqs/s
+
+              Processing speed: 0.1000 reqs/s
+
+              Requests on-the-fly: 0
+
+              Input tokens per second: 240.0000 tokens/s
+
+              Output tokens per second: 0.5000 tokens/s
+
+              Average generation throughput (per request): 25.0000 tokens/req/s
+
+              Average TTFT: 0.2500s
+
+            Time range: 100 - 120 (20.00s)
+
+            ===============================================================
+
+        "]]
+        .assert_eq(&summary.text(Colours::Plain));
+    }
+
+    #[test]
+    fn failures_are_shown_and_strict_counts_intervals() {
+        let summary = Summary::of(&[record(2, 110.0)], window(Pace::Strict, 3));
+        assert!(summary.text(Colours::Ansi).contains("\x1b[33mRequests failed: \x1b[32m3\x1b[0m"));
+        assert!((summary.generation_rate - 20.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_csv_is_read_back_and_its_faults_are_named() {
+        let records = [record(2, 110.0), record(3, 120.5)];
+        let text = format!("{HEADER}\n{}\n{}\n", records[0].csv(), records[1].csv());
+        assert_eq!(parse(&text).unwrap(), records);
+        assert_eq!(parse(&text.replace("2400", "2400.0")).unwrap(), records);
+        let error = |text: &str| parse(text).unwrap_err().to_string();
+        assert_eq!(error(&text.replace("0.25", "x")), "line 2: ttft is `x`, not a number");
+        assert_eq!(error(&text.replace("ttft,", "")), "the CSV has no column `ttft`");
+    }
+}
