@@ -4,3 +4,5 @@
 pub mod records;
 
 pub mod schedule;
+
+pub mod sharegpt;
