@@ -29,7 +29,7 @@ const PATHS: [&str; 10] = [
 /// Short contexts and a clock far ahead of the wall's: the engine is not what is tried here.
 const FLAGS: &str = "mock-vllm serve Qwen/Qwen3-8B --max-model-len 512 --num-gpu-blocks-override 128 \
     --time-scale 1000000 --enable-prompt-tokens-details \
-    --enable-lora --allow-runtime-lora-updating";
+    --enable-lora --allow-runtime-lora-updating --enable-auto-tool-choice --tool-call-parser hermes";
 
 /// Long past what any request may take.
 const STUCK: Duration = Duration::from_secs(20);
