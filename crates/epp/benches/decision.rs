@@ -16,6 +16,7 @@ use epp::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
 use epp::exchange::{Exchange, Opening};
 use epp::metrics::Metrics;
+use epp::tuning::Patch;
 use inference_api::manifest::{self, Object};
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use scheduling::saturation::Thresholds;
@@ -51,7 +52,7 @@ fn director() -> Director {
     index.apply(pools.chain(endpoints).collect::<Vec<_>>());
     let options = Options {
         pool: None,
-        threshold: 0.5,
+        policy: Patch::default(),
         max_metrics_age: Duration::from_secs(2),
         index_capacity: NonZeroU32::new(31_250).expect("not zero"),
         compat: Compat::None,

@@ -1,5 +1,7 @@
 //! The command line, and the process around the server.
 
+mod knobs;
+
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -15,6 +17,7 @@ use scheduling::saturation::Thresholds;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
+use self::knobs::KnobArgs;
 use crate::compat::Compat;
 use crate::director::Options;
 use crate::log::{self, Filter, Format};
@@ -29,6 +32,13 @@ Examples:
 
 The endpoints file is a YAML list:
   - {name: qwen-0, namespace: default, address: 127.0.0.1:18001, labels: {app: qwen}, ready: true}
+
+The policy's file has knobs for every pool and for single ones:
+  default: {threshold: 0.5, spillTokens: 128}
+  pools: {default/vllm-qwen-pool: {threshold: 0.6}}
+A later source wins: built in, flag, the file's default, the file's pool, the pool's annotation
+inference.networking.x-k8s.io/routing-policy: '{threshold: 0.6}'.
+Ask what is in force:       curl localhost:9090/debug/policy
 
 Files are read again when they change; an invalid version is logged and the last good one stays in force.
 A pool's annotation inference.networking.x-k8s.io/routing-strategy chooses DEFAULT (load) or PREFIX_CACHE.
@@ -47,6 +57,8 @@ struct Cli {
     listen: ListenArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    knobs: KnobArgs,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -94,9 +106,6 @@ struct ListenArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Picking")]
 struct PolicyArgs {
-    /// Share of the prompt that a pod must hold, and more, to be picked for it
-    #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = parse_ratio)]
-    threshold: f64,
     /// How often each endpoint's /metrics is read
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
     scrape_interval: Duration,
@@ -146,9 +155,9 @@ struct LogArgs {
 /// Parses the command line and serves; what `main` returns.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { source, listen, policy, log: LogArgs { log_format, log_level } } = Cli::parse();
+    let Cli { source, listen, policy, knobs, log: LogArgs { log_format, log_level } } = Cli::parse();
     let port_file = listen.port_file.clone();
-    let settings = settings(source, listen, policy);
+    let settings = settings(source, listen, policy, &knobs);
     let outcome = log::init(log_format, &log_level).and_then(|()| serve(settings, port_file.as_deref()));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -159,11 +168,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Settings {
+fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &KnobArgs) -> Settings {
     let SourceArgs { pool_files, endpoints_file, endpoints, pool } = source;
     let ListenArgs { host, grpc_port, health_port, metrics_port, port_file: _, grace_period } = listen;
     let PolicyArgs {
-        threshold,
         scrape_interval,
         max_metrics_age,
         saturation_queue_depth,
@@ -177,6 +185,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
         seed,
     } = policy;
     Settings {
+        policy_file: knobs.policy_file.clone(),
         files: files::Config { pool_files, endpoints_file, static_endpoints: endpoints },
         host,
         grpc_port,
@@ -187,7 +196,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs) -> Setti
         max_body_bytes,
         director: Options {
             pool,
-            threshold,
+            policy: knobs.patch(),
             max_metrics_age,
             compat,
             saturation: Thresholds {

@@ -37,7 +37,9 @@ use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
 use crate::inquiry::{Content, Inquiry, Subset};
 use crate::metrics::{Metrics, ModelLabels, PodLabels, PoolLabels, RunningLabels, UNLISTED_MODEL};
+use crate::policies::Policies;
 use crate::refusal::Refusal;
+use crate::tuning::Patch;
 
 /// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
 const REQUEST_ID_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -56,8 +58,8 @@ thread_local! {
 pub struct Options {
     /// The pool to pick from when the proxy names none; `None`: the only one, or the one that has the model.
     pub pool: Option<ObjectKey>,
-    /// A prefix must match more than this share to decide.
-    pub threshold: f64,
+    /// Knobs of the policy that flags set.
+    pub policy: Patch,
     /// Scraped numbers older than this do not count.
     pub max_metrics_age: Duration,
     /// Bound of the prefix index for each endpoint, in blocks.
@@ -86,6 +88,7 @@ pub struct Director {
     roster: ArcSwap<Roster>,
     incarnations: Incarnations,
     index: PrefixIndex,
+    policies: Arc<Policies>,
     /// Also the lock under which loads and prefixes are read and noted, so that simultaneous picks see each other.
     rng: Mutex<ChaCha8Rng>,
     decisions: Decisions,
@@ -125,6 +128,7 @@ impl Director {
             roster: ArcSwap::default(),
             incarnations: Incarnations::default(),
             index: PrefixIndex::new(options.index_capacity),
+            policies: Arc::new(Policies::new(options.policy.clone())),
             rng: Mutex::new(ChaCha8Rng::seed_from_u64(options.seed)),
             decisions: Decisions::new(options.n_decisions),
             metrics,
@@ -136,6 +140,7 @@ impl Director {
     pub fn apply(&self, snapshot: &Snapshot) -> Arc<Roster> {
         let previous = self.roster.load_full();
         let next = Arc::new(previous.follow(snapshot, &self.incarnations));
+        self.policies.follow(snapshot);
         self.roster.store(Arc::clone(&next));
         for member in next.removed_since(&previous) {
             self.forget(member);
@@ -146,6 +151,11 @@ impl Director {
     /// The process behind `member` is gone, and its cache with it.
     pub fn forget(&self, member: &Member) {
         self.index.remove_endpoint(member.reincarnate(&self.incarnations));
+    }
+
+    #[must_use]
+    pub fn policies(&self) -> &Arc<Policies> {
+        &self.policies
     }
 
     #[must_use]
@@ -307,7 +317,9 @@ impl Director {
         record.total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
         let policy = match roll.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
-            RoutingStrategy::PrefixCache => Policy::PrefixCache(Affinity::new(self.options.threshold)),
+            RoutingStrategy::PrefixCache => {
+                Policy::PrefixCache(self.policies.of(&roll.pool.key).affinity(Affinity::BYTES_PER_TOKEN))
+            }
         };
         record.threshold = match policy {
             Policy::Default => None,

@@ -13,6 +13,10 @@ pub mod director;
 
 pub mod exchange;
 
+pub mod policies;
+
+pub mod tuning;
+
 pub mod scrape;
 
 pub mod candidates;

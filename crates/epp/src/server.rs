@@ -9,6 +9,7 @@ mod follow;
 mod http;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use self::ext_proc::{Processor, SERVICE};
 use self::follow::Follower;
 use crate::director::{Director, Options};
 use crate::metrics::Metrics;
+use crate::policies::WatchedFile;
 
 /// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
 /// of 200 would make it open connections instead.
@@ -43,6 +45,8 @@ const ENVELOPE_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub files: files::Config,
+    /// Tunes the policy while the process runs.
+    pub policy_file: Option<PathBuf>,
     pub host: IpAddr,
     pub grpc_port: u16,
     pub health_port: u16,
@@ -76,6 +80,7 @@ pub struct Server {
     settings: Settings,
     director: Arc<Director>,
     files: Files,
+    policy_file: Option<WatchedFile>,
     follower: Follower,
     grpc: TcpListener,
     health: TcpListener,
@@ -90,6 +95,9 @@ impl Server {
     pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
         let (files, reader) = Files::load(settings.files.clone()).context("read the pools")?;
         let director = Arc::new(Director::new(settings.director.clone(), Arc::new(Metrics::default())));
+        let policy_file = settings.policy_file.clone();
+        let policy_file = policy_file.map(|path| WatchedFile::load(path, director.policies())).transpose();
+        let policy_file = policy_file.map_err(|error| anyhow!(error)).context("read the policy")?;
         let follower = Follower::new(Arc::clone(&director), reader, settings.scrape_interval);
         let host = settings.host;
         Ok(Self {
@@ -99,6 +107,7 @@ impl Server {
             settings,
             director,
             files,
+            policy_file,
             follower,
         })
     }
@@ -120,7 +129,7 @@ impl Server {
     /// When a part of the server fails while it is needed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let ports = self.ports()?;
-        let Self { settings, director, files, follower, grpc, health, metrics } = self;
+        let Self { settings, director, files, policy_file, follower, grpc, health, metrics } = self;
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let reporter = serve_health(health, &tracker, &stop).await;
@@ -128,6 +137,9 @@ impl Server {
         let stopped = stop.clone().cancelled_owned();
         tracker.spawn(async move { axum::serve(metrics, router).with_graceful_shutdown(stopped).await });
         tracker.spawn(files.run(stop.clone().cancelled_owned()));
+        if let Some(file) = policy_file {
+            tracker.spawn(file.run(Arc::clone(director.policies()), stop.clone().cancelled_owned()));
+        }
         let following = tracker.spawn(follower.run(stop.clone()));
         let cut = CancellationToken::new();
         let processor = Processor::new(director, settings.max_body_bytes, cut.clone());

@@ -153,6 +153,7 @@ impl Index {
             failure_mode: pool.picker.failure_mode,
             runtime: runtime.unwrap_or_default(),
             problems: unknown_strategy.into_iter().chain(unknown_runtime).collect(),
+            routing_policy: pool.meta.annotations.get(keys::ROUTING_POLICY).cloned(),
             models: self.resolve_models(pool),
             endpoints,
         }

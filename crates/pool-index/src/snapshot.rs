@@ -40,6 +40,8 @@ pub struct Pool {
     pub runtime: ModelServerRuntime,
     /// Annotations that were not understood, and what holds instead; for people.
     pub problems: Vec<String>,
+    /// Value of the annotation `inference.networking.x-k8s.io/routing-policy`, verbatim.
+    pub routing_policy: Option<String>,
     /// By the name that clients ask for.
     pub models: BTreeMap<String, Model>,
     /// The ready endpoints that the pool selects, in the order of slots.

@@ -32,7 +32,8 @@ impl Director {
 
     fn pool_status(&self, roll: &Roll, now: Instant) -> PoolStatus {
         let Roll { pool, members } = roll;
-        let Pool { key, strategy, failure_mode, runtime, problems, models, endpoints: _ } = &**pool;
+        let Pool { key, strategy, failure_mode, runtime, problems, models, routing_policy: _, endpoints: _ } =
+            &**pool;
         PoolStatus {
             pool: key.to_string(),
             strategy: strategy.as_str(),

@@ -1,4 +1,4 @@
-//! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/debug/decisions`, `/debug/pools`.
+//! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/debug/decisions`, `/debug/pools`, `/debug/policy`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use crate::director::Director;
 use crate::explain::DecisionList;
@@ -30,6 +31,7 @@ pub(super) fn router(director: Arc<Director>) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/debug/decisions", get(show_decisions))
         .route("/debug/pools", get(show_pools))
+        .route("/debug/policy", get(show_policy))
         .with_state(director)
 }
 
@@ -54,6 +56,13 @@ async fn show_decisions(
 
 async fn show_pools(State(director): State<Arc<Director>>) -> Json<StatusList> {
     Json(director.status(now()))
+}
+
+/// By pool and knob: the value in force, and where it comes from.
+async fn show_policy(State(director): State<Arc<Director>>) -> Json<Value> {
+    let pools = director.policies().all();
+    let pools = pools.iter().map(|(pool, tuning)| (pool.to_string(), json!(tuning.settings())));
+    Json(json!({ "pools": pools.collect::<Map<_, _>>() }))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]

@@ -14,6 +14,7 @@ use epp::compat::Compat;
 use epp::director::Options;
 use epp::log::Format;
 use epp::server::{Ports, Server, Settings, Shutdown};
+use epp::tuning::Patch;
 use parking_lot::Mutex;
 use pool_index::source::files;
 use scheduling::saturation::Thresholds;
@@ -184,6 +185,12 @@ impl Picker {
         until(async || n_changes() > before).await;
     }
 
+    /// Annotates the pool under PREFIX_CACHE with a policy.
+    pub(crate) fn annotate_policy(&self, policy: &str) {
+        let annotation = format!(", inference.networking.x-k8s.io/routing-policy: '{policy}'");
+        write_pool(&self.pool_file, "PREFIX_CACHE", &annotation, &self.models);
+    }
+
     /// Writes the endpoints anew, all of them, and waits until the picker follows.
     pub(crate) async fn keep_pods(&mut self, keep: impl Fn(&Pod) -> bool) {
         let logged = |what: &str| self.log.lines().iter().filter(|line| line.contains(what)).count();
@@ -250,6 +257,7 @@ pub(crate) fn settings(
             endpoints_file: Some(endpoints.to_owned()),
             static_endpoints: Vec::new(),
         },
+        policy_file: None,
         host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         grpc_port: 0,
         health_port: 0,
@@ -264,7 +272,7 @@ pub(crate) fn settings(
 pub(crate) fn options() -> Options {
     Options {
         pool: None,
-        threshold: 0.5,
+        policy: Patch::default(),
         max_metrics_age: Duration::from_secs(60),
         index_capacity: NonZeroU32::new(31_250).unwrap(),
         compat: Compat::None,

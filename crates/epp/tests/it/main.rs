@@ -19,4 +19,5 @@ mod scrape;
 mod sequences;
 mod spill;
 mod styles;
+mod tuning;
 mod tutorial;

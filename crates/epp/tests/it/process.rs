@@ -113,9 +113,11 @@ async fn a_taken_port_is_named_with_its_flag() {
 
 #[test]
 fn usage_errors_say_what_is_wrong() {
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 7] = [
         (&[], "--pool-file <FILE>"),
         (&["--pool-file", "x", "--threshold", "1.5"], "expected a number from 0 to 1"),
+        (&["--pool-file", "x", "--spill-tokens=-1"], "expected a number from 0 to 1000000"),
+        (&["--pool-file", "x", "--stall", "much"], "expected a number from 0 to 100"),
         (&["--pool-file", "x", "--scrape-interval", "50"], "as in 50ms"),
         (&["--pool-file", "x", "--pool", "name"], "expected NAMESPACE/NAME"),
         (&["--pool-file", "x", "--endpoint", "localhost:1"], "invalid socket address"),

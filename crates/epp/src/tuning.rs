@@ -1,0 +1,242 @@
+//! What may be tuned of `PREFIX_CACHE` while the picker runs: the knobs, their ranges, and where each value comes from.
+//!
+//! A later source wins over an earlier one, knob by knob: built in, flag, file, file's section of the pool, the pool's
+//! annotation. What is more specific is later, and so is what can be changed without a restart.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use inference_api::object::ObjectKey;
+use scheduling::affinity::Affinity;
+use serde::{Deserialize, Serialize};
+
+/// A number that changes how pods are picked. Named as in the file; flags are the same words with dashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Knob {
+    /// Share of the prompt that a pod must hold, and more, for its prefix to count.
+    Threshold,
+    /// Tokens of work that the holder of a prefix may be behind the least busy pod.
+    SpillTokens,
+    /// Tokens of work that each request ahead counts as.
+    QueueTokens,
+    /// Share of a request's uncached tokens that each request ahead adds to them.
+    Stall,
+    /// Tokens of work that a full KV cache counts as.
+    KvTokens,
+    /// KV-cache usage from which it counts.
+    KvThreshold,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    BuiltIn,
+    Flag,
+    File,
+    /// The file's section of the pool.
+    FilePool,
+    Annotation,
+}
+
+/// Some knobs, each in its range.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Patch(BTreeMap<Knob, f64>);
+
+/// Every knob.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    settings: BTreeMap<Knob, Setting>,
+}
+
+/// A knob's value and its source.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Setting {
+    pub value: f64,
+    pub source: Source,
+}
+
+/// The policy file: what holds for every pool, and for some.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyFile {
+    pub default: Patch,
+    pub pools: BTreeMap<ObjectKey, Patch>,
+}
+
+/// Why a text is not a policy.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum TuningError {
+    #[error("{0}")]
+    Syntax(String),
+    #[error("{knob}: {value} is not in {} to {}", range.start(), range.end())]
+    Range { knob: Knob, value: f64, range: RangeInclusive<f64> },
+    #[error("pools: {0} is not NAMESPACE/NAME")]
+    PoolName(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    #[serde(default)]
+    default: BTreeMap<Knob, f64>,
+    #[serde(default)]
+    pools: BTreeMap<String, BTreeMap<Knob, f64>>,
+}
+
+// === impl Knob ===
+
+impl Knob {
+    pub const ALL: [Self; 6] = [
+        Self::Threshold,
+        Self::SpillTokens,
+        Self::QueueTokens,
+        Self::Stall,
+        Self::KvTokens,
+        Self::KvThreshold,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Threshold => "threshold",
+            Self::SpillTokens => "spillTokens",
+            Self::QueueTokens => "queueTokens",
+            Self::Stall => "stall",
+            Self::KvTokens => "kvTokens",
+            Self::KvThreshold => "kvThreshold",
+        }
+    }
+
+    /// What it may be. Tokens are bounded by a million, more than any prompt has.
+    #[must_use]
+    pub fn range(self) -> RangeInclusive<f64> {
+        match self {
+            Self::Threshold | Self::KvThreshold => 0.0..=1.0,
+            Self::SpillTokens | Self::QueueTokens | Self::KvTokens => 0.0..=1e6,
+            Self::Stall => 0.0..=100.0,
+        }
+    }
+
+    #[must_use]
+    pub fn built_in(self) -> f64 {
+        let affinity = Affinity::new(0.5);
+        match self {
+            Self::Threshold => affinity.threshold,
+            Self::SpillTokens => affinity.spill_bytes / Affinity::BYTES_PER_TOKEN,
+            Self::QueueTokens => affinity.queue_bytes / Affinity::BYTES_PER_TOKEN,
+            Self::Stall => affinity.stall,
+            Self::KvTokens => affinity.kv_bytes / Affinity::BYTES_PER_TOKEN,
+            Self::KvThreshold => affinity.kv_threshold,
+        }
+    }
+
+    /// # Errors
+    /// When `value` is not in the knob's range.
+    pub fn check(self, value: f64) -> Result<f64, TuningError> {
+        let range = self.range();
+        if range.contains(&value) { Ok(value) } else { Err(TuningError::Range { knob: self, value, range }) }
+    }
+}
+
+impl fmt::Display for Knob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// === impl Patch ===
+
+impl Patch {
+    /// # Errors
+    /// The first value that is not in its range.
+    pub fn try_new(values: BTreeMap<Knob, f64>) -> Result<Self, TuningError> {
+        for (knob, value) in &values {
+            knob.check(*value)?;
+        }
+        Ok(Self(values))
+    }
+
+    /// Reads a YAML or JSON mapping of knobs, as an annotation holds it: `{"threshold": 0.6}`.
+    ///
+    /// # Errors
+    /// What is wrong, with the knob's name.
+    pub fn parse(text: &str) -> Result<Self, TuningError> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        Self::try_new(serde_saphyr::from_str(text).map_err(|error| syntax(&error))?)
+    }
+}
+
+// === impl Tuning ===
+
+impl Default for Tuning {
+    fn default() -> Self {
+        let built_in = |knob: Knob| (knob, Setting { value: knob.built_in(), source: Source::BuiltIn });
+        Self { settings: Knob::ALL.into_iter().map(built_in).collect() }
+    }
+}
+
+impl Tuning {
+    /// The same with the knobs of `patch` turned.
+    #[must_use]
+    pub fn with(mut self, patch: &Patch, source: Source) -> Self {
+        let settings = patch.0.iter().map(|(knob, value)| (*knob, Setting { value: *value, source }));
+        self.settings.extend(settings);
+        self
+    }
+
+    #[must_use]
+    pub fn settings(&self) -> &BTreeMap<Knob, Setting> {
+        &self.settings
+    }
+
+    /// For prompts of `bytes_per_token`.
+    #[must_use]
+    pub fn affinity(&self, bytes_per_token: f64) -> Affinity {
+        Affinity {
+            threshold: self.value(Knob::Threshold),
+            queue_bytes: self.value(Knob::QueueTokens) * bytes_per_token,
+            stall: self.value(Knob::Stall),
+            kv_bytes: self.value(Knob::KvTokens) * bytes_per_token,
+            kv_threshold: self.value(Knob::KvThreshold),
+            spill_bytes: self.value(Knob::SpillTokens) * bytes_per_token,
+        }
+    }
+
+    fn value(&self, knob: Knob) -> f64 {
+        self.settings[&knob].value
+    }
+}
+
+// === impl PolicyFile ===
+
+impl PolicyFile {
+    /// Reads `default` and `pools` of a YAML text; an empty one changes nothing.
+    ///
+    /// # Errors
+    /// What is wrong, with the line or the knob.
+    pub fn parse(text: &str) -> Result<Self, TuningError> {
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        let RawFile { default, pools } = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
+        let pool = |(name, values): (String, BTreeMap<Knob, f64>)| match name.split_once('/') {
+            Some((namespace, pool)) if !namespace.is_empty() && !pool.is_empty() && !pool.contains('/') => {
+                Ok((ObjectKey::new(namespace, pool), Patch::try_new(values)?))
+            }
+            Some(_) | None => Err(TuningError::PoolName(name)),
+        };
+        let pools = pools.into_iter().map(pool).collect::<Result<_, _>>()?;
+        Ok(Self { default: Patch::try_new(default)?, pools })
+    }
+}
+
+/// The first line; a picture of the text follows it, which a log has no room for.
+fn syntax(error: &serde_saphyr::Error) -> TuningError {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    TuningError::Syntax(line.strip_prefix("error: ").unwrap_or(line).to_owned())
+}
