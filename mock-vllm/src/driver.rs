@@ -51,7 +51,7 @@ use tokio::sync::oneshot;
 /// From the last token to the end of the stream: the part of the API server's time that no token waits for.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 
-/// Wall time that one of many tokens takes to leave: 256 tokens left within 1.3 ms of a busy machine with two cores.
+/// Wall time that one of many tokens takes to leave: 256 tokens took 2 ms on a machine with two cores.
 const HAND_OVER: Duration = Duration::from_micros(8);
 /// A token is not to leave earlier than that.
 const MAX_LEAD: Duration = Duration::from_micros(950);
