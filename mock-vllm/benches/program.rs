@@ -3,8 +3,6 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// In every frame that carries a token.
 const TOKEN_FRAME: &[u8] = b"\"delta\":{\"content\"";
@@ -77,36 +75,27 @@ impl Drop for Server {
     }
 }
 
-/// One conversation over a connection of its own, read once per `pause`; the tokens that came.
-pub(crate) async fn stream(
-    address: SocketAddr,
-    client_idx: usize,
-    n_tokens: usize,
-    pause: Duration,
-) -> usize {
-    let mut socket = tokio::net::TcpStream::connect(address).await.expect("the server accepts");
+/// A streamed conversation with its head; each client's prompt is its own.
+pub(crate) fn chat_request(client_idx: usize, n_tokens: usize) -> String {
     let body = format!(
         r#"{{"messages":[{{"role":"user","content":"I am client {client_idx}."}}],"max_tokens":{n_tokens},"ignore_eos":true,"stream":true}}"#
     );
-    let request = format!(
+    format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
-    );
-    socket.write_all(request.as_bytes()).await.expect("the server reads");
-    let (mut received, mut buffer) = (Vec::new(), vec![0; 16 << 10]);
-    loop {
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
-        }
-        let n_read = socket.read(&mut buffer).await.expect("the server writes");
-        assert!(n_read > 0, "the server closed the stream: {}", String::from_utf8_lossy(&received));
-        received.extend_from_slice(&buffer[..n_read]);
-        let tail = &received[received.len().saturating_sub(n_read + LAST_FRAME.len())..];
-        if count(tail, LAST_FRAME) > 0 {
-            return count(&received, TOKEN_FRAME);
-        }
-    }
+    )
+}
+
+/// Whether the last frame is among the `n_new` bytes that came last.
+pub(crate) fn is_complete(received: &[u8], n_new: usize) -> bool {
+    let tail = &received[received.len().saturating_sub(n_new + LAST_FRAME.len())..];
+    count(tail, LAST_FRAME) > 0
+}
+
+/// Tokens in a stream so far.
+pub(crate) fn count_tokens(received: &[u8]) -> usize {
+    count(received, TOKEN_FRAME)
 }
 
 fn count(text: &[u8], word: &[u8]) -> usize {

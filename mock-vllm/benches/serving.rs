@@ -5,8 +5,10 @@
 
 mod program;
 
-use program::{Server, stream};
+use program::{Server, chat_request, count_tokens, is_complete};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 const N_CLIENTS: usize = 512;
@@ -74,7 +76,7 @@ fn streaming(runtime: &tokio::runtime::Runtime) {
     let n_tokens: usize = runtime.block_on(async {
         let mut clients = JoinSet::new();
         (0..N_CLIENTS).for_each(|client_idx| {
-            clients.spawn(stream(server.address, client_idx, TOKENS_PER_CLIENT, Duration::ZERO));
+            clients.spawn(stream(server.address, client_idx));
         });
         clients.join_all().await.into_iter().sum()
     });
@@ -86,4 +88,20 @@ fn streaming(runtime: &tokio::runtime::Runtime) {
         n_tokens as f64 / elapsed,
         server.memory_mib("VmHWM")
     );
+}
+
+/// One conversation over a connection of its own; the tokens that came.
+async fn stream(address: SocketAddr, client_idx: usize) -> usize {
+    let mut socket = tokio::net::TcpStream::connect(address).await.expect("the server accepts");
+    let request = chat_request(client_idx, TOKENS_PER_CLIENT);
+    socket.write_all(request.as_bytes()).await.expect("the server reads");
+    let (mut received, mut buffer) = (Vec::new(), vec![0; 16 << 10]);
+    loop {
+        let n_read = socket.read(&mut buffer).await.expect("the server writes");
+        assert!(n_read > 0, "the server closed the stream: {}", String::from_utf8_lossy(&received));
+        received.extend_from_slice(&buffer[..n_read]);
+        if is_complete(&received, n_read) {
+            return count_tokens(&received);
+        }
+    }
 }

@@ -4,9 +4,10 @@
 
 mod program;
 
-use program::{Server, stream};
+use program::{Server, chat_request, count_tokens, is_complete};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
-use tokio::task::JoinSet;
 
 const N_STREAMS: usize = 256;
 const TOKENS_PER_STREAM: usize = 200;
@@ -15,15 +16,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 fn main() {
     let server = Server::start("--mock-metrics --log-filter warn,mock_vllm=info");
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the runtime starts");
-    let n_tokens: usize = runtime.block_on(async {
-        let mut streams = JoinSet::new();
-        (0..N_STREAMS).for_each(|stream_idx| {
-            streams.spawn(stream(server.address, stream_idx, TOKENS_PER_STREAM, PAUSE));
-        });
-        streams.join_all().await.into_iter().sum()
-    });
+    let mut streams: Vec<Stream> = (0..N_STREAMS).map(|idx| Stream::open(server.address, idx)).collect();
+    while streams.iter().any(|stream| !stream.is_complete) {
+        std::thread::sleep(PAUSE);
+        streams.iter_mut().for_each(Stream::read);
+    }
+    let n_tokens: usize = streams.iter().map(|stream| count_tokens(&stream.received)).sum();
     assert_eq!(n_tokens, N_STREAMS * TOKENS_PER_STREAM, "every token came");
     let page = server.get("/metrics").expect("the server answers");
     println!("memory at most {:.0} MiB", server.memory_mib("VmHWM"));
@@ -35,6 +33,39 @@ fn main() {
         quantile_ms(&page, 0.99),
         value(&page, "mock_vllm:token_lateness_max_seconds{") * 1e3,
     );
+}
+
+/// A conversation over a connection of its own. Nothing waits for the socket, so no token wakes the client.
+struct Stream {
+    socket: TcpStream,
+    received: Vec<u8>,
+    is_complete: bool,
+}
+
+impl Stream {
+    fn open(address: SocketAddr, client_idx: usize) -> Self {
+        let mut socket = TcpStream::connect(address).expect("the server accepts");
+        let request = chat_request(client_idx, TOKENS_PER_STREAM);
+        socket.write_all(request.as_bytes()).expect("the server reads");
+        socket.set_nonblocking(true).expect("a socket can be read without waiting");
+        Self { socket, received: Vec::new(), is_complete: false }
+    }
+
+    /// What has come by now.
+    fn read(&mut self) {
+        while !self.is_complete {
+            let mut buffer = [0; 16 << 10];
+            match self.socket.read(&mut buffer) {
+                Ok(0) => panic!("the server closed the stream: {}", String::from_utf8_lossy(&self.received)),
+                Ok(n_read) => {
+                    self.received.extend_from_slice(&buffer[..n_read]);
+                    self.is_complete = is_complete(&self.received, n_read);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => panic!("the server writes: {error}"),
+            }
+        }
+    }
 }
 
 /// Upper bound of the bucket that the quantile falls into.

@@ -18,13 +18,13 @@ mod diary;
 mod live;
 
 use crate::cache_log::CacheLog;
+use crate::departures::Departures;
 use crate::engine::Engine;
 use crate::engine::event::KvEvent;
 use crate::engine::latency::LatencyModel;
 use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
 use crate::engine::step::{Origin, OutputToken, StepOutput};
 use crate::kv_events::publisher::KvEventPublisher;
-use crate::metrics::lateness::TokenLateness;
 use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
 use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
@@ -51,11 +51,6 @@ use tokio::sync::oneshot;
 /// From the last token to the end of the stream: the part of the API server's time that no token waits for.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 
-/// Wall time that one of many tokens takes to leave: 256 tokens took 2 ms on a machine with two cores.
-const HAND_OVER: Duration = Duration::from_micros(8);
-/// A token is not to leave earlier than that.
-const MAX_LEAD: Duration = Duration::from_micros(950);
-
 /// Never given to a request.
 const NO_REQUEST: RequestId = RequestId(u64::MAX);
 
@@ -70,8 +65,9 @@ pub struct DriverConfig {
     pub kv_events: Option<KvEventPublisher>,
     /// Gets what happens to the prefix cache; needs `EngineConfig::kv_events`.
     pub cache_log: Option<CacheLog>,
-    /// Hears of every token that a request takes out of its ticket.
-    pub lateness: Option<Arc<TokenLateness>>,
+    /// Where streams wait for their time: tickets then get their tokens when the step ends, ahead of time. `None`: when they
+    /// are due.
+    pub departures: Option<Arc<Departures>>,
     pub queue_limits: QueueLimits,
 }
 
@@ -81,7 +77,6 @@ pub struct DriverHandle {
     commands: Commands,
     clock: Clock,
     next_id: Arc<AtomicU64>,
-    lateness: Option<Arc<TokenLateness>>,
     backlog: Arc<Backlog>,
 }
 
@@ -97,7 +92,6 @@ pub struct Ticket {
     /// At most one message per output token and one for the end.
     deliveries: UnboundedReceiver<Delivery>,
     ended: bool,
-    lateness: Option<(Arc<TokenLateness>, Clock)>,
 }
 
 /// What to run; the driver chooses the id.
@@ -180,8 +174,10 @@ enum Event {
     /// Time has passed the moment of `Driver::arrivals`: nobody joins them any more.
     SortArrivals,
     StepEnd,
-    /// The tokens of one step, which are due at that time.
-    Deliver(SimTime, Vec<OutputToken>),
+    /// The tokens of one step, which are due then.
+    Deliver(Vec<OutputToken>),
+    /// What waits in the outboxes and is due by that time.
+    Depart(SimTime),
     EndStream(RequestId),
 }
 
@@ -209,8 +205,7 @@ struct Driver {
     held: Vec<(Box<Submission>, Outlets)>,
     /// The time of the last event: never goes back.
     now: SimTime,
-    /// When the tokens of the last step begin to go out.
-    last_delivery: SimTime,
+    departures: Option<Arc<Departures>>,
     output: StepOutput,
     inbox: Inbox,
 }
@@ -224,7 +219,8 @@ pub fn start(
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
 ) -> std::io::Result<DriverHandle> {
-    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness, queue_limits } = config;
+    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, departures, queue_limits } =
+        config;
     let (commands, inbox) = commands::channel(&clock);
     let driver = Driver {
         engine,
@@ -245,13 +241,13 @@ pub fn start(
         scheduling: Scheduling::default(),
         held: Vec::new(),
         now: SimTime::default(),
-        last_delivery: SimTime::default(),
+        departures,
         output: StepOutput::default(),
         inbox,
     };
     std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.run())?;
     let backlog = Arc::new(Backlog::new(queue_limits));
-    Ok(DriverHandle { commands, clock, next_id: Arc::default(), lateness, backlog })
+    Ok(DriverHandle { commands, clock, next_id: Arc::default(), backlog })
 }
 
 // === impl DriverHandle ===
@@ -269,9 +265,8 @@ impl DriverHandle {
         let is_alone = submission.group.is_none();
         let submit = Command::Submit(Box::new(submission), outlets);
         let attendance = self.commands.send_request(id, is_alone, submit)?;
-        let lateness = self.lateness.clone().map(|lateness| (lateness, self.clock.clone()));
         let commands = self.commands.clone();
-        Ok(Ticket { id, commands, attendance, admission, deliveries, ended: false, lateness })
+        Ok(Ticket { id, commands, attendance, admission, deliveries, ended: false })
     }
 
     /// Lets `work` see or change the engine on its own thread, at once; what it returns. A step may be under way.
@@ -332,12 +327,9 @@ impl Ticket {
             }),
             None => deliveries.poll_recv(ctx),
         });
-        match (&delivery, &self.lateness) {
-            (None | Some(Delivery::End { .. } | Delivery::Rejected(_)), _) => self.ended = true,
-            (Some(Delivery::Token { at, .. }), Some((lateness, clock))) => {
-                lateness.observe(clock.distance(*at))
-            }
-            (Some(Delivery::Token { .. } | Delivery::Aborted { .. }), _) => {}
+        match &delivery {
+            None | Some(Delivery::End { .. } | Delivery::Rejected(_)) => self.ended = true,
+            Some(Delivery::Token { .. } | Delivery::Aborted { .. }) => {}
         }
         Poll::Ready(delivery)
     }
@@ -420,12 +412,16 @@ impl Driver {
         while let Some(Reverse(planned)) = self.agenda.peek()
             && planned.at <= moment
         {
-            let Some(Reverse(Planned { event, .. })) = self.agenda.pop() else { return };
+            let Some(Reverse(Planned { at, event, .. })) = self.agenda.pop() else { return };
             match event {
                 Event::Enter(id) => self.enter(id),
                 Event::SortArrivals => self.sort_arrivals(),
                 Event::StepEnd => self.end_step(),
-                Event::Deliver(due, tokens) => self.deliver(due, &tokens),
+                Event::Deliver(tokens) => {
+                    self.departures.iter().for_each(|departures| departures.pass(at));
+                    self.deliver(at, &tokens);
+                }
+                Event::Depart(due) => self.depart(due, at),
                 Event::EndStream(id) => self.end_stream(id),
             }
         }
@@ -505,14 +501,12 @@ impl Driver {
                 live.record_token(token, self.now, observed, &mut record);
             }
         }
-        if !output.tokens.is_empty() {
-            self.plan_delivery(observed, output.tokens.clone());
-        }
-        self.output = output;
         self.apply_aborts();
         self.publish_events();
         let unix_now = self.clock.unix_time().as_secs_f64();
         self.metrics.lock().record_step(&record, &self.engine.stats(), unix_now);
+        self.send_out(observed, &output.tokens);
+        self.output = output;
     }
 
     /// vLLM counts nothing of a request whose client went, but its adapter has one less.
@@ -537,13 +531,24 @@ impl Driver {
         self.start_step();
     }
 
-    /// Begins before the tokens are due by half of what it takes to write them, so that they leave around that time.
-    fn plan_delivery(&mut self, due: SimTime, tokens: Vec<OutputToken>) {
-        let n_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        let lead = self.clock.in_virtual((HAND_OVER * n_tokens / 2).min(MAX_LEAD));
-        // Never before the step's end, and never before the tokens of the step before.
-        self.last_delivery = self.last_delivery.max(self.now).max(SimTime(due.since(SimTime(lead))));
-        self.plan(self.last_delivery, Event::Deliver(due, tokens));
+    fn send_out(&mut self, due: SimTime, tokens: &[OutputToken]) {
+        if tokens.is_empty() {
+            return;
+        }
+        match &self.departures {
+            Some(departures) if departures.are_worth(due.since(self.now)) => {
+                let begin = departures.plan(due, tokens.len()).max(self.now);
+                self.plan(begin, Event::Depart(due));
+                self.deliver(due, tokens);
+            }
+            Some(_) | None => self.plan(due, Event::Deliver(tokens.to_vec())),
+        }
+    }
+
+    fn depart(&self, due: SimTime, planned: SimTime) {
+        if let Some(departures) = &self.departures {
+            departures.sweep(due, planned);
+        }
     }
 
     fn deliver(&mut self, due: SimTime, tokens: &[OutputToken]) {

@@ -6,6 +6,7 @@ pub mod request_ids;
 
 mod answer;
 mod body;
+mod caller;
 mod choices;
 mod debug;
 mod error;
@@ -27,6 +28,7 @@ mod stream;
 mod tokenize;
 mod wire;
 
+use crate::departures::Departures;
 use crate::driver::DriverHandle;
 use crate::faults::active::PodFaults;
 use crate::metrics::Metrics;
@@ -44,6 +46,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use caller::Caller;
 use dev::SleepSwitch;
 use error::ApiError;
 use generate::generate;
@@ -135,6 +138,8 @@ pub struct Pod {
     pub template: Arc<ChatTemplate>,
     pub replier: Replier,
     pub driver: DriverHandle,
+    /// Where streams wait for their time; `None` with a clock of the pod's own.
+    pub departures: Option<Arc<Departures>>,
     pub metrics: Arc<Mutex<Metrics>>,
     pub http_metrics: HttpMetrics,
     pub log: Arc<RequestLog>,
@@ -253,57 +258,58 @@ fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result
 async fn chat_completions(
     State(pod): State<Arc<Pod>>,
     headers: HeaderMap,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    answer(pod, Api::Chat, &headers, body).await
+    answer(pod, Api::Chat, &headers, caller, body).await
 }
 
 async fn completions(
     State(pod): State<Arc<Pod>>,
     headers: HeaderMap,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    answer(pod, Api::Completion, &headers, body).await
+    answer(pod, Api::Completion, &headers, caller, body).await
 }
 
 /// SageMaker's one endpoint: a chat or a completion, by what the body has.
 async fn invocations(
     State(pod): State<Arc<Pod>>,
     headers: HeaderMap,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let is_chat = |body: &Bytes| body::Fields::parse(body).is_ok_and(|fields| fields.has("messages"));
     let api = if body.as_ref().is_ok_and(is_chat) { Api::Chat } else { Api::Completion };
-    answer(pod, api, &headers, body).await
+    answer(pod, api, &headers, caller, body).await
 }
 
 /// Since vLLM 0.10.
 async fn responses(
     State(pod): State<Arc<Pod>>,
     headers: HeaderMap,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     if pod.config.version == VllmVersion::V0_8 {
         return ApiError::plain(StatusCode::NOT_FOUND).into_response();
     }
     match json_body(&headers, body) {
-        Ok(body) => responses::respond(pod, header_id(&headers), body).await,
+        Ok(body) => responses::respond(pod, caller, body).await,
         Err(error) => error.into_response(),
     }
-}
-
-fn header_id(headers: &HeaderMap) -> Option<String> {
-    headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
 async fn answer(
     pod: Arc<Pod>,
     api: Api,
     headers: &HeaderMap,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     match json_body(headers, body) {
-        Ok(body) => generate(pod, api, header_id(headers), body).await,
+        Ok(body) => generate(pod, api, caller, body).await,
         Err(error) => error.into_response(),
     }
 }

@@ -4,6 +4,7 @@ pub mod server;
 
 pub mod http;
 
+pub mod departures;
 pub mod driver;
 pub mod faults;
 pub mod kv_events;

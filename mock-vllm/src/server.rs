@@ -5,6 +5,7 @@ pub mod fleet;
 pub mod ports;
 
 use crate::cache_log::CacheLog;
+use crate::departures::Departures;
 use crate::driver::backlog::QueueLimits;
 use crate::driver::clock::{Clock, TimeScale};
 use crate::driver::timeline::Pace;
@@ -220,11 +221,21 @@ pub fn build_pod(
             .map_err(|source| BuildError::CacheLog { path, source })
     };
     let cache_log = cache_log.map(open_cache_log).transpose()?;
-    let lateness = metrics_config.lateness.clone();
+    let departures = clock
+        .scale()
+        .map(|_of_wall| Arc::new(Departures::new(clock.clone(), metrics_config.lateness.clone())));
     let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
-    let driver_config =
-        DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, lateness, queue_limits };
+    let driver_config = DriverConfig {
+        engine,
+        latency,
+        jitter,
+        seed,
+        kv_events,
+        cache_log,
+        departures: departures.clone(),
+        queue_limits,
+    };
     let request_ids = match clock.timeline() {
         Some(_) => RequestIds::derived(seed),
         None => RequestIds::Random,
@@ -236,6 +247,7 @@ pub fn build_pod(
         replier: Replier::new(script, &tokenizer, seed),
         tokenizer,
         driver,
+        departures,
         metrics,
         http_metrics,
         log,
@@ -293,7 +305,7 @@ where
     D::Addr: std::fmt::Debug,
 {
     let begun = stop.begun.clone();
-    let listener = FaultListener::new(door, pod.faults.clone());
+    let listener = FaultListener::new(door, pod.faults.clone(), pod.departures.clone());
     let dead = pod.faults.dead().clone();
     let keeping = keeper::keep(pod.clone());
     let service = http::router(pod).into_make_service_with_connect_info::<Connection>();

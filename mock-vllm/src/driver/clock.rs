@@ -150,8 +150,8 @@ impl Clock {
 
     /// Wall time between now and `moment`, which may lie behind or ahead. Of a detached clock the virtual time.
     pub fn distance(&self, moment: SimTime) -> Duration {
-        let (now, scale) = (self.now(), self.scale().unwrap_or_default());
-        now.since(moment).max(moment.since(now)).div_f64(scale.0)
+        let now = self.now();
+        self.in_wall(now.since(moment).max(moment.since(now)))
     }
 
     /// What passes of virtual time in so much wall time; none of a detached clock's.
@@ -159,9 +159,13 @@ impl Clock {
         self.scale().map_or(Duration::ZERO, |scale| wall.mul_f64(scale.0))
     }
 
+    /// How much wall time so much virtual time takes; of a detached clock the same.
+    pub fn in_wall(&self, span: Duration) -> Duration {
+        span.div_f64(self.scale().unwrap_or_default().0)
+    }
+
     /// Wall time until `deadline`; zero when it has passed. Of a detached clock the virtual time.
     pub fn until(&self, deadline: SimTime) -> Duration {
-        let scale = self.scale().unwrap_or_default();
-        deadline.since(self.now()).div_f64(scale.0)
+        self.in_wall(deadline.since(self.now()))
     }
 }

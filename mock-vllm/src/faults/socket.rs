@@ -1,6 +1,8 @@
 //! Listeners and connections that can fail: closed listeners, connections that are reset, and those of a pod that died.
 
 use super::active::PodFaults;
+use crate::departures::line::Line;
+use crate::departures::{Accepted, Departures, Outbox};
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use bytes::{Buf as _, Bytes};
@@ -13,12 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Until a port that somebody took meanwhile is tried again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that wait to be accepted: uvicorn's default, where a system's own would turn a burst of clients away.
+const BACKLOG: u32 = 2048;
 
 /// A listener that can be closed for a while.
 pub trait Door: Listener<Io: Severable> {
@@ -32,6 +36,9 @@ pub trait Door: Listener<Io: Severable> {
 /// A connection whose closing can be made a reset.
 pub trait Severable {
     fn reset_when_closed(&self);
+
+    /// What others may send on meanwhile; `None` where tokens leave when they are written.
+    fn line(&self) -> Option<&Line>;
 }
 
 #[derive(Debug)]
@@ -53,6 +60,7 @@ pub struct UnixDoor {
 pub struct FaultListener<D> {
     door: D,
     faults: Arc<PodFaults>,
+    departures: Option<Arc<Departures>>,
     changed: watch::Receiver<()>,
 }
 
@@ -69,6 +77,7 @@ pub struct FaultIo<I: Severable> {
 pub struct Connection {
     severed: CancellationToken,
     shared: Arc<Shared>,
+    outbox: Option<Arc<Outbox>>,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +85,16 @@ struct Shared {
     has_reset: AtomicBool,
     has_excess: AtomicBool,
     excess: Mutex<Bytes>,
+}
+
+/// # Errors
+/// When the address cannot be had.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // What a server that has just ended left behind is no obstacle.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 // === impl TcpDoor ===
@@ -89,7 +108,7 @@ impl TcpDoor {
 }
 
 impl Listener for TcpDoor {
-    type Io = TcpStream;
+    type Io = Line;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
@@ -100,7 +119,7 @@ impl Listener for TcpDoor {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "Cannot set TCP_NODELAY");
                 }
-                (stream, address)
+                (Line::new(stream), address)
             }
             None => std::future::pending().await,
         }
@@ -118,7 +137,7 @@ impl Door for TcpDoor {
 
     async fn open(&mut self) {
         while self.listener.is_none() {
-            match TcpListener::bind(self.address).await {
+            match listen(self.address) {
                 Ok(listener) => self.listener = Some(listener),
                 Err(error) => {
                     tracing::warn!(address = %self.address, %error, "Cannot listen again");
@@ -167,24 +186,33 @@ impl Door for UnixDoor {
 
 // === impl Severable ===
 
-impl Severable for TcpStream {
+impl Severable for Line {
     fn reset_when_closed(&self) {
-        if let Err(error) = self.set_zero_linger() {
+        if let Err(error) = self.stream().set_zero_linger() {
             tracing::debug!(%error, "Cannot set SO_LINGER");
         }
+    }
+
+    fn line(&self) -> Option<&Line> {
+        Some(self)
     }
 }
 
 impl Severable for UnixStream {
     /// There is no such thing here: the peer sees the end of the stream.
     fn reset_when_closed(&self) {}
+
+    fn line(&self) -> Option<&Line> {
+        None
+    }
 }
 
 // === impl FaultListener ===
 
 impl<D: Door> FaultListener<D> {
-    pub fn new(door: D, faults: Arc<PodFaults>) -> Self {
-        Self { door, changed: faults.watch(), faults }
+    /// `departures`: where the connections' streams wait for their time, if they do.
+    pub fn new(door: D, faults: Arc<PodFaults>, departures: Option<Arc<Departures>>) -> Self {
+        Self { door, changed: faults.watch(), faults, departures }
     }
 }
 
@@ -202,7 +230,7 @@ impl<D: Door> Listener for FaultListener<D> {
             tokio::select! {
                 (io, address) = self.door.accept() => {
                     if !self.faults.drops_connection() {
-                        return (FaultIo::new(io, self.faults.dead()), address);
+                        return (FaultIo::new(io, self.faults.dead(), self.departures.as_ref()), address);
                     }
                     io.reset_when_closed();
                 }
@@ -236,6 +264,11 @@ impl Connection {
         self.severed.cancel();
     }
 
+    /// Where its streams wait for their time.
+    pub fn outbox(&self) -> Option<&Arc<Outbox>> {
+        self.outbox.as_ref()
+    }
+
     /// Bytes that follow the answer that is being written, beyond its declared end.
     pub fn exceed(&self, bytes: Bytes) {
         *self.shared.excess.lock() = bytes;
@@ -246,10 +279,13 @@ impl Connection {
 // === impl FaultIo ===
 
 impl<I: Severable> FaultIo<I> {
-    fn new(io: I, pod_dead: &CancellationToken) -> Self {
+    fn new(io: I, pod_dead: &CancellationToken, departures: Option<&Arc<Departures>>) -> Self {
+        let with_line = departures.zip(io.line());
+        let outbox =
+            with_line.map(|(departures, line)| Arc::new(Outbox::new(line.clone(), departures.clone())));
         let severed = pod_dead.child_token();
         let waiting = Box::pin(severed.clone().cancelled_owned());
-        Self { io, connection: Connection { severed, shared: Arc::default() }, severed: waiting }
+        Self { io, connection: Connection { severed, shared: Arc::default(), outbox }, severed: waiting }
     }
 
     fn is_severed(&self) -> bool {
@@ -284,12 +320,20 @@ impl<I: AsyncWrite + Severable + Unpin> AsyncWrite for FaultIo<I> {
         if self.is_severed() {
             return Poll::Ready(Err(severed()));
         }
+        if let Some(outbox) = &self.connection.outbox
+            && ready!(outbox.poll_accept(ctx, &[io::IoSlice::new(buf)]))? == Accepted::Held
+        {
+            return Poll::Ready(Ok(buf.len()));
+        }
         Pin::new(&mut self.io).poll_write(ctx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shared = self.connection.shared.clone();
         if shared.has_excess.load(Ordering::Acquire) {
+            if let Some(outbox) = &self.connection.outbox {
+                ready!(outbox.poll_empty(ctx))?;
+            }
             let mut excess = shared.excess.lock();
             while !excess.is_empty() {
                 let n_written = ready!(Pin::new(&mut self.io).poll_write(ctx, &excess))?;
@@ -297,12 +341,18 @@ impl<I: AsyncWrite + Severable + Unpin> AsyncWrite for FaultIo<I> {
             }
             shared.has_excess.store(false, Ordering::Release);
         }
+        if let Some(outbox) = &self.connection.outbox {
+            ready!(outbox.poll_flush(ctx))?;
+        }
         Pin::new(&mut self.io).poll_flush(ctx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.connection.shared.has_reset.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
+        }
+        if let Some(outbox) = &self.connection.outbox {
+            ready!(outbox.poll_empty(ctx))?;
         }
         Pin::new(&mut self.io).poll_shutdown(ctx)
     }
@@ -315,6 +365,11 @@ impl<I: AsyncWrite + Severable + Unpin> AsyncWrite for FaultIo<I> {
         if self.is_severed() {
             return Poll::Ready(Err(severed()));
         }
+        if let Some(outbox) = &self.connection.outbox
+            && ready!(outbox.poll_accept(ctx, bufs))? == Accepted::Held
+        {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         Pin::new(&mut self.io).poll_write_vectored(ctx, bufs)
     }
 
@@ -325,6 +380,9 @@ impl<I: AsyncWrite + Severable + Unpin> AsyncWrite for FaultIo<I> {
 
 impl<I: Severable> Drop for FaultIo<I> {
     fn drop(&mut self) {
+        if let Some(outbox) = &self.connection.outbox {
+            outbox.abandon();
+        }
         if self.connection.shared.has_reset.load(Ordering::Acquire) {
             self.io.reset_when_closed();
         }

@@ -3,6 +3,7 @@
 use super::error::ApiError;
 use super::record::Record;
 use super::wire::{Finish, StopReason};
+use crate::departures::Outbox;
 use crate::driver::{Admission, Delivery, Ticket};
 use crate::engine::request::FinishReason;
 use crate::reply::ReplyEnd;
@@ -16,6 +17,8 @@ use std::task::{Context, Poll};
 pub(super) struct Choices {
     choices: Vec<Choice>,
     record: Record,
+    /// Of an answer that goes out token by token.
+    outbox: Option<Arc<Outbox>>,
     n_open: usize,
     /// Where to look for the next event: the choices take turns.
     next_idx: usize,
@@ -61,7 +64,12 @@ pub(super) enum Event {
 impl Choices {
     pub(super) fn new(choices: Vec<Choice>, mut record: Record) -> Self {
         record.answered();
-        Self { n_open: choices.len(), choices, record, next_idx: 0 }
+        Self { n_open: choices.len(), choices, record, outbox: None, next_idx: 0 }
+    }
+
+    /// What is written of an event leaves when it is due.
+    pub(super) fn through(self, outbox: Option<Arc<Outbox>>) -> Self {
+        Self { outbox, ..self }
     }
 
     /// Waits until the engine takes the first choice in; `None` when it never does, and then the events tell why.
@@ -104,6 +112,9 @@ impl Choices {
         let error = match delivery {
             Some(Delivery::Token { token, at, cached_tokens, queue_time, finish }) => {
                 self.record.token(at, cached_tokens, queue_time);
+                if let Some(outbox) = &self.outbox {
+                    outbox.hold(at);
+                }
                 if let Some(reason) = finish {
                     self.record.line.finish_reason = Some(reason.as_str());
                 }

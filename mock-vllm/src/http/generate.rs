@@ -3,6 +3,7 @@
 
 use super::Pod;
 use super::answer::Answer;
+use super::caller::Caller;
 use super::choices::{Choice, Choices};
 use super::error::ApiError;
 use super::ground_truth::PrefixHit;
@@ -40,15 +41,17 @@ pub(super) struct ResolvedModel {
 }
 
 /// Answers a request that arrived with `body`.
-pub(super) async fn generate(pod: Arc<Pod>, api: Api, header_id: Option<String>, body: Bytes) -> Response {
+pub(super) async fn generate(pod: Arc<Pod>, api: Api, caller: Caller, body: Bytes) -> Response {
     let arrival = pod.driver.clock().now();
     let mut record = Record::new(pod.clone(), api, arrival);
-    match start(&pod, api, header_id, body, &mut record).await {
+    match start(&pod, api, caller.request_id, body, &mut record).await {
         Ok(Started { delivery, answer, choices }) => {
             let choices = Choices::new(choices, record);
             match delivery {
                 DeliveryMode::Plain => plain(&pod, &answer, choices).await,
-                DeliveryMode::Stream(usage) => streamed(&pod, answer, choices, usage).await,
+                DeliveryMode::Stream(usage) => {
+                    streamed(&pod, answer, choices.through(caller.outbox), usage).await
+                }
             }
         }
         Err(error) => {

@@ -4,6 +4,7 @@ mod input;
 mod output;
 
 use super::Pod;
+use super::caller::Caller;
 use super::choices::{Choices, Event};
 use super::error::ApiError;
 use super::generate::{Started, start};
@@ -24,11 +25,11 @@ use std::sync::Arc;
 const PATH: &str = "/v1/responses";
 
 /// Answers a request that arrived with `body`.
-pub(super) async fn respond(pod: Arc<Pod>, header_id: Option<String>, body: Bytes) -> Response {
+pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Response {
     let arrival = pod.driver.clock().now();
     let mut record = Record::new(pod.clone(), Api::Chat, arrival);
     record.line.endpoint = PATH;
-    match begin(&pod, header_id, &body, &mut record).await {
+    match begin(&pod, caller.request_id, &body, &mut record).await {
         Ok((Started { delivery, answer, choices }, told)) => {
             let n_prompt_tokens = answer.prompts.first().map_or(0, |prompt| prompt.ids.len());
             let progress = Progress::new(told, &answer.envelope, n_prompt_tokens);
@@ -39,7 +40,7 @@ pub(super) async fn respond(pod: Arc<Pod>, header_id: Option<String>, body: Byte
             let hit = PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size);
             hit.on(match delivery {
                 DeliveryMode::Plain => whole(progress, choices).await,
-                DeliveryMode::Stream(_) => stream(progress, choices),
+                DeliveryMode::Stream(_) => stream(progress, choices.through(caller.outbox)),
             })
         }
         Err(error) => {

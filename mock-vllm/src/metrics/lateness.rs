@@ -1,4 +1,4 @@
-//! How far the mock itself is off: the wall time between a token's virtual time and its hand-over to the task that writes it.
+//! How far the mock itself is off: the wall time between a streamed token's virtual time and its leaving for the client.
 //! vLLM has no such metric, so it is shown only when asked for.
 
 use super::exposition::{Exposition, Head, Labels, Series};
@@ -40,7 +40,7 @@ impl TokenLateness {
         let state = self.0.lock();
         let head = Head {
             name: "mock_vllm:token_lateness_seconds",
-            help: "Histogram of wall time between a token's virtual time and its hand-over to the connection, early or late, in seconds.",
+            help: "Histogram of wall time between a streamed token's virtual time and its hand-over to the socket, early or late, in seconds.",
         };
         let created = Some(created);
         out.histogram(head, &[Series { labels: labels.clone(), value: &state.tokens, created }]);

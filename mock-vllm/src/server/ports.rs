@@ -2,6 +2,7 @@
 //! built, so that a port that is not free costs no time.
 
 use super::{PodSettings, kv_event_channel};
+use crate::faults::socket::listen;
 use crate::kv_events::publisher::KvEventPublisher;
 use crate::kv_events::service::BoundService;
 use std::fmt;
@@ -93,13 +94,25 @@ impl Ports {
     }
 }
 
+/// The first of the host's addresses that can be had.
+async fn listen_on_any(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut result = Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address"));
+    for address in tokio::net::lookup_host((host, port)).await? {
+        result = listen(address);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
 // === impl ListenOn ===
 
 impl ListenOn {
     async fn bind(&self) -> io::Result<(ApiListener, Address)> {
         match self {
             Self::Tcp { host, port } => {
-                let listener = TcpListener::bind((host.as_str(), *port)).await?;
+                let listener = listen_on_any(host, *port).await?;
                 let address = listener.local_addr()?;
                 Ok((ApiListener::Tcp(listener), Address::Tcp(address)))
             }

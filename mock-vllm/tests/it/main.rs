@@ -3,6 +3,7 @@
 
 mod cli;
 mod debug_endpoints;
+mod departures;
 mod engine_against_reference;
 mod engine_allocations;
 mod engine_eras;

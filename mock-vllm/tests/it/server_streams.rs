@@ -42,6 +42,16 @@ async fn an_interval_puts_tokens_together() {
     assert_eq!(counts, [1, 5, 9, 11, 11].map(|n| json!(n)));
 }
 
+/// Each is timed where it leaves, which those of a plain answer never do.
+#[tokio::test]
+async fn every_streamed_token_leaves_through_the_outbox() {
+    let pod = start("--mock-metrics").await;
+    stream(&pod, json!({"stream": false})).await;
+    assert_eq!(pod.metric("mock_vllm:token_lateness_seconds_count").await, 0.0);
+    stream(&pod, json!({"n": 2})).await;
+    assert_eq!(pod.metric("mock_vllm:token_lateness_seconds_count").await, 22.0);
+}
+
 /// One seat: the second stream waits, and says so.
 #[tokio::test]
 async fn a_silent_stream_sends_comments() {

@@ -1,0 +1,29 @@
+//! Who asks: the id that it gave its request, and where its answer goes.
+
+use super::X_REQUEST_ID;
+use crate::departures::Outbox;
+use crate::faults::socket::Connection;
+use axum::extract::{ConnectInfo, FromRequestParts};
+use http::request::Parts;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) request_id: Option<String>,
+    /// Of its connection; `None` where tokens leave when they are written.
+    pub(super) outbox: Option<Arc<Outbox>>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        let id = parts.headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
+        let connection = parts.extensions.get::<ConnectInfo<Connection>>();
+        Ok(Self {
+            request_id: id.map(str::to_owned),
+            outbox: connection.and_then(|ConnectInfo(connection)| connection.outbox().cloned()),
+        })
+    }
+}
