@@ -1,19 +1,22 @@
 //! Pods that die, and pods of one process that have faults of their own.
 
-use crate::process::{Server, request};
+use crate::process::{Server, connect, request};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::Command;
 
 const PROMPT: &str = r#"{"prompt":"x","max_tokens":1}"#;
 
-/// Posts a completion that nobody answers.
-fn post_in_vain(address: &str) -> String {
-    let mut socket = TcpStream::connect(address).unwrap();
+/// Posts a completion, as much of it as `n_bytes_of_body` says, that nobody answers.
+fn post_in_vain(address: &str, n_bytes_of_body: usize) -> String {
+    let mut socket = connect(address);
     let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-    write!(socket, "{head}content-length: {}\r\n\r\n{PROMPT}", PROMPT.len()).unwrap();
+    let body = &PROMPT[..n_bytes_of_body];
+    socket.write_all(format!("{head}content-length: {}\r\n\r\n{body}", PROMPT.len()).as_bytes()).unwrap();
     let mut answer = Vec::new();
-    let _closed_or_reset = socket.read_to_end(&mut answer);
+    if let Err(error) = socket.read_to_end(&mut answer) {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
     String::from_utf8(answer).unwrap()
 }
 
@@ -24,7 +27,7 @@ fn a_pod_alone_takes_its_process_with_it() {
         assert!(server.post(0, "/v1/completions", PROMPT).starts_with("HTTP/1.1 200"));
     }
     assert!(server.get(0, "/health").starts_with("HTTP/1.1 200"), "what is not of the API does not count");
-    assert_eq!(post_in_vain(server.address(0)), "");
+    assert_eq!(post_in_vain(server.address(0), PROMPT.len()), "");
     assert_eq!(server.wait().code(), Some(1));
     let (log, _) = server.into_output();
     assert!(log.contains("the pod crashed, as a fault told it to"), "{log}");
@@ -33,16 +36,27 @@ fn a_pod_alone_takes_its_process_with_it() {
 #[test]
 fn a_pod_among_others_dies_alone() {
     let mut server = Server::start(3, "--pods 3 --pod-name q --fault crash:pod=q-1");
-    let mut idle = TcpStream::connect(server.address(1)).unwrap();
-    assert_eq!(post_in_vain(server.address(1)), "");
+    let mut idle = connect(server.address(1));
+    assert_eq!(post_in_vain(server.address(1), PROMPT.len()), "");
     assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0, "its idle connections end too");
-    let refused = std::iter::repeat_with(|| TcpStream::connect(server.address(1))).find_map(Result::err);
-    assert_eq!(refused.unwrap().kind(), ErrorKind::ConnectionRefused);
+    // Connections that come while its port closes are reset.
+    let is_refused = |_attempt: &u32| {
+        TcpStream::connect(server.address(1)).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    };
+    assert!((0..10_000).find(is_refused).is_some(), "its port stays open");
     for pod_idx in [0, 2] {
         assert!(server.post(pod_idx, "/v1/completions", PROMPT).starts_with("HTTP/1.1 200"));
     }
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_crash_ends_a_request_that_has_come_in_part() {
+    for n_bytes in [0, 1, PROMPT.len() - 1] {
+        let server = Server::start(2, "--pods 2 --pod-name q --fault crash:pod=q-0");
+        assert_eq!(post_in_vain(server.address(0), n_bytes), "");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 /// Killed when dropped.
 pub(crate) struct Server {
@@ -80,9 +81,16 @@ impl Drop for Server {
     }
 }
 
+/// A connection that a server which forgets it does not keep waiting for ever.
+pub(crate) fn connect(address: &str) -> TcpStream {
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket
+}
+
 /// The whole answer to one request on a connection of its own.
 pub(crate) fn request(address: &str, head: &str, body: &str) -> String {
-    let mut socket = TcpStream::connect(address).unwrap();
+    let mut socket = connect(address);
     write!(socket, "{head}host: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
         .unwrap();
     let mut answer = String::new();

@@ -33,7 +33,9 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
     if rules.iter().any(|rule| matches!(rule.fault, Fault::Crash {})) {
         tracing::error!(pod = %pod.config.pod_name, "Crashing, as a fault says");
         pod.faults.kill();
-        return std::future::pending().await;
+        // Nobody gets it: its connection is cut, and notices with the first byte that it writes. Waiting instead would leave a
+        // connection open whose request has come in part, as nothing reads on for a handler that does not ask.
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     let early = rules.iter().find_map(|rule| match &rule.fault {
         Fault::Status { code, retry_after } => Some(error_response(*code, *retry_after)),
