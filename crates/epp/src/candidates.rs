@@ -17,6 +17,8 @@ use prefix_index::endpoint::EndpointId;
 use prometheus_client::metrics::gauge::Gauge;
 use scheduling::candidate::{AdapterState, Load};
 
+use crate::cache_facts::{CacheFacts, Insertion};
+
 /// What an endpoint's `/metrics` said.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
@@ -26,6 +28,10 @@ pub struct Sample {
     pub kv_usage: f64,
     /// `process_start_time_seconds`, where the engine reports it: a new value is a new, empty cache.
     pub started: Option<f64>,
+    /// Prompt tokens that the process has counted, where the engine reports them: fewer than before is a new process.
+    pub prompt_tokens: Option<f64>,
+    /// Size of the KV cache in tokens, where the engine reports it.
+    pub kv_tokens: Option<u64>,
     pub taken: Instant,
     /// Where the engine serves LoRA adapters.
     pub adapters: Option<Adapters>,
@@ -78,6 +84,7 @@ pub struct Member {
     /// Something went wrong since the last scrape that succeeded, so what it said may be over.
     distrusted: AtomicBool,
     runtime: Mutex<ModelServerRuntime>,
+    pub facts: CacheFacts,
 }
 
 /// A request that was sent to a member and whose stream has not ended. Dropping it ends that.
@@ -87,6 +94,8 @@ pub struct Lease {
     member: Arc<Member>,
     /// Of the request's prompt, until the first token.
     uncached_bytes: u64,
+    /// Of its prompt in the index, until the first token.
+    insertion: Option<Insertion>,
     /// Running requests of the model.
     running: Gauge,
 }
@@ -114,6 +123,14 @@ pub struct Roster {
 #[derive(Debug, Default)]
 pub struct Incarnations(AtomicU32);
 
+// === impl Sample ===
+
+impl Sample {
+    fn has_counted_more_than(&self, later: &Self) -> bool {
+        self.prompt_tokens.zip(later.prompt_tokens).is_some_and(|(before, after)| after < before)
+    }
+}
+
 // === impl Member ===
 
 impl Member {
@@ -129,6 +146,7 @@ impl Member {
             report: Mutex::new(Report::Pending),
             distrusted: AtomicBool::new(false),
             runtime: Mutex::default(),
+            facts: CacheFacts::default(),
         }
     }
 
@@ -141,15 +159,21 @@ impl Member {
     /// The process that served until now is gone: returns its identity.
     pub fn reincarnate(&self, incarnations: &Incarnations) -> EndpointId {
         let old = self.incarnation.swap(incarnations.next(), Ordering::AcqRel);
+        self.facts.reset();
         EndpointId::new(self.slot.idx, old)
     }
 
     /// Counts a request as in flight from now on, and as much of its prompt as to be computed.
-    pub fn lease(self: &Arc<Self>, uncached_bytes: u64, running: Gauge) -> Lease {
+    pub fn lease(
+        self: &Arc<Self>,
+        uncached_bytes: u64,
+        insertion: Option<Insertion>,
+        running: Gauge,
+    ) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed);
         running.inc();
-        Lease { member: Arc::clone(self), uncached_bytes, running }
+        Lease { member: Arc::clone(self), uncached_bytes, insertion, running }
     }
 
     #[must_use]
@@ -169,8 +193,9 @@ impl Member {
         let mut report = self.report.lock();
         let restarted = match &*report {
             Report::Pending | Report::Down => false,
-            Report::Sample(last) => last.started != sample.started,
+            Report::Sample(last) => last.started != sample.started || last.has_counted_more_than(&sample),
         };
+        self.facts.note_kv_tokens(sample.kv_tokens);
         *report = Report::Sample(sample);
         self.distrusted.store(false, Ordering::Relaxed);
         if restarted { Cache::Lost } else { Cache::Kept }
@@ -203,7 +228,7 @@ impl Member {
         match &*self.report.lock() {
             Report::Pending | Report::Down => Load { in_flight, uncached_bytes, ..Load::default() },
             Report::Sample(sample) => {
-                let Sample { waiting, running, kv_usage, started: _, taken, adapters: _ } = *sample;
+                let Sample { waiting, running, kv_usage, taken, .. } = *sample;
                 let age = now.saturating_duration_since(taken);
                 let age = (!self.distrusted.load(Ordering::Relaxed)).then_some(age);
                 let fresh = age.is_some_and(|age| age <= max_age);
@@ -253,7 +278,8 @@ impl Lease {
     }
 
     /// Another member serves the request after all.
-    pub fn move_to(&mut self, member: &Arc<Member>) {
+    pub fn move_to(&mut self, member: &Arc<Member>, insertion: Option<Insertion>) {
+        self.insertion = insertion;
         member.in_flight.fetch_add(1, Ordering::Relaxed);
         member.uncached_bytes.fetch_add(self.uncached_bytes, Ordering::Relaxed);
         self.member.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -261,8 +287,15 @@ impl Lease {
         self.member = Arc::clone(member);
     }
 
-    /// The prompt is computed: it is no work ahead of others any more.
+    /// The prompt is computed: it is in the cache, and no work ahead of others any more.
     pub fn note_first_token(&mut self) {
+        if let Some(insertion) = self.insertion.take() {
+            self.member.facts.note_computed(insertion);
+        }
+        self.drop_work();
+    }
+
+    fn drop_work(&mut self) {
         let computed = std::mem::take(&mut self.uncached_bytes);
         self.member.uncached_bytes.fetch_sub(computed, Ordering::Relaxed);
     }
@@ -270,7 +303,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.note_first_token();
+        self.drop_work();
         self.member.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.running.dec();
     }

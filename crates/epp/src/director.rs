@@ -2,6 +2,7 @@
 //!
 //! Synchronous and without I/O: everything it reads is in memory, and the time is handed in.
 
+mod estimate;
 mod model;
 mod note;
 mod report;
@@ -27,6 +28,7 @@ use scheduling::candidate::{Candidate, Load};
 use scheduling::pick::{Ask, Policy, pick};
 use scheduling::saturation::Thresholds;
 
+use self::estimate::Estimate;
 use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
@@ -112,12 +114,22 @@ struct Placement<'a> {
     n_bytes: Option<u64>,
     /// Under PREFIX_CACHE, for a body that was read.
     chain: Option<Chain>,
+    /// Length of the text that the chain is made of.
+    prompt_bytes: u64,
 }
 
 impl<'a> Placement<'a> {
     /// For a request whose body was not read.
     fn opaque(roll: &'a Roll) -> Self {
-        Self { roll, rewrite: None, target_model: None, criticality: None, n_bytes: None, chain: None }
+        Self {
+            roll,
+            rewrite: None,
+            target_model: None,
+            criticality: None,
+            n_bytes: None,
+            chain: None,
+            prompt_bytes: 0,
+        }
     }
 }
 
@@ -270,7 +282,7 @@ impl Director {
         let Some(body) = body else {
             return Ok(Placement::opaque(roll));
         };
-        let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes: _, n_bytes } = body;
+        let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes, n_bytes } = body;
         if self.options.compat == Compat::GieV04 && roll.pool.models.is_empty() {
             return Err(Refusal::ModelNotFound { model });
         }
@@ -292,7 +304,8 @@ impl Director {
         };
         let rewrite = (target_model != model).then(|| Rewrite { model, target_model: target_model.clone() });
         let target_model = Some(target_model);
-        Ok(Placement { roll, rewrite, target_model, criticality, n_bytes: Some(n_bytes), chain })
+        let n_bytes = Some(n_bytes);
+        Ok(Placement { roll, rewrite, target_model, criticality, n_bytes, chain, prompt_bytes })
     }
 
     /// Picks among the pool's endpoints and makes the pick count at once.
@@ -303,7 +316,7 @@ impl Director {
         now: Instant,
         trace: &mut Trace,
     ) -> Result<Pick<Ticket>, Refusal> {
-        let Placement { roll, rewrite, target_model, criticality, n_bytes, chain } = placement;
+        let Placement { roll, rewrite, target_model, criticality, n_bytes, chain, prompt_bytes } = placement;
         let Trace { record, labels } = trace;
         let members = match eligible(roll, subset) {
             // To upstream, a pool without pods is a saturated one.
@@ -329,7 +342,7 @@ impl Director {
         let running = self.metrics.running_requests.get_or_create(&running).clone();
         let ask = Ask { total_bytes: record.total_bytes, n_endpoints: self.options.endpoints_per_pick };
 
-        let (picked, considered, lease) = {
+        let (picked, considered, lease, estimate) = {
             let mut rng = self.rng.lock();
             let matched = self.matched_bytes(chain.as_ref(), &members);
             let considered = self.consider(&members, &matched, target_model.as_deref(), now);
@@ -338,11 +351,17 @@ impl Director {
             let picked = pick(&policy, &candidates, ask, &mut *rng)
                 .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
             let uncached_bytes = picked.scores[picked.candidate_idx].uncached_bytes;
-            let lease = members[picked.candidate_idx].lease(uncached_bytes, running);
-            if let Some(chain) = &chain {
-                self.index.insert(chain, picked.endpoint);
-            }
-            (picked, considered, lease)
+            let member = members[picked.candidate_idx];
+            let sent = chain.as_ref().map(|chain| self.note_sent(chain, member));
+            let (insertion, evidence) = sent.unwrap_or_default();
+            let estimate = chain.is_some().then_some(Estimate {
+                endpoint: picked.endpoint,
+                predicted_bytes: matched[picked.candidate_idx],
+                n_bytes: prompt_bytes,
+                evidence,
+            });
+            let lease = member.lease(uncached_bytes, insertion, running);
+            (picked, considered, lease, estimate)
         };
         if let Some(n_bytes) = n_bytes {
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
@@ -350,7 +369,7 @@ impl Director {
         }
         note::picked(record, &considered, &picked);
         let destination = note::destination(record);
-        let lease = Ticket { lease, labels: labels.clone(), chain, started: now, seq: 0 };
+        let lease = Ticket { lease, labels: labels.clone(), chain, estimate, started: now, seq: 0 };
         Ok(Pick { destination, rewrite, lease })
     }
 

@@ -67,6 +67,8 @@ pub struct ResponseRecord {
     /// Whether its end was seen.
     pub complete: bool,
     pub usage: Option<Usage>,
+    /// What the index made believe of `usage.cached_tokens`, at the pick; absent without PREFIX_CACHE or `usage`.
+    pub predicted_cached_tokens: Option<f64>,
 }
 
 /// One endpoint as the policy saw it.

@@ -21,6 +21,8 @@ pub mod scrape;
 
 pub mod candidates;
 
+pub mod cache_facts;
+
 pub mod compat;
 
 pub mod reply;

@@ -74,6 +74,8 @@ const REQUEST_SECONDS: [f64; 35] = [
 /// Upstream's `normalized_time_per_output_token_seconds` buckets.
 const SECONDS_PER_TOKEN: [f64; 13] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+/// Of what was cached beyond the prediction, as a share of the prompt.
+const ESTIMATE_ERROR: [f64; 13] = [-0.9, -0.7, -0.5, -0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0];
 const RATIO: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -142,6 +144,9 @@ pub struct Metrics {
     pub prefix_indexer_evicted: Gauge,
     pub prefix_hit_ratio: Histogram,
     pub prefix_hit_bytes: Histogram,
+    pub prefix_estimate_error: Histogram,
+    pub prefix_corrections: Counter,
+    pub prefix_corrected_blocks: Counter,
     pub picks: Family<PickLabels, Counter>,
     pub refusals: Family<OutcomeLabels, Counter>,
     pub scrapes: Family<OutcomeLabels, Counter>,
@@ -179,6 +184,9 @@ impl Default for Metrics {
             prefix_indexer_evicted: Gauge::default(),
             prefix_hit_ratio: Histogram::new(RATIO),
             prefix_hit_bytes: Histogram::new(REQUEST_BYTES),
+            prefix_estimate_error: Histogram::new(ESTIMATE_ERROR),
+            prefix_corrections: Counter::default(),
+            prefix_corrected_blocks: Counter::default(),
             picks: Family::default(),
             refusals: Family::default(),
             scrapes: Family::default(),
@@ -327,6 +335,21 @@ impl Metrics {
             "epp_prompt_cached_tokens",
             "Prompt tokens that the engine found in its cache, as its responses say",
             self.prompt_cached_tokens.clone(),
+        );
+        registry.register(
+            "epp_prefix_estimate_error_ratio",
+            "Cached prompt tokens that the response reports less those that were predicted, by the prompt's tokens",
+            self.prefix_estimate_error.clone(),
+        );
+        registry.register(
+            "epp_prefix_corrections",
+            "Responses that showed that the endpoint had lost what it was believed to hold",
+            self.prefix_corrections.clone(),
+        );
+        registry.register(
+            "epp_prefix_corrected_blocks",
+            "Blocks that the index forgot for that",
+            self.prefix_corrected_blocks.clone(),
         );
         registry.register("epp_picks", "Requests that got an endpoint, by the rule", self.picks.clone());
         registry.register(

@@ -34,7 +34,7 @@ struct Scraping<'a, F> {
     member: &'a Member,
     patience: Duration,
     metrics: &'a Metrics,
-    lost: &'a F,
+    noted: &'a F,
 }
 
 /// Why a connection is used no longer.
@@ -45,12 +45,18 @@ enum End {
     Failed(anyhow::Error),
 }
 
-/// Scrapes `member` every `period` until it is dropped. `lost` is called when the process behind it is gone.
-pub async fn scrape(member: Arc<Member>, period: Duration, metrics: Arc<Metrics>, lost: impl Fn(&Member)) {
+/// Scrapes `member` every `period` until it is dropped. `noted` is called when its report changed: with each sample, and when
+/// the process behind it is gone.
+pub async fn scrape(
+    member: Arc<Member>,
+    period: Duration,
+    metrics: Arc<Metrics>,
+    noted: impl Fn(&Member, Cache),
+) {
     let patience = (period * TIMEOUT_INTERVALS).clamp(TIMEOUT_BOUNDS.0, TIMEOUT_BOUNDS.1);
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let scraping = Scraping { member: &member, patience, metrics: &metrics, lost: &lost };
+    let scraping = Scraping { member: &member, patience, metrics: &metrics, noted: &noted };
     loop {
         ticks.tick().await;
         let cache = match timeout(patience, TcpStream::connect(member.address)).await {
@@ -73,18 +79,18 @@ pub async fn scrape(member: Arc<Member>, period: Duration, metrics: Arc<Metrics>
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
         if cache == Cache::Lost {
             debug!(endpoint = %member.destination, pod = %member.pod, "Endpoint is down");
-            lost(&member);
+            noted(&member, cache);
         }
     }
 }
 
 /// Scrapes over one connection for as long as it works.
-async fn serve_connection<F: Fn(&Member)>(
+async fn serve_connection<F: Fn(&Member, Cache)>(
     scraping: &Scraping<'_, F>,
     stream: TcpStream,
     ticks: &mut Interval,
 ) -> End {
-    let Scraping { member, patience, metrics, lost } = scraping;
+    let Scraping { member, patience, metrics, noted } = scraping;
     let (mut sender, connection) = match open(stream).await {
         Ok(opened) => opened,
         Err(error) => return End::Failed(error),
@@ -100,12 +106,22 @@ async fn serve_connection<F: Fn(&Member)>(
                 Ok(Err(error)) => return End::Failed(error),
                 Err(_) => return End::Failed(anyhow!("no answer in {patience:?}")),
             };
-            let Gauges { waiting, running, kv_usage, started, adapters } = gauges;
-            let sample = Sample { waiting, running, kv_usage, started, taken: now(), adapters };
-            if member.report(sample) == Cache::Lost {
+            let Gauges { waiting, running, kv_usage, started, prompt_tokens, kv_tokens, adapters } = gauges;
+            let taken = now();
+            let cache = member.report(Sample {
+                waiting,
+                running,
+                kv_usage,
+                started,
+                prompt_tokens,
+                kv_tokens,
+                taken,
+                adapters,
+            });
+            if cache == Cache::Lost {
                 debug!(endpoint = %member.destination, pod = %member.pod, "Endpoint was restarted");
-                lost(member);
             }
+            noted(member, cache);
             n_scrapes += 1;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
             ticks.tick().await;

@@ -45,6 +45,14 @@ pub struct EndpointStatus {
     pub in_flight: u32,
     /// Bytes of the prompts in flight to it that it has still to compute.
     pub uncached_bytes: u64,
+    /// Bytes of text that it is believed to hold.
+    pub believed_bytes: u64,
+    /// What its cache has room for; absent until its metrics tell the cache's size.
+    pub max_believed_bytes: Option<u64>,
+    /// Size of its KV cache in tokens, as its metrics say.
+    pub kv_tokens: Option<u64>,
+    /// Mean length of its tokens, as its answers say.
+    pub bytes_per_token: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]

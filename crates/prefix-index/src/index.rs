@@ -4,7 +4,13 @@ use std::num::NonZeroU32;
 
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 
-use crate::{chain::Chain, endpoint::EndpointId, matches::Matches, tree::Tree};
+use crate::{
+    chain::Chain,
+    endpoint::EndpointId,
+    matches::Matches,
+    tree::Tree,
+    usage::{Insertion, Use},
+};
 
 /// Nodes that a removal forgets before it lets others in: about 0.1 ms at 100 ns a node.
 const REMOVAL_BATCH: usize = 1024;
@@ -49,9 +55,22 @@ impl PrefixIndex {
     }
 
     /// Notes that `endpoint` holds `chain` from now on, as its most recently used one. Beyond its capacity it forgets
-    /// what it used longest ago, the end of a text before its start. Ignored if `endpoint` was removed.
-    pub fn insert(&self, chain: &Chain, endpoint: EndpointId) {
-        self.write().insert(chain, endpoint);
+    /// what it used longest ago, the end of a text before its start. Ignored, with `None`, if `endpoint` was removed.
+    pub fn insert(&self, chain: &Chain, endpoint: EndpointId) -> Option<Insertion> {
+        self.write().insert(chain, endpoint)
+    }
+
+    /// Forgets what `endpoint` used at `last` or before and not since: where it has lost one text, it has lost those that
+    /// it used longer ago. Returns how many blocks that were.
+    pub fn forget_until(&self, endpoint: EndpointId, last: Use) -> u64 {
+        let mut n_forgotten = 0;
+        loop {
+            let (n_blocks, is_done) = self.write().forget_until(endpoint, last, REMOVAL_BATCH);
+            n_forgotten += n_blocks;
+            if is_done {
+                return n_forgotten;
+            }
+        }
     }
 
     /// Forgets `endpoint` and those that had its slot before; later insertions for them are ignored.

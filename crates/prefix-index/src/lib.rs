@@ -15,6 +15,8 @@ mod holders;
 
 pub mod endpoint;
 
+pub mod usage;
+
 pub mod chain;
 
 pub mod schedule;

@@ -1,10 +1,10 @@
-//! Which of its nodes an endpoint used last: a map from nodes to a list in order of use.
+//! Which of its nodes an endpoint used last: a map from nodes to a list in order of use, each with its time.
 
 use std::num::NonZeroU32;
 
 use hashbrown::HashTable;
 
-use crate::tree::NodeId;
+use crate::{tree::NodeId, usage::Use};
 
 /// Position in `entries`, plus one, so that an absent link costs nothing.
 type Link = Option<NonZeroU32>;
@@ -22,6 +22,7 @@ pub(crate) struct Recency {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     node: NodeId,
+    used: Use,
     colder: Link,
     hotter: Link,
 }
@@ -31,21 +32,29 @@ impl Recency {
         self.find(node).is_some()
     }
 
-    pub(crate) fn coldest(&self) -> Option<NodeId> {
-        self.coldest.map(|position| self.entry(position).node)
+    /// When `node` was used last; `None` if it is not there.
+    pub(crate) fn used(&self, node: NodeId) -> Option<Use> {
+        self.find(node).map(|position| self.entry(position).used)
+    }
+
+    pub(crate) fn coldest(&self) -> Option<(NodeId, Use)> {
+        self.coldest.map(|position| {
+            let Entry { node, used, .. } = *self.entry(position);
+            (node, used)
+        })
     }
 
     /// Makes `node` the hottest, whether it was there or not.
-    pub(crate) fn touch(&mut self, node: NodeId) {
+    pub(crate) fn touch(&mut self, node: NodeId, used: Use) {
         let position = match self.find(node) {
             Some(position) => {
                 self.unlink(position);
                 position
             }
-            None => self.allocate(node),
+            None => self.allocate(node, used),
         };
         let colder = self.hottest.replace(position);
-        *self.entry_mut(position) = Entry { node, colder, hotter: None };
+        *self.entry_mut(position) = Entry { node, used, colder, hotter: None };
         match colder {
             Some(colder) => self.entry_mut(colder).hotter = Some(position),
             None => self.coldest = Some(position),
@@ -53,11 +62,11 @@ impl Recency {
     }
 
     /// Adds `node`, which is not there, as the coldest.
-    pub(crate) fn insert_coldest(&mut self, node: NodeId) {
+    pub(crate) fn insert_coldest(&mut self, node: NodeId, used: Use) {
         debug_assert!(!self.contains(node), "a node has one place in the order of use");
-        let position = self.allocate(node);
+        let position = self.allocate(node, used);
         let hotter = self.coldest.replace(position);
-        *self.entry_mut(position) = Entry { node, colder: None, hotter };
+        *self.entry_mut(position) = Entry { node, used, colder: None, hotter };
         match hotter {
             Some(hotter) => self.entry_mut(hotter).colder = Some(position),
             None => self.hottest = Some(position),
@@ -79,8 +88,8 @@ impl Recency {
         self.positions.find(node.hash(), |position| self.entry(*position).node == node).copied()
     }
 
-    fn allocate(&mut self, node: NodeId) -> NonZeroU32 {
-        let entry = Entry { node, colder: None, hotter: None };
+    fn allocate(&mut self, node: NodeId, used: Use) -> NonZeroU32 {
+        let entry = Entry { node, used, colder: None, hotter: None };
         let position = match self.free.pop() {
             Some(position) => {
                 *self.entry_mut(position) = entry;
@@ -100,7 +109,7 @@ impl Recency {
     }
 
     fn unlink(&mut self, position: NonZeroU32) {
-        let Entry { node: _, colder, hotter } = *self.entry(position);
+        let Entry { colder, hotter, .. } = *self.entry(position);
         match colder {
             Some(colder) => self.entry_mut(colder).hotter = hotter,
             None => self.coldest = hotter,

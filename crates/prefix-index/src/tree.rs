@@ -19,6 +19,7 @@ use crate::{
     matches::Matches,
     recency::Recency,
     schedule::bytes_in_blocks,
+    usage::{Insertion, Use},
 };
 
 /// Position of a node in the tree; positions are used again.
@@ -47,6 +48,8 @@ struct Holding {
     n_bytes: u64,
     /// Bound of `n_bytes`.
     max_bytes: u64,
+    /// The insertion at hand, or the last one.
+    now: Use,
     recency: Recency,
 }
 
@@ -101,7 +104,8 @@ impl Node {
 impl Holding {
     fn new(generation: u32) -> Self {
         let recency = Recency::default();
-        Self { generation, live: true, n_blocks: 0, n_bytes: 0, max_bytes: u64::MAX, recency }
+        let now = Use::default();
+        Self { generation, live: true, n_blocks: 0, n_bytes: 0, max_bytes: u64::MAX, now, recency }
     }
 }
 
@@ -167,21 +171,40 @@ impl Tree {
     }
 
     /// Notes that `endpoint` holds `chain`, as its hottest, and forgets its coldest beyond the capacity.
-    pub(crate) fn insert(&mut self, chain: &Chain, endpoint: EndpointId) {
+    pub(crate) fn insert(&mut self, chain: &Chain, endpoint: EndpointId) -> Option<Insertion> {
         if !self.admit(endpoint) {
             self.stats.n_stale_insertions += 1;
-            return;
+            return None;
         }
         let slot = endpoint.slot();
         let mut path = std::mem::take(&mut self.path);
-        self.hold_path(chain.hashes(), slot, &mut path);
+        let previous = self.hold_path(chain.hashes(), slot, &mut path);
         self.merge_path(slot, &mut path);
         // From the end, so that each node ends up hotter than those below it.
-        let recency = &mut self.holdings[slot as usize].recency;
-        path.iter().rev().for_each(|node| recency.touch(*node));
+        let Holding { recency, now, .. } = &mut self.holdings[slot as usize];
+        *now = now.next();
+        let at = *now;
+        path.iter().rev().for_each(|node| recency.touch(*node, at));
         path.clear();
         self.path = path;
         self.evict(slot);
+        Some(Insertion { at, previous })
+    }
+
+    /// Forgets up to `n_nodes` nodes that `endpoint` used at `last` or before; returns how many blocks they had, and true
+    /// when there are no more.
+    pub(crate) fn forget_until(&mut self, endpoint: EndpointId, last: Use, n_nodes: usize) -> (u64, bool) {
+        let slot = endpoint.slot();
+        let n_held = self.stats.n_held_blocks;
+        for _ in 0..n_nodes {
+            let holding = self.holdings.get(slot as usize);
+            let holding = holding.filter(|holding| holding.generation == endpoint.generation());
+            match holding.and_then(|holding| holding.recency.coldest()) {
+                Some((_, used)) if !used.is_after(last) => self.forget_coldest(slot),
+                Some(_) | None => return (n_held - self.stats.n_held_blocks, true),
+            };
+        }
+        (n_held - self.stats.n_held_blocks, false)
     }
 
     /// Forgets up to `n_nodes` nodes of `endpoint`; returns true when nothing is left.
@@ -223,14 +246,19 @@ impl Tree {
         }
     }
 
-    /// Adds `slot` to every node of the chain, making nodes where there are none, and lists them from the root.
-    fn hold_path(&mut self, hashes: &[BlockHash], slot: u32, path: &mut Vec<NodeId>) {
+    /// Adds `slot` to every node of the chain, making nodes where there are none, and lists them from the root. Returns
+    /// when the slot used the deepest of those that it held.
+    fn hold_path(&mut self, hashes: &[BlockHash], slot: u32, path: &mut Vec<NodeId>) -> Option<Use> {
+        let mut previous = None;
         let mut depth = 0;
         let mut parent = None;
         while let Some(mut node_id) = self.child(parent, hashes.get(depth)) {
             let common = common_len(&self.node(node_id).hashes, &hashes[depth..]);
             let ends_inside = common < self.node(node_id).hashes.len();
             let holds_it_already = self.node(node_id).holders.contains(slot);
+            if holds_it_already {
+                previous = self.holdings[slot as usize].recency.used(node_id);
+            }
             // A chain that ends inside a node that is held anyway needs no border there.
             if ends_inside && !(holds_it_already && depth + common == hashes.len()) {
                 node_id = self.split(node_id, common);
@@ -250,6 +278,7 @@ impl Tree {
                 path.push(leaf);
             }
         }
+        previous
     }
 
     /// The next turn of a conversation makes its leaf longer, where nobody else is concerned.
@@ -287,7 +316,7 @@ impl Tree {
             if excess_blocks == 0 && excess_bytes == 0 {
                 return;
             }
-            let coldest =
+            let (coldest, _) =
                 holding.recency.coldest().expect("an endpoint that holds blocks has a coldest node");
             let node = self.node(coldest);
             let len = node.hashes.len();
@@ -303,7 +332,7 @@ impl Tree {
     /// Takes the coldest node from `slot`. Returns false if it holds none.
     fn forget_coldest(&mut self, slot: u32) -> bool {
         let holding = &mut self.holdings[slot as usize];
-        let Some(node_id) = holding.recency.coldest() else { return false };
+        let Some((node_id, used)) = holding.recency.coldest() else { return false };
         holding.recency.remove(node_id);
         let node = &mut self.nodes[node_id.0 as usize];
         let parent = node.parent;
@@ -312,7 +341,7 @@ impl Tree {
         holding.n_blocks -= len as u64;
         holding.n_bytes -= node.tail_bytes(len);
         if let Some(parent) = parent.filter(|parent| !holding.recency.contains(*parent)) {
-            holding.recency.insert_coldest(parent);
+            holding.recency.insert_coldest(parent, used);
         }
         self.stats.n_held_blocks -= len as u64;
         if holding.n_blocks == 0 {

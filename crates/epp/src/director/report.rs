@@ -7,6 +7,7 @@ use pool_index::snapshot::{Model, ModelStatus as ModelState, Pool};
 use scheduling::candidate::Load;
 
 use super::Director;
+use crate::cache_facts::Shown;
 use crate::candidates::{Member, Roll};
 use crate::status::{EndpointStatus, ModelStatus, PoolStatus, ServedModel, StatusList, Target};
 
@@ -48,6 +49,7 @@ impl Director {
     fn endpoint_status(&self, member: &Member, now: Instant) -> EndpointStatus {
         let Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh } =
             member.load(now, self.options.max_metrics_age);
+        let Shown { kv_tokens, bytes_per_token, bound } = member.facts.shown();
         EndpointStatus {
             endpoint: member.destination.clone(),
             pod: member.pod.clone(),
@@ -59,6 +61,10 @@ impl Director {
             kv_usage,
             in_flight,
             uncached_bytes,
+            believed_bytes: self.index.held_bytes(member.id()),
+            max_believed_bytes: bound,
+            kv_tokens,
+            bytes_per_token,
         }
     }
 }

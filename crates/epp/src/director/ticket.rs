@@ -6,6 +6,7 @@ use prefix_index::chain::Chain;
 use tracing::debug;
 
 use super::Director;
+use super::estimate::Estimate;
 use crate::candidates::Lease;
 use crate::exchange::ResponseReport;
 use crate::explain::ResponseRecord;
@@ -20,6 +21,8 @@ pub struct Ticket {
     pub(super) labels: ModelLabels,
     /// Under PREFIX_CACHE, for a body that was read.
     pub(super) chain: Option<Chain>,
+    /// For the endpoint that was picked.
+    pub(super) estimate: Option<Estimate>,
     pub(super) started: Instant,
     /// Of the decision's record.
     pub(super) seq: u64,
@@ -43,18 +46,20 @@ impl Director {
         let Some(member) = roster.members.iter().find(|member| *member.destination == *served) else {
             return;
         };
-        ticket.lease.move_to(member);
-        if let Some(chain) = &ticket.chain {
-            self.index.insert(chain, member.id());
-        }
+        let insertion = ticket.chain.as_ref().and_then(|chain| self.note_sent(chain, member).0);
+        ticket.lease.move_to(member, insertion);
+        ticket.estimate = None;
         self.decisions().amend(ticket.seq, |record| record.served = Some(member.destination.clone()));
     }
 
     /// The stream is over.
     pub fn settle(&self, ticket: Ticket, report: &ResponseReport, now: Instant) {
-        let Ticket { lease, labels, chain: _, started, seq } = ticket;
-        drop(lease);
+        let Ticket { lease, labels, chain: _, estimate, started, seq } = ticket;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
+        let known = usage.zip(estimate.as_ref()).filter(|_| complete);
+        let predicted_cached_tokens =
+            known.and_then(|(usage, estimate)| self.learn(lease.member(), estimate, usage));
+        drop(lease);
         let seconds = now.saturating_duration_since(started).as_secs_f64();
         if complete {
             let metrics = self.metrics();
@@ -65,7 +70,7 @@ impl Director {
                 self.note_usage(&labels, usage, seconds);
             }
         }
-        let response = ResponseRecord { status, complete, usage };
+        let response = ResponseRecord { status, complete, usage, predicted_cached_tokens };
         self.decisions().amend(seq, |record| record.response = Some(response));
     }
 

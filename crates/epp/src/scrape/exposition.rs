@@ -15,6 +15,10 @@ pub struct Gauges {
     pub kv_usage: f64,
     /// `process_start_time_seconds`.
     pub started: Option<f64>,
+    /// Prompt tokens counted since the process began, summed over its engines.
+    pub prompt_tokens: Option<f64>,
+    /// Size of the KV cache in tokens, summed likewise.
+    pub kv_tokens: Option<u64>,
     /// `vllm:lora_requests_info`, where the engine serves adapters.
     pub adapters: Option<Adapters>,
 }
@@ -26,23 +30,29 @@ enum Gauge {
     Running,
     KvUsage,
     Adapters,
+    PromptTokens,
+    /// Its labels say how many blocks of how many tokens there are.
+    CacheConfig,
 }
 
 /// A metric's name, the label that tells it from others of that name, and what it is.
 type Row = (&'static str, Option<(&'static str, &'static str)>, Gauge);
 
 /// vLLM renamed the cache's usage in 0.10.
-const VLLM: [Row; 5] = [
+const VLLM: [Row; 7] = [
     ("vllm:num_requests_waiting", None, Gauge::Waiting),
     ("vllm:num_requests_running", None, Gauge::Running),
     ("vllm:kv_cache_usage_perc", None, Gauge::KvUsage),
     ("vllm:gpu_cache_usage_perc", None, Gauge::KvUsage),
     ("vllm:lora_requests_info", None, Gauge::Adapters),
+    ("vllm:prompt_tokens_total", None, Gauge::PromptTokens),
+    ("vllm:cache_config_info", None, Gauge::CacheConfig),
 ];
-const SGLANG: [Row; 3] = [
+const SGLANG: [Row; 4] = [
     ("sglang:num_queue_reqs", None, Gauge::Waiting),
     ("sglang:num_running_reqs", None, Gauge::Running),
     ("sglang:token_usage", None, Gauge::KvUsage),
+    ("sglang:prompt_tokens_total", None, Gauge::PromptTokens),
 ];
 /// Triton's batch manager.
 const TRT_LLM: [Row; 3] = [
@@ -101,6 +111,14 @@ pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Gauges {
                 gauges.adapters = adapters(&sample);
             }
             Some(Gauge::Adapters) => {}
+            Some(Gauge::PromptTokens) => {
+                *gauges.prompt_tokens.get_or_insert(0.0) += sample.value.unwrap_or(0.0);
+            }
+            Some(Gauge::CacheConfig) => {
+                if let Some(kv_tokens) = kv_tokens(&sample) {
+                    *gauges.kv_tokens.get_or_insert(0) += kv_tokens;
+                }
+            }
         }
     }
     if let Some(adapters) = &mut gauges.adapters {
@@ -119,6 +137,12 @@ fn adapters(sample: &Sample<'_>) -> Option<Adapters> {
         .map(str::trim)
         .filter(|name| !name.is_empty());
     Some(Adapters { names: names.map(str::to_owned).collect(), max, base_models: Vec::new() })
+}
+
+/// `None` where the labels do not say, as before the cache is allocated.
+fn kv_tokens(sample: &Sample<'_>) -> Option<u64> {
+    let number = |key| sample.label(key)?.parse::<u64>().ok();
+    number("block_size")?.checked_mul(number("num_gpu_blocks")?).filter(|kv_tokens| *kv_tokens > 0)
 }
 
 /// A line, taken apart.

@@ -72,10 +72,10 @@ impl Follower {
         let metrics = Arc::clone(director.metrics());
         let period = self.scrape_interval;
         async move {
-            let lost = |member: &Member| director.forget(member);
+            let noted = |member: &Member, cache| director.note_scrape(member, cache);
             tokio::select! {
                 () = token.cancelled() => {}
-                () = scrape(member, period, metrics, lost) => {}
+                () = scrape(member, period, metrics, noted) => {}
             }
         }
     }

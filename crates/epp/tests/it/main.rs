@@ -5,6 +5,7 @@
 mod body;
 mod compat;
 mod conversation;
+mod estimate;
 mod exchange;
 mod fixtures;
 mod limits;

@@ -163,7 +163,8 @@ async fn the_clients_name_comes_back_and_usage_is_recorded() {
     let received = respond(&picker, "application/json", &chunks).await;
     assert_eq!(received, JSON.replacen(r#""target""#, r#""/model/qwen""#, 1));
     let expected = serde_json::json!({"status": 200, "complete": true,
-        "usage": {"prompt_tokens": 11, "completion_tokens": 100, "cached_tokens": 7}});
+        "usage": {"prompt_tokens": 11, "completion_tokens": 100, "cached_tokens": 7},
+        "predicted_cached_tokens": 0.0});
     assert_eq!(last_response(&picker).await, expected);
     // Control: a model under its own name is left alone.
     let picker = Scenario::new(1).start().await;
@@ -193,7 +194,8 @@ async fn a_client_that_leaves_is_recorded() {
     call.send_body(REQUEST.as_bytes(), true).await;
     call.full_duplex_answer().await;
     drop(call);
-    let expected = serde_json::json!({"status": null, "complete": false, "usage": null});
+    let expected = serde_json::json!({"status": null, "complete": false, "usage": null,
+        "predicted_cached_tokens": null});
     assert_eq!(last_response(&picker).await, expected);
     let metrics = picker.metrics().await;
     assert!(!metrics.contains("inference_model_request_duration_seconds_count{"), "{metrics}");

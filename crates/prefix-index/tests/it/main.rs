@@ -6,3 +6,4 @@ mod memory;
 mod model;
 mod schedule;
 mod tutorial;
+mod usage;

@@ -30,7 +30,9 @@ fn a_128_kib_prompt_takes_under_16_kib() {
     let index = index(1_000_000);
     let chains: Vec<_> = (0..50).map(|seed| chain(noise(LEN, seed))).collect();
     let taken = allocation_counter::measure(|| {
-        chains.iter().zip(0..).for_each(|(chain, n)| index.insert(chain, endpoint(n % 10)));
+        for (chain, n) in chains.iter().zip(0..) {
+            index.insert(chain, endpoint(n % 10));
+        }
     });
     let per_prompt = taken.bytes_current / 50;
     assert!((576 * 8..16 << 10).contains(&per_prompt), "{per_prompt} bytes");

@@ -142,7 +142,9 @@ proptest! {
 fn a_bound_in_bytes_knows_that_later_blocks_are_longer() {
     let index = index(u32::MAX);
     let texts: Vec<Vec<u8>> = (0..3).map(|seed| noise(64 << 10, seed)).collect();
-    texts.iter().for_each(|text| index.insert(&chain(text), endpoint(0)));
+    for text in &texts {
+        index.insert(&chain(text), endpoint(0));
+    }
     let all = texts.iter().map(|text| chain(text).total_bytes()).sum::<u64>();
     assert_eq!(index.held_bytes(endpoint(0)), all);
     // Half of the first text, cut where a block ends: its last blocks have 512 bytes.
@@ -151,11 +153,15 @@ fn a_bound_in_bytes_knows_that_later_blocks_are_longer() {
     assert_eq!(held, [(32 << 10) - 256, 64 << 10, 64 << 10]);
     assert_eq!(index.held_bytes(endpoint(0)), held.iter().sum::<u64>());
     // Another endpoint has its own bound, and the next owner of the slot none.
-    texts.iter().for_each(|text| index.insert(&chain(text), endpoint(1)));
+    for text in &texts {
+        index.insert(&chain(text), endpoint(1));
+    }
     assert_eq!(index.held_bytes(endpoint(1)), all);
     index.remove_endpoint(endpoint(0));
     let next = EndpointId::new(0, 1);
-    texts.iter().for_each(|text| index.insert(&chain(text), next));
+    for text in &texts {
+        index.insert(&chain(text), next);
+    }
     assert_eq!((index.held_bytes(next), index.held_bytes(endpoint(0))), (all, 0));
     index.limit_bytes(endpoint(0), 1);
     assert_eq!(index.held_bytes(next), all, "a bound for an endpoint that is gone");
@@ -165,7 +171,9 @@ fn a_bound_in_bytes_knows_that_later_blocks_are_longer() {
 fn the_coldest_text_goes_first_and_from_its_end() {
     let texts: Vec<Vec<u8>> = (0..4).map(|seed| noise(800, seed)).collect();
     let index = index(300);
-    texts[..3].iter().for_each(|text| index.insert(&chain(text), endpoint(0)));
+    for text in &texts[..3] {
+        index.insert(&chain(text), endpoint(0));
+    }
     index.insert(&chain(&texts[0]), endpoint(0));
     index.insert(&chain(&texts[3][..400]), endpoint(0));
     let held: Vec<u64> = texts.iter().map(|text| matched(&index, text, endpoint(0))).collect();

@@ -1,0 +1,118 @@
+//! What an endpoint has shown of its prefix cache: how large it is, whether its answers tell what they found in it, and
+//! which prompts it has still to compute.
+
+use parking_lot::Mutex;
+use prefix_index::endpoint::EndpointId;
+use prefix_index::usage::Use;
+
+/// Weight of one more answer in the mean length of a token.
+const EWMA_WEIGHT: f64 = 0.1;
+/// Prompts that never answered are remembered up to this many, the newest.
+const MAX_PENDING: usize = 1024;
+/// A bound that is off by less is not set anew.
+const BOUND_TOLERANCE: f64 = 0.02;
+
+/// Of the process behind one endpoint; a new process begins without any.
+#[derive(Debug, Default)]
+pub struct CacheFacts {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    kv_tokens: Option<u64>,
+    bytes_per_token: Option<f64>,
+    tells_cached: bool,
+    /// The bound that the index has for it.
+    bound: Option<u64>,
+    pending: Vec<Insertion>,
+}
+
+/// A prompt in the index that is believed to be cached from the pick on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Insertion {
+    pub endpoint: EndpointId,
+    pub at: Use,
+}
+
+/// For `/debug/pools`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Shown {
+    pub kv_tokens: Option<u64>,
+    pub bytes_per_token: Option<f64>,
+    pub bound: Option<u64>,
+}
+
+// === impl CacheFacts ===
+
+impl CacheFacts {
+    /// The process ended, and what was known of its cache with it.
+    pub fn reset(&self) {
+        *self.state.lock() = State::default();
+    }
+
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        let State { kv_tokens, bytes_per_token, bound, .. } = *self.state.lock();
+        Shown { kv_tokens, bytes_per_token, bound }
+    }
+
+    /// The prompt was sent; it will be in the cache when it is computed.
+    pub fn note_sent(&self, insertion: Insertion) {
+        let mut state = self.state.lock();
+        if state.pending.len() == MAX_PENDING {
+            state.pending.remove(0);
+        }
+        state.pending.push(insertion);
+    }
+
+    /// Its first token came.
+    pub fn note_computed(&self, insertion: Insertion) {
+        self.state.lock().pending.retain(|pending| *pending != insertion);
+    }
+
+    /// Whether it is in the cache unless it was evicted: a prompt that was never answered may never have been there.
+    #[must_use]
+    pub fn is_computed(&self, insertion: Insertion) -> bool {
+        !self.state.lock().pending.contains(&insertion)
+    }
+
+    /// The size of the cache, as the engine's metrics say.
+    pub fn note_kv_tokens(&self, kv_tokens: Option<u64>) {
+        let mut state = self.state.lock();
+        state.kv_tokens = kv_tokens.or(state.kv_tokens);
+    }
+
+    /// An answer told that `n_bytes` of prompt are `n_tokens`, and how many of them were cached if it tells that. Returns
+    /// how many were; `None` if nobody knows. Older engines leave a zero out.
+    pub fn note_answer(&self, n_bytes: u64, n_tokens: u32, cached_tokens: Option<u32>) -> Option<u32> {
+        let mut state = self.state.lock();
+        if n_bytes > 0 && n_tokens > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
+            let own = n_bytes as f64 / f64::from(n_tokens);
+            let mean = state.bytes_per_token.map_or(own, |mean| mean + EWMA_WEIGHT * (own - mean));
+            state.bytes_per_token = Some(mean);
+        }
+        state.tells_cached |= cached_tokens.is_some();
+        cached_tokens.or(state.tells_cached.then_some(0))
+    }
+
+    /// How much text its cache has room for, in bytes, when that is known and has changed since it was asked last.
+    #[must_use]
+    pub fn new_bound(&self, default_bytes_per_token: f64) -> Option<u64> {
+        let mut state = self.state.lock();
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a positive number; caches are far below 2^53 bytes, and a cast saturates"
+        )]
+        let (bound, is_same) = {
+            let bytes_per_token = state.bytes_per_token.unwrap_or(default_bytes_per_token);
+            let bound = state.kv_tokens? as f64 * bytes_per_token;
+            let is_near = |set: u64| (bound - set as f64).abs() <= BOUND_TOLERANCE * bound;
+            (bound as u64, state.bound.is_some_and(is_near))
+        };
+        (!is_same).then(|| *state.bound.insert(bound))
+    }
+}

@@ -1,0 +1,170 @@
+//! The estimate corrects itself: by what answers tell of the cache, by its size, and by counters that begin anew.
+
+use serde_json::Value;
+
+use crate::fixtures::{Call, Picker, Proxy, Scenario, get, post, until};
+
+const JSON: [(&str, &str); 2] = [(":status", "200"), ("content-type", "application/json")];
+
+/// A completion that was picked for and is not answered yet.
+async fn ask(proxy: &Proxy, prompt: &str) -> Call {
+    let body = format!(r#"{{"model":"/model/qwen","prompt":"{prompt}"}}"#);
+    let mut call = proxy.open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    call.send_body(body.as_bytes(), true).await;
+    call.full_duplex_answer().await.picked();
+    call
+}
+
+/// The same with an answer: prompts have four bytes a token.
+async fn complete(proxy: &Proxy, prompt: &str, cached_tokens: Option<usize>) {
+    let details = cached_tokens
+        .map(|n| format!(r#","prompt_tokens_details":{{"cached_tokens":{n}}}"#))
+        .unwrap_or_default();
+    let tokens = prompt.len() / 4;
+    let answer =
+        format!(r#"{{"choices":[],"usage":{{"prompt_tokens":{tokens},"completion_tokens":1{details}}}}}"#);
+    ask(proxy, prompt).await.respond(&JSON, &[answer.as_bytes()]).await;
+}
+
+/// Bytes of `prompt` that the picker believes the only pod to hold; asking adds nothing that a test looks at.
+async fn believed(picker: &Picker, proxy: &Proxy, prompt: &str) -> u64 {
+    // Ends in a new letter, so that each question has a decision of its own; not answered, so that it teaches nothing.
+    drop(ask(proxy, prompt).await);
+    let decision = picker.decisions(0).await.pop().unwrap();
+    decision["candidates"][0]["matched_bytes"].as_u64().unwrap()
+}
+
+fn prompts() -> [String; 4] {
+    ["a", "b", "c", "d"].map(|letter| letter.repeat(2048))
+}
+
+/// Four prompts, then the second once more, answered with `cached_tokens`; which of them are believed to be there.
+async fn after_answer(cached_tokens: Option<usize>) -> ([bool; 4], Picker) {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let prompts = prompts();
+    for prompt in &prompts {
+        complete(&proxy, prompt, Some(0)).await;
+    }
+    complete(&proxy, &prompts[1], cached_tokens).await;
+    until(async || picker.decisions(4).await[0]["response"]["complete"] == true).await;
+    let mut held = [false; 4];
+    for (held, prompt) in held.iter_mut().zip(&prompts) {
+        *held = believed(&picker, &proxy, prompt).await > 0;
+    }
+    (held, picker)
+}
+
+#[tokio::test]
+async fn what_is_older_than_a_lost_prefix_is_lost_too() {
+    let (held, picker) = after_answer(Some(0)).await;
+    // The second is there again: it was just computed.
+    assert_eq!(held, [false, true, true, true]);
+    let metrics = picker.metrics().await;
+    assert!(metrics.contains("epp_prefix_corrections_total 1\n"), "{metrics}");
+    // Control: an answer as predicted, but for the block that is always computed, and the rest of a block.
+    let (held, picker) = after_answer(Some(480)).await;
+    assert_eq!(held, [true; 4]);
+    let metrics = picker.metrics().await;
+    assert!(metrics.contains("epp_prefix_corrections_total 0\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn an_engine_that_leaves_a_zero_out_means_it() {
+    let (held, _picker) = after_answer(None).await;
+    assert_eq!(held, [false, true, true, true]);
+}
+
+#[tokio::test]
+async fn an_engine_that_never_tells_teaches_nothing() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let prompts = prompts();
+    for prompt in prompts.iter().chain([&prompts[1]]) {
+        complete(&proxy, prompt, None).await;
+    }
+    assert!(believed(&picker, &proxy, &prompts[0]).await > 0);
+    assert!(picker.metrics().await.contains("epp_prefix_estimate_error_ratio_count 0\n"));
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_still_computed_is_no_evidence() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let [old, twin, ..] = prompts();
+    complete(&proxy, &old, Some(0)).await;
+    // Both are sent before either is computed: the second finds nothing, though nothing was evicted.
+    let first = ask(&proxy, &twin).await;
+    complete(&proxy, &twin, Some(0)).await;
+    drop(first);
+    assert!(believed(&picker, &proxy, &old).await > 0);
+    assert!(picker.metrics().await.contains("epp_prefix_corrections_total 0\n"));
+}
+
+#[tokio::test]
+async fn prediction_and_truth_are_told_together() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let [prompt, ..] = prompts();
+    complete(&proxy, &prompt, Some(0)).await;
+    complete(&proxy, &prompt, Some(256)).await;
+    let responses = async || -> Vec<Value> {
+        picker.decisions(0).await.into_iter().map(|decision| decision["response"].clone()).collect()
+    };
+    until(async || responses().await.iter().all(|response| response["complete"] == true)).await;
+    let told: Vec<(f64, f64)> = responses()
+        .await
+        .iter()
+        .map(|response| {
+            let number = |value: &Value| value.as_f64().unwrap();
+            (number(&response["predicted_cached_tokens"]), number(&response["usage"]["cached_tokens"]))
+        })
+        .collect();
+    assert_eq!(told, [(0.0, 0.0), (512.0, 256.0)]);
+    let metrics = picker.metrics().await;
+    for line in [
+        "epp_prefix_estimate_error_ratio_count 2\n",
+        "epp_prefix_estimate_error_ratio_sum -0.5\n",
+        "epp_prefix_estimate_error_ratio_bucket{le=\"-0.5\"} 1\n",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn the_caches_size_bounds_what_is_believed() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let prompts = prompts();
+    for prompt in &prompts {
+        complete(&proxy, prompt, Some(0)).await;
+    }
+    assert!(believed(&picker, &proxy, &prompts[0]).await > 0);
+    // Three prompts of 512 tokens fit.
+    picker.pods[0].set_metrics("vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"96\"} 1.0\n");
+    let pools =
+        async || -> Value { serde_json::from_str(&get(picker.ports.metrics, "/debug/pools").await).unwrap() };
+    until(async || pools().await["pools"][0]["endpoints"][0]["kv_tokens"] == 1536).await;
+    until(async || pools().await["pools"][0]["endpoints"][0]["max_believed_bytes"] == 6144).await;
+    assert_eq!(pools().await["pools"][0]["endpoints"][0]["bytes_per_token"], 4.0);
+    // The first was asked for last, so it is the second that has no room.
+    assert_eq!(believed(&picker, &proxy, &prompts[1]).await, 0);
+    assert!(believed(&picker, &proxy, &prompts[0]).await > 0);
+}
+
+#[tokio::test]
+async fn a_counter_that_begins_anew_is_a_new_process() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let [prompt, ..] = prompts();
+    let counted = async |n: u32| {
+        picker.pods[0].set_metrics(&format!("vllm:prompt_tokens_total{{engine=\"0\"}} {n}.0\n"));
+        picker.wait_for_scrapes().await;
+        believed(&picker, &proxy, &prompt).await
+    };
+    assert_eq!(counted(100).await, 0);
+    assert_eq!(counted(200).await, 2048);
+    assert_eq!(counted(50).await, 0);
+    assert_eq!(counted(50).await, 2048);
+}
