@@ -1,5 +1,6 @@
 //! The command line, and the process around the server.
 
+mod explain;
 mod knobs;
 
 use std::convert::Infallible;
@@ -10,13 +11,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
 use inference_api::object::ObjectKey;
 use pool_index::source::files;
 use scheduling::saturation::Thresholds;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
+use self::explain::ExplainArgs;
 use self::knobs::KnobArgs;
 use crate::compat::Compat;
 use crate::director::Options;
@@ -43,14 +45,22 @@ Ask what is in force:       curl localhost:9090/debug/policy
 Files are read again when they change; an invalid version is logged and the last good one stays in force.
 A pool's annotation inference.networking.x-k8s.io/routing-strategy chooses DEFAULT (load) or PREFIX_CACHE.
 
-Ask why a pod was picked:   curl 'localhost:9090/debug/decisions?after=0'
+Ask why a pod was picked:   curl 'localhost:9090/debug/decisions?after=0' | epp explain
 
 Exit codes: 0 after a signal, 1 when the picker failed, 2 when the command line is wrong.";
 
 /// Endpoint picker: tells Envoy which model server shall serve a request, by prefix cache and load.
 #[derive(Debug, Parser)]
-#[command(name = "epp", version, after_help = AFTER_HELP)]
+#[command(
+    name = "epp",
+    version,
+    after_help = AFTER_HELP,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -61,6 +71,12 @@ struct Cli {
     knobs: KnobArgs,
     #[command(flatten)]
     log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say why a pod was picked, offline: from decisions' records, or from requests
+    Explain(ExplainArgs),
 }
 
 #[derive(Args, Debug)]
@@ -106,6 +122,10 @@ struct ListenArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Picking")]
 struct PolicyArgs {
+    /// YAML with `default:` and `pools:` of the policy's knobs, read again when it changes; overrides their flags, and a
+    /// pool's annotation inference.networking.x-k8s.io/routing-policy overrides it
+    #[arg(long, value_name = "FILE")]
+    policy_file: Option<PathBuf>,
     /// How often each endpoint's /metrics is read
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
     scrape_interval: Duration,
@@ -155,9 +175,12 @@ struct LogArgs {
 /// Parses the command line and serves; what `main` returns.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { source, listen, policy, knobs, log: LogArgs { log_format, log_level } } = Cli::parse();
+    let Cli { command, source, listen, policy, knobs, log: LogArgs { log_format, log_level } } = Cli::parse();
     let port_file = listen.port_file.clone();
     let settings = settings(source, listen, policy, &knobs);
+    if let Some(Command::Explain(args)) = command {
+        return explain::run(&args, settings.director);
+    }
     let outcome = log::init(log_format, &log_level).and_then(|()| serve(settings, port_file.as_deref()));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -172,6 +195,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
     let SourceArgs { pool_files, endpoints_file, endpoints, pool } = source;
     let ListenArgs { host, grpc_port, health_port, metrics_port, port_file: _, grace_period } = listen;
     let PolicyArgs {
+        policy_file,
         scrape_interval,
         max_metrics_age,
         saturation_queue_depth,
@@ -185,7 +209,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         seed,
     } = policy;
     Settings {
-        policy_file: knobs.policy_file.clone(),
+        policy_file,
         files: files::Config { pool_files, endpoints_file, static_endpoints: endpoints },
         host,
         grpc_port,

@@ -190,7 +190,7 @@ impl Director {
     /// # Errors
     /// Why the client is refused.
     pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Ticket>, Refusal> {
-        let Inquiry { x_request_id, pool, subset, content } = inquiry;
+        let Inquiry { x_request_id, pool, subset, wants_reason, content } = inquiry;
         let record = Decision::new(self.request_id(), x_request_id, timestamp(now.wall));
         let labels = ModelLabels { model_name: String::new(), target_model_name: String::new() };
         let mut trace = Trace { record, labels };
@@ -198,6 +198,7 @@ impl Director {
         let picked = self
             .locate(&roster, pool.as_ref(), content, &mut trace)
             .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
+        let reason = wants_reason.then(|| trace.record.to_header());
         match &picked {
             Ok(_) => self.note_picked(&trace),
             Err(refusal) => self.note_refused(refusal, &mut trace),
@@ -205,6 +206,7 @@ impl Director {
         let seq = self.decisions.push(trace.record);
         picked.map(|mut pick| {
             pick.lease.seq = seq;
+            pick.reason = reason;
             pick
         })
     }
@@ -331,7 +333,8 @@ impl Director {
         let policy = match roll.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
             RoutingStrategy::PrefixCache => {
-                Policy::PrefixCache(self.policies.of(&roll.pool.key).affinity(Affinity::BYTES_PER_TOKEN))
+                let tuning = record.policy.insert(self.policies.of(&roll.pool.key));
+                Policy::PrefixCache(tuning.affinity(Affinity::BYTES_PER_TOKEN))
             }
         };
         record.threshold = match policy {
@@ -370,7 +373,7 @@ impl Director {
         note::picked(record, &considered, &picked);
         let destination = note::destination(record);
         let lease = Ticket { lease, labels: labels.clone(), chain, estimate, started: now, seq: 0 };
-        Ok(Pick { destination, rewrite, lease })
+        Ok(Pick { destination, rewrite, reason: None, lease })
     }
 
     /// Upstream's rule: only what is critical goes to a pool without capacity.

@@ -35,6 +35,8 @@ pub struct Pick<L> {
     pub destination: String,
     /// `None` when the client's name of the model is the target's.
     pub rewrite: Option<Rewrite>,
+    /// Why, as JSON for a header, where the sender wants it.
+    pub reason: Option<String>,
     /// Held as long as the stream lives.
     pub lease: L,
 }
@@ -339,13 +341,14 @@ impl<L> Exchange<L> {
     }
 
     fn inquiry(&self, head: RequestHead, content: Content) -> Inquiry {
-        let RequestHead { route: _, x_request_id: _, subset, has_content_length: _ } = head;
+        let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
         let pool = self.opening.pool.clone();
-        Inquiry { x_request_id: self.request_id.text.clone(), pool, subset, content }
+        Inquiry { x_request_id: self.request_id.text.clone(), pool, subset, wants_reason, content }
     }
 
     fn note_pick(&mut self, pick: Pick<L>) {
-        let Pick { destination, rewrite, lease } = pick;
+        let Pick { destination, rewrite, reason, lease } = pick;
+        self.responding.reason = reason;
         self.destination = Some(destination);
         self.lease = Some(lease);
         self.responding.restore = match self.opening.compat {

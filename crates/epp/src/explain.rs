@@ -10,7 +10,10 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
+use scheduling::candidate::AdapterState;
+
 use crate::response::Usage;
+use crate::tuning::Tuning;
 
 /// RFC 3339 in UTC with microseconds.
 const MICROS: &[BorrowedFormatItem<'_>] =
@@ -50,6 +53,8 @@ pub struct Decision {
     pub total_bytes: u64,
     pub ratio: f64,
     pub threshold: Option<f64>,
+    /// Every knob that was in force, under PREFIX_CACHE.
+    pub policy: Option<Arc<Tuning>>,
     /// How many endpoints were considered; `candidates` does not show all of a large pool.
     pub n_candidates: usize,
     pub candidates: Vec<CandidateRecord>,
@@ -88,8 +93,29 @@ pub struct CandidateRecord {
     /// What the policy compared, in bytes of prompt: work ahead, the request's own uncached part, requests in flight.
     /// Absent under DEFAULT, and where stale metrics ruled the endpoint out.
     pub work: Option<f64>,
+    /// Whether its metrics were recent enough to pick by.
+    pub fresh: bool,
+    /// What the request's LoRA adapter would find there.
+    pub adapter: AdapterState,
     /// Absent until the first scrape, and from one that fails until the next that succeeds.
     pub metrics_age_ms: Option<u64>,
+}
+
+/// The part of a decision that fits in a header.
+#[derive(Serialize)]
+struct Brief<'a> {
+    request: &'a str,
+    pool: Option<&'a str>,
+    strategy: Option<&'static str>,
+    endpoint: Option<&'a str>,
+    pod: Option<&'a str>,
+    reason: Option<&'static str>,
+    matched_bytes: u64,
+    total_bytes: u64,
+    ratio: f64,
+    threshold: Option<f64>,
+    n_candidates: usize,
+    fallbacks: &'a [Arc<str>],
 }
 
 /// What `GET /debug/decisions` answers.
@@ -135,11 +161,34 @@ impl Decision {
             total_bytes: 0,
             ratio: 0.0,
             threshold: None,
+            policy: None,
             n_candidates: 0,
             candidates: Vec::new(),
             served: None,
             response: None,
         }
+    }
+
+    /// What it says of the pick, as one line of JSON in ASCII.
+    #[must_use]
+    pub fn to_header(&self) -> String {
+        let brief = Brief {
+            request: &self.request,
+            pool: self.pool.as_deref(),
+            strategy: self.strategy,
+            endpoint: self.endpoint.as_deref(),
+            pod: self.pod.as_deref(),
+            reason: self.reason,
+            matched_bytes: self.matched_bytes,
+            total_bytes: self.total_bytes,
+            ratio: self.ratio,
+            threshold: self.threshold,
+            n_candidates: self.n_candidates,
+            fallbacks: &self.fallbacks,
+        };
+        let text = serde_json::to_string(&brief).unwrap_or_default();
+        // Names of pods may come from a file in any script; a header takes ASCII.
+        text.chars().map(|char| if char.is_ascii() && !char.is_control() { char } else { '?' }).collect()
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Inquiry {
     /// The pool that the proxy names.
     pub pool: Option<ObjectKey>,
     pub subset: Option<Subset>,
+    /// Whether the sender wants to be told why.
+    pub wants_reason: bool,
     pub content: Content,
 }
 
@@ -109,6 +111,7 @@ pub struct RequestHead {
     pub x_request_id: Option<String>,
     pub subset: Option<Subset>,
     pub has_content_length: bool,
+    pub wants_reason: bool,
 }
 
 impl RequestHead {
@@ -118,6 +121,7 @@ impl RequestHead {
         let mut path = "";
         let mut x_request_id = None;
         let mut has_content_length = false;
+        let mut wants_reason = false;
         for header in headers.headers.iter().flat_map(|map| &map.headers) {
             let value = header_value(header);
             match header.key.as_str() {
@@ -125,6 +129,7 @@ impl RequestHead {
                 ":path" => path = value,
                 "x-request-id" if !value.is_empty() => x_request_id = Some(value.to_owned()),
                 "content-length" => has_content_length = true,
+                keys::EXPLAIN => wants_reason = matches!(value, "1" | "true"),
                 _ => {}
             }
         }
@@ -133,6 +138,7 @@ impl RequestHead {
             x_request_id,
             subset: Subset::from_metadata(metadata),
             has_content_length,
+            wants_reason,
         }
     }
 }

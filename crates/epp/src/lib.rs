@@ -39,6 +39,8 @@ mod json;
 
 pub mod explain;
 
+pub mod replay;
+
 pub mod status;
 
 pub mod metrics;

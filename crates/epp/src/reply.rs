@@ -184,10 +184,15 @@ pub(crate) fn request_headers(request_id: &RequestId) -> ProcessingResponse {
 
 /// The answer to response headers. Where the body's length will change, the one that was announced must go.
 #[must_use]
-pub(crate) fn response_headers(request_id: &str, length_changes: bool) -> ProcessingResponse {
+pub(crate) fn response_headers(
+    request_id: &str,
+    reason: Option<String>,
+    length_changes: bool,
+) -> ProcessingResponse {
     let remove_headers = length_changes.then(|| CONTENT_LENGTH.to_owned()).into_iter().collect();
-    let header_mutation =
-        Some(HeaderMutation { set_headers: vec![request_id_header(request_id)], remove_headers });
+    let reason = reason.map(|reason| header(keys::DECISION, reason.into()));
+    let set_headers = std::iter::once(request_id_header(request_id)).chain(reason).collect();
+    let header_mutation = Some(HeaderMutation { set_headers, remove_headers });
     let common = CommonResponse { header_mutation, ..CommonResponse::default() };
     message(Response::ResponseHeaders(HeadersResponse { response: Some(common) }))
 }

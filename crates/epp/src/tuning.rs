@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use inference_api::object::ObjectKey;
 use scheduling::affinity::Affinity;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A number that changes how pods are picked. Named as in the file; flags are the same words with dashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,7 +42,8 @@ pub enum Source {
 }
 
 /// Some knobs, each in its range.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(try_from = "BTreeMap<Knob, f64>")]
 pub struct Patch(BTreeMap<Knob, f64>);
 
 /// Every knob.
@@ -170,7 +171,22 @@ impl Patch {
     }
 }
 
+impl TryFrom<BTreeMap<Knob, f64>> for Patch {
+    type Error = TuningError;
+
+    fn try_from(values: BTreeMap<Knob, f64>) -> Result<Self, TuningError> {
+        Self::try_new(values)
+    }
+}
+
 // === impl Tuning ===
+
+/// The values, without their sources.
+impl Serialize for Tuning {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.settings.iter().map(|(knob, setting)| (knob, setting.value)))
+    }
+}
 
 impl Default for Tuning {
     fn default() -> Self {

@@ -16,6 +16,10 @@ pub const SUBSET_METADATA: &str = "envoy.lb.subset_hint";
 
 /// Header with the id under which a request is known to everything that it passes.
 pub const REQUEST_ID: &str = "x-request-id";
+/// Header of a request whose sender wants to know why its pod was picked: `true` or `1`. Ours.
+pub const EXPLAIN: &str = "x-warmpath-explain";
+/// Header of the response to it: the decision as JSON. Ours.
+pub const DECISION: &str = "x-warmpath-decision";
 
 /// Annotation of an InferencePool that chooses the routing strategy; see [`crate::pool::RoutingStrategy`].
 pub const ROUTING_STRATEGY: &str = "inference.networking.x-k8s.io/routing-strategy";

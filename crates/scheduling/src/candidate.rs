@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use prefix_index::endpoint::EndpointId;
+use serde::{Deserialize, Serialize};
 
 /// One endpoint that could serve the request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +35,8 @@ pub struct Load {
 }
 
 /// What the request's LoRA adapter would find on an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AdapterState {
     /// The endpoint serves no adapters, or the request wants none.
     #[default]

@@ -43,6 +43,20 @@ pub enum Reason {
     OnlyCandidate,
 }
 
+impl Reason {
+    /// As records, logs and metrics name it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefix => "prefix",
+            Self::Spill => "spill",
+            Self::Adapter => "lora",
+            Self::Load => "load",
+            Self::OnlyCandidate => "only_endpoint",
+        }
+    }
+}
+
 /// The endpoint for a request, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {

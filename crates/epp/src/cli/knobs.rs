@@ -1,6 +1,4 @@
-//! The policy's flags: one for each knob, and the file that overrides them.
-
-use std::path::PathBuf;
+//! The policy's flags, one for each knob.
 
 use clap::Args;
 
@@ -9,10 +7,6 @@ use crate::tuning::{Knob, Patch};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Policy (of pools under PREFIX_CACHE)")]
 pub(super) struct KnobArgs {
-    /// YAML with `default:` and `pools:`, read again when it changes; overrides the flags below, and a pool's annotation
-    /// inference.networking.x-k8s.io/routing-policy overrides it
-    #[arg(long, value_name = "FILE")]
-    pub(super) policy_file: Option<PathBuf>,
     /// Share of the prompt that a pod must hold, and more, for its prefix to count [default: 0.5]
     #[arg(long, value_name = "RATIO", value_parser = |text: &str| parse(Knob::Threshold, text))]
     threshold: Option<f64>,
@@ -36,8 +30,7 @@ pub(super) struct KnobArgs {
 impl KnobArgs {
     /// What the flags set.
     pub(super) fn patch(&self) -> Patch {
-        let Self { policy_file: _, threshold, spill_tokens, queue_tokens, stall, kv_tokens, kv_threshold } =
-            *self;
+        let Self { threshold, spill_tokens, queue_tokens, stall, kv_tokens, kv_threshold } = *self;
         let flags = [
             (Knob::Threshold, threshold),
             (Knob::SpillTokens, spill_tokens),

@@ -13,8 +13,6 @@ use crate::refusal::Refusal;
 
 /// Candidates that a record shows: a full ring of 1000 records stays below 8 MB, however large the pool is.
 const MAX_RECORDED: usize = 64;
-/// The reason of picks that are logged as the tutorial logs them.
-const PREFIX: &str = "prefix";
 
 /// What is written down about a request while it is decided.
 pub(super) struct Trace {
@@ -28,7 +26,7 @@ impl Director {
         let Trace { record, labels } = trace;
         let reason = record.reason.unwrap_or_default();
         if let Some(threshold) = record.threshold
-            && reason == PREFIX
+            && reason == Reason::Prefix.as_str()
         {
             info!(
                 request = record.request,
@@ -85,7 +83,7 @@ pub(super) fn picked(record: &mut Decision, considered: &[Considered<'_>], picke
     record.ratio = picked.ratio;
     record.endpoint = Some(Arc::clone(&member.destination));
     record.pod = Some(Arc::clone(&member.pod));
-    record.reason = Some(reason(picked.reason));
+    record.reason = Some(picked.reason.as_str());
     record.fallbacks =
         picked.fallbacks.iter().map(|idx| Arc::clone(&considered[*idx].member.destination)).collect();
     record.n_candidates = considered.len();
@@ -114,20 +112,12 @@ fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<Cand
             in_flight: candidate.load.in_flight,
             uncached_bytes: candidate.load.uncached_bytes,
             work: score.work,
+            fresh: candidate.load.fresh,
+            adapter: candidate.adapter,
             metrics_age_ms: candidate.load.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     };
     let is_kept = |candidate_idx| candidate_idx < MAX_RECORDED || candidate_idx == picked.candidate_idx;
     let candidates = considered.iter().zip(&picked.scores).enumerate();
     candidates.filter(|(candidate_idx, _)| is_kept(*candidate_idx)).map(|(_, pair)| record(pair)).collect()
-}
-
-fn reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Prefix => PREFIX,
-        Reason::Spill => "spill",
-        Reason::Adapter => "lora",
-        Reason::Load => "load",
-        Reason::OnlyCandidate => "only_endpoint",
-    }
 }

@@ -29,6 +29,8 @@ pub struct ResponseReport {
 pub(crate) struct Responding {
     /// The name that the client asked for, as a JSON string, where the request was renamed.
     pub(crate) restore: Option<Bytes>,
+    /// Why the endpoint was picked, for the client that asked.
+    pub(crate) reason: Option<String>,
     /// The endpoint that served, as the proxy says.
     pub(crate) served: Option<String>,
     reader: Option<ResponseReader>,
@@ -69,7 +71,7 @@ impl Responding {
         let layout = Layout::new(content_type, content_encoding);
         self.reader = Some(ResponseReader::new(layout, self.restore.clone()));
         let length_changes = self.restore.is_some() && !mode.is_buffered();
-        let mut answer = reply::response_headers(request_id, length_changes);
+        let mut answer = reply::response_headers(request_id, self.reason.take(), length_changes);
         match self.compat {
             Compat::None => {}
             Compat::GieV04 => {

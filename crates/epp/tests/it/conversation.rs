@@ -29,7 +29,7 @@ pub(crate) fn decide(inquiry: Inquiry) -> Result<Pick<()>, Refusal> {
         }
         Content::Body(body) => return Err(Refusal::ModelNotFound { model: body.model }),
     };
-    Ok(Pick { destination: "10.0.0.1:8000".to_owned(), rewrite, lease: () })
+    Ok(Pick { destination: "10.0.0.1:8000".to_owned(), rewrite, reason: None, lease: () })
 }
 
 pub(crate) fn exchange(max_body_bytes: usize) -> Exchange<()> {

@@ -5,8 +5,10 @@
 mod body;
 mod compat;
 mod conversation;
+mod decision_header;
 mod estimate;
 mod exchange;
+mod explain;
 mod fixtures;
 mod limits;
 mod log;

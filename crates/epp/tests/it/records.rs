@@ -43,8 +43,13 @@ fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<D
     let director = Director::new(Options { n_decisions, ..options() }, Arc::new(Metrics::default()));
     director.apply(&reader.snapshot());
     for _ in 0..n_requests {
-        let inquiry =
-            Inquiry { x_request_id: "4c9f".to_owned(), pool: None, subset: None, content: Content::Opaque };
+        let inquiry = Inquiry {
+            x_request_id: "4c9f".to_owned(),
+            pool: None,
+            subset: None,
+            wants_reason: false,
+            content: Content::Opaque,
+        };
         let now = Now { instant: Instant::now(), wall: SystemTime::now() };
         assert!(director.decide(inquiry, now).is_ok());
     }

@@ -1,0 +1,107 @@
+//! Requests that are decided without a proxy or a model server: what a fresh picker would do with them, one after the other,
+//! each answered before the next one comes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use inference_api::manifest::{self, ManifestError, Object};
+use inference_api::object::ObjectKey;
+use pool_index::index::{Change, EndpointRecord, Index, Membership};
+
+use crate::body::{BodyError, BodyScanner, PromptField, RequestBody};
+use crate::director::{Director, Now, Options};
+use crate::exchange::ResponseReport;
+use crate::explain::Decision;
+use crate::inquiry::{Content, Inquiry};
+use crate::metrics::Metrics;
+use crate::refusal::BodyFault;
+
+/// The pool where none is given: any model, by prefix.
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata:
+  name: rehearsal
+  annotations: {inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE}
+spec: {targetPortNumber: 8000, selector: {app: any}, extensionRef: {name: epp}}
+";
+
+/// A picker that nobody can reach.
+#[derive(Debug)]
+pub struct Rehearsal {
+    director: Director,
+}
+
+/// Why requests cannot be rehearsed.
+#[derive(Debug, thiserror::Error)]
+pub enum RehearsalError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("{0} holds no InferencePool")]
+    NoPool(String),
+}
+
+impl Rehearsal {
+    /// With the pools of the files, each a name and its text, or one that takes any model, and `endpoints` in each.
+    ///
+    /// # Errors
+    /// When a text is not a manifest, or none holds a pool.
+    pub fn try_new(
+        options: Options,
+        files: &[(String, String)],
+        endpoints: &[SocketAddr],
+    ) -> Result<Self, RehearsalError> {
+        let built_in = [("the built-in pool".to_owned(), POOL.to_owned())];
+        let files = if files.is_empty() { &built_in } else { files };
+        let mut changes = Vec::new();
+        for (name, text) in files {
+            for object in manifest::parse(text, name)? {
+                match object {
+                    Object::InferencePool(pool) => changes.push(Change::ApplyPool(pool)),
+                    Object::InferenceModel(model) => changes.push(Change::ApplyModel(model)),
+                    _ => {}
+                }
+            }
+        }
+        if !changes.iter().any(|change| matches!(change, Change::ApplyPool(_))) {
+            let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(RehearsalError::NoPool(names.join(", ")));
+        }
+        changes.extend(endpoints.iter().enumerate().map(|(idx, address)| {
+            Change::ApplyEndpoint(EndpointRecord {
+                key: ObjectKey::new("default", format!("pod-{idx}")),
+                address: *address,
+                membership: Membership::EveryPool,
+                ready: true,
+            })
+        }));
+        let (mut index, reader) = Index::new();
+        index.apply(changes);
+        let director = Director::new(Options { n_decisions: 1, ..options }, Arc::new(Metrics::default()));
+        director.apply(&reader.snapshot());
+        Ok(Self { director })
+    }
+
+    /// Decides for the request with this body, and lets it be answered.
+    pub fn decide(&self, body: &[u8], now: Now) -> Option<Arc<Decision>> {
+        let content = match read(body) {
+            Ok(body) => Content::Body(body),
+            Err(error) => Content::Fault(BodyFault::Malformed(error)),
+        };
+        let inquiry =
+            Inquiry { x_request_id: String::new(), pool: None, subset: None, wants_reason: false, content };
+        if let Ok(pick) = self.director.decide(inquiry, now) {
+            let mut ticket = pick.lease;
+            ticket.note_body();
+            let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
+            self.director.settle(ticket, &report, now.instant);
+        }
+        self.director.decisions().after(0).decisions.pop()
+    }
+}
+
+fn read(body: &[u8]) -> Result<RequestBody, BodyError> {
+    let mut scanner = BodyScanner::new(PromptField::Any);
+    scanner.push(body)?;
+    scanner.finish()
+}

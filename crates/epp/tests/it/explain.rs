@@ -1,0 +1,112 @@
+//! `epp explain`: decisions made once more from their records, and requests that were never sent.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::fixtures::{Picker, Scenario};
+
+const ROUNDS: [&str; 2] = [
+    include_str!("../../../../manifests/doc/requests/bash/round1.txt"),
+    include_str!("../../../../manifests/doc/requests/bash/round2.txt"),
+];
+
+fn explain(args: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_epp"));
+    command.arg("explain").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// What was explained, and the exit code.
+fn explained(args: &[&str], input: &str) -> (Vec<Value>, i32) {
+    let output = explain(&[&["--json"], args].concat(), input);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (lines, output.status.code().unwrap())
+}
+
+/// A pod gets a prefix, and then more of it.
+async fn busy_picker() -> Picker {
+    let picker = Scenario::new(3).start().await;
+    let proxy = picker.proxy().await;
+    for length in [256, 400, 1000] {
+        let content = "a".repeat(length);
+        let body =
+            format!(r#"{{"model":"/model/qwen","messages":[{{"role":"user","content":"{content}"}}]}}"#);
+        proxy.chat(&body).await.picked();
+    }
+    proxy.chat(r#"{"model":"unknown","messages":[{"role":"user","content":"a"}]}"#).await.code();
+    picker
+}
+
+#[test]
+fn the_tutorials_second_round_finds_the_first() {
+    let (rounds, code) = explained(&[], &ROUNDS.concat());
+    let [first, second] = &rounds[..] else { panic!("{rounds:?}") };
+    assert_eq!((&first["replayed"]["reason"], code), (&"load".into(), 0));
+    assert_eq!(second["replayed"]["reason"], "prefix");
+    assert_eq!(second["replayed"]["pod"], first["replayed"]["pod"]);
+    // Control: with a threshold above its share the second round is placed by load.
+    let (rounds, _) = explained(&["--threshold", "0.6"], &ROUNDS.concat());
+    assert_eq!(rounds[1]["replayed"]["reason"], "load");
+    let words = String::from_utf8(explain(&[], &ROUNDS.concat()).stdout).unwrap();
+    assert!(words.contains("prefix, it holds 0.54 > 0.50 of the prompt's 728 bytes"), "{words}");
+}
+
+#[tokio::test]
+async fn records_replay_to_the_same_decisions() {
+    let picker = busy_picker().await;
+    let list = crate::fixtures::get(picker.ports.metrics, "/debug/decisions?after=0").await;
+    let (all, code) = explained(&[], &list);
+    assert_eq!((all.len(), code), (4, 0), "{all:?}");
+    assert!(all[..3].iter().all(|one| one["verdict"] == "same" || one["verdict"] == "draw"), "{all:?}");
+    assert_eq!(all[1]["replayed"]["reason"], "prefix");
+    assert_eq!((&all[3]["verdict"], &all[3]["outcome"]), (&"refused".into(), &"model_not_found".into()));
+    // One decision alone, as it stands in the list.
+    let decisions = picker.decisions(0).await;
+    let (one, _) = explained(&[], &decisions[1].to_string());
+    assert_eq!(one[0]["verdict"], "same");
+    // What would have been: 256 of 400 bytes are not more than 0.9 of them.
+    let (changed, code) = explained(&["--threshold", "0.9"], &decisions[1].to_string());
+    assert_eq!((&changed[0]["replayed"]["reason"], code), (&"load".into(), 0));
+    assert_eq!(changed[0]["verdict"], "differs");
+}
+
+#[tokio::test]
+async fn a_record_that_does_not_add_up_is_told() {
+    let picker = busy_picker().await;
+    let mut decision = picker.decisions(0).await.swap_remove(1);
+    let picked = decision["endpoint"].clone();
+    for candidate in decision["candidates"].as_array_mut().unwrap() {
+        if candidate["endpoint"] == picked {
+            candidate["matched_bytes"] = 0.into();
+        }
+    }
+    let (told, code) = explained(&[], &decision.to_string());
+    assert_eq!((&told[0]["verdict"], code), (&"differs".into(), 1));
+    // Its own knobs count, not the defaults.
+    let mut decision = picker.decisions(0).await.swap_remove(1);
+    decision["policy"]["threshold"] = 0.99.into();
+    assert_eq!(explained(&[], &decision.to_string()).0[0]["verdict"], "differs");
+}
+
+#[test]
+fn input_that_is_not_understood_is_an_error_that_says_where() {
+    for (input, said) in [
+        ("", "no decision and no request"),
+        ("{\"model\":1}\n{", "not JSON at byte 12"),
+        (r#"{"seq":1,"outcome":"picked"}"#, "not a decision"),
+        (r#"{"decisions":[{"seq":1}]}"#, "not a decision"),
+    ] {
+        let output = explain(&[], input);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{input}");
+        assert!(error.contains(said), "{input}: {error}");
+    }
+    // A body that cannot be routed is no error of the input: it is what the picker would say.
+    let (told, code) = explained(&[], r#"{"messages":[]}"#);
+    assert_eq!((&told[0]["outcome"], code), (&"bad_request".into(), 0));
+}
