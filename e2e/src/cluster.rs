@@ -7,6 +7,7 @@
 //!                            ▲ kill_pod, kill_picker, restart, apply …      each child behind `e2e guard`
 //! ```
 
+pub mod authority;
 pub mod supervisor;
 
 mod local;
@@ -224,6 +225,16 @@ impl RunFiles {
 
     pub fn endpoints(&self) -> PathBuf {
         self.dir.join("endpoints.yaml")
+    }
+
+    /// The authority that Envoy believes, PEM.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.join("tls/ca.crt")
+    }
+
+    /// Where one picker has `tls.crt` and `tls.key`.
+    pub fn identity(&self, picker: &str) -> PathBuf {
+        self.dir.join("tls").join(picker)
     }
 }
 

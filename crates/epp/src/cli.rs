@@ -23,6 +23,7 @@ use self::knobs::KnobArgs;
 use crate::compat::Compat;
 use crate::director::Options;
 use crate::log::{self, Filter, Format};
+use crate::server::tls::{Security, local_names};
 use crate::server::{Ports, Server, Settings, Shutdown};
 
 const AFTER_HELP: &str = "\
@@ -105,6 +106,23 @@ struct ListenArgs {
     /// Port of Envoy's ext_proc protocol (gRPC)
     #[arg(long, value_name = "PORT", default_value_t = 9002)]
     grpc_port: u16,
+    /// Serve ext_proc over TLS, with the certificate of --cert-path or one that is made at the start
+    #[arg(long)]
+    secure_serving: bool,
+    /// Directory with tls.crt and tls.key (PEM), as a Kubernetes Secret is mounted
+    #[arg(long, value_name = "DIR", requires = "secure_serving")]
+    cert_path: Option<PathBuf>,
+    /// DNS name or IP address of the certificate that is made; may be given several times [default: localhost, 127.0.0.1, ::1]
+    #[arg(
+        long = "cert-name",
+        value_name = "NAME",
+        requires = "secure_serving",
+        conflicts_with = "cert_path"
+    )]
+    cert_names: Vec<String>,
+    /// Write the certificate that is made to this file, for the proxy to trust
+    #[arg(long, value_name = "FILE", requires = "secure_serving", conflicts_with = "cert_path")]
+    cert_out: Option<PathBuf>,
     /// Port of gRPC health checks
     #[arg(long, value_name = "PORT", default_value_t = 9003)]
     health_port: u16,
@@ -193,7 +211,8 @@ pub fn main() -> ExitCode {
 
 fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &KnobArgs) -> Settings {
     let SourceArgs { pool_files, endpoints_file, endpoints, pool } = source;
-    let ListenArgs { host, grpc_port, health_port, metrics_port, port_file: _, grace_period } = listen;
+    let security = listen.security();
+    let ListenArgs { host, grpc_port, health_port, metrics_port, grace_period, .. } = listen;
     let PolicyArgs {
         policy_file,
         scrape_interval,
@@ -215,6 +234,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         grpc_port,
         health_port,
         metrics_port,
+        security,
         scrape_interval,
         grace_period,
         max_body_bytes,
@@ -233,6 +253,19 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
             n_decisions: decisions,
             seed: seed.unwrap_or_else(rand::random),
         },
+    }
+}
+
+impl ListenArgs {
+    fn security(&self) -> Security {
+        match (self.secure_serving, &self.cert_path) {
+            (false, _) => Security::Plain,
+            (true, Some(dir)) => Security::Directory(dir.clone()),
+            (true, None) => Security::Made {
+                names: if self.cert_names.is_empty() { local_names() } else { self.cert_names.clone() },
+                certificate_file: self.cert_out.clone(),
+            },
+        }
     }
 }
 

@@ -7,11 +7,12 @@
 pub mod ext_proc;
 mod follow;
 mod http;
+pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
@@ -21,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server as Grpc;
+use tonic::transport::ServerTlsConfig;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
@@ -28,6 +30,7 @@ use tracing::{info, warn};
 
 use self::ext_proc::{Processor, SERVICE};
 use self::follow::Follower;
+use self::tls::Security;
 use crate::director::{Director, Options};
 use crate::metrics::Metrics;
 use crate::policies::WatchedFile;
@@ -51,6 +54,8 @@ pub struct Settings {
     pub grpc_port: u16,
     pub health_port: u16,
     pub metrics_port: u16,
+    /// Of the ext_proc port.
+    pub security: Security,
     pub scrape_interval: Duration,
     pub grace_period: Duration,
     pub max_body_bytes: usize,
@@ -82,6 +87,7 @@ pub struct Server {
     files: Files,
     policy_file: Option<WatchedFile>,
     follower: Follower,
+    tls: Option<ServerTlsConfig>,
     grpc: TcpListener,
     health: TcpListener,
     metrics: TcpListener,
@@ -99,6 +105,7 @@ impl Server {
         let policy_file = policy_file.map(|path| WatchedFile::load(path, director.policies())).transpose();
         let policy_file = policy_file.map_err(|error| anyhow!(error)).context("read the policy")?;
         let follower = Follower::new(Arc::clone(&director), reader, settings.scrape_interval);
+        let tls = settings.security.config(wall_clock())?;
         let host = settings.host;
         Ok(Self {
             grpc: listen(host, settings.grpc_port, "ext_proc", "--grpc-port").await?,
@@ -109,6 +116,7 @@ impl Server {
             files,
             policy_file,
             follower,
+            tls,
         })
     }
 
@@ -129,7 +137,7 @@ impl Server {
     /// When a part of the server fails while it is needed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let ports = self.ports()?;
-        let Self { settings, director, files, policy_file, follower, grpc, health, metrics } = self;
+        let Self { settings, director, files, policy_file, follower, tls, grpc, health, metrics } = self;
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let reporter = serve_health(health, &tracker, &stop).await;
@@ -143,9 +151,10 @@ impl Server {
         let following = tracker.spawn(follower.run(stop.clone()));
         let cut = CancellationToken::new();
         let processor = Processor::new(director, settings.max_body_bytes, cut.clone());
-        let streams = serve_ext_proc(grpc, processor, settings.max_body_bytes, shutdown.drain.clone());
+        let is_secure = tls.is_some();
+        let streams = serve_ext_proc(grpc, tls, processor, settings.max_body_bytes, shutdown.drain.clone());
         tokio::pin!(streams);
-        info!(grpc = %ports.grpc, health = %ports.health, metrics = %ports.metrics, "Serving");
+        info!(grpc = %ports.grpc, tls = is_secure, health = %ports.health, metrics = %ports.metrics, "Serving");
 
         let drained = drain(&shutdown, settings.grace_period, &reporter);
         let result = tokio::select! {
@@ -169,6 +178,11 @@ impl Server {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "certificates are dated by the wall clock")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Longest wait for tasks that were told to stop; none of them waits for anything but its next line of code.
 const LAST_TASKS: Duration = Duration::from_secs(1);
 
@@ -181,13 +195,18 @@ async fn listen(host: IpAddr, port: u16, what: &str, flag: &str) -> anyhow::Resu
 
 async fn serve_ext_proc(
     listener: TcpListener,
+    tls: Option<ServerTlsConfig>,
     processor: Processor,
     max_body_bytes: usize,
     drain: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let service = ExternalProcessorServer::new(processor)
         .max_decoding_message_size(max_body_bytes.saturating_add(ENVELOPE_BYTES));
-    Grpc::builder()
+    let mut server = Grpc::builder();
+    if let Some(tls) = tls {
+        server = server.tls_config(tls)?;
+    }
+    server
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -23,12 +23,29 @@ pub struct Bindings {
     pub listener_ports: BTreeMap<String, u16>,
     /// Ready pods by [`Cluster::name`]; a missing cluster has none.
     pub endpoints: BTreeMap<String, Vec<SocketAddr>>,
-    /// ext_proc address by pool.
-    pub pickers: BTreeMap<ObjectKey, SocketAddr>,
+    /// By pool.
+    pub pickers: BTreeMap<ObjectKey, PickerBinding>,
     pub admin: SocketAddr,
     /// Where the caller writes [`Rendered::files`]; Envoy watches it.
     pub xds_dir: PathBuf,
     pub access_log: PathBuf,
+}
+
+/// Where a pool's picker serves ext_proc.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PickerBinding {
+    pub address: SocketAddr,
+    /// `None`: without TLS.
+    pub tls: Option<PickerTls>,
+}
+
+/// Whom the proxy takes for the picker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PickerTls {
+    /// DNS name that its certificate must have.
+    pub server_name: String,
+    /// PEM file with the authorities that may have signed it.
+    pub trusted_ca: PathBuf,
 }
 
 /// Envoy's configuration, twice: as files that it watches, and as one static file that `--mode validate` checks whole
@@ -72,8 +89,8 @@ impl Rendered {
         }
         for (pool, _) in plan.pools() {
             let picker = bindings.pickers.get(pool).ok_or_else(|| MissingBinding::Picker(pool.clone()))?;
-            clusters.push(cluster::picker(pool, *picker));
-            static_clusters.push(cluster::picker(pool, *picker));
+            clusters.push(cluster::picker(pool, picker));
+            static_clusters.push(cluster::picker(pool, picker));
         }
         let mut listeners = Vec::new();
         for planned in &plan.listeners {

@@ -24,8 +24,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use crate::clock::utc_now;
+use crate::cluster::authority::Authority;
 use crate::cluster::desired::Desired;
-use crate::cluster::envoy::EnvoyFiles;
+use crate::cluster::envoy::{EnvoyFiles, write_whole};
 use crate::cluster::local::pickers::PickerProcess;
 use crate::cluster::local::pods::{Backoff, PodProcess};
 use crate::cluster::manifests::Manifests;
@@ -144,6 +146,7 @@ pub(super) struct Local {
     n_pods_started: u64,
     backoffs: BTreeMap<String, Backoff>,
     pickers: Vec<PickerProcess>,
+    authority: Authority,
     n_pickers_started: u64,
     envoy_files: EnvoyFiles,
     envoy: Option<Process>,
@@ -202,6 +205,11 @@ impl Local {
         }
         std::fs::create_dir_all(files.logs())
             .with_context(|| format!("create {}", files.logs().display()))?;
+        let authority = Authority::new(utc_now())?;
+        let ca_file = files.authority();
+        std::fs::create_dir_all(ca_file.parent().unwrap_or(&files.dir))
+            .context("create the directory of certificates")?;
+        write_whole(&ca_file, authority.certificate())?;
         let admin = ports::free()?;
         let in_force = Arc::new(seen.clone());
         let status = Status::starting(admin);
@@ -232,6 +240,7 @@ impl Local {
             n_pods_started: 0,
             backoffs: BTreeMap::new(),
             pickers: Vec::new(),
+            authority,
             n_pickers_started: 0,
             envoy: None,
             publication: 0,

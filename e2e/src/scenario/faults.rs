@@ -1,12 +1,14 @@
 //! Faults: a pod dies, the picker dies, a request is broken. What must go on goes on, what must fail fails clearly.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use futures::future::join_all;
 
 use crate::check::{Check, Claim, Group};
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, utc_now};
+use crate::cluster::authority::{Authority, picker_host};
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
 use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
@@ -21,6 +23,7 @@ pub async fn run(lab: &Lab<'_>) {
     let group = Group::Faults;
     part(lab, group, "matched pod killed", matched_pod_killed(lab)).await;
     part(lab, group, "picker killed", picker_killed(lab)).await;
+    part(lab, group, "strange picker", strange_picker(lab)).await;
     part(lab, group, "broken request", broken_request(lab)).await;
 }
 
@@ -118,6 +121,53 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
     );
     lab.collect(&mark, vec![down.side, plain.side, back.side]).await?;
     Ok(())
+}
+
+/// Another picker answers on the picker's port, with a certificate for the same name that nobody trusts.
+async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let send = async |label: &str| {
+        let body = lab.requests.curl(Form::Quoted, 1)?;
+        anyhow::Ok(lab.send(Shot::new(Group::Faults, label, Via::Picker, body)).await)
+    };
+    let names: Vec<String> = lab.cluster.status().pickers.iter().map(|picker| picker.name.clone()).collect();
+    let identities: Vec<Vec<(PathBuf, Vec<u8>)>> =
+        names.iter().map(|name| files_in(&lab.cluster.files().identity(name))).collect::<Result<_>>()?;
+    lab.cluster.kill_pickers().await.context("kill the picker")?;
+    let stranger = Authority::new(utc_now())?;
+    for name in &names {
+        stranger.write_identity(&lab.cluster.files().identity(name), &picker_host(name))?;
+    }
+    lab.cluster.start_pickers().await.context("start the strange picker")?;
+    let mark = lab.mark();
+    let strange = send("8081, strange picker").await?;
+    lab.check(
+        claim("strange-picker/fails", "A picker whose certificate is not trusted sees no request")
+            .equal("500".to_owned(), strange.side.status.to_string())
+            .detail(strange.body),
+    );
+    lab.cluster.kill_pickers().await.context("kill the strange picker")?;
+    for (path, text) in identities.iter().flatten() {
+        std::fs::write(path, text).with_context(|| format!("restore {}", path.display()))?;
+    }
+    lab.cluster.start_pickers().await.context("start the picker again")?;
+    let back = send("8081, own picker").await?;
+    lab.check(
+        claim("strange-picker/back", "The own picker is believed again")
+            .equal(GOOD.to_owned(), back.verdict()),
+    );
+    lab.collect(&mark, vec![strange.side, back.side]).await?;
+    Ok(())
+}
+
+fn files_in(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry?.path();
+        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        files.push((path, text));
+    }
+    Ok(files)
 }
 
 /// dash's file as `--data-binary` would send it: with line breaks inside its strings.

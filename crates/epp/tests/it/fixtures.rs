@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use epp::compat::Compat;
 use epp::director::Options;
 use epp::log::Format;
+use epp::server::tls::Security;
 use epp::server::{Ports, Server, Settings, Shutdown};
 use epp::tuning::Patch;
 use parking_lot::Mutex;
@@ -262,6 +263,7 @@ pub(crate) fn settings(
         grpc_port: 0,
         health_port: 0,
         metrics_port: 0,
+        security: Security::default(),
         scrape_interval: Duration::from_millis(10),
         grace_period: Duration::from_secs(5),
         max_body_bytes,

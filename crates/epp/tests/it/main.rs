@@ -22,5 +22,6 @@ mod scrape;
 mod sequences;
 mod spill;
 mod styles;
+mod tls;
 mod tuning;
 mod tutorial;

@@ -8,7 +8,7 @@ use inference_api::object::ObjectKey;
 use serde_json::{Value, json};
 
 use crate::plan::{Backend, Cluster};
-use crate::render::{address, extension, picker_cluster, typed};
+use crate::render::{PickerBinding, PickerTls, address, extension, picker_cluster, typed};
 
 /// Connections, pending requests and requests of a cluster. Envoy's default of 1024 is reached by as many open streams,
 /// each of which also holds one gRPC stream to the picker.
@@ -42,9 +42,9 @@ pub(super) fn load_assignment(cluster_name: &str, endpoints: &[SocketAddr]) -> V
     json!({ "cluster_name": cluster_name, "endpoints": [{ "lb_endpoints": endpoints }] })
 }
 
-pub(super) fn picker(pool: &ObjectKey, picker: SocketAddr) -> Value {
+pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
     let name = picker_cluster(pool);
-    json!({
+    let mut value = json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
@@ -62,8 +62,30 @@ pub(super) fn picker(pool: &ObjectKey, picker: SocketAddr) -> Value {
                 } } }),
             ),
         },
-        "load_assignment": load_assignment(&name, &[picker]),
-    })
+        "load_assignment": load_assignment(&name, &[picker.address]),
+    });
+    if let Some(tls) = &picker.tls {
+        value["transport_socket"] = tls_to(tls);
+    }
+    value
+}
+
+/// TLS that believes only a certificate of that name, signed by one of those authorities: whoever answers for the picker
+/// sees every prompt.
+fn tls_to(tls: &PickerTls) -> Value {
+    let PickerTls { server_name, trusted_ca } = tls;
+    let validation = json!({
+        "trusted_ca": { "filename": trusted_ca },
+        "match_typed_subject_alt_names": [{ "san_type": "DNS", "matcher": { "exact": server_name } }],
+    });
+    extension(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        json!({
+            "sni": server_name,
+            "common_tls_context": { "alpn_protocols": ["h2"], "validation_context": validation },
+        }),
+    )
 }
 
 fn common(cluster: &Cluster, kind: &str) -> Value {

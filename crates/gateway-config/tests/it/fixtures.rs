@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use gateway_config::error::TranslateError;
 use gateway_config::plan::Plan;
-use gateway_config::render::Bindings;
+use gateway_config::render::{Bindings, PickerBinding};
 use inference_api::manifest;
 use inference_api::object::ObjectKey;
 
@@ -32,8 +32,9 @@ pub(crate) fn plan(yaml: &str) -> Result<Plan, TranslateError> {
 /// Two pods, the picker on its usual port, listeners on the manifest's ports.
 pub(crate) fn bindings(plan: &Plan) -> Bindings {
     let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    let pickers: BTreeMap<ObjectKey, SocketAddr> =
-        plan.pools().into_iter().map(|(pool, _)| (pool.clone(), local(9002))).collect();
+    let picker = PickerBinding { address: local(9002), tls: None };
+    let pickers: BTreeMap<ObjectKey, PickerBinding> =
+        plan.pools().into_iter().map(|(pool, _)| (pool.clone(), picker.clone())).collect();
     let pods = vec![local(18001), local(18002)];
     Bindings {
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),

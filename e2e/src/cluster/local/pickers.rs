@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::time::sleep;
 
+use crate::cluster::authority::picker_host;
 use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
 use crate::cluster::process::{Process, Program};
 use crate::cluster::{log_tail, ports};
@@ -58,6 +59,7 @@ impl Local {
             if self.pickers.iter().any(|picker| picker.name == wanted.name) {
                 continue;
             }
+            self.authority.write_identity(&self.files.identity(&wanted.name), &picker_host(&wanted.name))?;
             self.pickers.push(PickerProcess {
                 name: wanted.name.clone(),
                 grpc: ports::free()?,
@@ -195,6 +197,8 @@ impl Local {
         ] {
             args.extend([flag.to_owned(), value]);
         }
+        let identity = self.files.identity(name).display().to_string();
+        args.extend(["--secure-serving".to_owned(), "--cert-path".to_owned(), identity]);
         args.extend(self.options.picker_args.iter().cloned());
         let program = Program { path: self.programs.picker.clone(), args, log: log.clone() };
         let (name, metrics) = (name.clone(), *metrics);

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use gateway_config::plan::{Backend, Cluster};
-use gateway_config::render::{Bindings, Rendered};
+use gateway_config::render::{Bindings, PickerBinding, PickerTls, Rendered};
 use inference_api::object::ObjectKey;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
+use crate::cluster::authority::picker_host;
 use crate::cluster::envoy::write_whole;
 use crate::cluster::local::{Action, Job, Local, PICKER_RELOAD, View};
 use crate::cluster::ports::local;
@@ -27,13 +28,18 @@ pub(super) struct Published {
 impl Local {
     pub(super) fn render(&self) -> Result<Rendered> {
         let plan = &self.desired.plan;
-        let pickers: BTreeMap<ObjectKey, SocketAddr> = self
+        let pickers: BTreeMap<ObjectKey, PickerBinding> = self
             .desired
             .pickers
             .iter()
             .filter_map(|wanted| {
                 let picker = self.pickers.iter().find(|picker| picker.name == wanted.name)?;
-                Some(wanted.pools.iter().map(|pool| (pool.clone(), picker.grpc)))
+                let tls = Some(PickerTls {
+                    server_name: picker_host(&picker.name),
+                    trusted_ca: self.files.authority(),
+                });
+                let binding = PickerBinding { address: picker.grpc, tls };
+                Some(wanted.pools.iter().map(move |pool| (pool.clone(), binding.clone())))
             })
             .flatten()
             .collect();

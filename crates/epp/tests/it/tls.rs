@@ -1,0 +1,94 @@
+//! ext_proc over TLS: with the operator's certificate or a made one, and for those only who trust it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use epp::server::tls::{Security, local_names};
+use epp::server::{Server, Shutdown};
+use rcgen::{CertificateParams, KeyPair};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use crate::fixtures::{Proxy, settings};
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
+
+/// A picker without endpoints; it answers every request with 503, which shows that it was reached.
+async fn start(dir: &Path, security: Security) -> anyhow::Result<(SocketAddr, JoinSet<anyhow::Result<()>>)> {
+    let (pool, endpoints) = (dir.join("pool.yaml"), dir.join("endpoints.yaml"));
+    std::fs::write(&pool, POOL)?;
+    std::fs::write(&endpoints, "[]\n")?;
+    let server =
+        Server::bind(epp::server::Settings { security, ..settings(&pool, &endpoints, 1 << 20) }).await?;
+    let address = server.ports()?.grpc;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.run(Shutdown::default()));
+    Ok((address, tasks))
+}
+
+/// A channel that trusts `certificate` for `name`.
+async fn connect(
+    address: SocketAddr,
+    name: &str,
+    certificate: &str,
+) -> Result<Channel, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificate)).domain_name(name);
+    Endpoint::new(format!("https://{address}"))?.tls_config(tls)?.connect().await
+}
+
+async fn code(channel: Channel) -> i32 {
+    Proxy::over(channel).chat(CHAT).await.code()
+}
+
+fn certificate(name: &str) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new([name.to_owned()]).unwrap();
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[tokio::test]
+async fn a_made_certificate_is_for_those_who_trust_it() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("epp.crt");
+    let security = Security::Made { names: local_names(), certificate_file: Some(file.clone()) };
+    let (address, _server) = start(dir.path(), security).await.unwrap();
+    let own = std::fs::read_to_string(file).unwrap();
+    assert_eq!(code(connect(address, "localhost", &own).await.unwrap()).await, 503);
+    // Another name, another authority, and no TLS at all.
+    assert!(connect(address, "elsewhere", &own).await.is_err());
+    let (strange, _) = certificate("localhost");
+    assert!(connect(address, "localhost", &strange).await.is_err());
+    let plain = Endpoint::new(format!("http://{address}")).unwrap().connect().await;
+    match plain {
+        Err(_) => {}
+        Ok(channel) => assert!(Proxy::over(channel).try_open().await.is_err()),
+    }
+}
+
+#[tokio::test]
+async fn the_operators_certificate_is_served() {
+    let dir = TempDir::new().unwrap();
+    let (own, key) = certificate("epp.svc");
+    std::fs::write(dir.path().join("tls.crt"), &own).unwrap();
+    std::fs::write(dir.path().join("tls.key"), key).unwrap();
+    let (address, _server) = start(dir.path(), Security::Directory(dir.path().to_owned())).await.unwrap();
+    assert_eq!(code(connect(address, "epp.svc", &own).await.unwrap()).await, 503);
+    assert!(connect(address, "localhost", &own).await.is_err());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_is_said_at_the_start() {
+    let dir = TempDir::new().unwrap();
+    let missing = start(dir.path(), Security::Directory(dir.path().to_owned())).await.unwrap_err();
+    assert!(format!("{missing:#}").contains("tls.crt (--cert-path)"), "{missing:#}");
+    let names = vec!["no name: ü".to_owned()];
+    let bad = start(dir.path(), Security::Made { names, certificate_file: None }).await.unwrap_err();
+    assert!(format!("{bad:#}").contains("--cert-name"), "{bad:#}");
+}
