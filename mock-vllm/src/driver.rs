@@ -29,7 +29,7 @@ use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
 use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
 use clock::{Clock, SimTime};
-use commands::{Call, Commands, Inbox};
+use commands::{Answer, Call, Commands, EngineWork, Inbox};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};
 use live::{Live, Stage};
@@ -141,8 +141,7 @@ pub struct EngineDead;
 enum Command {
     Submit(Box<Submission>, Outlets),
     Abort(RequestId),
-    /// Runs on the driver's thread, also while a step runs.
-    WithEngine(Box<dyn FnOnce(&mut Engine) + Send>),
+    WithEngine(EngineWork),
     Inspect(Inspection),
     Pause(PauseMode, oneshot::Sender<()>),
     Resume,
@@ -278,10 +277,11 @@ impl DriverHandle {
         work: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, EngineDead> {
         let (tx, result) = oneshot::channel();
-        let work = Box::new(move |engine: &mut Engine| {
-            let _caller_gone = tx.send(work(engine));
-        });
-        self.commands.send(Command::WithEngine(work))?;
+        let work = move |engine: &mut Engine| -> Answer {
+            let done = work(engine);
+            Box::new(move || drop(tx.send(done)))
+        };
+        self.commands.send(Command::WithEngine(Box::new(work)))?;
         result.await.map_err(|_closed| EngineDead)
     }
 
@@ -432,9 +432,10 @@ impl Driver {
     }
 
     /// What the work changed shows in the events and the gauges, and may let a waiting request in.
-    fn with_engine(&mut self, work: Box<dyn FnOnce(&mut Engine) + Send>) {
-        work(&mut self.engine);
+    fn with_engine(&mut self, work: EngineWork) {
+        let answer = work(&mut self.engine);
         self.log_cache(Vec::new());
+        answer();
         if self.step_runs {
             return;
         }

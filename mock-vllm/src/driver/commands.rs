@@ -4,6 +4,7 @@ use super::clock::{Clock, SimTime};
 use super::live::Live;
 use super::timeline::{Attendance, DriverSeat, Seat};
 use super::{Command, Delivery, EngineDead};
+use crate::engine::Engine;
 use crate::engine::request::RequestId;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -25,6 +26,11 @@ pub(super) struct Inbox {
     /// Taken since the driver last waited.
     n_taken: usize,
 }
+
+/// What is done with the engine on the driver's thread, also while a step runs.
+pub(super) type EngineWork = Box<dyn FnOnce(&mut Engine) -> Answer + Send>;
+/// Tells whoever wanted it that it is done: called when the diary has it.
+pub(super) type Answer = Box<dyn FnOnce() + Send>;
 
 /// Why a driver goes on.
 pub(super) enum Call {
