@@ -50,7 +50,7 @@ bench *args:
 ci:
     bash .ci/run
 
-# Fuzz one target (http_bodies, trace_files) for some seconds; needs nightly Rust and cargo-fuzz. What it finds stays in fuzz/artifacts.
+# Fuzz one target (ext_proc, http_bodies, trace_files) for some seconds; needs nightly Rust and cargo-fuzz. What it finds stays in fuzz/artifacts.
 fuzz target seconds="600":
     mkdir -p target/fuzz-corpus/{{target}}
     cargo +nightly fuzz run --fuzz-dir fuzz -O {{target}} target/fuzz-corpus/{{target}} fuzz/corpus/{{target}} -- -max_total_time={{seconds}} -rss_limit_mb=2048 -dict=fuzz/{{target}}.dict
