@@ -25,6 +25,7 @@ use crate::director::Options;
 use crate::log::{self, Filter, Format};
 use crate::server::tls::{Security, local_names};
 use crate::server::{Ports, Server, Settings, Shutdown};
+use crate::spans::Otlp;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -180,7 +181,7 @@ struct PolicyArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Log (on stderr)")]
+#[command(next_help_heading = "Log (on stderr) and spans")]
 struct LogArgs {
     /// How a line is written
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
@@ -188,14 +189,22 @@ struct LogArgs {
     /// A level, or levels by module: `debug`, `warn,epp=debug`
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log_level: Filter,
+    /// Send a span for each request to this OTLP receiver (gRPC), such as http://localhost:4317 [default: send none]
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// Share of the requests that are sent, of those that the proxy has not decided about
+    #[arg(long, value_name = "RATIO", default_value_t = 1.0, value_parser = parse_ratio)]
+    otlp_sample_ratio: f64,
 }
 
 /// Parses the command line and serves; what `main` returns.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { command, source, listen, policy, knobs, log: LogArgs { log_format, log_level } } = Cli::parse();
+    let Cli { command, source, listen, policy, knobs, log } = Cli::parse();
+    let LogArgs { log_format, log_level, otlp_endpoint, otlp_sample_ratio } = log;
+    let otlp = otlp_endpoint.map(|endpoint| Otlp { endpoint, sample_ratio: otlp_sample_ratio });
     let port_file = listen.port_file.clone();
-    let settings = settings(source, listen, policy, &knobs);
+    let settings = Settings { otlp, ..settings(source, listen, policy, &knobs) };
     if let Some(Command::Explain(args)) = command {
         return explain::run(&args, settings.director);
     }
@@ -235,6 +244,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         health_port,
         metrics_port,
         security,
+        otlp: None,
         scrape_interval,
         grace_period,
         max_body_bytes,

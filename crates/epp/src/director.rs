@@ -190,6 +190,15 @@ impl Director {
     /// # Errors
     /// Why the client is refused.
     pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Ticket>, Refusal> {
+        self.decide_on_record(inquiry, now).0
+    }
+
+    /// The same, with the record.
+    pub fn decide_on_record(
+        &self,
+        inquiry: Inquiry,
+        now: Now,
+    ) -> (Result<Pick<Ticket>, Refusal>, Arc<Decision>) {
         let Inquiry { x_request_id, pool, subset, wants_reason, content } = inquiry;
         let record = Decision::new(self.request_id(), x_request_id, timestamp(now.wall));
         let labels = ModelLabels { model_name: String::new(), target_model_name: String::new() };
@@ -203,12 +212,13 @@ impl Director {
             Ok(_) => self.note_picked(&trace),
             Err(refusal) => self.note_refused(refusal, &mut trace),
         }
-        let seq = self.decisions.push(trace.record);
-        picked.map(|mut pick| {
-            pick.lease.seq = seq;
+        let record = self.decisions.push(trace.record);
+        let picked = picked.map(|mut pick| {
+            pick.lease.seq = record.seq;
             pick.reason = reason;
             pick
-        })
+        });
+        (picked, record)
     }
 
     /// An id for a request that comes without one: a random UUID, as Envoy's.

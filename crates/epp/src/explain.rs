@@ -199,20 +199,21 @@ impl Decisions {
         Self { capacity, ring: Mutex::new(Ring { next_seq: 1, records: VecDeque::new() }) }
     }
 
-    /// Numbers `decision`, keeps it and returns the number.
-    pub fn push(&self, mut decision: Decision) -> u64 {
+    /// Numbers `decision` and keeps it.
+    pub fn push(&self, mut decision: Decision) -> Arc<Decision> {
         let mut ring = self.ring.lock();
         let seq = ring.next_seq;
         decision.seq = seq;
         ring.next_seq += 1;
+        let decision = Arc::new(decision);
         if self.capacity == 0 {
-            return seq;
+            return decision;
         }
         if ring.records.len() == self.capacity {
             ring.records.pop_front();
         }
-        ring.records.push_back(Arc::new(decision));
-        seq
+        ring.records.push_back(Arc::clone(&decision));
+        decision
     }
 
     /// Adds to the record `seq` what became known later, if it is still kept.

@@ -45,4 +45,6 @@ pub mod status;
 
 pub mod metrics;
 
+pub mod spans;
+
 pub mod log;

@@ -34,6 +34,7 @@ use self::tls::Security;
 use crate::director::{Director, Options};
 use crate::metrics::Metrics;
 use crate::policies::WatchedFile;
+use crate::spans::{Otlp, Spans};
 
 /// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
 /// of 200 would make it open connections instead.
@@ -56,6 +57,8 @@ pub struct Settings {
     pub metrics_port: u16,
     /// Of the ext_proc port.
     pub security: Security,
+    /// Where the requests' spans are sent.
+    pub otlp: Option<Otlp>,
     pub scrape_interval: Duration,
     pub grace_period: Duration,
     pub max_body_bytes: usize,
@@ -88,6 +91,7 @@ pub struct Server {
     policy_file: Option<WatchedFile>,
     follower: Follower,
     tls: Option<ServerTlsConfig>,
+    spans: Arc<Spans>,
     grpc: TcpListener,
     health: TcpListener,
     metrics: TcpListener,
@@ -106,6 +110,7 @@ impl Server {
         let policy_file = policy_file.map_err(|error| anyhow!(error)).context("read the policy")?;
         let follower = Follower::new(Arc::clone(&director), reader, settings.scrape_interval);
         let tls = settings.security.config(wall_clock())?;
+        let spans = Arc::new(Spans::try_new(settings.otlp.as_ref())?);
         let host = settings.host;
         Ok(Self {
             grpc: listen(host, settings.grpc_port, "ext_proc", "--grpc-port").await?,
@@ -117,6 +122,7 @@ impl Server {
             policy_file,
             follower,
             tls,
+            spans,
         })
     }
 
@@ -137,7 +143,8 @@ impl Server {
     /// When a part of the server fails while it is needed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let ports = self.ports()?;
-        let Self { settings, director, files, policy_file, follower, tls, grpc, health, metrics } = self;
+        let Self { settings, director, files, policy_file, follower, tls, spans, grpc, health, metrics } =
+            self;
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let reporter = serve_health(health, &tracker, &stop).await;
@@ -150,7 +157,7 @@ impl Server {
         }
         let following = tracker.spawn(follower.run(stop.clone()));
         let cut = CancellationToken::new();
-        let processor = Processor::new(director, settings.max_body_bytes, cut.clone());
+        let processor = Processor::new(director, Arc::clone(&spans), settings.max_body_bytes, cut.clone());
         let is_secure = tls.is_some();
         let streams = serve_ext_proc(grpc, tls, processor, settings.max_body_bytes, shutdown.drain.clone());
         tokio::pin!(streams);
@@ -173,6 +180,8 @@ impl Server {
         stop.cancel();
         tracker.close();
         let _ = tokio::time::timeout(LAST_TASKS, tracker.wait()).await;
+        let sent = tokio::task::spawn_blocking(move || spans.shut_down());
+        let _ = tokio::time::timeout(LAST_TASKS, sent).await;
         info!("Ended");
         result
     }

@@ -19,6 +19,7 @@ use tracing::debug;
 
 use crate::director::{Director, Now, Ticket};
 use crate::exchange::{Exchange, Opening};
+use crate::spans::{RequestSpan, Spans};
 
 /// Full name of the service, as health checks ask for it.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
@@ -27,6 +28,7 @@ pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 #[derive(Clone, Debug)]
 pub struct Processor {
     director: Arc<Director>,
+    spans: Arc<Spans>,
     max_body_bytes: usize,
     cut: CancellationToken,
 }
@@ -37,6 +39,9 @@ struct Conversation {
     outbox: VecDeque<ProcessingResponse>,
     exchange: Exchange<Ticket>,
     director: Arc<Director>,
+    spans: Arc<Spans>,
+    /// Of the request, once it came.
+    span: RequestSpan,
     /// The process cannot wait for the stream any longer.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _open: OpenStream,
@@ -48,8 +53,13 @@ struct OpenStream(Gauge);
 impl Processor {
     /// Streams that are open when `cut` is cancelled end with UNAVAILABLE.
     #[must_use]
-    pub fn new(director: Arc<Director>, max_body_bytes: usize, cut: CancellationToken) -> Self {
-        Self { director, max_body_bytes, cut }
+    pub fn new(
+        director: Arc<Director>,
+        spans: Arc<Spans>,
+        max_body_bytes: usize,
+        cut: CancellationToken,
+    ) -> Self {
+        Self { director, spans, max_body_bytes, cut }
     }
 }
 
@@ -72,6 +82,8 @@ impl ExternalProcessor for Processor {
             outbox: VecDeque::new(),
             exchange: Exchange::new(opening),
             director: Arc::clone(&self.director),
+            spans: Arc::clone(&self.spans),
+            span: RequestSpan::none(),
             cut: Box::pin(self.cut.clone().cancelled_owned()),
             _open: OpenStream::new(self.director.metrics().streams.clone()),
         };
@@ -121,12 +133,17 @@ impl Conversation {
     }
 
     fn step(&mut self, message: ProcessingRequest) -> Result<(), Status> {
-        let Self { inbound: _, outbox, exchange, director, cut: _, _open: _ } = self;
+        let Self { inbound: _, outbox, exchange, director, spans, span, cut: _, _open: _ } = self;
+        if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
+            *span = spans.begin(headers);
+        }
         let is_response_body = matches!(message.request, Some(processing_request::Request::ResponseBody(_)));
         let decide = |inquiry| {
             let now = now();
-            let picked = director.decide(inquiry, now);
-            director.metrics().decision_seconds.observe(elapsed_seconds(now));
+            let (picked, record) = director.decide_on_record(inquiry, now);
+            let elapsed = now.instant.elapsed();
+            director.metrics().decision_seconds.observe(elapsed.as_secs_f64());
+            span.note_decision(&record, now.wall, now.wall + elapsed);
             picked
         };
         let answers =
@@ -147,6 +164,7 @@ impl Conversation {
 impl Drop for Conversation {
     fn drop(&mut self) {
         if let Some((ticket, report)) = self.exchange.end() {
+            self.span.note_response(&report);
             self.director.settle(ticket, &report, now().instant);
         }
     }
@@ -168,8 +186,4 @@ impl Drop for OpenStream {
 #[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]
 fn now() -> Now {
     Now { instant: Instant::now(), wall: SystemTime::now() }
-}
-
-fn elapsed_seconds(since: Now) -> f64 {
-    since.instant.elapsed().as_secs_f64()
 }

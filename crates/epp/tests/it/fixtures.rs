@@ -15,6 +15,7 @@ use epp::director::Options;
 use epp::log::Format;
 use epp::server::tls::Security;
 use epp::server::{Ports, Server, Settings, Shutdown};
+use epp::spans::Otlp;
 use epp::tuning::Patch;
 use parking_lot::Mutex;
 use pool_index::source::files;
@@ -65,6 +66,7 @@ pub(crate) struct Scenario {
     max_body_bytes: usize,
     endpoints_per_pick: usize,
     compat: Compat,
+    otlp: Option<Otlp>,
 }
 
 /// A running picker.
@@ -97,7 +99,12 @@ impl Scenario {
             max_body_bytes: 64 << 20,
             endpoints_per_pick: 1,
             compat: Compat::None,
+            otlp: None,
         }
+    }
+
+    pub(crate) fn otlp(self, otlp: Option<Otlp>) -> Self {
+        Self { otlp, ..self }
     }
 
     pub(crate) fn strategy(self, strategy: &'static str) -> Self {
@@ -136,7 +143,8 @@ impl Scenario {
 
     /// Starts pods and picker, and waits until every pod was scraped.
     pub(crate) async fn start(self) -> Picker {
-        let Self { strategy, annotations, models, n_pods, max_body_bytes, endpoints_per_pick, compat } = self;
+        let Self { strategy, annotations, models, n_pods, max_body_bytes, endpoints_per_pick, compat, otlp } =
+            self;
         let dir = TempDir::new().unwrap();
         let (pool_file, endpoints_file) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
         let mut pods = Vec::new();
@@ -152,6 +160,7 @@ impl Scenario {
         let mut settings = settings(&pool_file, &endpoints_file, max_body_bytes);
         settings.director.endpoints_per_pick = NonZeroUsize::new(endpoints_per_pick).unwrap();
         settings.director.compat = compat;
+        settings.otlp = otlp;
         let server = Server::bind(settings).await.unwrap();
         let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
         let mut tasks = JoinSet::new();
@@ -264,6 +273,7 @@ pub(crate) fn settings(
         health_port: 0,
         metrics_port: 0,
         security: Security::default(),
+        otlp: None,
         scrape_interval: Duration::from_millis(10),
         grace_period: Duration::from_secs(5),
         max_body_bytes,

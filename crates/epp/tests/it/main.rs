@@ -20,6 +20,7 @@ mod records;
 mod response;
 mod scrape;
 mod sequences;
+mod spans;
 mod spill;
 mod styles;
 mod tls;
