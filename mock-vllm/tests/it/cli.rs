@@ -32,7 +32,7 @@ fn wrong_usage_is_named_before_anything_starts() {
 
 #[test]
 fn a_file_that_is_missing_is_a_failure() {
-    let output = run("serve m --scripted-replies nowhere.yaml");
+    let output = run("serve m --port 0 --scripted-replies nowhere.yaml");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.yaml"));
 }

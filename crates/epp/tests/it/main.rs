@@ -5,6 +5,7 @@
 mod body;
 mod compat;
 mod conversation;
+mod dashboard;
 mod decision_header;
 mod estimate;
 mod exchange;
