@@ -75,6 +75,7 @@ static DIRECTOR: LazyLock<Director> = LazyLock::new(|| {
         endpoints_per_pick: NonZeroUsize::new(2).expect("not zero"),
         n_decisions: 10,
         seed: 0,
+        peers: None,
     };
     let director = Director::new(options, Arc::new(Metrics::default()));
     director.apply(&reader.snapshot());

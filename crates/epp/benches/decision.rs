@@ -60,6 +60,7 @@ fn director() -> Director {
         endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
         seed: 1,
+        peers: None,
     };
     let director = Director::new(options, Arc::new(Metrics::default()));
     director.apply(&reader.snapshot());

@@ -201,6 +201,15 @@ impl Member {
         if restarted { Cache::Lost } else { Cache::Kept }
     }
 
+    /// When the process began, as its metrics say.
+    #[must_use]
+    pub fn started(&self) -> Option<f64> {
+        match &*self.report.lock() {
+            Report::Sample(sample) => sample.started,
+            Report::Pending | Report::Down => None,
+        }
+    }
+
     /// A scrape or a request failed: what was scraped before does not count until the next scrape that succeeds.
     pub fn distrust(&self) {
         self.distrusted.store(true, Ordering::Relaxed);

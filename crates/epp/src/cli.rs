@@ -21,7 +21,7 @@ use tracing::{error, info};
 use self::explain::ExplainArgs;
 use self::knobs::KnobArgs;
 use crate::compat::Compat;
-use crate::director::Options;
+use crate::director::{Options, Peers};
 use crate::log::{self, Filter, Format};
 use crate::server::tls::{Security, local_names};
 use crate::server::{Ports, Server, Settings, Shutdown};
@@ -71,6 +71,8 @@ struct Cli {
     policy: PolicyArgs,
     #[command(flatten)]
     knobs: KnobArgs,
+    #[command(flatten)]
+    peers: PeerArgs,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -139,6 +141,18 @@ struct ListenArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Other pickers of the same pools")]
+struct PeerArgs {
+    /// Metrics port of another picker, whose picks this one shall know; a name that stands for several, as a headless
+    /// Service's does, is followed to each. May be given several times, and may be this picker itself
+    #[arg(long = "peer", value_name = "HOST:PORT")]
+    peers: Vec<String>,
+    /// Most memory for picks that peers have not read yet, or will want to read when they begin anew
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    peer_journal_bytes: usize,
+}
+
+#[derive(Args, Debug)]
 #[command(next_help_heading = "Picking")]
 struct PolicyArgs {
     /// YAML with `default:` and `pools:` of the policy's knobs, read again when it changes; overrides their flags, and a
@@ -200,11 +214,13 @@ struct LogArgs {
 /// Parses the command line and serves; what `main` returns.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { command, source, listen, policy, knobs, log } = Cli::parse();
+    let Cli { command, source, listen, policy, knobs, peers, log } = Cli::parse();
     let LogArgs { log_format, log_level, otlp_endpoint, otlp_sample_ratio } = log;
     let otlp = otlp_endpoint.map(|endpoint| Otlp { endpoint, sample_ratio: otlp_sample_ratio });
     let port_file = listen.port_file.clone();
-    let settings = Settings { otlp, ..settings(source, listen, policy, &knobs) };
+    let mut settings = Settings { otlp, ..settings(source, listen, policy, &knobs) };
+    settings.director.peers = peers.options();
+    settings.peers = peers.peers;
     if let Some(Command::Explain(args)) = command {
         return explain::run(&args, settings.director);
     }
@@ -245,6 +261,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         metrics_port,
         security,
         otlp: None,
+        peers: Vec::new(),
         scrape_interval,
         grace_period,
         max_body_bytes,
@@ -262,7 +279,16 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
             endpoints_per_pick,
             n_decisions: decisions,
             seed: seed.unwrap_or_else(rand::random),
+            peers: None,
         },
+    }
+}
+
+impl PeerArgs {
+    fn options(&self) -> Option<Peers> {
+        let instance = || uuid::Uuid::new_v4().to_string();
+        let journal_bytes = self.peer_journal_bytes;
+        (!self.peers.is_empty()).then(|| Peers { instance: instance(), journal_bytes })
     }
 }
 

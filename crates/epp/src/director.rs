@@ -5,6 +5,7 @@
 mod estimate;
 mod model;
 mod note;
+mod peers;
 mod report;
 mod ticket;
 
@@ -39,6 +40,7 @@ use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
 use crate::inquiry::{Content, Inquiry, Subset};
 use crate::metrics::{Metrics, ModelLabels, PodLabels, PoolLabels, RunningLabels, UNLISTED_MODEL};
+use crate::peers::Journal;
 use crate::policies::Policies;
 use crate::refusal::Refusal;
 use crate::tuning::Patch;
@@ -74,6 +76,17 @@ pub struct Options {
     /// Decisions kept for `/debug/decisions`.
     pub n_decisions: usize,
     pub seed: u64,
+    /// What other pickers are told; `None` where there are no others.
+    pub peers: Option<Peers>,
+}
+
+/// For pickers that are not alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers {
+    /// Another one for each process.
+    pub instance: String,
+    /// Most bytes that are kept for those that come late.
+    pub journal_bytes: usize,
 }
 
 /// The time of a decision.
@@ -95,6 +108,7 @@ pub struct Director {
     rng: Mutex<ChaCha8Rng>,
     decisions: Decisions,
     metrics: Arc<Metrics>,
+    journal: Option<Journal>,
 }
 
 /// An endpoint that may be picked, as the policy sees it.
@@ -144,6 +158,10 @@ impl Director {
             rng: Mutex::new(ChaCha8Rng::seed_from_u64(options.seed)),
             decisions: Decisions::new(options.n_decisions),
             metrics,
+            journal: options
+                .peers
+                .as_ref()
+                .map(|peers| Journal::new(peers.instance.clone(), peers.journal_bytes)),
             options,
         }
     }
@@ -211,6 +229,11 @@ impl Director {
         match &picked {
             Ok(_) => self.note_picked(&trace),
             Err(refusal) => self.note_refused(refusal, &mut trace),
+        }
+        if let Ok(pick) = &picked
+            && let Some(chain) = &pick.lease.chain
+        {
+            self.tell_peers(chain, pick.lease.lease.member(), now);
         }
         let record = self.decisions.push(trace.record);
         let picked = picked.map(|mut pick| {

@@ -13,6 +13,8 @@ pub mod director;
 
 pub mod exchange;
 
+pub mod peers;
+
 pub mod policies;
 
 pub mod tuning;

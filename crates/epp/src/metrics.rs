@@ -76,6 +76,8 @@ const SECONDS_PER_TOKEN: [f64; 13] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
 /// Of what was cached beyond the prediction, as a share of the prompt.
 const ESTIMATE_ERROR: [f64; 13] = [-0.9, -0.7, -0.5, -0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0];
+/// Of what peers tell, when it is believed.
+const STALENESS_SECONDS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0];
 const RATIO: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
 type HistogramFamily<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -121,6 +123,12 @@ pub struct OutcomeLabels {
     pub outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerLabels {
+    /// `ip:port`.
+    pub peer: String,
+}
+
 /// Every metric of the process.
 pub struct Metrics {
     registry: Registry,
@@ -152,6 +160,10 @@ pub struct Metrics {
     pub scrapes: Family<OutcomeLabels, Counter>,
     pub streams: Gauge,
     pub served_elsewhere: Counter,
+    pub peer_connected: Family<PeerLabels, Gauge>,
+    pub peer_insertions: Family<PeerLabels, Counter>,
+    pub peer_missed: Family<PeerLabels, Counter>,
+    pub peer_staleness: Histogram,
 }
 
 impl fmt::Debug for Metrics {
@@ -192,6 +204,10 @@ impl Default for Metrics {
             scrapes: Family::default(),
             streams: Gauge::default(),
             served_elsewhere: Counter::default(),
+            peer_connected: Family::default(),
+            peer_insertions: Family::default(),
+            peer_missed: Family::default(),
+            peer_staleness: Histogram::new(STALENESS_SECONDS),
         };
         metrics.register_upstream();
         metrics.register_own();
@@ -364,6 +380,8 @@ impl Metrics {
             "Requests that the proxy reports as served by another endpoint than the picked one",
             self.served_elsewhere.clone(),
         );
+        self.register_peers();
+        let registry = &mut self.registry;
         registry.register(
             "epp_pod_in_flight_requests",
             "Requests sent to the pod whose stream has not ended",
@@ -373,6 +391,32 @@ impl Metrics {
             "epp_prefix_indexer_evicted_blocks",
             "Blocks that endpoints lost to the index's bound since the start",
             self.prefix_indexer_evicted.clone(),
+        );
+    }
+}
+
+impl Metrics {
+    fn register_peers(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "epp_peer_connected",
+            "1 while the peer's journal is being followed",
+            self.peer_connected.clone(),
+        );
+        registry.register(
+            "epp_peer_insertions",
+            "Prompts that the peer told that it sent",
+            self.peer_insertions.clone(),
+        );
+        registry.register(
+            "epp_peer_missed",
+            "Prompts that the peer's journal had forgotten before they were read",
+            self.peer_missed.clone(),
+        );
+        registry.register(
+            "epp_peer_staleness_seconds",
+            "From the peer's pick until this picker believes it, by both wall clocks",
+            self.peer_staleness.clone(),
         );
     }
 }

@@ -33,6 +33,7 @@ use self::follow::Follower;
 use self::tls::Security;
 use crate::director::{Director, Options};
 use crate::metrics::Metrics;
+use crate::peers::follow::Followers;
 use crate::policies::WatchedFile;
 use crate::spans::{Otlp, Spans};
 
@@ -59,6 +60,8 @@ pub struct Settings {
     pub security: Security,
     /// Where the requests' spans are sent.
     pub otlp: Option<Otlp>,
+    /// `host:port` of other pickers' metrics ports.
+    pub peers: Vec<String>,
     pub scrape_interval: Duration,
     pub grace_period: Duration,
     pub max_body_bytes: usize,
@@ -148,12 +151,16 @@ impl Server {
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
         let reporter = serve_health(health, &tracker, &stop).await;
-        let router = http::router(Arc::clone(&director));
+        let router = http::router(Arc::clone(&director), stop.clone());
         let stopped = stop.clone().cancelled_owned();
         tracker.spawn(async move { axum::serve(metrics, router).with_graceful_shutdown(stopped).await });
         tracker.spawn(files.run(stop.clone().cancelled_owned()));
         if let Some(file) = policy_file {
             tracker.spawn(file.run(Arc::clone(director.policies()), stop.clone().cancelled_owned()));
+        }
+        if !settings.peers.is_empty() {
+            let followers = Followers::new(Arc::clone(&director), settings.peers.clone());
+            tracker.spawn(followers.run(stop.clone()));
         }
         let following = tracker.spawn(follower.run(stop.clone()));
         let cut = CancellationToken::new();

@@ -1,11 +1,13 @@
 //! A text as a chain of block hashes, built from chunks as they arrive.
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::schedule::{block_len, bytes_in_blocks};
 
 /// Hash of everything up to the end of a block, seed included: equal hashes mean equal prefixes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct BlockHash(u64);
 
 impl BlockHash {
@@ -26,7 +28,10 @@ pub struct ChainSeed<'a> {
 }
 
 /// The hashes of a text's full blocks, in order; the rest of the text, shorter than a block, is not in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Written as a list of its hashes: pickers that hash alike understand each other's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Chain {
     hashes: Box<[BlockHash]>,
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 use prefix_index::chain::Chain;
 use tracing::debug;
 
-use super::Director;
 use super::estimate::Estimate;
+use super::{Director, Now};
 use crate::candidates::Lease;
 use crate::exchange::ResponseReport;
 use crate::explain::ResponseRecord;
@@ -38,7 +38,7 @@ impl Ticket {
 impl Director {
     /// The proxy says that `served` answered instead of the picked endpoint, which therefore could not be reached: it
     /// counts as stale until it is scraped again, and what it was believed to get, the other one has.
-    pub fn note_served_elsewhere(&self, ticket: &mut Ticket, served: &str) {
+    pub fn note_served_elsewhere(&self, ticket: &mut Ticket, served: &str, now: Now) {
         self.metrics().served_elsewhere.inc();
         debug!(picked = %ticket.lease.member().destination, served, "Served by another endpoint");
         ticket.lease.member().distrust();
@@ -46,7 +46,10 @@ impl Director {
         let Some(member) = roster.members.iter().find(|member| *member.destination == *served) else {
             return;
         };
-        let insertion = ticket.chain.as_ref().and_then(|chain| self.note_sent(chain, member).0);
+        let insertion = ticket.chain.as_ref().and_then(|chain| {
+            self.tell_peers(chain, member, now);
+            self.note_sent(chain, member).0
+        });
         ticket.lease.move_to(member, insertion);
         ticket.estimate = None;
         self.decisions().amend(ticket.seq, |record| record.served = Some(member.destination.clone()));

@@ -155,7 +155,7 @@ impl Conversation {
         if let Some(served) = exchange.take_served_elsewhere()
             && let Some(ticket) = exchange.lease_mut()
         {
-            director.note_served_elsewhere(ticket, &served);
+            director.note_served_elsewhere(ticket, &served, now());
         }
         Ok(())
     }

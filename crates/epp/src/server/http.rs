@@ -1,21 +1,30 @@
 //! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/debug/decisions`, `/debug/pools`, `/debug/policy`.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Query, State};
-use axum::http::HeaderMap;
+use axum::body::Body;
+use axum::extract::{FromRef, Query, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use futures::StreamExt as _;
+use futures::stream::{once, unfold};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::director::Director;
 use crate::explain::DecisionList;
 use crate::metrics;
+use crate::peers::{Event, Journal, Line};
 use crate::status::StatusList;
+
+/// Lines that are sent to a peer at once [bytes], more or less.
+const PEER_CHUNK: usize = 64 << 10;
 
 #[derive(Debug, Deserialize)]
 struct After {
@@ -24,15 +33,39 @@ struct After {
     after: u64,
 }
 
+/// How far a peer has read.
+#[derive(Debug, Deserialize)]
+struct Place {
+    #[serde(default)]
+    instance: String,
+    #[serde(default)]
+    after: u64,
+}
+
+/// What the handlers have.
+#[derive(Clone, Debug)]
+struct Served {
+    director: Arc<Director>,
+    /// Ends streams that would go on for ever.
+    stop: CancellationToken,
+}
+
+impl FromRef<Served> for Arc<Director> {
+    fn from_ref(served: &Served) -> Self {
+        Arc::clone(&served.director)
+    }
+}
+
 /// The routes of the metrics port.
-pub(super) fn router(director: Arc<Director>) -> Router {
+pub(super) fn router(director: Arc<Director>, stop: CancellationToken) -> Router {
     Router::new()
         .route("/metrics", get(show_metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/debug/decisions", get(show_decisions))
         .route("/debug/pools", get(show_pools))
         .route("/debug/policy", get(show_policy))
-        .with_state(director)
+        .route("/peers/insertions", get(tell_peer))
+        .with_state(Served { director, stop })
 }
 
 /// OpenMetrics for those who ask for it, as Prometheus does; the older format for curl and the like.
@@ -63,6 +96,44 @@ async fn show_policy(State(director): State<Arc<Director>>) -> Json<Value> {
     let pools = director.policies().all();
     let pools = pools.iter().map(|(pool, tuning)| (pool.to_string(), json!(tuning.settings())));
     Json(json!({ "pools": pools.collect::<Map<_, _>>() }))
+}
+
+/// The journal from there on, a line of JSON each, for as long as the peer listens.
+async fn tell_peer(State(served): State<Served>, Query(place): Query<Place>) -> Response {
+    let Some(journal) = served.director.journal() else {
+        return (StatusCode::NOT_FOUND, "this picker has no --peer\n").into_response();
+    };
+    // Another process's numbers say nothing here.
+    let after = if place.instance == journal.instance() { place.after } else { 0 };
+    let hello = line(&journal.hello(after));
+    let lines = unfold((served, after), async |(served, after)| {
+        let (lines, after) = tokio::select! {
+            () = served.stop.cancelled() => return None,
+            more = more_lines(served.director.journal()?, after) => more,
+        };
+        Some((lines, (served, after)))
+    });
+    let stream = once(async { hello }).chain(lines).map(Ok::<_, Infallible>);
+    ([(CONTENT_TYPE, "application/jsonl")], Body::from_stream(stream)).into_response()
+}
+
+/// The next events, as many as there are and fit in a chunk, or a sign of life; and the number of the last.
+async fn more_lines(journal: &Journal, mut after: u64) -> (String, u64) {
+    if !journal.wait_for_more(after).await {
+        return (line(&Line::Tick), after);
+    }
+    let mut lines = String::new();
+    while lines.len() < PEER_CHUNK
+        && let Some(event) = journal.after(after)
+    {
+        after = event.seq;
+        lines += &line(&Line::Insertion(Event::clone(&event)));
+    }
+    (lines, after)
+}
+
+fn line(line: &Line) -> String {
+    serde_json::to_string(line).unwrap_or_default() + "\n"
 }
 
 #[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]

@@ -274,6 +274,7 @@ pub(crate) fn settings(
         metrics_port: 0,
         security: Security::default(),
         otlp: None,
+        peers: Vec::new(),
         scrape_interval: Duration::from_millis(10),
         grace_period: Duration::from_secs(5),
         max_body_bytes,
@@ -293,6 +294,7 @@ pub(crate) fn options() -> Options {
         endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
         seed: 7,
+        peers: None,
     }
 }
 

@@ -14,6 +14,7 @@ mod fixtures;
 mod limits;
 mod log;
 mod models;
+mod peers;
 mod picking;
 mod process;
 mod protocol;

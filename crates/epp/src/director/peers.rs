@@ -1,0 +1,45 @@
+//! What other pickers send where, in this picker's index.
+
+use prefix_index::chain::Chain;
+
+use super::{Director, Now};
+use crate::cache_facts::Insertion;
+use crate::candidates::Member;
+use crate::peers::{Event, Journal};
+
+impl Director {
+    /// What this picker tells others; `None` when it has no peers.
+    #[must_use]
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
+    }
+
+    #[must_use]
+    pub fn is_instance(&self, instance: &str) -> bool {
+        self.journal().is_some_and(|journal| journal.instance() == instance)
+    }
+
+    /// A peer has sent a prompt to an endpoint.
+    pub fn believe(&self, event: &Event) {
+        let roster = self.roster.load();
+        let Some(member) = roster.members.iter().find(|member| member.destination == event.endpoint) else {
+            return;
+        };
+        let is_another_process =
+            event.started.zip(member.started()).is_some_and(|(theirs, own)| (theirs - own).abs() > 0.0);
+        if is_another_process {
+            return;
+        }
+        let endpoint = member.id();
+        if let Some(inserted) = self.index.insert(&event.hashes, endpoint) {
+            // Nobody here will learn whether it was ever computed.
+            member.facts.note_sent(Insertion { endpoint, at: inserted.at });
+        }
+    }
+
+    pub(super) fn tell_peers(&self, chain: &Chain, member: &Member, now: Now) {
+        if let Some(journal) = &self.journal {
+            journal.note(&member.destination, member.started(), chain, now.wall);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Pickers that serve the same pools tell each other what they sent where, so that each finds the prefixes of all.
+//!
+//! ```text
+//! director ─ Event ─► Journal (bounded) ─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ─► its index
+//! ```
+//! Nobody leads. Each picker follows every other and passes nothing on; one that was away, or that begins anew, reads the
+//! others' journals as far back as they go. What is lost costs a cache hit, never a request.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use prefix_index::chain::Chain;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+pub mod follow;
+
+/// Version of the lines and of what is hashed: pickers that differ do not understand each other.
+pub const FORMAT: u32 = 1;
+/// How often a journal that has nothing to tell shows that it is there.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// What an event takes besides its hashes [bytes].
+const EVENT_BYTES: usize = 128;
+
+/// One line of the stream. The first is [`Line::Hello`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+pub enum Line {
+    Hello {
+        format: u32,
+        /// Of the process; a picker that follows itself finds out.
+        instance: String,
+        /// Of the event that comes next; those before it and behind the wanted one are forgotten.
+        next_seq: u64,
+    },
+    /// Nothing has happened.
+    Tick,
+    Insertion(Event),
+}
+
+/// A prompt was sent to an endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts from 1 in a process.
+    pub seq: u64,
+    /// Unix time.
+    pub time_ms: u64,
+    /// `ip:port`.
+    pub endpoint: Arc<str>,
+    /// `process_start_time_seconds` of the engine, where it is known: a prompt for an earlier process is of no use.
+    pub started: Option<f64>,
+    /// The prompt's chain.
+    pub hashes: Chain,
+}
+
+/// What this picker has to tell: the newest events, as many as fit.
+#[derive(Debug)]
+pub struct Journal {
+    /// Random, of this process.
+    instance: String,
+    max_bytes: usize,
+    state: Mutex<State>,
+    /// The number of the last event.
+    last_seq: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next_seq: u64,
+    n_bytes: usize,
+    events: VecDeque<Arc<Event>>,
+}
+
+// === impl Event ===
+
+impl Event {
+    fn n_bytes(&self) -> usize {
+        EVENT_BYTES + size_of_val(self.hashes.hashes())
+    }
+}
+
+// === impl Journal ===
+
+impl Journal {
+    /// Keeps events of at most `max_bytes`, and the newest in any case.
+    #[must_use]
+    pub fn new(instance: String, max_bytes: usize) -> Self {
+        let state = State { next_seq: 1, ..State::default() };
+        Self { instance, max_bytes, state: Mutex::new(state), last_seq: watch::Sender::new(0) }
+    }
+
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Notes that `chain` goes to `endpoint`.
+    pub fn note(&self, endpoint: &Arc<str>, started: Option<f64>, chain: &Chain, now: SystemTime) {
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut state = self.state.lock();
+        let seq = state.next_seq;
+        let event = Event {
+            seq,
+            time_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+            endpoint: Arc::clone(endpoint),
+            started,
+            hashes: chain.clone(),
+        };
+        state.next_seq += 1;
+        state.n_bytes += event.n_bytes();
+        state.events.push_back(Arc::new(event));
+        while state.n_bytes > self.max_bytes
+            && state.events.len() > 1
+            && let Some(oldest) = state.events.pop_front()
+        {
+            state.n_bytes -= oldest.n_bytes();
+        }
+        drop(state);
+        self.last_seq.send_replace(seq);
+    }
+
+    /// The event behind number `after`, or the oldest that is kept.
+    #[must_use]
+    pub fn after(&self, after: u64) -> Option<Arc<Event>> {
+        let state = self.state.lock();
+        let idx = state.events.partition_point(|event| event.seq <= after);
+        state.events.get(idx).cloned()
+    }
+
+    /// What a follower who knows everything up to `after` is told first. One who knows another process's numbers knows
+    /// nothing of this one.
+    #[must_use]
+    pub fn hello(&self, after: u64) -> Line {
+        let next_seq = self.after(after).map_or_else(|| self.state.lock().next_seq, |event| event.seq);
+        Line::Hello { format: FORMAT, instance: self.instance.clone(), next_seq }
+    }
+
+    /// Resolves when there is more, or with `false` after [`HEARTBEAT`].
+    pub async fn wait_for_more(&self, after: u64) -> bool {
+        let mut last_seq = self.last_seq.subscribe();
+        tokio::time::timeout(HEARTBEAT, last_seq.wait_for(|last| *last > after)).await.is_ok()
+    }
+}

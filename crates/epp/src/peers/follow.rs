@@ -1,0 +1,213 @@
+//! The other end: reads a peer's journal and believes it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail, ensure};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::handshake;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{FORMAT, HEARTBEAT, Line};
+use crate::director::Director;
+use crate::metrics::PeerLabels;
+
+/// Longest silence of a peer that is there.
+const PATIENCE: Duration = HEARTBEAT.saturating_mul(3);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often names are looked up again: peers come and go.
+const RESOLVE: Duration = Duration::from_secs(5);
+/// Longest line: the chain of a prompt of hundreds of megabytes.
+const MAX_LINE: usize = 8 << 20;
+
+/// Follows every address behind some names.
+#[derive(Debug)]
+pub struct Followers {
+    director: Arc<Director>,
+    /// `host:port`.
+    names: Vec<String>,
+    tasks: JoinSet<()>,
+    running: HashMap<SocketAddr, AbortHandle>,
+}
+
+/// One peer, and how far it was read.
+struct Follower {
+    director: Arc<Director>,
+    address: SocketAddr,
+    labels: PeerLabels,
+    /// Whose numbers `seq` is of.
+    instance: String,
+    seq: u64,
+}
+
+/// Whether there is more to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Line,
+    /// The peer is this picker.
+    Nothing,
+}
+
+// === impl Followers ===
+
+impl Followers {
+    #[must_use]
+    pub fn new(director: Arc<Director>, names: Vec<String>) -> Self {
+        Self { director, names, tasks: JoinSet::new(), running: HashMap::new() }
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut ticks = interval(RESOLVE);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => self.resolve().await,
+            }
+        }
+    }
+
+    /// While a name cannot be looked up, all stays as it was.
+    async fn resolve(&mut self) {
+        let mut found = Vec::new();
+        for name in &self.names {
+            match timeout(RESOLVE, lookup_host(name)).await {
+                Ok(Ok(addresses)) => found.extend(addresses),
+                Ok(Err(error)) => return debug!(name, %error, "Cannot look up a peer"),
+                Err(_) => return debug!(name, "Looking up a peer takes too long"),
+            }
+        }
+        let Self { director, names: _, tasks, running } = self;
+        running.retain(|address, task| {
+            let keep = found.contains(address);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for address in found {
+            let follower = || Follower::new(Arc::clone(director), address);
+            running.entry(address).or_insert_with(|| tasks.spawn(follower().run()));
+        }
+    }
+}
+
+// === impl Follower ===
+
+impl Follower {
+    fn new(director: Arc<Director>, address: SocketAddr) -> Self {
+        let labels = PeerLabels { peer: address.to_string() };
+        Self { director, address, labels, instance: String::new(), seq: 0 }
+    }
+
+    /// Reads for as long as it is wanted.
+    async fn run(mut self) {
+        let connected = self.director.metrics().peer_connected.get_or_create(&self.labels).clone();
+        loop {
+            let outcome = self.read().await;
+            connected.set(0);
+            match outcome {
+                Ok(()) => return debug!(address = %self.address, "This picker is among its own peers"),
+                Err(error) => {
+                    debug!(address = %self.address, error = format!("{error:#}"), "Cannot follow a peer");
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Reads one connection to its end, which is a failure unless it leads to this very picker.
+    async fn read(&mut self) -> anyhow::Result<()> {
+        let stream = timeout(PATIENCE, TcpStream::connect(self.address)).await.context("no answer")??;
+        let (mut sender, connection) =
+            handshake(TokioIo::new(stream)).await.context("open the connection")?;
+        let uri = format!("/peers/insertions?instance={}&after={}", self.instance, self.seq);
+        let host = self.address.to_string();
+        let request = Request::get(uri).header(header::HOST, host).body(Empty::<Bytes>::new())?;
+        let reading = async {
+            let response = timeout(PATIENCE, sender.send_request(request)).await.context("no answer")??;
+            ensure!(response.status().is_success(), "status {}", response.status());
+            let mut body = response.into_body();
+            let mut buffer = BytesMut::new();
+            loop {
+                let frame = timeout(PATIENCE, body.frame()).await.context("silence")?;
+                let frame = frame.context("the stream has ended")??;
+                if let Some(chunk) = frame.data_ref() {
+                    buffer.extend_from_slice(chunk);
+                }
+                if self.take_lines(&mut buffer)? == Next::Nothing {
+                    return Ok(());
+                }
+                ensure!(buffer.len() <= MAX_LINE, "a line of more than {MAX_LINE} bytes");
+            }
+        };
+        tokio::select! {
+            outcome = reading => outcome,
+            ended = connection => {
+                ended?;
+                bail!("the connection has closed")
+            }
+        }
+    }
+
+    /// Takes the whole lines out of the buffer.
+    fn take_lines(&mut self, buffer: &mut BytesMut) -> anyhow::Result<Next> {
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line = serde_json::from_slice(&buffer[..end]).context("not a line of a journal")?;
+            buffer.advance(end + 1);
+            if self.take(line)? == Next::Nothing {
+                return Ok(Next::Nothing);
+            }
+        }
+        Ok(Next::Line)
+    }
+
+    fn take(&mut self, line: Line) -> anyhow::Result<Next> {
+        let metrics = self.director.metrics();
+        match line {
+            Line::Hello { format, .. } if format != FORMAT => {
+                bail!("it speaks format {format}, this picker {FORMAT}")
+            }
+            Line::Hello { instance, .. } if self.director.is_instance(&instance) => {
+                return Ok(Next::Nothing);
+            }
+            Line::Hello { instance, next_seq, format: _ } => {
+                let is_known = self.instance == instance;
+                let missed = if is_known { next_seq.saturating_sub(self.seq + 1) } else { 0 };
+                if missed > 0 {
+                    warn!(address = %self.address, missed, "A peer's journal does not go back far enough");
+                    metrics.peer_missed.get_or_create(&self.labels).inc_by(missed);
+                }
+                info!(address = %self.address, instance, next_seq, "Following a peer");
+                metrics.peer_connected.get_or_create(&self.labels).set(1);
+                self.instance = instance;
+                self.seq = next_seq.saturating_sub(1);
+            }
+            Line::Tick => {}
+            Line::Insertion(event) => {
+                let since_epoch = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let age = since_epoch.saturating_sub(Duration::from_millis(event.time_ms));
+                metrics.peer_staleness.observe(age.as_secs_f64());
+                metrics.peer_insertions.get_or_create(&self.labels).inc();
+                self.seq = event.seq;
+                self.director.believe(&event);
+            }
+        }
+        Ok(Next::Line)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "staleness is measured against the sender's wall clock")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,213 @@
+//! Two pickers of one pool: each finds the prefixes that the other placed, and either may die.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use epp::director::Peers;
+use epp::peers::{Journal, Line};
+use epp::server::{Ports, Server, Settings, Shutdown};
+use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::fixtures::{Pod, Proxy, get, settings, until};
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE}}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+
+/// Pods, and the files that name them.
+struct Fleet {
+    pods: Vec<Pod>,
+    pool: PathBuf,
+    endpoints: PathBuf,
+    _dir: TempDir,
+}
+
+/// One picker.
+struct Picker {
+    ports: Ports,
+    shutdown: Shutdown,
+    server: JoinSet<anyhow::Result<()>>,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+        let mut pods = Vec::new();
+        let mut lines = String::new();
+        for idx in 0..4 {
+            let pod = Pod::start(format!("pod-{idx}")).await;
+            lines += &format!("- {{name: pod-{idx}, address: '{}', labels: {{app: a}}}}\n", pod.address);
+            pods.push(pod);
+        }
+        std::fs::write(&pool, POOL).unwrap();
+        std::fs::write(&endpoints, lines).unwrap();
+        Self { pods, pool, endpoints, _dir: dir }
+    }
+
+    async fn picker(&self, seed: u64, change: impl FnOnce(&mut Settings)) -> Picker {
+        let mut settings = settings(&self.pool, &self.endpoints, 1 << 20);
+        settings.director.seed = seed;
+        settings.director.peers = Some(Peers { instance: format!("picker-{seed}"), journal_bytes: 1 << 20 });
+        change(&mut settings);
+        let server = Server::bind(settings).await.unwrap();
+        let ports = server.ports().unwrap();
+        let (mut tasks, shutdown) = (JoinSet::new(), Shutdown::default());
+        tasks.spawn(server.run(shutdown.clone()));
+        let before: Vec<usize> = self.pods.iter().map(Pod::n_scrapes).collect();
+        until(async || self.pods.iter().zip(&before).all(|(pod, before)| pod.n_scrapes() >= before + 2))
+            .await;
+        Picker { ports, shutdown, server: tasks }
+    }
+}
+
+impl Picker {
+    fn address(&self) -> String {
+        self.ports.metrics.to_string()
+    }
+
+    async fn die(mut self) {
+        self.shutdown.abort.cancel();
+        self.server.join_next().await.unwrap().unwrap().unwrap();
+    }
+
+    async fn ask(&self, prompt: &str) -> (String, Value) {
+        let proxy = Proxy::connect(self.ports.grpc).await;
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{prompt}"}}]}}"#);
+        let picked = proxy.chat(&body).await.picked().to_owned();
+        let list = get(self.ports.metrics, "/debug/decisions?after=0").await;
+        let list: Value = serde_json::from_str(&list).unwrap();
+        (picked, list["decisions"].as_array().unwrap().last().unwrap().clone())
+    }
+
+    /// The value of a metric with one label, or with none.
+    async fn metric(&self, name: &str) -> f64 {
+        let metrics = get(self.ports.metrics, "/metrics").await;
+        let line = metrics.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn what_one_placed_the_other_finds() {
+    let fleet = Fleet::start().await;
+    let first = fleet.picker(1, |_| {}).await;
+    let second = fleet.picker(2, |settings| settings.peers = vec![first.address()]).await;
+    let alone = fleet.picker(3, |_| {}).await;
+    until(async || second.metric("epp_peer_connected").await > 0.0).await;
+    for number in 0..6 {
+        let prompt = format!("{number}").repeat(1024);
+        let (picked, _) = first.ask(&prompt).await;
+        until(async || second.metric("epp_peer_insertions_total").await > f64::from(number)).await;
+        let (followed, decision) = second.ask(&(prompt.clone() + "and more")).await;
+        assert_eq!((&followed, &decision["reason"]), (&picked, &"prefix".into()));
+        // Control: one that follows nobody knows nothing.
+        assert_eq!(alone.ask(&prompt).await.1["reason"], "load");
+    }
+    assert!((second.metric("epp_peer_staleness_seconds_count").await - 6.0).abs() < 0.5);
+    assert!(second.metric("epp_peer_staleness_seconds_sum").await < 6.0 * 5.0);
+}
+
+#[tokio::test]
+async fn one_that_begins_anew_is_told_what_was() {
+    let fleet = Fleet::start().await;
+    let first = fleet.picker(1, |_| {}).await;
+    let prompt = "x".repeat(1024);
+    let (picked, _) = first.ask(&prompt).await;
+    let second = fleet.picker(2, |settings| settings.peers = vec![first.address()]).await;
+    until(async || second.metric("epp_peer_insertions_total").await > 0.0).await;
+    // The first may die: the second knows.
+    first.die().await;
+    until(async || second.metric("epp_peer_connected").await < 0.5).await;
+    let (followed, decision) = second.ask(&prompt).await;
+    assert_eq!((followed, &decision["reason"]), (picked, &"prefix".into()));
+}
+
+#[tokio::test]
+async fn a_picker_that_restarts_is_followed_again() {
+    let fleet = Fleet::start().await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let first = fleet.picker(1, |settings| settings.metrics_port = port).await;
+    let second = fleet.picker(2, |settings| settings.peers = vec![first.address()]).await;
+    first.ask(&"x".repeat(1024)).await;
+    until(async || second.metric("epp_peer_insertions_total").await > 0.0).await;
+    first.die().await;
+    until(async || second.metric("epp_peer_connected").await < 0.5).await;
+    // Its numbers begin anew, too: nothing of that counts as missed.
+    let again = fleet.picker(4, |settings| settings.metrics_port = port).await;
+    let prompt = "y".repeat(1024);
+    let (picked, _) = again.ask(&prompt).await;
+    until(async || second.metric("epp_peer_insertions_total").await > 1.0).await;
+    let (followed, decision) = second.ask(&prompt).await;
+    assert_eq!((followed, &decision["reason"]), (picked, &"prefix".into()));
+    assert!(second.metric("epp_peer_missed_total").await < 0.5);
+}
+
+#[tokio::test]
+async fn a_picker_among_its_own_peers_lets_itself_be() {
+    let fleet = Fleet::start().await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let own = SocketAddr::from(([127, 0, 0, 1], port)).to_string();
+    let picker = fleet
+        .picker(1, |settings| {
+            settings.metrics_port = port;
+            settings.peers = vec![own];
+        })
+        .await;
+    picker.ask(&"x".repeat(1024)).await;
+    picker.ask(&"x".repeat(1024)).await;
+    assert!(picker.metric("epp_peer_connected").await < 0.5);
+    assert!(picker.metric("epp_peer_insertions_total").await < 0.5);
+}
+
+fn chain(n_bytes: usize, seed: u8) -> Chain {
+    let mut builder = ChainBuilder::new();
+    builder.push(&vec![seed; n_bytes]);
+    builder.finish(&ChainSeed { target_model: "m", adapter: None, cache_salt: None })
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
+fn a_journal_is_bounded_and_says_from_where_it_tells() {
+    let journal = Journal::new("me".to_owned(), 10_000);
+    let next_seq = |after| match journal.hello(after) {
+        Line::Hello { next_seq, instance, .. } if instance == "me" => next_seq,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((next_seq(0), next_seq(9)), (1, 1));
+    // 72 blocks and an envelope make about 700 bytes each.
+    for number in 0..100 {
+        journal.note(&"10.0.0.1:8000".into(), None, &chain(1024, number), std::time::SystemTime::now());
+    }
+    let oldest = next_seq(0);
+    assert!((80..95).contains(&oldest), "{oldest}");
+    assert_eq!(journal.after(0).unwrap().seq, oldest);
+    assert_eq!(journal.after(99).unwrap().seq, 100);
+    assert!(journal.after(100).is_none());
+    assert_eq!(next_seq(100), 101);
+    // One that is larger than the bound is kept as long as it is the newest.
+    let small = Journal::new("me".to_owned(), 100);
+    for number in 0..3 {
+        small.note(&"10.0.0.1:8000".into(), None, &chain(1024, number), std::time::SystemTime::now());
+        assert_eq!(small.after(0).unwrap().seq, u64::from(number) + 1);
+    }
+}
+
+#[test]
+fn a_line_survives_the_wire() {
+    let journal = Journal::new("me".to_owned(), 10_000);
+    journal.note(&"10.0.0.1:8000".into(), Some(1.5e9), &chain(256, 1), std::time::SystemTime::UNIX_EPOCH);
+    let line = Line::Insertion((*journal.after(0).unwrap()).clone());
+    let text = serde_json::to_string(&line).unwrap();
+    assert!(
+        text.starts_with(r#"{"line":"insertion","seq":1,"time_ms":0,"endpoint":"10.0.0.1:8000""#),
+        "{text}"
+    );
+    assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line);
+}
