@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -28,6 +28,15 @@ const TIMEOUT_INTERVALS: u32 = 10;
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 /// Largest answer that is read; vLLM 0.11 sends about 100 KB.
 const MAX_BODY: usize = 8 << 20;
+
+/// Which page is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    /// The metrics that are read and no others, 2 % of all: vLLM's `/metrics/`, with the slash, is an app that filters.
+    Filtered,
+    /// Where that does not work: behind several API servers it finds nothing, and other engines have it not.
+    Whole,
+}
 
 /// What is scraped, and what is done with it.
 struct Scraping<'a, F> {
@@ -57,10 +66,11 @@ pub async fn scrape(
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let scraping = Scraping { member: &member, patience, metrics: &metrics, noted: &noted };
+    let mut page = Page::Filtered;
     loop {
         ticks.tick().await;
         let cache = match timeout(patience, TcpStream::connect(member.address)).await {
-            Ok(Ok(stream)) => match serve_connection(&scraping, stream, &mut ticks).await {
+            Ok(Ok(stream)) => match serve_connection(&scraping, stream, &mut ticks, &mut page).await {
                 End::Closed => {
                     ticks.reset_immediately();
                     continue;
@@ -89,6 +99,7 @@ async fn serve_connection<F: Fn(&Member, Cache)>(
     scraping: &Scraping<'_, F>,
     stream: TcpStream,
     ticks: &mut Interval,
+    page: &mut Page,
 ) -> End {
     let Scraping { member, patience, metrics, noted } = scraping;
     let (mut sender, connection) = match open(stream).await {
@@ -101,7 +112,7 @@ async fn serve_connection<F: Fn(&Member, Cache)>(
             if sender.ready().await.is_err() && n_scrapes > 0 {
                 return End::Closed;
             }
-            let gauges = match timeout(*patience, fetch(&mut sender, member)).await {
+            let gauges = match timeout(*patience, fetch(&mut sender, member, page)).await {
                 Ok(Ok(gauges)) => gauges,
                 Ok(Err(error)) => return End::Failed(error),
                 Err(_) => return End::Failed(anyhow!("no answer in {patience:?}")),
@@ -145,18 +156,45 @@ async fn open(stream: TcpStream) -> anyhow::Result<(SendRequest<Empty<Bytes>>, C
     handshake(TokioIo::new(stream)).await.context("open the connection")
 }
 
-async fn fetch(sender: &mut SendRequest<Empty<Bytes>>, member: &Member) -> anyhow::Result<Gauges> {
+async fn fetch(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    member: &Member,
+    page: &mut Page,
+) -> anyhow::Result<Gauges> {
     let runtime = member.runtime();
-    let request = Request::get(path(runtime))
+    if *page == Page::Filtered && runtime == ModelServerRuntime::Vllm {
+        let path = format!("/metrics/?{}", exposition::filter(runtime));
+        match get(sender, member, &path).await? {
+            (status, body) if status.is_success() && exposition::is_of(&body, runtime) => {
+                return Ok(exposition::parse(&body, runtime));
+            }
+            (status, _) => {
+                debug!(endpoint = %member.destination, %status, "Reading the whole page from now on");
+                *page = Page::Whole;
+                sender.ready().await.context("ask again")?;
+            }
+        }
+    }
+    let (status, body) = get(sender, member, path(runtime)).await?;
+    ensure!(status.is_success(), "status {status}");
+    Ok(exposition::parse(&body, runtime))
+}
+
+async fn get(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    member: &Member,
+    path: &str,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let request = Request::get(path)
         .header(header::HOST, &*member.destination)
         .header(header::ACCEPT, "text/plain")
         .body(Empty::new())
         .context("build the request")?;
     let response = sender.send_request(request).await.context("send the request")?;
-    ensure!(response.status().is_success(), "status {}", response.status());
+    let status = response.status();
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error)).context("read the answer")?;
-    Ok(exposition::parse(&body.to_bytes(), runtime))
+    Ok((status, body.to_bytes()))
 }
 
 /// Where the engine has its Prometheus metrics.

@@ -77,6 +77,23 @@ fn names(runtime: ModelServerRuntime) -> (&'static [u8], &'static [Row]) {
     }
 }
 
+/// The query that makes `prometheus_client`'s own app leave everything else out.
+#[must_use]
+pub fn filter(runtime: ModelServerRuntime) -> String {
+    let (_, rows) = names(runtime);
+    let own = std::str::from_utf8(STARTED).unwrap_or_default();
+    let names = rows.iter().map(|(name, _, _)| *name).chain([own]);
+    names.map(|name| format!("name%5B%5D={name}")).collect::<Vec<_>>().join("&")
+}
+
+/// Whether the text has any metric of the engine that the picker reads.
+#[must_use]
+pub fn is_of(body: &[u8], runtime: ModelServerRuntime) -> bool {
+    let (_, rows) = names(runtime);
+    let begins_row = |line: &[u8]| rows.iter().any(|(name, _, _)| line.starts_with(name.as_bytes()));
+    body.split(|&byte| byte == b'\n').any(begins_row)
+}
+
 /// Reads Prometheus or OpenMetrics text; lines that it does not know are skipped at the first letters.
 #[must_use]
 pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Gauges {

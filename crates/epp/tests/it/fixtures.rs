@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tracing::subscriber::DefaultGuard;
 
-pub(crate) use self::pod::Pod;
+pub(crate) use self::pod::{Pages, Pod};
 pub(crate) use self::proxy::{Answer, Call, Proxy, modes, post};
 
 /// Longest wait for something that must happen; a test fails behind it.

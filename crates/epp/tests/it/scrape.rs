@@ -5,7 +5,7 @@ use epp::scrape::exposition::{Gauges, parse};
 use inference_api::pool::ModelServerRuntime::{self, Sglang, TrtLlm, TrtllmServe, Vllm};
 use serde_json::Value;
 
-use crate::fixtures::{Picker, Scenario, get, post, until};
+use crate::fixtures::{Pages, Picker, Scenario, get, post, until};
 
 fn gauges(waiting: u32, running: u32, kv_usage: f64) -> Gauges {
     Gauges { waiting, running, kv_usage, ..Gauges::default() }
@@ -133,6 +133,30 @@ async fn the_pools_annotation_names_the_engine() {
     picker.change_strategy("PREFIX_CACHE").await;
     picker.wait_for_scrapes().await;
     assert_eq!(complete(&picker, "p").await, picker.pods[1].address.to_string());
+}
+
+#[tokio::test]
+async fn what_is_read_is_asked_for_and_else_the_whole_page() {
+    let picker = Scenario::new(4).start().await;
+    for (pod, pages) in
+        picker.pods.iter().zip([Pages::Any, Pages::FilterOnly, Pages::FilterFindsNothing, Pages::WholeOnly])
+    {
+        pod.set_pages(pages);
+    }
+    for (idx, pod) in picker.pods.iter().enumerate() {
+        pod.set_load(u32::try_from(idx).unwrap() + 1, 0, 0.0);
+    }
+    for idx in 0..4 {
+        until(async || endpoint(&picker, idx).await["waiting"] == idx + 1).await;
+    }
+    let asked = |idx: usize| picker.pods[idx].paths();
+    let filter = asked(0).into_iter().next().unwrap();
+    assert!(filter.starts_with("/metrics/?name%5B%5D=vllm:num_requests_waiting&"), "{filter}");
+    assert!(filter.ends_with("&name%5B%5D=process_start_time_seconds"), "{filter}");
+    assert_eq!((asked(0).len(), asked(1).len()), (1, 1));
+    assert_eq!(asked(2), [filter, "/metrics".to_owned()].into());
+    assert_eq!(asked(3), asked(2));
+    assert!(picker.metrics().await.contains("epp_scrapes_total{outcome=\"ok\"}"));
 }
 
 #[tokio::test]
