@@ -1,0 +1,116 @@
+//! A proxy that sends requests as Envoy does in FULL_DUPLEX_STREAMED, each with a short response.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
+use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use envoy_proto::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
+use envoy_proto::service::ext_proc::v3::processing_request::Request;
+use envoy_proto::service::ext_proc::v3::processing_response::Response;
+use envoy_proto::service::ext_proc::v3::{
+    HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+/// What Envoy sends at once of a body that it has whole.
+const CHUNK: usize = 16 << 10;
+const ANSWER: &[u8] = br#"data: {"choices":[],"usage":{"prompt_tokens":500,"completion_tokens":3}}"#;
+
+#[derive(Clone)]
+pub(crate) struct Proxy(ExternalProcessorClient<Channel>);
+
+impl Proxy {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let endpoint = Endpoint::new(format!("http://{address}")).expect("an address");
+        let endpoint = endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(16 << 20);
+        Self(ExternalProcessorClient::new(endpoint.connect().await.expect("the picker listens")))
+    }
+
+    /// One request and its response; the time from the end of the request's body to the pick.
+    pub(crate) async fn exchange(&self, body: &Bytes) -> Duration {
+        let (requests, rx) = mpsc::channel(64);
+        let answers = self.0.clone().process(ReceiverStream::new(rx)).await.expect("a stream");
+        let mut answers = answers.into_inner();
+        let send = async |request, protocol_config| {
+            let message =
+                ProcessingRequest { request: Some(request), protocol_config, ..ProcessingRequest::default() };
+            requests.send(message).await.expect("the picker reads");
+        };
+        let request = [
+            (":method", "POST"),
+            (":path", "/v1/chat/completions"),
+            (":authority", "localhost:8081"),
+            (":scheme", "http"),
+            ("user-agent", "bench/1.0"),
+            ("content-type", "application/json"),
+            ("x-forwarded-proto", "http"),
+            ("x-request-id", "8d0a25f9-5f53-4a2c-9a31-2bd0f0ec8b3f"),
+        ];
+        send(Request::RequestHeaders(headers(&request)), Some(modes())).await;
+        let mut rest = body.clone();
+        while rest.len() > CHUNK {
+            send(Request::RequestBody(chunk(rest.split_to(CHUNK), false)), None).await;
+        }
+        let start = Instant::now();
+        send(Request::RequestBody(chunk(rest, true)), None).await;
+        assert!(matches!(next(&mut answers).await, Response::RequestHeaders(_)), "picked");
+        let latency = start.elapsed();
+        let mut n_bytes = 0;
+        loop {
+            let Response::RequestBody(answer) = next(&mut answers).await else { panic!("a chunk") };
+            let (len, is_last) = streamed(answer);
+            n_bytes += len;
+            if is_last {
+                break;
+            }
+        }
+        assert_eq!(n_bytes, body.len());
+        let response = [(":status", "200"), ("content-type", "text/event-stream; charset=utf-8")];
+        send(Request::ResponseHeaders(headers(&response)), None).await;
+        assert!(matches!(next(&mut answers).await, Response::ResponseHeaders(_)));
+        send(Request::ResponseBody(chunk(Bytes::from_static(ANSWER), true)), None).await;
+        assert!(matches!(next(&mut answers).await, Response::ResponseBody(_)));
+        latency
+    }
+}
+
+fn modes() -> ProtocolConfiguration {
+    ProtocolConfiguration {
+        request_body_mode: BodySendMode::FullDuplexStreamed.into(),
+        response_body_mode: BodySendMode::FullDuplexStreamed.into(),
+        send_body_without_waiting_for_header_response: false,
+    }
+}
+
+fn headers(headers: &[(&str, &'static str)]) -> HttpHeaders {
+    let header = |(key, value): &(&str, &'static str)| HeaderValue {
+        key: (*key).to_owned(),
+        value: String::new(),
+        raw_value: Bytes::from_static(value.as_bytes()),
+    };
+    let headers = Some(HeaderMap { headers: headers.iter().map(header).collect() });
+    HttpHeaders { headers, ..HttpHeaders::default() }
+}
+
+fn chunk(body: Bytes, end_of_stream: bool) -> HttpBody {
+    HttpBody { body, end_of_stream, ..HttpBody::default() }
+}
+
+/// Length of a chunk, and whether it is the last.
+fn streamed(answer: envoy_proto::service::ext_proc::v3::BodyResponse) -> (usize, bool) {
+    use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
+    match answer.response.and_then(|common| common.body_mutation?.mutation) {
+        Some(Mutation::StreamedResponse(chunk)) => (chunk.body.len(), chunk.end_of_stream),
+        other => panic!("not a chunk: {other:?}"),
+    }
+}
+
+async fn next(answers: &mut Streaming<ProcessingResponse>) -> Response {
+    let answer = answers.message().await.expect("the stream lives").expect("an answer");
+    answer.response.expect("an answer says something")
+}
