@@ -146,9 +146,15 @@ pub struct OverheadArgs {
     /// Bytes of a request body
     #[arg(long, value_name = "BYTES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..=1_000_000))]
     pub body_bytes: u32,
+    /// Requests per second over both paths together [default: as fast as they are answered]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rate: Option<u32>,
     /// Fail when the picker adds more than this at the median
     #[arg(long, value_name = "MS")]
     pub max_added_p50_ms: Option<f64>,
+    /// Fail when the picker adds more than this at the 99th percentile
+    #[arg(long, value_name = "MS")]
+    pub max_added_p99_ms: Option<f64>,
     /// Where generated files and logs go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub report_dir: PathBuf,

@@ -10,6 +10,27 @@ use tokio::process::Command;
 use crate::cluster::{Event, Progress};
 use crate::envoy_install;
 
+/// What `cargo run` tells the program that it runs of its package. Some build scripts (ring's) name these as what they depend
+/// on: with them in its environment, a build would begin anew what the user's own has just built.
+const OF_THE_RUN: [&str; 16] = [
+    "CARGO_MANIFEST_DIR",
+    "CARGO_MANIFEST_LINKS",
+    "CARGO_MANIFEST_PATH",
+    "CARGO_PKG_AUTHORS",
+    "CARGO_PKG_DESCRIPTION",
+    "CARGO_PKG_HOMEPAGE",
+    "CARGO_PKG_LICENSE",
+    "CARGO_PKG_LICENSE_FILE",
+    "CARGO_PKG_NAME",
+    "CARGO_PKG_README",
+    "CARGO_PKG_REPOSITORY",
+    "CARGO_PKG_RUST_VERSION",
+    "CARGO_PKG_VERSION_MAJOR",
+    "CARGO_PKG_VERSION_MINOR",
+    "CARGO_PKG_VERSION_PATCH",
+    "CARGO_PKG_VERSION_PRE",
+];
+
 /// Where to look; environment variables reach this through clap.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ProgramOptions {
@@ -83,6 +104,9 @@ async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
     // The whole workspace is selected, as by `cargo e2e`: with the same features, what both need is compiled once.
     command.args(["build", "--profile", profile, "--workspace", "--bin", "epp", "--bin", "mock-vllm"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    for name in OF_THE_RUN {
+        command.env_remove(name);
+    }
     if let Some(target_dir) = beside.parent() {
         command.arg("--target-dir").arg(target_dir);
     }
