@@ -5,8 +5,9 @@ use parking_lot::Mutex;
 use prefix_index::endpoint::EndpointId;
 use prefix_index::usage::Use;
 
-/// Weight of one more answer in the mean length of a token.
-const EWMA_WEIGHT: f64 = 0.1;
+/// How much of earlier prompts is kept in the mean length of a token when one more is answered. Long prompts weigh more:
+/// a chat template's own tokens make those of short ones look short.
+const KEPT: f64 = 0.9;
 /// Prompts that never answered are remembered up to this many, the newest.
 const MAX_PENDING: usize = 1024;
 /// A bound that is off by less is not set anew.
@@ -21,7 +22,8 @@ pub struct CacheFacts {
 #[derive(Debug, Default)]
 struct State {
     kv_tokens: Option<u64>,
-    bytes_per_token: Option<f64>,
+    /// Bytes and tokens of the prompts that were answered, earlier ones less and less.
+    lengths: Option<(f64, f64)>,
     tells_cached: bool,
     /// The bound that the index has for it.
     bound: Option<u64>,
@@ -53,8 +55,9 @@ impl CacheFacts {
 
     #[must_use]
     pub fn shown(&self) -> Shown {
-        let State { kv_tokens, bytes_per_token, bound, .. } = *self.state.lock();
-        Shown { kv_tokens, bytes_per_token, bound }
+        let state = self.state.lock();
+        let State { kv_tokens, bound, .. } = *state;
+        Shown { kv_tokens, bytes_per_token: state.bytes_per_token(), bound }
     }
 
     /// The prompt was sent; it will be in the cache when it is computed.
@@ -89,9 +92,9 @@ impl CacheFacts {
         let mut state = self.state.lock();
         if n_bytes > 0 && n_tokens > 0 {
             #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
-            let own = n_bytes as f64 / f64::from(n_tokens);
-            let mean = state.bytes_per_token.map_or(own, |mean| mean + EWMA_WEIGHT * (own - mean));
-            state.bytes_per_token = Some(mean);
+            let own = (n_bytes as f64, f64::from(n_tokens));
+            let (bytes, tokens) = state.lengths.unwrap_or_default();
+            state.lengths = Some((KEPT * bytes + own.0, KEPT * tokens + own.1));
         }
         state.tells_cached |= cached_tokens.is_some();
         cached_tokens.or(state.tells_cached.then_some(0))
@@ -108,11 +111,17 @@ impl CacheFacts {
             reason = "a positive number; caches are far below 2^53 bytes, and a cast saturates"
         )]
         let (bound, is_same) = {
-            let bytes_per_token = state.bytes_per_token.unwrap_or(default_bytes_per_token);
+            let bytes_per_token = state.bytes_per_token().unwrap_or(default_bytes_per_token);
             let bound = state.kv_tokens? as f64 * bytes_per_token;
             let is_near = |set: u64| (bound - set as f64).abs() <= BOUND_TOLERANCE * bound;
             (bound as u64, state.bound.is_some_and(is_near))
         };
         (!is_same).then(|| *state.bound.insert(bound))
+    }
+}
+
+impl State {
+    fn bytes_per_token(&self) -> Option<f64> {
+        self.lengths.map(|(bytes, tokens)| bytes / tokens)
     }
 }

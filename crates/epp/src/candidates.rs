@@ -224,6 +224,12 @@ impl Member {
         if was_up { Cache::Lost } else { Cache::Kept }
     }
 
+    /// Whether a scrape has ended, well or not.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        self.distrusted.load(Ordering::Relaxed) || !matches!(*self.report.lock(), Report::Pending)
+    }
+
     /// Whether the endpoint may be picked: all but those where nothing listens.
     #[must_use]
     pub fn is_reachable(&self) -> bool {

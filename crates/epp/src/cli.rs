@@ -129,7 +129,7 @@ struct ListenArgs {
     /// Port of gRPC health checks
     #[arg(long, value_name = "PORT", default_value_t = 9003)]
     health_port: u16,
-    /// Port of /metrics, /healthz and /debug/decisions (HTTP)
+    /// Port of /metrics, /healthz, /readyz and /debug/decisions (HTTP)
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     metrics_port: u16,
     /// Write the bound addresses to this file, as JSON, once all of them are bound
@@ -138,6 +138,10 @@ struct ListenArgs {
     /// How long open streams may take to end after the first SIGTERM or SIGINT; a second one ends them at once
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = parse_duration)]
     grace_period: Duration,
+    /// How long new streams are still taken after that signal, while health checks say that the picker is ending: as long
+    /// as the proxies take to notice
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_wait)]
+    drain_delay: Duration,
 }
 
 #[derive(Args, Debug)]
@@ -237,7 +241,7 @@ pub fn main() -> ExitCode {
 fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &KnobArgs) -> Settings {
     let SourceArgs { pool_files, endpoints_file, endpoints, pool } = source;
     let security = listen.security();
-    let ListenArgs { host, grpc_port, health_port, metrics_port, grace_period, .. } = listen;
+    let ListenArgs { host, grpc_port, health_port, metrics_port, grace_period, drain_delay, .. } = listen;
     let PolicyArgs {
         policy_file,
         scrape_interval,
@@ -264,6 +268,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         peers: Vec::new(),
         scrape_interval,
         grace_period,
+        drain_delay,
         max_body_bytes,
         director: Options {
             pool,
@@ -371,6 +376,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         Some(millis) => Ok(Duration::from_millis(millis)),
         None => Err("the number is missing or too large".to_owned()),
     }
+}
+
+/// The same, or nothing: `0s`.
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    if text == "0s" { Ok(Duration::ZERO) } else { parse_duration(text) }
 }
 
 fn parse_ratio(text: &str) -> Result<f64, String> {

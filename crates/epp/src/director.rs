@@ -12,6 +12,7 @@ mod ticket;
 use std::cell::RefCell;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -109,6 +110,8 @@ pub struct Director {
     decisions: Decisions,
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
+    /// Of the endpoints of the start.
+    has_asked_all: AtomicBool,
 }
 
 /// An endpoint that may be picked, as the policy sees it.
@@ -162,6 +165,7 @@ impl Director {
                 .peers
                 .as_ref()
                 .map(|peers| Journal::new(peers.instance.clone(), peers.journal_bytes)),
+            has_asked_all: AtomicBool::new(false),
             options,
         }
     }
@@ -181,6 +185,18 @@ impl Director {
     /// The process behind `member` is gone, and its cache with it.
     pub fn forget(&self, member: &Member) {
         self.index.remove_endpoint(member.reincarnate(&self.incarnations));
+    }
+
+    /// Whether requests are placed knowingly: there is a pool, and every endpoint was asked for its load, once. Endpoints
+    /// that come later take nothing away.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let roster = self.roster.load();
+        let has_asked = || roster.members.iter().all(|member| member.was_asked());
+        if !self.has_asked_all.load(Ordering::Relaxed) && has_asked() {
+            self.has_asked_all.store(true, Ordering::Relaxed);
+        }
+        self.has_asked_all.load(Ordering::Relaxed) && !roster.rolls.is_empty()
     }
 
     #[must_use]

@@ -1,11 +1,12 @@
 //! The process: ports, tasks, readiness, drain.
 //!
 //! ```text
-//! bind ─► serve ─(drain)─► NOT_SERVING, no new connections ─(streams ended │ grace period │ abort)─► end
+//! bind ─► serve ─(drain)─► NOT_SERVING ─(drain delay)─► no new streams ─(streams ended │ grace period │ abort)─► end
 //! ```
 
 pub mod ext_proc;
 mod follow;
+mod health;
 mod http;
 pub mod tls;
 
@@ -24,12 +25,13 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server as Grpc;
 use tonic::transport::ServerTlsConfig;
 use tonic::transport::server::TcpIncoming;
-use tonic_health::ServingStatus;
-use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::HealthService;
 use tracing::{info, warn};
 
-use self::ext_proc::{Processor, SERVICE};
+use self::ext_proc::Processor;
 use self::follow::Follower;
+use self::health::Health;
 use self::tls::Security;
 use crate::director::{Director, Options};
 use crate::metrics::Metrics;
@@ -64,6 +66,8 @@ pub struct Settings {
     pub peers: Vec<String>,
     pub scrape_interval: Duration,
     pub grace_period: Duration,
+    /// How long streams are still taken when the drain has begun and health checks say so.
+    pub drain_delay: Duration,
     pub max_body_bytes: usize,
     pub director: Options,
 }
@@ -79,7 +83,7 @@ pub struct Ports {
 /// How a server is told to end.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// Finish what is open, take nothing new.
+    /// Finish what is open, and take nothing new after the drain delay.
     pub drain: CancellationToken,
     /// End at once.
     pub abort: CancellationToken,
@@ -150,8 +154,11 @@ impl Server {
             self;
         let tracker = TaskTracker::new();
         let stop = CancellationToken::new();
-        let reporter = serve_health(health, &tracker, &stop).await;
-        let router = http::router(Arc::clone(&director), stop.clone());
+        let state = Health::new().await;
+        serve_health(health, state.service(), &tracker, &stop);
+        let health_service = state.service();
+        tracker.spawn(state.follow(Arc::clone(&director), shutdown.drain.clone()));
+        let router = http::router(Arc::clone(&director), (shutdown.drain.clone(), stop.clone()));
         let stopped = stop.clone().cancelled_owned();
         tracker.spawn(async move { axum::serve(metrics, router).with_graceful_shutdown(stopped).await });
         tracker.spawn(files.run(stop.clone().cancelled_owned()));
@@ -166,11 +173,13 @@ impl Server {
         let cut = CancellationToken::new();
         let processor = Processor::new(director, Arc::clone(&spans), settings.max_body_bytes, cut.clone());
         let is_secure = tls.is_some();
-        let streams = serve_ext_proc(grpc, tls, processor, settings.max_body_bytes, shutdown.drain.clone());
+        let closed = CancellationToken::new();
+        let services = (processor, health_service, settings.max_body_bytes);
+        let streams = serve_ext_proc(grpc, tls, services, closed.clone());
         tokio::pin!(streams);
         info!(grpc = %ports.grpc, tls = is_secure, health = %ports.health, metrics = %ports.metrics, "Serving");
 
-        let drained = drain(&shutdown, settings.grace_period, &reporter);
+        let drained = drain(&shutdown, (settings.drain_delay, settings.grace_period), closed);
         let result = tokio::select! {
             served = &mut streams => served.context("serve ext_proc"),
             followed = following => Err(match followed {
@@ -212,9 +221,8 @@ async fn listen(host: IpAddr, port: u16, what: &str, flag: &str) -> anyhow::Resu
 async fn serve_ext_proc(
     listener: TcpListener,
     tls: Option<ServerTlsConfig>,
-    processor: Processor,
-    max_body_bytes: usize,
-    drain: CancellationToken,
+    (processor, health, max_body_bytes): (Processor, HealthServer<HealthService>, usize),
+    closed: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let service = ExternalProcessorServer::new(processor)
         .max_decoding_message_size(max_body_bytes.saturating_add(ENVELOPE_BYTES));
@@ -227,42 +235,43 @@ async fn serve_ext_proc(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(service)
+        .add_service(health)
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
-            drain.cancelled_owned(),
+            closed.cancelled_owned(),
         )
         .await
 }
 
-/// Upstream's four service names. `liveness` holds as long as the process does, the others until the drain.
-async fn serve_health(
+fn serve_health(
     listener: TcpListener,
+    service: HealthServer<HealthService>,
     tracker: &TaskTracker,
     stop: &CancellationToken,
-) -> HealthReporter {
-    let (reporter, service) = health_reporter();
-    for name in ["", "liveness", "readiness", SERVICE] {
-        reporter.set_service_status(name, ServingStatus::Serving).await;
-    }
+) {
     let stopped = stop.clone().cancelled_owned();
     tracker.spawn(
         Grpc::builder()
             .add_service(service)
             .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped),
     );
-    reporter
 }
 
-/// Ends when open streams need not be waited for any longer. Nothing new is taken then, either way.
-async fn drain(shutdown: &Shutdown, grace_period: Duration, reporter: &HealthReporter) {
+/// Ends when open streams need not be waited for any longer. From `closed` on nothing new is taken, either way.
+async fn drain(shutdown: &Shutdown, (delay, grace_period): (Duration, Duration), closed: CancellationToken) {
     tokio::select! {
         () = shutdown.drain.cancelled() => {}
-        () = shutdown.abort.cancelled() => return shutdown.drain.cancel(),
+        () = shutdown.abort.cancelled() => {
+            shutdown.drain.cancel();
+            return closed.cancel();
+        }
     }
-    info!(grace_period = ?grace_period, "Draining");
-    for name in ["", "readiness", SERVICE] {
-        reporter.set_service_status(name, ServingStatus::NotServing).await;
+    info!(?delay, ?grace_period, "Draining");
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = shutdown.abort.cancelled() => return closed.cancel(),
     }
+    closed.cancel();
     tokio::select! {
         () = tokio::time::sleep(grace_period) => {}
         () = shutdown.abort.cancelled() => {}

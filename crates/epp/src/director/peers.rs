@@ -7,6 +7,10 @@ use crate::cache_facts::Insertion;
 use crate::candidates::Member;
 use crate::peers::{Event, Journal};
 
+/// Two starts of an endpoint are further apart than this [s], and two readings of one start are not: JSON's numbers may
+/// lose the last bit.
+const SAME_START: f64 = 0.001;
+
 impl Director {
     /// What this picker tells others; `None` when it has no peers.
     #[must_use]
@@ -25,8 +29,10 @@ impl Director {
         let Some(member) = roster.members.iter().find(|member| member.destination == event.endpoint) else {
             return;
         };
-        let is_another_process =
-            event.started.zip(member.started()).is_some_and(|(theirs, own)| (theirs - own).abs() > 0.0);
+        let is_another_process = event
+            .started
+            .zip(member.started())
+            .is_some_and(|(theirs, own)| (theirs - own).abs() > SAME_START);
         if is_another_process {
             return;
         }

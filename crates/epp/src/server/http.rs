@@ -1,4 +1,4 @@
-//! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/debug/decisions`, `/debug/pools`, `/debug/policy`.
+//! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/readyz`, `/debug/decisions`, `/debug/pools`, `/debug/policy`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ struct Place {
 #[derive(Clone, Debug)]
 struct Served {
     director: Arc<Director>,
+    /// Set when the picker ends.
+    drain: CancellationToken,
     /// Ends streams that would go on for ever.
     stop: CancellationToken,
 }
@@ -57,15 +59,33 @@ impl FromRef<Served> for Arc<Director> {
 }
 
 /// The routes of the metrics port.
-pub(super) fn router(director: Arc<Director>, stop: CancellationToken) -> Router {
+pub(super) fn router(
+    director: Arc<Director>,
+    (drain, stop): (CancellationToken, CancellationToken),
+) -> Router {
     Router::new()
         .route("/metrics", get(show_metrics))
         .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(show_readiness))
         .route("/debug/decisions", get(show_decisions))
         .route("/debug/pools", get(show_pools))
         .route("/debug/policy", get(show_policy))
         .route("/peers/insertions", get(tell_peer))
-        .with_state(Served { director, stop })
+        .with_state(Served { director, drain, stop })
+}
+
+/// 200 when requests are placed knowingly, 503 until then and when the picker ends.
+async fn show_readiness(State(served): State<Served>) -> (StatusCode, &'static str) {
+    if served.drain.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
+    }
+    match served.director.is_ready() {
+        true => (StatusCode::OK, "ok\n"),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no pool, or endpoints that were not asked for their load yet\n",
+        ),
+    }
 }
 
 /// OpenMetrics for those who ask for it, as Prometheus does; the older format for curl and the like.

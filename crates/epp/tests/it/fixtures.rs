@@ -67,6 +67,7 @@ pub(crate) struct Scenario {
     endpoints_per_pick: usize,
     compat: Compat,
     otlp: Option<Otlp>,
+    drain_delay: Duration,
 }
 
 /// A running picker.
@@ -100,11 +101,16 @@ impl Scenario {
             endpoints_per_pick: 1,
             compat: Compat::None,
             otlp: None,
+            drain_delay: Duration::ZERO,
         }
     }
 
     pub(crate) fn otlp(self, otlp: Option<Otlp>) -> Self {
         Self { otlp, ..self }
+    }
+
+    pub(crate) fn drain_delay(self, drain_delay: Duration) -> Self {
+        Self { drain_delay, ..self }
     }
 
     pub(crate) fn strategy(self, strategy: &'static str) -> Self {
@@ -143,8 +149,7 @@ impl Scenario {
 
     /// Starts pods and picker, and waits until every pod was scraped.
     pub(crate) async fn start(self) -> Picker {
-        let Self { strategy, annotations, models, n_pods, max_body_bytes, endpoints_per_pick, compat, otlp } =
-            self;
+        let Self { strategy, annotations, models, n_pods, max_body_bytes, endpoints_per_pick, .. } = self;
         let dir = TempDir::new().unwrap();
         let (pool_file, endpoints_file) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
         let mut pods = Vec::new();
@@ -159,8 +164,9 @@ impl Scenario {
         write_endpoints(&endpoints_file, &pods);
         let mut settings = settings(&pool_file, &endpoints_file, max_body_bytes);
         settings.director.endpoints_per_pick = NonZeroUsize::new(endpoints_per_pick).unwrap();
-        settings.director.compat = compat;
-        settings.otlp = otlp;
+        settings.director.compat = self.compat;
+        settings.otlp = self.otlp;
+        settings.drain_delay = self.drain_delay;
         let server = Server::bind(settings).await.unwrap();
         let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
         let mut tasks = JoinSet::new();
@@ -193,6 +199,11 @@ impl Picker {
         let before = n_changes();
         write_pool(&self.pool_file, strategy, "", &self.models);
         until(async || n_changes() > before).await;
+    }
+
+    /// Leaves the picker without pools and models.
+    pub(crate) fn remove_pools(&self) {
+        replace(&self.pool_file, "");
     }
 
     /// Annotates the pool under PREFIX_CACHE with a policy.
@@ -277,6 +288,7 @@ pub(crate) fn settings(
         peers: Vec::new(),
         scrape_interval: Duration::from_millis(10),
         grace_period: Duration::from_secs(5),
+        drain_delay: Duration::ZERO,
         max_body_bytes,
         director: options(),
     }

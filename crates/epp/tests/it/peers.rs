@@ -20,6 +20,15 @@ metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 
+/// A start of a process that JSON does not carry whole: one in eight is such.
+fn awkward_start() -> f64 {
+    let through_json =
+        |start: &f64| serde_json::from_str::<f64>(&serde_json::to_string(start).unwrap()).unwrap();
+    let mut starts = (0..100_000).map(|step| 1_795_000_000.123_456_8 + f64::from(step) * 0.0137);
+    let is_awkward = |start: &f64| (start - through_json(start)).abs() > 0.0;
+    starts.find(is_awkward).expect("one in eight is")
+}
+
 /// Pods, and the files that name them.
 struct Fleet {
     pods: Vec<Pod>,
@@ -43,6 +52,7 @@ impl Fleet {
         let mut lines = String::new();
         for idx in 0..4 {
             let pod = Pod::start(format!("pod-{idx}")).await;
+            pod.set_started(awkward_start());
             lines += &format!("- {{name: pod-{idx}, address: '{}', labels: {{app: a}}}}\n", pod.address);
             pods.push(pod);
         }

@@ -2,9 +2,11 @@
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use epp::server::Server;
+use epp::server::{Server, Shutdown};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -24,7 +26,11 @@ fn epp(arguments: &[&str]) -> Output {
 }
 
 async fn health(picker: &crate::fixtures::Picker, service: &str) -> Result<ServingStatus, Code> {
-    let endpoint = tonic::transport::Endpoint::new(format!("http://{}", picker.ports.health)).unwrap();
+    health_at(picker.ports.health, service).await
+}
+
+async fn health_at(address: std::net::SocketAddr, service: &str) -> Result<ServingStatus, Code> {
+    let endpoint = tonic::transport::Endpoint::new(format!("http://{address}")).unwrap();
     let mut client = HealthClient::new(endpoint.connect().await.map_err(|_| Code::Unavailable)?);
     let request = HealthCheckRequest { service: service.to_owned() };
     let response = client.check(request).await.map_err(|status| status.code())?;
@@ -34,10 +40,59 @@ async fn health(picker: &crate::fixtures::Picker, service: &str) -> Result<Servi
 #[tokio::test]
 async fn health_answers_for_upstreams_names() {
     let picker = Scenario::new(1).start().await;
+    until(async || health(&picker, "").await == Ok(ServingStatus::Serving)).await;
     for service in ["", "liveness", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"] {
         assert_eq!(health(&picker, service).await, Ok(ServingStatus::Serving), "{service}");
     }
     assert_eq!(health(&picker, "other").await, Err(Code::NotFound));
+    // A proxy asks where it sends its streams.
+    let grpc = health_at(picker.ports.grpc, "envoy.service.ext_proc.v3.ExternalProcessor").await;
+    assert_eq!(grpc, Ok(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn readiness_is_lost_with_the_last_pool() {
+    let picker = Scenario::new(1).start().await;
+    until(async || health(&picker, "readiness").await == Ok(ServingStatus::Serving)).await;
+    assert_eq!(crate::fixtures::get(picker.ports.metrics, "/readyz").await, "ok\n");
+    picker.remove_pools();
+    until(async || health(&picker, "readiness").await == Ok(ServingStatus::NotServing)).await;
+    assert_eq!(health(&picker, "liveness").await, Ok(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn a_picker_is_ready_when_it_has_asked_its_endpoints() {
+    let hung = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dir = TempDir::new().unwrap();
+    let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+    std::fs::write(&pool, POOL).unwrap();
+    let address = hung.local_addr().unwrap();
+    let endpoint = format!("- {{name: a-0, address: {address}, labels: {{app: a}}, ready: true}}\n");
+    std::fs::write(&endpoints, endpoint).unwrap();
+    let server = Server::bind(settings(&pool, &endpoints, 1000)).await.unwrap();
+    let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.run(shutdown.clone()));
+    until(async || health_at(ports.health, "liveness").await == Ok(ServingStatus::Serving)).await;
+    assert_eq!(health_at(ports.health, "readiness").await, Ok(ServingStatus::NotServing));
+    // A pod that hangs is given up on after half a second.
+    until(async || health_at(ports.health, "readiness").await == Ok(ServingStatus::Serving)).await;
+    shutdown.abort.cancel();
+    tasks.join_next().await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn streams_are_taken_during_the_drain_delay() {
+    let mut picker = Scenario::new(1).drain_delay(Duration::from_millis(300)).start().await;
+    until(async || health(&picker, "readiness").await == Ok(ServingStatus::Serving)).await;
+    picker.shutdown.drain.cancel();
+    until(async || health(&picker, "readiness").await == Ok(ServingStatus::NotServing)).await;
+    let proxy = picker.proxy().await;
+    let body = r#"{"model":"/model/qwen","prompt":"hello"}"#;
+    let answer = proxy.full_duplex(&post("/v1/completions"), &[body.as_bytes(), b""]).await;
+    assert_eq!(answer.body, body.as_bytes());
+    drop(proxy);
+    picker.server.join_next().await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
