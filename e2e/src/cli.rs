@@ -69,6 +69,9 @@ pub struct ClusterArgs {
     /// Pods of every Deployment, in place of its own number
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub replicas: Option<u32>,
+    /// Processes of the picker, which tell each other what they send where
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub pickers: u32,
     /// Virtual seconds per second of yours: 10 makes every GPU ten times faster
     #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = time_scale)]
     pub time_scale: f64,

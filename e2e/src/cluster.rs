@@ -58,6 +58,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Replaces `spec.replicas` of every Deployment, until that number is edited.
     pub replicas: Option<u32>,
+    /// Processes of every picker; they tell each other what they send where.
+    pub pickers: u32,
     /// Virtual seconds per wall second in the engines.
     pub time_scale: f64,
     /// Appended to every engine's command line; a repeated flag wins over the Deployment's.
@@ -75,12 +77,22 @@ impl Options {
             manifests: manifests.into(),
             run_dir: run_dir.into(),
             replicas: None,
+            pickers: 1,
             time_scale: 1.0,
             engine_args: Vec::new(),
             picker_args: Vec::new(),
             ready_timeout: Duration::from_secs(30),
         }
     }
+}
+
+/// How pods and pickers are started anew, in place of what the options said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fresh {
+    pub engine_args: Vec<String>,
+    pub picker_args: Vec<String>,
+    /// `None`: as many as the options say.
+    pub pickers: Option<u32>,
 }
 
 /// Something that happened and that a person who waits would like to read.
@@ -184,7 +196,8 @@ pub struct GatewayAddress {
 /// One endpoint-picker process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Picker {
-    /// As the managed component names its Deployment: `epp-<namespace>-<extensionRef.name>`.
+    /// As the managed component names its Deployment: `epp-<namespace>-<extensionRef.name>`; the second process of it and
+    /// those after it have a number behind that.
     pub name: String,
     pub running: bool,
     pub grpc: SocketAddr,
@@ -336,7 +349,25 @@ impl Cluster {
 
     /// Kills every picker as `kill -9` does, and keeps it down until [`Cluster::start_pickers`].
     pub async fn kill_pickers(&self) -> Result<()> {
-        self.command(|reply| Command::KillPickers { reply }).await
+        self.command(|reply| Command::KillPickers { name: None, reply }).await
+    }
+
+    /// The same with one of them, by its name.
+    pub async fn kill_picker(&self, name: &str) -> Result<()> {
+        let name = Some(name.to_owned());
+        self.command(|reply| Command::KillPickers { name, reply }).await
+    }
+
+    /// Makes every picker hang, or lets it go on.
+    pub async fn hang_pickers(&self, hang: bool) -> Result<()> {
+        self.command(|reply| Command::HangPickers { hang, reply }).await
+    }
+
+    /// Ends a picker as a rolling update does, by SIGTERM and in its own time, and returns when its successor serves.
+    pub async fn replace_picker(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        self.command(|reply| Command::ReplacePicker { name, reply }).await?;
+        self.settled().await.map(drop)
     }
 
     /// Starts the pickers again, on the same ports, and returns when they serve.
@@ -345,10 +376,10 @@ impl Cluster {
         self.settled().await.map(drop)
     }
 
-    /// Replaces every pod and picker by fresh ones (empty caches, empty index) with other engine arguments, and returns
-    /// when the cluster has settled. Envoy stays; logs get new files for the new pods, the picker's is appended to.
-    pub async fn restart(&self, engine_args: Vec<String>) -> Result<()> {
-        self.command(|reply| Command::Restart { engine_args, reply }).await?;
+    /// Replaces every pod and picker by fresh ones (empty caches, empty index), and returns when the cluster has settled.
+    /// Envoy stays; logs get new files for the new pods, the picker's is appended to.
+    pub async fn restart(&self, fresh: Fresh) -> Result<()> {
+        self.command(|reply| Command::Restart { fresh, reply }).await?;
         self.settled().await.map(drop)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! driver ──pipe──► guard (own process group) ──► program (own process group)
-//!   one byte `k`: kill the group · end of file (the driver closed it, or died) or SIGTERM: terminate it, then kill it
+//!   byte `k`: kill the group · `t`: SIGTERM, and wait as long as it takes · `s`: stop it · `c`: let it go on
+//!   end of file (the driver closed it, or died) or SIGTERM: terminate it, then kill it
 //! ```
 //!
 //! The kernel closes the pipe however the driver ends, SIGKILL included.
@@ -24,6 +25,12 @@ use tokio::time::timeout;
 
 /// What the driver writes to have the program killed at once.
 pub const KILL: u8 = b'k';
+/// What it writes to have the program end in its own time.
+pub const DRAIN: u8 = b't';
+/// What it writes to have the program hang.
+pub const STOP: u8 = b's';
+/// What it writes to have a program that hangs go on.
+pub const CONTINUE: u8 = b'c';
 
 /// How long a program may take to end after SIGTERM; the mock engine promises a second.
 const GRACE: Duration = Duration::from_secs(2);
@@ -50,6 +57,8 @@ pub fn run(command: &[String]) -> ExitCode {
 enum Order {
     Terminate,
     Kill,
+    /// Pass the signal on, and wait for more orders.
+    Signal(Signal),
 }
 
 async fn guard(command: &[String]) -> Result<ExitStatus> {
@@ -66,18 +75,26 @@ async fn guard(command: &[String]) -> Result<ExitStatus> {
         .spawn()
         .with_context(|| format!("start {program}"))?;
     let group = Pid::from_raw(i32::try_from(child.id().context("the program has no id")?)?);
-    let order = tokio::select! {
-        status = child.wait() => {
-            // What it started itself goes with it; there is nothing to kill when the group is empty.
-            let _ = killpg(group, Signal::SIGKILL);
-            return Ok(status?);
+    let order = loop {
+        let order = tokio::select! {
+            status = child.wait() => {
+                // What it started itself goes with it; there is nothing to kill when the group is empty.
+                let _ = killpg(group, Signal::SIGKILL);
+                return Ok(status?);
+            }
+            order = read_order(&mut control) => order,
+            _ = terminate.recv() => Order::Terminate,
+            _ = interrupt.recv() => Order::Terminate,
+        };
+        match order {
+            Order::Signal(signal) => killpg(group, signal).context("pass a signal on")?,
+            Order::Terminate | Order::Kill => break order,
         }
-        order = read_order(&mut control) => order,
-        _ = terminate.recv() => Order::Terminate,
-        _ = interrupt.recv() => Order::Terminate,
     };
     if order == Order::Terminate {
         let _ = killpg(group, Signal::SIGTERM);
+        // A program that was stopped takes no other signal.
+        let _ = killpg(group, Signal::SIGCONT);
         let _ = timeout(GRACE, child.wait()).await;
     }
     let _ = killpg(group, Signal::SIGKILL);
@@ -88,6 +105,9 @@ async fn read_order(control: &mut pipe::Receiver) -> Order {
     let mut byte = [0];
     match control.read(&mut byte).await {
         Ok(1) if byte[0] == KILL => Order::Kill,
+        Ok(1) if byte[0] == DRAIN => Order::Signal(Signal::SIGTERM),
+        Ok(1) if byte[0] == STOP => Order::Signal(Signal::SIGSTOP),
+        Ok(1) if byte[0] == CONTINUE => Order::Signal(Signal::SIGCONT),
         Ok(_) | Err(_) => Order::Terminate,
     }
 }

@@ -17,6 +17,8 @@ pub mod conversations;
 
 pub mod faults;
 
+pub mod outages;
+
 pub mod limits;
 
 mod texts;
@@ -33,6 +35,7 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
             Group::Controls => controls::run(lab).await,
             Group::Faults => {
                 faults::run(lab).await;
+                outages::run(lab).await;
                 part(lab, group, "big and many", limits::run(lab)).await;
             }
         }

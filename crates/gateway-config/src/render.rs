@@ -34,7 +34,8 @@ pub struct Bindings {
 /// Where a pool's picker serves ext_proc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PickerBinding {
-    pub address: SocketAddr,
+    /// One of each process; they share the pool's requests.
+    pub addresses: Vec<SocketAddr>,
     /// `None`: without TLS.
     pub tls: Option<PickerTls>,
 }

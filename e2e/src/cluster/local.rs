@@ -34,7 +34,7 @@ use crate::cluster::manifests::Manifests;
 use crate::cluster::ports;
 use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
-use crate::cluster::{Event, Options, Progress, RunFiles, Status, http, log_tail};
+use crate::cluster::{Event, Fresh, Options, Progress, RunFiles, Status, http, log_tail};
 
 /// How often the manifests are compared with what was last seen.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
@@ -49,9 +49,11 @@ const TAIL_LINES: usize = 15;
 #[derive(Debug)]
 pub(super) enum Command {
     KillPod { name: String, reply: Reply },
-    KillPickers { reply: Reply },
+    KillPickers { name: Option<String>, reply: Reply },
+    HangPickers { hang: bool, reply: Reply },
+    ReplacePicker { name: String, reply: Reply },
     StartPickers { reply: Reply },
-    Restart { engine_args: Vec<String>, reply: Reply },
+    Restart { fresh: Fresh, reply: Reply },
     Apply { manifests: Manifests, reply: Reply },
     ResetManifests { reply: Reply },
     Stop,
@@ -146,6 +148,8 @@ pub(super) struct Local {
     n_pods_started: u64,
     backoffs: BTreeMap<String, Backoff>,
     pickers: Vec<PickerProcess>,
+    /// Processes of each.
+    n_pickers: u32,
     authority: Authority,
     n_pickers_started: u64,
     envoy_files: EnvoyFiles,
@@ -215,6 +219,7 @@ impl Local {
         let status = Status::starting(admin);
         let (view, watch) =
             watch::channel(View { status: Arc::new(status), manifests: Arc::clone(&in_force) });
+        let n_pickers = options.pickers;
         let mut local = Self {
             manifests_dir: options.manifests.clone(),
             envoy_files: EnvoyFiles::create(files.envoy_dir())?,
@@ -240,6 +245,7 @@ impl Local {
             n_pods_started: 0,
             backoffs: BTreeMap::new(),
             pickers: Vec::new(),
+            n_pickers,
             authority,
             n_pickers_started: 0,
             envoy: None,
@@ -350,16 +356,27 @@ impl Local {
         self.trouble = None;
         match command {
             Command::KillPod { name, reply } => self.kill_pod(name, reply),
-            Command::KillPickers { reply } => self.kill_pickers(reply),
+            Command::KillPickers { name, reply } => self.kill_pickers(name.as_deref(), reply),
+            Command::HangPickers { hang, reply } => {
+                self.hang_pickers(hang);
+                let _ = reply.send(Ok(()));
+            }
+            Command::ReplacePicker { name, reply } => {
+                let _ = reply.send(self.replace_picker(&name));
+            }
             Command::StartPickers { reply } => {
                 let outcome = self.start_pickers();
                 let _ = reply.send(outcome);
             }
-            Command::Restart { engine_args, reply } => {
+            Command::Restart { fresh, reply } => {
+                let Fresh { engine_args, picker_args, pickers } = fresh;
                 self.options.engine_args = engine_args;
+                self.options.picker_args = picker_args;
+                self.n_pickers = pickers.unwrap_or(self.options.pickers);
                 self.epoch += 1;
                 self.backoffs.clear();
                 self.restart_pickers();
+                self.plan_pickers()?;
                 let outcome = self.reconcile().and_then(|()| self.publish());
                 let _ = reply.send(outcome);
             }

@@ -58,8 +58,27 @@ impl Process {
 
     /// Ends the child as `kill -9` does.
     pub(super) fn kill(mut self) {
-        // A guard that has ended already has nothing left to kill.
-        let _ = self.control.write_all(&[guard::KILL]);
+        self.order(guard::KILL);
+    }
+
+    /// Tells the child to end in its own time; dropping it hurries it.
+    pub(super) fn drain(&mut self) {
+        self.order(guard::DRAIN);
+    }
+
+    /// Makes the child hang.
+    pub(super) fn stop(&mut self) {
+        self.order(guard::STOP);
+    }
+
+    /// Lets a child that hangs go on.
+    pub(super) fn go_on(&mut self) {
+        self.order(guard::CONTINUE);
+    }
+
+    fn order(&mut self, order: u8) {
+        // A guard that has ended already has nobody left to pass it on to.
+        let _ = self.control.write_all(&[order]);
     }
 }
 

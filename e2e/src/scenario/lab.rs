@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 
 use crate::check::{Check, Group};
 use crate::clock::Stopwatch;
 use crate::cluster::manifests::Manifests;
-use crate::cluster::{Cluster, Pod};
+use crate::cluster::{Cluster, Fresh, Pod};
 use crate::evidence::join::{ClientSide, Trace, join, request_id};
 use crate::evidence::pod::{CacheCounters, PodEntry};
 use crate::evidence::{access_log, picker, pod};
@@ -40,7 +40,8 @@ pub struct Lab<'a> {
     pub requests: Requests,
     pub time_scale: f64,
     pub started: Stopwatch,
-    client: Client,
+    /// Another one after each edit: a connection keeps the configuration that its listener had.
+    client: Mutex<Client>,
     edited: AtomicBool,
     section: Mutex<String>,
 }
@@ -73,6 +74,7 @@ pub struct Answer {
     pub chat: Option<ChatStream>,
     /// The body of an answer that is no stream.
     pub body: String,
+    headers: HeaderMap,
 }
 
 /// Where the logs stood when a part began.
@@ -112,6 +114,10 @@ impl Answer {
         }
     }
 
+    pub fn has_header(&self, name: &str) -> bool {
+        self.headers.contains_key(name)
+    }
+
     pub fn cached_tokens(&self) -> Option<u32> {
         self.chat.as_ref().map(|chat| chat.usage.cached_tokens())
     }
@@ -128,7 +134,7 @@ impl<'a> Lab<'a> {
         run: (Requests, f64, Stopwatch),
     ) -> Self {
         let (requests, time_scale, started) = run;
-        let (client, edited, section) = (Client::default(), AtomicBool::new(false), Mutex::default());
+        let (client, edited, section) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
         Self { cluster, journal, ui, requests, time_scale, started, client, edited, section }
     }
 
@@ -146,11 +152,17 @@ impl<'a> Lab<'a> {
 
     /// Empty caches, an empty index, the user's manifests, and engines with further arguments.
     pub async fn fresh(&self, engine_args: &[&str]) -> Result<()> {
+        let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
+        self.start_anew(Fresh { engine_args, ..Fresh::default() }).await
+    }
+
+    /// The same, with pickers that differ too.
+    pub async fn start_anew(&self, fresh: Fresh) -> Result<()> {
         if self.edited.swap(false, Ordering::Relaxed) {
             self.cluster.reset_manifests().await.context("take the edited manifests back")?;
+            self.reconnect();
         }
-        let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
-        self.cluster.restart(engine_args).await.context("restart pods and picker")?;
+        self.cluster.restart(fresh).await.context("restart pods and picker")?;
         self.cluster.settled().await.map(|_| ())
     }
 
@@ -158,14 +170,26 @@ impl<'a> Lab<'a> {
     pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
         self.edited.store(true, Ordering::Relaxed);
         self.cluster.apply(manifests).await.context("apply the edited manifests")?;
-        self.cluster.settled().await.map(|_| ())
+        self.cluster.settled().await?;
+        self.reconnect();
+        Ok(())
     }
 
     /// Takes edited manifests back without a restart.
     pub async fn reset(&self) -> Result<()> {
         self.edited.store(false, Ordering::Relaxed);
         self.cluster.reset_manifests().await?;
-        self.cluster.settled().await.map(|_| ())
+        self.cluster.settled().await?;
+        self.reconnect();
+        Ok(())
+    }
+
+    fn reconnect(&self) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Client::default();
+    }
+
+    fn client(&self) -> Client {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sleeps for virtual time.
@@ -187,7 +211,7 @@ impl<'a> Lab<'a> {
             Ok(url) => {
                 let headers: Vec<(HeaderName, &str)> =
                     headers.iter().map(|(name, value)| (name.clone(), value.as_str())).collect();
-                self.client.post(&url, &headers, body).await
+                self.client().post(&url, &headers, body).await
             }
             Err(error) => Err(error),
         };
@@ -212,7 +236,7 @@ impl<'a> Lab<'a> {
             Ok(reply) => reply,
             Err(error) => {
                 let side = ClientSide { error: Some(format!("{error:#}")), ..side };
-                return Answer { side, chat: None, body: String::new() };
+                return Answer { side, chat: None, body: String::new(), headers: HeaderMap::new() };
             }
         };
         let (chat, error) = match reply.chat() {
@@ -227,7 +251,7 @@ impl<'a> Lab<'a> {
             error,
             ..side
         };
-        Answer { side, chat, body: reply.text() }
+        Answer { side, chat, body: reply.text(), headers: reply.headers }
     }
 
     fn url(&self, via: Via) -> Result<String> {
@@ -317,7 +341,7 @@ impl<'a> Lab<'a> {
         let mut decisions = Vec::new();
         for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
             let url = format!("http://{}/debug/decisions?after=0", picker.metrics);
-            let reply = self.client.get(&url).await?;
+            let reply = self.client().get(&url).await?;
             decisions.extend(picker::parse_decisions(&reply.body).with_context(|| {
                 format!("read the picker's decisions: {} {}", reply.status, reply.text())
             })?);
@@ -329,7 +353,7 @@ impl<'a> Lab<'a> {
     pub async fn counters(&self) -> Result<BTreeMap<String, CacheCounters>> {
         let mut counters = BTreeMap::new();
         for pod in self.cluster.pods() {
-            let reply = self.client.get(&format!("http://{}/metrics", pod.address)).await?;
+            let reply = self.client().get(&format!("http://{}/metrics", pod.address)).await?;
             let values = CacheCounters::parse(&reply.text())
                 .with_context(|| format!("{} lacks vLLM's prefix cache counters", pod.name))?;
             counters.insert(pod.name, values);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use e2e::cluster::supervisor::{self, Phase};
-use e2e::cluster::{Cluster, Event, Options, Status};
+use e2e::cluster::{Cluster, Event, Fresh, Options, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -181,7 +181,8 @@ async fn restart_gives_fresh_pods_other_arguments() {
     let before = cluster.status();
     let picker = lab.alive().into_iter().find(|name| name.starts_with("picker"));
     let envoy = lab.alive().into_iter().find(|name| name.starts_with("envoy"));
-    cluster.restart(vec!["--no-enable-prefix-caching".to_owned()]).await.unwrap();
+    let fresh = Fresh { engine_args: vec!["--no-enable-prefix-caching".to_owned()], ..Fresh::default() };
+    cluster.restart(fresh).await.unwrap();
     let after = cluster.status();
     assert_eq!(after.pods.len(), 2);
     assert!(names(&after).iter().all(|name| !names(&before).contains(name)));

@@ -15,6 +15,8 @@ use crate::render::{PickerBinding, PickerTls, address, extension, picker_cluster
 const MAX_REQUESTS: u32 = 40_000;
 /// Envoy Gateway's default.
 const MAX_RETRIES: u32 = 1024;
+/// The service by which a picker says whether it takes requests (upstream's name for it).
+const PICKER_SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 
 /// The cluster with its endpoints in a watched file.
 pub(super) fn discovered(cluster: &Cluster, eds_file: &Path) -> Value {
@@ -52,6 +54,7 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
             "max_connections": MAX_REQUESTS,
             "max_pending_requests": MAX_REQUESTS,
             "max_requests": MAX_REQUESTS,
+            "max_retries": MAX_REQUESTS,
         }] },
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
@@ -62,7 +65,16 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
                 } } }),
             ),
         },
-        "load_assignment": load_assignment(&name, &[picker.address]),
+        // A picker that ends says so before it does. Where all are down, all are tried: one alone is never given up.
+        "health_checks": [{
+            "timeout": "1s",
+            "interval": "1s",
+            "no_traffic_interval": "1s",
+            "unhealthy_threshold": 1,
+            "healthy_threshold": 1,
+            "grpc_health_check": { "service_name": PICKER_SERVICE },
+        }],
+        "load_assignment": load_assignment(&name, &picker.addresses),
     });
     if let Some(tls) = &picker.tls {
         value["transport_socket"] = tls_to(tls);

@@ -191,13 +191,17 @@ fn retry_policy() -> Value {
     json!({
         "retry_on": "connect-failure,refused-stream",
         "num_retries": 2,
-        "retry_host_predicate": [extension(
-            "envoy.retry_host_predicates.previous_hosts",
-            "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
-            json!({}),
-        )],
+        "retry_host_predicate": [previous_hosts()],
         "host_selection_retry_max_attempts": 5,
     })
+}
+
+fn previous_hosts() -> Value {
+    extension(
+        "envoy.retry_host_predicates.previous_hosts",
+        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+        json!({}),
+    )
 }
 
 fn ext_proc(pool: &ObjectKey, failure_mode: FailureMode) -> Value {
@@ -236,6 +240,15 @@ fn ext_proc(pool: &ObjectKey, failure_mode: FailureMode) -> Value {
                     "envoy_grpc": { "cluster_name": picker_cluster(pool) },
                     // Pools may share a picker.
                     "initial_metadata": [{ "key": keys::INFERENCE_POOL, "value": pool.to_string() }],
+                    // A picker that has just died is not known to be dead yet; another one may take the request.
+                    "retry_policy": {
+                        "retry_on": "connect-failure,refused-stream",
+                        "num_retries": 2,
+                        // Where there is no other one, the request has failed within a tenth of a second.
+                        "retry_back_off": { "base_interval": "0.020s", "max_interval": "0.050s" },
+                        "retry_host_predicate": [previous_hosts()],
+                        "host_selection_retry_max_attempts": 5,
+                    },
                 },
                 "failure_mode_allow": fails_open,
                 "message_timeout": message_timeout,

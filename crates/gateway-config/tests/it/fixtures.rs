@@ -32,7 +32,7 @@ pub(crate) fn plan(yaml: &str) -> Result<Plan, TranslateError> {
 /// Two pods, the picker on its usual port, listeners on the manifest's ports.
 pub(crate) fn bindings(plan: &Plan) -> Bindings {
     let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    let picker = PickerBinding { address: local(9002), tls: None };
+    let picker = PickerBinding { addresses: vec![local(9002)], tls: None };
     let pickers: BTreeMap<ObjectKey, PickerBinding> =
         plan.pools().into_iter().map(|(pool, _)| (pool.clone(), picker.clone())).collect();
     let pods = vec![local(18001), local(18002)];

@@ -156,7 +156,24 @@ fn a_pool_that_fails_open_is_buffered() {
                 "key": "x-warmpath-inference-pool",
                 "value": "default/vllm-qwen-pool"
               }
-            ]
+            ],
+            "retry_policy": {
+              "retry_on": "connect-failure,refused-stream",
+              "num_retries": 2,
+              "retry_back_off": {
+                "base_interval": "0.020s",
+                "max_interval": "0.050s"
+              },
+              "retry_host_predicate": [
+                {
+                  "name": "envoy.retry_host_predicates.previous_hosts",
+                  "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                  }
+                }
+              ],
+              "host_selection_retry_max_attempts": 5
+            }
           },
           "failure_mode_allow": true,
           "message_timeout": "2s",

@@ -1,11 +1,11 @@
-//! Pickers: one process for each name that the pools give, with that one's pools and models.
+//! Pickers: for each name that the pools give, as many processes as are asked for, with that one's pools and models.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use tokio::time::sleep;
 
 use crate::cluster::authority::picker_host;
@@ -15,10 +15,16 @@ use crate::cluster::{log_tail, ports};
 
 /// Wait before a picker that ended by itself is started again.
 const BACKOFF: Duration = Duration::from_millis(500);
+/// How long one of several pickers goes on taking requests when it is to end: until Envoy's health check has seen it.
+const DRAIN_DELAY: &str = "3s";
 
 #[derive(Debug)]
 pub(super) struct PickerProcess {
     pub(super) name: String,
+    /// Name that the pools give.
+    pub(super) group: String,
+    /// Number among the processes of that name.
+    replica: u32,
     pub(super) grpc: SocketAddr,
     pub(super) health: SocketAddr,
     pub(super) metrics: SocketAddr,
@@ -30,6 +36,8 @@ pub(super) struct PickerProcess {
 pub(super) enum State {
     /// `start` tells this process from those before it.
     Running { process: Process, start: u64, ready: bool, _probe: Job },
+    /// Ending in its own time; a fresh one will have its ports.
+    Draining { process: Process },
     /// Being killed so that a fresh one can have its ports.
     Restarting,
     /// Being killed on purpose, to stay down; the reply is due when it is gone.
@@ -55,27 +63,38 @@ impl Local {
     /// Gives every picker of the manifests its ports; those that are gone from the manifests stay until they are
     /// reconciled away.
     pub(super) fn plan_pickers(&mut self) -> Result<()> {
-        for wanted in &self.desired.pickers {
-            if self.pickers.iter().any(|picker| picker.name == wanted.name) {
-                continue;
+        for group in self.desired.pickers.iter().map(|wanted| &wanted.name) {
+            for replica in 0..self.n_pickers {
+                let name = if replica == 0 {
+                    group.clone()
+                } else {
+                    format!("{group}-{}", replica.saturating_add(1))
+                };
+                if self.pickers.iter().any(|picker| picker.name == name) {
+                    continue;
+                }
+                self.authority.write_identity(&self.files.identity(&name), &picker_host(group))?;
+                self.pickers.push(PickerProcess {
+                    group: group.clone(),
+                    replica,
+                    grpc: ports::free()?,
+                    health: ports::free()?,
+                    metrics: ports::free()?,
+                    log: self.files.logs().join(format!("{name}.log")),
+                    name,
+                    state: State::Due,
+                });
             }
-            self.authority.write_identity(&self.files.identity(&wanted.name), &picker_host(&wanted.name))?;
-            self.pickers.push(PickerProcess {
-                name: wanted.name.clone(),
-                grpc: ports::free()?,
-                health: ports::free()?,
-                metrics: ports::free()?,
-                log: self.files.logs().join(format!("{}.log", wanted.name)),
-                state: State::Due,
-            });
         }
         Ok(())
     }
 
     /// Starts what is due; ends what no pool names any more.
     pub(super) fn reconcile_pickers(&mut self) -> Result<()> {
-        let wanted = &self.desired.pickers;
-        self.pickers.retain(|picker| wanted.iter().any(|wanted| wanted.name == picker.name));
+        let (wanted, n_pickers) = (&self.desired.pickers, self.n_pickers);
+        self.pickers.retain(|picker| {
+            picker.replica < n_pickers && wanted.iter().any(|wanted| wanted.name == picker.group)
+        });
         for idx in 0..self.pickers.len() {
             if matches!(self.pickers[idx].state, State::Due) {
                 self.start_picker(idx)?;
@@ -88,11 +107,12 @@ impl Local {
         self.pickers.iter().all(PickerProcess::is_settled)
     }
 
-    pub(super) fn kill_pickers(&mut self, reply: Reply) {
+    /// Kills the one of that name, or all.
+    pub(super) fn kill_pickers(&mut self, name: Option<&str>, reply: Reply) {
         let mut reply = Some(reply);
-        for picker in &mut self.pickers {
+        for picker in self.pickers.iter_mut().filter(|picker| name.is_none_or(|name| picker.name == name)) {
             match std::mem::replace(&mut picker.state, State::Waiting) {
-                State::Running { process, .. } => {
+                State::Running { process, .. } | State::Draining { process } => {
                     process.kill();
                     // The last one's end is as good as everyone's: they were killed in one go.
                     picker.state = State::Killed { reply: reply.take() };
@@ -118,10 +138,31 @@ impl Local {
         self.publish()
     }
 
+    pub(super) fn hang_pickers(&mut self, hang: bool) {
+        for picker in &mut self.pickers {
+            if let State::Running { process, .. } = &mut picker.state {
+                if hang { process.stop() } else { process.go_on() }
+            }
+        }
+    }
+
+    pub(super) fn replace_picker(&mut self, name: &str) -> Result<()> {
+        let found = self.pickers.iter_mut().find(|picker| picker.name == name);
+        let picker = found.ok_or_else(|| anyhow!("there is no picker {name}"))?;
+        picker.state = match std::mem::replace(&mut picker.state, State::Due) {
+            State::Running { mut process, .. } => {
+                process.drain();
+                State::Draining { process }
+            }
+            state => state,
+        };
+        Ok(())
+    }
+
     pub(super) fn restart_pickers(&mut self) {
         for picker in &mut self.pickers {
             match std::mem::replace(&mut picker.state, State::Restarting) {
-                State::Running { process, .. } => process.kill(),
+                State::Running { process, .. } | State::Draining { process } => process.kill(),
                 State::Restarting => {}
                 State::Killed { .. } | State::Waiting | State::Due => picker.state = State::Due,
             }
@@ -132,7 +173,7 @@ impl Local {
         self.n_children -= 1;
         let Some(picker) = self.pickers.iter_mut().find(|picker| picker.name == name) else { return };
         match &mut picker.state {
-            State::Restarting => picker.state = State::Due,
+            State::Restarting | State::Draining { .. } => picker.state = State::Due,
             State::Killed { reply } => {
                 if let Some(reply) = reply.take() {
                     let _ = reply.send(Ok(()));
@@ -179,16 +220,18 @@ impl Local {
             let limit = self.options.ready_timeout;
             let tail = log_tail(&picker.log, TAIL_LINES);
             self.trouble =
-                Some(format!("the picker {name} does not answer /healthz after {limit:?}:\n{tail}"));
+                Some(format!("the picker {name} does not answer /readyz after {limit:?}:\n{tail}"));
         }
     }
 
     fn start_picker(&mut self, idx: usize) -> Result<()> {
         let picker = &self.pickers[idx];
-        let PickerProcess { name, grpc, health, metrics, log, .. } = picker;
+        let PickerProcess { name, group, grpc, health, metrics, log, .. } = picker;
+        let peers = self.pickers.iter().filter(|peer| peer.group == *group && peer.name != *name);
+        let peers: Vec<String> = peers.map(|peer| peer.metrics.to_string()).collect();
         let mut args = Vec::new();
         for (flag, value) in [
-            ("--pool-file", self.files.pools(name).display().to_string()),
+            ("--pool-file", self.files.pools(group).display().to_string()),
             ("--endpoints-file", self.files.endpoints().display().to_string()),
             ("--host", grpc.ip().to_string()),
             ("--grpc-port", grpc.port().to_string()),
@@ -199,6 +242,10 @@ impl Local {
         }
         let identity = self.files.identity(name).display().to_string();
         args.extend(["--secure-serving".to_owned(), "--cert-path".to_owned(), identity]);
+        if !peers.is_empty() {
+            args.extend(["--drain-delay".to_owned(), DRAIN_DELAY.to_owned()]);
+        }
+        args.extend(peers.into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
         args.extend(self.options.picker_args.iter().cloned());
         let program = Program { path: self.programs.picker.clone(), args, log: log.clone() };
         let (name, metrics) = (name.clone(), *metrics);
@@ -208,7 +255,7 @@ impl Local {
         let ended = name.clone();
         self.watch_exit(exit, |status| Action::PickerEnded { name: ended, status });
         let late = Action::PickerLate { name: name.clone(), start };
-        let probe = self.probe(metrics, "/healthz", Action::PickerReady { name, start }, late);
+        let probe = self.probe(metrics, "/readyz", Action::PickerReady { name, start }, late);
         self.pickers[idx].state = State::Running { process, start, ready: false, _probe: probe };
         Ok(())
     }

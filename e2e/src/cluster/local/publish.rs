@@ -32,16 +32,16 @@ impl Local {
             .desired
             .pickers
             .iter()
-            .filter_map(|wanted| {
-                let picker = self.pickers.iter().find(|picker| picker.name == wanted.name)?;
+            .flat_map(|wanted| {
+                let processes = self.pickers.iter().filter(|picker| picker.group == wanted.name);
+                let addresses = processes.map(|picker| picker.grpc).collect();
                 let tls = Some(PickerTls {
-                    server_name: picker_host(&picker.name),
+                    server_name: picker_host(&wanted.name),
                     trusted_ca: self.files.authority(),
                 });
-                let binding = PickerBinding { address: picker.grpc, tls };
-                Some(wanted.pools.iter().map(move |pool| (pool.clone(), binding.clone())))
+                let binding = PickerBinding { addresses, tls };
+                wanted.pools.iter().map(move |pool| (pool.clone(), binding.clone()))
             })
-            .flatten()
             .collect();
         let endpoints =
             plan.clusters.iter().map(|cluster| (cluster.name.clone(), self.endpoints(cluster))).collect();
