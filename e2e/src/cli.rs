@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::check::Group;
 use crate::cluster::programs::ProgramOptions;
-use crate::{commands, guard, overhead, run};
+use crate::{commands, guard, overhead, run, soak};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,6 +17,7 @@ Examples:
   e2e up                       keep everything running and print the tutorial's curl commands
   e2e logs epp | grep 'Do prefix'
   e2e overhead                 what the picker adds: 8081 against 8080, interleaved
+  e2e soak --seconds 180       pods die, pickers are replaced, no request is lost
 
 Exit codes:
   0    everything that was asserted holds
@@ -49,6 +50,8 @@ enum Command {
     Logs(LogsArgs),
     /// Measure what the picker adds: 8081 against 8080 at 2 KB bodies, interleaved
     Overhead(OverheadArgs),
+    /// Send requests for half an hour while pods die and the picker is replaced: none may be lost, memory stays flat
+    Soak(SoakArgs),
     /// Runs a program that must not outlive the driver
     #[command(hide = true)]
     Guard {
@@ -70,8 +73,9 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub replicas: Option<u32>,
     /// Processes of the picker, which tell each other what they send where
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
-    pub pickers: u32,
+    /// [default: 1; for `soak` 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub pickers: Option<u32>,
     /// Virtual seconds per second of yours: 10 makes every GPU ten times faster
     #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = time_scale)]
     pub time_scale: f64,
@@ -149,7 +153,7 @@ pub struct OverheadArgs {
     /// Bytes of a request body
     #[arg(long, value_name = "BYTES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..=1_000_000))]
     pub body_bytes: u32,
-    /// Requests per second over both paths together [default: as fast as they are answered]
+    /// Requests per second on each path [default: as fast as they are answered]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
     /// Fail when the picker adds more than this at the median
@@ -158,6 +162,33 @@ pub struct OverheadArgs {
     /// Fail when the picker adds more than this at the 99th percentile
     #[arg(long, value_name = "MS")]
     pub max_added_p99_ms: Option<f64>,
+    /// Where generated files and logs go
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
+    /// Print JSON in place of the table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SoakArgs {
+    /// How long requests are sent [s]
+    #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u32).range(10..))]
+    pub seconds: u32,
+    /// Requests per second
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    pub rate: u32,
+    /// A pod is killed this often [s]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub kill_every: u32,
+    /// How often a picker is replaced, evenly over the time
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub replacements: u32,
+    /// Chooses the texts and the pods that die
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub seed: u64,
     /// Where generated files and logs go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub report_dir: PathBuf,
@@ -218,6 +249,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Status(args) => commands::status(&args),
         Command::Logs(args) => commands::logs(&args).await,
         Command::Overhead(args) => overhead::run(args).await,
+        Command::Soak(args) => soak::run(args).await,
         Command::Supervise { state_dir } => commands::supervise(&state_dir).await,
         Command::Guard { command: _ } => Ok(End::Good),
     }

@@ -9,6 +9,8 @@ pub mod commands;
 
 pub mod overhead;
 
+pub mod soak;
+
 pub mod scenario;
 
 pub mod journal;

@@ -35,7 +35,7 @@ struct Latency {
 struct Overhead {
     requests: usize,
     body_bytes: u32,
-    /// Requests per second over both paths; absent when each waited for the last.
+    /// Requests per second on each path; absent when each waited for the last.
     rate: Option<u32>,
     plain_8080: Latency,
     picker_8081: Latency,
@@ -108,7 +108,7 @@ async fn closed_loop(paths: &[(String, Client); 2], args: &OverheadArgs) -> Resu
 
 /// The same at an even pace, whether those before are answered or not.
 async fn open_loop(paths: &[(String, Client); 2], args: &OverheadArgs, rate: u32) -> Result<[Vec<f64>; 2]> {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / (2 * rate));
     let mut requests = JoinSet::new();
     for number in 0..2 * (WARM_UP + args.requests) {
         ticks.tick().await;
@@ -165,7 +165,7 @@ fn table(overhead: &Overhead) -> String {
         let row = [*p50_ms, *p90_ms, *p99_ms].map(|ms| format!("{ms:.2} ms"));
         table.add_row(std::iter::once(name.to_owned()).chain(row));
     }
-    let pace = rate.map_or_else(|| "each after the last".to_owned(), |rate| format!("{rate} per second"));
+    let pace = rate.map_or_else(|| "each after the last".to_owned(), |rate| format!("{rate} per second on each"));
     format!("{table}\n{requests} requests of {body_bytes} bytes per path, in turns, {pace}; wall time\n")
 }
 

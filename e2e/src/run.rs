@@ -148,7 +148,7 @@ async fn keep_until_interrupt(lab: &Lab<'_>, ui: &Ui) {
 pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
     let mut options = Options::new(manifests(args), run_dir);
     options.replicas = args.replicas;
-    options.pickers = args.pickers;
+    options.pickers = args.pickers.unwrap_or(1);
     options.time_scale = args.time_scale;
     options
 }

@@ -230,6 +230,13 @@ impl Member {
         self.distrusted.load(Ordering::Relaxed) || !matches!(*self.report.lock(), Report::Pending)
     }
 
+    /// Whether nothing was sent to it that has not ended, and it reports no request either.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let has_none = |sample: &Sample| sample.waiting == 0 && sample.running == 0;
+        self.in_flight() == 0 && matches!(&*self.report.lock(), Report::Sample(sample) if has_none(sample))
+    }
+
     /// Whether the endpoint may be picked: all but those where nothing listens.
     #[must_use]
     pub fn is_reachable(&self) -> bool {

@@ -163,7 +163,7 @@ struct PolicyArgs {
     /// pool's annotation inference.networking.x-k8s.io/routing-policy overrides it
     #[arg(long, value_name = "FILE")]
     policy_file: Option<PathBuf>,
-    /// How often each endpoint's /metrics is read
+    /// How often each endpoint's /metrics is read; half as often while it has nothing to do
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
     scrape_interval: Duration,
     /// Metrics older than this do not count

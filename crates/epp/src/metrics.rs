@@ -1,5 +1,7 @@
 //! The picker's own metrics: upstream's names where a metric of upstream exists, `epp_` otherwise.
 
+mod process;
+
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
@@ -211,6 +213,7 @@ impl Default for Metrics {
         };
         metrics.register_upstream();
         metrics.register_own();
+        metrics.registry.register_collector(Box::new(process::ProcessCollector));
         metrics
     }
 }

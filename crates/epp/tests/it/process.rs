@@ -118,6 +118,14 @@ async fn metrics_have_upstreams_names() {
     ] {
         assert!(metrics.lines().any(|line| line == expected), "{expected} is not in\n{metrics}");
     }
+    if cfg!(target_os = "linux") {
+        let value =
+            |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
+        assert!(value("process_resident_memory_bytes ").unwrap() > 1e6, "{metrics}");
+        assert!(
+            value("process_cpu_seconds_total ").unwrap() > 0.0 && value("process_open_fds ").unwrap() > 5.0
+        );
+    }
     assert_eq!(crate::fixtures::get(picker.ports.metrics, "/healthz").await, "ok\n");
 }
 

@@ -1,0 +1,237 @@
+//! `e2e soak`: conversations at an even pace through 8081 while pods are killed and pickers are replaced.
+//!
+//! A request may fail for one reason: the pod that was computing it was killed meanwhile. Every other failure is a request
+//! that had a live pod and was lost.
+
+mod chaos;
+mod ledger;
+mod memory;
+mod users;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+
+use self::chaos::Chaos;
+use self::ledger::{Ledger, Sent, Tally};
+use self::memory::{Growth, Memory};
+use self::users::Users;
+use crate::cli::{End, SoakArgs};
+use crate::clock::Stopwatch;
+use crate::cluster::Cluster;
+use crate::cluster::programs::Programs;
+use crate::evidence::access_log;
+use crate::load::client::Client;
+use crate::report::summary::new_table;
+use crate::run::{interrupted, options};
+use crate::stats::as_f64;
+use crate::ui::{self, Ui};
+
+/// Pickers, unless the flag says otherwise: a proxy needs another one while one is replaced.
+const PICKERS: u32 = 2;
+/// Between two lines of progress.
+const PROGRESS: Duration = Duration::from_secs(10);
+/// After the last answer, until Envoy has written its log.
+const LOG_FLUSH: Duration = Duration::from_millis(500);
+/// Least and most that a picker may hold [bytes], and what it may add in the second half of its life.
+const MAX_PICKER_BYTES: f64 = 150e6;
+const MAX_GROWTH_BYTES: f64 = 8e6;
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    seconds: f64,
+    requests: Tally,
+    pods_killed: usize,
+    pickers_replaced: usize,
+    /// By process; in bytes.
+    memory: Vec<Growth>,
+    /// What does not hold.
+    problems: Vec<String>,
+}
+
+pub async fn run(args: SoakArgs) -> Result<End> {
+    let ui = Ui::new(args.cluster.verbose);
+    let mut options = options(&args.cluster, &args.report_dir.join("soak"));
+    options.pickers = args.cluster.pickers.unwrap_or(PICKERS);
+    let programs = Programs::resolve(&args.cluster.programs, &ui.progress()).await?;
+    ui.step("starting pods, pickers and Envoy");
+    let cluster = Arc::new(Cluster::start(options, programs, ui.progress()).await?);
+    let soaked = tokio::select! {
+        soaked = soak(&cluster, &args, &ui) => Some(soaked),
+        () = interrupted() => None,
+    };
+    ui.step("ending every process");
+    Arc::into_inner(cluster).context("the cluster is still in use")?.stop().await?;
+    ui.finish();
+    let Some(outcome) = soaked.transpose()? else { return Ok(End::Interrupted) };
+    ui::print(&match args.json {
+        true => format!("{}\n", serde_json::to_string_pretty(&outcome)?),
+        false => table(&outcome),
+    });
+    Ok(if outcome.problems.is_empty() { End::Good } else { End::Failed })
+}
+
+async fn soak(cluster: &Cluster, args: &SoakArgs, ui: &Ui) -> Result<Outcome> {
+    let started = Stopwatch::start();
+    let url = format!("http://{}/v1/chat/completions", cluster.gateway("llm-gw")?);
+    let duration = Duration::from_secs(args.seconds.into());
+    let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+    let chaos = Chaos::new(cluster, started, ChaCha8Rng::seed_from_u64(rng.random()));
+    let ledger = Arc::new(Mutex::new(Ledger::default()));
+    let memory = Memory::new(cluster, started);
+    ui.note(&format!(
+        "{} requests per second for {} s; a pod dies every {} s, a picker is replaced {} times",
+        args.rate, args.seconds, args.kill_every, args.replacements
+    ));
+    let talking = Conversing { url, client: Client::default(), started, ledger: Arc::clone(&ledger) };
+    let sending = talking.run(duration, args.rate, Users::new(rng.random()));
+    let (sent, killed, replaced, growth, ()) = tokio::join!(
+        sending,
+        chaos.kill_pods(duration, Duration::from_secs(args.kill_every.into())),
+        chaos.replace_pickers(duration, args.replacements),
+        memory.watch(duration),
+        progress(duration, &ledger, ui),
+    );
+    let (deaths, pickers_replaced) = (killed?, replaced?);
+    sent.join_all().await;
+    sleep(LOG_FLUSH).await;
+    let log = std::fs::read(cluster.files().access_log()).context("read Envoy's access log")?;
+    let log = access_log::parse(&String::from_utf8_lossy(&log))
+        .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))?;
+    let requests = ledger.lock().judge(&log, &deaths);
+    let growth = growth?;
+    let problems = problems(&requests, &growth, (deaths.len(), args));
+    Ok(Outcome {
+        seconds: started.elapsed().as_secs_f64(),
+        requests,
+        pods_killed: deaths.len(),
+        pickers_replaced,
+        memory: growth,
+        problems,
+    })
+}
+
+/// The users' side.
+struct Conversing {
+    url: String,
+    client: Client,
+    started: Stopwatch,
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Conversing {
+    /// Sends at an even pace; returns when all is sent, with what is still to be answered.
+    async fn run(&self, duration: Duration, rate: u32, users: Users) -> JoinSet<()> {
+        let users = Arc::new(Mutex::new(users));
+        let mut ticks = pace(Duration::from_secs(1) / rate);
+        let mut requests = JoinSet::new();
+        let mut number = 0_u64;
+        while self.started.elapsed() < duration {
+            ticks.tick().await;
+            let turn = users.lock().next();
+            let url = format!("{}?soak={number}", self.url);
+            let (client, users) = (self.client.clone(), Arc::clone(&users));
+            let (ledger, started) = (Arc::clone(&self.ledger), self.started);
+            let sent_at = started.elapsed();
+            ledger.lock().n_sent += 1;
+            requests.spawn(async move {
+                let reply = client.post(&url, &[], turn.body).await;
+                let ended_at = started.elapsed();
+                let sent = Sent { number, sent_at, ended_at };
+                let answer = reply.map_err(|error| format!("{error:#}")).and_then(|reply| {
+                    reply.chat().map_err(|error| format!("{}: {error}", reply.status.as_u16()))
+                });
+                users.lock().answered(turn.user, answer.as_ref().ok().map(|chat| chat.content.as_str()));
+                ledger.lock().note(sent, answer.map(|chat| chat.usage));
+            });
+            while requests.try_join_next().is_some() {}
+            number += 1;
+        }
+        requests
+    }
+}
+
+/// A late tick is made up for: the pace holds on average.
+fn pace(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    ticks
+}
+
+async fn progress(duration: Duration, ledger: &Mutex<Ledger>, ui: &Ui) {
+    let started = Stopwatch::start();
+    let mut ticks = interval(PROGRESS);
+    ticks.tick().await;
+    while started.elapsed() + PROGRESS < duration {
+        ticks.tick().await;
+        let (n_sent, n_answered, n_failed) = ledger.lock().counts();
+        let seconds = started.elapsed().as_secs();
+        ui.step(&format!(
+            "{seconds} of {} s: {n_sent} sent, {n_answered} answered, {n_failed} failed",
+            duration.as_secs()
+        ));
+    }
+}
+
+fn problems(requests: &Tally, memory: &[Growth], (n_killed, args): (usize, &SoakArgs)) -> Vec<String> {
+    let mut problems = Vec::new();
+    if requests.answered == 0 {
+        problems.push("no request was answered".to_owned());
+    }
+    if !requests.lost.is_empty() {
+        problems.push(format!("{} requests with a live pod were lost", requests.lost.len()));
+    }
+    if n_killed == 0 && args.seconds > args.kill_every {
+        problems.push("no pod was killed".to_owned());
+    }
+    for growth in memory.iter().filter(|growth| growth.is_picker) {
+        if growth.most > MAX_PICKER_BYTES {
+            let most = growth.most / 1e6;
+            problems.push(format!(
+                "{} holds {most:.0} MB, more than {}",
+                growth.process,
+                MAX_PICKER_BYTES / 1e6
+            ));
+        }
+    }
+    for growth in memory.iter().filter(|growth| growth.grown > MAX_GROWTH_BYTES) {
+        let grown = growth.grown / 1e6;
+        problems.push(format!("{} grew by {grown:.1} MB in the second half of its life", growth.process));
+    }
+    problems
+}
+
+fn table(outcome: &Outcome) -> String {
+    let Outcome { seconds, requests, pods_killed, pickers_replaced, memory, problems } = outcome;
+    let mut table = new_table(&["process", "half way", "at the end", "most"], 1);
+    for Growth { process, half_way, grown, most, .. } in memory {
+        let row = [*half_way, half_way + grown, *most].map(|bytes| format!("{:.1} MB", bytes / 1e6));
+        table.add_row(std::iter::once(process.clone()).chain(row));
+    }
+    let Tally { sent, answered, excused, lost, cached_share } = requests;
+    let mut text = format!(
+        "{table}\n{sent} requests in {seconds:.0} s ({:.1} per second): {answered} answered, {excused} failed with their pod, \
+         {} lost; {:.0} % of prompt tokens cached\n{pods_killed} pods killed, {pickers_replaced} pickers replaced\n",
+        as_f64(*sent) / seconds,
+        lost.len(),
+        cached_share * 100.0
+    );
+    for line in lost.iter().take(20) {
+        text += &format!("lost: {line}\n");
+    }
+    for problem in problems {
+        text += &format!("FAILED {problem}\n");
+    }
+    if problems.is_empty() {
+        text += "no request that had a live pod was lost, and memory is flat\n";
+    }
+    text
+}

@@ -1,0 +1,111 @@
+//! How much the pickers and Envoy hold, over their lives.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::{interval, sleep};
+
+use crate::clock::Stopwatch;
+use crate::cluster::Cluster;
+use crate::load::client::Client;
+
+const PERIOD: Duration = Duration::from_secs(1);
+/// A process that lived for fewer samples than this tells nothing of growth.
+const MIN_SAMPLES: usize = 20;
+const RESIDENT: &str = "process_resident_memory_bytes ";
+
+/// One process' memory [bytes].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Growth {
+    pub(super) process: String,
+    pub(super) is_picker: bool,
+    /// In the middle of its life.
+    pub(super) half_way: f64,
+    /// From then to its end.
+    pub(super) grown: f64,
+    pub(super) most: f64,
+}
+
+pub(super) struct Memory<'a> {
+    cluster: &'a Cluster,
+    started: Stopwatch,
+    client: Client,
+}
+
+/// Samples by process: a picker that was replaced is another process.
+#[derive(Debug, Default)]
+struct Lives(BTreeMap<String, Vec<f64>>);
+
+impl<'a> Memory<'a> {
+    pub(super) fn new(cluster: &'a Cluster, started: Stopwatch) -> Self {
+        Self { cluster, started, client: Client::default() }
+    }
+
+    /// Samples until the time is over.
+    pub(super) async fn watch(&self, duration: Duration) -> Result<Vec<Growth>> {
+        let mut lives = Lives::default();
+        let mut generations: BTreeMap<String, u32> = BTreeMap::new();
+        let mut was_running: BTreeMap<String, bool> = BTreeMap::new();
+        let mut ticks = interval(PERIOD);
+        while self.started.elapsed() + PERIOD < duration {
+            ticks.tick().await;
+            let status = self.cluster.status();
+            for picker in &status.pickers {
+                let was = was_running.insert(picker.name.clone(), picker.running).unwrap_or(false);
+                let generation = generations.entry(picker.name.clone()).or_default();
+                *generation += u32::from(picker.running && !was);
+                let url = format!("http://{}/metrics", picker.metrics);
+                // One that is being replaced may not answer.
+                let Ok(reply) = self.client.get(&url).await else { continue };
+                let text = reply.text();
+                let bytes = text.lines().find_map(|line| line.strip_prefix(RESIDENT)?.parse::<f64>().ok());
+                let name = format!("{} #{generation}", picker.name);
+                lives.note(name, bytes.with_context(|| format!("{url} lacks {RESIDENT}"))?);
+            }
+            let reply = self.client.get(&format!("http://{}/memory", status.admin)).await?;
+            let memory: Value = serde_json::from_slice(&reply.body).context("read Envoy's memory")?;
+            let allocated = memory["allocated"].as_str().and_then(|bytes| bytes.parse::<f64>().ok());
+            lives.note("envoy, allocated".to_owned(), allocated.context("Envoy does not tell its memory")?);
+        }
+        sleep(duration.saturating_sub(self.started.elapsed())).await;
+        Ok(lives.growth())
+    }
+}
+
+impl Lives {
+    fn note(&mut self, process: String, bytes: f64) {
+        self.0.entry(process).or_default().push(bytes);
+    }
+
+    fn growth(self) -> Vec<Growth> {
+        let growth = |(process, samples): (String, Vec<f64>)| {
+            let last = *samples.last()?;
+            let half_way = samples[samples.len() / 2];
+            let is_picker = process.contains('#');
+            let most = samples.iter().copied().fold(0.0, f64::max);
+            let grown = if samples.len() < MIN_SAMPLES { 0.0 } else { last - half_way };
+            Some(Growth { process, is_picker, half_way, grown, most })
+        };
+        self.0.into_iter().filter_map(growth).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Lives;
+
+    #[test]
+    fn growth_is_that_of_the_second_half() {
+        let mut lives = Lives::default();
+        for second in 0..40_u32 {
+            lives.note("a #1".to_owned(), f64::from(second.min(10)));
+            lives.note("b #1".to_owned(), f64::from(second));
+        }
+        lives.note("c #1".to_owned(), 5.0);
+        let grown: Vec<f64> = lives.growth().iter().map(|growth| growth.grown).collect();
+        assert_eq!(grown, [0.0, 19.0, 0.0]);
+    }
+}
