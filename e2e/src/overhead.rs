@@ -165,7 +165,8 @@ fn table(overhead: &Overhead) -> String {
         let row = [*p50_ms, *p90_ms, *p99_ms].map(|ms| format!("{ms:.2} ms"));
         table.add_row(std::iter::once(name.to_owned()).chain(row));
     }
-    let pace = rate.map_or_else(|| "each after the last".to_owned(), |rate| format!("{rate} per second on each"));
+    let pace =
+        rate.map_or_else(|| "each after the last".to_owned(), |rate| format!("{rate} per second on each"));
     format!("{table}\n{requests} requests of {body_bytes} bytes per path, in turns, {pace}; wall time\n")
 }
 

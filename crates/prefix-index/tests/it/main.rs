@@ -1,5 +1,6 @@
 //! Behaviour of the prefix index at its boundary.
 
+mod blocks;
 mod concurrency;
 mod fixtures;
 mod memory;

@@ -1,0 +1,366 @@
+//! What engines say they hold: their cache events, in an index over endpoints.
+//!
+//! Engines name a block by a hash of their own choosing. Here a block's name is a hash of the tokens up to its end and of
+//! what sets caches apart, computed from the events' token ids: the same for a request, whatever the engine hashes with.
+//! Blocks that requests on their way will compute count as held while they are expected.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
+use smallvec::SmallVec;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+
+use crate::endpoint::EndpointId;
+
+/// Between two parts of a block's name that have no fixed length.
+const SEPARATOR: u8 = 0xff;
+
+/// A block's name as its engine gave it: an integer or bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EngineHash(u128);
+
+/// A change of an engine's cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockEvent {
+    Stored(Stored),
+    Removed(Vec<EngineHash>),
+    Cleared,
+}
+
+/// Blocks that follow each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    pub hashes: Vec<EngineHash>,
+    /// The block before the first of them; `None` at the start of a text.
+    pub parent: Option<EngineHash>,
+    /// Of all of them.
+    pub tokens: Vec<u32>,
+    /// Tokens of a block.
+    pub block_size: u32,
+    /// By block, as far as they are told: what sets it apart besides tokens (adapter, salt, images).
+    pub extras: Vec<Vec<String>>,
+    /// The adapter of all of them.
+    pub adapter: Option<String>,
+}
+
+/// A request's tokens, and what sets its blocks apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenPrompt {
+    pub tokens: Vec<u32>,
+    pub adapter: Option<String>,
+    /// Counts for the first block, on which all others depend.
+    pub salt: Option<String>,
+}
+
+/// Which blocks each endpoint holds.
+#[derive(Debug, Default)]
+pub struct BlockIndex {
+    state: ShardedLock<State>,
+}
+
+/// Sizes and counters, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Distinct blocks that are held or expected somewhere.
+    pub n_blocks: u64,
+    /// Blocks that were stored behind one that was never heard of, since the start.
+    pub n_orphans: u64,
+}
+
+/// Blocks that an endpoint is going to compute; dropping it ends that.
+#[derive(Debug)]
+#[must_use]
+pub struct Expected {
+    index: Arc<BlockIndex>,
+    endpoint: EndpointId,
+    names: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By block: who holds it, with how many copies.
+    holders: HashMap<u64, SmallVec<[(EndpointId, u32); 2]>>,
+    endpoints: HashMap<EndpointId, Endpoint>,
+    n_orphans: u64,
+}
+
+#[derive(Debug, Default)]
+struct Endpoint {
+    /// By the engine's name: ours, and how many copies there are.
+    blocks: HashMap<EngineHash, (u64, u32)>,
+    /// Tokens of a block, once one was stored.
+    block_size: Option<u32>,
+    /// Whether nothing was missed, so that it may be believed.
+    is_live: bool,
+}
+
+// === impl EngineHash ===
+
+impl EngineHash {
+    #[must_use]
+    pub fn of_integer(integer: u64) -> Self {
+        Self(integer.into())
+    }
+
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self(xxh3_128(bytes))
+    }
+}
+
+// === impl TokenPrompt ===
+
+impl TokenPrompt {
+    /// Names of the full blocks, in order.
+    #[must_use]
+    pub fn names(&self, block_size: u32) -> Vec<u64> {
+        let Self { tokens, adapter, salt } = self;
+        let mut names = Vec::with_capacity(tokens.len() / block_size.max(1) as usize);
+        let mut name = 0;
+        for tokens in tokens.chunks_exact(block_size.max(1) as usize) {
+            let salt = salt.as_deref().filter(|_| names.is_empty());
+            name = name_of(name, tokens, adapter.as_deref(), salt.into_iter());
+            names.push(name);
+        }
+        names
+    }
+
+    /// Tokens of `n_blocks` cached blocks that a request saves: the last token is always computed anew.
+    fn saved(&self, n_blocks: usize, block_size: u32) -> u64 {
+        let block_size = u64::from(block_size);
+        let n_tokens = self.tokens.len() as u64;
+        let most = n_tokens.saturating_sub(1) / block_size;
+        (n_blocks as u64).min(most) * block_size
+    }
+}
+
+// === impl BlockIndex ===
+
+impl BlockIndex {
+    /// Makes the endpoint's cache empty, and believes its events from now on if `is_live`.
+    pub fn reset(&self, endpoint: EndpointId, is_live: bool) {
+        let mut state = self.write();
+        state.clear(endpoint);
+        state.endpoints.entry(endpoint).or_default().is_live = is_live;
+    }
+
+    /// Says whether the endpoint's blocks are known; while they are not, nobody asks for them.
+    pub fn set_live(&self, endpoint: EndpointId, is_live: bool) {
+        if let Some(endpoint) = self.write().endpoints.get_mut(&endpoint) {
+            endpoint.is_live = is_live;
+        }
+    }
+
+    /// Applies what one message told, in order. Ignored for an endpoint that was not reset before.
+    pub fn apply(&self, endpoint: EndpointId, events: Vec<BlockEvent>) {
+        let mut state = self.write();
+        for event in events {
+            match event {
+                BlockEvent::Stored(stored) => state.store(endpoint, stored),
+                BlockEvent::Removed(hashes) => hashes.iter().for_each(|hash| state.remove(endpoint, *hash)),
+                BlockEvent::Cleared => state.clear(endpoint),
+            }
+        }
+    }
+
+    /// Forgets the endpoint. What it is expected to compute is forgotten as the requests end.
+    pub fn remove_endpoint(&self, endpoint: EndpointId) {
+        let mut state = self.write();
+        state.clear(endpoint);
+        state.endpoints.remove(&endpoint);
+    }
+
+    /// Tokens of the prompt that each endpoint would not compute, in the order of `endpoints`; `None` for those that are
+    /// not known.
+    #[must_use]
+    pub fn saved_tokens(&self, prompt: &TokenPrompt, endpoints: &[EndpointId]) -> Vec<Option<u64>> {
+        let state = self.read();
+        let block_sizes: Vec<Option<u32>> =
+            endpoints.iter().map(|endpoint| state.block_size_of(*endpoint)).collect();
+        let mut saved = vec![None; endpoints.len()];
+        let mut sizes: Vec<u32> = block_sizes.iter().copied().flatten().collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        // One size for most pools.
+        for block_size in sizes {
+            let those = |idx: &usize| block_sizes[*idx] == Some(block_size);
+            let alike: Vec<usize> = (0..endpoints.len()).filter(those).collect();
+            let names = prompt.names(block_size);
+            for (idx, n_blocks) in state.held_from_the_start(&names, endpoints, alike) {
+                saved[idx] = Some(prompt.saved(n_blocks, block_size));
+            }
+        }
+        saved
+    }
+
+    /// The prompt is on its way to `endpoint`: its blocks count as held there until the answer is dropped. `None` when the
+    /// endpoint is not known.
+    #[must_use]
+    pub fn expect(self: &Arc<Self>, prompt: &TokenPrompt, endpoint: EndpointId) -> Option<Expected> {
+        let mut state = self.write();
+        let block_size = state.block_size_of(endpoint)?;
+        let names = prompt.names(block_size);
+        names.iter().for_each(|name| state.add(*name, endpoint));
+        drop(state);
+        Some(Expected { index: Arc::clone(self), endpoint, names })
+    }
+
+    /// Blocks that the endpoint has stored; `None` when it is not known.
+    #[must_use]
+    pub fn held_blocks(&self, endpoint: EndpointId) -> Option<u64> {
+        let state = self.read();
+        state.endpoints.get(&endpoint).filter(|known| known.is_live).map(|known| known.blocks.len() as u64)
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let state = self.read();
+        Stats { n_blocks: state.holders.len() as u64, n_orphans: state.n_orphans }
+    }
+
+    fn read(&self) -> ShardedLockReadGuard<'_, State> {
+        self.state.read().expect("no thread panics while it changes the index")
+    }
+
+    fn write(&self) -> ShardedLockWriteGuard<'_, State> {
+        self.state.write().expect("no thread panics while it changes the index")
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut state = self.index.write();
+        for name in self.names.drain(..) {
+            state.subtract(name, self.endpoint, 1);
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn store(&mut self, endpoint: EndpointId, stored: Stored) {
+        let Stored { hashes, parent, tokens, block_size, extras, adapter } = stored;
+        let Some(known) = self.endpoints.get_mut(&endpoint) else { return };
+        let mut name = match parent.map(|parent| known.blocks.get(&parent)) {
+            None => 0,
+            Some(Some((name, _))) => *name,
+            // Its tokens cannot be told without those before it.
+            Some(None) => {
+                self.n_orphans += hashes.len() as u64;
+                return;
+            }
+        };
+        known.block_size = Some(block_size.max(1));
+        let mut added = Vec::with_capacity(hashes.len());
+        for (idx, (hash, tokens)) in
+            hashes.iter().zip(tokens.chunks_exact(block_size.max(1) as usize)).enumerate()
+        {
+            let others = extras.get(idx).into_iter().flatten().map(String::as_str);
+            let others = others.filter(|extra| Some(*extra) != adapter.as_deref());
+            name = name_of(name, tokens, adapter.as_deref(), others);
+            known.blocks.entry(*hash).or_insert((name, 0)).1 += 1;
+            added.push(name);
+        }
+        added.iter().for_each(|name| self.add(*name, endpoint));
+    }
+
+    fn remove(&mut self, endpoint: EndpointId, hash: EngineHash) {
+        let Some(known) = self.endpoints.get_mut(&endpoint) else { return };
+        let Some((name, n_copies)) = known.blocks.get_mut(&hash) else { return };
+        let name = *name;
+        *n_copies -= 1;
+        if *n_copies == 0 {
+            known.blocks.remove(&hash);
+        }
+        self.subtract(name, endpoint, 1);
+    }
+
+    fn clear(&mut self, endpoint: EndpointId) {
+        let Some(known) = self.endpoints.get_mut(&endpoint) else { return };
+        for (name, n_copies) in std::mem::take(&mut known.blocks).into_values() {
+            self.subtract(name, endpoint, n_copies);
+        }
+    }
+
+    /// Tokens of a block of an endpoint that is believed. One that has stored nothing yet is taken to be like the others.
+    fn block_size_of(&self, endpoint: EndpointId) -> Option<u32> {
+        let known = self.endpoints.get(&endpoint).filter(|known| known.is_live)?;
+        known.block_size.or_else(|| self.endpoints.values().find_map(|endpoint| endpoint.block_size))
+    }
+
+    /// How many of the blocks, from the first on, each of `alike` holds, which are positions in `endpoints`.
+    fn held_from_the_start(
+        &self,
+        names: &[u64],
+        endpoints: &[EndpointId],
+        mut alike: Vec<usize>,
+    ) -> Vec<(usize, usize)> {
+        let mut held = Vec::with_capacity(alike.len());
+        let n_slots = alike.iter().map(|idx| endpoints[*idx].slot() as usize + 1).max().unwrap_or(0);
+        // By slot: who was last seen there, and at which block.
+        let mut seen: Vec<(u32, usize)> = vec![(0, usize::MAX); n_slots];
+        for (n_blocks, name) in names.iter().enumerate() {
+            let holders = self.holders.get(name).map(SmallVec::as_slice).unwrap_or_default();
+            for (holder, _) in holders {
+                if let Some(seen) = seen.get_mut(holder.slot() as usize) {
+                    *seen = (holder.generation(), n_blocks);
+                }
+            }
+            alike.retain(|idx| {
+                let endpoint = endpoints[*idx];
+                let holds = seen[endpoint.slot() as usize] == (endpoint.generation(), n_blocks);
+                if !holds {
+                    held.push((*idx, n_blocks));
+                }
+                holds
+            });
+            if alike.is_empty() {
+                return held;
+            }
+        }
+        held.extend(alike.into_iter().map(|idx| (idx, names.len())));
+        held
+    }
+
+    fn add(&mut self, name: u64, endpoint: EndpointId) {
+        let holders = self.holders.entry(name).or_default();
+        match holders.iter_mut().find(|(id, _)| *id == endpoint) {
+            Some((_, n_copies)) => *n_copies += 1,
+            None => holders.push((endpoint, 1)),
+        }
+    }
+
+    fn subtract(&mut self, name: u64, endpoint: EndpointId, n: u32) {
+        let Some(holders) = self.holders.get_mut(&name) else { return };
+        if let Some(position) = holders.iter().position(|(id, _)| *id == endpoint) {
+            let n_copies = &mut holders[position].1;
+            *n_copies = n_copies.saturating_sub(n);
+            if *n_copies == 0 {
+                holders.swap_remove(position);
+            }
+        }
+        if holders.is_empty() {
+            self.holders.remove(&name);
+        }
+    }
+}
+
+/// The name of the block that follows the one named `parent`, 0 at the start of a text.
+fn name_of<'a>(
+    parent: u64,
+    tokens: &[u32],
+    adapter: Option<&'a str>,
+    others: impl Iterator<Item = &'a str>,
+) -> u64 {
+    let mut bytes: SmallVec<[u8; 128]> = SmallVec::new();
+    for token in tokens {
+        bytes.extend_from_slice(&token.to_le_bytes());
+    }
+    for part in adapter.into_iter().chain(others) {
+        bytes.push(SEPARATOR);
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    xxh3_64_with_seed(&bytes, parent)
+}
