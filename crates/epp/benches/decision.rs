@@ -19,6 +19,7 @@ use epp::metrics::Metrics;
 use epp::tuning::Patch;
 use inference_api::manifest::{self, Object};
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use pool_index::snapshot::KvAddresses;
 use scheduling::saturation::Thresholds;
 
 const POOL: &str = "\
@@ -47,7 +48,13 @@ fn director() -> Director {
     let endpoints = (0..N_PODS).map(|pod| {
         let address = ([10, 0, 0, 1], 8000 + pod).into();
         let key = inference_api::object::ObjectKey::new("default", format!("pod-{pod}"));
-        Change::ApplyEndpoint(EndpointRecord { key, address, membership: Membership::EveryPool, ready: true })
+        Change::ApplyEndpoint(EndpointRecord {
+            key,
+            address,
+            kv: KvAddresses::default(),
+            membership: Membership::EveryPool,
+            ready: true,
+        })
     });
     index.apply(pools.chain(endpoints).collect::<Vec<_>>());
     let options = Options {

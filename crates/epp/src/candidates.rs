@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use inference_api::object::ObjectKey;
 use inference_api::pool::ModelServerRuntime;
 use parking_lot::Mutex;
-use pool_index::snapshot::{Endpoint, ModelStatus, Pool, Slot, Snapshot};
+use pool_index::snapshot::{Endpoint, KvAddresses, ModelStatus, Pool, Slot, Snapshot};
+use prefix_index::blocks::Expected;
 use prefix_index::endpoint::EndpointId;
 use prometheus_client::metrics::gauge::Gauge;
 use scheduling::candidate::{AdapterState, Load};
@@ -84,6 +85,10 @@ pub struct Member {
     /// Something went wrong since the last scrape that succeeded, so what it said may be over.
     distrusted: AtomicBool,
     runtime: Mutex<ModelServerRuntime>,
+    /// Where its engine tells what its cache holds.
+    pub kv: KvAddresses,
+    /// Whether a pool goes by that.
+    wants_events: AtomicBool,
     pub facts: CacheFacts,
 }
 
@@ -96,6 +101,8 @@ pub struct Lease {
     uncached_bytes: u64,
     /// Of its prompt in the index, until the first token.
     insertion: Option<Insertion>,
+    /// The blocks that it will have stored, until its end.
+    expected_blocks: Option<Expected>,
     /// Running requests of the model.
     running: Gauge,
 }
@@ -146,6 +153,8 @@ impl Member {
             report: Mutex::new(Report::Pending),
             distrusted: AtomicBool::new(false),
             runtime: Mutex::default(),
+            kv: endpoint.kv,
+            wants_events: AtomicBool::new(false),
             facts: CacheFacts::default(),
         }
     }
@@ -167,13 +176,13 @@ impl Member {
     pub fn lease(
         self: &Arc<Self>,
         uncached_bytes: u64,
-        insertion: Option<Insertion>,
+        (insertion, expected): (Option<Insertion>, Option<Expected>),
         running: Gauge,
     ) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed);
         running.inc();
-        Lease { member: Arc::clone(self), uncached_bytes, insertion, running }
+        Lease { member: Arc::clone(self), uncached_bytes, insertion, expected_blocks: expected, running }
     }
 
     #[must_use]
@@ -268,6 +277,12 @@ impl Member {
         }
     }
 
+    /// Whether a pool wants to know what its engine says it holds.
+    #[must_use]
+    pub fn wants_events(&self) -> bool {
+        self.wants_events.load(Ordering::Relaxed)
+    }
+
     /// The engine, as the pool's annotation names it.
     #[must_use]
     pub fn runtime(&self) -> ModelServerRuntime {
@@ -302,6 +317,7 @@ impl Lease {
     /// Another member serves the request after all.
     pub fn move_to(&mut self, member: &Arc<Member>, insertion: Option<Insertion>) {
         self.insertion = insertion;
+        self.expected_blocks = None;
         member.in_flight.fetch_add(1, Ordering::Relaxed);
         member.uncached_bytes.fetch_add(self.uncached_bytes, Ordering::Relaxed);
         self.member.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -362,6 +378,12 @@ impl Roster {
         // Of several pools that select an endpoint, the first by name says what it runs.
         for Roll { pool, members } in rolls.values().rev() {
             members.iter().for_each(|member| *member.runtime.lock() = pool.runtime);
+        }
+        for member in &members {
+            let wants = |roll: &Roll| {
+                roll.pool.goes_by_events() && roll.members.iter().any(|own| own.slot == member.slot)
+            };
+            member.wants_events.store(rolls.values().any(wants), Ordering::Relaxed);
         }
         Self { version: snapshot.version, rolls, members, models: Arc::clone(&snapshot.models) }
     }

@@ -22,6 +22,7 @@ use self::explain::ExplainArgs;
 use self::knobs::KnobArgs;
 use crate::compat::Compat;
 use crate::director::{Options, Peers};
+use crate::kv_events;
 use crate::log::{self, Filter, Format};
 use crate::server::tls::{Security, local_names};
 use crate::server::{Ports, Server, Settings, Shutdown};
@@ -166,6 +167,17 @@ struct PolicyArgs {
     /// How often each endpoint's /metrics is read; half as often while it has nothing to do
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
     scrape_interval: Duration,
+    /// Port of each engine's KV events (ZMQ), for pools annotated inference.networking.x-k8s.io/prefix-cache-mode: precise;
+    /// an endpoint's kvEvents overrides it
+    #[arg(long, value_name = "PORT", default_value_t = 5557)]
+    kv_events_port: u16,
+    /// Port where each engine repeats its KV events; an endpoint's kvReplay overrides it [default: none is asked]
+    #[arg(long, value_name = "PORT")]
+    kv_replay_port: Option<u16>,
+    /// How long a request of such a pool waits for its token ids, which a pod's /tokenize tells; after that it is placed by
+    /// the estimate
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = parse_duration)]
+    tokenize_timeout: Duration,
     /// Metrics older than this do not count
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
     max_metrics_age: Duration,
@@ -245,6 +257,9 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
     let PolicyArgs {
         policy_file,
         scrape_interval,
+        kv_events_port,
+        kv_replay_port,
+        tokenize_timeout,
         max_metrics_age,
         saturation_queue_depth,
         saturation_kv_usage,
@@ -267,6 +282,8 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         otlp: None,
         peers: Vec::new(),
         scrape_interval,
+        kv_ports: kv_events::follow::Ports { events: kv_events_port, replay: kv_replay_port },
+        tokenize_timeout,
         grace_period,
         drain_delay,
         max_body_bytes,

@@ -3,13 +3,13 @@
 //! Synchronous and without I/O: everything it reads is in memory, and the time is handed in.
 
 mod estimate;
+mod matching;
 mod model;
 mod note;
 mod peers;
 mod report;
 mod ticket;
 
-use std::cell::RefCell;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,9 +20,9 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::{Criticality, RoutingStrategy};
 use parking_lot::Mutex;
 use pool_index::snapshot::Snapshot;
+use prefix_index::blocks::{BlockIndex, TokenPrompt};
 use prefix_index::chain::{Chain, ChainSeed};
 use prefix_index::index::PrefixIndex;
-use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
@@ -31,6 +31,7 @@ use scheduling::pick::{Ask, Policy, pick};
 use scheduling::saturation::Thresholds;
 
 use self::estimate::Estimate;
+use self::matching::Matched;
 use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
@@ -49,15 +50,6 @@ use crate::tuning::Patch;
 /// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
 const REQUEST_ID_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const REQUEST_ID_LENGTH: usize = 10;
-/// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
-/// bound, all prompts of a few words would match each other's first block and go to one pod.
-const MIN_MATCHED_BYTES: u64 = 64;
-
-thread_local! {
-    /// Memory of a lookup's answer, used again by the next lookup of the thread.
-    static MATCHES: RefCell<Matches> = RefCell::new(Matches::new());
-}
-
 /// What does not change while the process runs.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -104,6 +96,7 @@ pub struct Director {
     roster: ArcSwap<Roster>,
     incarnations: Incarnations,
     index: PrefixIndex,
+    blocks: Arc<BlockIndex>,
     policies: Arc<Policies>,
     /// Also the lock under which loads and prefixes are read and noted, so that simultaneous picks see each other.
     rng: Mutex<ChaCha8Rng>,
@@ -118,6 +111,8 @@ pub struct Director {
 struct Considered<'a> {
     member: &'a Arc<Member>,
     candidate: Candidate,
+    /// What its engine says it holds of the prompt; `None` when that is not known.
+    cached_tokens: Option<u64>,
 }
 
 /// A request whose pool and model are known.
@@ -131,6 +126,8 @@ struct Placement<'a> {
     n_bytes: Option<u64>,
     /// Under PREFIX_CACHE, for a body that was read.
     chain: Option<Chain>,
+    /// The same prompt in tokens, for a pool that goes by events.
+    tokens: Option<TokenPrompt>,
     /// Length of the text that the chain is made of.
     prompt_bytes: u64,
 }
@@ -145,6 +142,7 @@ impl<'a> Placement<'a> {
             criticality: None,
             n_bytes: None,
             chain: None,
+            tokens: None,
             prompt_bytes: 0,
         }
     }
@@ -157,6 +155,7 @@ impl Director {
             roster: ArcSwap::default(),
             incarnations: Incarnations::default(),
             index: PrefixIndex::new(options.index_capacity),
+            blocks: Arc::default(),
             policies: Arc::new(Policies::new(options.policy.clone())),
             rng: Mutex::new(ChaCha8Rng::seed_from_u64(options.seed)),
             decisions: Decisions::new(options.n_decisions),
@@ -184,7 +183,9 @@ impl Director {
 
     /// The process behind `member` is gone, and its cache with it.
     pub fn forget(&self, member: &Member) {
-        self.index.remove_endpoint(member.reincarnate(&self.incarnations));
+        let gone = member.reincarnate(&self.incarnations);
+        self.index.remove_endpoint(gone);
+        self.blocks.remove_endpoint(gone);
     }
 
     /// Whether requests are placed knowingly: there is a pool, and every endpoint was asked for its load, once. Endpoints
@@ -214,6 +215,12 @@ impl Director {
         self.options.compat
     }
 
+    /// What engines say they hold.
+    #[must_use]
+    pub fn blocks(&self) -> &Arc<BlockIndex> {
+        &self.blocks
+    }
+
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
@@ -233,13 +240,13 @@ impl Director {
         inquiry: Inquiry,
         now: Now,
     ) -> (Result<Pick<Ticket>, Refusal>, Arc<Decision>) {
-        let Inquiry { x_request_id, pool, subset, wants_reason, content } = inquiry;
+        let Inquiry { x_request_id, pool, subset, wants_reason, content, tokens } = inquiry;
         let record = Decision::new(self.request_id(), x_request_id, timestamp(now.wall));
         let labels = ModelLabels { model_name: String::new(), target_model_name: String::new() };
         let mut trace = Trace { record, labels };
         let roster = self.roster.load();
         let picked = self
-            .locate(&roster, pool.as_ref(), content, &mut trace)
+            .locate(&roster, pool.as_ref(), (content, tokens), &mut trace)
             .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
         let reason = wants_reason.then(|| trace.record.to_header());
         match &picked {
@@ -273,6 +280,8 @@ impl Director {
         let roster = self.roster.load();
         let stats = self.index.stats();
         self.metrics.prefix_indexer_blocks.set(i64::try_from(stats.n_held_blocks).unwrap_or(i64::MAX));
+        let n_blocks = self.blocks.stats().n_blocks;
+        self.metrics.kv_index_blocks.set(i64::try_from(n_blocks).unwrap_or(i64::MAX));
         self.metrics.prefix_indexer_evicted.set(i64::try_from(stats.n_evicted_blocks).unwrap_or(i64::MAX));
         self.metrics.pod_queue_size.clear();
         self.metrics.pod_in_flight.clear();
@@ -312,7 +321,7 @@ impl Director {
         &self,
         roster: &'a Roster,
         pool: Option<&ObjectKey>,
-        content: Content,
+        (content, tokens): (Content, Option<Vec<u32>>),
         trace: &mut Trace,
     ) -> Result<Placement<'a>, Refusal> {
         let body = match content {
@@ -353,10 +362,16 @@ impl Director {
                 cache_salt: cache_salt.as_deref(),
             })),
         };
+        let tokens = tokens.filter(|_| roll.pool.goes_by_events());
+        let tokens = tokens.map(|tokens| TokenPrompt {
+            tokens,
+            adapter: roll.adapter(&target_model),
+            salt: cache_salt,
+        });
         let rewrite = (target_model != model).then(|| Rewrite { model, target_model: target_model.clone() });
         let target_model = Some(target_model);
         let n_bytes = Some(n_bytes);
-        Ok(Placement { roll, rewrite, target_model, criticality, n_bytes, chain, prompt_bytes })
+        Ok(Placement { roll, rewrite, target_model, criticality, n_bytes, chain, tokens, prompt_bytes })
     }
 
     /// Picks among the pool's endpoints and makes the pick count at once.
@@ -367,7 +382,8 @@ impl Director {
         now: Instant,
         trace: &mut Trace,
     ) -> Result<Pick<Ticket>, Refusal> {
-        let Placement { roll, rewrite, target_model, criticality, n_bytes, chain, prompt_bytes } = placement;
+        let Placement { roll, rewrite, target_model, criticality, n_bytes, chain, tokens, prompt_bytes } =
+            placement;
         let Trace { record, labels } = trace;
         let members = match eligible(roll, subset) {
             // To upstream, a pool without pods is a saturated one.
@@ -396,7 +412,7 @@ impl Director {
 
         let (picked, considered, lease, estimate) = {
             let mut rng = self.rng.lock();
-            let matched = self.matched_bytes(chain.as_ref(), &members);
+            let matched = self.matched(chain.as_ref(), tokens.as_ref(), &members);
             let considered = self.consider(&members, &matched, target_model.as_deref(), now);
             let candidates: Vec<Candidate> =
                 considered.iter().map(|considered| considered.candidate).collect();
@@ -406,13 +422,16 @@ impl Director {
             let member = members[picked.candidate_idx];
             let sent = chain.as_ref().map(|chain| self.note_sent(chain, member));
             let (insertion, evidence) = sent.unwrap_or_default();
+            let Matched { estimated_bytes, saved_tokens, .. } = matched[picked.candidate_idx];
             let estimate = chain.is_some().then_some(Estimate {
                 endpoint: picked.endpoint,
-                predicted_bytes: matched[picked.candidate_idx],
+                predicted_bytes: estimated_bytes,
+                saved_tokens,
                 n_bytes: prompt_bytes,
                 evidence,
             });
-            let lease = member.lease(uncached_bytes, insertion, running);
+            let expected = tokens.as_ref().and_then(|tokens| self.blocks.expect(tokens, picked.endpoint));
+            let lease = member.lease(uncached_bytes, (insertion, expected), running);
             (picked, considered, lease, estimate)
         };
         if let Some(n_bytes) = n_bytes {
@@ -445,29 +464,20 @@ impl Director {
         Ok(())
     }
 
-    /// Matched bytes by member; 0 where the match is too short to be worth anything.
-    fn matched_bytes(&self, chain: Option<&Chain>, members: &[&Arc<Member>]) -> Vec<u64> {
-        let Some(chain) = chain else { return vec![0; members.len()] };
-        MATCHES.with_borrow_mut(|matches| {
-            self.index.longest_match(chain, matches);
-            let worth = |matched_bytes| if matched_bytes < MIN_MATCHED_BYTES { 0 } else { matched_bytes };
-            members.iter().map(|member| worth(matches.bytes(member.id()))).collect()
-        })
-    }
-
     fn consider<'a>(
         &self,
         members: &[&'a Arc<Member>],
-        matched: &[u64],
+        matched: &[Matched],
         target_model: Option<&str>,
         now: Instant,
     ) -> Vec<Considered<'a>> {
-        let consider = |(&member, &matched_bytes): (&&'a Arc<Member>, &u64)| {
+        let consider = |(&member, matched): (&&'a Arc<Member>, &Matched)| {
             let load = member.load(now, self.options.max_metrics_age);
             let adapter = target_model.map(|model| member.adapter_state(model)).unwrap_or_default();
             Considered {
                 member,
-                candidate: Candidate { endpoint: member.id(), load, adapter, matched_bytes },
+                candidate: Candidate { endpoint: member.id(), load, adapter, matched_bytes: matched.bytes },
+                cached_tokens: matched.saved_tokens,
             }
         };
         members.iter().zip(matched).map(consider).collect()

@@ -134,6 +134,29 @@ impl<L> Exchange<L> {
         (Some(served.as_str()) != picked).then_some(served)
     }
 
+    /// The whole body of a request that is to be placed by its prompt, when `message` completes it.
+    #[must_use]
+    pub fn completed_body(&self, message: &ProcessingRequest) -> Option<Vec<Bytes>> {
+        let Phase::Collecting(collecting) = &self.phase else { return None };
+        match message.request.as_ref()? {
+            Request::RequestBody(body) if body.end_of_stream || self.modes.request.is_buffered() => {
+                Some(collecting.chunks_with(Some(&body.body)))
+            }
+            Request::RequestTrailers(_) => Some(collecting.chunks_with(None)),
+            Request::RequestBody(_)
+            | Request::RequestHeaders(_)
+            | Request::ResponseHeaders(_)
+            | Request::ResponseBody(_)
+            | Request::ResponseTrailers(_) => None,
+        }
+    }
+
+    /// The pool that the proxy names.
+    #[must_use]
+    pub fn pool(&self) -> Option<&ObjectKey> {
+        self.opening.pool.as_ref()
+    }
+
     /// What is held for the request, once it was picked for.
     pub fn lease_mut(&mut self) -> Option<&mut L> {
         self.lease.as_mut()
@@ -343,7 +366,8 @@ impl<L> Exchange<L> {
     fn inquiry(&self, head: RequestHead, content: Content) -> Inquiry {
         let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
         let pool = self.opening.pool.clone();
-        Inquiry { x_request_id: self.request_id.text.clone(), pool, subset, wants_reason, content }
+        let x_request_id = self.request_id.text.clone();
+        Inquiry { x_request_id, pool, subset, wants_reason, content, tokens: None }
     }
 
     fn note_pick(&mut self, pick: Pick<L>) {

@@ -82,6 +82,9 @@ pub struct CandidateRecord {
     pub endpoint: Arc<str>,
     pub pod: Arc<str>,
     pub matched_bytes: u64,
+    /// Tokens of the prompt that its engine says it has, where the pool goes by that; `matched_bytes` follows from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_tokens: Option<u64>,
     pub ratio: f64,
     pub waiting: u32,
     pub running: u32,

@@ -23,6 +23,8 @@ pub struct Inquiry {
     /// Whether the sender wants to be told why.
     pub wants_reason: bool,
     pub content: Content,
+    /// Ids of the prompt's tokens, where somebody asked for them.
+    pub tokens: Option<Vec<u32>>,
 }
 
 /// What is known of the request's body.

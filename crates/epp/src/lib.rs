@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! server (tonic) → exchange (one stream, pure) → director → candidates ◄─ scrape
-//!                     └ body, reply                  └ prefix index, policy, explain, metrics, log
+//!                     └ body, reply                  ├ prefix index ◄─ kv_events (precise mode; tokens)
+//!                                                    └ policy, explain, metrics, log
 //! ```
 
 pub mod cli;
@@ -24,6 +25,10 @@ pub mod scrape;
 pub mod candidates;
 
 pub mod cache_facts;
+
+pub mod kv_events;
+
+pub mod tokens;
 
 pub mod compat;
 

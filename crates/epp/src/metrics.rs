@@ -166,6 +166,13 @@ pub struct Metrics {
     pub peer_insertions: Family<PeerLabels, Counter>,
     pub peer_missed: Family<PeerLabels, Counter>,
     pub peer_staleness: Histogram,
+    pub kv_events: Counter,
+    pub kv_event_streams: Gauge,
+    pub kv_event_gaps: Counter,
+    pub kv_event_losses: Counter,
+    pub kv_index_blocks: Gauge,
+    pub tokenize_seconds: Histogram,
+    pub tokenize_failures: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -210,9 +217,17 @@ impl Default for Metrics {
             peer_insertions: Family::default(),
             peer_missed: Family::default(),
             peer_staleness: Histogram::new(STALENESS_SECONDS),
+            kv_events: Counter::default(),
+            kv_event_streams: Gauge::default(),
+            kv_event_gaps: Counter::default(),
+            kv_event_losses: Counter::default(),
+            kv_index_blocks: Gauge::default(),
+            tokenize_seconds: Histogram::new(DECISION_SECONDS),
+            tokenize_failures: Counter::default(),
         };
         metrics.register_upstream();
         metrics.register_own();
+        metrics.register_events();
         metrics.registry.register_collector(Box::new(process::ProcessCollector));
         metrics
     }
@@ -420,6 +435,42 @@ impl Metrics {
             "epp_peer_staleness_seconds",
             "From the peer's pick until this picker believes it, by both wall clocks",
             self.peer_staleness.clone(),
+        );
+    }
+
+    /// Of the precise mode.
+    fn register_events(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("epp_kv_events", "KV events of engines that were applied", self.kv_events.clone());
+        registry.register(
+            "epp_kv_event_streams",
+            "Engines whose KV events are followed",
+            self.kv_event_streams.clone(),
+        );
+        registry.register(
+            "epp_kv_event_gaps",
+            "Times that messages with KV events were missing and asked for again",
+            self.kv_event_gaps.clone(),
+        );
+        registry.register(
+            "epp_kv_event_losses",
+            "Times that they could not be had any more, so that an engine's cache counted as empty",
+            self.kv_event_losses.clone(),
+        );
+        registry.register(
+            "epp_kv_index_blocks",
+            "Distinct blocks that engines say they hold, or will",
+            self.kv_index_blocks.clone(),
+        );
+        registry.register(
+            "epp_tokenize_seconds",
+            "Time that a request waited for its token ids",
+            self.tokenize_seconds.clone(),
+        );
+        registry.register(
+            "epp_tokenize_failures",
+            "Requests placed by the estimate because their token ids could not be had",
+            self.tokenize_failures.clone(),
         );
     }
 }

@@ -34,10 +34,12 @@ use self::follow::Follower;
 use self::health::Health;
 use self::tls::Security;
 use crate::director::{Director, Options};
+use crate::kv_events;
 use crate::metrics::Metrics;
 use crate::peers::follow::Followers;
 use crate::policies::WatchedFile;
 use crate::spans::{Otlp, Spans};
+use crate::tokens::Tokenizer;
 
 /// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
 /// of 200 would make it open connections instead.
@@ -65,6 +67,10 @@ pub struct Settings {
     /// `host:port` of other pickers' metrics ports.
     pub peers: Vec<String>,
     pub scrape_interval: Duration,
+    /// Of engines, for pools that go by their events.
+    pub kv_ports: kv_events::follow::Ports,
+    /// How long a request of such a pool waits for its tokens.
+    pub tokenize_timeout: Duration,
     pub grace_period: Duration,
     /// How long streams are still taken when the drain has begun and health checks say so.
     pub drain_delay: Duration,
@@ -115,7 +121,8 @@ impl Server {
         let policy_file = settings.policy_file.clone();
         let policy_file = policy_file.map(|path| WatchedFile::load(path, director.policies())).transpose();
         let policy_file = policy_file.map_err(|error| anyhow!(error)).context("read the policy")?;
-        let follower = Follower::new(Arc::clone(&director), reader, settings.scrape_interval);
+        let follower =
+            Follower::new(Arc::clone(&director), reader, (settings.scrape_interval, settings.kv_ports));
         let tls = settings.security.config(wall_clock())?;
         let spans = Arc::new(Spans::try_new(settings.otlp.as_ref())?);
         let host = settings.host;
@@ -171,7 +178,9 @@ impl Server {
         }
         let following = tracker.spawn(follower.run(stop.clone()));
         let cut = CancellationToken::new();
-        let processor = Processor::new(director, Arc::clone(&spans), settings.max_body_bytes, cut.clone());
+        let tokenizer = Tokenizer::new(settings.tokenize_timeout);
+        let limits = (settings.max_body_bytes, tokenizer);
+        let processor = Processor::new(director, Arc::clone(&spans), limits, cut.clone());
         let is_secure = tls.is_some();
         let closed = CancellationToken::new();
         let services = (processor, health_service, settings.max_body_bytes);

@@ -20,6 +20,7 @@ pub struct PoolStatus {
     pub pool: String,
     pub strategy: &'static str,
     pub runtime: &'static str,
+    pub prefix_source: &'static str,
     pub failure_mode: FailureMode,
     /// Annotations that were not understood.
     pub problems: Vec<String>,

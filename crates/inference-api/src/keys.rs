@@ -25,6 +25,8 @@ pub const DECISION: &str = "x-warmpath-decision";
 pub const ROUTING_STRATEGY: &str = "inference.networking.x-k8s.io/routing-strategy";
 /// Annotation of an InferencePool that tunes its routing policy: a YAML or JSON mapping, as `{"threshold": 0.6}`. Ours.
 pub const ROUTING_POLICY: &str = "inference.networking.x-k8s.io/routing-policy";
+/// Annotation of an InferencePool that says what `PREFIX_CACHE` goes by; see [`crate::pool::PrefixSource`]. Ours.
+pub const PREFIX_SOURCE: &str = "inference.networking.x-k8s.io/prefix-cache-mode";
 /// Annotation of an InferencePool that names the engine its pods run; see [`crate::pool::ModelServerRuntime`].
 pub const MODEL_SERVER_RUNTIME: &str = "inference.networking.x-k8s.io/model-server-runtime";
 

@@ -54,6 +54,18 @@ impl InferencePool {
         }
     }
 
+    /// What the annotation has `PREFIX_CACHE` go by.
+    ///
+    /// # Errors
+    /// The annotation's value, when it is none of the known ones.
+    pub fn prefix_source(&self) -> Result<PrefixSource, String> {
+        match self.meta.annotations.get(keys::PREFIX_SOURCE).map(String::as_str) {
+            None | Some("estimate") => Ok(PrefixSource::Estimate),
+            Some("precise") => Ok(PrefixSource::Events),
+            Some(unknown) => Err(unknown.to_owned()),
+        }
+    }
+
     /// The engine that the annotation names.
     ///
     /// # Errors
@@ -113,6 +125,27 @@ impl RoutingStrategy {
         match self {
             Self::Default => "DEFAULT",
             Self::PrefixCache => "PREFIX_CACHE",
+        }
+    }
+}
+
+/// How the picker knows which pod holds a prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrefixSource {
+    /// `estimate`: from what it sent where.
+    #[default]
+    Estimate,
+    /// `precise`: from the engines' KV events.
+    Events,
+}
+
+impl PrefixSource {
+    /// The annotation's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Estimate => "estimate",
+            Self::Events => "precise",
         }
     }
 }

@@ -11,7 +11,7 @@ use inference_api::pool::{InferenceModel, InferencePool};
 use tracing::{info, warn};
 
 use crate::slots::{Identity, Slots};
-use crate::snapshot::{Endpoint, Model, ModelStatus, Pool, Publisher, Reader, Snapshot};
+use crate::snapshot::{Endpoint, KvAddresses, Model, ModelStatus, Pool, Publisher, Reader, Snapshot};
 
 /// What a source saw.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,7 @@ pub enum Change {
 pub struct EndpointRecord {
     pub key: ObjectKey,
     pub address: SocketAddr,
+    pub kv: KvAddresses,
     pub membership: Membership,
     /// An endpoint that is not ready is in no snapshot.
     pub ready: bool,
@@ -124,8 +125,8 @@ impl Index {
         let endpoints: BTreeMap<&ObjectKey, Arc<Endpoint>> = selected
             .iter()
             .map(|identity| {
-                let Identity { key, address } = identity.clone();
-                (&identity.key, Arc::new(Endpoint { slot: self.slots.acquire(identity), key, address }))
+                let Identity { key, address, kv } = identity.clone();
+                (&identity.key, Arc::new(Endpoint { slot: self.slots.acquire(identity), key, address, kv }))
             })
             .collect();
         let pools = self.pools.values().map(|pool| {
@@ -140,6 +141,7 @@ impl Index {
 
     fn resolve_pool(&self, pool: &InferencePool, endpoints: Arc<[Arc<Endpoint>]>) -> Pool {
         let (strategy, runtime) = (pool.routing_strategy(), pool.model_server_runtime());
+        let prefix_source = pool.prefix_source();
         let problem = |annotation: &str, value: &String, holds: &str| {
             format!("{annotation}: {value} is not known, using {holds}")
         };
@@ -147,12 +149,15 @@ impl Index {
             strategy.as_ref().err().map(|value| problem(keys::ROUTING_STRATEGY, value, "DEFAULT"));
         let unknown_runtime =
             runtime.as_ref().err().map(|value| problem(keys::MODEL_SERVER_RUNTIME, value, "vllm"));
+        let unknown_source =
+            prefix_source.as_ref().err().map(|value| problem(keys::PREFIX_SOURCE, value, "estimate"));
         Pool {
             key: pool.key(),
             strategy: strategy.unwrap_or_default(),
             failure_mode: pool.picker.failure_mode,
             runtime: runtime.unwrap_or_default(),
-            problems: unknown_strategy.into_iter().chain(unknown_runtime).collect(),
+            prefix_source: prefix_source.unwrap_or_default(),
+            problems: [unknown_strategy, unknown_runtime, unknown_source].into_iter().flatten().collect(),
             routing_policy: pool.meta.annotations.get(keys::ROUTING_POLICY).cloned(),
             models: self.resolve_models(pool),
             endpoints,
@@ -209,7 +214,7 @@ fn belongs(record: &EndpointRecord, pool: &InferencePool) -> bool {
 }
 
 fn identity(record: &EndpointRecord) -> Identity {
-    Identity { key: record.key.clone(), address: record.address }
+    Identity { key: record.key.clone(), address: record.address, kv: record.kv }
 }
 
 fn by_slot(endpoints: impl Iterator<Item = Arc<Endpoint>>) -> Arc<[Arc<Endpoint>]> {

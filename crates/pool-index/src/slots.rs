@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 
 use inference_api::object::ObjectKey;
 
-use crate::snapshot::Slot;
+use crate::snapshot::{KvAddresses, Slot};
 
 /// What makes an endpoint the same one as before, while it lives.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Identity {
     pub(crate) key: ObjectKey,
     pub(crate) address: SocketAddr,
+    pub(crate) kv: KvAddresses,
 }
 
 /// Hands out the lowest free slot, and counts its owners.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use inference_api::condition::Condition;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{Criticality, FailureMode, ModelServerRuntime, RoutingStrategy, TargetModel};
+use inference_api::pool::{
+    Criticality, FailureMode, ModelServerRuntime, PrefixSource, RoutingStrategy, TargetModel,
+};
 use tokio::sync::watch;
 
 /// Pools with their models and endpoints.
@@ -38,6 +40,8 @@ pub struct Pool {
     pub strategy: RoutingStrategy,
     pub failure_mode: FailureMode,
     pub runtime: ModelServerRuntime,
+    /// What `PREFIX_CACHE` goes by.
+    pub prefix_source: PrefixSource,
     /// Annotations that were not understood, and what holds instead; for people.
     pub problems: Vec<String>,
     /// Value of the annotation `inference.networking.x-k8s.io/routing-policy`, verbatim.
@@ -65,6 +69,16 @@ pub struct Endpoint {
     /// The pod; for an endpoint given by address alone, the address.
     pub key: ObjectKey,
     pub address: SocketAddr,
+    pub kv: KvAddresses,
+}
+
+/// Where an engine tells what its KV cache holds, where that is known and not by convention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KvAddresses {
+    /// It publishes events here (ZMQ PUB; vLLM's `--kv-events-config`, `endpoint`).
+    pub events: Option<SocketAddr>,
+    /// It repeats those of the past here (ZMQ ROUTER; the same flag's `replay_endpoint`).
+    pub replay: Option<SocketAddr>,
 }
 
 /// The identity of an endpoint while it lives: a dense small number, reused later, and the generation that owns it.
@@ -102,6 +116,16 @@ impl Snapshot {
     pub fn removed_since(&self, earlier: &Self) -> Vec<Slot> {
         let gone = |slot: &Slot| self.endpoints.binary_search_by_key(slot, |endpoint| endpoint.slot).is_err();
         earlier.endpoints.iter().map(|endpoint| endpoint.slot).filter(gone).collect()
+    }
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// Whether requests are placed by what engines say they hold.
+    #[must_use]
+    pub fn goes_by_events(&self) -> bool {
+        self.strategy == RoutingStrategy::PrefixCache && self.prefix_source == PrefixSource::Events
     }
 }
 

@@ -23,8 +23,10 @@ const TOLERATED_SHARE: f64 = 0.1;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Estimate {
     pub(super) endpoint: EndpointId,
-    /// Bytes of the prompt that were believed to be cached.
+    /// Bytes of the prompt that were believed to be cached, as past picks tell.
     pub(super) predicted_bytes: u64,
+    /// Tokens of it that the engine said it had.
+    pub(super) saved_tokens: Option<u64>,
     /// All bytes of the prompt.
     pub(super) n_bytes: u64,
     /// When the endpoint used the predicted part before, if it had computed it by then.
@@ -33,10 +35,16 @@ pub(super) struct Estimate {
 
 impl Estimate {
     /// In tokens, for a prompt of `n_tokens`.
-    pub(super) fn predicted_tokens(&self, n_tokens: u32) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
+    #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
+    fn estimated_tokens(&self, n_tokens: u32) -> f64 {
         let share = self.predicted_bytes as f64 / self.n_bytes.max(1) as f64;
         share * f64::from(n_tokens)
+    }
+
+    /// What was gone by, in tokens.
+    #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 tokens")]
+    fn predicted_tokens(&self, n_tokens: u32) -> f64 {
+        self.saved_tokens.map_or_else(|| self.estimated_tokens(n_tokens), |tokens| tokens as f64)
     }
 }
 
@@ -72,14 +80,15 @@ impl Director {
         self.bound(member);
         let Some(cached) = cached.map(f64::from) else { return Some(predicted) };
         self.metrics.prefix_estimate_error.observe((cached - predicted) / f64::from(n_tokens));
-        let tolerated = TOLERATED_TOKENS.max(TOLERATED_SHARE * predicted);
+        let estimated = estimate.estimated_tokens(n_tokens);
+        let tolerated = TOLERATED_TOKENS.max(TOLERATED_SHARE * estimated);
         if let Some(last) = estimate.evidence
-            && predicted - cached > tolerated
+            && estimated - cached > tolerated
         {
             let n_blocks = self.index.forget_until(estimate.endpoint, last);
             self.metrics.prefix_corrections.inc();
             self.metrics.prefix_corrected_blocks.inc_by(n_blocks);
-            debug!(endpoint = %member.destination, predicted, cached, n_blocks, "Correcting the estimate");
+            debug!(endpoint = %member.destination, estimated, cached, n_blocks, "Correcting the estimate");
         }
         Some(predicted)
     }

@@ -78,7 +78,7 @@ impl Director {
 
 /// Fills in what was picked and why.
 pub(super) fn picked(record: &mut Decision, considered: &[Considered<'_>], picked: &Picked) {
-    let Considered { member, candidate } = &considered[picked.candidate_idx];
+    let Considered { member, candidate, .. } = &considered[picked.candidate_idx];
     record.matched_bytes = candidate.matched_bytes;
     record.ratio = picked.ratio;
     record.endpoint = Some(Arc::clone(&member.destination));
@@ -100,11 +100,12 @@ pub(super) fn destination(record: &Decision) -> String {
 /// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
 fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<CandidateRecord> {
     let record = |(considered, score): (&Considered<'_>, &Score)| {
-        let Considered { member, candidate } = considered;
+        let Considered { member, candidate, cached_tokens } = considered;
         CandidateRecord {
             endpoint: Arc::clone(&member.destination),
             pod: Arc::clone(&member.pod),
             matched_bytes: candidate.matched_bytes,
+            cached_tokens: *cached_tokens,
             ratio: score.ratio,
             waiting: candidate.load.waiting,
             running: candidate.load.running,

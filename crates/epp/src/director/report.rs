@@ -33,12 +33,22 @@ impl Director {
 
     fn pool_status(&self, roll: &Roll, now: Instant) -> PoolStatus {
         let Roll { pool, members } = roll;
-        let Pool { key, strategy, failure_mode, runtime, problems, models, routing_policy: _, endpoints: _ } =
-            &**pool;
+        let Pool {
+            key,
+            strategy,
+            failure_mode,
+            runtime,
+            prefix_source,
+            problems,
+            models,
+            routing_policy: _,
+            endpoints: _,
+        } = &**pool;
         PoolStatus {
             pool: key.to_string(),
             strategy: strategy.as_str(),
             runtime: runtime.as_str(),
+            prefix_source: prefix_source.as_str(),
             failure_mode: *failure_mode,
             problems: problems.clone(),
             endpoints: members.iter().map(|member| self.endpoint_status(member, now)).collect(),

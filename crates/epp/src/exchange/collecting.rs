@@ -85,6 +85,12 @@ impl Collecting {
         Ok(())
     }
 
+    /// What came so far, and `last`.
+    pub(crate) fn chunks_with(&self, last: Option<&Bytes>) -> Vec<Bytes> {
+        let tail = Bytes::copy_from_slice(&self.tail);
+        self.chunks.iter().cloned().chain([tail]).chain(last.cloned()).collect()
+    }
+
     fn end_tail(&mut self) {
         if !self.tail.is_empty() {
             self.chunks.push(self.tail.split().freeze());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use inference_api::manifest::{self, ManifestError, Object};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use pool_index::snapshot::KvAddresses;
 
 use crate::body::{BodyError, BodyScanner, PromptField, RequestBody};
 use crate::director::{Director, Now, Options};
@@ -71,6 +72,7 @@ impl Rehearsal {
             Change::ApplyEndpoint(EndpointRecord {
                 key: ObjectKey::new("default", format!("pod-{idx}")),
                 address: *address,
+                kv: KvAddresses::default(),
                 membership: Membership::EveryPool,
                 ready: true,
             })
@@ -88,8 +90,14 @@ impl Rehearsal {
             Ok(body) => Content::Body(body),
             Err(error) => Content::Fault(BodyFault::Malformed(error)),
         };
-        let inquiry =
-            Inquiry { x_request_id: String::new(), pool: None, subset: None, wants_reason: false, content };
+        let inquiry = Inquiry {
+            x_request_id: String::new(),
+            pool: None,
+            subset: None,
+            wants_reason: false,
+            content,
+            tokens: None,
+        };
         if let Ok(pick) = self.director.decide(inquiry, now) {
             let mut ticket = pick.lease;
             ticket.note_body();

@@ -19,7 +19,9 @@ use tracing::debug;
 
 use crate::director::{Director, Now, Ticket};
 use crate::exchange::{Exchange, Opening};
+use crate::inquiry::Inquiry;
 use crate::spans::{RequestSpan, Spans};
+use crate::tokens::{Prompt, Tokenizer};
 
 /// Full name of the service, as health checks ask for it.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
@@ -29,6 +31,7 @@ pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 pub struct Processor {
     director: Arc<Director>,
     spans: Arc<Spans>,
+    tokenizer: Tokenizer,
     max_body_bytes: usize,
     cut: CancellationToken,
 }
@@ -39,6 +42,7 @@ struct Conversation {
     outbox: VecDeque<ProcessingResponse>,
     exchange: Exchange<Ticket>,
     director: Arc<Director>,
+    tokenizer: Tokenizer,
     spans: Arc<Spans>,
     /// Of the request, once it came.
     span: RequestSpan,
@@ -56,10 +60,10 @@ impl Processor {
     pub fn new(
         director: Arc<Director>,
         spans: Arc<Spans>,
-        max_body_bytes: usize,
+        (max_body_bytes, tokenizer): (usize, Tokenizer),
         cut: CancellationToken,
     ) -> Self {
-        Self { director, spans, max_body_bytes, cut }
+        Self { director, spans, tokenizer, max_body_bytes, cut }
     }
 }
 
@@ -82,6 +86,7 @@ impl ExternalProcessor for Processor {
             outbox: VecDeque::new(),
             exchange: Exchange::new(opening),
             director: Arc::clone(&self.director),
+            tokenizer: self.tokenizer.clone(),
             spans: Arc::clone(&self.spans),
             span: RequestSpan::none(),
             cut: Box::pin(self.cut.clone().cancelled_owned()),
@@ -120,7 +125,10 @@ impl Conversation {
                 () = &mut self.cut => return Err(Status::unavailable("the picker is ending")),
             };
             match message {
-                Ok(Some(message)) => self.step(message)?,
+                Ok(Some(message)) => {
+                    let tokens = self.tokens(&message).await;
+                    self.step(message, tokens)?;
+                }
                 Ok(None) if self.exchange.may_end() => return Ok(None),
                 // An OK here would make the proxy send the request on without its body.
                 Ok(None) => return Err(Status::aborted("the stream ended before the request's body did")),
@@ -132,14 +140,39 @@ impl Conversation {
         }
     }
 
-    fn step(&mut self, message: ProcessingRequest) -> Result<(), Status> {
-        let Self { inbound: _, outbox, exchange, director, spans, span, cut: _, _open: _ } = self;
+    /// Ids of the prompt's tokens, when `message` completes a request of a pool that goes by them. A request that they
+    /// cannot be had for is placed by the estimate.
+    async fn tokens(&self, message: &ProcessingRequest) -> Option<Vec<u32>> {
+        let Self { exchange, director, tokenizer, .. } = self;
+        if !director.wants_tokens() {
+            return None;
+        }
+        let body = exchange.completed_body(message)?.concat();
+        let prompt = Prompt::parse(&body).ok()?;
+        let member = director.tokenizing_member(exchange.pool(), prompt.model.as_deref())?;
+        if let Some(ids) = prompt.given_ids() {
+            return Some(ids);
+        }
+        let started = now().instant;
+        let outcome = tokenizer.ids(&prompt, &member).await;
+        director.metrics().tokenize_seconds.observe(started.elapsed().as_secs_f64());
+        outcome
+            .inspect_err(|error| {
+                director.metrics().tokenize_failures.inc();
+                debug!(endpoint = %member.destination, error = format!("{error:#}"), "Cannot tokenize");
+            })
+            .ok()
+    }
+
+    fn step(&mut self, message: ProcessingRequest, mut tokens: Option<Vec<u32>>) -> Result<(), Status> {
+        let Self { outbox, exchange, director, spans, span, .. } = self;
         if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
             *span = spans.begin(headers);
         }
         let is_response_body = matches!(message.request, Some(processing_request::Request::ResponseBody(_)));
         let decide = |inquiry| {
             let now = now();
+            let inquiry = Inquiry { tokens: tokens.take(), ..inquiry };
             let (picked, record) = director.decide_on_record(inquiry, now);
             let elapsed = now.instant.elapsed();
             director.metrics().decision_seconds.observe(elapsed.as_secs_f64());

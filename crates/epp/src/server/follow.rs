@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::candidates::{Member, Roster};
 use crate::director::Director;
+use crate::kv_events::follow::{Ports, follow};
 use crate::scrape::scrape;
 
 /// The one task that changes the roster.
@@ -18,15 +19,21 @@ pub(crate) struct Follower {
     director: Arc<Director>,
     reader: Reader,
     scrape_interval: Duration,
+    kv_ports: Ports,
     scrapes: HashMap<Slot, CancellationToken>,
     tracker: TaskTracker,
 }
 
 impl Follower {
     /// The director has the reader's first snapshot when this returns.
-    pub(crate) fn new(director: Arc<Director>, reader: Reader, scrape_interval: Duration) -> Self {
+    pub(crate) fn new(
+        director: Arc<Director>,
+        reader: Reader,
+        (scrape_interval, kv_ports): (Duration, Ports),
+    ) -> Self {
         director.apply(&reader.snapshot());
-        Self { director, reader, scrape_interval, scrapes: HashMap::new(), tracker: TaskTracker::new() }
+        let (scrapes, tracker) = (HashMap::new(), TaskTracker::new());
+        Self { director, reader, scrape_interval, kv_ports, scrapes, tracker }
     }
 
     /// Runs until `stop`, or until the index ends.
@@ -71,11 +78,14 @@ impl Follower {
         let director = Arc::clone(&self.director);
         let metrics = Arc::clone(director.metrics());
         let period = self.scrape_interval;
+        let blocks = Arc::clone(director.blocks());
+        let events = follow(Arc::clone(&member), blocks, Arc::clone(&metrics), self.kv_ports);
         async move {
             let noted = |member: &Member, cache| director.note_scrape(member, cache);
             tokio::select! {
                 () = token.cancelled() => {}
                 () = scrape(member, period, metrics, noted) => {}
+                () = events => {}
             }
         }
     }

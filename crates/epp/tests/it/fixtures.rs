@@ -1,5 +1,6 @@
 //! A picker with model servers around it, and a proxy that talks to it as Envoy does.
 
+mod engine;
 mod pod;
 mod proxy;
 
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use epp::compat::Compat;
 use epp::director::Options;
+use epp::kv_events;
 use epp::log::Format;
 use epp::server::tls::Security;
 use epp::server::{Ports, Server, Settings, Shutdown};
@@ -25,6 +27,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tracing::subscriber::DefaultGuard;
 
+pub(crate) use self::engine::{Engine, Form};
 pub(crate) use self::pod::{Pages, Pod};
 pub(crate) use self::proxy::{Answer, Call, Proxy, modes, post};
 
@@ -287,6 +290,8 @@ pub(crate) fn settings(
         otlp: None,
         peers: Vec::new(),
         scrape_interval: Duration::from_millis(10),
+        kv_ports: kv_events::follow::Ports { events: 1, replay: None },
+        tokenize_timeout: Duration::from_secs(1),
         grace_period: Duration::from_secs(5),
         drain_delay: Duration::ZERO,
         max_body_bytes,

@@ -16,6 +16,7 @@ mod log;
 mod models;
 mod peers;
 mod picking;
+mod precise;
 mod process;
 mod protocol;
 mod records;

@@ -10,6 +10,7 @@ use epp::metrics::Metrics;
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use pool_index::snapshot::KvAddresses;
 
 use crate::fixtures::options;
 
@@ -35,6 +36,7 @@ fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<D
         changes.push(Change::ApplyEndpoint(EndpointRecord {
             key,
             address,
+            kv: KvAddresses::default(),
             membership: Membership::EveryPool,
             ready: true,
         }));
@@ -49,6 +51,7 @@ fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<D
             subset: None,
             wants_reason: false,
             content: Content::Opaque,
+            tokens: None,
         };
         let now = Now { instant: Instant::now(), wall: SystemTime::now() };
         assert!(director.decide(inquiry, now).is_ok());

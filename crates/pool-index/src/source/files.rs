@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
 use crate::index::{Change, EndpointRecord, Index, Membership};
-use crate::snapshot::Reader;
+use crate::snapshot::{KvAddresses, Reader};
 
 /// How often files are read. A change counts within twice this, which a person who edits a file does not notice;
 /// reading a few kilobytes costs microseconds.
@@ -28,7 +28,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Config {
     /// Multi-document YAML of InferencePools and InferenceModels.
     pub pool_files: Vec<PathBuf>,
-    /// YAML list of `{name, namespace: default, address: ip:port, labels: {}, ready: true}`.
+    /// YAML list of `{name, namespace: default, address: ip:port, labels: {}, ready: true}`, and where an engine tells what
+    /// its KV cache holds `kvEvents: ip:port`, `kvReplay: ip:port`.
     pub endpoints_file: Option<PathBuf>,
     /// Endpoints that belong to every pool and are always ready.
     pub static_endpoints: Vec<SocketAddr>,
@@ -74,7 +75,7 @@ struct Objects {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct RawEndpoint {
     name: String,
     #[serde(default = "default_namespace")]
@@ -84,6 +85,8 @@ struct RawEndpoint {
     labels: BTreeMap<String, String>,
     #[serde(default = "default_ready")]
     ready: bool,
+    kv_events: Option<SocketAddr>,
+    kv_replay: Option<SocketAddr>,
 }
 
 // === impl Files ===
@@ -171,6 +174,7 @@ impl Files {
             .map(|&address| EndpointRecord {
                 key: ObjectKey::new(DEFAULT_NAMESPACE, address.to_string()),
                 address,
+                kv: KvAddresses::default(),
                 membership: Membership::EveryPool,
                 ready: true,
             })
@@ -244,10 +248,11 @@ fn parse_endpoints(text: &str, path: &Path) -> Result<Vec<EndpointRecord>, Files
     let raw: Vec<RawEndpoint> =
         serde_saphyr::from_str(text).map_err(|error| endpoints_error(error.to_string()))?;
     let mut records: BTreeMap<ObjectKey, EndpointRecord> = BTreeMap::new();
-    for RawEndpoint { name, namespace, address, labels, ready } in raw {
+    for RawEndpoint { name, namespace, address, labels, ready, kv_events, kv_replay } in raw {
         let key = ObjectKey { namespace, name };
-        let record =
-            EndpointRecord { key: key.clone(), address, membership: Membership::Labels(labels), ready };
+        let kv = KvAddresses { events: kv_events, replay: kv_replay };
+        let membership = Membership::Labels(labels);
+        let record = EndpointRecord { key: key.clone(), address, kv, membership, ready };
         if records.insert(key.clone(), record).is_some() {
             return Err(FilesError::Duplicate { path: path.to_owned(), kind: "endpoint", key });
         }

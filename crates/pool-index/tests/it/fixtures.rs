@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Membership};
-use pool_index::snapshot::Snapshot;
+use pool_index::snapshot::{KvAddresses, Snapshot};
 use pool_index::source::files::Config;
 use tempfile::TempDir;
 use tracing_subscriber::fmt::MakeWriter;
@@ -59,6 +59,7 @@ pub(crate) fn record(name: &str, port: u16) -> EndpointRecord {
     EndpointRecord {
         key: ObjectKey::new("default", name),
         address: ([127, 0, 0, 1], port).into(),
+        kv: KvAddresses::default(),
         membership: Membership::Labels([("app".to_owned(), "qwen".to_owned())].into()),
         ready: true,
     }

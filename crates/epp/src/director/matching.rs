@@ -1,0 +1,91 @@
+//! How much of a request's prompt each endpoint holds: as its engine says, or else as past picks make believe.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use inference_api::object::ObjectKey;
+use prefix_index::blocks::TokenPrompt;
+use prefix_index::chain::Chain;
+use prefix_index::endpoint::EndpointId;
+use prefix_index::matches::Matches;
+use scheduling::candidate::AdapterState;
+
+use super::{Director, model};
+use crate::candidates::{Member, Roll};
+
+/// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
+/// bound, all prompts of a few words would match each other's first block and go to one pod.
+const MIN_MATCHED_BYTES: u64 = 64;
+
+thread_local! {
+    /// Memory of a lookup's answer, used again by the next lookup of the thread.
+    static MATCHES: RefCell<Matches> = RefCell::new(Matches::new());
+}
+
+/// What an endpoint holds of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Matched {
+    /// Of the prompt's chain: what the policy goes by.
+    pub(super) bytes: u64,
+    /// The same as past picks make believe.
+    pub(super) estimated_bytes: u64,
+    /// Tokens of it that the engine says it has; `None` where that is not known.
+    pub(super) saved_tokens: Option<u64>,
+}
+
+impl Roll {
+    /// The name of the adapter that requests for `target_model` get, if it is one.
+    pub(super) fn adapter(&self, target_model: &str) -> Option<String> {
+        let is_adapter =
+            |member: &Arc<Member>| member.adapter_state(target_model) != AdapterState::Irrelevant;
+        self.members.iter().any(is_adapter).then(|| target_model.to_owned())
+    }
+}
+
+impl Director {
+    /// By member. Where an engine tells what it holds, its word counts.
+    pub(super) fn matched(
+        &self,
+        chain: Option<&Chain>,
+        tokens: Option<&TokenPrompt>,
+        members: &[&Arc<Member>],
+    ) -> Vec<Matched> {
+        let Some(chain) = chain else { return vec![Matched::default(); members.len()] };
+        let estimated = MATCHES.with_borrow_mut(|matches| {
+            self.index.longest_match(chain, matches);
+            let worth = |matched_bytes| if matched_bytes < MIN_MATCHED_BYTES { 0 } else { matched_bytes };
+            let bytes = |member: &&Arc<Member>| worth(matches.bytes(member.id()));
+            members.iter().map(bytes).collect::<Vec<u64>>()
+        });
+        let saved = match tokens {
+            None => vec![None; members.len()],
+            Some(tokens) => {
+                let endpoints: Vec<EndpointId> = members.iter().map(|member| member.id()).collect();
+                self.blocks.saved_tokens(tokens, &endpoints)
+            }
+        };
+        let n_tokens = tokens.map_or(1, |tokens| tokens.tokens.len().max(1) as u64);
+        let matched = |(estimated_bytes, saved_tokens): (u64, Option<u64>)| Matched {
+            bytes: saved_tokens.map_or(estimated_bytes, |saved| saved * chain.total_bytes() / n_tokens),
+            estimated_bytes,
+            saved_tokens,
+        };
+        estimated.into_iter().zip(saved).map(matched).collect()
+    }
+
+    /// The endpoint to ask for a prompt's token ids: the least busy of a pool that goes by events. `None` for requests of
+    /// other pools.
+    #[must_use]
+    pub fn tokenizing_member(&self, pool: Option<&ObjectKey>, model: Option<&str>) -> Option<Arc<Member>> {
+        let roster = self.roster.load();
+        let roll = model::choose_pool(&roster, pool.or(self.options.pool.as_ref()), model).ok()?;
+        let members = roll.members.iter().filter(|member| member.is_reachable());
+        members.min_by_key(|member| member.in_flight()).filter(|_| roll.pool.goes_by_events()).cloned()
+    }
+
+    /// Whether any pool goes by events.
+    #[must_use]
+    pub fn wants_tokens(&self) -> bool {
+        self.roster.load().rolls.values().any(|roll| roll.pool.goes_by_events())
+    }
+}

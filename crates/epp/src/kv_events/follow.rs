@@ -1,0 +1,223 @@
+//! Follows one endpoint's events for as long as it lives and its pool wants them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures::StreamExt as _;
+use pool_index::snapshot::KvAddresses;
+use prefix_index::blocks::BlockIndex;
+use prefix_index::endpoint::EndpointId;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, info, warn};
+use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket};
+
+use super::replay::replay;
+use super::sequence::{Next, Replayed, Sequence};
+use super::wire::{self, Message};
+use crate::candidates::Member;
+use crate::metrics::Metrics;
+
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(500);
+/// Longest wait for a connection.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How soon a change of the pool's annotation, or of the process behind the endpoint, is noticed.
+const WATCH: Duration = Duration::from_millis(50);
+/// From subscribing until it is in effect at the engine's end, mostly. What is missed nevertheless is asked for again.
+const SUBSCRIBING: Duration = Duration::from_millis(50);
+
+/// Ports of engines for which nothing else is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    pub events: u16,
+    /// `None`: engines are not asked for what was missed.
+    pub replay: Option<u16>,
+}
+
+/// Why a connection is followed no longer.
+enum End {
+    /// The pool goes by the estimate.
+    Unwanted,
+    /// Another process is behind the endpoint.
+    Replaced,
+}
+
+struct Follower {
+    member: Arc<Member>,
+    blocks: Arc<BlockIndex>,
+    metrics: Arc<Metrics>,
+    events: SocketAddr,
+    replay: Option<SocketAddr>,
+    /// The process whose messages are counted.
+    endpoint: EndpointId,
+    sequence: Sequence,
+}
+
+/// Counts a stream of events while it is followed.
+struct Counted(Gauge);
+
+/// Follows `member` until it is dropped.
+pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<Metrics>, ports: Ports) {
+    let KvAddresses { events, replay } = member.kv;
+    let at = |port| SocketAddr::new(member.address.ip(), port);
+    let mut follower = Follower {
+        events: events.unwrap_or_else(|| at(ports.events)),
+        replay: replay.or_else(|| ports.replay.map(at)),
+        endpoint: member.id(),
+        member,
+        blocks,
+        metrics,
+        sequence: Sequence::default(),
+    };
+    loop {
+        while !follower.member.wants_events() {
+            sleep(WATCH).await;
+        }
+        let outcome = follower.run_connection().await;
+        follower.blocks.set_live(follower.endpoint, false);
+        match outcome {
+            Ok(End::Unwanted) => {
+                follower.blocks.remove_endpoint(follower.endpoint);
+                follower.sequence.reset();
+            }
+            Ok(End::Replaced) => {}
+            Err(error) => {
+                let (endpoint, error) = (&follower.member.destination, format!("{error:#}"));
+                debug!(%endpoint, address = %follower.events, error, "Cannot follow KV events");
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+impl Counted {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Follower {
+    async fn run_connection(&mut self) -> anyhow::Result<End> {
+        let mut socket = SubSocket::new();
+        let mut monitor = socket.monitor();
+        let connected = timeout(PATIENCE, socket.connect(&format!("tcp://{}", self.events))).await;
+        connected.context("no connection")?.context("connect")?;
+        socket.subscribe("").await.context("subscribe")?;
+        sleep(SUBSCRIBING).await;
+        self.begin().await?;
+        let _counted = Counted::new(self.metrics.kv_event_streams.clone());
+        info!(endpoint = %self.member.destination, due = self.sequence.due(), "Following KV events");
+        let mut ticks = interval(WATCH);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = socket.recv() => {
+                    let frames = message.context("read a message")?.into_vec();
+                    self.take(Message::new(&frames)?).await?;
+                }
+                event = monitor.next() => if matches!(event, None | Some(SocketEvent::Disconnected(_))) {
+                    bail!("the connection has closed");
+                },
+                _ = ticks.tick() => {}
+            }
+            if self.member.id() != self.endpoint {
+                return Ok(End::Replaced);
+            }
+            if !self.member.wants_events() {
+                return Ok(End::Unwanted);
+            }
+        }
+    }
+
+    /// Brings the index up to what the engine's cache holds, as far as it can be told.
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        if self.member.id() != self.endpoint {
+            self.blocks.remove_endpoint(self.endpoint);
+            self.endpoint = self.member.id();
+            self.sequence.reset();
+        }
+        match self.replay {
+            // Knowledge begins with the next message.
+            None => {
+                self.sequence.reset();
+                self.blocks.reset(self.endpoint, true);
+            }
+            Some(address) => {
+                let messages = replay(address, 0).await.context("ask for the past")?;
+                self.apply_replay(messages)?;
+                self.blocks.set_live(self.endpoint, true);
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        match self.sequence.take(message.number) {
+            Next::Skip => return Ok(()),
+            Next::Apply => return self.apply(&message),
+            Next::Missing { from } => {
+                let (endpoint, number) = (&self.member.destination, message.number);
+                debug!(%endpoint, from, number, "KV events are missing");
+                self.metrics.kv_event_gaps.inc();
+                if let Some(address) = self.replay {
+                    let messages = replay(address, from).await.context("ask for what is missing")?;
+                    self.apply_replay(messages)?;
+                }
+            }
+        }
+        match self.sequence.take(message.number) {
+            Next::Skip => Ok(()),
+            Next::Apply => self.apply(&message),
+            Next::Missing { .. } => {
+                self.lose();
+                self.sequence.reset();
+                self.sequence.take(message.number);
+                self.apply(&message)
+            }
+        }
+    }
+
+    fn apply_replay(&mut self, messages: Vec<Message>) -> anyhow::Result<()> {
+        let numbers = messages.first().zip(messages.last()).map(|(first, last)| (first.number, last.number));
+        let knew = self.sequence != Sequence::default();
+        match self.sequence.take_replay(numbers) {
+            Replayed::Continues => {}
+            Replayed::Whole => self.blocks.reset(self.endpoint, true),
+            Replayed::Torn if knew => self.lose(),
+            Replayed::Torn | Replayed::Empty => self.blocks.reset(self.endpoint, true),
+        }
+        if numbers.is_none() {
+            self.sequence.reset();
+        }
+        for message in messages {
+            if self.sequence.take(message.number) == Next::Apply {
+                self.apply(&message)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody can say any more what was stored and removed: what is known from now on is too little, not wrong.
+    fn lose(&self) {
+        warn!(endpoint = %self.member.destination, "KV events are lost; its cache counts as empty");
+        self.metrics.kv_event_losses.inc();
+        self.blocks.reset(self.endpoint, true);
+    }
+
+    fn apply(&self, message: &Message) -> anyhow::Result<()> {
+        let events = wire::events(&message.batch).context("read a batch")?;
+        self.metrics.kv_events.inc_by(events.len() as u64);
+        self.blocks.apply(self.endpoint, events);
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+//! Pools that go by their engines' KV events: bytes of the events, gaps and losses, and the picks that follow from them.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use epp::kv_events::wire::{self, Message, WireError};
+use epp::server::{Ports, Server, Settings, Shutdown};
+use prefix_index::blocks::{BlockEvent, EngineHash, Stored};
+use rmpv::Value as Msgpack;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::fixtures::{Engine, Form, Pod, Proxy, get, settings, until};
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata:
+  name: p
+  annotations:
+    inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE
+    inference.networking.x-k8s.io/prefix-cache-mode: MODE
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+const PODS: usize = 4;
+/// A text of as many tokens, of which the last one is computed in any case.
+const PROMPT: usize = 101;
+
+struct Lab {
+    pods: Vec<Pod>,
+    engines: Vec<Engine>,
+    ports: Ports,
+    pool: PathBuf,
+    shutdown: Shutdown,
+    server: JoinSet<anyhow::Result<()>>,
+    _dir: TempDir,
+}
+
+impl Lab {
+    async fn start(form: Form, change: impl FnOnce(&mut Settings, &mut Vec<Engine>)) -> Self {
+        let dir = TempDir::new().unwrap();
+        let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+        let (mut pods, mut engines) = (Vec::new(), Vec::new());
+        let mut lines = String::new();
+        for idx in 0..PODS {
+            let (pod, engine) = (Pod::start(format!("pod-{idx}")).await, Engine::start(form).await);
+            pod.tokenize();
+            lines += &format!(
+                "- {{name: pod-{idx}, address: '{}', kvEvents: '{}', kvReplay: '{}', labels: {{app: a}}}}\n",
+                pod.address, engine.events, engine.replay
+            );
+            pods.push(pod);
+            engines.push(engine);
+        }
+        std::fs::write(&pool, POOL.replace("MODE", "precise")).unwrap();
+        std::fs::write(&endpoints, lines).unwrap();
+        let mut settings = settings(&pool, &endpoints, 1 << 20);
+        change(&mut settings, &mut engines);
+        let server = Server::bind(settings).await.unwrap();
+        let ports = server.ports().unwrap();
+        let (mut tasks, shutdown) = (JoinSet::new(), Shutdown::default());
+        tasks.spawn(server.run(shutdown.clone()));
+        let lab = Self { pods, engines, ports, pool, shutdown, server: tasks, _dir: dir };
+        until(async || lab.metric("epp_kv_event_streams ").await >= 4.0).await;
+        lab
+    }
+
+    /// Asks for an answer to `prompt`, and returns what was decided.
+    async fn ask(&self, prompt: &str) -> Value {
+        let proxy = Proxy::connect(self.ports.grpc).await;
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{prompt}"}}]}}"#);
+        proxy.chat(&body).await;
+        let list = get(self.ports.metrics, "/debug/decisions?after=0").await;
+        let list: Value = serde_json::from_str(&list).unwrap();
+        list["decisions"].as_array().unwrap().last().unwrap().clone()
+    }
+
+    async fn metric(&self, name: &str) -> f64 {
+        let metrics = get(self.ports.metrics, "/metrics").await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or(-1.0, |value| value.parse().unwrap())
+    }
+
+    /// Publishes events of one engine and waits until they are applied.
+    async fn publish(&mut self, engine: usize, events: Vec<Msgpack>) {
+        let due = self.metric("epp_kv_events_total ").await + f64::from(u32::try_from(events.len()).unwrap());
+        self.engines[engine].publish(events).await;
+        until(async || self.metric("epp_kv_events_total ").await >= due).await;
+    }
+
+    fn set_mode(&self, mode: &str) {
+        let part = self.pool.with_extension("part");
+        std::fs::write(&part, POOL.replace("MODE", mode)).unwrap();
+        std::fs::rename(part, &self.pool).unwrap();
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.abort.cancel();
+        self.server.join_next().await.unwrap().unwrap().unwrap();
+    }
+}
+
+fn text(letter: char) -> String {
+    std::iter::repeat_n(letter, PROMPT).collect()
+}
+
+/// The ids that pods of these tests give a text: its bytes.
+fn tokens(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+/// What the record says of each pod's cache.
+fn cached(decision: &Value) -> Vec<Option<u64>> {
+    let candidates = decision["candidates"].as_array().unwrap();
+    candidates.iter().map(|candidate| candidate["cached_tokens"].as_u64()).collect()
+}
+
+async fn an_engines_word_decides(form: Form) {
+    let mut lab = Lab::start(form, |_, _| {}).await;
+    let prompt = text('x');
+    let decision = lab.ask(&prompt).await;
+    assert_eq!(decision["reason"], "load", "{decision}");
+    let prompt = text('y');
+    // Nobody was asked for this one: the engine has it from elsewhere.
+    let stored = lab.engines[2].stored(&tokens(&prompt), 70);
+    lab.publish(2, vec![stored]).await;
+    let decision = lab.ask(&prompt).await;
+    assert_eq!((&decision["pod"], &decision["reason"]), (&"pod-2".into(), &"prefix".into()), "{decision}");
+    assert_eq!(cached(&decision), [Some(0), Some(0), Some(96), Some(0)]);
+    // It is evicted from its end on, and held by another one.
+    let stored = lab.engines[1].stored(&tokens(&prompt), 7);
+    lab.publish(1, vec![stored]).await;
+    let removed = [75, 74, 73, 72].map(|hash| lab.engines[2].removed(hash)).to_vec();
+    lab.publish(2, removed).await;
+    let decision = lab.ask(&prompt).await;
+    assert_eq!((&decision["pod"], cached(&decision)[2]), (&"pod-1".into(), Some(32)), "{decision}");
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn an_engines_word_decides_in_arrays() {
+    an_engines_word_decides(Form::Array).await;
+}
+
+#[tokio::test]
+async fn an_engines_word_decides_in_maps() {
+    an_engines_word_decides(Form::Map).await;
+}
+
+#[tokio::test]
+async fn the_annotation_chooses_live_what_is_gone_by() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    let prompt = text('x');
+    let stored = lab.engines[3].stored(&tokens(&prompt), 1);
+    lab.publish(3, vec![stored]).await;
+    lab.set_mode("estimate");
+    until(async || lab.metric("epp_kv_event_streams ").await <= 0.0).await;
+    let decision = lab.ask(&prompt).await;
+    assert_eq!((&decision["reason"], cached(&decision)), (&"load".into(), vec![None; PODS]), "{decision}");
+    lab.set_mode("precise");
+    until(async || lab.metric("epp_kv_event_streams ").await >= 4.0).await;
+    // The past is asked for again.
+    assert_eq!(cached(&lab.ask(&prompt).await)[3], Some(96));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_stored_before_is_asked_for_and_so_is_what_was_missed() {
+    let prompt = text('x');
+    let ids = tokens(&prompt);
+    let mut lab = Lab::start(Form::Array, |_, engines| {
+        let stored = engines[0].stored(&ids, 1);
+        engines[0].keep(vec![stored]);
+    })
+    .await;
+    assert_eq!(cached(&lab.ask(&prompt).await)[0], Some(96));
+    // One batch gets lost on its way.
+    let missed = lab.engines[0].removed(6);
+    lab.engines[0].keep(vec![missed]);
+    let next = lab.engines[0].removed(5);
+    lab.engines[0].publish(vec![next]).await;
+    until(async || lab.metric("epp_kv_event_gaps_total ").await >= 1.0).await;
+    until(async || lab.metric("epp_kv_events_total ").await >= 3.0).await;
+    assert_eq!(cached(&lab.ask(&prompt).await)[0], Some(64));
+    assert!(lab.metric("epp_kv_event_losses_total ").await <= 0.0);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_any_more_counts_as_nothing() {
+    let mut lab = Lab::start(Form::Array, |_, _| {}).await;
+    let prompt = text('x');
+    let ids = tokens(&prompt);
+    let stored = lab.engines[0].stored(&ids, 1);
+    lab.publish(0, vec![stored]).await;
+    let missed = lab.engines[0].removed(6);
+    lab.engines[0].keep(vec![missed]);
+    lab.engines[0].drop_past();
+    let other = text('y');
+    let next = lab.engines[0].stored(&tokens(&other), 11);
+    lab.publish(0, vec![next]).await;
+    until(async || lab.metric("epp_kv_event_losses_total ").await >= 1.0).await;
+    assert_eq!(cached(&lab.ask(&prompt).await)[0], Some(0));
+    assert_eq!(cached(&lab.ask(&other).await)[0], Some(96));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_without_ids_and_a_pod_without_events_are_estimated() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    let prompt = text('x');
+    let stored = lab.engines[1].stored(&tokens(&text('z')), 1);
+    lab.publish(1, vec![stored]).await;
+    lab.pods.iter().for_each(Pod::stop_tokenizing);
+    let first = lab.ask(&prompt).await;
+    let second = lab.ask(&prompt).await;
+    assert_eq!((&second["pod"], &second["reason"]), (&first["pod"], &"prefix".into()));
+    assert_eq!(cached(&second), [None; PODS]);
+    assert!(lab.metric("epp_tokenize_failures_total ").await >= 2.0);
+    // The second pod's events end: it alone is estimated.
+    lab.pods.iter().for_each(Pod::tokenize);
+    drop(lab.engines.remove(1));
+    until(async || lab.metric("epp_kv_event_streams ").await <= 3.0).await;
+    assert_eq!(cached(&lab.ask(&prompt).await)[1], None);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn prompts_on_their_way_count_as_held() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    let stored = lab.engines[0].stored(&tokens(&text('a')), 1);
+    lab.publish(0, vec![stored]).await;
+    let prompt = text('x');
+    let body = format!(r#"{{"model":"m","prompt":"{prompt}"}}"#);
+    let mut call = Proxy::connect(lab.ports.grpc).await.open().await;
+    call.send_headers(None, &crate::fixtures::post("/v1/completions"), None, false).await;
+    call.send_body(body.as_bytes(), true).await;
+    let picked = call.full_duplex_answer().await.picked().to_owned();
+    let proxy = Proxy::connect(lab.ports.grpc).await;
+    let headers = crate::fixtures::post("/v1/completions");
+    let second = proxy.full_duplex(&headers, &[body.as_bytes(), b""]).await;
+    assert_eq!(second.picked(), picked, "the block is expected where the first one is on its way");
+    lab.stop().await;
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    digits.chunks(2).map(byte).collect()
+}
+
+/// What msgspec wrote for the classes of vLLM 0.33, 0.11 and 0.8: one block stored, the same removed, all cleared.
+#[test]
+fn every_form_that_vllm_has_had_is_read() {
+    const V33: &str = "93cb3ff800000000000093de000ba474797065ab426c6f636b53746f726564ac626c6f636b5f6861736865739107b1706172\
+        656e745f626c6f636b5f68617368c0a9746f6b656e5f696473920102aa626c6f636b5f73697a6502a76c6f72615f6964c0a6\
+        6d656469756da3475055a96c6f72615f6e616d65c0aa65787472615f6b65797391c0a967726f75705f69647800b26b765f63\
+        616368655f737065635f6b696e64ae66756c6c5f617474656e74696f6e84a474797065ac426c6f636b52656d6f766564ac62\
+        6c6f636b5f6861736865739107a66d656469756da3475055a967726f75705f6964780081a474797065b0416c6c426c6f636b\
+        73436c656172656400";
+    const V11: &str = "93cb3ff80000000000009397ab426c6f636b53746f7265649107c092010202c0a347505593ac426c6f636b52656d6f766564\
+        9107a347505591b0416c6c426c6f636b73436c656172656400";
+    const V8: &str = "92cb3ff80000000000009396ab426c6f636b53746f7265649107c092010202c092ac426c6f636b52656d6f766564910791b0\
+        416c6c426c6f636b73436c6561726564";
+    let stored = |extras| Stored {
+        hashes: vec![EngineHash::of_integer(7)],
+        tokens: vec![1, 2],
+        block_size: 2,
+        extras,
+        ..Stored::default()
+    };
+    let removed = BlockEvent::Removed(vec![EngineHash::of_integer(7)]);
+    let v33 = wire::events(&bytes(V33)).unwrap();
+    assert_eq!(v33, [BlockEvent::Stored(stored(vec![Vec::new()])), removed.clone(), BlockEvent::Cleared]);
+    let v11 = wire::events(&bytes(V11)).unwrap();
+    assert_eq!(v11, [BlockEvent::Stored(stored(Vec::new())), removed.clone(), BlockEvent::Cleared]);
+    let v8 = wire::events(&bytes(V8)).unwrap();
+    assert_eq!(v8, [BlockEvent::Stored(stored(Vec::new())), removed, BlockEvent::Cleared]);
+}
+
+#[test]
+fn blocks_elsewhere_and_unknown_events_are_left_out_and_nonsense_is_an_error() {
+    let batch = |event: Msgpack| {
+        let batch = Msgpack::Array(vec![Msgpack::from(1.0), Msgpack::Array(vec![event])]);
+        let mut bytes = Vec::new();
+        rmpv::encode::write_value(&mut bytes, &batch).unwrap();
+        bytes
+    };
+    let removed = |medium: &str| {
+        Msgpack::Array(vec![
+            "BlockRemoved".into(),
+            Msgpack::Array(vec![Msgpack::Binary(vec![1])]),
+            medium.into(),
+        ])
+    };
+    let gpu = BlockEvent::Removed(vec![EngineHash::of_bytes(&[1])]);
+    assert_eq!(wire::events(&batch(removed("gpu"))), Ok(vec![gpu]));
+    assert_eq!(wire::events(&batch(removed("CPU"))), Ok(vec![]));
+    assert_eq!(wire::events(&batch(Msgpack::Array(vec!["BlockWarmed".into()]))), Ok(vec![]));
+    let without = |what| Err(WireError::Missing(what));
+    assert_eq!(wire::events(&batch(Msgpack::Array(vec!["BlockRemoved".into()]))), without("block_hashes"));
+    let bare = Msgpack::Map(vec![("type".into(), "BlockStored".into())]);
+    assert_eq!(wire::events(&batch(bare)), without("block_hashes"));
+    assert_eq!(wire::events(b"\x01"), Err(WireError::NotABatch));
+    assert!(matches!(wire::events(&[0x91; 64]), Err(WireError::Syntax(_))));
+    assert!(matches!(wire::events(&[]), Err(WireError::Syntax(_))));
+    assert_eq!(Message::new(&[Bytes::new()]), Err(WireError::Frames(1)));
+    let short = [Bytes::new(), Bytes::from_static(b"1234"), Bytes::new()];
+    assert_eq!(Message::new(&short), Err(WireError::Number(4)));
+}
