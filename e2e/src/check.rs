@@ -15,6 +15,8 @@ pub enum Group {
     Latency,
     /// 20 conversations of 5 turns through 8081 and through 8080.
     Conversations,
+    /// The picker goes by the engines' KV events.
+    Precise,
     /// Negative controls: what must not happen, does not.
     Controls,
     /// A pod killed, the picker killed, a broken request.
@@ -22,14 +24,15 @@ pub enum Group {
 }
 
 impl Group {
-    pub const ALL: [Self; 5] =
-        [Self::Tutorial, Self::Latency, Self::Conversations, Self::Controls, Self::Faults];
+    pub const ALL: [Self; 6] =
+        [Self::Tutorial, Self::Latency, Self::Conversations, Self::Precise, Self::Controls, Self::Faults];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Tutorial => "tutorial",
             Self::Latency => "latency",
             Self::Conversations => "conversations",
+            Self::Precise => "precise",
             Self::Controls => "controls",
             Self::Faults => "faults",
         }
@@ -41,6 +44,7 @@ impl Group {
             Self::Tutorial => "The tutorial, step by step",
             Self::Latency => "A warm pod answers sooner",
             Self::Conversations => "Conversations stay with their pod",
+            Self::Precise => "Engines' own word on their caches",
             Self::Controls => "Negative controls",
             Self::Faults => "Faults",
         }

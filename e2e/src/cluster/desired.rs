@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use gateway_config::plan::{Backend, Plan, PodPort};
 use inference_api::manifest::{self, Object};
 use inference_api::object::{self, ObjectKey};
+use inference_api::pool::PrefixSource;
 use inference_api::workload::{Container, Deployment};
 use serde_json::Value;
 
@@ -28,6 +29,8 @@ pub(super) struct DesiredDeployment {
     pub(super) replicas: u32,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) command: EngineCommand,
+    /// Whether a pool of its pods goes by their KV events.
+    pub(super) publishes_events: bool,
     /// Names of the container's port that the engine serves on.
     port_names: Vec<String>,
 }
@@ -66,6 +69,9 @@ impl Desired {
         for cluster in &plan.clusters {
             notes.extend(check_backend(&cluster.backend, &deployments)?);
         }
+        for deployment in &mut deployments {
+            deployment.publishes_events = objects.iter().any(|object| wants_events(object, deployment));
+        }
         let pickers = pickers(&objects, &documents)?;
         Ok(Self { plan, deployments, pickers, notes })
     }
@@ -88,6 +94,7 @@ impl DesiredDeployment {
             replicas: deployment.spec.replicas,
             labels: template.meta.labels.clone(),
             command,
+            publishes_events: false,
             key,
         })
     }
@@ -96,6 +103,13 @@ impl DesiredDeployment {
     pub(super) fn serves(&self, backend: &Backend) -> bool {
         self.key.namespace == backend.key().namespace && object::selects(backend.selector(), &self.labels)
     }
+}
+
+fn wants_events(object: &Object, deployment: &DesiredDeployment) -> bool {
+    let Object::InferencePool(pool) = object else { return false };
+    pool.prefix_source() == Ok(PrefixSource::Events)
+        && pool.meta.namespace == deployment.key.namespace
+        && object::selects(&pool.selector, &deployment.labels)
 }
 
 fn port_names(container: &Container, port: u16) -> Vec<String> {

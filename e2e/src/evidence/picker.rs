@@ -105,6 +105,8 @@ pub struct Candidate {
     pub matched_bytes: u64,
     #[serde(default)]
     pub ratio: f64,
+    /// Tokens of the prompt that its engine said it had; absent where the pool does not go by that.
+    pub cached_tokens: Option<u64>,
 }
 
 #[derive(Deserialize)]

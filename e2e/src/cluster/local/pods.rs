@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use inference_api::object::ObjectKey;
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::time::sleep;
 
@@ -30,6 +31,8 @@ pub(super) struct PodProcess {
     /// Of the command and the epoch; a pod with another than its Deployment's is replaced.
     template: String,
     pub(super) address: SocketAddr,
+    /// Where it publishes KV events, and where it repeats them.
+    pub(super) kv: Option<(SocketAddr, SocketAddr)>,
     pub(super) ready: bool,
     pub(super) log: PathBuf,
     pub(super) request_log: PathBuf,
@@ -188,6 +191,21 @@ impl Local {
         args.extend(["--request-log".to_owned(), request_log.display().to_string()]);
         args.extend(["--time-scale".to_owned(), self.options.time_scale.to_string()]);
         args.push("--enable-prompt-tokens-details".to_owned());
+        let kv = match deployment.publishes_events {
+            true => Some((ports::free()?, ports::free()?)),
+            false => None,
+        };
+        if let Some((events, replay)) = kv {
+            let config = json!({
+                "enable_kv_cache_events": true,
+                "publisher": "zmq",
+                // Engines bind what has a star, and dial the rest.
+                "endpoint": format!("tcp://*:{}", events.port()),
+                "replay_endpoint": format!("tcp://{replay}"),
+                "topic": format!("kv@{address}@{name}"),
+            });
+            args.extend(["--kv-events-config".to_owned(), config.to_string()]);
+        }
         args.extend(self.options.engine_args.iter().cloned());
         let program = Program { path: self.programs.engine.clone(), args, log: log.clone() };
         let (process, exit) = Process::spawn(&self.programs.guard, &program)?;
@@ -202,6 +220,7 @@ impl Local {
             deployment,
             template,
             address,
+            kv,
             ready: false,
             log,
             request_log,
@@ -213,8 +232,9 @@ impl Local {
     }
 
     fn template(&self, deployment: &DesiredDeployment) -> String {
-        let DesiredDeployment { key, labels, command, .. } = deployment;
-        format!("{key} {labels:?} {command:?} {:?} {}", self.options.engine_args, self.epoch)
+        let DesiredDeployment { key, labels, command, publishes_events, .. } = deployment;
+        let events = if *publishes_events { " events" } else { "" };
+        format!("{key} {labels:?} {command:?} {:?} {}{events}", self.options.engine_args, self.epoch)
     }
 }
 

@@ -138,13 +138,17 @@ impl Local {
             let deployment =
                 self.desired.deployments.iter().find(|deployment| deployment.key == pod.deployment);
             let Some(deployment) = deployment else { continue };
-            let endpoint = json!({
+            let mut endpoint = json!({
                 "name": pod.name,
                 "namespace": pod.deployment.namespace,
                 "address": pod.address.to_string(),
                 "labels": deployment.labels,
                 "ready": true,
             });
+            if let Some((events, replay)) = pod.kv {
+                endpoint["kvEvents"] = json!(events);
+                endpoint["kvReplay"] = json!(replay);
+            }
             text.push_str(&format!("- {endpoint}\n"));
         }
         if text.is_empty() { "[]\n".to_owned() } else { text }

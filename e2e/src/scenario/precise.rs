@@ -1,0 +1,118 @@
+//! The pool goes by what engines say they hold: what the picker predicts of a request's cache is then what the engine finds,
+//! while caches are full and blocks are evicted all the time.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::check::{Check, Claim, Group};
+use crate::conversation::Conversation;
+use crate::evidence::join::Trace;
+use crate::requests::body;
+use crate::scenario::lab::{Answer, Lab, Shot, Via};
+
+/// The pool's annotation as the tutorial writes it.
+const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
+/// The same, and ours.
+const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"\n    \
+                       inference.networking.x-k8s.io/prefix-cache-mode: \"precise\"";
+/// Blocks of a pod's cache: room for two to three conversations of some 1,200 tokens.
+const BLOCKS: &str = "200";
+/// More than all pods have room for.
+const CONVERSATIONS: usize = 16;
+const TURNS: usize = 2;
+const ANSWER_TOKENS: u32 = 4;
+const SEED: u64 = 77;
+/// From an answer's end until its events are with the picker.
+const SETTLING: Duration = Duration::from_millis(30);
+
+pub async fn run(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&["--num-gpu-blocks-override", BLOCKS]).await?;
+    let estimated = converse(lab, "estimate").await?;
+    let mut manifests = lab.cluster.manifests();
+    manifests.replace(ANNOTATION, PRECISE).context("make the pool precise")?;
+    // Pods start anew, with events.
+    lab.apply(&manifests).await?;
+    let precise = converse(lab, "precise").await?;
+    let n = CONVERSATIONS * TURNS;
+    let exact = precise.iter().filter(|trace| is_exact(trace)).count();
+    lab.check(
+        claim("exact", "What the picker predicts from events is what the engine finds, to the token")
+            .equal(format!("{n} of {n}"), format!("{exact} of {n}"))
+            .detail(misses(&precise)),
+    );
+    let hits = precise.iter().filter(|trace| cached(trace).is_some_and(|cached| cached > 0)).count();
+    let evictions = n / 2 - hits.min(n / 2);
+    lab.check(claim("churn", "Some conversations find their cache again, and some have lost it").holds(
+        "both",
+        format!("{hits} of {n} requests find some, {evictions} second turns lost theirs"),
+        hits > 0 && evictions > 0,
+    ));
+    let told = estimated.iter().filter(|trace| predicted(trace).is_some()).count();
+    lab.check(
+        claim("control", "Without the annotation no engine's word is gone by")
+            .equal(format!("0 of {n}"), format!("{told} of {n}")),
+    );
+    let (with, without) = (tokens(&precise), tokens(&estimated));
+    lab.check(claim("no-worse", "Going by events finds at least about as much as the estimate").holds(
+        format!("at least 90 % of {without} cached tokens"),
+        format!("{with} cached tokens"),
+        with * 10 >= without * 9,
+    ));
+    Ok(())
+}
+
+fn claim(name: &str, title: &str) -> Claim {
+    Check::of(Group::Precise, name, title)
+}
+
+/// Every conversation's first turn, then every one's second: by then, some of the first are evicted.
+async fn converse(lab: &Lab<'_>, mode: &str) -> Result<Vec<Trace>> {
+    let model = lab.requests.model();
+    let mark = lab.mark();
+    let mut conversations: Vec<Conversation> =
+        (0..CONVERSATIONS).map(|number| Conversation::new(SEED, number)).collect();
+    let mut answers: Vec<Answer> = Vec::new();
+    for turn in 0..TURNS {
+        for conversation in &mut conversations {
+            conversation.ask();
+            let label = format!("{mode}, conversation {}, turn {}", conversation.number, turn + 1);
+            let body = body(&conversation.request(&model, ANSWER_TOKENS));
+            let answer = lab.send(Shot::new(Group::Precise, label, Via::Picker, body)).await;
+            conversation.answer(answer.chat.as_ref().map_or("", |chat| &chat.content));
+            answers.push(answer);
+            tokio::time::sleep(SETTLING).await;
+        }
+    }
+    Ok(lab.collect(&mark, answers.into_iter().map(|answer| answer.side).collect()).await?.traces)
+}
+
+fn cached(trace: &Trace) -> Option<u64> {
+    Some(trace.client.usage?.cached_tokens().into())
+}
+
+/// What the engine of the picked pod said it had.
+fn predicted(trace: &Trace) -> Option<u64> {
+    let decision = trace.decision.as_ref()?;
+    decision
+        .candidates
+        .iter()
+        .find(|candidate| Some(&candidate.endpoint) == decision.endpoint.as_ref())?
+        .cached_tokens
+}
+
+fn is_exact(trace: &Trace) -> bool {
+    predicted(trace).is_some() && predicted(trace) == cached(trace)
+}
+
+fn misses(traces: &[Trace]) -> String {
+    let missed = traces.iter().filter(|trace| !is_exact(trace));
+    let lines = missed.map(|trace| {
+        format!("{}: predicted {:?}, found {:?}", trace.client.label, predicted(trace), cached(trace))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn tokens(traces: &[Trace]) -> u64 {
+    traces.iter().filter_map(cached).sum()
+}
