@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::check::Group;
 use crate::cluster::programs::ProgramOptions;
+use crate::multi_round_qa::cli::{self as qa, QaArgs};
 use crate::{commands, guard, overhead, run, soak};
 
 const EXAMPLES: &str = "\
@@ -50,6 +51,8 @@ enum Command {
     Logs(LogsArgs),
     /// Measure what the picker adds: 8081 against 8080 at 2 KB bodies, interleaved
     Overhead(OverheadArgs),
+    /// Load an endpoint as the tutorial's step 5 does: flag for flag the tool multi-round-qa.py
+    MultiRoundQa(Box<QaArgs>),
     /// Send requests for half an hour while pods die and the picker is replaced: none may be lost, memory stays flat
     Soak(SoakArgs),
     /// Runs a program that must not outlive the driver
@@ -227,11 +230,16 @@ pub fn main() -> ExitCode {
     if let Command::Guard { command } = command {
         return guard::run(&command);
     }
+    block_on(dispatch(command))
+}
+
+/// Runs a command to its end, and says how that was.
+pub fn block_on(command: impl Future<Output = anyhow::Result<End>>) -> ExitCode {
     let end = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(dispatch(command)));
+        .and_then(|runtime| runtime.block_on(command));
     match end {
         Ok(end) => end.into(),
         Err(error) => {
@@ -249,6 +257,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Status(args) => commands::status(&args),
         Command::Logs(args) => commands::logs(&args).await,
         Command::Overhead(args) => overhead::run(args).await,
+        Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,
         Command::Supervise { state_dir } => commands::supervise(&state_dir).await,
         Command::Guard { command: _ } => Ok(End::Good),

@@ -1,5 +1,11 @@
 //! The tutorial's load tool, vLLM production-stack's `multi-round-qa.py`: its schedule and its figures.
-//! Knows neither a clock nor a network: moments are passed in.
+//! All but [`run`] knows neither a clock nor a network: moments are passed in.
+
+pub mod cli;
+
+pub mod run;
+
+pub mod answer;
 
 pub mod prompts;
 

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -17,10 +18,14 @@ use crate::load::sse::{Frame, SseReader};
 /// A request that answers later than this is reported as an error; virtual time is longer than any tutorial step.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The same for endpoints that may be under load of others: that of OpenAI's SDK.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// Sends requests and keeps their timing.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: HyperClient<HttpConnector, Full<Bytes>>,
+    http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    timeout: Duration,
 }
 
 /// A complete answer.
@@ -41,12 +46,28 @@ impl Default for Client {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        connector.enforce_http(false);
+        let roots = rustls_native_certs::load_native_certs();
+        let mut trusted = rustls::RootCertStore::empty();
+        // Without any, plain HTTP still works, and a TLS endpoint is refused with the reason.
+        trusted.add_parsable_certificates(roots.certs);
+        let tls = rustls::ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let http = HyperClient::builder(TokioExecutor::new()).retry_canceled_requests(false).build(connector);
-        Self { http }
+        Self { http, timeout: REQUEST_TIMEOUT }
     }
 }
 
 impl Client {
+    /// One that waits ten minutes for an answer.
+    pub fn patient() -> Self {
+        Self { timeout: PATIENCE, ..Self::default() }
+    }
+
     pub async fn get(&self, url: &str) -> Result<Reply> {
         let request = Request::builder().method(Method::GET).uri(url).body(Full::default())?;
         self.send(request).await.with_context(|| format!("get {url}"))
@@ -63,8 +84,43 @@ impl Client {
         self.send(request).await.with_context(|| format!("post {url}"))
     }
 
+    /// Posts JSON and hands the bytes of a successful answer over as they come, with the time since it was sent. Returns
+    /// the status, and the body of an answer that is an error.
+    pub async fn post_and_read(
+        &self,
+        url: &str,
+        headers: &[(HeaderName, &str)],
+        body: Bytes,
+        mut read: impl FnMut(&[u8], Duration) -> Result<(), String>,
+    ) -> Result<(StatusCode, String)> {
+        let mut request =
+            Request::builder().method(Method::POST).uri(url).header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in headers {
+            request = request.header(name, *value);
+        }
+        let request = request.body(Full::new(body))?;
+        let exchange = async {
+            let stopwatch = Stopwatch::start();
+            let response = self.http.request(request).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            let mut text = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let at = stopwatch.elapsed();
+                let Ok(data) = frame.context("read the body")?.into_data() else { continue };
+                match status.is_success() {
+                    true => read(&data, at).map_err(|error| anyhow::anyhow!(error))?,
+                    false => text.extend_from_slice(&data),
+                }
+            }
+            Ok((status, String::from_utf8_lossy(&text).trim().to_owned()))
+        };
+        let answered = tokio::time::timeout(self.timeout, exchange).await.context("wait for the answer");
+        answered.and_then(|answered| answered).with_context(|| format!("post {url}"))
+    }
+
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Reply> {
-        tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request)).await.context("wait for the answer")?
+        tokio::time::timeout(self.timeout, self.exchange(request)).await.context("wait for the answer")?
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Reply> {

@@ -102,6 +102,23 @@ impl Summary {
         }
     }
 
+    /// The figures, by name.
+    pub fn json(&self) -> serde_json::Value {
+        let Self { window, n_finished, speed, input_rate, output_rate, generation_rate, ttft } = self;
+        serde_json::json!({
+            "qps": window.qps,
+            "finished": n_finished,
+            "failed": window.n_failed,
+            "processing_speed": speed,
+            "input_tokens_per_second": input_rate,
+            "output_tokens_per_second": output_rate,
+            "average_generation_throughput": generation_rate,
+            "average_ttft": ttft,
+            "start": window.start,
+            "end": window.end,
+        })
+    }
+
     /// The original's block of lines, in its colours if asked for.
     pub fn text(&self, colours: Colours) -> String {
         let Self { window, n_finished: _, speed, input_rate, output_rate, generation_rate, ttft } = self;

@@ -1,0 +1,7 @@
+//! The tutorial's load tool as a program of its own: see `multi-round-qa --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    e2e::multi_round_qa::cli::main()
+}
