@@ -34,7 +34,7 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
             Group::Tutorial => tutorial::run(lab).await,
             Group::Latency => part(lab, group, "warm against cold", latency::run(lab)).await,
             Group::Conversations => part(lab, group, "8081 against 8080", conversations::run(lab)).await,
-            Group::Precise => part(lab, group, "engines' own word", precise::run(lab)).await,
+            Group::Precise => part(lab, group, "predictions", precise::run(lab)).await,
             Group::Controls => controls::run(lab).await,
             Group::Faults => {
                 faults::run(lab).await;

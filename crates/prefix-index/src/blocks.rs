@@ -178,7 +178,10 @@ impl BlockIndex {
         let state = self.read();
         let block_sizes: Vec<Option<u32>> =
             endpoints.iter().map(|endpoint| state.block_size_of(*endpoint)).collect();
-        let mut saved = vec![None; endpoints.len()];
+        // Where no size is known, nothing was stored either.
+        let is_live = |endpoint| state.endpoints.get(endpoint).is_some_and(|known: &Endpoint| known.is_live);
+        let mut saved: Vec<Option<u64>> =
+            endpoints.iter().map(|endpoint| is_live(endpoint).then_some(0)).collect();
         let mut sizes: Vec<u32> = block_sizes.iter().copied().flatten().collect();
         sizes.sort_unstable();
         sizes.dedup();

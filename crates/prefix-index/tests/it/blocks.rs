@@ -173,9 +173,7 @@ fn a_naive_model_agrees() {
                 let own = held.entry(slot).or_default();
                 let n_blocks = (1..=blocks.len()).take_while(|n| own.contains(&blocks[..*n])).count();
                 let expected = n_blocks as u64 * u64::from(SIZE);
-                // Before anything was stored anywhere, no block size is known.
-                let seen = saved[slot as usize].unwrap_or(0);
-                assert_eq!(seen, expected, "{blocks:?}");
+                assert_eq!(saved[slot as usize], Some(expected), "{blocks:?}");
             }
         }
     }
