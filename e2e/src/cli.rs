@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::check::Group;
 use crate::cluster::programs::ProgramOptions;
 use crate::multi_round_qa::cli::{self as qa, QaArgs};
-use crate::{commands, guard, overhead, run, soak};
+use crate::step5::PolicyName;
+use crate::{commands, guard, overhead, run, soak, step5};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +19,7 @@ Examples:
   e2e up                       keep everything running and print the tutorial's curl commands
   e2e logs epp | grep 'Do prefix'
   e2e overhead                 what the picker adds: 8081 against 8080, interleaved
+  e2e step5                    the tutorial's published table, reproduced in seconds
   e2e soak --seconds 180       pods die, pickers are replaced, no request is lost
 
 Exit codes:
@@ -51,6 +53,10 @@ enum Command {
     Logs(LogsArgs),
     /// Measure what the picker adds: 8081 against 8080 at 2 KB bodies, interleaved
     Overhead(OverheadArgs),
+    /// Reproduce the tutorial's published table: its load through 8080 and 8081, in virtual time
+    Step5(Step5Args),
+    /// Make the data that `step5` asks from, anew
+    Sharegpt(SharegptArgs),
     /// Load an endpoint as the tutorial's step 5 does: flag for flag the tool multi-round-qa.py
     MultiRoundQa(Box<QaArgs>),
     /// Send requests for half an hour while pods die and the picker is replaced: none may be lost, memory stays flat
@@ -176,6 +182,44 @@ pub struct OverheadArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct Step5Args {
+    /// Runs of each side, each with a seed of its own
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub seeds: u32,
+    /// The first of them
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub first_seed: u64,
+    /// Pods; the published figures are those of two
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub replicas: u16,
+    /// How 8081 places requests; all but `prefix` are controls that must fail
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = PolicyName::Prefix)]
+    pub policy: PolicyName,
+    /// GPU and model, as `mock-vllm latency` lists them: a10-doc is the tutorial's server
+    #[arg(long, value_name = "NAME", default_value = "a10-doc")]
+    pub latency_preset: String,
+    /// Pods that cache nothing: a control that must fail
+    #[arg(long)]
+    pub no_prefix_caching: bool,
+    /// Conversations to ask from [default: the built-in ones]
+    #[arg(long, value_name = "FILE")]
+    pub sharegpt_file: Option<PathBuf>,
+    /// Print JSON in place of summaries and table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SharegptArgs {
+    /// Where the file goes
+    #[arg(long, value_name = "FILE", default_value = "ShareGPT.json")]
+    pub output: PathBuf,
+    /// Another seed, other texts; the totals are the same
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct SoakArgs {
     /// How long requests are sent [s]
     #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u32).range(10..))]
@@ -257,6 +301,8 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Status(args) => commands::status(&args),
         Command::Logs(args) => commands::logs(&args).await,
         Command::Overhead(args) => overhead::run(args).await,
+        Command::Step5(args) => step5::run(&args),
+        Command::Sharegpt(args) => step5::make_data(&args),
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,
         Command::Supervise { state_dir } => commands::supervise(&state_dir).await,

@@ -11,6 +11,8 @@ pub mod overhead;
 
 pub mod soak;
 
+pub mod step5;
+
 pub mod scenario;
 
 pub mod journal;

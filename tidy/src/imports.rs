@@ -3,12 +3,14 @@
 use toml::Table;
 
 /// For each crate, the workspace crates that it may depend on. A crate that is not listed may depend on none.
-const MAY_IMPORT: [(&str, &[&str]); 9] = [
+const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ("epp", &["pool-index", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
     ("pool-index", &["inference-api"]),
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api"]),
-    ("e2e", &["inference-api", "gateway-config"]),
+    ("e2e", &["inference-api", "gateway-config", "sim"]),
+    // Both sides of the wire, in one process and on purpose.
+    ("sim", &["mock-vllm", "scheduling", "prefix-index"]),
     ("mock-vllm", &[]),
     ("prefix-index", &[]),
     ("inference-api", &[]),

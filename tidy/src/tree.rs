@@ -48,7 +48,7 @@ fn collect(root: &Path, folder: &Path, found: &mut Vec<Source>) -> io::Result<()
     Ok(())
 }
 
-/// Files that no `mod` reaches from a crate's roots (`lib.rs`, `main.rs`, `tests/it/main.rs`, `benches/*.rs`).
+/// Files that no `mod` reaches from a crate's roots (`lib.rs`, `main.rs`, `bin/*.rs`, `tests/it/main.rs`, `benches/*.rs`).
 #[must_use]
 pub fn unreachable(sources: &[Source]) -> Vec<String> {
     let is_root = |path: &str| {
@@ -57,6 +57,7 @@ pub fn unreachable(sources: &[Source]) -> Vec<String> {
             || path.ends_with("src/main.rs")
             || path.ends_with("tests/it/main.rs")
             || path.ends_with("build.rs")
+            || path.ends_with(&format!("src/bin/{file}"))
             || path.ends_with(&format!("benches/{file}"))
             || path.ends_with(&format!("fuzz_targets/{file}"))
     };

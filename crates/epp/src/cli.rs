@@ -39,7 +39,7 @@ The endpoints file is a YAML list:
   - {name: qwen-0, namespace: default, address: 127.0.0.1:18001, labels: {app: qwen}, ready: true}
 
 The policy's file has knobs for every pool and for single ones:
-  default: {threshold: 0.5, spillTokens: 128}
+  default: {threshold: 0.5, spillTokens: 256}
   pools: {default/vllm-qwen-pool: {threshold: 0.6}}
 A later source wins: built in, flag, the file's default, the file's pool, the pool's annotation
 inference.networking.x-k8s.io/routing-policy: '{threshold: 0.6}'.

@@ -51,7 +51,7 @@ impl Affinity {
             stall: 0.1,
             kv_bytes: 1024.0 * Self::BYTES_PER_TOKEN,
             kv_threshold: 0.9,
-            spill_bytes: 128.0 * Self::BYTES_PER_TOKEN,
+            spill_bytes: 256.0 * Self::BYTES_PER_TOKEN,
         }
     }
 

@@ -48,6 +48,18 @@ fn nothing_is_left_undone_or_silenced() {
     none(&purity::left_undone(&project()));
 }
 
+/// What judges the programs over the wire knows nothing of what they are made of.
+#[test]
+fn only_the_reproduction_uses_the_simulator() {
+    let uses = |source: &&Source| source.text.contains("use sim::") || source.text.contains(" sim::");
+    let users: Vec<String> = project().iter().filter(uses).map(|source| source.path.clone()).collect();
+    assert!(!users.is_empty());
+    let strangers = users.iter().filter(|path| {
+        !path.starts_with("e2e/src/step5") && !path.starts_with("crates/sim/") && !path.starts_with("tidy/")
+    });
+    none(&strangers.cloned().collect::<Vec<_>>());
+}
+
 #[test]
 fn imports_follow_the_table() {
     let manifests: Vec<(PathBuf, String)> = manifests();

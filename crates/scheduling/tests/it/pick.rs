@@ -167,11 +167,11 @@ fn stale_endpoints_come_last() {
 #[test]
 fn a_busy_holder_lets_go() {
     let computing = |uncached_bytes| Load { uncached_bytes, ..busy(1) };
-    // 100 bytes × 1.1, 256 for the request ahead, and the work in flight; against 1000 bytes elsewhere and a margin of 512.
+    // 100 bytes × 1.1, 256 for the request ahead, and the work in flight; against 1000 bytes elsewhere and a margin of 1024.
     for (loads, expected) in [
         (vec![(computing(1000), 900), (idle(), 0)], (0, Reason::Prefix)),
-        (vec![(computing(1146), 900), (idle(), 0)], (0, Reason::Prefix)),
-        (vec![(computing(1147), 900), (idle(), 0)], (1, Reason::Spill)),
+        (vec![(computing(1658), 900), (idle(), 0)], (0, Reason::Prefix)),
+        (vec![(computing(1659), 900), (idle(), 0)], (1, Reason::Spill)),
         // Another holder is no worse than the first: the request stays with its prefix.
         (vec![(computing(9000), 900), (idle(), 0), (idle(), 800)], (2, Reason::Prefix)),
         (vec![(computing(9000), 900), (computing(9000), 0)], (0, Reason::Prefix)),

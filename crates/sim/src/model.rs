@@ -1,0 +1,75 @@
+//! What the model servers make of a conversation: the ids of its prompt, and the reply.
+
+use std::time::Duration;
+
+use mock_vllm::reply::scripted::Script;
+use mock_vllm::reply::{Limits, Prompt, Replier};
+use mock_vllm::tokens::chat::{Chat, ChatMessage};
+use mock_vllm::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
+use mock_vllm::tokens::{SpecialTokens, Tokenizer};
+use serde_json::{Map, Value};
+
+/// A model with its tokenizer, its chat template and its replies.
+#[derive(Debug)]
+pub struct ServedModel {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    replier: Replier,
+}
+
+/// A message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub role: &'static str,
+    pub content: String,
+}
+
+/// What a model answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The EOS included, if it stops by one.
+    pub tokens: Vec<u32>,
+    pub text: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the model's chat template: {0}")]
+pub struct TemplateError(String);
+
+impl ServedModel {
+    /// Qwen2.5, as a mock server without further flags serves it.
+    ///
+    /// # Errors
+    /// When its template cannot be compiled.
+    pub fn qwen25() -> Result<Self, TemplateError> {
+        let tokenizer = Tokenizer::qwen25();
+        let replier = Replier::new(Script::built_in(&tokenizer), &tokenizer, 0);
+        // Qwen's template does not print the date.
+        let template =
+            ChatTemplate::try_new(tokenizer.clone(), ChatTemplateConfig::default(), || Duration::ZERO);
+        let template = template.map_err(|error| TemplateError(error.to_string()))?;
+        Ok(Self { tokenizer, template, replier })
+    }
+
+    /// Ids of the prompt that asks for the next answer.
+    ///
+    /// # Errors
+    /// What the template says of the conversation.
+    pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
+        let messages = messages.iter().map(|message| ChatMessage::new(message.role, &message.content));
+        let variables = Map::from_iter([("add_generation_prompt".to_owned(), Value::Bool(true))]);
+        let chat = Chat { messages: messages.collect(), variables, ..Chat::default() };
+        self.template.encode(&chat).map_err(|error| TemplateError(error.to_string()))
+    }
+
+    /// The reply to a prompt whose last question was that text.
+    #[must_use]
+    pub fn reply(&self, ids: &[u32], last_user_text: &str, max_tokens: u32) -> Reply {
+        let limits = Limits { max_tokens, ..Limits::default() };
+        let prompt =
+            Prompt { ids, last_user_text: Some(last_user_text), limits: &limits, sample_idx: 0, text: None };
+        let tokens = self.replier.reply(&prompt).tokens.to_vec();
+        let text = self.tokenizer.decode(&tokens, SpecialTokens::Skip);
+        Reply { tokens, text }
+    }
+}

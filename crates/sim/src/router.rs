@@ -1,0 +1,227 @@
+//! Who gets a request: the picker's policy, the proxy's own, and wrong ones that checks must tell from it.
+
+use std::collections::HashSet;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
+use prefix_index::endpoint::EndpointId;
+use prefix_index::index::PrefixIndex;
+use prefix_index::matches::Matches;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use scheduling::affinity::Affinity;
+use scheduling::candidate::{AdapterState, Candidate, Load};
+use scheduling::pick::{Ask, Policy as Picking, pick};
+
+use crate::pod::Gauges;
+
+/// The picker's own default.
+const INDEX_CAPACITY: NonZeroU32 = NonZeroU32::new(31_250).expect("above 0");
+/// Shorter matches count as none, as in the picker.
+const MIN_MATCHED_BYTES: u64 = 64;
+/// Of the index whose blocks do not depend on what is before them.
+const UNCHAINED_BLOCK: usize = 64;
+
+/// How requests are placed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Policy {
+    RoundRobin,
+    Random,
+    /// The less busy of two that are drawn, with replacement, as Envoy does by default.
+    LeastRequest,
+    /// `DEFAULT`: by load.
+    Load,
+    /// `PREFIX_CACHE` in estimation mode.
+    Prefix(Affinity),
+    /// The same with an index that is never told of a pick.
+    PrefixNeverNoted(Affinity),
+    /// The same with blocks that are hashed each for itself.
+    PrefixUnchained(Affinity),
+    /// By the user's id, where the request has one; else at random.
+    User,
+}
+
+/// What a policy sees of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket<'a> {
+    /// The text that prefixes are matched by.
+    pub text: &'a str,
+    pub user: Option<u32>,
+}
+
+/// A pick, and what it counts as until the first token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub pod_idx: usize,
+    uncached_bytes: u64,
+}
+
+#[derive(Debug)]
+pub struct Router {
+    policy: Policy,
+    rng: ChaCha8Rng,
+    index: PrefixIndex,
+    matches: Matches,
+    unchained: Vec<HashSet<u64>>,
+    pods: Vec<State>,
+    next: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    in_flight: u32,
+    uncached_bytes: u64,
+    /// As last scraped.
+    gauges: Gauges,
+}
+
+/// The policy's threshold where nothing else is said.
+const THRESHOLD: f64 = 0.5;
+
+impl Policy {
+    /// `PREFIX_CACHE` in estimation mode, with every knob as it is built in.
+    #[must_use]
+    pub fn prefix() -> Self {
+        Self::Prefix(Affinity::new(THRESHOLD))
+    }
+
+    /// The same with an index that is never told of a pick.
+    #[must_use]
+    pub fn prefix_never_noted() -> Self {
+        Self::PrefixNeverNoted(Affinity::new(THRESHOLD))
+    }
+
+    /// The same with blocks that are hashed each for itself.
+    #[must_use]
+    pub fn prefix_unchained() -> Self {
+        Self::PrefixUnchained(Affinity::new(THRESHOLD))
+    }
+}
+
+impl Router {
+    #[must_use]
+    pub fn new(policy: Policy, n_pods: usize, seed: u64) -> Self {
+        Self {
+            policy,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            index: PrefixIndex::new(INDEX_CAPACITY),
+            matches: Matches::new(),
+            unchained: vec![HashSet::new(); n_pods],
+            pods: vec![State::default(); n_pods],
+            next: 0,
+        }
+    }
+
+    /// What a scrape found.
+    pub fn note_scrape(&mut self, pod_idx: usize, gauges: Gauges) {
+        self.pods[pod_idx].gauges = gauges;
+    }
+
+    pub fn place(&mut self, ticket: Ticket<'_>) -> Placed {
+        let n_pods = self.pods.len();
+        let (pod_idx, uncached_bytes) = match self.policy {
+            Policy::RoundRobin => {
+                self.next = (self.next + 1) % n_pods;
+                (self.next, 0)
+            }
+            Policy::Random => (self.rng.random_range(0..n_pods), 0),
+            Policy::LeastRequest => {
+                let [first, second] = [(); 2].map(|()| self.rng.random_range(0..n_pods));
+                let is_less = self.pods[second].in_flight < self.pods[first].in_flight;
+                (if is_less { second } else { first }, 0)
+            }
+            Policy::User => match ticket.user {
+                Some(user) => (usize::try_from(user).unwrap_or_default() % n_pods, 0),
+                None => (self.rng.random_range(0..n_pods), 0),
+            },
+            Policy::Load => self.pick(Picking::Default, &vec![0; n_pods], 0),
+            Policy::Prefix(affinity) | Policy::PrefixNeverNoted(affinity) => {
+                self.by_prefix(affinity, ticket.text)
+            }
+            Policy::PrefixUnchained(affinity) => self.by_unchained(affinity, ticket.text),
+        };
+        let pod = &mut self.pods[pod_idx];
+        pod.in_flight += 1;
+        pod.uncached_bytes += uncached_bytes;
+        Placed { pod_idx, uncached_bytes }
+    }
+
+    /// The first token came.
+    pub fn note_first_token(&mut self, placed: Placed) {
+        self.pods[placed.pod_idx].uncached_bytes -= placed.uncached_bytes;
+    }
+
+    /// The answer is complete.
+    pub fn note_end(&mut self, placed: Placed) {
+        self.pods[placed.pod_idx].in_flight -= 1;
+    }
+
+    fn by_prefix(&mut self, affinity: Affinity, text: &str) -> (usize, u64) {
+        let chain = chain(text);
+        self.index.longest_match(&chain, &mut self.matches);
+        let bytes = |pod_idx| match self.matches.bytes(endpoint(pod_idx)) {
+            matched if matched < MIN_MATCHED_BYTES => 0,
+            matched => matched,
+        };
+        let matched: Vec<u64> = (0..self.pods.len()).map(bytes).collect();
+        let picked = self.pick(Picking::PrefixCache(affinity), &matched, chain.total_bytes());
+        if matches!(self.policy, Policy::Prefix(_)) {
+            self.index.insert(&chain, endpoint(picked.0));
+        }
+        picked
+    }
+
+    fn by_unchained(&mut self, affinity: Affinity, text: &str) -> (usize, u64) {
+        let hashes: Vec<u64> = text
+            .as_bytes()
+            .chunks_exact(UNCHAINED_BLOCK)
+            .map(|block| {
+                // A chain of one block is a hash of the block alone.
+                let mut builder = ChainBuilder::new();
+                builder.push(block);
+                let chain = builder.finish(&SEED);
+                chain.hashes().last().map_or(0, |hash| {
+                    serde_json::to_value(hash).ok().and_then(|hash| hash.as_u64()).unwrap_or(0)
+                })
+            })
+            .collect();
+        let bytes = |held: &HashSet<u64>| {
+            let n_blocks = hashes.iter().filter(|hash| held.contains(hash)).count();
+            (n_blocks * UNCHAINED_BLOCK) as u64
+        };
+        let matched: Vec<u64> = self.unchained.iter().map(bytes).collect();
+        let total = (hashes.len() * UNCHAINED_BLOCK) as u64;
+        let picked = self.pick(Picking::PrefixCache(affinity), &matched, total);
+        self.unchained[picked.0].extend(hashes);
+        picked
+    }
+
+    /// The pod, and the bytes of the prompt that it is not believed to have.
+    fn pick(&mut self, policy: Picking, matched: &[u64], total_bytes: u64) -> (usize, u64) {
+        let candidate = |(pod_idx, (state, matched_bytes)): (usize, (&State, &u64))| {
+            let State { in_flight, uncached_bytes, gauges } = *state;
+            let Gauges { waiting, running, kv_usage } = gauges;
+            let age = Some(Duration::ZERO);
+            let load = Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh: true };
+            let adapter = AdapterState::Irrelevant;
+            Candidate { endpoint: endpoint(pod_idx), load, adapter, matched_bytes: *matched_bytes }
+        };
+        let candidates: Vec<Candidate> = self.pods.iter().zip(matched).enumerate().map(candidate).collect();
+        let ask = Ask { total_bytes, n_endpoints: NonZeroUsize::MIN };
+        let decision = pick(&policy, &candidates, ask, &mut self.rng).expect("a fleet has pods");
+        (decision.candidate_idx, decision.scores[decision.candidate_idx].uncached_bytes)
+    }
+}
+
+const SEED: ChainSeed<'static> = ChainSeed { target_model: "m", adapter: None, cache_salt: None };
+
+fn chain(text: &str) -> Chain {
+    let mut builder = ChainBuilder::new();
+    builder.push(text.as_bytes());
+    builder.finish(&SEED)
+}
+
+fn endpoint(pod_idx: usize) -> EndpointId {
+    EndpointId::new(u32::try_from(pod_idx).expect("fewer than 2^32 pods"), 0)
+}

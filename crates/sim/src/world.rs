@@ -1,0 +1,245 @@
+//! The fleet and its clock: events in the order of time, and of planning where times are equal.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::time::Duration;
+
+use mock_vllm::engine::config::ConfigError;
+use mock_vllm::engine::step::OutputToken;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::pod::{Pod, PodConfig, Work};
+use crate::router::{Placed, Policy, Router, Ticket};
+
+/// From the last token until the stream's end, as of the mock server.
+const END_OF_STREAM: Duration = Duration::from_millis(2);
+
+/// What a fleet is made of.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    pub pod: PodConfig,
+    pub n_pods: usize,
+    pub policy: Policy,
+    /// How often the router reads the pods' gauges.
+    pub scrape_interval: Duration,
+    pub seed: u64,
+}
+
+/// A request that a workload sends.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The text that prefixes are matched by.
+    pub text: String,
+    pub user: Option<u32>,
+    pub prompt: Vec<u32>,
+    /// At least one token.
+    pub output: Vec<u32>,
+}
+
+/// What came of a request; moments since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub id: u64,
+    pub pod_idx: usize,
+    pub sent_at: Duration,
+    pub first_token_at: Duration,
+    pub ended_at: Duration,
+    pub prompt_tokens: u32,
+    pub cached_tokens: u32,
+    pub output_tokens: u32,
+}
+
+/// Sends requests and learns what came of them.
+pub trait Workload {
+    /// When it wants to be asked next; `None`: when something has ended, or never.
+    fn next_due(&mut self, now: Duration) -> Option<Duration>;
+
+    /// What it sends now, each with a number of its own.
+    fn due(&mut self, now: Duration) -> Vec<(u64, Request)>;
+
+    fn ended(&mut self, outcome: &Outcome);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// The workload wants to be asked.
+    Due,
+    Scrape,
+    /// A request has come to its pod.
+    Enter(u64),
+    StepEnd(usize),
+    /// The client has its first token.
+    FirstToken(u64),
+    End(u64),
+}
+
+#[derive(Debug)]
+struct Live {
+    placed: Placed,
+    work: Option<Work>,
+    sent_at: Duration,
+    first_token_at: Duration,
+    prompt_tokens: u32,
+    cached_tokens: u32,
+    output_tokens: u32,
+}
+
+/// A fleet while it works.
+#[derive(Debug)]
+pub struct World {
+    fleet: Fleet,
+    pods: Vec<Pod>,
+    router: Router,
+    agenda: BinaryHeap<Reverse<(Duration, u64, Event)>>,
+    next_seq: u64,
+    live: HashMap<u64, Live>,
+    now: Duration,
+    /// The moment for which the workload is on the agenda.
+    due: Option<Duration>,
+}
+
+impl World {
+    /// # Errors
+    /// When the engine's settings do not go together.
+    pub fn try_new(fleet: Fleet) -> Result<Self, ConfigError> {
+        let mut rng = ChaCha8Rng::seed_from_u64(fleet.seed);
+        let pods =
+            (0..fleet.n_pods).map(|_| Pod::try_new(&fleet.pod, rng.random())).collect::<Result<_, _>>()?;
+        let router = Router::new(fleet.policy, fleet.n_pods, rng.random());
+        let (agenda, live) = (BinaryHeap::new(), HashMap::new());
+        Ok(Self { fleet, pods, router, agenda, next_seq: 0, live, now: Duration::ZERO, due: None })
+    }
+
+    /// Runs until the workload wants nothing more and everything has ended.
+    pub fn run(&mut self, workload: &mut impl Workload) {
+        self.ask(workload);
+        self.plan(self.now, Event::Scrape);
+        while let Some(Reverse((at, _, event))) = self.agenda.pop() {
+            self.now = at;
+            match event {
+                Event::Due if self.due == Some(at) => {
+                    self.due = None;
+                    for (id, request) in workload.due(at) {
+                        self.send(id, request);
+                    }
+                    self.ask(workload);
+                }
+                Event::Due => {}
+                Event::Scrape => self.scrape(),
+                Event::Enter(id) => self.enter(id),
+                Event::StepEnd(pod_idx) => self.end_step(pod_idx),
+                Event::FirstToken(id) => self.router.note_first_token(self.live[&id].placed),
+                Event::End(id) => {
+                    if let Some(outcome) = self.end(id) {
+                        workload.ended(&outcome);
+                        self.ask(workload);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Prompt tokens that were looked up in caches, and those that were found, over all pods.
+    #[must_use]
+    pub fn cache_counters(&self) -> (u64, u64) {
+        let counters = self.pods.iter().map(Pod::cache_counters);
+        counters.fold((0, 0), |(queries, hits), (own, found)| (queries + own, hits + found))
+    }
+
+    fn ask(&mut self, workload: &mut impl Workload) {
+        let Some(due) = workload.next_due(self.now) else { return };
+        let due = due.max(self.now);
+        if self.due.is_none_or(|planned| due < planned) {
+            self.due = Some(due);
+            self.plan(due, Event::Due);
+        }
+    }
+
+    fn scrape(&mut self) {
+        for (pod_idx, pod) in self.pods.iter().enumerate() {
+            self.router.note_scrape(pod_idx, pod.gauges());
+        }
+        // While nothing is in flight and nothing is due, nothing changes.
+        if !self.live.is_empty() || self.due.is_some() {
+            let next = match (self.live.is_empty(), self.due) {
+                (true, Some(due)) => due.max(self.now + self.fleet.scrape_interval),
+                (_, _) => self.now + self.fleet.scrape_interval,
+            };
+            self.plan(next, Event::Scrape);
+        }
+    }
+
+    fn send(&mut self, id: u64, request: Request) {
+        let Request { text, user, prompt, output } = request;
+        let placed = self.router.place(Ticket { text: &text, user });
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let live = Live {
+            placed,
+            sent_at: self.now,
+            first_token_at: Duration::ZERO,
+            prompt_tokens: count(prompt.len()),
+            cached_tokens: 0,
+            output_tokens: count(output.len()),
+            work: Some(Work { id, prompt, output }),
+        };
+        let enters_at = self.now + self.pods[placed.pod_idx].way_in();
+        self.live.insert(id, live);
+        self.plan(enters_at, Event::Enter(id));
+    }
+
+    fn enter(&mut self, id: u64) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let (pod_idx, work) = (live.placed.pod_idx, live.work.take());
+        if work.is_some_and(|work| self.pods[pod_idx].add(work)) {
+            self.begin_step(pod_idx);
+        }
+    }
+
+    fn begin_step(&mut self, pod_idx: usize) {
+        if let Some(lasts) = self.pods[pod_idx].begin_step() {
+            self.plan(self.now + lasts, Event::StepEnd(pod_idx));
+        }
+    }
+
+    fn end_step(&mut self, pod_idx: usize) {
+        let way_out = self.pods[pod_idx].way_out();
+        let tokens: Vec<OutputToken> = self.pods[pod_idx].end_step().to_vec();
+        let seen_at = self.now + way_out;
+        for OutputToken { id, output_idx, cached_tokens, finished, .. } in tokens {
+            if output_idx == 0 {
+                if let Some(live) = self.live.get_mut(&id.0) {
+                    (live.first_token_at, live.cached_tokens) = (seen_at, cached_tokens);
+                }
+                self.plan(seen_at, Event::FirstToken(id.0));
+            }
+            if finished.is_some() {
+                self.plan(seen_at + END_OF_STREAM, Event::End(id.0));
+            }
+        }
+        self.begin_step(pod_idx);
+    }
+
+    fn end(&mut self, id: u64) -> Option<Outcome> {
+        let Live { placed, sent_at, first_token_at, prompt_tokens, cached_tokens, output_tokens, work: _ } =
+            self.live.remove(&id)?;
+        self.router.note_end(placed);
+        let pod_idx = placed.pod_idx;
+        let ended_at = self.now;
+        Some(Outcome {
+            id,
+            pod_idx,
+            sent_at,
+            first_token_at,
+            ended_at,
+            prompt_tokens,
+            cached_tokens,
+            output_tokens,
+        })
+    }
+
+    fn plan(&mut self, at: Duration, event: Event) {
+        self.agenda.push(Reverse((at, self.next_seq, event)));
+        self.next_seq += 1;
+    }
+}
