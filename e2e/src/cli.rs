@@ -54,7 +54,7 @@ enum Command {
     /// Measure what the picker adds: 8081 against 8080 at 2 KB bodies, interleaved
     Overhead(OverheadArgs),
     /// Reproduce the tutorial's published table: its load through 8080 and 8081, in virtual time
-    Step5(Step5Args),
+    Step5(Box<Step5Args>),
     /// Make the data that `step5` asks from, anew
     Sharegpt(SharegptArgs),
     /// Load an endpoint as the tutorial's step 5 does: flag for flag the tool multi-round-qa.py
@@ -189,9 +189,10 @@ pub struct Step5Args {
     /// The first of them
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub first_seed: u64,
-    /// Pods; the published figures are those of two
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub replicas: u16,
+    /// Through the real Envoy, picker and mock servers, once, instead of in virtual time: takes 20 minutes, and 2 with
+    /// --time-scale 10, above which a machine's own delays count too much
+    #[arg(long, conflicts_with_all = ["seeds", "first_seed", "policy", "no_prefix_caching", "latency_preset"])]
+    pub wall: bool,
     /// How 8081 places requests; all but `prefix` are controls that must fail
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = PolicyName::Prefix)]
     pub policy: PolicyName,
@@ -204,9 +205,14 @@ pub struct Step5Args {
     /// Conversations to ask from [default: the built-in ones]
     #[arg(long, value_name = "FILE")]
     pub sharegpt_file: Option<PathBuf>,
+    /// With --wall: where CSVs, generated files and logs go
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
     /// Print JSON in place of summaries and table
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -301,7 +307,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Status(args) => commands::status(&args),
         Command::Logs(args) => commands::logs(&args).await,
         Command::Overhead(args) => overhead::run(args).await,
-        Command::Step5(args) => step5::run(&args),
+        Command::Step5(args) => step5::run(*args).await,
         Command::Sharegpt(args) => step5::make_data(&args),
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,

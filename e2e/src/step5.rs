@@ -3,6 +3,7 @@
 
 pub mod data;
 pub mod judge;
+pub mod wall;
 pub mod workload;
 
 use std::path::Path;
@@ -77,25 +78,46 @@ pub struct Side {
     pub seed: u64,
 }
 
-pub fn run(args: &Step5Args) -> Result<End> {
-    let model = ServedModel::qwen25()?;
+pub async fn run(args: Step5Args) -> Result<End> {
     let entries = entries(args.sharegpt_file.as_deref())?;
-    let caching = if args.no_prefix_caching { Caching::Off } else { Caching::On };
-    let (mut plain, mut picked) = (Vec::new(), Vec::new());
-    for seed in args.first_seed..args.first_seed + u64::from(args.seeds) {
-        let side = |policy| {
-            let latency = args.latency_preset.clone();
-            Side { policy, n_pods: args.replicas.into(), latency, caching, seed }
-        };
-        plain.push(figures(&side(PolicyName::LeastRequest), &entries, &model)?);
-        picked.push(figures(&side(args.policy), &entries, &model)?);
-    }
+    let (plain, picked) = match args.wall {
+        true => match wall::run(&args, &entries).await? {
+            Some((plain, picked)) => (vec![plain], vec![picked]),
+            None => return Ok(End::Interrupted),
+        },
+        false => simulated(&args, &entries)?,
+    };
     let lines = judge::lines(&plain, &picked);
     ui::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&judge::json(&plain, &picked, &lines))?),
         false => text(&plain, &picked, &lines),
     });
     Ok(if lines.iter().all(Line::holds) { End::Good } else { End::Failed })
+}
+
+/// Both sides, a run for each seed.
+fn simulated(args: &Step5Args, entries: &[Entry]) -> Result<(Vec<Figures>, Vec<Figures>)> {
+    let model = ServedModel::qwen25()?;
+    let caching = if args.no_prefix_caching { Caching::Off } else { Caching::On };
+    let (mut plain, mut picked) = (Vec::new(), Vec::new());
+    for seed in args.first_seed..args.first_seed + u64::from(args.seeds) {
+        let side = |policy| {
+            let latency = args.latency_preset.clone();
+            let n_pods = usize::try_from(args.replicas()).unwrap_or(usize::MAX);
+            Side { policy, n_pods, latency, caching, seed }
+        };
+        plain.push(figures(&side(PolicyName::LeastRequest), entries, &model)?);
+        picked.push(figures(&side(args.policy), entries, &model)?);
+    }
+    Ok((plain, picked))
+}
+
+impl Step5Args {
+    /// The published figures are those of two.
+    fn replicas(&self) -> u32 {
+        const PUBLISHED: u32 = 2;
+        self.cluster.replicas.unwrap_or(PUBLISHED)
+    }
 }
 
 /// Makes the data file anew.
@@ -161,7 +183,7 @@ pub fn figures(side: &Side, entries: &[Entry], model: &ServedModel) -> Result<Fi
         output_tokens: records.iter().map(|record| u64::from(record.generation_tokens)).sum(),
         cold: measured.iter().filter(|measured| measured.cached_tokens < COLD_TOKENS).count(),
         hit_ratio: of(|measured| measured.cached_tokens) / of(|measured| measured.record.prompt_tokens),
-        busiest_share: as_f64(busiest.unwrap_or(0)) / as_f64(measured.len().max(1)),
+        busiest_share: busiest.map(|busiest| as_f64(busiest) / as_f64(measured.len().max(1))),
     })
 }
 

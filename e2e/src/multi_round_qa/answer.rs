@@ -23,6 +23,8 @@ pub struct Answer {
     /// From the last chunk that carried it.
     pub prompt_tokens: Option<u32>,
     pub completion_tokens: Option<u32>,
+    /// Prompt tokens that came from a cache, where the endpoint tells.
+    pub cached_tokens: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +51,12 @@ struct Delta {
 struct Usage {
     prompt_tokens: Option<u32>,
     completion_tokens: Option<u32>,
+    prompt_tokens_details: Option<Details>,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    cached_tokens: Option<u32>,
 }
 
 impl AnswerReader {
@@ -95,7 +103,9 @@ impl AnswerReader {
         if let Some(error) = chunk.error {
             return Err(format!("an error in the stream: {error}"));
         }
-        if let Some(Usage { prompt_tokens, completion_tokens }) = chunk.usage {
+        if let Some(Usage { prompt_tokens, completion_tokens, prompt_tokens_details }) = chunk.usage {
+            let cached = prompt_tokens_details.and_then(|details| details.cached_tokens);
+            self.answer.cached_tokens = cached.or(self.answer.cached_tokens);
             self.answer.prompt_tokens = prompt_tokens.or(self.answer.prompt_tokens);
             self.answer.completion_tokens = completion_tokens.or(self.answer.completion_tokens);
         }
@@ -143,6 +153,7 @@ mod tests {
             first_content: Some(Duration::from_secs(3)),
             prompt_tokens: Some(7),
             completion_tokens: Some(2),
+            cached_tokens: None,
         };
         assert_eq!(answer, Ok(expected));
     }

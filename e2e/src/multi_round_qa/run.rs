@@ -73,9 +73,17 @@ pub trait Listener {
 #[derive(Debug, Clone)]
 pub struct Measured {
     pub summary: Summary,
-    pub records: Vec<Record>,
+    pub answered: Vec<Answered>,
     /// By request: user and error.
     pub failures: Vec<(u32, String)>,
+}
+
+/// One request that was answered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Answered {
+    pub record: Record,
+    /// Prompt tokens that came from a cache, where the endpoint tells.
+    pub cached_tokens: Option<u32>,
 }
 
 /// A user's conversation.
@@ -89,7 +97,7 @@ struct Conversation {
 struct Outcome {
     turn: Turn,
     question_id: u32,
-    result: Result<(Record, String), String>,
+    result: Result<(Answered, String), String>,
 }
 
 /// What every request needs.
@@ -119,7 +127,7 @@ struct Run<'a, L> {
     schedule: Schedule,
     conversations: BTreeMap<u32, Conversation>,
     requests: JoinSet<Outcome>,
-    records: Vec<Record>,
+    answered: Vec<Answered>,
     failures: Vec<(u32, String)>,
     n_sent: usize,
     csv: Option<std::fs::File>,
@@ -150,7 +158,7 @@ pub async fn run<L: Listener>(
         schedule: Schedule::new(settings.plan),
         conversations: BTreeMap::new(),
         requests: JoinSet::new(),
-        records: Vec::new(),
+        answered: Vec::new(),
         failures: Vec::new(),
         n_sent: 0,
         csv: csv.transpose()?,
@@ -199,7 +207,7 @@ impl<L: Listener> Run<'_, L> {
                 last_log = now;
             }
             if now - last_progress > Duration::from_secs(1) {
-                let counts = (self.n_sent, self.records.len(), self.failures.len());
+                let counts = (self.n_sent, self.answered.len(), self.failures.len());
                 self.listener.progress(now, counts);
                 last_progress = now;
             }
@@ -244,14 +252,14 @@ impl<L: Listener> Run<'_, L> {
         let Outcome { turn, question_id, result } = outcome;
         let user_id = turn.user_id;
         match result {
-            Ok((record, content)) => {
+            Ok((answered, content)) => {
                 if let Some(conversation) = self.conversations.get_mut(&user_id) {
                     conversation.messages.push(json!({"role": "assistant", "content": content}));
                 }
                 if let Some(csv) = &mut self.csv {
-                    writeln!(csv, "{}", record.csv()).context("write the CSV")?;
+                    writeln!(csv, "{}", answered.record.csv()).context("write the CSV")?;
                 }
-                self.records.push(record);
+                self.answered.push(answered);
                 self.schedule.ended(user_id, Ended::Answered);
             }
             Err(error) => {
@@ -277,37 +285,38 @@ impl<L: Listener> Run<'_, L> {
             end,
             pace: self.settings.plan.pace,
         };
-        Summary::of(&self.records, window)
+        let records: Vec<Record> = self.answered.iter().map(|answered| answered.record).collect();
+        Summary::of(&records, window)
     }
 
     fn finish(mut self) -> Result<Measured> {
         let start = self.sender.clock.calendar(Duration::ZERO);
-        let end = self.records.iter().map(|record| record.finish_time).fold(start, f64::max);
+        let end = self.answered.iter().map(|answered| answered.record.finish_time).fold(start, f64::max);
         let summary = self.summary_between(start, end);
-        order(&mut self.records, self.settings.plan.n_rounds);
+        order(&mut self.answered, self.settings.plan.n_rounds);
         if let Some(path) = &self.settings.output {
-            let rows: String = self.records.iter().map(|record| record.csv() + "\n").collect();
+            let rows: String = self.answered.iter().map(|answered| answered.record.csv() + "\n").collect();
             std::fs::write(path, format!("{HEADER}\n{rows}"))
                 .with_context(|| format!("write {}", path.display()))?;
         }
-        Ok(Measured { summary, records: self.records, failures: self.failures })
+        Ok(Measured { summary, answered: self.answered, failures: self.failures })
     }
 }
 
 /// The original's order: sessions that came to their end, by when, and then the others by their ids.
-fn order(records: &mut [Record], n_rounds: u32) {
+fn order(answered: &mut [Answered], n_rounds: u32) {
     let mut ends: BTreeMap<u32, (u32, f64)> = BTreeMap::new();
-    for record in records.iter() {
+    for Answered { record, .. } in answered.iter() {
         let (n_answered, last) = ends.entry(record.user_id).or_default();
         *n_answered += 1;
         *last = last.max(record.finish_time);
     }
-    let key = |record: &Record| {
+    let key = |Answered { record, .. }: &Answered| {
         let (n_answered, last) = ends[&record.user_id];
         let ended = if n_answered >= n_rounds { last } else { f64::INFINITY };
         (ended, record.user_id, record.question_id)
     };
-    records.sort_by(|left, right| {
+    answered.sort_by(|left, right| {
         let (left, right) = (key(left), key(right));
         left.0.total_cmp(&right.0).then((left.1, left.2).cmp(&(right.1, right.2)))
     });
@@ -360,11 +369,11 @@ impl Sender {
         Ok(())
     }
 
-    async fn record(&self, turn: Turn, question_id: u32, body: Bytes) -> Result<(Record, String), String> {
+    async fn record(&self, turn: Turn, question_id: u32, body: Bytes) -> Result<(Answered, String), String> {
         let launched = self.clock.now();
         let (answer, before_last_try) = self.answer(Some(turn.user_id), body).await?;
         let finished = self.clock.now();
-        let Answer { content, first_content, prompt_tokens, completion_tokens } = answer;
+        let Answer { content, first_content, prompt_tokens, completion_tokens, cached_tokens } = answer;
         let ttft = before_last_try + first_content.unwrap_or_default().mul_f64(self.time_scale);
         let record = Record {
             prompt_tokens: prompt_tokens.unwrap_or_default(),
@@ -376,7 +385,7 @@ impl Sender {
             launch_time: self.clock.calendar(launched),
             finish_time: self.clock.calendar(finished),
         };
-        Ok((record, content))
+        Ok((Answered { record, cached_tokens }, content))
     }
 
     /// The answer, and the virtual time that was spent on tries before the one that succeeded.

@@ -20,11 +20,15 @@ pub struct Figures {
     pub cold: usize,
     /// Cached tokens by prompt tokens.
     pub hit_ratio: f64,
-    /// Share of the requests that the busiest pod got.
-    pub busiest_share: f64,
+    /// Share of the requests that the busiest pod got, where that is known.
+    pub busiest_share: Option<f64>,
 }
 
-/// One thing that is asserted. Bands are those in which a right system stays over five seeds, and wrong ones do not.
+/// So many runs have means that tell a right system from a wrong one.
+const MANY: usize = 5;
+
+/// One thing that is asserted. Bands are those in which a right system stays over five seeds, and wrong ones do not; those of
+/// a mean over fewer are wider.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     pub name: &'static str,
@@ -54,76 +58,93 @@ impl Line {
 
 /// Every line, for runs of as many seeds on each side.
 pub fn lines(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
-    let both = || plain.iter().chain(picked);
-    let of = |side: &[Figures], value: fn(&Figures) -> f64| side.iter().map(value).collect::<Vec<f64>>();
-    let all = |value: fn(&Figures) -> f64| both().map(value).collect::<Vec<f64>>();
-    let exactly = |value: f64| (value, value);
-    let around = |value: f64, share: f64| (value * (1.0 - share), value * (1.0 + share));
-    #[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^53")]
-    let (input, output) = (INPUT_TOKENS as f64, OUTPUT_TOKENS as f64);
-    #[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^53")]
-    let tokens =
-        |count: fn(&Figures) -> u64| both().map(|figures| count(figures) as f64).collect::<Vec<f64>>();
-    let ttft = |figures: &Figures| figures.summary.ttft;
-    let ratio = mean(&of(picked, ttft)).zip(mean(&of(plain, ttft))).map(|(picked, plain)| picked / plain);
+    let mut lines = counts(plain, picked);
+    lines.extend(rates(plain, picked));
+    lines.extend(routing(plain, picked));
+    lines
+}
+
+fn of(side: &[Figures], value: fn(&Figures) -> f64) -> Vec<f64> {
+    side.iter().map(value).collect()
+}
+
+fn exactly(value: f64) -> (f64, f64) {
+    (value, value)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^53")]
+fn tokens(count: u64) -> f64 {
+    count as f64
+}
+
+/// What the load is: the same whoever places it.
+fn counts(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
+    let exact = |name, published: f64, value: fn(&Figures) -> f64| {
+        let seen = plain.iter().chain(picked).map(value).collect();
+        Line::each(name, Some(published), exactly(published), seen)
+    };
     vec![
-        Line::each("requests", Some(63.0), exactly(63.0), all(|figures| as_f64(figures.summary.n_finished))),
-        Line::each("sessions", Some(12.0), exactly(12.0), all(|figures| as_f64(figures.sessions))),
-        Line::each("input tokens", Some(input), exactly(input), tokens(|figures| figures.input_tokens)),
-        Line::each("output tokens", Some(output), exactly(output), tokens(|figures| figures.output_tokens)),
-        Line::each(
-            "processing speed [req/s]",
-            Some(0.108),
-            (0.1074, 0.1086),
-            all(|figures| figures.summary.speed),
-        ),
-        Line::each(
-            "time range [s]",
-            Some(583.2),
-            (580.5, 586.0),
-            all(|figures| figures.summary.window.end - figures.summary.window.start),
-        ),
-        Line::each(
-            "input [tokens/s]",
-            Some(259.07),
-            around(259.07, 0.01),
-            all(|figures| figures.summary.input_rate),
-        ),
-        Line::each(
-            "output [tokens/s]",
-            Some(4.858),
-            around(4.858, 0.015),
-            all(|figures| figures.summary.output_rate),
-        ),
-        Line::each(
-            "generation [tokens/req/s]",
-            Some(26.67),
-            around(26.8, 0.04),
-            all(|figures| figures.summary.generation_rate),
-        ),
-        Line::each(
-            "8081: cold requests",
-            Some(12.0),
-            exactly(12.0),
-            of(picked, |figures| as_f64(figures.cold)),
-        ),
-        Line::each("8081: token hit ratio", None, (0.8, 1.0), of(picked, |figures| figures.hit_ratio)),
-        Line::of_mean(
-            "8081: busiest pod's share, mean",
-            None,
-            (0.0, 0.8),
-            &of(picked, |figures| figures.busiest_share),
-        ),
-        Line::of_mean(
-            "8080: cold requests, mean",
-            None,
-            (20.0, 24.0),
-            &of(plain, |figures| as_f64(figures.cold)),
-        ),
-        Line::of_mean("8080: TTFT, mean [s]", Some(0.3669), (0.335, 0.4), &of(plain, ttft)),
-        Line::of_mean("8081: TTFT, mean [s]", Some(0.2761), (0.24, 0.3), &of(picked, ttft)),
-        Line::each("TTFT, 8081 by 8080", Some(0.7525), (0.6, 0.83), ratio.into_iter().collect()),
+        exact("requests", 63.0, |figures| as_f64(figures.summary.n_finished)),
+        exact("sessions", 12.0, |figures| as_f64(figures.sessions)),
+        exact("input tokens", tokens(INPUT_TOKENS), |figures| tokens(figures.input_tokens)),
+        exact("output tokens", tokens(OUTPUT_TOKENS), |figures| tokens(figures.output_tokens)),
     ]
+}
+
+/// What the summary's lines say of time.
+fn rates(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
+    let each = |name, published: f64, band: (f64, f64), value: fn(&Figures) -> f64| {
+        let seen = plain.iter().chain(picked).map(value).collect();
+        Line::each(name, Some(published), band, seen)
+    };
+    let around = |value: f64, share: f64| (value * (1.0 - share), value * (1.0 + share));
+    vec![
+        each("processing speed [req/s]", 0.108, (0.1074, 0.1086), |figures| figures.summary.speed),
+        each("time range [s]", 583.2, (580.5, 586.0), |figures| {
+            figures.summary.window.end - figures.summary.window.start
+        }),
+        each("input [tokens/s]", 259.07, around(259.07, 0.01), |figures| figures.summary.input_rate),
+        each("output [tokens/s]", 4.858, around(4.858, 0.015), |figures| figures.summary.output_rate),
+        each("generation [tokens/req/s]", 26.67, around(26.8, 0.04), |figures| {
+            figures.summary.generation_rate
+        }),
+    ]
+}
+
+/// What depends on who places the requests.
+fn routing(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
+    let ttft = |figures: &Figures| figures.summary.ttft;
+    let band = |many: (f64, f64), one: (f64, f64)| if plain.len() >= MANY { many } else { one };
+    let cold = |figures: &Figures| as_f64(figures.cold);
+    let shares: Vec<f64> = picked.iter().filter_map(|figures| figures.busiest_share).collect();
+    let ratio = mean(&of(picked, ttft)).zip(mean(&of(plain, ttft))).map(|(picked, plain)| picked / plain);
+    let mut lines = vec![
+        Line::each("8081: cold requests", Some(12.0), exactly(12.0), of(picked, cold)),
+        Line::each("8081: token hit ratio", None, (0.8, 1.0), of(picked, |figures| figures.hit_ratio)),
+        Line::of_mean("8080: cold requests, mean", None, band((20.0, 24.0), (19.0, 25.0)), &of(plain, cold)),
+        Line::of_mean(
+            "8080: TTFT, mean [s]",
+            Some(0.3669),
+            band((0.335, 0.4), (0.31, 0.43)),
+            &of(plain, ttft),
+        ),
+        Line::of_mean(
+            "8081: TTFT, mean [s]",
+            Some(0.2761),
+            band((0.24, 0.3), (0.235, 0.32)),
+            &of(picked, ttft),
+        ),
+        Line::each(
+            "TTFT, 8081 by 8080",
+            Some(0.7525),
+            band((0.6, 0.83), (0.55, 0.95)),
+            ratio.into_iter().collect(),
+        ),
+    ];
+    if !shares.is_empty() {
+        lines.push(Line::of_mean("8081: busiest pod's share, mean", None, (0.0, 0.8), &shares));
+    }
+    lines
 }
 
 pub fn table(lines: &[Line]) -> Table {
