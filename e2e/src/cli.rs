@@ -9,7 +9,7 @@ use crate::check::Group;
 use crate::cluster::programs::ProgramOptions;
 use crate::multi_round_qa::cli::{self as qa, QaArgs};
 use crate::step5::PolicyName;
-use crate::{commands, guard, overhead, run, soak, step5};
+use crate::{commands, compare, guard, overhead, run, soak, step5};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,6 +20,7 @@ Examples:
   e2e logs epp | grep 'Do prefix'
   e2e overhead                 what the picker adds: 8081 against 8080, interleaved
   e2e step5                    the tutorial's published table, reproduced in seconds
+  e2e compare                  policies under loads that tell them apart
   e2e soak --seconds 180       pods die, pickers are replaced, no request is lost
 
 Exit codes:
@@ -55,6 +56,8 @@ enum Command {
     Overhead(OverheadArgs),
     /// Reproduce the tutorial's published table: its load through 8080 and 8081, in virtual time
     Step5(Box<Step5Args>),
+    /// Compare policies under workloads that tell them apart, in virtual time
+    Compare(CompareArgs),
     /// Make the data that `step5` asks from, anew
     Sharegpt(SharegptArgs),
     /// Load an endpoint as the tutorial's step 5 does: flag for flag the tool multi-round-qa.py
@@ -216,6 +219,19 @@ pub struct Step5Args {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    /// Runs of each policy under each workload
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub seeds: u32,
+    /// Workloads whose names have this word only; repeat for several
+    #[arg(long, value_name = "WORD")]
+    pub only: Vec<String>,
+    /// Print JSON in place of the tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct SharegptArgs {
     /// Where the file goes
     #[arg(long, value_name = "FILE", default_value = "ShareGPT.json")]
@@ -308,6 +324,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Logs(args) => commands::logs(&args).await,
         Command::Overhead(args) => overhead::run(args).await,
         Command::Step5(args) => step5::run(*args).await,
+        Command::Compare(args) => compare::run(&args),
         Command::Sharegpt(args) => step5::make_data(&args),
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,

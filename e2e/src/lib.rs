@@ -13,6 +13,8 @@ pub mod soak;
 
 pub mod step5;
 
+pub mod compare;
+
 pub mod scenario;
 
 pub mod journal;

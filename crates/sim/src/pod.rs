@@ -58,6 +58,13 @@ impl PodConfig {
         let engine = EngineConfig { prefix_caching, ..EngineConfig::default() };
         Some(Self { engine, latency: LatencyModel::preset(name)?, jitter })
     }
+
+    /// The same with so many blocks of KV cache, the null block included.
+    #[must_use]
+    pub fn with_blocks(mut self, n_blocks: u32) -> Self {
+        self.engine.n_blocks = n_blocks;
+        self
+    }
 }
 
 impl Pod {

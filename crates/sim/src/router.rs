@@ -86,6 +86,12 @@ impl Policy {
         Self::Prefix(Affinity::new(THRESHOLD))
     }
 
+    /// The same, however busy the holder of a prefix is.
+    #[must_use]
+    pub fn prefix_pure() -> Self {
+        Self::Prefix(Affinity { spill_bytes: f64::INFINITY, ..Affinity::new(THRESHOLD) })
+    }
+
     /// The same with an index that is never told of a pick.
     #[must_use]
     pub fn prefix_never_noted() -> Self {

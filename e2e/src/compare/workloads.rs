@@ -1,0 +1,166 @@
+//! Loads under which policies differ: what they share, how large it is against a cache, and how much comes at a time.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution as _, Exp};
+use sim::pod::PodConfig;
+use sim::router::Policy;
+use sim::world::{Fleet, Outcome, Request, Workload as Drives};
+
+const PODS: usize = 4;
+/// 96,000 tokens of KV cache, and the null block.
+const BLOCKS: u32 = 6_001;
+const DURATION: Duration = Duration::from_secs(200);
+const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
+const JITTER: f64 = 0.03;
+/// Ids below this are written with four letters each, as many as an English token has.
+const VOCABULARY: u32 = 1 << 16;
+
+/// Requests that come at random moments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Workload {
+    pub name: &'static str,
+    /// Requests per second.
+    rate: f64,
+    prefixes: Prefixes,
+    /// Tokens behind the prefix, which no two requests share.
+    own_tokens: usize,
+    output_tokens: usize,
+}
+
+/// What requests begin with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Prefixes {
+    /// Of so many, each as likely as the other.
+    Even { count: u64, tokens: usize },
+    /// The first with that probability, else one of the others.
+    Hot { share: f64, others: u64, tokens: usize },
+    /// Nothing that another has too.
+    None,
+}
+
+pub const WORKLOADS: [Workload; 6] = [
+    Workload {
+        name: "cache thrash",
+        rate: 4.0,
+        prefixes: Prefixes::Even { count: 150, tokens: 2000 },
+        own_tokens: 60,
+        output_tokens: 60,
+    },
+    Workload {
+        name: "long documents",
+        rate: 1.0,
+        prefixes: Prefixes::Even { count: 24, tokens: 8000 },
+        own_tokens: 60,
+        output_tokens: 60,
+    },
+    Workload {
+        name: "long documents, half the rate",
+        rate: 0.5,
+        prefixes: Prefixes::Even { count: 24, tokens: 8000 },
+        own_tokens: 60,
+        output_tokens: 60,
+    },
+    Workload {
+        name: "hot prefix",
+        rate: 10.0,
+        prefixes: Prefixes::Hot { share: 0.8, others: 32, tokens: 4000 },
+        own_tokens: 60,
+        output_tokens: 100,
+    },
+    Workload {
+        name: "hot prefix, less load",
+        rate: 4.0,
+        prefixes: Prefixes::Hot { share: 0.8, others: 32, tokens: 4000 },
+        own_tokens: 60,
+        output_tokens: 100,
+    },
+    Workload { name: "no sharing", rate: 6.0, prefixes: Prefixes::None, own_tokens: 1000, output_tokens: 60 },
+];
+
+impl Workload {
+    /// Whether one of the words is in its name; no words want all.
+    pub fn is_wanted(&self, words: &[String]) -> bool {
+        words.is_empty() || words.iter().any(|word| self.name.contains(word.as_str()))
+    }
+
+    pub fn fleet(&self, policy: Policy, seed: u64) -> Fleet {
+        let pod = PodConfig::preset("a10-doc", true, JITTER).expect("the preset exists").with_blocks(BLOCKS);
+        Fleet { pod, n_pods: PODS, policy, scrape_interval: SCRAPE_INTERVAL, seed }
+    }
+}
+
+/// A workload's requests, drawn as they are due.
+#[derive(Debug)]
+pub struct Poisson {
+    workload: Workload,
+    rng: ChaCha8Rng,
+    gaps: Exp<f64>,
+    next_at: Duration,
+    next_id: u64,
+    prefixes: HashMap<u64, Vec<u32>>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Poisson {
+    pub fn new(workload: &Workload, seed: u64) -> Self {
+        let gaps = Exp::new(workload.rate).expect("rates are above 0");
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let next_at = Duration::from_secs_f64(gaps.sample(&mut rng));
+        let (prefixes, outcomes) = (HashMap::new(), Vec::new());
+        Self { workload: *workload, rng, gaps, next_at, next_id: 0, prefixes, outcomes }
+    }
+
+    pub fn finish(self) -> Vec<Outcome> {
+        self.outcomes
+    }
+
+    fn request(&mut self) -> Request {
+        let Workload { prefixes, own_tokens, output_tokens, .. } = self.workload;
+        let prefix = match prefixes {
+            Prefixes::None => None,
+            Prefixes::Even { count, tokens } => Some((self.rng.random_range(0..count), tokens)),
+            Prefixes::Hot { share, others, tokens } => {
+                let which = if self.rng.random_bool(share) { 0 } else { self.rng.random_range(1..=others) };
+                Some((which, tokens))
+            }
+        };
+        let mut prompt = prefix.map_or_else(Vec::new, |(which, n)| self.prefix(which, n));
+        prompt.extend((0..own_tokens).map(|_| self.rng.random_range(0..VOCABULARY)));
+        let output = (0..output_tokens).map(|_| self.rng.random_range(0..VOCABULARY)).collect();
+        let text = prompt.iter().map(|id| format!("{id:04x}")).collect();
+        Request { text, user: None, prompt, output }
+    }
+
+    fn prefix(&mut self, which: u64, n_tokens: usize) -> Vec<u32> {
+        // The same for every policy and seed.
+        let draw = || {
+            let mut rng = ChaCha8Rng::seed_from_u64(which);
+            (0..n_tokens).map(|_| rng.random_range(0..VOCABULARY)).collect()
+        };
+        self.prefixes.entry(which).or_insert_with(draw).clone()
+    }
+}
+
+impl Drives for Poisson {
+    fn next_due(&mut self, _now: Duration) -> Option<Duration> {
+        (self.next_at < DURATION).then_some(self.next_at)
+    }
+
+    fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
+        let mut requests = Vec::new();
+        while self.next_at <= now {
+            self.next_id += 1;
+            requests.push((self.next_id, self.request()));
+            self.next_at += Duration::from_secs_f64(self.gaps.sample(&mut self.rng));
+        }
+        requests
+    }
+
+    fn ended(&mut self, outcome: &Outcome) {
+        self.outcomes.push(*outcome);
+    }
+}
