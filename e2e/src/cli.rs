@@ -9,7 +9,7 @@ use crate::check::Group;
 use crate::cluster::programs::ProgramOptions;
 use crate::multi_round_qa::cli::{self as qa, QaArgs};
 use crate::step5::PolicyName;
-use crate::{commands, compare, guard, overhead, run, soak, step5};
+use crate::{commands, compare, guard, overhead, run, soak, step5, sweep};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +21,7 @@ Examples:
   e2e overhead                 what the picker adds: 8081 against 8080, interleaved
   e2e step5                    the tutorial's published table, reproduced in seconds
   e2e compare                  policies under loads that tell them apart
+  e2e sweep replicas           where prefix-aware routing pays
   e2e soak --seconds 180       pods die, pickers are replaced, no request is lost
 
 Exit codes:
@@ -58,6 +59,8 @@ enum Command {
     Step5(Box<Step5Args>),
     /// Compare policies under workloads that tell them apart, in virtual time
     Compare(CompareArgs),
+    /// Change one thing of step 5 at a time: where prefix-aware routing pays
+    Sweep(SweepArgs),
     /// Make the data that `step5` asks from, anew
     Sharegpt(SharegptArgs),
     /// Load an endpoint as the tutorial's step 5 does: flag for flag the tool multi-round-qa.py
@@ -232,6 +235,22 @@ pub struct CompareArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct SweepArgs {
+    /// What is changed
+    #[arg(value_enum)]
+    pub knob: sweep::Knob,
+    /// To what [default: values around the tutorial's]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub values: Vec<u32>,
+    /// Runs of each side at each value
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub seeds: u32,
+    /// Print JSON in place of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct SharegptArgs {
     /// Where the file goes
     #[arg(long, value_name = "FILE", default_value = "ShareGPT.json")]
@@ -325,6 +344,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Overhead(args) => overhead::run(args).await,
         Command::Step5(args) => step5::run(*args).await,
         Command::Compare(args) => compare::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Sharegpt(args) => step5::make_data(&args),
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,

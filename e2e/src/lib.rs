@@ -15,6 +15,8 @@ pub mod step5;
 
 pub mod compare;
 
+pub mod sweep;
+
 pub mod scenario;
 
 pub mod journal;

@@ -75,7 +75,30 @@ pub struct Side {
     /// Name of a preset.
     pub latency: String,
     pub caching: Caching,
+    /// Blocks of KV cache; `None`: as many as fit.
+    pub kv_blocks: Option<u32>,
+    /// Of the policy `Prefix`.
+    pub threshold: f64,
+    pub scrape_interval: Duration,
+    pub command: Command,
     pub seed: u64,
+}
+
+impl Side {
+    /// As the published runs were: two of the tutorial's servers.
+    pub fn published(policy: PolicyName, seed: u64) -> Self {
+        Self {
+            policy,
+            n_pods: 2,
+            latency: "a10-doc".to_owned(),
+            caching: Caching::On,
+            kv_blocks: None,
+            threshold: 0.5,
+            scrape_interval: SCRAPE_INTERVAL,
+            command: COMMAND,
+            seed,
+        }
+    }
 }
 
 pub async fn run(args: Step5Args) -> Result<End> {
@@ -104,7 +127,7 @@ fn simulated(args: &Step5Args, entries: &[Entry]) -> Result<(Vec<Figures>, Vec<F
         let side = |policy| {
             let latency = args.latency_preset.clone();
             let n_pods = usize::try_from(args.replicas()).unwrap_or(usize::MAX);
-            Side { policy, n_pods, latency, caching, seed }
+            Side { n_pods, latency, caching, ..Side::published(policy, seed) }
         };
         plain.push(figures(&side(PolicyName::LeastRequest), entries, &model)?);
         picked.push(figures(&side(args.policy), entries, &model)?);
@@ -151,19 +174,22 @@ pub fn entries(file: Option<&Path>) -> Result<Vec<Entry>> {
 /// # Errors
 /// When the data do not go with the command.
 pub fn figures(side: &Side, entries: &[Entry], model: &ServedModel) -> Result<Figures> {
-    let Side { policy, n_pods, latency, caching, seed } = side;
+    let Side { policy, n_pods, latency, caching, kv_blocks, threshold, scrape_interval, command, seed } =
+        side;
     let pod = PodConfig::preset(latency, *caching == Caching::On, JITTER).with_context(|| {
         format!("--latency-preset {latency}: `mock-vllm latency` lists those that there are")
     })?;
-    let fleet = Fleet {
-        pod,
-        n_pods: *n_pods,
-        policy: policy.policy(),
-        scrape_interval: SCRAPE_INTERVAL,
-        seed: *seed,
+    let pod = match kv_blocks {
+        Some(n_blocks) => pod.with_blocks(*n_blocks),
+        None => pod,
     };
+    let policy = match policy {
+        PolicyName::Prefix => Policy::prefix_above(*threshold),
+        other => other.policy(),
+    };
+    let fleet = Fleet { pod, n_pods: *n_pods, policy, scrape_interval: *scrape_interval, seed: *seed };
     // A user's id must make no difference to a router that goes by prefixes.
-    let mut tool = Tool::new(COMMAND, entries, model, UserIds::Stripped);
+    let mut tool = Tool::new(*command, entries, model, UserIds::Stripped);
     let mut world = World::try_new(fleet).map_err(|error| anyhow!("{error}"))?;
     world.run(&mut tool);
     let (measured, (start, end)) = tool.finish()?;
@@ -235,7 +261,7 @@ mod tests {
         let model = ServedModel::qwen25().unwrap();
         let entries = entries(None).unwrap();
         let run = |policy, seed| {
-            let side = Side { policy, n_pods: 2, latency: "a10-doc".to_owned(), caching, seed };
+            let side = Side { caching, ..Side::published(policy, seed) };
             figures(&side, &entries, &model).unwrap()
         };
         let plain: Vec<_> = (1..=5).map(|seed| run(PolicyName::LeastRequest, seed)).collect();

@@ -86,6 +86,12 @@ impl Policy {
         Self::Prefix(Affinity::new(THRESHOLD))
     }
 
+    /// The same with another share of a prompt that must match.
+    #[must_use]
+    pub fn prefix_above(threshold: f64) -> Self {
+        Self::Prefix(Affinity::new(threshold))
+    }
+
     /// The same, however busy the holder of a prefix is.
     #[must_use]
     pub fn prefix_pure() -> Self {

@@ -1,0 +1,136 @@
+//! `e2e sweep`: step 5's load with one thing changed at a time: where prefix-aware routing pays, and where it stops to.
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use serde_json::json;
+use sim::model::ServedModel;
+
+use crate::cli::{End, SweepArgs};
+use crate::report::summary::new_table;
+use crate::stats::mean;
+use crate::step5::judge::Figures;
+use crate::step5::{PolicyName, Side, entries, figures};
+use crate::ui::{self, Ui};
+
+/// Above this ratio of the two TTFTs the gain is in the noise of a few runs.
+const PAYS: f64 = 0.95;
+
+/// What is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Knob {
+    /// Pods
+    Replicas,
+    /// Blocks of each pod's KV cache, of 16 tokens
+    KvBlocks,
+    /// Share of a prompt that must match, in percent
+    Threshold,
+    /// Milliseconds between two scrapes
+    ScrapeInterval,
+    /// Words of each user's own text: how long prompts are
+    PromptWords,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Point {
+    value: u32,
+    plain_ttft: f64,
+    picked_ttft: f64,
+    /// Below 1, prefix-aware routing is faster.
+    ratio: f64,
+    plain_hit_ratio: f64,
+    picked_hit_ratio: f64,
+}
+
+impl Knob {
+    fn values(self) -> Vec<u32> {
+        match self {
+            Self::Replicas => vec![1, 2, 3, 4, 5, 6, 8, 16],
+            Self::KvBlocks => vec![600, 700, 800, 1000, 1500, 2773, 6226],
+            Self::Threshold => vec![0, 5, 25, 50, 75, 90, 99, 100],
+            Self::ScrapeInterval => vec![10, 50, 200, 1000, 5000],
+            Self::PromptWords => vec![0, 50, 200, 500, 1000, 2000, 4000, 7000],
+        }
+    }
+
+    fn set(self, side: &mut Side, value: u32) {
+        match self {
+            Self::Replicas => side.n_pods = usize::try_from(value).unwrap_or(usize::MAX),
+            Self::KvBlocks => side.kv_blocks = Some(value),
+            Self::Threshold => side.threshold = f64::from(value) / 100.0,
+            Self::ScrapeInterval => side.scrape_interval = std::time::Duration::from_millis(value.into()),
+            Self::PromptWords => side.command.words.1 = usize::try_from(value).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+pub fn run(args: &SweepArgs) -> Result<End> {
+    let ui = Ui::new(false);
+    let (model, entries) = (ServedModel::qwen25()?, entries(None)?);
+    let values = if args.values.is_empty() { args.knob.values() } else { args.values.clone() };
+    ensure!(
+        values.iter().all(|value| *value > 0 || args.knob != Knob::Replicas),
+        "--values: at least one pod"
+    );
+    let mut points = Vec::new();
+    for value in values {
+        ui.step(&format!("{:?} {value}", args.knob));
+        let side = |policy, seed| {
+            let mut side = Side::published(policy, seed);
+            args.knob.set(&mut side, value);
+            figures(&side, &entries, &model)
+        };
+        let runs =
+            |policy| (1..=u64::from(args.seeds)).map(|seed| side(policy, seed)).collect::<Result<Vec<_>>>();
+        points.push(Point::new(value, &runs(PolicyName::LeastRequest)?, &runs(PolicyName::Prefix)?));
+    }
+    ui.finish();
+    ui::print(&match args.json {
+        true => format!("{}\n", serde_json::to_string_pretty(&json!({"knob": args.knob, "points": points}))?),
+        false => text(args, &points),
+    });
+    Ok(End::Good)
+}
+
+impl Point {
+    fn new(value: u32, plain: &[Figures], picked: &[Figures]) -> Self {
+        let of = |side: &[Figures], part: fn(&Figures) -> f64| {
+            mean(&side.iter().map(part).collect::<Vec<_>>()).unwrap_or(0.0)
+        };
+        let ttft = |figures: &Figures| figures.summary.ttft;
+        let hit = |figures: &Figures| figures.hit_ratio;
+        let (plain_ttft, picked_ttft) = (of(plain, ttft), of(picked, ttft));
+        Self {
+            value,
+            plain_ttft,
+            picked_ttft,
+            ratio: picked_ttft / plain_ttft,
+            plain_hit_ratio: of(plain, hit),
+            picked_hit_ratio: of(picked, hit),
+        }
+    }
+}
+
+fn text(args: &SweepArgs, points: &[Point]) -> String {
+    let name = format!("{:?}", args.knob);
+    let heads = [&name, "TTFT, 8080", "TTFT, 8081", "8081 by 8080", "hits, 8080", "hits, 8081", ""];
+    let mut table = new_table(&heads, 1);
+    for Point { value, plain_ttft, picked_ttft, ratio, plain_hit_ratio, picked_hit_ratio } in points {
+        table.add_row([
+            value.to_string(),
+            format!("{plain_ttft:.3} s"),
+            format!("{picked_ttft:.3} s"),
+            format!("{ratio:.2}"),
+            format!("{:.0} %", plain_hit_ratio * 100.0),
+            format!("{:.0} %", picked_hit_ratio * 100.0),
+            if *ratio > PAYS { "does not pay" } else { "" }.to_owned(),
+        ]);
+    }
+    let idle: Vec<String> =
+        points.iter().filter(|point| point.ratio > PAYS).map(|point| point.value.to_string()).collect();
+    let verdict = match idle.is_empty() {
+        true => "prefix-aware routing pays throughout".to_owned(),
+        false => format!("prefix-aware routing does not pay at {name} {}", idle.join(", ")),
+    };
+    format!("{table}\n{verdict}; step 5's load, {} seeds, virtual time\n", args.seeds)
+}
