@@ -229,6 +229,12 @@ pub struct CompareArgs {
     /// Workloads whose names have this word only; repeat for several
     #[arg(long, value_name = "WORD")]
     pub only: Vec<String>,
+    /// Recorded loads instead: Mooncake's JSON lines or Azure's CSV; repeat for several
+    #[arg(long = "trace", value_name = "FILE", conflicts_with = "only")]
+    pub traces: Vec<PathBuf>,
+    /// Play traces so many times faster
+    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = time_scale)]
+    pub speed: f64,
     /// Print JSON in place of the tables
     #[arg(long)]
     pub json: bool,

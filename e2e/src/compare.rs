@@ -1,14 +1,16 @@
 //! `e2e compare`: policies against workloads that tell good routers from bad ones, in virtual time.
 
+pub mod traces;
 pub mod workloads;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sim::router::Policy;
-use sim::world::World;
+use sim::world::{Outcome, World};
 
-use self::workloads::{Poisson, WORKLOADS, Workload};
+use self::traces::Traced;
+use self::workloads::{Poisson, Replay, WORKLOADS, Workload};
 use crate::cli::{CompareArgs, End};
 use crate::report::summary::new_table;
 use crate::stats::{as_f64, mean, quantile};
@@ -53,17 +55,28 @@ struct Estimate {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Row {
-    workload: &'static str,
+    workload: String,
     cells: Vec<Cell>,
+}
+
+/// Where requests come from.
+#[derive(Clone, Copy, Debug)]
+enum Load<'a> {
+    Drawn(&'a Workload),
+    /// A trace, and its file's name.
+    Traced(&'a str, &'a [Traced]),
 }
 
 pub fn run(args: &CompareArgs) -> Result<End> {
     let ui = Ui::new(false);
+    let traces = traces(args, &ui)?;
+    let drawn = WORKLOADS.iter().filter(|workload| args.traces.is_empty() && workload.is_wanted(&args.only));
+    let traced = traces.iter().map(|(name, requests)| Load::Traced(name, requests));
     let mut rows = Vec::new();
-    for workload in WORKLOADS.iter().filter(|workload| workload.is_wanted(&args.only)) {
-        ui.step(&format!("{}: {} policies, {} seeds", workload.name, POLICIES.len(), args.seeds));
-        let cells = POLICIES.iter().map(|(name, policy)| cell(name, policy(), workload, args));
-        rows.push(Row { workload: workload.name, cells: cells.collect::<Result<_>>()? });
+    for load in drawn.map(Load::Drawn).chain(traced) {
+        ui.step(&format!("{}: {} policies, {} seeds", load.name(), POLICIES.len(), args.seeds));
+        let cells = POLICIES.iter().map(|(name, policy)| cell(name, policy(), load, args));
+        rows.push(Row { workload: load.name().to_owned(), cells: cells.collect::<Result<_>>()? });
     }
     ui.finish();
     if rows.is_empty() {
@@ -77,15 +90,52 @@ pub fn run(args: &CompareArgs) -> Result<End> {
     Ok(if rows.iter().all(|row| row.excess() <= MARGIN) { End::Good } else { End::Failed })
 }
 
-fn cell(name: &'static str, policy: Policy, workload: &Workload, args: &CompareArgs) -> Result<Cell> {
+/// The traces that are asked for, each with its file's name.
+fn traces(args: &CompareArgs, ui: &Ui) -> Result<Vec<(String, Vec<Traced>)>> {
+    let mut traces = Vec::new();
+    for path in &args.traces {
+        let (kept, n_left_out) = workloads::fitting(traces::read(path)?, args.speed);
+        let name = path.display().to_string();
+        if n_left_out > 0 {
+            ui.note(&format!("{name}: {n_left_out} requests are too long for the pods, and left out"));
+        }
+        ensure!(!kept.is_empty(), "{name}: every request is too long for the pods");
+        traces.push((name, kept));
+    }
+    Ok(traces)
+}
+
+impl Load<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Drawn(workload) => workload.name,
+            Self::Traced(name, _) => name,
+        }
+    }
+
+    fn run(&self, policy: Policy, seed: u64) -> Result<Vec<Outcome>> {
+        let world = World::try_new(workloads::fleet(policy, seed));
+        let mut world = world.map_err(|error| anyhow!("{error}"))?;
+        Ok(match self {
+            Self::Drawn(workload) => {
+                let mut load = Poisson::new(workload, seed);
+                world.run(&mut load);
+                load.finish()
+            }
+            Self::Traced(_, requests) => {
+                let mut load = Replay::new(requests);
+                world.run(&mut load);
+                load.finish()
+            }
+        })
+    }
+}
+
+fn cell(name: &'static str, policy: Policy, load: Load<'_>, args: &CompareArgs) -> Result<Cell> {
     let mut runs: [Vec<f64>; 6] = Default::default();
     for seed in 1..=u64::from(args.seeds) {
-        let fleet = workload.fleet(policy, seed);
-        let n_pods = fleet.n_pods;
-        let mut load = Poisson::new(workload, seed);
-        let mut world = World::try_new(fleet).map_err(|error| anyhow!("{error}"))?;
-        world.run(&mut load);
-        let outcomes = load.finish();
+        let outcomes = load.run(policy, seed)?;
+        let n_pods = workloads::PODS;
         let ttft: Vec<f64> =
             outcomes.iter().map(|outcome| (outcome.first_token_at - outcome.sent_at).as_secs_f64()).collect();
         let tpot: Vec<f64> = outcomes
@@ -95,9 +145,7 @@ fn cell(name: &'static str, policy: Policy, workload: &Workload, args: &CompareA
                 (outcome.ended_at - outcome.first_token_at).as_secs_f64() / n_after
             })
             .collect();
-        let of = |part: fn(&sim::world::Outcome) -> u32| {
-            outcomes.iter().map(|one| f64::from(part(one))).sum::<f64>()
-        };
+        let of = |part: fn(&Outcome) -> u32| outcomes.iter().map(|one| f64::from(part(one))).sum::<f64>();
         let busiest =
             (0..n_pods).map(|pod| outcomes.iter().filter(|outcome| outcome.pod_idx == pod).count()).max();
         let values = [
@@ -140,7 +188,7 @@ fn text(rows: &[Row], args: &CompareArgs) -> String {
     let mut text = String::new();
     for row in rows {
         let mut table = new_table(
-            &[row.workload, "TTFT mean", "p50", "p99", "per token", "hit ratio", "busiest by mean"],
+            &[&row.workload, "TTFT mean", "p50", "p99", "per token", "hit ratio", "busiest by mean"],
             1,
         );
         for cell in &row.cells {

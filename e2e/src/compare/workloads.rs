@@ -10,9 +10,14 @@ use sim::pod::PodConfig;
 use sim::router::Policy;
 use sim::world::{Fleet, Outcome, Request, Workload as Drives};
 
-const PODS: usize = 4;
+use crate::compare::traces::Traced;
+
+/// Pods of every fleet.
+pub const PODS: usize = 4;
 /// 96,000 tokens of KV cache, and the null block.
 const BLOCKS: u32 = 6_001;
+/// Tokens of a prompt and its answer that a pod has room for.
+const MAX_MODEL_LEN: usize = 8192;
 const DURATION: Duration = Duration::from_secs(200);
 const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
 const JITTER: f64 = 0.03;
@@ -86,11 +91,23 @@ impl Workload {
     pub fn is_wanted(&self, words: &[String]) -> bool {
         words.is_empty() || words.iter().any(|word| self.name.contains(word.as_str()))
     }
+}
 
-    pub fn fleet(&self, policy: Policy, seed: u64) -> Fleet {
-        let pod = PodConfig::preset("a10-doc", true, JITTER).expect("the preset exists").with_blocks(BLOCKS);
-        Fleet { pod, n_pods: PODS, policy, scrape_interval: SCRAPE_INTERVAL, seed }
+pub fn fleet(policy: Policy, seed: u64) -> Fleet {
+    let pod = PodConfig::preset("a10-doc", true, JITTER).expect("the preset exists").with_blocks(BLOCKS);
+    Fleet { pod, n_pods: PODS, policy, scrape_interval: SCRAPE_INTERVAL, seed }
+}
+
+/// The requests that a pod can take, so many times faster, and how many it cannot.
+pub fn fitting(traced: Vec<Traced>, speed: f64) -> (Vec<Traced>, usize) {
+    let n_all = traced.len();
+    let fits = |one: &Traced| one.input_tokens + one.output_tokens <= MAX_MODEL_LEN;
+    let mut kept: Vec<Traced> = traced.into_iter().filter(fits).collect();
+    for one in &mut kept {
+        one.at = one.at.div_f64(speed);
     }
+    let n_left_out = n_all - kept.len();
+    (kept, n_left_out)
 }
 
 /// A workload's requests, drawn as they are due.
@@ -131,7 +148,7 @@ impl Poisson {
         let mut prompt = prefix.map_or_else(Vec::new, |(which, n)| self.prefix(which, n));
         prompt.extend((0..own_tokens).map(|_| self.rng.random_range(0..VOCABULARY)));
         let output = (0..output_tokens).map(|_| self.rng.random_range(0..VOCABULARY)).collect();
-        let text = prompt.iter().map(|id| format!("{id:04x}")).collect();
+        let text = text_of(&prompt);
         Request { text, user: None, prompt, output }
     }
 
@@ -163,4 +180,48 @@ impl Drives for Poisson {
     fn ended(&mut self, outcome: &Outcome) {
         self.outcomes.push(*outcome);
     }
+}
+
+/// A trace's requests, at its moments.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    requests: &'a [Traced],
+    next_idx: usize,
+    outcomes: Vec<Outcome>,
+}
+
+impl<'a> Replay<'a> {
+    pub fn new(requests: &'a [Traced]) -> Self {
+        Self { requests, next_idx: 0, outcomes: Vec::new() }
+    }
+
+    pub fn finish(self) -> Vec<Outcome> {
+        self.outcomes
+    }
+}
+
+impl Drives for Replay<'_> {
+    fn next_due(&mut self, _now: Duration) -> Option<Duration> {
+        self.requests.get(self.next_idx).map(|one| one.at)
+    }
+
+    fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
+        let mut requests = Vec::new();
+        while let Some(one) = self.requests.get(self.next_idx).filter(|one| one.at <= now) {
+            self.next_idx += 1;
+            let id = self.next_idx as u64;
+            let prompt = one.prompt(id);
+            let text = text_of(&prompt);
+            requests.push((id, Request { text, user: None, prompt, output: vec![0; one.output_tokens] }));
+        }
+        requests
+    }
+
+    fn ended(&mut self, outcome: &Outcome) {
+        self.outcomes.push(*outcome);
+    }
+}
+
+fn text_of(prompt: &[u32]) -> String {
+    prompt.iter().map(|id| format!("{id:04x}")).collect()
 }
