@@ -24,8 +24,10 @@ use crate::metrics::Metrics;
 const RETRY: Duration = Duration::from_millis(500);
 /// Longest wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How soon a change of the pool's annotation, or of the process behind the endpoint, is noticed.
+/// How soon it is noticed that the pool goes by the estimate from now on, or that another process is behind the endpoint.
 const WATCH: Duration = Duration::from_millis(50);
+/// How soon it is noticed that the pool wants events: most never do, and a hundred endpoints must cost nothing then.
+const IDLE: Duration = Duration::from_secs(1);
 /// From subscribing until it is in effect at the engine's end, mostly. What is missed nevertheless is asked for again.
 const SUBSCRIBING: Duration = Duration::from_millis(50);
 
@@ -74,7 +76,7 @@ pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<M
     };
     loop {
         while !follower.member.wants_events() {
-            sleep(WATCH).await;
+            sleep(IDLE).await;
         }
         let outcome = follower.run_connection().await;
         follower.blocks.set_live(follower.endpoint, false);
