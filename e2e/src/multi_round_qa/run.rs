@@ -364,7 +364,9 @@ impl Sender {
             self.answer(None, request(&messages, &settings.model, WARM_UP_TOKENS))
         });
         let outcomes = futures::future::join_all(requests).await;
-        let errors: Vec<String> = outcomes.into_iter().filter_map(Result::err).collect();
+        let mut errors: Vec<String> = outcomes.into_iter().filter_map(Result::err).collect();
+        // Ten requests mostly fail for one reason.
+        errors.dedup();
         ensure!(errors.is_empty(), "warm up at {}: {}", self.url, errors.join("; "));
         Ok(())
     }
