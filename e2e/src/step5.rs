@@ -183,10 +183,7 @@ pub fn figures(side: &Side, entries: &[Entry], model: &ServedModel) -> Result<Fi
         Some(n_blocks) => pod.with_blocks(*n_blocks),
         None => pod,
     };
-    let policy = match policy {
-        PolicyName::Prefix => Policy::prefix_above(*threshold),
-        other => other.policy(),
-    };
+    let policy = policy.policy(*threshold);
     let fleet = Fleet { pod, n_pods: *n_pods, policy, scrape_interval: *scrape_interval, seed: *seed };
     // A user's id must make no difference to a router that goes by prefixes.
     let mut tool = Tool::new(*command, entries, model, UserIds::Stripped);
@@ -214,9 +211,10 @@ pub fn figures(side: &Side, entries: &[Entry], model: &ServedModel) -> Result<Fi
 }
 
 impl PolicyName {
-    fn policy(self) -> Policy {
+    /// `threshold`: of [`Self::Prefix`].
+    fn policy(self, threshold: f64) -> Policy {
         match self {
-            Self::Prefix => Policy::prefix(),
+            Self::Prefix => Policy::prefix_above(threshold),
             Self::LeastRequest => Policy::LeastRequest,
             Self::RoundRobin => Policy::RoundRobin,
             Self::Random => Policy::Random,

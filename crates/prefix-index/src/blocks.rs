@@ -201,9 +201,10 @@ impl BlockIndex {
     /// endpoint is not known.
     #[must_use]
     pub fn expect(self: &Arc<Self>, prompt: &TokenPrompt, endpoint: EndpointId) -> Option<Expected> {
-        let mut state = self.write();
-        let block_size = state.block_size_of(endpoint)?;
+        let block_size = self.read().block_size_of(endpoint)?;
+        // A long prompt takes a while to hash; nobody waits for that.
         let names = prompt.names(block_size);
+        let mut state = self.write();
         names.iter().for_each(|name| state.add(*name, endpoint));
         drop(state);
         Some(Expected { index: Arc::clone(self), endpoint, names })

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
-use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
+use prefix_index::chain::{BlockHash, Chain, ChainBuilder, ChainSeed};
 use prefix_index::endpoint::EndpointId;
 use prefix_index::index::PrefixIndex;
 use prefix_index::matches::Matches;
@@ -63,7 +63,7 @@ pub struct Router {
     rng: ChaCha8Rng,
     index: PrefixIndex,
     matches: Matches,
-    unchained: Vec<HashSet<u64>>,
+    unchained: Vec<HashSet<BlockHash>>,
     pods: Vec<State>,
     next: usize,
 }
@@ -185,20 +185,14 @@ impl Router {
     }
 
     fn by_unchained(&mut self, affinity: Affinity, text: &str) -> (usize, u64) {
-        let hashes: Vec<u64> = text
-            .as_bytes()
-            .chunks_exact(UNCHAINED_BLOCK)
-            .map(|block| {
-                // A chain of one block is a hash of the block alone.
-                let mut builder = ChainBuilder::new();
-                builder.push(block);
-                let chain = builder.finish(&SEED);
-                chain.hashes().last().map_or(0, |hash| {
-                    serde_json::to_value(hash).ok().and_then(|hash| hash.as_u64()).unwrap_or(0)
-                })
-            })
-            .collect();
-        let bytes = |held: &HashSet<u64>| {
+        // A chain of one block is a hash of the block alone.
+        let hash = |block: &[u8]| {
+            let mut builder = ChainBuilder::new();
+            builder.push(block);
+            builder.finish(&SEED).hashes().last().copied()
+        };
+        let hashes: Vec<BlockHash> = text.as_bytes().chunks_exact(UNCHAINED_BLOCK).filter_map(hash).collect();
+        let bytes = |held: &HashSet<BlockHash>| {
             let n_blocks = hashes.iter().filter(|hash| held.contains(hash)).count();
             (n_blocks * UNCHAINED_BLOCK) as u64
         };

@@ -174,3 +174,14 @@ async fn a_pod_that_stops_answering_loses_its_prefixes_at_once() {
     // Control: it still counts as there, for a pool in which no other is.
     assert_eq!(endpoint(&picker, hung).await["reachable"], true);
 }
+
+#[tokio::test]
+async fn an_idle_pod_is_asked_half_as_often() {
+    let picker = Scenario::new(2).start().await;
+    picker.pods[0].set_load(0, 1, 0.1);
+    picker.wait_for_scrapes().await;
+    let [busy, idle] = [0, 1].map(|idx| picker.pods[idx].n_scrapes());
+    until(async || picker.pods[0].n_scrapes() >= busy + 60).await;
+    let asked = picker.pods[1].n_scrapes() - idle;
+    assert!((20..45).contains(&asked), "{asked} scrapes of an idle pod while a busy one had 60");
+}
