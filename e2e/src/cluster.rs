@@ -334,10 +334,15 @@ impl Cluster {
                 self.status().summary()
             ),
         };
-        match &status.trouble {
-            Some(trouble) => bail!("{trouble}"),
-            None => Ok(status),
+        if let Some(trouble) = &status.trouble {
+            bail!("{trouble}");
         }
+        let pickers = status.pickers.iter().filter(|picker| picker.running);
+        let pickers: Vec<SocketAddr> = pickers.map(|picker| picker.grpc).collect();
+        timeout(self.ready_timeout, http::until_healthy(status.admin, &pickers))
+            .await
+            .with_context(|| format!("Envoy finds a picker down that is ready, among {pickers:?}"))?;
+        Ok(status)
     }
 
     /// Kills a pod as `kill -9` does, and returns when the process is gone. Its endpoint is removed at once; a pod with

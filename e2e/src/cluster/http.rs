@@ -60,3 +60,38 @@ pub(super) async fn until_versions(admin: SocketAddr, versions: Vec<(String, Str
         sleep(RETRY).await;
     }
 }
+
+/// Returns when no cluster of Envoy's is warming and its health checks fail for none of these hosts; the caller sets
+/// the limit. A host that Envoy has found down stays out until its next check, whatever it says of itself by then.
+pub(super) async fn until_healthy(admin: SocketAddr, hosts: &[SocketAddr]) {
+    loop {
+        let warm = matches!(get(admin, "/stats?filter=^cluster_manager.warming_clusters$").await,
+            Ok((200, text)) if text.trim() == "cluster_manager.warming_clusters: 0");
+        if warm
+            && let Ok((200, text)) = get(admin, "/clusters").await
+            && !hosts.iter().any(|host| is_down(&text, *host))
+        {
+            return;
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Whether a line such as `picker::127.0.0.1:9002::health_flags::/failed_active_hc` says so.
+fn is_down(clusters: &str, host: SocketAddr) -> bool {
+    let flags = format!("::{host}::health_flags::");
+    clusters.lines().any(|line| line.contains(&flags) && !line.ends_with("::healthy"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_down_only_by_its_own_flags() {
+        let clusters = "picker::127.0.0.1:9002::health_flags::healthy\n\
+                        picker::127.0.0.1:9003::health_flags::/failed_active_hc\n";
+        let host = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!([9002, 9003, 9004].map(|port| is_down(clusters, host(port))), [false, true, false]);
+    }
+}

@@ -65,12 +65,14 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
                 } } }),
             ),
         },
-        // A picker that ends says so before it does. Where all are down, all are tried: one alone is never given up.
+        // A picker that ends says so before it does, and one answer is enough for that; a check that is late once is no
+        // sign of anything. Where all are down, all are tried: one alone is never given up.
         "health_checks": [{
             "timeout": "1s",
             "interval": "1s",
             "no_traffic_interval": "1s",
-            "unhealthy_threshold": 1,
+            "unhealthy_interval": "0.250s",
+            "unhealthy_threshold": 2,
             "healthy_threshold": 1,
             "grpc_health_check": { "service_name": PICKER_SERVICE },
         }],
