@@ -1,6 +1,7 @@
 //! One request through exchange and director, without sockets: scan, hash, look up, pick, record, answer.
 //!
-//! Bodies are chats whose turns extend each other, so that most lookups match; ten pods.
+//! Bodies are chats whose turns extend each other, so that most lookups match. Ten pods, or as many as
+//! the largest fleets have.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
 use epp::body::{BodyScanner, PromptField};
+use epp::candidates::Sample;
 use epp::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
 use epp::exchange::{Exchange, Opening};
@@ -29,6 +31,8 @@ metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 const N_PODS: u16 = 10;
+/// Of fleets that grow; the last one is larger than any that is known to run behind one picker.
+const FLEETS: [u16; 4] = [10, 100, 1000, 10_000];
 /// Body sizes of issue reports upstream: a short chat, a long one, and a whole document.
 const BODY_BYTES: [usize; 3] = [2_000, 10_000, 220_000];
 /// Envoy sends a body in pieces of at most this size.
@@ -38,14 +42,14 @@ fn main() {
     divan::main();
 }
 
-fn director() -> Director {
+fn director(n_pods: u16) -> Director {
     let (mut index, reader) = Index::new();
     let pools =
         manifest::parse(POOL, "pool.yaml").expect("a valid pool").into_iter().map(|object| match object {
             Object::InferencePool(pool) => Change::ApplyPool(pool),
             other => panic!("not a pool: {other:?}"),
         });
-    let endpoints = (0..N_PODS).map(|pod| {
+    let endpoints = (0..n_pods).map(|pod| {
         let address = ([10, 0, 0, 1], 8000 + pod).into();
         let key = inference_api::object::ObjectKey::new("default", format!("pod-{pod}"));
         Change::ApplyEndpoint(EndpointRecord {
@@ -70,7 +74,20 @@ fn director() -> Director {
         peers: None,
     };
     let director = Director::new(options, Arc::new(Metrics::default()));
-    director.apply(&reader.snapshot());
+    let roster = director.apply(&reader.snapshot());
+    for (idx, member) in roster.members.iter().enumerate() {
+        let sample = Sample {
+            waiting: u32::try_from(idx % 3).unwrap_or_default(),
+            running: 8,
+            kv_usage: 0.5,
+            started: Some(1.0),
+            prompt_tokens: None,
+            kv_tokens: None,
+            taken: now().instant,
+            adapters: None,
+        };
+        let _ = member.report(sample);
+    }
     director
 }
 
@@ -116,7 +133,17 @@ fn now() -> Now {
 
 #[divan::bench(args = BODY_BYTES)]
 fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
-    let director = director();
+    bench(bencher, N_PODS, n_bytes);
+}
+
+/// The smallest body, so that it is the fleet that counts.
+#[divan::bench(args = FLEETS)]
+fn decision_by_pods(bencher: divan::Bencher<'_, '_>, n_pods: u16) {
+    bench(bencher, n_pods, BODY_BYTES[0]);
+}
+
+fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize) {
+    let director = director(n_pods);
     let body = body(n_bytes);
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(|| messages(&body)).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();

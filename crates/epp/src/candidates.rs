@@ -3,6 +3,8 @@
 //! A [`Roster`] belongs to one snapshot and is never changed; its [`Member`]s live as long as their endpoint does and
 //! carry the counters that requests and scrapes write.
 
+mod gauges;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use prefix_index::endpoint::EndpointId;
 use prometheus_client::metrics::gauge::Gauge;
 use scheduling::candidate::{AdapterState, Load};
 
+use self::gauges::{Gauges, Outline, Reading};
 use crate::cache_facts::{CacheFacts, Insertion};
 
 /// What an endpoint's `/metrics` said.
@@ -82,6 +85,8 @@ pub struct Member {
     /// Bytes of prompts in flight that it has still to compute, as far as is known.
     uncached_bytes: AtomicU64,
     report: Mutex<Report>,
+    /// The report's numbers, written with it.
+    gauges: Gauges,
     /// Something went wrong since the last scrape that succeeded, so what it said may be over.
     distrusted: AtomicBool,
     runtime: Mutex<ModelServerRuntime>,
@@ -151,6 +156,7 @@ impl Member {
             in_flight: AtomicU32::new(0),
             uncached_bytes: AtomicU64::new(0),
             report: Mutex::new(Report::Pending),
+            gauges: Gauges::default(),
             distrusted: AtomicBool::new(false),
             runtime: Mutex::default(),
             kv: endpoint.kv,
@@ -160,6 +166,7 @@ impl Member {
     }
 
     /// The process that serves now, in the prefix index.
+    #[inline]
     #[must_use]
     pub fn id(&self) -> EndpointId {
         EndpointId::new(self.slot.idx, self.incarnation.load(Ordering::Acquire))
@@ -185,12 +192,14 @@ impl Member {
         Lease { member: Arc::clone(self), uncached_bytes, insertion, expected_blocks: expected, running }
     }
 
+    #[inline]
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Bytes of prompts in flight whose first token has not come back and that are not believed to be cached.
+    #[inline]
     #[must_use]
     pub fn uncached_bytes(&self) -> u64 {
         self.uncached_bytes.load(Ordering::Relaxed)
@@ -205,6 +214,9 @@ impl Member {
             Report::Sample(last) => last.started != sample.started || last.has_counted_more_than(&sample),
         };
         self.facts.note_kv_tokens(sample.kv_tokens);
+        let Sample { waiting, running, kv_usage, taken, .. } = sample;
+        let reading = Reading { waiting, running, kv_usage, age: Duration::ZERO };
+        self.gauges.note(reading, taken, sample.adapters.is_some());
         *report = Report::Sample(sample);
         self.distrusted.store(false, Ordering::Relaxed);
         if restarted { Cache::Lost } else { Cache::Kept }
@@ -230,6 +242,7 @@ impl Member {
         let mut report = self.report.lock();
         let was_up = matches!(*report, Report::Sample(_));
         *report = Report::Down;
+        self.gauges.note_down();
         if was_up { Cache::Lost } else { Cache::Kept }
     }
 
@@ -247,30 +260,32 @@ impl Member {
     }
 
     /// Whether the endpoint may be picked: all but those where nothing listens.
+    #[inline]
     #[must_use]
     pub fn is_reachable(&self) -> bool {
-        !matches!(*self.report.lock(), Report::Down)
+        self.gauges.outline() != Outline::Down
     }
 
     /// Load for the policy. Scraped numbers older than `max_age` are not fresh.
+    #[inline]
     #[must_use]
     pub fn load(&self, now: Instant, max_age: Duration) -> Load {
         let (in_flight, uncached_bytes) = (self.in_flight(), self.uncached_bytes());
-        match &*self.report.lock() {
-            Report::Pending | Report::Down => Load { in_flight, uncached_bytes, ..Load::default() },
-            Report::Sample(sample) => {
-                let Sample { waiting, running, kv_usage, taken, .. } = *sample;
-                let age = now.saturating_duration_since(taken);
-                let age = (!self.distrusted.load(Ordering::Relaxed)).then_some(age);
-                let fresh = age.is_some_and(|age| age <= max_age);
-                Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh }
-            }
-        }
+        let Some(Reading { waiting, running, kv_usage, age }) = self.gauges.reading(now) else {
+            return Load { in_flight, uncached_bytes, ..Load::default() };
+        };
+        let age = (!self.distrusted.load(Ordering::Relaxed)).then_some(age);
+        let fresh = age.is_some_and(|age| age <= max_age);
+        Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh }
     }
 
     /// What a request for `target_model` would find, if it is an adapter.
+    #[inline]
     #[must_use]
     pub fn adapter_state(&self, target_model: &str) -> AdapterState {
+        if self.gauges.outline() != Outline::Adapters {
+            return AdapterState::Irrelevant;
+        }
         match &*self.report.lock() {
             Report::Sample(Sample { adapters: Some(adapters), .. }) => adapters.state(target_model),
             Report::Sample(_) | Report::Pending | Report::Down => AdapterState::Irrelevant,

@@ -107,12 +107,12 @@ pub struct Director {
     has_asked_all: AtomicBool,
 }
 
-/// An endpoint that may be picked, as the policy sees it.
+/// The endpoints that may be picked: each at the same position in every list, so that a large pool is not copied about.
 struct Considered<'a> {
-    member: &'a Arc<Member>,
-    candidate: Candidate,
-    /// What its engine says it holds of the prompt; `None` when that is not known.
-    cached_tokens: Option<u64>,
+    members: &'a [&'a Arc<Member>],
+    matched: Vec<Matched>,
+    /// As the policy sees them.
+    candidates: Vec<Candidate>,
 }
 
 /// A request whose pool and model are known.
@@ -413,16 +413,14 @@ impl Director {
         let (picked, considered, lease, estimate) = {
             let mut rng = self.rng.lock();
             let matched = self.matched(chain.as_ref(), tokens.as_ref(), &members);
-            let considered = self.consider(&members, &matched, target_model.as_deref(), now);
-            let candidates: Vec<Candidate> =
-                considered.iter().map(|considered| considered.candidate).collect();
-            let picked = pick(&policy, &candidates, ask, &mut *rng)
+            let considered = self.consider(&members, matched, target_model.as_deref(), now);
+            let picked = pick(&policy, &considered.candidates, ask, &mut *rng)
                 .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
             let uncached_bytes = picked.scores[picked.candidate_idx].uncached_bytes;
             let member = members[picked.candidate_idx];
             let sent = chain.as_ref().map(|chain| self.note_sent(chain, member));
             let (insertion, evidence) = sent.unwrap_or_default();
-            let Matched { estimated_bytes, saved_tokens, .. } = matched[picked.candidate_idx];
+            let Matched { estimated_bytes, saved_tokens, .. } = considered.matched[picked.candidate_idx];
             let estimate = chain.is_some().then_some(Estimate {
                 endpoint: picked.endpoint,
                 predicted_bytes: estimated_bytes,
@@ -466,21 +464,19 @@ impl Director {
 
     fn consider<'a>(
         &self,
-        members: &[&'a Arc<Member>],
-        matched: &[Matched],
+        members: &'a [&'a Arc<Member>],
+        matched: Vec<Matched>,
         target_model: Option<&str>,
         now: Instant,
-    ) -> Vec<Considered<'a>> {
-        let consider = |(&member, matched): (&&'a Arc<Member>, &Matched)| {
-            let load = member.load(now, self.options.max_metrics_age);
-            let adapter = target_model.map(|model| member.adapter_state(model)).unwrap_or_default();
-            Considered {
-                member,
-                candidate: Candidate { endpoint: member.id(), load, adapter, matched_bytes: matched.bytes },
-                cached_tokens: matched.saved_tokens,
-            }
+    ) -> Considered<'a> {
+        let candidate = |(member, matched): (&&Arc<Member>, &Matched)| Candidate {
+            endpoint: member.id(),
+            load: member.load(now, self.options.max_metrics_age),
+            adapter: target_model.map(|model| member.adapter_state(model)).unwrap_or_default(),
+            matched_bytes: matched.bytes,
         };
-        members.iter().zip(matched).map(consider).collect()
+        let candidates = members.iter().zip(&matched).map(candidate).collect();
+        Considered { members, matched, candidates }
     }
 }
 
@@ -491,11 +487,12 @@ fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<M
         return Err(Refusal::NoEndpoints { pool: pool() });
     }
     let in_subset = |member: &&Arc<Member>| subset.is_none_or(|subset| subset.contains(&member.destination));
-    let members: Vec<&Arc<Member>> = roll.members.iter().filter(in_subset).collect();
+    let mut members: Vec<&Arc<Member>> = roll.members.iter().filter(in_subset).collect();
     if members.is_empty() {
         return Err(Refusal::SubsetEmpty { pool: pool() });
     }
-    let reachable: Vec<&Arc<Member>> =
-        members.iter().copied().filter(|member| member.is_reachable()).collect();
-    Ok(if reachable.is_empty() { members } else { reachable })
+    if members.iter().any(|member| member.is_reachable()) {
+        members.retain(|member| member.is_reachable());
+    }
+    Ok(members)
 }

@@ -11,16 +11,19 @@ pub struct EndpointId {
 }
 
 impl EndpointId {
+    #[inline]
     #[must_use]
     pub const fn new(slot: u32, generation: u32) -> Self {
         Self { slot, generation }
     }
 
+    #[inline]
     #[must_use]
     pub const fn slot(self) -> u32 {
         self.slot
     }
 
+    #[inline]
     #[must_use]
     pub const fn generation(self) -> u32 {
         self.generation

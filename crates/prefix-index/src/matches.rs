@@ -20,6 +20,7 @@ impl Matches {
     }
 
     /// Matched bytes of `endpoint`: the end of the last block it holds, 0 if it holds none.
+    #[inline]
     #[must_use]
     pub fn bytes(&self, endpoint: EndpointId) -> u64 {
         match self.positions.get(endpoint.slot() as usize) {

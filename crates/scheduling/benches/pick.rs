@@ -11,7 +11,7 @@ use scheduling::affinity::Affinity;
 use scheduling::candidate::{AdapterState, Candidate, Load};
 use scheduling::pick::{Ask, Policy, pick};
 
-const SIZES: [u32; 3] = [10, 100, 1000];
+const SIZES: [u32; 4] = [10, 100, 1000, 10_000];
 
 fn main() {
     divan::main();

@@ -14,7 +14,8 @@ const ADAPTER_AFFINITY: f64 = 0.999;
 
 /// Keeps the fresh ones, or all if none is.
 pub(crate) fn prefer_fresh(scores: &[Score], kept: &mut Vec<usize>) {
-    if kept.iter().any(|idx| scores[*idx].kv_usage.is_some()) {
+    let n_fresh = kept.iter().filter(|idx| scores[**idx].kv_usage.is_some()).count();
+    if n_fresh > 0 && n_fresh < kept.len() {
         kept.retain(|idx| scores[*idx].kv_usage.is_some());
     }
 }

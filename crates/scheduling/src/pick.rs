@@ -118,9 +118,9 @@ pub fn pick(
 ) -> Result<Decision, PickError> {
     let Ask { total_bytes, n_endpoints } = ask;
     let mut scores: Vec<Score> = candidates.iter().map(|candidate| score(candidate, total_bytes)).collect();
-    let mut left: Vec<usize> = (0..scores.len()).collect();
+    let all = (0..scores.len()).collect();
     let (candidate_idx, reason) =
-        choose(policy, total_bytes, &mut scores, left.clone(), rng).ok_or(PickError::NoCandidates)?;
+        choose(policy, total_bytes, &mut scores, all, rng).ok_or(PickError::NoCandidates)?;
     let reason = match reason {
         Reason::Load if candidates.len() == 1 => Reason::OnlyCandidate,
         Reason::Prefix | Reason::Spill | Reason::Adapter | Reason::Load | Reason::OnlyCandidate => reason,
@@ -128,6 +128,7 @@ pub fn pick(
     let mut fallbacks = Vec::new();
     if n_endpoints.get() > 1 {
         let mut scores = scores.clone();
+        let mut left: Vec<usize> = (0..scores.len()).collect();
         let mut taken = candidate_idx;
         while fallbacks.len() + 1 < n_endpoints.get() {
             left.retain(|idx| *idx != taken);

@@ -51,26 +51,22 @@ impl Director {
         members: &[&Arc<Member>],
     ) -> Vec<Matched> {
         let Some(chain) = chain else { return vec![Matched::default(); members.len()] };
-        let estimated = MATCHES.with_borrow_mut(|matches| {
+        let estimated: Vec<Matched> = MATCHES.with_borrow_mut(|matches| {
             self.index.longest_match(chain, matches);
             let worth = |matched_bytes| if matched_bytes < MIN_MATCHED_BYTES { 0 } else { matched_bytes };
-            let bytes = |member: &&Arc<Member>| worth(matches.bytes(member.id()));
-            members.iter().map(bytes).collect::<Vec<u64>>()
+            let matched = |bytes| Matched { bytes, estimated_bytes: bytes, saved_tokens: None };
+            members.iter().map(|member| matched(worth(matches.bytes(member.id())))).collect()
         });
-        let saved = match tokens {
-            None => vec![None; members.len()],
-            Some(tokens) => {
-                let endpoints: Vec<EndpointId> = members.iter().map(|member| member.id()).collect();
-                self.blocks.saved_tokens(tokens, &endpoints)
-            }
-        };
-        let n_tokens = tokens.map_or(1, |tokens| tokens.tokens.len().max(1) as u64);
-        let matched = |(estimated_bytes, saved_tokens): (u64, Option<u64>)| Matched {
-            bytes: saved_tokens.map_or(estimated_bytes, |saved| saved * chain.total_bytes() / n_tokens),
-            estimated_bytes,
+        let Some(tokens) = tokens else { return estimated };
+        let endpoints: Vec<EndpointId> = members.iter().map(|member| member.id()).collect();
+        let saved = self.blocks.saved_tokens(tokens, &endpoints);
+        let n_tokens = tokens.tokens.len().max(1) as u64;
+        let precise = |(estimate, saved_tokens): (Matched, Option<u64>)| Matched {
+            bytes: saved_tokens.map_or(estimate.bytes, |saved| saved * chain.total_bytes() / n_tokens),
             saved_tokens,
+            ..estimate
         };
-        estimated.into_iter().zip(saved).map(matched).collect()
+        estimated.into_iter().zip(saved).map(precise).collect()
     }
 
     /// The endpoint to ask for a prompt's token ids: the least busy of a pool that goes by events. `None` for requests of

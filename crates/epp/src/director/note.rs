@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use scheduling::candidate::Candidate;
 use scheduling::pick::{Decision as Picked, Reason, Score};
 use tracing::{debug, info};
 
@@ -77,16 +78,16 @@ impl Director {
 }
 
 /// Fills in what was picked and why.
-pub(super) fn picked(record: &mut Decision, considered: &[Considered<'_>], picked: &Picked) {
-    let Considered { member, candidate, .. } = &considered[picked.candidate_idx];
-    record.matched_bytes = candidate.matched_bytes;
+pub(super) fn picked(record: &mut Decision, considered: &Considered<'_>, picked: &Picked) {
+    let member = considered.members[picked.candidate_idx];
+    record.matched_bytes = considered.candidates[picked.candidate_idx].matched_bytes;
     record.ratio = picked.ratio;
     record.endpoint = Some(Arc::clone(&member.destination));
     record.pod = Some(Arc::clone(&member.pod));
     record.reason = Some(picked.reason.as_str());
     record.fallbacks =
-        picked.fallbacks.iter().map(|idx| Arc::clone(&considered[*idx].member.destination)).collect();
-    record.n_candidates = considered.len();
+        picked.fallbacks.iter().map(|idx| Arc::clone(&considered.members[*idx].destination)).collect();
+    record.n_candidates = considered.members.len();
     record.candidates = candidate_records(considered, picked);
 }
 
@@ -98,27 +99,29 @@ pub(super) fn destination(record: &Decision) -> String {
 }
 
 /// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
-fn candidate_records(considered: &[Considered<'_>], picked: &Picked) -> Vec<CandidateRecord> {
-    let record = |(considered, score): (&Considered<'_>, &Score)| {
-        let Considered { member, candidate, cached_tokens } = considered;
+fn candidate_records(considered: &Considered<'_>, picked: &Picked) -> Vec<CandidateRecord> {
+    let record = |candidate_idx: usize| {
+        let Candidate { endpoint: _, load, adapter, matched_bytes } = considered.candidates[candidate_idx];
+        let Score { ratio, work, .. } = picked.scores[candidate_idx];
+        let member = considered.members[candidate_idx];
         CandidateRecord {
             endpoint: Arc::clone(&member.destination),
             pod: Arc::clone(&member.pod),
-            matched_bytes: candidate.matched_bytes,
-            cached_tokens: *cached_tokens,
-            ratio: score.ratio,
-            waiting: candidate.load.waiting,
-            running: candidate.load.running,
-            kv_usage: candidate.load.kv_usage,
-            in_flight: candidate.load.in_flight,
-            uncached_bytes: candidate.load.uncached_bytes,
-            work: score.work,
-            fresh: candidate.load.fresh,
-            adapter: candidate.adapter,
-            metrics_age_ms: candidate.load.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            matched_bytes,
+            cached_tokens: considered.matched[candidate_idx].saved_tokens,
+            ratio,
+            waiting: load.waiting,
+            running: load.running,
+            kv_usage: load.kv_usage,
+            in_flight: load.in_flight,
+            uncached_bytes: load.uncached_bytes,
+            work,
+            fresh: load.fresh,
+            adapter,
+            metrics_age_ms: load.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     };
-    let is_kept = |candidate_idx| candidate_idx < MAX_RECORDED || candidate_idx == picked.candidate_idx;
-    let candidates = considered.iter().zip(&picked.scores).enumerate();
-    candidates.filter(|(candidate_idx, _)| is_kept(*candidate_idx)).map(|(_, pair)| record(pair)).collect()
+    let first = 0..considered.members.len().min(MAX_RECORDED);
+    let picked_later = (picked.candidate_idx >= MAX_RECORDED).then_some(picked.candidate_idx);
+    first.chain(picked_later).map(record).collect()
 }
