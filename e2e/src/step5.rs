@@ -184,7 +184,14 @@ pub fn figures(side: &Side, entries: &[Entry], model: &ServedModel) -> Result<Fi
         None => pod,
     };
     let policy = policy.policy(*threshold);
-    let fleet = Fleet { pod, n_pods: *n_pods, policy, scrape_interval: *scrape_interval, seed: *seed };
+    let fleet = Fleet {
+        pod,
+        n_pods: *n_pods,
+        policy,
+        scrape_interval: *scrape_interval,
+        in_detail: false,
+        seed: *seed,
+    };
     // A user's id must make no difference to a router that goes by prefixes.
     let mut tool = Tool::new(*command, entries, model, UserIds::Stripped);
     let mut world = World::try_new(fleet).map_err(|error| anyhow!("{error}"))?;

@@ -36,7 +36,7 @@ use smallvec::SmallVec;
 use step::{Origin, OutputToken, ScheduledRequest, StepOutput, StepPlan};
 
 /// One engine: its waiting and running requests and its block pool.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Engine {
     config: EngineConfig,
     kv_cache: KvCache,

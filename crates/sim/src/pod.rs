@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use mock_vllm::engine::Engine;
 use mock_vllm::engine::config::{ConfigError, EngineConfig};
+use mock_vllm::engine::hash::BlockHash;
 use mock_vllm::engine::latency::LatencyModel;
-use mock_vllm::engine::request::{EngineRequest, FinishReason, RequestId};
+use mock_vllm::engine::prefix::{PromptPrefix, cached_prefix};
+use mock_vllm::engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
 use mock_vllm::engine::step::{OutputToken, StepOutput};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -47,7 +49,10 @@ pub struct Pod {
     jitter: f64,
     rng: ChaCha8Rng,
     output: StepOutput,
-    is_stepping: bool,
+    /// Of the step at hand.
+    step_ends_at: Option<Duration>,
+    /// On their way to the engine, in the order in which they were sent.
+    coming: Vec<Work>,
 }
 
 impl PodConfig {
@@ -77,12 +82,14 @@ impl Pod {
             jitter: config.jitter,
             rng: ChaCha8Rng::seed_from_u64(seed),
             output: StepOutput::default(),
-            is_stepping: false,
+            step_ends_at: None,
+            coming: Vec::new(),
         })
     }
 
-    /// From sending a request until the engine has it.
-    pub fn way_in(&mut self) -> Duration {
+    /// A request is sent; returns how long it takes until the engine has it.
+    pub fn send(&mut self, work: Work) -> Duration {
+        self.coming.push(work);
         let factor = if self.jitter > 0.0 {
             let normal: f64 = StandardNormal.sample(&mut self.rng);
             (1.0 + self.jitter * normal).max(MIN_JITTER)
@@ -98,38 +105,80 @@ impl Pod {
         self.latency.c_post
     }
 
-    /// Takes a request; returns false when the engine cannot serve it at all.
-    pub fn add(&mut self, work: Work) -> bool {
-        let Work { id, prompt, output } = work;
-        let request = EngineRequest {
-            id: RequestId(id),
-            prompt: prompt.into(),
-            output: output.into(),
-            finish: FinishReason::Length,
-            cache_salt: None,
-            cache_reading: mock_vllm::engine::request::CacheReading::Read,
-            lora: None,
-            priority: 0,
-        };
-        self.engine.add(request).is_ok()
+    /// The engine takes a request that was sent; returns false when it cannot serve it at all.
+    pub fn enter(&mut self, id: u64) -> bool {
+        let Some(idx) = self.coming.iter().position(|work| work.id == id) else { return false };
+        let work = self.coming.remove(idx);
+        self.engine.add(work.into_request()).is_ok()
     }
 
-    /// Begins a step, unless one is under way or there is nothing to do; returns how long it lasts.
-    pub fn begin_step(&mut self) -> Option<Duration> {
-        if self.is_stepping {
+    /// Begins a step, unless one is under way or there is nothing to do; returns when it ends.
+    pub fn begin_step(&mut self, now: Duration) -> Option<Duration> {
+        if self.step_ends_at.is_some() {
             return None;
         }
         let plan = self.engine.schedule()?;
         let lasts = self.latency.jittered_step_time(plan, self.jitter, &mut self.rng);
-        self.is_stepping = true;
-        Some(lasts)
+        self.step_ends_at = Some(now + lasts);
+        self.step_ends_at
     }
 
     /// The step is over: the tokens that came of it.
     pub fn end_step(&mut self) -> &[OutputToken] {
-        self.is_stepping = false;
+        self.step_ends_at = None;
         self.engine.complete(&mut self.output);
         &self.output.tokens
+    }
+
+    /// The hash chain of a prompt's blocks, for [`Self::cached_tokens`] of this pod and of those that are set up alike.
+    #[must_use]
+    pub fn hashes(&self, prompt: &[u32]) -> Vec<BlockHash> {
+        PromptPrefix { tokens: prompt, lora: None, cache_salt: None }.hashes(self.engine.config())
+    }
+
+    /// Tokens in a block.
+    #[must_use]
+    pub fn block_size(&self) -> usize {
+        self.engine.config().block_size as usize
+    }
+
+    /// How many tokens of a prompt the engine would find in its cache now.
+    #[must_use]
+    pub fn cached_tokens(&self, hashes: &[BlockHash]) -> u32 {
+        let n_blocks = cached_prefix(self.engine.block_pool(), hashes).len();
+        u32::try_from(n_blocks).unwrap_or(u32::MAX).saturating_mul(self.engine.config().block_size)
+    }
+
+    /// How long `work` would wait for its first token if it were sent now and nothing came after it: the engine itself is
+    /// copied and asked, with all that is on its way. Without jitter. `None` when it would never come.
+    #[must_use]
+    pub fn time_to_first_token(&self, now: Duration, work: &Work) -> Option<Duration> {
+        let mut engine = self.engine.clone();
+        let mut output = StepOutput::default();
+        let mut elapsed = Duration::ZERO;
+        if let Some(ends_at) = self.step_ends_at {
+            elapsed = ends_at.saturating_sub(now);
+            engine.complete(&mut output);
+        }
+        for coming in &self.coming {
+            // What the engine refuses takes none of its time.
+            let _ = engine.add(coming.clone().into_request());
+        }
+        while elapsed < self.latency.c_pre {
+            match engine.schedule() {
+                Some(plan) => elapsed += self.latency.step_time(plan),
+                None => break,
+            }
+            engine.complete(&mut output);
+        }
+        elapsed = elapsed.max(self.latency.c_pre);
+        engine.add(work.clone().into_request()).ok()?;
+        let is_first = |token: &OutputToken| token.id == RequestId(work.id);
+        while !output.tokens.iter().any(is_first) {
+            elapsed += self.latency.step_time(engine.schedule()?);
+            engine.complete(&mut output);
+        }
+        Some(elapsed + self.latency.c_post)
     }
 
     #[must_use]
@@ -144,5 +193,20 @@ impl Pod {
     pub fn cache_counters(&self) -> (u64, u64) {
         let stats = self.engine.stats();
         (stats.prefix_cache_queries, stats.prefix_cache_hits)
+    }
+}
+
+impl Work {
+    fn into_request(self) -> EngineRequest {
+        EngineRequest {
+            id: RequestId(self.id),
+            prompt: self.prompt.into(),
+            output: self.output.into(),
+            finish: FinishReason::Length,
+            cache_salt: None,
+            cache_reading: CacheReading::Read,
+            lora: None,
+            priority: 0,
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! Who gets a request: the picker's policy, the proxy's own, and wrong ones that checks must tell from it.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
+use mock_vllm::engine::hash::BlockHash as EngineHash;
 use prefix_index::chain::{BlockHash, Chain, ChainBuilder, ChainSeed};
 use prefix_index::endpoint::EndpointId;
 use prefix_index::index::PrefixIndex;
@@ -14,7 +16,7 @@ use scheduling::affinity::Affinity;
 use scheduling::candidate::{AdapterState, Candidate, Load};
 use scheduling::pick::{Ask, Policy as Picking, pick};
 
-use crate::pod::Gauges;
+use crate::pod::{Gauges, Pod, Work};
 
 /// The picker's own default.
 const INDEX_CAPACITY: NonZeroU32 = NonZeroU32::new(31_250).expect("above 0");
@@ -34,6 +36,16 @@ pub enum Policy {
     Load,
     /// `PREFIX_CACHE` in estimation mode.
     Prefix(Affinity),
+    /// The longest prefix however busy its holder is, until the busiest pod has more requests in flight than the idlest by
+    /// more than this; then the less busy of two that are drawn.
+    Guard {
+        threshold: f64,
+        max_gap: u32,
+    },
+    /// `PREFIX_CACHE` in precise mode: by what the engines' caches hold, and will hold of what was sent.
+    Precise(Affinity),
+    /// Where the first token would come soonest, by asking a copy of every engine. It knows all but what comes later.
+    Oracle,
     /// The same with an index that is never told of a pick.
     PrefixNeverNoted(Affinity),
     /// The same with blocks that are hashed each for itself.
@@ -48,6 +60,8 @@ pub struct Ticket<'a> {
     /// The text that prefixes are matched by.
     pub text: &'a str,
     pub user: Option<u32>,
+    pub work: &'a Work,
+    pub now: Duration,
 }
 
 /// A pick, and what it counts as until the first token.
@@ -64,6 +78,10 @@ pub struct Router {
     index: PrefixIndex,
     matches: Matches,
     unchained: Vec<HashSet<BlockHash>>,
+    /// Of requests without their first token, the blocks that their pods will have: by pod, for how many requests.
+    expected: Vec<HashMap<EngineHash, u32>>,
+    /// The same by request.
+    expected_of: HashMap<u64, Vec<EngineHash>>,
     pods: Vec<State>,
     next: usize,
 }
@@ -95,7 +113,23 @@ impl Policy {
     /// The same, however busy the holder of a prefix is.
     #[must_use]
     pub fn prefix_pure() -> Self {
-        Self::Prefix(Affinity { spill_bytes: f64::INFINITY, ..Affinity::new(THRESHOLD) })
+        Self::Prefix(Self::pure_affinity(THRESHOLD))
+    }
+
+    fn pure_affinity(threshold: f64) -> Affinity {
+        Affinity { spill_bytes: f64::INFINITY, ..Affinity::new(threshold) }
+    }
+
+    /// Pure affinity with a guard against one busy pod, as other routers have it.
+    #[must_use]
+    pub fn guard() -> Self {
+        Self::Guard { threshold: THRESHOLD, max_gap: 4 }
+    }
+
+    /// `PREFIX_CACHE` in precise mode.
+    #[must_use]
+    pub fn precise() -> Self {
+        Self::Precise(Affinity::new(THRESHOLD))
     }
 
     /// The same with an index that is never told of a pick.
@@ -120,6 +154,8 @@ impl Router {
             index: PrefixIndex::new(INDEX_CAPACITY),
             matches: Matches::new(),
             unchained: vec![HashSet::new(); n_pods],
+            expected: vec![HashMap::new(); n_pods],
+            expected_of: HashMap::new(),
             pods: vec![State::default(); n_pods],
             next: 0,
         }
@@ -130,7 +166,7 @@ impl Router {
         self.pods[pod_idx].gauges = gauges;
     }
 
-    pub fn place(&mut self, ticket: Ticket<'_>) -> Placed {
+    pub fn place(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Placed {
         let n_pods = self.pods.len();
         let (pod_idx, uncached_bytes) = match self.policy {
             Policy::RoundRobin => {
@@ -138,11 +174,15 @@ impl Router {
                 (self.next, 0)
             }
             Policy::Random => (self.rng.random_range(0..n_pods), 0),
-            Policy::LeastRequest => {
-                let [first, second] = [(); 2].map(|()| self.rng.random_range(0..n_pods));
-                let is_less = self.pods[second].in_flight < self.pods[first].in_flight;
-                (if is_less { second } else { first }, 0)
+            Policy::LeastRequest => (self.least_of_two(), 0),
+            Policy::Guard { threshold, max_gap } => {
+                let picked = self.by_prefix(Policy::pure_affinity(threshold), ticket.text);
+                let pod_idx = self.guarded(picked.0, max_gap);
+                self.index.insert(&chain(ticket.text), endpoint(pod_idx));
+                (pod_idx, 0)
             }
+            Policy::Precise(affinity) => self.by_engines(affinity, ticket, pods),
+            Policy::Oracle => (soonest(ticket, pods), 0),
             Policy::User => match ticket.user {
                 Some(user) => (usize::try_from(user).unwrap_or_default() % n_pods, 0),
                 None => (self.rng.random_range(0..n_pods), 0),
@@ -160,7 +200,15 @@ impl Router {
     }
 
     /// The first token came.
-    pub fn note_first_token(&mut self, placed: Placed) {
+    pub fn note_first_token(&mut self, id: u64, placed: Placed) {
+        for hash in self.expected_of.remove(&id).unwrap_or_default() {
+            if let Entry::Occupied(mut entry) = self.expected[placed.pod_idx].entry(hash) {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                }
+            }
+        }
         self.pods[placed.pod_idx].uncached_bytes -= placed.uncached_bytes;
     }
 
@@ -181,6 +229,42 @@ impl Router {
         if matches!(self.policy, Policy::Prefix(_)) {
             self.index.insert(&chain, endpoint(picked.0));
         }
+        picked
+    }
+
+    /// The less busy of two that are drawn.
+    fn least_of_two(&mut self) -> usize {
+        let [first, second] = [(); 2].map(|()| self.rng.random_range(0..self.pods.len()));
+        if self.pods[second].in_flight < self.pods[first].in_flight { second } else { first }
+    }
+
+    /// The pod, unless the fleet is out of balance.
+    fn guarded(&mut self, pod_idx: usize, max_gap: u32) -> usize {
+        let in_flight = || self.pods.iter().map(|pod| pod.in_flight);
+        let gap = in_flight().max().unwrap_or(0) - in_flight().min().unwrap_or(0);
+        if gap > max_gap { self.least_of_two() } else { pod_idx }
+    }
+
+    fn by_engines(&mut self, affinity: Affinity, ticket: Ticket<'_>, pods: &[Pod]) -> (usize, u64) {
+        let prompt = &ticket.work.prompt;
+        let hashes = pods[0].hashes(prompt);
+        let total = chain(ticket.text).total_bytes();
+        let n_tokens = prompt.len().max(1) as u64;
+        let matched: Vec<u64> = pods
+            .iter()
+            .zip(&self.expected)
+            .map(|(pod, expected)| {
+                let n_expected = hashes.iter().take_while(|hash| expected.contains_key(*hash)).count();
+                // What one request computes, the next one behind it finds.
+                let n_cached = u64::from(pod.cached_tokens(&hashes));
+                n_cached.max((n_expected * pod.block_size()) as u64) * total / n_tokens
+            })
+            .collect();
+        let picked = self.pick(Picking::PrefixCache(affinity), &matched, total);
+        for hash in &hashes {
+            *self.expected[picked.0].entry(*hash).or_default() += 1;
+        }
+        self.expected_of.insert(ticket.work.id, hashes);
         picked
     }
 
@@ -230,4 +314,11 @@ fn chain(text: &str) -> Chain {
 
 fn endpoint(pod_idx: usize) -> EndpointId {
     EndpointId::new(u32::try_from(pod_idx).expect("fewer than 2^32 pods"), 0)
+}
+
+/// The pod where the first token comes first.
+fn soonest(ticket: Ticket<'_>, pods: &[Pod]) -> usize {
+    let time = |pod: &Pod| pod.time_to_first_token(ticket.now, ticket.work).unwrap_or(Duration::MAX);
+    let times = pods.iter().map(time).enumerate();
+    times.min_by_key(|(_, time)| *time).map_or(0, |(pod_idx, _)| pod_idx)
 }

@@ -23,6 +23,8 @@ pub struct Fleet {
     pub policy: Policy,
     /// How often the router reads the pods' gauges.
     pub scrape_interval: Duration,
+    /// Whether to ask every pod, at each pick, what it holds of the prompt, and to keep every gap between tokens.
+    pub in_detail: bool,
     pub seed: u64,
 }
 
@@ -48,6 +50,8 @@ pub struct Outcome {
     pub prompt_tokens: u32,
     pub cached_tokens: u32,
     pub output_tokens: u32,
+    /// Tokens of the prompt that the picked pod lacked and another one had at the pick; of a run in detail.
+    pub regret_tokens: Option<u32>,
 }
 
 /// Sends requests and learns what came of them.
@@ -77,12 +81,13 @@ enum Event {
 #[derive(Debug)]
 struct Live {
     placed: Placed,
-    work: Option<Work>,
     sent_at: Duration,
     first_token_at: Duration,
+    last_token_at: Duration,
     prompt_tokens: u32,
     cached_tokens: u32,
     output_tokens: u32,
+    regret_tokens: Option<u32>,
 }
 
 /// A fleet while it works.
@@ -97,6 +102,7 @@ pub struct World {
     now: Duration,
     /// The moment for which the workload is on the agenda.
     due: Option<Duration>,
+    gaps: Vec<Duration>,
 }
 
 impl World {
@@ -108,7 +114,17 @@ impl World {
             (0..fleet.n_pods).map(|_| Pod::try_new(&fleet.pod, rng.random())).collect::<Result<_, _>>()?;
         let router = Router::new(fleet.policy, fleet.n_pods, rng.random());
         let (agenda, live) = (BinaryHeap::new(), HashMap::new());
-        Ok(Self { fleet, pods, router, agenda, next_seq: 0, live, now: Duration::ZERO, due: None })
+        Ok(Self {
+            fleet,
+            pods,
+            router,
+            agenda,
+            next_seq: 0,
+            live,
+            now: Duration::ZERO,
+            due: None,
+            gaps: Vec::new(),
+        })
     }
 
     /// Runs until the workload wants nothing more and everything has ended.
@@ -129,7 +145,7 @@ impl World {
                 Event::Scrape => self.scrape(),
                 Event::Enter(id) => self.enter(id),
                 Event::StepEnd(pod_idx) => self.end_step(pod_idx),
-                Event::FirstToken(id) => self.router.note_first_token(self.live[&id].placed),
+                Event::FirstToken(id) => self.router.note_first_token(id, self.live[&id].placed),
                 Event::End(id) => {
                     if let Some(outcome) = self.end(id) {
                         workload.ended(&outcome);
@@ -145,6 +161,12 @@ impl World {
     pub fn cache_counters(&self) -> (u64, u64) {
         let counters = self.pods.iter().map(Pod::cache_counters);
         counters.fold((0, 0), |(queries, hits), (own, found)| (queries + own, hits + found))
+    }
+
+    /// Times from each token to the next of its answer, as the client sees them; of a run in detail.
+    #[must_use]
+    pub fn gaps(&self) -> &[Duration] {
+        &self.gaps
     }
 
     fn ask(&mut self, workload: &mut impl Workload) {
@@ -172,33 +194,44 @@ impl World {
 
     fn send(&mut self, id: u64, request: Request) {
         let Request { text, user, prompt, output } = request;
-        let placed = self.router.place(Ticket { text: &text, user });
+        let work = Work { id, prompt, output };
+        let ticket = Ticket { text: &text, user, work: &work, now: self.now };
+        let placed = self.router.place(ticket, &self.pods);
+        let regret_tokens = self.fleet.in_detail.then(|| self.regret(&work.prompt, placed.pod_idx));
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let live = Live {
             placed,
             sent_at: self.now,
             first_token_at: Duration::ZERO,
-            prompt_tokens: count(prompt.len()),
+            last_token_at: Duration::ZERO,
+            prompt_tokens: count(work.prompt.len()),
             cached_tokens: 0,
-            output_tokens: count(output.len()),
-            work: Some(Work { id, prompt, output }),
+            output_tokens: count(work.output.len()),
+            regret_tokens,
         };
-        let enters_at = self.now + self.pods[placed.pod_idx].way_in();
+        let enters_at = self.now + self.pods[placed.pod_idx].send(work);
         self.live.insert(id, live);
         self.plan(enters_at, Event::Enter(id));
     }
 
+    /// Tokens of `prompt` that some pod has cached now, beyond those that the picked one has.
+    fn regret(&self, prompt: &[u32], picked_idx: usize) -> u32 {
+        let hashes = self.pods[picked_idx].hashes(prompt);
+        let most = self.pods.iter().map(|pod| pod.cached_tokens(&hashes)).max().unwrap_or(0);
+        most.saturating_sub(self.pods[picked_idx].cached_tokens(&hashes))
+    }
+
     fn enter(&mut self, id: u64) {
-        let Some(live) = self.live.get_mut(&id) else { return };
-        let (pod_idx, work) = (live.placed.pod_idx, live.work.take());
-        if work.is_some_and(|work| self.pods[pod_idx].add(work)) {
+        let Some(live) = self.live.get(&id) else { return };
+        let pod_idx = live.placed.pod_idx;
+        if self.pods[pod_idx].enter(id) {
             self.begin_step(pod_idx);
         }
     }
 
     fn begin_step(&mut self, pod_idx: usize) {
-        if let Some(lasts) = self.pods[pod_idx].begin_step() {
-            self.plan(self.now + lasts, Event::StepEnd(pod_idx));
+        if let Some(ends_at) = self.pods[pod_idx].begin_step(self.now) {
+            self.plan(ends_at, Event::StepEnd(pod_idx));
         }
     }
 
@@ -207,10 +240,15 @@ impl World {
         let tokens: Vec<OutputToken> = self.pods[pod_idx].end_step().to_vec();
         let seen_at = self.now + way_out;
         for OutputToken { id, output_idx, cached_tokens, finished, .. } in tokens {
-            if output_idx == 0 {
-                if let Some(live) = self.live.get_mut(&id.0) {
+            if let Some(live) = self.live.get_mut(&id.0) {
+                if output_idx == 0 {
                     (live.first_token_at, live.cached_tokens) = (seen_at, cached_tokens);
+                } else if self.fleet.in_detail {
+                    self.gaps.push(seen_at - live.last_token_at);
                 }
+                live.last_token_at = seen_at;
+            }
+            if output_idx == 0 {
                 self.plan(seen_at, Event::FirstToken(id.0));
             }
             if finished.is_some() {
@@ -221,8 +259,16 @@ impl World {
     }
 
     fn end(&mut self, id: u64) -> Option<Outcome> {
-        let Live { placed, sent_at, first_token_at, prompt_tokens, cached_tokens, output_tokens, work: _ } =
-            self.live.remove(&id)?;
+        let Live {
+            placed,
+            sent_at,
+            first_token_at,
+            last_token_at: _,
+            prompt_tokens,
+            cached_tokens,
+            output_tokens,
+            regret_tokens,
+        } = self.live.remove(&id)?;
         self.router.note_end(placed);
         let pod_idx = placed.pod_idx;
         let ended_at = self.now;
@@ -235,6 +281,7 @@ impl World {
             prompt_tokens,
             cached_tokens,
             output_tokens,
+            regret_tokens,
         })
     }
 

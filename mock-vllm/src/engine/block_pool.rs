@@ -35,7 +35,7 @@ struct Block {
 }
 
 /// Invariant: a block other than the null block is in the free queue exactly when nobody holds it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BlockPool {
     blocks: Vec<Block>,
     free: IndexList,

@@ -9,7 +9,7 @@ use super::request::{CacheReading, EngineRequest};
 use crate::vllm_version::VllmVersion;
 
 /// What one request holds.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RequestBlocks {
     /// In order of position: entry `i` is for tokens `i * block_size ..`.
     pub(super) blocks: Vec<BlockIdx>,
@@ -33,7 +33,7 @@ enum Admission {
     WholeInput,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct KvCache {
     pool: BlockPool,
     hasher: BlockHasher,

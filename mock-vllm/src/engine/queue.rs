@@ -5,7 +5,7 @@ use super::index_list::IndexList;
 use super::slots::{LiveRequest, SlotIdx};
 use std::collections::BTreeSet;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum WaitingQueue {
     Fcfs(IndexList),
     /// By (priority, arrival).

@@ -7,7 +7,7 @@ use std::ops::{Index, IndexMut};
 /// From 1: 0 belongs to the lists that link slots.
 pub(super) type SlotIdx = u32;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct LiveRequest {
     pub(super) request: EngineRequest,
     /// Order of arrival.
@@ -32,7 +32,7 @@ pub(super) enum Place {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Slots {
     slots: Vec<Option<LiveRequest>>,
     vacant: Vec<SlotIdx>,

@@ -49,7 +49,8 @@ fn run(
 ) -> Vec<Outcome> {
     let pod = PodConfig::preset("a10-doc", true, jitter).unwrap();
     let scrape_interval = Duration::from_millis(50);
-    let mut world = World::try_new(Fleet { pod, n_pods, policy, scrape_interval, seed }).unwrap();
+    let mut world =
+        World::try_new(Fleet { pod, n_pods, policy, scrape_interval, in_detail: true, seed }).unwrap();
     let requests = requests.iter().map(|(at, request)| (Duration::from_millis(*at), request.clone()));
     let mut planned = Planned { requests: requests.collect(), next_idx: 0, outcomes: Vec::new() };
     world.run(&mut planned);
@@ -108,4 +109,48 @@ fn a_conversation_has_the_servers_tokens() {
     let longer =
         model.prompt(&[question, message("assistant", &reply.text), message("user", "And?")]).unwrap();
     assert_eq!(longer[..prompt.len()], prompt[..], "the next turn extends this one");
+}
+
+/// Six prompts in turn, twice over a fleet whose pods have room for two of them each.
+fn rotation() -> Vec<(u64, Request)> {
+    (0..120_u32).map(|n| (u64::from(n) * 1000, request(n % 6 * 5000, 1000 + n, 3))).collect()
+}
+
+/// What goes by the engines' own caches loses nothing that another pod had; chance loses most of it.
+#[test]
+fn who_knows_the_caches_regrets_nothing() {
+    let regret = |policy| {
+        let outcomes = run(policy, 3, (0.0, 2), &rotation());
+        outcomes.iter().map(|outcome| outcome.regret_tokens.unwrap()).sum::<u32>()
+    };
+    assert_eq!(regret(Policy::precise()), 0);
+    assert_eq!(regret(Policy::Oracle), 0);
+    assert!(regret(Policy::Random) > 10_000);
+}
+
+/// The oracle's forecast is what happens where nothing else comes: its pick is the soonest of all pods.
+#[test]
+fn the_oracle_is_no_later_than_others_when_requests_come_alone() {
+    let total = |policy| {
+        let outcomes = run(policy, 3, (0.0, 2), &rotation());
+        let ttft = |outcome: &Outcome| outcome.first_token_at - outcome.sent_at;
+        outcomes.iter().map(ttft).sum::<Duration>()
+    };
+    let oracle = total(Policy::Oracle);
+    for policy in [Policy::prefix(), Policy::precise(), Policy::guard(), Policy::Load, Policy::RoundRobin] {
+        assert!(oracle <= total(policy), "{policy:?}: {:?} < {oracle:?}", total(policy));
+    }
+    assert!(oracle.mul_f64(1.1) < total(Policy::Random));
+}
+
+/// A burst on one prefix goes over to others; pure affinity keeps it in one place.
+#[test]
+fn the_guard_relieves_a_busy_holder() {
+    let burst: Vec<(u64, Request)> = (0..40_u32).map(|n| (u64::from(n), request(0, 2000 + n, 50))).collect();
+    let busiest = |policy| {
+        let outcomes = run(policy, 4, (0.0, 2), &burst);
+        (0..4).map(|pod| outcomes.iter().filter(|outcome| outcome.pod_idx == pod).count()).max().unwrap()
+    };
+    assert_eq!(busiest(Policy::prefix_pure()), 40);
+    assert!(busiest(Policy::guard()) < 20);
 }
