@@ -3,11 +3,13 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use e2e::cluster::supervisor::{self, Phase};
 use e2e::cluster::{Cluster, Event, Fresh, Options, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::time::timeout;
 
 use crate::stubs::{Lab, read, tutorial, until};
 
@@ -204,6 +206,18 @@ async fn pickers_stay_down_until_they_are_started() {
     assert!(!status.pickers[0].running);
     cluster.start_pickers().await.unwrap();
     assert!(cluster.status().pickers[0].running && lab.n_alive("picker") == 1);
+    cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn it_is_not_settled_while_envoy_waits_for_a_health_check() {
+    let lab = Lab::new([18_176, 18_177]);
+    let cluster = lab.start().await;
+    let warming = lab.dir.path().join("warming");
+    std::fs::write(&warming, "").unwrap();
+    assert!(timeout(Duration::from_secs(1), cluster.settled()).await.is_err());
+    std::fs::remove_file(&warming).unwrap();
+    cluster.settled().await.unwrap();
     cluster.stop().await.unwrap();
 }
 

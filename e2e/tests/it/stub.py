@@ -1,7 +1,8 @@
 """Stands in for the three programs of a cluster: `stub.py engine|picker|envoy PID_DIR ARGS...`.
 
 Each writes its process id into PID_DIR, and answers what the local provider asks. The engine leaves its arguments in its
-log and ends at once when one of them is `--fail`. The envoy takes its files in as Envoy does: it reports their versions.
+log and ends at once when one of them is `--fail`. The envoy takes its files in as Envoy does: it reports their versions,
+and that a cluster is warming while there is a file `warming` beside PID_DIR.
 """
 
 import http.server
@@ -30,7 +31,9 @@ def versions(directory):
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = b"ok\n"
-        if ROLE == "envoy":
+        if ROLE == "envoy" and "warming_clusters" in self.path:
+            body = b"cluster_manager.warming_clusters: %d\n" % (PID_DIR.parent / "warming").exists()
+        elif ROLE == "envoy":
             body = "".join(versions(pathlib.Path(last("-c")).parent / "xds")).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
