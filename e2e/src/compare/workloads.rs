@@ -123,8 +123,9 @@ pub struct Poisson {
 }
 
 impl Poisson {
-    pub fn new(workload: &Workload, seed: u64) -> Self {
-        let gaps = Exp::new(workload.rate).expect("rates are above 0");
+    /// `load`: by how much its rate is multiplied.
+    pub fn new(workload: &Workload, load: f64, seed: u64) -> Self {
+        let gaps = Exp::new(workload.rate * load).expect("rates are above 0");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let next_at = Duration::from_secs_f64(gaps.sample(&mut rng));
         let (prefixes, outcomes) = (HashMap::new(), Vec::new());
@@ -186,13 +187,15 @@ impl Drives for Poisson {
 #[derive(Debug)]
 pub struct Replay<'a> {
     requests: &'a [Traced],
+    load: f64,
     next_idx: usize,
     outcomes: Vec<Outcome>,
 }
 
 impl<'a> Replay<'a> {
-    pub fn new(requests: &'a [Traced]) -> Self {
-        Self { requests, next_idx: 0, outcomes: Vec::new() }
+    /// `load`: so many times as fast as it was recorded.
+    pub fn new(requests: &'a [Traced], load: f64) -> Self {
+        Self { requests, load, next_idx: 0, outcomes: Vec::new() }
     }
 
     pub fn finish(self) -> Vec<Outcome> {
@@ -202,12 +205,13 @@ impl<'a> Replay<'a> {
 
 impl Drives for Replay<'_> {
     fn next_due(&mut self, _now: Duration) -> Option<Duration> {
-        self.requests.get(self.next_idx).map(|one| one.at)
+        self.requests.get(self.next_idx).map(|one| one.at.div_f64(self.load))
     }
 
     fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
         let mut requests = Vec::new();
-        while let Some(one) = self.requests.get(self.next_idx).filter(|one| one.at <= now) {
+        while let Some(one) = self.requests.get(self.next_idx).filter(|one| one.at.div_f64(self.load) <= now)
+        {
             self.next_idx += 1;
             let id = self.next_idx as u64;
             let prompt = one.prompt(id);
