@@ -6,10 +6,9 @@
 //! ```
 
 pub mod calibration;
+pub mod fit;
 pub mod parallel;
 pub mod presets;
-
-mod fit;
 
 use super::step::StepPlan;
 use rand::Rng;

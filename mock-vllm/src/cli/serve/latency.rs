@@ -119,28 +119,17 @@ fn calibrate(path: &Path, base: LatencyModel) -> Result<(LatencyModel, Vec<Fitte
 }
 
 fn on_gpu(gpu: &str, model: &str) -> Result<LatencyModel, String> {
-    let known = presets::model_of(model).ok_or_else(|| {
-        let names: Vec<&str> = presets::MODELS.iter().map(|model| model.name).collect();
+    let name = presets::name_on_gpu(gpu, model).map_err(|error| {
         format!(
-            "--gpu {gpu}: there are no figures for the model {model}, only for {}; name one that is like it with \
-             --latency-preset {gpu}/NAME, or give its own with --latency-calibration",
-            names.join(", ")
+            "--gpu {gpu}: {error}; name one that is like it with --latency-preset {gpu}/NAME, or give its own with \
+             --latency-calibration"
         )
     })?;
-    preset(&format!("{gpu}/{}", known.name))
+    preset(&name)
 }
 
 fn preset(name: &str) -> Result<LatencyModel, String> {
-    LatencyModel::preset(name).ok_or_else(|| {
-        let gpus: Vec<&str> = presets::GPUS.iter().map(|gpu| gpu.name).collect();
-        let models: Vec<&str> = presets::MODELS.iter().map(|model| model.name).collect();
-        format!(
-            "no such preset: {name}; there are {}, and GPU/MODEL of {} and {}",
-            presets::A10_DOC_NAME,
-            gpus.join(", "),
-            models.join(", ")
-        )
-    })
+    presets::named(name).map_err(|error| error.to_string())
 }
 
 fn preset_name(name: &str) -> Result<String, String> {
@@ -148,9 +137,8 @@ fn preset_name(name: &str) -> Result<String, String> {
 }
 
 fn gpu_name(name: &str) -> Result<String, String> {
-    let names: Vec<&str> = presets::GPUS.iter().map(|gpu| gpu.name).collect();
     match presets::gpu(name) {
         Some(_) => Ok(name.to_owned()),
-        None => Err(format!("no such GPU; there are {}", names.join(", "))),
+        None => Err(format!("no such GPU; there are {}", presets::gpu_names())),
     }
 }

@@ -1,10 +1,12 @@
 //! A latency model by hand: constants of the formula, measured step times that the rest is fitted to, or both.
 
-use super::fit::{self, Knob};
+use super::fit::determined::{Determined, Verdict};
+use super::fit::{self, Knob, Observation, Place};
 use super::{LatencyModel, StepPlan};
 use crate::engine::request::RequestId;
 use crate::engine::step::{Origin, ScheduledRequest};
 use serde::Deserialize;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 /// The file's shape, for `--help` and errors.
@@ -138,19 +140,17 @@ impl Calibration {
         self.gpu.apply(&mut latency)?;
         self.model.apply(&mut latency)?;
         self.host.apply(&mut latency)?;
-        let steps: Vec<(StepPlan, Duration)> = self
+        let observations: Vec<Observation> = self
             .points
             .iter()
             .enumerate()
-            .map(|(point_idx, point)| point.step(point_idx + 1))
+            .map(|(point_idx, point)| point.observation(point_idx + 1))
             .collect::<Result<_, _>>()?;
-        if !steps.is_empty() {
-            latency = fit::fit(latency, &self.free_knobs(), &steps);
-        }
-        let fitted = self.points.iter().zip(&steps).map(|(point, (plan, measured))| FittedPoint {
+        let latency = fit::fit(latency, &self.free_knobs(), &observations);
+        let fitted = self.points.iter().zip(&observations).map(|(point, observation)| FittedPoint {
             step: point.name(),
-            measured: *measured,
-            modelled: latency.step_time(plan),
+            measured: observation.measured,
+            modelled: observation.modelled(&latency),
         });
         let fitted = fitted.collect();
         Ok((latency, fitted))
@@ -260,7 +260,7 @@ fn set_time(
 // === impl Point ===
 
 impl Point {
-    fn step(&self, number: usize) -> Result<(StepPlan, Duration), CalibrationError> {
+    fn observation(&self, number: usize) -> Result<Observation, CalibrationError> {
         let fail = |reason| CalibrationError::Point { number, reason };
         let plan = match (self.prefill, self.decode) {
             (Some(n_new), None) if n_new > 0 => step([(self.context, n_new, true)]),
@@ -273,7 +273,7 @@ impl Point {
         if measured.is_zero() {
             return Err(fail("ms must be above 0"));
         }
-        Ok((plan, measured))
+        Ok(Observation { steps: vec![(1.0, plan)], place: Place::Engine, measured })
     }
 
     fn name(&self) -> String {
@@ -282,6 +282,29 @@ impl Point {
             (None, batch) => format!("{} x {}", batch.unwrap_or_default(), self.context),
         }
     }
+}
+
+/// The file that makes `base` what was fitted: the fitted constants, and what else is to be known as comments.
+pub fn file(base: &str, determined: &Determined) -> String {
+    let mut text = format!("base: {base}\n");
+    let mut last_section = "";
+    for constant in &determined.constants {
+        let Verdict::Fitted { error } = constant.verdict else { continue };
+        let (section, key) = constant.knob.name().split_once('.').unwrap_or_default();
+        if section != last_section {
+            let _infallible = writeln!(text, "{section}:");
+            last_section = section;
+        }
+        let (after, before) = (significant(constant.after), significant(constant.before));
+        let error = 100.0 * error;
+        let _infallible = writeln!(text, "  {key}: {after}  # ± {error:.1} %; {base} has {before}");
+    }
+    text
+}
+
+/// Six digits are more than anybody can measure.
+fn significant(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 /// A step of requests given as tokens that are there, new tokens, and whether those are of the prompt.

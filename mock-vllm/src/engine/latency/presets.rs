@@ -197,6 +197,39 @@ pub const MODELS: [Model; 6] = [
     },
 ];
 
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PresetError {
+    #[error("no such preset: {0}; there are {A10_DOC_NAME}, and GPU/MODEL of {gpus} and {models}", gpus = gpu_names(), models = model_names())]
+    Unknown(String),
+    #[error("there are no figures for the model {0}, only for {models}", models = model_names())]
+    UnknownModel(String),
+}
+
+/// The preset `name`, as [`LatencyModel::preset`] has it.
+///
+/// # Errors
+/// Names those that there are.
+pub fn named(name: &str) -> Result<LatencyModel, PresetError> {
+    LatencyModel::preset(name).ok_or_else(|| PresetError::Unknown(name.to_owned()))
+}
+
+/// Name of the preset with the figures of a served model, like `Qwen/Qwen2.5-7B-Instruct`, on a GPU.
+///
+/// # Errors
+/// For a model without figures.
+pub fn name_on_gpu(gpu: &str, served: &str) -> Result<String, PresetError> {
+    let known = model_of(served).ok_or_else(|| PresetError::UnknownModel(served.to_owned()))?;
+    Ok(format!("{gpu}/{}", known.name))
+}
+
+pub fn gpu_names() -> String {
+    GPUS.map(|gpu| gpu.name).join(", ")
+}
+
+fn model_names() -> String {
+    MODELS.map(|model| model.name).join(", ")
+}
+
 pub fn gpu(name: &str) -> Option<Gpu> {
     GPUS.into_iter().find(|gpu| gpu.name == name)
 }
