@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::calibrate::CalibrateArgs;
 use crate::check::Group;
 use crate::cluster::programs::ProgramOptions;
 use crate::multi_round_qa::cli::{self as qa, QaArgs};
 use crate::step5::PolicyName;
-use crate::{commands, compare, guard, overhead, run, soak, step5, sweep};
+use crate::{calibrate, commands, compare, guard, overhead, run, soak, step5, sweep};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +23,7 @@ Examples:
   e2e step5                    the tutorial's published table, reproduced in seconds
   e2e compare                  policies under loads that tell them apart
   e2e sweep replicas           where prefix-aware routing pays
+  e2e calibrate steps.csv      the latency model's constants from times of a real GPU
   e2e soak --seconds 180       pods die, pickers are replaced, no request is lost
 
 Exit codes:
@@ -61,6 +63,8 @@ enum Command {
     Compare(CompareArgs),
     /// Change one thing of step 5 at a time: where prefix-aware routing pays
     Sweep(SweepArgs),
+    /// Fit the latency model's constants to times that were measured on a real GPU
+    Calibrate(Box<CalibrateArgs>),
     /// Make the data that `step5` asks from, anew
     Sharegpt(SharegptArgs),
     /// Load an endpoint as the tutorial's step 5 does: flag for flag the tool multi-round-qa.py
@@ -357,6 +361,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Step5(args) => step5::run(*args).await,
         Command::Compare(args) => compare::run(&args),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Sharegpt(args) => step5::make_data(&args),
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,

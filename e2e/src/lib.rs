@@ -17,6 +17,8 @@ pub mod compare;
 
 pub mod sweep;
 
+pub mod calibrate;
+
 pub mod scenario;
 
 pub mod journal;

@@ -14,3 +14,5 @@ pub mod router;
 pub mod pod;
 
 pub mod model;
+
+pub mod calibrate;

@@ -58,6 +58,7 @@ fn only_the_reproduction_uses_the_simulator() {
         !path.starts_with("e2e/src/step5")
             && !path.starts_with("e2e/src/compare")
             && !path.starts_with("e2e/src/sweep")
+            && !path.starts_with("e2e/src/calibrate")
             && !path.starts_with("crates/sim/")
             && !path.starts_with("tidy/")
     });

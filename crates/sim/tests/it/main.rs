@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod calibrate;
+
 use std::time::Duration;
 
 use sim::model::{Message, ServedModel};

@@ -1,0 +1,129 @@
+//! Which times of recorded requests an idle server explains: those during which no other request was under way. Pure.
+
+use std::time::Duration;
+
+use sim::calibrate::{Prompt, Sample};
+
+use crate::calibrate::csv::Request;
+
+/// Tokens of a block of the prefix cache: vLLM's default.
+const BLOCK: u32 = 16;
+
+/// What the server's prefix cache is thought to hold, where the file does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caching {
+    /// A user's own earlier turns, and a start that all users share.
+    OfUsers {
+        shared_tokens: u32,
+    },
+    Off,
+}
+
+/// Samples with the lines that they come from, and how many times were left out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alone {
+    pub samples: Vec<(usize, Sample)>,
+    pub n_left_out: usize,
+}
+
+/// One sample for the first token and one for the others of each request, where it was alone.
+pub fn samples(requests: &[(usize, Request)], caching: Caching) -> Alone {
+    let (mut samples, mut n_left_out) = (Vec::new(), 0);
+    for (idx, (line, request)) in requests.iter().enumerate() {
+        let Request { prompt_tokens, generation_tokens, ttft, generation_time, launch_time, .. } = *request;
+        let first_token = launch_time + ttft.as_secs_f64();
+        let is_alone = |from: f64, until: f64| {
+            let others = requests.iter().enumerate().filter(|(other, _)| *other != idx);
+            others.into_iter().all(|(_, (_, other))| other.finish_time <= from || until <= other.launch_time)
+        };
+        let prompt = Prompt { tokens: prompt_tokens, cached_tokens: cached(requests, request, caching) };
+        let decode =
+            Sample::Decode { prompt_tokens, output_tokens: generation_tokens, time: generation_time };
+        let has_more = generation_tokens > 1 && generation_time > Duration::ZERO;
+        let candidates = [
+            Some((Sample::FirstToken(prompt, ttft), launch_time, first_token)),
+            has_more.then_some((decode, first_token, request.finish_time)),
+        ];
+        for (sample, from, until) in candidates.into_iter().flatten() {
+            match is_alone(from, until) {
+                true => samples.push((*line, sample)),
+                false => n_left_out += 1,
+            }
+        }
+    }
+    Alone { samples, n_left_out }
+}
+
+/// Tokens of the prompt that were in the cache: what the server said, or whole blocks of the user's last turn or of what
+/// everybody shares. The last token of a prompt is always computed, and so is the answer's last one.
+fn cached(requests: &[(usize, Request)], request: &Request, caching: Caching) -> u32 {
+    if let Some(cached_tokens) = request.cached_tokens {
+        return cached_tokens.min(request.prompt_tokens - 1);
+    }
+    let Caching::OfUsers { shared_tokens } = caching else { return 0 };
+    let before = |other: &&Request| other.finish_time <= request.launch_time;
+    let earlier: Vec<&Request> = requests.iter().map(|(_, other)| other).filter(before).collect();
+    let own = earlier.iter().filter(|other| other.user_id == request.user_id);
+    let last = own.max_by(|a, b| a.launch_time.total_cmp(&b.launch_time));
+    let own = last
+        .filter(|last| last.prompt_tokens < request.prompt_tokens)
+        .map_or(0, |last| last.prompt_tokens + last.generation_tokens.saturating_sub(1));
+    let shared = if earlier.is_empty() { 0 } else { shared_tokens };
+    own.max(shared).min(request.prompt_tokens - 1) / BLOCK * BLOCK
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sim::calibrate::{Prompt, Sample};
+
+    use super::{Caching, samples};
+    use crate::calibrate::csv::Request;
+
+    fn request(user_id: u32, launch_time: f64, prompt_tokens: u32) -> Request {
+        Request {
+            prompt_tokens,
+            generation_tokens: 21,
+            ttft: Duration::from_millis(500),
+            generation_time: Duration::from_millis(800),
+            user_id,
+            launch_time,
+            finish_time: launch_time + 1.3,
+            cached_tokens: None,
+        }
+    }
+
+    fn cached(requests: &[Request], caching: Caching) -> Vec<u32> {
+        let requests: Vec<(usize, Request)> = (2..).zip(requests.iter().copied()).collect();
+        let first_tokens =
+            samples(&requests, caching).samples.into_iter().filter_map(|(_, sample)| match sample {
+                Sample::FirstToken(Prompt { cached_tokens, .. }, _) => Some(cached_tokens),
+                Sample::Decode { .. } | Sample::Step(_) => None,
+            });
+        first_tokens.collect()
+    }
+
+    #[test]
+    fn times_that_others_share_are_left_out() {
+        let alone = |requests: &[Request]| {
+            let requests: Vec<(usize, Request)> = (2..).zip(requests.iter().copied()).collect();
+            let alone = samples(&requests, Caching::Off);
+            (alone.samples.into_iter().map(|(line, _)| line).collect::<Vec<_>>(), alone.n_left_out)
+        };
+        assert_eq!(alone(&[request(1, 0.0, 100), request(2, 5.0, 100)]), (vec![2, 2, 3, 3], 0));
+        // The second begins while the first decodes, and ends alone.
+        assert_eq!(alone(&[request(1, 0.0, 100), request(2, 0.9, 100)]), (vec![2, 3], 2));
+    }
+
+    #[test]
+    fn a_users_last_turn_is_cached_up_to_whole_blocks() {
+        let turns = [request(1, 0.0, 2_149), request(2, 5.0, 2_149), request(1, 10.0, 2_230)];
+        let shared = |shared_tokens| cached(&turns, Caching::OfUsers { shared_tokens });
+        assert_eq!(shared(0), [0, 0, 2_160], "2,149 + 20 computed tokens are 135 blocks");
+        assert_eq!(shared(134), [0, 128, 2_160]);
+        assert_eq!(cached(&turns, Caching::Off), [0, 0, 0]);
+        let told = turns.map(|turn| Request { cached_tokens: Some(64), ..turn });
+        assert_eq!(cached(&told, Caching::Off), [64, 64, 64]);
+    }
+}
