@@ -9,7 +9,7 @@ use crate::calibrate::CalibrateArgs;
 use crate::check::Group;
 use crate::cluster::programs::ProgramOptions;
 use crate::multi_round_qa::cli::{self as qa, QaArgs};
-use crate::step5::PolicyName;
+use crate::step5::side::PolicyName;
 use crate::{calibrate, commands, compare, guard, overhead, run, soak, step5, sweep};
 
 const EXAMPLES: &str = "\
@@ -95,9 +95,9 @@ pub struct ClusterArgs {
     /// [default: 1; for `soak` 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub pickers: Option<u32>,
-    /// Virtual seconds per second of yours: 10 makes every GPU ten times faster
-    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = time_scale)]
-    pub time_scale: f64,
+    /// Virtual seconds per second of yours: 10 makes every GPU ten times faster [default: 1]
+    #[arg(long, value_name = "F", value_parser = time_scale)]
+    pub time_scale: Option<f64>,
     /// Say more on standard error
     #[arg(long, short)]
     pub verbose: bool,
@@ -199,23 +199,27 @@ pub struct Step5Args {
     /// The first of them
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub first_seed: u64,
-    /// Through the real Envoy, picker and mock servers, once, instead of in virtual time: takes 20 minutes, and 2 with
-    /// --time-scale 10, above which a machine's own delays count too much
-    #[arg(long, conflicts_with_all = ["seeds", "first_seed", "policy", "no_prefix_caching", "latency_preset"])]
-    pub wall: bool,
-    /// How 8081 places requests; all but `prefix` are controls that must fail
+    #[command(flatten)]
+    pub through: ThroughArgs,
+    /// How 8081 places requests; all but `prefix` are controls that must fail, in virtual time only
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = PolicyName::Prefix)]
     pub policy: PolicyName,
-    /// GPU and model, as `mock-vllm latency` lists them: a10-doc is the tutorial's server
-    #[arg(long, value_name = "NAME", default_value = "a10-doc")]
-    pub latency_preset: String,
-    /// Pods that cache nothing: a control that must fail
+    /// GPU of the servers, as `mock-vllm latency --list` has them [default: the tutorial's A10]
+    #[arg(long, value_name = "NAME")]
+    pub gpu: Option<String>,
+    /// Their model, from the same list: its size and KV cache; prompts stay Qwen2.5's tokens [default: qwen2.5-7b]
+    #[arg(long, value_name = "NAME")]
+    pub model_preset: Option<String>,
+    /// Both in one word, like h100/qwen3-8b; a10-doc is the tutorial's server
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["gpu", "model_preset"])]
+    pub latency_preset: Option<String>,
+    /// Pods that cache nothing: a control that must fail, in virtual time only
     #[arg(long)]
     pub no_prefix_caching: bool,
     /// Conversations to ask from [default: the built-in ones]
     #[arg(long, value_name = "FILE")]
     pub sharegpt_file: Option<PathBuf>,
-    /// With --wall: where CSVs, generated files and logs go
+    /// Where CSVs, generated files and logs of the real run go
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub report_dir: PathBuf,
     /// Print JSON in place of summaries and table
@@ -223,6 +227,18 @@ pub struct Step5Args {
     pub json: bool,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+}
+
+/// Where step 5's load goes: by default in virtual time, and its first 200 s through the real Envoy, too.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ThroughArgs {
+    /// All 600 s through the real Envoy, picker and mock servers, once, in place of runs in virtual time: takes 20 minutes,
+    /// and 2 with --time-scale 10, above which a machine's own delays count too much
+    #[arg(long, conflicts_with_all = ["seeds", "policy", "no_prefix_caching"])]
+    pub wall: bool,
+    /// In virtual time only: nothing is started
+    #[arg(long = "virtual", conflicts_with = "wall")]
+    pub virtual_only: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -311,6 +327,12 @@ pub enum End {
     Interrupted,
 }
 
+impl ClusterArgs {
+    pub fn time_scale(&self) -> f64 {
+        self.time_scale.unwrap_or(1.0)
+    }
+}
+
 impl From<End> for ExitCode {
     fn from(end: End) -> Self {
         match end {
@@ -394,7 +416,7 @@ mod tests {
     fn no_subcommand_means_run_and_takes_its_flags() {
         let cli = Cli::try_parse_from(["e2e", "--only", "faults", "--time-scale", "10", "--json"]).unwrap();
         assert!(cli.command.is_none() && cli.run.json);
-        assert_eq!((cli.run.only, cli.run.cluster.time_scale), (vec![Group::Faults], 10.0));
+        assert_eq!((cli.run.only, cli.run.cluster.time_scale), (vec![Group::Faults], Some(10.0)));
     }
 
     #[test]

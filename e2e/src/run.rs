@@ -88,7 +88,7 @@ impl Facts {
             elapsed_s: stopwatch.elapsed().as_secs_f64(),
             manifests: manifests.display().to_string(),
             replicas: *replicas,
-            time_scale: args.time_scale,
+            time_scale: args.time_scale(),
             http_port: *http_port,
             llm_port: *llm_port,
             notes,
@@ -119,7 +119,7 @@ async fn asserted(
     facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
     journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
     let requests = Requests::find(&facts.manifests, &doc_manifests());
-    let lab = Lab::new(&cluster, journal, ui, (requests, args.time_scale, facts.stopwatch));
+    let lab = Lab::new(&cluster, journal, ui, (requests, args.time_scale(), facts.stopwatch));
     let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.to_vec() };
     let outcome = tokio::select! {
         () = scenario::run(&lab, &groups) => Outcome::Passed,
@@ -149,7 +149,7 @@ pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
     let mut options = Options::new(manifests(args), run_dir);
     options.replicas = args.replicas;
     options.pickers = args.pickers.unwrap_or(1);
-    options.time_scale = args.time_scale;
+    options.time_scale = args.time_scale();
     options
 }
 

@@ -1,29 +1,27 @@
-//! `e2e step5`: the tutorial's load through standard HTTP routing and through prefix-aware routing, in virtual time, against
-//! the table that the vendor published.
+//! `e2e step5`: the tutorial's load through standard HTTP routing and through prefix-aware routing, against the table that the
+//! vendor published: in virtual time, and through the real Envoy.
 
+pub mod agreement;
 pub mod data;
 pub mod judge;
+pub mod side;
 pub mod wall;
 pub mod workload;
 
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
-use clap::ValueEnum;
-use serde::Serialize;
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use sim::model::ServedModel;
-use sim::pod::PodConfig;
-use sim::router::Policy;
-use sim::world::{Fleet, World};
 
-use self::judge::{Figures, Line};
-use self::workload::{Command, Measured, Tool, UserIds};
+use self::agreement::Pair;
+use self::judge::{Figures, Line, Setup};
+use self::side::{Caching, PUBLISHED_LATENCY, PUBLISHED_PODS, PolicyName, SCRAPE_INTERVAL, Side};
+use self::workload::Command;
 use crate::cli::{End, SharegptArgs, Step5Args};
-use crate::multi_round_qa::records::{Colours, Record, Summary, Window};
 use crate::multi_round_qa::schedule::{Pace, Plan};
 use crate::multi_round_qa::sharegpt::{self, Entry};
-use crate::stats::{as_f64, mean};
 use crate::ui;
 
 /// The tutorial's command.
@@ -32,114 +30,220 @@ pub const COMMAND: Command = Command {
     words: (100, 2000),
     answer_len: 100,
     duration: Duration::from_secs(600),
+    settle: SETTLE,
 };
+/// Until the picker has read that every pod is idle again: what a scrape happened to see of the warm-up would decide where
+/// the first request goes.
+const SETTLE: Duration = Duration::from_millis(300);
+/// What of it goes through the real Envoy by default: half of it are second rounds, and it takes less than a minute.
+pub const SHORT: Duration = Duration::from_secs(200);
+/// Above this, what the machine itself takes for a request counts like a warm step.
+const MAX_TIME_SCALE: f64 = 10.0;
 const DATA: &str = include_str!("../data/sharegpt-like.json");
-/// Of each step and of the way in, as of real servers.
-const JITTER: f64 = 0.03;
-const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
-/// A prompt that found less than this was computed from its start.
-const COLD_TOKENS: u32 = 1000;
 
-/// How 8081 places requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PolicyName {
-    /// By prefix, in estimation mode: the picker's own
-    Prefix,
-    /// As Envoy does on 8080
-    LeastRequest,
-    RoundRobin,
-    Random,
-    /// By load alone, the picker's DEFAULT
-    Load,
-    /// By the header x-user-id
-    UserHeader,
-    /// By prefix, with an index that is never told of a pick
-    NeverNoted,
-    /// By prefix, with blocks that are hashed each for itself
-    Unchained,
-}
-
-/// Whether pods cache.
+/// Where the load goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caching {
-    On,
-    Off,
+enum Through {
+    VirtualTime,
+    /// All of it, and its beginning through the real Envoy.
+    Both,
+    Envoy,
 }
 
-/// One side of one run.
-#[derive(Clone, Debug)]
-pub struct Side {
-    pub policy: PolicyName,
-    pub n_pods: usize,
-    /// Name of a preset.
-    pub latency: String,
-    pub caching: Caching,
-    /// Blocks of KV cache; `None`: as many as fit.
-    pub kv_blocks: Option<u32>,
-    /// Of the policy `Prefix`.
-    pub threshold: f64,
-    pub scrape_interval: Duration,
-    pub command: Command,
-    pub seed: u64,
+/// A run through the real Envoy, and the same in virtual time; 8080 first.
+struct Real {
+    simulated: [Figures; 2],
+    real: [Figures; 2],
+    agreement: Vec<Line>,
+    duration: Duration,
+    time_scale: f64,
 }
 
-impl Side {
-    /// As the published runs were: two of the tutorial's servers.
-    pub fn published(policy: PolicyName, seed: u64) -> Self {
-        Self {
-            policy,
-            n_pods: 2,
-            latency: "a10-doc".to_owned(),
-            caching: Caching::On,
-            kv_blocks: None,
-            threshold: 0.5,
-            scrape_interval: SCRAPE_INTERVAL,
-            command: COMMAND,
-            seed,
-        }
-    }
+/// Runs of as many seeds on each side, and what they are held against.
+struct Report {
+    setup: Setup,
+    plain: Vec<Figures>,
+    picked: Vec<Figures>,
+    lines: Vec<Line>,
+    real: Option<Real>,
 }
 
 pub async fn run(args: Step5Args) -> Result<End> {
     let entries = entries(args.sharegpt_file.as_deref())?;
-    let (plain, picked) = match args.wall {
-        true => match wall::run(&args, &entries).await? {
-            Some((plain, picked)) => (vec![plain], vec![picked]),
+    let through = args.through()?;
+    let simulated = match through {
+        Through::VirtualTime | Through::Both => Some(args.simulated(&entries)?),
+        Through::Envoy => None,
+    };
+    let real = match through {
+        Through::VirtualTime => None,
+        Through::Both | Through::Envoy => match args.real(through, &entries).await? {
+            Some(real) => Some(real),
             None => return Ok(End::Interrupted),
         },
-        false => simulated(&args, &entries)?,
     };
-    let lines = judge::lines(&plain, &picked);
+    let (plain, picked) = match (simulated, &real) {
+        (Some(sides), _) => sides,
+        (None, Some(Real { real: [plain, picked], .. })) => (vec![plain.clone()], vec![picked.clone()]),
+        (None, None) => (Vec::new(), Vec::new()),
+    };
+    let setup = args.setup();
+    let lines = judge::lines(setup, &plain, &picked);
+    let report = Report { setup, plain, picked, lines, real };
     ui::print(&match args.json {
-        true => format!("{}\n", serde_json::to_string_pretty(&judge::json(&plain, &picked, &lines))?),
-        false => text(&plain, &picked, &lines),
+        true => format!("{}\n", serde_json::to_string_pretty(&report.json())?),
+        false => report.text(),
     });
-    Ok(if lines.iter().all(Line::holds) { End::Good } else { End::Failed })
-}
-
-/// Both sides, a run for each seed.
-fn simulated(args: &Step5Args, entries: &[Entry]) -> Result<(Vec<Figures>, Vec<Figures>)> {
-    let model = ServedModel::qwen25()?;
-    let caching = if args.no_prefix_caching { Caching::Off } else { Caching::On };
-    let (mut plain, mut picked) = (Vec::new(), Vec::new());
-    for seed in args.first_seed..args.first_seed + u64::from(args.seeds) {
-        let side = |policy| {
-            let latency = args.latency_preset.clone();
-            let n_pods = usize::try_from(args.replicas()).unwrap_or(usize::MAX);
-            Side { n_pods, latency, caching, ..Side::published(policy, seed) }
-        };
-        plain.push(figures(&side(PolicyName::LeastRequest), entries, &model)?);
-        picked.push(figures(&side(args.policy), entries, &model)?);
-    }
-    Ok((plain, picked))
+    Ok(if report.failed().is_empty() { End::Good } else { End::Failed })
 }
 
 impl Step5Args {
+    fn through(&self) -> Result<Through> {
+        let is_control = self.policy != PolicyName::Prefix || self.no_prefix_caching;
+        let through = match (self.through.wall, self.through.virtual_only || is_control) {
+            (true, _) => Through::Envoy,
+            (false, true) => Through::VirtualTime,
+            (false, false) => Through::Both,
+        };
+        let scale = self.time_scale();
+        ensure!(
+            through == Through::VirtualTime || scale <= MAX_TIME_SCALE,
+            "--time-scale {scale}: at most {MAX_TIME_SCALE} through the real Envoy; with --virtual, time takes none"
+        );
+        Ok(through)
+    }
+
+    fn time_scale(&self) -> f64 {
+        self.cluster.time_scale.unwrap_or(if self.through.wall { 1.0 } else { MAX_TIME_SCALE })
+    }
+
     /// The published figures are those of two.
-    fn replicas(&self) -> u32 {
-        const PUBLISHED: u32 = 2;
-        self.cluster.replicas.unwrap_or(PUBLISHED)
+    fn n_pods(&self) -> usize {
+        let asked = self.cluster.replicas.and_then(|replicas| usize::try_from(replicas).ok());
+        asked.unwrap_or(PUBLISHED_PODS)
+    }
+
+    /// Name of the preset.
+    fn latency(&self) -> String {
+        const GPU: &str = "a10";
+        const MODEL: &str = "qwen2.5-7b";
+        match (&self.latency_preset, &self.gpu, &self.model_preset) {
+            (Some(name), _, _) => name.clone(),
+            (None, None, None) => PUBLISHED_LATENCY.to_owned(),
+            (None, gpu, model) => {
+                format!("{}/{}", gpu.as_deref().unwrap_or(GPU), model.as_deref().unwrap_or(MODEL))
+            }
+        }
+    }
+
+    fn setup(&self) -> Setup {
+        Setup {
+            n_pods: self.n_pods(),
+            is_published_server: self.latency() == PUBLISHED_LATENCY,
+            is_own_data: self.sharegpt_file.is_none(),
+        }
+    }
+
+    fn side(&self, policy: PolicyName, seed: u64) -> Side {
+        let caching = if self.no_prefix_caching { Caching::Off } else { Caching::On };
+        Side { n_pods: self.n_pods(), latency: self.latency(), caching, ..Side::published(policy, seed) }
+    }
+
+    /// Both sides, a run for each seed.
+    fn simulated(&self, entries: &[Entry]) -> Result<(Vec<Figures>, Vec<Figures>)> {
+        let model = ServedModel::qwen25()?;
+        let seeds = self.first_seed..self.first_seed.saturating_add(u64::from(self.seeds));
+        let side = |policy| {
+            let runs = seeds.clone().map(|seed| self.side(policy, seed).run(entries, &model));
+            runs.collect::<Result<Vec<Figures>>>()
+        };
+        Ok((side(PolicyName::LeastRequest)?, side(self.policy)?))
+    }
+
+    /// A run through the real Envoy, and the same in virtual time; `None` when interrupted.
+    async fn real(&self, through: Through, entries: &[Entry]) -> Result<Option<Real>> {
+        let time_scale = self.time_scale();
+        let duration = if through == Through::Envoy { COMMAND.duration } else { SHORT };
+        let side = |policy| {
+            // The real picker looks as often by the machine's clock.
+            let command = Command { duration, settle: SETTLE.mul_f64(time_scale), ..COMMAND };
+            let scrape_interval = SCRAPE_INTERVAL.mul_f64(time_scale);
+            // Without jitter nothing differs but what the machine itself takes.
+            Side { command, scrape_interval, jitter: 0.0, ..self.side(policy, self.first_seed) }
+        };
+        let picked = side(PolicyName::Prefix);
+        let plan = wall::Plan {
+            cluster: self.cluster.clone(),
+            n_pods: u32::try_from(self.n_pods())?,
+            latency: self.latency(),
+            duration,
+            time_scale,
+            picker_seed: picked.fleet()?.router_seed(),
+            report_dir: self.report_dir.clone(),
+        };
+        let model = ServedModel::qwen25()?;
+        let simulated = [side(PolicyName::LeastRequest).run(entries, &model)?, picked.run(entries, &model)?];
+        let Some(real) =
+            wall::run(&plan, entries).await.context("through the real Envoy (--virtual does without)")?
+        else {
+            return Ok(None);
+        };
+        let agreement = Pair { simulated: &simulated, real: &real, time_scale }.lines();
+        Ok(Some(Real { simulated, real, agreement, duration, time_scale }))
+    }
+}
+
+impl Report {
+    fn failed(&self) -> Vec<&'static str> {
+        let agreement = self.real.iter().flat_map(|real| &real.agreement);
+        self.lines.iter().chain(agreement).filter(|line| !line.holds()).map(|line| line.name).collect()
+    }
+
+    fn text(&self) -> String {
+        let Self { setup, plain, picked, lines, real } = self;
+        let mut text = format!(
+            "The tutorial's summaries, and {} of {} here\n{}\n\n{}\n",
+            if plain.len() == 1 { "that".to_owned() } else { format!("means of {} runs", plain.len()) },
+            setup.describe(),
+            judge::summaries(plain, picked),
+            judge::table(lines, "published"),
+        );
+        if let Some(Real { agreement, duration, time_scale, .. }) = real {
+            text += &format!(
+                "\nThrough the real Envoy, {} s at time scale {time_scale}, against the same in virtual time\n{}\n",
+                duration.as_secs(),
+                judge::table(agreement, "simulated")
+            );
+        }
+        let failed = self.failed();
+        text += &match failed.is_empty() {
+            true => format!("PASS: {}\n", setup.claim()),
+            false => format!("FAIL: {}\n", failed.join(", ")),
+        };
+        text
+    }
+
+    fn json(&self) -> Value {
+        let Self { setup: _, plain, picked, lines, real } = self;
+        let side = |runs: &[Figures]| runs.iter().map(judge::json).collect::<Vec<Value>>();
+        let through_envoy = real.as_ref().map(|Real { simulated, real, agreement, duration, time_scale }| {
+            json!({
+                "seconds": duration.as_secs(),
+                "time_scale": time_scale,
+                "lines": agreement,
+                "8080": judge::json(&real[0]),
+                "8081": judge::json(&real[1]),
+                "simulated": {"8080": judge::json(&simulated[0]), "8081": judge::json(&simulated[1])},
+            })
+        });
+        json!({
+            "passed": self.failed().is_empty(),
+            "failed": self.failed(),
+            "lines": lines,
+            "8080": side(plain),
+            "8081": side(picked),
+            "through_envoy": through_envoy,
+        })
     }
 }
 
@@ -169,97 +273,15 @@ pub fn entries(file: Option<&Path>) -> Result<Vec<Entry>> {
         .with_context(|| format!("{} is no ShareGPT file", named()))
 }
 
-/// Runs one side.
-///
-/// # Errors
-/// When the data do not go with the command.
-pub fn figures(side: &Side, entries: &[Entry], model: &ServedModel) -> Result<Figures> {
-    let Side { policy, n_pods, latency, caching, kv_blocks, threshold, scrape_interval, command, seed } =
-        side;
-    let pod = PodConfig::preset(latency, *caching == Caching::On, JITTER).with_context(|| {
-        format!("--latency-preset {latency}: `mock-vllm latency` lists those that there are")
-    })?;
-    let pod = match kv_blocks {
-        Some(n_blocks) => pod.with_blocks(*n_blocks),
-        None => pod,
-    };
-    let policy = policy.policy(*threshold);
-    let fleet = Fleet {
-        pod,
-        n_pods: *n_pods,
-        policy,
-        scrape_interval: *scrape_interval,
-        in_detail: false,
-        seed: *seed,
-    };
-    // A user's id must make no difference to a router that goes by prefixes.
-    let mut tool = Tool::new(*command, entries, model, UserIds::Stripped);
-    let mut world = World::try_new(fleet).map_err(|error| anyhow!("{error}"))?;
-    world.run(&mut tool);
-    let (measured, (start, end)) = tool.finish()?;
-    let records: Vec<Record> = measured.iter().map(|measured| measured.record).collect();
-    let window =
-        Window { qps: COMMAND.plan.qps, n_pending: 0, n_failed: 0, start, end, pace: COMMAND.plan.pace };
-    let of = |tokens: fn(&Measured) -> u32| {
-        measured.iter().map(|measured| f64::from(tokens(measured))).sum::<f64>()
-    };
-    let users: std::collections::BTreeSet<u32> = records.iter().map(|record| record.user_id).collect();
-    let busiest =
-        (0..*n_pods).map(|pod| measured.iter().filter(|measured| measured.pod_idx == pod).count()).max();
-    Ok(Figures {
-        summary: Summary::of(&records, window),
-        sessions: users.len(),
-        input_tokens: records.iter().map(|record| u64::from(record.prompt_tokens)).sum(),
-        output_tokens: records.iter().map(|record| u64::from(record.generation_tokens)).sum(),
-        cold: measured.iter().filter(|measured| measured.cached_tokens < COLD_TOKENS).count(),
-        hit_ratio: of(|measured| measured.cached_tokens) / of(|measured| measured.record.prompt_tokens),
-        busiest_share: busiest.map(|busiest| as_f64(busiest) / as_f64(measured.len().max(1))),
-    })
-}
-
-impl PolicyName {
-    /// `threshold`: of [`Self::Prefix`].
-    fn policy(self, threshold: f64) -> Policy {
-        match self {
-            Self::Prefix => Policy::prefix_above(threshold),
-            Self::LeastRequest => Policy::LeastRequest,
-            Self::RoundRobin => Policy::RoundRobin,
-            Self::Random => Policy::Random,
-            Self::Load => Policy::Load,
-            Self::UserHeader => Policy::User,
-            Self::NeverNoted => Policy::prefix_never_noted(),
-            Self::Unchained => Policy::prefix_unchained(),
-        }
-    }
-}
-
-fn text(plain: &[Figures], picked: &[Figures], lines: &[Line]) -> String {
-    let mut text = String::new();
-    for (name, side) in [("8080, standard HTTP routing", plain), ("8081, prefix-aware routing", picked)] {
-        if let Some(first) = side.first() {
-            text += &format!("{name}, first seed:{}", first.summary.text(Colours::Plain));
-        }
-    }
-    let ttft = |side: &[Figures]| mean(&side.iter().map(|figures| figures.summary.ttft).collect::<Vec<_>>());
-    text += &judge::table(lines).to_string();
-    let (plain, picked) = (ttft(plain).unwrap_or(0.0), ttft(picked).unwrap_or(0.0));
-    text += &format!(
-        "\n\nmean TTFT: {plain:.4} s on 8080, {picked:.4} s on 8081; published 0.3669 s and 0.2761 s\n"
-    );
-    let failed: Vec<&str> = lines.iter().filter(|line| !line.holds()).map(|line| line.name).collect();
-    text += &match failed.is_empty() {
-        true => "PASS: the published table holds within its bands\n".to_owned(),
-        false => format!("FAIL: {}\n", failed.join(", ")),
-    };
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use super::judge::{self, Line};
-    use super::{COMMAND, Caching, PolicyName, Side, data, entries, figures};
+    use super::judge::{self, Line, Setup};
+    use super::side::{Caching, PolicyName, Side};
+    use super::{COMMAND, data, entries};
     use crate::multi_round_qa::sharegpt;
     use sim::model::ServedModel;
+
+    const PUBLISHED: Setup = Setup { n_pods: 2, is_published_server: true, is_own_data: true };
 
     /// Names of the lines that fail over five seeds.
     fn failing(policy: PolicyName, caching: Caching) -> Vec<&'static str> {
@@ -267,11 +289,11 @@ mod tests {
         let entries = entries(None).unwrap();
         let run = |policy, seed| {
             let side = Side { caching, ..Side::published(policy, seed) };
-            figures(&side, &entries, &model).unwrap()
+            side.run(&entries, &model).unwrap()
         };
         let plain: Vec<_> = (1..=5).map(|seed| run(PolicyName::LeastRequest, seed)).collect();
         let picked: Vec<_> = (1..=5).map(|seed| run(policy, seed)).collect();
-        let lines = judge::lines(&plain, &picked);
+        let lines = judge::lines(PUBLISHED, &plain, &picked);
         lines.iter().filter(|line| !line.holds()).map(|line: &Line| line.name).collect()
     }
 

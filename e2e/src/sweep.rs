@@ -8,8 +8,9 @@ use sim::model::ServedModel;
 use crate::cli::{End, SweepArgs};
 use crate::report::summary::new_table;
 use crate::stats::mean;
+use crate::step5::entries;
 use crate::step5::judge::Figures;
-use crate::step5::{PolicyName, Side, entries, figures};
+use crate::step5::side::{PolicyName, Side};
 use crate::ui::{self, Ui};
 
 /// Above this ratio of the two TTFTs the gain is in the noise of a few runs.
@@ -78,7 +79,7 @@ pub fn run(args: &SweepArgs) -> Result<End> {
         let side = |policy, seed| {
             let mut side = Side::published(policy, seed);
             args.knob.set(&mut side, value);
-            figures(&side, &entries, &model)
+            side.run(&entries, &model)
         };
         let runs =
             |policy| (1..=u64::from(args.seeds)).map(|seed| side(policy, seed)).collect::<Result<Vec<_>>>();

@@ -100,6 +100,8 @@ pub struct Director {
     policies: Arc<Policies>,
     /// Also the lock under which loads and prefixes are read and noted, so that simultaneous picks see each other.
     rng: Mutex<ChaCha8Rng>,
+    /// Of names, so that they take nothing from the picks' draws.
+    names: Mutex<ChaCha8Rng>,
     decisions: Decisions,
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
@@ -151,6 +153,8 @@ impl<'a> Placement<'a> {
 impl Director {
     #[must_use]
     pub fn new(options: Options, metrics: Arc<Metrics>) -> Self {
+        let mut names = ChaCha8Rng::seed_from_u64(options.seed);
+        names.set_stream(1);
         Self {
             roster: ArcSwap::default(),
             incarnations: Incarnations::default(),
@@ -158,6 +162,7 @@ impl Director {
             blocks: Arc::default(),
             policies: Arc::new(Policies::new(options.policy.clone())),
             rng: Mutex::new(ChaCha8Rng::seed_from_u64(options.seed)),
+            names: Mutex::new(names),
             decisions: Decisions::new(options.n_decisions),
             metrics,
             journal: options
@@ -271,7 +276,7 @@ impl Director {
     #[must_use]
     pub fn fresh_request_id(&self) -> String {
         let mut bytes = [0; 16];
-        self.rng.lock().fill(&mut bytes);
+        self.names.lock().fill(&mut bytes);
         uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
     }
 
@@ -311,7 +316,7 @@ impl Director {
     }
 
     fn request_id(&self) -> String {
-        let mut rng = self.rng.lock();
+        let mut rng = self.names.lock();
         let letter = |_| char::from(REQUEST_ID_ALPHABET[rng.random_range(0..REQUEST_ID_ALPHABET.len())]);
         (0..REQUEST_ID_LENGTH).map(letter).collect()
     }

@@ -15,6 +15,8 @@ use rand_distr::{Distribution, StandardNormal};
 
 /// As the mock server bounds its jitter.
 const MIN_JITTER: f64 = 0.5;
+/// The tutorial's `--gpu-memory-utilization`.
+const GPU_MEMORY_UTILIZATION: f64 = 0.95;
 
 /// What a pod is made of.
 #[derive(Clone, Debug)]
@@ -60,8 +62,10 @@ impl PodConfig {
     /// name.
     #[must_use]
     pub fn preset(name: &str, prefix_caching: bool, jitter: f64) -> Option<Self> {
-        let engine = EngineConfig { prefix_caching, ..EngineConfig::default() };
-        Some(Self { engine, latency: LatencyModel::preset(name)?, jitter })
+        let latency = LatencyModel::preset(name)?;
+        let engine = EngineConfig::default();
+        let n_blocks = latency.n_kv_blocks(GPU_MEMORY_UTILIZATION, engine.block_size);
+        Some(Self { engine: EngineConfig { prefix_caching, n_blocks, ..engine }, latency, jitter })
     }
 
     /// The same with so many blocks of KV cache, the null block included.

@@ -105,14 +105,27 @@ pub struct World {
     gaps: Vec<Duration>,
 }
 
+impl Fleet {
+    /// What the router draws from: a picker that is given it as its seed breaks ties alike.
+    #[must_use]
+    pub fn router_seed(&self) -> u64 {
+        self.seeds().nth(self.n_pods).expect("they never end")
+    }
+
+    /// One for each pod, and then the router's.
+    fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        std::iter::repeat_with(move || rng.random())
+    }
+}
+
 impl World {
     /// # Errors
     /// When the engine's settings do not go together.
     pub fn try_new(fleet: Fleet) -> Result<Self, ConfigError> {
-        let mut rng = ChaCha8Rng::seed_from_u64(fleet.seed);
-        let pods =
-            (0..fleet.n_pods).map(|_| Pod::try_new(&fleet.pod, rng.random())).collect::<Result<_, _>>()?;
-        let router = Router::new(fleet.policy, fleet.n_pods, rng.random());
+        let pods = fleet.seeds().take(fleet.n_pods);
+        let pods = pods.map(|seed| Pod::try_new(&fleet.pod, seed)).collect::<Result<_, _>>()?;
+        let router = Router::new(fleet.policy, fleet.n_pods, fleet.router_seed());
         let (agenda, live) = (BinaryHeap::new(), HashMap::new());
         Ok(Self {
             fleet,

@@ -176,6 +176,7 @@ impl QaArgs {
             output: Some(self.output.clone()),
             log_interval: Duration::from_secs(self.log_interval),
             n_retries: if self.strict { 0 } else { SDK_RETRIES },
+            repeatable: None,
             time_scale: 1.0,
         })
     }

@@ -48,8 +48,21 @@ pub struct Settings {
     pub log_interval: Duration,
     /// More tries of a request that fails.
     pub n_retries: u32,
+    /// `None`: as the original, which looks when it has slept enough, and sends at once.
+    pub repeatable: Option<Repeatable>,
     /// Virtual seconds per second: the schedule runs so many times faster, and times are told in virtual seconds.
     pub time_scale: f64,
+}
+
+/// For runs that are to send the same at the same virtual time, whatever the machine does meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeatable {
+    /// Looks at the sessions are so far apart in virtual time, and take place at its multiples.
+    pub tick: Duration,
+    /// Between the warm-up and the window, by the machine's clock.
+    pub settle: Duration,
+    /// Between requests that are due together, by the machine's clock, so that they arrive in their order.
+    pub stagger: Duration,
 }
 
 /// What sessions ask.
@@ -144,6 +157,9 @@ pub async fn run<L: Listener>(
 ) -> Result<Measured> {
     let mut sender = Sender::new(settings);
     sender.warm_up(settings).await?;
+    if let Some(Repeatable { settle, .. }) = settings.repeatable {
+        sleep(settle).await;
+    }
     // The window begins after the warm-up.
     sender.clock = Clock::start(settings.time_scale);
     let csv = settings.output.as_ref().map(|path| {
@@ -194,14 +210,17 @@ impl<L: Listener> Run<'_, L> {
     async fn send_all(&mut self, stop: impl Future<Output = ()>) -> Result<()> {
         tokio::pin!(stop);
         let (mut last_log, mut last_progress) = (Duration::ZERO, Duration::ZERO);
+        let mut n_looks = 0;
         loop {
-            let now = self.sender.clock.now();
+            let now = match self.settings.repeatable {
+                Some(Repeatable { tick, .. }) => tick * n_looks,
+                None => self.sender.clock.now(),
+            };
+            n_looks += 1;
             if self.settings.duration.is_some_and(|duration| now > duration) {
                 return Ok(());
             }
-            for turn in self.schedule.tick(now).turns {
-                self.send(turn)?;
-            }
+            self.look(now).await?;
             if now - last_log > self.settings.log_interval {
                 self.listener.summary(&self.summary(last_log, now));
                 last_log = now;
@@ -211,9 +230,12 @@ impl<L: Listener> Run<'_, L> {
                 self.listener.progress(now, counts);
                 last_progress = now;
             }
-            let pause = match self.settings.plan.pace {
-                Pace::Original => TICK,
-                Pace::Strict => {
+            let pause = match (self.settings.repeatable, self.settings.plan.pace) {
+                (Some(Repeatable { tick, .. }), _) => {
+                    (tick * n_looks).saturating_sub(self.sender.clock.now())
+                }
+                (None, Pace::Original) => TICK,
+                (None, Pace::Strict) => {
                     self.schedule.next_due().saturating_sub(now).clamp(Duration::from_millis(1), TICK)
                 }
             };
@@ -222,11 +244,22 @@ impl<L: Listener> Run<'_, L> {
             loop {
                 tokio::select! {
                     () = &mut stop => return Ok(()),
-                    () = &mut pause => break,
                     Some(outcome) = self.requests.join_next() => self.take(outcome?)?,
+                    () = &mut pause => break,
                 }
             }
         }
+    }
+
+    /// Sends what is due.
+    async fn look(&mut self, now: Duration) -> Result<()> {
+        for (idx, turn) in self.schedule.tick(now).turns.into_iter().enumerate() {
+            if let (Some(Repeatable { stagger, .. }), 1..) = (self.settings.repeatable, idx) {
+                sleep(stagger).await;
+            }
+            self.send(turn)?;
+        }
+        Ok(())
     }
 
     fn send(&mut self, turn: Turn) -> Result<()> {

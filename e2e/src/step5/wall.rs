@@ -1,48 +1,74 @@
 //! The same load through the real Envoy, the picker and mock servers, on empty caches each time.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::cli::Step5Args;
+use crate::cli::ClusterArgs;
 use crate::cluster::programs::Programs;
 use crate::cluster::{Cluster, Fresh};
+use crate::evidence::picker::parse_decisions;
+use crate::load::client::Client;
 use crate::multi_round_qa::records::Summary;
-use crate::multi_round_qa::run::{self as qa, Answered, Listener, Measured, Questions, Settings};
+use crate::multi_round_qa::run::{self as qa, Answered, Listener, Measured, Questions, Repeatable, Settings};
 use crate::multi_round_qa::sharegpt::Entry;
 use crate::run::{interrupted, options};
 use crate::stats::as_f64;
-use crate::step5::judge::Figures;
-use crate::step5::{COLD_TOKENS, COMMAND};
+use crate::step5::COMMAND;
+use crate::step5::judge::{COLD_TOKENS, Figures};
+use crate::step5::workload::TICK;
 use crate::ui::Ui;
 
-/// Above this, what the machine itself takes for a request counts like a warm step.
-const MAX_TIME_SCALE: f64 = 10.0;
 /// Between two summaries; nobody reads them here.
 const LOG_INTERVAL: Duration = Duration::from_secs(3600);
+/// Longer than a request takes to its pick.
+const STAGGER: Duration = Duration::from_millis(3);
+/// Between two lines of progress, in seconds of the machine's time.
+const PROGRESS_INTERVAL: f64 = 5.0;
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub cluster: ClusterArgs,
+    pub n_pods: u32,
+    pub latency: String,
+    /// Of the tutorial's command, from its start.
+    pub duration: Duration,
+    pub time_scale: f64,
+    /// The picker's: it breaks ties as one that is simulated with it does.
+    pub picker_seed: u64,
+    pub report_dir: PathBuf,
+}
 
 /// Both sides, 8080 first; `None` when interrupted.
 ///
 /// # Errors
 /// When the cluster cannot be started, or a request fails.
-pub async fn run(args: &Step5Args, entries: &[Entry]) -> Result<Option<(Figures, Figures)>> {
-    let time_scale = args.cluster.time_scale;
-    ensure!(
-        time_scale <= MAX_TIME_SCALE,
-        "--time-scale {time_scale}: at most {MAX_TIME_SCALE} through the real Envoy; without --wall, time is virtual"
-    );
-    let ui = Ui::new(args.cluster.verbose);
-    let mut options = options(&args.cluster, &args.report_dir.join("step5"));
-    options.replicas = Some(args.replicas());
-    let programs = Programs::resolve(&args.cluster.programs, &ui.progress()).await?;
+pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>> {
+    let ui = Ui::new(plan.cluster.verbose);
+    let mut options = options(&plan.cluster, &plan.report_dir.join("step5"));
+    (options.replicas, options.time_scale) = (Some(plan.n_pods), plan.time_scale);
+    options.engine_args = ["--latency-preset", &plan.latency, "--jitter", "0"].map(str::to_owned).to_vec();
+    options.picker_args = vec!["--seed".to_owned(), plan.picker_seed.to_string()];
+    let programs = Programs::resolve(&plan.cluster.programs, &ui.progress()).await?;
     ui.step("starting pods, picker and Envoy");
+    let anew = Fresh {
+        engine_args: options.engine_args.clone(),
+        picker_args: options.picker_args.clone(),
+        pickers: None,
+    };
     let cluster = Cluster::start(options, programs, ui.progress()).await?;
     let sides = async {
-        let plain = side(&cluster, args, entries, ("http", "8080", &ui)).await?;
-        let picked = side(&cluster, args, entries, ("llm-gw", "8081", &ui)).await?;
-        anyhow::Ok((plain, picked))
+        let plain = side(&cluster, plan, entries, ("http", "8080", &ui)).await?;
+        // Empty caches, and a picker that has seen nothing.
+        cluster.restart(anew).await.context("empty the caches")?;
+        let picked = side(&cluster, plan, entries, ("llm-gw", "8081", &ui)).await?;
+        let kept_at = plan.report_dir.join("step5").join("decisions.json");
+        let picks = picks(&cluster, picked.1, &kept_at).await?;
+        anyhow::Ok([plain.0, Figures { picks, ..picked.0 }])
     };
     let sides = tokio::select! {
         sides = sides => Some(sides),
@@ -56,11 +82,10 @@ pub async fn run(args: &Step5Args, entries: &[Entry]) -> Result<Option<(Figures,
 
 async fn side(
     cluster: &Cluster,
-    args: &Step5Args,
+    plan: &Plan,
     entries: &[Entry],
-    (listener, name, ui): (&str, &str, &Ui),
-) -> Result<Figures> {
-    cluster.restart(Fresh::default()).await.context("empty the caches")?;
+    (listener, name, ui): (&str, &'static str, &Ui),
+) -> Result<(Figures, Vec<Answered>)> {
     let settings = Settings {
         plan: COMMAND.plan,
         words: COMMAND.words,
@@ -68,16 +93,23 @@ async fn side(
         model: "/model/qwen".to_owned(),
         base_url: format!("http://{}/v1", cluster.gateway(listener)?),
         api_key: "EMPTY".to_owned(),
-        duration: Some(COMMAND.duration),
+        duration: Some(plan.duration),
         questions: Questions::ShareGpt(Arc::from(entries)),
-        output: Some(csv(&args.report_dir, name)),
+        output: Some(csv(&plan.report_dir, name)),
         log_interval: LOG_INTERVAL,
         n_retries: 0,
-        time_scale: args.cluster.time_scale,
+        repeatable: Some(Repeatable { tick: TICK, settle: COMMAND.settle, stagger: STAGGER }),
+        time_scale: plan.time_scale,
     };
+    let progress = Progress { ui, name, plan };
     let Measured { summary, answered, failures } =
-        qa::run(&settings, &Progress { ui, name }, std::future::pending()).await?;
+        qa::run(&settings, &progress, std::future::pending()).await?;
     ensure!(failures.is_empty(), "{} requests failed on {name}: {:?}", failures.len(), failures.first());
+    Ok((figures(summary, &answered), answered))
+}
+
+/// All but the picks.
+fn figures(summary: Summary, answered: &[Answered]) -> Figures {
     let cached = |answered: &Answered| answered.cached_tokens.unwrap_or(0);
     let sum = |of: &dyn Fn(&Answered) -> u32| answered.iter().map(|one| u64::from(of(one))).sum::<u64>();
     let share = |part: u64, whole: u64| {
@@ -85,35 +117,63 @@ async fn side(
             / as_f64(usize::try_from(whole).unwrap_or(usize::MAX))
     };
     let input_tokens = sum(&|one| one.record.prompt_tokens);
-    let users: std::collections::BTreeSet<u32> = answered.iter().map(|one| one.record.user_id).collect();
-    Ok(Figures {
+    let users: BTreeSet<u32> = answered.iter().map(|one| one.record.user_id).collect();
+    Figures {
         summary,
         sessions: users.len(),
         input_tokens,
         output_tokens: sum(&|one| one.record.generation_tokens),
         cold: answered.iter().filter(|one| cached(one) < COLD_TOKENS).count(),
         hit_ratio: share(sum(&cached), input_tokens),
-        busiest_share: None,
-    })
+        picks: Vec::new(),
+    }
 }
 
-fn csv(report_dir: &Path, name: &str) -> std::path::PathBuf {
+/// Where the picker sent the requests, in the order of users and their questions; it had others before, which warmed up.
+/// All that it says of them is kept in a file.
+async fn picks(cluster: &Cluster, mut answered: Vec<Answered>, kept_at: &Path) -> Result<Vec<usize>> {
+    let status = cluster.status();
+    let picker = status.pickers.iter().find(|picker| picker.running).context("no picker runs")?;
+    let url = format!("http://{}/debug/decisions?after=0", picker.metrics);
+    let reply = Client::default().get(&url).await?;
+    std::fs::write(kept_at, &reply.body).with_context(|| format!("write {}", kept_at.display()))?;
+    let mut decisions = parse_decisions(&reply.body)
+        .with_context(|| format!("read the picker's decisions: {}", reply.text()))?;
+    decisions.sort_by_key(|decision| decision.seq);
+    let n_before =
+        decisions.len().checked_sub(answered.len()).context("the picker has forgotten decisions")?;
+    answered.sort_by(|one, other| one.record.launch_time.total_cmp(&other.record.launch_time));
+    let mut numbers = BTreeMap::new();
+    let mut picks = BTreeMap::new();
+    for (Answered { record, .. }, decision) in answered.iter().zip(decisions.into_iter().skip(n_before)) {
+        let endpoint = decision.endpoint.context("a request had no endpoint")?;
+        let n_known = numbers.len();
+        let number = *numbers.entry(endpoint).or_insert(n_known);
+        picks.insert((record.user_id, record.question_id), number);
+    }
+    Ok(picks.into_values().collect())
+}
+
+fn csv(report_dir: &Path, name: &str) -> PathBuf {
     report_dir.join("step5").join(format!("{name}.csv"))
 }
 
 struct Progress<'a> {
     ui: &'a Ui,
     name: &'a str,
+    plan: &'a Plan,
 }
 
 impl Listener for Progress<'_> {
     fn summary(&self, _summary: &Summary) {}
 
     fn progress(&self, elapsed: Duration, (sent, answered, failed): (usize, usize, usize)) {
-        if elapsed.as_secs().is_multiple_of(60) {
-            let (name, seconds) = (self.name, elapsed.as_secs());
-            self.ui.step(&format!(
-                "{name}: {seconds} of 600 s: {sent} sent, {answered} answered, {failed} failed"
+        let Self { ui, name, plan } = self;
+        let interval = (PROGRESS_INTERVAL * plan.time_scale).round().max(1.0);
+        if (elapsed.as_secs_f64() % interval) < 1.0 {
+            let (seconds, all) = (elapsed.as_secs(), plan.duration.as_secs());
+            ui.step(&format!(
+                "{name}: {seconds} of {all} s: {sent} sent, {answered} answered, {failed} failed"
             ));
         }
     }

@@ -13,7 +13,7 @@ use crate::multi_round_qa::schedule::{Ended, Plan, Schedule, Turn};
 use crate::multi_round_qa::sharegpt::Entry;
 
 /// The original sleeps so long between two looks at its sessions; looking takes half a millisecond more.
-const TICK: Duration = Duration::from_micros(100_500);
+pub const TICK: Duration = Duration::from_micros(100_500);
 const WARM_UPS: u32 = 10;
 const WARM_UP_TOKENS: u32 = 100;
 
@@ -25,6 +25,8 @@ pub struct Command {
     pub words: (usize, usize),
     pub answer_len: u32,
     pub duration: Duration,
+    /// Between the warm-up and the first request.
+    pub settle: Duration,
 }
 
 /// Whether requests tell who sends them.
@@ -187,7 +189,7 @@ impl Workload for Tool<'_> {
             Phase::Measured { since } => {
                 let due = self.schedule.next_due();
                 // The first tick looks at once.
-                let tick = if due.is_zero() && now == since { Duration::ZERO } else { tick_after(due) };
+                let tick = if due.is_zero() && now <= since { Duration::ZERO } else { tick_after(due) };
                 let tick = tick.max(tick_after(now.saturating_sub(since)).saturating_sub(TICK));
                 (tick <= self.command.duration).then(|| since + tick)
             }
@@ -211,7 +213,7 @@ impl Workload for Tool<'_> {
                 if let Phase::WarmUp { n_left } = &mut self.phase {
                     *n_left -= 1;
                     if *n_left == 0 {
-                        self.phase = Phase::Measured { since: outcome.ended_at };
+                        self.phase = Phase::Measured { since: outcome.ended_at + self.command.settle };
                     }
                 }
             }

@@ -63,12 +63,15 @@ pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<Cho
     Ok(Choice { target_model, criticality: Some(found.criticality) })
 }
 
-/// One of the targets; `None` if there are none.
+/// One of the targets; `None` if there are none. A single one takes no draw.
 fn draw<'a>(targets: &'a [TargetModel], rng: &mut impl Rng) -> Option<&'a str> {
     let weight = |target: &TargetModel| u64::from(target.weight.unwrap_or(1));
     let total: u64 = targets.iter().map(weight).sum();
     if total == 0 {
         return None;
+    }
+    if let [only] = targets {
+        return Some(&only.name);
     }
     let mut draw = rng.random_range(0..total);
     for target in targets {

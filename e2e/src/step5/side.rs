@@ -1,0 +1,160 @@
+//! One side of step 5 in virtual time: the fleet, the router, and what the tool's load gave there.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::ValueEnum;
+use serde::Serialize;
+use sim::model::ServedModel;
+use sim::pod::PodConfig;
+use sim::router::Policy;
+use sim::world::{Fleet, World};
+
+use crate::multi_round_qa::records::{Record, Summary, Window};
+use crate::multi_round_qa::sharegpt::Entry;
+use crate::step5::COMMAND;
+use crate::step5::judge::{COLD_TOKENS, Figures};
+use crate::step5::workload::{Command, Measured, Tool, UserIds};
+
+/// Name of the preset that the published servers are like.
+pub const PUBLISHED_LATENCY: &str = "a10-doc";
+/// Servers that the published figures are of.
+pub const PUBLISHED_PODS: usize = 2;
+/// The picker's own, while a pod is busy.
+pub const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
+/// As of real servers.
+const JITTER: f64 = 0.03;
+
+/// How 8081 places requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyName {
+    /// By prefix, in estimation mode: the picker's own
+    Prefix,
+    /// As Envoy does on 8080
+    LeastRequest,
+    RoundRobin,
+    Random,
+    /// By load alone, the picker's DEFAULT
+    Load,
+    /// By the header x-user-id
+    UserHeader,
+    /// By prefix, with an index that is never told of a pick
+    NeverNoted,
+    /// By prefix, with blocks that are hashed each for itself
+    Unchained,
+}
+
+/// Whether pods cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    On,
+    Off,
+}
+
+/// One side of one run.
+#[derive(Clone, Debug)]
+pub struct Side {
+    pub policy: PolicyName,
+    pub n_pods: usize,
+    /// Name of a preset.
+    pub latency: String,
+    pub caching: Caching,
+    /// Blocks of KV cache; `None`: as many as fit.
+    pub kv_blocks: Option<u32>,
+    /// Of the policy `Prefix`.
+    pub threshold: f64,
+    pub scrape_interval: Duration,
+    /// Relative standard deviation of each step's time, and of the way in.
+    pub jitter: f64,
+    pub command: Command,
+    pub seed: u64,
+}
+
+impl Side {
+    /// As the published runs were: two of the tutorial's servers.
+    pub fn published(policy: PolicyName, seed: u64) -> Self {
+        Self {
+            policy,
+            n_pods: PUBLISHED_PODS,
+            latency: PUBLISHED_LATENCY.to_owned(),
+            caching: Caching::On,
+            kv_blocks: None,
+            threshold: 0.5,
+            scrape_interval: SCRAPE_INTERVAL,
+            jitter: JITTER,
+            command: COMMAND,
+            seed,
+        }
+    }
+
+    /// # Errors
+    /// When there is no such preset.
+    pub fn fleet(&self) -> Result<Fleet> {
+        let latency = &self.latency;
+        let pod =
+            PodConfig::preset(latency, self.caching == Caching::On, self.jitter).with_context(|| {
+                format!("no preset {latency}: `mock-vllm latency --list` has those that there are")
+            })?;
+        let pod = match self.kv_blocks {
+            Some(n_blocks) => pod.with_blocks(n_blocks),
+            None => pod,
+        };
+        Ok(Fleet {
+            pod,
+            n_pods: self.n_pods,
+            policy: self.policy.policy(self.threshold),
+            scrape_interval: self.scrape_interval,
+            in_detail: false,
+            seed: self.seed,
+        })
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// When the data do not go with the command, or the pods cannot serve it.
+    pub fn run(&self, entries: &[Entry], model: &ServedModel) -> Result<Figures> {
+        // A user's id must make no difference to a router that goes by prefixes.
+        let mut tool = Tool::new(self.command, entries, model, UserIds::Stripped);
+        let world = World::try_new(self.fleet()?);
+        let mut world = world.map_err(|error| anyhow!("a pod of {}: {error}", self.latency))?;
+        world.run(&mut tool);
+        let (measured, (start, end)) = tool.finish()?;
+        let Command { plan, .. } = self.command;
+        let window = Window { qps: plan.qps, n_pending: 0, n_failed: 0, start, end, pace: plan.pace };
+        Ok(figures(measured, window))
+    }
+}
+
+fn figures(mut measured: Vec<Measured>, window: Window) -> Figures {
+    measured.sort_by_key(|measured| (measured.record.user_id, measured.record.question_id));
+    let records: Vec<Record> = measured.iter().map(|measured| measured.record).collect();
+    let of = |tokens: fn(&Measured) -> u32| measured.iter().map(|one| f64::from(tokens(one))).sum::<f64>();
+    Figures {
+        summary: Summary::of(&records, window),
+        sessions: records.iter().map(|record| record.user_id).collect::<BTreeSet<u32>>().len(),
+        input_tokens: records.iter().map(|record| u64::from(record.prompt_tokens)).sum(),
+        output_tokens: records.iter().map(|record| u64::from(record.generation_tokens)).sum(),
+        cold: measured.iter().filter(|measured| measured.cached_tokens < COLD_TOKENS).count(),
+        hit_ratio: of(|measured| measured.cached_tokens) / of(|measured| measured.record.prompt_tokens),
+        picks: measured.iter().map(|measured| measured.pod_idx).collect(),
+    }
+}
+
+impl PolicyName {
+    /// `threshold`: of [`Self::Prefix`].
+    fn policy(self, threshold: f64) -> Policy {
+        match self {
+            Self::Prefix => Policy::prefix_above(threshold),
+            Self::LeastRequest => Policy::LeastRequest,
+            Self::RoundRobin => Policy::RoundRobin,
+            Self::Random => Policy::Random,
+            Self::Load => Policy::Load,
+            Self::UserHeader => Policy::User,
+            Self::NeverNoted => Policy::prefix_never_noted(),
+            Self::Unchained => Policy::prefix_unchained(),
+        }
+    }
+}
