@@ -5,3 +5,5 @@ pub mod client;
 pub mod chat;
 
 pub mod sse;
+
+pub mod pacer;

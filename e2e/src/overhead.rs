@@ -12,6 +12,7 @@ use crate::cli::{End, OverheadArgs};
 use crate::cluster::Cluster;
 use crate::cluster::programs::Programs;
 use crate::load::client::Client;
+use crate::load::pacer::Beat;
 use crate::report::summary::new_table;
 use crate::requests::body;
 use crate::run::{interrupted, options};
@@ -108,10 +109,10 @@ async fn closed_loop(paths: &[(String, Client); 2], args: &OverheadArgs) -> Resu
 
 /// The same at an even pace, whether those before are answered or not.
 async fn open_loop(paths: &[(String, Client); 2], args: &OverheadArgs, rate: u32) -> Result<[Vec<f64>; 2]> {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) / (2 * rate));
+    let mut beat = Beat::start(Duration::from_secs(1) / (2 * rate))?;
     let mut requests = JoinSet::new();
     for number in 0..2 * (WARM_UP + args.requests) {
-        ticks.tick().await;
+        beat.tick().await;
         let path = usize::from(number % 2 == 1);
         let (to, body) = (paths[path].clone(), request(number, args.body_bytes));
         requests.spawn(async move { (number, path, send(&to, body).await) });

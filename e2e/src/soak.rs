@@ -17,7 +17,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{interval, sleep};
 
 use self::chaos::Chaos;
 use self::ledger::{Ledger, Sent, Tally};
@@ -29,6 +29,7 @@ use crate::cluster::Cluster;
 use crate::cluster::programs::Programs;
 use crate::evidence::access_log;
 use crate::load::client::Client;
+use crate::load::pacer::Beat;
 use crate::report::summary::new_table;
 use crate::run::{interrupted, options};
 use crate::stats::as_f64;
@@ -101,7 +102,7 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, ui: &Ui) -> Result<Outcome> {
         progress(duration, &ledger, ui),
     );
     let (deaths, pickers_replaced) = (killed?, replaced?);
-    sent.join_all().await;
+    sent?.join_all().await;
     sleep(LOG_FLUSH).await;
     let log = std::fs::read(cluster.files().access_log()).context("read Envoy's access log")?;
     let log = access_log::parse(&String::from_utf8_lossy(&log))
@@ -129,13 +130,13 @@ struct Conversing {
 
 impl Conversing {
     /// Sends at an even pace; returns when all is sent, with what is still to be answered.
-    async fn run(&self, duration: Duration, rate: u32, users: Users) -> JoinSet<()> {
+    async fn run(&self, duration: Duration, rate: u32, users: Users) -> Result<JoinSet<()>> {
         let users = Arc::new(Mutex::new(users));
-        let mut ticks = pace(Duration::from_secs(1) / rate);
+        let mut beat = Beat::start(Duration::from_secs(1) / rate)?;
         let mut requests = JoinSet::new();
         let mut number = 0_u64;
         while self.started.elapsed() < duration {
-            ticks.tick().await;
+            beat.tick().await;
             let turn = users.lock().next();
             let url = format!("{}?soak={number}", self.url);
             let (client, users) = (self.client.clone(), Arc::clone(&users));
@@ -155,15 +156,8 @@ impl Conversing {
             while requests.try_join_next().is_some() {}
             number += 1;
         }
-        requests
+        Ok(requests)
     }
-}
-
-/// A late tick is made up for: the pace holds on average.
-fn pace(period: Duration) -> Interval {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    ticks
 }
 
 async fn progress(duration: Duration, ledger: &Mutex<Ledger>, ui: &Ui) {

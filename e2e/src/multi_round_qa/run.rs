@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::clock::{Stopwatch, utc_now};
 use crate::load::client::Client;
+use crate::load::pacer::Pacer;
 use crate::multi_round_qa::answer::{Answer, AnswerReader};
 use crate::multi_round_qa::prompts;
 use crate::multi_round_qa::records::{HEADER, Record, Summary, Window};
@@ -211,6 +212,8 @@ impl<L: Listener> Run<'_, L> {
         tokio::pin!(stop);
         let (mut last_log, mut last_progress) = (Duration::ZERO, Duration::ZERO);
         let mut n_looks = 0;
+        let stopwatch = self.sender.clock.stopwatch;
+        let mut pacer = Pacer::start(stopwatch).context("start a thread")?;
         loop {
             let now = match self.settings.repeatable {
                 Some(Repeatable { tick, .. }) => tick * n_looks,
@@ -239,7 +242,8 @@ impl<L: Listener> Run<'_, L> {
                     self.schedule.next_due().saturating_sub(now).clamp(Duration::from_millis(1), TICK)
                 }
             };
-            let pause = sleep(pause.div_f64(self.settings.time_scale));
+            let until = stopwatch.elapsed() + pause.div_f64(self.settings.time_scale);
+            let pause = pacer.until(until);
             tokio::pin!(pause);
             loop {
                 tokio::select! {
