@@ -256,7 +256,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = time_scale)]
     pub speed: f64,
     /// Each load at so many times its own rate
-    #[arg(long, value_name = "F,F", value_delimiter = ',', default_value = "0.5,1", value_parser = time_scale)]
+    #[arg(long, value_name = "F,F", value_delimiter = ',', default_value = "0.5,1,1.5", value_parser = time_scale)]
     pub loads: Vec<f64>,
     /// Where compare.html, compare.json and compare.md go
     #[arg(long, value_name = "DIR")]

@@ -62,10 +62,10 @@ pub fn run(args: &CompareArgs) -> Result<End> {
 /// `compare.html`, `compare.json` and `compare.md`.
 fn write_report(dir: &Path, rows: &[Row], args: &CompareArgs) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let json = serde_json::to_string_pretty(&output::document(rows, args.seeds, MARGIN))?;
+    let document = output::document(rows, args.seeds, MARGIN);
     for (name, text) in [
-        ("compare.html", page::render(rows, args.seeds)?),
-        ("compare.json", json),
+        ("compare.html", page::render(rows, &document, args.seeds)?),
+        ("compare.json", serde_json::to_string_pretty(&document)?),
         ("compare.md", output::markdown(rows, args.seeds)),
     ] {
         let path = dir.join(name);

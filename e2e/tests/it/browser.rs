@@ -12,6 +12,29 @@ const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "goog
 /// Marks what the probe found in the page's dump.
 const MARK: &str = "data-probe=\"";
 
+/// How a page fits into its frame.
+const FITTING: &str = r"
+    const view = page.documentElement.clientWidth;
+    const wide = [...page.querySelectorAll('body *')].filter(element => {
+        const box = element.getBoundingClientRect();
+        return box.width > 0 && box.right > view + 1 && !element.closest('.bars, .scroll');
+    });
+    const names = wide.slice(0, 5).map(element => element.tagName + '.' + element.getAttribute('class'));
+    const needed = Math.max(page.documentElement.scrollWidth, page.body.scrollWidth);
+    return [view, needed, ...names].join('|');";
+
+/// Which numbers of a page differ from where in `json` they say that they come from, beyond their last digit.
+const NUMBERS: &str = r"
+    const at = path => path.split('/').slice(1).reduce((value, key) => value == null ? value : value[key], json);
+    const cells = [...page.querySelectorAll('[data-at]')];
+    const wrong = cells.filter(cell => {
+        const value = at(cell.dataset.at), text = cell.textContent;
+        if (value === null) return text !== '';
+        const digits = (text.split('.')[1] || '').length;
+        return text === '' || !(Math.abs(value * cell.dataset.scale - Number(text)) <= 0.5000001 * 10 ** -digits);
+    });
+    return [cells.length, ...wrong.map(cell => cell.dataset.at + ' ' + cell.textContent)].join('|');";
+
 pub(crate) struct Browser {
     program: PathBuf,
 }
@@ -49,25 +72,50 @@ impl Browser {
 
     /// Opens a page at a viewport of this width, in an iframe: a window has a least width, a frame has none.
     pub(crate) fn visit(&self, html: &str, width: u32) -> Visit {
+        let (probe, console) = self.ask(html, width, FITTING);
+        let mut fields = probe.split('|');
+        let mut number =
+            || fields.next().and_then(|field| field.parse().ok()).expect("the probe has two numbers");
+        let (viewport, content) = (number(), number());
+        Visit { console, viewport, content, overflowing: fields.map(str::to_owned).collect() }
+    }
+
+    /// The numbers on a page that are not those of the document: what they say they are, and what they show. Followed by how
+    /// many there are in all.
+    pub(crate) fn mismatches(&self, html: &str, json: &str) -> (Vec<String>, usize) {
+        // In a script, `</` would end it.
+        let script = format!("const json = {};\n{NUMBERS}", json.replace("</", "<\\/"));
+        let (probe, console) = self.ask(html, 1280, &script);
+        assert_eq!(console, Vec::<String>::new());
+        let (n_all, wrong) = probe.split_once('|').unwrap_or((&probe, ""));
+        let wrong = wrong.split('|').filter(|text| !text.is_empty()).map(str::to_owned);
+        (wrong.collect(), n_all.parse().expect("a number"))
+    }
+
+    /// What `script` found in the page, and the console's lines.
+    fn ask(&self, html: &str, width: u32, script: &str) -> (String, Vec<String>) {
         let dir = TempDir::new().expect("a temporary directory is made");
         let file = dir.path().join("outer.html");
-        std::fs::write(&file, outer(html, width)).expect("the page is written");
+        std::fs::write(&file, outer(html, width, script)).expect("the page is written");
         let output = self.run(dir.path(), &["--dump-dom", &format!("file://{}", file.display())]);
         let dump = String::from_utf8_lossy(&output.stdout);
         let probe = dump.split_once(MARK).and_then(|(_, rest)| rest.split_once('"')).map(|(probe, _)| probe);
         let Some(probe) = probe else {
             panic!("the page was not rendered: {}", String::from_utf8_lossy(&output.stderr));
         };
-        let mut fields = probe.split('|');
-        let mut number =
-            || fields.next().and_then(|field| field.parse().ok()).expect("the probe has two numbers");
-        let (viewport, content) = (number(), number());
-        Visit {
-            console: console(&output.stderr),
-            viewport,
-            content,
-            overflowing: fields.map(str::to_owned).collect(),
-        }
+        (probe.to_owned(), console(&output.stderr))
+    }
+
+    /// How many bytes the page is when it is printed.
+    pub(crate) fn print(&self, html: &str) -> Vec<u8> {
+        let dir = TempDir::new().expect("a temporary directory is made");
+        let (page, printed) = (dir.path().join("page.html"), dir.path().join("page.pdf"));
+        std::fs::write(&page, html).expect("the page is written");
+        let to = format!("--print-to-pdf={}", printed.display());
+        let output = self.run(dir.path(), &[&to, &format!("file://{}", page.display())]);
+        std::fs::read(&printed).unwrap_or_else(|_| {
+            panic!("the page was not printed: {}", String::from_utf8_lossy(&output.stderr))
+        })
     }
 
     fn run(&self, dir: &Path, args: &[&str]) -> std::process::Output {
@@ -94,21 +142,16 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-/// A page that holds `html` in a frame of the given width and writes down how it fits.
-fn outer(html: &str, width: u32) -> String {
+/// A page that holds `html` in a frame of the given width and writes down what `script`, which sees it as `page`, finds.
+fn outer(html: &str, width: u32, script: &str) -> String {
     let source = html.replace('&', "&amp;").replace('"', "&quot;");
-    let probe = r"
-        const frame = document.querySelector('iframe');
-        frame.addEventListener('load', () => {
-            const page = frame.contentDocument, view = page.documentElement.clientWidth;
-            const wide = [...page.querySelectorAll('body *')].filter(element => {
-                const box = element.getBoundingClientRect();
-                return box.width > 0 && box.right > view + 1 && !element.closest('.bars');
-            });
-            const names = wide.slice(0, 5).map(element => element.tagName + '.' + element.getAttribute('class'));
-            const needed = Math.max(page.documentElement.scrollWidth, page.body.scrollWidth);
-            document.body.dataset.probe = [view, needed, ...names].join('|');
-        });";
+    let probe = format!(
+        "const frame = document.querySelector('iframe');
+        frame.addEventListener('load', () => {{
+            const page = frame.contentDocument;
+            document.body.dataset.probe = (() => {{ {script} }})();
+        }});"
+    );
     format!(
         "<!doctype html><body><script>document.addEventListener('DOMContentLoaded', () => {{{probe}}})</script>\
          <iframe style=\"width:{width}px;height:900px;border:0\" srcdoc=\"{source}\"></iframe></body>"

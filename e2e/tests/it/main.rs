@@ -2,6 +2,7 @@
 
 mod browser;
 mod cluster;
+mod compare_page;
 mod guard;
 mod programs;
 mod report_page;
