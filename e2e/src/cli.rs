@@ -241,7 +241,22 @@ pub struct ThroughArgs {
     pub virtual_only: bool,
 }
 
+const COMPARE_HELP: &str = "\
+Each policy routes each load over four A10s with 96,000 tokens of KV cache each, by the code that the picker and the mock
+servers run. Two of the loads have the shape of public traces; --trace reads a trace itself.
+
+Examples:
+  e2e compare --report-dir report         every workload; report/compare.html has the charts
+  e2e compare --only 'hot prefix' --loads 0.5,1,1.5,2,3 --seeds 10
+  e2e compare --trace conversation_trace.jsonl --speed 0.1
+
+Exit codes:
+  0    the default policy is within 10 % of the best router everywhere, and policies rank as others have found
+  1    it is not, or they do not
+  2    wrong usage, or a file that cannot be read";
+
 #[derive(Debug, Clone, Args)]
+#[command(after_help = COMPARE_HELP)]
 pub struct CompareArgs {
     /// Runs of each policy under each workload
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]

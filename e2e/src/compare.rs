@@ -3,6 +3,8 @@
 pub mod matrix;
 pub mod output;
 pub mod page;
+pub mod ranking;
+pub mod shapes;
 pub mod traces;
 pub mod workloads;
 
@@ -13,6 +15,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use self::matrix::{POLICIES, Plan, Row, Source};
+use self::shapes::SHAPES;
 use self::traces::Traced;
 use self::workloads::WORKLOADS;
 use crate::cli::{CompareArgs, End};
@@ -25,10 +28,13 @@ pub fn run(args: &CompareArgs) -> Result<End> {
     let ui = Ui::new(false);
     let traces = traces(args, &ui)?;
     let drawn = WORKLOADS.iter().filter(|workload| args.traces.is_empty() && workload.is_wanted(&args.only));
+    let shaped = SHAPES.iter().filter(|shape| args.traces.is_empty() && shape.is_wanted(&args.only));
     let traced = traces.iter().map(|(name, requests)| Source::Traced(name, requests));
-    let sources: Vec<Source<'_>> = drawn.map(Source::Drawn).chain(traced).collect();
+    let sources: Vec<Source<'_>> =
+        drawn.map(Source::Drawn).chain(shaped.map(Source::Shaped)).chain(traced).collect();
     if sources.is_empty() {
-        let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
+        let shapes = SHAPES.iter().map(|shape| shape.name);
+        let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).chain(shapes).collect();
         return Err(anyhow!("--only {}: the workloads are {}", args.only.join(", "), names.join(", ")));
     }
     let mut loads = args.loads.clone();
@@ -56,7 +62,8 @@ pub fn run(args: &CompareArgs) -> Result<End> {
         true => format!("{}\n", serde_json::to_string_pretty(&output::document(&rows, args.seeds, MARGIN))?),
         false => output::text(&rows, args.seeds),
     });
-    Ok(if rows.iter().all(|row| row.excess() <= MARGIN) { End::Good } else { End::Failed })
+    let is_ranked = ranking::rankings(&rows, args.seeds).iter().all(|ranking| ranking.holds);
+    Ok(if is_ranked && rows.iter().all(|row| row.excess() <= MARGIN) { End::Good } else { End::Failed })
 }
 
 /// `compare.html`, `compare.json` and `compare.md`.

@@ -12,6 +12,7 @@ use sim::router::Policy;
 use sim::world::{Outcome, World};
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 
+use crate::compare::shapes::Shape;
 use crate::compare::traces::Traced;
 use crate::compare::workloads::{self, Poisson, Replay, Workload};
 use crate::stats::{as_f64, mean, quantile};
@@ -47,6 +48,8 @@ const UPPER: f64 = 0.975;
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     Drawn(&'a Workload),
+    /// Like a public trace.
+    Shaped(&'a Shape),
     /// A trace, and its file's name.
     Traced(&'a str, &'a [Traced]),
 }
@@ -225,6 +228,7 @@ impl Source<'_> {
     pub fn name(&self) -> &str {
         match self {
             Self::Drawn(workload) => workload.name,
+            Self::Shaped(shape) => shape.name,
             Self::Traced(name, _) => name,
         }
     }
@@ -237,6 +241,12 @@ impl Source<'_> {
                 let mut drawn = Poisson::new(workload, load, seed);
                 world.run(&mut drawn);
                 drawn.finish()
+            }
+            Self::Shaped(shape) => {
+                let requests = shape.draw(workloads::DURATION.mul_f64(load), seed);
+                let mut replay = Replay::new(&requests, load);
+                world.run(&mut replay);
+                replay.finish()
             }
             Self::Traced(_, requests) => {
                 let mut replay = Replay::new(requests, load);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::compare::matrix::{Cell, Estimate, Knee, Row, Spread, best, excess};
+use crate::compare::ranking::rankings;
 use crate::report::summary::new_table;
 
 const HEADS: [&str; 10] =
@@ -25,7 +26,12 @@ pub fn text(rows: &[Row], seeds: u32) -> String {
             text += &format!("{table}\n{}\n\n", verdict(cells));
         }
     }
-    text + &legend(seeds)
+    text + &ranked(rows, seeds) + &legend(seeds)
+}
+
+/// Whether policies come in the order in which others have found them, a line each.
+fn ranked(rows: &[Row], seeds: u32) -> String {
+    rankings(rows, seeds).iter().map(|ranking| ranking.text() + "\n").collect()
 }
 
 /// A table for each workload and load, as GitHub shows it.
@@ -57,7 +63,7 @@ pub fn document(rows: &[Row], seeds: u32, margin: f64) -> Value {
             })
         })
         .collect();
-    json!({"seeds": seeds, "margin": margin, "workloads": workloads})
+    json!({"seeds": seeds, "margin": margin, "rankings": rankings(rows, seeds), "workloads": workloads})
 }
 
 fn title(row: &Row, cells: &[Cell]) -> String {

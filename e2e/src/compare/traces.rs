@@ -12,7 +12,7 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 /// Tokens that one of Mooncake's hash ids stands for.
-const MOONCAKE_BLOCK: usize = 512;
+pub const MOONCAKE_BLOCK: usize = 512;
 /// Azure's moments: `2023-11-16 18:15:46.6805900`.
 const AZURE_TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond]");

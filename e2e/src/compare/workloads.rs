@@ -18,7 +18,7 @@ pub const PODS: usize = 4;
 const BLOCKS: u32 = 6_001;
 /// Tokens of a prompt and its answer that a pod has room for.
 const MAX_MODEL_LEN: usize = 8192;
-const DURATION: Duration = Duration::from_secs(200);
+pub const DURATION: Duration = Duration::from_secs(200);
 const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
 const JITTER: f64 = 0.03;
 /// Ids below this are written with four letters each, as many as an English token has.
