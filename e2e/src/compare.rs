@@ -35,7 +35,7 @@ pub fn run(args: &CompareArgs) -> Result<End> {
     if sources.is_empty() {
         let shapes = SHAPES.iter().map(|shape| shape.name);
         let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).chain(shapes).collect();
-        return Err(anyhow!("--only {}: the workloads are {}", args.only.join(", "), names.join(", ")));
+        return Err(anyhow!("--only {}: the workloads are {}", args.only.join(", "), names.join("; ")));
     }
     let mut loads = args.loads.clone();
     loads.sort_by(f64::total_cmp);
