@@ -7,6 +7,9 @@
 //! the stall is what those wait for that are being answered there meanwhile, and it is what keeps the cache from being
 //! thrown over for small gains; the queue's term spreads requests that are cached everywhere.
 
+/// More, relative to the sum, than two ways of adding up work can differ: they make seven roundings together.
+const ROUNDING: f64 = 16.0 * f64::EPSILON;
+
 /// How `PREFIX_CACHE` weighs. The defaults are the middle of a wide plateau, found by simulating four A10s under loads that
 /// favour affinity, load and neither (the crate's tests keep those loads).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +66,20 @@ impl Affinity {
             + own_uncached as f64 * (1.0 + self.stall * queue)
             + self.queue_bytes * queue
             + self.kv_bytes * self.fullness(kv_usage.unwrap_or(0.0))
+    }
+
+    /// The part of work that is the same for every request.
+    #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
+    pub(crate) fn burden(&self, uncached_in_flight: u64, kv_usage: f64) -> f64 {
+        uncached_in_flight as f64 + self.kv_bytes * self.fullness(kv_usage)
+    }
+
+    /// At most what [`Self::work`] is with a [`Self::burden`], whichever way it was rounded.
+    #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
+    pub(crate) fn floor(&self, burden: f64, own_uncached: u64, queue: u32) -> f64 {
+        let queue = f64::from(queue);
+        let sum = burden + (own_uncached as f64 * (1.0 + self.stall * queue) + self.queue_bytes * queue);
+        sum * (1.0 - ROUNDING)
     }
 
     /// 0 up to the threshold, 1 when full.

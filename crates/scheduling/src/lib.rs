@@ -7,6 +7,8 @@ pub mod pick;
 
 pub mod saturation;
 
+pub mod standings;
+
 mod filter;
 
 pub mod affinity;

@@ -209,18 +209,22 @@ fn score(candidate: &Candidate, total_bytes: u64) -> Score {
         true => (waiting, Some(kv_usage)),
         false => (0, None),
     };
-    let ratio = match total_bytes {
-        0 => 0.0,
-        _ => matched_bytes as f64 / total_bytes as f64,
-    };
     Score {
         endpoint,
-        ratio,
+        ratio: ratio(matched_bytes, total_bytes),
         queue: in_flight.saturating_add(waiting),
         kv_usage,
         uncached_bytes: total_bytes.saturating_sub(matched_bytes),
         uncached_in_flight,
         work: None,
         adapter,
+    }
+}
+
+/// The matched share of a request, in 0..=1.
+pub(crate) fn ratio(matched_bytes: u64, total_bytes: u64) -> f64 {
+    match total_bytes {
+        0 => 0.0,
+        _ => matched_bytes as f64 / total_bytes as f64,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use mock_vllm::engine::hash::BlockHash as EngineHash;
@@ -13,8 +13,8 @@ use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
-use scheduling::candidate::{AdapterState, Candidate, Load};
-use scheduling::pick::{Ask, Policy as Picking, pick};
+use scheduling::pick::Policy as Picking;
+use scheduling::standings::{CurrentLoad, Pick, Standings};
 
 use crate::pod::{Gauges, Pod, Work};
 
@@ -77,21 +77,18 @@ pub struct Router {
     rng: ChaCha8Rng,
     index: PrefixIndex,
     matches: Matches,
+    /// Of the request at hand, who holds how many bytes.
+    held: Vec<(usize, u64)>,
     unchained: Vec<HashSet<BlockHash>>,
     /// Of requests without their first token, the blocks that their pods will have: by pod, for how many requests.
     expected: Vec<HashMap<EngineHash, u32>>,
     /// The same by request.
     expected_of: HashMap<u64, Vec<EngineHash>>,
-    pods: Vec<State>,
+    /// By pod; its gauges as last scraped.
+    loads: Vec<CurrentLoad>,
+    /// The same in order, for the picker's policies.
+    standings: Standings,
     next: usize,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct State {
-    in_flight: u32,
-    uncached_bytes: u64,
-    /// As last scraped.
-    gauges: Gauges,
 }
 
 /// The policy's threshold where nothing else is said.
@@ -142,6 +139,21 @@ impl Policy {
     #[must_use]
     pub fn prefix_unchained() -> Self {
         Self::PrefixUnchained(Affinity::new(THRESHOLD))
+    }
+
+    /// What the picker itself would be told; `None` of policies that are not its own.
+    fn picking(self) -> Option<Picking> {
+        match self {
+            Self::RoundRobin | Self::Random | Self::LeastRequest | Self::Oracle | Self::User => None,
+            Self::Load => Some(Picking::Default),
+            Self::Guard { threshold, max_gap: _ } => {
+                Some(Picking::PrefixCache(Self::pure_affinity(threshold)))
+            }
+            Self::Prefix(affinity)
+            | Self::Precise(affinity)
+            | Self::PrefixNeverNoted(affinity)
+            | Self::PrefixUnchained(affinity) => Some(Picking::PrefixCache(affinity)),
+        }
     }
 }
 

@@ -3,4 +3,5 @@
 mod fleet;
 mod pick;
 mod saturation;
+mod standings;
 mod under_load;
