@@ -141,18 +141,16 @@ impl Policy {
         Self::PrefixUnchained(Affinity::new(THRESHOLD))
     }
 
-    /// What the picker itself would be told; `None` of policies that are not its own.
-    fn picking(self) -> Option<Picking> {
+    /// As the picker knows it; that of others is never asked.
+    fn picking(self) -> Picking {
         match self {
-            Self::RoundRobin | Self::Random | Self::LeastRequest | Self::Oracle | Self::User => None,
-            Self::Load => Some(Picking::Default),
-            Self::Guard { threshold, max_gap: _ } => {
-                Some(Picking::PrefixCache(Self::pure_affinity(threshold)))
-            }
+            Self::RoundRobin | Self::Random | Self::LeastRequest => Picking::Default,
+            Self::Load | Self::Oracle | Self::User => Picking::Default,
+            Self::Guard { threshold, max_gap: _ } => Picking::PrefixCache(Self::pure_affinity(threshold)),
             Self::Prefix(affinity)
             | Self::Precise(affinity)
             | Self::PrefixNeverNoted(affinity)
-            | Self::PrefixUnchained(affinity) => Some(Picking::PrefixCache(affinity)),
+            | Self::PrefixUnchained(affinity) => Picking::PrefixCache(affinity),
         }
     }
 }
@@ -165,21 +163,24 @@ impl Router {
             rng: ChaCha8Rng::seed_from_u64(seed),
             index: PrefixIndex::new(INDEX_CAPACITY),
             matches: Matches::new(),
+            held: Vec::new(),
             unchained: vec![HashSet::new(); n_pods],
             expected: vec![HashMap::new(); n_pods],
             expected_of: HashMap::new(),
-            pods: vec![State::default(); n_pods],
+            loads: vec![CurrentLoad::default(); n_pods],
+            standings: Standings::new(policy.picking(), n_pods),
             next: 0,
         }
     }
 
     /// What a scrape found.
     pub fn note_scrape(&mut self, pod_idx: usize, gauges: Gauges) {
-        self.pods[pod_idx].gauges = gauges;
+        let Gauges { waiting, running: _, kv_usage } = gauges;
+        self.change(pod_idx, |load| *load = CurrentLoad { waiting, kv_usage, ..*load });
     }
 
     pub fn place(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Placed {
-        let n_pods = self.pods.len();
+        let n_pods = self.loads.len();
         let (pod_idx, uncached_bytes) = match self.policy {
             Policy::RoundRobin => {
                 self.next = (self.next + 1) % n_pods;
@@ -187,27 +188,26 @@ impl Router {
             }
             Policy::Random => (self.rng.random_range(0..n_pods), 0),
             Policy::LeastRequest => (self.least_of_two(), 0),
-            Policy::Guard { threshold, max_gap } => {
-                let picked = self.by_prefix(Policy::pure_affinity(threshold), ticket.text);
+            Policy::Guard { threshold: _, max_gap } => {
+                let picked = self.by_prefix(ticket.text);
                 let pod_idx = self.guarded(picked.0, max_gap);
                 self.index.insert(&chain(ticket.text), endpoint(pod_idx));
                 (pod_idx, 0)
             }
-            Policy::Precise(affinity) => self.by_engines(affinity, ticket, pods),
+            Policy::Precise(_) => self.by_engines(ticket, pods),
             Policy::Oracle => (soonest(ticket, pods), 0),
             Policy::User => match ticket.user {
                 Some(user) => (usize::try_from(user).unwrap_or_default() % n_pods, 0),
                 None => (self.rng.random_range(0..n_pods), 0),
             },
-            Policy::Load => self.pick(Picking::Default, &vec![0; n_pods], 0),
-            Policy::Prefix(affinity) | Policy::PrefixNeverNoted(affinity) => {
-                self.by_prefix(affinity, ticket.text)
-            }
-            Policy::PrefixUnchained(affinity) => self.by_unchained(affinity, ticket.text),
+            Policy::Load => self.pick(0),
+            Policy::Prefix(_) | Policy::PrefixNeverNoted(_) => self.by_prefix(ticket.text),
+            Policy::PrefixUnchained(_) => self.by_unchained(ticket.text),
         };
-        let pod = &mut self.pods[pod_idx];
-        pod.in_flight += 1;
-        pod.uncached_bytes += uncached_bytes;
+        self.change(pod_idx, |load| {
+            load.in_flight += 1;
+            load.uncached_bytes += uncached_bytes;
+        });
         Placed { pod_idx, uncached_bytes }
     }
 
@@ -221,23 +221,26 @@ impl Router {
                 }
             }
         }
-        self.pods[placed.pod_idx].uncached_bytes -= placed.uncached_bytes;
+        self.change(placed.pod_idx, |load| load.uncached_bytes -= placed.uncached_bytes);
     }
 
     /// The answer is complete.
     pub fn note_end(&mut self, placed: Placed) {
-        self.pods[placed.pod_idx].in_flight -= 1;
+        self.change(placed.pod_idx, |load| load.in_flight -= 1);
     }
 
-    fn by_prefix(&mut self, affinity: Affinity, text: &str) -> (usize, u64) {
+    fn change(&mut self, pod_idx: usize, change: impl FnOnce(&mut CurrentLoad)) {
+        change(&mut self.loads[pod_idx]);
+        self.standings.set(pod_idx, self.loads[pod_idx]);
+    }
+
+    fn by_prefix(&mut self, text: &str) -> (usize, u64) {
         let chain = chain(text);
         self.index.longest_match(&chain, &mut self.matches);
-        let bytes = |pod_idx| match self.matches.bytes(endpoint(pod_idx)) {
-            matched if matched < MIN_MATCHED_BYTES => 0,
-            matched => matched,
-        };
-        let matched: Vec<u64> = (0..self.pods.len()).map(bytes).collect();
-        let picked = self.pick(Picking::PrefixCache(affinity), &matched, chain.total_bytes());
+        let found = self.matches.iter().filter(|(_, matched)| *matched >= MIN_MATCHED_BYTES);
+        self.held.clear();
+        self.held.extend(found.map(|(endpoint, matched)| (endpoint.slot() as usize, matched)));
+        let picked = self.pick(chain.total_bytes());
         if matches!(self.policy, Policy::Prefix(_)) {
             self.index.insert(&chain, endpoint(picked.0));
         }
@@ -246,33 +249,31 @@ impl Router {
 
     /// The less busy of two that are drawn.
     fn least_of_two(&mut self) -> usize {
-        let [first, second] = [(); 2].map(|()| self.rng.random_range(0..self.pods.len()));
-        if self.pods[second].in_flight < self.pods[first].in_flight { second } else { first }
+        let [first, second] = [(); 2].map(|()| self.rng.random_range(0..self.loads.len()));
+        if self.loads[second].in_flight < self.loads[first].in_flight { second } else { first }
     }
 
     /// The pod, unless the fleet is out of balance.
     fn guarded(&mut self, pod_idx: usize, max_gap: u32) -> usize {
-        let in_flight = || self.pods.iter().map(|pod| pod.in_flight);
+        let in_flight = || self.loads.iter().map(|load| load.in_flight);
         let gap = in_flight().max().unwrap_or(0) - in_flight().min().unwrap_or(0);
         if gap > max_gap { self.least_of_two() } else { pod_idx }
     }
 
-    fn by_engines(&mut self, affinity: Affinity, ticket: Ticket<'_>, pods: &[Pod]) -> (usize, u64) {
+    fn by_engines(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> (usize, u64) {
         let prompt = &ticket.work.prompt;
         let hashes = pods[0].hashes(prompt);
         let total = chain(ticket.text).total_bytes();
         let n_tokens = prompt.len().max(1) as u64;
-        let matched: Vec<u64> = pods
-            .iter()
-            .zip(&self.expected)
-            .map(|(pod, expected)| {
-                let n_expected = hashes.iter().take_while(|hash| expected.contains_key(*hash)).count();
-                // What one request computes, the next one behind it finds.
-                let n_cached = u64::from(pod.cached_tokens(&hashes));
-                n_cached.max((n_expected * pod.block_size()) as u64) * total / n_tokens
-            })
-            .collect();
-        let picked = self.pick(Picking::PrefixCache(affinity), &matched, total);
+        let matched = pods.iter().zip(&self.expected).map(|(pod, expected)| {
+            let n_expected = hashes.iter().take_while(|hash| expected.contains_key(*hash)).count();
+            // What one request computes, the next one behind it finds.
+            let n_cached = u64::from(pod.cached_tokens(&hashes));
+            n_cached.max((n_expected * pod.block_size()) as u64) * total / n_tokens
+        });
+        self.held.clear();
+        self.held.extend(matched.enumerate().filter(|(_, matched)| *matched > 0));
+        let picked = self.pick(total);
         for hash in &hashes {
             *self.expected[picked.0].entry(*hash).or_default() += 1;
         }
@@ -280,7 +281,7 @@ impl Router {
         picked
     }
 
-    fn by_unchained(&mut self, affinity: Affinity, text: &str) -> (usize, u64) {
+    fn by_unchained(&mut self, text: &str) -> (usize, u64) {
         // A chain of one block is a hash of the block alone.
         let hash = |block: &[u8]| {
             let mut builder = ChainBuilder::new();
@@ -292,27 +293,20 @@ impl Router {
             let n_blocks = hashes.iter().filter(|hash| held.contains(hash)).count();
             (n_blocks * UNCHAINED_BLOCK) as u64
         };
-        let matched: Vec<u64> = self.unchained.iter().map(bytes).collect();
+        let matched = self.unchained.iter().map(bytes);
+        self.held.clear();
+        self.held.extend(matched.enumerate().filter(|(_, matched)| *matched > 0));
         let total = (hashes.len() * UNCHAINED_BLOCK) as u64;
-        let picked = self.pick(Picking::PrefixCache(affinity), &matched, total);
+        let picked = self.pick(total);
         self.unchained[picked.0].extend(hashes);
         picked
     }
 
-    /// The pod, and the bytes of the prompt that it is not believed to have.
-    fn pick(&mut self, policy: Picking, matched: &[u64], total_bytes: u64) -> (usize, u64) {
-        let candidate = |(pod_idx, (state, matched_bytes)): (usize, (&State, &u64))| {
-            let State { in_flight, uncached_bytes, gauges } = *state;
-            let Gauges { waiting, running, kv_usage } = gauges;
-            let age = Some(Duration::ZERO);
-            let load = Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh: true };
-            let adapter = AdapterState::Irrelevant;
-            Candidate { endpoint: endpoint(pod_idx), load, adapter, matched_bytes: *matched_bytes }
-        };
-        let candidates: Vec<Candidate> = self.pods.iter().zip(matched).enumerate().map(candidate).collect();
-        let ask = Ask { total_bytes, n_endpoints: NonZeroUsize::MIN };
-        let decision = pick(&policy, &candidates, ask, &mut self.rng).expect("a fleet has pods");
-        (decision.candidate_idx, decision.scores[decision.candidate_idx].uncached_bytes)
+    /// The pod, and the bytes of the prompt that it is not believed to have, by what is held of it.
+    fn pick(&mut self, total_bytes: u64) -> (usize, u64) {
+        let picked = self.standings.pick(total_bytes, &self.held, &mut self.rng);
+        let Pick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
+        (endpoint_idx, uncached_bytes)
     }
 }
 
