@@ -6,6 +6,8 @@
 //! freed without a hash → front            freed with a hash → back, the tail of a chain before its head
 //! before vLLM 0.33: all to the back
 //! ```
+//! Blocks that were never handed out stay together in the queue, in order of index, and only the first of them is really
+//! in it: the memory of the others is not touched before they are used.
 
 use super::hash::BlockHash;
 use super::index_list::IndexList;
@@ -34,10 +36,13 @@ struct Block {
     twin_next: BlockIdx,
 }
 
-/// Invariant: a block other than the null block is in the free queue exactly when nobody holds it.
+/// Invariant: a block other than the null block is in the free queue exactly when nobody holds it; of those that were
+/// never handed out, the first.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
+    /// Those that were handed out, and the null block.
     blocks: Vec<Block>,
+    n_blocks: u32,
     free: IndexList,
     /// The first inserted of the blocks with each hash.
     cached: HashTable<BlockIdx>,
@@ -57,41 +62,59 @@ impl FreeOrder {
     }
 }
 
+// === impl Block ===
+
+impl Block {
+    fn new(idx: BlockIdx) -> Self {
+        Self { n_refs: 0, hash: None, twin_prev: idx, twin_next: idx }
+    }
+}
+
 // === impl BlockPool ===
 
 impl BlockPool {
     /// A pool of `n_blocks`, the null block included, all free, in order of index.
     pub fn new(n_blocks: u32, order: FreeOrder) -> Self {
-        let n = n_blocks.max(1) as usize;
-        let blocks = (0..n_blocks.max(1))
-            .map(|idx| Block { n_refs: 0, hash: None, twin_prev: idx, twin_next: idx })
-            .collect();
-        let mut free = IndexList::new(n);
-        (1..n_blocks).for_each(|idx| free.push_back(idx));
-        // Twice the need: hashbrown then reclaims tombstones in place and never grows.
-        Self { blocks, free, cached: HashTable::with_capacity(2 * n), reserved: Vec::new(), order }
+        let n_blocks = n_blocks.max(1);
+        let n = n_blocks as usize;
+        let mut pool = Self {
+            blocks: Vec::with_capacity(n),
+            n_blocks,
+            free: IndexList::with_capacity(n),
+            cached: HashTable::new(),
+            reserved: Vec::new(),
+            order,
+        };
+        pool.blocks.push(Block::new(0));
+        pool.offer_unused();
+        pool
     }
 
     /// Blocks that can be handed out at all.
     pub fn n_usable(&self) -> u32 {
-        to_u32(self.blocks.len() - 1)
+        self.n_blocks - 1
     }
 
     pub fn n_free(&self) -> u32 {
-        to_u32(self.free.len())
+        let n_unused = self.n_blocks - self.first_unused();
+        to_u32(self.free.len()) + n_unused.saturating_sub(1)
     }
 
     pub fn n_refs(&self, block: BlockIdx) -> u32 {
-        self.blocks[block as usize].n_refs
+        self.blocks.get(block as usize).map_or(0, |block| block.n_refs)
     }
 
     pub fn hash(&self, block: BlockIdx) -> Option<BlockHash> {
-        self.blocks[block as usize].hash
+        self.blocks.get(block as usize)?.hash
     }
 
     /// Free blocks in the order in which they will be reused.
     pub fn free_order(&self) -> impl Iterator<Item = BlockIdx> + '_ {
-        self.free.iter()
+        let first_unused = self.first_unused();
+        self.free.iter().flat_map(move |block| {
+            let end = if block == first_unused { self.n_blocks } else { block + 1 };
+            block..end
+        })
     }
 
     /// The block that was first given this hash, of those that still have it.
@@ -104,6 +127,11 @@ impl BlockPool {
     /// Takes the front of the free queue, held once; with the hash that it loses by that.
     pub fn allocate(&mut self) -> Option<(BlockIdx, Option<BlockHash>)> {
         let block = self.free.pop_front()?;
+        if block == self.first_unused() {
+            self.blocks.push(Block::new(block));
+            self.offer_unused();
+            self.make_room_in_table();
+        }
         let evicted = self.forget(block);
         self.blocks[block as usize].n_refs = 1;
         Some((block, evicted))
@@ -161,7 +189,7 @@ impl BlockPool {
         self.cached.clear();
         for (idx, block) in self.blocks.iter_mut().enumerate() {
             let idx = to_u32(idx);
-            *block = Block { n_refs: block.n_refs, hash: None, twin_prev: idx, twin_next: idx };
+            *block = Block { n_refs: block.n_refs, ..Block::new(idx) };
         }
         true
     }
@@ -186,6 +214,32 @@ impl BlockPool {
             evicted.extend(hash);
         }
         evicted
+    }
+
+    /// The first of the blocks that were never handed out; the number of blocks when there is none.
+    fn first_unused(&self) -> BlockIdx {
+        to_u32(self.blocks.len())
+    }
+
+    /// Puts the first block that was never handed out at the front of the free queue.
+    fn offer_unused(&mut self) {
+        let block = self.first_unused();
+        if block < self.n_blocks {
+            self.free.grow(block as usize + 1);
+            self.free.push_front(block);
+        }
+    }
+
+    /// For twice as many hashes as there can be: hashbrown then reclaims tombstones in place and never grows by itself.
+    fn make_room_in_table(&mut self) {
+        let n_used = self.blocks.len();
+        if n_used.is_power_of_two() {
+            let n_before_next = (2 * n_used).min(self.n_blocks as usize);
+            let blocks = &self.blocks;
+            self.cached.reserve(2 * n_before_next - self.cached.len(), |idx| {
+                blocks[*idx as usize].hash.as_ref().map_or(0, table_key)
+            });
+        }
     }
 
     fn forget(&mut self, block: BlockIdx) -> Option<BlockHash> {

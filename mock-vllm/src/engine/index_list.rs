@@ -23,9 +23,11 @@ pub struct IndexList {
 // === impl IndexList ===
 
 impl IndexList {
-    /// Empty, with room for the indexes below `n_indexes`.
-    pub fn new(n_indexes: usize) -> Self {
-        Self { links: vec![Link::default(); n_indexes.max(1)], len: 0 }
+    /// Empty, with memory for the indexes below `n_indexes`, which [`Self::grow`] makes room for.
+    pub fn with_capacity(n_indexes: usize) -> Self {
+        let mut links = Vec::with_capacity(n_indexes.max(1));
+        links.push(Link::default());
+        Self { links, len: 0 }
     }
 
     pub fn len(&self) -> usize {

@@ -17,7 +17,7 @@ pub(super) enum WaitingQueue {
 impl WaitingQueue {
     pub(super) fn new(policy: SchedulingPolicy) -> Self {
         match policy {
-            SchedulingPolicy::Fcfs => Self::Fcfs(IndexList::new(1)),
+            SchedulingPolicy::Fcfs => Self::Fcfs(IndexList::with_capacity(1)),
             SchedulingPolicy::Priority => Self::Priority(BTreeSet::new()),
         }
     }
