@@ -12,12 +12,40 @@ const MAX_ADAPTER_QUEUE: u32 = 128;
 /// How often a loaded adapter is preferred; else it may spread (upstream's `LORA_AFFINITY_THRESHOLD`).
 const ADAPTER_AFFINITY: f64 = 0.999;
 
-/// Keeps the fresh ones, or all if none is.
-pub(crate) fn prefer_fresh(scores: &[Score], kept: &mut Vec<usize>) {
-    let n_fresh = kept.iter().filter(|idx| scores[**idx].kv_usage.is_some()).count();
-    if n_fresh > 0 && n_fresh < kept.len() {
+/// What is found in one look at candidates: with thousands of them, each look counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Survey {
+    n_seen: usize,
+    /// The longest share of the request that one of them holds.
+    pub(crate) longest: f64,
+    /// Whether what they have of the request's adapter matters.
+    pub(crate) is_for_adapter: bool,
+}
+
+impl Survey {
+    fn note(&mut self, score: &Score) {
+        self.n_seen += 1;
+        if score.ratio > self.longest {
+            self.longest = score.ratio;
+        }
+        self.is_for_adapter |= score.adapter != AdapterState::Irrelevant;
+    }
+}
+
+/// Keeps the fresh ones, or all if none is; what those are like.
+pub(crate) fn prefer_fresh(scores: &[Score], kept: &mut Vec<usize>) -> Survey {
+    let (mut fresh, mut stale) = (Survey::default(), Survey::default());
+    for idx in kept.iter() {
+        let score = &scores[*idx];
+        if score.kv_usage.is_some() { fresh.note(score) } else { stale.note(score) }
+    }
+    if fresh.n_seen == 0 {
+        return stale;
+    }
+    if stale.n_seen > 0 {
         kept.retain(|idx| scores[*idx].kv_usage.is_some());
     }
+    fresh
 }
 
 /// Keeps those for which `cost` is least; an incomparable cost counts as equal to any.
@@ -34,12 +62,10 @@ pub(crate) fn least<C: PartialOrd>(scores: &[Score], kept: &mut Vec<usize>, cost
     }
 }
 
-/// Keeps those that have the adapter loaded; or, now and then and where there are none, those with room for it. Long
-/// queues come first, so that affinity does not overload an endpoint. Returns true if a loaded adapter decided.
+/// For a request whose adapter matters. Keeps those that have it loaded; or, now and then and where there are none, those
+/// with room for it. Long queues come first, so that affinity does not overload an endpoint. Returns true if a loaded
+/// adapter decided.
 pub(crate) fn adapter(scores: &[Score], kept: &mut Vec<usize>, rng: &mut impl Rng) -> bool {
-    if kept.iter().all(|idx| scores[*idx].adapter == AdapterState::Irrelevant) {
-        return false;
-    }
     if kept.iter().any(|idx| scores[*idx].queue <= MAX_ADAPTER_QUEUE) {
         kept.retain(|idx| scores[*idx].queue <= MAX_ADAPTER_QUEUE);
     } else {

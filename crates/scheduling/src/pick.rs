@@ -7,7 +7,7 @@ use rand::{Rng, RngExt};
 
 use crate::affinity::{Affinity, Burden};
 use crate::candidate::{AdapterState, Candidate, Load};
-use crate::filter;
+use crate::filter::{self, Survey};
 
 /// How a pool's requests are placed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -149,15 +149,19 @@ fn choose(
     mut kept: Vec<usize>,
     rng: &mut impl Rng,
 ) -> Option<(usize, Reason)> {
-    filter::prefer_fresh(scores, &mut kept);
+    let Survey { longest, is_for_adapter, .. } = filter::prefer_fresh(scores, &mut kept);
     let is_prefix = match policy {
         Policy::Default => None,
         Policy::PrefixCache(affinity) => {
-            Some((affinity.threshold, prefer_prefix(affinity, total_bytes, scores, &mut kept)))
+            prefer_prefix(affinity, (total_bytes, longest), scores, &mut kept);
+            Some((affinity.threshold, longest > affinity.threshold))
         }
     };
-    let is_adapter = !matches!(is_prefix, Some((_, true))) && filter::adapter(scores, &mut kept, rng);
-    filter::least(scores, &mut kept, |score| score.work);
+    let is_adapter =
+        is_for_adapter && !matches!(is_prefix, Some((_, true))) && filter::adapter(scores, &mut kept, rng);
+    if is_prefix.is_some() {
+        filter::least(scores, &mut kept, |score| score.work);
+    }
     filter::least(scores, &mut kept, |score| score.queue);
     filter::least(scores, &mut kept, |score| score.kv_usage);
     let picked = match kept[..] {
@@ -174,10 +178,13 @@ fn choose(
     Some((picked, reason))
 }
 
-/// Weighs those in `kept`, and keeps the holders of the longest match if it counts and they are not too busy. Returns
-/// whether it counts.
-fn prefer_prefix(affinity: &Affinity, total_bytes: u64, scores: &mut [Score], kept: &mut Vec<usize>) -> bool {
-    let longest = kept.iter().map(|idx| scores[*idx].ratio).fold(0.0, f64::max);
+/// Weighs those in `kept`, and keeps the holders of the longest match if it counts and they are not too busy.
+fn prefer_prefix(
+    affinity: &Affinity,
+    (total_bytes, longest): (u64, f64),
+    scores: &mut [Score],
+    kept: &mut Vec<usize>,
+) {
     let counts = longest > affinity.threshold;
     let (mut least, mut least_of_holders) = (f64::INFINITY, f64::INFINITY);
     for idx in kept.iter() {
@@ -190,15 +197,16 @@ fn prefer_prefix(affinity: &Affinity, total_bytes: u64, scores: &mut [Score], ke
             kv_usage: score.kv_usage,
         });
         score.work = Some(work);
-        least = least.min(work);
-        if score.ratio >= longest {
-            least_of_holders = least_of_holders.min(work);
+        if work < least {
+            least = work;
+        }
+        if score.ratio >= longest && work < least_of_holders {
+            least_of_holders = work;
         }
     }
     if counts && least_of_holders <= least + affinity.spill_bytes {
         kept.retain(|idx| scores[*idx].ratio >= longest);
     }
-    counts
 }
 
 fn score(candidate: &Candidate, total_bytes: u64) -> Score {
