@@ -20,6 +20,7 @@ use prefix_index::endpoint::EndpointId;
 use prometheus_client::metrics::gauge::Gauge;
 use scheduling::candidate::{AdapterState, Load};
 
+pub use self::gauges::Moment;
 use self::gauges::{Gauges, Outline, Reading};
 use crate::cache_facts::{CacheFacts, Insertion};
 
@@ -71,24 +72,25 @@ pub enum Cache {
     Lost,
 }
 
-/// One endpoint while it lives.
+/// One endpoint while it lives. What every pick reads of it comes first, in one line of the processor's cache.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Member {
     pub slot: Slot,
-    pub address: SocketAddr,
-    /// `ip:port`, as the proxy is told.
-    pub destination: Arc<str>,
-    pub pod: Arc<str>,
     /// Grows with each process that serves under this endpoint.
     incarnation: AtomicU32,
     in_flight: AtomicU32,
     /// Bytes of prompts in flight that it has still to compute, as far as is known.
     uncached_bytes: AtomicU64,
-    report: Mutex<Report>,
     /// The report's numbers, written with it.
     gauges: Gauges,
     /// Something went wrong since the last scrape that succeeded, so what it said may be over.
     distrusted: AtomicBool,
+    pub address: SocketAddr,
+    /// `ip:port`, as the proxy is told.
+    pub destination: Arc<str>,
+    pub pod: Arc<str>,
+    report: Mutex<Report>,
     runtime: Mutex<ModelServerRuntime>,
     /// Where its engine tells what its cache holds.
     pub kv: KvAddresses,
@@ -96,6 +98,9 @@ pub struct Member {
     wants_events: AtomicBool,
     pub facts: CacheFacts,
 }
+
+/// What picks read ends where this begins.
+const _: () = assert!(std::mem::offset_of!(Member, address) <= 64);
 
 /// A request that was sent to a member and whose stream has not ended. Dropping it ends that.
 #[derive(Debug)]
@@ -216,7 +221,7 @@ impl Member {
         self.facts.note_kv_tokens(sample.kv_tokens);
         let Sample { waiting, running, kv_usage, taken, .. } = sample;
         let reading = Reading { waiting, running, kv_usage, age: Duration::ZERO };
-        self.gauges.note(reading, taken, sample.adapters.is_some());
+        self.gauges.note(reading, taken.into(), sample.adapters.is_some());
         *report = Report::Sample(sample);
         self.distrusted.store(false, Ordering::Relaxed);
         if restarted { Cache::Lost } else { Cache::Kept }
@@ -269,7 +274,7 @@ impl Member {
     /// Load for the policy. Scraped numbers older than `max_age` are not fresh.
     #[inline]
     #[must_use]
-    pub fn load(&self, now: Instant, max_age: Duration) -> Load {
+    pub fn load(&self, now: Moment, max_age: Duration) -> Load {
         let (in_flight, uncached_bytes) = (self.in_flight(), self.uncached_bytes());
         let Some(Reading { waiting, running, kv_usage, age }) = self.gauges.reading(now) else {
             return Load { in_flight, uncached_bytes, ..Load::default() };
@@ -283,9 +288,15 @@ impl Member {
     #[inline]
     #[must_use]
     pub fn adapter_state(&self, target_model: &str) -> AdapterState {
-        if self.gauges.outline() != Outline::Adapters {
-            return AdapterState::Irrelevant;
+        match self.gauges.outline() {
+            Outline::Adapters => self.reported_adapter_state(target_model),
+            Outline::Pending | Outline::Plain | Outline::Down => AdapterState::Irrelevant,
         }
+    }
+
+    /// Apart, so that the rest is short enough to be inlined.
+    #[inline(never)]
+    fn reported_adapter_state(&self, target_model: &str) -> AdapterState {
         match &*self.report.lock() {
             Report::Sample(Sample { adapters: Some(adapters), .. }) => adapters.state(target_model),
             Report::Sample(_) | Report::Pending | Report::Down => AdapterState::Irrelevant,

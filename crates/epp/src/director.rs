@@ -36,7 +36,7 @@ use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
 use crate::body::RequestBody;
-use crate::candidates::{Incarnations, Member, Roll, Roster};
+use crate::candidates::{Incarnations, Member, Moment, Roll, Roster};
 use crate::compat::Compat;
 use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
@@ -300,6 +300,7 @@ impl Director {
         let pool = PoolLabels { name: name.clone() };
         let n_members = roll.members.len();
         let (mut kv_usage, mut waiting) = (0.0, 0.0);
+        let now = Moment::from(now);
         for member in &roll.members {
             let load = member.load(now, self.options.max_metrics_age);
             kv_usage += load.kv_usage;
@@ -459,6 +460,7 @@ impl Director {
             None | Some(Criticality::Critical) => return Ok(()),
             Some(criticality @ (Criticality::Standard | Criticality::Sheddable)) => criticality,
         };
+        let now = Moment::from(now);
         let loads: Vec<Load> =
             members.iter().map(|member| member.load(now, self.options.max_metrics_age)).collect();
         if self.options.saturation.are_exceeded_by_all(&loads) {
@@ -474,6 +476,7 @@ impl Director {
         target_model: Option<&str>,
         now: Instant,
     ) -> Considered<'a> {
+        let now = Moment::from(now);
         let candidate = |(member, matched): (&&Arc<Member>, &Matched)| Candidate {
             endpoint: member.id(),
             load: member.load(now, self.options.max_metrics_age),
@@ -492,12 +495,14 @@ fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<M
         return Err(Refusal::NoEndpoints { pool: pool() });
     }
     let in_subset = |member: &&Arc<Member>| subset.is_none_or(|subset| subset.contains(&member.destination));
-    let mut members: Vec<&Arc<Member>> = roll.members.iter().filter(in_subset).collect();
+    let is_reachable = |member: &&Arc<Member>| in_subset(member) && member.is_reachable();
+    let reachable: Vec<&Arc<Member>> = roll.members.iter().filter(is_reachable).collect();
+    if !reachable.is_empty() {
+        return Ok(reachable);
+    }
+    let members: Vec<&Arc<Member>> = roll.members.iter().filter(in_subset).collect();
     if members.is_empty() {
         return Err(Refusal::SubsetEmpty { pool: pool() });
-    }
-    if members.iter().any(|member| member.is_reachable()) {
-        members.retain(|member| member.is_reachable());
     }
     Ok(members)
 }

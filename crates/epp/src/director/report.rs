@@ -58,7 +58,7 @@ impl Director {
 
     fn endpoint_status(&self, member: &Member, now: Instant) -> EndpointStatus {
         let Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh } =
-            member.load(now, self.options.max_metrics_age);
+            member.load(now.into(), self.options.max_metrics_age);
         let Shown { kv_tokens, bytes_per_token, bound } = member.facts.shown();
         EndpointStatus {
             endpoint: member.destination.clone(),
