@@ -1,5 +1,7 @@
 //! `e2e sweep`: step 5's load with one thing changed at a time: where prefix-aware routing pays, and where it stops to.
 
+use std::num::NonZeroU64;
+
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use serde_json::json;
@@ -26,6 +28,8 @@ pub enum Knob {
     KvBlocks,
     /// Share of a prompt that must match, in percent
     Threshold,
+    /// Bytes of the blocks that prefixes are matched in; at 128 as fine as the picker's own for prompts of this length
+    BlockBytes,
     /// Milliseconds between two scrapes
     ScrapeInterval,
     /// Words of each user's own text: how long prompts are
@@ -49,6 +53,7 @@ impl Knob {
             Self::Replicas => vec![1, 2, 3, 4, 5, 6, 8, 16],
             Self::KvBlocks => vec![600, 700, 800, 1000, 1500, 2773, 6226],
             Self::Threshold => vec![0, 5, 25, 50, 75, 90, 99, 100],
+            Self::BlockBytes => vec![128, 512, 1024, 2048, 4096, 8192, 16_384],
             Self::ScrapeInterval => vec![10, 50, 200, 1000, 5000],
             Self::PromptWords => vec![0, 50, 200, 500, 1000, 2000, 4000, 7000],
         }
@@ -59,6 +64,7 @@ impl Knob {
             Self::Replicas => side.n_pods = usize::try_from(value).unwrap_or(usize::MAX),
             Self::KvBlocks => side.kv_blocks = Some(value),
             Self::Threshold => side.threshold = f64::from(value) / 100.0,
+            Self::BlockBytes => side.index_block = NonZeroU64::new(value.into()),
             Self::ScrapeInterval => side.scrape_interval = std::time::Duration::from_millis(value.into()),
             Self::PromptWords => side.command.words.1 = usize::try_from(value).unwrap_or(usize::MAX),
         }
@@ -69,6 +75,10 @@ pub fn run(args: &SweepArgs) -> Result<End> {
     let ui = Ui::new(false);
     let (model, entries) = (ServedModel::qwen25()?, entries(None)?);
     let values = if args.values.is_empty() { args.knob.values() } else { args.values.clone() };
+    ensure!(
+        args.knob != Knob::BlockBytes || values.iter().all(|value| *value >= 128 && value.is_power_of_two()),
+        "--values: blocks of a power of two, 128 bytes or more"
+    );
     ensure!(
         values.iter().all(|value| *value > 0 || args.knob != Knob::Replicas),
         "--values: at least one pod"
@@ -134,4 +144,29 @@ fn text(args: &SweepArgs, points: &[Point]) -> String {
         false => format!("prefix-aware routing does not pay at {name} {}", idle.join(", ")),
     };
     format!("{table}\n{verdict}; step 5's load, {} seeds, virtual time\n", args.seeds)
+}
+
+#[cfg(test)]
+mod tests {
+    use sim::model::ServedModel;
+
+    use super::Knob;
+    use crate::step5::entries;
+    use crate::step5::judge::Figures;
+    use crate::step5::side::{PolicyName, Side};
+
+    #[test]
+    fn blocks_as_long_as_prompts_match_nothing() {
+        let (entries, model) = (entries(None).unwrap(), ServedModel::qwen25().unwrap());
+        let run = |bytes: Option<u32>| -> Figures {
+            let mut side = Side::published(PolicyName::Prefix, 1);
+            if let Some(bytes) = bytes {
+                Knob::BlockBytes.set(&mut side, bytes);
+            }
+            side.run(&entries, &model).unwrap()
+        };
+        let (own, fine, coarse) = (run(None), run(Some(128)), run(Some(16_384)));
+        assert_eq!((own.cold, &own.picks), (12, &fine.picks));
+        assert!(coarse.cold > 12 && coarse.summary.ttft > own.summary.ttft, "{}", coarse.cold);
+    }
 }

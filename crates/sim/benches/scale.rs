@@ -114,7 +114,15 @@ impl Workload for Sessions {
 fn run(n_pods: usize, n_requests: usize) {
     let pod = PodConfig::preset("a10-doc", true, 0.03).expect("the preset exists");
     let scrape_interval = Duration::from_millis(50);
-    let fleet = Fleet { pod, n_pods, policy: Policy::prefix(), scrape_interval, in_detail: false, seed: 1 };
+    let fleet = Fleet {
+        pod,
+        n_pods,
+        policy: Policy::prefix(),
+        index_block: None,
+        scrape_interval,
+        in_detail: false,
+        seed: 1,
+    };
     let mut sessions = Sessions::new(n_requests, n_pods);
     let start = Instant::now();
     let mut world = World::try_new(fleet).expect("valid settings");

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use mock_vllm::engine::config::ConfigError;
@@ -21,6 +22,8 @@ pub struct Fleet {
     pub pod: PodConfig,
     pub n_pods: usize,
     pub policy: Policy,
+    /// Bytes of the blocks that prefixes are matched in; `None`: the index's own schedule.
+    pub index_block: Option<NonZeroU64>,
     /// How often the router reads the pods' gauges.
     pub scrape_interval: Duration,
     /// Whether to ask every pod, at each pick, what it holds of the prompt, and to keep every gap between tokens.
@@ -125,7 +128,8 @@ impl World {
     pub fn try_new(fleet: Fleet) -> Result<Self, ConfigError> {
         let pods = fleet.seeds().take(fleet.n_pods);
         let pods = pods.map(|seed| Pod::try_new(&fleet.pod, seed)).collect::<Result<_, _>>()?;
-        let router = Router::new(fleet.policy, fleet.n_pods, fleet.router_seed());
+        let router = Router::new(fleet.policy, fleet.n_pods, fleet.router_seed())
+            .with_blocks_of(fleet.index_block.unwrap_or(NonZeroU64::MIN));
         let (agenda, live) = (BinaryHeap::new(), HashMap::new());
         Ok(Self {
             fleet,

@@ -95,7 +95,15 @@ impl Workload {
 
 pub fn fleet(policy: Policy, seed: u64) -> Fleet {
     let pod = PodConfig::preset("a10-doc", true, JITTER).expect("the preset exists").with_blocks(BLOCKS);
-    Fleet { pod, n_pods: PODS, policy, scrape_interval: SCRAPE_INTERVAL, in_detail: true, seed }
+    Fleet {
+        pod,
+        n_pods: PODS,
+        policy,
+        index_block: None,
+        scrape_interval: SCRAPE_INTERVAL,
+        in_detail: true,
+        seed,
+    }
 }
 
 /// The requests that a pod can take, so many times faster, and how many it cannot.

@@ -1,6 +1,7 @@
 //! One side of step 5 in virtual time: the fleet, the router, and what the tool's load gave there.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -65,6 +66,8 @@ pub struct Side {
     pub kv_blocks: Option<u32>,
     /// Of the policy `Prefix`.
     pub threshold: f64,
+    /// Bytes of the index's blocks; `None`: its own schedule.
+    pub index_block: Option<NonZeroU64>,
     pub scrape_interval: Duration,
     /// Relative standard deviation of each step's time, and of the way in.
     pub jitter: f64,
@@ -82,6 +85,7 @@ impl Side {
             caching: Caching::On,
             kv_blocks: None,
             threshold: 0.5,
+            index_block: None,
             scrape_interval: SCRAPE_INTERVAL,
             jitter: JITTER,
             command: COMMAND,
@@ -105,6 +109,7 @@ impl Side {
             pod,
             n_pods: self.n_pods,
             policy: self.policy.policy(self.threshold),
+            index_block: self.index_block,
             scrape_interval: self.scrape_interval,
             in_detail: false,
             seed: self.seed,

@@ -51,8 +51,16 @@ fn run(
 ) -> Vec<Outcome> {
     let pod = PodConfig::preset("a10-doc", true, jitter).unwrap();
     let scrape_interval = Duration::from_millis(50);
-    let mut world =
-        World::try_new(Fleet { pod, n_pods, policy, scrape_interval, in_detail: true, seed }).unwrap();
+    let mut world = World::try_new(Fleet {
+        pod,
+        n_pods,
+        policy,
+        index_block: None,
+        scrape_interval,
+        in_detail: true,
+        seed,
+    })
+    .unwrap();
     let requests = requests.iter().map(|(at, request)| (Duration::from_millis(*at), request.clone()));
     let mut planned = Planned { requests: requests.collect(), next_idx: 0, outcomes: Vec::new() };
     world.run(&mut planned);
