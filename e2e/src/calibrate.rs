@@ -105,10 +105,7 @@ struct Outcome {
 
 pub fn run(args: &CalibrateArgs) -> Result<End> {
     let outcome = args.fit()?;
-    if let Some(path) = &args.output {
-        let file = &outcome.calibrated.file;
-        std::fs::write(path, file).with_context(|| format!("write {}", path.display()))?;
-    }
+    outcome.write(args)?;
     let text = outcome.text(args);
     match (args.json, &args.output) {
         (true, _) => ui::print(&format!("{}\n", serde_json::to_string_pretty(&outcome.document(args))?)),
@@ -118,7 +115,7 @@ pub fn run(args: &CalibrateArgs) -> Result<End> {
             ui::print(&outcome.calibrated.file);
         }
     }
-    Ok(if outcome.after.mean_absolute * 100.0 <= args.max_error { End::Good } else { End::Failed })
+    Ok(outcome.end(args))
 }
 
 impl CalibrateArgs {
@@ -173,6 +170,19 @@ impl Errors {
 }
 
 impl Outcome {
+    /// The constants to their file, if one is asked for.
+    fn write(&self, args: &CalibrateArgs) -> Result<()> {
+        let Some(path) = &args.output else { return Ok(()) };
+        std::fs::write(path, &self.calibrated.file).with_context(|| format!("write {}", path.display()))
+    }
+
+    fn end(&self, args: &CalibrateArgs) -> End {
+        match self.after.mean_absolute * 100.0 <= args.max_error {
+            true => End::Good,
+            false => End::Failed,
+        }
+    }
+
     fn text(&self, args: &CalibrateArgs) -> String {
         let Self { start, lines, calibrated, before, after, n_left_out } = self;
         let mut rows = new_table(&["line", "what", "measured", start, "off", "fitted", "off"], 2);
@@ -213,7 +223,7 @@ impl Outcome {
         if *n_left_out > 0 {
             text += &format!("left out: {n_left_out} times during which other requests were under way\n");
         }
-        if after.mean_absolute * 100.0 > args.max_error {
+        if self.end(args) == End::Failed {
             text += &format!("FAILED the model is off by more than --max-error {} %\n", args.max_error);
         }
         text
@@ -283,7 +293,7 @@ mod tests {
     use clap::Parser;
     use serde_json::Value;
 
-    use super::{CalibrateArgs, csv, run};
+    use super::{CalibrateArgs, csv};
     use crate::cli::End;
     use crate::multi_round_qa::records;
 
@@ -309,9 +319,9 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let args = args(&path, &format!("{flags} --json --output {}", output.display()));
         let outcome = args.fit().unwrap();
-        let end = run(&args).unwrap();
+        outcome.write(&args).unwrap();
         assert_eq!(std::fs::read_to_string(&output).unwrap(), outcome.calibrated.file);
-        (end, outcome.document(&args), outcome.text(&args))
+        (outcome.end(&args), outcome.document(&args), outcome.text(&args))
     }
 
     fn error(text: &str, flags: &str) -> String {
