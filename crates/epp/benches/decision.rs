@@ -5,6 +5,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -91,13 +92,13 @@ fn director(n_pods: u16) -> Director {
     director
 }
 
-/// A chat of turns of about 200 bytes, cut to `n_bytes`.
-fn body(n_bytes: usize) -> Bytes {
+/// A chat of turns of about 200 bytes, cut to `n_bytes`; it has nothing in common with one of another number.
+fn body(n_bytes: usize, number: u64) -> Bytes {
     let mut text = String::from(r#"{"model":"m","messages":["#);
     for turn in 0.. {
         let role = if turn % 2 == 0 { "user" } else { "assistant" };
         let words = "the quick brown fox jumps over the lazy dog and says \\\"no\\\" ".repeat(3);
-        text += &format!(r#"{{"role":"{role}","content":"{turn}: {words}\n"}},"#);
+        text += &format!(r#"{{"role":"{role}","content":"{number:016}, {turn}: {words}\n"}},"#);
         if text.len() > n_bytes {
             break;
         }
@@ -133,19 +134,26 @@ fn now() -> Now {
 
 #[divan::bench(args = BODY_BYTES)]
 fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
-    bench(bencher, N_PODS, n_bytes);
+    bench(bencher, N_PODS, n_bytes, || 0);
 }
 
 /// The smallest body, so that it is the fleet that counts.
 #[divan::bench(args = FLEETS)]
 fn decision_by_pods(bencher: divan::Bencher<'_, '_>, n_pods: u16) {
-    bench(bencher, n_pods, BODY_BYTES[0]);
+    bench(bencher, n_pods, BODY_BYTES[0], || 0);
 }
 
-fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize) {
+/// The same for requests of which no endpoint holds anything: all are compared by their load.
+#[divan::bench(args = FLEETS)]
+fn decision_by_pods_without_a_match(bencher: divan::Bencher<'_, '_>, n_pods: u16) {
+    let next = AtomicU64::new(0);
+    bench(bencher, n_pods, BODY_BYTES[0], || next.fetch_add(1, Ordering::Relaxed));
+}
+
+fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: impl Fn() -> u64 + Sync) {
     let director = director(n_pods);
-    let body = body(n_bytes);
-    bencher.counter(ItemsCount::new(1_u32)).with_inputs(|| messages(&body)).bench_values(|messages| {
+    let inputs = || messages(&body(n_bytes, number()));
+    bencher.counter(ItemsCount::new(1_u32)).with_inputs(inputs).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();
         let opening =
             Opening { max_body_bytes: 64 << 20, fresh_request_id, pool: None, compat: Compat::None };
@@ -159,7 +167,7 @@ fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize) {
 
 #[divan::bench(args = BODY_BYTES)]
 fn scan(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
-    let body = body(n_bytes);
+    let body = body(n_bytes, 0);
     bencher.counter(BytesCount::new(body.len())).bench(|| {
         let mut scanner = BodyScanner::new(PromptField::Messages);
         scanner.push(&body).expect("valid JSON");
