@@ -40,11 +40,12 @@ use crate::candidates::{Incarnations, Member, Moment, Roll, Roster};
 use crate::compat::Compat;
 use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
-use crate::inquiry::{Content, Inquiry, Subset};
+use crate::inquiry::{Content, Inquiry};
 use crate::metrics::{Metrics, ModelLabels, PodLabels, PoolLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::Journal;
 use crate::policies::Policies;
 use crate::refusal::Refusal;
+use crate::subset::Subset;
 use crate::tuning::Patch;
 
 /// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
@@ -494,7 +495,7 @@ fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<M
     if roll.members.is_empty() {
         return Err(Refusal::NoEndpoints { pool: pool() });
     }
-    let in_subset = |member: &&Arc<Member>| subset.is_none_or(|subset| subset.contains(&member.destination));
+    let in_subset = |member: &&Arc<Member>| subset.is_none_or(|subset| subset.contains(member.address));
     let is_reachable = |member: &&Arc<Member>| in_subset(member) && member.is_reachable();
     let reachable: Vec<&Arc<Member>> = roll.members.iter().filter(is_reachable).collect();
     if !reachable.is_empty() {

@@ -1,9 +1,6 @@
 //! What is asked of the director, as read from a request's headers, metadata and body.
 
-use std::net::IpAddr;
-
 use envoy_proto::config::core::v3::{HeaderValue, Metadata};
-use envoy_proto::google::protobuf::value::Kind as ValueKind;
 use envoy_proto::service::ext_proc::v3::HttpHeaders;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
@@ -11,6 +8,7 @@ use inference_api::object::ObjectKey;
 use crate::body::PromptField;
 use crate::body::RequestBody;
 use crate::refusal::BodyFault;
+use crate::subset::Subset;
 
 /// One request that needs an endpoint.
 #[derive(Debug)]
@@ -34,59 +32,6 @@ pub enum Content {
     Opaque,
     Body(RequestBody),
     Fault(BodyFault),
-}
-
-/// The endpoints among which the proxy wants the pick.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subset {
-    /// `ip:port`, or `ip` for every port.
-    endpoints: Vec<String>,
-}
-
-impl Subset {
-    #[must_use]
-    pub fn new(endpoints: Vec<String>) -> Self {
-        Self { endpoints }
-    }
-
-    /// Reads the hint from the request's filter metadata; `None` when the proxy sent none.
-    #[must_use]
-    pub fn from_metadata(metadata: Option<&Metadata>) -> Option<Self> {
-        let hint = metadata?.filter_metadata.get(keys::SUBSET_METADATA)?;
-        let endpoints = match hint.fields.get(keys::DESTINATION_ENDPOINT_SUBSET)?.kind.as_ref() {
-            Some(ValueKind::ListValue(list)) => {
-                let texts = list.values.iter().filter_map(|value| match value.kind.as_ref()? {
-                    ValueKind::StringValue(text) => Some(text.trim().to_owned()),
-                    ValueKind::NullValue(_)
-                    | ValueKind::NumberValue(_)
-                    | ValueKind::BoolValue(_)
-                    | ValueKind::StructValue(_)
-                    | ValueKind::ListValue(_) => None,
-                });
-                texts.collect()
-            }
-            Some(ValueKind::StringValue(text)) => {
-                text.split(',').map(|endpoint| endpoint.trim().to_owned()).collect()
-            }
-            Some(
-                ValueKind::NullValue(_)
-                | ValueKind::NumberValue(_)
-                | ValueKind::BoolValue(_)
-                | ValueKind::StructValue(_),
-            )
-            | None => Vec::new(),
-        };
-        Some(Self { endpoints })
-    }
-
-    /// `endpoint` is an `ip:port`.
-    #[must_use]
-    pub fn contains(&self, endpoint: &str) -> bool {
-        let ip = endpoint.rsplit_once(':').map_or(endpoint, |(ip, _port)| ip);
-        self.endpoints
-            .iter()
-            .any(|wanted| wanted == endpoint || (wanted == ip && wanted.parse::<IpAddr>().is_ok()))
-    }
 }
 
 /// `x-request-id` of the request.

@@ -36,6 +36,8 @@ pub mod reply;
 
 pub mod inquiry;
 
+pub mod subset;
+
 pub mod refusal;
 
 pub mod body;

@@ -26,6 +26,7 @@ mod sequences;
 mod spans;
 mod spill;
 mod styles;
+mod subset;
 mod tls;
 mod tuning;
 mod tutorial;
