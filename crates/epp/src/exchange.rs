@@ -18,7 +18,7 @@ use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
 use inference_api::object::ObjectKey;
 
-use self::collecting::{Collected, Collecting};
+use self::collecting::{Collected, CollectedBody, Collecting};
 pub use self::mode::{BodyMode, Modes};
 use self::responding::Responding;
 pub use self::responding::ResponseReport;
@@ -73,6 +73,39 @@ pub enum ProtocolError {
     Empty,
 }
 
+/// What a message leads to.
+#[derive(Debug)]
+#[must_use]
+pub enum Received {
+    Answers(Vec<ProcessingResponse>),
+    /// Where the request goes must be decided first.
+    Question(Box<Question>),
+}
+
+/// A request that needs an endpoint.
+#[derive(Debug)]
+pub struct Question {
+    pub inquiry: Inquiry,
+    pub waiting: Waiting,
+}
+
+/// What waits for the decision.
+#[derive(Debug)]
+pub enum Waiting {
+    Headers {
+        end_of_stream: bool,
+    },
+    /// The body is complete.
+    Body {
+        body: CollectedBody,
+        end: BodyEnd,
+        /// Whether the trailers came too, and are to be answered.
+        has_trailers: bool,
+    },
+    /// The body cannot be routed.
+    Fault(BodyFault),
+}
+
 /// One request and its response.
 #[derive(Debug)]
 pub struct Exchange<L> {
@@ -87,6 +120,8 @@ pub struct Exchange<L> {
     responding: Responding,
     /// Headers of the request, where the answer repeats them.
     echo: Vec<HeaderValueOption>,
+    /// Whether the proxy takes no answers to its last message.
+    is_observed: bool,
 }
 
 #[derive(Debug)]
@@ -114,6 +149,7 @@ impl<L> Exchange<L> {
             destination: None,
             responding,
             echo: Vec::new(),
+            is_observed: false,
         }
     }
 
@@ -132,29 +168,6 @@ impl<L> Exchange<L> {
         let served = self.responding.served.take()?;
         let picked = self.destination.as_deref()?.split(',').next();
         (Some(served.as_str()) != picked).then_some(served)
-    }
-
-    /// The whole body of a request that is to be placed by its prompt, when `message` completes it.
-    #[must_use]
-    pub fn completed_body(&self, message: &ProcessingRequest) -> Option<Vec<Bytes>> {
-        let Phase::Collecting(collecting) = &self.phase else { return None };
-        match message.request.as_ref()? {
-            Request::RequestBody(body) if body.end_of_stream || self.modes.request.is_buffered() => {
-                Some(collecting.chunks_with(Some(&body.body)))
-            }
-            Request::RequestTrailers(_) => Some(collecting.chunks_with(None)),
-            Request::RequestBody(_)
-            | Request::RequestHeaders(_)
-            | Request::ResponseHeaders(_)
-            | Request::ResponseBody(_)
-            | Request::ResponseTrailers(_) => None,
-        }
-    }
-
-    /// The pool that the proxy names.
-    #[must_use]
-    pub fn pool(&self) -> Option<&ObjectKey> {
-        self.opening.pool.as_ref()
     }
 
     /// What is held for the request, once it was picked for.
@@ -177,6 +190,21 @@ impl<L> Exchange<L> {
         message: ProcessingRequest,
         decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
     ) -> Result<Vec<ProcessingResponse>, ProtocolError> {
+        Ok(match self.receive(message)? {
+            Received::Answers(answers) => answers,
+            Received::Question(question) => {
+                let Question { inquiry, waiting } = *question;
+                self.answer(waiting, decide(inquiry))
+            }
+        })
+    }
+
+    /// Takes the proxy's next message in. A question comes at most once in a stream; [`Self::answer`] must follow before
+    /// the next message.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn receive(&mut self, message: ProcessingRequest) -> Result<Received, ProtocolError> {
         let ProcessingRequest {
             metadata_context,
             attributes: _,
@@ -189,28 +217,60 @@ impl<L> Exchange<L> {
         if let Some(config) = protocol_config {
             self.modes = Modes::new(&config);
         }
-        let answers = match request.ok_or(ProtocolError::Empty)? {
-            Request::RequestHeaders(headers) => {
-                self.request_headers(&headers, metadata_context.as_ref(), decide)?
-            }
-            Request::RequestBody(body) => self.request_body(body, decide)?,
-            Request::RequestTrailers(_) => self.request_trailers(decide)?,
+        self.is_observed = observability_mode;
+        let received = match request.ok_or(ProtocolError::Empty)? {
+            Request::RequestHeaders(headers) => self.request_headers(&headers, metadata_context.as_ref())?,
+            Request::RequestBody(body) => self.request_body(body)?,
+            Request::RequestTrailers(_) => self.request_trailers()?,
             Request::ResponseHeaders(headers) => {
                 let (metadata, mode) = (metadata_context.as_ref(), self.modes.response);
-                vec![self.responding.headers(&headers, metadata, mode, &self.request_id.text)]
+                Received::Answers(vec![self.responding.headers(
+                    &headers,
+                    metadata,
+                    mode,
+                    &self.request_id.text,
+                )])
             }
-            Request::ResponseBody(body) => self.responding.body(self.modes.response, body),
-            Request::ResponseTrailers(_) => self.responding.trailers(),
+            Request::ResponseBody(body) => Received::Answers(self.responding.body(self.modes.response, body)),
+            Request::ResponseTrailers(_) => Received::Answers(self.responding.trailers()),
         };
-        Ok(if observability_mode { Vec::new() } else { answers })
+        Ok(match received {
+            Received::Answers(_) if observability_mode => Received::Answers(Vec::new()),
+            received => received,
+        })
+    }
+
+    /// What the proxy is told once it was `decided` where a request goes that has been `waiting` for it.
+    pub fn answer(&mut self, waiting: Waiting, decided: Result<Pick<L>, Refusal>) -> Vec<ProcessingResponse> {
+        let answers = match (waiting, decided) {
+            (Waiting::Headers { .. }, Err(refusal)) => self.refuse(&refusal, false),
+            (Waiting::Body { .. } | Waiting::Fault(_), Err(refusal)) => self.refuse(&refusal, true),
+            (Waiting::Fault(fault), Ok(_)) => self.refuse(&Refusal::Body(fault), true),
+            (Waiting::Headers { end_of_stream }, Ok(pick)) => {
+                self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
+                let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
+                self.style(&mut answers, 0);
+                self.note_pick(pick);
+                answers
+            }
+            (Waiting::Body { body, end, has_trailers }, Ok(pick)) => {
+                let rewrite = pick.rewrite.as_ref().map(|rewrite| rewrite.target_model.as_str());
+                let n_bytes = body.n_bytes(rewrite);
+                let mut answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
+                self.style(&mut answers, n_bytes);
+                self.note_pick(pick);
+                answers.extend(has_trailers.then(trailers));
+                answers
+            }
+        };
+        if self.is_observed { Vec::new() } else { answers }
     }
 
     fn request_headers(
         &mut self,
         headers: &HttpHeaders,
         metadata: Option<&Metadata>,
-        decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
-    ) -> Result<Vec<ProcessingResponse>, ProtocolError> {
+    ) -> Result<Received, ProtocolError> {
         if !matches!(self.phase, Phase::Headers) {
             return Err(ProtocolError::HeadersTwice);
         }
@@ -223,12 +283,13 @@ impl<L> Exchange<L> {
             self.request_id = RequestId { text, is_fresh: false };
         }
         let mode = self.modes.request;
-        let collects = !headers.end_of_stream && mode.shows_body_before_pick();
+        let end_of_stream = headers.end_of_stream;
+        let collects = !end_of_stream && mode.shows_body_before_pick();
         let Route::Prompt(prompt_field) = head.route else {
-            return Ok(self.pick_at_headers(head, headers.end_of_stream, decide));
+            return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
         };
         if !collects {
-            return Ok(self.pick_at_headers(head, headers.end_of_stream, decide));
+            return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
         }
         self.phase = Phase::Collecting(Box::new(Collecting::new(
             head,
@@ -237,114 +298,66 @@ impl<L> Exchange<L> {
             self.opening.max_body_bytes,
         )));
         // A proxy that buffers wants the headers answered before it sends the body; the others wait for the pick.
-        Ok(match mode {
+        Ok(Received::Answers(match mode {
             BodyMode::Buffered | BodyMode::BufferedPartial => {
                 vec![reply::request_headers(&self.request_id)]
             }
             BodyMode::FullDuplex | BodyMode::StreamedAhead | BodyMode::Streamed | BodyMode::None => {
                 Vec::new()
             }
-        })
+        }))
     }
 
-    fn pick_at_headers(
-        &mut self,
-        head: RequestHead,
-        end_of_stream: bool,
-        decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
-    ) -> Vec<ProcessingResponse> {
-        match decide(self.inquiry(head, Content::Opaque)) {
-            Err(refusal) => self.refuse(&refusal, false),
-            Ok(pick) => {
-                self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
-                let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
-                self.style(&mut answers, 0);
-                self.note_pick(pick);
-                answers
-            }
-        }
-    }
-
-    fn request_body(
-        &mut self,
-        body: HttpBody,
-        decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
-    ) -> Result<Vec<ProcessingResponse>, ProtocolError> {
+    fn request_body(&mut self, body: HttpBody) -> Result<Received, ProtocolError> {
         match &mut self.phase {
             Phase::Headers => Err(ProtocolError::NoHeaders),
             // Envoy may send one more empty chunk behind the end of a large body.
-            Phase::Ended | Phase::Refused => Ok(Vec::new()),
+            Phase::Ended | Phase::Refused => Ok(Received::Answers(Vec::new())),
             Phase::Passing => {
                 if body.end_of_stream {
                     self.phase = Phase::Ended;
                 }
-                Ok(echo(self.modes.request, body))
+                Ok(Received::Answers(echo(self.modes.request, body)))
             }
             Phase::Collecting(collecting) => {
                 let end_of_stream = body.end_of_stream;
                 // A buffering proxy sends the body in one message, and says so only if no trailers follow.
                 let complete = end_of_stream || self.modes.request.is_buffered();
                 match collecting.push(body.body) {
-                    Err(fault) => Ok(self.fault(fault, decide)),
-                    Ok(()) if complete => Ok(self.complete(BodyEnd::new(end_of_stream), decide)),
-                    Ok(()) => Ok(Vec::new()),
+                    Err(fault) => Ok(self.fault(fault)),
+                    Ok(()) if complete => Ok(self.complete(BodyEnd::new(end_of_stream), false)),
+                    Ok(()) => Ok(Received::Answers(Vec::new())),
                 }
             }
         }
     }
 
-    fn request_trailers(
-        &mut self,
-        decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
-    ) -> Result<Vec<ProcessingResponse>, ProtocolError> {
-        let mut answers = match &self.phase {
-            Phase::Headers => return Err(ProtocolError::NoHeaders),
-            Phase::Collecting(_) => self.complete(BodyEnd::Trailers, decide),
-            Phase::Passing | Phase::Ended | Phase::Refused => Vec::new(),
-        };
-        if !matches!(self.phase, Phase::Refused) {
-            self.phase = Phase::Ended;
-            answers.push(reply::message(Response::RequestTrailers(reply::unchanged_trailers())));
+    fn request_trailers(&mut self) -> Result<Received, ProtocolError> {
+        match &self.phase {
+            Phase::Headers => Err(ProtocolError::NoHeaders),
+            Phase::Collecting(_) => Ok(self.complete(BodyEnd::Trailers, true)),
+            Phase::Refused => Ok(Received::Answers(Vec::new())),
+            Phase::Passing | Phase::Ended => {
+                self.phase = Phase::Ended;
+                Ok(Received::Answers(vec![trailers()]))
+            }
         }
-        Ok(answers)
     }
 
     /// The body cannot be routed: whoever decides records it and says what the client is told.
-    fn fault(
-        &mut self,
-        fault: BodyFault,
-        decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
-    ) -> Vec<ProcessingResponse> {
+    fn fault(&mut self, fault: BodyFault) -> Received {
         let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Refused) else {
-            return Vec::new();
+            return Received::Answers(Vec::new());
         };
-        let inquiry = self.inquiry(collecting.into_head(), Content::Fault(fault.clone()));
-        match decide(inquiry) {
-            Err(refusal) => self.refuse(&refusal, true),
-            Ok(_) => self.refuse(&Refusal::Body(fault), true),
-        }
+        self.ask(collecting.into_head(), Content::Fault(fault.clone()), Waiting::Fault(fault))
     }
 
-    fn complete(
-        &mut self,
-        end: BodyEnd,
-        decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
-    ) -> Vec<ProcessingResponse> {
+    fn complete(&mut self, end: BodyEnd, has_trailers: bool) -> Received {
         let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Ended) else {
-            return Vec::new();
+            return Received::Answers(Vec::new());
         };
         let Collected { head, content, body } = collecting.finish(end);
-        match decide(self.inquiry(head, content)) {
-            Err(refusal) => self.refuse(&refusal, true),
-            Ok(pick) => {
-                let rewrite = pick.rewrite.as_ref().map(|rewrite| rewrite.target_model.as_str());
-                let n_bytes = body.n_bytes(rewrite);
-                let mut answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
-                self.style(&mut answers, n_bytes);
-                self.note_pick(pick);
-                answers
-            }
-        }
+        self.ask(head, content, Waiting::Body { body, end, has_trailers })
     }
 
     /// `has_body`: the refusal answers a body that was read.
@@ -363,11 +376,12 @@ impl<L> Exchange<L> {
         }
     }
 
-    fn inquiry(&self, head: RequestHead, content: Content) -> Inquiry {
+    fn ask(&self, head: RequestHead, content: Content, waiting: Waiting) -> Received {
         let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
         let pool = self.opening.pool.clone();
         let x_request_id = self.request_id.text.clone();
-        Inquiry { x_request_id, pool, subset, wants_reason, content, tokens: None }
+        let inquiry = Inquiry { x_request_id, pool, subset, wants_reason, content, tokens: None };
+        Received::Question(Box::new(Question { inquiry, waiting }))
     }
 
     fn note_pick(&mut self, pick: Pick<L>) {
@@ -384,7 +398,7 @@ impl<L> Exchange<L> {
 
 /// What follows a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BodyEnd {
+pub enum BodyEnd {
     EndOfStream,
     Trailers,
 }
@@ -393,6 +407,10 @@ impl BodyEnd {
     fn new(end_of_stream: bool) -> Self {
         if end_of_stream { Self::EndOfStream } else { Self::Trailers }
     }
+}
+
+fn trailers() -> ProcessingResponse {
+    reply::message(Response::RequestTrailers(reply::unchanged_trailers()))
 }
 
 /// Sends a chunk of the request back as it came.

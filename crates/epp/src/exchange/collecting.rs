@@ -41,7 +41,7 @@ pub(crate) struct Collected {
 
 /// The bytes of a complete request, to be sent on.
 #[derive(Debug)]
-pub(crate) struct CollectedBody {
+pub struct CollectedBody {
     mode: BodyMode,
     chunks: Vec<Bytes>,
     /// Where the body names its model, quotes included; `None` when it was not read.
@@ -85,12 +85,6 @@ impl Collecting {
         Ok(())
     }
 
-    /// What came so far, and `last`.
-    pub(crate) fn chunks_with(&self, last: Option<&Bytes>) -> Vec<Bytes> {
-        let tail = Bytes::copy_from_slice(&self.tail);
-        self.chunks.iter().cloned().chain([tail]).chain(last.cloned()).collect()
-    }
-
     fn end_tail(&mut self) {
         if !self.tail.is_empty() {
             self.chunks.push(self.tail.split().freeze());
@@ -120,6 +114,11 @@ impl Collecting {
 }
 
 impl CollectedBody {
+    /// The body as it came.
+    pub(crate) fn chunks(&self) -> &[Bytes] {
+        &self.chunks
+    }
+
     /// Length of the body that goes on, its model renamed to `rewrite`.
     pub(crate) fn n_bytes(&self, rewrite: Option<&str>) -> usize {
         let n_bytes: usize = self.chunks.iter().map(Bytes::len).sum();

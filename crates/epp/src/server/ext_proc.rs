@@ -18,8 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
 use crate::director::{Director, Now, Ticket};
-use crate::exchange::{Exchange, Opening};
+use crate::exchange::{Exchange, Opening, Pick, Question, Received, Waiting};
 use crate::inquiry::Inquiry;
+use crate::refusal::Refusal;
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::{Prompt, Tokenizer};
 
@@ -125,10 +126,7 @@ impl Conversation {
                 () = &mut self.cut => return Err(Status::unavailable("the picker is ending")),
             };
             match message {
-                Ok(Some(message)) => {
-                    let tokens = self.tokens(&message).await;
-                    self.step(message, tokens)?;
-                }
+                Ok(Some(message)) => self.take(message).await?,
                 Ok(None) if self.exchange.may_end() => return Ok(None),
                 // An OK here would make the proxy send the request on without its body.
                 Ok(None) => return Err(Status::aborted("the stream ended before the request's body did")),
@@ -140,16 +138,45 @@ impl Conversation {
         }
     }
 
-    /// Ids of the prompt's tokens, when `message` completes a request of a pool that goes by them. A request that they
+    async fn take(&mut self, message: ProcessingRequest) -> Result<(), Status> {
+        if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
+            self.span = self.spans.begin(headers);
+        }
+        let is_response_body = matches!(message.request, Some(processing_request::Request::ResponseBody(_)));
+        let received = self.exchange.receive(message);
+        let received = received.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let answers = match received {
+            Received::Answers(answers) => answers,
+            Received::Question(question) => {
+                let tokens = self.tokens(&question).await;
+                let Question { inquiry, waiting } = *question;
+                let decided = self.decide(Inquiry { tokens, ..inquiry });
+                self.exchange.answer(waiting, decided)
+            }
+        };
+        self.outbox.extend(answers);
+        if is_response_body && let Some(ticket) = self.exchange.lease_mut() {
+            ticket.note_body();
+        }
+        if let Some(served) = self.exchange.take_served_elsewhere()
+            && let Some(ticket) = self.exchange.lease_mut()
+        {
+            self.director.note_served_elsewhere(ticket, &served, now());
+        }
+        Ok(())
+    }
+
+    /// Ids of the prompt's tokens, when the question is about a request of a pool that goes by them. A request that they
     /// cannot be had for is placed by the estimate.
-    async fn tokens(&self, message: &ProcessingRequest) -> Option<Vec<u32>> {
-        let Self { exchange, director, tokenizer, .. } = self;
+    async fn tokens(&self, question: &Question) -> Option<Vec<u32>> {
+        let Self { director, tokenizer, .. } = self;
+        let Question { inquiry, waiting: Waiting::Body { body, .. } } = question else { return None };
         if !director.wants_tokens() {
             return None;
         }
-        let body = exchange.completed_body(message)?.concat();
+        let body = body.chunks().concat();
         let prompt = Prompt::parse(&body).ok()?;
-        let member = director.tokenizing_member(exchange.pool(), prompt.model.as_deref())?;
+        let member = director.tokenizing_member(inquiry.pool.as_ref(), prompt.model.as_deref())?;
         if let Some(ids) = prompt.given_ids() {
             return Some(ids);
         }
@@ -164,33 +191,14 @@ impl Conversation {
             .ok()
     }
 
-    fn step(&mut self, message: ProcessingRequest, mut tokens: Option<Vec<u32>>) -> Result<(), Status> {
-        let Self { outbox, exchange, director, spans, span, .. } = self;
-        if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
-            *span = spans.begin(headers);
-        }
-        let is_response_body = matches!(message.request, Some(processing_request::Request::ResponseBody(_)));
-        let decide = |inquiry| {
-            let now = now();
-            let inquiry = Inquiry { tokens: tokens.take(), ..inquiry };
-            let (picked, record) = director.decide_on_record(inquiry, now);
-            let elapsed = now.instant.elapsed();
-            director.metrics().decision_seconds.observe(elapsed.as_secs_f64());
-            span.note_decision(&record, now.wall, now.wall + elapsed);
-            picked
-        };
-        let answers =
-            exchange.step(message, decide).map_err(|error| Status::failed_precondition(error.to_string()))?;
-        outbox.extend(answers);
-        if is_response_body && let Some(ticket) = exchange.lease_mut() {
-            ticket.note_body();
-        }
-        if let Some(served) = exchange.take_served_elsewhere()
-            && let Some(ticket) = exchange.lease_mut()
-        {
-            director.note_served_elsewhere(ticket, &served, now());
-        }
-        Ok(())
+    fn decide(&self, inquiry: Inquiry) -> Result<Pick<Ticket>, Refusal> {
+        let Self { director, span, .. } = self;
+        let now = now();
+        let (picked, record) = director.decide_on_record(inquiry, now);
+        let elapsed = now.instant.elapsed();
+        director.metrics().decision_seconds.observe(elapsed.as_secs_f64());
+        span.note_decision(&record, now.wall, now.wall + elapsed);
+        picked
     }
 }
 
