@@ -143,8 +143,18 @@ pub struct Incarnations(AtomicU32);
 // === impl Sample ===
 
 impl Sample {
-    fn has_counted_more_than(&self, later: &Self) -> bool {
-        self.prompt_tokens.zip(later.prompt_tokens).is_some_and(|(before, after)| after < before)
+    /// Whether `later` is another process's. What one of them does not tell says nothing.
+    fn is_outlived_by(&self, later: &Self) -> bool {
+        let differs = |(before, after): (f64, f64)| before.to_bits() != after.to_bits();
+        let has_restarted = self.started.zip(later.started).is_some_and(differs);
+        let has_counted_more = |(before, after): (f64, f64)| after < before;
+        has_restarted || self.prompt_tokens.zip(later.prompt_tokens).is_some_and(has_counted_more)
+    }
+
+    /// The same, with what `earlier` told of the process and this one does not.
+    fn after(self, earlier: &Self) -> Self {
+        let started = self.started.or(earlier.started);
+        Self { started, prompt_tokens: self.prompt_tokens.or(earlier.prompt_tokens), ..self }
     }
 }
 
@@ -214,9 +224,12 @@ impl Member {
     #[must_use]
     pub fn report(&self, sample: Sample) -> Cache {
         let mut report = self.report.lock();
-        let restarted = match &*report {
-            Report::Pending | Report::Down => false,
-            Report::Sample(last) => last.started != sample.started || last.has_counted_more_than(&sample),
+        let (restarted, sample) = match &*report {
+            Report::Pending | Report::Down => (false, sample),
+            Report::Sample(last) => match last.is_outlived_by(&sample) {
+                true => (true, sample),
+                false => (false, sample.after(last)),
+            },
         };
         self.facts.note_kv_tokens(sample.kv_tokens);
         let Sample { waiting, running, kv_usage, taken, .. } = sample;

@@ -126,6 +126,11 @@ pub struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabels {
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PeerLabels {
     /// `ip:port`.
     pub peer: String,
@@ -160,6 +165,7 @@ pub struct Metrics {
     pub picks: Family<PickLabels, Counter>,
     pub refusals: Family<OutcomeLabels, Counter>,
     pub scrapes: Family<OutcomeLabels, Counter>,
+    pub scrape_failures: Family<ReasonLabels, Counter>,
     pub streams: Gauge,
     pub served_elsewhere: Counter,
     pub peer_connected: Family<PeerLabels, Gauge>,
@@ -211,6 +217,7 @@ impl Default for Metrics {
             picks: Family::default(),
             refusals: Family::default(),
             scrapes: Family::default(),
+            scrape_failures: Family::default(),
             streams: Gauge::default(),
             served_elsewhere: Counter::default(),
             peer_connected: Family::default(),
@@ -392,6 +399,11 @@ impl Metrics {
             self.refusals.clone(),
         );
         registry.register("epp_scrapes", "Scrapes of endpoints, by their outcome", self.scrapes.clone());
+        registry.register(
+            "epp_scrape_failures",
+            "Scrapes of endpoints that told no load, by the reason",
+            self.scrape_failures.clone(),
+        );
         registry.register("epp_streams", "Open ext_proc streams", self.streams.clone());
         registry.register(
             "epp_served_elsewhere",

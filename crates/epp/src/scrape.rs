@@ -1,24 +1,26 @@
 //! Asks each endpoint for its load over one kept connection. Requests never wait for this.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use inference_api::pool::ModelServerRuntime;
+use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
-use self::exposition::Gauges;
+use self::exposition::{Gauges, NoLoad};
 use crate::candidates::{Cache, Member, Sample};
-use crate::metrics::{Metrics, OutcomeLabels};
+use crate::metrics::{Metrics, OutcomeLabels, ReasonLabels};
 
 pub mod exposition;
 
@@ -28,14 +30,17 @@ const TIMEOUT_INTERVALS: u32 = 10;
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 /// Largest answer that is read; vLLM 0.11 sends about 100 KB.
 const MAX_BODY: usize = 8 << 20;
+/// Scrapes of the whole page before the filter is tried again: a server that starts may answer 404 or 503 at first.
+const WHOLE_PAGES: u32 = 100;
 
 /// Which page is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
     /// The metrics that are read and no others, 2 % of all: vLLM's `/metrics/`, with the slash, is an app that filters.
     Filtered,
-    /// Where that does not work: behind several API servers it finds nothing, and other engines have it not.
-    Whole,
+    /// All metrics, for so many scrapes more: behind several API servers the filter finds nothing, and other engines do not
+    /// have it.
+    Whole { n_left: u32 },
 }
 
 /// What is scraped, and what is done with it.
@@ -50,12 +55,30 @@ struct Scraping<'a, F> {
 enum End {
     /// The endpoint closed it between two scrapes, as servers may: the next one takes another.
     Closed,
-    /// A scrape failed.
-    Failed(anyhow::Error),
+    Failed(Failure),
 }
 
-/// Scrapes `member` every `period` until it is dropped, and half as often while it has nothing to do. `noted` is called when its report changed: with each sample, and when
-/// the process behind it is gone.
+/// Why a scrape failed.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error("nothing listens there")]
+    Refused,
+    #[error("cannot connect: {0}")]
+    Unreachable(std::io::Error),
+    #[error("no answer in {0:?}")]
+    Timeout(Duration),
+    #[error("the answer breaks off: {0}")]
+    Broken(Box<dyn std::error::Error + Send + Sync>),
+    #[error("status {0}")]
+    Status(StatusCode),
+    #[error("the page has more than {MAX_BODY} bytes")]
+    TooLarge,
+    #[error("the page does not tell the load: {0}")]
+    NoLoad(#[from] NoLoad),
+}
+
+/// Scrapes `member` every `period` until it is dropped, and half as often while it has nothing to do. `noted` is called
+/// when its report changed: with each sample, and when the process behind it is gone.
 pub async fn scrape(
     member: Arc<Member>,
     period: Duration,
@@ -67,30 +90,76 @@ pub async fn scrape(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let scraping = Scraping { member: &member, patience, metrics: &metrics, noted: &noted };
     let mut page = Page::Filtered;
+    let mut said = BTreeSet::new();
     loop {
         ticks.tick().await;
-        let cache = match timeout(patience, TcpStream::connect(member.address)).await {
-            Ok(Ok(stream)) => match serve_connection(&scraping, stream, &mut ticks, &mut page).await {
+        let failure = match connect(member.address, patience).await {
+            Ok(stream) => match serve_connection(&scraping, stream, &mut ticks, &mut page).await {
                 End::Closed => {
                     ticks.reset_immediately();
                     continue;
                 }
-                End::Failed(error) => {
-                    debug!(endpoint = %member.destination, error = format!("{error:#}"), "Scrape failed");
-                    Cache::Kept
-                }
+                End::Failed(failure) => failure,
             },
-            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => member.report_down(),
-            // The network's fault, or our own.
-            Ok(Err(_)) | Err(_) => Cache::Kept,
+            Err(failure) => failure,
         };
         // What was read before may be over: it counts again when a scrape succeeds.
         member.distrust();
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
-        if cache == Cache::Lost {
-            debug!(endpoint = %member.destination, pod = %member.pod, "Endpoint is down");
-            noted(&member, cache);
+        let reason = failure.reason();
+        metrics.scrape_failures.get_or_create(&ReasonLabels { reason }).inc();
+        let (endpoint, pod) = (&*member.destination, &*member.pod);
+        match failure {
+            // Pods come and go.
+            Failure::Refused => {
+                if member.report_down() == Cache::Lost {
+                    debug!(endpoint, pod, "Endpoint is down");
+                    noted(&member, Cache::Lost);
+                }
+            }
+            Failure::Unreachable(_)
+            | Failure::Timeout(_)
+            | Failure::Broken(_)
+            | Failure::Status(_)
+            | Failure::TooLarge
+            | Failure::NoLoad(_) => {
+                if said.insert(reason) {
+                    warn!(endpoint, pod, reason, error = %failure, "Scrape failed, so the load is not known");
+                }
+            }
         }
+    }
+}
+
+impl Failure {
+    /// As the metric names it.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable(_) => "unreachable",
+            Self::Timeout(_) => "timeout",
+            Self::Broken(_) => "broken",
+            Self::Status(_) => "status",
+            Self::TooLarge => "too_large",
+            Self::NoLoad(_) => "no_load",
+        }
+    }
+
+    fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+async fn connect(address: SocketAddr, patience: Duration) -> Result<TcpStream, Failure> {
+    match timeout(patience, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            stream.set_nodelay(true).map_err(Failure::Unreachable)?;
+            Ok(stream)
+        }
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Err(Failure::Refused),
+        // The network's fault, or our own.
+        Ok(Err(error)) => Err(Failure::Unreachable(error)),
+        Err(_) => Err(Failure::Timeout(patience)),
     }
 }
 
@@ -102,9 +171,9 @@ async fn serve_connection<F: Fn(&Member, Cache)>(
     page: &mut Page,
 ) -> End {
     let Scraping { member, patience, metrics, noted } = scraping;
-    let (mut sender, connection) = match open(stream).await {
+    let (mut sender, connection) = match handshake(TokioIo::new(stream)).await {
         Ok(opened) => opened,
-        Err(error) => return End::Failed(error),
+        Err(error) => return End::Failed(Failure::broken(error)),
     };
     let scrapes = async {
         let mut n_scrapes = 0_u64;
@@ -114,8 +183,8 @@ async fn serve_connection<F: Fn(&Member, Cache)>(
             }
             let gauges = match timeout(*patience, fetch(&mut sender, member, page)).await {
                 Ok(Ok(gauges)) => gauges,
-                Ok(Err(error)) => return End::Failed(error),
-                Err(_) => return End::Failed(anyhow!("no answer in {patience:?}")),
+                Ok(Err(failure)) => return End::Failed(failure),
+                Err(_) => return End::Failed(Failure::Timeout(*patience)),
             };
             let Gauges { waiting, running, kv_usage, started, prompt_tokens, kv_tokens, adapters } = gauges;
             let taken = now();
@@ -153,52 +222,85 @@ async fn serve_connection<F: Fn(&Member, Cache)>(
     }
 }
 
-type Connection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
-
-async fn open(stream: TcpStream) -> anyhow::Result<(SendRequest<Empty<Bytes>>, Connection)> {
-    stream.set_nodelay(true).context("set TCP_NODELAY")?;
-    handshake(TokioIo::new(stream)).await.context("open the connection")
-}
-
+/// Reads the load from the filtered page, or from the whole one if that does not have it.
 async fn fetch(
     sender: &mut SendRequest<Empty<Bytes>>,
     member: &Member,
     page: &mut Page,
-) -> anyhow::Result<Gauges> {
+) -> Result<Gauges, Failure> {
     let runtime = member.runtime();
-    if *page == Page::Filtered && runtime == ModelServerRuntime::Vllm {
-        let path = format!("/metrics/?{}", exposition::filter(runtime));
-        match get(sender, member, &path).await? {
-            (status, body) if status.is_success() && exposition::is_of(&body, runtime) => {
-                return Ok(exposition::parse(&body, runtime));
-            }
-            (status, _) => {
-                debug!(endpoint = %member.destination, %status, "Reading the whole page from now on");
-                *page = Page::Whole;
-                sender.ready().await.context("ask again")?;
-            }
+    if runtime == ModelServerRuntime::Vllm && page.asks_filtered() {
+        let filtered = format!("/metrics/?{}", exposition::filter(runtime));
+        let failure = match load(sender, member, &filtered).await {
+            Err(failure @ (Failure::Status(_) | Failure::NoLoad(_))) => failure,
+            answer => return answer,
+        };
+        debug!(endpoint = %member.destination, error = %failure, "Reading the whole page for a while");
+        *page = Page::Whole { n_left: WHOLE_PAGES };
+        if sender.ready().await.is_err() {
+            return Err(failure);
         }
     }
-    let (status, body) = get(sender, member, path(runtime)).await?;
-    ensure!(status.is_success(), "status {status}");
-    Ok(exposition::parse(&body, runtime))
+    let gauges = load(sender, member, path(runtime)).await;
+    if gauges.is_err() {
+        *page = Page::Filtered;
+    }
+    gauges
 }
 
-async fn get(
+/// The load that the page at `path` tells.
+async fn load(
     sender: &mut SendRequest<Empty<Bytes>>,
     member: &Member,
     path: &str,
-) -> anyhow::Result<(StatusCode, Bytes)> {
+) -> Result<Gauges, Failure> {
+    Ok(exposition::parse(&get(sender, member, path).await?, member.runtime())?)
+}
+
+/// The page at `path`.
+async fn get(sender: &mut SendRequest<Empty<Bytes>>, member: &Member, path: &str) -> Result<Bytes, Failure> {
     let request = Request::get(path)
         .header(header::HOST, &*member.destination)
         .header(header::ACCEPT, "text/plain")
         .body(Empty::new())
-        .context("build the request")?;
-    let response = sender.send_request(request).await.context("send the request")?;
+        .map_err(Failure::broken)?;
+    let response = sender.send_request(request).await.map_err(Failure::broken)?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!(error)).context("read the answer")?;
-    Ok((status, body.to_bytes()))
+    let says_its_length = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
+        .iter()
+        .any(|name| response.headers().contains_key(name));
+    let body = match Limited::new(response.into_body(), MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return Err(Failure::TooLarge),
+        Err(error) => return Err(Failure::Broken(error)),
+    };
+    if !status.is_success() {
+        return Err(Failure::Status(status));
+    }
+    Ok(if says_its_length { body } else { whole_lines(body) })
+}
+
+/// A body that ends with its connection may be cut: what follows the last line's end is not believed.
+fn whole_lines(body: Bytes) -> Bytes {
+    let end = body.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    body.slice(..end)
+}
+
+impl Page {
+    /// Whether the next request is for the filtered page.
+    fn asks_filtered(&mut self) -> bool {
+        match self {
+            Self::Filtered => true,
+            Self::Whole { n_left: 0 } => {
+                *self = Self::Filtered;
+                true
+            }
+            Self::Whole { n_left } => {
+                *n_left -= 1;
+                false
+            }
+        }
+    }
 }
 
 /// Where the engine has its Prometheus metrics.

@@ -4,7 +4,7 @@ use inference_api::pool::ModelServerRuntime;
 
 use crate::candidates::Adapters;
 
-/// What one answer says. Absent metrics are zero.
+/// What one answer says of an endpoint that tells its load.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gauges {
     /// Requests in the queue, summed over the engines of the process.
@@ -22,6 +22,11 @@ pub struct Gauges {
     /// `vllm:lora_requests_info`, where the engine serves adapters.
     pub adapters: Option<Adapters>,
 }
+
+/// The text does not tell the load: the metrics that it lacks, or that have a value which is not a count or a share.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no value of {}", .0.join(", "))]
+pub struct NoLoad(pub Vec<&'static str>);
 
 /// Which gauge a line holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,7 +70,7 @@ const TRTLLM_SERVE: [Row; 3] = [
     ("trtllm_num_requests_running", None, Gauge::Running),
     ("trtllm_kv_cache_utilization", None, Gauge::KvUsage),
 ];
-const STARTED: &[u8] = b"process_start_time_seconds";
+const STARTED: &str = "process_start_time_seconds";
 
 /// The names of an engine, and what all of them begin with.
 fn names(runtime: ModelServerRuntime) -> (&'static [u8], &'static [Row]) {
@@ -81,29 +86,23 @@ fn names(runtime: ModelServerRuntime) -> (&'static [u8], &'static [Row]) {
 #[must_use]
 pub fn filter(runtime: ModelServerRuntime) -> String {
     let (_, rows) = names(runtime);
-    let own = std::str::from_utf8(STARTED).unwrap_or_default();
-    let names = rows.iter().map(|(name, _, _)| *name).chain([own]);
+    let names = rows.iter().map(|(name, _, _)| *name).chain([STARTED]);
     names.map(|name| format!("name%5B%5D={name}")).collect::<Vec<_>>().join("&")
 }
 
-/// Whether the text has any metric of the engine that the picker reads.
-#[must_use]
-pub fn is_of(body: &[u8], runtime: ModelServerRuntime) -> bool {
-    let (_, rows) = names(runtime);
-    let begins_row = |line: &[u8]| rows.iter().any(|(name, _, _)| line.starts_with(name.as_bytes()));
-    body.split(|&byte| byte == b'\n').any(begins_row)
-}
-
 /// Reads Prometheus or OpenMetrics text; lines that it does not know are skipped at the first letters.
-#[must_use]
-pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Gauges {
+///
+/// # Errors
+/// When the text does not tell the load.
+pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Result<Gauges, NoLoad> {
     let (prefix, rows) = names(runtime);
-    let mut gauges = Gauges::default();
-    let mut newest_adapters = f64::NEG_INFINITY;
-    let mut base_models = Vec::new();
+    let mut seen = Seen::default();
     for line in body.split(|&byte| byte == b'\n') {
-        if line.starts_with(STARTED) {
-            gauges.started = Sample::new(line).and_then(|sample| sample.value);
+        if line.starts_with(STARTED.as_bytes())
+            && let Some(sample) = Sample::new(line)
+            && sample.name == STARTED
+        {
+            seen.started = sample.value;
         }
         if !line.starts_with(prefix) {
             continue;
@@ -112,36 +111,107 @@ pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Gauges {
         let is_row = |(name, label, _): &&Row| {
             sample.name == *name && label.is_none_or(|(key, value)| sample.label(key) == Some(value))
         };
-        match rows.iter().find(is_row).map(|(_, _, gauge)| gauge) {
-            None => {}
-            Some(Gauge::Waiting) => {
-                gauges.waiting = gauges.waiting.saturating_add(sample.count());
-                base_models.extend(sample.label("model_name").map(str::to_owned));
+        if let Some((_, _, gauge)) = rows.iter().find(is_row) {
+            seen.note(*gauge, &sample);
+        }
+    }
+    seen.gauges().map_err(|absent| {
+        let name = |gauge| rows.iter().find(|(_, _, of)| *of == gauge).map(|(name, _, _)| *name);
+        NoLoad(absent.into_iter().filter_map(name).collect())
+    })
+}
+
+/// What was found in the lines so far.
+#[derive(Debug, Default)]
+struct Seen {
+    waiting: Total<f64>,
+    running: Total<f64>,
+    kv_usage: Total<f64>,
+    prompt_tokens: Total<f64>,
+    kv_tokens: Total<u64>,
+    started: Option<f64>,
+    adapters: Option<Adapters>,
+    /// When the adapters were reported.
+    adapters_at: Option<f64>,
+    base_models: Vec<String>,
+}
+
+/// What the engines of one process have together. One whose part cannot be read makes it unknown: the rest of a queue is
+/// not the queue.
+#[derive(Clone, Copy, Debug, Default)]
+enum Total<T> {
+    #[default]
+    Absent,
+    Known(T),
+    Unknown,
+}
+
+// === impl Total ===
+
+impl<T: Copy> Total<T> {
+    fn add(&mut self, part: Option<T>, sum: impl Fn(T, T) -> Option<T>) {
+        let known = |total: Option<T>| total.map_or(Self::Unknown, Self::Known);
+        *self = match (*self, part) {
+            (Self::Unknown, _) | (_, None) => Self::Unknown,
+            (Self::Absent, Some(part)) => Self::Known(part),
+            (Self::Known(total), Some(part)) => known(sum(total, part)),
+        };
+    }
+
+    fn value(self) -> Option<T> {
+        match self {
+            Self::Known(total) => Some(total),
+            Self::Absent | Self::Unknown => None,
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn note(&mut self, gauge: Gauge, sample: &Sample<'_>) {
+        let sum = |total: f64, part: f64| Some(total + part);
+        match gauge {
+            Gauge::Waiting => {
+                self.waiting.add(sample.value, sum);
+                self.base_models.extend(sample.label("model_name").map(str::to_owned));
             }
-            Some(Gauge::Running) => gauges.running = gauges.running.saturating_add(sample.count()),
-            Some(Gauge::KvUsage) => {
-                gauges.kv_usage = gauges.kv_usage.max(sample.value.unwrap_or(0.0).clamp(0.0, 1.0));
-            }
+            Gauge::Running => self.running.add(sample.value, sum),
+            Gauge::KvUsage => self.kv_usage.add(sample.value, |total, part| Some(total.max(part))),
+            Gauge::PromptTokens => self.prompt_tokens.add(sample.value, sum),
+            Gauge::CacheConfig => self.kv_tokens.add(kv_tokens(sample), u64::checked_add),
             // Of several series the one with the largest value, a timestamp, is the latest.
-            Some(Gauge::Adapters) if sample.value.is_some_and(|value| value > newest_adapters) => {
-                newest_adapters = sample.value.unwrap_or(newest_adapters);
-                gauges.adapters = adapters(&sample);
-            }
-            Some(Gauge::Adapters) => {}
-            Some(Gauge::PromptTokens) => {
-                *gauges.prompt_tokens.get_or_insert(0.0) += sample.value.unwrap_or(0.0);
-            }
-            Some(Gauge::CacheConfig) => {
-                if let Some(kv_tokens) = kv_tokens(&sample) {
-                    *gauges.kv_tokens.get_or_insert(0) += kv_tokens;
+            Gauge::Adapters => {
+                let is_newer = |at: &f64| self.adapters_at.is_none_or(|newest| *at > newest);
+                if let Some(at) = sample.value.filter(is_newer) {
+                    self.adapters_at = Some(at);
+                    self.adapters = adapters(sample);
                 }
             }
         }
     }
-    if let Some(adapters) = &mut gauges.adapters {
-        adapters.base_models = base_models;
+
+    /// The gauges, or those of the load that are not known.
+    fn gauges(self) -> Result<Gauges, Vec<Gauge>> {
+        let Self { prompt_tokens, kv_tokens, started, base_models, .. } = self;
+        let load = [
+            (Gauge::Waiting, self.waiting.value()),
+            (Gauge::Running, self.running.value()),
+            (Gauge::KvUsage, self.kv_usage.value()),
+        ];
+        let [(_, Some(waiting)), (_, Some(running)), (_, Some(kv_usage))] = load else {
+            return Err(load.into_iter().filter(|(_, value)| value.is_none()).map(|(of, _)| of).collect());
+        };
+        Ok(Gauges {
+            waiting: count(waiting),
+            running: count(running),
+            kv_usage: kv_usage.min(1.0),
+            started,
+            prompt_tokens: prompt_tokens.value(),
+            kv_tokens: kv_tokens.value(),
+            adapters: self.adapters.map(|adapters| Adapters { base_models, ..adapters }),
+        })
     }
-    gauges
 }
 
 /// `None` for an engine that can hold no adapter.
@@ -167,21 +237,25 @@ struct Sample<'a> {
     name: &'a str,
     /// `key="value",…` without the braces.
     labels: &'a str,
+    /// `None` unless it is a number from 0 on: nothing that is read here can be negative, infinite or `NaN`.
     value: Option<f64>,
 }
 
 impl<'a> Sample<'a> {
     fn new(line: &'a [u8]) -> Option<Self> {
         let line = std::str::from_utf8(line).ok()?;
-        let name_end = line.find(['{', ' ']).unwrap_or(line.len());
+        let name_end = line.find(['{', ' ', '\t']).unwrap_or(line.len());
         let (name, rest) = line.split_at(name_end);
-        let (labels, rest) = match (rest.strip_prefix('{'), rest.rfind('}')) {
-            (Some(inner), Some(end)) => (inner.get(..end - 1)?, &rest[end + 1..]),
-            _ => ("", rest),
+        let (labels, rest) = match rest.strip_prefix('{') {
+            Some(inside) => {
+                let end = labels_end(inside)?;
+                (&inside[..end], &inside[end + 1..])
+            }
+            None => ("", rest),
         };
-        // A timestamp may follow the value.
+        // A timestamp may follow the value, and an exemplar with labels and a value of its own.
         let value = rest.split_ascii_whitespace().next().and_then(|value| value.parse().ok());
-        Some(Self { name, labels, value: value.filter(|value: &f64| !value.is_nan()) })
+        Some(Self { name, labels, value: value.filter(|value: &f64| value.is_finite() && *value >= 0.0) })
     }
 
     /// The label's value as it is written; names of models and adapters have nothing to escape.
@@ -189,25 +263,43 @@ impl<'a> Sample<'a> {
         let mut rest = self.labels;
         loop {
             let (name, tail) = rest.split_once("=\"")?;
-            let end = tail.char_indices().scan(false, |escaped, (idx, char)| {
-                let ends = char == '"' && !*escaped;
-                *escaped = char == '\\' && !*escaped;
-                Some((idx, ends))
-            });
-            let (end, _) = end.into_iter().find(|(_, ends)| *ends)?;
+            let end = quote_end(tail)?;
             if name.trim_start_matches([',', ' ']) == key {
                 return Some(&tail[..end]);
             }
             rest = &tail[end + 1..];
         }
     }
+}
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "clamped to the range of u32 before"
-    )]
-    fn count(&self) -> u32 {
-        self.value.unwrap_or(0.0).clamp(0.0, f64::from(u32::MAX)) as u32
+/// Where the labels behind an opening brace end; a quoted value may hold a brace, too.
+fn labels_end(inside: &str) -> Option<usize> {
+    let mut start = 0;
+    loop {
+        let found = start + inside[start..].find(['"', '}'])?;
+        if inside[found..].starts_with('}') {
+            return Some(found);
+        }
+        start = found + 1;
+        start += quote_end(&inside[start..])? + 1;
     }
+}
+
+/// Where the value behind an opening quote ends.
+fn quote_end(value: &str) -> Option<usize> {
+    let mut is_escaped = false;
+    value.find(|char| {
+        let is_end = char == '"' && !is_escaped;
+        is_escaped = char == '\\' && !is_escaped;
+        is_end
+    })
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the range of u32 before"
+)]
+fn count(value: f64) -> u32 {
+    value.clamp(0.0, f64::from(u32::MAX)) as u32
 }

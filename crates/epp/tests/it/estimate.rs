@@ -142,7 +142,7 @@ async fn the_caches_size_bounds_what_is_believed() {
     }
     assert!(believed(&picker, &proxy, &prompts[0]).await > 0);
     // Three prompts of 512 tokens fit.
-    picker.pods[0].set_metrics("vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"96\"} 1.0\n");
+    picker.pods[0].set_idle_with("vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"96\"} 1.0\n");
     let pools =
         async || -> Value { serde_json::from_str(&get(picker.ports.metrics, "/debug/pools").await).unwrap() };
     until(async || pools().await["pools"][0]["endpoints"][0]["kv_tokens"] == 1536).await;
@@ -159,7 +159,7 @@ async fn a_counter_that_begins_anew_is_a_new_process() {
     let proxy = picker.proxy().await;
     let [prompt, ..] = prompts();
     let counted = async |n: u32| {
-        picker.pods[0].set_metrics(&format!("vllm:prompt_tokens_total{{engine=\"0\"}} {n}.0\n"));
+        picker.pods[0].set_idle_with(&format!("vllm:prompt_tokens_total{{engine=\"0\"}} {n}.0\n"));
         picker.wait_for_scrapes().await;
         believed(&picker, &proxy, &prompt).await
     };
