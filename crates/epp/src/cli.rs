@@ -24,6 +24,7 @@ use crate::compat::Compat;
 use crate::director::{Options, Peers};
 use crate::kv_events;
 use crate::log::{self, Filter, Format};
+use crate::server::accept::Patience;
 use crate::server::tls::{Security, local_names};
 use crate::server::{Ports, Server, Settings, Shutdown};
 use crate::spans::Otlp;
@@ -279,6 +280,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         health_port,
         metrics_port,
         security,
+        patience: Patience::default(),
         otlp: None,
         peers: Vec::new(),
         scrape_interval,

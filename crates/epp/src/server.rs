@@ -4,10 +4,12 @@
 //! bind ─► serve ─(drain)─► NOT_SERVING ─(drain delay)─► no new streams ─(streams ended │ grace period │ abort)─► end
 //! ```
 
+pub mod accept;
 pub mod ext_proc;
 mod follow;
 mod health;
 mod http;
+pub mod parts;
 pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,20 +20,18 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, anyhow};
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use pool_index::source::files::{self, Files};
+use rustls::ServerConfig;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tonic::transport::Server as Grpc;
-use tonic::transport::ServerTlsConfig;
-use tonic::transport::server::TcpIncoming;
-use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::HealthService;
+use tonic::service::Routes;
 use tracing::{info, warn};
 
+use self::accept::{Grpc, Http, Patience, Port};
 use self::ext_proc::Processor;
 use self::follow::Follower;
 use self::health::Health;
+use self::parts::Parts;
 use self::tls::Security;
 use crate::director::{Director, Options};
 use crate::kv_events;
@@ -41,12 +41,6 @@ use crate::policies::WatchedFile;
 use crate::spans::{Otlp, Spans};
 use crate::tokens::Tokenizer;
 
-/// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
-/// of 200 would make it open connections instead.
-const MAX_CONCURRENT_STREAMS: u32 = 40_000;
-/// Flow-control windows [bytes], so that a body of megabytes does not wait for a round trip every 64 KiB.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 /// A message holds a body and its envelope.
 const ENVELOPE_BYTES: usize = 1 << 20;
 
@@ -62,6 +56,8 @@ pub struct Settings {
     pub metrics_port: u16,
     /// Of the ext_proc port.
     pub security: Security,
+    /// With those who connect to any of the ports.
+    pub patience: Patience,
     /// Where the requests' spans are sent.
     pub otlp: Option<Otlp>,
     /// `host:port` of other pickers' metrics ports.
@@ -103,7 +99,8 @@ pub struct Server {
     files: Files,
     policy_file: Option<WatchedFile>,
     follower: Follower,
-    tls: Option<ServerTlsConfig>,
+    parts: Parts,
+    tls: Option<Arc<ServerConfig>>,
     spans: Arc<Spans>,
     grpc: TcpListener,
     health: TcpListener,
@@ -135,9 +132,15 @@ impl Server {
             files,
             policy_file,
             follower,
+            parts: Parts::default(),
             tls,
             spans,
         })
+    }
+
+    /// Takes tasks that shall run with the picker, and end it when they end.
+    pub fn parts(&mut self) -> &mut Parts {
+        &mut self.parts
     }
 
     /// # Errors
@@ -157,54 +160,67 @@ impl Server {
     /// When a part of the server fails while it is needed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let ports = self.ports()?;
-        let Self { settings, director, files, policy_file, follower, tls, spans, grpc, health, metrics } =
-            self;
-        let tracker = TaskTracker::new();
-        let stop = CancellationToken::new();
+        let Self {
+            settings,
+            director,
+            files,
+            policy_file,
+            follower,
+            mut parts,
+            tls,
+            spans,
+            grpc,
+            health,
+            metrics,
+        } = self;
+        let (stop, patience) = (CancellationToken::new(), settings.patience);
         let state = Health::new().await;
-        serve_health(health, state.service(), &tracker, &stop);
         let health_service = state.service();
-        tracker.spawn(state.follow(Arc::clone(&director), shutdown.drain.clone()));
-        let router = http::router(Arc::clone(&director), (shutdown.drain.clone(), stop.clone()));
+        let protocol = Grpc { tls: None, routes: Routes::new(health_service.clone()).prepare() };
+        let port = Port { name: "health", listener: health, protocol, patience };
+        parts.spawn("health port", port.serve(stop.clone()));
+        let readiness = state.follow(Arc::clone(&director), shutdown.drain.clone());
         let stopped = stop.clone().cancelled_owned();
-        tracker.spawn(async move { axum::serve(metrics, router).with_graceful_shutdown(stopped).await });
-        tracker.spawn(files.run(stop.clone().cancelled_owned()));
+        parts.spawn("readiness", async {
+            tokio::join!(readiness, stopped);
+        });
+        let router = http::router(Arc::clone(&director), (shutdown.drain.clone(), stop.clone()));
+        let port = Port { name: "metrics", listener: metrics, protocol: Http(router), patience };
+        parts.spawn("metrics port", port.serve(stop.clone()));
+        parts.spawn("files of pools and endpoints", files.run(stop.clone().cancelled_owned()));
         if let Some(file) = policy_file {
-            tracker.spawn(file.run(Arc::clone(director.policies()), stop.clone().cancelled_owned()));
+            let policies = Arc::clone(director.policies());
+            parts.spawn("policy file", file.run(policies, stop.clone().cancelled_owned()));
         }
         if !settings.peers.is_empty() {
             let followers = Followers::new(Arc::clone(&director), settings.peers.clone());
-            tracker.spawn(followers.run(stop.clone()));
+            parts.spawn("peers", followers.run(stop.clone()));
         }
-        let following = tracker.spawn(follower.run(stop.clone()));
-        let cut = CancellationToken::new();
-        let tokenizer = Tokenizer::new(settings.tokenize_timeout);
-        let limits = (settings.max_body_bytes, tokenizer);
+        parts.spawn("pool index", follower.run(stop.clone()));
+        let (cut, closed) = (CancellationToken::new(), CancellationToken::new());
+        let limits = (settings.max_body_bytes, Tokenizer::new(settings.tokenize_timeout));
         let processor = Processor::new(director, Arc::clone(&spans), limits, cut.clone());
+        let service = ExternalProcessorServer::new(processor)
+            .max_decoding_message_size(settings.max_body_bytes.saturating_add(ENVELOPE_BYTES));
         let is_secure = tls.is_some();
-        let closed = CancellationToken::new();
-        let services = (processor, health_service, settings.max_body_bytes);
-        let streams = serve_ext_proc(grpc, tls, services, closed.clone());
+        let protocol = Grpc { tls, routes: Routes::new(service).add_service(health_service).prepare() };
+        let streams = Port { name: "ext_proc", listener: grpc, protocol, patience }.serve(closed.clone());
         tokio::pin!(streams);
         info!(grpc = %ports.grpc, tls = is_secure, health = %ports.health, metrics = %ports.metrics, "Serving");
 
         let drained = drain(&shutdown, (settings.drain_delay, settings.grace_period), closed);
         let result = tokio::select! {
-            served = &mut streams => served.context("serve ext_proc"),
-            followed = following => Err(match followed {
-                Ok(()) => anyhow!("the pool index has ended"),
-                Err(error) => anyhow!(error).context("follow the pool index"),
-            }),
+            () = &mut streams => Ok(()),
+            error = parts.failed() => Err(error),
             () = drained => {
                 warn!("Cutting streams that are still open");
                 cut.cancel();
-                let ended = tokio::time::timeout(LAST_TASKS, streams).await;
-                ended.unwrap_or(Ok(())).context("serve ext_proc")
+                let _ = tokio::time::timeout(LAST_TASKS, streams).await;
+                Ok(())
             }
         };
         stop.cancel();
-        tracker.close();
-        let _ = tokio::time::timeout(LAST_TASKS, tracker.wait()).await;
+        let _ = tokio::time::timeout(LAST_TASKS, parts.ended()).await;
         let sent = tokio::task::spawn_blocking(move || spans.shut_down());
         let _ = tokio::time::timeout(LAST_TASKS, sent).await;
         info!("Ended");
@@ -225,45 +241,6 @@ async fn listen(host: IpAddr, port: u16, what: &str, flag: &str) -> anyhow::Resu
     TcpListener::bind(address).await.with_context(|| {
         format!("listen on {address} for {what} (choose another port with {flag}, 0 takes any free one)")
     })
-}
-
-async fn serve_ext_proc(
-    listener: TcpListener,
-    tls: Option<ServerTlsConfig>,
-    (processor, health, max_body_bytes): (Processor, HealthServer<HealthService>, usize),
-    closed: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let service = ExternalProcessorServer::new(processor)
-        .max_decoding_message_size(max_body_bytes.saturating_add(ENVELOPE_BYTES));
-    let mut server = Grpc::builder();
-    if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
-    }
-    server
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .add_service(service)
-        .add_service(health)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            closed.cancelled_owned(),
-        )
-        .await
-}
-
-fn serve_health(
-    listener: TcpListener,
-    service: HealthServer<HealthService>,
-    tracker: &TaskTracker,
-    stop: &CancellationToken,
-) {
-    let stopped = stop.clone().cancelled_owned();
-    tracker.spawn(
-        Grpc::builder()
-            .add_service(service)
-            .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stopped),
-    );
 }
 
 /// Ends when open streams need not be waited for any longer. From `closed` on nothing new is taken, either way.

@@ -2,12 +2,16 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use rcgen::{CertificateParams, DnType, KeyPair};
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
-use tonic::transport::{Identity, ServerTlsConfig};
 use tracing::info;
 
 /// How the port is served.
@@ -36,13 +40,13 @@ impl Security {
     /// What the server is configured with; `None` without TLS.
     ///
     /// # Errors
-    /// A file that cannot be read or written, or a name that no certificate can have.
-    pub fn config(&self, now: SystemTime) -> anyhow::Result<Option<ServerTlsConfig>> {
-        let identity = match self {
+    /// A file that cannot be read or written, or is not what it should be; or a name that no certificate can have.
+    pub fn config(&self, now: SystemTime) -> anyhow::Result<Option<Arc<ServerConfig>>> {
+        let (certificate, key) = match self {
             Self::Plain => return Ok(None),
             Self::Directory(dir) => {
                 let [certificate, key] = ["tls.crt", "tls.key"].map(|name| read(&dir.join(name)));
-                Identity::from_pem(certificate?, key?)
+                (certificate?, key?)
             }
             Self::Made { names, certificate_file } => {
                 let (certificate, key) = make(names, now)?;
@@ -51,11 +55,25 @@ impl Security {
                         .with_context(|| format!("write {}", path.display()))?;
                 }
                 info!(?names, "Made a certificate");
-                Identity::from_pem(certificate, key)
+                (certificate.into_bytes(), key.into_bytes())
             }
         };
-        Ok(Some(ServerTlsConfig::new().identity(identity)))
+        let config = server_config(&certificate, &key).context("serve TLS")?;
+        Ok(Some(Arc::new(config)))
     }
+}
+
+/// Serves HTTP/2 with a chain of certificates and the first one's key, PEM.
+fn server_config(certificate: &[u8], key: &[u8]) -> anyhow::Result<ServerConfig> {
+    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
+    let chain = chain.context("read the certificate (tls.crt)")?;
+    let key = PrivateKeyDer::from_pem_slice(key).context("read the key (tls.key)")?;
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth();
+    let mut config = builder.with_single_cert(chain, key).context("use the certificate with its key")?;
+    config.alpn_protocols.push(b"h2".to_vec());
+    Ok(config)
 }
 
 /// Names of this machine: what a certificate is for when nobody says.

@@ -1,6 +1,7 @@
 //! A picker with model servers around it, and a proxy that talks to it as Envoy does.
 
 mod engine;
+pub(crate) mod http2;
 mod pod;
 mod proxy;
 
@@ -15,6 +16,7 @@ use epp::compat::Compat;
 use epp::director::Options;
 use epp::kv_events;
 use epp::log::Format;
+use epp::server::accept::Patience;
 use epp::server::tls::Security;
 use epp::server::{Ports, Server, Settings, Shutdown};
 use epp::spans::Otlp;
@@ -29,7 +31,7 @@ use tracing::subscriber::DefaultGuard;
 
 pub(crate) use self::engine::{Engine, Form};
 pub(crate) use self::pod::{Pages, Pod};
-pub(crate) use self::proxy::{Answer, Call, Proxy, modes, post};
+pub(crate) use self::proxy::{Answer, Call, Proxy, http_headers, modes, post};
 
 /// Longest wait for something that must happen; a test fails behind it.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -71,6 +73,7 @@ pub(crate) struct Scenario {
     compat: Compat,
     otlp: Option<Otlp>,
     drain_delay: Duration,
+    patience: Patience,
 }
 
 /// A running picker.
@@ -105,7 +108,12 @@ impl Scenario {
             compat: Compat::None,
             otlp: None,
             drain_delay: Duration::ZERO,
+            patience: Patience::default(),
         }
+    }
+
+    pub(crate) fn patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     pub(crate) fn otlp(self, otlp: Option<Otlp>) -> Self {
@@ -170,6 +178,7 @@ impl Scenario {
         settings.director.compat = self.compat;
         settings.otlp = self.otlp;
         settings.drain_delay = self.drain_delay;
+        settings.patience = self.patience;
         let server = Server::bind(settings).await.unwrap();
         let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
         let mut tasks = JoinSet::new();
@@ -287,6 +296,7 @@ pub(crate) fn settings(
         health_port: 0,
         metrics_port: 0,
         security: Security::default(),
+        patience: Patience::default(),
         otlp: None,
         peers: Vec::new(),
         scrape_interval: Duration::from_millis(10),

@@ -1,0 +1,300 @@
+//! Takes connections, and ends those that nobody uses: half-open handshakes, peers that vanished, idle ones.
+//!
+//! A proxy sends the streams of all its clients over a few connections, so nothing that one client can cause may end a
+//! connection: HTTP/2's guards against abuse are set so that only the peer itself trips them.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use axum::Router;
+use futures::FutureExt as _;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::io::InspectReader;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tracing::{debug, info, warn};
+
+/// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
+/// of 200 would make it open connections instead.
+const MAX_CONCURRENT_STREAMS: u32 = 40_000;
+/// Bytes of a stream that are under way or not read yet. A body of megabytes waits for a round trip every 256 KiB; a
+/// proxy that gets ahead of the picker puts what follows into larger frames.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// Bytes of a connection that are under way or not read yet: HTTP/2's largest window, so that streams which are not read
+/// hold up no other. Half of it is h2's budget for small DATA frames that are not read yet, each of which costs up to 256
+/// bytes of it; beyond the budget the connection ends with `too_many_data_frames`. The window of a stream holds 26,000
+/// frames of 10 bytes, an ext_proc message with a byte of body; more than 160 streams would have to be full of those.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// Bytes of a stream's answers that wait for the proxy to read them.
+const SEND_BUFFER: usize = 64 << 10;
+/// Length of HTTP/2's preface and of an empty SETTINGS frame.
+const HTTP2_HELLO: u64 = 24 + 9;
+/// How long no connection is taken after one could not be, as when file descriptors are short.
+const BACK_OFF: Duration = Duration::from_millis(500);
+/// A client of HTTP/1 that says nothing for so long is let go: two of Prometheus's usual intervals.
+const HTTP1_SILENCE: Duration = Duration::from_secs(60);
+
+/// How long peers may keep a connection that does nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For TLS, and again for the first frame of HTTP/2.
+    pub handshake: Duration,
+    /// A peer that was silent for so long is pinged.
+    pub ping_interval: Duration,
+    /// A peer that does not answer the ping for so long has vanished: its streams end.
+    pub ping_timeout: Duration,
+    /// A connection of HTTP/2 without a stream for so long is closed, in good order.
+    pub idle: Duration,
+}
+
+impl Default for Patience {
+    /// A vanished proxy is noticed within 20 s. The idle time is below the hour after which Envoy closes such connections
+    /// itself, and long enough that a quiet night costs few handshakes.
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(10),
+            idle: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// A port, and how its connections are served.
+#[derive(Debug)]
+pub(super) struct Port<P> {
+    /// Names it in the log.
+    pub(super) name: &'static str,
+    pub(super) listener: TcpListener,
+    pub(super) protocol: P,
+    pub(super) patience: Patience,
+}
+
+/// Serves one connection to its end, and closes it in good order once `closed`.
+pub(super) trait Protocol: Clone + Send + 'static {
+    fn serve(
+        self,
+        socket: TcpStream,
+        patience: Patience,
+        closed: CancellationToken,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// gRPC, over TLS or not.
+#[derive(Clone, Debug)]
+pub(super) struct Grpc {
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    pub(super) routes: Routes,
+}
+
+/// HTTP/1.1.
+#[derive(Clone, Debug)]
+pub(super) struct Http(pub(super) Router);
+
+/// Runs the streams of one connection, and counts them.
+#[derive(Clone, Default)]
+struct Streams {
+    open: TaskTracker,
+    n_begun: Arc<AtomicU64>,
+}
+
+impl<P: Protocol> Port<P> {
+    /// Takes connections until `closed`, then waits for those that are open.
+    pub(super) async fn serve(self, closed: CancellationToken) {
+        let Self { name, listener, protocol, patience } = self;
+        let connections = TaskTracker::new();
+        let mut fails = false;
+        while !closed.is_cancelled() {
+            let accepted = match listener.accept().now_or_never() {
+                Some(accepted) => accepted,
+                None => {
+                    // All that waited were taken.
+                    if std::mem::take(&mut fails) {
+                        info!(port = name, "Taking connections again");
+                    }
+                    tokio::select! {
+                        biased;
+                        () = closed.cancelled() => break,
+                        accepted = listener.accept() => accepted,
+                    }
+                }
+            };
+            match accepted {
+                Ok((socket, _)) => {
+                    let connection = protocol.clone().serve(socket, patience, closed.clone());
+                    connections.spawn(async move {
+                        if let Err(error) = connection.await {
+                            debug!(port = name, error = format!("{error:#}"), "Connection broke off");
+                        }
+                    });
+                }
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut fails, true) {
+                        warn!(port = name, %error, "Cannot take connections");
+                    }
+                    // What is lacking comes back when connections end.
+                    let _ = timeout(BACK_OFF, closed.cancelled()).await;
+                }
+            }
+        }
+        drop(listener);
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// Small answers go out at once, and the system notices a peer that vanished, whether something is to be sent or not.
+fn prepare(socket: &TcpStream, patience: Patience) -> io::Result<()> {
+    // The system counts in seconds.
+    let [time, interval] =
+        [patience.ping_interval, patience.ping_timeout].map(|wait| wait.max(Duration::from_secs(1)));
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(interval))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(time + interval))?;
+    Ok(())
+}
+
+impl Protocol for Grpc {
+    async fn serve(
+        self,
+        socket: TcpStream,
+        patience: Patience,
+        closed: CancellationToken,
+    ) -> anyhow::Result<()> {
+        prepare(&socket, patience)?;
+        let Self { tls, routes } = self;
+        match tls {
+            None => serve_http2(socket, routes, patience, closed).await,
+            Some(tls) => {
+                let handshake = timeout(patience.handshake, TlsAcceptor::from(tls).accept(socket)).await;
+                let socket = handshake.map_err(|_| anyhow!("the TLS handshake took too long"))??;
+                serve_http2(socket, routes, patience, closed).await
+            }
+        }
+    }
+}
+
+impl Protocol for Http {
+    async fn serve(
+        self,
+        socket: TcpStream,
+        patience: Patience,
+        closed: CancellationToken,
+    ) -> anyhow::Result<()> {
+        prepare(&socket, patience)?;
+        let Self(router) = self;
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HTTP1_SILENCE.min(patience.idle));
+        let connection = builder.serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+        tokio::pin!(connection);
+        tokio::select! {
+            served = &mut connection => return Ok(served?),
+            () = closed.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    }
+}
+
+async fn serve_http2<S>(
+    socket: S,
+    routes: Routes,
+    patience: Patience,
+    closed: CancellationToken,
+) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let streams = Streams::default();
+    let n_read = AtomicU64::new(0);
+    let socket = InspectReader::new(socket, |bytes| {
+        n_read.fetch_add(bytes.len().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    });
+    let service = TowerToHyperService::new(routes);
+    let connection = http2(streams.clone(), patience).serve_connection(TokioIo::new(socket), service);
+    tokio::pin!(connection);
+    let half_open = half_open(&n_read, patience.handshake);
+    tokio::pin!(half_open);
+    tokio::select! {
+        served = &mut connection => return Ok(served?),
+        error = &mut half_open => return Err(error),
+        () = streams.idle(patience.idle) => debug!("Closing an idle connection"),
+        () = closed.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        served = connection => Ok(served?),
+        error = half_open => Err(error),
+    }
+}
+
+fn http2(streams: Streams, patience: Patience) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(streams);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        // Clients that give up make the proxy reset streams, all that it has open if they give up together.
+        .max_pending_accept_reset_streams(usize::try_from(MAX_CONCURRENT_STREAMS).ok())
+        // A stream that the picker ended may have frames under way, on a connection that lives for months.
+        .max_local_error_reset_streams(None)
+        .keep_alive_interval(patience.ping_interval)
+        .keep_alive_timeout(patience.ping_timeout);
+    builder
+}
+
+/// Ends if the peer has not begun to speak HTTP/2 in time; a connection that has is watched by pings.
+async fn half_open(n_read: &AtomicU64, handshake: Duration) -> anyhow::Error {
+    sleep(handshake).await;
+    if n_read.load(Ordering::Relaxed) < HTTP2_HELLO {
+        return anyhow!("the peer did not begin to speak HTTP/2");
+    }
+    match std::future::pending::<Infallible>().await {}
+}
+
+impl Streams {
+    /// Ends when no stream was open for at least `idle`, and less than twice that.
+    async fn idle(&self, idle: Duration) {
+        let mut n_before = None;
+        loop {
+            let n_begun = self.n_begun.load(Ordering::Relaxed);
+            if n_before == Some(n_begun) {
+                return;
+            }
+            n_before = self.open.is_empty().then_some(n_begun);
+            sleep(idle).await;
+        }
+    }
+}
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.n_begun.fetch_add(1, Ordering::Relaxed);
+        self.open.spawn(stream);
+    }
+}

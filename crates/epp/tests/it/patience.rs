@@ -1,0 +1,234 @@
+//! Peers that vanish, say nothing or come in numbers: what they hold is given back.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use epp::server::accept::Patience;
+use epp::server::parts::Parts;
+use epp::server::tls::{Security, local_names};
+use epp::server::{Server, Settings, Shutdown};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::fixtures::http2::{Connection, Stream, head, request_body};
+use crate::fixtures::{Picker, SOON, Scenario, get, settings, until};
+
+const COMPLETION: &[u8] = br#"{"model":"/model/qwen","prompt":"hello"}"#;
+/// Short enough for a test; nothing depends on how exactly it is kept.
+const SHORT: Duration = Duration::from_millis(100);
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_secs(600);
+const PATIENT: Patience = Patience { handshake: LONG, ping_interval: LONG, ping_timeout: LONG, idle: LONG };
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+
+/// Requests that the picker believes to be with the pods.
+async fn n_in_flight(picker: &Picker) -> u64 {
+    let status: Value = serde_json::from_str(&get(picker.ports.metrics, "/debug/pools").await).unwrap();
+    let endpoints = status["pools"][0]["endpoints"].as_array().unwrap();
+    endpoints.iter().map(|endpoint| endpoint["in_flight"].as_u64().unwrap()).sum()
+}
+
+/// A proxy with `n_streams` requests in flight that reads nothing any more.
+async fn vanished(picker: &Picker, n_streams: usize) -> (Connection, Vec<Stream>) {
+    let connection = Connection::relayed(picker.ports.grpc).await;
+    let mut streams = Vec::new();
+    for _ in 0..n_streams {
+        let mut stream = connection.stream().await;
+        stream.send(head());
+        stream.send(request_body(COMPLETION, true));
+        stream.expect_pick("before the proxy vanishes").await;
+        streams.push(stream);
+    }
+    connection.deaf.send_replace(true);
+    (connection, streams)
+}
+
+#[tokio::test]
+async fn requests_of_a_proxy_that_vanished_are_not_in_flight() {
+    let patience = Patience { ping_interval: SHORT, ping_timeout: SOON / 5, ..PATIENT };
+    let picker = Scenario::new(2).patience(patience).start().await;
+    let _vanished = vanished(&picker, 5).await;
+    until(async || n_in_flight(&picker).await == 0).await;
+    until(async || picker.metrics().await.lines().any(|line| line == "epp_streams 0")).await;
+}
+
+#[tokio::test]
+async fn requests_of_a_proxy_that_is_not_pinged_stay_in_flight() {
+    let picker = Scenario::new(2).patience(PATIENT).start().await;
+    let _vanished = vanished(&picker, 5).await;
+    tokio::time::sleep(5 * SHORT).await;
+    assert_eq!(n_in_flight(&picker).await, 5);
+}
+
+#[tokio::test]
+async fn a_proxy_that_answers_pings_keeps_its_streams() {
+    // Many pings fit into the wait, and an answer has all the time that it may need.
+    let patience = Patience { ping_interval: SHORT / 10, ping_timeout: SOON, ..PATIENT };
+    let picker = Scenario::new(1).patience(patience).start().await;
+    let connection = Connection::open(picker.ports.grpc).await;
+    let mut stream = connection.stream().await;
+    stream.send(head());
+    tokio::time::sleep(5 * SHORT).await;
+    stream.send(request_body(COMPLETION, true));
+    stream.expect_pick("after many pings").await;
+}
+
+/// Whether the other side closes a connection on which nothing is said.
+async fn closes(address: SocketAddr, wait: Duration) -> bool {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let mut bytes = Vec::new();
+    tokio::time::timeout(wait, socket.read_to_end(&mut bytes)).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_not_begun_ends() {
+    // HTTP/1 has no handshake: a client's silence is idleness.
+    let patience = Patience { handshake: SHORT, idle: 2 * SHORT, ..PATIENT };
+    let picker = Scenario::new(1).patience(patience).start().await;
+    for address in [picker.ports.grpc, picker.ports.health, picker.ports.metrics] {
+        assert!(closes(address, SOON).await, "{address} stays open");
+    }
+    let patient = Scenario::new(1).patience(PATIENT).start().await;
+    for address in [patient.ports.grpc, patient.ports.health, patient.ports.metrics] {
+        assert!(!closes(address, 4 * SHORT).await, "{address} closes");
+    }
+}
+
+#[tokio::test]
+async fn a_tls_handshake_that_is_not_begun_ends() {
+    let dir = TempDir::new().unwrap();
+    for (handshake, wait, expected) in [(SHORT, SOON, true), (LONG, 4 * SHORT, false)] {
+        let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+        std::fs::write(&pool, POOL).unwrap();
+        std::fs::write(&endpoints, "[]\n").unwrap();
+        let security = Security::Made { names: local_names(), certificate_file: None };
+        let patience = Patience { handshake, ..PATIENT };
+        let settings = Settings { security, patience, ..settings(&pool, &endpoints, 1 << 20) };
+        let server = Server::bind(settings).await.unwrap();
+        let address = server.ports().unwrap().grpc;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server.run(Shutdown::default()));
+        assert_eq!(closes(address, wait).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_it_has_no_stream_for_long() {
+    let patience = Patience { idle: SHORT, ..PATIENT };
+    let picker = Scenario::new(1).patience(patience).start().await;
+    let (mut idle, busy) =
+        (Connection::open(picker.ports.grpc).await, Connection::open(picker.ports.grpc).await);
+    let mut stream = busy.stream().await;
+    stream.send(head());
+    tokio::time::timeout(SOON, idle.ended()).await.expect("the idle connection stays open");
+    tokio::time::sleep(3 * SHORT).await;
+    stream.send(request_body(COMPLETION, true));
+    stream.expect_pick("on the connection with a stream").await;
+}
+
+#[tokio::test]
+async fn a_part_that_ends_or_dies_is_named() {
+    let mut parts = Parts::default();
+    parts.spawn("one that goes on", std::future::pending());
+    parts.spawn("one that ends", async {});
+    assert_eq!(format!("{:#}", parts.failed().await), "a part of the picker has ended: one that ends");
+    parts.spawn("one that dies", async { panic!("no hope") });
+    let error = format!("{:#}", parts.failed().await);
+    assert!(error.starts_with("a part of the picker has died: one that dies: "), "{error}");
+    assert!(error.contains("no hope"), "{error}");
+    assert!(tokio::time::timeout(SHORT, parts.failed()).await.is_err(), "the one that goes on is left");
+}
+
+#[tokio::test]
+async fn a_picker_ends_with_any_of_its_parts() {
+    let dir = TempDir::new().unwrap();
+    let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+    std::fs::write(&pool, POOL).unwrap();
+    std::fs::write(&endpoints, "[]\n").unwrap();
+    let mut server = Server::bind(settings(&pool, &endpoints, 1 << 20)).await.unwrap();
+    server.parts().spawn("a part that is lost", async { panic!("no hope") });
+    let ended = tokio::time::timeout(SOON, server.run(Shutdown::default())).await;
+    let error = format!("{:#}", ended.expect("the picker goes on").unwrap_err());
+    assert!(error.contains("a part that is lost"), "{error}");
+}
+
+/// The program with few file descriptors; killed when dropped.
+struct Program {
+    child: Child,
+    ports: Value,
+    dir: TempDir,
+}
+
+impl Program {
+    fn start(n_files: u32) -> Self {
+        let dir = TempDir::new().unwrap();
+        std::fs::write(dir.path().join("pool.yaml"), POOL).unwrap();
+        let command = format!(
+            "ulimit -n {n_files}; exec '{}' --pool-file pool.yaml --endpoint 127.0.0.1:9 --port-file ports.json \
+             --grpc-port 0 --health-port 0 --metrics-port 0 2> log",
+            env!("CARGO_BIN_EXE_epp")
+        );
+        let mut shell = Command::new("sh");
+        let child = shell.arg("-c").arg(command).current_dir(dir.path()).stdin(Stdio::null()).spawn();
+        let mut child = child.unwrap();
+        let port_file = dir.path().join("ports.json");
+        while !port_file.exists() {
+            assert_eq!(child.try_wait().unwrap(), None);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let ports = serde_json::from_str(&std::fs::read_to_string(port_file).unwrap()).unwrap();
+        Self { child, ports, dir }
+    }
+
+    fn address(&self, port: &str) -> SocketAddr {
+        self.ports[port].as_str().unwrap().parse().unwrap()
+    }
+
+    fn n_logged(&self, what: &str) -> usize {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap();
+        log.lines().filter(|line| line.contains(what)).count()
+    }
+
+    /// Time that the program has computed.
+    fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_lack_of_file_descriptors_is_waited_for() {
+    let program = Program::start(40);
+    let mut sockets = Vec::new();
+    for _ in 0..60 {
+        sockets.push(TcpStream::connect(program.address("health")).await.unwrap());
+    }
+    until(async || program.n_logged("Cannot take connections") == 1).await;
+    let before = program.cpu();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let busy = program.cpu() - before;
+    assert!(busy < Duration::from_millis(700), "{busy:?} of computing while nothing can be done");
+    assert_eq!(program.n_logged("Cannot take connections"), 1, "said again and again");
+    drop(sockets);
+    until(async || program.n_logged("Taking connections again") == 1).await;
+    assert_eq!(get(program.address("metrics"), "/healthz").await, "ok\n");
+}
