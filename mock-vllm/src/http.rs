@@ -8,9 +8,11 @@ mod answer;
 mod body;
 mod caller;
 mod choices;
+pub mod cors;
 mod debug;
 mod error;
 pub mod faults;
+mod framework;
 mod generate;
 mod ground_truth;
 mod instrument;
@@ -18,6 +20,7 @@ pub mod keep_alive;
 mod logprobs;
 mod messages;
 mod prepare;
+mod python_json;
 mod record;
 mod request;
 mod responses;
@@ -44,11 +47,13 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post};
+use axum::routing::post;
 use bytes::Bytes;
 use caller::Caller;
+use cors::CorsConfig;
 use dev::SleepSwitch;
 use error::ApiError;
+use framework::get;
 use generate::generate;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use keep_alive::KeepAlive;
@@ -83,6 +88,7 @@ pub struct PodConfig {
     pub version: VllmVersion,
     /// Empty: no key is asked for.
     pub api_keys: Vec<String>,
+    pub cors: CorsConfig,
     pub response_role: String,
     /// Answers under this path too; empty for none.
     pub root_path: String,
@@ -156,7 +162,7 @@ pub struct ServerLoad(AtomicU64);
 
 pub fn router(pod: Arc<Pod>) -> Router {
     let root_path = pod.config.root_path.clone();
-    let router = Router::new()
+    let routes = Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
         .route("/v1/responses", post(responses))
@@ -173,19 +179,22 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .merge(debug::routes())
         .merge(lora::routes(pod.config.endpoints))
         .merge(dev::routes(pod.config.endpoints))
-        .merge(faults::routes())
-        .fallback(async || ApiError::plain(StatusCode::NOT_FOUND))
-        .method_not_allowed_fallback(async || ApiError::plain(StatusCode::METHOD_NOT_ALLOWED))
+        .merge(faults::routes());
+    let router = framework::complete(routes, &pod)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::map_response_with_state(pod.clone(), dated))
         .layer(middleware::from_fn_with_state(pod.clone(), faults::inject::inject))
         .layer(middleware::from_fn_with_state(pod.clone(), instrument::instrument))
-        .layer(middleware::from_fn_with_state(pod.clone(), gate))
-        .with_state(pod);
-    match root_path.as_str() {
+        .with_state(pod.clone());
+    let anywhere = match root_path.as_str() {
         "" => router,
         path => Router::new().nest(path, router.clone()).fallback_service(router),
-    }
+    };
+    Router::new()
+        .fallback_service(anywhere)
+        .layer(middleware::map_response(framework::name_one_method))
+        .layer(middleware::from_fn_with_state(pod.clone(), cors::cors))
+        .layer(middleware::from_fn_with_state(pod, gate))
 }
 
 // === impl PodConfig ===
@@ -210,7 +219,10 @@ impl ServerLoad {
 
 /// Keys before, request-id headers after.
 async fn gate(State(pod): State<Arc<Pod>>, mut request: Request, next: Next) -> Response {
-    if is_guarded(&request) && !pod.config.api_keys.is_empty() && !has_key(&pod.config.api_keys, &request) {
+    if is_guarded(&request, &pod.config.root_path)
+        && !pod.config.api_keys.is_empty()
+        && !has_key(&pod.config.api_keys, &request)
+    {
         return (StatusCode::UNAUTHORIZED, Json(json!({"error": "Unauthorized"}))).into_response();
     }
     if !pod.config.request_id_headers {
@@ -230,8 +242,9 @@ async fn dated(State(pod): State<Arc<Pod>>, response: Response) -> Response {
     error::dated(response, pod.config.version)
 }
 
-fn is_guarded(request: &Request) -> bool {
+fn is_guarded(request: &Request, root_path: &str) -> bool {
     let path = request.uri().path();
+    let path = path.strip_prefix(root_path).unwrap_or(path);
     request.method() != Method::OPTIONS && GUARDED.iter().any(|prefix| path.starts_with(prefix))
 }
 
@@ -248,7 +261,7 @@ fn has_key(keys: &[String], request: &Request) -> bool {
 fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    let media_type = content_type.split(';').next().unwrap_or_default();
     if !media_type.eq_ignore_ascii_case("application/json") {
         return Err(body::unsupported_media_type());
     }
@@ -293,7 +306,7 @@ async fn responses(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     if pod.config.version == VllmVersion::V0_8 {
-        return ApiError::plain(StatusCode::NOT_FOUND).into_response();
+        return framework::not_found();
     }
     match json_body(&headers, body) {
         Ok(body) => responses::respond(pod, caller, body).await,
@@ -331,11 +344,7 @@ async fn detokenize_ids(
 }
 
 async fn tokenizer_info(State(pod): State<Arc<Pod>>) -> Response {
-    if pod.config.endpoints.tokenizer_info {
-        tokenize::info(&pod)
-    } else {
-        ApiError::plain(StatusCode::NOT_FOUND).into_response()
-    }
+    if pod.config.endpoints.tokenizer_info { tokenize::info(&pod) } else { framework::not_found() }
 }
 
 async fn models(State(pod): State<Arc<Pod>>) -> Json<Value> {

@@ -6,12 +6,13 @@ mod clock;
 mod lookup;
 
 use super::error::ApiError;
+use super::framework::get;
 use super::{Pod, json_body};
 use axum::Router;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse as _, Json, Response};
-use axum::routing::{get, post};
+use axum::routing::post;
 use bytes::Bytes;
 use cache::CacheQuery;
 use http::HeaderMap;

@@ -1,6 +1,7 @@
 //! Endpoints of `VLLM_SERVER_DEV_MODE`: sleeping, pausing, forgetting the cache, and what the server was started with.
 
 use super::error::ApiError;
+use super::framework::get;
 use super::{OptionalEndpoints, Pod};
 use crate::driver::pause::PauseMode;
 use crate::metrics::SleepState;
@@ -8,7 +9,7 @@ use crate::vllm_version::VllmVersion;
 use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post};
+use axum::routing::post;
 use bytes::Bytes;
 use http::StatusCode;
 use parking_lot::Mutex;

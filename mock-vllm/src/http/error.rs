@@ -8,22 +8,27 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde::Serialize;
 
+/// Marks an error that is the web framework's.
+const NO_TYPE: &str = "";
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) kind: &'static str,
     pub(crate) message: String,
     /// Where 0.8 and 0.11 say something else.
-    pub(crate) older: Option<OlderText>,
+    pub(crate) older: Option<Box<OlderText>>,
     /// Since 0.33.
     pub(crate) param: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OlderText {
-    /// Of 0.11; 0.8 knows one type of bad request.
+    /// In 0.11; 0.8 knows one type of bad request.
     pub(crate) kind: &'static str,
     pub(crate) message: String,
+    /// What 0.8 leaves to the framework.
+    pub(crate) oldest: Option<(StatusCode, &'static str)>,
 }
 
 #[derive(Serialize)]
@@ -72,8 +77,8 @@ impl ApiError {
     pub(crate) fn bad_parameter(message: &str, parameter: &str, value: impl std::fmt::Display) -> Self {
         let error =
             Self::bad_request(format!("{message} (parameter={parameter}, value={value})"), Some(parameter));
-        let older = OlderText { kind: error.kind, message: message.to_owned() };
-        Self { older: Some(older), ..error }
+        let older = OlderText { kind: error.kind, message: message.to_owned(), oldest: None };
+        Self { older: Some(Box::new(older)), ..error }
     }
 
     /// A body that does not have the shape of a request.
@@ -83,7 +88,7 @@ impl ApiError {
             status: StatusCode::BAD_REQUEST,
             kind,
             message,
-            older: Some(OlderText { kind, message: older_message }),
+            older: Some(Box::new(OlderText { kind, message: older_message, oldest: None })),
             param,
         }
     }
@@ -94,9 +99,18 @@ impl ApiError {
             status: StatusCode::NOT_FOUND,
             kind,
             message: format!("The model `{model}` does not exist. Valid aliases: {}.", valid.join(", ")),
-            older: Some(OlderText { kind, message: format!("The model `{model}` does not exist.") }),
+            older: Some(Box::new(OlderText {
+                kind,
+                message: format!("The model `{model}` does not exist."),
+                oldest: None,
+            })),
             param: Some("model".to_owned()),
         }
+    }
+
+    /// An error of the web framework, before any of vLLM's code: it has no type, in no version.
+    pub(crate) fn detail(status: StatusCode, detail: &str) -> Self {
+        Self { status, kind: NO_TYPE, message: detail.to_owned(), older: None, param: None }
     }
 
     /// Not of an endpoint but of HTTP itself: the reason phrase is all there is to say.
@@ -133,9 +147,10 @@ impl ApiError {
     pub(crate) fn to_json(&self, version: VllmVersion) -> String {
         let Self { status, kind, message, older, param } = self;
         let (older_kind, older_message) =
-            older.as_ref().map_or((*kind, message), |OlderText { kind, message }| (*kind, message));
+            older.as_ref().map_or((*kind, message), |older| (older.kind, &older.message));
         let code = status.as_u16();
         let json = match version {
+            _ if *kind == NO_TYPE => serde_json::to_string(&Detail { detail: message }),
             // Errors of HTTP itself are the web framework's there.
             VllmVersion::V0_8 if message == kind => serde_json::to_string(&Detail { detail: message }),
             VllmVersion::V0_8 => {
@@ -184,9 +199,19 @@ pub(crate) fn dated(response: Response, version: VllmVersion) -> Response {
     if version == VllmVersion::default() {
         return response;
     }
-    let (parts, body) = response.into_parts();
-    let json = parts.extensions.get::<ApiError>().map(|error| error.to_json(version));
-    Response::from_parts(parts, json.map_or(body, Body::from))
+    let (mut parts, body) = response.into_parts();
+    let Some(error) = parts.extensions.get::<ApiError>() else {
+        return Response::from_parts(parts, body);
+    };
+    let oldest = error.older.as_ref().and_then(|older| older.oldest);
+    let json = match oldest.filter(|_| version == VllmVersion::V0_8) {
+        Some((status, detail)) => {
+            parts.status = status;
+            ApiError::detail(status, detail).to_json(version)
+        }
+        None => error.to_json(version),
+    };
+    Response::from_parts(parts, Body::from(json))
 }
 
 /// JSON as Python's `json.dumps` writes it: spaces after `:` and `,`.

@@ -5,6 +5,7 @@ pub(super) mod inject;
 pub mod keeper;
 
 use super::error::ApiError;
+use super::framework::get;
 use super::{Pod, json_body};
 use crate::faults::active::ActiveRule;
 use crate::faults::spec::InvalidRule;
@@ -14,7 +15,6 @@ use axum::Router;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Json;
-use axum::routing::get;
 use bytes::Bytes;
 use http::HeaderMap;
 use serde::Deserialize;

@@ -1,6 +1,7 @@
 //! Counts and times every exchange for `http_*`. An answer whose length is known counts at once, a stream when it ends.
 
 use super::Pod;
+use super::framework::Redirected;
 use crate::metrics::http::HttpExchange;
 use crate::vllm_version::VllmVersion;
 use axum::body::{Body, HttpBody};
@@ -59,6 +60,9 @@ pub(super) async fn instrument(State(pod): State<Arc<Pod>>, request: Request, ne
     meter.response_bytes = length.unwrap_or_default();
     if meter.status == StatusCode::METHOD_NOT_ALLOWED {
         meter.exchange.forget_handler();
+    }
+    if let Some(Redirected { from }) = response.extensions().get() {
+        meter.exchange.redirect(from);
     }
     match length {
         Some(_) => {

@@ -2,6 +2,7 @@
 
 use super::body::Fields;
 use super::error::ApiError;
+use super::python_json::float_repr;
 use super::request::PromptInput;
 use super::wire::Api;
 use crate::reply::Limits;
@@ -222,13 +223,22 @@ impl Sampling {
             [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
         {
             if let Some(value) = value.filter(|value| !(-2.0..=2.0).contains(value)) {
-                return refused(format!("{name} must be in [-2, 2], got {value:?}."));
+                return refused(format!("{name} must be in [-2, 2], got {}.", float_repr(value)));
             }
+        }
+        let is_checked = version == VllmVersion::V0_33;
+        let not_finite = |value: &f64| is_checked && !value.is_finite();
+        if let Some(value) = self.repetition_penalty.filter(not_finite) {
+            let value = float_repr(value);
+            return refused(format!("repetition_penalty must be a finite number, got {value}."));
         }
         if let Some(value) = self.repetition_penalty.filter(|value| *value <= 0.0) {
             return refused(format!("repetition_penalty must be greater than zero, got {value:?}."));
         }
         match self.temperature {
+            Some(value) if not_finite(&value) => {
+                return Err(out_of_range("temperature", "be a finite number", value));
+            }
             Some(value) if value < 0.0 => {
                 return Err(out_of_range("temperature", "be non-negative", value));
             }
@@ -250,7 +260,7 @@ impl Sampling {
             }
         }
         match self.min_p.filter(|value| !(0.0..=1.0).contains(value)) {
-            Some(value) => refused(format!("min_p must be in [0, 1], got {value:?}.")),
+            Some(value) => refused(format!("min_p must be in [0, 1], got {}.", float_repr(value))),
             None => Ok(()),
         }
     }
@@ -356,6 +366,7 @@ fn stop_token_ids(fields: &mut Fields) -> Vec<i64> {
 }
 
 fn out_of_range(parameter: &str, rule: &str, value: f64) -> ApiError {
-    let message = format!("{parameter} must {rule}, got {value:?}.");
-    ApiError::bad_parameter(&message, parameter, format!("{value:?}"))
+    let value = float_repr(value);
+    let message = format!("{parameter} must {rule}, got {value}.");
+    ApiError::bad_parameter(&message, parameter, value)
 }

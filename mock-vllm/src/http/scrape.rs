@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 pub(super) fn routes() -> Router<Arc<Pod>> {
     Router::new()
-        .route("/metrics", get(exposed).fallback(negotiated))
+        .route("/metrics", get(exposed).head(negotiated).fallback(negotiated))
         .route("/metrics/", any(negotiated))
         .route("/metrics/{*rest}", any(negotiated))
 }

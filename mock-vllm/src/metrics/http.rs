@@ -81,6 +81,13 @@ impl HttpExchange {
         Some(Self { handler, method: method.to_owned(), request_bytes })
     }
 
+    /// A route takes the path without its slash, which names the handler; with more than one slash, none does.
+    pub fn redirect(&mut self, path: &str) {
+        if !path.ends_with("//") {
+            path.clone_into(&mut self.handler);
+        }
+    }
+
     /// The route takes the path, but not with this method.
     pub fn forget_handler(&mut self) {
         NO_HANDLER.clone_into(&mut self.handler);

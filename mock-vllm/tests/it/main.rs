@@ -15,6 +15,7 @@ mod engine_models;
 mod engine_pressure;
 mod engine_reference;
 mod engine_steps;
+mod fastapi;
 mod faults;
 mod faults_crash;
 mod faults_rules;

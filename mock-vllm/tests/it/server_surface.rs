@@ -98,14 +98,8 @@ async fn what_this_server_cannot_do_is_refused() {
 }
 
 #[tokio::test]
-async fn http_itself_goes_wrong_as_in_vllm() {
+async fn only_json_is_taken() {
     let pod = start("").await;
-    let plain = |text: &str, code: u16| json!({"error": {"message": text, "type": text, "param": null, "code": code}});
-    let unknown = pod.get("/v1/nothing").await;
-    assert_eq!((unknown.status, unknown.json()), (StatusCode::NOT_FOUND, plain("Not Found", 404)));
-    let method = pod.get("/v1/chat/completions").await;
-    assert_eq!(method.status, StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(method.json(), plain("Method Not Allowed", 405));
     let text = [("content-type", "text/plain")];
     let media_type = pod.send(Method::POST, "/v1/completions", &text, "{}").await;
     assert_eq!(media_type.status, StatusCode::BAD_REQUEST);

@@ -87,15 +87,6 @@ async fn errors_have_their_generations_shape() {
 }
 
 #[tokio::test]
-async fn http_errors_are_the_frameworks_in_the_oldest() {
-    let pod = start("--vllm-version 0.8").await;
-    assert_eq!(pod.get("/nothing").await.body, r#"{"detail":"Not Found"}"#);
-    let pod = start("--vllm-version 0.11").await;
-    let expected = r#"{"error":{"message":"Not Found","type":"Not Found","param":null,"code":404}}"#;
-    assert_eq!(pod.get("/nothing").await.body, expected);
-}
-
-#[tokio::test]
 async fn usage_is_on_by_default_in_stream_options_of_older_ones() {
     for (version, has_usage) in [("0.8", true), ("0.11", true), ("0.33", false)] {
         let pod = start(&format!("--vllm-version {version}")).await;

@@ -2,10 +2,6 @@
 
 /// What vLLM takes and this server does without. A flag that takes values swallows all that follow, up to the next flag.
 pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
-    ("allow-credentials", Takes::Nothing, HTTP),
-    ("allowed-headers", Takes::Values, HTTP),
-    ("allowed-methods", Takes::Values, HTTP),
-    ("allowed-origins", Takes::Values, HTTP),
     ("api-server-count", Takes::Values, HTTP),
     ("async-scheduling", Takes::Nothing, KERNELS),
     ("attention-backend", Takes::Values, KERNELS),

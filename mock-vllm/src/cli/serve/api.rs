@@ -1,6 +1,8 @@
 //! Flags of `serve` about the wire: names, keys, headers, usage.
 
+use super::values::HeaderList;
 use crate::engine::config::EngineConfig;
+use crate::http::cors::CorsConfig;
 use crate::http::{OptionalEndpoints, OutputConfig, PodConfig, UsageConfig};
 use crate::vllm_version::VllmVersion;
 use clap::Args;
@@ -29,9 +31,28 @@ pub(super) struct ApiArgs {
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_server_load_tracking: bool,
     #[command(flatten)]
+    cors: CorsArgs,
+    #[command(flatten)]
     usage: UsageArgs,
     #[command(flatten)]
     dev: DevArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "API (as vLLM)")]
+struct CorsArgs {
+    /// Origins whose pages may call from a browser, as a JSON list; by default any, as up to vLLM 0.11
+    #[arg(long, value_name = "LIST", default_value = r#"["*"]"#, value_parser = super::values::header_list)]
+    allowed_origins: HeaderList,
+    /// Methods that they may use, as a JSON list
+    #[arg(long, value_name = "LIST", default_value = r#"["*"]"#, value_parser = super::values::header_list)]
+    allowed_methods: HeaderList,
+    /// Headers that they may send, as a JSON list
+    #[arg(long, value_name = "LIST", default_value = r#"["*"]"#, value_parser = super::values::header_list)]
+    allowed_headers: HeaderList,
+    /// Let them send cookies and credentials
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    allow_credentials: bool,
 }
 
 #[derive(Debug, Args)]
@@ -86,10 +107,12 @@ impl ApiArgs {
             response_role,
             enable_request_id_headers,
             enable_server_load_tracking,
+            cors,
             usage,
             dev: _,
         } = self;
         let UsageArgs { enable_prompt_tokens_details, enable_force_include_usage } = usage;
+        let CorsArgs { allowed_origins, allowed_methods, allowed_headers, allow_credentials } = cors;
         PodConfig {
             served_model_names: if served_model_name.is_empty() {
                 vec![model.clone()]
@@ -104,6 +127,12 @@ impl ApiArgs {
             pod_name,
             version,
             api_keys: api_key.into_iter().filter(|key| !key.is_empty()).collect(),
+            cors: CorsConfig {
+                origins: allowed_origins.0,
+                methods: allowed_methods.0,
+                headers: allowed_headers.0,
+                credentials: allow_credentials,
+            },
             root_path,
             response_role,
             usage: UsageConfig {

@@ -1,7 +1,22 @@
 //! Values of flags: how their text becomes a number, a share or a model of time.
 
+use http::HeaderValue;
 use serde_json::{Map, Value};
 use std::time::Duration;
+
+/// Values of a header that is a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HeaderList(pub(super) Vec<String>);
+
+/// vLLM's lists of one flag, which are JSON: `["*"]`.
+pub(super) fn header_list(text: &str) -> Result<HeaderList, String> {
+    let items: Vec<String> = serde_json::from_str(text)
+        .map_err(|error| format!("{text} is not a JSON list of texts, like [\"*\"]: {error}"))?;
+    match items.iter().find(|item| HeaderValue::try_from(item.as_str()).is_err()) {
+        Some(item) => Err(format!("{item:?} cannot be part of a header")),
+        None => Ok(HeaderList(items)),
+    }
+}
 
 pub(super) fn jitter(text: &str) -> Result<f64, String> {
     let jitter: f64 = text.parse().map_err(|error| format!("{error}"))?;
