@@ -64,7 +64,7 @@ pub struct CacheArrival {
     /// As in the request log.
     pub request_id: String,
     pub prompt_tokens: u32,
-    /// The chain of the blocks that a look-up may find; empty without prefix caching.
+    /// The chain of the blocks that a look-up may find; empty without one.
     pub hashes: Vec<u64>,
 }
 
@@ -116,6 +116,7 @@ impl CacheLog {
             tokens: &request.prompt,
             lora: request.lora.as_deref(),
             cache_salt: request.cache_salt.as_deref(),
+            cache_reading: request.cache_reading,
         };
         let arrival = CacheArrival {
             request: request.id.0,

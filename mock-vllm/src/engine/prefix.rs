@@ -3,7 +3,7 @@
 use super::block_pool::{BlockIdx, BlockPool};
 use super::config::EngineConfig;
 use super::hash::{BlockHash, BlockHasher, ExtraKeys};
-use super::request::LoraAdapter;
+use super::request::{CacheReading, LoraAdapter};
 
 /// A prompt and what its block hashes depend on besides its tokens.
 #[derive(Clone, Copy, Debug)]
@@ -11,15 +11,16 @@ pub struct PromptPrefix<'a> {
     pub tokens: &'a [u32],
     pub lora: Option<&'a LoraAdapter>,
     pub cache_salt: Option<&'a str>,
+    pub cache_reading: CacheReading,
 }
 
 // === impl PromptPrefix ===
 
 impl PromptPrefix<'_> {
-    /// The hash chain of the blocks that a look-up may find: full ones, without the last token. Empty when prefix caching
-    /// is off.
+    /// The hash chain of the blocks that a look-up may find: full ones, without the last token. Empty without a look-up:
+    /// when prefix caching is off, or the request skips it.
     pub fn hashes(&self, config: &EngineConfig) -> Vec<BlockHash> {
-        if !config.prefix_caching {
+        if !config.prefix_caching || self.cache_reading == CacheReading::Skip {
             return Vec::new();
         }
         let mut hasher = BlockHasher::of(config);

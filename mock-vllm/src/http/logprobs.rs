@@ -3,6 +3,7 @@
 use super::body::Fields;
 use super::error::ApiError;
 use super::wire::Api;
+use crate::engine::request::CacheReading;
 use crate::vllm_version::VllmVersion;
 use serde_json::Value;
 
@@ -76,6 +77,14 @@ impl LogprobsRequest {
             prompt: fields.integer("prompt_logprobs").or(echoed),
             as_ids: fields.boolean("return_tokens_as_token_ids"),
         })
+    }
+
+    /// What was computed for others has no log probabilities.
+    pub(crate) fn cache_reading(self) -> CacheReading {
+        match self.prompt {
+            Some(_) => CacheReading::Skip,
+            None => CacheReading::Read,
+        }
     }
 
     /// # Errors

@@ -87,11 +87,7 @@ impl Preparation<'_> {
             let counts = request.logprobs.counts(output.max_logprobs, pod.tokenizer.vocabulary_len())?;
             let n = request.sampling.n();
             let group = (n > 1).then(|| Arc::new(SampleGroup::new(n)));
-            // What was computed for others has no log probabilities.
-            let cache_reading = match counts.prompt {
-                Some(_) => CacheReading::Skip,
-                None => CacheReading::Read,
-            };
+            let cache_reading = request.logprobs.cache_reading();
             let samples = Samples { prompt_idx, prompt, ids: &ids, limits, group, cache_reading };
             choices.extend(self.samples(&samples, n)?);
             prompts.push(self.answered(prompt, ids, counts));

@@ -208,8 +208,12 @@ impl Pair {
     /// What the engine says that this prompt would hit, before it is added.
     fn compare_probe(&self, request: &EngineRequest) {
         let EngineRequest { prompt, lora, cache_salt, .. } = request;
-        let prompt =
-            PromptPrefix { tokens: prompt, lora: lora.as_deref(), cache_salt: cache_salt.as_deref() };
+        let prompt = PromptPrefix {
+            tokens: prompt,
+            lora: lora.as_deref(),
+            cache_salt: cache_salt.as_deref(),
+            cache_reading: CacheReading::Read,
+        };
         let found = cached_prefix(self.real.block_pool(), &prompt.hashes(self.real.config()));
         let n_tokens = u32::try_from(request.prompt.len()).unwrap();
         assert_eq!(found, self.naive.look_up(request, n_tokens));

@@ -1,6 +1,7 @@
 //! One binary for all integration tests of the crate.
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod cache_reading;
 mod cli;
 mod debug_endpoints;
 mod departures;

@@ -164,6 +164,23 @@ async fn perfect_routing_regrets_nothing_and_round_robin_does() {
     oracle(&round_robin.log(), "--max-regret 0").check(1, "above --max-regret 0");
 }
 
+/// A request that does not look into the cache loses nothing wherever it goes, and contradicts nothing.
+#[tokio::test]
+async fn who_does_not_look_into_the_cache_misses_nothing() {
+    let mut fleet = Fleet::start(&["a", "b"], "").await;
+    let prompt = ids(1000, 160);
+    fleet.send(0, &prompt, "").await;
+    fleet.send(0, &prompt, r#","prompt_logprobs":1"#).await;
+    fleet.send(1, &prompt, r#","prompt_logprobs":1"#).await;
+    oracle(&fleet.log(), "--max-regret 0").check(0, "");
+    let totals = oracle(&fleet.log(), "--json").json()["totals"].clone();
+    assert_eq!(totals["admissions_explained"], totals["admissions"], "{totals}");
+    // The same without the field is a miss.
+    fleet.send(0, &ids(5000, 160), "").await;
+    fleet.send(1, &ids(5000, 160), "").await;
+    oracle(&fleet.log(), "--max-regret 0").check(1, "above --max-regret 0");
+}
+
 /// Pools that hold about three prompts, prompts of common beginnings, salts: what the oracle tells is what the pods said.
 #[tokio::test]
 async fn the_told_caches_are_the_pods_own() {

@@ -148,25 +148,6 @@ async fn completions_tell_offsets_and_echo_the_prompt() {
 }
 
 #[tokio::test]
-async fn prompt_logprobs_are_computed_and_not_found() {
-    let pod = start("--enable-prompt-tokens-details").await;
-    let body = |fields: Value| {
-        let mut body = json!({"prompt": vec![785; 64], "max_tokens": 1});
-        fields.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
-        body
-    };
-    let cached = async |fields: Value| {
-        let answer = post(&pod, "/v1/completions", &body(fields)).await.json();
-        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
-    };
-    assert_eq!(cached(json!({})).await, 0);
-    assert_eq!(cached(json!({"prompt_logprobs": 1})).await, 0);
-    assert_eq!(cached(json!({})).await, 48);
-    // And the one that did not look is not counted.
-    assert_eq!(pod.metric("vllm:prefix_cache_queries_total").await, 128.0);
-}
-
-#[tokio::test]
 async fn counts_beyond_the_servers_are_refused() {
     let pod = start("").await;
     let check = async |path: &str, body: Value, param: &str, message: &str| {

@@ -8,6 +8,7 @@ use super::super::request::{PromptInput, TextRequest};
 use super::super::wire::Api;
 use crate::engine::block_pool::BlockIdx;
 use crate::engine::prefix::{PromptPrefix, cached_prefix};
+use crate::engine::request::CacheReading;
 use crate::vllm_version::VllmVersion;
 use bytes::Bytes;
 use serde::Serialize;
@@ -28,6 +29,7 @@ struct Question {
     model: Option<String>,
     prompt: PromptInput,
     cache_salt: Option<String>,
+    cache_reading: CacheReading,
 }
 
 /// `body` is that of a chat or of a completion, or `{"prompt_token_ids": [..]}` with `model` and `cache_salt` if need be.
@@ -39,11 +41,12 @@ pub(super) async fn look_up(pod: Arc<Pod>, body: Bytes) -> Result<Lookup, ApiErr
     let config = pod.driver.inspect(|view| view.engine.config().clone()).await.map_err(dead)?;
     let asked = pod.clone();
     let hash = move || {
-        let Question { model, prompt, cache_salt } = Question::parse(asked.config.version, &body)?;
+        let Question { model, prompt, cache_salt, cache_reading } =
+            Question::parse(asked.config.version, &body)?;
         let model = asked.resolve_model(model.as_deref())?;
         let tokens = asked.prompt_ids(&prompt)?;
-        let prefix =
-            PromptPrefix { tokens: &tokens, lora: model.lora.as_deref(), cache_salt: cache_salt.as_deref() };
+        let (lora, cache_salt) = (model.lora.as_deref(), cache_salt.as_deref());
+        let prefix = PromptPrefix { tokens: &tokens, lora, cache_salt, cache_reading };
         Ok((tokens.len(), prefix.hashes(&config)))
     };
     let hashed = tokio::task::spawn_blocking(hash).await;
@@ -66,14 +69,16 @@ impl Question {
             let model = fields.string("model").filter(|model| !model.is_empty());
             let cache_salt = fields.string("cache_salt");
             fields.finish()?;
-            return Ok(Self { model, prompt: PromptInput::TokenIds(ids), cache_salt });
+            let prompt = PromptInput::TokenIds(ids);
+            return Ok(Self { model, prompt, cache_salt, cache_reading: CacheReading::Read });
         } else if fields.has("messages") {
             Api::Chat
         } else {
             Api::Completion
         };
-        let TextRequest { model, prompts, cache_salt, .. } = TextRequest::parse(api, version, body)?;
+        let TextRequest { model, prompts, cache_salt, logprobs, .. } =
+            TextRequest::parse(api, version, body)?;
         let prompt = prompts.into_iter().next().unwrap_or(PromptInput::TokenIds(Vec::new()));
-        Ok(Self { model, prompt, cache_salt })
+        Ok(Self { model, prompt, cache_salt, cache_reading: logprobs.cache_reading() })
     }
 }
