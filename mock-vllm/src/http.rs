@@ -22,6 +22,7 @@ mod messages;
 mod prepare;
 mod python_json;
 mod record;
+mod render;
 mod request;
 mod responses;
 mod sampling;
@@ -112,6 +113,8 @@ pub struct OptionalEndpoints {
     pub lora_updates: bool,
     /// `--enable-tokenizer-info-endpoint`
     pub tokenizer_info: bool,
+    /// `--enable-scale-out`: requests are rendered for others.
+    pub scale_out: bool,
 }
 
 /// What `usage` says, and when.
@@ -172,6 +175,7 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/detokenize", post(detokenize_ids))
         .route("/tokenizer_info", get(tokenizer_info))
         .merge(scrape::routes())
+        .merge(render::routes())
         .route("/health", get(health))
         .route("/ping", get(health).post(health))
         .route("/version", get(version))

@@ -41,6 +41,13 @@ pub(super) struct PreparedChoice {
     calls: Option<Arc<ToolReply>>,
 }
 
+/// Token ids of a prompt, and what its answer is held to.
+#[derive(Debug)]
+pub(super) struct MeasuredPrompt {
+    pub(super) ids: Arc<[u32]>,
+    pub(super) limits: Limits,
+}
+
 /// What preparing a request needs to know of it beside its body.
 #[derive(Debug)]
 pub(super) struct Incoming {
@@ -54,6 +61,20 @@ pub(super) struct Incoming {
 /// For what does not go with the model or the server's flags.
 pub(super) fn prepare(pod: &Pod, incoming: &Incoming, request: &TextRequest) -> Result<Prepared, ApiError> {
     Preparation { pod, incoming, request }.prepare()
+}
+
+/// The prompts as the engine gets them.
+///
+/// # Errors
+/// As [`prepare`], but for what has to do with the answer only.
+pub(super) fn rendered(
+    pod: &Pod,
+    incoming: &Incoming,
+    request: &TextRequest,
+) -> Result<Vec<MeasuredPrompt>, ApiError> {
+    request.shape.check_tool_calling(pod.config.output.tool_calling)?;
+    let preparation = Preparation { pod, incoming, request };
+    request.prompts.iter().map(|prompt| preparation.measured(prompt)).collect()
 }
 
 #[derive(Clone, Copy)]
@@ -82,8 +103,7 @@ impl Preparation<'_> {
         request.shape.check_tool_calling(output.tool_calling)?;
         let (mut prompts, mut choices) = (Vec::new(), Vec::new());
         for (prompt_idx, prompt) in request.prompts.iter().enumerate() {
-            let ids: Arc<[u32]> = pod.prompt_ids(prompt)?.into();
-            let limits = self.limits(PromptLength::new(ids.len(), prompt))?;
+            let MeasuredPrompt { ids, limits } = self.measured(prompt)?;
             let counts = request.logprobs.counts(output.max_logprobs, pod.tokenizer.vocabulary_len())?;
             let n = request.sampling.n();
             let group = (n > 1).then(|| Arc::new(SampleGroup::new(n)));
@@ -145,6 +165,12 @@ impl Preparation<'_> {
             Ok(PreparedChoice { prompt_idx: *prompt_idx, submission, text, interval, calls: calls.cloned() })
         });
         choices.collect()
+    }
+
+    fn measured(self, prompt: &PromptInput) -> Result<MeasuredPrompt, ApiError> {
+        let ids: Arc<[u32]> = self.pod.prompt_ids(prompt)?.into();
+        let limits = self.limits(PromptLength::new(ids.len(), prompt))?;
+        Ok(MeasuredPrompt { ids, limits })
     }
 
     fn limits(self, prompt: PromptLength) -> Result<Limits, ApiError> {

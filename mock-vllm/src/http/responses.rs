@@ -10,9 +10,10 @@ use super::error::ApiError;
 use super::generate::{Started, start};
 use super::ground_truth::PrefixHit;
 use super::record::Record;
-use super::request::DeliveryMode;
+use super::request::{DeliveryMode, TextRequest};
 use super::wire::Api;
 use crate::driver::Admission;
+use crate::vllm_version::VllmVersion;
 use axum::body::Body;
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
@@ -49,6 +50,14 @@ pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Respo
             error.into_response()
         }
     }
+}
+
+/// The chat that `body` asks for.
+///
+/// # Errors
+/// What a response to it would fail with before it begins.
+pub(super) fn as_chat(version: VllmVersion, body: &[u8]) -> Result<TextRequest, ApiError> {
+    TextRequest::parse(Api::Chat, version, &ResponsesRequest::parse(body)?.chat)
 }
 
 async fn begin(

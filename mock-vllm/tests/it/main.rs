@@ -36,6 +36,7 @@ mod oracle;
 mod pods;
 mod process;
 mod python;
+mod render;
 mod replies;
 mod server_chat;
 mod server_choices;

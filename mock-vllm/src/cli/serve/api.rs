@@ -30,6 +30,9 @@ pub(super) struct ApiArgs {
     /// Count requests in flight for /load
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_server_load_tracking: bool,
+    /// Have /v1/.../render, which answers with a request's token ids; vLLM 0.33
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    enable_scale_out: bool,
     #[command(flatten)]
     cors: CorsArgs,
     #[command(flatten)]
@@ -90,6 +93,7 @@ impl ApiArgs {
             sleep: enable_sleep_mode,
             lora_updates,
             tokenizer_info: enable_tokenizer_info_endpoint,
+            scale_out: self.enable_scale_out,
         }
     }
 
@@ -108,6 +112,7 @@ impl ApiArgs {
             enable_request_id_headers,
             enable_server_load_tracking,
             cors,
+            enable_scale_out: _,
             usage,
             dev: _,
         } = self;
