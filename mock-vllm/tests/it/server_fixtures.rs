@@ -12,9 +12,12 @@ use mock_vllm::kv_events::publisher::KvEventMonitor;
 use mock_vllm::server::BuiltPod;
 use mock_vllm::{cli, server};
 use serde_json::Value;
+use socket2::SockRef;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 pub(crate) const MODEL: &str = "/model/qwen";
@@ -65,6 +68,23 @@ pub(crate) async fn start(flags: &str) -> TestPod {
         client: Client::builder(TokioExecutor::new()).build_http(),
         _stop: stop,
     }
+}
+
+/// Takes what has arrived, as the kernel knows it: `try_read` tells only what tokio's reactor has seen of a socket, which is nothing
+/// until it has run.
+///
+/// # Errors
+/// `WouldBlock` when nothing has arrived.
+pub(crate) fn take_arrived(socket: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 4096];
+    let n_read = (&*SockRef::from(socket)).read(&mut buffer)?;
+    buffer.truncate(n_read);
+    Ok(buffer)
+}
+
+/// Open, and nothing has arrived.
+pub(crate) fn is_silent(socket: &TcpStream) -> bool {
+    take_arrived(socket).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 // === impl TestPod ===
