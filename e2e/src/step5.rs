@@ -215,6 +215,11 @@ impl Report {
                 judge::table(agreement, "simulated")
             );
         }
+        for (name, runs) in [("8080", plain), ("8081", picked)] {
+            if let Some(failed) = runs.iter().find_map(Figures::failed) {
+                text += &format!("{name}: {failed}\n");
+            }
+        }
         let failed = self.failed();
         text += &match failed.is_empty() {
             true => format!("PASS: {}\n", setup.claim()),
@@ -275,10 +280,10 @@ pub fn entries(file: Option<&Path>) -> Result<Vec<Entry>> {
 
 #[cfg(test)]
 mod tests {
-    use super::judge::{self, Line, Setup};
+    use super::judge::{self, Figures, Line, Setup};
     use super::side::{Caching, PolicyName, Side};
     use super::{COMMAND, data, entries};
-    use crate::multi_round_qa::sharegpt;
+    use crate::multi_round_qa::sharegpt::{self, Entry};
     use sim::model::ServedModel;
 
     const PUBLISHED: Setup = Setup { n_pods: 2, is_published_server: true, is_own_data: true };
@@ -320,6 +325,35 @@ mod tests {
             let failing = failing(policy, caching);
             assert!(failing.contains(&expected), "{policy:?}: {failing:?}");
         }
+    }
+
+    /// A session whose question is longer than the model's context ends with it; the others go on as if nothing were.
+    #[test]
+    fn a_turn_beyond_the_context_fails_its_session_and_no_other() {
+        const LONG: usize = 9;
+        let model = ServedModel::qwen25().unwrap();
+        let own = entries(None).unwrap();
+        let mut long = own.clone();
+        let question = long[LONG].num_round % 2 + 2;
+        long[LONG].conversations[question].value = "word ".repeat(9000);
+        let run = |entries: &[Entry]| Side::published(PolicyName::Prefix, 1).run(entries, &model).unwrap();
+        let (own, long) = (run(&own), run(&long));
+        // Of its eight turns the first is answered, the second fails, and the others are never sent.
+        assert_eq!((own.summary.n_finished, long.summary.n_finished), (63, 56));
+        assert_eq!((own.summary.window.n_failed, long.summary.window.n_failed), (0, 1));
+        let failed = long.failed().unwrap();
+        assert!(
+            failed.starts_with("1 of 57 requests failed; the first is of user 9, question 2: "),
+            "{failed}"
+        );
+        assert_eq!(own.failed(), None);
+        let setup = Setup { is_own_data: false, ..PUBLISHED };
+        let line = |figures: &Figures| {
+            let side = std::slice::from_ref(figures);
+            let lines = judge::lines(setup, side, side);
+            lines.into_iter().find(|line| line.name == judge::FAILED_REQUESTS).map(|line| line.holds)
+        };
+        assert_eq!((line(&own), line(&long)), (None, Some(false)));
     }
 
     #[test]

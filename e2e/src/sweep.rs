@@ -8,6 +8,7 @@ use serde_json::json;
 use sim::model::ServedModel;
 
 use crate::cli::{End, SweepArgs};
+use crate::multi_round_qa::sharegpt::Entry;
 use crate::report::summary::new_table;
 use crate::stats::mean;
 use crate::step5::entries;
@@ -36,15 +37,27 @@ pub enum Knob {
     PromptWords,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 struct Point {
     value: u32,
     plain_ttft: f64,
     picked_ttft: f64,
-    /// Below 1, prefix-aware routing is faster.
+    /// Below 1, prefix-aware routing is faster; no number when no request was answered.
     ratio: f64,
     plain_hit_ratio: f64,
     picked_hit_ratio: f64,
+    /// Why the figures are not those of all requests, of the first run that has failures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
+}
+
+/// What a point says of prefix-aware routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Pays,
+    DoesNotPay,
+    /// Requests failed.
+    Unknown,
 }
 
 impl Knob {
@@ -83,17 +96,14 @@ pub fn run(args: &SweepArgs) -> Result<End> {
         values.iter().all(|value| *value > 0 || args.knob != Knob::Replicas),
         "--values: at least one pod"
     );
+    ensure!(
+        values.iter().all(|value| *value > 0 || args.knob != Knob::ScrapeInterval),
+        "--values: at least one millisecond between two scrapes"
+    );
     let mut points = Vec::new();
     for value in values {
         ui.step(&format!("{:?} {value}", args.knob));
-        let side = |policy, seed| {
-            let mut side = Side::published(policy, seed);
-            args.knob.set(&mut side, value);
-            side.run(&entries, &model)
-        };
-        let runs =
-            |policy| (1..=u64::from(args.seeds)).map(|seed| side(policy, seed)).collect::<Result<Vec<_>>>();
-        points.push(Point::new(value, &runs(PolicyName::LeastRequest)?, &runs(PolicyName::Prefix)?));
+        points.push(args.point(value, &entries, &model)?);
     }
     ui.finish();
     ui::print(&match args.json {
@@ -101,6 +111,19 @@ pub fn run(args: &SweepArgs) -> Result<End> {
         false => text(args, &points),
     });
     Ok(End::Good)
+}
+
+impl SweepArgs {
+    fn point(&self, value: u32, entries: &[Entry], model: &ServedModel) -> Result<Point> {
+        let side = |policy, seed| {
+            let mut side = Side::published(policy, seed);
+            self.knob.set(&mut side, value);
+            side.run(entries, model)
+        };
+        let runs =
+            |policy| (1..=u64::from(self.seeds)).map(|seed| side(policy, seed)).collect::<Result<Vec<_>>>();
+        Ok(Point::new(value, &runs(PolicyName::LeastRequest)?, &runs(PolicyName::Prefix)?))
+    }
 }
 
 impl Point {
@@ -118,6 +141,15 @@ impl Point {
             ratio: picked_ttft / plain_ttft,
             plain_hit_ratio: of(plain, hit),
             picked_hit_ratio: of(picked, hit),
+            failed: plain.iter().chain(picked).find_map(Figures::failed),
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        match &self.failed {
+            Some(_) => Verdict::Unknown,
+            None if self.ratio > PAYS => Verdict::DoesNotPay,
+            None => Verdict::Pays,
         }
     }
 }
@@ -126,7 +158,9 @@ fn text(args: &SweepArgs, points: &[Point]) -> String {
     let name = format!("{:?}", args.knob);
     let heads = [&name, "TTFT, 8080", "TTFT, 8081", "8081 by 8080", "hits, 8080", "hits, 8081", ""];
     let mut table = new_table(&heads, 1);
-    for Point { value, plain_ttft, picked_ttft, ratio, plain_hit_ratio, picked_hit_ratio } in points {
+    for point in points {
+        let Point { value, plain_ttft, picked_ttft, ratio, plain_hit_ratio, picked_hit_ratio, failed: _ } =
+            point;
         table.add_row([
             value.to_string(),
             format!("{plain_ttft:.3} s"),
@@ -134,23 +168,40 @@ fn text(args: &SweepArgs, points: &[Point]) -> String {
             format!("{ratio:.2}"),
             format!("{:.0} %", plain_hit_ratio * 100.0),
             format!("{:.0} %", picked_hit_ratio * 100.0),
-            if *ratio > PAYS { "does not pay" } else { "" }.to_owned(),
+            match point.verdict() {
+                Verdict::Pays => "",
+                Verdict::DoesNotPay => "does not pay",
+                Verdict::Unknown => "requests failed",
+            }
+            .to_owned(),
         ]);
     }
-    let idle: Vec<String> =
-        points.iter().filter(|point| point.ratio > PAYS).map(|point| point.value.to_string()).collect();
-    let verdict = match idle.is_empty() {
-        true => "prefix-aware routing pays throughout".to_owned(),
-        false => format!("prefix-aware routing does not pay at {name} {}", idle.join(", ")),
+    let values = |verdict: Verdict| {
+        let points = points.iter().filter(|point| point.verdict() == verdict);
+        points.map(|point| point.value.to_string()).collect::<Vec<String>>().join(", ")
     };
-    format!("{table}\n{verdict}; step 5's load, {} seeds, virtual time\n", args.seeds)
+    let (idle, unknown) = (values(Verdict::DoesNotPay), values(Verdict::Unknown));
+    let verdict = match (idle.is_empty(), unknown.is_empty()) {
+        (true, true) => "prefix-aware routing pays throughout".to_owned(),
+        (true, false) => format!("requests failed at {name} {unknown}"),
+        (false, true) => format!("prefix-aware routing does not pay at {name} {idle}"),
+        (false, false) => {
+            format!("prefix-aware routing does not pay at {name} {idle}, and requests failed at {unknown}")
+        }
+    };
+    let failed: String = points
+        .iter()
+        .filter_map(|point| Some(format!("{name} {}: {}\n", point.value, point.failed.as_ref()?)))
+        .collect();
+    format!("{table}\n{failed}{verdict}; step 5's load, {} seeds, virtual time\n", args.seeds)
 }
 
 #[cfg(test)]
 mod tests {
     use sim::model::ServedModel;
 
-    use super::Knob;
+    use super::{Knob, run, text};
+    use crate::cli::SweepArgs;
     use crate::step5::entries;
     use crate::step5::judge::Figures;
     use crate::step5::side::{PolicyName, Side};
@@ -168,5 +219,34 @@ mod tests {
         let (own, fine, coarse) = (run(None), run(Some(128)), run(Some(16_384)));
         assert_eq!((own.cold, &own.picks), (12, &fine.picks));
         assert!(coarse.cold > 12 && coarse.summary.ttft > own.summary.ttft, "{}", coarse.cold);
+    }
+
+    fn args(knob: Knob, values: &[u32]) -> SweepArgs {
+        SweepArgs { knob, values: values.to_vec(), seeds: 1, json: false }
+    }
+
+    #[test]
+    fn prompts_beyond_the_context_fail_and_are_counted() {
+        let (entries, model) = (entries(None).unwrap(), ServedModel::qwen25().unwrap());
+        let args = args(Knob::PromptWords, &[2000, 9000]);
+        let points = args.values.iter().map(|value| args.point(*value, &entries, &model).unwrap());
+        let points: Vec<_> = points.collect();
+        assert_eq!(points[0].failed, None);
+        let failed = points[1].failed.as_deref().unwrap();
+        assert!(
+            failed.starts_with("12 of 12 requests failed; the first is of user 9, question 1: prompt of 9"),
+            "{failed}"
+        );
+        let text = text(&args, &points);
+        assert!(text.contains(&format!("PromptWords 9000: {failed}\n")), "{text}");
+        assert!(text.contains("requests failed at PromptWords 9000; step 5's load"), "{text}");
+        assert!(!text.contains("pays throughout"), "{text}");
+    }
+
+    /// The agenda would never come to another moment.
+    #[test]
+    fn scrapes_without_a_pause_are_refused() {
+        let error = run(&args(Knob::ScrapeInterval, &[50, 0])).unwrap_err().to_string();
+        assert_eq!(error, "--values: at least one millisecond between two scrapes");
     }
 }

@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Request, Workload, World};
+use sim::world::{Fleet, Outcome, Refusal, Request, Workload, World};
 
 /// Requests of one session: each one's prompt is all that was said before, and something new.
 const ROUNDS: usize = 10;
@@ -93,6 +93,10 @@ impl Workload for Sessions {
             requests.push(self.ask(session));
         }
         requests
+    }
+
+    fn refused(&mut self, refusal: Refusal) {
+        unreachable!("prompts fit: {refusal:?}")
     }
 
     fn ended(&mut self, outcome: &Outcome) {

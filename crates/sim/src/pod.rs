@@ -7,7 +7,7 @@ use mock_vllm::engine::config::{ConfigError, EngineConfig};
 use mock_vllm::engine::hash::BlockHash;
 use mock_vllm::engine::latency::LatencyModel;
 use mock_vllm::engine::prefix::{PromptPrefix, cached_prefix};
-use mock_vllm::engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
+use mock_vllm::engine::request::{AddError, CacheReading, EngineRequest, FinishReason, RequestId};
 use mock_vllm::engine::step::{OutputToken, StepOutput};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -109,11 +109,17 @@ impl Pod {
         self.latency.c_post
     }
 
-    /// The engine takes a request that was sent; returns false when it cannot serve it at all.
-    pub fn enter(&mut self, id: u64) -> bool {
-        let Some(idx) = self.coming.iter().position(|work| work.id == id) else { return false };
-        let work = self.coming.remove(idx);
-        self.engine.add(work.into_request()).is_ok()
+    /// The engine takes a request that was sent.
+    ///
+    /// # Errors
+    /// When it cannot serve the request at all.
+    ///
+    /// # Panics
+    /// When no such request was sent.
+    pub fn enter(&mut self, id: u64) -> Result<(), AddError> {
+        let idx = self.coming.iter().position(|work| work.id == id);
+        let work = self.coming.remove(idx.expect("a request enters that was sent"));
+        self.engine.add(work.into_request())
     }
 
     /// Begins a step, unless one is under way or there is nothing to do; returns when it ends.

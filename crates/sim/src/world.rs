@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use mock_vllm::engine::config::ConfigError;
+use mock_vllm::engine::request::AddError;
 use mock_vllm::engine::step::OutputToken;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -57,7 +58,15 @@ pub struct Outcome {
     pub regret_tokens: Option<u32>,
 }
 
-/// Sends requests and learns what came of them.
+/// A request that its pod refused: it has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub id: u64,
+    pub pod_idx: usize,
+    pub error: AddError,
+}
+
+/// Sends requests and learns what came of each: it ends or is refused, once.
 pub trait Workload {
     /// When it wants to be asked next; `None`: when something has ended, or never.
     fn next_due(&mut self, now: Duration) -> Option<Duration>;
@@ -66,6 +75,8 @@ pub trait Workload {
     fn due(&mut self, now: Duration) -> Vec<(u64, Request)>;
 
     fn ended(&mut self, outcome: &Outcome);
+
+    fn refused(&mut self, refusal: Refusal);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,31 +157,46 @@ impl World {
 
     /// Runs until the workload wants nothing more and everything has ended.
     pub fn run(&mut self, workload: &mut impl Workload) {
+        self.begin(workload);
+        while self.advance(workload) {}
+    }
+
+    /// Asks the workload for the first time.
+    pub fn begin(&mut self, workload: &mut impl Workload) {
         self.ask(workload);
         self.plan(self.now, Event::Scrape);
-        while let Some(Reverse((at, _, event))) = self.agenda.pop() {
-            self.now = at;
-            match event {
-                Event::Due if self.due == Some(at) => {
-                    self.due = None;
-                    for (id, request) in workload.due(at) {
-                        self.send(id, request);
-                    }
+    }
+
+    /// Lets the next event happen; returns false when there is none.
+    pub fn advance(&mut self, workload: &mut impl Workload) -> bool {
+        let Some(Reverse((at, _, event))) = self.agenda.pop() else { return false };
+        self.now = at;
+        match event {
+            Event::Due if self.due == Some(at) => {
+                self.due = None;
+                for (id, request) in workload.due(at) {
+                    self.send(id, request);
+                }
+                self.ask(workload);
+            }
+            Event::Due => {}
+            Event::Scrape => self.scrape(),
+            Event::Enter(id) => {
+                if let Err(refusal) = self.enter(id) {
+                    workload.refused(refusal);
                     self.ask(workload);
                 }
-                Event::Due => {}
-                Event::Scrape => self.scrape(),
-                Event::Enter(id) => self.enter(id),
-                Event::StepEnd(pod_idx) => self.end_step(pod_idx),
-                Event::FirstToken(id) => self.router.note_first_token(id, self.live[&id].placed),
-                Event::End(id) => {
-                    if let Some(outcome) = self.end(id) {
-                        workload.ended(&outcome);
-                        self.ask(workload);
-                    }
+            }
+            Event::StepEnd(pod_idx) => self.end_step(pod_idx),
+            Event::FirstToken(id) => self.router.note_first_token(id, self.live[&id].placed),
+            Event::End(id) => {
+                if let Some(outcome) = self.end(id) {
+                    workload.ended(&outcome);
+                    self.ask(workload);
                 }
             }
         }
+        true
     }
 
     /// Prompt tokens that were looked up in caches, and those that were found, over all pods.
@@ -238,12 +264,18 @@ impl World {
         most.saturating_sub(self.pods[picked_idx].cached_tokens(&hashes))
     }
 
-    fn enter(&mut self, id: u64) {
-        let Some(live) = self.live.get(&id) else { return };
-        let pod_idx = live.placed.pod_idx;
-        if self.pods[pod_idx].enter(id) {
-            self.begin_step(pod_idx);
+    /// A refused request is over for the router, too.
+    fn enter(&mut self, id: u64) -> Result<(), Refusal> {
+        let placed = self.live[&id].placed;
+        let pod_idx = placed.pod_idx;
+        if let Err(error) = self.pods[pod_idx].enter(id) {
+            self.live.remove(&id);
+            self.router.note_first_token(id, placed);
+            self.router.note_end(placed);
+            return Err(Refusal { id, pod_idx, error });
         }
+        self.begin_step(pod_idx);
+        Ok(())
     }
 
     fn begin_step(&mut self, pod_idx: usize) {

@@ -240,18 +240,18 @@ impl Source<'_> {
             Self::Drawn(workload) => {
                 let mut drawn = Poisson::new(workload, load, seed);
                 world.run(&mut drawn);
-                drawn.finish()
+                drawn.finish()?
             }
             Self::Shaped(shape) => {
                 let requests = shape.draw(workloads::DURATION.mul_f64(load), seed);
                 let mut replay = Replay::new(&requests, load);
                 world.run(&mut replay);
-                replay.finish()
+                replay.finish()?
             }
             Self::Traced(_, requests) => {
                 let mut replay = Replay::new(requests, load);
                 world.run(&mut replay);
-                replay.finish()
+                replay.finish()?
             }
         };
         Ok((outcomes, world.gaps().to_vec()))

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use anyhow::{Result, bail};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Request, Workload as Drives};
+use sim::world::{Fleet, Outcome, Refusal, Request, Workload as Drives};
 
 use crate::compare::traces::Traced;
 
@@ -127,7 +128,27 @@ pub struct Poisson {
     next_at: Duration,
     next_id: u64,
     prefixes: HashMap<u64, Vec<u32>>,
+    ends: Ends,
+}
+
+/// What came of the requests.
+#[derive(Debug, Default)]
+struct Ends {
     outcomes: Vec<Outcome>,
+    refusals: Vec<Refusal>,
+}
+
+impl Ends {
+    fn finish(self) -> Result<Vec<Outcome>> {
+        let Self { outcomes, refusals } = self;
+        let n_all = outcomes.len() + refusals.len();
+        match refusals.first() {
+            None => Ok(outcomes),
+            Some(Refusal { id, pod_idx: _, error }) => {
+                bail!("the pods refuse {} of {n_all} requests; request {id}: {error}", refusals.len())
+            }
+        }
+    }
 }
 
 impl Poisson {
@@ -136,12 +157,16 @@ impl Poisson {
         let gaps = Exp::new(workload.rate * load).expect("rates are above 0");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let next_at = Duration::from_secs_f64(gaps.sample(&mut rng));
-        let (prefixes, outcomes) = (HashMap::new(), Vec::new());
-        Self { workload: *workload, rng, gaps, next_at, next_id: 0, prefixes, outcomes }
+        let (prefixes, ends) = (HashMap::new(), Ends::default());
+        Self { workload: *workload, rng, gaps, next_at, next_id: 0, prefixes, ends }
     }
 
-    pub fn finish(self) -> Vec<Outcome> {
-        self.outcomes
+    /// What came of the requests.
+    ///
+    /// # Errors
+    /// When the pods refuse any: the figures of the others are not those of the workload.
+    pub fn finish(self) -> Result<Vec<Outcome>> {
+        self.ends.finish()
     }
 
     fn request(&mut self) -> Request {
@@ -187,7 +212,11 @@ impl Drives for Poisson {
     }
 
     fn ended(&mut self, outcome: &Outcome) {
-        self.outcomes.push(*outcome);
+        self.ends.outcomes.push(*outcome);
+    }
+
+    fn refused(&mut self, refusal: Refusal) {
+        self.ends.refusals.push(refusal);
     }
 }
 
@@ -197,17 +226,21 @@ pub struct Replay<'a> {
     requests: &'a [Traced],
     load: f64,
     next_idx: usize,
-    outcomes: Vec<Outcome>,
+    ends: Ends,
 }
 
 impl<'a> Replay<'a> {
     /// `load`: so many times as fast as it was recorded.
     pub fn new(requests: &'a [Traced], load: f64) -> Self {
-        Self { requests, load, next_idx: 0, outcomes: Vec::new() }
+        Self { requests, load, next_idx: 0, ends: Ends::default() }
     }
 
-    pub fn finish(self) -> Vec<Outcome> {
-        self.outcomes
+    /// What came of the requests.
+    ///
+    /// # Errors
+    /// When the pods refuse any: the figures of the others are not those of the trace.
+    pub fn finish(self) -> Result<Vec<Outcome>> {
+        self.ends.finish()
     }
 }
 
@@ -230,10 +263,49 @@ impl Drives for Replay<'_> {
     }
 
     fn ended(&mut self, outcome: &Outcome) {
-        self.outcomes.push(*outcome);
+        self.ends.outcomes.push(*outcome);
+    }
+
+    fn refused(&mut self, refusal: Refusal) {
+        self.ends.refusals.push(refusal);
     }
 }
 
 fn text_of(prompt: &[u32]) -> String {
     prompt.iter().map(|id| format!("{id:04x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sim::router::Policy;
+    use sim::world::World;
+
+    use super::{MAX_MODEL_LEN, Replay, fitting, fleet};
+    use crate::compare::traces::Traced;
+
+    #[test]
+    fn a_request_that_the_pods_refuse_fails_the_run() {
+        let traced = |input_tokens| {
+            let one = |secs, input_tokens| Traced {
+                at: Duration::from_secs(secs),
+                input_tokens,
+                output_tokens: 2,
+                hash_ids: Vec::new(),
+            };
+            vec![one(0, 100), one(1, input_tokens), one(2, 100)]
+        };
+        let run = |requests: &[Traced]| {
+            let mut world = World::try_new(fleet(Policy::prefix(), 1)).unwrap();
+            let mut replay = Replay::new(requests, 1.0);
+            world.run(&mut replay);
+            replay.finish().map(|outcomes| outcomes.len())
+        };
+        let error = run(&traced(MAX_MODEL_LEN)).unwrap_err().to_string();
+        assert!(error.starts_with("the pods refuse 1 of 3 requests; request 2: "), "{error}");
+        assert_eq!(run(&traced(MAX_MODEL_LEN - 2)).unwrap(), 3);
+        let (kept, n_left_out) = fitting(traced(MAX_MODEL_LEN), 1.0);
+        assert_eq!((run(&kept).unwrap(), n_left_out), (2, 1));
+    }
 }

@@ -25,7 +25,12 @@ pub struct Figures {
     pub hit_ratio: f64,
     /// Each request's pod by some number, in the order of users and their questions; empty where nobody tells.
     pub picks: Vec<usize>,
+    /// The user, the question and the error of the first request without an answer.
+    pub first_failure: Option<String>,
 }
+
+/// A line that is there when there are any.
+pub const FAILED_REQUESTS: &str = "failed requests";
 
 /// So many runs have means that tell a right system from a wrong one.
 const MANY: usize = 5;
@@ -124,6 +129,14 @@ impl Figures {
         let busiest = self.picks.iter().map(of_pod).max()?;
         Some(as_f64(busiest) / as_f64(self.picks.len()))
     }
+
+    /// Requests without an answer, and why the first of them has none.
+    pub fn failed(&self) -> Option<String> {
+        let n_failed = self.summary.window.n_failed;
+        let n_sent = self.summary.n_finished + n_failed;
+        let first = self.first_failure.as_ref()?;
+        Some(format!("{n_failed} of {n_sent} requests failed; the first is of {first}"))
+    }
 }
 
 impl Line {
@@ -212,6 +225,9 @@ fn counts(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
         exact("requests on the fly", 0.0, |figures| as_f64(figures.summary.window.n_pending)),
         exact("sessions", 12.0, |figures| as_f64(figures.sessions)),
     ];
+    if plain.iter().chain(picked).any(|figures| figures.summary.window.n_failed > 0) {
+        lines.push(exact(FAILED_REQUESTS, 0.0, |figures| as_f64(figures.summary.window.n_failed)));
+    }
     if setup.is_own_data {
         lines.push(exact("input tokens", tokens(INPUT_TOKENS), |figures| tokens(figures.input_tokens)));
         lines.push(exact("output tokens", tokens(OUTPUT_TOKENS), |figures| tokens(figures.output_tokens)));

@@ -16,7 +16,7 @@ use crate::multi_round_qa::records::{Record, Summary, Window};
 use crate::multi_round_qa::sharegpt::Entry;
 use crate::step5::COMMAND;
 use crate::step5::judge::{COLD_TOKENS, Figures};
-use crate::step5::workload::{Command, Measured, Tool, UserIds};
+use crate::step5::workload::{Command, Failure, Measured, Played, Tool, UserIds};
 
 /// Name of the preset that the published servers are like.
 pub const PUBLISHED_LATENCY: &str = "a10-doc";
@@ -126,10 +126,11 @@ impl Side {
         let world = World::try_new(self.fleet()?);
         let mut world = world.map_err(|error| anyhow!("a pod of {}: {error}", self.latency))?;
         world.run(&mut tool);
-        let (measured, (start, end)) = tool.finish()?;
+        let Played { measured, failures, window: (start, end) } = tool.finish()?;
         let Command { plan, .. } = self.command;
-        let window = Window { qps: plan.qps, n_pending: 0, n_failed: 0, start, end, pace: plan.pace };
-        Ok(figures(measured, window))
+        let n_failed = failures.len();
+        let window = Window { qps: plan.qps, n_pending: 0, n_failed, start, end, pace: plan.pace };
+        Ok(Figures { first_failure: failures.first().map(Failure::to_string), ..figures(measured, window) })
     }
 }
 
@@ -145,6 +146,7 @@ fn figures(mut measured: Vec<Measured>, window: Window) -> Figures {
         cold: measured.iter().filter(|measured| measured.cached_tokens < COLD_TOKENS).count(),
         hit_ratio: of(|measured| measured.cached_tokens) / of(|measured| measured.record.prompt_tokens),
         picks: measured.iter().map(|measured| measured.pod_idx).collect(),
+        first_failure: None,
     }
 }
 

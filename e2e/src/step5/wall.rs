@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use crate::cli::ClusterArgs;
 use crate::cluster::programs::Programs;
@@ -104,7 +104,9 @@ async fn side(
     let progress = Progress { ui, name, plan };
     let Measured { summary, answered, failures } =
         qa::run(&settings, &progress, std::future::pending()).await?;
-    ensure!(failures.is_empty(), "{} requests failed on {name}: {:?}", failures.len(), failures.first());
+    if let Some((user_id, error)) = failures.first() {
+        bail!("{} requests failed on {name}; the first is of user {user_id}: {error}", failures.len());
+    }
     Ok((figures(summary, &answered), answered))
 }
 
@@ -126,6 +128,7 @@ fn figures(summary: Summary, answered: &[Answered]) -> Figures {
         cold: answered.iter().filter(|one| cached(one) < COLD_TOKENS).count(),
         hit_ratio: share(sum(&cached), input_tokens),
         picks: Vec::new(),
+        first_failure: None,
     }
 }
 

@@ -1,11 +1,12 @@
 //! The tutorial's load in virtual time: the tool's schedule, its texts, and the model's own answers in the history.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use sim::model::{Message, Reply, ServedModel};
-use sim::world::{Outcome, Request, Workload};
+use sim::world::{Outcome, Refusal, Request, Workload};
 
 use crate::multi_round_qa::prompts;
 use crate::multi_round_qa::records::Record;
@@ -49,6 +50,7 @@ pub struct Tool<'a> {
     pending: HashMap<u64, Pending>,
     next_id: u64,
     records: Vec<Measured>,
+    failures: Vec<Failure>,
     /// What went wrong; nothing is sent after that.
     failure: Option<anyhow::Error>,
 }
@@ -59,6 +61,23 @@ pub struct Measured {
     pub record: Record,
     pub cached_tokens: u32,
     pub pod_idx: usize,
+}
+
+/// A turn without an answer, which its session waits for in vain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub user_id: u32,
+    pub question_id: u32,
+    pub error: String,
+}
+
+/// What a run of the tool gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Played {
+    pub measured: Vec<Measured>,
+    pub failures: Vec<Failure>,
+    /// When the window began and ended, in seconds.
+    pub window: (f64, f64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,22 +112,23 @@ impl<'a> Tool<'a> {
             pending: HashMap::new(),
             next_id: 0,
             records: Vec::new(),
+            failures: Vec::new(),
             failure: None,
         }
     }
 
-    /// What was measured, and when the window began and ended.
+    /// What was measured.
     ///
     /// # Errors
     /// What kept it from sending.
-    pub fn finish(self) -> Result<(Vec<Measured>, (f64, f64))> {
+    pub fn finish(self) -> Result<Played> {
         if let Some(failure) = self.failure {
             return Err(failure);
         }
         let Phase::Measured { since } = self.phase else { anyhow::bail!("the warm-up has not ended") };
         let since = since.as_secs_f64();
         let end = self.records.iter().map(|measured| measured.record.finish_time).fold(since, f64::max);
-        Ok((self.records, (since, end)))
+        Ok(Played { measured: self.records, failures: self.failures, window: (since, end) })
     }
 
     fn request(&self, messages: &[Message], user: Option<u32>, max_tokens: u32) -> Result<(Request, Reply)> {
@@ -236,5 +256,24 @@ impl Workload for Tool<'_> {
                 self.schedule.ended(turn.user_id, Ended::Answered);
             }
         }
+    }
+
+    fn refused(&mut self, refusal: Refusal) {
+        let Refusal { id, pod_idx: _, error } = refusal;
+        match self.pending.remove(&id) {
+            None => {}
+            Some(Pending::WarmUp) => self.failure = Some(anyhow!(error).context("warm up")),
+            Some(Pending::Turn { turn: Turn { user_id, .. }, question_id, reply: _ }) => {
+                self.failures.push(Failure { user_id, question_id, error: error.to_string() });
+                self.schedule.ended(user_id, Ended::Failed);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { user_id, question_id, error } = self;
+        write!(f, "user {user_id}, question {question_id}: {error}")
     }
 }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use sim::model::{Message, ServedModel};
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Request, Workload, World};
+use sim::world::{Fleet, Outcome, Refusal, Request, Workload, World};
 
 /// Requests at fixed moments.
 struct Planned {
     requests: Vec<(Duration, Request)>,
     next_idx: usize,
     outcomes: Vec<Outcome>,
+    refusals: Vec<Refusal>,
 }
 
 impl Workload for Planned {
@@ -35,6 +36,17 @@ impl Workload for Planned {
     fn ended(&mut self, outcome: &Outcome) {
         self.outcomes.push(*outcome);
     }
+
+    fn refused(&mut self, refusal: Refusal) {
+        self.refusals.push(refusal);
+    }
+}
+
+impl Planned {
+    fn new(requests: &[(u64, Request)]) -> Self {
+        let requests = requests.iter().map(|(at, request)| (Duration::from_millis(*at), request.clone()));
+        Self { requests: requests.collect(), next_idx: 0, outcomes: Vec::new(), refusals: Vec::new() }
+    }
 }
 
 fn request(first_token: u32, n_tokens: u32, n_output: usize) -> Request {
@@ -43,27 +55,21 @@ fn request(first_token: u32, n_tokens: u32, n_output: usize) -> Request {
     Request { text, user: None, prompt, output: vec![7; n_output] }
 }
 
+fn world(policy: Policy, n_pods: usize, (jitter, seed): (f64, u64)) -> World {
+    let pod = PodConfig::preset("a10-doc", true, jitter).unwrap();
+    let scrape_interval = Duration::from_millis(50);
+    World::try_new(Fleet { pod, n_pods, policy, index_block: None, scrape_interval, in_detail: true, seed })
+        .unwrap()
+}
+
 fn run(
     policy: Policy,
     n_pods: usize,
     (jitter, seed): (f64, u64),
     requests: &[(u64, Request)],
 ) -> Vec<Outcome> {
-    let pod = PodConfig::preset("a10-doc", true, jitter).unwrap();
-    let scrape_interval = Duration::from_millis(50);
-    let mut world = World::try_new(Fleet {
-        pod,
-        n_pods,
-        policy,
-        index_block: None,
-        scrape_interval,
-        in_detail: true,
-        seed,
-    })
-    .unwrap();
-    let requests = requests.iter().map(|(at, request)| (Duration::from_millis(*at), request.clone()));
-    let mut planned = Planned { requests: requests.collect(), next_idx: 0, outcomes: Vec::new() };
-    world.run(&mut planned);
+    let mut planned = Planned::new(requests);
+    world(policy, n_pods, (jitter, seed)).run(&mut planned);
     planned.outcomes.sort_by_key(|outcome| outcome.id);
     planned.outcomes
 }
@@ -163,4 +169,38 @@ fn the_guard_relieves_a_busy_holder() {
     };
     assert_eq!(busiest(Policy::prefix_pure()), 40);
     assert!(busiest(Policy::guard()) < 20);
+}
+
+/// Runs for so many events at most; returns whether the world came to its end.
+fn comes_to_its_end(world: &mut World, workload: &mut Planned, n_events: usize) -> bool {
+    world.begin(workload);
+    (0..n_events).any(|_| !world.advance(workload))
+}
+
+/// A prompt as long as the model's context is refused, told once, and leaves no trace in the load; one token less is served.
+#[test]
+fn what_the_engine_refuses_is_told_and_the_run_ends() {
+    const CONTEXT: u32 = 8192;
+    let load = |n_tokens| -> Vec<(u64, Request)> {
+        vec![(0, request(0, 300, 3)), (1, request(10_000, n_tokens, 1)), (2000, request(0, 310, 3))]
+    };
+    for policy in [Policy::prefix(), Policy::precise(), Policy::guard(), Policy::Oracle, Policy::LeastRequest]
+    {
+        let run = |n_tokens| {
+            let mut planned = Planned::new(&load(n_tokens));
+            let mut world = world(policy, 2, (0.0, 1));
+            assert!(comes_to_its_end(&mut world, &mut planned, 10_000), "{policy:?}: no end");
+            planned
+        };
+        let (long, short) = (run(CONTEXT), run(CONTEXT - 1));
+        let ids = |planned: &Planned| {
+            let mut ids: Vec<u64> = planned.outcomes.iter().map(|outcome| outcome.id).collect();
+            ids.sort_unstable();
+            ids
+        };
+        assert_eq!((ids(&long), ids(&short)), (vec![0, 2], vec![0, 1, 2]), "{policy:?}");
+        assert!(short.refusals.is_empty());
+        assert!(matches!(&long.refusals[..], [Refusal { id: 1, .. }]), "{policy:?}: {:?}", long.refusals);
+        assert!(long.refusals[0].error.to_string().contains("8192"), "{}", long.refusals[0].error);
+    }
 }
