@@ -13,7 +13,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
-use epp::body::{BodyScanner, PromptField};
+use epp::body::{Api, BodyScanner};
 use epp::candidates::Sample;
 use epp::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
@@ -169,8 +169,8 @@ fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: i
 fn scan(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
     let body = body(n_bytes, 0);
     bencher.counter(BytesCount::new(body.len())).bench(|| {
-        let mut scanner = BodyScanner::new(PromptField::Messages);
+        let mut scanner = BodyScanner::new(Api::Chat);
         scanner.push(&body).expect("valid JSON");
-        scanner.finish().expect("a chat")
+        scanner.finish(std::slice::from_ref(&body)).expect("a chat")
     });
 }

@@ -109,8 +109,8 @@ pub struct Lease {
     member: Arc<Member>,
     /// Of the request's prompt, until the first token.
     uncached_bytes: u64,
-    /// Of its prompt in the index, until the first token.
-    insertion: Option<Insertion>,
+    /// Of its prompts in the index, until the first token.
+    insertions: Vec<Insertion>,
     /// The blocks that it will have stored, until its end.
     expected_blocks: Option<Expected>,
     /// Running requests of the model.
@@ -198,13 +198,13 @@ impl Member {
     pub fn lease(
         self: &Arc<Self>,
         uncached_bytes: u64,
-        (insertion, expected): (Option<Insertion>, Option<Expected>),
+        (insertions, expected): (Vec<Insertion>, Option<Expected>),
         running: Gauge,
     ) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed);
         running.inc();
-        Lease { member: Arc::clone(self), uncached_bytes, insertion, expected_blocks: expected, running }
+        Lease { member: Arc::clone(self), uncached_bytes, insertions, expected_blocks: expected, running }
     }
 
     #[inline]
@@ -354,8 +354,8 @@ impl Lease {
     }
 
     /// Another member serves the request after all.
-    pub fn move_to(&mut self, member: &Arc<Member>, insertion: Option<Insertion>) {
-        self.insertion = insertion;
+    pub fn move_to(&mut self, member: &Arc<Member>, insertions: Vec<Insertion>) {
+        self.insertions = insertions;
         self.expected_blocks = None;
         member.in_flight.fetch_add(1, Ordering::Relaxed);
         member.uncached_bytes.fetch_add(self.uncached_bytes, Ordering::Relaxed);
@@ -366,7 +366,7 @@ impl Lease {
 
     /// The prompt is computed: it is in the cache, and no work ahead of others any more.
     pub fn note_first_token(&mut self) {
-        if let Some(insertion) = self.insertion.take() {
+        for insertion in self.insertions.drain(..) {
             self.member.facts.note_computed(insertion);
         }
         self.drop_work();

@@ -35,7 +35,7 @@ use self::matching::Matched;
 use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
-use crate::body::RequestBody;
+use crate::body::{BodyError, Lookup, ModelName, RequestBody, Unseen};
 use crate::candidates::{Incarnations, Member, Moment, Roll, Roster};
 use crate::compat::Compat;
 use crate::exchange::{Pick, Rewrite};
@@ -44,7 +44,7 @@ use crate::inquiry::{Content, Inquiry};
 use crate::metrics::{Metrics, ModelLabels, PodLabels, PoolLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::Journal;
 use crate::policies::Policies;
-use crate::refusal::Refusal;
+use crate::refusal::{BodyFault, Refusal};
 use crate::subset::Subset;
 use crate::tuning::Patch;
 
@@ -127,12 +127,13 @@ struct Placement<'a> {
     criticality: Option<Criticality>,
     /// Length of the request's body; `None` when it was not read.
     n_bytes: Option<u64>,
-    /// Under PREFIX_CACHE, for a body that was read.
-    chain: Option<Chain>,
+    /// Of each prompt, under PREFIX_CACHE.
+    chains: Vec<Chain>,
     /// The same prompt in tokens, for a pool that goes by events.
     tokens: Option<TokenPrompt>,
-    /// Length of the text that the chain is made of.
+    /// Length of the text that the chains are made of.
     prompt_bytes: u64,
+    lookup: Lookup,
 }
 
 impl<'a> Placement<'a> {
@@ -144,9 +145,10 @@ impl<'a> Placement<'a> {
             target_model: None,
             criticality: None,
             n_bytes: None,
-            chain: None,
+            chains: Vec::new(),
             tokens: None,
             prompt_bytes: 0,
+            lookup: Lookup::Beside(Unseen::NoPrompt),
         }
     }
 }
@@ -259,10 +261,8 @@ impl Director {
             Ok(_) => self.note_picked(&trace),
             Err(refusal) => self.note_refused(refusal, &mut trace),
         }
-        if let Ok(pick) = &picked
-            && let Some(chain) = &pick.lease.chain
-        {
-            self.tell_peers(chain, pick.lease.lease.member(), now);
+        if let Ok(pick) = &picked {
+            self.tell_peers(&pick.lease.chains, pick.lease.lease.member(), now);
         }
         let record = self.decisions.push(trace.record);
         let picked = picked.map(|mut pick| {
@@ -337,7 +337,8 @@ impl Director {
             Content::Body(body) => Some(body),
         };
         let Trace { record, labels } = trace;
-        let model = body.as_ref().map(|body| body.model.as_str());
+        let model = body.as_ref().and_then(|body| body.model.as_ref().ok());
+        let model = model.map(|model| model.name.as_str());
         record.model = model.map(str::to_owned);
         if model.is_some() {
             let unlisted = || UNLISTED_MODEL.to_owned();
@@ -349,36 +350,75 @@ impl Director {
         let Some(body) = body else {
             return Ok(Placement::opaque(roll));
         };
-        let RequestBody { model, model_span: _, cache_salt, prompt, prompt_bytes, n_bytes } = body;
-        if self.options.compat == Compat::GieV04 && roll.pool.models.is_empty() {
-            return Err(Refusal::ModelNotFound { model });
-        }
-        let choice = model::choose(&roll.pool, &model, &mut *self.rng.lock())?;
+        self.check(&body, roll)?;
+        let RequestBody { api: _, model, cache_salt, prompts, lookup, n_bytes } = body;
+        let model = model.ok().map(|ModelName { name, span: _ }| name);
+        let choice = match &model {
+            Some(model) => model::choose(&roll.pool, model, &mut *self.rng.lock())?,
+            None => Choice { target_model: None, criticality: None },
+        };
         let Choice { target_model, criticality } = choice;
         record.criticality = criticality.map(Criticality::as_str);
-        record.target_model = Some(target_model.clone());
-        if roll.pool.models.contains_key(&model) {
+        record.target_model.clone_from(&target_model);
+        let named = model.zip(target_model.clone());
+        if let Some((model, target_model)) = &named
+            && roll.pool.models.contains_key(model)
+        {
             *labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
         }
-        let chain = match roll.pool.strategy {
-            RoutingStrategy::Default => None,
-            RoutingStrategy::PrefixCache => Some(prompt.finish(&ChainSeed {
-                target_model: &target_model,
-                // vLLM's adapters are models of their own name.
-                adapter: None,
-                cache_salt: cache_salt.as_deref(),
-            })),
+        let prompts = match roll.pool.strategy {
+            RoutingStrategy::Default => Vec::new(),
+            RoutingStrategy::PrefixCache => prompts.unwrap_or_default(),
         };
+        let prompt_bytes = prompts.iter().map(|prompt| prompt.n_bytes).sum();
+        let seed = ChainSeed {
+            target_model: target_model.as_deref().unwrap_or_default(),
+            // vLLM's adapters are models of their own name.
+            adapter: None,
+            cache_salt: cache_salt.as_deref(),
+        };
+        let chains = prompts.into_iter().map(|prompt| prompt.chain.finish(&seed)).collect();
         let tokens = tokens.filter(|_| roll.pool.goes_by_events());
         let tokens = tokens.map(|tokens| TokenPrompt {
             tokens,
-            adapter: roll.adapter(&target_model),
+            adapter: target_model.as_deref().and_then(|target_model| roll.adapter(target_model)),
             salt: cache_salt,
         });
-        let rewrite = (target_model != model).then(|| Rewrite { model, target_model: target_model.clone() });
-        let target_model = Some(target_model);
+        let rewrite = named.filter(|(model, target_model)| model != target_model);
+        let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });
         let n_bytes = Some(n_bytes);
-        Ok(Placement { roll, rewrite, target_model, criticality, n_bytes, chain, tokens, prompt_bytes })
+        Ok(Placement {
+            roll,
+            rewrite,
+            target_model,
+            criticality,
+            n_bytes,
+            chains,
+            tokens,
+            prompt_bytes,
+            lookup,
+        })
+    }
+
+    /// What engines can do without, and the pool or the clients of another picker cannot.
+    fn check(&self, body: &RequestBody, roll: &Roll) -> Result<(), Refusal> {
+        let refused = |fault: &BodyError| Refusal::Body(BodyFault::Malformed(fault.clone()));
+        match (self.options.compat, &body.model) {
+            (Compat::GieV04, Err(fault)) => return Err(refused(fault)),
+            (Compat::GieV04, Ok(ModelName { name, span: _ })) => {
+                if let Err(fault) = &body.prompts {
+                    return Err(refused(fault));
+                }
+                if roll.pool.models.is_empty() {
+                    return Err(Refusal::ModelNotFound { model: name.clone() });
+                }
+            }
+            (Compat::None, Err(fault)) if !roll.pool.models.is_empty() && body.api.names_its_model() => {
+                return Err(refused(fault));
+            }
+            (Compat::None, _) => {}
+        }
+        Ok(())
     }
 
     /// Picks among the pool's endpoints and makes the pick count at once.
@@ -389,8 +429,17 @@ impl Director {
         now: Instant,
         trace: &mut Trace,
     ) -> Result<Pick<Ticket>, Refusal> {
-        let Placement { roll, rewrite, target_model, criticality, n_bytes, chain, tokens, prompt_bytes } =
-            placement;
+        let Placement {
+            roll,
+            rewrite,
+            target_model,
+            criticality,
+            n_bytes,
+            chains,
+            tokens,
+            prompt_bytes,
+            lookup,
+        } = placement;
         let Trace { record, labels } = trace;
         let members = match eligible(roll, subset) {
             // To upstream, a pool without pods is a saturated one.
@@ -401,7 +450,7 @@ impl Director {
             members => members?,
         };
         self.admit(&roll.pool.key, criticality, &members, now)?;
-        record.total_bytes = chain.as_ref().map_or(0, Chain::total_bytes);
+        record.total_bytes = chains.iter().map(Chain::total_bytes).sum();
         let policy = match roll.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
             RoutingStrategy::PrefixCache => {
@@ -419,24 +468,27 @@ impl Director {
 
         let (picked, considered, lease, estimate) = {
             let mut rng = self.rng.lock();
-            let matched = self.matched(chain.as_ref(), tokens.as_ref(), &members);
+            let matched = match lookup {
+                Lookup::Text | Lookup::Beside(_) => self.matched(&chains, tokens.as_ref(), &members),
+                Lookup::Skipped => vec![Matched::default(); members.len()],
+            };
             let considered = self.consider(&members, matched, target_model.as_deref(), now);
             let picked = pick(&policy, &considered.candidates, ask, &mut *rng)
                 .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
             let uncached_bytes = picked.scores[picked.candidate_idx].uncached_bytes;
             let member = members[picked.candidate_idx];
-            let sent = chain.as_ref().map(|chain| self.note_sent(chain, member));
-            let (insertion, evidence) = sent.unwrap_or_default();
+            let (insertions, evidence) = self.note_sent(&chains, member);
             let Matched { estimated_bytes, saved_tokens, .. } = considered.matched[picked.candidate_idx];
-            let estimate = chain.is_some().then_some(Estimate {
+            let estimate = (!chains.is_empty()).then_some(Estimate {
                 endpoint: picked.endpoint,
                 predicted_bytes: estimated_bytes,
                 saved_tokens,
                 n_bytes: prompt_bytes,
+                lookup,
                 evidence,
             });
             let expected = tokens.as_ref().and_then(|tokens| self.blocks.expect(tokens, picked.endpoint));
-            let lease = member.lease(uncached_bytes, (insertion, expected), running);
+            let lease = member.lease(uncached_bytes, (insertions, expected), running);
             (picked, considered, lease, estimate)
         };
         if let Some(n_bytes) = n_bytes {
@@ -445,7 +497,7 @@ impl Director {
         }
         note::picked(record, &considered, &picked);
         let destination = note::destination(record);
-        let lease = Ticket { lease, labels: labels.clone(), chain, estimate, started: now, seq: 0 };
+        let lease = Ticket { lease, labels: labels.clone(), chains, estimate, started: now, seq: 0 };
         Ok(Pick { destination, rewrite, reason: None, lease })
     }
 

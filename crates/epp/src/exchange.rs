@@ -22,7 +22,7 @@ use self::collecting::{Collected, CollectedBody, Collecting};
 pub use self::mode::{BodyMode, Modes};
 use self::responding::Responding;
 pub use self::responding::ResponseReport;
-use crate::body::PromptField;
+use crate::body::Api;
 use crate::compat::{self, Compat};
 use crate::inquiry::{Content, Inquiry, RequestHead, RequestId, Route};
 use crate::refusal::{BodyFault, Refusal};
@@ -276,7 +276,7 @@ impl<L> Exchange<L> {
         }
         let mut head = RequestHead::new(headers, metadata);
         if self.opening.compat == Compat::GieV04 {
-            head.route = Route::Prompt(PromptField::Any);
+            head.route = Route::Json(Api::Any);
             self.echo = compat::echoed(headers);
         }
         if let Some(text) = head.x_request_id.take() {
@@ -285,18 +285,14 @@ impl<L> Exchange<L> {
         let mode = self.modes.request;
         let end_of_stream = headers.end_of_stream;
         let collects = !end_of_stream && mode.shows_body_before_pick();
-        let Route::Prompt(prompt_field) = head.route else {
+        let Route::Json(api) = head.route else {
             return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
         };
         if !collects {
             return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
         }
-        self.phase = Phase::Collecting(Box::new(Collecting::new(
-            head,
-            mode,
-            prompt_field,
-            self.opening.max_body_bytes,
-        )));
+        self.phase =
+            Phase::Collecting(Box::new(Collecting::new(head, mode, api, self.opening.max_body_bytes)));
         // A proxy that buffers wants the headers answered before it sends the body; the others wait for the pick.
         Ok(Received::Answers(match mode {
             BodyMode::Buffered | BodyMode::BufferedPartial => {

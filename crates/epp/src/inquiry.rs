@@ -5,8 +5,7 @@ use envoy_proto::service::ext_proc::v3::HttpHeaders;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 
-use crate::body::PromptField;
-use crate::body::RequestBody;
+use crate::body::{Api, RequestBody};
 use crate::refusal::BodyFault;
 use crate::subset::Subset;
 
@@ -45,8 +44,8 @@ pub(crate) struct RequestId {
 /// How a request's body is read, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// OpenAI's JSON, with the prompt in this field.
-    Prompt(PromptField),
+    /// JSON of this API.
+    Json(Api),
     /// Not read; placed by load.
     Opaque,
 }
@@ -102,7 +101,7 @@ impl Route {
     /// A request without a path is none of HTTP's: whoever sends it means OpenAI's JSON.
     fn new(method: &str, path: &str) -> Self {
         if path.is_empty() {
-            return Self::Prompt(PromptField::Any);
+            return Self::Json(Api::Any);
         }
         let path = path.split(['?', '#']).next().unwrap_or_default();
         if method != "POST" {
@@ -110,14 +109,15 @@ impl Route {
         }
         // The longer suffix first: both end in `/completions`.
         let suffixes = [
-            ("/chat/completions", PromptField::Messages),
-            ("/completions", PromptField::Prompt),
-            ("/responses", PromptField::Input),
-            ("/embeddings", PromptField::Embedded),
+            ("/chat/completions", Api::Chat),
+            ("/completions", Api::Completions),
+            ("/responses", Api::Responses),
+            ("/messages", Api::Messages),
+            ("/embeddings", Api::Pooling),
         ];
         suffixes
             .into_iter()
             .find(|(suffix, _)| path.ends_with(suffix))
-            .map_or(Self::Opaque, |(_, prompt_field)| Self::Prompt(prompt_field))
+            .map_or(Self::Opaque, |(_, api)| Self::Json(api))
     }
 }

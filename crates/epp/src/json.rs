@@ -23,7 +23,7 @@ pub(crate) enum JsonError {
 }
 
 /// One step of the document. Text between a start and an end belongs to that string or key.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Event<'a> {
     Open(Container),
     Close(Container),
@@ -41,10 +41,24 @@ pub(crate) enum Event<'a> {
     Text(&'a [u8]),
     /// One unescaped character of the current string or key; a lone surrogate is U+FFFD.
     Char(char),
+    Number(Number),
+    Literal(Literal),
+}
+
+/// What is kept of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Number {
     /// The value when it is an integer of 32 bits without sign, fraction or exponent.
-    Number(Option<u32>),
-    /// `true`, `false` or `null`.
-    Literal,
+    pub(crate) value: Option<u32>,
+    /// FNV-1a hash of the digits and signs: numbers that are written alike have the same.
+    pub(crate) fingerprint: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Literal {
+    True,
+    False,
+    Null,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +75,8 @@ pub(crate) struct Lexer {
     depth: u32,
     /// Offset in the body of the next byte.
     offset: usize,
+    /// Offset of the first byte of the value that began last.
+    value_start: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,9 +97,9 @@ enum State {
     Surrogate(Owner, u16),
     /// The same, and a backslash behind it.
     SurrogateEscape(Owner, u16),
-    Number(NumberPart, Option<u32>),
+    Number(NumberPart, Number),
     /// The bytes that must follow.
-    Literal(&'static [u8]),
+    Literal(&'static [u8], Literal),
 }
 
 /// What a string is.
@@ -115,7 +131,22 @@ enum NumberPart {
 
 impl Lexer {
     pub(crate) fn new() -> Self {
-        Self { state: State::Value, containers: 0, depth: 0, offset: 0 }
+        Self::starting_at(0)
+    }
+
+    /// For a value that begins at `offset` of the body.
+    pub(crate) fn starting_at(offset: usize) -> Self {
+        Self { state: State::Value, containers: 0, depth: 0, offset, value_start: offset }
+    }
+
+    /// Offset of the next byte.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Offset of the first byte of the value that began last.
+    pub(crate) fn value_start(&self) -> usize {
+        self.value_start
     }
 
     /// The next event of `chunk`, which is shortened by what was read; `None` when the chunk is used up.
@@ -127,7 +158,7 @@ impl Lexer {
             let event = match self.state {
                 State::Str(owner) => self.string(owner, chunk)?,
                 State::Surrogate(owner, high) => self.surrogate(owner, high, byte, chunk),
-                State::Number(part, value) => self.number(part, value, byte, chunk)?,
+                State::Number(part, number) => self.number(part, number, byte, chunk)?,
                 State::Escape(owner) => {
                     self.take(chunk);
                     self.escape(owner, byte)?
@@ -137,9 +168,9 @@ impl Lexer {
                     self.take(chunk);
                     self.unicode(owner, unicode, byte)?
                 }
-                State::Literal(rest) => {
+                State::Literal(rest, literal) => {
                     self.take(chunk);
-                    self.literal(rest, byte)?
+                    self.literal(rest, literal, byte)?
                 }
                 State::Value
                 | State::FirstElement
@@ -174,7 +205,7 @@ impl Lexer {
             | State::Unicode(..)
             | State::Surrogate(..)
             | State::SurrogateEscape(..)
-            | State::Literal(_) => false,
+            | State::Literal(..) => false,
         };
         if complete {
             return Ok(());
@@ -222,6 +253,7 @@ impl Lexer {
     }
 
     fn value(&mut self, byte: u8) -> Result<Option<Event<'static>>, JsonError> {
+        self.value_start = self.offset - 1;
         self.state = match byte {
             b'{' => return self.open(Container::Object),
             b'[' => return self.open(Container::Array),
@@ -229,12 +261,14 @@ impl Lexer {
                 self.state = State::Str(Owner::Value);
                 return Ok(Some(Event::StringStart { at: self.offset - 1 }));
             }
-            b'-' => State::Number(NumberPart::Minus, None),
-            b'0' => State::Number(NumberPart::Zero, Some(0)),
-            b'1'..=b'9' => State::Number(NumberPart::Integer, Some(u32::from(byte - b'0'))),
-            b't' => State::Literal(b"rue"),
-            b'f' => State::Literal(b"alse"),
-            b'n' => State::Literal(b"ull"),
+            b'-' => State::Number(NumberPart::Minus, Number::new(None, byte)),
+            b'0' => State::Number(NumberPart::Zero, Number::new(Some(0), byte)),
+            b'1'..=b'9' => {
+                State::Number(NumberPart::Integer, Number::new(Some(u32::from(byte - b'0')), byte))
+            }
+            b't' => State::Literal(b"rue", Literal::True),
+            b'f' => State::Literal(b"alse", Literal::False),
+            b'n' => State::Literal(b"ull", Literal::Null),
             _ => return Err(self.fault("expected a value")),
         };
         Ok(None)
@@ -376,7 +410,7 @@ impl Lexer {
     fn number(
         &mut self,
         part: NumberPart,
-        value: Option<u32>,
+        number: Number,
         byte: u8,
         chunk: &mut &[u8],
     ) -> Result<Option<Event<'static>>, JsonError> {
@@ -386,7 +420,7 @@ impl Lexer {
             (Minus, b'1'..=b'9') => (Integer, None),
             (Integer, b'0'..=b'9') => {
                 let digit = u32::from(byte - b'0');
-                (Integer, value.and_then(|value| value.checked_mul(10)?.checked_add(digit)))
+                (Integer, number.value.and_then(|value| value.checked_mul(10)?.checked_add(digit)))
             }
             (Zero | Integer, b'.') => (Point, None),
             (Point | Fraction, b'0'..=b'9') => (Fraction, None),
@@ -395,7 +429,7 @@ impl Lexer {
             (ExponentMark | ExponentSign | Exponent, b'0'..=b'9') => (Exponent, None),
             _ if part.may_end() => {
                 self.state = State::AfterValue;
-                return Ok(Some(Event::Number(value)));
+                return Ok(Some(Event::Number(number)));
             }
             _ => {
                 self.offset += 1;
@@ -403,22 +437,42 @@ impl Lexer {
             }
         };
         self.take(chunk);
-        self.state = State::Number(next.0, next.1);
+        let (part, value) = next;
+        self.state = State::Number(part, Number { value, ..number.extended(byte) });
         Ok(None)
     }
 
-    fn literal(&mut self, rest: &'static [u8], byte: u8) -> Result<Option<Event<'static>>, JsonError> {
+    fn literal(
+        &mut self,
+        rest: &'static [u8],
+        literal: Literal,
+        byte: u8,
+    ) -> Result<Option<Event<'static>>, JsonError> {
         match rest {
             [expected, rest @ ..] if *expected == byte => {
                 if rest.is_empty() {
                     self.state = State::AfterValue;
-                    return Ok(Some(Event::Literal));
+                    return Ok(Some(Event::Literal(literal)));
                 }
-                self.state = State::Literal(rest);
+                self.state = State::Literal(rest, literal);
                 Ok(None)
             }
             _ => Err(self.fault("expected a value")),
         }
+    }
+}
+
+impl Number {
+    /// The offset basis and the prime of FNV-1a with 64 bits.
+    const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0100_0000_01b3);
+
+    fn new(value: Option<u32>, first: u8) -> Self {
+        Self { value, fingerprint: Self::FNV.0 }.extended(first)
+    }
+
+    fn extended(self, byte: u8) -> Self {
+        let fingerprint = (self.fingerprint ^ u64::from(byte)).wrapping_mul(Self::FNV.1);
+        Self { fingerprint, ..self }
     }
 }
 

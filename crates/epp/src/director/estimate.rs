@@ -10,6 +10,7 @@ use scheduling::affinity::Affinity;
 use tracing::debug;
 
 use super::Director;
+use crate::body::Lookup;
 use crate::cache_facts::Insertion;
 use crate::candidates::{Cache, Member};
 use crate::response::Usage;
@@ -29,6 +30,7 @@ pub(super) struct Estimate {
     pub(super) saved_tokens: Option<u64>,
     /// All bytes of the prompt.
     pub(super) n_bytes: u64,
+    pub(super) lookup: Lookup,
     /// When the endpoint used the predicted part before, if it had computed it by then.
     pub(super) evidence: Option<Use>,
 }
@@ -49,15 +51,20 @@ impl Estimate {
 }
 
 impl Director {
-    /// Notes in the index that `member` gets `chain`. Returns the insertion and what is evidence of its prefix.
-    pub(super) fn note_sent(&self, chain: &Chain, member: &Member) -> (Option<Insertion>, Option<Use>) {
+    /// Notes in the index that `member` gets `chains`. Returns the insertions, and when the endpoint used the prefix of the
+    /// last chain before, if it had computed it by then.
+    pub(super) fn note_sent(&self, chains: &[Chain], member: &Member) -> (Vec<Insertion>, Option<Use>) {
         let endpoint = member.id();
-        let Some(inserted) = self.index.insert(chain, endpoint) else { return (None, None) };
-        let insertion = Insertion { endpoint, at: inserted.at };
-        member.facts.note_sent(insertion);
-        let previous =
-            inserted.previous.filter(|at| member.facts.is_computed(Insertion { endpoint, at: *at }));
-        (Some(insertion), previous)
+        let (mut insertions, mut previous) = (Vec::with_capacity(chains.len()), None);
+        for chain in chains {
+            let Some(inserted) = self.index.insert(chain, endpoint) else { continue };
+            let insertion = Insertion { endpoint, at: inserted.at };
+            member.facts.note_sent(insertion);
+            previous =
+                inserted.previous.filter(|at| member.facts.is_computed(Insertion { endpoint, at: *at }));
+            insertions.push(insertion);
+        }
+        (insertions, previous)
     }
 
     /// Follows what a scrape found out about the cache of `member`.
@@ -76,13 +83,19 @@ impl Director {
             // Another process by now: its predecessor's answer says nothing of it.
             return Some(predicted);
         }
-        let cached = member.facts.note_answer(estimate.n_bytes, n_tokens, usage.cached_tokens);
+        let n_bytes = match estimate.lookup {
+            Lookup::Text | Lookup::Skipped => estimate.n_bytes,
+            Lookup::Beside(_) => 0,
+        };
+        let cached = member.facts.note_answer(n_bytes, n_tokens, usage.cached_tokens);
         self.bound(member);
         let Some(cached) = cached.map(f64::from) else { return Some(predicted) };
         self.metrics.prefix_estimate_error.observe((cached - predicted) / f64::from(n_tokens));
         let estimated = estimate.estimated_tokens(n_tokens);
         let tolerated = TOLERATED_TOKENS.max(TOLERATED_SHARE * estimated);
         if let Some(last) = estimate.evidence
+            && estimate.lookup == Lookup::Text
+            && usage.completion_tokens != Some(0)
             && estimated - cached > tolerated
         {
             let n_blocks = self.index.forget_until(estimate.endpoint, last);

@@ -25,7 +25,7 @@ thread_local! {
 /// What an endpoint holds of a prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Matched {
-    /// Of the prompt's chain: what the policy goes by.
+    /// Of the prompts' chains: what the policy goes by.
     pub(super) bytes: u64,
     /// The same as past picks make believe.
     pub(super) estimated_bytes: u64,
@@ -46,23 +46,30 @@ impl Director {
     /// By member. Where an engine tells what it holds, its word counts.
     pub(super) fn matched(
         &self,
-        chain: Option<&Chain>,
+        chains: &[Chain],
         tokens: Option<&TokenPrompt>,
         members: &[&Arc<Member>],
     ) -> Vec<Matched> {
-        let Some(chain) = chain else { return vec![Matched::default(); members.len()] };
-        let estimated: Vec<Matched> = MATCHES.with_borrow_mut(|matches| {
-            self.index.longest_match(chain, matches);
-            let worth = |matched_bytes| if matched_bytes < MIN_MATCHED_BYTES { 0 } else { matched_bytes };
-            let matched = |bytes| Matched { bytes, estimated_bytes: bytes, saved_tokens: None };
-            members.iter().map(|member| matched(worth(matches.bytes(member.id())))).collect()
+        let mut estimated = vec![Matched::default(); members.len()];
+        MATCHES.with_borrow_mut(|matches| {
+            for chain in chains {
+                self.index.longest_match(chain, matches);
+                for (matched, member) in estimated.iter_mut().zip(members) {
+                    let bytes = matches.bytes(member.id());
+                    if bytes >= MIN_MATCHED_BYTES {
+                        matched.bytes += bytes;
+                        matched.estimated_bytes += bytes;
+                    }
+                }
+            }
         });
         let Some(tokens) = tokens else { return estimated };
         let endpoints: Vec<EndpointId> = members.iter().map(|member| member.id()).collect();
         let saved = self.blocks.saved_tokens(tokens, &endpoints);
         let n_tokens = tokens.tokens.len().max(1) as u64;
+        let total_bytes: u64 = chains.iter().map(Chain::total_bytes).sum();
         let precise = |(estimate, saved_tokens): (Matched, Option<u64>)| Matched {
-            bytes: saved_tokens.map_or(estimate.bytes, |saved| saved * chain.total_bytes() / n_tokens),
+            bytes: saved_tokens.map_or(estimate.bytes, |saved| saved * total_bytes / n_tokens),
             saved_tokens,
             ..estimate
         };

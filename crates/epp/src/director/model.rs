@@ -22,12 +22,12 @@ pub(super) fn choose_pool<'a>(
     }
     let mut rolls = roster.rolls.values();
     let first = rolls.next().ok_or(Refusal::NoPool)?;
-    let Some(model) = model else { return Ok(first) };
     if rolls.next().is_none() {
         return Ok(first);
     }
-    let names_it = |roll: &&Roll| roll.pool.models.contains_key(model);
     let takes_any = |roll: &&Roll| roll.pool.models.is_empty();
+    let Some(model) = model else { return Ok(roster.rolls.values().find(takes_any).unwrap_or(first)) };
+    let names_it = |roll: &&Roll| roll.pool.models.contains_key(model);
     roster
         .rolls
         .values()
@@ -38,8 +38,8 @@ pub(super) fn choose_pool<'a>(
 
 /// What a pool has to say of a model.
 pub(super) struct Choice {
-    /// The name to ask the engine for.
-    pub(super) target_model: String,
+    /// The name to ask the engine for; `None` where the request leaves it to the engine.
+    pub(super) target_model: Option<String>,
     /// `None` in a pool without InferenceModels, which knows no criticality: nothing is shed.
     pub(super) criticality: Option<Criticality>,
 }
@@ -54,13 +54,13 @@ pub(super) struct Choice {
 /// When the pool has InferenceModels and none is named `model`.
 pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<Choice, Refusal> {
     if pool.models.is_empty() {
-        return Ok(Choice { target_model: model.to_owned(), criticality: None });
+        return Ok(Choice { target_model: Some(model.to_owned()), criticality: None });
     }
     let Some(found) = pool.models.get(model) else {
         return Err(Refusal::ModelNotFound { model: model.to_owned() });
     };
     let target_model = draw(&found.targets, rng).unwrap_or(model).to_owned();
-    Ok(Choice { target_model, criticality: Some(found.criticality) })
+    Ok(Choice { target_model: Some(target_model), criticality: Some(found.criticality) })
 }
 
 /// One of the targets; `None` if there are none. A single one takes no draw.

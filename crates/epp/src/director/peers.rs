@@ -43,8 +43,9 @@ impl Director {
         }
     }
 
-    pub(super) fn tell_peers(&self, chain: &Chain, member: &Member, now: Now) {
-        if let Some(journal) = &self.journal {
+    pub(super) fn tell_peers(&self, chains: &[Chain], member: &Member, now: Now) {
+        let Some(journal) = &self.journal else { return };
+        for chain in chains {
             journal.note(&member.destination, member.started(), chain, now.wall);
         }
     }

@@ -19,8 +19,8 @@ use crate::response::Usage;
 pub struct Ticket {
     pub(super) lease: Lease,
     pub(super) labels: ModelLabels,
-    /// Under PREFIX_CACHE, for a body that was read.
-    pub(super) chain: Option<Chain>,
+    /// Of each prompt, under PREFIX_CACHE.
+    pub(super) chains: Vec<Chain>,
     /// For the endpoint that was picked.
     pub(super) estimate: Option<Estimate>,
     pub(super) started: Instant,
@@ -46,18 +46,16 @@ impl Director {
         let Some(member) = roster.members.iter().find(|member| *member.destination == *served) else {
             return;
         };
-        let insertion = ticket.chain.as_ref().and_then(|chain| {
-            self.tell_peers(chain, member, now);
-            self.note_sent(chain, member).0
-        });
-        ticket.lease.move_to(member, insertion);
+        self.tell_peers(&ticket.chains, member, now);
+        let (insertions, _) = self.note_sent(&ticket.chains, member);
+        ticket.lease.move_to(member, insertions);
         ticket.estimate = None;
         self.decisions().amend(ticket.seq, |record| record.served = Some(member.destination.clone()));
     }
 
     /// The stream is over.
     pub fn settle(&self, ticket: Ticket, report: &ResponseReport, now: Instant) {
-        let Ticket { lease, labels, chain: _, estimate, started, seq } = ticket;
+        let Ticket { lease, labels, chains: _, estimate, started, seq } = ticket;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
         let known = usage.zip(estimate.as_ref()).filter(|_| complete);
         let predicted_cached_tokens =

@@ -7,7 +7,7 @@ use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 
 use super::{BodyEnd, BodyMode, json_string};
-use crate::body::{BodyScanner, PromptField};
+use crate::body::{Api, BodyScanner};
 use crate::inquiry::{Content, RequestHead, RequestId};
 use crate::refusal::BodyFault;
 use crate::reply::{self, Pieces};
@@ -50,16 +50,11 @@ pub struct CollectedBody {
 }
 
 impl Collecting {
-    pub(crate) fn new(
-        head: RequestHead,
-        mode: BodyMode,
-        prompt_field: PromptField,
-        max_bytes: usize,
-    ) -> Self {
+    pub(crate) fn new(head: RequestHead, mode: BodyMode, api: Api, max_bytes: usize) -> Self {
         Self {
             head,
             mode,
-            scanner: BodyScanner::new(prompt_field),
+            scanner: BodyScanner::new(api),
             chunks: Vec::new(),
             tail: BytesMut::new(),
             n_bytes: 0,
@@ -98,14 +93,14 @@ impl Collecting {
     pub(crate) fn finish(mut self, end: BodyEnd) -> Collected {
         self.end_tail();
         let Self { head, mode, scanner, chunks, tail: _, n_bytes: _, max_bytes: _ } = self;
-        let content = match scanner.finish() {
+        let content = match scanner.finish(&chunks) {
             Ok(body) => Content::Body(body),
             // The proxy cut the body at its buffer's limit: what is missing cannot be blamed on the client.
             Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
             Err(error) => Content::Fault(BodyFault::Malformed(error)),
         };
         let model_span = match &content {
-            Content::Body(body) => Some(body.model_span.clone()),
+            Content::Body(body) => body.model.as_ref().ok().map(|model| model.span.clone()),
             Content::Opaque | Content::Fault(_) => None,
         };
         let has_content_length = head.has_content_length;

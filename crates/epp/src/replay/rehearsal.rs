@@ -9,7 +9,9 @@ use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::KvAddresses;
 
-use crate::body::{BodyError, BodyScanner, PromptField, RequestBody};
+use bytes::Bytes;
+
+use crate::body::{Api, BodyError, BodyScanner, RequestBody};
 use crate::director::{Director, Now, Options};
 use crate::exchange::ResponseReport;
 use crate::explain::Decision;
@@ -109,7 +111,7 @@ impl Rehearsal {
 }
 
 fn read(body: &[u8]) -> Result<RequestBody, BodyError> {
-    let mut scanner = BodyScanner::new(PromptField::Any);
+    let mut scanner = BodyScanner::new(Api::Any);
     scanner.push(body)?;
-    scanner.finish()
+    scanner.finish(&[Bytes::copy_from_slice(body)])
 }

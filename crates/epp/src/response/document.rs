@@ -109,7 +109,7 @@ impl Document {
                 | Event::Text(_)
                 | Event::Char(_)
                 | Event::Number(_)
-                | Event::Literal => {}
+                | Event::Literal(_) => {}
             }
             return;
         }
@@ -132,8 +132,8 @@ impl Document {
                 self.string = Text::Other;
                 out.end_model(at);
             }
-            Event::StringStart { at: _ } | Event::StringEnd { end: _ } | Event::Literal => {}
-            Event::Number(value) => self.number(value, usage),
+            Event::StringStart { at: _ } | Event::StringEnd { end: _ } | Event::Literal(_) => {}
+            Event::Number(number) => self.number(number.value, usage),
             Event::Open(container) => self.open(container),
             Event::Close(_) => {
                 self.scopes.pop();

@@ -13,21 +13,26 @@ use envoy_proto::service::ext_proc::v3::{
 use epp::compat::Compat;
 use epp::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
 use epp::inquiry::{Content, Inquiry};
-use epp::refusal::Refusal;
+use epp::refusal::{BodyFault, Refusal};
 use expect_test::Expect;
 
 pub(crate) const BODY: &str = r#"{"prompt":"Once upon a time","model":"m","max_tokens":9007199254740993}"#;
 
-/// A director that sends everything to one place, and knows one model.
+/// A director that sends everything to one place, knows one model, and takes no body without a prompt.
 pub(crate) fn decide(inquiry: Inquiry) -> Result<Pick<()>, Refusal> {
     let rewrite = match inquiry.content {
         Content::Fault(fault) => return Err(fault.into()),
         Content::Opaque => None,
-        Content::Body(body) if body.model == "m" => None,
-        Content::Body(body) if body.model == "alias" => {
-            Some(Rewrite { model: body.model, target_model: "target \"model\"".to_owned() })
+        Content::Body(body) => {
+            let malformed = |fault| Refusal::Body(BodyFault::Malformed(fault));
+            let model = body.model.map_err(malformed)?.name;
+            body.prompts.map_err(malformed)?;
+            match model.as_str() {
+                "m" => None,
+                "alias" => Some(Rewrite { model, target_model: "target \"model\"".to_owned() }),
+                _ => return Err(Refusal::ModelNotFound { model }),
+            }
         }
-        Content::Body(body) => return Err(Refusal::ModelNotFound { model: body.model }),
     };
     Ok(Pick { destination: "10.0.0.1:8000".to_owned(), rewrite, reason: None, lease: () })
 }

@@ -20,6 +20,7 @@ mod peers;
 mod picking;
 mod precise;
 mod process;
+mod prompts;
 mod protocol;
 mod records;
 mod response;

@@ -1,0 +1,322 @@
+//! A plain prompt, hashed while its chunks arrive: a text, token ids, or a chat of texts.
+//!
+//! It gives up on whatever else is in it, or is not in the order in which it is hashed; such a prompt is rendered when the
+//! body is complete. For what it does not give up on, it makes the same text.
+
+use super::source::{MAX_WORD, Word};
+use super::text::{BillingLine, PromptText, SystemText};
+use crate::json::{Container, Event};
+
+/// What the value must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// An array of messages.
+    Chat,
+    /// A text, or an array of token ids.
+    Prompt,
+    /// A text that is the only message, the user's.
+    UserText,
+}
+
+/// Whether the value is plain so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Plain,
+    GivenUp,
+}
+
+/// The events of one value, from its first to its last.
+#[derive(Debug)]
+pub(super) struct Live {
+    shape: Shape,
+    place: Place,
+    /// Open containers of a value that is not part of the prompt.
+    n_skipped: u32,
+    reads: Reads,
+    key: Word,
+    role: Word,
+    part_type: Word,
+    message: MessageState,
+    /// Of the current text in a system message.
+    system: Option<SystemText>,
+    text: PromptText,
+}
+
+/// Where the next value stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Start,
+    TokenIds,
+    Messages,
+    /// In a message, behind this key.
+    Message(MessageKey),
+    /// In the array of a message's content.
+    Parts,
+    Part(PartKey),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum MessageKey {
+    Role,
+    Content,
+    /// Not part of the prompt.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum PartKey {
+    Type,
+    Text,
+    Other,
+}
+
+/// Where the text of the current string goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reads {
+    Nothing,
+    Key,
+    Role,
+    PartType,
+    Prompt,
+    /// The same, and this is the start of a part.
+    Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum MessageState {
+    /// Nothing of it is hashed.
+    Fresh,
+    /// Its role is, and its content is open or was.
+    Begun,
+    /// The same, and a part with a text is behind it.
+    HasPart,
+}
+
+// === impl Live ===
+
+impl Live {
+    pub(super) fn new(shape: Shape) -> Self {
+        Self {
+            shape,
+            place: Place::Start,
+            n_skipped: 0,
+            reads: Reads::Nothing,
+            key: Word::default(),
+            role: Word::default(),
+            part_type: Word::default(),
+            message: MessageState::Fresh,
+            system: None,
+            text: PromptText::default(),
+        }
+    }
+
+    /// The prompt, once its last event was applied.
+    pub(super) fn finish(self) -> PromptText {
+        self.text
+    }
+
+    pub(super) fn apply(&mut self, event: Event<'_>) -> Progress {
+        if self.n_skipped > 0 {
+            match event {
+                Event::Open(_) => self.n_skipped += 1,
+                Event::Close(_) => self.n_skipped -= 1,
+                Event::KeyStart
+                | Event::KeyEnd
+                | Event::StringStart { .. }
+                | Event::StringEnd { .. }
+                | Event::Text(_)
+                | Event::Char(_)
+                | Event::Number(_)
+                | Event::Literal(_) => {}
+            }
+            return Progress::Plain;
+        }
+        match event {
+            Event::Text(text) => return self.push_text(text),
+            Event::Char(char) => return self.push_text(char.encode_utf8(&mut [0; 4]).as_bytes()),
+            Event::KeyStart => {
+                self.key.clear();
+                self.reads = Reads::Key;
+            }
+            Event::KeyEnd => return self.end_key(),
+            Event::StringStart { at: _ } => return self.start_string(),
+            Event::StringEnd { end: _ } => self.end_string(),
+            Event::Number(number) => match (self.place, number.value) {
+                (Place::TokenIds, Some(id)) => self.text.push(&id.to_le_bytes()),
+                _ => return self.scalar(),
+            },
+            Event::Literal(_) => return self.scalar(),
+            Event::Open(container) => return self.open(container),
+            Event::Close(_) => return self.close(),
+        }
+        Progress::Plain
+    }
+
+    fn push_text(&mut self, text: &[u8]) -> Progress {
+        match self.reads {
+            Reads::Nothing => {}
+            Reads::Key => self.key.push(text),
+            Reads::Role => self.role.push(text),
+            Reads::PartType => self.part_type.push(text),
+            Reads::Prompt => match &mut self.system {
+                Some(system) => {
+                    system.push(text, |kept| self.text.push(kept));
+                    if system.has_line() {
+                        return Progress::GivenUp;
+                    }
+                }
+                None => self.text.push(text),
+            },
+            Reads::Part => {
+                if self.message == MessageState::HasPart {
+                    self.text.push(b"\n");
+                }
+                self.message = MessageState::HasPart;
+                self.text.push(text);
+                self.reads = Reads::Prompt;
+            }
+        }
+        Progress::Plain
+    }
+
+    fn end_key(&mut self) -> Progress {
+        self.reads = Reads::Nothing;
+        self.place = match (self.place, self.key.as_bytes()) {
+            (Place::Message(_), b"role") if self.role.as_bytes().is_empty() => {
+                Place::Message(MessageKey::Role)
+            }
+            (Place::Message(_), b"content") if self.message == MessageState::Fresh => {
+                Place::Message(MessageKey::Content)
+            }
+            // A key that came before, or one that changes what is rendered.
+            (
+                Place::Message(_),
+                b"role" | b"content" | b"tool_calls" | b"reasoning" | b"reasoning_content" | b"thinking",
+            )
+            | (Place::Part(PartKey::Text), b"text") => return Progress::GivenUp,
+            (Place::Message(_), _) => Place::Message(MessageKey::Other),
+            (Place::Part(_), b"type") => Place::Part(PartKey::Type),
+            (Place::Part(_), b"text") => Place::Part(PartKey::Text),
+            (Place::Part(_), b"cache_control") => Place::Part(PartKey::Other),
+            (Place::Part(_), _) => return Progress::GivenUp,
+            (place @ (Place::Start | Place::TokenIds | Place::Messages | Place::Parts), _) => place,
+        };
+        Progress::Plain
+    }
+
+    fn start_string(&mut self) -> Progress {
+        self.reads = match (self.place, self.shape) {
+            (Place::Start, Shape::Prompt) => Reads::Prompt,
+            (Place::Start, Shape::UserText) => {
+                self.text.push(b"user: ");
+                Reads::Prompt
+            }
+            (Place::Message(MessageKey::Role), _) => Reads::Role,
+            (Place::Message(MessageKey::Other), _) | (Place::Part(PartKey::Other), _) => Reads::Nothing,
+            (Place::Message(MessageKey::Content), _) => {
+                if self.begin_message() == Progress::GivenUp {
+                    return Progress::GivenUp;
+                }
+                Reads::Prompt
+            }
+            (Place::Part(PartKey::Type), _) => {
+                self.part_type.clear();
+                Reads::PartType
+            }
+            (Place::Part(PartKey::Text) | Place::Parts, _) => Reads::Part,
+            (Place::Start | Place::TokenIds | Place::Messages, _) => return Progress::GivenUp,
+        };
+        Progress::Plain
+    }
+
+    fn end_string(&mut self) {
+        if let Some(system) = self.system.take() {
+            system.finish(|kept| self.text.push(kept));
+        }
+        if self.place == Place::Start && self.shape == Shape::UserText {
+            self.text.push(b"\n");
+        }
+        self.reads = Reads::Nothing;
+    }
+
+    /// A number, `null` and the like, where it says nothing; elsewhere it is not plain.
+    fn scalar(&mut self) -> Progress {
+        match self.place {
+            Place::Message(MessageKey::Content | MessageKey::Other) | Place::Part(PartKey::Other) => {
+                Progress::Plain
+            }
+            Place::Start
+            | Place::TokenIds
+            | Place::Messages
+            | Place::Message(MessageKey::Role)
+            | Place::Parts
+            | Place::Part(PartKey::Type | PartKey::Text) => Progress::GivenUp,
+        }
+    }
+
+    fn open(&mut self, container: Container) -> Progress {
+        self.place = match (self.place, container) {
+            (Place::Start, Container::Array) => match self.shape {
+                Shape::Chat => Place::Messages,
+                Shape::Prompt => Place::TokenIds,
+                Shape::UserText => return Progress::GivenUp,
+            },
+            (Place::Messages, Container::Object) => {
+                self.role.clear();
+                self.message = MessageState::Fresh;
+                Place::Message(MessageKey::Other)
+            }
+            (Place::Message(MessageKey::Content), Container::Array) => {
+                if self.role.as_bytes() == b"system" || self.begin_message() == Progress::GivenUp {
+                    return Progress::GivenUp;
+                }
+                Place::Parts
+            }
+            (Place::Parts, Container::Object) => {
+                self.part_type.clear();
+                Place::Part(PartKey::Other)
+            }
+            (place @ (Place::Message(MessageKey::Other) | Place::Part(PartKey::Other)), _) => {
+                self.n_skipped = 1;
+                place
+            }
+            _ => return Progress::GivenUp,
+        };
+        Progress::Plain
+    }
+
+    fn close(&mut self) -> Progress {
+        self.place = match self.place {
+            Place::TokenIds | Place::Messages | Place::Start => Place::Start,
+            Place::Message(_) => {
+                if self.message == MessageState::Fresh && self.begin_message() == Progress::GivenUp {
+                    return Progress::GivenUp;
+                }
+                self.text.push(b"\n");
+                self.system = None;
+                Place::Messages
+            }
+            Place::Parts => Place::Message(MessageKey::Content),
+            Place::Part(_) => match self.part_type.as_bytes() {
+                b"" | b"text" | b"input_text" | b"output_text" => Place::Parts,
+                _ => return Progress::GivenUp,
+            },
+        };
+        Progress::Plain
+    }
+
+    /// Hashes the role, which must be known by now.
+    fn begin_message(&mut self) -> Progress {
+        let role = self.role.as_bytes();
+        match role {
+            b"" | b"developer" => return Progress::GivenUp,
+            b"system" => self.system = Some(SystemText::new(BillingLine::Cut)),
+            _ if role.len() > MAX_WORD => return Progress::GivenUp,
+            _ => {}
+        }
+        self.text.push(role);
+        self.text.push(b": ");
+        self.message = MessageState::Begun;
+        Progress::Plain
+    }
+}

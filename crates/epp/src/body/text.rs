@@ -1,0 +1,215 @@
+//! The text of one prompt, hashed as it is written; what it says of strings, JSON and media.
+
+use prefix_index::chain::ChainBuilder;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::json::{Container, Event, Lexer, Literal, Number};
+
+/// What one image, sound or video weighs in the text [bytes]. An image is some hundred tokens, whatever its URL is; more
+/// than this would let a small body ask for much hashing.
+const MEDIA_BYTES: usize = 512;
+/// Claude Code's line about itself, which differs from request to request; vLLM leaves it out of system prompts.
+const BILLING_HEADER: &[u8] = b"x-anthropic-billing-header";
+
+/// One prompt of a request: what of it is hashed. The seed is missing.
+#[derive(Clone, Debug, Default)]
+pub struct PromptText {
+    pub chain: ChainBuilder,
+    /// Length of the text in bytes.
+    pub n_bytes: u64,
+}
+
+/// What becomes of a line of Claude Code's in a system prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BillingLine {
+    /// In a chat: left out up to its end.
+    Cut,
+    /// In a request to the Messages API: left out with the block that begins with it.
+    CutBlock,
+}
+
+/// Leaves the billing line out of a text that is given piece by piece.
+#[derive(Debug)]
+pub(super) struct SystemText {
+    line: BillingLine,
+    state: SystemState,
+    has_line: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum SystemState {
+    /// So many bytes of the header were seen, and nothing else.
+    Start(usize),
+    InLine,
+    Text,
+}
+
+/// Writes JSON as Python's `json.dumps` does by default, so that the client's spacing makes no difference.
+#[derive(Debug, Default)]
+pub(super) struct JsonText {
+    /// One bit per open container, the innermost lowest: 1 = it has a value.
+    has_values: u128,
+    is_behind_key: bool,
+}
+
+/// Reads a text that is JSON itself, piece by piece, as [`JsonText`].
+#[derive(Debug)]
+pub(super) struct EmbeddedJson {
+    lexer: Lexer,
+    writer: JsonText,
+}
+
+/// The identity of something that is not text.
+#[derive(Default)]
+pub(super) struct Identity(Xxh3);
+
+// === impl PromptText ===
+
+impl PromptText {
+    pub(super) fn push(&mut self, text: &[u8]) {
+        self.chain.push(text);
+        self.n_bytes += text.len() as u64;
+    }
+
+    /// A field whose value decides about the prompt in a way that only the engine knows.
+    pub(super) fn push_option(&mut self, key: &str, value: Identity) {
+        self.push(key.as_bytes());
+        self.push(&value.0.digest128().to_le_bytes());
+        self.push(b"\n");
+    }
+
+    pub(super) fn push_media(&mut self, media: Identity) {
+        let digest = media.0.digest128().to_le_bytes();
+        for _ in 0..MEDIA_BYTES / digest.len() {
+            self.push(&digest);
+        }
+    }
+}
+
+// === impl SystemText ===
+
+impl SystemText {
+    pub(super) fn new(line: BillingLine) -> Self {
+        Self { line, state: SystemState::Start(0), has_line: false }
+    }
+
+    /// Gives `keep` what of `piece` is left.
+    pub(super) fn push(&mut self, mut piece: &[u8], mut keep: impl FnMut(&[u8])) {
+        while let SystemState::Start(n_seen) = self.state {
+            let Some((first, rest)) = piece.split_first() else { return };
+            if *first != BILLING_HEADER[n_seen] {
+                self.state = SystemState::Text;
+                keep(&BILLING_HEADER[..n_seen]);
+                break;
+            }
+            piece = rest;
+            let n_seen = n_seen + 1;
+            self.has_line = n_seen == BILLING_HEADER.len();
+            self.state = if self.has_line { SystemState::InLine } else { SystemState::Start(n_seen) };
+        }
+        if self.state == SystemState::InLine {
+            let end = match self.line {
+                BillingLine::Cut => piece.iter().position(|&byte| byte == b'\n'),
+                BillingLine::CutBlock => None,
+            };
+            let Some(end) = end else { return };
+            self.state = SystemState::Text;
+            piece = &piece[end + 1..];
+        }
+        if !piece.is_empty() {
+            keep(piece);
+        }
+    }
+
+    /// The text is over: gives `keep` what was held back.
+    pub(super) fn finish(self, mut keep: impl FnMut(&[u8])) {
+        if let SystemState::Start(n_seen @ 1..) = self.state {
+            keep(&BILLING_HEADER[..n_seen]);
+        }
+    }
+
+    /// Whether the text begins with such a line.
+    pub(super) fn has_line(&self) -> bool {
+        self.has_line
+    }
+}
+
+// === impl JsonText ===
+
+impl JsonText {
+    pub(super) fn write(&mut self, event: Event<'_>, mut out: impl FnMut(&[u8])) {
+        match event {
+            Event::Open(container) => {
+                self.begin_value(&mut out);
+                self.has_values <<= 1;
+                out(if container == Container::Object { b"{" } else { b"[" });
+            }
+            Event::Close(container) => {
+                self.has_values >>= 1;
+                out(if container == Container::Object { b"}" } else { b"]" });
+            }
+            Event::KeyStart | Event::StringStart { at: _ } => {
+                self.begin_value(&mut out);
+                out(b"\"");
+            }
+            Event::KeyEnd => {
+                self.is_behind_key = true;
+                out(b"\": ");
+            }
+            Event::StringEnd { end: _ } => out(b"\""),
+            Event::Text(text) => out(text),
+            Event::Char('"') => out(b"\\\""),
+            Event::Char('\\') => out(b"\\\\"),
+            Event::Char('\n') => out(b"\\n"),
+            Event::Char(char) => out(char.encode_utf8(&mut [0; 4]).as_bytes()),
+            Event::Number(Number { value, fingerprint }) => {
+                self.begin_value(&mut out);
+                match value {
+                    Some(value) => out(value.to_string().as_bytes()),
+                    None => out(&fingerprint.to_le_bytes()),
+                }
+            }
+            Event::Literal(literal) => {
+                self.begin_value(&mut out);
+                out(match literal {
+                    Literal::True => b"true",
+                    Literal::False => b"false",
+                    Literal::Null => b"null",
+                });
+            }
+        }
+    }
+
+    fn begin_value(&mut self, out: &mut impl FnMut(&[u8])) {
+        if std::mem::take(&mut self.is_behind_key) {
+            return;
+        }
+        if self.has_values & 1 == 1 {
+            out(b", ");
+        }
+        self.has_values |= 1;
+    }
+}
+
+// === impl EmbeddedJson ===
+
+impl EmbeddedJson {
+    pub(super) fn new() -> Self {
+        Self { lexer: Lexer::new(), writer: JsonText::default() }
+    }
+
+    /// What is not JSON ends the text: the engine does not show it either.
+    pub(super) fn push(&mut self, mut piece: &[u8], mut out: impl FnMut(&[u8])) {
+        while let Ok(Some(event)) = self.lexer.next(&mut piece) {
+            self.writer.write(event, &mut out);
+        }
+    }
+}
+
+// === impl Identity ===
+
+impl Identity {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+}
