@@ -11,6 +11,7 @@ mod choices;
 pub mod cors;
 mod debug;
 mod error;
+mod events;
 pub mod faults;
 mod framework;
 mod generate;
@@ -45,7 +46,7 @@ use crate::vllm_version::VllmVersion;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::post;
@@ -169,6 +170,8 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
         .route("/v1/responses", post(responses))
+        .route("/v1/responses/{response_id}", get(stored_response))
+        .route("/v1/responses/{response_id}/cancel", post(stored_response))
         .route("/invocations", post(invocations))
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize_text))
@@ -315,6 +318,13 @@ async fn responses(
     match json_body(&headers, body) {
         Ok(body) => responses::respond(pod, caller, body).await,
         Err(error) => error.into_response(),
+    }
+}
+
+async fn stored_response(State(pod): State<Arc<Pod>>, Path(id): Path<String>) -> Response {
+    match pod.config.version {
+        VllmVersion::V0_8 => ApiError::plain(StatusCode::NOT_FOUND).into_response(),
+        VllmVersion::V0_11 | VllmVersion::V0_33 => responses::stored(&id),
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Answer {
     /// In order; at least one.
     pub(super) prompts: Vec<AnsweredPrompt>,
     pub(super) details: DetailsMode,
+    /// What each choice may generate: the request's own limit, or the room that the last prompt leaves.
+    pub(super) max_tokens: u32,
     /// `return_token_ids`
     pub(super) token_ids: bool,
     pub(super) reply: ReplyMode,
@@ -106,7 +108,12 @@ impl Answer {
     }
 
     /// The message that a whole text is, after the parser of tools.
-    fn message(&self, text: String, finish: Finish, calls: Option<&ToolReply>) -> (Content, Finish) {
+    pub(super) fn message(
+        &self,
+        text: String,
+        finish: Finish,
+        calls: Option<&ToolReply>,
+    ) -> (Content, Finish) {
         let Some(reply) = calls else { return (Content::Text(text), finish) };
         let ToolMessage { content, tool_calls } = reply.message(&text);
         let choice = (!tool_calls.is_empty()).then(|| reply.choice());
@@ -177,15 +184,23 @@ impl Answer {
     fn details(&self, choice: &Choice) -> Option<PromptTokensDetails> {
         let DetailsMode::On { block_size } = self.details else { return None };
         let cached_tokens = choice.cached_tokens;
-        let created = block_size.map_or(0, |block_size| {
-            let block_size = block_size.get() as usize;
-            let n_in_blocks = self.prompt(choice).ids.len() / block_size * block_size;
-            u32::try_from(n_in_blocks).unwrap_or(u32::MAX).saturating_sub(cached_tokens)
-        });
+        let created = created_tokens(self.prompt(choice).ids.len(), cached_tokens, block_size);
         let created_cache_tokens = match self.envelope.api {
             Api::Chat => Some(created),
             Api::Completion => None,
         };
         Some(PromptTokensDetails { cached_tokens, created_cache_tokens })
     }
+}
+
+/// Tokens of a prompt that are new in the prefix cache: whole blocks. `block_size` is `None` without a cache.
+pub(super) fn created_tokens(
+    n_prompt_tokens: usize,
+    cached_tokens: u32,
+    block_size: Option<NonZeroU32>,
+) -> u32 {
+    let Some(block_size) = block_size else { return 0 };
+    let block_size = block_size.get() as usize;
+    let n_in_blocks = n_prompt_tokens / block_size * block_size;
+    u32::try_from(n_in_blocks).unwrap_or(u32::MAX).saturating_sub(cached_tokens)
 }

@@ -74,6 +74,11 @@ impl Fields {
         }
     }
 
+    /// Fields that are no body of their own but were made of one.
+    pub(crate) fn of(object: Map<String, Value>) -> Self {
+        Self { object, errors: Vec::new() }
+    }
+
     /// With a value that is not null.
     pub(crate) fn has(&self, field: &str) -> bool {
         self.object.get(field).is_some_and(|value| !value.is_null())

@@ -24,6 +24,15 @@ use std::sync::Arc;
 /// Bodies larger than this are tokenized away from the threads that serve sockets.
 const INLINE_BODY_LIMIT: usize = 32 << 10;
 
+/// A request as it came, beside what its body was parsed to.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) api: Api,
+    /// `x-request-id`
+    pub(super) header_id: Option<String>,
+    pub(super) body: Bytes,
+}
+
 /// A request that the driver has, and how to answer it.
 #[derive(Debug)]
 pub(super) struct Started {
@@ -44,7 +53,9 @@ pub(super) struct ResolvedModel {
 pub(super) async fn generate(pod: Arc<Pod>, api: Api, caller: Caller, body: Bytes) -> Response {
     let arrival = pod.driver.clock().now();
     let mut record = Record::new(pod.clone(), api, arrival);
-    match start(&pod, api, caller.request_id, body, &mut record).await {
+    let parsed = TextRequest::parse(api, pod.config.version, &body);
+    let received = Received { api, header_id: caller.request_id, body };
+    match start(&pod, received, parsed, &mut record).await {
         Ok(Started { delivery, answer, choices }) => {
             let choices = Choices::new(choices, record);
             match delivery {
@@ -99,18 +110,17 @@ fn head(pod: &Pod, n_prompt_tokens: usize, admission: Option<Admission>, respons
     PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size).on(response)
 }
 
-/// Parses `body` and hands its requests to the driver; fills `record` with what it learns.
+/// Hands what was received to the driver; fills `record` with what it learns.
 ///
 /// # Errors
 /// What is wrong with the request, or with the pod.
 pub(super) async fn start(
     pod: &Arc<Pod>,
-    api: Api,
-    header_id: Option<String>,
-    body: Bytes,
+    received: Received,
+    parsed: Result<TextRequest, ApiError>,
     record: &mut Record,
 ) -> Result<Started, ApiError> {
-    let parsed = TextRequest::parse(api, pod.config.version, &body);
+    let Received { api, header_id, body } = received;
     let body_id = parsed.as_ref().ok().and_then(|request| request.request_id.clone());
     record.line.request_id = header_id.or(body_id).unwrap_or_else(|| pod.request_ids.next(&body));
     let request = parsed?;

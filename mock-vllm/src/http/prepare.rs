@@ -116,6 +116,7 @@ impl Preparation<'_> {
             envelope: self.envelope(),
             prompts,
             details: self.details_mode(),
+            max_tokens: choices.last().map_or(0, |choice| choice.submission.max_tokens),
             token_ids: request.extras.token_ids,
             reply: self.reply_mode(),
             calls: choices.iter().map(|choice| choice.calls.clone()).collect(),

@@ -134,7 +134,7 @@ fn generate_requests(pod: &Pod, kind: Rendered, body: &[u8]) -> Result<Vec<Gener
     let (api, request) = match kind {
         Rendered::Chat => (Api::Chat, TextRequest::parse(Api::Chat, version, body)?),
         Rendered::Completion => (Api::Completion, TextRequest::parse(Api::Completion, version, body)?),
-        Rendered::Response => (Api::Chat, responses::as_chat(version, body)?),
+        Rendered::Response => (Api::Chat, responses::as_chat(&pod.config, body)?),
     };
     let own_id = request.request_id.clone().unwrap_or_else(|| pod.request_ids.next(body));
     let id_prefix = match kind {

@@ -72,7 +72,12 @@ impl TextRequest {
     /// # Errors
     /// For all fields that are missing or of the wrong type.
     pub(crate) fn parse(api: Api, version: VllmVersion, body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body)?;
+        Self::from_fields(api, version, Fields::parse(body)?)
+    }
+
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(crate) fn from_fields(api: Api, version: VllmVersion, mut fields: Fields) -> Result<Self, ApiError> {
         let delivery = delivery_mode(&mut fields, version)?;
         check_salt(&fields)?;
         let shape = ReplyShape::parse(&fields, api, version)?;

@@ -1,112 +1,107 @@
-//! `/v1/responses` for text: the request is a chat in other words, and the answer is told in items and events.
+//! `/v1/responses`: the request is a chat in other words, and the answer is told in items and events.
 
 mod input;
+mod items;
 mod output;
+mod stream;
+mod tools;
 
-use super::Pod;
+use super::answer::Answer;
 use super::caller::Caller;
-use super::choices::{Choices, Event};
+use super::choices::{Choice, Piece};
 use super::error::ApiError;
-use super::generate::{Started, start};
-use super::ground_truth::PrefixHit;
-use super::record::Record;
-use super::request::{DeliveryMode, TextRequest};
-use super::wire::Api;
-use crate::driver::Admission;
-use crate::vllm_version::VllmVersion;
-use axum::body::Body;
+use super::events::{self, Events, WholeReply};
+use super::request::TextRequest;
+use super::wire::plain::Content;
+use super::{Pod, PodConfig};
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::StatusCode;
 use input::ResponsesRequest;
-use output::{Progress, Told};
-use std::convert::Infallible;
+use output::{Head, Status, message_item};
 use std::sync::Arc;
+use stream::Progress;
 
 const PATH: &str = "/v1/responses";
 
+#[derive(Debug)]
+struct ResponsesAnswer {
+    answer: Answer,
+    progress: Progress,
+}
+
 /// Answers a request that arrived with `body`.
 pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Response {
-    let arrival = pod.driver.clock().now();
-    let mut record = Record::new(pod.clone(), Api::Chat, arrival);
-    record.line.endpoint = PATH;
-    match begin(&pod, caller.request_id, &body, &mut record).await {
-        Ok((Started { delivery, answer, choices }, told)) => {
-            let n_prompt_tokens = answer.prompts.first().map_or(0, |prompt| prompt.ids.len());
-            let progress = Progress::new(told, &answer.envelope, n_prompt_tokens);
-            let mut choices = Choices::new(choices, record);
-            let Some(Admission { cached_tokens, .. }) = choices.admission().await else {
-                return whole(progress, choices).await;
-            };
-            let hit = PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size);
-            hit.on(match delivery {
-                DeliveryMode::Plain => whole(progress, choices).await,
-                DeliveryMode::Stream(_) => stream(progress, choices.through(caller.outbox)),
-            })
-        }
-        Err(error) => {
-            record.fail(&error);
-            drop(record);
-            error.into_response()
-        }
-    }
+    let PodConfig { version, prefix_caching, block_size, .. } = pod.config;
+    let tool_calling = pod.config.output.tool_calling;
+    let parse = |body: &[u8]| {
+        let ResponsesRequest { chat, told } = ResponsesRequest::parse(body, version, tool_calling)?;
+        let events = move |answer: Answer| {
+            let head = Head::new(told, &answer, prefix_caching.then_some(block_size));
+            ResponsesAnswer { progress: Progress::new(head, &answer), answer }
+        };
+        Ok((chat, events))
+    };
+    events::respond(pod, PATH, (caller, body), parse).await
 }
 
 /// The chat that `body` asks for.
 ///
 /// # Errors
 /// What a response to it would fail with before it begins.
-pub(super) fn as_chat(version: VllmVersion, body: &[u8]) -> Result<TextRequest, ApiError> {
-    TextRequest::parse(Api::Chat, version, &ResponsesRequest::parse(body)?.chat)
+pub(super) fn as_chat(config: &PodConfig, body: &[u8]) -> Result<TextRequest, ApiError> {
+    Ok(ResponsesRequest::parse(body, config.version, config.output.tool_calling)?.chat)
 }
 
-async fn begin(
-    pod: &Arc<Pod>,
-    header_id: Option<String>,
-    body: &[u8],
-    record: &mut Record,
-) -> Result<(Started, Told), ApiError> {
-    let request_id = header_id.unwrap_or_else(|| pod.request_ids.next(body));
-    record.line.request_id.clone_from(&request_id);
-    let ResponsesRequest { chat, told } = ResponsesRequest::parse(body)?;
-    Ok((start(pod, Api::Chat, Some(request_id), chat, record).await?, told))
+/// The response that `id` names: there is no store of them.
+pub(super) fn stored(id: &str) -> Response {
+    input::not_stored(id).into_response()
 }
 
-async fn whole(mut progress: Progress, mut choices: Choices) -> Response {
-    loop {
-        match choices.next().await {
-            Event::Piece(piece) => progress.take(piece),
-            Event::End => break,
-            Event::Failed(error) => return error.into_response(),
-        }
+// === impl ResponsesAnswer ===
+
+impl Events for ResponsesAnswer {
+    fn refusal(error: ApiError) -> Response {
+        error.into_response()
     }
-    (StatusCode::OK, Json(progress.response(choices.as_slice().first()))).into_response()
-}
 
-fn stream(progress: Progress, choices: Choices) -> Response {
-    let state = Some((progress, choices));
-    let frames = futures::stream::unfold(state, |state| async move {
-        let (mut progress, mut choices) = state?;
-        let mut frames = String::new();
-        if progress.open(&mut frames) {
-            return Some((Ok::<_, Infallible>(Bytes::from(frames)), Some((progress, choices))));
-        }
-        let state = match choices.next().await {
-            Event::Piece(piece) => {
-                progress.delta(&mut frames, piece);
-                Some((progress, choices))
-            }
-            Event::End => {
-                progress.close(&mut frames, choices.as_slice().first());
-                None
-            }
-            Event::Failed(error) => {
-                progress.fail(&mut frames, &error);
-                None
-            }
+    fn whole(self, reply: WholeReply<'_>) -> Response {
+        let Self { answer, progress: Progress { head, .. } } = self;
+        let WholeReply { choice, text, finish } = reply;
+        let status = Status::ended_by(finish.reason);
+        let calls = answer.calls.first().and_then(Option::as_deref);
+        let (content, tool_calls) = match answer.message(text, finish, calls).0 {
+            Content::Text(text) => (Some(text), Vec::new()),
+            Content::Calls { content, tool_calls } => (content, tool_calls),
         };
-        Some((Ok::<_, Infallible>(Bytes::from(frames)), state))
-    });
-    let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
-    (StatusCode::OK, headers, Body::from_stream(frames)).into_response()
+        let text = content.unwrap_or_default();
+        let status_before = |is_last: bool| if is_last { status } else { Status::Completed };
+        let mut output = Vec::new();
+        // Without a parser an empty reply is a message all the same.
+        if !text.is_empty() || !answer.is_parsed {
+            output.push(message_item(head.message_id(), &text, status_before(tool_calls.is_empty())));
+        }
+        let n_calls = tool_calls.len();
+        let items = tool_calls.iter().enumerate();
+        output.extend(
+            items.map(|(call_idx, call)| head.call_item(call, status_before(call_idx + 1 == n_calls))),
+        );
+        (StatusCode::OK, Json(head.ended(status, output, choice))).into_response()
+    }
+
+    fn begin(&mut self, out: &mut Vec<u8>) {
+        self.progress.begin(out);
+    }
+
+    fn piece(&mut self, out: &mut Vec<u8>, piece: &Piece) {
+        self.progress.piece(out, piece);
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>, choice: &Choice) {
+        self.progress.end(out, choice);
+    }
+
+    fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError) {
+        self.progress.fail(out, error);
+    }
 }

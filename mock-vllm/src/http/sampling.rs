@@ -139,6 +139,11 @@ impl Sampling {
         }
     }
 
+    /// The same with its own limit on tokens under the name that `field` gives it in the request.
+    pub(crate) fn limited_by(self, field: &'static str) -> Self {
+        Self { max_tokens: MaxTokens { field, ..self.max_tokens }, ..self }
+    }
+
     /// Samples per prompt; right only after [`Self::limits`].
     pub(crate) fn n(&self) -> u32 {
         u32::try_from(self.n).unwrap_or(1)

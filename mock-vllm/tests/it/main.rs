@@ -46,6 +46,7 @@ mod server_fixtures;
 mod server_lifecycle;
 mod server_logprobs;
 mod server_lora;
+mod server_responses;
 mod server_sampling;
 mod server_streams;
 mod server_surface;

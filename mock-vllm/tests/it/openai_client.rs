@@ -9,12 +9,17 @@ const PACKAGES: [&str; 1] = ["openai==3.54.0"];
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openai/client.py");
 const FLAGS: &str =
     "--api-key secret --enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser hermes";
-const N_CHECKS: usize = 11;
+const N_CHECKS: usize = 12;
 
-/// How many checks passed, and what the script said when it ended badly.
 async fn run(python: &Path, pod: &TestPod) -> (usize, String) {
+    run_only(python, pod, "").await
+}
+
+/// How many checks passed of those that `check` names or of all, and what the script said when it ended badly.
+async fn run_only(python: &Path, pod: &TestPod, check: &str) -> (usize, String) {
     let output = tokio::process::Command::new(python)
         .args([SCRIPT, &format!("http://{}/v1", pod.address), MODEL])
+        .args(Some(check).filter(|check| !check.is_empty()))
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
@@ -35,4 +40,9 @@ async fn openais_client_works_unmodified() {
         run(&python, &start(&format!("{FLAGS} --no-enable-prefix-caching")).await).await;
     assert_eq!(n_passed, 1);
     assert!(complaint.contains("cached_tokens"), "{complaint}");
+    // Without a parser of calls the model's calls are words.
+    let without_parser = FLAGS.replace("--enable-auto-tool-choice --tool-call-parser hermes", "");
+    let (n_passed, complaint) = run_only(&python, &start(&without_parser).await, "responses_tools").await;
+    assert_eq!(n_passed, 0);
+    assert!(complaint.contains("item.type for item in answer.output"), "{complaint}");
 }

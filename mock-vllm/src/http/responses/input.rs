@@ -1,31 +1,45 @@
 //! A body of `/v1/responses` as the chat that it asks for, and as what the answer repeats of it.
 
+use super::items::Conversation;
 use super::output::Told;
+use super::tools::Tools;
 use crate::http::body::Fields;
 use crate::http::error::ApiError;
-use bytes::Bytes;
+use crate::http::request::TextRequest;
+use crate::http::shape::ToolCalling;
+use crate::http::wire::Api;
+use crate::vllm_version::VllmVersion;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 /// Fields that a chat has by the same name.
-const SHARED: [&str; 11] = [
+const SHARED: [&str; 21] = [
+    "cache_salt",
+    "chat_template_kwargs",
+    "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "min_p",
     "model",
-    "stream",
-    "temperature",
-    "top_p",
-    "top_k",
+    "parallel_tool_calls",
+    "presence_penalty",
+    "priority",
+    "repetition_penalty",
+    "request_id",
     "seed",
     "stop",
-    "ignore_eos",
-    "cache_salt",
-    "priority",
-    "request_id",
+    "stop_token_ids",
+    "stream",
+    "structured_outputs",
+    "temperature",
+    "top_k",
+    "top_p",
+    "watermarking",
 ];
 
 #[derive(Debug)]
 pub(super) struct ResponsesRequest {
-    /// A body of `/v1/chat/completions`.
-    pub(super) chat: Bytes,
+    pub(super) chat: TextRequest,
     pub(super) told: Told,
 }
 
@@ -33,45 +47,61 @@ pub(super) struct ResponsesRequest {
 
 impl ResponsesRequest {
     /// # Errors
-    /// For fields that are missing or of the wrong type, and for what needs more than text.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    /// For fields that are missing or of the wrong type, and for what needs a store of responses.
+    pub(super) fn parse(
+        body: &[u8],
+        version: VllmVersion,
+        tool_calling: ToolCalling,
+    ) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let instructions = fields.string("instructions");
-        let messages =
-            fields.typed("input", "list_type", "Input should be a string or a list of messages", messages);
-        let messages = fields.required("input", messages);
+        refuse_stored_forms(&fields)?;
+        let tools = Tools::parse(&mut fields)?;
+        let instructions = fields.string("instructions").filter(|text| !text.is_empty());
+        let conversation = Conversation::of_input(&mut fields)?;
         let max_output_tokens = fields.integer("max_output_tokens");
-        let previous = fields.string("previous_response_id");
-        let wants_tools =
-            fields.raw("tools").and_then(Value::as_array).is_some_and(|tools| !tools.is_empty());
-        let format = fields.object("text").and_then(|text| text.get("format").cloned());
-        let told = Told::of(&fields);
+        let [previous, _user] = ["previous_response_id", "user"].map(|field| fields.string(field));
+        let format = fields.object("text").and_then(|mut text| text.remove("format"));
+        let effort = fields.object("reasoning").and_then(|mut reasoning| reasoning.remove("effort"));
         let mut chat: Map<String, Value> =
             SHARED.iter().filter_map(|name| Some(((*name).to_owned(), fields.raw(name)?.clone()))).collect();
-        fields.finish()?;
+        fields.clone().finish()?;
         if let Some(id) = previous {
             return Err(not_stored(&id));
         }
-        if wants_tools {
-            let message = "tools are not served at /v1/responses, only at /v1/chat/completions";
-            return Err(ApiError::bad_request(message, Some("tools")));
-        }
+        let Conversation { messages, continues } = conversation.expect("its errors were told");
         let system = instructions.map(|text| json!({"role": "system", "content": text}));
-        let messages: Vec<Value> = system.into_iter().chain(messages.unwrap_or_default()).collect();
-        chat.insert("messages".to_owned(), messages.into());
-        if let Some(max_tokens) = max_output_tokens {
-            chat.insert("max_tokens".to_owned(), max_tokens.into());
+        let messages = system.into_iter().chain(messages.into_iter().map(Value::Object));
+        let mut set = |field: &str, value: Option<Value>| {
+            chat.extend(value.filter(|value| !value.is_null()).map(|value| (field.to_owned(), value)));
+        };
+        set("messages", Some(messages.collect()));
+        set("max_tokens", max_output_tokens.map(Value::from));
+        set("response_format", constraint(&fields, format)?);
+        set("reasoning_effort", effort);
+        if continues {
+            set("continue_final_message", Some(true.into()));
+            set("add_generation_prompt", Some(false.into()));
         }
-        if let Some(format) = format.map(response_format) {
-            chat.insert("response_format".to_owned(), format);
+        if !tools.declared.is_empty() {
+            // Without a parser the tools are in the prompt, and whatever the model writes is text.
+            let choice = match tool_calling {
+                ToolCalling::Off => Some("none".into()),
+                ToolCalling::On => tools.chat_choice()?,
+            };
+            set("tools", Some(tools.declared.clone().into()));
+            set("tool_choice", choice);
+        } else if tool_calling == ToolCalling::On {
+            tools.chat_choice()?;
         }
-        let chat = serde_json::to_vec(&chat).expect("a map of JSON is JSON");
-        Ok(Self { chat: chat.into(), told })
+        let told = Told::new(&fields, tools);
+        let mut chat = TextRequest::from_fields(Api::Chat, version, Fields::of(chat))?;
+        chat.sampling = chat.sampling.limited_by("max_output_tokens");
+        Ok(Self { chat, told })
     }
 }
 
 /// vLLM without `VLLM_ENABLE_RESPONSES_API_STORE`.
-fn not_stored(id: &str) -> ApiError {
+pub(super) fn not_stored(id: &str) -> ApiError {
     ApiError {
         status: StatusCode::NOT_FOUND,
         kind: "invalid_request_error",
@@ -81,41 +111,36 @@ fn not_stored(id: &str) -> ApiError {
     }
 }
 
-/// `text.format` is flat where `response_format` is not.
-fn response_format(mut format: Value) -> Value {
-    match format.get("type").and_then(Value::as_str) {
+fn refuse_stored_forms(fields: &Fields) -> Result<(), ApiError> {
+    let is = |field: &str, expected: bool| fields.raw(field).is_some_and(|value| *value == expected);
+    if fields.has("prompt") {
+        return Err(fields.refused("prompt template is not supported", Some("prompt")));
+    }
+    if !is("background", true) {
+        return Ok(());
+    }
+    if is("store", false) {
+        return Err(fields.refused("background can only be used when `store` is true", Some("background")));
+    }
+    let message = "This vLLM engine does not support `store=True` and therefore does not support the background mode. \
+        To enable these features, set the environment variable `VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the \
+        vLLM server.";
+    let kind = "invalid_request_error";
+    Err(ApiError { kind, ..ApiError::bad_request(message, Some("background")) })
+}
+
+/// `text.format` is flat, unlike `response_format`.
+fn constraint(fields: &Fields, format: Option<Value>) -> Result<Option<Value>, ApiError> {
+    let Some(mut format) = format.filter(|format| !format.is_null()) else { return Ok(None) };
+    if fields.has("structured_outputs") {
+        let message = "Cannot specify both structured_outputs and text.format";
+        return Err(fields.refused(message, Some("structured_outputs")));
+    }
+    Ok(Some(match format.get("type").and_then(Value::as_str) {
         Some("json_schema") => {
             let inner = format.as_object_mut().map(std::mem::take).unwrap_or_default();
             json!({"type": "json_schema", "json_schema": inner})
         }
         _ => format,
-    }
-}
-
-/// `None` for what is no text.
-fn messages(input: &Value) -> Option<Vec<Value>> {
-    match input {
-        Value::String(text) => Some(vec![json!({"role": "user", "content": text})]),
-        Value::Array(items) => items.iter().map(message).collect(),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
-    }
-}
-
-fn message(item: &Value) -> Option<Value> {
-    let kind = item.get("type").map_or(Some("message"), Value::as_str)?;
-    let role = item.get("role")?.as_str()?;
-    let role = if role == "developer" { "system" } else { role };
-    let content = match item.get("content")? {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().map(part_text).collect::<Option<Vec<_>>>()?.join("\n"),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => return None,
-    };
-    (kind == "message").then(|| json!({"role": role, "content": content}))
-}
-
-fn part_text(part: &Value) -> Option<&str> {
-    match part.get("type")?.as_str()? {
-        "input_text" | "output_text" | "text" => part.get("text")?.as_str(),
-        _ => None,
-    }
+    }))
 }

@@ -1,206 +1,275 @@
-//! The answer of `/v1/responses`: the response object, and the events that a stream tells it by.
+//! The answer of `/v1/responses`: the response object and its items.
 
+use super::tools::{Callee, Tools};
+use crate::http::answer::{Answer, created_tokens};
 use crate::http::body::Fields;
-use crate::http::choices::{Choice, Piece};
-use crate::http::error::ApiError;
-use crate::http::wire::Envelope;
+use crate::http::choices::Choice;
+use crate::structured::tools::reply::{FunctionCall, ToolCall};
 use serde_json::{Map, Value, json};
-use std::fmt::Write as _;
+use std::collections::HashMap;
+use std::num::NonZeroU32;
 
-/// What a response repeats of its request: fields and what they are when they are absent.
+/// What a response repeats of its request.
 #[derive(Clone, Debug)]
-pub(super) struct Told(Map<String, Value>);
+pub(super) struct Told {
+    /// Fields and what they are when they are absent.
+    fields: Map<String, Value>,
+    callees: HashMap<String, Callee>,
+    request_id: Option<String>,
+}
 
-/// An answer that grows.
-#[derive(Debug)]
-pub(super) struct Progress {
+/// A response, whatever its output is by now.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
     told: Told,
     /// With its prefix.
-    id: String,
+    pub(super) id: String,
     message_id: String,
     created_at: u64,
     model: String,
     n_prompt_tokens: usize,
-    text: String,
-    finish: &'static str,
-    /// Of the next event; 0 before the stream has begun.
-    sequence_number: u64,
+    max_tokens: u32,
+    /// `None` without a prefix cache.
+    block_size: Option<NonZeroU32>,
+}
+
+/// What the output of a response is cut short by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    InProgress,
+    Completed,
+    Incomplete,
 }
 
 // === impl Told ===
 
 impl Told {
-    pub(super) fn of(fields: &Fields) -> Self {
+    pub(super) fn new(fields: &Fields, tools: Tools) -> Self {
+        let Tools { declared: _, callees, told, choice } = tools;
         let repeated = [
             ("instructions", Value::Null),
             ("metadata", Value::Null),
+            ("parallel_tool_calls", true.into()),
             ("temperature", json!(1.0)),
+            ("tool_choice", choice.clone()),
+            ("tools", told.clone().into()),
             ("top_p", json!(1.0)),
-            ("max_output_tokens", Value::Null),
-            ("truncation", json!("disabled")),
+            ("max_tool_calls", Value::Null),
+            ("prompt_cache_options", Value::Null),
+            ("prompt_cache_key", Value::Null),
+            ("prompt_cache_retention", Value::Null),
+            ("reasoning", Value::Null),
+            ("safety_identifier", Value::Null),
+            ("service_tier", "auto".into()),
+            ("text", Value::Null),
+            ("truncation", "disabled".into()),
             ("user", Value::Null),
+            ("presence_penalty", json!(0.0)),
+            ("frequency_penalty", json!(0.0)),
         ];
         let field =
             |(name, default): (&str, Value)| (name.to_owned(), fields.raw(name).cloned().unwrap_or(default));
-        Self(repeated.into_iter().map(field).collect())
+        let mut fields_told: Map<_, _> = repeated.into_iter().map(field).collect();
+        fields_told.insert("tool_choice".to_owned(), choice);
+        fields_told.insert("tools".to_owned(), told.into());
+        let request_id = fields.raw("request_id").and_then(Value::as_str).map(str::to_owned);
+        Self { fields: fields_told, callees, request_id }
     }
 
     fn get(&self, name: &str) -> &Value {
-        self.0.get(name).unwrap_or(&Value::Null)
+        self.fields.get(name).unwrap_or(&Value::Null)
     }
 }
 
-// === impl Progress ===
+// === impl Head ===
 
-impl Progress {
-    pub(super) fn new(told: Told, envelope: &Envelope, n_prompt_tokens: usize) -> Self {
+impl Head {
+    pub(super) fn new(told: Told, answer: &Answer, block_size: Option<NonZeroU32>) -> Self {
+        let envelope = &answer.envelope;
         let uuid = envelope.id.strip_prefix(envelope.api.id_prefix()).unwrap_or(&envelope.id);
         Self {
-            told,
-            id: format!("resp_{uuid}"),
+            id: told.request_id.clone().unwrap_or_else(|| format!("resp_{uuid}")),
             message_id: format!("msg_{uuid}"),
+            told,
             created_at: envelope.created,
             model: envelope.model.clone(),
-            n_prompt_tokens,
-            text: String::new(),
-            finish: "stop",
-            sequence_number: 0,
+            n_prompt_tokens: answer.n_first_prompt_tokens(),
+            max_tokens: answer.max_tokens,
+            block_size,
         }
     }
 
-    pub(super) fn take(&mut self, Piece { text, finish, .. }: Piece) {
-        self.text.push_str(&text);
-        if let Some(finish) = finish {
-            self.finish = finish.reason;
-        }
+    pub(super) fn message_id(&self) -> &str {
+        &self.message_id
     }
 
     /// The object as it is at the end.
-    pub(super) fn response(&self, choice: Option<&Choice>) -> Value {
-        let (cached, n_generated) =
-            choice.map_or((0, 0), |choice| (choice.cached_tokens, choice.n_generated));
-        let usage = json!({
-            "input_tokens": self.n_prompt_tokens,
-            "input_tokens_details": {"cached_tokens": cached},
-            "output_tokens": n_generated,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self.n_prompt_tokens + n_generated,
-        });
-        let (status, incomplete) = match self.finish {
-            "length" => ("incomplete", json!({"reason": "max_output_tokens"})),
-            _ => ("completed", Value::Null),
-        };
-        self.object(status, &incomplete, &json!([self.message("completed")]), &usage)
+    pub(super) fn ended(&self, status: Status, output: Vec<Value>, choice: &Choice) -> Value {
+        self.object(status, output.into(), self.usage(choice))
     }
 
-    /// Tells what goes before the first delta, once; whether it did.
-    pub(super) fn open(&mut self, out: &mut String) -> bool {
-        if self.sequence_number > 0 {
-            return false;
-        }
-        let response = self.object("in_progress", &Value::Null, &json!([]), &Value::Null);
-        self.event(out, "response.created", json!({"response": response.clone()}));
-        self.event(out, "response.in_progress", json!({"response": response}));
-        let item = json!({
-            "id": self.message_id, "content": [], "role": "assistant", "status": "in_progress", "type": "message",
-        });
-        self.event(out, "response.output_item.added", json!({"output_index": 0, "item": item}));
-        let part = json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []});
-        let added = json!({"item_id": self.message_id, "output_index": 0, "content_index": 0, "part": part});
-        self.event(out, "response.content_part.added", added);
-        true
+    /// The object as it is before there is an output.
+    pub(super) fn begun(&self) -> Value {
+        self.object(Status::InProgress, json!([]), Value::Null)
     }
 
-    pub(super) fn delta(&mut self, out: &mut String, piece: Piece) {
-        if !piece.text.is_empty() {
-            let delta = json!({
-                "item_id": self.message_id,
-                "output_index": 0,
-                "content_index": 0,
-                "delta": piece.text,
-                "logprobs": [],
-            });
-            self.event(out, "response.output_text.delta", delta);
-        }
-        self.take(piece);
+    /// Who is called by the name of a call.
+    pub(super) fn callee(&self, name: &str) -> Callee {
+        let unknown = || Callee::Function { name: name.to_owned(), namespace: None };
+        self.told.callees.get(name).cloned().unwrap_or_else(unknown)
     }
 
-    pub(super) fn close(&mut self, out: &mut String, choice: Option<&Choice>) {
-        let place = json!({"item_id": self.message_id, "output_index": 0, "content_index": 0});
-        let with = |more: Value| {
-            let mut body = place.clone();
-            if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
-                body.extend(more);
-            }
-            body
-        };
-        let done = with(json!({"text": self.text, "logprobs": []}));
-        self.event(out, "response.output_text.done", done);
-        let part = with(json!({"part": self.part()}));
-        self.event(out, "response.content_part.done", part);
-        let item = json!({"output_index": 0, "item": self.message("completed")});
-        self.event(out, "response.output_item.done", item);
-        let response = self.response(choice);
-        self.event(out, "response.completed", json!({"response": response}));
+    /// The item of a call.
+    pub(super) fn call_item(&self, call: &ToolCall, status: Status) -> Value {
+        let ToolCall { id: call_id, function: FunctionCall { name, arguments }, .. } = call;
+        let callee = self.callee(name);
+        call_item(&callee, name, (&item_id(&callee, call_id), call_id), arguments, status)
     }
 
-    /// The last event of a stream that broke.
-    pub(super) fn fail(&mut self, out: &mut String, error: &ApiError) {
-        let body = json!({"code": error.status.as_u16().to_string(), "message": error.message, "param": error.param});
-        self.event(out, "error", body);
-    }
-
-    fn event(&mut self, out: &mut String, kind: &str, body: Value) {
-        let mut event = json!({"type": kind, "sequence_number": self.sequence_number});
-        if let (Some(event), Value::Object(body)) = (event.as_object_mut(), body) {
-            event.extend(body);
-        }
-        self.sequence_number += 1;
-        let _infallible = write!(out, "event: {kind}\ndata: {event}\n\n");
-    }
-
-    fn part(&self) -> Value {
-        json!({"annotations": [], "text": self.text, "type": "output_text", "logprobs": null})
-    }
-
-    fn message(&self, status: &str) -> Value {
+    fn usage(&self, choice: &Choice) -> Value {
+        let Choice { cached_tokens, n_generated, .. } = choice;
+        let created = created_tokens(self.n_prompt_tokens, *cached_tokens, self.block_size);
         json!({
-            "id": self.message_id,
-            "content": [self.part()],
-            "role": "assistant",
-            "status": status,
-            "type": "message",
+            "input_tokens": self.n_prompt_tokens,
+            "input_tokens_details": {
+                "cached_tokens": cached_tokens,
+                "cache_write_tokens": created,
+                "input_tokens_per_turn": [],
+                "cached_tokens_per_turn": [],
+            },
+            "output_tokens": n_generated,
+            "output_tokens_details": {
+                "reasoning_tokens": 0,
+                "tool_output_tokens": 0,
+                "output_tokens_per_turn": [],
+                "tool_output_tokens_per_turn": [],
+            },
+            "total_tokens": self.n_prompt_tokens + n_generated,
         })
     }
 
-    fn object(&self, status: &str, incomplete: &Value, output: &Value, usage: &Value) -> Value {
+    fn object(&self, status: Status, output: Value, usage: Value) -> Value {
+        let told = |name: &str| self.told.get(name).clone();
+        let incomplete = match status {
+            Status::Incomplete => json!({"reason": "max_output_tokens"}),
+            Status::InProgress | Status::Completed => Value::Null,
+        };
         json!({
             "id": self.id,
             "created_at": self.created_at,
             "incomplete_details": incomplete,
-            "instructions": self.told.get("instructions"),
-            "metadata": self.told.get("metadata"),
+            "instructions": told("instructions"),
+            "metadata": told("metadata"),
             "model": self.model,
             "object": "response",
             "output": output,
-            "parallel_tool_calls": true,
-            "temperature": self.told.get("temperature"),
-            "tool_choice": "auto",
-            "tools": [],
-            "top_p": self.told.get("top_p"),
+            "parallel_tool_calls": told("parallel_tool_calls"),
+            "temperature": told("temperature"),
+            "tool_choice": told("tool_choice"),
+            "tools": told("tools"),
+            "top_p": told("top_p"),
             "background": false,
-            "max_output_tokens": self.told.get("max_output_tokens"),
-            "max_tool_calls": null,
+            "max_output_tokens": self.max_tokens,
+            "max_tool_calls": told("max_tool_calls"),
             "previous_response_id": null,
             "prompt": null,
-            "reasoning": null,
-            "service_tier": "auto",
-            "status": status,
-            "text": null,
+            "prompt_cache_options": told("prompt_cache_options"),
+            "prompt_cache_key": told("prompt_cache_key"),
+            "prompt_cache_retention": told("prompt_cache_retention"),
+            "reasoning": told("reasoning"),
+            "safety_identifier": told("safety_identifier"),
+            "service_tier": told("service_tier"),
+            "status": status.as_str(),
+            "text": told("text"),
             "top_logprobs": null,
-            "truncation": self.told.get("truncation"),
+            "truncation": told("truncation"),
             "usage": usage,
-            "user": self.told.get("user"),
+            "user": told("user"),
+            "presence_penalty": told("presence_penalty"),
+            "frequency_penalty": told("frequency_penalty"),
+            "kv_transfer_params": null,
+            "ec_transfer_params": null,
+            "input_messages": null,
+            "output_messages": null,
         })
     }
+}
+
+// === impl Status ===
+
+impl Status {
+    /// `finish` is the engine's reason.
+    pub(super) fn ended_by(finish: &str) -> Self {
+        if finish == "length" { Self::Incomplete } else { Self::Completed }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
+pub(super) fn text_part(text: &str) -> Value {
+    json!({"annotations": [], "text": text, "type": "output_text", "logprobs": null})
+}
+
+/// A message of `text`, which has no part when there is none.
+pub(super) fn message_item(id: &str, text: &str, status: Status) -> Value {
+    let content = if text.is_empty() { json!([]) } else { json!([text_part(text)]) };
+    json!({
+        "id": id,
+        "content": content,
+        "role": "assistant",
+        "status": status.as_str(),
+        "type": "message",
+        "phase": null,
+    })
+}
+
+/// The item of a call of `callee`, by the name that the model was shown.
+pub(super) fn call_item(
+    callee: &Callee,
+    shown_name: &str,
+    (id, call_id): (&str, &str),
+    arguments: &str,
+    status: Status,
+) -> Value {
+    match callee {
+        Callee::Function { name, namespace } => json!({
+            "arguments": arguments,
+            "call_id": call_id,
+            "name": name,
+            "type": "function_call",
+            "id": id,
+            "namespace": namespace,
+            "status": status.as_str(),
+        }),
+        Callee::Custom => json!({
+            "call_id": call_id,
+            "input": custom_input(arguments),
+            "name": shown_name,
+            "type": "custom_tool_call",
+            "id": id,
+            "namespace": null,
+        }),
+    }
+}
+
+/// The id of a call's item, which differs from the call's own by its prefix.
+pub(super) fn item_id(callee: &Callee, call_id: &str) -> String {
+    let prefix = match callee {
+        Callee::Function { .. } => "fc",
+        Callee::Custom => "ctc",
+    };
+    format!("{prefix}_{}", call_id.rsplit('-').next().unwrap_or_default())
+}
+
+/// The text that a custom tool takes, of arguments that are whole; other arguments are taken as they are.
+pub(super) fn custom_input(arguments: &str) -> String {
+    let parsed: Option<Value> = serde_json::from_str(arguments).ok();
+    let input = parsed.as_ref().and_then(|parsed| parsed.get("input")?.as_str());
+    input.unwrap_or(arguments).to_owned()
 }
