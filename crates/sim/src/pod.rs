@@ -143,7 +143,9 @@ impl Pod {
     /// The hash chain of a prompt's blocks, for [`Self::cached_tokens`] of this pod and of those that are set up alike.
     #[must_use]
     pub fn hashes(&self, prompt: &[u32]) -> Vec<BlockHash> {
-        PromptPrefix { tokens: prompt, lora: None, cache_salt: None }.hashes(self.engine.config())
+        let cache_reading = CacheReading::Read;
+        PromptPrefix { tokens: prompt, lora: None, cache_salt: None, cache_reading }
+            .hashes(self.engine.config())
     }
 
     /// Tokens in a block.
