@@ -3,22 +3,21 @@
 //! A file or an annotation that is not valid changes nothing: what was good last stays in force, and the log says so once.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 use parking_lot::Mutex;
 use pool_index::snapshot::Snapshot;
-use tokio::time::{MissedTickBehavior, interval};
+use pool_index::source::kept::Kept;
+use pool_index::source::watched::{Content, Unreadable, Watched, poll_blocking};
+use thiserror::Error;
 use tracing::{error, info};
 
-use crate::tuning::{Patch, PolicyFile, Source, Tuning, TuningError};
-
-/// How often the file is read, as the pools' files are.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+use crate::tuning::{Knob, Patch, PolicyFile, Source, Tuning, TuningError};
 
 /// Tunings by pool. Readers never wait.
 #[derive(Debug)]
@@ -44,11 +43,20 @@ struct Layers {
 
 /// The policy file, read again whenever its content changes.
 #[derive(Debug)]
-pub struct WatchedFile {
-    path: PathBuf,
-    /// What reading gave last, good or bad.
-    seen: Result<String, String>,
+pub struct WatchedFile(Watched<Knobs>);
+
+/// Why the policy file was refused; the message names it.
+#[derive(Debug, Error)]
+pub enum PolicyFileError {
+    #[error(transparent)]
+    Read(#[from] Unreadable),
+    #[error("{}: {error}", path.display())]
+    Policy { path: PathBuf, error: TuningError },
 }
+
+/// The knobs that the file turns, for every pool or for one.
+#[derive(Debug)]
+struct Knobs(Kept<(Option<ObjectKey>, Knob), f64>);
 
 // === impl Policies ===
 
@@ -134,49 +142,64 @@ impl WatchedFile {
     /// Reads the file and puts it in force.
     ///
     /// # Errors
-    /// When it cannot be read or is not valid; the message names it.
-    pub fn load(path: PathBuf, policies: &Policies) -> Result<Self, String> {
-        let mut file = Self { path, seen: Ok(String::new()) };
-        file.seen = file.read();
-        let named = |error: &dyn std::fmt::Display| format!("{}: {error}", file.path.display());
-        let text = file.seen.clone().map_err(|error| named(&error))?;
-        policies.set_file(PolicyFile::parse(&text).map_err(|error| named(&error))?);
+    /// When it cannot be read or is not valid.
+    pub fn load(path: PathBuf, policies: &Policies) -> Result<Self, PolicyFileError> {
+        let file = Self(Watched::load(path)?);
+        policies.set_file(file.0.content().in_force());
         Ok(file)
     }
 
-    /// Polls until `shutdown` resolves.
+    /// Polls until `shutdown` resolves, where it may block.
     pub async fn run(mut self, policies: Arc<Policies>, shutdown: impl Future<Output = ()>) {
-        let mut ticks = interval(POLL_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::pin!(shutdown);
-        loop {
-            tokio::select! {
-                () = &mut shutdown => return,
-                _ = ticks.tick() => self.poll(&policies),
-            }
-        }
+        poll_blocking(move |now| self.poll(&policies, now), shutdown).await;
     }
 
-    /// Reads the file again. An error is logged once for each content that causes it.
-    pub fn poll(&mut self, policies: &Policies) {
-        let seen = self.read();
-        if seen == self.seen {
-            return;
+    /// Reads the file again.
+    pub fn poll(&mut self, policies: &Policies, now: Instant) {
+        if self.0.poll(now) {
+            policies.set_file(self.0.content().in_force());
         }
-        let parsed = seen.clone().map_err(TuningError::Syntax).and_then(|text| PolicyFile::parse(&text));
-        self.seen = seen;
-        match parsed {
-            Ok(file) => {
-                info!(file = %self.path.display(), "Reading changed file");
-                policies.set_file(file);
-            }
-            Err(error) => {
-                error!(file = %self.path.display(), %error, "Keeping the last good version");
-            }
-        }
+    }
+}
+
+// === impl Knobs ===
+
+impl Knobs {
+    fn in_force(&self) -> PolicyFile {
+        let Self(kept) = self;
+        let knobs = kept.present().chain(kept.absent());
+        PolicyFile::from_knobs(knobs.map(|((pool, knob), value)| (pool.as_ref(), *knob, *value)))
+    }
+}
+
+impl From<PolicyFile> for Knobs {
+    fn from(file: PolicyFile) -> Self {
+        Self(knobs(&file).into())
+    }
+}
+
+impl Content for Knobs {
+    type Parsed = PolicyFile;
+    type Error = PolicyFileError;
+
+    fn parse(text: &str, path: &Path) -> Result<PolicyFile, PolicyFileError> {
+        PolicyFile::parse(text).map_err(|error| PolicyFileError::Policy { path: path.to_owned(), error })
     }
 
-    fn read(&self) -> Result<String, String> {
-        std::fs::read_to_string(&self.path).map_err(|error| format!("cannot be read: {error}"))
+    fn update(&mut self, file: PolicyFile, now: Instant) -> usize {
+        self.0.update(knobs(&file), now)
     }
+
+    fn settle(&mut self, now: Instant) -> bool {
+        self.0.settle(now)
+    }
+}
+
+fn knobs(file: &PolicyFile) -> BTreeMap<(Option<ObjectKey>, Knob), f64> {
+    let PolicyFile { default, pools } = file;
+    let sections =
+        std::iter::once((None, default)).chain(pools.iter().map(|(pool, patch)| (Some(pool), patch)));
+    let knobs = sections
+        .flat_map(|(pool, patch)| patch.knobs().map(move |(knob, value)| ((pool.cloned(), knob), value)));
+    knobs.collect()
 }

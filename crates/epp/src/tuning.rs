@@ -169,6 +169,11 @@ impl Patch {
         }
         Self::try_new(serde_saphyr::from_str(text).map_err(|error| syntax(&error))?)
     }
+
+    /// The knobs that it turns.
+    pub fn knobs(&self) -> impl Iterator<Item = (Knob, f64)> {
+        self.0.iter().map(|(knob, value)| (*knob, *value))
+    }
 }
 
 impl TryFrom<BTreeMap<Knob, f64>> for Patch {
@@ -247,6 +252,19 @@ impl PolicyFile {
         };
         let pools = pools.into_iter().map(pool).collect::<Result<_, _>>()?;
         Ok(Self { default: Patch::try_new(default)?, pools })
+    }
+
+    /// The file that turns these knobs, of one pool or of all.
+    pub fn from_knobs<'a>(knobs: impl Iterator<Item = (Option<&'a ObjectKey>, Knob, f64)>) -> Self {
+        let mut file = Self::default();
+        for (pool, knob, value) in knobs {
+            let Patch(section) = match pool {
+                Some(pool) => file.pools.entry(pool.clone()).or_default(),
+                None => &mut file.default,
+            };
+            section.insert(knob, value);
+        }
+        file
     }
 }
 

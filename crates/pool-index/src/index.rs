@@ -11,7 +11,7 @@ use inference_api::pool::{InferenceModel, InferencePool};
 use tracing::{info, warn};
 
 use crate::slots::{Identity, Slots};
-use crate::snapshot::{Endpoint, KvAddresses, Model, ModelStatus, Pool, Publisher, Reader, Snapshot};
+use crate::snapshot::{Endpoint, KvAddresses, Model, ModelStatus, Pool, Publisher, Reader, Slot, Snapshot};
 
 /// What a source saw.
 #[derive(Clone, Debug, PartialEq)]
@@ -240,18 +240,22 @@ fn log_changes(previous: &Snapshot, next: &Snapshot) {
     for key in previous.pools.keys().filter(|key| !next.pools.contains_key(key)) {
         info!(pool = %key, "Removing pool");
     }
-    let added = |endpoint: &&Arc<Endpoint>| !previous.endpoints.iter().any(|old| old.slot == endpoint.slot);
-    for endpoint in next.endpoints.iter().filter(added) {
+    let is_in = |endpoints: &[Arc<Endpoint>], slot: Slot| {
+        endpoints.binary_search_by_key(&slot, |endpoint| endpoint.slot).is_ok()
+    };
+    for endpoint in next.endpoints.iter().filter(|endpoint| !is_in(&previous.endpoints, endpoint.slot)) {
         info!(endpoint = %endpoint.address, pod = %endpoint.key, "Adding endpoint");
     }
-    let removed = next.removed_since(previous);
-    for endpoint in previous.endpoints.iter().filter(|endpoint| removed.contains(&endpoint.slot)) {
+    for endpoint in previous.endpoints.iter().filter(|endpoint| !is_in(&next.endpoints, endpoint.slot)) {
         info!(endpoint = %endpoint.address, pod = %endpoint.key, "Removing endpoint");
     }
 }
 
-/// Says when a model is not served, once, and when it is after all.
+/// Says when a model is not served, once, when it is after all, and when it is gone.
 fn log_models(previous: &Snapshot, next: &Snapshot) {
+    for key in previous.models.keys().filter(|key| !next.models.contains_key(key)) {
+        info!(model = %key, "Removing model");
+    }
     for (key, ModelStatus { model_name, pool, accepted }) in &*next.models {
         let before = previous.models.get(key).map(|status| &status.accepted);
         if before == Some(accepted) {

@@ -1,3 +1,9 @@
 //! Where changes come from.
 
 pub mod files;
+
+pub mod watched;
+
+pub mod kept;
+
+pub mod reading;

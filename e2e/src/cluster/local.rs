@@ -38,8 +38,10 @@ use crate::cluster::{Event, Fresh, Options, Progress, RunFiles, Status, http, lo
 
 /// How often the manifests are compared with what was last seen.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// The picker looks for changed files at least every 200 ms; after twice that it has taken them in.
+/// The picker takes in what is new in its files within 300 ms.
 const PICKER_RELOAD: Duration = Duration::from_millis(400);
+/// It takes in what is gone from them 2 s later.
+const PICKER_REMOVAL: Duration = PICKER_RELOAD.saturating_add(Duration::from_secs(2));
 /// Longest wait for the children's end; a guard kills after 2 s.
 const STOP: Duration = Duration::from_secs(5);
 /// Lines of a log in an error.

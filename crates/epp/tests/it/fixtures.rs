@@ -213,6 +213,23 @@ impl Picker {
         until(async || n_changes() > before).await;
     }
 
+    /// Writes the pool file in place, as a shell does: it is empty until the text comes.
+    pub(crate) fn rewrite_pools(&self, text: &str) {
+        std::fs::write(&self.pool_file, text).unwrap();
+    }
+
+    /// The text of the pool file.
+    pub(crate) fn pools(&self) -> String {
+        std::fs::read_to_string(&self.pool_file).unwrap()
+    }
+
+    /// Puts a FIFO that has no writer where the file of endpoints was.
+    pub(crate) fn replace_endpoints_by_fifo(&self) {
+        std::fs::remove_file(&self.endpoints_file).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&self.endpoints_file).status();
+        assert!(made.unwrap().success());
+    }
+
     /// Leaves the picker without pools and models.
     pub(crate) fn remove_pools(&self) {
         replace(&self.pool_file, "");

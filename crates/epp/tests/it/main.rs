@@ -10,6 +10,7 @@ mod decision_header;
 mod estimate;
 mod exchange;
 mod explain;
+mod files;
 mod fixtures;
 mod floods;
 mod limits;

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use epp::policies::{Policies, WatchedFile};
 use epp::tuning::{Knob, Patch, PolicyFile, Source, Tuning};
 use inference_api::object::ObjectKey;
+use pool_index::source::kept::SETTLE;
 use serde_json::{Value, json};
 
 use crate::fixtures::{Scenario, get, post, until};
@@ -81,24 +84,44 @@ fn a_bad_file_keeps_the_last_good_one() {
     write!(file, "default: {{threshold: 0.6}}").unwrap();
     let mut watched = WatchedFile::load(file.path().to_owned(), &policies).unwrap();
     assert_eq!((threshold(), policies.of(&pool).affinity(4.0).stall), (0.6, 3.0));
-    let mut rewrite = |text: &str| {
+    let mut now = some_moment();
+    let mut rewrite = |text: &str, wait: Duration| {
         std::fs::write(file.path(), text).unwrap();
-        watched.poll(&policies);
+        for step in [Duration::ZERO, Duration::from_millis(100), wait] {
+            now += step;
+            watched.poll(&policies, now);
+        }
     };
-    rewrite("default: {threshold: 7}");
+    rewrite("default: {threshold: 7}", SETTLE);
     assert_eq!(threshold(), 0.6);
-    rewrite("default: {threshold: 0.7}");
+    rewrite("default: {threshold: 0.7}", Duration::ZERO);
     assert_eq!(threshold(), 0.7);
-    rewrite("");
-    assert_eq!(threshold(), 0.5);
+    // A knob that is absent for a moment, alone or with all others, is kept; one that stays absent is not.
+    for moment in ["", "# a comment", "default: {stall: 4}", "pools: {default/any: {stall: 4}}"] {
+        rewrite(moment, SETTLE / 2);
+        assert_eq!(threshold(), 0.7, "{moment}");
+        rewrite("default: {threshold: 0.7}", Duration::ZERO);
+        rewrite(moment, SETTLE);
+        assert_eq!(threshold(), 0.5, "{moment}");
+        rewrite("default: {threshold: 0.7}", Duration::ZERO);
+    }
+    rewrite("", SETTLE);
+    assert_eq!((threshold(), policies.of(&pool).affinity(4.0).stall), (0.5, 3.0));
     // A file that is bad from the start is an error that names it.
     std::fs::write(file.path(), "default: {threshold: 7}").unwrap();
-    let error = WatchedFile::load(file.path().to_owned(), &policies).unwrap_err();
+    let load = |path: &Path| WatchedFile::load(path.to_owned(), &policies).unwrap_err().to_string();
+    let error = load(file.path());
     assert!(
         error.starts_with(&file.path().display().to_string()) && error.contains("threshold: 7"),
         "{error}"
     );
-    assert!(WatchedFile::load("/does/not/exist".into(), &policies).unwrap_err().contains("cannot be read"));
+    assert!(load(Path::new("/does/not/exist")).contains("cannot be read"));
+    assert!(load(Path::new("/dev/zero")).contains("is a device"));
+}
+
+#[expect(clippy::disallowed_methods, reason = "any moment will do")]
+fn some_moment() -> Instant {
+    Instant::now()
 }
 
 #[tokio::test]

@@ -1,27 +1,25 @@
 //! Manifests and endpoint records in files, read again whenever their content changes.
 //!
 //! Each file stands for itself: while one is invalid its last good version stays in force, and the others still count.
+//! What a file does not have any more counts as removed when that stays so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::Instant;
 
 use inference_api::manifest::{self, ManifestError, Object};
 use inference_api::object::{DEFAULT_NAMESPACE, ObjectKey};
 use inference_api::pool::{InferenceModel, InferencePool};
 use serde::Deserialize;
 use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, info};
+use tracing::error;
 
+use super::kept::Kept;
+use super::watched::{Content, Unreadable, Watched, poll_blocking};
 use crate::index::{Change, EndpointRecord, Index, Membership};
 use crate::snapshot::{KvAddresses, Reader};
-
-/// How often files are read. A change counts within twice this, which a person who edits a file does not notice;
-/// reading a few kilobytes costs microseconds.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,8 +36,8 @@ pub struct Config {
 /// Why files were refused; the message names the file.
 #[derive(Debug, Error)]
 pub enum FilesError {
-    #[error("{}: cannot be read", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Read(#[from] Unreadable),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error("{}: {kind} {key} does not belong here, only InferencePool and InferenceModel do", path.display())]
@@ -54,25 +52,27 @@ pub enum FilesError {
 #[derive(Debug)]
 pub struct Files {
     pool_files: Vec<Watched<Objects>>,
-    endpoints_file: Option<Watched<Vec<EndpointRecord>>>,
+    endpoints_file: Option<Watched<Endpoints>>,
     static_endpoints: Vec<SocketAddr>,
     index: Index,
 }
 
-/// A file, with the newest content seen and what the last good content means.
+/// What is in a file of pools.
 #[derive(Debug)]
-struct Watched<T> {
-    path: PathBuf,
-    /// What reading gave last, good or bad; the message stands for an error.
-    seen: Result<String, String>,
-    good: T,
+struct Objects {
+    pools: Kept<ObjectKey, InferencePool>,
+    models: Kept<ObjectKey, InferenceModel>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Objects {
-    pools: Vec<InferencePool>,
-    models: Vec<InferenceModel>,
+#[derive(Debug, Default)]
+struct ParsedObjects {
+    pools: BTreeMap<ObjectKey, InferencePool>,
+    models: BTreeMap<ObjectKey, InferenceModel>,
 }
+
+/// What is in a file of endpoints.
+#[derive(Debug)]
+struct Endpoints(Kept<ObjectKey, EndpointRecord>);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -98,11 +98,8 @@ impl Files {
     /// The first file that cannot be read or is not valid.
     pub fn load(config: Config) -> Result<(Self, Reader), FilesError> {
         let Config { pool_files, endpoints_file, static_endpoints } = config;
-        let pool_files = pool_files
-            .into_iter()
-            .map(|path| Watched::load(path, parse_objects))
-            .collect::<Result<Vec<_>, _>>()?;
-        let endpoints_file = endpoints_file.map(|path| Watched::load(path, parse_endpoints)).transpose()?;
+        let pool_files = pool_files.into_iter().map(Watched::load).collect::<Result<Vec<_>, _>>()?;
+        let endpoints_file = endpoints_file.map(Watched::load).transpose()?;
         let (index, reader) = Index::new();
         let mut files = Self { pool_files, endpoints_file, static_endpoints, index };
         let changes = [files.objects()?, files.endpoints()];
@@ -110,25 +107,17 @@ impl Files {
         Ok((files, reader))
     }
 
-    /// Polls until `shutdown` resolves.
+    /// Polls until `shutdown` resolves, where it may block.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
-        let mut ticks = interval(POLL_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::pin!(shutdown);
-        loop {
-            tokio::select! {
-                () = &mut shutdown => return,
-                _ = ticks.tick() => self.poll(),
-            }
-        }
+        poll_blocking(move |now| self.poll(now), shutdown).await;
     }
 
-    /// Reads every file again and applies what changed. An error is logged once per content that causes it.
-    pub fn poll(&mut self) {
+    /// Reads every file again and applies what changed.
+    pub fn poll(&mut self, now: Instant) {
         let mut changes = Vec::new();
         let mut objects_changed = false;
         for file in &mut self.pool_files {
-            objects_changed |= file.reload(parse_objects);
+            objects_changed |= file.poll(now);
         }
         if objects_changed {
             match self.objects() {
@@ -136,7 +125,7 @@ impl Files {
                 Err(error) => error!(%error, "Keeping the last good pools and models"),
             }
         }
-        if self.endpoints_file.as_mut().is_some_and(|file| file.reload(parse_endpoints)) {
+        if self.endpoints_file.as_mut().is_some_and(|file| file.poll(now)) {
             changes.push(self.endpoints());
         }
         if !changes.is_empty() {
@@ -144,29 +133,43 @@ impl Files {
         }
     }
 
-    /// All pool files together. An object that two of them define is an error, as nothing says which one is meant.
+    /// All pool files together. An object that two of them define is an error, as nothing says which one is meant; one that
+    /// moves from one to another is in both for a moment.
     fn objects(&self) -> Result<Change, FilesError> {
-        let mut pools: BTreeMap<ObjectKey, InferencePool> = BTreeMap::new();
-        let mut models: BTreeMap<ObjectKey, InferenceModel> = BTreeMap::new();
-        for Watched { path, seen: _, good } in &self.pool_files {
-            let duplicate = |kind, key| FilesError::Duplicate { path: path.clone(), kind, key };
-            for pool in &good.pools {
-                if pools.insert(pool.key(), pool.clone()).is_some() {
-                    return Err(duplicate("InferencePool", pool.key()));
+        let mut pools: BTreeMap<&ObjectKey, &InferencePool> = BTreeMap::new();
+        let mut models: BTreeMap<&ObjectKey, &InferenceModel> = BTreeMap::new();
+        for file in &self.pool_files {
+            let duplicate = |kind, key: &ObjectKey| FilesError::Duplicate {
+                path: file.path().to_owned(),
+                kind,
+                key: key.clone(),
+            };
+            for (key, pool) in file.content().pools.present() {
+                if pools.insert(key, pool).is_some() {
+                    return Err(duplicate("InferencePool", key));
                 }
             }
-            for model in &good.models {
-                if models.insert(model.meta.key(), model.clone()).is_some() {
-                    return Err(duplicate("InferenceModel", model.meta.key()));
+            for (key, model) in file.content().models.present() {
+                if models.insert(key, model).is_some() {
+                    return Err(duplicate("InferenceModel", key));
                 }
             }
         }
+        for file in &self.pool_files {
+            for (key, pool) in file.content().pools.absent() {
+                pools.entry(key).or_insert(pool);
+            }
+            for (key, model) in file.content().models.absent() {
+                models.entry(key).or_insert(model);
+            }
+        }
         Ok(Change::ReplaceObjects {
-            pools: pools.into_values().collect(),
-            models: models.into_values().collect(),
+            pools: pools.into_values().cloned().collect(),
+            models: models.into_values().cloned().collect(),
         })
     }
 
+    /// An endpoint that is there under another name now is not kept under its old one.
     fn endpoints(&self) -> Change {
         let mut records: Vec<EndpointRecord> = self
             .static_endpoints
@@ -179,70 +182,84 @@ impl Files {
                 ready: true,
             })
             .collect();
-        if let Some(file) = &self.endpoints_file {
-            records.extend_from_slice(&file.good);
+        if let Some(Endpoints(kept)) = self.endpoints_file.as_ref().map(Watched::content) {
+            records.extend(kept.present().map(|(_, record)| record.clone()));
+            let taken: BTreeSet<SocketAddr> = records.iter().map(|record| record.address).collect();
+            let absent = kept.absent().filter(|(_, record)| !taken.contains(&record.address));
+            records.extend(absent.map(|(_, record)| record.clone()));
         }
         Change::ReplaceEndpoints(records)
     }
 }
 
-// === impl Watched ===
+// === impl Objects ===
 
-impl<T> Watched<T> {
-    fn load(path: PathBuf, parse: fn(&str, &Path) -> Result<T, FilesError>) -> Result<Self, FilesError> {
-        let text = read(&path)?;
-        let good = parse(&text, &path)?;
-        Ok(Self { path, seen: Ok(text), good })
+impl From<ParsedObjects> for Objects {
+    fn from(ParsedObjects { pools, models }: ParsedObjects) -> Self {
+        Self { pools: pools.into(), models: models.into() }
     }
+}
 
-    /// Returns true if there is a new good version.
-    fn reload(&mut self, parse: fn(&str, &Path) -> Result<T, FilesError>) -> bool {
-        let read = read(&self.path);
-        let seen = match &read {
-            Ok(text) => Ok(text.clone()),
-            Err(error) => Err(chain(error)),
-        };
-        if seen == self.seen {
-            return false;
-        }
-        self.seen = seen;
-        match read.and_then(|text| parse(&text, &self.path)) {
-            Ok(good) => {
-                info!(file = %self.path.display(), "Reading changed file");
-                self.good = good;
-                true
+impl Content for Objects {
+    type Parsed = ParsedObjects;
+    type Error = FilesError;
+
+    fn parse(text: &str, path: &Path) -> Result<ParsedObjects, FilesError> {
+        let mut parsed = ParsedObjects::default();
+        for object in manifest::parse(text, &path.display().to_string())? {
+            let (kind, key) = (object.kind(), object.key());
+            let defined_before = match object {
+                Object::InferencePool(pool) => parsed.pools.insert(pool.key(), pool).is_some(),
+                Object::InferenceModel(model) => parsed.models.insert(model.meta.key(), model).is_some(),
+                Object::GatewayClass(_)
+                | Object::Gateway(_)
+                | Object::HttpRoute(_)
+                | Object::BackendTrafficPolicy(_)
+                | Object::Deployment(_)
+                | Object::Service(_) => return Err(FilesError::Kind { path: path.to_owned(), kind, key }),
+            };
+            if defined_before {
+                return Err(FilesError::Duplicate { path: path.to_owned(), kind, key });
             }
-            Err(error) => {
-                error!(file = %self.path.display(), error = chain(&error), "Keeping the last good version");
-                false
-            }
         }
+        Ok(parsed)
+    }
+
+    fn update(&mut self, ParsedObjects { pools, models }: ParsedObjects, now: Instant) -> usize {
+        self.pools.update(pools, now) + self.models.update(models, now)
+    }
+
+    fn settle(&mut self, now: Instant) -> bool {
+        self.pools.settle(now) | self.models.settle(now)
     }
 }
 
-fn read(path: &Path) -> Result<String, FilesError> {
-    std::fs::read_to_string(path).map_err(|source| FilesError::Read { path: path.to_owned(), source })
-}
+// === impl Endpoints ===
 
-fn parse_objects(text: &str, path: &Path) -> Result<Objects, FilesError> {
-    let mut objects = Objects::default();
-    for object in manifest::parse(text, &path.display().to_string())? {
-        let (kind, key) = (object.kind(), object.key());
-        match object {
-            Object::InferencePool(pool) => objects.pools.push(pool),
-            Object::InferenceModel(model) => objects.models.push(model),
-            Object::GatewayClass(_)
-            | Object::Gateway(_)
-            | Object::HttpRoute(_)
-            | Object::BackendTrafficPolicy(_)
-            | Object::Deployment(_)
-            | Object::Service(_) => return Err(FilesError::Kind { path: path.to_owned(), kind, key }),
-        }
+impl From<BTreeMap<ObjectKey, EndpointRecord>> for Endpoints {
+    fn from(records: BTreeMap<ObjectKey, EndpointRecord>) -> Self {
+        Self(records.into())
     }
-    Ok(objects)
 }
 
-fn parse_endpoints(text: &str, path: &Path) -> Result<Vec<EndpointRecord>, FilesError> {
+impl Content for Endpoints {
+    type Parsed = BTreeMap<ObjectKey, EndpointRecord>;
+    type Error = FilesError;
+
+    fn parse(text: &str, path: &Path) -> Result<Self::Parsed, FilesError> {
+        parse_endpoints(text, path)
+    }
+
+    fn update(&mut self, records: Self::Parsed, now: Instant) -> usize {
+        self.0.update(records, now)
+    }
+
+    fn settle(&mut self, now: Instant) -> bool {
+        self.0.settle(now)
+    }
+}
+
+fn parse_endpoints(text: &str, path: &Path) -> Result<BTreeMap<ObjectKey, EndpointRecord>, FilesError> {
     let endpoints_error =
         |message: String| FilesError::Endpoints { path: path.to_owned(), message: message.trim().to_owned() };
     let raw: Vec<RawEndpoint> =
@@ -257,15 +274,7 @@ fn parse_endpoints(text: &str, path: &Path) -> Result<Vec<EndpointRecord>, Files
             return Err(FilesError::Duplicate { path: path.to_owned(), kind: "endpoint", key });
         }
     }
-    Ok(records.into_values().collect())
-}
-
-/// The error and its sources in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        None => error.to_string(),
-        Some(source) => format!("{error}: {}", chain(source)),
-    }
+    Ok(records)
 }
 
 fn default_namespace() -> String {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use gateway_config::plan::{Backend, Cluster};
@@ -13,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cluster::authority::picker_host;
 use crate::cluster::envoy::write_whole;
-use crate::cluster::local::{Action, Job, Local, PICKER_RELOAD, View};
+use crate::cluster::local::{Action, Job, Local, PICKER_RELOAD, PICKER_REMOVAL, View};
 use crate::cluster::ports::local;
 use crate::cluster::{GatewayAddress, Picker, Pod, Status, http};
 
@@ -21,7 +23,7 @@ use crate::cluster::{GatewayAddress, Picker, Pod, Status, http};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Published {
     /// Text by path, of the pickers' files.
-    picker_files: BTreeMap<std::path::PathBuf, String>,
+    picker_files: BTreeMap<PathBuf, String>,
     versions: Vec<(String, String)>,
 }
 
@@ -74,11 +76,11 @@ impl Local {
             }
         }
         let versions = self.envoy_files.write(&self.render()?)?;
-        let pickers_changed = picker_files != self.published.picker_files;
+        let reload = reload(&self.published.picker_files, &picker_files);
         let published = Published { picker_files, versions };
         if published != self.published {
             self.publication += 1;
-            self.watch_taken(pickers_changed, published.versions.clone());
+            self.watch_taken(reload, published.versions.clone());
             self.published = published;
         }
         let settled = self.taken == self.publication && self.pods_settled() && self.pickers_settled();
@@ -99,20 +101,15 @@ impl Local {
         });
     }
 
-    fn watch_taken(&mut self, pickers_changed: bool, versions: Vec<(String, String)>) {
+    fn watch_taken(&mut self, reload: Duration, versions: Vec<(String, String)>) {
         let publication = self.publication;
         let admin = self.admin;
         let limit = self.options.ready_timeout;
         // Versions that were replaced before Envoy saw them are never reported.
-        let pickers_changed = pickers_changed || self.taken + 1 < publication;
+        let reload = if self.taken + 1 < publication { reload.max(PICKER_RELOAD) } else { reload };
         self.taking = Some(Job(self.jobs.spawn(async move {
-            let pickers = async {
-                if pickers_changed {
-                    sleep(PICKER_RELOAD).await;
-                }
-            };
             let envoy = timeout(limit, http::until_versions(admin, versions));
-            match tokio::join!(envoy, pickers) {
+            match tokio::join!(envoy, sleep(reload)) {
                 (Ok(()), ()) => Action::Taken { publication },
                 (Err(_), ()) => Action::NotTaken { publication },
             }
@@ -202,5 +199,17 @@ impl Local {
                 })
             })
             .collect()
+    }
+}
+
+/// How long pickers take to follow their files from `before` to `after`.
+fn reload(before: &BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>) -> Duration {
+    let has_shrunk = |(path, text): (&PathBuf, &String)| {
+        before.get(path).is_some_and(|before| text.lines().count() < before.lines().count())
+    };
+    match before == after {
+        true => Duration::ZERO,
+        false if after.iter().any(has_shrunk) => PICKER_REMOVAL,
+        false => PICKER_RELOAD,
     }
 }

@@ -1,0 +1,50 @@
+//! The picker's files while requests come: rewritten in place, and replaced by what cannot be read.
+
+use crate::fixtures::{Picker, Scenario, post, until};
+
+async fn complete(picker: &Picker, prompt: &str) -> Result<String, i32> {
+    let body = format!(r#"{{"model":"/model/qwen","prompt":"{prompt}"}}"#);
+    let answer = picker.proxy().await.full_duplex(&post("/v1/completions"), &[body.as_bytes(), b""]).await;
+    match &answer.refused {
+        Some((code, _, _)) => Err(*code),
+        None => Ok(answer.picked().to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_pool_file_that_is_rewritten_in_place_costs_no_request_and_no_prefix() {
+    let picker = Scenario::new(3).start().await;
+    let prompt = "x".repeat(400);
+    let holder = complete(&picker, &prompt).await.unwrap();
+    let text = picker.pools();
+    let logged = |what: &str| picker.log.lines().iter().filter(|line| line.contains(what)).count();
+    for (n_before, moment) in ["", "# half a comment"].into_iter().enumerate() {
+        picker.rewrite_pools(moment);
+        until(async || logged("if it stays so") > n_before).await;
+        assert_eq!(complete(&picker, &prompt).await.as_ref(), Ok(&holder), "{moment}");
+        picker.rewrite_pools(&text);
+        until(async || logged("Reading changed file") == 2 * (n_before + 1)).await;
+        assert_eq!(complete(&picker, &prompt).await.as_ref(), Ok(&holder), "{moment}");
+    }
+    let reasons: Vec<_> =
+        picker.decisions(1).await.iter().map(|decision| decision["reason"].clone()).collect();
+    assert_eq!(reasons, ["prefix"; 4]);
+    // Control: when it stays empty, that counts, and the log says so.
+    picker.rewrite_pools("");
+    until(async || complete(&picker, &prompt).await == Err(503)).await;
+    let lines = picker.log.lines();
+    for removed in ["Removing pool", "Removing model", "Removing endpoint"] {
+        assert!(lines.iter().any(|line| line.contains(removed)), "{removed}: {lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_fifo_instead_of_a_file_holds_nothing_up() {
+    let picker = Scenario::new(2).start().await;
+    picker.replace_endpoints_by_fifo();
+    until(async || picker.log.lines().iter().any(|line| line.contains("is a FIFO"))).await;
+    complete(&picker, "p").await.unwrap();
+    // The pools are followed all the same, and the endpoints stay.
+    picker.change_strategy("DEFAULT").await;
+    complete(&picker, "p").await.unwrap();
+}

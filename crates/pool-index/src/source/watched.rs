@@ -1,0 +1,163 @@
+//! One file under watch: what it says once that has stopped changing.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::dispatcher::{self, Dispatch};
+use tracing::{error, info};
+
+use super::kept::SETTLE;
+use super::reading::{FileReader, ReadError};
+
+/// How often files are read. A change counts when two reads agree, so within three times this, which a person who edits a
+/// file does not notice; reading a few kilobytes costs microseconds.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Longest wait for a file system while the process starts, and then.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a kind of file holds.
+pub trait Content: From<Self::Parsed> {
+    type Parsed;
+    type Error: From<Unreadable> + std::error::Error;
+
+    /// # Errors
+    /// What is wrong with the text; the message names `path`.
+    fn parse(text: &str, path: &Path) -> Result<Self::Parsed, Self::Error>;
+
+    /// Notes that the file has this and nothing else. Returns how many objects it has no longer.
+    fn update(&mut self, parsed: Self::Parsed, now: Instant) -> usize;
+
+    /// Notes that the file still says the same. Returns whether that removes something.
+    fn settle(&mut self, now: Instant) -> bool;
+}
+
+/// The file that has no text, and why.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{}: {error}", path.display())]
+pub struct Unreadable {
+    pub path: PathBuf,
+    pub error: ReadError,
+}
+
+/// A file, with what was read of it, and what the last good text means.
+#[derive(Debug)]
+pub struct Watched<C> {
+    reader: FileReader,
+    /// What two reads agreed on, or the first gave.
+    text: Result<String, ReadError>,
+    /// What the last read gave, if that is something else.
+    next: Option<Result<String, ReadError>>,
+    /// Whether the text is one, and means something.
+    is_good: bool,
+    content: C,
+}
+
+// === impl Watched ===
+
+impl<C: Content> Watched<C> {
+    /// Reads the file for the first time.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not valid.
+    pub fn load(path: PathBuf) -> Result<Self, C::Error> {
+        let mut reader = FileReader::new(path);
+        let read = reader.read(START_PATIENCE);
+        let text = read.map_err(|error| unreadable(&reader, error))?;
+        let content = C::from(C::parse(&text, reader.path())?);
+        Ok(Self { reader, text: Ok(text), next: None, is_good: true, content })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.reader.path()
+    }
+
+    #[must_use]
+    pub fn content(&self) -> &C {
+        &self.content
+    }
+
+    /// Reads the file again; returns whether that changes its content. An error is logged once per text that causes it.
+    pub fn poll(&mut self, now: Instant) -> bool {
+        let read = self.reader.read(PATIENCE);
+        if read == self.text {
+            self.next = None;
+            return self.is_good && self.content.settle(now);
+        }
+        if self.next.as_ref() != Some(&read) {
+            self.next = Some(read);
+            return false;
+        }
+        self.next = None;
+        self.text = read;
+        let parsed = match &self.text {
+            Ok(text) => C::parse(text, self.path()),
+            Err(error) => Err(unreadable(&self.reader, error.clone()).into()),
+        };
+        self.is_good = parsed.is_ok();
+        match parsed {
+            Ok(parsed) => {
+                let absent = self.content.update(parsed, now);
+                let file = self.path().display();
+                info!(%file, "Reading changed file");
+                if absent > 0 {
+                    info!(%file, absent, after = ?SETTLE, "Removing what the file does not have any more if it stays so");
+                }
+                true
+            }
+            Err(error) => {
+                error!(file = %self.path().display(), error = chain(&error), "Keeping the last good version");
+                false
+            }
+        }
+    }
+}
+
+fn unreadable(reader: &FileReader, error: ReadError) -> Unreadable {
+    Unreadable { path: reader.path().to_owned(), error }
+}
+
+/// The error and its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {}", chain(source)),
+    }
+}
+
+/// Calls `poll` with the time every [`POLL_INTERVAL`] until `shutdown` resolves, where it may block.
+///
+/// # Panics
+/// When `poll` does.
+pub async fn poll_blocking<P>(mut poll: P, shutdown: impl Future<Output = ()>)
+where
+    P: FnMut(Instant) + Send + 'static,
+{
+    let dispatch = dispatcher::get_default(Dispatch::clone);
+    let mut ticks = interval(POLL_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::pin!(shutdown);
+    loop {
+        let now = tokio::select! {
+            () = &mut shutdown => return,
+            now = ticks.tick() => now.into_std(),
+        };
+        let dispatch = dispatch.clone();
+        let polled = tokio::task::spawn_blocking(move || {
+            dispatcher::with_default(&dispatch, || poll(now));
+            poll
+        });
+        poll = match polled.await {
+            Ok(poll) => poll,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends.
+                Err(_) => return,
+            },
+        };
+    }
+}
