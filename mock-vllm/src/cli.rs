@@ -3,6 +3,7 @@
 mod config_file;
 mod flags;
 mod latency;
+mod log;
 mod run;
 mod serve;
 
@@ -89,7 +90,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Faults => print(guide::text()),
     };
     result.unwrap_or_else(|error| {
-        let _stderr_gone = writeln!(std::io::stderr(), "error: {error:#}");
+        log::say(format!("error: {error:#}\n"));
         ExitCode::from(if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE })
     })
 }

@@ -2,6 +2,7 @@
 
 use super::UsageError;
 use super::flags::Ignored;
+use super::log::Log;
 use super::serve::ServeArgs;
 use crate::faults::Rule;
 use crate::server::fleet::BoundFleet;
@@ -16,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// `UsageError` for what the command line alone is to blame for, before any port is taken.
 pub(super) fn serve(args: ServeArgs, ignored: &[Ignored]) -> anyhow::Result<ExitCode> {
-    start_log(&args.log_filter)?;
+    let _log = start_log(&args.log_filter)?;
     for Ignored { flag, values, reason } in ignored {
         tracing::info!(%flag, ?values, "Ignored flag: {reason}");
     }
@@ -69,10 +70,9 @@ fn check_pods_of_faults(rules: &[Rule], names: &[&str]) -> Result<(), UsageError
     }
 }
 
-fn start_log(filter: &str) -> anyhow::Result<()> {
+fn start_log(filter: &str) -> anyhow::Result<Log> {
     let filter = EnvFilter::try_new(filter).map_err(|error| UsageError(format!("--log-filter: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    Ok(())
+    Log::start(filter).context("start the log's thread")
 }
 
 /// One line per pod. Nobody may read them: the addresses are in the log too.

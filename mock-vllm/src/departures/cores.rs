@@ -45,7 +45,7 @@ mod tests {
 
     /// Cores that the process may use, however little of their time: `available_parallelism` counts a quota of time, too.
     fn n_cores() -> usize {
-        let cores = sched_getaffinity(getpid()).unwrap();
+        let cores = sched_getaffinity(getpid()).expect("the process knows its cores");
         (0..CpuSet::count()).filter(|idx| cores.is_set(*idx).unwrap_or(false)).count()
     }
 

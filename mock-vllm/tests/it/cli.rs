@@ -1,5 +1,6 @@
 //! The program as a user starts it.
 
+use crate::process::Server;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Command, Output, Stdio};
@@ -87,4 +88,43 @@ fn sigterm_ends_it_with_success_though_a_stream_is_open() {
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     assert!(child.wait().unwrap().success());
     assert!(TcpStream::connect(&address).is_err());
+}
+
+/// More than a pipe holds, before the first port is open: a line for each flag that is ignored.
+fn with_much_to_say() -> String {
+    " --dtype auto".repeat(2_000)
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let mut server = Server::start(1, &with_much_to_say());
+    assert!(server.get(0, "/health").starts_with("HTTP/1.1 200"));
+    let body = r#"{"prompt":"hi","max_tokens":2}"#;
+    assert!(server.post(0, "/v1/completions", body).starts_with("HTTP/1.1 200"));
+    server.signal("-TERM");
+    assert!(server.wait().success());
+    let (log, _) = server.into_output();
+    assert!(log.contains("--dtype") && !log.contains("Stopping"), "it stopped at a full pipe: {log}");
+}
+
+#[test]
+fn a_log_that_is_read_is_whole() {
+    let output = run(&format!("serve m --port 0 --max-model-len 200K{}", with_much_to_say()));
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(log.matches("Ignored flag").count(), 2_000);
+    assert!(log.ends_with('\n') && log.contains("error: ") && !log.contains("are lost"), "{log}");
+}
+
+#[test]
+fn a_reader_that_goes_on_is_told_what_is_lost() {
+    let server = Server::start(1, &with_much_to_say().repeat(4));
+    server.signal("-TERM");
+    let (log, _) = server.into_output();
+    let lost = log
+        .lines()
+        .filter_map(|line| line.strip_suffix(" lines of the log are lost: its reader was too slow"));
+    let lost: Vec<usize> = lost.map(|n_lines| n_lines.parse().unwrap()).collect();
+    let n_told = log.lines().count() - lost.len();
+    assert!(lost.iter().sum::<usize>() > 1_000 && n_told > 4_096, "{lost:?} {n_told}");
+    assert_eq!(n_told + lost.iter().sum::<usize>(), 8_002, "the flags, the address and the end");
 }

@@ -3,7 +3,11 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
+
+/// A server that has printed no address by then never will.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Killed when dropped.
 pub(crate) struct Server {
@@ -27,6 +31,13 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let (started, starting) = channel::<()>();
+        let pid = child.id().to_string();
+        std::thread::spawn(move || {
+            if starting.recv_timeout(START_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+                let _ended_already = Command::new("kill").args(["-KILL", &pid]).status();
+            }
+        });
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut addresses = Vec::new();
         for _ in 0..n_pods {
@@ -39,6 +50,7 @@ impl Server {
             };
             addresses.push((name.to_owned(), address.to_owned()));
         }
+        drop(started);
         let stderr = child.stderr.take();
         Self { child, addresses, stdout, stderr }
     }
