@@ -10,6 +10,7 @@
 mod collecting;
 mod mode;
 mod responding;
+mod room;
 
 use bytes::Bytes;
 use envoy_proto::config::core::v3::{HeaderValueOption, Metadata};
@@ -22,6 +23,7 @@ use self::collecting::{Collected, CollectedBody, Collecting};
 pub use self::mode::{BodyMode, Modes};
 use self::responding::Responding;
 pub use self::responding::ResponseReport;
+use self::room::Room;
 use crate::body::Api;
 use crate::compat::{self, Compat};
 use crate::inquiry::{Content, Inquiry, RequestHead, RequestId, Route};
@@ -281,6 +283,11 @@ impl<L> Exchange<L> {
         }
         if let Some(text) = head.x_request_id.take() {
             self.request_id = RequestId { text, is_fresh: false };
+        }
+        if let Err(fault) = Room::new(headers).for_pick() {
+            let fault = BodyFault::Headers(fault);
+            self.phase = Phase::Refused;
+            return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
         }
         let mode = self.modes.request;
         let end_of_stream = headers.end_of_stream;

@@ -21,6 +21,21 @@ pub enum BodyFault {
     Malformed(#[from] BodyError),
     #[error("the body is longer than {limit} bytes")]
     TooLarge { limit: usize },
+    #[error(transparent)]
+    Headers(#[from] HeadersFault),
+}
+
+/// Why there is no room in a request's headers for those that the picker adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadersFault {
+    #[error(
+        "the request has {n_headers} headers: with the gateway's own they are more than {limit}, send fewer"
+    )]
+    TooMany { n_headers: usize, limit: usize },
+    #[error(
+        "the request's headers are {n_bytes} bytes: with the gateway's own they are more than {limit}, send less"
+    )]
+    TooLong { n_bytes: usize, limit: usize },
 }
 
 /// Why a request gets no endpoint. Displayed to the client.
@@ -49,6 +64,7 @@ impl Refusal {
         match self {
             Self::Body(BodyFault::Malformed(_)) => 400,
             Self::Body(BodyFault::TooLarge { .. }) => 413,
+            Self::Body(BodyFault::Headers(_)) => 431,
             Self::ModelNotFound { .. } => 404,
             Self::Saturated { .. } => 429,
             Self::NoPool | Self::UnknownPool { .. } | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => {
@@ -63,6 +79,7 @@ impl Refusal {
         match self {
             Self::Body(BodyFault::Malformed(_)) => "bad_request",
             Self::Body(BodyFault::TooLarge { .. }) => "body_too_large",
+            Self::Body(BodyFault::Headers(_)) => "headers_too_large",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::Saturated { .. } => "saturated",
             Self::NoPool | Self::UnknownPool { .. } => "no_pool",
@@ -93,7 +110,7 @@ impl Refusal {
         match self {
             Self::Body(BodyFault::Malformed(error)) => error.param(),
             Self::ModelNotFound { .. } => Some("model"),
-            Self::Body(BodyFault::TooLarge { .. })
+            Self::Body(BodyFault::TooLarge { .. } | BodyFault::Headers(_))
             | Self::Saturated { .. }
             | Self::NoPool
             | Self::UnknownPool { .. }

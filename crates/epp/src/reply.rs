@@ -182,16 +182,20 @@ pub(crate) fn request_headers(request_id: &RequestId) -> ProcessingResponse {
     message(Response::RequestHeaders(HeadersResponse { response: Some(common) }))
 }
 
-/// The answer to response headers. Where the body's length will change, the one that was announced must go.
+/// Headers that the client gets beside the engine's: the request's id, and the decision if it was asked for.
+#[must_use]
+pub(crate) fn response_additions(request_id: &str, reason: Option<String>) -> Vec<HeaderValueOption> {
+    let reason = reason.map(|reason| header(keys::DECISION, reason.into()));
+    std::iter::once(request_id_header(request_id)).chain(reason).collect()
+}
+
+/// The answer to response headers. If the body's length will change, the one that was announced must go.
 #[must_use]
 pub(crate) fn response_headers(
-    request_id: &str,
-    reason: Option<String>,
+    set_headers: Vec<HeaderValueOption>,
     length_changes: bool,
 ) -> ProcessingResponse {
     let remove_headers = length_changes.then(|| CONTENT_LENGTH.to_owned()).into_iter().collect();
-    let reason = reason.map(|reason| header(keys::DECISION, reason.into()));
-    let set_headers = std::iter::once(request_id_header(request_id)).chain(reason).collect();
     let header_mutation = Some(HeaderMutation { set_headers, remove_headers });
     let common = CommonResponse { header_mutation, ..CommonResponse::default() };
     message(Response::ResponseHeaders(HeadersResponse { response: Some(common) }))

@@ -8,6 +8,7 @@ use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRespon
 use inference_api::keys;
 
 use super::BodyMode;
+use super::room::Room;
 use crate::compat::{self, Compat};
 use crate::inquiry::header_value;
 use crate::reply::{self, Pieces};
@@ -71,7 +72,9 @@ impl Responding {
         let layout = Layout::new(content_type, content_encoding);
         self.reader = Some(ResponseReader::new(layout, self.restore.clone()));
         let length_changes = self.restore.is_some() && !mode.is_buffered();
-        let mut answer = reply::response_headers(request_id, self.reason.take(), length_changes);
+        let mut added = reply::response_additions(request_id, self.reason.take());
+        Room::new(headers).fit(&mut added);
+        let mut answer = reply::response_headers(added, length_changes);
         match self.compat {
             Compat::None => {}
             Compat::GieV04 => {

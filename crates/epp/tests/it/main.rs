@@ -13,6 +13,7 @@ mod explain;
 mod files;
 mod fixtures;
 mod floods;
+mod headers;
 mod limits;
 mod log;
 mod models;

@@ -1,0 +1,89 @@
+//! The room that a message's headers leave for those that the picker adds.
+//!
+//! Envoy checks the headers again after a mutation. If they are too many or too long, the client gets 500 with an empty
+//! body, so the picker must not let it come to that.
+
+use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_proto::service::ext_proc::v3::HttpHeaders;
+use inference_api::keys;
+
+use crate::refusal::HeadersFault;
+
+/// Most headers of a message, pseudo-headers included: Envoy's `max_headers_count` if nobody configures it.
+const MAX_HEADERS: usize = 100;
+/// Most bytes of their names and values together: Envoy's `max_request_headers_kb` if nobody configures it.
+const MAX_HEADER_BYTES: usize = 60 << 10;
+/// Longest destination that room is kept for: four endpoints of IPv6 with their ports.
+const DESTINATION_BYTES: usize = 192;
+/// Length of a request id that the picker makes, a UUID.
+const REQUEST_ID_BYTES: usize = 36;
+
+/// The headers that came with a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room<'a> {
+    came: &'a [HeaderValue],
+    n_headers: usize,
+    n_bytes: usize,
+}
+
+impl<'a> Room<'a> {
+    pub(super) fn new(headers: &'a HttpHeaders) -> Self {
+        let came = headers.headers.as_ref().map(|map| map.headers.as_slice()).unwrap_or_default();
+        Self { came, n_headers: came.len(), n_bytes: came.iter().map(length).sum() }
+    }
+
+    /// Keeps room for what a pick adds to a request.
+    ///
+    /// # Errors
+    /// What there is too much of.
+    pub(super) fn for_pick(mut self) -> Result<(), HeadersFault> {
+        let Self { n_headers, n_bytes, .. } = self;
+        self.add(keys::DESTINATION_ENDPOINT, DESTINATION_BYTES);
+        self.add(keys::REQUEST_ID, REQUEST_ID_BYTES);
+        if self.is_too_many() {
+            return Err(HeadersFault::TooMany { n_headers, limit: MAX_HEADERS });
+        }
+        if self.is_too_long() {
+            return Err(HeadersFault::TooLong { n_bytes, limit: MAX_HEADER_BYTES });
+        }
+        Ok(())
+    }
+
+    /// Leaves out of `added` what there is no room for, the last ones first.
+    pub(super) fn fit(mut self, added: &mut Vec<HeaderValueOption>) {
+        added.retain(|option| {
+            let Some(header) = &option.header else { return true };
+            let before = self;
+            self.add(&header.key, length(header) - header.key.len());
+            let fits = !self.is_too_many() && !self.is_too_long();
+            if !fits {
+                self = before;
+            }
+            fits
+        });
+    }
+
+    fn add(&mut self, key: &str, n_value_bytes: usize) {
+        // Long values replace shorter ones, so that only the header itself is free.
+        if !self.came.iter().any(|header| header.key == key) {
+            self.n_headers += 1;
+            self.n_bytes += key.len();
+        }
+        self.n_bytes += n_value_bytes;
+    }
+
+    /// Whether the proxy's limit is broken by what was added. Headers that came and are above it already show that the
+    /// proxy has another limit, which is not known here.
+    fn is_too_many(&self) -> bool {
+        self.n_headers > MAX_HEADERS && self.came.len() <= MAX_HEADERS
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.n_bytes > MAX_HEADER_BYTES && self.came.iter().map(length).sum::<usize>() <= MAX_HEADER_BYTES
+    }
+}
+
+/// Bytes of a header's name and value, whichever of its two fields has it.
+fn length(header: &HeaderValue) -> usize {
+    header.key.len() + header.value.len().max(header.raw_value.len())
+}
