@@ -66,6 +66,8 @@ pub struct Options {
     pub engine_args: Vec<String>,
     /// Appended to the picker's command line.
     pub picker_args: Vec<String>,
+    /// Whether clients that ask are told which pod was picked, and why. Who runs the lab is its operator.
+    pub explains: bool,
     /// How long the pods, the picker and Envoy may take until they are ready, each.
     pub ready_timeout: Duration,
 }
@@ -81,18 +83,26 @@ impl Options {
             time_scale: 1.0,
             engine_args: Vec::new(),
             picker_args: Vec::new(),
+            explains: true,
             ready_timeout: Duration::from_secs(30),
         }
     }
 }
 
 /// How pods and pickers are started anew, in place of what the options said.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fresh {
     pub engine_args: Vec<String>,
     pub picker_args: Vec<String>,
+    pub explains: bool,
     /// `None`: as many as the options say.
     pub pickers: Option<u32>,
+}
+
+impl Default for Fresh {
+    fn default() -> Self {
+        Self { engine_args: Vec::new(), picker_args: Vec::new(), explains: true, pickers: None }
+    }
 }
 
 /// Something that happened and that a person who waits would like to read.

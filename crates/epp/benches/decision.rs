@@ -68,6 +68,7 @@ fn director(n_pods: u16) -> Director {
         max_metrics_age: Duration::from_secs(2),
         index_capacity: NonZeroU32::new(31_250).expect("not zero"),
         compat: Compat::None,
+        explains: false,
         saturation: Thresholds::default(),
         endpoints_per_pick: NonZeroUsize::MIN,
         n_decisions: 1000,
@@ -155,8 +156,13 @@ fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: i
     let inputs = || messages(&body(n_bytes, number()));
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(inputs).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();
-        let opening =
-            Opening { max_body_bytes: 64 << 20, fresh_request_id, pool: None, compat: Compat::None };
+        let opening = Opening {
+            max_body_bytes: 64 << 20,
+            fresh_request_id,
+            pool: None,
+            compat: Compat::None,
+            explains: false,
+        };
         let mut exchange = Exchange::<Ticket>::new(opening);
         for message in messages {
             let answers = exchange.step(message, |inquiry| director.decide(inquiry, now()));

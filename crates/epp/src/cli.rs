@@ -200,6 +200,10 @@ struct PolicyArgs {
     /// Whose replies are given, headers, error texts and their codes in metrics, where those of others differ
     #[arg(long, value_enum, value_name = "PICKER", default_value_t)]
     compat: Compat,
+    /// Tell clients that send `x-warmpath-explain: true` why their pod was picked: the answer's header x-warmpath-decision
+    /// has pod names and addresses, so allow it only if every client may know them
+    #[arg(long)]
+    explain_to_clients: bool,
     /// Longest request body that is kept until it is complete
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     max_body_bytes: usize,
@@ -268,6 +272,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         index_capacity,
         endpoints_per_pick,
         compat,
+        explain_to_clients,
         max_body_bytes,
         decisions,
         seed,
@@ -294,6 +299,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
             policy: knobs.patch(),
             max_metrics_age,
             compat,
+            explains: explain_to_clients,
             saturation: Thresholds {
                 queue_depth: saturation_queue_depth,
                 kv_usage: saturation_kv_usage,

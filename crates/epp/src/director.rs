@@ -63,6 +63,8 @@ pub struct Options {
     /// Bound of the prefix index for each endpoint, in blocks.
     pub index_capacity: NonZeroU32,
     pub compat: Compat,
+    /// Whether clients that ask are told which endpoint was picked, and why.
+    pub explains: bool,
     /// Requests that are not critical are refused when no endpoint of their pool stays within these.
     pub saturation: Thresholds,
     /// Most endpoints that the proxy is told for a request: the picked one and its fallbacks.
@@ -221,6 +223,11 @@ impl Director {
     #[must_use]
     pub fn compat(&self) -> Compat {
         self.options.compat
+    }
+
+    #[must_use]
+    pub fn explains(&self) -> bool {
+        self.options.explains
     }
 
     /// What engines say they hold.

@@ -62,6 +62,8 @@ pub struct Opening {
     /// The pool that the proxy names for the stream.
     pub pool: Option<ObjectKey>,
     pub compat: Compat,
+    /// Whether a client that asks is told which endpoint was picked, and why.
+    pub explains: bool,
 }
 
 /// A message that the protocol does not allow where it came.
@@ -277,6 +279,7 @@ impl<L> Exchange<L> {
             return Err(ProtocolError::HeadersTwice);
         }
         let mut head = RequestHead::new(headers, metadata);
+        head.wants_reason &= self.opening.explains;
         if self.opening.compat == Compat::GieV04 {
             head.route = Route::Json(Api::Any);
             self.echo = compat::echoed(headers);

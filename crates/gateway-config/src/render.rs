@@ -29,6 +29,8 @@ pub struct Bindings {
     /// Where the caller writes [`Rendered::files`]; Envoy watches it.
     pub xds_dir: PathBuf,
     pub access_log: PathBuf,
+    /// Whether clients may ask the picker for its reasons; if not, listeners take the question out of requests.
+    pub explains: bool,
 }
 
 /// Where a pool's picker serves ext_proc.

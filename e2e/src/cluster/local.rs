@@ -371,9 +371,10 @@ impl Local {
                 let _ = reply.send(outcome);
             }
             Command::Restart { fresh, reply } => {
-                let Fresh { engine_args, picker_args, pickers } = fresh;
+                let Fresh { engine_args, picker_args, explains, pickers } = fresh;
                 self.options.engine_args = engine_args;
                 self.options.picker_args = picker_args;
+                self.options.explains = explains;
                 self.n_pickers = pickers.unwrap_or(self.options.pickers);
                 self.epoch += 1;
                 self.backoffs.clear();

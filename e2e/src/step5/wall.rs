@@ -58,7 +58,7 @@ pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>>
     let anew = Fresh {
         engine_args: options.engine_args.clone(),
         picker_args: options.picker_args.clone(),
-        pickers: None,
+        ..Fresh::default()
     };
     let cluster = Cluster::start(options, programs, ui.progress()).await?;
     let sides = async {

@@ -81,6 +81,7 @@ impl ExternalProcessor for Processor {
             fresh_request_id: self.director.fresh_request_id(),
             pool: named_pool(request.metadata())?,
             compat: self.director.compat(),
+            explains: self.director.explains(),
         };
         let conversation = Conversation {
             inbound: request.into_inner(),

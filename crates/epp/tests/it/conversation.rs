@@ -42,7 +42,13 @@ pub(crate) fn exchange(max_body_bytes: usize) -> Exchange<()> {
 }
 
 pub(crate) fn compatible_exchange(max_body_bytes: usize, compat: Compat) -> Exchange<()> {
-    Exchange::new(Opening { max_body_bytes, fresh_request_id: "fresh".to_owned(), pool: None, compat })
+    Exchange::new(Opening {
+        max_body_bytes,
+        fresh_request_id: "fresh".to_owned(),
+        pool: None,
+        compat,
+        explains: true,
+    })
 }
 
 pub(crate) fn headers(method: &str, path: &str, end_of_stream: bool) -> Request {

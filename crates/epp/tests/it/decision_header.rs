@@ -27,7 +27,7 @@ async fn told(picker: &Picker, asked: Option<&str>) -> Option<Value> {
 
 #[tokio::test]
 async fn who_asks_is_told() {
-    let picker = Scenario::new(2).start().await;
+    let picker = Scenario::new(2).explains().start().await;
     let first = told(&picker, Some("1")).await.unwrap();
     assert_eq!((&first["reason"], &first["n_candidates"]), (&"load".into(), &2.into()), "{first}");
     let second = told(&picker, Some("true")).await.unwrap();
@@ -41,7 +41,14 @@ async fn who_asks_is_told() {
 
 #[tokio::test]
 async fn nobody_else_is() {
-    let picker = Scenario::new(1).start().await;
+    let picker = Scenario::new(1).explains().start().await;
     assert_eq!(told(&picker, None).await, None);
     assert_eq!(told(&picker, Some("no")).await, None);
+}
+
+#[tokio::test]
+async fn nobody_is_told_unless_the_operator_allows_it() {
+    let picker = Scenario::new(1).start().await;
+    assert_eq!(told(&picker, Some("true")).await, None);
+    assert_eq!(picker.decisions(0).await.len(), 1, "the record is there for the operator");
 }

@@ -71,6 +71,7 @@ pub(crate) struct Scenario {
     max_body_bytes: usize,
     endpoints_per_pick: usize,
     compat: Compat,
+    explains: bool,
     otlp: Option<Otlp>,
     drain_delay: Duration,
     patience: Patience,
@@ -106,6 +107,7 @@ impl Scenario {
             max_body_bytes: 64 << 20,
             endpoints_per_pick: 1,
             compat: Compat::None,
+            explains: false,
             otlp: None,
             drain_delay: Duration::ZERO,
             patience: Patience::default(),
@@ -118,6 +120,10 @@ impl Scenario {
 
     pub(crate) fn otlp(self, otlp: Option<Otlp>) -> Self {
         Self { otlp, ..self }
+    }
+
+    pub(crate) fn explains(self) -> Self {
+        Self { explains: true, ..self }
     }
 
     pub(crate) fn drain_delay(self, drain_delay: Duration) -> Self {
@@ -176,6 +182,7 @@ impl Scenario {
         let mut settings = settings(&pool_file, &endpoints_file, max_body_bytes);
         settings.director.endpoints_per_pick = NonZeroUsize::new(endpoints_per_pick).unwrap();
         settings.director.compat = self.compat;
+        settings.director.explains = self.explains;
         settings.otlp = self.otlp;
         settings.drain_delay = self.drain_delay;
         settings.patience = self.patience;
@@ -333,6 +340,7 @@ pub(crate) fn options() -> Options {
         max_metrics_age: Duration::from_secs(60),
         index_capacity: NonZeroU32::new(31_250).unwrap(),
         compat: Compat::None,
+        explains: false,
         // No test depends on how fast the machine scrapes.
         saturation: Thresholds { metrics_age: Duration::from_secs(60), ..Thresholds::default() },
         endpoints_per_pick: NonZeroUsize::MIN,

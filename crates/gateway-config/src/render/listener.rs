@@ -1,7 +1,6 @@
 //! A listener: connection manager, access log, virtual hosts, routes, and the filters of the pools it routes to.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use inference_api::gateway::{PathMatch, PathMatchKind};
@@ -28,7 +27,7 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
     let pools = pools(listener, plan);
     let manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        connection_manager(listener, plan, &pools, &bindings.access_log),
+        connection_manager(listener, plan, &pools, bindings),
     );
     let mut value = json!({
         "name": listener.xds_name(),
@@ -62,7 +61,7 @@ fn connection_manager(
     listener: &Listener,
     plan: &Plan,
     pools: &[(&ObjectKey, FailureMode)],
-    access_log: &Path,
+    bindings: &Bindings,
 ) -> Value {
     let mut value = json!({
         "stat_prefix": format!("http-{}", listener.port),
@@ -74,17 +73,22 @@ fn connection_manager(
         "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" },
     });
     if !pools.is_empty() {
-        // A client must never be able to choose a pod.
+        // A client must never be able to choose a pod, nor learn of pods what the operator does not allow.
+        let question = (!bindings.explains).then_some(keys::EXPLAIN);
+        let removed: Vec<Value> = std::iter::once(keys::DESTINATION_ENDPOINT)
+            .chain(question)
+            .map(|header| json!({ "remove": header }))
+            .collect();
         value["early_header_mutation_extensions"] = json!([extension(
             "envoy.http.early_header_mutation.header_mutation",
             "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            json!({ "mutations": [{ "remove": keys::DESTINATION_ENDPOINT }] }),
+            json!({ "mutations": removed }),
         )]);
     }
     value["access_log"] = json!([extension(
         "envoy.access_loggers.file",
         "envoy.extensions.access_loggers.file.v3.FileAccessLog",
-        json!({ "path": access_log, "log_format": { "json_format": access_log_format(pools) } }),
+        json!({ "path": bindings.access_log, "log_format": { "json_format": access_log_format(pools) } }),
     )]);
     value["route_config"] = json!({
         "name": listener.xds_name(),

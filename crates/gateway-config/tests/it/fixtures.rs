@@ -44,5 +44,6 @@ pub(crate) fn bindings(plan: &Plan) -> Bindings {
         admin: local(19000),
         xds_dir: "/run/xds".into(),
         access_log: "/run/logs/envoy-access.log".into(),
+        explains: true,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use expect_test::{expect, expect_file};
 use gateway_config::error::MissingBinding;
 use gateway_config::render::{Bindings, PickerTls, Rendered};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixtures::{bindings, edited, plan, tutorial};
 
@@ -263,6 +263,22 @@ fn the_picker_is_believed_by_name_and_authority() {
     let validation = &tls["common_tls_context"]["validation_context"];
     assert_eq!(validation["trusted_ca"]["filename"], "/run/tls/ca.crt");
     assert_eq!(validation["match_typed_subject_alt_names"][0]["matcher"]["exact"], "epp.svc");
+}
+
+#[test]
+fn clients_may_not_ask_about_pods_unless_the_operator_allows_it() {
+    let plan = plan(&tutorial()).unwrap();
+    let removed = |explains: bool, listener_idx: usize| {
+        let bindings = Bindings { explains, ..bindings(&plan) };
+        let rendered = Rendered::new(&plan, &bindings).unwrap();
+        let extensions = manager(&rendered, listener_idx)["early_header_mutation_extensions"].clone();
+        extensions.get(0).map(|extension| extension["typed_config"]["mutations"].clone())
+    };
+    let (destination, question) =
+        (json!({"remove": "x-gateway-destination-endpoint"}), json!({"remove": "x-warmpath-explain"}));
+    assert_eq!(removed(true, 1), Some(json!([destination])));
+    assert_eq!(removed(false, 1), Some(json!([destination, question])));
+    assert_eq!(removed(false, 0), None, "a listener without a pool has nobody to ask");
 }
 
 #[test]

@@ -246,6 +246,7 @@ impl Local {
             args.extend(["--drain-delay".to_owned(), DRAIN_DELAY.to_owned()]);
         }
         args.extend(peers.into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
+        args.extend(self.options.explains.then(|| "--explain-to-clients".to_owned()));
         args.extend(self.options.picker_args.iter().cloned());
         let program = Program { path: self.programs.picker.clone(), args, log: log.clone() };
         let (name, metrics) = (name.clone(), *metrics);

@@ -59,6 +59,7 @@ impl Local {
             admin: self.admin,
             xds_dir: self.envoy_files.xds_dir(),
             access_log: self.files.access_log(),
+            explains: self.options.explains,
         };
         Ok(Rendered::new(plan, &bindings)?)
     }
