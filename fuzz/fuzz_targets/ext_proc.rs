@@ -9,6 +9,7 @@ use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{
     HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
+use epp::budget::Budget;
 use epp::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
 use epp::exchange::{Exchange, Opening};
@@ -192,12 +193,14 @@ fuzz_target!(|bytes: &[u8]| {
         send_body_without_waiting_for_header_response: modes & 0x40 != 0,
     };
     let compat = if modes & 0x80 == 0 { Compat::None } else { Compat::GieV04 };
-    let mut exchange: Exchange<Ticket> = Exchange::new(Opening {
+    let opening = Opening {
         max_body_bytes: MAX_BODY_BYTES,
         fresh_request_id: director.fresh_request_id(),
         pool: None,
         compat,
-    });
+    };
+    let budget = Arc::new(Budget::new(2 * MAX_BODY_BYTES, director.metrics().buffered_bytes.clone()));
+    let mut exchange: Exchange<Ticket> = Exchange::new(opening, budget.reserve());
     let mut proxy = Proxy::default();
     let mut protocol_config = Some(config);
     while let Some(mut message) = input.message() {

@@ -14,6 +14,7 @@ use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
 use epp::body::{Api, BodyScanner};
+use epp::budget::Budget;
 use epp::candidates::Sample;
 use epp::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
@@ -153,6 +154,7 @@ fn decision_by_pods_without_a_match(bencher: divan::Bencher<'_, '_>, n_pods: u16
 
 fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: impl Fn() -> u64 + Sync) {
     let director = director(n_pods);
+    let budget = Arc::new(Budget::new(usize::MAX, director.metrics().buffered_bytes.clone()));
     let inputs = || messages(&body(n_bytes, number()));
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(inputs).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();
@@ -163,7 +165,7 @@ fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: i
             compat: Compat::None,
             explains: false,
         };
-        let mut exchange = Exchange::<Ticket>::new(opening);
+        let mut exchange = Exchange::<Ticket>::new(opening, budget.reserve());
         for message in messages {
             let answers = exchange.step(message, |inquiry| director.decide(inquiry, now()));
             divan::black_box(answers.expect("a legal sequence"));

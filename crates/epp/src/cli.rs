@@ -25,6 +25,7 @@ use crate::director::{Options, Peers};
 use crate::kv_events;
 use crate::log::{self, Filter, Format};
 use crate::server::accept::Patience;
+use crate::server::ext_proc::Timeouts;
 use crate::server::tls::{Security, local_names};
 use crate::server::{Ports, Server, Settings, Shutdown};
 use crate::spans::Otlp;
@@ -207,6 +208,16 @@ struct PolicyArgs {
     /// Longest request body that is kept until it is complete
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     max_body_bytes: usize,
+    /// Most memory for the bodies of all requests; a request whose body finds no room is refused with 503. A quarter is for
+    /// bodies of up to 256 KiB, whatever longer ones take
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 30)]
+    max_buffered_bytes: usize,
+    /// A request of whose body nothing comes for so long is refused with 408
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    body_idle_timeout: Duration,
+    /// A request whose body is not complete after so long is refused with 408: the longest body at 1 Mbit/s takes 9 minutes
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    body_timeout: Duration,
     /// Decisions kept for /debug/decisions
     #[arg(long, value_name = "COUNT", default_value_t = 1000)]
     decisions: usize,
@@ -274,6 +285,9 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         compat,
         explain_to_clients,
         max_body_bytes,
+        max_buffered_bytes,
+        body_idle_timeout,
+        body_timeout,
         decisions,
         seed,
     } = policy;
@@ -294,6 +308,8 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         grace_period,
         drain_delay,
         max_body_bytes,
+        max_buffered_bytes,
+        body_timeouts: Timeouts { idle: body_idle_timeout, total: body_timeout },
         director: Options {
             pool,
             policy: knobs.patch(),

@@ -81,6 +81,7 @@ pub(crate) fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) 
 #[must_use]
 pub(crate) fn error_code(refusal: &Refusal) -> &'static str {
     match refusal {
+        Refusal::Body(BodyFault::NoRoom) => "InferencePoolResourceExhausted",
         Refusal::Body(_) => "BadRequest",
         Refusal::ModelNotFound { .. } => "BadConfiguration",
         Refusal::Saturated { .. } | Refusal::NoEndpoints { .. } => "InferencePoolResourceExhausted",
@@ -123,7 +124,13 @@ fn message(refusal: &Refusal) -> String {
         Refusal::NoEndpoints { .. } => "failed to find target pod: no pods available".to_owned(),
         Refusal::SubsetEmpty { .. } => "failed to find candidate pods for serving the request".to_owned(),
         // It has no limits, and serves one pool.
-        Refusal::Body(BodyFault::TooLarge { .. } | BodyFault::Headers(_))
+        Refusal::Body(
+            BodyFault::TooLarge { .. }
+            | BodyFault::Headers(_)
+            | BodyFault::NoRoom
+            | BodyFault::Stalled { .. }
+            | BodyFault::TooSlow { .. },
+        )
         | Refusal::NoPool
         | Refusal::UnknownPool { .. } => refusal.to_string(),
     }

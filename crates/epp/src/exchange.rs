@@ -25,6 +25,7 @@ use self::responding::Responding;
 pub use self::responding::ResponseReport;
 use self::room::Room;
 use crate::body::Api;
+use crate::budget::Reservation;
 use crate::compat::{self, Compat};
 use crate::inquiry::{Content, Inquiry, RequestHead, RequestId, Route};
 use crate::refusal::{BodyFault, Refusal};
@@ -124,6 +125,8 @@ pub struct Exchange<L> {
     responding: Responding,
     /// Headers of the request, where the answer repeats them.
     echo: Vec<HeaderValueOption>,
+    /// Room for the request's body, until the proxy has it again.
+    held: Reservation,
     /// Whether the proxy takes no answers to its last message.
     is_observed: bool,
 }
@@ -141,7 +144,7 @@ enum Phase {
 
 impl<L> Exchange<L> {
     #[must_use]
-    pub fn new(opening: Opening) -> Self {
+    pub fn new(opening: Opening, held: Reservation) -> Self {
         let request_id = RequestId { text: opening.fresh_request_id.clone(), is_fresh: true };
         let responding = Responding::new(opening.compat, opening.max_body_bytes);
         Self {
@@ -153,6 +156,7 @@ impl<L> Exchange<L> {
             destination: None,
             responding,
             echo: Vec::new(),
+            held,
             is_observed: false,
         }
     }
@@ -164,6 +168,31 @@ impl<L> Exchange<L> {
             Phase::Headers | Phase::Ended | Phase::Refused => true,
             Phase::Passing => self.modes.request != BodyMode::FullDuplex,
             Phase::Collecting(_) => false,
+        }
+    }
+
+    /// Whether the request's headers or more of its body must come before anything can be answered.
+    #[must_use]
+    pub fn expects_request(&self) -> bool {
+        matches!(self.phase, Phase::Headers | Phase::Collecting(_))
+    }
+
+    /// The request did not come in time, as `fault` says. [`Self::answer`] must follow a question.
+    ///
+    /// # Errors
+    /// When not even the headers came; the stream must then end with an error.
+    pub fn give_up(&mut self, fault: BodyFault) -> Result<Received, ProtocolError> {
+        if matches!(self.phase, Phase::Headers) {
+            Err(ProtocolError::NoHeaders)
+        } else {
+            Ok(self.fault(fault))
+        }
+    }
+
+    /// All answers were taken. A body that came in one message is kept by the stream's reader to its end.
+    pub fn note_sent(&mut self) {
+        if !self.expects_request() && !self.modes.request.is_buffered() {
+            self.held.release();
         }
     }
 
@@ -329,7 +358,7 @@ impl<L> Exchange<L> {
                 let end_of_stream = body.end_of_stream;
                 // A buffering proxy sends the body in one message, and says so only if no trailers follow.
                 let complete = end_of_stream || self.modes.request.is_buffered();
-                match collecting.push(body.body) {
+                match collecting.push(body.body, &mut self.held) {
                     Err(fault) => Ok(self.fault(fault)),
                     Ok(()) if complete => Ok(self.complete(BodyEnd::new(end_of_stream), false)),
                     Ok(()) => Ok(Received::Answers(Vec::new())),
@@ -369,6 +398,7 @@ impl<L> Exchange<L> {
     /// `has_body`: the refusal answers a body that was read.
     fn refuse(&mut self, refusal: &Refusal, has_body: bool) -> Vec<ProcessingResponse> {
         self.phase = Phase::Refused;
+        self.held.release();
         vec![match self.opening.compat {
             Compat::None => reply::refused(refusal, &self.request_id.text),
             Compat::GieV04 => reply::message(Response::ImmediateResponse(compat::refused(refusal, has_body))),

@@ -40,6 +40,8 @@ pub mod subset;
 
 pub mod refusal;
 
+pub mod budget;
+
 pub mod body;
 
 pub mod response;

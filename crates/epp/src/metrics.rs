@@ -167,6 +167,7 @@ pub struct Metrics {
     pub scrapes: Family<OutcomeLabels, Counter>,
     pub scrape_failures: Family<ReasonLabels, Counter>,
     pub streams: Gauge,
+    pub buffered_bytes: Gauge,
     pub served_elsewhere: Counter,
     pub peer_connected: Family<PeerLabels, Gauge>,
     pub peer_insertions: Family<PeerLabels, Counter>,
@@ -219,6 +220,7 @@ impl Default for Metrics {
             scrapes: Family::default(),
             scrape_failures: Family::default(),
             streams: Gauge::default(),
+            buffered_bytes: Gauge::default(),
             served_elsewhere: Counter::default(),
             peer_connected: Family::default(),
             peer_insertions: Family::default(),
@@ -405,6 +407,11 @@ impl Metrics {
             self.scrape_failures.clone(),
         );
         registry.register("epp_streams", "Open ext_proc streams", self.streams.clone());
+        registry.register(
+            "epp_buffered_bytes",
+            "Bytes of bodies that are held, bounded by --max-buffered-bytes",
+            self.buffered_bytes.clone(),
+        );
         registry.register(
             "epp_served_elsewhere",
             "Requests that the proxy reports as served by another endpoint than the picked one",

@@ -3,6 +3,8 @@
 //! Every refusal is an ImmediateResponse with an OpenAI-shaped body, as vLLM writes its errors:
 //! `{"error":{"message":"…","type":"NotFoundError","param":"model","code":404}}`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use envoy_proto::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
@@ -21,6 +23,12 @@ pub enum BodyFault {
     Malformed(#[from] BodyError),
     #[error("the body is longer than {limit} bytes")]
     TooLarge { limit: usize },
+    #[error("the bodies of other requests take all memory that the picker has for bodies: try again later")]
+    NoRoom,
+    #[error("nothing of the body came for {idle:?}")]
+    Stalled { idle: Duration },
+    #[error("the body was not complete after {limit:?}")]
+    TooSlow { limit: Duration },
     #[error(transparent)]
     Headers(#[from] HeadersFault),
 }
@@ -63,13 +71,16 @@ impl Refusal {
     pub fn code(&self) -> u16 {
         match self {
             Self::Body(BodyFault::Malformed(_)) => 400,
+            Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => 408,
             Self::Body(BodyFault::TooLarge { .. }) => 413,
             Self::Body(BodyFault::Headers(_)) => 431,
             Self::ModelNotFound { .. } => 404,
             Self::Saturated { .. } => 429,
-            Self::NoPool | Self::UnknownPool { .. } | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => {
-                503
-            }
+            Self::Body(BodyFault::NoRoom)
+            | Self::NoPool
+            | Self::UnknownPool { .. }
+            | Self::NoEndpoints { .. }
+            | Self::SubsetEmpty { .. } => 503,
         }
     }
 
@@ -80,6 +91,8 @@ impl Refusal {
             Self::Body(BodyFault::Malformed(_)) => "bad_request",
             Self::Body(BodyFault::TooLarge { .. }) => "body_too_large",
             Self::Body(BodyFault::Headers(_)) => "headers_too_large",
+            Self::Body(BodyFault::NoRoom) => "buffers_full",
+            Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => "body_timeout",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::Saturated { .. } => "saturated",
             Self::NoPool | Self::UnknownPool { .. } => "no_pool",
@@ -91,18 +104,21 @@ impl Refusal {
     /// When to try again [s], for a client that was shed. One second is twenty scrapes: long enough for a queue to have
     /// moved, short enough to be worth waiting for.
     fn retry_after_s(&self) -> Option<u32> {
-        matches!(self, Self::Saturated { .. }).then_some(1)
+        matches!(self, Self::Saturated { .. } | Self::Body(BodyFault::NoRoom)).then_some(1)
     }
 
     /// vLLM's name of the error.
     fn error_type(&self) -> &'static str {
         match self {
-            Self::Body(_) => "BadRequestError",
+            Self::Body(BodyFault::Malformed(_) | BodyFault::TooLarge { .. }) => "BadRequestError",
+            Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => "RequestTimeoutError",
             Self::ModelNotFound { .. } => "NotFoundError",
             Self::Saturated { .. } => "TooManyRequestsError",
-            Self::NoPool | Self::UnknownPool { .. } | Self::NoEndpoints { .. } | Self::SubsetEmpty { .. } => {
-                "ServiceUnavailableError"
-            }
+            Self::Body(BodyFault::NoRoom)
+            | Self::NoPool
+            | Self::UnknownPool { .. }
+            | Self::NoEndpoints { .. }
+            | Self::SubsetEmpty { .. } => "ServiceUnavailableError",
         }
     }
 
@@ -110,7 +126,13 @@ impl Refusal {
         match self {
             Self::Body(BodyFault::Malformed(error)) => error.param(),
             Self::ModelNotFound { .. } => Some("model"),
-            Self::Body(BodyFault::TooLarge { .. } | BodyFault::Headers(_))
+            Self::Body(
+                BodyFault::TooLarge { .. }
+                | BodyFault::Headers(_)
+                | BodyFault::NoRoom
+                | BodyFault::Stalled { .. }
+                | BodyFault::TooSlow { .. },
+            )
             | Self::Saturated { .. }
             | Self::NoPool
             | Self::UnknownPool { .. }

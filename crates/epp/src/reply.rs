@@ -90,7 +90,7 @@ impl Pieces {
     }
 
     /// Takes `limit` bytes from the front, or what there is; copies only to join pieces.
-    fn next_up_to(&mut self, limit: usize) -> Bytes {
+    pub(crate) fn next_up_to(&mut self, limit: usize) -> Bytes {
         let Some(first) = self.take_up_to(limit) else { return Bytes::new() };
         if first.len() == limit || self.pieces.is_empty() {
             return first;

@@ -28,11 +28,12 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::accept::{Grpc, Http, Patience, Port};
-use self::ext_proc::Processor;
+use self::ext_proc::{Limits, Processor, Timeouts};
 use self::follow::Follower;
 use self::health::Health;
 use self::parts::Parts;
 use self::tls::Security;
+use crate::budget::Budget;
 use crate::director::{Director, Options};
 use crate::kv_events;
 use crate::metrics::Metrics;
@@ -71,6 +72,9 @@ pub struct Settings {
     /// How long streams are still taken when the drain has begun and health checks say so.
     pub drain_delay: Duration,
     pub max_body_bytes: usize,
+    /// Of the bodies of all streams.
+    pub max_buffered_bytes: usize,
+    pub body_timeouts: Timeouts,
     pub director: Options,
 }
 
@@ -198,10 +202,11 @@ impl Server {
         }
         parts.spawn("pool index", follower.run(stop.clone()));
         let (cut, closed) = (CancellationToken::new(), CancellationToken::new());
-        let limits = (settings.max_body_bytes, Tokenizer::new(settings.tokenize_timeout));
-        let processor = Processor::new(director, Arc::clone(&spans), limits, cut.clone());
-        let service = ExternalProcessorServer::new(processor)
-            .max_decoding_message_size(settings.max_body_bytes.saturating_add(ENVELOPE_BYTES));
+        let limits = settings.limits(&director);
+        let max_message_bytes = limits.max_body_bytes.saturating_add(ENVELOPE_BYTES);
+        let tokenizer = Tokenizer::new(settings.tokenize_timeout);
+        let processor = Processor::new(director, Arc::clone(&spans), (limits, tokenizer), cut.clone());
+        let service = ExternalProcessorServer::new(processor).max_decoding_message_size(max_message_bytes);
         let is_secure = tls.is_some();
         let protocol = Grpc { tls, routes: Routes::new(service).add_service(health_service).prepare() };
         let streams = Port { name: "ext_proc", listener: grpc, protocol, patience }.serve(closed.clone());
@@ -225,6 +230,18 @@ impl Server {
         let _ = tokio::time::timeout(LAST_TASKS, sent).await;
         info!("Ended");
         result
+    }
+}
+
+impl Settings {
+    /// A body that could never find room is too large, whatever else is held.
+    fn limits(&self, director: &Director) -> Limits {
+        let budget = Budget::new(self.max_buffered_bytes, director.metrics().buffered_bytes.clone());
+        Limits {
+            max_body_bytes: self.max_body_bytes.min(budget.longest_body()),
+            budget: Arc::new(budget),
+            timeouts: self.body_timeouts,
+        }
     }
 }
 

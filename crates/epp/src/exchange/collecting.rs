@@ -2,30 +2,35 @@
 
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 
 use super::{BodyEnd, BodyMode, json_string};
 use crate::body::{Api, BodyScanner};
+use crate::budget::{Full, Reservation};
 use crate::inquiry::{Content, RequestHead, RequestId};
 use crate::refusal::BodyFault;
-use crate::reply::{self, Pieces};
+use crate::reply::{self, MAX_CHUNK, Pieces};
 
-/// Chunks below this are put together, so that a body that trickles in takes no more memory than another.
-const SMALL_CHUNK: usize = 4096;
 /// What a chunk takes at least in the mode in which each is answered: the answer.
 const ANSWER_BYTES: usize = 512;
 
-/// Chunks as they came, and what was read from them.
+/// What came of a body, and what was read from it.
+///
+/// The bytes are copied out of the messages, which they would keep in memory with all that was allocated for them: up to
+/// twice as much. Pieces of the length in which they go on are not copied again.
 #[derive(Debug)]
 pub(crate) struct Collecting {
     head: RequestHead,
     mode: BodyMode,
     scanner: BodyScanner,
-    chunks: Vec<Bytes>,
-    /// What comes behind the chunks: small ones, put together.
-    tail: BytesMut,
+    /// Pieces of [`MAX_CHUNK`] bytes; a body that comes in one message is one piece.
+    pieces: Vec<Bytes>,
+    /// What comes behind the pieces.
+    tail: Vec<u8>,
+    /// Length of each chunk, if each is answered.
+    lengths: Vec<usize>,
     /// Memory that the body takes, at least its length.
     n_bytes: usize,
     max_bytes: usize,
@@ -43,7 +48,9 @@ pub(crate) struct Collected {
 #[derive(Debug)]
 pub struct CollectedBody {
     mode: BodyMode,
-    chunks: Vec<Bytes>,
+    pieces: Vec<Bytes>,
+    /// Length of each chunk, if each is answered.
+    lengths: Vec<usize>,
     /// Where the body names its model, quotes included; `None` when it was not read.
     model_span: Option<Range<usize>>,
     has_content_length: bool,
@@ -55,34 +62,54 @@ impl Collecting {
             head,
             mode,
             scanner: BodyScanner::new(api),
-            chunks: Vec::new(),
-            tail: BytesMut::new(),
+            pieces: Vec::new(),
+            tail: Vec::new(),
+            lengths: Vec::new(),
             n_bytes: 0,
             max_bytes,
         }
     }
 
-    pub(crate) fn push(&mut self, chunk: Bytes) -> Result<(), BodyFault> {
+    /// Takes a chunk in, if `held` can grow by what it takes.
+    pub(crate) fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), BodyFault> {
         let answers_each = self.mode == BodyMode::StreamedAhead;
-        self.n_bytes += if answers_each { chunk.len().max(ANSWER_BYTES) } else { chunk.len() };
+        let n_bytes = if answers_each { chunk.len().max(ANSWER_BYTES) } else { chunk.len() };
+        self.n_bytes += n_bytes;
         if self.n_bytes > self.max_bytes {
             return Err(BodyFault::TooLarge { limit: self.max_bytes });
         }
+        held.try_grow(n_bytes).map_err(|Full| BodyFault::NoRoom)?;
         self.scanner.push(&chunk)?;
         if answers_each {
-            self.chunks.push(chunk);
-        } else if chunk.len() < SMALL_CHUNK {
-            self.tail.extend_from_slice(&chunk);
+            self.lengths.push(chunk.len());
+        }
+        if self.mode.is_buffered() {
+            self.pieces.push(chunk);
         } else {
-            self.end_tail();
-            self.chunks.push(chunk);
+            self.copy(&chunk);
         }
         Ok(())
     }
 
+    fn copy(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (part, rest) = bytes.split_at(bytes.len().min(MAX_CHUNK - self.tail.len()));
+            let n_bytes = self.tail.len() + part.len();
+            if n_bytes > self.tail.capacity() {
+                let capacity = n_bytes.max(2 * self.tail.capacity()).min(MAX_CHUNK);
+                self.tail.reserve_exact(capacity - self.tail.len());
+            }
+            self.tail.extend_from_slice(part);
+            if self.tail.len() == MAX_CHUNK {
+                self.end_tail();
+            }
+            bytes = rest;
+        }
+    }
+
     fn end_tail(&mut self) {
         if !self.tail.is_empty() {
-            self.chunks.push(self.tail.split().freeze());
+            self.pieces.push(std::mem::take(&mut self.tail).into());
         }
     }
 
@@ -92,8 +119,8 @@ impl Collecting {
 
     pub(crate) fn finish(mut self, end: BodyEnd) -> Collected {
         self.end_tail();
-        let Self { head, mode, scanner, chunks, tail: _, n_bytes: _, max_bytes: _ } = self;
-        let content = match scanner.finish(&chunks) {
+        let Self { head, mode, scanner, pieces, tail: _, lengths, n_bytes: _, max_bytes: _ } = self;
+        let content = match scanner.finish(&pieces) {
             Ok(body) => Content::Body(body),
             // The proxy cut the body at its buffer's limit: what is missing cannot be blamed on the client.
             Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
@@ -104,19 +131,23 @@ impl Collecting {
             Content::Opaque | Content::Fault(_) => None,
         };
         let has_content_length = head.has_content_length;
-        Collected { head, content, body: CollectedBody { mode, chunks, model_span, has_content_length } }
+        Collected {
+            head,
+            content,
+            body: CollectedBody { mode, pieces, lengths, model_span, has_content_length },
+        }
     }
 }
 
 impl CollectedBody {
     /// The body as it came.
-    pub(crate) fn chunks(&self) -> &[Bytes] {
-        &self.chunks
+    pub(crate) fn pieces(&self) -> &[Bytes] {
+        &self.pieces
     }
 
     /// Length of the body that goes on, its model renamed to `rewrite`.
     pub(crate) fn n_bytes(&self, rewrite: Option<&str>) -> usize {
-        let n_bytes: usize = self.chunks.iter().map(Bytes::len).sum();
+        let n_bytes: usize = self.pieces.iter().map(Bytes::len).sum();
         match (&self.model_span, rewrite) {
             (Some(span), Some(name)) => n_bytes - span.len() + json_string(name).len(),
             _ => n_bytes,
@@ -131,19 +162,19 @@ impl CollectedBody {
         rewrite: Option<&str>,
         end: BodyEnd,
     ) -> Vec<ProcessingResponse> {
-        let Self { mode, chunks, model_span, has_content_length } = self;
+        let Self { mode, pieces, lengths, model_span, has_content_length } = self;
         let change = model_span.zip(rewrite.map(json_string));
         match mode {
-            BodyMode::StreamedAhead => each_chunk(destination, request_id, &chunks, change),
+            BodyMode::StreamedAhead => each_chunk(destination, request_id, (pieces, lengths), change),
             BodyMode::Buffered | BodyMode::BufferedPartial => {
-                let changed = change.map(|(span, name)| Pieces::with_replaced(chunks, &span, &name).concat());
+                let changed = change.map(|(span, name)| Pieces::with_replaced(pieces, &span, &name).concat());
                 vec![reply::picked_body(destination, changed)]
             }
             BodyMode::FullDuplex | BodyMode::Streamed | BodyMode::None => {
                 let (pieces, content_length) = match change {
-                    None => (Pieces::new(chunks), None),
+                    None => (Pieces::new(pieces), None),
                     Some((span, name)) => {
-                        let pieces = Pieces::with_replaced(chunks, &span, &name);
+                        let pieces = Pieces::with_replaced(pieces, &span, &name);
                         let content_length = has_content_length.then(|| pieces.n_bytes());
                         (pieces, content_length)
                     }
@@ -165,16 +196,18 @@ impl CollectedBody {
 fn each_chunk(
     destination: &str,
     request_id: &RequestId,
-    chunks: &[Bytes],
+    (pieces, lengths): (Vec<Bytes>, Vec<usize>),
     change: Option<(Range<usize>, Bytes)>,
 ) -> Vec<ProcessingResponse> {
     let mut answers = vec![reply::picked_headers(destination, request_id, None)];
+    let mut pieces = Pieces::new(pieces);
     let mut start = 0;
-    for chunk in chunks {
-        let end = start + chunk.len();
+    for length in lengths {
+        let chunk = pieces.next_up_to(length);
+        let end = start + length;
         let body = match &change {
             Some((span, name)) if span.start < end && start < span.end => {
-                let parts = reply::replace_in_chunk(chunk, start, span, name);
+                let parts = reply::replace_in_chunk(&chunk, start, span, name);
                 reply::changed_body(
                     parts
                         .fold(Vec::new(), |mut body, part| {

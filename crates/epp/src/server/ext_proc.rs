@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessor;
 use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse, processing_request};
 use futures::Stream;
@@ -12,15 +13,17 @@ use futures::stream::unfold;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::sleep_until;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
+use crate::budget::Budget;
 use crate::director::{Director, Now, Ticket};
-use crate::exchange::{Exchange, Opening, Pick, Question, Received, Waiting};
+use crate::exchange::{Exchange, Opening, Pick, ProtocolError, Question, Received, Waiting};
 use crate::inquiry::Inquiry;
-use crate::refusal::Refusal;
+use crate::refusal::{BodyFault, Refusal};
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::{Prompt, Tokenizer};
 
@@ -33,8 +36,27 @@ pub struct Processor {
     director: Arc<Director>,
     spans: Arc<Spans>,
     tokenizer: Tokenizer,
-    max_body_bytes: usize,
+    limits: Limits,
     cut: CancellationToken,
+}
+
+/// What a stream may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest body that is kept until it is complete.
+    pub max_body_bytes: usize,
+    /// Of the bodies of all streams.
+    pub budget: Arc<Budget>,
+    pub timeouts: Timeouts,
+}
+
+/// How long a request may take to come, if it is kept until it is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From one chunk to the next.
+    pub idle: Duration,
+    /// From the beginning of the stream to the end of the body.
+    pub total: Duration,
 }
 
 /// One open stream.
@@ -44,6 +66,10 @@ struct Conversation {
     exchange: Exchange<Ticket>,
     director: Arc<Director>,
     tokenizer: Tokenizer,
+    limits: Limits,
+    opened: Instant,
+    /// When the last message came.
+    heard: Instant,
     spans: Arc<Spans>,
     /// Of the request, once it came.
     span: RequestSpan,
@@ -61,10 +87,10 @@ impl Processor {
     pub fn new(
         director: Arc<Director>,
         spans: Arc<Spans>,
-        (max_body_bytes, tokenizer): (usize, Tokenizer),
+        (limits, tokenizer): (Limits, Tokenizer),
         cut: CancellationToken,
     ) -> Self {
-        Self { director, spans, tokenizer, max_body_bytes, cut }
+        Self { director, spans, tokenizer, limits, cut }
     }
 }
 
@@ -77,18 +103,22 @@ impl ExternalProcessor for Processor {
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Self::ProcessStream>, Status> {
         let opening = Opening {
-            max_body_bytes: self.max_body_bytes,
+            max_body_bytes: self.limits.max_body_bytes,
             fresh_request_id: self.director.fresh_request_id(),
             pool: named_pool(request.metadata())?,
             compat: self.director.compat(),
             explains: self.director.explains(),
         };
+        let opened = now().instant;
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
-            exchange: Exchange::new(opening),
+            exchange: Exchange::new(opening, self.limits.budget.reserve()),
             director: Arc::clone(&self.director),
             tokenizer: self.tokenizer.clone(),
+            limits: self.limits.clone(),
+            opened,
+            heard: opened,
             spans: Arc::clone(&self.spans),
             span: RequestSpan::none(),
             cut: Box::pin(self.cut.clone().cancelled_owned()),
@@ -121,10 +151,17 @@ impl Conversation {
             if let Some(answer) = self.outbox.pop_front() {
                 return Ok(Some(answer));
             }
+            self.exchange.note_sent();
+            let (deadline, fault) = self.deadline();
             let message = tokio::select! {
                 biased;
                 message = self.inbound.message() => message,
                 () = &mut self.cut => return Err(Status::unavailable("the picker is ending")),
+                () = sleep_until(deadline.into()), if self.exchange.expects_request() => {
+                    let received = self.exchange.give_up(fault);
+                    self.answer(received).await?;
+                    continue;
+                }
             };
             match message {
                 Ok(Some(message)) => self.take(message).await?,
@@ -144,18 +181,11 @@ impl Conversation {
             self.span = self.spans.begin(headers);
         }
         let is_response_body = matches!(message.request, Some(processing_request::Request::ResponseBody(_)));
+        if self.exchange.expects_request() {
+            self.heard = now().instant;
+        }
         let received = self.exchange.receive(message);
-        let received = received.map_err(|error| Status::failed_precondition(error.to_string()))?;
-        let answers = match received {
-            Received::Answers(answers) => answers,
-            Received::Question(question) => {
-                let tokens = self.tokens(&question).await;
-                let Question { inquiry, waiting } = *question;
-                let decided = self.decide(Inquiry { tokens, ..inquiry });
-                self.exchange.answer(waiting, decided)
-            }
-        };
-        self.outbox.extend(answers);
+        self.answer(received).await?;
         if is_response_body && let Some(ticket) = self.exchange.lease_mut() {
             ticket.note_body();
         }
@@ -167,15 +197,45 @@ impl Conversation {
         Ok(())
     }
 
+    async fn answer(&mut self, received: Result<Received, ProtocolError>) -> Result<(), Status> {
+        let received = received.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let answers = match received {
+            Received::Answers(answers) => answers,
+            Received::Question(question) => {
+                let tokens = self.tokens(&question).await;
+                let Question { inquiry, waiting } = *question;
+                let decided = self.decide(Inquiry { tokens, ..inquiry });
+                self.exchange.answer(waiting, decided)
+            }
+        };
+        self.outbox.extend(answers);
+        Ok(())
+    }
+
+    /// Until when more of the request must have come, and what is wrong otherwise.
+    fn deadline(&self) -> (Instant, BodyFault) {
+        let Timeouts { idle, total } = self.limits.timeouts;
+        let (stalled, too_slow) = (self.heard + idle, self.opened + total);
+        if stalled < too_slow {
+            (stalled, BodyFault::Stalled { idle })
+        } else {
+            (too_slow, BodyFault::TooSlow { limit: total })
+        }
+    }
+
     /// Ids of the prompt's tokens, when the question is about a request of a pool that goes by them. A request that they
     /// cannot be had for is placed by the estimate.
     async fn tokens(&self, question: &Question) -> Option<Vec<u32>> {
-        let Self { director, tokenizer, .. } = self;
+        let Self { director, tokenizer, limits, .. } = self;
         let Question { inquiry, waiting: Waiting::Body { body, .. } } = question else { return None };
         if !director.wants_tokens() {
             return None;
         }
-        let body = body.chunks().concat();
+        // The copy and the question to the pod are memory, too.
+        let n_bytes: usize = body.pieces().iter().map(Bytes::len).sum();
+        let mut held = limits.budget.reserve();
+        held.try_grow(n_bytes.saturating_mul(2)).ok()?;
+        let body = body.pieces().concat();
         let prompt = Prompt::parse(&body).ok()?;
         let member = director.tokenizing_member(inquiry.pool.as_ref(), prompt.model.as_deref())?;
         if let Some(ids) = prompt.given_ids() {

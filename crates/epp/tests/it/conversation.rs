@@ -1,5 +1,7 @@
 //! What an exchange answers, as text: messages in, one line each with what comes out.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
@@ -10,11 +12,13 @@ use envoy_proto::service::ext_proc::v3::{
     CommonResponse, HeaderMutation, HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest,
     ProcessingResponse, ProtocolConfiguration,
 };
+use epp::budget::Budget;
 use epp::compat::Compat;
 use epp::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
 use epp::inquiry::{Content, Inquiry};
 use epp::refusal::{BodyFault, Refusal};
 use expect_test::Expect;
+use prometheus_client::metrics::gauge::Gauge;
 
 pub(crate) const BODY: &str = r#"{"prompt":"Once upon a time","model":"m","max_tokens":9007199254740993}"#;
 
@@ -42,13 +46,14 @@ pub(crate) fn exchange(max_body_bytes: usize) -> Exchange<()> {
 }
 
 pub(crate) fn compatible_exchange(max_body_bytes: usize, compat: Compat) -> Exchange<()> {
-    Exchange::new(Opening {
-        max_body_bytes,
-        fresh_request_id: "fresh".to_owned(),
-        pool: None,
-        compat,
-        explains: true,
-    })
+    let budget = Arc::new(Budget::new(usize::MAX, Gauge::default()));
+    budgeted_exchange(&budget, max_body_bytes, compat)
+}
+
+pub(crate) fn budgeted_exchange(budget: &Arc<Budget>, max_body_bytes: usize, compat: Compat) -> Exchange<()> {
+    let opening =
+        Opening { max_body_bytes, fresh_request_id: "fresh".to_owned(), pool: None, compat, explains: true };
+    Exchange::new(opening, budget.reserve())
 }
 
 pub(crate) fn headers(method: &str, path: &str, end_of_stream: bool) -> Request {
@@ -80,6 +85,11 @@ pub(crate) fn body(text: &str, end_of_stream: bool) -> Request {
         end_of_stream,
         ..HttpBody::default()
     })
+}
+
+/// A chunk behind which more comes.
+pub(crate) fn body_of(body: Bytes) -> Request {
+    Request::RequestBody(HttpBody { body, ..HttpBody::default() })
 }
 
 pub(crate) fn trailers() -> Request {

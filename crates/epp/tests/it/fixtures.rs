@@ -17,6 +17,7 @@ use epp::director::Options;
 use epp::kv_events;
 use epp::log::Format;
 use epp::server::accept::Patience;
+use epp::server::ext_proc::Timeouts;
 use epp::server::tls::Security;
 use epp::server::{Ports, Server, Settings, Shutdown};
 use epp::spans::Otlp;
@@ -35,6 +36,10 @@ pub(crate) use self::proxy::{Answer, Call, Proxy, http_headers, modes, post};
 
 /// Longest wait for something that must happen; a test fails behind it.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// Longer than any test takes.
+pub(crate) const TIMEOUTS: Timeouts =
+    Timeouts { idle: Duration::from_secs(60), total: Duration::from_secs(600) };
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -75,6 +80,8 @@ pub(crate) struct Scenario {
     otlp: Option<Otlp>,
     drain_delay: Duration,
     patience: Patience,
+    max_buffered_bytes: usize,
+    body_timeouts: Timeouts,
 }
 
 /// A running picker.
@@ -111,7 +118,17 @@ impl Scenario {
             otlp: None,
             drain_delay: Duration::ZERO,
             patience: Patience::default(),
+            max_buffered_bytes: 1 << 30,
+            body_timeouts: TIMEOUTS,
         }
+    }
+
+    pub(crate) fn max_buffered_bytes(self, max_buffered_bytes: usize) -> Self {
+        Self { max_buffered_bytes, ..self }
+    }
+
+    pub(crate) fn body_timeouts(self, body_timeouts: Timeouts) -> Self {
+        Self { body_timeouts, ..self }
     }
 
     pub(crate) fn patience(self, patience: Patience) -> Self {
@@ -186,6 +203,8 @@ impl Scenario {
         settings.otlp = self.otlp;
         settings.drain_delay = self.drain_delay;
         settings.patience = self.patience;
+        settings.max_buffered_bytes = self.max_buffered_bytes;
+        settings.body_timeouts = self.body_timeouts;
         let server = Server::bind(settings).await.unwrap();
         let (ports, shutdown) = (server.ports().unwrap(), Shutdown::default());
         let mut tasks = JoinSet::new();
@@ -329,6 +348,8 @@ pub(crate) fn settings(
         grace_period: Duration::from_secs(5),
         drain_delay: Duration::ZERO,
         max_body_bytes,
+        max_buffered_bytes: 1 << 30,
+        body_timeouts: TIMEOUTS,
         director: options(),
     }
 }

@@ -1,12 +1,12 @@
 //! Bodies of any size and cut: what goes on, what is refused, and how much memory they take.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use epp::reply::{MAX_CHUNK, Pieces};
 
-use crate::conversation::{Mode, body, exchange, post, step};
+use crate::conversation::{Mode, body, body_of, exchange, post, step};
 
 const MIB: usize = 1 << 20;
 /// The default of `--max-body-bytes`.
@@ -113,6 +113,39 @@ fn a_body_that_trickles_in_takes_no_more_memory() {
     assert_eq!(refused(&answers).unwrap().0, 413);
     assert!(trickling < 2 * at_once, "{trickling} bytes, and {at_once} in large chunks");
     assert_eq!(refused(&peak(Mode::STREAMED_AHEAD, MIB, &text, 65_536).1), None);
+}
+
+/// Memory that is taken while all of a body but its end has come in chunks of `size`, as the reader of a stream hands them
+/// out: each a slice of a buffer that was grown for it.
+fn held(mode: Mode, n_bytes: usize, size: usize) -> u64 {
+    let text = request(n_bytes);
+    let mut exchange = exchange(n_bytes);
+    let mut messages = Vec::new();
+    let allocations = allocation_counter::measure(|| {
+        messages.push(step(&mut exchange, mode, post()).unwrap());
+        for chunk in text.as_bytes()[..n_bytes - 1].chunks(size) {
+            let mut buffer = BytesMut::with_capacity(2 * size);
+            buffer.extend_from_slice(chunk);
+            messages.push(step(&mut exchange, mode, body_of(buffer.freeze())).unwrap());
+        }
+    });
+    assert!(messages.iter().all(Vec::is_empty), "answered before the end");
+    u64::try_from(allocations.bytes_current).unwrap()
+}
+
+#[test]
+fn a_body_that_is_not_complete_takes_about_its_length() {
+    for (mode, size) in [
+        (Mode::FULL_DUPLEX, 4_000),
+        (Mode::FULL_DUPLEX, 16_384),
+        (Mode::FULL_DUPLEX, 65_536),
+        (Mode::FULL_DUPLEX, 300_000),
+        (Mode::STREAMED_AHEAD, 16_384),
+    ] {
+        let held = held(mode, 4 * MIB, size);
+        assert!(held >= 4 * MIB as u64 - 1, "{held} bytes cannot be the body");
+        assert!(held < 4 * MIB as u64 * 21 / 20, "{held} bytes in chunks of {size}, {mode:?}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod body;
+mod budget;
 mod compat;
 mod conversation;
 mod dashboard;
