@@ -110,7 +110,9 @@ impl Refusal {
     /// vLLM's name of the error.
     fn error_type(&self) -> &'static str {
         match self {
-            Self::Body(BodyFault::Malformed(_) | BodyFault::TooLarge { .. }) => "BadRequestError",
+            Self::Body(BodyFault::Malformed(_) | BodyFault::TooLarge { .. } | BodyFault::Headers(_)) => {
+                "BadRequestError"
+            }
             Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => "RequestTimeoutError",
             Self::ModelNotFound { .. } => "NotFoundError",
             Self::Saturated { .. } => "TooManyRequestsError",
