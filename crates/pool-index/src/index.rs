@@ -58,6 +58,8 @@ pub struct Index {
     models: BTreeMap<ObjectKey, InferenceModel>,
     endpoints: BTreeMap<ObjectKey, EndpointRecord>,
     slots: Slots,
+    /// Endpoints whose address another one has, with the address and the one that counts.
+    doubles: BTreeMap<ObjectKey, (SocketAddr, ObjectKey)>,
     publisher: Publisher,
 }
 
@@ -72,6 +74,7 @@ impl Index {
             models: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             slots: Slots::default(),
+            doubles: BTreeMap::new(),
             publisher,
         };
         (index, reader)
@@ -82,6 +85,7 @@ impl Index {
         for change in changes {
             self.apply_one(change);
         }
+        self.log_doubles();
         let previous = self.publisher.current();
         let next = self.resolve(previous.version + 1);
         if next.pools == previous.pools
@@ -115,28 +119,58 @@ impl Index {
     }
 
     fn resolve(&mut self, version: u64) -> Snapshot {
-        let selected: BTreeSet<Identity> = self
-            .endpoints
-            .values()
-            .filter(|record| self.pools.values().any(|pool| belongs(record, pool)))
-            .map(identity)
-            .collect();
+        let owners = self.owners();
+        let selected: BTreeSet<Identity> = owners.values().map(|record| identity(record)).collect();
         self.slots.retain(|identity| selected.contains(identity));
-        let endpoints: BTreeMap<&ObjectKey, Arc<Endpoint>> = selected
-            .iter()
+        let endpoints: BTreeMap<SocketAddr, Arc<Endpoint>> = selected
+            .into_iter()
             .map(|identity| {
-                let Identity { key, address, kv } = identity.clone();
-                (&identity.key, Arc::new(Endpoint { slot: self.slots.acquire(identity), key, address, kv }))
+                let slot = self.slots.acquire(&identity);
+                let Identity { key, address, kv } = identity;
+                (address, Arc::new(Endpoint { slot, key, address, kv }))
             })
             .collect();
         let pools = self.pools.values().map(|pool| {
             let members = self.endpoints.values().filter(|record| belongs(record, pool));
-            let members = members.filter_map(|record| endpoints.get(&record.key).cloned());
+            let members = members.filter_map(|record| endpoints.get(&record.address).cloned());
             (pool.key(), Arc::new(self.resolve_pool(pool, by_slot(members))))
         });
         let pools: BTreeMap<ObjectKey, Arc<Pool>> = pools.collect();
         let models = Arc::new(self.statuses(&pools));
         Snapshot { version, pools, endpoints: by_slot(endpoints.into_values()), models }
+    }
+
+    /// The records that pools select, one by address: of two with one address the first by namespace and name has it, and
+    /// each pool that selects either gets that one.
+    fn owners(&self) -> BTreeMap<SocketAddr, &EndpointRecord> {
+        let mut owners: BTreeMap<SocketAddr, &EndpointRecord> = BTreeMap::new();
+        for record in self.endpoints.values() {
+            if self.pools.values().any(|pool| belongs(record, pool)) {
+                owners.entry(record.address).or_insert(record);
+            }
+        }
+        owners
+    }
+
+    /// Says of each endpoint that has another one's address which of them counts, once.
+    fn log_doubles(&mut self) {
+        let owners = self.owners();
+        let is_selected = |record: &&EndpointRecord| self.pools.values().any(|pool| belongs(record, pool));
+        let doubles: BTreeMap<ObjectKey, (SocketAddr, ObjectKey)> = self
+            .endpoints
+            .values()
+            .filter(is_selected)
+            .filter_map(|record| {
+                let owner = owners.get(&record.address).filter(|owner| owner.key != record.key)?;
+                Some((record.key.clone(), (record.address, owner.key.clone())))
+            })
+            .collect();
+        for (pod, (endpoint, counted)) in &doubles {
+            if self.doubles.get(pod).is_none_or(|known| known != &(*endpoint, counted.clone())) {
+                warn!(%endpoint, %pod, %counted, "Two endpoints have one address, so that it counts once");
+            }
+        }
+        self.doubles = doubles;
     }
 
     fn resolve_pool(&self, pool: &InferencePool, endpoints: Arc<[Arc<Endpoint>]>) -> Pool {
@@ -220,6 +254,7 @@ fn identity(record: &EndpointRecord) -> Identity {
 fn by_slot(endpoints: impl Iterator<Item = Arc<Endpoint>>) -> Arc<[Arc<Endpoint>]> {
     let mut endpoints: Vec<Arc<Endpoint>> = endpoints.collect();
     endpoints.sort_unstable_by_key(|endpoint| endpoint.slot);
+    endpoints.dedup_by_key(|endpoint| endpoint.slot);
     endpoints.into()
 }
 

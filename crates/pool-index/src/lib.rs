@@ -15,3 +15,5 @@ pub mod index;
 mod slots;
 
 pub mod snapshot;
+
+pub mod address;

@@ -18,6 +18,7 @@ use tracing::error;
 
 use super::kept::Kept;
 use super::watched::{Content, Unreadable, Watched, poll_blocking};
+use crate::address;
 use crate::index::{Change, EndpointRecord, Index, Membership};
 use crate::snapshot::{KvAddresses, Reader};
 
@@ -267,7 +268,14 @@ fn parse_endpoints(text: &str, path: &Path) -> Result<BTreeMap<ObjectKey, Endpoi
     let mut records: BTreeMap<ObjectKey, EndpointRecord> = BTreeMap::new();
     for RawEndpoint { name, namespace, address, labels, ready, kv_events, kv_replay } in raw {
         let key = ObjectKey { namespace, name };
-        let kv = KvAddresses { events: kv_events, replay: kv_replay };
+        let check = |address: SocketAddr| {
+            address::check(address).map_err(|error| endpoints_error(format!("endpoint {key}: {error}")))
+        };
+        let address = check(address)?;
+        let kv = KvAddresses {
+            events: kv_events.map(check).transpose()?,
+            replay: kv_replay.map(check).transpose()?,
+        };
         let membership = Membership::Labels(labels);
         let record = EndpointRecord { key: key.clone(), address, kv, membership, ready };
         if records.insert(key.clone(), record).is_some() {

@@ -361,6 +361,40 @@ fn endpoints_by_address_belong_to_every_pool() {
     assert_eq!(snapshot.endpoints[0].key, key("127.0.0.1:1"));
 }
 
+#[test]
+fn an_endpoint_has_the_address_of_one_host() {
+    let dir = dir();
+    for (address, expected) in [
+        ("127.0.0.1:0", "port 0"),
+        ("'[::1]:0'", "port 0"),
+        ("0.0.0.0:8000", "unspecified"),
+        ("'[::]:8000'", "unspecified"),
+        ("'[::ffff:0.0.0.0]:8000'", "unspecified"),
+        ("224.0.0.1:8000", "multicast"),
+        ("239.255.255.255:8000", "multicast"),
+        ("'[ff02::1]:8000'", "multicast"),
+        ("255.255.255.255:8000", "broadcast"),
+    ] {
+        for field in ["", "address: 10.0.0.1:1, kvEvents: ", "address: 10.0.0.1:1, kvReplay: "] {
+            let field = if field.is_empty() { "address: " } else { field };
+            dir.write("endpoints.yaml", &format!("- {{name: odd, {field}{address}}}\n"));
+            let expected = format!("endpoint default/odd: {}", address.trim_matches('\''));
+            check_refused(&dir, dir.config(), &expected);
+        }
+        dir.write("endpoints.yaml", &format!("- {{name: odd, address: {address}}}\n"));
+        check_refused(&dir, dir.config(), expected);
+        assert!(pool_index::address::parse(address.trim_matches('\'')).unwrap_err().contains(expected));
+    }
+    // Control, and one spelling for IPv4.
+    let good = "- {name: a, address: '[::ffff:10.0.0.1]:1', labels: {app: qwen}}\n\
+        - {name: b, address: '[fe80::1]:2', labels: {app: qwen}}\n";
+    dir.write("endpoints.yaml", good);
+    let (_files, reader) = Files::load(dir.config()).unwrap();
+    let addresses: Vec<String> =
+        reader.snapshot().endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.1:1", "[fe80::1]:2"]);
+}
+
 /// The start fails, naming the file, with an error that contains `expected`.
 #[track_caller]
 fn check_refused(dir: &Dir, config: Config, expected: &str) {

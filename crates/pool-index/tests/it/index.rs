@@ -58,9 +58,37 @@ fn endpoints_of_two_pools_are_one() {
 }
 
 #[test]
+fn one_address_under_two_names_is_one_endpoint() {
+    let (mut index, reader) = index();
+    let log = logged(|| {
+        index.apply(["b", "a", "c"].map(|name| Change::ApplyEndpoint(record(name, 1))));
+        index.apply([Change::ApplyEndpoint(record("d", 2))]);
+    });
+    let names = || -> Vec<String> {
+        reader.snapshot().endpoints.iter().map(|endpoint| endpoint.key.name.clone()).collect()
+    };
+    assert_eq!(
+        (names(), ports(&reader.snapshot(), POOL)),
+        (vec!["a".to_owned(), "d".to_owned()], vec![1, 2])
+    );
+    assert_eq!(log.matches("Two endpoints have one address").count(), 2, "{log}");
+    assert!(log.contains("pod=default/b") && log.contains("counted=default/a"), "{log}");
+    // A pool that selects only the other name has the address all the same.
+    index.apply(apply(&pool_yaml("second", "").replace("app: qwen", "app: llama")));
+    let labels = Membership::Labels([("app".to_owned(), "llama".to_owned())].into());
+    index.apply([Change::ApplyEndpoint(EndpointRecord { membership: labels, ..record("e", 1) })]);
+    assert_eq!(ports(&reader.snapshot(), "second"), [1]);
+    // When the one that counts goes, another one counts; control: with an address of its own each does.
+    index.apply([Change::DeleteEndpoint(key("a"))]);
+    assert_eq!(names(), ["b", "d"]);
+    index.apply([Change::ApplyEndpoint(record("c", 3))]);
+    assert_eq!(ports(&reader.snapshot(), POOL).len(), 3);
+}
+
+#[test]
 fn slots_stay_while_an_endpoint_lives_and_change_generation_after() {
     let (mut index, reader) = index();
-    index.apply(["a", "b", "c"].map(|name| Change::ApplyEndpoint(record(name, 1))));
+    index.apply([("a", 1), ("b", 2), ("c", 3)].map(|(name, port)| Change::ApplyEndpoint(record(name, port))));
     let slots = ["a", "b", "c"].map(|name| slot_of(&reader, name));
     assert_eq!(slots.map(|slot| (slot.idx, slot.generation)), [(0, 0), (1, 0), (2, 0)]);
     let before = reader.snapshot_owned();
@@ -69,7 +97,7 @@ fn slots_stay_while_an_endpoint_lives_and_change_generation_after() {
     assert_eq!(slot_of(&reader, "c"), slots[2]);
     assert_eq!(reader.snapshot().removed_since(&before), [slots[1]]);
 
-    index.apply([Change::ApplyEndpoint(record("b", 1))]);
+    index.apply([Change::ApplyEndpoint(record("b", 2))]);
     assert_eq!(slot_of(&reader, "b"), Slot { idx: 1, generation: 1 });
     assert_eq!(reader.snapshot().removed_since(&before), [slots[1]], "seen although a snapshot was skipped");
 
