@@ -1,6 +1,6 @@
 //! The other end: reads a peer's journal and believes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::handshake;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -36,8 +36,10 @@ pub struct Followers {
     director: Arc<Director>,
     /// `host:port`.
     names: Vec<String>,
-    tasks: JoinSet<()>,
-    running: HashMap<SocketAddr, AbortHandle>,
+    /// Behind them when they were looked up last, and what ends their followers.
+    followed: HashMap<SocketAddr, CancellationToken>,
+    /// Each ends with its address.
+    tasks: JoinSet<SocketAddr>,
 }
 
 /// One peer, and how far it was read.
@@ -63,7 +65,7 @@ enum Next {
 impl Followers {
     #[must_use]
     pub fn new(director: Arc<Director>, names: Vec<String>) -> Self {
-        Self { director, names, tasks: JoinSet::new(), running: HashMap::new() }
+        Self { director, names, followed: HashMap::new(), tasks: JoinSet::new() }
     }
 
     /// Runs until `stop`.
@@ -73,13 +75,14 @@ impl Followers {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = ticks.tick() => self.resolve().await,
+                () = self.reap() => {}
             }
         }
     }
 
     /// While a name cannot be looked up, all stays as it was.
     async fn resolve(&mut self) {
-        let mut found = Vec::new();
+        let mut found = HashSet::new();
         for name in &self.names {
             match timeout(RESOLVE, lookup_host(name)).await {
                 Ok(Ok(addresses)) => found.extend(addresses),
@@ -87,18 +90,47 @@ impl Followers {
                 Err(_) => return debug!(name, "Looking up a peer takes too long"),
             }
         }
-        let Self { director, names: _, tasks, running } = self;
-        running.retain(|address, task| {
+        self.follow(found);
+    }
+
+    /// Follows those in `found`, and no others. One that turned out to be this picker is not asked again.
+    pub fn follow(&mut self, found: HashSet<SocketAddr>) {
+        let Self { director, names: _, followed, tasks } = self;
+        followed.retain(|address, stop| {
             let keep = found.contains(address);
             if !keep {
-                task.abort();
+                stop.cancel();
             }
             keep
         });
         for address in found {
-            let follower = || Follower::new(Arc::clone(director), address);
-            running.entry(address).or_insert_with(|| tasks.spawn(follower().run()));
+            followed.entry(address).or_insert_with(|| {
+                let stop = CancellationToken::new();
+                let stopped = stop.clone().cancelled_owned();
+                let follower = Follower::new(Arc::clone(director), address);
+                tasks.spawn(async move {
+                    tokio::select! {
+                        () = stopped => {}
+                        () = follower.run() => {}
+                    }
+                    address
+                });
+                stop
+            });
         }
+    }
+
+    /// Waits until a follower has ended, as its peer is gone or is this picker; its series end with it.
+    ///
+    /// # Panics
+    /// When it did.
+    pub async fn reap(&mut self) {
+        let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
+        let peer = ended.expect("a follower does not panic").to_string();
+        let (metrics, labels) = (self.director.metrics(), PeerLabels { peer });
+        metrics.peer_connected.remove(&labels);
+        metrics.peer_insertions.remove(&labels);
+        metrics.peer_missed.remove(&labels);
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use epp::director::Peers;
+use epp::director::{Director, Peers};
+use epp::metrics::Metrics;
+use epp::peers::follow::Followers;
 use epp::peers::{Journal, Line};
 use epp::server::{Ports, Server, Settings, Shutdown};
 use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
@@ -11,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::fixtures::{Pod, Proxy, get, settings, until};
+use crate::fixtures::{Pod, Proxy, SOON, get, options, settings, until};
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -208,6 +212,26 @@ fn a_journal_is_bounded_and_says_from_where_it_tells() {
         small.note(&"10.0.0.1:8000".into(), None, &chain(1024, number), std::time::SystemTime::now());
         assert_eq!(small.after(0).unwrap().seq, u64::from(number) + 1);
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_is_gone_leaves_no_series() {
+    let director = Arc::new(Director::new(options(), Arc::new(Metrics::default())));
+    let mut followers = Followers::new(Arc::clone(&director), Vec::new());
+    let has_series = |peer: &SocketAddr| director.metrics().encode().contains(&peer.to_string());
+    // Peers come and go at ever new addresses, as pods do.
+    for _ in 0..20 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = listener.local_addr().unwrap();
+        followers.follow([peer].into());
+        // Control: while it is there, so are they.
+        until(async || has_series(&peer)).await;
+        followers.follow([].into());
+        tokio::time::timeout(SOON, followers.reap()).await.unwrap();
+        assert!(!has_series(&peer));
+    }
+    // No task is left that could end.
+    assert!(tokio::time::timeout(Duration::from_millis(20), followers.reap()).await.is_err());
 }
 
 #[test]
