@@ -89,7 +89,7 @@ fn director(n_pods: u16) -> Director {
             taken: now().instant,
             adapters: None,
         };
-        let _ = member.report(sample);
+        let _ = member.report(sample, member.doubts());
     }
     director
 }

@@ -64,6 +64,10 @@ enum Report {
     Down,
 }
 
+/// How often an endpoint was doubted, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubts(u32);
+
 /// What a scrape means for the endpoint's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
@@ -84,8 +88,10 @@ pub struct Member {
     uncached_bytes: AtomicU64,
     /// The report's numbers, written with it.
     gauges: Gauges,
-    /// Something went wrong since the last scrape that succeeded, so what it said may be over.
-    distrusted: AtomicBool,
+    /// How often something went wrong, after which what was scraped before may be over.
+    doubts: AtomicU32,
+    /// How often it had when the last scrape that succeeded began.
+    settled_doubts: AtomicU32,
     pub address: SocketAddr,
     /// `ip:port`, as the proxy is told.
     pub destination: Arc<str>,
@@ -172,7 +178,8 @@ impl Member {
             uncached_bytes: AtomicU64::new(0),
             report: Mutex::new(Report::Pending),
             gauges: Gauges::default(),
-            distrusted: AtomicBool::new(false),
+            doubts: AtomicU32::new(0),
+            settled_doubts: AtomicU32::new(0),
             runtime: Mutex::default(),
             kv: endpoint.kv,
             wants_events: AtomicBool::new(false),
@@ -220,9 +227,9 @@ impl Member {
         self.uncached_bytes.load(Ordering::Relaxed)
     }
 
-    /// Notes what a scrape found.
+    /// Notes what a scrape found that began after `doubts`.
     #[must_use]
-    pub fn report(&self, sample: Sample) -> Cache {
+    pub fn report(&self, sample: Sample, doubts: Doubts) -> Cache {
         let mut report = self.report.lock();
         let (restarted, sample) = match &*report {
             Report::Pending | Report::Down => (false, sample),
@@ -236,7 +243,8 @@ impl Member {
         let reading = Reading { waiting, running, kv_usage, age: Duration::ZERO };
         self.gauges.note(reading, taken.into(), sample.adapters.is_some());
         *report = Report::Sample(sample);
-        self.distrusted.store(false, Ordering::Relaxed);
+        let Doubts(settled) = doubts;
+        self.settled_doubts.store(settled, Ordering::Relaxed);
         if restarted { Cache::Lost } else { Cache::Kept }
     }
 
@@ -249,9 +257,20 @@ impl Member {
         }
     }
 
-    /// A scrape or a request failed: what was scraped before does not count until the next scrape that succeeds.
+    /// A scrape or a request failed: what was scraped before does not count until a scrape succeeds that begins later.
     pub fn distrust(&self) {
-        self.distrusted.store(true, Ordering::Relaxed);
+        self.doubts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The doubts so far, which a scrape that begins now settles if it succeeds.
+    #[must_use]
+    pub fn doubts(&self) -> Doubts {
+        Doubts(self.doubts.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn is_distrusted(&self) -> bool {
+        self.doubts.load(Ordering::Relaxed) != self.settled_doubts.load(Ordering::Relaxed)
     }
 
     /// Notes that nothing listens at the address.
@@ -267,7 +286,7 @@ impl Member {
     /// Whether a scrape has ended, well or not.
     #[must_use]
     pub fn was_asked(&self) -> bool {
-        self.distrusted.load(Ordering::Relaxed) || !matches!(*self.report.lock(), Report::Pending)
+        self.is_distrusted() || !matches!(*self.report.lock(), Report::Pending)
     }
 
     /// Whether nothing was sent to it that has not ended, and it reports no request either.
@@ -292,7 +311,7 @@ impl Member {
         let Some(Reading { waiting, running, kv_usage, age }) = self.gauges.reading(now) else {
             return Load { in_flight, uncached_bytes, ..Load::default() };
         };
-        let age = (!self.distrusted.load(Ordering::Relaxed)).then_some(age);
+        let age = (!self.is_distrusted()).then_some(age);
         let fresh = age.is_some_and(|age| age <= max_age);
         Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh }
     }

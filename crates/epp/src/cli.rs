@@ -96,7 +96,7 @@ struct SourceArgs {
     #[arg(long, value_name = "FILE")]
     endpoints_file: Option<PathBuf>,
     /// A model server that belongs to every pool; may be given several times
-    #[arg(long = "endpoint", value_name = "IP:PORT")]
+    #[arg(long = "endpoint", value_name = "IP:PORT", value_parser = pool_index::address::parse)]
     endpoints: Vec<SocketAddr>,
     /// The pool to pick from [default: the one that the proxy names, the only one, or the one that has the model]
     #[arg(long, value_name = "NAMESPACE/NAME")]
@@ -166,7 +166,8 @@ struct PolicyArgs {
     /// pool's annotation inference.networking.x-k8s.io/routing-policy overrides it
     #[arg(long, value_name = "FILE")]
     policy_file: Option<PathBuf>,
-    /// How often each endpoint's /metrics is read; half as often while it has nothing to do
+    /// How often each endpoint's /metrics is read; half as often while it has nothing to do and the limits on the metrics'
+    /// age allow it
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
     scrape_interval: Duration,
     /// Port of each engine's KV events (ZMQ), for pools annotated inference.networking.x-k8s.io/prefix-cache-mode: precise;
@@ -180,7 +181,7 @@ struct PolicyArgs {
     /// the estimate
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = parse_duration)]
     tokenize_timeout: Duration,
-    /// Metrics older than this do not count
+    /// Metrics older than this, and than two scrape intervals, do not count
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
     max_metrics_age: Duration,
     /// A pod with a longer queue has no capacity for requests that are not critical
@@ -189,7 +190,7 @@ struct PolicyArgs {
     /// A pod that uses more of its KV cache has no capacity for requests that are not critical
     #[arg(long, value_name = "RATIO", default_value_t = Thresholds::default().kv_usage, value_parser = parse_ratio)]
     saturation_kv_usage: f64,
-    /// A pod with older metrics has no capacity for requests that are not critical
+    /// A pod with metrics that are older, and older than two scrape intervals, has no capacity for requests that are not critical
     #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = parse_duration)]
     saturation_metrics_age: Duration,
     /// Bound of the prefix index, in blocks per endpoint; a prompt of 128 KB has about 580

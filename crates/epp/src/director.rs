@@ -45,6 +45,7 @@ use crate::metrics::{Metrics, ModelLabels, PodLabels, PoolLabels, RunningLabels,
 use crate::peers::Journal;
 use crate::policies::Policies;
 use crate::refusal::{BodyFault, Refusal};
+use crate::scrape::pace;
 use crate::subset::Subset;
 use crate::tuning::Patch;
 
@@ -74,6 +75,22 @@ pub struct Options {
     pub seed: u64,
     /// What other pickers are told; `None` where there are no others.
     pub peers: Option<Peers>,
+}
+
+impl Options {
+    /// The same, with limits on the age of metrics that scrapes every `period` can keep.
+    #[must_use]
+    pub fn for_scrapes_every(self, period: Duration) -> Self {
+        let keep = |limit| pace::age_limit(limit, period);
+        let saturation = Thresholds { metrics_age: keep(self.saturation.metrics_age), ..self.saturation };
+        Self { max_metrics_age: keep(self.max_metrics_age), saturation, ..self }
+    }
+
+    /// The shortest of these limits.
+    #[must_use]
+    pub fn shortest_metrics_age(&self) -> Duration {
+        self.max_metrics_age.min(self.saturation.metrics_age)
+    }
 }
 
 /// For pickers that are not alone.
@@ -208,6 +225,11 @@ impl Director {
             self.has_asked_all.store(true, Ordering::Relaxed);
         }
         self.has_asked_all.load(Ordering::Relaxed) && !roster.rolls.is_empty()
+    }
+
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     #[must_use]

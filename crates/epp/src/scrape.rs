@@ -2,10 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -13,21 +11,22 @@ use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use inference_api::pool::ModelServerRuntime;
+use rand::Rng;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
+use self::attempts::Attempts;
 use self::exposition::{Gauges, NoLoad};
+use self::pace::Pace;
 use crate::candidates::{Cache, Member, Sample};
 use crate::metrics::{Metrics, OutcomeLabels, ReasonLabels};
 
+pub mod attempts;
 pub mod exposition;
+pub mod pace;
 
-/// Longest wait for one answer, in scrape intervals, and its bounds. Upstream waits 5 s, and sends requests to a pod that
-/// hangs for as long.
-const TIMEOUT_INTERVALS: u32 = 10;
-const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(1));
 /// Largest answer that is read; vLLM 0.11 sends about 100 KB.
 const MAX_BODY: usize = 8 << 20;
 /// Scrapes of the whole page before the filter is tried again: a server that starts may answer 404 or 503 at first.
@@ -43,12 +42,23 @@ enum Page {
     Whole { n_left: u32 },
 }
 
-/// What is scraped, and what is done with it.
-struct Scraping<'a, F> {
-    member: &'a Member,
-    patience: Duration,
-    metrics: &'a Metrics,
-    noted: &'a F,
+/// What is scraped and how often, and what is shared by all scrapes.
+#[derive(Debug)]
+pub struct Scraping {
+    pub member: Arc<Member>,
+    pub pace: Pace,
+    pub attempts: Arc<Attempts>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// How the scrapes of one endpoint went.
+#[derive(Debug)]
+struct Course {
+    page: Page,
+    /// Scrapes in a row.
+    n_failures: u32,
+    /// Reasons of failures that were said.
+    said: BTreeSet<&'static str>,
 }
 
 /// Why a connection is used no longer.
@@ -77,32 +87,29 @@ enum Failure {
     NoLoad(#[from] NoLoad),
 }
 
-/// Scrapes `member` every `period` until it is dropped, and half as often while it has nothing to do. `noted` is called
-/// when its report changed: with each sample, and when the process behind it is gone.
-pub async fn scrape(
-    member: Arc<Member>,
-    period: Duration,
-    metrics: Arc<Metrics>,
-    noted: impl Fn(&Member, Cache),
-) {
-    let patience = (period * TIMEOUT_INTERVALS).clamp(TIMEOUT_BOUNDS.0, TIMEOUT_BOUNDS.1);
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let scraping = Scraping { member: &member, patience, metrics: &metrics, noted: &noted };
-    let mut page = Page::Filtered;
-    let mut said = BTreeSet::new();
+/// Scrapes an endpoint until it is dropped. `noted` is called when its report changed: with each sample, and when the
+/// process behind it is gone.
+pub async fn scrape(scraping: Scraping, mut rng: impl Rng, noted: impl Fn(&Member, Cache)) {
+    let Scraping { member, pace, attempts, metrics: _ } = &scraping;
+    let mut course = Course { page: Page::Filtered, n_failures: 0, said: BTreeSet::new() };
     loop {
-        ticks.tick().await;
-        let failure = match connect(member.address, patience).await {
-            Ok(stream) => match serve_connection(&scraping, stream, &mut ticks, &mut page).await {
-                End::Closed => {
-                    ticks.reset_immediately();
-                    continue;
-                }
+        let connected = attempts.connect(member.address, course.n_failures, pace.patience()).await;
+        let failure = match connected {
+            Ok(stream) => match serve_connection(&scraping, stream, &mut course, &noted).await {
+                End::Closed => continue,
                 End::Failed(failure) => failure,
             },
             Err(failure) => failure,
         };
+        scraping.note_failure(&failure, &mut course, &noted);
+        sleep(pace.backoff(course.n_failures, &mut rng)).await;
+    }
+}
+
+impl Scraping {
+    fn note_failure(&self, failure: &Failure, course: &mut Course, noted: &impl Fn(&Member, Cache)) {
+        let Self { member, metrics, pace: _, attempts: _ } = self;
+        course.n_failures = course.n_failures.saturating_add(1);
         // What was read before may be over: it counts again when a scrape succeeds.
         member.distrust();
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
@@ -114,7 +121,7 @@ pub async fn scrape(
             Failure::Refused => {
                 if member.report_down() == Cache::Lost {
                     debug!(endpoint, pod, "Endpoint is down");
-                    noted(&member, Cache::Lost);
+                    noted(member, Cache::Lost);
                 }
             }
             Failure::Unreachable(_)
@@ -123,7 +130,7 @@ pub async fn scrape(
             | Failure::Status(_)
             | Failure::TooLarge
             | Failure::NoLoad(_) => {
-                if said.insert(reason) {
+                if course.said.insert(reason) {
                     warn!(endpoint, pod, reason, error = %failure, "Scrape failed, so the load is not known");
                 }
             }
@@ -150,27 +157,15 @@ impl Failure {
     }
 }
 
-async fn connect(address: SocketAddr, patience: Duration) -> Result<TcpStream, Failure> {
-    match timeout(patience, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => {
-            stream.set_nodelay(true).map_err(Failure::Unreachable)?;
-            Ok(stream)
-        }
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Err(Failure::Refused),
-        // The network's fault, or our own.
-        Ok(Err(error)) => Err(Failure::Unreachable(error)),
-        Err(_) => Err(Failure::Timeout(patience)),
-    }
-}
-
 /// Scrapes over one connection for as long as it works.
-async fn serve_connection<F: Fn(&Member, Cache)>(
-    scraping: &Scraping<'_, F>,
+async fn serve_connection(
+    scraping: &Scraping,
     stream: TcpStream,
-    ticks: &mut Interval,
-    page: &mut Page,
+    course: &mut Course,
+    noted: &impl Fn(&Member, Cache),
 ) -> End {
-    let Scraping { member, patience, metrics, noted } = scraping;
+    let Scraping { member, pace, metrics, attempts: _ } = scraping;
+    let patience = pace.patience();
     let (mut sender, connection) = match handshake(TokioIo::new(stream)).await {
         Ok(opened) => opened,
         Err(error) => return End::Failed(Failure::broken(error)),
@@ -181,34 +176,26 @@ async fn serve_connection<F: Fn(&Member, Cache)>(
             if sender.ready().await.is_err() && n_scrapes > 0 {
                 return End::Closed;
             }
-            let gauges = match timeout(*patience, fetch(&mut sender, member, page)).await {
+            let (begun, doubts) = (Instant::now(), member.doubts());
+            let gauges = match timeout(patience, fetch(&mut sender, member, &mut course.page)).await {
                 Ok(Ok(gauges)) => gauges,
                 Ok(Err(failure)) => return End::Failed(failure),
-                Err(_) => return End::Failed(Failure::Timeout(*patience)),
+                Err(_) => return End::Failed(Failure::Timeout(patience)),
             };
             let Gauges { waiting, running, kv_usage, started, prompt_tokens, kv_tokens, adapters } = gauges;
-            let taken = now();
-            let cache = member.report(Sample {
-                waiting,
-                running,
-                kv_usage,
-                started,
-                prompt_tokens,
-                kv_tokens,
-                taken,
-                adapters,
-            });
+            let taken = Instant::now().into_std();
+            let sample =
+                Sample { waiting, running, kv_usage, started, prompt_tokens, kv_tokens, taken, adapters };
+            let cache = member.report(sample, doubts);
             if cache == Cache::Lost {
                 debug!(endpoint = %member.destination, pod = %member.pod, "Endpoint was restarted");
             }
             noted(member, cache);
             n_scrapes += 1;
+            course.n_failures = 0;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
-            ticks.tick().await;
-            if member.is_idle() {
-                // Most pods of a large pool, most of the time.
-                ticks.tick().await;
-            }
+            // Most pods of a large pool are idle, most of the time.
+            sleep_until(begun + pace.gap(member.is_idle())).await;
         }
     };
     // An endpoint may close the connection behind its answer, which must still be read.
@@ -309,9 +296,4 @@ fn path(runtime: ModelServerRuntime) -> &'static str {
         ModelServerRuntime::Vllm | ModelServerRuntime::Sglang | ModelServerRuntime::TrtLlm => "/metrics",
         ModelServerRuntime::TrtllmServe => "/prometheus/metrics",
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the scraper is a driver: it stamps samples")]
-fn now() -> Instant {
-    Instant::now()
 }

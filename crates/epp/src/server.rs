@@ -118,7 +118,8 @@ impl Server {
     /// A file that is not valid, or a port that is taken; the message names the flag.
     pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
         let (files, reader) = Files::load(settings.files.clone()).context("read the pools")?;
-        let director = Arc::new(Director::new(settings.director.clone(), Arc::new(Metrics::default())));
+        let options = settings.director.clone().for_scrapes_every(settings.scrape_interval);
+        let director = Arc::new(Director::new(options, Arc::new(Metrics::default())));
         let policy_file = settings.policy_file.clone();
         let policy_file = policy_file.map(|path| WatchedFile::load(path, director.policies())).transpose();
         let policy_file = policy_file.map_err(|error| anyhow!(error)).context("read the policy")?;

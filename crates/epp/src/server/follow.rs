@@ -5,20 +5,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pool_index::snapshot::{Reader, Slot};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::candidates::{Member, Roster};
 use crate::director::Director;
 use crate::kv_events::follow::{Ports, follow};
-use crate::scrape::scrape;
+use crate::scrape::attempts::Attempts;
+use crate::scrape::pace::Pace;
+use crate::scrape::{Scraping, scrape};
 
 /// The one task that changes the roster.
 #[derive(Debug)]
 pub(crate) struct Follower {
     director: Arc<Director>,
     reader: Reader,
-    scrape_interval: Duration,
+    pace: Pace,
+    attempts: Arc<Attempts>,
     kv_ports: Ports,
     scrapes: HashMap<Slot, CancellationToken>,
     tracker: TaskTracker,
@@ -32,8 +37,9 @@ impl Follower {
         (scrape_interval, kv_ports): (Duration, Ports),
     ) -> Self {
         director.apply(&reader.snapshot());
+        let pace = Pace::new(scrape_interval, director.options().shortest_metrics_age());
         let (scrapes, tracker) = (HashMap::new(), TaskTracker::new());
-        Self { director, reader, scrape_interval, kv_ports, scrapes, tracker }
+        Self { director, reader, pace, attempts: Arc::default(), kv_ports, scrapes, tracker }
     }
 
     /// Runs until `stop`, or until the index ends.
@@ -52,7 +58,7 @@ impl Follower {
     }
 
     fn scrape_members(&mut self, roster: &Roster, stop: &CancellationToken) {
-        let lives = |slot: &Slot| roster.members.iter().any(|member| member.slot == *slot);
+        let lives = |slot: &Slot| roster.members.binary_search_by_key(slot, |member| member.slot).is_ok();
         self.scrapes.retain(|slot, scrape| {
             let keep = lives(slot);
             if !keep {
@@ -77,14 +83,16 @@ impl Follower {
     ) -> impl Future<Output = ()> + use<> {
         let director = Arc::clone(&self.director);
         let metrics = Arc::clone(director.metrics());
-        let period = self.scrape_interval;
         let blocks = Arc::clone(director.blocks());
         let events = follow(Arc::clone(&member), blocks, Arc::clone(&metrics), self.kv_ports);
+        let mut rng = ChaCha8Rng::seed_from_u64(director.options().seed);
+        rng.set_stream(u64::from(member.slot.idx));
+        let scraping = Scraping { member, pace: self.pace, attempts: Arc::clone(&self.attempts), metrics };
         async move {
             let noted = |member: &Member, cache| director.note_scrape(member, cache);
             tokio::select! {
                 () = token.cancelled() => {}
-                () = scrape(member, period, metrics, noted) => {}
+                () = scrape(scraping, rng, noted) => {}
                 () = events => {}
             }
         }

@@ -18,6 +18,7 @@ mod headers;
 mod limits;
 mod log;
 mod models;
+mod pace;
 mod patience;
 mod peers;
 mod picking;

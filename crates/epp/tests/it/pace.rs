@@ -1,0 +1,144 @@
+//! How often endpoints are asked, and how old their numbers may be: times are the test's own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use epp::candidates::{Member, Sample};
+use epp::director::{Director, Options};
+use epp::metrics::Metrics;
+use epp::scrape::pace::Pace;
+use inference_api::manifest::{self, Object};
+use inference_api::object::ObjectKey;
+use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use pool_index::snapshot::KvAddresses;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use scheduling::candidate::Load;
+use scheduling::saturation::Thresholds;
+
+use crate::fixtures::options;
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// The limits that flags have by default.
+fn default_limits() -> Options {
+    Options { max_metrics_age: millis(2000), saturation: Thresholds::default(), ..options() }
+}
+
+/// The oldest that numbers become before the next ones are there, if an answer takes nearly an interval.
+fn oldest(limits: &Options, period: Duration, is_idle: bool) -> Load {
+    let pace = Pace::new(period, limits.shortest_metrics_age());
+    let age = pace.gap(is_idle) + period.mul_f64(0.9);
+    Load { age: Some(age), ..Load::default() }
+}
+
+#[test]
+fn an_idle_pool_has_capacity_however_long_the_interval_is() {
+    for period in [1, 10, 50, 66, 67, 100, 101, 150, 200, 500, 1000, 5000, 60_000].map(millis) {
+        let limits = default_limits().for_scrapes_every(period);
+        for is_idle in [true, false] {
+            let load = oldest(&limits, period, is_idle);
+            assert!(!limits.saturation.are_exceeded_by_all([&load]), "{period:?}: {load:?}");
+            assert!(load.age <= Some(limits.max_metrics_age), "{period:?}: {load:?}");
+        }
+    }
+    // Control: limits that do not follow the interval are exceeded by a pool that is idle.
+    let limits = default_limits();
+    assert!(limits.saturation.are_exceeded_by_all([&oldest(&limits, millis(200), true)]));
+}
+
+#[test]
+fn an_idle_endpoint_is_asked_half_as_often_where_its_numbers_count_all_the_same() {
+    let gaps = |period: u64| {
+        let period = millis(period);
+        let limits = default_limits().for_scrapes_every(period);
+        let pace = Pace::new(period, limits.shortest_metrics_age());
+        (pace.gap(false), pace.gap(true))
+    };
+    assert_eq!(gaps(50), (millis(50), millis(100)));
+    assert_eq!(gaps(66), (millis(66), millis(132)));
+    assert_eq!(gaps(67), (millis(67), millis(67)));
+    assert_eq!(gaps(100), (millis(100), millis(100)));
+}
+
+#[test]
+fn limits_that_scrapes_can_keep_stay_as_they_are() {
+    let limits = default_limits().for_scrapes_every(millis(50));
+    assert_eq!((limits.max_metrics_age, limits.saturation), (millis(2000), Thresholds::default()));
+}
+
+#[test]
+fn endpoints_that_do_not_answer_are_asked_more_and_more_seldom() {
+    let pace = Pace::new(millis(50), millis(200));
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for (n_failures, base) in
+        [(1, 50), (2, 100), (3, 200), (4, 400), (5, 800), (6, 1000), (33, 1000), (u32::MAX, 1000)]
+    {
+        let gaps: Vec<Duration> = (0..100).map(|_| pace.backoff(n_failures, &mut rng)).collect();
+        let (least, most) = (*gaps.iter().min().unwrap(), *gaps.iter().max().unwrap());
+        assert!(least >= millis(base) && most <= millis(base * 3 / 2), "{n_failures}: {least:?} to {most:?}");
+        // They do not stay together.
+        assert!(most - least > millis(base) / 4, "{n_failures}: {least:?} to {most:?}");
+    }
+    // 3,000 of them were 60,000 attempts a second.
+    let attempts: f64 = (0..3000).map(|_| 1.0 / pace.backoff(10, &mut rng).as_secs_f64()).sum();
+    assert!(attempts < 3000.0, "{attempts} a second");
+}
+
+/// A member of a roster of its own.
+fn member() -> Arc<Member> {
+    let (mut index, reader) = Index::new();
+    let pools = manifest::parse(POOL, "pool").unwrap().into_iter().map(|object| match object {
+        Object::InferencePool(pool) => Change::ApplyPool(pool),
+        other => panic!("{}", other.kind()),
+    });
+    index.apply(pools.collect::<Vec<_>>());
+    index.apply([Change::ApplyEndpoint(EndpointRecord {
+        key: ObjectKey::new("default", "a-0"),
+        address: ([10, 0, 0, 1], 8000).into(),
+        kv: KvAddresses::default(),
+        membership: Membership::EveryPool,
+        ready: true,
+    })]);
+    let roster = Director::new(options(), Arc::new(Metrics::default())).apply(&reader.snapshot());
+    Arc::clone(&roster.members[0])
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "any moment will do")]
+fn a_scrape_settles_the_doubts_that_were_there_when_it_began() {
+    let (member, taken) = (member(), Instant::now());
+    let sample = Sample {
+        waiting: 0,
+        running: 0,
+        kv_usage: 0.0,
+        started: None,
+        prompt_tokens: None,
+        kv_tokens: None,
+        taken,
+        adapters: None,
+    };
+    let is_fresh = || member.load(taken.into(), millis(1000)).fresh;
+    let report = |doubts| {
+        let _ = member.report(sample.clone(), doubts);
+    };
+    report(member.doubts());
+    assert!(is_fresh());
+    // It dies while it is being asked, and its last answer arrives behind the proxy's report.
+    let begun = member.doubts();
+    member.distrust();
+    report(begun);
+    assert!(!is_fresh());
+    // Control: a scrape that began later.
+    report(member.doubts());
+    assert!(is_fresh());
+}
