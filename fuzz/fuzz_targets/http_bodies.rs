@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tower::ServiceExt as _;
 
 /// The first byte of the input chooses.
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 13] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -24,6 +24,9 @@ const PATHS: [&str; 10] = [
     "/v1/unload_lora_adapter",
     "/debug/lookup",
     "/v1/chat/completions/batch",
+    "/v1/chat/completions/render",
+    "/v1/completions/render",
+    "/v1/responses/render",
 ];
 
 /// Short contexts and a clock far ahead of the wall's: the engine is not what is tried here.
