@@ -1,6 +1,6 @@
 //! The estimate corrects itself: by what answers tell of the cache, by its size, and by counters that begin anew.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixtures::{Call, Picker, Proxy, Scenario, get, post, until};
 
@@ -167,4 +167,121 @@ async fn a_counter_that_begins_anew_is_a_new_process() {
     assert_eq!(counted(200).await, 2048);
     assert_eq!(counted(50).await, 0);
     assert_eq!(counted(50).await, 2048);
+}
+
+/// Asks at `path`, and is answered with `usage`.
+async fn answered(proxy: &Proxy, path: &str, body: &Value, usage: &Value) {
+    let mut call = proxy.open().await;
+    call.send_headers(None, &post(path), None, false).await;
+    call.send_body(body.to_string().as_bytes(), true).await;
+    call.full_duplex_answer().await.picked();
+    call.respond(&JSON, &[json!({"choices": [], "usage": usage}).to_string().as_bytes()]).await;
+}
+
+/// Six prompts, then a request with the fields `first` and one with the fields `second`, which finds nothing in the cache;
+/// how many of the six are forgotten.
+async fn forgotten(path: &str, [first, second]: [Value; 2], completion_tokens: u32) -> usize {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let prompts = ["a", "b", "c", "d", "e", "f"].map(|letter| letter.repeat(2048));
+    for prompt in &prompts {
+        complete(&proxy, prompt, Some(0)).await;
+    }
+    for mut body in [first, second] {
+        body.as_object_mut().unwrap().insert("model".to_owned(), "/model/qwen".into());
+        let usage = json!({"prompt_tokens": 600, "completion_tokens": completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0}});
+        answered(&proxy, path, &body, &usage).await;
+    }
+    until(async || picker.decisions(7).await[0]["response"]["complete"] == true).await;
+    let mut n_forgotten = 0;
+    for prompt in &prompts {
+        n_forgotten += usize::from(believed(&picker, &proxy, prompt).await == 0);
+    }
+    n_forgotten
+}
+
+fn merged(body: &Value, more: &Value) -> Value {
+    let mut body = body.clone();
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test]
+async fn only_a_request_that_looks_for_the_whole_text_is_evidence() {
+    let text = "z".repeat(2048);
+    let complete = json!({"prompt": text});
+    let chat = json!({"messages": [{"role": "user", "content": text}]});
+    let image =
+        json!([{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": "https://x/y"}}]);
+    let tools = |name: &str| json!({"tools": [{"type": "function", "function": {"name": name}}]});
+    let twice = |body: &Value, more: &Value| [body.clone(), merged(body, more)];
+    let [completions, chats] = ["/v1/completions", "/v1/chat/completions"];
+    let disturbances = [
+        (completions, twice(&complete, &json!({"prompt_logprobs": 1}))),
+        (completions, twice(&complete, &json!({"prompt_logprobs": 0}))),
+        (completions, twice(&complete, &json!({"echo": true, "logprobs": 1}))),
+        (completions, twice(&complete, &json!({"prompt": ["new", text]}))),
+        (completions, twice(&complete, &json!({"prompt": [text, "new"]}))),
+        (completions, twice(&complete, &json!({"prompt_embeds": "AAAA"}))),
+        (completions, twice(&complete, &json!({"truncate_prompt_tokens": 100}))),
+        (completions, twice(&complete, &json!({"cache_salt": "s"}))),
+        (chats, twice(&chat, &json!({"prompt_logprobs": 1}))),
+        (chats, twice(&chat, &json!({"echo": true}))),
+        (chats, twice(&chat, &tools("f"))),
+        (chats, twice(&chat, &merged(&tools("f"), &json!({"tool_choice": "none"})))),
+        (chats, [merged(&chat, &tools("f")), merged(&chat, &tools("g"))]),
+        (chats, twice(&json!({"messages": [{"role": "user", "content": image}]}), &json!({}))),
+        (chats, twice(&chat, &json!({"chat_template": "{{ messages }}"}))),
+        (chats, twice(&chat, &json!({"chat_template_kwargs": {"date": "today"}}))),
+        (chats, twice(&chat, &json!({"documents": [{"text": "t"}]}))),
+        (chats, twice(&chat, &json!({"reasoning_effort": "high"}))),
+        ("/v1/responses", twice(&json!({"input": text}), &json!({"previous_response_id": "r"}))),
+        ("/v1/embeddings", twice(&json!({"input": text}), &json!({}))),
+        ("/v1/messages", twice(&chat, &json!({}))),
+        (
+            "/inference/v1/generate",
+            twice(&json!({"token_ids": vec![7; 512]}), &json!({"sampling_params": {"prompt_logprobs": 1}})),
+        ),
+    ];
+    for (path, bodies) in disturbances {
+        let what = format!("{path} {}", bodies[1]);
+        assert_eq!(forgotten(path, bodies, 1).await, 0, "{what}");
+    }
+    // Of one that nothing was computed for, neither.
+    assert_eq!(forgotten(completions, twice(&complete, &json!({})), 0).await, 0);
+    // Controls: the same without what makes them different, and with fields that change nothing.
+    for (path, body) in [
+        (completions, &complete),
+        (chats, &chat),
+        (chats, &merged(&chat, &json!({"chat_template_kwargs": {"enable_thinking": false}, "echo": false}))),
+        (chats, &merged(&chat, &tools("f"))),
+        ("/v1/responses", &json!({"input": text})),
+        ("/inference/v1/generate", &json!({"token_ids": vec![7; 512]})),
+        (
+            completions,
+            &merged(&complete, &json!({"prompt_logprobs": null, "echo": true, "prompt_embeds": null})),
+        ),
+    ] {
+        assert_eq!(forgotten(path, twice(body, &json!({})), 1).await, 6, "{path} {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_skips_the_cache_finds_nothing_in_it() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let [prompt, ..] = prompts();
+    complete(&proxy, &prompt, Some(0)).await;
+    let usage =
+        json!({"prompt_tokens": 512, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 0}});
+    let body = json!({"model": "/model/qwen", "prompt": prompt, "prompt_logprobs": 1});
+    answered(&proxy, "/v1/completions", &body, &usage).await;
+    let decision = picker.decisions(0).await.pop().unwrap();
+    assert_eq!((&decision["matched_bytes"], &decision["total_bytes"]), (&0.into(), &2048.into()));
+    // Its prompt is in the cache all the same.
+    let other = "n".repeat(2048);
+    let body = json!({"model": "/model/qwen", "prompt": other, "prompt_logprobs": 1});
+    answered(&proxy, "/v1/completions", &body, &usage).await;
+    assert_eq!(believed(&picker, &proxy, &other).await, 2048);
 }
