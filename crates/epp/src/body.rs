@@ -159,7 +159,7 @@ struct Root {
 // === impl Api ===
 
 impl Api {
-    /// Whether a pool with InferenceModels must be told the model.
+    /// Whether the body must be JSON, with a model for a pool with InferenceModels. What else is sent there goes on as it is.
     #[must_use]
     pub fn names_its_model(self) -> bool {
         match self {

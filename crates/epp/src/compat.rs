@@ -123,9 +123,10 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Saturated { .. } => "system saturated, non-critical request dropped".to_owned(),
         Refusal::NoEndpoints { .. } => "failed to find target pod: no pods available".to_owned(),
         Refusal::SubsetEmpty { .. } => "failed to find candidate pods for serving the request".to_owned(),
-        // It has no limits, and serves one pool.
+        // It has no limits, knows no encodings, and serves one pool.
         Refusal::Body(
             BodyFault::TooLarge { .. }
+            | BodyFault::Encoded { .. }
             | BodyFault::Headers(_)
             | BodyFault::NoRoom
             | BodyFault::Stalled { .. }

@@ -324,12 +324,17 @@ impl<L> Exchange<L> {
         let mode = self.modes.request;
         let end_of_stream = headers.end_of_stream;
         let collects = !end_of_stream && mode.shows_body_before_pick();
-        let Route::Json(api) = head.route else {
-            return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
+        let api = match &head.route {
+            Route::Json(api) if collects => *api,
+            Route::Encoded { encoding } if collects => {
+                let fault = BodyFault::Encoded { encoding: encoding.clone() };
+                self.phase = Phase::Refused;
+                return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
+            }
+            Route::Json(_) | Route::Encoded { .. } | Route::Opaque => {
+                return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
+            }
         };
-        if !collects {
-            return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
-        }
         self.phase =
             Phase::Collecting(Box::new(Collecting::new(head, mode, api, self.opening.max_body_bytes)));
         // A proxy that buffers wants the headers answered before it sends the body; the others wait for the pick.
@@ -361,6 +366,7 @@ impl<L> Exchange<L> {
                 match collecting.push(body.body, &mut self.held) {
                     Err(fault) => Ok(self.fault(fault)),
                     Ok(()) if complete => Ok(self.complete(BodyEnd::new(end_of_stream), false)),
+                    Ok(()) if collecting.is_opaque() => Ok(self.pass()),
                     Ok(()) => Ok(Received::Answers(Vec::new())),
                 }
             }
@@ -385,6 +391,16 @@ impl<L> Exchange<L> {
             return Received::Answers(Vec::new());
         };
         self.ask(collecting.into_head(), Content::Fault(fault.clone()), Waiting::Fault(fault))
+    }
+
+    /// The body need not be JSON, and is not: it waits no longer.
+    fn pass(&mut self) -> Received {
+        let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Passing) else {
+            return Received::Answers(Vec::new());
+        };
+        let end = BodyEnd::Trailers;
+        let Collected { head, content, body } = collecting.finish(end);
+        self.ask(head, content, Waiting::Body { body, end, has_trailers: false })
     }
 
     fn complete(&mut self, end: BodyEnd, has_trailers: bool) -> Received {

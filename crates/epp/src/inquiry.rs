@@ -41,11 +41,13 @@ pub(crate) struct RequestId {
     pub(crate) is_fresh: bool,
 }
 
-/// How a request's body is read, by its path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a request's body is read, by its path and what its headers say of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// JSON of this API.
     Json(Api),
+    /// JSON that is compressed, and so cannot be read.
+    Encoded { encoding: String },
     /// Not read; placed by load.
     Opaque,
 }
@@ -63,16 +65,17 @@ pub struct RequestHead {
 impl RequestHead {
     #[must_use]
     pub fn new(headers: &HttpHeaders, metadata: Option<&Metadata>) -> Self {
-        let mut method = "";
-        let mut path = "";
+        let mut line = RequestLine::default();
         let mut x_request_id = None;
         let mut has_content_length = false;
         let mut wants_reason = false;
         for header in headers.headers.iter().flat_map(|map| &map.headers) {
             let value = header_value(header);
             match header.key.as_str() {
-                ":method" => method = value,
-                ":path" => path = value,
+                ":method" => line.method = value,
+                ":path" => line.path = value,
+                "content-type" => line.content_type = Some(value),
+                "content-encoding" => line.content_encoding = Some(value),
                 "x-request-id" if !value.is_empty() => x_request_id = Some(value.to_owned()),
                 "content-length" => has_content_length = true,
                 keys::EXPLAIN => wants_reason = matches!(value, "1" | "true"),
@@ -80,7 +83,7 @@ impl RequestHead {
             }
         }
         Self {
-            route: Route::new(method, path),
+            route: Route::new(line),
             x_request_id,
             subset: Subset::from_metadata(metadata),
             has_content_length,
@@ -97,27 +100,56 @@ pub(crate) fn header_value(header: &HeaderValue) -> &str {
     std::str::from_utf8(&header.raw_value).unwrap_or_default()
 }
 
+/// What decides about the route.
+#[derive(Clone, Copy, Debug, Default)]
+struct RequestLine<'a> {
+    method: &'a str,
+    path: &'a str,
+    content_type: Option<&'a str>,
+    content_encoding: Option<&'a str>,
+}
+
+/// How paths of prompts end. The longer suffix first: two end in `/completions`.
+const PROMPT_PATHS: [(&str, Api); 11] = [
+    ("/chat/completions", Api::Chat),
+    ("/completions", Api::Completions),
+    ("/responses", Api::Responses),
+    ("/messages", Api::Messages),
+    ("/embeddings", Api::Pooling),
+    ("/pooling", Api::Pooling),
+    ("/score", Api::Pooling),
+    ("/rerank", Api::Pooling),
+    ("/classify", Api::Pooling),
+    ("/inference/v1/generate", Api::Generate),
+    ("/invocations", Api::Invocations),
+];
+
 impl Route {
-    /// A request without a path is none of HTTP's: whoever sends it means OpenAI's JSON.
-    fn new(method: &str, path: &str) -> Self {
+    /// A request without a path is none of HTTP's: whoever sends it means OpenAI's JSON. On a path that is not known, what
+    /// may be JSON is read for the model's name.
+    fn new(line: RequestLine<'_>) -> Self {
+        let RequestLine { method, path, content_type, content_encoding } = line;
         if path.is_empty() {
             return Self::Json(Api::Any);
         }
-        let path = path.split(['?', '#']).next().unwrap_or_default();
         if method != "POST" {
             return Self::Opaque;
         }
-        // The longer suffix first: both end in `/completions`.
-        let suffixes = [
-            ("/chat/completions", Api::Chat),
-            ("/completions", Api::Completions),
-            ("/responses", Api::Responses),
-            ("/messages", Api::Messages),
-            ("/embeddings", Api::Pooling),
-        ];
-        suffixes
-            .into_iter()
-            .find(|(suffix, _)| path.ends_with(suffix))
-            .map_or(Self::Opaque, |(_, api)| Self::Json(api))
+        let path = path.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+        let known = PROMPT_PATHS.into_iter().find(|(suffix, _)| path.ends_with(suffix));
+        let is_json = content_type.map(|kind| kind.to_ascii_lowercase().contains("json"));
+        let api = match (known, is_json) {
+            (Some((_, api)), _) => api,
+            (None, Some(true) | None) => Api::ModelOnly,
+            (None, Some(false)) => return Self::Opaque,
+        };
+        let encoding = content_encoding.map(str::trim).unwrap_or_default();
+        if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
+            return Self::Json(api);
+        }
+        match (known, is_json) {
+            (None, None | Some(false)) => Self::Opaque,
+            (Some(_), _) | (None, Some(true)) => Self::Encoded { encoding: encoding.to_owned() },
+        }
     }
 }

@@ -23,6 +23,8 @@ pub enum BodyFault {
     Malformed(#[from] BodyError),
     #[error("the body is longer than {limit} bytes")]
     TooLarge { limit: usize },
+    #[error("the content-encoding `{encoding}` of the body is not supported: send it as it is")]
+    Encoded { encoding: String },
     #[error("the bodies of other requests take all memory that the picker has for bodies: try again later")]
     NoRoom,
     #[error("nothing of the body came for {idle:?}")]
@@ -73,6 +75,7 @@ impl Refusal {
             Self::Body(BodyFault::Malformed(_)) => 400,
             Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => 408,
             Self::Body(BodyFault::TooLarge { .. }) => 413,
+            Self::Body(BodyFault::Encoded { .. }) => 415,
             Self::Body(BodyFault::Headers(_)) => 431,
             Self::ModelNotFound { .. } => 404,
             Self::Saturated { .. } => 429,
@@ -90,6 +93,7 @@ impl Refusal {
         match self {
             Self::Body(BodyFault::Malformed(_)) => "bad_request",
             Self::Body(BodyFault::TooLarge { .. }) => "body_too_large",
+            Self::Body(BodyFault::Encoded { .. }) => "body_encoded",
             Self::Body(BodyFault::Headers(_)) => "headers_too_large",
             Self::Body(BodyFault::NoRoom) => "buffers_full",
             Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => "body_timeout",
@@ -110,6 +114,7 @@ impl Refusal {
     /// vLLM's name of the error.
     fn error_type(&self) -> &'static str {
         match self {
+            Self::Body(BodyFault::Encoded { .. }) => "UnsupportedMediaTypeError",
             Self::Body(BodyFault::Malformed(_) | BodyFault::TooLarge { .. } | BodyFault::Headers(_)) => {
                 "BadRequestError"
             }
@@ -130,6 +135,7 @@ impl Refusal {
             Self::ModelNotFound { .. } => Some("model"),
             Self::Body(
                 BodyFault::TooLarge { .. }
+                | BodyFault::Encoded { .. }
                 | BodyFault::Headers(_)
                 | BodyFault::NoRoom
                 | BodyFault::Stalled { .. }

@@ -24,7 +24,9 @@ const ANSWER_BYTES: usize = 512;
 pub(crate) struct Collecting {
     head: RequestHead,
     mode: BodyMode,
-    scanner: BodyScanner,
+    api: Api,
+    /// `None` once the body has turned out not to be JSON where it need not be.
+    scanner: Option<BodyScanner>,
     /// Pieces of [`MAX_CHUNK`] bytes; a body that comes in one message is one piece.
     pieces: Vec<Bytes>,
     /// What comes behind the pieces.
@@ -61,7 +63,8 @@ impl Collecting {
         Self {
             head,
             mode,
-            scanner: BodyScanner::new(api),
+            api,
+            scanner: Some(BodyScanner::new(api)),
             pieces: Vec::new(),
             tail: Vec::new(),
             lengths: Vec::new(),
@@ -79,7 +82,14 @@ impl Collecting {
             return Err(BodyFault::TooLarge { limit: self.max_bytes });
         }
         held.try_grow(n_bytes).map_err(|Full| BodyFault::NoRoom)?;
-        self.scanner.push(&chunk)?;
+        if let Some(scanner) = &mut self.scanner
+            && let Err(error) = scanner.push(&chunk)
+        {
+            if self.api.names_its_model() {
+                return Err(error.into());
+            }
+            self.scanner = None;
+        }
         if answers_each {
             self.lengths.push(chunk.len());
         }
@@ -113,18 +123,25 @@ impl Collecting {
         }
     }
 
+    /// Whether nothing will be read from the body.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.scanner.is_none()
+    }
+
     pub(crate) fn into_head(self) -> RequestHead {
         self.head
     }
 
     pub(crate) fn finish(mut self, end: BodyEnd) -> Collected {
         self.end_tail();
-        let Self { head, mode, scanner, pieces, tail: _, lengths, n_bytes: _, max_bytes: _ } = self;
-        let content = match scanner.finish(&pieces) {
-            Ok(body) => Content::Body(body),
+        let Self { head, mode, api, scanner, pieces, tail: _, lengths, n_bytes: _, max_bytes: _ } = self;
+        let content = match scanner.map(|scanner| scanner.finish(&pieces)) {
+            None => Content::Opaque,
+            Some(Ok(body)) => Content::Body(body),
+            Some(Err(_)) if !api.names_its_model() => Content::Opaque,
             // The proxy cut the body at its buffer's limit: what is missing cannot be blamed on the client.
-            Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
-            Err(error) => Content::Fault(BodyFault::Malformed(error)),
+            Some(Err(_)) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
+            Some(Err(error)) => Content::Fault(BodyFault::Malformed(error)),
         };
         let model_span = match &content {
             Content::Body(body) => body.model.as_ref().ok().map(|model| model.span.clone()),

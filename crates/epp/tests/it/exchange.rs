@@ -160,15 +160,15 @@ fn headers_alone_are_placed_by_load() {
 }
 
 #[test]
-fn a_path_that_is_not_read_passes_unbuffered() {
+fn what_is_not_json_waits_no_longer_where_it_need_not_be() {
     let requests =
         vec![headers("POST", "/tokenize", false), body("{not json", false), body("", true), body("", true)];
     check(
         Mode::FULL_DUPLEX,
         requests,
         expect![[r#"
-        headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata (waits)
-        body -> body chunk "{not json" (waits)
+        headers ->  (waits)
+        body -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata | body chunk "{not json" (waits)
         body -> body chunk "" end
         body -> 
     "#]],
@@ -178,9 +178,27 @@ fn a_path_that_is_not_read_passes_unbuffered() {
         Mode::FULL_DUPLEX,
         requests,
         expect![[r#"
-        headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata (waits)
-        body -> body chunk "{not json" (waits)
+        headers ->  (waits)
+        body -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata | body chunk "{not json" (waits)
         trailers -> trailers
+    "#]],
+    );
+    // Control: where it must be, it is refused.
+    check(
+        Mode::FULL_DUPLEX,
+        vec![post(), body("{not json", false)],
+        expect![[r#"
+        headers ->  (waits)
+        body -> 400 epp_bad_request content-type=application/json x-request-id=4c9f {"error":{"message":"the body is not valid JSON: expected a key in double quotes at byte 1","type":"BadRequestError","param":null,"code":400}}
+    "#]],
+    );
+    // Another method is not read at all.
+    check(
+        Mode::FULL_DUPLEX,
+        vec![headers("PUT", "/tokenize", false), body("{}", true)],
+        expect![[r#"
+        headers -> headers x-gateway-destination-endpoint=10.0.0.1:8000 +metadata (waits)
+        body -> body chunk "{}" end
     "#]],
     );
 }

@@ -168,3 +168,156 @@ async fn pools_of_both_versions_share_a_picker() {
         Some(Code::InvalidArgument)
     );
 }
+
+/// Paths of the engine whose bodies are JSON with a model.
+const PATHS: [&str; 22] = [
+    "/v1/chat/completions",
+    "/v1/chat/completions/",
+    "/v1/chat/completions?beta=true",
+    "/v1/completions/?x=1",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/score",
+    "/score",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/pooling",
+    "/classify",
+    "/tokenize",
+    "/invocations",
+    "/invocations/",
+    "/v1/chat/completions/render",
+    "/v1/completions/render",
+    "/inference/v1/generate",
+    "/some/new/api",
+];
+
+/// A body that has something for each of them.
+fn body_for_all(model: &str) -> String {
+    format!(
+        r#"{{"messages":[{{"role":"user","content":"hi"}}],"prompt":"p","input":"i","token_ids":[1],"query":"q",
+        "documents":["d"],"model":{model},"max_tokens":3}}"#
+    )
+}
+
+#[tokio::test]
+async fn a_model_is_mapped_wherever_it_is_named() {
+    let alias = model("alias", "team/chat:latest", "criticality: Sheddable, ")
+        .replace("}}\n", "}, targetModels: [{name: /model/qwen, weight: 1}]}\n");
+    let picker = Scenario::new(1).objects(&alias).start().await;
+    let proxy = picker.proxy().await;
+    let (named, mapped) = (body_for_all("\"team/chat:latest\""), body_for_all("\"/model/qwen\""));
+    for path in PATHS {
+        let answer = proxy.full_duplex(&post(path), &[named.as_bytes(), b""]).await;
+        assert_eq!(answer.body, mapped.as_bytes(), "{path}");
+        let decision = last_decision(&picker).await;
+        assert_eq!(decision["criticality"], "Sheddable", "{path}");
+        let unknown = body_for_all("\"unknown\"");
+        let answer = proxy.full_duplex(&post(path), &[unknown.as_bytes(), b""]).await;
+        assert_eq!(answer.code(), 404, "{path}");
+    }
+    // Controls: the name of a body that is not JSON, and of another method, is not the picker's.
+    for headers in [
+        [(":method", "POST"), (":path", "/some/new/api"), ("content-type", "text/plain")],
+        [(":method", "PUT"), (":path", "/v1/chat/completions"), ("content-type", "application/json")],
+        [(":method", "POST"), (":path", "/v1/audio/transcriptions"), ("content-type", "multipart/form-data")],
+    ] {
+        let answer = proxy.full_duplex(&headers, &[named.as_bytes(), b""]).await;
+        assert_eq!(answer.body, named.as_bytes());
+    }
+    // It sheds where it serves.
+    picker.pods[0].set_load(6, 0, 0.0);
+    picker.wait_for_scrapes().await;
+    for path in PATHS {
+        assert_eq!(proxy.full_duplex(&post(path), &[named.as_bytes(), b""]).await.code(), 429, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_not_computed_is_not_believed_to_be_cached() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let body = format!(r#"{{"model":"/model/qwen","prompt":"{}"}}"#, "p".repeat(500));
+    let matched = async || {
+        let answer = proxy.full_duplex(&post("/v1/completions"), &[body.as_bytes(), b""]).await;
+        assert_eq!(answer.refused, None);
+        last_decision(&picker).await["matched_bytes"].clone()
+    };
+    for path in ["/tokenize", "/v1/completions/render", "/v1/messages/count_tokens", "/some/new/api"] {
+        let answer = proxy.full_duplex(&post(path), &[body.as_bytes(), b""]).await;
+        assert_eq!(answer.refused, None);
+    }
+    assert_eq!(matched().await, 0);
+    // Control: it is when it was.
+    assert_eq!(matched().await, 496);
+}
+
+#[tokio::test]
+async fn what_engines_can_do_without_is_theirs_to_ask_for() {
+    let bodies = [
+        r#"{"messages":[{"role":"user","content":"hi"}]}"#.to_owned(),
+        body_for_all("null"),
+        body_for_all("\"\""),
+        body_for_all("7"),
+        r#"{"model":"/model/qwen","prompt":null,"prompt_embeds":"AAAA"}"#.to_owned(),
+        r#"{"model":"/model/qwen"}"#.to_owned(),
+        "\u{feff}{\"model\":\"/model/qwen\",\"prompt\":\"p\"}".to_owned(),
+    ];
+    let without = Scenario::new(1).without_models().start().await;
+    let with = Scenario::new(1).start().await;
+    let (without, with) = (without.proxy().await, with.proxy().await);
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/score"] {
+        for body in &bodies {
+            let chunks: [&[u8]; 2] = [body.as_bytes(), b""];
+            let answer = without.full_duplex(&post(path), &chunks).await;
+            assert_eq!((answer.refused, answer.body.as_slice()), (None, body.as_bytes()), "{path} {body}");
+            // Control: a pool that maps models must be told which.
+            let answer = with.full_duplex(&post(path), &chunks).await;
+            let names_it = body.contains("/model/qwen");
+            assert_eq!(answer.refused.map(|(code, ..)| code), (!names_it).then_some(400), "{path} {body}");
+        }
+    }
+    // Where the path does not say that there is one, nothing is asked for.
+    for path in ["/tokenize", "/v1/load_lora_adapter", "/invocations", "/some/new/api"] {
+        for body in [r#"{"lora_name":"l"}"#, "[1]", "not JSON", "{\"model\"", ""] {
+            let answer = with.full_duplex(&post(path), &[body.as_bytes(), b""]).await;
+            assert_eq!((answer.refused, answer.body.as_slice()), (None, body.as_bytes()), "{path} {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused_by_its_encoding() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let send = async |path: &str, content_type: &str, encoding: &str| {
+        let headers = [
+            (":method", "POST"),
+            (":path", path),
+            ("content-type", content_type),
+            ("content-encoding", encoding),
+        ];
+        let body = body_for_all("\"/model/qwen\"");
+        proxy.full_duplex(&headers, &[body.as_bytes(), b""]).await
+    };
+    for encoding in ["gzip", "zstd", "br", "deflate, gzip"] {
+        for path in ["/v1/chat/completions", "/tokenize"] {
+            let (code, body, details) = send(path, "application/json", encoding).await.refused.unwrap();
+            assert_eq!((code, details.as_str()), (415, "epp_body_encoded"));
+            let message = body["error"]["message"].as_str().unwrap();
+            assert!(message.contains(&format!("`{encoding}`")), "{message}");
+        }
+    }
+    // Controls: none, and a body that is not read.
+    assert_eq!(send("/v1/chat/completions", "application/json", "identity").await.refused, None);
+    let headers = [
+        (":method", "POST"),
+        (":path", "/v1/audio/transcriptions"),
+        ("content-type", "multipart/form-data"),
+        ("content-encoding", "gzip"),
+    ];
+    assert_eq!(proxy.full_duplex(&headers, &[b"x", b""]).await.refused, None);
+}
