@@ -47,4 +47,6 @@ pub mod multi_round_qa;
 
 pub mod stats;
 
+pub mod rows;
+
 pub mod clock;

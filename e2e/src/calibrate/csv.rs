@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use sim::calibrate::Step;
 
 use crate::multi_round_qa::records;
+use crate::rows::{Row, Rows};
 
 /// A step that decodes, computes prompt tokens, or does both.
 pub const STEPS: &str = "decode_requests,decode_context,prefill_tokens,prefill_context,ms";
@@ -37,34 +38,34 @@ pub struct Request {
 /// One row, and how to find it.
 struct Cells<'a> {
     file: &'a str,
-    line: usize,
     columns: &'a [&'a str],
-    values: Vec<&'a str>,
+    row: &'a Row,
 }
 
 /// # Errors
 /// Columns that are unknown or missing, with the headers that are accepted; the file, line and column of a value that is
 /// no number.
 pub fn parse(file: &str, text: &str) -> Result<Measured> {
-    let text = text.trim_start_matches('\u{feff}');
-    let mut lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
-    let (header, _) = lines.next().with_context(|| format!("{file} is empty; {}", accepted()))?;
-    let columns: Vec<&str> = header.split(',').map(str::trim).collect();
+    let Rows { columns, rows } = Rows::parse(text).with_context(|| format!("{file} is not CSV"))?;
+    ensure!(!columns.is_empty(), "{file} is empty; {}", accepted());
+    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
     let is_steps = kind(file, &columns)? == Kind::Steps;
-    let rows: Vec<Cells<'_>> = lines
-        .map(|(text, line)| {
-            let values: Vec<&str> = text.split(',').map(str::trim).collect();
-            let (seen, expected) = (values.len(), columns.len());
-            ensure!(seen == expected, "{file}, line {line}: {seen} values in {expected} columns");
-            Ok(Cells { file, line, columns: &columns, values })
+    let rows: Vec<Cells<'_>> = rows
+        .iter()
+        .map(|row| {
+            let (seen, expected) = (row.n_cells(), columns.len());
+            ensure!(seen == expected, "{file}, line {}: {seen} values in {expected} columns", row.line);
+            Ok(Cells { file, columns: &columns, row })
         })
         .collect::<Result<_>>()?;
     ensure!(!rows.is_empty(), "{file} has a header, and no rows");
     Ok(match is_steps {
-        true => Measured::Steps(rows.iter().map(|row| Ok((row.line, row.step()?))).collect::<Result<_>>()?),
-        false => {
-            Measured::Requests(rows.iter().map(|row| Ok((row.line, row.request()?))).collect::<Result<_>>()?)
-        }
+        true => Measured::Steps(
+            rows.iter().map(|cells| Ok((cells.row.line, cells.step()?))).collect::<Result<_>>()?,
+        ),
+        false => Measured::Requests(
+            rows.iter().map(|cells| Ok((cells.row.line, cells.request()?))).collect::<Result<_>>()?,
+        ),
     })
 }
 
@@ -110,7 +111,7 @@ impl Cells<'_> {
             prefill_context: self.count("prefill_context")?,
             time: self.time("ms", 1e-3)?,
         };
-        let Self { file, line, .. } = self;
+        let (file, line) = (self.file, self.row.line);
         ensure!(
             step.decode_requests > 0 || step.prefill_tokens > 0,
             "{file}, line {line}: decode_requests and prefill_tokens are both 0: a step has one of them at least"
@@ -131,15 +132,15 @@ impl Cells<'_> {
             finish_time: self.number("finish_time")?,
             cached_tokens: is_told.then(|| self.count(CACHED)).transpose()?,
         };
-        let Self { file, line, .. } = self;
+        let (file, line) = (self.file, self.row.line);
         ensure!(request.prompt_tokens > 0, "{file}, line {line}: prompt_tokens is 0: no prompt is empty");
         ensure!(!request.ttft.is_zero(), "{file}, line {line}: ttft is 0: no token comes at once");
         Ok(request)
     }
 
     fn value(&self, column: &str) -> &str {
-        let found = self.columns.iter().zip(&self.values).find(|(name, _)| **name == column);
-        found.map_or("", |(_, value)| value)
+        let place = self.columns.iter().position(|name| *name == column);
+        place.map_or("", |place| self.row.cell(place))
     }
 
     fn number(&self, column: &str) -> Result<f64> {
@@ -171,7 +172,7 @@ impl Cells<'_> {
     }
 
     fn wrong(&self, column: &str, expected: &str) -> String {
-        format!("{}, line {}: {column} is `{}`, not {expected}", self.file, self.line, self.value(column))
+        format!("{}, line {}: {column} is `{}`, not {expected}", self.file, self.row.line, self.value(column))
     }
 }
 
@@ -200,6 +201,15 @@ mod tests {
         let text = format!("{},cached_tokens\n2149,45.0,0.69,1.7,2,1,100,102.4,128\n", records::HEADER);
         let Measured::Requests(requests) = parse("a.csv", &text).unwrap() else { panic!("requests") };
         assert_eq!((requests[0].1.generation_tokens, requests[0].1.cached_tokens), (45, Some(128)));
+    }
+
+    #[test]
+    fn quoted_names_and_values_are_read() {
+        let quoted =
+            |line: &str| line.split(',').map(|cell| format!("\"{cell}\"")).collect::<Vec<_>>().join(",");
+        let text = format!("{}\n{}\n", quoted(STEPS), quoted("1,100,0,0,38.4"));
+        let Measured::Steps(steps) = parse("a.csv", &text).unwrap() else { panic!("steps") };
+        assert_eq!(steps[0].1.time, Duration::from_micros(38_400));
     }
 
     #[test]

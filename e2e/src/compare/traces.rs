@@ -11,6 +11,8 @@ use time::PrimitiveDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
+use crate::rows::Rows;
+
 /// Tokens that one of Mooncake's hash ids stands for.
 pub const MOONCAKE_BLOCK: usize = 512;
 /// Azure's moments: `2023-11-16 18:15:46.6805900`.
@@ -76,9 +78,7 @@ fn mooncake((line, number): (&str, u32)) -> Result<Traced> {
 }
 
 fn azure(text: &str) -> Result<Vec<Traced>> {
-    let mut lines = text.lines().zip(1_u32..);
-    let (head, _) = lines.next().context("no head")?;
-    let columns: Vec<&str> = head.split(',').map(str::trim).collect();
+    let Rows { columns, rows } = Rows::parse(text)?;
     let find = |name: &str| {
         let position = columns.iter().position(|column| column.eq_ignore_ascii_case(name));
         position.with_context(|| format!("the CSV has no column {name}"))
@@ -86,9 +86,8 @@ fn azure(text: &str) -> Result<Vec<Traced>> {
     let (time, input, output) = (find("TIMESTAMP")?, find("ContextTokens")?, find("GeneratedTokens")?);
     let mut first = None;
     let mut traced = Vec::new();
-    for (line, number) in lines.filter(|(line, _)| !line.trim().is_empty()) {
-        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
-        let cell = |place: usize| cells.get(place).copied().unwrap_or_default();
+    for row in &rows {
+        let (number, cell) = (row.line, |place: usize| row.cell(place));
         let tokens = |place: usize| {
             let parsed = cell(place).parse::<usize>().ok().filter(|n| *n > 0);
             parsed.with_context(|| format!("line {number}: {:?} is no number of tokens", cell(place)))
@@ -163,6 +162,9 @@ mod tests {
         assert_ne!(traced[0].prompt(1)[..9], traced[0].prompt(2)[..9]);
         let error = |text: &str| format!("{:#}", parse(text).unwrap_err());
         assert!(error(&text.replace("396", "x")).contains("line 3"));
+        let quoted =
+            text.replace("TIMESTAMP,", "\"note, if any\",TIMESTAMP,").replace("2023-", "\"a, b\",2023-");
+        assert_eq!(parse(&quoted).unwrap(), traced);
         assert!(error("a,b\n1,2\n").contains("TIMESTAMP"));
         assert!(error("").contains("empty"));
     }

@@ -2,10 +2,12 @@
 //! Lines and columns are those of `multi-round-qa.py`; failures are a line of our own, shown when there are any.
 
 use std::fmt::Write as _;
+use std::io;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::multi_round_qa::schedule::Pace;
+use crate::rows::Rows;
 use crate::stats::{as_f64, mean};
 
 /// The CSV's first line.
@@ -53,7 +55,8 @@ pub struct Summary {
 }
 
 impl Record {
-    pub fn csv(&self) -> String {
+    /// In the order of [`HEADER`].
+    fn fields(&self) -> [String; 8] {
         let Self {
             prompt_tokens,
             generation_tokens,
@@ -64,9 +67,16 @@ impl Record {
             launch_time,
             finish_time,
         } = self;
-        format!(
-            "{prompt_tokens},{generation_tokens},{ttft},{generation_time},{user_id},{question_id},{launch_time},{finish_time}"
-        )
+        [
+            prompt_tokens.to_string(),
+            generation_tokens.to_string(),
+            ttft.to_string(),
+            generation_time.to_string(),
+            user_id.to_string(),
+            question_id.to_string(),
+            launch_time.to_string(),
+            finish_time.to_string(),
+        ]
     }
 
     /// Tokens per second after the first one. The original divides all tokens by the time of all but the first.
@@ -152,13 +162,39 @@ pub enum Colours {
     Ansi,
 }
 
+/// The CSV while it is written, row by row.
+#[derive(Debug)]
+pub struct Writer<W: io::Write>(csv::Writer<W>);
+
+impl<W: io::Write> Writer<W> {
+    /// Writes the header.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn new(output: W) -> Result<Self> {
+        let mut writer = csv::Writer::from_writer(output);
+        writer.write_record(HEADER.split(',')).context("write the CSV's header")?;
+        writer.flush().context("write the CSV's header")?;
+        Ok(Self(writer))
+    }
+
+    /// Writes a row, and keeps nothing of it back.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&mut self, record: &Record) -> Result<()> {
+        self.0.write_record(record.fields()).context("write the CSV")?;
+        self.0.flush().context("write the CSV")
+    }
+}
+
 /// Reads the CSV back, ours or the original's; columns are found by name.
 ///
 /// # Errors
 /// A missing column, or the line and column of a value that is no number.
 pub fn parse(text: &str) -> Result<Vec<Record>> {
-    let mut lines = text.lines();
-    let columns: Vec<&str> = lines.next().context("the CSV is empty")?.split(',').collect();
+    let Rows { columns, rows } = Rows::parse(text)?;
+    ensure!(!columns.is_empty(), "the CSV is empty");
     let find = |name: &str| {
         columns
             .iter()
@@ -170,19 +206,19 @@ pub fn parse(text: &str) -> Result<Vec<Record>> {
         places.push((name, find(name)?));
     }
     let mut records = Vec::new();
-    for (line, number) in lines.zip(2..).filter(|(line, _)| !line.is_empty()) {
-        let cells: Vec<&str> = line.split(',').collect();
+    for row in &rows {
+        let line = row.line;
         let mut values = Vec::new();
         for (name, place) in &places {
-            let cell = cells.get(*place).copied().unwrap_or_default();
+            let cell = row.cell(*place);
             match cell.parse::<f64>() {
                 Ok(value) if value.is_finite() => values.push(value),
-                Ok(_) | Err(_) => bail!("line {number}: {name} is `{cell}`, not a number"),
+                Ok(_) | Err(_) => bail!("line {line}: {name} is `{cell}`, not a number"),
             }
         }
         let [prompt, generated, ttft, generation_time, user, question, launch_time, finish_time] = values[..]
         else {
-            bail!("line {number}: {} columns", values.len())
+            bail!("line {line}: {} columns", values.len())
         };
         records.push(Record {
             prompt_tokens: count(prompt),
@@ -212,7 +248,7 @@ fn count(value: f64) -> u32 {
 mod tests {
     use expect_test::expect;
 
-    use super::{Colours, HEADER, Record, Summary, Window, parse};
+    use super::{Colours, HEADER, Record, Summary, Window, Writer, parse};
     use crate::multi_round_qa::schedule::Pace;
 
     fn record(user_id: u32, finish_time: f64) -> Record {
@@ -270,10 +306,33 @@ mod tests {
         assert!((summary.generation_rate - 20.0).abs() < 1e-9);
     }
 
+    fn csv(records: &[Record]) -> String {
+        let mut text = Vec::new();
+        let mut writer = Writer::new(&mut text).unwrap();
+        records.iter().for_each(|record| writer.write(record).unwrap());
+        drop(writer);
+        String::from_utf8(text).unwrap()
+    }
+
+    /// pandas quotes the names on request, and people add columns of text.
+    #[test]
+    fn quoted_fields_are_read_whole() {
+        let records = [record(2, 110.0), record(3, 120.5)];
+        let quoted =
+            |line: &str| line.split(',').map(|cell| format!("\"{cell}\"")).collect::<Vec<_>>().join(",");
+        let lines = csv(&records)
+            .lines()
+            .map(|line| format!("\"pod a, zone b\",{}\n", quoted(line)))
+            .collect::<String>();
+        assert_eq!(parse(&lines).unwrap(), records);
+    }
+
     #[test]
     fn a_csv_is_read_back_and_its_faults_are_named() {
         let records = [record(2, 110.0), record(3, 120.5)];
-        let text = format!("{HEADER}\n{}\n{}\n", records[0].csv(), records[1].csv());
+        let text = csv(&records);
+        assert_eq!(text.lines().nth(2).unwrap(), "2400,5,0.25,0.2,3,1,120.05,120.5");
+        assert!(text.starts_with(&format!("{HEADER}\n")));
         assert_eq!(parse(&text).unwrap(), records);
         assert_eq!(parse(&text.replace("2400", "2400.0")).unwrap(), records);
         let error = |text: &str| parse(text).unwrap_err().to_string();

@@ -1,8 +1,8 @@
 //! The tool at work: sends what the schedule says, over HTTP, and keeps what came back.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::load::client::Client;
 use crate::load::pacer::Pacer;
 use crate::multi_round_qa::answer::{Answer, AnswerReader};
 use crate::multi_round_qa::prompts;
-use crate::multi_round_qa::records::{HEADER, Record, Summary, Window};
+use crate::multi_round_qa::records::{Record, Summary, Window, Writer};
 use crate::multi_round_qa::schedule::{Ended, Pace, Plan, Schedule, Turn};
 use crate::multi_round_qa::sharegpt::Entry;
 
@@ -144,7 +144,7 @@ struct Run<'a, L> {
     answered: Vec<Answered>,
     failures: Vec<(u32, String)>,
     n_sent: usize,
-    csv: Option<std::fs::File>,
+    csv: Option<Writer<File>>,
 }
 
 /// Warms up, sends until the time is over or `stop` resolves, and waits for every answer.
@@ -163,11 +163,7 @@ pub async fn run<L: Listener>(
     }
     // The window begins after the warm-up.
     sender.clock = Clock::start(settings.time_scale);
-    let csv = settings.output.as_ref().map(|path| {
-        let mut file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
-        writeln!(file, "{HEADER}").with_context(|| format!("write {}", path.display()))?;
-        anyhow::Ok(file)
-    });
+    let csv = settings.output.as_deref().map(create);
     let mut run = Run {
         settings,
         listener,
@@ -294,7 +290,7 @@ impl<L: Listener> Run<'_, L> {
                     conversation.messages.push(json!({"role": "assistant", "content": content}));
                 }
                 if let Some(csv) = &mut self.csv {
-                    writeln!(csv, "{}", answered.record.csv()).context("write the CSV")?;
+                    csv.write(&answered.record)?;
                 }
                 self.answered.push(answered);
                 self.schedule.ended(user_id, Ended::Answered);
@@ -332,12 +328,17 @@ impl<L: Listener> Run<'_, L> {
         let summary = self.summary_between(start, end);
         order(&mut self.answered, self.settings.plan.n_rounds);
         if let Some(path) = &self.settings.output {
-            let rows: String = self.answered.iter().map(|answered| answered.record.csv() + "\n").collect();
-            std::fs::write(path, format!("{HEADER}\n{rows}"))
-                .with_context(|| format!("write {}", path.display()))?;
+            let mut csv = create(path)?;
+            for Answered { record, .. } in &self.answered {
+                csv.write(record)?;
+            }
         }
         Ok(Measured { summary, answered: self.answered, failures: self.failures })
     }
+}
+
+fn create(path: &Path) -> Result<Writer<File>> {
+    Writer::new(File::create(path).with_context(|| format!("create {}", path.display()))?)
 }
 
 /// The original's order: sessions that came to their end, by when, and then the others by their ids.
