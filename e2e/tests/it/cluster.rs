@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
-use crate::stubs::{Lab, read, tutorial, until};
+use crate::stubs::{Lab, free_port, read, tutorial, until};
 
 fn names(status: &Status) -> Vec<&str> {
     status.pods.iter().map(|pod| pod.name.as_str()).collect()
@@ -27,11 +27,11 @@ fn eds(cluster: &Cluster) -> String {
 
 #[tokio::test]
 async fn it_starts_what_the_manifests_ask_for_and_ends_it() {
-    let lab = Lab::new([18_100, 18_101]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let status = cluster.status();
     assert!(status.settled);
-    assert_eq!(cluster.gateway("llm-gw").unwrap().port(), 18_101);
+    assert_eq!(cluster.gateway("llm-gw").unwrap().port(), lab.ports[1]);
     assert!(cluster.gateway("other").unwrap_err().to_string().contains("only http, llm-gw"));
     let [first, second] = status.pods.as_slice() else { panic!("{:?}", status.pods) };
     assert!(first.name.starts_with("qwen-") && first.name != second.name && first.address != second.address);
@@ -54,7 +54,7 @@ async fn it_starts_what_the_manifests_ask_for_and_ends_it() {
 
 #[tokio::test]
 async fn a_killed_pod_is_replaced_under_another_name() {
-    let lab = Lab::new([18_110, 18_111]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let before = cluster.status();
     let killed = &before.pods[0];
@@ -72,7 +72,7 @@ async fn a_killed_pod_is_replaced_under_another_name() {
 
 #[tokio::test]
 async fn a_pod_that_dies_by_itself_is_replaced() {
-    let lab = Lab::new([18_120, 18_121]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let victim = lab.alive().into_iter().find(|name| name.starts_with("engine")).unwrap();
     let before = cluster.status();
@@ -87,7 +87,7 @@ async fn a_pod_that_dies_by_itself_is_replaced() {
 
 #[tokio::test]
 async fn edits_of_the_manifests_take_effect() {
-    let lab = Lab::new([18_130, 18_131]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let mut manifests = lab.manifests();
     manifests.replace("replicas: 2", "replicas: 3").unwrap();
@@ -102,20 +102,17 @@ async fn edits_of_the_manifests_take_effect() {
     lab.write(&manifests);
     until("the picker's file has the strategy", || read(&pools).contains(r#""DEFAULT""#)).await;
 
-    manifests
-        .replace(
-            "    - name: llm-gw\n      protocol: HTTP\n      port: 18131",
-            "    - name: llm-gw\n      protocol: HTTP\n      port: 18132",
-        )
-        .unwrap();
+    let listener = |port: u16| format!("    - name: llm-gw\n      protocol: HTTP\n      port: {port}");
+    let other = free_port();
+    manifests.replace(&listener(lab.ports[1]), &listener(other)).unwrap();
     lab.write(&manifests);
-    until("the listener has moved", || cluster.gateway("llm-gw").unwrap().port() == 18_132).await;
+    until("the listener has moved", || cluster.gateway("llm-gw").unwrap().port() == other).await;
     cluster.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn the_replicas_option_holds_until_the_number_is_edited() {
-    let lab = Lab::new([18_240, 18_241]);
+    let lab = Lab::new();
     let options = Options { replicas: Some(1), ..lab.options() };
     let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
     assert_eq!(cluster.pods().len(), 1);
@@ -131,7 +128,7 @@ async fn the_replicas_option_holds_until_the_number_is_edited() {
 
 #[tokio::test]
 async fn an_invalid_edit_is_reported_and_changes_nothing() {
-    let lab = Lab::new([18_140, 18_141]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let before = cluster.settled().await.unwrap();
     let valid = lab.manifests();
@@ -163,7 +160,7 @@ async fn an_invalid_edit_is_reported_and_changes_nothing() {
 
 #[tokio::test]
 async fn applied_manifests_leave_the_users_files_alone() {
-    let lab = Lab::new([18_150, 18_151]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let users = lab.manifests();
     let mut manifests = cluster.manifests();
@@ -178,7 +175,7 @@ async fn applied_manifests_leave_the_users_files_alone() {
 
 #[tokio::test]
 async fn restart_gives_fresh_pods_other_arguments() {
-    let lab = Lab::new([18_160, 18_161]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let before = cluster.status();
     let picker = lab.alive().into_iter().find(|name| name.starts_with("picker"));
@@ -198,7 +195,7 @@ async fn restart_gives_fresh_pods_other_arguments() {
 
 #[tokio::test]
 async fn pickers_stay_down_until_they_are_started() {
-    let lab = Lab::new([18_170, 18_171]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     cluster.kill_pickers().await.unwrap();
     assert_eq!(lab.n_alive("picker"), 0);
@@ -211,7 +208,7 @@ async fn pickers_stay_down_until_they_are_started() {
 
 #[tokio::test]
 async fn it_is_not_settled_while_envoy_waits_for_a_health_check() {
-    let lab = Lab::new([18_176, 18_177]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     let warming = lab.dir.path().join("warming");
     std::fs::write(&warming, "").unwrap();
@@ -223,21 +220,23 @@ async fn it_is_not_settled_while_envoy_waits_for_a_health_check() {
 
 #[tokio::test]
 async fn a_taken_port_is_named_and_another_is_used() {
-    let lab = Lab::new([18_180, 18_181]);
-    let _taken = TcpListener::bind(("127.0.0.1", 18_181)).unwrap();
+    let lab = Lab::new();
+    let wanted = lab.ports[1];
+    let _taken = TcpListener::bind(("127.0.0.1", wanted)).unwrap();
     let cluster = lab.start().await;
     let port = cluster.gateway("llm-gw").unwrap().port();
-    assert!(port != 18_181 && port % 1000 == 181, "{port}");
+    assert!(port != wanted && port % 1000 == wanted % 1000, "{port} for {wanted}");
     let told = |part: &str| {
         lab.events().iter().any(|event| matches!(event, Event::Note(text) if text.contains(part)))
     };
-    assert!(told("port 18181 is taken") && told(&format!("{port} for 18181")), "{:?}", lab.events());
+    let (taken, used) = (format!("port {wanted} is taken"), format!("{port} for {wanted}"));
+    assert!(told(&taken) && told(&used), "{:?}", lab.events());
     cluster.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn an_engine_that_cannot_start_is_quoted() {
-    let lab = Lab::new([18_190, 18_191]);
+    let lab = Lab::new();
     let mut options = lab.options();
     options.engine_args = vec!["--fail".to_owned()];
     let error = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap_err().to_string();
@@ -250,7 +249,7 @@ async fn an_engine_that_cannot_start_is_quoted() {
 
 #[tokio::test]
 async fn dropping_the_cluster_ends_it() {
-    let lab = Lab::new([18_200, 18_201]);
+    let lab = Lab::new();
     let cluster = lab.start().await;
     drop(cluster);
     until("every stub has ended", || lab.alive().is_empty()).await;
@@ -258,7 +257,7 @@ async fn dropping_the_cluster_ends_it() {
 
 #[tokio::test]
 async fn up_refuses_a_second_one_and_down_ends_the_first() {
-    let lab = Lab::new([18_210, 18_211]);
+    let lab = Lab::new();
     let state_dir = lab.dir.path().join("state");
     assert_eq!(supervisor::status(&state_dir).unwrap(), None);
     let (options, programs, progress) = (lab.options(), &lab.programs, lab.progress());
@@ -266,7 +265,8 @@ async fn up_refuses_a_second_one_and_down_ends_the_first() {
     assert!(matches!(&state.phase, Phase::Running { status } if status.pods.len() == 2), "{state:?}");
     let refused = supervisor::up(&state_dir, &options, programs, &progress).await.unwrap_err().to_string();
     assert!(
-        refused.contains(&format!("pid {}", state.pid)) && refused.contains("127.0.0.1:18211"),
+        refused.contains(&format!("pid {}", state.pid))
+            && refused.contains(&format!("127.0.0.1:{}", lab.ports[1])),
         "{refused}"
     );
     let logs = supervisor::logs(&state_dir, "epp").unwrap();
@@ -278,7 +278,7 @@ async fn up_refuses_a_second_one_and_down_ends_the_first() {
 
 #[tokio::test]
 async fn nothing_outlives_a_killed_supervisor() {
-    let lab = Lab::new([18_220, 18_221]);
+    let lab = Lab::new();
     let state_dir = lab.dir.path().join("state");
     let (options, progress) = (lab.options(), lab.progress());
     let state = supervisor::up(&state_dir, &options, &lab.programs, &progress).await.unwrap();
@@ -299,7 +299,7 @@ async fn envoy_itself_accepts_the_tutorial() {
         println!("skipped: ENVOY_BIN is not set");
         return;
     };
-    let mut lab = Lab::new([18_230, 18_231]);
+    let mut lab = Lab::new();
     lab.programs.envoy = envoy;
     let cluster = lab.start().await;
     let mut manifests = cluster.manifests();

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
 use std::fs::Permissions;
+use std::net::TcpListener;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,18 +25,21 @@ pub(crate) const HANG: Duration = Duration::from_secs(60);
 pub(crate) struct Lab {
     pub(crate) dir: TempDir,
     pub(crate) programs: Programs,
+    /// Of the listeners `http` and `llm-gw`.
+    pub(crate) ports: [u16; 2],
     events: Arc<Mutex<Vec<Event>>>,
 }
 
 impl Lab {
-    /// The tutorial's manifests with two replicas and listeners on ports that nothing else in these tests uses.
-    pub(crate) fn new(ports: [u16; 2]) -> Self {
+    /// The tutorial's manifests with two replicas and listeners on free ports.
+    pub(crate) fn new() -> Self {
+        let ports = [free_port(), free_port()];
         let dir = tempfile::tempdir().unwrap();
         for name in ["bin", "pids", "manifests"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let program = |role: &str| {
-            let path = dir.path().join("bin").join(role);
+        let program = |name: &str, role: &str| {
+            let path = dir.path().join("bin").join(name);
             let stub = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/stub.py");
             let pids = dir.path().join("pids");
             let script = format!("#!/bin/sh\nexec python3 '{stub}' {role} '{}' \"$@\"\n", pids.display());
@@ -43,15 +49,15 @@ impl Lab {
         };
         let programs = Programs {
             guard: env!("CARGO_BIN_EXE_e2e").into(),
-            picker: program("picker"),
-            engine: program("engine"),
-            envoy: program("envoy"),
+            picker: program("epp", "picker"),
+            engine: program("mock-vllm", "engine"),
+            envoy: program("envoy", "envoy"),
         };
         let mut manifests = tutorial();
         manifests.replace("replicas: 5", "replicas: 2").unwrap();
         manifests.replace("port: 8080", &format!("port: {}", ports[0])).unwrap();
         manifests.replace("port: 8081", &format!("port: {}", ports[1])).unwrap();
-        let lab = Self { dir, programs, events: Arc::default() };
+        let lab = Self { dir, programs, ports, events: Arc::default() };
         lab.write(&manifests);
         lab
     }
@@ -96,6 +102,20 @@ impl Lab {
     pub(crate) fn n_alive(&self, role: &str) -> usize {
         self.alive().iter().filter(|name| name.starts_with(role)).count()
     }
+}
+
+/// A port that is free, and that no other test of this process is given. It lies below those of the lab's pods and of
+/// outgoing connections, so that neither takes it meanwhile.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    /// Ports between the first choices of two processes that start one after the other.
+    const STRIDE: u32 = 64;
+    const RANGE: Range<u16> = 10_000..19_000;
+    let n_ports = RANGE.end - RANGE.start;
+    let first = u16::try_from(std::process::id() * STRIDE % u32::from(n_ports)).unwrap();
+    let mut candidates =
+        RANGE.map(|_| RANGE.start + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % n_ports);
+    candidates.find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).expect("a port is free")
 }
 
 pub(crate) fn tutorial() -> Manifests {
