@@ -24,6 +24,8 @@ mod ports;
 
 mod desired;
 
+mod probe;
+
 mod command;
 
 pub mod manifests;
@@ -184,7 +186,7 @@ pub struct Pod {
     pub namespace: String,
     pub deployment: String,
     pub address: SocketAddr,
-    /// Answers `/health` with 200, so that it is an endpoint.
+    /// Passes its readiness probe, so that it is an endpoint.
     pub ready: bool,
     /// stdout and stderr.
     pub log: PathBuf,
@@ -330,19 +332,16 @@ impl Cluster {
     /// Waits until [`Status::settled`], and returns that status.
     ///
     /// # Errors
-    /// When it takes longer than the options' `ready_timeout` (each for a process to get ready and for Envoy to take its
-    /// configuration in), with the tail of the culprit's log.
+    /// When it takes longer than the options' `ready_timeout` (each for a process to get ready, after the delays of its
+    /// probes, and for Envoy to take its configuration in), with the tail of the culprit's log.
     pub async fn settled(&self) -> Result<Arc<Status>> {
         let mut view = self.view.clone();
+        let limit = self.ready_timeout * 2 + view.borrow().patience;
         let wait = view.wait_for(|view| view.status.settled || view.status.trouble.is_some());
-        let status = match timeout(self.ready_timeout * 2, wait).await {
+        let status = match timeout(limit, wait).await {
             Ok(Ok(view)) => Arc::clone(&view.status),
             Ok(Err(_)) => bail!("the cluster has ended"),
-            Err(_) => bail!(
-                "the cluster is not ready after {:?}: {}",
-                self.ready_timeout * 2,
-                self.status().summary()
-            ),
+            Err(_) => bail!("the cluster is not ready after {limit:?}: {}", self.status().summary()),
         };
         if let Some(trouble) = &status.trouble {
             bail!("{trouble}");

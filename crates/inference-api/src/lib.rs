@@ -9,4 +9,5 @@ pub mod keys;
 pub mod manifest;
 pub mod object;
 pub mod pool;
+pub mod probe;
 pub mod workload;

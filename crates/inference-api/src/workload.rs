@@ -1,6 +1,6 @@
 //! Deployment and Service: what the local provider needs to start pods and to find them.
 //!
-//! Fields that only a cluster can honour (images, resources, probes, volumes) are accepted and listed by
+//! Fields that only a cluster can honour (images, resources, volumes) are accepted and listed by
 //! [`Deployment::inert_fields`], so that a run can say that they had no effect.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::object::ObjectMeta;
+use crate::probe::Probe;
 
 /// Replicas of one pod template.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -86,14 +87,14 @@ pub struct Container {
     pub args: Vec<String>,
     #[serde(default)]
     pub ports: Vec<ContainerPort>,
+    pub startup_probe: Option<Probe>,
+    pub readiness_probe: Option<Probe>,
+    pub liveness_probe: Option<Probe>,
     image: Option<Value>,
     image_pull_policy: Option<Value>,
     resources: Option<Value>,
     env: Option<Value>,
     volume_mounts: Option<Value>,
-    readiness_probe: Option<Value>,
-    liveness_probe: Option<Value>,
-    startup_probe: Option<Value>,
     security_context: Option<Value>,
     termination_message_path: Option<Value>,
     termination_message_policy: Option<Value>,
@@ -141,21 +142,37 @@ impl Deployment {
                 note(&format!("spec.template.spec.containers[{}].{name}", container.name), field);
             }
         }
+        for container in &pod.containers {
+            for (name, probe) in container.probes() {
+                let inert = probe.inert().into_iter();
+                let path = format!("spec.template.spec.containers[{}].{name}", container.name);
+                found.extend(inert.map(|field| format!("{path}.{field}")));
+            }
+        }
         found
     }
 }
 
 impl Container {
-    fn inert(&self) -> [(&'static str, &Option<Value>); 11] {
+    /// The probes that are given, each with its field's name.
+    pub fn probes(&self) -> impl Iterator<Item = (&'static str, &Probe)> {
+        let Self { startup_probe, readiness_probe, liveness_probe, .. } = self;
+        [
+            ("startupProbe", startup_probe),
+            ("readinessProbe", readiness_probe),
+            ("livenessProbe", liveness_probe),
+        ]
+        .into_iter()
+        .filter_map(|(name, probe)| Some((name, probe.as_ref()?)))
+    }
+
+    fn inert(&self) -> [(&'static str, &Option<Value>); 8] {
         [
             ("image", &self.image),
             ("imagePullPolicy", &self.image_pull_policy),
             ("resources", &self.resources),
             ("env", &self.env),
             ("volumeMounts", &self.volume_mounts),
-            ("readinessProbe", &self.readiness_probe),
-            ("livenessProbe", &self.liveness_probe),
-            ("startupProbe", &self.startup_probe),
             ("securityContext", &self.security_context),
             ("terminationMessagePath", &self.termination_message_path),
             ("terminationMessagePolicy", &self.termination_message_policy),

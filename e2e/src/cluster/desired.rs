@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::cluster::command::EngineCommand;
 use crate::cluster::manifests::Manifests;
+use crate::cluster::probe::Probes;
 
 /// The manifests, ready to be run.
 #[derive(Clone, Debug)]
@@ -29,6 +30,7 @@ pub(super) struct DesiredDeployment {
     pub(super) replicas: u32,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) command: EngineCommand,
+    pub(super) probes: Probes,
     /// Whether a pool of its pods goes by their KV events.
     pub(super) publishes_events: bool,
     /// Names of the container's port that the engine serves on.
@@ -89,7 +91,10 @@ impl DesiredDeployment {
         };
         let command = EngineCommand::parse(container)
             .with_context(|| format!("Deployment {key}: command of container {}", container.name))?;
+        let probes = Probes::new(container, command.port)
+            .with_context(|| format!("Deployment {key}: container {}", container.name))?;
         Ok(Self {
+            probes,
             port_names: port_names(container, command.port),
             replicas: deployment.spec.replicas,
             labels: template.meta.labels.clone(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -12,22 +13,28 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 /// Between two tries; a pod is ready within 150 ms.
-const RETRY: Duration = Duration::from_millis(20);
+pub(super) const RETRY: Duration = Duration::from_millis(20);
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// Status and body.
 pub(super) async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    timeout(ANSWER, exchange(address, path))
+    timeout(ANSWER, answer(address, path, &[]))
         .await
         .with_context(|| format!("no answer from {address}{path}"))?
 }
 
-async fn exchange(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+/// The same with headers, which may name another host; the caller sets the limit.
+pub(super) async fn answer(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(HeaderName, HeaderValue)],
+) -> Result<(u16, String)> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request =
+    let mut request =
         http::Request::get(path).header(http::header::HOST, "localhost").body(Empty::<Bytes>::new())?;
+    request.headers_mut().extend(headers.iter().cloned());
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();

@@ -68,6 +68,8 @@ pub(super) type Reply = oneshot::Sender<Result<()>>;
 pub(super) struct View {
     pub(super) status: Arc<Status>,
     pub(super) manifests: Arc<Manifests>,
+    /// How long probes delay a pod that answers at once.
+    pub(super) patience: Duration,
 }
 
 /// What a job of the task has found out.
@@ -84,6 +86,15 @@ enum Action {
     },
     PodLate {
         name: String,
+    },
+    /// Its readiness probe says otherwise than before.
+    PodProbed {
+        name: String,
+        answer: String,
+    },
+    PodDead {
+        name: String,
+        why: String,
     },
     BackoffOver {
         deployment: String,
@@ -219,8 +230,11 @@ impl Local {
         let admin = ports::free()?;
         let in_force = Arc::new(seen.clone());
         let status = Status::starting(admin);
-        let (view, watch) =
-            watch::channel(View { status: Arc::new(status), manifests: Arc::clone(&in_force) });
+        let (view, watch) = watch::channel(View {
+            status: Arc::new(status),
+            manifests: Arc::clone(&in_force),
+            patience: Duration::ZERO,
+        });
         let n_pickers = options.pickers;
         let mut local = Self {
             manifests_dir: options.manifests.clone(),
@@ -333,6 +347,8 @@ impl Local {
             Action::PodEnded { name, status } => self.pod_ended(&name, status),
             Action::PodReady { name } => self.pod_ready(&name),
             Action::PodLate { name } => self.pod_late(&name),
+            Action::PodProbed { name, answer } => self.pod_probed(&name, &answer),
+            Action::PodDead { name, why } => self.pod_dead(&name, &why),
             Action::BackoffOver { deployment } => self.backoff_over(&deployment),
             Action::PickerDue { name } => self.picker_due(&name),
             Action::PickerEnded { name, status } => self.picker_ended(&name, status),

@@ -4,6 +4,7 @@ mod browser;
 mod cluster;
 mod compare_page;
 mod guard;
+mod probes;
 mod programs;
 mod report_page;
 mod stubs;

@@ -1,8 +1,9 @@
 """Stands in for the three programs of a cluster: `stub.py engine|picker|envoy PID_DIR ARGS...`.
 
 Each writes its process id into PID_DIR, and answers what the local provider asks. The engine leaves its arguments in its
-log and ends at once when one of them is `--fail`. The envoy takes its files in as Envoy does: it reports their versions,
-and that a cluster is warming while there is a file `warming` beside PID_DIR.
+log, ends at once when one of them is `--fail`, and answers 503 while there is a file `sick-POD` beside PID_DIR. The envoy takes its files in as Envoy does: it reports their versions,
+and that a cluster is warming while there is a file `warming` beside PID_DIR. The picker tells its memory unless there is
+a file `mute`.
 """
 
 import http.server
@@ -30,12 +31,18 @@ def versions(directory):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = b"ok\n"
+        body, status = b"ok\n", 200
         if ROLE == "envoy" and "warming_clusters" in self.path:
             body = b"cluster_manager.warming_clusters: %d\n" % (PID_DIR.parent / "warming").exists()
+        elif ROLE == "envoy" and self.path == "/memory":
+            body = b'{"allocated": "1000000"}'
+        elif ROLE == "picker" and not (PID_DIR.parent / "mute").exists():
+            body = b"process_resident_memory_bytes 1000000\n"
         elif ROLE == "envoy":
             body = "".join(versions(pathlib.Path(last("-c")).parent / "xds")).encode()
-        self.send_response(200)
+        if ROLE == "engine" and (PID_DIR.parent / ("sick-" + last("--pod-name"))).exists():
+            status = 503
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -44,6 +51,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+if ROLE == "envoy" and "--version" in ARGS:
+    sys.exit(print("envoy  version: 9e55/1.40.0/Clean/RELEASE/BoringSSL"))
 if ROLE == "engine":
     print("arguments:", *ARGS, flush=True)
     if "--fail" in ARGS:

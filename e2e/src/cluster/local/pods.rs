@@ -9,10 +9,11 @@ use anyhow::{Result, anyhow};
 use inference_api::object::ObjectKey;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::cluster::desired::DesiredDeployment;
 use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
+use crate::cluster::probe::Probes;
 use crate::cluster::process::{Process, Program};
 use crate::cluster::{log_tail, ports};
 
@@ -33,11 +34,24 @@ pub(super) struct PodProcess {
     pub(super) address: SocketAddr,
     /// Where it publishes KV events, and where it repeats them.
     pub(super) kv: Option<(SocketAddr, SocketAddr)>,
-    pub(super) ready: bool,
+    probes: Probes,
+    readiness: Readiness,
     pub(super) log: PathBuf,
     pub(super) request_log: PathBuf,
     process: Process,
-    _probe: Job,
+    /// Watches for the next change of its readiness.
+    _probe: Option<Job>,
+    /// Watches for its end by a probe.
+    _liveness: Option<Job>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    /// It has not been ready yet.
+    Starting,
+    Ready,
+    /// It was ready, and its probe fails.
+    Unready,
 }
 
 /// A Deployment whose pods end.
@@ -47,6 +61,16 @@ pub(super) struct Backoff {
     n_failed_starts: u32,
     /// A new pod must wait for the timer.
     running: bool,
+}
+
+impl PodProcess {
+    pub(super) fn is_ready(&self) -> bool {
+        self.readiness == Readiness::Ready
+    }
+
+    pub(super) fn has_been_ready(&self) -> bool {
+        self.readiness != Readiness::Starting
+    }
 }
 
 impl Local {
@@ -90,7 +114,7 @@ impl Local {
         let complete = self.desired.deployments.iter().all(|deployment| {
             usize::try_from(self.replicas(deployment)).ok() == Some(self.n_pods(&deployment.key))
         });
-        complete && self.pods.iter().all(|pod| pod.ready)
+        complete && self.pods.iter().all(PodProcess::is_ready)
     }
 
     pub(super) fn kill_pod(&mut self, name: String, reply: Reply) {
@@ -116,10 +140,22 @@ impl Local {
         // A pod that was ended on purpose is no longer listed.
         let Some(idx) = self.pods.iter().position(|pod| pod.name == name) else { return };
         let pod = self.pods.remove(idx);
+        self.lost(&pod, format!("has ended ({})", describe(status)));
+    }
+
+    /// A pod that its startup or liveness probe gives up is ended; another one replaces it.
+    pub(super) fn pod_dead(&mut self, name: &str, why: &str) {
+        let Some(idx) = self.pods.iter().position(|pod| pod.name == name) else { return };
+        let pod = self.pods.remove(idx);
+        self.lost(&pod, format!("is ended: {why}"));
+    }
+
+    /// Tells what became of a pod that nobody asked to end.
+    fn lost(&mut self, pod: &PodProcess, what: String) {
         let tail = log_tail(&pod.log, TAIL_LINES);
-        let when = if pod.ready { "" } else { " before it was ready" };
-        let message = format!("pod {name} has ended ({}){when}:\n{tail}", describe(status));
-        let n_failed_starts = self.back_off(&pod);
+        let when = if pod.has_been_ready() { "" } else { " before it was ready" };
+        let message = format!("pod {} {what}{when}:\n{tail}", pod.name);
+        let n_failed_starts = self.back_off(pod);
         if n_failed_starts >= MAX_FAILED_STARTS {
             self.trouble = Some(message);
         } else {
@@ -128,19 +164,44 @@ impl Local {
     }
 
     pub(super) fn pod_ready(&mut self, name: &str) {
-        let Some(pod) = self.pods.iter_mut().find(|pod| pod.name == name) else { return };
-        pod.ready = true;
-        let deployment = pod.deployment.to_string();
+        let Some(idx) = self.pods.iter().position(|pod| pod.name == name) else { return };
+        self.set_readiness(idx, Readiness::Ready);
+        let deployment = self.pods[idx].deployment.to_string();
         self.backoffs.remove(&deployment);
-        let n_ready = self.pods.iter().filter(|pod| pod.ready).count();
+        let n_ready = self.pods.iter().filter(|pod| pod.is_ready()).count();
         self.step(format!("{n_ready} of {} pods ready", self.pods.len()));
+    }
+
+    pub(super) fn pod_probed(&mut self, name: &str, answer: &str) {
+        let Some(idx) = self.pods.iter().position(|pod| pod.name == name) else { return };
+        if self.pods[idx].is_ready() {
+            self.set_readiness(idx, Readiness::Unready);
+            self.warn(format!("pod {name} is not ready any more and gets no request: {answer}"));
+        } else {
+            self.set_readiness(idx, Readiness::Ready);
+            self.note(format!("pod {name} is ready again: {answer}"));
+        }
+    }
+
+    /// Has the task told of the next change, too.
+    fn set_readiness(&mut self, pod_idx: usize, readiness: Readiness) {
+        let pod = &self.pods[pod_idx];
+        let (name, address, passes) = (pod.name.clone(), pod.address, readiness == Readiness::Ready);
+        let probe = pod.probes.readiness().cloned().map(|probe| {
+            Job(self.jobs.spawn(async move {
+                let answer = probe.until_changed(address, passes).await;
+                Action::PodProbed { name, answer }
+            }))
+        });
+        let pod = &mut self.pods[pod_idx];
+        (pod.readiness, pod._probe) = (readiness, probe);
     }
 
     pub(super) fn pod_late(&mut self, name: &str) {
         let Some(pod) = self.pods.iter().find(|pod| pod.name == name) else { return };
-        let limit = self.options.ready_timeout;
+        let limit = self.options.ready_timeout + pod.probes.patience();
         let tail = log_tail(&pod.log, TAIL_LINES);
-        self.trouble = Some(format!("pod {name} does not answer /health after {limit:?}:\n{tail}"));
+        self.trouble = Some(format!("pod {name} is not ready after {limit:?}:\n{tail}"));
     }
 
     /// Returns how many pods in a row ended before they were ready.
@@ -148,7 +209,7 @@ impl Local {
         let key = pod.deployment.to_string();
         let fresh = Backoff { wait: FIRST_BACKOFF, n_failed_starts: 0, running: false };
         let backoff = self.backoffs.entry(key.clone()).or_insert(fresh);
-        backoff.n_failed_starts += u32::from(!pod.ready);
+        backoff.n_failed_starts += u32::from(!pod.has_been_ready());
         if !backoff.running {
             backoff.running = true;
             let wait = backoff.wait;
@@ -211,30 +272,49 @@ impl Local {
         let (process, exit) = Process::spawn(&self.programs.guard, &program)?;
         let ended = name.clone();
         self.watch_exit(exit, |status| Action::PodEnded { name: ended, status });
-        let late = Action::PodLate { name: name.clone() };
-        let probe = self.probe(address, "/health", Action::PodReady { name: name.clone() }, late);
-        let deployment = deployment.key.clone();
-        let template = template.to_owned();
+        let (starting, liveness) = self.watch_start(&name, address, &deployment.probes);
         let pod = PodProcess {
             name,
-            deployment,
-            template,
+            deployment: deployment.key.clone(),
+            template: template.to_owned(),
             address,
             kv,
-            ready: false,
+            probes: deployment.probes.clone(),
+            readiness: Readiness::Starting,
             log,
             request_log,
             process,
-            _probe: probe,
+            _probe: Some(starting),
+            _liveness: liveness,
         };
         self.pods.push(pod);
         Ok(())
     }
 
+    /// Has the task told when the pod is ready for the first time, and when a probe gives it up.
+    fn watch_start(&mut self, name: &str, address: SocketAddr, probes: &Probes) -> (Job, Option<Job>) {
+        let limit = self.options.ready_timeout + probes.patience();
+        let (own, ready) = (name.to_owned(), probes.clone().until_ready(address));
+        let starting = Job(self.jobs.spawn(async move {
+            match timeout(limit, ready).await {
+                Ok(()) => Action::PodReady { name: own },
+                Err(_) => Action::PodLate { name: own },
+            }
+        }));
+        let (own, dead) = (name.to_owned(), probes.clone().until_dead(address));
+        let liveness = probes
+            .can_end()
+            .then(|| Job(self.jobs.spawn(async move { Action::PodDead { name: own, why: dead.await } })));
+        (starting, liveness)
+    }
+
     fn template(&self, deployment: &DesiredDeployment) -> String {
-        let DesiredDeployment { key, labels, command, publishes_events, .. } = deployment;
+        let DesiredDeployment { key, labels, command, probes, publishes_events, .. } = deployment;
         let events = if *publishes_events { " events" } else { "" };
-        format!("{key} {labels:?} {command:?} {:?} {}{events}", self.options.engine_args, self.epoch)
+        format!(
+            "{key} {labels:?} {command:?} {probes:?} {:?} {}{events}",
+            self.options.engine_args, self.epoch
+        )
     }
 }
 

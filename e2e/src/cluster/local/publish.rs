@@ -94,7 +94,9 @@ impl Local {
 
     pub(super) fn send_view(&self, settled: bool) {
         let status = self.status(settled);
-        let view = View { status: Arc::new(status), manifests: Arc::clone(&self.in_force) };
+        let deployments = self.desired.deployments.iter();
+        let patience = deployments.map(|deployment| deployment.probes.patience()).max().unwrap_or_default();
+        let view = View { status: Arc::new(status), manifests: Arc::clone(&self.in_force), patience };
         self.view.send_if_modified(|current| {
             let changed = current.status != view.status || current.manifests != view.manifests;
             *current = view;
@@ -125,14 +127,15 @@ impl Local {
                 .iter()
                 .any(|deployment| deployment.key == *key && deployment.serves(backend))
         };
-        let behind = self.pods.iter().filter(|pod| pod.ready && serves(&pod.deployment, &cluster.backend));
+        let behind =
+            self.pods.iter().filter(|pod| pod.is_ready() && serves(&pod.deployment, &cluster.backend));
         behind.map(|pod| pod.address).collect()
     }
 
-    /// One flow mapping a line.
+    /// One flow mapping a line: the pods that are ready or were.
     fn endpoints_file(&self) -> String {
         let mut text = String::new();
-        for pod in self.pods.iter().filter(|pod| pod.ready) {
+        for pod in self.pods.iter().filter(|pod| pod.has_been_ready()) {
             let deployment =
                 self.desired.deployments.iter().find(|deployment| deployment.key == pod.deployment);
             let Some(deployment) = deployment else { continue };
@@ -141,7 +144,7 @@ impl Local {
                 "namespace": pod.deployment.namespace,
                 "address": pod.address.to_string(),
                 "labels": deployment.labels,
-                "ready": true,
+                "ready": pod.is_ready(),
             });
             if let Some((events, replay)) = pod.kv {
                 endpoint["kvEvents"] = json!(events);
@@ -161,7 +164,7 @@ impl Local {
                 namespace: pod.deployment.namespace.clone(),
                 deployment: pod.deployment.name.clone(),
                 address: pod.address,
-                ready: pod.ready,
+                ready: pod.is_ready(),
                 log: pod.log.clone(),
                 request_log: pod.request_log.clone(),
             })

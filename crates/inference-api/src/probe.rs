@@ -1,0 +1,147 @@
+//! Probes of a container: what the kubelet asks it, how often, and how many answers decide.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::workload::TargetPort;
+
+/// A `startupProbe`, `readinessProbe` or `livenessProbe`, with Kubernetes' defaults for what is left out or 0.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Wire")]
+pub struct Probe {
+    pub action: Action,
+    pub initial_delay_seconds: u32,
+    pub period_seconds: u32,
+    pub timeout_seconds: u32,
+    /// Successes in a row after which the probe counts as passed.
+    pub success_threshold: u32,
+    /// Failures in a row after which it counts as failed.
+    pub failure_threshold: u32,
+    termination_grace_period_seconds: Option<Value>,
+}
+
+/// How a probe asks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// GET; a status from 200 to 399 is a success.
+    HttpGet(HttpGet),
+    /// A connection is a success.
+    TcpSocket { port: TargetPort },
+    /// A command inside the container.
+    Exec,
+    /// gRPC's health service.
+    Grpc,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpGet {
+    #[serde(default = "root")]
+    pub path: String,
+    pub port: TargetPort,
+    #[serde(default)]
+    pub scheme: Scheme,
+    #[serde(default)]
+    pub http_headers: Vec<HttpHeader>,
+    host: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Scheme {
+    #[default]
+    Http,
+    Https,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpHeader {
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Wire {
+    http_get: Option<HttpGet>,
+    tcp_socket: Option<TcpSocket>,
+    exec: Option<Value>,
+    grpc: Option<Value>,
+    #[serde(default)]
+    initial_delay_seconds: u32,
+    #[serde(default)]
+    period_seconds: u32,
+    #[serde(default)]
+    timeout_seconds: u32,
+    #[serde(default)]
+    success_threshold: u32,
+    #[serde(default)]
+    failure_threshold: u32,
+    termination_grace_period_seconds: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TcpSocket {
+    port: TargetPort,
+    #[serde(rename = "host")]
+    _host: Option<Value>,
+}
+
+impl Probe {
+    /// Fields, below the probe, that have no effect outside a cluster.
+    pub(crate) fn inert(&self) -> Vec<&'static str> {
+        let action = match &self.action {
+            Action::HttpGet(http_get) => http_get.host.is_some().then_some("httpGet.host"),
+            Action::TcpSocket { .. } => None,
+            Action::Exec => Some("exec"),
+            Action::Grpc => Some("grpc"),
+        };
+        let grace = self.termination_grace_period_seconds.is_some();
+        action.into_iter().chain(grace.then_some("terminationGracePeriodSeconds")).collect()
+    }
+}
+
+impl TryFrom<Wire> for Probe {
+    type Error = &'static str;
+
+    fn try_from(wire: Wire) -> Result<Self, Self::Error> {
+        let Wire {
+            http_get,
+            tcp_socket,
+            exec,
+            grpc,
+            initial_delay_seconds,
+            period_seconds,
+            timeout_seconds,
+            success_threshold,
+            failure_threshold,
+            termination_grace_period_seconds,
+        } = wire;
+        let actions = [
+            http_get.map(Action::HttpGet),
+            tcp_socket.map(|TcpSocket { port, .. }| Action::TcpSocket { port }),
+            exec.map(|_| Action::Exec),
+            grpc.map(|_| Action::Grpc),
+        ];
+        let mut actions = actions.into_iter().flatten();
+        let (Some(action), None) = (actions.next(), actions.next()) else {
+            return Err("exactly one of httpGet, tcpSocket, exec and grpc must be given");
+        };
+        let or = |given: u32, default: u32| if given == 0 { default } else { given };
+        Ok(Self {
+            action,
+            initial_delay_seconds,
+            period_seconds: or(period_seconds, 10),
+            timeout_seconds: or(timeout_seconds, 1),
+            success_threshold: or(success_threshold, 1),
+            failure_threshold: or(failure_threshold, 3),
+            termination_grace_period_seconds,
+        })
+    }
+}
+
+fn root() -> String {
+    "/".to_owned()
+}
