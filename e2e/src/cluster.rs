@@ -281,14 +281,38 @@ impl Cluster {
     /// Manifests that cannot be translated; a process that ends early or is not ready in time, with the tail of its
     /// log. Nothing is left running.
     pub async fn start(options: Options, programs: Programs, progress: Progress) -> Result<Self> {
+        let started = Self::start_unless(options, programs, progress, std::future::pending()).await?;
+        Ok(started.expect("nothing stops it"))
+    }
+
+    /// The same, unless `stop` resolves before it is ready: then everything is ended, and there is none.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::start`].
+    pub async fn start_unless(
+        options: Options,
+        programs: Programs,
+        progress: Progress,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Self>> {
+        tokio::pin!(stop);
         let ready_timeout = options.ready_timeout;
         let (commands, received) = mpsc::channel(COMMANDS);
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
-        let (local, view) = Local::start(options, programs, progress, received).await?;
+        // It waits for nothing after its first child is started, so that dropping it leaves none behind.
+        let (local, view) = tokio::select! {
+            started = Local::start(options, programs, progress, received) => started?,
+            () = &mut stop => return Ok(None),
+        };
         let task = TaskTracker::new().spawn(local.run());
         let cluster = Self { files, ready_timeout, commands, view, task };
-        match cluster.settled().await {
-            Ok(_) => Ok(cluster),
+        let settled = tokio::select! {
+            settled = cluster.settled() => settled.map(Some),
+            () = &mut stop => Ok(None),
+        };
+        match settled {
+            Ok(Some(_)) => Ok(Some(cluster)),
+            Ok(None) => cluster.stop().await.map(|()| None),
             Err(error) => {
                 cluster.stop().await?;
                 Err(error)

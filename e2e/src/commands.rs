@@ -1,8 +1,6 @@
 //! `e2e up`, `down`, `status` and `logs`: the tutorial by hand, on a cluster that outlives the command.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,30 +10,31 @@ use crate::cli::{End, LogsArgs, StateArgs, StatusArgs, UpArgs};
 use crate::cluster::Status;
 use crate::cluster::programs::Programs;
 use crate::cluster::supervisor::{self, Phase, State};
+use crate::follow::Followed;
+use crate::interrupt::Interrupt;
 use crate::report::summary::new_table;
-use crate::run::{doc_manifests, interrupted, manifests, options};
+use crate::run::{doc_manifests, manifests, options};
 use crate::ui::{self, Ui};
 
 /// How often `logs --follow` looks for more.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);
 
 pub async fn up(args: UpArgs) -> Result<End> {
+    let interrupt = Interrupt::listen()?;
     let ui = Ui::new(args.cluster.verbose);
     let state_dir = state_dir(&args.state)?;
     ui.step("starting pods, picker and Envoy");
-    let start = async {
-        let programs = Programs::resolve(&args.cluster.programs, &ui.progress()).await?;
-        let options = options(&args.cluster, &state_dir.join("run"));
-        supervisor::up(&state_dir, &options, &programs, &ui.progress()).await
-    };
-    let state = tokio::select! {
-        state = start => state?,
-        () = interrupted() => {
-            supervisor::down(&state_dir).await?;
-            return Ok(End::Interrupted);
-        }
-    };
+    let progress = ui.progress();
+    let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &progress)).await;
+    let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };
+    let options = options(&args.cluster, &state_dir.join("run"));
+    let started = supervisor::up(&state_dir, &options, &programs, &progress, interrupt.requested()).await?;
     ui.finish();
+    let Some(state) = started else { return Ok(End::Interrupted) };
+    if interrupt.is_requested() {
+        supervisor::down(&state_dir).await?;
+        return Ok(End::Interrupted);
+    }
     let Phase::Running { status } = &state.phase else { bail!("the cluster is not running") };
     let own = manifests(&args.cluster).join("requests");
     let requests = if own.is_dir() { own } else { doc_manifests().join("requests") };
@@ -116,7 +115,7 @@ fn describe(state: &State) -> String {
         table.add_row(["picker".to_owned(), picker.name.clone(), picker.grpc.to_string(), state.to_owned()]);
     }
     for pod in &status.pods {
-        let state = if pod.ready { "ready" } else { "starting" };
+        let state = if pod.ready { "ready" } else { "not ready" };
         table.add_row(["pod".to_owned(), pod.name.clone(), pod.address.to_string(), state.to_owned()]);
     }
     let _ = writeln!(text, "{table}");
@@ -127,36 +126,25 @@ fn describe(state: &State) -> String {
 }
 
 pub async fn logs(args: &LogsArgs) -> Result<End> {
+    let interrupt = Interrupt::listen()?;
     let state_dir = state_dir(&args.state)?;
-    let mut read: BTreeMap<PathBuf, u64> = BTreeMap::new();
+    let mut followed = Followed::default();
+    let mut logs = supervisor::logs(&state_dir, &args.part)?;
+    if logs.is_empty() {
+        bail!("no log is called `{}`, or nothing is up", args.part);
+    }
     loop {
-        let logs = supervisor::logs(&state_dir, &args.part)?;
-        if logs.is_empty() && read.is_empty() {
-            bail!("no log is called `{}`, or nothing is up", args.part);
-        }
-        for log in logs {
-            let from = read.entry(log.clone()).or_default();
-            let added = read_from(&log, *from)?;
-            *from += u64::try_from(added.len()).unwrap_or(u64::MAX);
+        for added in followed.read(&logs)? {
             ui::print(&String::from_utf8_lossy(&added));
         }
         if !args.follow {
             return Ok(End::Good);
         }
-        tokio::select! {
-            () = tokio::time::sleep(FOLLOW_POLL) => {}
-            () = interrupted() => return Ok(End::Interrupted),
+        if interrupt.unless(tokio::time::sleep(FOLLOW_POLL)).await.is_none() {
+            return Ok(End::Interrupted);
         }
+        logs = supervisor::logs(&state_dir, &args.part)?;
     }
-}
-
-/// What a log holds beyond its first `from` bytes.
-fn read_from(log: &Path, from: u64) -> Result<Vec<u8>> {
-    let mut file = std::fs::File::open(log).with_context(|| format!("open {}", log.display()))?;
-    file.seek(SeekFrom::Start(from))?;
-    let mut added = Vec::new();
-    file.read_to_end(&mut added).with_context(|| format!("read {}", log.display()))?;
-    Ok(added)
 }
 
 pub async fn supervise(state_dir: &Path) -> Result<End> {
@@ -177,7 +165,7 @@ fn state_dir(args: &StateArgs) -> Result<PathBuf> {
 mod tests {
     use std::path::Path;
 
-    use super::{instructions, read_from, state_dir};
+    use super::{instructions, state_dir};
     use crate::cli::StateArgs;
     use crate::cluster::{GatewayAddress, Status};
 
@@ -216,12 +204,5 @@ mod tests {
         args.state_dir = Some("/s".into());
         assert_eq!(state_dir(&args).unwrap(), Path::new("/s"));
         assert!(state_dir(&StateArgs { state_dir: None, xdg_state_home: None, user_home: None }).is_err());
-    }
-
-    #[test]
-    fn a_log_is_read_from_where_it_was_left() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "one\ntwo\n").unwrap();
-        assert_eq!(read_from(file.path(), 4).unwrap(), b"two\n");
     }
 }

@@ -7,6 +7,8 @@ pub mod run;
 
 pub mod commands;
 
+pub mod follow;
+
 pub mod overhead;
 
 pub mod soak;
@@ -48,5 +50,7 @@ pub mod multi_round_qa;
 pub mod stats;
 
 pub mod rows;
+
+pub mod interrupt;
 
 pub mod clock;

@@ -11,11 +11,12 @@ use tokio::task::JoinSet;
 use crate::cli::{End, OverheadArgs};
 use crate::cluster::Cluster;
 use crate::cluster::programs::Programs;
+use crate::interrupt::Interrupt;
 use crate::load::client::Client;
 use crate::load::pacer::Beat;
 use crate::report::summary::new_table;
 use crate::requests::body;
-use crate::run::{interrupted, options};
+use crate::run::options;
 use crate::stats::{millis, quantile};
 use crate::ui::{self, Ui};
 
@@ -45,18 +46,18 @@ struct Overhead {
 }
 
 pub async fn run(args: OverheadArgs) -> Result<End> {
+    let interrupt = Interrupt::listen()?;
     let ui = Ui::new(args.cluster.verbose);
     let mut options = options(&args.cluster, &args.report_dir.join("overhead"));
     options.time_scale = TIME_SCALE;
     options.engine_args = vec!["--jitter".to_owned(), "0".to_owned()];
-    let programs = Programs::resolve(&args.cluster.programs, &ui.progress()).await?;
+    let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &ui.progress())).await;
+    let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };
     ui.step("starting pods, picker and Envoy");
-    let cluster = Cluster::start(options, programs, ui.progress()).await?;
+    let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
+    let Some(cluster) = started else { return Ok(End::Interrupted) };
     ui.step("measuring 8081 and 8080 in turns");
-    let measured = tokio::select! {
-        measured = measure(&cluster, &args) => Some(measured),
-        () = interrupted() => None,
-    };
+    let measured = interrupt.unless(measure(&cluster, &args)).await;
     cluster.stop().await?;
     ui.finish();
     let Some(overhead) = measured.transpose()? else { return Ok(End::Interrupted) };

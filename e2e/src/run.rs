@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use time::format_description::well_known::Rfc3339;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::check::Group;
 use crate::cli::{ClusterArgs, End, RunArgs};
 use crate::clock::{Stopwatch, utc_now};
 use crate::cluster::programs::Programs;
 use crate::cluster::{Cluster, Options};
+use crate::interrupt::Interrupt;
 use crate::journal::Journal;
 use crate::report::summary;
 use crate::report::{Outcome, Part, Report, Run};
@@ -24,12 +24,13 @@ const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const DOC_MANIFESTS: &str = "manifests/doc";
 
 pub async fn run(args: RunArgs) -> Result<End> {
+    let interrupt = Interrupt::listen()?;
     let RunArgs { cluster, only, report_dir, keep, json } = args;
     let ui = Ui::new(cluster.verbose);
     let journal = Journal::default();
     let run_dir = report_dir.join("run");
     clear(&run_dir)?;
-    let (outcome, facts) = asserted(&cluster, (&only, keep), &run_dir, (&journal, &ui)).await?;
+    let (outcome, facts) = asserted(&cluster, (&only, keep), &run_dir, (&journal, &ui, &interrupt)).await?;
     ui.finish();
     let report = journal.report(facts.run(&cluster, outcome, &only));
     let written = report.write(&report_dir)?;
@@ -101,32 +102,31 @@ async fn asserted(
     args: &ClusterArgs,
     (only, keep): (&[Group], bool),
     run_dir: &Path,
-    (journal, ui): (&Journal, &Ui),
+    (journal, ui, interrupt): (&Journal, &Ui, &Interrupt),
 ) -> Result<(Outcome, Facts)> {
     let progress = ui.progress();
-    let programs = tokio::select! {
-        programs = Programs::resolve(&args.programs, &progress) => programs?,
-        () = interrupted() => return Ok((Outcome::Interrupted, Facts::of(args))),
+    let resolved = interrupt.unless(Programs::resolve(&args.programs, &progress)).await;
+    let Some(programs) = resolved.transpose()? else {
+        return Ok((Outcome::Interrupted, Facts::of(args)));
     };
     // Building and downloading programs is not part of the run.
     let mut facts = Facts::of(args);
     ui.step("starting pods, picker and Envoy");
-    let cluster = tokio::select! {
-        cluster = Cluster::start(options(args, run_dir), programs, progress) => cluster?,
-        () = interrupted() => return Ok((Outcome::Interrupted, facts)),
-    };
+    let options = options(args, run_dir);
+    let started = Cluster::start_unless(options, programs, progress, interrupt.requested()).await?;
+    let Some(cluster) = started else { return Ok((Outcome::Interrupted, facts)) };
     facts.replicas = cluster.pods().len();
     facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
     journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
     let requests = Requests::find(&facts.manifests, &doc_manifests());
     let lab = Lab::new(&cluster, journal, ui, (requests, args.time_scale(), facts.stopwatch));
     let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.to_vec() };
-    let outcome = tokio::select! {
-        () = scenario::run(&lab, &groups) => Outcome::Passed,
-        () = interrupted() => Outcome::Interrupted,
+    let outcome = match interrupt.unless(scenario::run(&lab, &groups)).await {
+        Some(()) => Outcome::Passed,
+        None => Outcome::Interrupted,
     };
     if keep && outcome == Outcome::Passed {
-        keep_until_interrupt(&lab, ui).await;
+        let _ = interrupt.unless(keep_running(&lab, ui)).await;
     }
     let stopping = Stopwatch::start();
     ui.step("ending every process");
@@ -135,13 +135,13 @@ async fn asserted(
     Ok((outcome, facts))
 }
 
-async fn keep_until_interrupt(lab: &Lab<'_>, ui: &Ui) {
+async fn keep_running(lab: &Lab<'_>, ui: &Ui) {
     if let Err(error) = lab.fresh(&[]).await {
         ui.note(&format!("warning: {error:#}"));
     }
     ui.note("everything keeps running, with empty caches; Ctrl-C ends it");
     ui.step("kept running");
-    interrupted().await;
+    std::future::pending().await
 }
 
 /// What to stand up, from the flags.
@@ -162,15 +162,6 @@ pub fn manifests(args: &ClusterArgs) -> PathBuf {
 pub fn doc_manifests() -> PathBuf {
     let here = PathBuf::from(DOC_MANIFESTS);
     if here.is_dir() { here } else { Path::new(CHECKOUT).join(DOC_MANIFESTS) }
-}
-
-/// Returns when the user or the system asks the program to end.
-pub async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 /// Removes what an earlier run left in its own subdirectory of the report.

@@ -1,23 +1,24 @@
 //! `e2e soak`: conversations at an even pace through 8081 while pods are killed and pickers are replaced.
 //!
 //! A request may fail for one reason: the pod that was computing it was killed meanwhile. Every other failure is a request
-//! that had a live pod and was lost.
+//! that had a live pod and was lost. What was seen is told however the run ends.
 
 mod chaos;
 mod ledger;
 mod memory;
 mod users;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use tokio::task::JoinSet;
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::task::TaskTracker;
 
 use self::chaos::Chaos;
 use self::ledger::{Ledger, Sent, Tally};
@@ -27,11 +28,12 @@ use crate::cli::{End, SoakArgs};
 use crate::clock::Stopwatch;
 use crate::cluster::Cluster;
 use crate::cluster::programs::Programs;
-use crate::evidence::access_log;
+use crate::evidence::access_log::{self, AccessEntry};
+use crate::interrupt::Interrupt;
 use crate::load::client::Client;
 use crate::load::pacer::Beat;
 use crate::report::summary::new_table;
-use crate::run::{interrupted, options};
+use crate::run::options;
 use crate::stats::as_f64;
 use crate::ui::{self, Ui};
 
@@ -39,6 +41,8 @@ use crate::ui::{self, Ui};
 const PICKERS: u32 = 2;
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
+/// Longest wait for answers when the run has been cut short.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// After the last answer, until Envoy has written its log.
 const LOG_FLUSH: Duration = Duration::from_millis(500);
 /// Least and most that a picker may hold [bytes], and what it may add in the second half of its life.
@@ -59,28 +63,48 @@ struct Outcome {
 }
 
 pub async fn run(args: SoakArgs) -> Result<End> {
+    let interrupt = Interrupt::listen()?;
     let ui = Ui::new(args.cluster.verbose);
     let mut options = options(&args.cluster, &args.report_dir.join("soak"));
     options.pickers = args.cluster.pickers.unwrap_or(PICKERS);
-    let programs = Programs::resolve(&args.cluster.programs, &ui.progress()).await?;
+    let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &ui.progress())).await;
+    let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };
     ui.step("starting pods, pickers and Envoy");
-    let cluster = Arc::new(Cluster::start(options, programs, ui.progress()).await?);
-    let soaked = tokio::select! {
-        soaked = soak(&cluster, &args, &ui) => Some(soaked),
-        () = interrupted() => None,
-    };
+    let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
+    let Some(cluster) = started else { return Ok(End::Interrupted) };
+    let soaked = soak(&cluster, &args, (&ui, &interrupt)).await;
     ui.step("ending every process");
-    Arc::into_inner(cluster).context("the cluster is still in use")?.stop().await?;
+    cluster.stop().await?;
     ui.finish();
-    let Some(outcome) = soaked.transpose()? else { return Ok(End::Interrupted) };
+    let outcome = soaked?;
     ui::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&outcome)?),
         false => table(&outcome),
     });
-    Ok(if outcome.problems.is_empty() { End::Good } else { End::Failed })
+    Ok(match (interrupt.is_requested(), outcome.problems.is_empty()) {
+        (true, _) => End::Interrupted,
+        (false, true) => End::Good,
+        (false, false) => End::Failed,
+    })
 }
 
-async fn soak(cluster: &Cluster, args: &SoakArgs, ui: &Ui) -> Result<Outcome> {
+/// Says at once what would be missing at the end.
+fn check(cluster: &Cluster, args: &SoakArgs) -> Result<()> {
+    let status = cluster.status();
+    ensure!(
+        args.replacements == 0 || !status.pickers.is_empty(),
+        "no picker runs that could be replaced: the manifests have no InferencePool (--replacements 0 does without)"
+    );
+    let n_pods = status.pods.len();
+    ensure!(
+        n_pods > 1 || args.seconds <= args.kill_every,
+        "{n_pods} pods run, and one is killed only if another one is left: --replicas 2"
+    );
+    Ok(())
+}
+
+async fn soak(cluster: &Cluster, args: &SoakArgs, (ui, interrupt): (&Ui, &Interrupt)) -> Result<Outcome> {
+    check(cluster, args)?;
     let started = Stopwatch::start();
     let url = format!("http://{}/v1/chat/completions", cluster.gateway("llm-gw")?);
     let duration = Duration::from_secs(args.seconds.into());
@@ -92,32 +116,59 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, ui: &Ui) -> Result<Outcome> {
         "{} requests per second for {} s; a pod dies every {} s, a picker is replaced {} times",
         args.rate, args.seconds, args.kill_every, args.replacements
     ));
-    let talking = Conversing { url, client: Client::default(), started, ledger: Arc::clone(&ledger) };
-    let sending = talking.run(duration, args.rate, Users::new(rng.random()));
-    let (sent, killed, replaced, growth, ()) = tokio::join!(
-        sending,
-        chaos.kill_pods(duration, Duration::from_secs(args.kill_every.into())),
-        chaos.replace_pickers(duration, args.replacements),
-        memory.watch(duration),
-        progress(duration, &ledger, ui),
-    );
-    let (deaths, pickers_replaced) = (killed?, replaced?);
-    sent?.join_all().await;
+    let waiting = TaskTracker::new();
+    let talking = Conversing {
+        url,
+        client: Client::default(),
+        started,
+        ledger: Arc::clone(&ledger),
+        waiting: waiting.clone(),
+    };
+    let parts = async {
+        tokio::try_join!(
+            talking.run(duration, args.rate, Users::new(rng.random())),
+            chaos.kill_pods(duration, Duration::from_secs(args.kill_every.into())),
+            chaos.replace_pickers(duration, args.replacements),
+            memory.watch(duration),
+        )
+    };
+    let cut = tokio::select! {
+        ended = interrupt.unless(parts) => match ended {
+            Some(Ok(_)) => None,
+            Some(Err(error)) => Some(format!("the run was cut short: {error:#}")),
+            None => Some("the run was interrupted".to_owned()),
+        },
+        never = progress(duration, &ledger, ui) => match never {},
+    };
+    waiting.close();
+    match cut {
+        None => waiting.wait().await,
+        // What is not answered by then is told.
+        Some(_) => timeout(LAST_ANSWERS, waiting.wait()).await.unwrap_or(()),
+    }
     sleep(LOG_FLUSH).await;
-    let log = std::fs::read(cluster.files().access_log()).context("read Envoy's access log")?;
-    let log = access_log::parse(&String::from_utf8_lossy(&log))
-        .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))?;
+    let (log, unread) = match access_entries(cluster) {
+        Ok(log) => (log, None),
+        Err(error) => (Vec::new(), Some(format!("no failure is excused: {error:#}"))),
+    };
+    let (deaths, pickers_replaced) = chaos.done();
     let requests = ledger.lock().judge(&log, &deaths);
-    let growth = growth?;
+    let growth = memory.growth();
     let problems = problems(&requests, &growth, (deaths.len(), args));
     Ok(Outcome {
         seconds: started.elapsed().as_secs_f64(),
         requests,
         pods_killed: deaths.len(),
         pickers_replaced,
+        problems: cut.into_iter().chain(unread).chain(problems).collect(),
         memory: growth,
-        problems,
     })
+}
+
+fn access_entries(cluster: &Cluster) -> Result<Vec<AccessEntry>> {
+    let log = std::fs::read(cluster.files().access_log()).context("read Envoy's access log")?;
+    access_log::parse(&String::from_utf8_lossy(&log))
+        .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))
 }
 
 /// The users' side.
@@ -126,14 +177,15 @@ struct Conversing {
     client: Client,
     started: Stopwatch,
     ledger: Arc<Mutex<Ledger>>,
+    /// A task for each request that is to be answered.
+    waiting: TaskTracker,
 }
 
 impl Conversing {
-    /// Sends at an even pace; returns when all is sent, with what is still to be answered.
-    async fn run(&self, duration: Duration, rate: u32, users: Users) -> Result<JoinSet<()>> {
+    /// Sends at an even pace; returns when all is sent.
+    async fn run(&self, duration: Duration, rate: u32, users: Users) -> Result<()> {
         let users = Arc::new(Mutex::new(users));
         let mut beat = Beat::start(Duration::from_secs(1) / rate)?;
-        let mut requests = JoinSet::new();
         let mut number = 0_u64;
         while self.started.elapsed() < duration {
             beat.tick().await;
@@ -143,7 +195,7 @@ impl Conversing {
             let (ledger, started) = (Arc::clone(&self.ledger), self.started);
             let sent_at = started.elapsed();
             ledger.lock().n_sent += 1;
-            requests.spawn(async move {
+            self.waiting.spawn(async move {
                 let reply = client.post(&url, &[], turn.body).await;
                 let ended_at = started.elapsed();
                 let sent = Sent { number, sent_at, ended_at };
@@ -153,18 +205,17 @@ impl Conversing {
                 users.lock().answered(turn.user, answer.as_ref().ok().map(|chat| chat.content.as_str()));
                 ledger.lock().note(sent, answer.map(|chat| chat.usage));
             });
-            while requests.try_join_next().is_some() {}
             number += 1;
         }
-        Ok(requests)
+        Ok(())
     }
 }
 
-async fn progress(duration: Duration, ledger: &Mutex<Ledger>, ui: &Ui) {
+async fn progress(duration: Duration, ledger: &Mutex<Ledger>, ui: &Ui) -> Infallible {
     let started = Stopwatch::start();
     let mut ticks = interval(PROGRESS);
     ticks.tick().await;
-    while started.elapsed() + PROGRESS < duration {
+    loop {
         ticks.tick().await;
         let (n_sent, n_answered, n_failed) = ledger.lock().counts();
         let seconds = started.elapsed().as_secs();

@@ -4,6 +4,7 @@
 //! state directory, which the kernel releases however it ends. `state.json` tells the others where everything is.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,12 +16,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::envoy::write_whole;
 use crate::cluster::programs::Programs;
 use crate::cluster::{Cluster, Event, Options, Progress, Status, log_tail};
+use crate::interrupt::Interrupt;
 
 /// Between two looks at another process's files.
 const POLL: Duration = Duration::from_millis(50);
@@ -56,7 +57,8 @@ struct Order {
     programs: Programs,
 }
 
-/// Starts a detached cluster and returns its state when it is ready; progress is passed on meanwhile.
+/// Starts a detached cluster and returns its state when it is ready; progress is passed on meanwhile. `None`: `stop` has
+/// resolved before, and everything has ended.
 ///
 /// # Errors
 /// When one is up already, naming its pid and addresses; when it cannot be started, with the reason.
@@ -65,7 +67,9 @@ pub async fn up(
     options: &Options,
     programs: &Programs,
     progress: &Progress,
-) -> Result<State> {
+    stop: impl Future<Output = ()>,
+) -> Result<Option<State>> {
+    tokio::pin!(stop);
     std::fs::create_dir_all(state_dir).with_context(|| format!("create {}", state_dir.display()))?;
     if let Some(state) = status(state_dir)? {
         bail!("a cluster is up already ({}): end it with `e2e down`", describe(&state));
@@ -95,12 +99,22 @@ pub async fn up(
         pass_on(state_dir, &mut n_events, progress);
         let state = read_state(state_dir)?;
         match (state.as_ref().map(|state| &state.phase), ended) {
-            (Some(Phase::Running { .. }), None) => return state.context("the state is gone"),
+            (Some(Phase::Running { .. }), None) => return Ok(state),
             (Some(Phase::Failed { error }), _) => bail!("{error}"),
             (_, Some(status)) => {
                 bail!("the supervisor has ended ({status}):\n{}", log_tail(&log_file(state_dir), TAIL_LINES))
             }
-            (Some(Phase::Starting) | None, None) => sleep(POLL).await,
+            (Some(Phase::Starting) | None, None) => {}
+        }
+        tokio::select! {
+            () = sleep(POLL) => {}
+            () = &mut stop => {
+                // Whether it has the lock already or not: it is this command's own child.
+                terminate(supervisor.id().context("the supervisor has no id")?)?;
+                let ended = timeout(DOWN, supervisor.wait()).await;
+                ended.with_context(|| format!("the supervisor has not ended after {DOWN:?}"))??;
+                return Ok(None);
+            }
         }
     }
 }
@@ -110,6 +124,7 @@ pub async fn up(
 /// # Errors
 /// Why the cluster could not be started or kept; the state file says so, too.
 pub async fn supervise(state_dir: &Path) -> Result<()> {
+    let interrupt = Interrupt::listen()?;
     // Out of the terminal's session: closing it must not end the cluster. Fails for a group leader, who needs none.
     let _ = setsid();
     let _lock = own(state_dir).await?;
@@ -122,7 +137,7 @@ pub async fn supervise(state_dir: &Path) -> Result<()> {
         phase: Phase::Starting,
     };
     write_state(state_dir, &state)?;
-    let outcome = keep(state_dir, &mut state, options, programs).await;
+    let outcome = keep(state_dir, &mut state, (options, programs), &interrupt).await;
     if let Err(error) = &outcome {
         state.phase = Phase::Failed { error: format!("{error:#}") };
         write_state(state_dir, &state)?;
@@ -130,25 +145,24 @@ pub async fn supervise(state_dir: &Path) -> Result<()> {
     outcome
 }
 
-async fn keep(state_dir: &Path, state: &mut State, options: Options, programs: Programs) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+async fn keep(
+    state_dir: &Path,
+    state: &mut State,
+    (options, programs): (Options, Programs),
+    interrupt: &Interrupt,
+) -> Result<()> {
     let events = events_file(state_dir);
     let progress: Progress = Arc::new(move |event| {
         // Nobody can be told that telling failed.
         let _ = append_event(&events, &event);
     });
-    let mut cluster = tokio::select! {
-        cluster = Cluster::start(options, programs, progress) => cluster?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
-    };
+    let started = Cluster::start_unless(options, programs, progress, interrupt.requested()).await?;
+    let Some(mut cluster) = started else { return remove_state(state_dir) };
     state.phase = Phase::Running { status: Status::clone(&cluster.status()) };
     write_state(state_dir, state)?;
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = interrupt.requested() => break,
             status = cluster.changed() => match status {
                 Some(status) => {
                     state.phase = Phase::Running { status: Status::clone(&status) };
@@ -159,7 +173,7 @@ async fn keep(state_dir: &Path, state: &mut State, options: Options, programs: P
         }
     }
     cluster.stop().await?;
-    std::fs::remove_file(state_file(state_dir)).context("remove the state file")
+    remove_state(state_dir)
 }
 
 /// The running cluster's state, with its newest status; `None` when none is up.
@@ -179,8 +193,8 @@ pub fn status(state_dir: &Path) -> Result<Option<State>> {
 /// When it does not end in time.
 pub async fn down(state_dir: &Path) -> Result<bool> {
     let Some(state) = status(state_dir)? else { return Ok(false) };
-    let pid = Pid::from_raw(i32::try_from(state.pid)?);
-    kill(pid, Signal::SIGTERM).with_context(|| format!("end the supervisor {pid}"))?;
+    let pid = state.pid;
+    terminate(pid)?;
     let gone = async {
         while lock(state_dir)?.is_none() {
             sleep(POLL).await;
@@ -203,7 +217,11 @@ pub fn logs(state_dir: &Path, part: &str) -> Result<Vec<PathBuf>> {
         std::fs::read_to_string(order_file(state_dir)).context("no cluster was started yet: see `e2e up`")?;
     let order: Order = serde_json::from_str(&text).context("parse what was started")?;
     let dir = order.options.run_dir.join("logs");
-    let entries = std::fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
+    let entries = match std::fs::read_dir(&dir) {
+        // A cluster that starts has removed those of the last one.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("read {}", dir.display()))?,
+    };
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry?;
@@ -213,6 +231,11 @@ pub fn logs(state_dir: &Path, part: &str) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+fn terminate(pid: u32) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM)
+        .with_context(|| format!("end the supervisor {pid}"))
 }
 
 /// The lock that a supervisor holds while it lives; `None` when one does.
@@ -265,6 +288,10 @@ fn read_state(state_dir: &Path) -> Result<Option<State>> {
 
 fn write_state(state_dir: &Path, state: &State) -> Result<()> {
     write_whole(&state_file(state_dir), &serde_json::to_string_pretty(state)?)
+}
+
+fn remove_state(state_dir: &Path) -> Result<()> {
+    std::fs::remove_file(state_file(state_dir)).context("remove the state file")
 }
 
 fn append_event(path: &Path, event: &Event) -> Result<()> {

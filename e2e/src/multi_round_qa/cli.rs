@@ -11,11 +11,11 @@ use clap::{Args, Parser};
 use indicatif::ProgressBar;
 
 use crate::cli::End;
+use crate::interrupt::Interrupt;
 use crate::multi_round_qa::records::{self, Colours, Summary, Window};
 use crate::multi_round_qa::run::{Listener, Measured, Questions, Settings, run};
 use crate::multi_round_qa::schedule::{Pace, Plan};
 use crate::multi_round_qa::sharegpt;
-use crate::run::interrupted;
 use crate::ui;
 
 /// Where the original looks for conversations.
@@ -123,20 +123,16 @@ pub async fn command(args: QaArgs) -> Result<End> {
         ui::print(&processed(path)?.text(colours()));
         return Ok(End::Good);
     }
+    let interrupt = Interrupt::listen()?;
     let settings = args.settings()?;
     let console = Console::new(args.talk);
-    let mut was_interrupted = false;
-    let stop = async {
-        interrupted().await;
-        was_interrupted = true;
-    };
-    let Measured { summary, failures, .. } = run(&settings, &console, stop).await?;
+    let Measured { summary, failures, .. } = run(&settings, &console, interrupt.requested()).await?;
     console.bar.finish_and_clear();
     ui::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&summary.json())?),
         false => summary.text(colours()),
     });
-    Ok(match (failures.is_empty(), was_interrupted && settings.duration.is_some()) {
+    Ok(match (failures.is_empty(), interrupt.is_requested() && settings.duration.is_some()) {
         (_, true) => End::Interrupted,
         (true, false) => End::Good,
         (false, false) => End::Failed,

@@ -1,6 +1,7 @@
 //! What goes wrong on purpose, and when it did.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -30,16 +31,23 @@ pub(super) struct Chaos<'a> {
     cluster: &'a Cluster,
     started: Stopwatch,
     rng: Mutex<ChaCha8Rng>,
+    deaths: Mutex<Vec<Death>>,
+    n_replaced: AtomicUsize,
 }
 
 impl<'a> Chaos<'a> {
     pub(super) fn new(cluster: &'a Cluster, started: Stopwatch, rng: ChaCha8Rng) -> Self {
-        Self { cluster, started, rng: Mutex::new(rng) }
+        let (deaths, n_replaced) = (Mutex::default(), AtomicUsize::new(0));
+        Self { cluster, started, rng: Mutex::new(rng), deaths, n_replaced }
     }
 
-    /// Kills a pod every `period`, each of them replaced by another; returns when each one died.
-    pub(super) async fn kill_pods(&self, duration: Duration, period: Duration) -> Result<Vec<Death>> {
-        let mut deaths = Vec::new();
+    /// When each pod died so far, and how often a picker was replaced.
+    pub(super) fn done(&self) -> (Vec<Death>, usize) {
+        (self.deaths.lock().clone(), self.n_replaced.load(Ordering::Relaxed))
+    }
+
+    /// Kills a pod every `period`, each of them replaced by another.
+    pub(super) async fn kill_pods(&self, duration: Duration, period: Duration) -> Result<()> {
         let mut due = period;
         while due + QUIET_END < duration {
             sleep(due.saturating_sub(self.started.elapsed())).await;
@@ -51,24 +59,25 @@ impl<'a> Chaos<'a> {
             let victim = &pods[self.rng.lock().random_range(0..pods.len())];
             let from = self.started.elapsed();
             self.cluster.kill_pod(&victim.name).await.with_context(|| format!("kill {}", victim.name))?;
-            deaths.push(Death { address: victim.address, from, until: self.started.elapsed() });
+            let until = self.started.elapsed();
+            self.deaths.lock().push(Death { address: victim.address, from, until });
         }
         sleep(duration.saturating_sub(self.started.elapsed())).await;
-        Ok(deaths)
+        Ok(())
     }
 
-    /// Replaces a picker `count` times, evenly over the time, one after the other; returns how often it did.
-    pub(super) async fn replace_pickers(&self, duration: Duration, count: u32) -> Result<usize> {
-        let mut n_replaced = 0;
-        for number in 1..=count {
+    /// Replaces a picker `count` times, evenly over the time, one after the other.
+    pub(super) async fn replace_pickers(&self, duration: Duration, count: u32) -> Result<()> {
+        for (number, turn) in (1..=count).zip(0_usize..) {
             let due = duration * number / (count + 1);
             sleep(due.saturating_sub(self.started.elapsed())).await;
             let pickers = self.cluster.status().pickers.clone();
-            let picker = &pickers[n_replaced % pickers.len()];
+            let idx = turn.checked_rem(pickers.len()).context("no picker is left that could be replaced")?;
+            let picker = &pickers[idx];
             let replaced = self.cluster.replace_picker(&picker.name).await;
             replaced.with_context(|| format!("replace {}", picker.name))?;
-            n_replaced += 1;
+            self.n_replaced.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(n_replaced)
+        Ok(())
     }
 }

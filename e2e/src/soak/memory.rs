@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{interval, sleep};
@@ -33,6 +34,7 @@ pub(super) struct Memory<'a> {
     cluster: &'a Cluster,
     started: Stopwatch,
     client: Client,
+    lives: Mutex<Lives>,
 }
 
 /// Samples by process: a picker that was replaced is another process.
@@ -41,12 +43,16 @@ struct Lives(BTreeMap<String, Vec<f64>>);
 
 impl<'a> Memory<'a> {
     pub(super) fn new(cluster: &'a Cluster, started: Stopwatch) -> Self {
-        Self { cluster, started, client: Client::default() }
+        Self { cluster, started, client: Client::default(), lives: Mutex::default() }
+    }
+
+    /// By what was sampled so far.
+    pub(super) fn growth(&self) -> Vec<Growth> {
+        self.lives.lock().growth()
     }
 
     /// Samples until the time is over.
-    pub(super) async fn watch(&self, duration: Duration) -> Result<Vec<Growth>> {
-        let mut lives = Lives::default();
+    pub(super) async fn watch(&self, duration: Duration) -> Result<()> {
         let mut generations: BTreeMap<String, u32> = BTreeMap::new();
         let mut was_running: BTreeMap<String, bool> = BTreeMap::new();
         let mut ticks = interval(PERIOD);
@@ -63,15 +69,17 @@ impl<'a> Memory<'a> {
                 let text = reply.text();
                 let bytes = text.lines().find_map(|line| line.strip_prefix(RESIDENT)?.parse::<f64>().ok());
                 let name = format!("{} #{generation}", picker.name);
-                lives.note(name, bytes.with_context(|| format!("{url} lacks {RESIDENT}"))?);
+                let bytes = bytes.with_context(|| format!("{url} lacks {RESIDENT}"))?;
+                self.lives.lock().note(name, bytes);
             }
             let reply = self.client.get(&format!("http://{}/memory", status.admin)).await?;
             let memory: Value = serde_json::from_slice(&reply.body).context("read Envoy's memory")?;
             let allocated = memory["allocated"].as_str().and_then(|bytes| bytes.parse::<f64>().ok());
-            lives.note("envoy, allocated".to_owned(), allocated.context("Envoy does not tell its memory")?);
+            let allocated = allocated.context("Envoy does not tell its memory")?;
+            self.lives.lock().note("envoy, allocated".to_owned(), allocated);
         }
         sleep(duration.saturating_sub(self.started.elapsed())).await;
-        Ok(lives.growth())
+        Ok(())
     }
 }
 
@@ -80,16 +88,16 @@ impl Lives {
         self.0.entry(process).or_default().push(bytes);
     }
 
-    fn growth(self) -> Vec<Growth> {
-        let growth = |(process, samples): (String, Vec<f64>)| {
+    fn growth(&self) -> Vec<Growth> {
+        let growth = |(process, samples): (&String, &Vec<f64>)| {
             let last = *samples.last()?;
             let half_way = samples[samples.len() / 2];
             let is_picker = process.contains('#');
             let most = samples.iter().copied().fold(0.0, f64::max);
             let grown = if samples.len() < MIN_SAMPLES { 0.0 } else { last - half_way };
-            Some(Growth { process, is_picker, half_way, grown, most })
+            Some(Growth { process: process.clone(), is_picker, half_way, grown, most })
         };
-        self.0.into_iter().filter_map(growth).collect()
+        self.0.iter().filter_map(growth).collect()
     }
 }
 

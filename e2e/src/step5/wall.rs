@@ -11,11 +11,12 @@ use crate::cli::ClusterArgs;
 use crate::cluster::programs::Programs;
 use crate::cluster::{Cluster, Fresh};
 use crate::evidence::picker::parse_decisions;
+use crate::interrupt::Interrupt;
 use crate::load::client::Client;
 use crate::multi_round_qa::records::Summary;
 use crate::multi_round_qa::run::{self as qa, Answered, Listener, Measured, Questions, Repeatable, Settings};
 use crate::multi_round_qa::sharegpt::Entry;
-use crate::run::{interrupted, options};
+use crate::run::options;
 use crate::stats::as_f64;
 use crate::step5::COMMAND;
 use crate::step5::judge::{COLD_TOKENS, Figures};
@@ -48,19 +49,22 @@ pub struct Plan {
 /// # Errors
 /// When the cluster cannot be started, or a request fails.
 pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>> {
+    let interrupt = Interrupt::listen()?;
     let ui = Ui::new(plan.cluster.verbose);
     let mut options = options(&plan.cluster, &plan.report_dir.join("step5"));
     (options.replicas, options.time_scale) = (Some(plan.n_pods), plan.time_scale);
     options.engine_args = ["--latency-preset", &plan.latency, "--jitter", "0"].map(str::to_owned).to_vec();
     options.picker_args = vec!["--seed".to_owned(), plan.picker_seed.to_string()];
-    let programs = Programs::resolve(&plan.cluster.programs, &ui.progress()).await?;
+    let resolved = interrupt.unless(Programs::resolve(&plan.cluster.programs, &ui.progress())).await;
+    let Some(programs) = resolved.transpose()? else { return Ok(None) };
     ui.step("starting pods, picker and Envoy");
     let anew = Fresh {
         engine_args: options.engine_args.clone(),
         picker_args: options.picker_args.clone(),
         ..Fresh::default()
     };
-    let cluster = Cluster::start(options, programs, ui.progress()).await?;
+    let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
+    let Some(cluster) = started else { return Ok(None) };
     let sides = async {
         let plain = side(&cluster, plan, entries, ("http", "8080", &ui)).await?;
         // Empty caches, and a picker that has seen nothing.
@@ -70,10 +74,7 @@ pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>>
         let picks = picks(&cluster, picked.1, &kept_at).await?;
         anyhow::Ok([plain.0, Figures { picks, ..picked.0 }])
     };
-    let sides = tokio::select! {
-        sides = sides => Some(sides),
-        () = interrupted() => None,
-    };
+    let sides = interrupt.unless(sides).await;
     ui.step("ending every process");
     cluster.stop().await?;
     ui.finish();

@@ -1,17 +1,24 @@
 //! The local provider with stubs for its programs: what it starts, replaces, writes and ends.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use e2e::cluster::supervisor::{self, Phase};
-use e2e::cluster::{Cluster, Event, Fresh, Options, Status};
+use anyhow::Result;
+use e2e::cluster::programs::Programs;
+use e2e::cluster::supervisor::{self, Phase, State};
+use e2e::cluster::{Cluster, Event, Fresh, Options, Progress, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
 use crate::stubs::{Lab, free_port, read, tutorial, until};
+
+async fn up(state_dir: &Path, options: &Options, programs: &Programs, progress: &Progress) -> Result<State> {
+    let up = supervisor::up(state_dir, options, programs, progress, std::future::pending()).await?;
+    Ok(up.expect("nothing stops it"))
+}
 
 fn names(status: &Status) -> Vec<&str> {
     status.pods.iter().map(|pod| pod.name.as_str()).collect()
@@ -261,9 +268,9 @@ async fn up_refuses_a_second_one_and_down_ends_the_first() {
     let state_dir = lab.dir.path().join("state");
     assert_eq!(supervisor::status(&state_dir).unwrap(), None);
     let (options, programs, progress) = (lab.options(), &lab.programs, lab.progress());
-    let state = supervisor::up(&state_dir, &options, programs, &progress).await.unwrap();
+    let state = up(&state_dir, &options, programs, &progress).await.unwrap();
     assert!(matches!(&state.phase, Phase::Running { status } if status.pods.len() == 2), "{state:?}");
-    let refused = supervisor::up(&state_dir, &options, programs, &progress).await.unwrap_err().to_string();
+    let refused = up(&state_dir, &options, programs, &progress).await.unwrap_err().to_string();
     assert!(
         refused.contains(&format!("pid {}", state.pid))
             && refused.contains(&format!("127.0.0.1:{}", lab.ports[1])),
@@ -281,12 +288,12 @@ async fn nothing_outlives_a_killed_supervisor() {
     let lab = Lab::new();
     let state_dir = lab.dir.path().join("state");
     let (options, progress) = (lab.options(), lab.progress());
-    let state = supervisor::up(&state_dir, &options, &lab.programs, &progress).await.unwrap();
+    let state = up(&state_dir, &options, &lab.programs, &progress).await.unwrap();
     assert_eq!(lab.alive().len(), 4);
     kill(Pid::from_raw(state.pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
     until("every stub has ended", || lab.alive().is_empty()).await;
     assert_eq!(supervisor::status(&state_dir).unwrap(), None);
-    let again = supervisor::up(&state_dir, &options, &lab.programs, &progress).await.unwrap();
+    let again = up(&state_dir, &options, &lab.programs, &progress).await.unwrap();
     assert_ne!(again.pid, state.pid);
     supervisor::down(&state_dir).await.unwrap();
 }

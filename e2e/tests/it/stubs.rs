@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -60,6 +61,17 @@ impl Lab {
         let lab = Self { dir, programs, ports, events: Arc::default() };
         lab.write(&manifests);
         lab
+    }
+
+    /// The driver itself with the stubs; `flags` begin with its subcommand.
+    pub(crate) fn driver(&self, flags: &str) -> Command {
+        let dir = self.dir.path();
+        let mut driver = Command::new(env!("CARGO_BIN_EXE_e2e"));
+        driver.args(flags.split_whitespace());
+        driver.arg("--manifests").arg(dir.join("manifests")).arg("--bin-dir").arg(dir.join("bin"));
+        driver.env("ENVOY_BIN", &self.programs.envoy).env("WARMPATH_STATE_DIR", dir.join("state"));
+        driver.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        driver
     }
 
     pub(crate) fn options(&self) -> Options {

@@ -1,0 +1,85 @@
+//! SIGTERM and Ctrl-C at any moment: the driver ends what it has started, and says that it was interrupted.
+
+#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+
+use std::process::Child;
+
+use e2e::cluster::supervisor::{self, Phase};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::stubs::{Lab, until};
+
+/// Exit code of an interrupted command.
+const INTERRUPTED: i32 = 130;
+
+/// When the signal is sent.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// The command has written what its supervisor shall start, which may not run yet.
+    Ordered,
+    /// So many stubs of that role run.
+    Started(&'static str, usize),
+}
+
+async fn interrupt(lab: &Lab, driver: &mut Child, moment: Moment, signal: Signal) {
+    let order = lab.dir.path().join("state/order.json");
+    until(&format!("{moment:?}"), || match moment {
+        Moment::Ordered => order.exists(),
+        Moment::Started(role, n) => lab.n_alive(role) >= n,
+    })
+    .await;
+    kill(Pid::from_raw(driver.id().try_into().unwrap()), signal).unwrap();
+}
+
+/// Interrupts a command at the moment, and expects that nothing is left when it has ended.
+async fn check(flags: &str, moment: Moment, signal: Signal) {
+    let lab = Lab::new();
+    let mut driver = lab.driver(flags).spawn().unwrap();
+    interrupt(&lab, &mut driver, moment, signal).await;
+    let ended = driver.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(INTERRUPTED), "{flags} at {moment:?}: {said}");
+    assert_eq!(lab.alive(), Vec::<String>::new(), "{flags} at {moment:?}");
+    assert_eq!(supervisor::status(&lab.dir.path().join("state")).unwrap(), None, "{flags} at {moment:?}");
+}
+
+const SOON: [Moment; 4] = [
+    Moment::Started("engine", 1),
+    Moment::Started("engine", 2),
+    Moment::Started("picker", 1),
+    Moment::Started("envoy", 1),
+];
+
+#[tokio::test]
+async fn up_leaves_nothing_behind() {
+    check("up", Moment::Ordered, Signal::SIGTERM).await;
+    check("up", Moment::Ordered, Signal::SIGINT).await;
+    for moment in SOON {
+        check("up", moment, Signal::SIGTERM).await;
+    }
+}
+
+/// The control: an `up` that nobody interrupts leaves its cluster for `down`.
+#[tokio::test]
+async fn up_leaves_the_cluster_when_it_has_ended() {
+    let lab = Lab::new();
+    let state_dir = lab.dir.path().join("state");
+    let ended = lab.driver("up").spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    let state = supervisor::status(&state_dir).unwrap().unwrap();
+    assert!(matches!(state.phase, Phase::Running { .. }) && lab.alive().len() == 4, "{state:?}");
+    assert!(supervisor::down(&state_dir).await.unwrap());
+    assert_eq!(lab.alive(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn runs_leave_nothing_behind() {
+    for (idx, moment) in SOON.into_iter().enumerate() {
+        let signal = if idx % 2 == 0 { Signal::SIGINT } else { Signal::SIGTERM };
+        check("run --report-dir report", moment, signal).await;
+        check("soak --replacements 0", moment, signal).await;
+    }
+    check("step5 --wall", Moment::Started("engine", 1), Signal::SIGTERM).await;
+    check("overhead", Moment::Started("engine", 1), Signal::SIGTERM).await;
+}
