@@ -5,6 +5,8 @@ use bytes::Bytes;
 use epp::body::{Api, BodyScanner};
 use prefix_index::chain::{Chain, ChainSeed};
 use prefix_index::schedule::bytes_in_blocks;
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::{prop_assert_eq, proptest};
 use serde_json::{Value, json};
 
 const SEED: ChainSeed<'_> = ChainSeed { target_model: "m", adapter: None, cache_salt: None };
@@ -468,4 +470,50 @@ fn a_prompt_of_an_array_is_known_alone() {
     let both = chains(Api::Completions, &both, both.len());
     let alone = prompts.map(|prompt| chain(Api::Completions, &json!({"model": "m", "prompt": prompt})));
     assert_eq!(both, alone);
+}
+
+fn content() -> impl Strategy<Value = Value> {
+    let text =
+        || prop_oneof![any::<String>(), Just("x-anthropic-billing-".to_owned()), Just(words("w", 300))];
+    let part = prop_oneof![
+        text().prop_map(Value::from),
+        text().prop_map(|text| json!({"type": "text", "text": text})),
+        text().prop_map(
+            |text| json!({"text": text, "type": "input_text", "cache_control": {"type": "ephemeral"}})
+        ),
+        Just(json!({"type": "text"})),
+    ];
+    prop_oneof![
+        text().prop_map(Value::from),
+        Just(Value::Null),
+        proptest::collection::vec(part, 0..4).prop_map(Value::from),
+    ]
+}
+
+fn message() -> impl Strategy<Value = Value> {
+    let role = prop_oneof![Just("system"), Just("user"), Just("assistant"), Just("tool")];
+    let name = prop_oneof![
+        Just(Value::Null),
+        any::<String>().prop_map(Value::from),
+        Just(json!([{"content": "no"}]))
+    ];
+    // The role first, as clients write it: otherwise the chat is not hashed as it arrives.
+    (role, content(), name).prop_map(|(role, content, name)| json!([role, content, name]))
+}
+
+proptest! {
+    /// A chat is hashed as it arrives, or read again for the sake of a field beside its messages: to the same text.
+    #[test]
+    fn what_is_hashed_at_once_and_what_is_read_again_are_the_same(
+        messages in proptest::collection::vec(message(), 1..6), size in 1..80_usize
+    ) {
+        let texts: Vec<String> = messages
+            .iter()
+            .map(|message| format!(r#"{{"role":{},"content":{},"name":{}}}"#, message[0], message[1], message[2]))
+            .collect();
+        let body = |more: &str| format!(r#"{{"messages":[{}],{more}"model":"m"}}"#, texts.join(","));
+        let at_once = chains(Api::Chat, &body(""), size);
+        let read_again = chains(Api::Chat, &body("\"tools\":[],"), size);
+        prop_assert_eq!(at_once, read_again);
+    }
 }
