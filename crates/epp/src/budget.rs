@@ -66,6 +66,11 @@ impl Reservation {
         Ok(())
     }
 
+    /// Another one of the same budget, of nothing yet.
+    pub(crate) fn another(&self) -> Self {
+        self.budget.reserve()
+    }
+
     /// Gives all back.
     pub fn release(&mut self) {
         let n_bytes = std::mem::take(&mut self.n_bytes);

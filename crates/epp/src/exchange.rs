@@ -146,7 +146,7 @@ impl<L> Exchange<L> {
     #[must_use]
     pub fn new(opening: Opening, held: Reservation) -> Self {
         let request_id = RequestId { text: opening.fresh_request_id.clone(), is_fresh: true };
-        let responding = Responding::new(opening.compat, opening.max_body_bytes);
+        let responding = Responding::new(opening.compat, opening.max_body_bytes, held.another());
         Self {
             opening,
             modes: Modes::default(),

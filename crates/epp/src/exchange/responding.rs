@@ -9,6 +9,7 @@ use inference_api::keys;
 
 use super::BodyMode;
 use super::room::Room;
+use crate::budget::Reservation;
 use crate::compat::{self, Compat};
 use crate::inquiry::header_value;
 use crate::reply::{self, Pieces};
@@ -26,7 +27,7 @@ pub struct ResponseReport {
     pub complete: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Responding {
     /// The name that the client asked for, as a JSON string, where the request was renamed.
     pub(crate) restore: Option<Bytes>,
@@ -42,11 +43,26 @@ pub(crate) struct Responding {
     max_held: usize,
     /// What is held back, where responses are sent on whole.
     held: Option<Vec<Bytes>>,
+    n_held: usize,
+    /// Room for what is held back.
+    room: Reservation,
 }
 
 impl Responding {
-    pub(crate) fn new(compat: Compat, max_held: usize) -> Self {
-        Self { compat, max_held, ..Self::default() }
+    pub(crate) fn new(compat: Compat, max_held: usize, room: Reservation) -> Self {
+        Self {
+            restore: None,
+            reason: None,
+            served: None,
+            reader: None,
+            status: None,
+            complete: false,
+            compat,
+            max_held,
+            held: None,
+            n_held: 0,
+            room,
+        }
     }
 
     pub(crate) fn headers(
@@ -123,11 +139,13 @@ impl Responding {
     /// What goes on now: `parts`, all that was held back, or nothing yet.
     fn hold(&mut self, parts: Vec<Bytes>, end_of_stream: bool) -> Option<Vec<Bytes>> {
         let Some(held) = &mut self.held else { return Some(parts) };
+        let n_bytes = parts.iter().map(Bytes::len).sum();
         held.extend(parts);
-        let n_bytes: usize = held.iter().map(Bytes::len).sum();
-        if !end_of_stream && n_bytes <= self.max_held {
+        self.n_held += n_bytes;
+        if !end_of_stream && self.n_held <= self.max_held && self.room.try_grow(n_bytes).is_ok() {
             return None;
         }
+        self.room.release();
         self.held.take()
     }
 

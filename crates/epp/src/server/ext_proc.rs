@@ -13,6 +13,7 @@ use futures::stream::unfold;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::task::coop::consume_budget;
 use tokio::time::sleep_until;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::metadata::MetadataMap;
@@ -152,6 +153,8 @@ impl Conversation {
                 return Ok(Some(answer));
             }
             self.exchange.note_sent();
+            // A frame may hold a thousand small messages; other streams have their turn in between.
+            consume_budget().await;
             let (deadline, fault) = self.deadline();
             let message = tokio::select! {
                 biased;

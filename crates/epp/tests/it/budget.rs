@@ -11,7 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use proptest::prelude::*;
 
 use crate::conversation::{self, Mode, budgeted_exchange, step};
-use crate::fixtures::{Call, Picker, Scenario, TIMEOUTS, modes, post, until};
+use crate::fixtures::program::Program;
+use crate::fixtures::{Call, Picker, Proxy, Scenario, TIMEOUTS, get, modes, post, until};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -31,8 +32,8 @@ async fn metric(picker: &Picker, name: &str) -> usize {
 }
 
 /// A request whose body lacks its last byte.
-async fn upload(picker: &Picker, body: &str, mode: BodySendMode) -> Call {
-    let mut call = picker.proxy().await.open().await;
+async fn upload(proxy: &Proxy, body: &str, mode: BodySendMode) -> Call {
+    let mut call = proxy.open().await;
     call.send_headers(Some(modes(mode, BodySendMode::None)), &post("/v1/completions"), None, false).await;
     if mode == BodySendMode::Buffered {
         call.next().await;
@@ -46,12 +47,12 @@ async fn upload(picker: &Picker, body: &str, mode: BodySendMode) -> Call {
 
 #[tokio::test]
 async fn three_hundred_slow_uploads_take_no_more_than_the_budget() {
-    let (n_bytes, budget) = (100 * KIB, 8 * MIB);
+    let (n_bytes, budget) = (20 * KIB, MIB);
     let picker = Scenario::new(1).max_buffered_bytes(budget).start().await;
     let body = completion(n_bytes);
     let mut uploads = Vec::new();
     for _ in 0..300 {
-        uploads.push(upload(&picker, &body, BodySendMode::FullDuplexStreamed).await);
+        uploads.push(upload(&picker.proxy().await, &body, BodySendMode::FullDuplexStreamed).await);
     }
     let n_most = budget / n_bytes;
     let refused = r#"epp_refusals_total{outcome="buffers_full"} "#;
@@ -79,13 +80,34 @@ async fn three_hundred_slow_uploads_take_no_more_than_the_budget() {
     assert_eq!(picker.proxy().await.chat(CHAT).await.refused, None);
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn bodies_that_lack_their_last_byte_take_about_their_length() {
+    let (n_bodies, n_bytes) = (12, 3 * MIB);
+    let program = Program::start(1000);
+    let body = completion(n_bytes);
+    let before = program.resident_bytes();
+    let mut uploads = Vec::new();
+    for _ in 0..n_bodies {
+        let proxy = Proxy::connect(program.address("grpc")).await;
+        uploads.push(upload(&proxy, &body, BodySendMode::FullDuplexStreamed).await);
+    }
+    let held = format!("epp_buffered_bytes {}", n_bodies * (n_bytes - 1));
+    let all_came =
+        async || get(program.address("metrics"), "/metrics").await.lines().any(|line| line == held);
+    until(all_came).await;
+    let grown = program.resident_bytes() - before;
+    assert!(grown > n_bodies * n_bytes * 9 / 10, "{grown} bytes cannot be the bodies");
+    assert!(grown < n_bodies * n_bytes * 13 / 10, "{grown} bytes for {} of bodies", n_bodies * n_bytes);
+}
+
 #[tokio::test]
 async fn long_bodies_leave_room_for_short_ones() {
     let picker = Scenario::new(1).max_buffered_bytes(4 * MIB).start().await;
     let body = completion(MIB);
     let mut uploads = Vec::new();
     for _ in 0..4 {
-        uploads.push(upload(&picker, &body, BodySendMode::FullDuplexStreamed).await);
+        uploads.push(upload(&picker.proxy().await, &body, BodySendMode::FullDuplexStreamed).await);
     }
     until(async || metric(&picker, r#"epp_refusals_total{outcome="buffers_full"} "#).await == 1).await;
     assert_eq!(picker.proxy().await.chat(CHAT).await.refused, None);
@@ -103,7 +125,7 @@ async fn room_is_given_back_however_a_stream_ends() {
     let picker = Scenario::new(1).start().await;
     let body = completion(100 * KIB);
     for end in ["is cut", "is answered", "is malformed", "breaks the protocol"] {
-        let mut call = upload(&picker, &body, BodySendMode::FullDuplexStreamed).await;
+        let mut call = upload(&picker.proxy().await, &body, BodySendMode::FullDuplexStreamed).await;
         until(async || metric(&picker, "epp_buffered_bytes ").await == 100 * KIB - 1).await;
         match end {
             "is answered" => {
@@ -133,7 +155,7 @@ async fn a_body_that_does_not_come_is_given_up() {
     ] {
         let picker = Scenario::new(1).body_timeouts(timeouts).start().await;
         for mode in [BodySendMode::FullDuplexStreamed, BodySendMode::Buffered] {
-            let mut call = upload(&picker, &completion(20 * KIB), mode).await;
+            let mut call = upload(&picker.proxy().await, &completion(20 * KIB), mode).await;
             let (code, body, details) = call.full_duplex_answer().await.refused.expect("a refusal");
             assert_eq!((code, details.as_str()), (408, "epp_body_timeout"));
             assert_eq!(body["error"]["message"], expected);
@@ -151,7 +173,7 @@ async fn a_body_that_does_not_come_is_given_up() {
 async fn a_body_that_trickles_in_is_given_up_in_total() {
     let timeouts = Timeouts { idle: 10 * SHORT, total: 5 * SHORT };
     let picker = Scenario::new(1).body_timeouts(timeouts).start().await;
-    let mut call = upload(&picker, &completion(100), BodySendMode::FullDuplexStreamed).await;
+    let mut call = upload(&picker.proxy().await, &completion(100), BodySendMode::FullDuplexStreamed).await;
     for _ in 0..10 {
         call.send_body(b" ", false).await;
         tokio::time::sleep(SHORT).await;
@@ -221,5 +243,22 @@ proptest! {
         }
         drop(held);
         prop_assert_eq!(gauge.get(), 0);
+    }
+}
+
+#[test]
+fn a_response_that_finds_no_room_is_not_held() {
+    let gauge = Gauge::default();
+    for (max_bytes, expected) in [(100_000, 0), (1_000, 1)] {
+        let budget = Arc::new(Budget::new(max_bytes, gauge.clone()));
+        let mut exchange = budgeted_exchange(&budget, MIB, Compat::GieV04);
+        let mut send = |request| step(&mut exchange, Mode::FULL_DUPLEX, request).unwrap();
+        send(conversation::post());
+        send(conversation::body(conversation::BODY, true));
+        send(conversation::response("200", "application/json"));
+        let answers = send(conversation::response_body(&"x".repeat(2_000), false));
+        assert_eq!(answers.len(), expected);
+        drop(exchange);
+        assert_eq!(gauge.get(), 0);
     }
 }

@@ -3,6 +3,7 @@
 mod engine;
 pub(crate) mod http2;
 mod pod;
+pub(crate) mod program;
 mod proxy;
 
 use std::io::Write;
@@ -35,11 +36,11 @@ pub(crate) use self::pod::{Pages, Pod};
 pub(crate) use self::proxy::{Answer, Call, Proxy, http_headers, modes, post};
 
 /// Longest wait for something that must happen; a test fails behind it.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Longer than any test takes.
 pub(crate) const TIMEOUTS: Timeouts =
-    Timeouts { idle: Duration::from_secs(60), total: Duration::from_secs(600) };
+    Timeouts { idle: Duration::from_secs(600), total: Duration::from_secs(600) };
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2

@@ -12,6 +12,8 @@ use crate::fixtures::{Picker, Scenario, until};
 const N_OTHERS: usize = 16;
 /// Length of the body that is cut.
 const BODY_BYTES: usize = 65_535;
+/// Tiny chunks of a response.
+const N_CHUNKS: usize = 20_000;
 
 /// A completion of exactly `n_bytes`.
 fn completion(n_bytes: usize) -> Vec<u8> {
@@ -78,9 +80,9 @@ async fn a_response_of_tiny_chunks_cuts_nobody_else() {
         stream.expect_pick("the request").await;
         stream.send(response_head());
         let chunk = response_body(b"x");
-        (0..BODY_BYTES).for_each(|_| stream.send(chunk.clone()));
+        (0..N_CHUNKS).for_each(|_| stream.send(chunk.clone()));
         let mut n_chunks = 0;
-        while n_chunks < BODY_BYTES {
+        while n_chunks < N_CHUNKS {
             let answer = stream.answer().await.unwrap().expect("the stream goes on");
             n_chunks += usize::from(matches!(answer.response, Some(Response::ResponseBody(_))));
         }
