@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tower::ServiceExt as _;
 
 /// The first byte of the input chooses.
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -27,11 +27,14 @@ const PATHS: [&str; 13] = [
     "/v1/chat/completions/render",
     "/v1/completions/render",
     "/v1/responses/render",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/messages/render",
 ];
 
 /// Short contexts and a clock far ahead of the wall's: the engine is not what is tried here.
-const FLAGS: &str = "mock-vllm serve Qwen/Qwen3-8B --max-model-len 512 --num-gpu-blocks-override 128 \
-    --time-scale 1000000 --enable-prompt-tokens-details \
+const FLAGS: &str = "mock-vllm serve Qwen/Qwen3-8B --served-model-name /model/qwen --max-model-len 512 \
+    --num-gpu-blocks-override 128 --time-scale 1000000 --enable-prompt-tokens-details \
     --enable-lora --allow-runtime-lora-updating --enable-auto-tool-choice --tool-call-parser hermes";
 
 /// Long past what any request may take.

@@ -5,6 +5,7 @@ pub mod lora;
 pub mod request_ids;
 
 mod answer;
+mod anthropic;
 mod body;
 mod caller;
 mod choices;
@@ -172,6 +173,8 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/v1/responses", post(responses))
         .route("/v1/responses/{response_id}", get(stored_response))
         .route("/v1/responses/{response_id}/cancel", post(stored_response))
+        .route("/v1/messages", post(messages_of_anthropic))
+        .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/invocations", post(invocations))
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize_text))
@@ -323,8 +326,33 @@ async fn responses(
 
 async fn stored_response(State(pod): State<Arc<Pod>>, Path(id): Path<String>) -> Response {
     match pod.config.version {
-        VllmVersion::V0_8 => ApiError::plain(StatusCode::NOT_FOUND).into_response(),
+        VllmVersion::V0_8 => framework::not_found(),
         VllmVersion::V0_11 | VllmVersion::V0_33 => responses::stored(&id),
+    }
+}
+
+async fn messages_of_anthropic(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    caller: Caller,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    match json_body(&headers, body) {
+        _ if pod.config.version != VllmVersion::V0_33 => framework::not_found(),
+        Ok(body) => anthropic::respond(pod, caller, body).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn count_tokens(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    match json_body(&headers, body) {
+        _ if pod.config.version != VllmVersion::V0_33 => framework::not_found(),
+        Ok(body) => anthropic::count_tokens(pod, body).await,
+        Err(error) => error.into_response(),
     }
 }
 

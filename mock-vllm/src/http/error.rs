@@ -11,6 +11,9 @@ use serde::Serialize;
 /// Marks an error that is the web framework's.
 const NO_TYPE: &str = "";
 
+/// `type` of an error about the shape of a body.
+const OF_BODY: &str = "Bad Request";
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
@@ -83,7 +86,7 @@ impl ApiError {
 
     /// A body that does not have the shape of a request.
     pub(crate) fn validation(message: String, older_message: String, param: Option<String>) -> Self {
-        let kind = "Bad Request";
+        let kind = OF_BODY;
         Self {
             status: StatusCode::BAD_REQUEST,
             kind,
@@ -91,6 +94,11 @@ impl ApiError {
             older: Some(Box::new(OlderText { kind, message: older_message, oldest: None })),
             param,
         }
+    }
+
+    /// Whether the web framework refused the body before an endpoint saw it.
+    pub(crate) fn is_of_body(&self) -> bool {
+        self.kind == OF_BODY
     }
 
     pub(crate) fn model_not_found(model: &str, valid: &[String]) -> Self {

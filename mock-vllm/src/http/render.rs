@@ -6,7 +6,7 @@ use super::error::ApiError;
 use super::prepare::{Incoming, MeasuredPrompt, rendered};
 use super::request::{DeliveryMode, StreamUsageMode, TextRequest};
 use super::wire::Api;
-use super::{Pod, json_body, responses};
+use super::{Pod, anthropic, json_body, responses};
 use crate::vllm_version::VllmVersion;
 use axum::Router;
 use axum::extract::State;
@@ -27,6 +27,8 @@ const DISABLED: &str =
 enum Rendered {
     Chat,
     Completion,
+    /// Of Anthropic's API.
+    Message,
     Response,
 }
 
@@ -70,6 +72,7 @@ pub(super) fn routes() -> Router<Arc<Pod>> {
     Router::new()
         .route("/v1/chat/completions/render", post(chat))
         .route("/v1/completions/render", post(completion))
+        .route("/v1/messages/render", post(message))
         .route("/v1/responses/render", post(response))
 }
 
@@ -87,6 +90,14 @@ async fn completion(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     render(pod, Rendered::Completion, &headers, body).await
+}
+
+async fn message(
+    State(pod): State<Arc<Pod>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    render(pod, Rendered::Message, &headers, body).await
 }
 
 async fn response(
@@ -119,7 +130,9 @@ async fn render(
     let requests = tokio::task::spawn_blocking(move || generate_requests(&pod, kind, &body)).await;
     match (requests, kind) {
         (Ok(Ok(requests)), Rendered::Completion) => Json(requests).into_response(),
-        (Ok(Ok(requests)), Rendered::Chat | Rendered::Response) => Json(requests.first()).into_response(),
+        (Ok(Ok(requests)), Rendered::Chat | Rendered::Message | Rendered::Response) => {
+            Json(requests.first()).into_response()
+        }
         (Ok(Err(error)), _) => error.into_response(),
         (Err(_panicked), _) => ApiError::engine_dead().into_response(),
     }
@@ -134,11 +147,12 @@ fn generate_requests(pod: &Pod, kind: Rendered, body: &[u8]) -> Result<Vec<Gener
     let (api, request) = match kind {
         Rendered::Chat => (Api::Chat, TextRequest::parse(Api::Chat, version, body)?),
         Rendered::Completion => (Api::Completion, TextRequest::parse(Api::Completion, version, body)?),
+        Rendered::Message => (Api::Chat, anthropic::as_chat(&pod.template, body)?),
         Rendered::Response => (Api::Chat, responses::as_chat(&pod.config, body)?),
     };
     let own_id = request.request_id.clone().unwrap_or_else(|| pod.request_ids.next(body));
     let id_prefix = match kind {
-        Rendered::Chat | Rendered::Completion => api.id_prefix(),
+        Rendered::Chat | Rendered::Completion | Rendered::Message => api.id_prefix(),
         Rendered::Response => "resp_",
     };
     let incoming = Incoming {

@@ -8,13 +8,16 @@ use std::fs;
 use std::path::Path;
 
 /// Every endpoint that takes a body.
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/chat/completions/render",
     "/v1/completions",
     "/v1/completions/render",
     "/v1/responses",
     "/v1/responses/render",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/messages/render",
     "/invocations",
     "/tokenize",
     "/detokenize",
@@ -22,17 +25,19 @@ const PATHS: [&str; 11] = [
     "/debug/lookup",
 ];
 /// Bodies that are right but for the field that is added, by the field.
-const REQUESTS: [(&str, &str); 4] = [
+const REQUESTS: [(&str, &str); 5] = [
     ("/v1/chat/completions", r#""messages":[{"role":"user","content":"hi"}],"max_tokens":2"#),
     ("/v1/completions", r#""prompt":"hi","max_tokens":2"#),
     ("/v1/responses", r#""input":"hi","max_output_tokens":2"#),
+    ("/v1/messages", r#""model":"/model/qwen","max_tokens":2,"messages":[{"role":"user","content":"hi"}]"#),
     ("/tokenize", r#""prompt":"hi""#),
 ];
 const FIELDS: &str = "model messages prompt input max_tokens max_completion_tokens max_output_tokens min_tokens n stream \
     stream_options stream_interval temperature top_p top_k min_p presence_penalty frequency_penalty repetition_penalty \
     stop stop_token_ids seed logprobs top_logprobs prompt_logprobs echo ignore_eos cache_salt priority request_id \
     logit_bias response_format structured_outputs tools tool_choice chat_template_kwargs reasoning_effort documents \
-    instructions previous_response_id continue_final_message prompt_embeds";
+    instructions previous_response_id continue_final_message prompt_embeds system thinking output_config stop_sequences \
+    reasoning text background store parallel_tool_calls";
 /// As JSON that Python reads.
 const ODD_VALUES: [&str; 20] = [
     "NaN",
@@ -57,6 +62,10 @@ const ODD_VALUES: [&str; 20] = [
     r#"{"":{"":[NaN]},"type":"\u0000"}"#,
 ];
 
+/// As the fuzz target starts its pod, as far as it matters which requests get through.
+const FLAGS: &str = "--max-model-len 512 --num-gpu-blocks-override 128 --time-scale 1000000 \
+    --enable-auto-tool-choice --tool-call-parser hermes";
+
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
     let entries = fs::read_dir(folder).expect("the corpus is in the project");
@@ -75,7 +84,7 @@ fn trace_files_end_in_a_result() {
     }
 }
 
-/// Served, or refused as the web framework or vLLM refuses.
+/// Served, or refused as the web framework, vLLM or Anthropic refuses.
 fn is_proper(answer: &Answer) -> bool {
     let status = answer.status;
     if status == StatusCode::OK {
@@ -85,13 +94,14 @@ fn is_proper(answer: &Answer) -> bool {
     let error = &body["error"];
     let is_vllms =
         error["code"] == status.as_u16() && error["message"].is_string() && error["type"].is_string();
-    status.is_client_error() && (is_vllms || body["detail"].is_string())
+    let is_anthropics = body["type"] == "error" && error["type"].is_string() && error["message"].is_string();
+    status.is_client_error() && (is_vllms || is_anthropics || body["detail"].is_string())
 }
 
 /// The first byte of a seed chooses the endpoint in the fuzz target; here each body goes to all of them.
 #[tokio::test]
 async fn bodies_never_kill_the_pod() {
-    let pod = start("--max-model-len 512 --num-gpu-blocks-override 128 --time-scale 1000000").await;
+    let pod = start(FLAGS).await;
     for (name, seed) in corpus("http_bodies") {
         for path in PATHS {
             let answer = pod.post(path, seed[1..].to_vec()).await;
@@ -103,7 +113,7 @@ async fn bodies_never_kill_the_pod() {
 
 #[tokio::test]
 async fn no_value_of_a_field_is_too_odd() {
-    let pod = start("--max-model-len 512 --num-gpu-blocks-override 128 --time-scale 1000000").await;
+    let pod = start(FLAGS).await;
     let mut n_refused = 0;
     for (path, fields) in REQUESTS {
         assert_eq!(pod.post(path, format!("{{{fields}}}")).await.status, StatusCode::OK, "{path} without it");

@@ -83,6 +83,24 @@ async fn a_response_is_rendered_as_the_chat_that_it_asks_for() {
     assert_eq!(rendered["sampling_params"]["max_tokens"], 1);
 }
 
+#[tokio::test]
+async fn a_message_is_rendered_as_the_chat_that_it_asks_for() {
+    const MESSAGES: &str = "/v1/messages";
+    let pod = start("--enable-scale-out").await;
+    let user = json!({"role": "user", "content": "go north"});
+    let message = json!({"model": "/model/qwen", "max_tokens": 1, "system": "be brief", "messages": [user]});
+    let rendered = render(&pod, MESSAGES, &message).await;
+    let messages = [json!({"role": "system", "content": "be brief"}), user];
+    assert_eq!(ids(&rendered), ids(&render(&pod, CHATS, &json!({"messages": messages})).await));
+    assert_eq!(ids(&rendered).len(), prompt_tokens(&pod, MESSAGES, &message).await);
+    // Errors are told as the other renderings tell them.
+    let answer = pod.post("/v1/messages/render", r#"{"model":"gpt","max_tokens":1,"messages":[]}"#).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]["type"]),
+        (StatusCode::NOT_FOUND, &json!("NotFoundError"))
+    );
+}
+
 /// The model's name is checked like any other's; none and the empty one are the base model's.
 #[tokio::test]
 async fn what_the_request_itself_would_be_refused_for_is_refused() {

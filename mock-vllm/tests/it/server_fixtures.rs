@@ -15,6 +15,7 @@ use serde_json::Value;
 use socket2::SockRef;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -155,6 +156,19 @@ impl Answer {
         body.split("\n\n").map(|frame| frame.strip_prefix("data: ").expect("frames are data")).collect()
     }
 
+    /// The events of a stream, whose types are told twice: beside the data and in it.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let body = self.body.strip_suffix("\n\n").expect("the stream ends with a blank line");
+        let events = body.split("\n\n").map(|event| {
+            let event = event.strip_prefix("event: ").expect("the event has a type");
+            let (kind, data) = event.split_once("\ndata: ").expect("the event has data");
+            let data: Value = serde_json::from_str(data).expect("the data is JSON");
+            assert_eq!(data["type"], kind);
+            data
+        });
+        events.collect()
+    }
+
     /// The stream's text, put together.
     pub(crate) fn text(&self) -> String {
         let frames = self.frames().into_iter().filter(|frame| *frame != "[DONE]");
@@ -174,4 +188,13 @@ impl Answer {
         let frame: Value = serde_json::from_str(frames[frames.len() - 2]).expect("frames are JSON");
         frame["usage"].clone()
     }
+}
+
+/// The digest of the last prompt in a request log, and the endpoint that it came to.
+pub(crate) fn last_prompt(log: &Path) -> (String, String) {
+    let text = std::fs::read_to_string(log).expect("the log is readable");
+    let line = text.lines().last().expect("there was a request");
+    let line: Value = serde_json::from_str(line).expect("lines are JSON");
+    let field = |name: &str| line[name].as_str().expect("the prompt was known").to_owned();
+    (field("prompt_sha256"), field("endpoint"))
 }

@@ -1,9 +1,8 @@
 //! `/v1/responses`: which prompt a request becomes, and in which items and events its answer is told.
 
-use crate::server_fixtures::{Answer, TestPod, start};
+use crate::server_fixtures::{Answer, TestPod, last_prompt, start};
 use http::StatusCode;
 use serde_json::{Value, json};
-use std::path::Path;
 
 const TOOLS: &str = "--enable-auto-tool-choice --tool-call-parser hermes";
 
@@ -17,26 +16,6 @@ async fn respond(pod: &TestPod, body: Value) -> Answer {
     let answer = pod.post("/v1/responses", body.to_string()).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
     answer
-}
-
-/// The events of a stream: its types are told twice.
-fn events(answer: &Answer) -> Vec<Value> {
-    let body = answer.body.strip_suffix("\n\n").unwrap();
-    let events = body.split("\n\n").map(|event| {
-        let (kind, data) = event.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
-        let data: Value = serde_json::from_str(data).unwrap();
-        assert_eq!(data["type"], kind);
-        data
-    });
-    events.collect()
-}
-
-/// The digest of the last prompt of the log, and the endpoint that it came to.
-fn last_prompt(log: &Path) -> (String, String) {
-    let text = std::fs::read_to_string(log).unwrap();
-    let line: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    let field = |name: &str| line[name].as_str().unwrap().to_owned();
-    (field("prompt_sha256"), field("endpoint"))
 }
 
 /// Bodies of this API, and the chats that they are.
@@ -181,7 +160,7 @@ async fn a_stream_tells_item_after_item() {
         "name": "search", "parameters": {"type": "object", "properties": {"q": {"const": "x"}}, "required": ["q"]}}]});
     let body = json!({"input": "Use get_weather, web__search and note.", "stream": true,
         "tools": [weather(), search, {"type": "custom", "name": "note"}]});
-    let events = events(&respond(&pod, body.clone()).await);
+    let events = respond(&pod, body.clone()).await.events();
     for (number, event) in events.iter().enumerate() {
         assert_eq!(event["sequence_number"], number);
     }
@@ -246,7 +225,7 @@ async fn an_answer_that_is_cut_off_is_incomplete() {
         (&whole["incomplete_details"]["reason"], &whole["max_output_tokens"]),
         (&json!("max_output_tokens"), &json!(2))
     );
-    let events = events(&respond(&pod, body(true)).await);
+    let events = respond(&pod, body(true)).await.events();
     let last = events.last().unwrap();
     assert_eq!(
         (&last["type"], &last["response"]["status"]),

@@ -1,0 +1,79 @@
+//! The Messages API of Anthropic as vLLM 0.33 serves it, which older ones do not: a message is a chat in other words, and its
+//! answer is told in content blocks.
+
+mod blocks;
+mod chat;
+mod input;
+mod output;
+
+use super::Pod;
+use super::caller::Caller;
+use super::error::ApiError;
+use super::events::{self, Events as _};
+use super::prepare::{Incoming, rendered};
+use super::request::TextRequest;
+use super::wire::Api;
+use crate::tokens::chat_template::ChatTemplate;
+use axum::response::{IntoResponse as _, Json, Response};
+use bytes::Bytes;
+use http::StatusCode;
+use input::{MessagesRequest, Purpose};
+use output::MessageAnswer;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const PATH: &str = "/v1/messages";
+
+/// Answers a request for a message that arrived with `body`.
+pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Response {
+    let template = pod.template.clone();
+    let parse = |body: &[u8]| Ok((as_chat(&template, body)?, MessageAnswer::new));
+    events::respond(pod, PATH, (caller, body), parse).await
+}
+
+/// Tells how many tokens the prompt of `body` has.
+pub(super) async fn count_tokens(pod: Arc<Pod>, body: Bytes) -> Response {
+    let counted = tokio::task::spawn_blocking(move || count(&pod, &body)).await;
+    match counted.unwrap_or_else(|_panicked| Err(ApiError::engine_dead())) {
+        Ok(n_tokens) => {
+            let context = json!({"original_input_tokens": n_tokens});
+            Json(json!({"input_tokens": n_tokens, "context_management": context})).into_response()
+        }
+        Err(error) => MessageAnswer::refusal(error),
+    }
+}
+
+/// The chat that `body` asks for.
+///
+/// # Errors
+/// What a message in answer to it would fail with before it begins.
+pub(super) fn as_chat(template: &ChatTemplate, body: &[u8]) -> Result<TextRequest, ApiError> {
+    MessagesRequest::parse(body, Purpose::Message)?.into_chat(template)
+}
+
+fn count(pod: &Pod, body: &[u8]) -> Result<usize, ApiError> {
+    let request = MessagesRequest::parse(body, Purpose::Count)?.into_chat(&pod.template)?;
+    let incoming = Incoming {
+        api: Api::Chat,
+        request_id: pod.request_ids.next(body).into(),
+        arrival: pod.driver.clock().now(),
+        model: pod.resolve_model(request.model.as_deref())?,
+    };
+    Ok(rendered(pod, &incoming, &request)?.iter().map(|prompt| prompt.ids.len()).sum())
+}
+
+/// vLLM's `translate_error_response`.
+fn error_body(error: &ApiError) -> Value {
+    let kind = match error.status {
+        StatusCode::BAD_REQUEST => "invalid_request_error",
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+        status if status.is_server_error() => "api_error",
+        _ => "invalid_request_error",
+    };
+    json!({"type": "error", "error": {"type": kind, "message": error.message}})
+}
