@@ -141,9 +141,9 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, (ui, interrupt): (&Ui, &Interr
         never = progress(duration, &ledger, ui) => match never {},
     };
     waiting.close();
+    // What is not answered by then is told.
     match cut {
-        None => waiting.wait().await,
-        // What is not answered by then is told.
+        None => interrupt.unless(waiting.wait()).await.unwrap_or(()),
         Some(_) => timeout(LAST_ANSWERS, waiting.wait()).await.unwrap_or(()),
     }
     sleep(LOG_FLUSH).await;

@@ -126,7 +126,8 @@ pub async fn command(args: QaArgs) -> Result<End> {
     let interrupt = Interrupt::listen()?;
     let settings = args.settings()?;
     let console = Console::new(args.talk);
-    let Measured { summary, failures, .. } = run(&settings, &console, interrupt.requested()).await?;
+    let measured = run(&settings, &console, interrupt.requested()).await?;
+    let Some(Measured { summary, failures, .. }) = measured else { return Ok(End::Interrupted) };
     console.bar.finish_and_clear();
     ui::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&summary.json())?),

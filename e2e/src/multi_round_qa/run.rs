@@ -12,7 +12,7 @@ use http::HeaderName;
 use http::header::AUTHORIZATION;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::clock::{Stopwatch, utc_now};
 use crate::load::client::Client;
@@ -29,6 +29,8 @@ const WARM_UPS: u32 = 10;
 const WARM_UP_TOKENS: u32 = 100;
 /// OpenAI's SDK: two more tries, half a second and then a second apart, inside what is measured.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// Longest wait for answers after a stop.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
 
 /// Everything that a run is told.
@@ -147,7 +149,15 @@ struct Run<'a, L> {
     csv: Option<Writer<File>>,
 }
 
-/// Warms up, sends until the time is over or `stop` resolves, and waits for every answer.
+/// Why nothing more is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    TimeIsOver,
+    Stopped,
+}
+
+/// Warms up, sends until the time is over or `stop` resolves, and waits for every answer; when it was stopped, for a few
+/// seconds. `None`: it was stopped before it had warmed up.
 ///
 /// # Errors
 /// When the warm-up fails, nothing can be asked, or the CSV cannot be written.
@@ -155,9 +165,13 @@ pub async fn run<L: Listener>(
     settings: &Settings,
     listener: &L,
     stop: impl Future<Output = ()>,
-) -> Result<Measured> {
+) -> Result<Option<Measured>> {
+    tokio::pin!(stop);
     let mut sender = Sender::new(settings);
-    sender.warm_up(settings).await?;
+    tokio::select! {
+        warmed_up = sender.warm_up(settings) => warmed_up?,
+        () = &mut stop => return Ok(None),
+    }
     if let Some(Repeatable { settle, .. }) = settings.repeatable {
         sleep(settle).await;
     }
@@ -176,11 +190,12 @@ pub async fn run<L: Listener>(
         n_sent: 0,
         csv: csv.transpose()?,
     };
-    run.send_all(stop).await?;
-    while let Some(outcome) = run.requests.join_next().await {
-        run.take(outcome?)?;
+    match run.send_all(stop).await? {
+        Ending::TimeIsOver => run.take_all().await?,
+        // What has no answer by then is on the fly.
+        Ending::Stopped => timeout(LAST_ANSWERS, run.take_all()).await.unwrap_or(Ok(()))?,
     }
-    run.finish()
+    run.finish().map(Some)
 }
 
 impl Clock {
@@ -204,8 +219,14 @@ impl Clock {
 }
 
 impl<L: Listener> Run<'_, L> {
-    async fn send_all(&mut self, stop: impl Future<Output = ()>) -> Result<()> {
-        tokio::pin!(stop);
+    async fn take_all(&mut self) -> Result<()> {
+        while let Some(outcome) = self.requests.join_next().await {
+            self.take(outcome?)?;
+        }
+        Ok(())
+    }
+
+    async fn send_all(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Ending> {
         let (mut last_log, mut last_progress) = (Duration::ZERO, Duration::ZERO);
         let mut n_looks = 0;
         let stopwatch = self.sender.clock.stopwatch;
@@ -217,7 +238,7 @@ impl<L: Listener> Run<'_, L> {
             };
             n_looks += 1;
             if self.settings.duration.is_some_and(|duration| now > duration) {
-                return Ok(());
+                return Ok(Ending::TimeIsOver);
             }
             self.look(now).await?;
             if now - last_log > self.settings.log_interval {
@@ -243,7 +264,7 @@ impl<L: Listener> Run<'_, L> {
             tokio::pin!(pause);
             loop {
                 tokio::select! {
-                    () = &mut stop => return Ok(()),
+                    () = &mut stop => return Ok(Ending::Stopped),
                     Some(outcome) = self.requests.join_next() => self.take(outcome?)?,
                     () = &mut pause => break,
                 }

@@ -103,8 +103,8 @@ async fn side(
         time_scale: plan.time_scale,
     };
     let progress = Progress { ui, name, plan };
-    let Measured { summary, answered, failures } =
-        qa::run(&settings, &progress, std::future::pending()).await?;
+    let measured = qa::run(&settings, &progress, std::future::pending()).await?;
+    let Measured { summary, answered, failures } = measured.context("nothing stops it")?;
     if let Some((user_id, error)) = failures.first() {
         bail!("{} requests failed on {name}; the first is of user {user_id}: {error}", failures.len());
     }

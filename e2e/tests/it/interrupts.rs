@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use std::process::Child;
+use std::io::Read as _;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 
 use e2e::cluster::supervisor::{self, Phase};
 use nix::sys::signal::{Signal, kill};
@@ -71,6 +73,24 @@ async fn up_leaves_the_cluster_when_it_has_ended() {
     assert!(matches!(state.phase, Phase::Running { .. }) && lab.alive().len() == 4, "{state:?}");
     assert!(supervisor::down(&state_dir).await.unwrap());
     assert_eq!(lab.alive(), Vec::<String>::new());
+}
+
+/// A server that takes requests and never answers holds the tool in its warm-up.
+#[tokio::test]
+async fn a_silent_server_does_not_hold_the_tool() {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", server.local_addr().unwrap());
+    let flags = "--num-users 1 --num-rounds 2 --qps 1 --shared-system-prompt 1 --user-history-prompt 1 --answer-len 1 \
+        --model m --time 600";
+    let dir = tempfile::tempdir().unwrap();
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_e2e"));
+    tool.arg("multi-round-qa").args(flags.split_whitespace()).args(["--base-url", &url]);
+    let mut tool = tool.current_dir(dir.path()).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    // The tool has sent something.
+    let (mut connection, _) = server.accept().unwrap();
+    connection.read_exact(&mut [0]).unwrap();
+    kill(Pid::from_raw(tool.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(tool.wait().unwrap().code(), Some(INTERRUPTED));
 }
 
 #[tokio::test]
