@@ -14,8 +14,10 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use inference_api::object::ObjectKey;
 use pool_index::source::files;
+use prometheus_client::metrics::counter::Counter;
 use scheduling::saturation::Thresholds;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tracing::{error, info};
 
 use self::explain::ExplainArgs;
@@ -52,7 +54,10 @@ A pool's annotation inference.networking.x-k8s.io/routing-strategy chooses DEFAU
 
 Ask why a pod was picked:   curl 'localhost:9090/debug/decisions?after=0' | epp explain
 
-Exit codes: 0 after a signal, 1 when the picker failed, 2 when the command line is wrong.";
+Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP reads the certificate of --cert-path again, which
+happens every 10 seconds anyway.
+
+Exit codes: 0 after such a signal, 1 when the picker failed, 2 when the command line is wrong.";
 
 /// Endpoint picker: tells Envoy which model server shall serve a request, by prefix cache and load.
 #[derive(Debug, Parser)]
@@ -141,9 +146,9 @@ struct ListenArgs {
     /// How long open streams may take to end after the first SIGTERM or SIGINT; a second one ends them at once
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = parse_duration)]
     grace_period: Duration,
-    /// How long new streams are still taken after that signal, while health checks say that the picker is ending: as long
-    /// as the proxies take to notice
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_wait)]
+    /// How long new streams are still taken after that signal, while health checks say that the picker is ending. Envoy
+    /// notices after two checks, one second apart and each up to a second long
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_wait)]
     drain_delay: Duration,
 }
 
@@ -257,14 +262,18 @@ pub fn main() -> ExitCode {
     if let Some(Command::Explain(args)) = command {
         return explain::run(&args, settings.director);
     }
-    let outcome = log::init(log_format, &log_level).and_then(|()| serve(settings, port_file.as_deref()));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error!(error = format!("{error:#}"), "Failed");
-            ExitCode::FAILURE
-        }
-    }
+    // The log is the last to go, so that what is said at the end is written.
+    let log = match log::init(log_format, &log_level) {
+        Ok(log) => log,
+        Err(error) => return failed(&error),
+    };
+    settings.n_dropped_lines = log.n_dropped().clone();
+    serve(settings, port_file.as_deref()).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    error!(error = format!("{error:#}"), "Failed");
+    ExitCode::FAILURE
 }
 
 fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &KnobArgs) -> Settings {
@@ -302,6 +311,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         security,
         patience: Patience::default(),
         otlp: None,
+        n_dropped_lines: Counter::default(),
         peers: Vec::new(),
         scrape_interval,
         kv_ports: kv_events::follow::Ports { events: kv_events_port, replay: kv_replay_port },
@@ -360,16 +370,17 @@ async fn serve(settings: Settings, port_file: Option<&Path>) -> anyhow::Result<(
     if let Some(path) = port_file {
         write_ports(path, server.ports()?)?;
     }
-    let shutdown = Shutdown::default();
+    let (shutdown, reload) = (Shutdown::default(), server.reload());
     tokio::select! {
         ended = server.run(shutdown.clone()) => ended,
-        never = signals.pass_on(shutdown) => match never {},
+        never = signals.pass_on(shutdown, &reload) => match never {},
     }
 }
 
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -377,20 +388,25 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("watch for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("watch for SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("watch for SIGHUP")?,
         })
     }
 
-    /// The first signal drains, the second ends.
-    async fn pass_on(mut self, shutdown: Shutdown) -> Infallible {
-        for token in [shutdown.drain, shutdown.abort] {
-            let name = tokio::select! {
-                _ = self.terminate.recv() => "SIGTERM",
-                _ = self.interrupt.recv() => "SIGINT",
+    /// The first signal drains, the second ends; SIGHUP reads again what may have changed, at any time.
+    async fn pass_on(mut self, shutdown: Shutdown, reload: &Notify) -> Infallible {
+        let mut ends = [shutdown.drain, shutdown.abort].into_iter();
+        loop {
+            let (name, ends_it) = tokio::select! {
+                _ = self.terminate.recv() => ("SIGTERM", true),
+                _ = self.interrupt.recv() => ("SIGINT", true),
+                _ = self.hangup.recv() => ("SIGHUP", false),
             };
             info!(signal = name, "Received signal");
-            token.cancel();
+            match ends_it {
+                false => reload.notify_one(),
+                true => ends.next().into_iter().for_each(|end| end.cancel()),
+            }
         }
-        std::future::pending().await
     }
 }
 

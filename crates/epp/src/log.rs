@@ -3,7 +3,9 @@
 //! ```text
 //! 2025-05-23T03:33:09Z⇥INFO⇥epp/director.rs:311⇥Do prefix-aware routing!⇥{"request": "v68m4zx472", …}
 //! ```
-//! Each event is one `write_all`, so lines of several threads never mix.
+//! Each event is one `write_all`, so lines of several threads never mix. A thread of its own writes them to stderr.
+
+mod queue;
 
 use std::fmt;
 use std::io::Write;
@@ -14,11 +16,14 @@ use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use self::queue::Log;
+use self::queue::Queue;
 
 /// How a line is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -45,11 +50,18 @@ impl FromStr for Filter {
 /// Installs the log for the whole process, on stderr.
 ///
 /// # Errors
-/// When the process has a log already.
-pub fn init(format: Format, filter: &Filter) -> anyhow::Result<()> {
-    let layer = LogLayer { format, clock: wall_clock, writer: Mutex::new(std::io::stderr()) };
+/// When the process has a log already, or no thread for it.
+pub fn init(format: Format, filter: &Filter) -> anyhow::Result<Log> {
+    let for_losses = filter.clone();
+    let tell = move |n_lines| {
+        let direct = subscriber(format, &for_losses, wall_clock, std::io::stderr());
+        let told = || warn!(n_lines, "Dropped lines of the log: nobody read it");
+        tracing::subscriber::with_default(direct, told);
+    };
+    let (queue, log) = Queue::start(std::io::stderr(), tell)?;
+    let layer = LogLayer { format, clock: wall_clock, writer: Mutex::new(queue) };
     tracing_subscriber::registry().with(layer.with_filter(filter.0.clone())).try_init()?;
-    Ok(())
+    Ok(log)
 }
 
 /// A subscriber that writes to `writer` and takes the time from `clock`: what tests install.

@@ -243,6 +243,12 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Shows the count of the log, which is older than these metrics.
+    pub fn register_dropped_lines(&mut self, n_lines: Counter) {
+        let help = "Lines of the log that were dropped because nobody read them";
+        self.registry.register("epp_log_dropped_lines", help, n_lines);
+    }
+
     /// Everything in the OpenMetrics text format.
     #[must_use]
     pub fn encode(&self) -> String {

@@ -5,6 +5,7 @@
 //! ```
 
 pub mod accept;
+pub mod certificates;
 pub mod ext_proc;
 mod follow;
 mod health;
@@ -20,9 +21,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, anyhow};
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use pool_index::source::files::{self, Files};
-use rustls::ServerConfig;
+use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -32,7 +34,7 @@ use self::ext_proc::{Limits, Processor, Timeouts};
 use self::follow::Follower;
 use self::health::Health;
 use self::parts::Parts;
-use self::tls::Security;
+use self::tls::{Security, Tls};
 use crate::budget::Budget;
 use crate::director::{Director, Options};
 use crate::kv_events;
@@ -61,6 +63,8 @@ pub struct Settings {
     pub patience: Patience,
     /// Where the requests' spans are sent.
     pub otlp: Option<Otlp>,
+    /// Counts the lines that the log has dropped.
+    pub n_dropped_lines: Counter,
     /// `host:port` of other pickers' metrics ports.
     pub peers: Vec<String>,
     pub scrape_interval: Duration,
@@ -104,7 +108,8 @@ pub struct Server {
     policy_file: Option<WatchedFile>,
     follower: Follower,
     parts: Parts,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Tls>,
+    reload: Arc<Notify>,
     spans: Arc<Spans>,
     grpc: TcpListener,
     health: TcpListener,
@@ -119,7 +124,9 @@ impl Server {
     pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
         let (files, reader) = Files::load(settings.files.clone()).context("read the pools")?;
         let options = settings.director.clone().for_scrapes_every(settings.scrape_interval);
-        let director = Arc::new(Director::new(options, Arc::new(Metrics::default())));
+        let mut metrics = Metrics::default();
+        metrics.register_dropped_lines(settings.n_dropped_lines.clone());
+        let director = Arc::new(Director::new(options, Arc::new(metrics)));
         let policy_file = settings.policy_file.clone();
         let policy_file = policy_file.map(|path| WatchedFile::load(path, director.policies())).transpose();
         let policy_file = policy_file.map_err(|error| anyhow!(error)).context("read the policy")?;
@@ -139,8 +146,15 @@ impl Server {
             follower,
             parts: Parts::default(),
             tls,
+            reload: Arc::default(),
             spans,
         })
+    }
+
+    /// Tells the picker to read again what it looks at from time to time only.
+    #[must_use]
+    pub fn reload(&self) -> Arc<Notify> {
+        Arc::clone(&self.reload)
     }
 
     /// Takes tasks that shall run with the picker, and end it when they end.
@@ -173,6 +187,7 @@ impl Server {
             follower,
             mut parts,
             tls,
+            reload,
             spans,
             grpc,
             health,
@@ -209,6 +224,7 @@ impl Server {
         let processor = Processor::new(director, Arc::clone(&spans), (limits, tokenizer), cut.clone());
         let service = ExternalProcessorServer::new(processor).max_decoding_message_size(max_message_bytes);
         let is_secure = tls.is_some();
+        let tls = tls.map(|tls| tls.follow(&mut parts, (reload, stop.clone())));
         let protocol = Grpc { tls, routes: Routes::new(service).add_service(health_service).prepare() };
         let streams = Port { name: "ext_proc", listener: grpc, protocol, patience }.serve(closed.clone());
         tokio::pin!(streams);

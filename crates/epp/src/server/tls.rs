@@ -1,7 +1,7 @@
 //! TLS on the ext_proc port: with the operator's certificate, or with one that is made at the start.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +9,13 @@ use anyhow::Context;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+use super::certificates::{Certificates, Pem, Served};
+use super::parts::Parts;
 
 /// How the port is served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,44 +39,57 @@ const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// For clocks that are slow.
 const BACKDATED: Duration = Duration::from_secs(24 * 3600);
 
+/// TLS as a port serves it.
+#[derive(Debug)]
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    /// The operator's files; `None` for a certificate that was made, which stays.
+    certificates: Option<Certificates>,
+}
+
 impl Security {
     /// What the server is configured with; `None` without TLS.
     ///
     /// # Errors
     /// A file that cannot be read or written, or is not what it should be; or a name that no certificate can have.
-    pub fn config(&self, now: SystemTime) -> anyhow::Result<Option<Arc<ServerConfig>>> {
-        let (certificate, key) = match self {
+    pub fn config(&self, now: SystemTime) -> anyhow::Result<Option<Tls>> {
+        let (served, certificates) = match self {
             Self::Plain => return Ok(None),
             Self::Directory(dir) => {
-                let [certificate, key] = ["tls.crt", "tls.key"].map(|name| read(&dir.join(name)));
-                (certificate?, key?)
+                let certificates = Certificates::load(dir)?;
+                (Arc::clone(certificates.served()), Some(certificates))
             }
             Self::Made { names, certificate_file } => {
-                let (certificate, key) = make(names, now)?;
+                let made = make(names, now)?;
                 if let Some(path) = certificate_file {
-                    std::fs::write(path, &certificate)
+                    std::fs::write(path, &made.certificate)
                         .with_context(|| format!("write {}", path.display()))?;
                 }
                 info!(?names, "Made a certificate");
-                (certificate.into_bytes(), key.into_bytes())
+                (Arc::new(Served::new(made.certified()?)), None)
             }
         };
-        let config = server_config(&certificate, &key).context("serve TLS")?;
-        Ok(Some(Arc::new(config)))
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth();
+        let mut config = builder.with_cert_resolver(served);
+        config.alpn_protocols.push(b"h2".to_vec());
+        Ok(Some(Tls { config: Arc::new(config), certificates }))
     }
 }
 
-/// Serves HTTP/2 with a chain of certificates and the first one's key, PEM.
-fn server_config(certificate: &[u8], key: &[u8]) -> anyhow::Result<ServerConfig> {
-    let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
-    let chain = chain.context("read the certificate (tls.crt)")?;
-    let key = PrivateKeyDer::from_pem_slice(key).context("read the key (tls.key)")?;
-    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth();
-    let mut config = builder.with_single_cert(chain, key).context("use the certificate with its key")?;
-    config.alpn_protocols.push(b"h2".to_vec());
-    Ok(config)
+impl Tls {
+    /// What handshakes are made with, and the task that keeps it up to date.
+    pub(super) fn follow(
+        self,
+        parts: &mut Parts,
+        (reload, stop): (Arc<Notify>, CancellationToken),
+    ) -> Arc<ServerConfig> {
+        if let Some(certificates) = self.certificates {
+            parts.spawn("certificates", certificates.run(reload, stop));
+        }
+        self.config
+    }
 }
 
 /// Names of this machine: what a certificate is for when nobody says.
@@ -84,17 +100,13 @@ pub fn local_names() -> Vec<String> {
     std::iter::once("localhost".to_owned()).chain(addresses).collect()
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("read {} (--cert-path)", path.display()))
-}
-
-/// Certificate and key, PEM.
-fn make(names: &[String], now: SystemTime) -> anyhow::Result<(String, String)> {
+/// Makes a certificate and its key.
+fn make(names: &[String], now: SystemTime) -> anyhow::Result<Pem> {
     let mut params = CertificateParams::new(names).context("make a certificate for --cert-name")?;
     params.distinguished_name.push(DnType::OrganizationName, "Warmpath");
     params.not_before = OffsetDateTime::from(now) - BACKDATED;
     params.not_after = OffsetDateTime::from(now) + LIFETIME;
     let key = KeyPair::generate().context("make a key")?;
     let certificate = params.self_signed(&key).context("make a certificate")?;
-    Ok((certificate.pem(), key.serialize_pem()))
+    Ok(Pem { certificate: certificate.pem(), key: key.serialize_pem() })
 }

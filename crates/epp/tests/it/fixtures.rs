@@ -25,6 +25,7 @@ use epp::spans::Otlp;
 use epp::tuning::Patch;
 use parking_lot::Mutex;
 use pool_index::source::files;
+use prometheus_client::metrics::counter::Counter;
 use scheduling::saturation::Thresholds;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -342,6 +343,7 @@ pub(crate) fn settings(
         security: Security::default(),
         patience: Patience::default(),
         otlp: None,
+        n_dropped_lines: Counter::default(),
         peers: Vec::new(),
         scrape_interval: Duration::from_millis(10),
         kv_ports: kv_events::follow::Ports { events: 1, replay: None },

@@ -24,6 +24,7 @@ mod peers;
 mod picking;
 mod precise;
 mod process;
+mod program;
 mod prompts;
 mod protocol;
 mod records;

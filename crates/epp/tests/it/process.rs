@@ -201,32 +201,3 @@ fn a_file_that_is_not_there_is_an_error_before_any_port_is_bound() {
     assert!(text.contains("/does/not/exist.yaml") && !text.contains("--grpc-port"), "{text}");
     assert_eq!(output.status.code(), Some(1));
 }
-
-#[test]
-fn the_program_serves_and_ends_on_a_signal() {
-    let dir = TempDir::new().unwrap();
-    let (pool, port_file) = (dir.path().join("pool.yaml"), dir.path().join("ports.json"));
-    std::fs::write(&pool, POOL).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_epp"))
-        .args(["--grpc-port", "0", "--health-port", "0", "--metrics-port", "0", "--endpoint", "127.0.0.1:9"])
-        .arg("--pool-file")
-        .arg(&pool)
-        .arg("--port-file")
-        .arg(&port_file)
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    while !port_file.exists() {
-        assert_eq!(child.try_wait().unwrap(), None);
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&port_file).unwrap()).unwrap();
-    let metrics: std::net::SocketAddr = ports["metrics"].as_str().unwrap().parse().unwrap();
-    assert!(std::net::TcpStream::connect(metrics).is_ok());
-    let killed = Command::new("kill").arg(child.id().to_string()).status().unwrap();
-    assert!(killed.success());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    let log = String::from_utf8(output.stderr).unwrap();
-    assert!(log.contains("\tINFO\tepp/server.rs:") && log.contains("\tServing\t{\"grpc\": "), "{log}");
-}

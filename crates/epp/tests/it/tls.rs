@@ -2,15 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use epp::server::tls::{Security, local_names};
 use epp::server::{Server, Shutdown};
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
-use crate::fixtures::{Proxy, settings};
+use crate::fixtures::{Proxy, settings, until};
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -22,15 +24,24 @@ const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hello"}
 
 /// A picker without endpoints; it answers every request with 503, which shows that it was reached.
 async fn start(dir: &Path, security: Security) -> anyhow::Result<(SocketAddr, JoinSet<anyhow::Result<()>>)> {
+    let (address, tasks, _reload) = start_reloading(dir, security).await?;
+    Ok((address, tasks))
+}
+
+/// The same, with what makes it read its certificate again.
+async fn start_reloading(
+    dir: &Path,
+    security: Security,
+) -> anyhow::Result<(SocketAddr, JoinSet<anyhow::Result<()>>, Arc<Notify>)> {
     let (pool, endpoints) = (dir.join("pool.yaml"), dir.join("endpoints.yaml"));
     std::fs::write(&pool, POOL)?;
     std::fs::write(&endpoints, "[]\n")?;
     let server =
         Server::bind(epp::server::Settings { security, ..settings(&pool, &endpoints, 1 << 20) }).await?;
-    let address = server.ports()?.grpc;
+    let (address, reload) = (server.ports()?.grpc, server.reload());
     let mut tasks = JoinSet::new();
     tasks.spawn(server.run(Shutdown::default()));
-    Ok((address, tasks))
+    Ok((address, tasks, reload))
 }
 
 /// A channel that trusts `certificate` for `name`.
@@ -91,4 +102,36 @@ async fn what_is_wrong_with_a_certificate_is_said_at_the_start() {
     let names = vec!["no name: ü".to_owned()];
     let bad = start(dir.path(), Security::Made { names, certificate_file: None }).await.unwrap_err();
     assert!(format!("{bad:#}").contains("--cert-name"), "{bad:#}");
+}
+
+/// Writes a new certificate for `epp.svc` and its key, and returns the certificate.
+fn renew(dir: &Path) -> String {
+    let (own, key) = certificate("epp.svc");
+    std::fs::write(dir.join("tls.crt"), &own).unwrap();
+    std::fs::write(dir.join("tls.key"), key).unwrap();
+    own
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_served_and_a_broken_one_is_not() {
+    let dir = TempDir::new().unwrap();
+    let first = renew(dir.path());
+    let security = Security::Directory(dir.path().to_owned());
+    let (address, _server, reload) = start_reloading(dir.path(), security).await.unwrap();
+    let is_served = async |certificate: &str| connect(address, "epp.svc", certificate).await.is_ok();
+    assert!(is_served(&first).await);
+    let second = renew(dir.path());
+    assert!(is_served(&first).await && !is_served(&second).await, "nobody has said so yet");
+    reload.notify_one();
+    until(async || is_served(&second).await).await;
+    assert!(!is_served(&first).await);
+    // Half of a renewal: a certificate without its key.
+    std::fs::write(dir.path().join("tls.crt"), certificate("epp.svc").0).unwrap();
+    for _ in 0..5 {
+        reload.notify_one();
+        assert!(is_served(&second).await);
+    }
+    let third = renew(dir.path());
+    reload.notify_one();
+    until(async || is_served(&third).await).await;
 }

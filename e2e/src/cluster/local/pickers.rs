@@ -15,8 +15,6 @@ use crate::cluster::{log_tail, ports};
 
 /// Wait before a picker that ended by itself is started again.
 const BACKOFF: Duration = Duration::from_millis(500);
-/// How long one of several pickers goes on taking requests when it is to end: until Envoy's health check has seen it.
-const DRAIN_DELAY: &str = "3s";
 
 #[derive(Debug)]
 pub(super) struct PickerProcess {
@@ -242,8 +240,9 @@ impl Local {
         }
         let identity = self.files.identity(name).display().to_string();
         args.extend(["--secure-serving".to_owned(), "--cert-path".to_owned(), identity]);
-        if !peers.is_empty() {
-            args.extend(["--drain-delay".to_owned(), DRAIN_DELAY.to_owned()]);
+        // Nobody takes over from a picker that is alone.
+        if peers.is_empty() {
+            args.extend(["--drain-delay".to_owned(), "0s".to_owned()]);
         }
         args.extend(peers.into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
         args.extend(self.options.explains.then(|| "--explain-to-clients".to_owned()));
