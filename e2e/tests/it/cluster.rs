@@ -270,6 +270,10 @@ async fn up_refuses_a_second_one_and_down_ends_the_first() {
     let (options, programs, progress) = (lab.options(), &lab.programs, lab.progress());
     let state = up(&state_dir, &options, programs, &progress).await.unwrap();
     assert!(matches!(&state.phase, Phase::Running { status } if status.pods.len() == 2), "{state:?}");
+    // `e2e status --json` prints this; scripts read it.
+    let json = serde_json::to_value(&state).unwrap();
+    let first = format!("127.0.0.1:{}", lab.ports[0]);
+    assert_eq!(json["phase"]["status"]["gateways"][0]["address"], first, "{json}");
     let refused = up(&state_dir, &options, programs, &progress).await.unwrap_err().to_string();
     assert!(
         refused.contains(&format!("pid {}", state.pid))
