@@ -30,13 +30,14 @@ use tracing::{debug, info, warn};
 /// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
 /// of 200 would make it open connections instead.
 const MAX_CONCURRENT_STREAMS: u32 = 40_000;
-/// Bytes of a stream that are under way or not read yet. A body of megabytes waits for a round trip every 256 KiB; a
-/// proxy that gets ahead of the picker puts what follows into larger frames.
-const STREAM_WINDOW: u32 = 256 << 10;
+/// Bytes of a stream that are under way or not read yet; a proxy that gets ahead of the picker puts what follows into larger
+/// frames. The window holds 6,500 frames of 10 bytes, an ext_proc message with a byte of body: Envoy ends a connection to
+/// which it has more than 10,000 frames to write (`max_outbound_frames`, counted in `http2.outbound_flood`).
+const STREAM_WINDOW: u32 = 64 << 10;
 /// Bytes of a connection that are under way or not read yet: HTTP/2's largest window, so that streams which are not read
 /// hold up no other. Half of it is h2's budget for small DATA frames that are not read yet, each of which costs up to 256
-/// bytes of it; beyond the budget the connection ends with `too_many_data_frames`. The window of a stream holds 26,000
-/// frames of 10 bytes, an ext_proc message with a byte of body; more than 160 streams would have to be full of those.
+/// bytes of it; beyond the budget the connection ends with `too_many_data_frames`. More than 600 streams would have to be
+/// full of such frames.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of a stream's answers that wait for the proxy to read them.
 const SEND_BUFFER: usize = 64 << 10;
