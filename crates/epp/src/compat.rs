@@ -1,8 +1,9 @@
 //! Replies as Gateway API Inference Extension v0.4 gives them, where they differ from ours: `--compat gie-v0.4`.
 //!
-//! It answers request headers with every header of the request and the body's length, response headers with every header
-//! of the response, JSON responses when they are complete, and refusals in plain text. It knows no paths.
+//! It answers the headers of a request that has a body with all of them and the body's length, response headers with every
+//! header of the response, JSON responses when they are complete, and refusals in plain text. It knows no paths.
 
+use bytes::Bytes;
 use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{
@@ -17,6 +18,8 @@ use crate::refusal::{BodyFault, Refusal};
 
 /// Set on every response, "for debugging purpose only".
 const WENT_INTO_RESPONSE_HEADERS: &str = "x-went-into-resp-headers";
+/// What upstream says in front of a body that is no JSON object.
+const UNPARSABLE: &str = "Error unmarshaling request body: ";
 /// Headers that upstream never echoes.
 const SYSTEM_OWNED: [&str; 7] = [
     "x-gateway-inference-fairness-id",
@@ -90,13 +93,13 @@ pub(crate) fn error_code(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// Upstream's ImmediateResponse. Without a body, it takes the request for a GET, and a pool without pods for an error
-/// of its own.
+/// Upstream's ImmediateResponse. `body` is the request's if it was read: upstream repeats one that it does not understand,
+/// and takes a request without one for a GET, and a pool without pods for an error of its own.
 #[must_use]
-pub(crate) fn refused(refusal: &Refusal, has_body: bool) -> ImmediateResponse {
+pub(crate) fn refused(refusal: &Refusal, body: Option<&[Bytes]>) -> ImmediateResponse {
     let message = message(refusal);
     let (status, code, message) = match refusal {
-        Refusal::NoEndpoints { .. } if !has_body => {
+        Refusal::NoEndpoints { .. } if body.is_none() => {
             (500, "Internal", "no pods available in datastore".to_owned())
         }
         Refusal::Saturated { .. } | Refusal::NoEndpoints { .. } => (429, error_code(refusal), message),
@@ -105,10 +108,16 @@ pub(crate) fn refused(refusal: &Refusal, has_body: bool) -> ImmediateResponse {
             (refusal.code(), error_code(refusal), message)
         }
     };
+    let mut text = format!("inference gateway: {code} - {message}").into_bytes();
+    if let Refusal::Body(BodyFault::Malformed(error)) = refusal
+        && malformed(error) == UNPARSABLE
+    {
+        body.unwrap_or_default().iter().for_each(|chunk| text.extend_from_slice(chunk));
+    }
     ImmediateResponse {
         status: Some(HttpStatus { code: i32::from(status) }),
         headers: None,
-        body: format!("inference gateway: {code} - {message}").into(),
+        body: text.into(),
         grpc_status: None,
         details: String::new(),
     }
@@ -150,7 +159,7 @@ fn malformed(error: &BodyError) -> &'static str {
         | BodyError::Utf8 { .. }
         | BodyError::Depth { .. }
         | BodyError::NotAnObject
-        | BodyError::ModelTooLong { .. } => "Error unmarshaling request body",
+        | BodyError::ModelTooLong { .. } => UNPARSABLE,
     }
 }
 

@@ -276,9 +276,10 @@ impl<L> Exchange<L> {
     /// What the proxy is told once it was `decided` where a request goes that has been `waiting` for it.
     pub fn answer(&mut self, waiting: Waiting, decided: Result<Pick<L>, Refusal>) -> Vec<ProcessingResponse> {
         let answers = match (waiting, decided) {
-            (Waiting::Headers { .. }, Err(refusal)) => self.refuse(&refusal, false),
-            (Waiting::Body { .. } | Waiting::Fault(_), Err(refusal)) => self.refuse(&refusal, true),
-            (Waiting::Fault(fault), Ok(_)) => self.refuse(&Refusal::Body(fault), true),
+            (Waiting::Headers { .. }, Err(refusal)) => self.refuse(&refusal, None),
+            (Waiting::Body { body, .. }, Err(refusal)) => self.refuse(&refusal, Some(body.pieces())),
+            (Waiting::Fault(_), Err(refusal)) => self.refuse(&refusal, Some(&[])),
+            (Waiting::Fault(fault), Ok(_)) => self.refuse(&Refusal::Body(fault), Some(&[])),
             (Waiting::Headers { end_of_stream }, Ok(pick)) => {
                 self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
                 let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
@@ -311,7 +312,9 @@ impl<L> Exchange<L> {
         head.wants_reason &= self.opening.explains;
         if self.opening.compat == Compat::GieV04 {
             head.route = Route::Json(Api::Any);
-            self.echo = compat::echoed(headers);
+            if !headers.end_of_stream {
+                self.echo = compat::echoed(headers);
+            }
         }
         if let Some(text) = head.x_request_id.take() {
             self.request_id = RequestId { text, is_fresh: false };
@@ -335,8 +338,7 @@ impl<L> Exchange<L> {
                 return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
             }
         };
-        self.phase =
-            Phase::Collecting(Box::new(Collecting::new(head, mode, api, self.opening.max_body_bytes)));
+        self.phase = Phase::Collecting(Box::new(Collecting::new(head, mode, api, &self.opening)));
         // A proxy that buffers wants the headers answered before it sends the body; the others wait for the pick.
         Ok(Received::Answers(match mode {
             BodyMode::Buffered | BodyMode::BufferedPartial => {
@@ -411,13 +413,13 @@ impl<L> Exchange<L> {
         self.ask(head, content, Waiting::Body { body, end, has_trailers })
     }
 
-    /// `has_body`: the refusal answers a body that was read.
-    fn refuse(&mut self, refusal: &Refusal, has_body: bool) -> Vec<ProcessingResponse> {
+    /// `body` is the request's, as far as it was kept; `None` if none was read.
+    fn refuse(&mut self, refusal: &Refusal, body: Option<&[Bytes]>) -> Vec<ProcessingResponse> {
         self.phase = Phase::Refused;
         self.held.release();
         vec![match self.opening.compat {
             Compat::None => reply::refused(refusal, &self.request_id.text),
-            Compat::GieV04 => reply::message(Response::ImmediateResponse(compat::refused(refusal, has_body))),
+            Compat::GieV04 => reply::message(Response::ImmediateResponse(compat::refused(refusal, body))),
         }]
     }
 

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 
-use super::{BodyEnd, BodyMode, json_string};
-use crate::body::{Api, BodyScanner};
+use super::{BodyEnd, BodyMode, Opening, json_string};
+use crate::body::{Api, BodyError, BodyScanner};
 use crate::budget::{Full, Reservation};
+use crate::compat::Compat;
 use crate::inquiry::{Content, RequestHead, RequestId};
 use crate::refusal::BodyFault;
 use crate::reply::{self, MAX_CHUNK, Pieces};
@@ -25,8 +26,7 @@ pub(crate) struct Collecting {
     head: RequestHead,
     mode: BodyMode,
     api: Api,
-    /// `None` once the body has turned out not to be JSON where it need not be.
-    scanner: Option<BodyScanner>,
+    scan: Scan,
     /// Pieces of [`MAX_CHUNK`] bytes; a body that comes in one message is one piece.
     pieces: Vec<Bytes>,
     /// What comes behind the pieces.
@@ -36,6 +36,14 @@ pub(crate) struct Collecting {
     /// Memory that the body takes, at least its length.
     n_bytes: usize,
     max_bytes: usize,
+    compat: Compat,
+}
+
+#[derive(Debug)]
+enum Scan {
+    Reading(BodyScanner),
+    /// The fault counts when the body is complete, if at all: a body that names no model need not be JSON.
+    Broken(BodyError),
 }
 
 /// A complete request.
@@ -59,17 +67,18 @@ pub struct CollectedBody {
 }
 
 impl Collecting {
-    pub(crate) fn new(head: RequestHead, mode: BodyMode, api: Api, max_bytes: usize) -> Self {
+    pub(crate) fn new(head: RequestHead, mode: BodyMode, api: Api, opening: &Opening) -> Self {
         Self {
             head,
             mode,
             api,
-            scanner: Some(BodyScanner::new(api)),
+            scan: Scan::Reading(BodyScanner::new(api)),
             pieces: Vec::new(),
             tail: Vec::new(),
             lengths: Vec::new(),
             n_bytes: 0,
-            max_bytes,
+            max_bytes: opening.max_body_bytes,
+            compat: opening.compat,
         }
     }
 
@@ -82,14 +91,7 @@ impl Collecting {
             return Err(BodyFault::TooLarge { limit: self.max_bytes });
         }
         held.try_grow(n_bytes).map_err(|Full| BodyFault::NoRoom)?;
-        if let Some(scanner) = &mut self.scanner
-            && let Err(error) = scanner.push(&chunk)
-        {
-            if self.api.names_its_model() {
-                return Err(error.into());
-            }
-            self.scanner = None;
-        }
+        self.read(&chunk)?;
         if answers_each {
             self.lengths.push(chunk.len());
         }
@@ -117,6 +119,19 @@ impl Collecting {
         }
     }
 
+    fn read(&mut self, chunk: &[u8]) -> Result<(), BodyFault> {
+        let Scan::Reading(scanner) = &mut self.scan else { return Ok(()) };
+        match (scanner.push(chunk), self.compat) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), Compat::None) if self.api.names_its_model() => Err(error.into()),
+            // Upstream reads bodies that are complete, and repeats them.
+            (Err(error), Compat::None | Compat::GieV04) => {
+                self.scan = Scan::Broken(error);
+                Ok(())
+            }
+        }
+    }
+
     fn end_tail(&mut self) {
         if !self.tail.is_empty() {
             self.pieces.push(std::mem::take(&mut self.tail).into());
@@ -125,7 +140,7 @@ impl Collecting {
 
     /// Whether nothing will be read from the body.
     pub(crate) fn is_opaque(&self) -> bool {
-        self.scanner.is_none()
+        matches!(self.scan, Scan::Broken(_)) && !self.api.names_its_model()
     }
 
     pub(crate) fn into_head(self) -> RequestHead {
@@ -134,14 +149,18 @@ impl Collecting {
 
     pub(crate) fn finish(mut self, end: BodyEnd) -> Collected {
         self.end_tail();
-        let Self { head, mode, api, scanner, pieces, tail: _, lengths, n_bytes: _, max_bytes: _ } = self;
-        let content = match scanner.map(|scanner| scanner.finish(&pieces)) {
-            None => Content::Opaque,
-            Some(Ok(body)) => Content::Body(body),
-            Some(Err(_)) if !api.names_its_model() => Content::Opaque,
+        let Self { head, mode, api, scan, pieces, tail: _, lengths, n_bytes: _, max_bytes: _, compat: _ } =
+            self;
+        let scanned = match scan {
+            Scan::Reading(scanner) => scanner.finish(&pieces),
+            Scan::Broken(error) => Err(error),
+        };
+        let content = match scanned {
+            Ok(body) => Content::Body(body),
+            Err(_) if !api.names_its_model() => Content::Opaque,
             // The proxy cut the body at its buffer's limit: what is missing cannot be blamed on the client.
-            Some(Err(_)) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
-            Some(Err(error)) => Content::Fault(BodyFault::Malformed(error)),
+            Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
+            Err(error) => Content::Fault(BodyFault::Malformed(error)),
         };
         let model_span = match &content {
             Content::Body(body) => body.model.as_ref().ok().map(|model| model.span.clone()),

@@ -5,7 +5,7 @@ use epp::compat::Compat;
 use expect_test::{Expect, expect};
 
 use crate::conversation::{
-    BODY, Mode, body, check_with, compatible_exchange, headers, post, response, response_body,
+    BODY, Mode, body, check_with, compatible_exchange, describe, headers, post, response, response_body, step,
 };
 use crate::fixtures::{Scenario, get};
 
@@ -27,7 +27,7 @@ fn headers_are_echoed_and_the_route_is_chosen_again() {
     check(
         vec![headers("GET", "/v1/models", true)],
         expect![[r#"
-        headers -> headers +x-gateway-destination-endpoint=10.0.0.1:8000 +:method=GET +:path=/v1/models +x-request-id=4c9f clear-route-cache +metadata
+        headers -> headers +x-gateway-destination-endpoint=10.0.0.1:8000 clear-route-cache +metadata
     "#]],
     );
 }
@@ -88,13 +88,64 @@ fn json_waits_for_its_end_and_event_streams_do_not() {
 }
 
 #[test]
+fn a_body_that_is_not_json_is_repeated_when_it_is_complete() {
+    let chunks = || vec![post(), body("{]", false), body(" and \u{00e9}", false), body(" more", true)];
+    check(
+        chunks(),
+        expect![[r#"
+        headers ->  (waits)
+        body ->  (waits)
+        body ->  (waits)
+        body -> 400  inference gateway: BadRequest - Error unmarshaling request body: {] and é more
+    "#]],
+    );
+    // Control: the picker's own answer comes at the first fault.
+    check_with(
+        compatible_exchange(10_000, Compat::None),
+        Mode::FULL_DUPLEX,
+        chunks(),
+        expect![[r#"
+        headers ->  (waits)
+        body -> 400 epp_bad_request content-type=application/json x-request-id=4c9f {"error":{"message":"the body is not valid JSON: expected a key in double quotes at byte 1","type":"BadRequestError","param":null,"code":400}}
+        body -> 
+        body -> 
+    "#]],
+    );
+    // A body that is JSON is not repeated, whatever it lacks.
+    check(
+        vec![post(), body(r#"{"model":"m""#, false), body("}", true)],
+        expect![[r#"
+        headers ->  (waits)
+        body ->  (waits)
+        body -> 400  inference gateway: BadRequest - prompt not found in request
+    "#]],
+    );
+}
+
+#[test]
+fn what_is_held_is_bounded_and_in_order() {
+    let mut exchange = compatible_exchange(100_000, Compat::GieV04);
+    let mut step = |message| step(&mut exchange, Mode::FULL_DUPLEX, message).unwrap();
+    for message in [post(), body(BODY, true), response("200", "application/json")] {
+        step(message);
+    }
+    for _ in 0..100_000 {
+        assert_eq!(step(response_body("x", false)), []);
+    }
+    let answers = step(response_body("y", false));
+    let texts: Vec<String> = answers.iter().map(describe).collect();
+    assert!(texts.len() == 2 && texts[0].contains("xxx") && texts[1].ends_with("xy\""), "{texts:?}");
+    assert_eq!(step(response_body("z", false)).len(), 1, "nothing is held behind the bound");
+}
+
+#[test]
 fn errors_are_text() {
     let refused = |text: &str| vec![post(), body(text, true)];
     check(
         refused("{"),
         expect![[r#"
         headers ->  (waits)
-        body -> 400  inference gateway: BadRequest - Error unmarshaling request body
+        body -> 400  inference gateway: BadRequest - Error unmarshaling request body: {
     "#]],
     );
     check(
