@@ -19,6 +19,9 @@ use crate::tuning::Tuning;
 const MICROS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
+/// Decisions in one part of a listing: a part is about 130 KB in a large pool, and takes some 100 us to write.
+const LISTED_AT_ONCE: usize = 16;
+
 /// Longest request id in a record; what a proxy makes has 36.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -121,10 +124,21 @@ struct Brief<'a> {
     fallbacks: &'a [Arc<str>],
 }
 
-/// What `GET /debug/decisions` answers.
-#[derive(Debug, Serialize)]
-pub struct DecisionList {
-    pub decisions: Vec<Arc<Decision>>,
+/// The kept decisions as JSON, part by part: what `GET /debug/decisions` answers. Nothing is held between the parts,
+/// neither a lock nor a record, however slowly they are read; what the ring loses meanwhile is left out.
+#[derive(Debug)]
+pub struct Listing {
+    after: u64,
+    /// The newest decision when the listing began.
+    until: u64,
+    next: Part,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    First,
+    Later,
+    End,
 }
 
 /// The newest decisions, oldest first.
@@ -229,12 +243,40 @@ impl Decisions {
         }
     }
 
-    /// Every kept decision with a number above `after`, oldest first.
+    /// The kept decisions with numbers above `after`, oldest first, at most `limit`.
     #[must_use]
-    pub fn after(&self, after: u64) -> DecisionList {
+    pub fn after(&self, after: u64, limit: usize) -> Vec<Arc<Decision>> {
         let ring = self.ring.lock();
         let start = ring.records.partition_point(|decision| decision.seq <= after);
-        DecisionList { decisions: ring.records.range(start..).cloned().collect() }
+        ring.records.range(start..).take(limit).cloned().collect()
+    }
+
+    /// Lists the decisions that are kept now and have a number above `after`.
+    #[must_use]
+    pub fn listing(&self, after: u64) -> Listing {
+        let until = self.ring.lock().next_seq - 1;
+        Listing { after, until, next: Part::First }
+    }
+}
+
+impl Listing {
+    /// The next part of the text; `None` behind the last one.
+    pub fn next_part(&mut self, decisions: &Decisions) -> Option<String> {
+        let (opening, closing) = match self.next {
+            Part::First => (r#"{"decisions":["#, r#"{"decisions":[]}"#),
+            Part::Later => (",", "]}"),
+            Part::End => return None,
+        };
+        let mut records = decisions.after(self.after, LISTED_AT_ONCE);
+        records.retain(|record| record.seq <= self.until);
+        let Some(last) = records.last() else {
+            self.next = Part::End;
+            return Some(closing.to_owned());
+        };
+        (self.after, self.next) = (last.seq, Part::Later);
+        let texts: Vec<String> =
+            records.iter().map(|record| serde_json::to_string(record).unwrap_or_default()).collect();
+        Some(opening.to_owned() + &texts.join(","))
     }
 }
 

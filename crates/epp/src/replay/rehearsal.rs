@@ -106,7 +106,7 @@ impl Rehearsal {
             let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
             self.director.settle(ticket, &report, now.instant);
         }
-        self.director.decisions().after(0).decisions.pop()
+        self.director.decisions().after(0, usize::MAX).pop()
     }
 }
 

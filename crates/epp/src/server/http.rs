@@ -1,4 +1,6 @@
 //! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/readyz`, `/debug/decisions`, `/debug/pools`, `/debug/policy`.
+//!
+//! Long pages are made one at a time, and decisions part by part: readers, however many, leave the other threads to requests.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,13 +17,13 @@ use futures::StreamExt as _;
 use futures::stream::{once, unfold};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 use crate::director::Director;
-use crate::explain::DecisionList;
 use crate::metrics;
 use crate::peers::{Event, Journal, Line};
-use crate::status::StatusList;
 
 /// Lines that are sent to a peer at once [bytes], more or less.
 const PEER_CHUNK: usize = 64 << 10;
@@ -50,6 +52,14 @@ struct Served {
     drain: CancellationToken,
     /// Ends streams that would go on for ever.
     stop: CancellationToken,
+    /// The permit of the page that is being made: there is one.
+    turns: Arc<Semaphore>,
+}
+
+impl Served {
+    async fn turn(&self) -> SemaphorePermit<'_> {
+        self.turns.acquire().await.expect("the semaphore is never closed")
+    }
 }
 
 impl FromRef<Served> for Arc<Director> {
@@ -71,7 +81,7 @@ pub(super) fn router(
         .route("/debug/pools", get(show_pools))
         .route("/debug/policy", get(show_policy))
         .route("/peers/insertions", get(tell_peer))
-        .with_state(Served { director, drain, stop })
+        .with_state(Served { director, drain, stop, turns: Arc::new(Semaphore::new(1)) })
 }
 
 /// 200 when requests are placed knowingly, 503 until then and when the picker ends.
@@ -89,7 +99,9 @@ async fn show_readiness(State(served): State<Served>) -> (StatusCode, &'static s
 }
 
 /// OpenMetrics for those who ask for it, as Prometheus does; the older format for curl and the like.
-async fn show_metrics(State(director): State<Arc<Director>>, headers: HeaderMap) -> Response {
+async fn show_metrics(State(served): State<Served>, headers: HeaderMap) -> Response {
+    let _turn = served.turn().await;
+    let director = &served.director;
     director.refresh_gauges(now());
     let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (content_type, text) = if accepts.contains("application/openmetrics-text") {
@@ -100,15 +112,23 @@ async fn show_metrics(State(director): State<Arc<Director>>, headers: HeaderMap)
     ([(CONTENT_TYPE, content_type)], text).into_response()
 }
 
-async fn show_decisions(
-    State(director): State<Arc<Director>>,
-    Query(After { after }): Query<After>,
-) -> Json<DecisionList> {
-    Json(director.decisions().after(after))
+async fn show_decisions(State(served): State<Served>, Query(After { after }): Query<After>) -> Response {
+    let listing = served.director.decisions().listing(after);
+    let parts = unfold((served, listing), async |(served, mut listing)| {
+        // A reader that takes each part at once would otherwise keep the thread to the end.
+        yield_now().await;
+        let turn = served.turn().await;
+        let part = listing.next_part(served.director.decisions())?;
+        drop(turn);
+        Some((part, (served, listing)))
+    });
+    let body = Body::from_stream(parts.map(Ok::<_, Infallible>));
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn show_pools(State(director): State<Arc<Director>>) -> Json<StatusList> {
-    Json(director.status(now()))
+async fn show_pools(State(served): State<Served>) -> Response {
+    let _turn = served.turn().await;
+    Json(served.director.status(now())).into_response()
 }
 
 /// By pool and knob: the value in force, and where it comes from.

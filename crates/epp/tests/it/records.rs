@@ -11,6 +11,7 @@ use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::KvAddresses;
+use serde_json::Value;
 
 use crate::fixtures::options;
 
@@ -21,9 +22,8 @@ metadata: {name: p}
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 
-/// The records that are kept of `n_requests` to a pool of `n_endpoints`.
-#[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
-fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<Decision>> {
+/// Picks from a pool of `n_endpoints`.
+pub(crate) fn director(n_endpoints: u16, n_decisions: usize) -> Director {
     let (mut index, reader) = Index::new();
     let mut changes: Vec<Change> = Vec::new();
     for object in manifest::parse(POOL, "pool.yaml").unwrap() {
@@ -44,6 +44,11 @@ fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<D
     index.apply(changes);
     let director = Director::new(Options { n_decisions, ..options() }, Arc::new(Metrics::default()));
     director.apply(&reader.snapshot());
+    director
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
+fn decide(director: &Director, n_requests: usize) {
     for _ in 0..n_requests {
         let inquiry = Inquiry {
             x_request_id: "4c9f".to_owned(),
@@ -56,7 +61,13 @@ fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<D
         let now = Now { instant: Instant::now(), wall: SystemTime::now() };
         assert!(director.decide(inquiry, now).is_ok());
     }
-    director.decisions().after(0).decisions
+}
+
+/// The records that are kept of `n_requests` to a pool of `n_endpoints`.
+fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<Decision>> {
+    let director = director(n_endpoints, n_decisions);
+    decide(&director, n_requests);
+    director.decisions().after(0, usize::MAX)
 }
 
 #[test]
@@ -78,4 +89,36 @@ fn the_ring_keeps_the_newest() {
     assert_eq!(seqs(3), [3, 4, 5]);
     assert_eq!(seqs(10), [1, 2, 3, 4, 5]);
     assert_eq!(seqs(0), [0; 0]);
+}
+
+#[test]
+fn a_listing_holds_nothing_between_its_parts() {
+    let director = director(500, 100);
+    decide(&director, 100);
+    let decisions = director.decisions();
+    let mut listing = decisions.listing(0);
+    let mut text = listing.next_part(decisions).unwrap();
+    // The ring has each record, and this list.
+    let records = decisions.after(0, usize::MAX);
+    assert_eq!(records.iter().map(Arc::strong_count).collect::<Vec<_>>(), [2; 100]);
+    let n_bytes: usize = records.iter().map(|record| serde_json::to_string(record).unwrap().len()).sum();
+    assert!(text.len() < n_bytes / 5, "the first part has {} of {n_bytes} bytes", text.len());
+    drop(records);
+    // The ring moves on meanwhile, and the listing ends with what was the newest when it began.
+    decide(&director, 50);
+    while let Some(part) = listing.next_part(decisions) {
+        assert!(part.len() < n_bytes / 5);
+        text += &part;
+    }
+    let list: Value = serde_json::from_str(&text).unwrap();
+    let seqs = list["decisions"].as_array().unwrap().iter().map(|record| record["seq"].as_u64().unwrap());
+    assert_eq!(seqs.collect::<Vec<_>>(), (1..=16).chain(51..=100).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_listing_of_nothing_is_a_list() {
+    let director = director(2, 10);
+    let mut listing = director.decisions().listing(0);
+    assert_eq!(listing.next_part(director.decisions()).as_deref(), Some(r#"{"decisions":[]}"#));
+    assert_eq!(listing.next_part(director.decisions()), None);
 }
