@@ -41,7 +41,7 @@ use crate::compat::Compat;
 use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
 use crate::inquiry::{Content, Inquiry};
-use crate::metrics::{Metrics, ModelLabels, PodLabels, PoolLabels, RunningLabels, UNLISTED_MODEL};
+use crate::metrics::{Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::Journal;
 use crate::policies::Policies;
 use crate::refusal::{BodyFault, Refusal};
@@ -308,42 +308,6 @@ impl Director {
         let mut bytes = [0; 16];
         self.names.lock().fill(&mut bytes);
         uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
-    }
-
-    /// Brings the gauges up to date that are computed when they are read.
-    pub fn refresh_gauges(&self, now: Instant) {
-        let roster = self.roster.load();
-        let stats = self.index.stats();
-        self.metrics.prefix_indexer_blocks.set(i64::try_from(stats.n_held_blocks).unwrap_or(i64::MAX));
-        let n_blocks = self.blocks.stats().n_blocks;
-        self.metrics.kv_index_blocks.set(i64::try_from(n_blocks).unwrap_or(i64::MAX));
-        self.metrics.prefix_indexer_evicted.set(i64::try_from(stats.n_evicted_blocks).unwrap_or(i64::MAX));
-        self.metrics.pod_queue_size.clear();
-        self.metrics.pod_in_flight.clear();
-        for roll in roster.rolls.values() {
-            self.refresh_pool(roll, now);
-        }
-    }
-
-    fn refresh_pool(&self, roll: &Roll, now: Instant) {
-        let name = roll.pool.key.name.clone();
-        let pool = PoolLabels { name: name.clone() };
-        let n_members = roll.members.len();
-        let (mut kv_usage, mut waiting) = (0.0, 0.0);
-        let now = Moment::from(now);
-        for member in &roll.members {
-            let load = member.load(now, self.options.max_metrics_age);
-            kv_usage += load.kv_usage;
-            waiting += f64::from(load.waiting);
-            let pod = PodLabels { name: name.clone(), model_server_pod: member.pod.to_string() };
-            self.metrics.pod_queue_size.get_or_create(&pod).set(load.waiting.into());
-            self.metrics.pod_in_flight.get_or_create(&pod).set(load.in_flight.into());
-        }
-        let share = f64::from(u32::try_from(n_members.max(1)).unwrap_or(u32::MAX));
-        self.metrics.pool_kv_cache_utilization.get_or_create(&pool).set(kv_usage / share);
-        self.metrics.pool_queue_size.get_or_create(&pool).set(waiting / share);
-        let ready = roll.members.iter().filter(|member| member.is_reachable()).count();
-        self.metrics.pool_ready_pods.get_or_create(&pool).set(i64::try_from(ready).unwrap_or(i64::MAX));
     }
 
     fn request_id(&self) -> String {

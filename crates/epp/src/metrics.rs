@@ -1,9 +1,9 @@
 //! The picker's own metrics: upstream's names where a metric of upstream exists, `epp_` otherwise.
 
 mod process;
+pub mod standing;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -11,6 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use self::standing::Standing;
 
 /// Stands for a model name that no InferenceModel has, so that clients cannot make up label values.
 pub const UNLISTED_MODEL: &str = "unlisted";
@@ -103,17 +105,6 @@ pub struct RunningLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct PoolLabels {
-    pub name: String,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct PodLabels {
-    pub name: String,
-    pub model_server_pod: String,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PickLabels {
     pub pool: String,
     pub strategy: &'static str,
@@ -136,7 +127,7 @@ pub struct PeerLabels {
     pub peer: String,
 }
 
-/// Every metric of the process.
+/// What the process counts. What is computed when it is read is in a [`Standing`].
 pub struct Metrics {
     registry: Registry,
     pub requests: Family<ModelLabels, Counter>,
@@ -149,14 +140,7 @@ pub struct Metrics {
     pub output_tokens: HistogramFamily<ModelLabels>,
     pub prompt_cached_tokens: HistogramFamily<ModelLabels>,
     pub seconds_per_output_token: HistogramFamily<ModelLabels>,
-    pub pool_kv_cache_utilization: Family<PoolLabels, Gauge<f64, AtomicU64>>,
-    pub pool_queue_size: Family<PoolLabels, Gauge<f64, AtomicU64>>,
-    pub pool_ready_pods: Family<PoolLabels, Gauge>,
-    pub pod_queue_size: Family<PodLabels, Gauge>,
-    pub pod_in_flight: Family<PodLabels, Gauge>,
     pub decision_seconds: Histogram,
-    pub prefix_indexer_blocks: Gauge,
-    pub prefix_indexer_evicted: Gauge,
     pub prefix_hit_ratio: Histogram,
     pub prefix_hit_bytes: Histogram,
     pub prefix_estimate_error: Histogram,
@@ -177,7 +161,6 @@ pub struct Metrics {
     pub kv_event_streams: Gauge,
     pub kv_event_gaps: Counter,
     pub kv_event_losses: Counter,
-    pub kv_index_blocks: Gauge,
     pub tokenize_seconds: Histogram,
     pub tokenize_failures: Counter,
 }
@@ -202,14 +185,7 @@ impl Default for Metrics {
             output_tokens: Family::new_with_constructor(|| Histogram::new(OUTPUT_TOKENS)),
             prompt_cached_tokens: Family::new_with_constructor(|| Histogram::new(INPUT_TOKENS)),
             seconds_per_output_token: Family::new_with_constructor(|| Histogram::new(SECONDS_PER_TOKEN)),
-            pool_kv_cache_utilization: Family::default(),
-            pool_queue_size: Family::default(),
-            pool_ready_pods: Family::default(),
-            pod_queue_size: Family::default(),
-            pod_in_flight: Family::default(),
             decision_seconds: Histogram::new(DECISION_SECONDS),
-            prefix_indexer_blocks: Gauge::default(),
-            prefix_indexer_evicted: Gauge::default(),
             prefix_hit_ratio: Histogram::new(RATIO),
             prefix_hit_bytes: Histogram::new(REQUEST_BYTES),
             prefix_estimate_error: Histogram::new(ESTIMATE_ERROR),
@@ -230,7 +206,6 @@ impl Default for Metrics {
             kv_event_streams: Gauge::default(),
             kv_event_gaps: Counter::default(),
             kv_event_losses: Counter::default(),
-            kv_index_blocks: Gauge::default(),
             tokenize_seconds: Histogram::new(DECISION_SECONDS),
             tokenize_failures: Counter::default(),
         };
@@ -251,16 +226,19 @@ impl Metrics {
 
     /// Everything in the OpenMetrics text format.
     #[must_use]
-    pub fn encode(&self) -> String {
+    pub fn encode(&self, standing: &Standing) -> String {
         let mut body = String::new();
-        text::encode(&mut body, &self.registry).expect("a string takes everything");
+        let encoded = [&self.registry, &standing.registry()]
+            .into_iter()
+            .try_for_each(|registry| text::encode_registry(&mut body, registry));
+        encoded.and_then(|()| text::encode_eof(&mut body)).expect("a string takes everything");
         body
     }
 
     /// The same in the older text format, in which a counter's comments have its whole name, and bounds have no `.0`.
     #[must_use]
-    pub fn encode_classic(&self) -> String {
-        let text = self.encode();
+    pub fn encode_classic(&self, standing: &Standing) -> String {
+        let text = self.encode(standing);
         let mut out = String::with_capacity(text.len());
         let mut lines = text.lines().peekable();
         while let Some(line) = lines.next() {
@@ -331,40 +309,15 @@ impl Metrics {
             "[ALPHA] Inference model latency divided by number of output tokens in seconds for each model and target model",
             self.seconds_per_output_token.clone(),
         );
-        self.register_upstream_pool();
+        self.register_upstream_scheduler();
     }
 
-    fn register_upstream_pool(&mut self) {
+    fn register_upstream_scheduler(&mut self) {
         let registry = &mut self.registry;
-        registry.register(
-            "inference_pool_average_kv_cache_utilization",
-            "[ALPHA] The average kv cache utilization for an inference server pool",
-            self.pool_kv_cache_utilization.clone(),
-        );
-        registry.register(
-            "inference_pool_average_queue_size",
-            "[ALPHA] The average number of requests pending in the model server queue",
-            self.pool_queue_size.clone(),
-        );
-        registry.register(
-            "inference_pool_ready_pods",
-            "[ALPHA] The number of ready pods in the inference server pool",
-            self.pool_ready_pods.clone(),
-        );
-        registry.register(
-            "inference_pool_per_pod_queue_size",
-            "[ALPHA] The total number of requests pending in the model server queue for each underlying pod",
-            self.pod_queue_size.clone(),
-        );
         registry.register(
             "inference_extension_scheduler_e2e_duration_seconds",
             "[ALPHA] End-to-end scheduling latency distribution in seconds",
             self.decision_seconds.clone(),
-        );
-        registry.register(
-            "inference_extension_prefix_indexer_size",
-            "[ALPHA] Size of the prefix indexer, in blocks counted once for each endpoint that holds them",
-            self.prefix_indexer_blocks.clone(),
         );
         registry.register(
             "inference_extension_prefix_indexer_hit_ratio",
@@ -424,17 +377,6 @@ impl Metrics {
             self.served_elsewhere.clone(),
         );
         self.register_peers();
-        let registry = &mut self.registry;
-        registry.register(
-            "epp_pod_in_flight_requests",
-            "Requests sent to the pod whose stream has not ended",
-            self.pod_in_flight.clone(),
-        );
-        registry.register(
-            "epp_prefix_indexer_evicted_blocks",
-            "Blocks that endpoints lost to the index's bound since the start",
-            self.prefix_indexer_evicted.clone(),
-        );
     }
 }
 
@@ -481,11 +423,6 @@ impl Metrics {
             "epp_kv_event_losses",
             "Times that they could not be had any more, so that an engine's cache counted as empty",
             self.kv_event_losses.clone(),
-        );
-        registry.register(
-            "epp_kv_index_blocks",
-            "Distinct blocks that engines say they hold, or will",
-            self.kv_index_blocks.clone(),
         );
         registry.register(
             "epp_tokenize_seconds",

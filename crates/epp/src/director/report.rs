@@ -1,5 +1,6 @@
 //! The director's state for those who ask: pools, endpoints, models.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use inference_api::pool::TargetModel;
@@ -8,7 +9,9 @@ use scheduling::candidate::Load;
 
 use super::Director;
 use crate::cache_facts::Shown;
-use crate::candidates::{Member, Roll};
+use crate::candidates::{Member, Moment, Roll};
+use crate::compat::Compat;
+use crate::metrics::standing::{PodStanding, PoolNaming, PoolStanding, Standing};
 use crate::status::{EndpointStatus, ModelStatus, PoolStatus, ServedModel, StatusList, Target};
 
 impl Director {
@@ -28,6 +31,38 @@ impl Director {
         StatusList {
             pools: roster.rolls.values().map(|roll| self.pool_status(roll, now)).collect(),
             models: roster.models.iter().map(model).collect(),
+        }
+    }
+
+    /// What the metrics page shows of this moment.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> Standing {
+        let roster = self.roster.load();
+        let stats = self.index.stats();
+        let now = Moment::from(now);
+        let pod = |member: &Arc<Member>| {
+            let load = member.load(now, self.options.max_metrics_age);
+            PodStanding {
+                name: Arc::clone(&member.pod),
+                waiting: load.waiting,
+                kv_usage: load.kv_usage,
+                in_flight: load.in_flight,
+                is_reachable: member.is_reachable(),
+            }
+        };
+        let pool = |Roll { pool, members }: &Roll| PoolStanding {
+            pool: pool.key.clone(),
+            pods: members.iter().map(pod).collect(),
+        };
+        Standing {
+            naming: match self.options.compat {
+                Compat::None => PoolNaming::NameAndNamespace,
+                Compat::GieV04 => PoolNaming::Name,
+            },
+            pools: roster.rolls.values().map(|roll| pool(roll)).collect(),
+            n_held_blocks: stats.n_held_blocks,
+            n_evicted_blocks: stats.n_evicted_blocks,
+            n_kv_blocks: self.blocks.stats().n_blocks,
         }
     }
 

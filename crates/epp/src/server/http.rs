@@ -102,12 +102,12 @@ async fn show_readiness(State(served): State<Served>) -> (StatusCode, &'static s
 async fn show_metrics(State(served): State<Served>, headers: HeaderMap) -> Response {
     let _turn = served.turn().await;
     let director = &served.director;
-    director.refresh_gauges(now());
+    let standing = director.standing(now());
     let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (content_type, text) = if accepts.contains("application/openmetrics-text") {
-        (metrics::OPENMETRICS, director.metrics().encode())
+        (metrics::OPENMETRICS, director.metrics().encode(&standing))
     } else {
-        (metrics::CLASSIC, director.metrics().encode_classic())
+        (metrics::CLASSIC, director.metrics().encode_classic(&standing))
     };
     ([(CONTENT_TYPE, content_type)], text).into_response()
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use epp::director::{Director, Peers};
 use epp::metrics::Metrics;
@@ -215,10 +215,14 @@ fn a_journal_is_bounded_and_says_from_where_it_tells() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
 async fn a_peer_that_is_gone_leaves_no_series() {
     let director = Arc::new(Director::new(options(), Arc::new(Metrics::default())));
     let mut followers = Followers::new(Arc::clone(&director), Vec::new());
-    let has_series = |peer: &SocketAddr| director.metrics().encode().contains(&peer.to_string());
+    let has_series = |peer: &SocketAddr| {
+        let page = director.metrics().encode(&director.standing(Instant::now()));
+        page.contains(&peer.to_string())
+    };
     // Peers come and go at ever new addresses, as pods do.
     for _ in 0..20 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
