@@ -111,7 +111,7 @@ struct SourceArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Ports (0 takes any free one)")]
 struct ListenArgs {
-    /// Address to listen on
+    /// Address of the ports of ext_proc and health
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// Port of Envoy's ext_proc protocol (gRPC)
@@ -137,6 +137,10 @@ struct ListenArgs {
     /// Port of gRPC health checks
     #[arg(long, value_name = "PORT", default_value_t = 9003)]
     health_port: u16,
+    /// Address of the metrics port, whose pages tell of pods and requests; Prometheus, probes and other pickers (--peer) on
+    /// other machines need one that they reach
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    metrics_host: IpAddr,
     /// Port of /metrics, /healthz, /readyz and /debug/decisions (HTTP)
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     metrics_port: u16,
@@ -279,7 +283,16 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &KnobArgs) -> Settings {
     let SourceArgs { pool_files, endpoints_file, endpoints, pool } = source;
     let security = listen.security();
-    let ListenArgs { host, grpc_port, health_port, metrics_port, grace_period, drain_delay, .. } = listen;
+    let ListenArgs {
+        host,
+        grpc_port,
+        health_port,
+        metrics_host,
+        metrics_port,
+        grace_period,
+        drain_delay,
+        ..
+    } = listen;
     let PolicyArgs {
         policy_file,
         scrape_interval,
@@ -307,6 +320,7 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         host,
         grpc_port,
         health_port,
+        metrics_host,
         metrics_port,
         security,
         patience: Patience::default(),
@@ -418,27 +432,15 @@ fn write_ports(path: &Path, ports: Ports) -> anyhow::Result<()> {
     std::fs::rename(&part, path).with_context(|| format!("write {}", path.display()))
 }
 
-/// `50ms`, `2s`, `1m`: a number and a unit.
+/// `50ms`, `2s`, `1m 30s`; not 0.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let unit_start = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_start);
-    let unit_millis: u64 = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => return Err("expected a number with ms, s or m, as in 50ms".to_owned()),
-    };
-    let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_millis));
-    match millis {
-        Some(0) => Err("must be longer than 0".to_owned()),
-        Some(millis) => Ok(Duration::from_millis(millis)),
-        None => Err("the number is missing or too large".to_owned()),
-    }
+    let duration = parse_wait(text)?;
+    if duration.is_zero() { Err("must be longer than 0".to_owned()) } else { Ok(duration) }
 }
 
-/// The same, or nothing: `0s`.
+/// The same, or 0.
 fn parse_wait(text: &str) -> Result<Duration, String> {
-    if text == "0s" { Ok(Duration::ZERO) } else { parse_duration(text) }
+    humantime::parse_duration(text).map_err(|error| format!("expected a time, as in 50ms: {error}"))
 }
 
 fn parse_ratio(text: &str) -> Result<f64, String> {

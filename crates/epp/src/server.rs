@@ -53,9 +53,12 @@ pub struct Settings {
     pub files: files::Config,
     /// Tunes the policy while the process runs.
     pub policy_file: Option<PathBuf>,
+    /// Of the ext_proc and the health port.
     pub host: IpAddr,
     pub grpc_port: u16,
     pub health_port: u16,
+    /// Of the metrics port, whose pages tell of pods and requests.
+    pub metrics_host: IpAddr,
     pub metrics_port: u16,
     /// Of the ext_proc port.
     pub security: Security,
@@ -138,7 +141,8 @@ impl Server {
         Ok(Self {
             grpc: listen(host, settings.grpc_port, "ext_proc", "--grpc-port").await?,
             health: listen(host, settings.health_port, "gRPC health", "--health-port").await?,
-            metrics: listen(host, settings.metrics_port, "metrics", "--metrics-port").await?,
+            metrics: listen(settings.metrics_host, settings.metrics_port, "metrics", "--metrics-port")
+                .await?,
             settings,
             director,
             files,

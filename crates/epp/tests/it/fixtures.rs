@@ -339,6 +339,7 @@ pub(crate) fn settings(
         host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         grpc_port: 0,
         health_port: 0,
+        metrics_host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         metrics_port: 0,
         security: Security::default(),
         patience: Patience::default(),

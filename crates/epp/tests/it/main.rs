@@ -19,6 +19,7 @@ mod limits;
 mod log;
 mod models;
 mod pace;
+mod pages;
 mod patience;
 mod peers;
 mod picking;

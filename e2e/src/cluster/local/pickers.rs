@@ -234,6 +234,7 @@ impl Local {
             ("--host", grpc.ip().to_string()),
             ("--grpc-port", grpc.port().to_string()),
             ("--health-port", health.port().to_string()),
+            ("--metrics-host", metrics.ip().to_string()),
             ("--metrics-port", metrics.port().to_string()),
         ] {
             args.extend([flag.to_owned(), value]);
