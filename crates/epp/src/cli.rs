@@ -260,7 +260,7 @@ pub fn main() -> ExitCode {
     let LogArgs { log_format, log_level, otlp_endpoint, otlp_sample_ratio } = log;
     let otlp = otlp_endpoint.map(|endpoint| Otlp { endpoint, sample_ratio: otlp_sample_ratio });
     let port_file = listen.port_file.clone();
-    let mut settings = Settings { otlp, ..settings(source, listen, policy, &knobs) };
+    let mut settings = Settings { otlp, ..settings(source, &listen, policy, &knobs) };
     settings.director.peers = peers.options();
     settings.peers = peers.peers;
     if let Some(Command::Explain(args)) = command {
@@ -280,19 +280,8 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &KnobArgs) -> Settings {
+fn settings(source: SourceArgs, listen: &ListenArgs, policy: PolicyArgs, knobs: &KnobArgs) -> Settings {
     let SourceArgs { pool_files, endpoints_file, endpoints, pool } = source;
-    let security = listen.security();
-    let ListenArgs {
-        host,
-        grpc_port,
-        health_port,
-        metrics_host,
-        metrics_port,
-        grace_period,
-        drain_delay,
-        ..
-    } = listen;
     let PolicyArgs {
         policy_file,
         scrape_interval,
@@ -317,12 +306,12 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
     Settings {
         policy_file,
         files: files::Config { pool_files, endpoints_file, static_endpoints: endpoints },
-        host,
-        grpc_port,
-        health_port,
-        metrics_host,
-        metrics_port,
-        security,
+        security: listen.security(),
+        host: listen.host,
+        grpc_port: listen.grpc_port,
+        health_port: listen.health_port,
+        metrics_host: listen.metrics_host,
+        metrics_port: listen.metrics_port,
         patience: Patience::default(),
         otlp: None,
         n_dropped_lines: Counter::default(),
@@ -330,8 +319,8 @@ fn settings(source: SourceArgs, listen: ListenArgs, policy: PolicyArgs, knobs: &
         scrape_interval,
         kv_ports: kv_events::follow::Ports { events: kv_events_port, replay: kv_replay_port },
         tokenize_timeout,
-        grace_period,
-        drain_delay,
+        grace_period: listen.grace_period,
+        drain_delay: listen.drain_delay,
         max_body_bytes,
         max_buffered_bytes,
         body_timeouts: Timeouts { idle: body_idle_timeout, total: body_timeout },

@@ -59,7 +59,7 @@ impl Director {
                 Compat::None => PoolNaming::NameAndNamespace,
                 Compat::GieV04 => PoolNaming::Name,
             },
-            pools: roster.rolls.values().map(|roll| pool(roll)).collect(),
+            pools: roster.rolls.values().map(pool).collect(),
             n_held_blocks: stats.n_held_blocks,
             n_evicted_blocks: stats.n_evicted_blocks,
             n_kv_blocks: self.blocks.stats().n_blocks,

@@ -40,6 +40,7 @@ pub(crate) struct Collecting {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of a stream, and it is boxed with the rest")]
 enum Scan {
     Reading(BodyScanner),
     /// The fault counts when the body is complete, if at all: a body that names no model need not be JSON.
