@@ -67,6 +67,11 @@ pub enum Fault {
     MetricsFreeze {},
     /// A metric has made-up values.
     MetricsLie { metric: String, value: Wave },
+    /// `/metrics` leaves a metric out; `None`: every metric, so that the page is empty.
+    MetricsOmit {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        metric: Option<String>,
+    },
 }
 
 /// A fault, whom it hits, and when.
@@ -133,7 +138,8 @@ impl Fault {
             | Self::SlowStart { .. }
             | Self::KvPressure { .. }
             | Self::MetricsFreeze {}
-            | Self::MetricsLie { .. } => Scope::Pod,
+            | Self::MetricsLie { .. }
+            | Self::MetricsOmit { .. } => Scope::Pod,
         }
     }
 }

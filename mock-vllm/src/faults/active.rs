@@ -111,7 +111,8 @@ impl PodFaults {
             | Fault::SlowStart { .. }
             | Fault::Crash {}
             | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. } => None,
+            | Fault::MetricsLie { .. }
+            | Fault::MetricsOmit { .. } => None,
         });
         shares.fold(0.0, f64::max)
     }
@@ -207,7 +208,8 @@ impl ActiveRule {
             | Fault::Crash {}
             | Fault::KvPressure { .. }
             | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. } => self.rule.when.lasts.map(|lasts| self.begins_at() + lasts),
+            | Fault::MetricsLie { .. }
+            | Fault::MetricsOmit { .. } => self.rule.when.lasts.map(|lasts| self.begins_at() + lasts),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What `mock-vllm faults` prints: every fault with an example, and the keys that all share.
 
 /// Example, and what it does. The first part of an example is the name of its fault.
-pub const FAULTS: [(&str, &str); 15] = [
+pub const FAULTS: [(&str, &str); 17] = [
     ("status:code=429,rate=0.3", "three of ten requests get 429 with Retry-After: 1; codes 400 to 599"),
     (
         "status:code=503,retry_after=5s,times=10",
@@ -26,6 +26,11 @@ pub const FAULTS: [(&str, &str); 15] = [
     ("crash:after=100", "the pod dies with its 101st request: the process too, unless it has other pods"),
     ("kv-pressure:share=0.9", "nine tenths of the KV blocks are in use by nobody"),
     ("metrics-freeze:from=1m", "after a minute /metrics shows the same numbers for ever"),
+    ("metrics-omit", "/metrics is an empty page"),
+    (
+        "metrics-omit:metric=waiting",
+        "/metrics lacks vllm:num_requests_waiting; names are those of metrics-lie",
+    ),
 ];
 
 /// The lies have examples of their own.

@@ -1,4 +1,4 @@
-//! `/metrics` that lies: numbers of another moment, or made-up ones, in a page that is otherwise true.
+//! `/metrics` that lies: numbers of another moment, made-up ones, or none, in a page that is otherwise true.
 
 use crate::metrics::exposition::{Format, float};
 
@@ -49,6 +49,13 @@ pub fn lie(page: &str, metric: &str, value: f64) -> String {
         (true, None) | (false, _) => format!("{line}\n"),
     });
     told.collect()
+}
+
+/// The page without the metric's samples.
+pub fn omit(page: &str, metric: &str) -> String {
+    let Some(metric) = resolve(metric, page) else { return page.to_owned() };
+    let kept = page.lines().filter(|line| sample_name(line) != Some(metric));
+    kept.map(|line| format!("{line}\n")).collect()
 }
 
 /// `None` for comments.

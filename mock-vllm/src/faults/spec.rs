@@ -149,7 +149,8 @@ impl Rule {
             | Fault::Crash {}
             | Fault::KvPressure { .. }
             | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. } => Ok(()),
+            | Fault::MetricsLie { .. }
+            | Fault::MetricsOmit { .. } => Ok(()),
         }
     }
 

@@ -99,7 +99,22 @@ impl Pod {
             if rule.pod.as_ref().is_some_and(|pod| pod != own) {
                 return Err(SetFaultsError::OtherPod { rule: rule.to_string(), own: own.clone() });
             }
-            if let Fault::MetricsLie { metric, .. } = &rule.fault
+            let metric = match &rule.fault {
+                Fault::MetricsLie { metric, .. } => Some(metric),
+                Fault::MetricsOmit { metric } => metric.as_ref(),
+                Fault::Refuse {}
+                | Fault::Drop {}
+                | Fault::Status { .. }
+                | Fault::Stall { .. }
+                | Fault::Reset { .. }
+                | Fault::Truncate { .. }
+                | Fault::ContentLength { .. }
+                | Fault::SlowStart { .. }
+                | Fault::Crash {}
+                | Fault::KvPressure { .. }
+                | Fault::MetricsFreeze {} => None,
+            };
+            if let Some(metric) = metric
                 && page::resolve(metric, &self.true_page(Format::Text, &[])).is_none()
             {
                 return Err(SetFaultsError::UnknownMetric { rule: rule.to_string(), metric: metric.clone() });
@@ -123,6 +138,8 @@ impl Pod {
             Fault::MetricsLie { metric, value } => {
                 page::lie(&page, metric, value.at(self.faults.now().since(active.begins_at())))
             }
+            Fault::MetricsOmit { metric: Some(metric) } => page::omit(&page, metric),
+            Fault::MetricsOmit { metric: None } => String::new(),
             Fault::Refuse {}
             | Fault::Drop {}
             | Fault::Status { .. }

@@ -454,3 +454,19 @@ async fn metrics_lie_about_what_they_are_told_to() {
     clear(&pod).await;
     assert_eq!(pod.metric("vllm:num_requests_running").await, 0.0);
 }
+
+#[tokio::test]
+async fn metrics_are_left_out_one_by_one_or_all() {
+    let pod = start("").await;
+    let has = async |name: &str| {
+        let page = pod.get("/metrics").await.body;
+        page.lines().any(|line| line.starts_with(name))
+    };
+    assert!(has("vllm:num_requests_waiting{").await);
+    set(&pod, json!(["metrics-omit:metric=waiting"])).await;
+    assert!(!has("vllm:num_requests_waiting{").await && has("vllm:num_requests_running{").await);
+    set(&pod, json!(["metrics-omit"])).await;
+    assert_eq!(pod.get("/metrics").await.body, "");
+    clear(&pod).await;
+    assert!(has("vllm:num_requests_waiting{").await);
+}

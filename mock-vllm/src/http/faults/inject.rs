@@ -49,7 +49,8 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
         | Fault::Crash {}
         | Fault::KvPressure { .. }
         | Fault::MetricsFreeze {}
-        | Fault::MetricsLie { .. } => None,
+        | Fault::MetricsLie { .. }
+        | Fault::MetricsOmit { .. } => None,
     });
     let response = match early {
         Some(response) => response,
@@ -107,7 +108,8 @@ async fn spoil(mut response: Response, rules: &[Rule], cutting: &Cutting) -> Res
             | Fault::Crash {}
             | Fault::KvPressure { .. }
             | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. } => {}
+            | Fault::MetricsLie { .. }
+            | Fault::MetricsOmit { .. } => {}
         }
     }
     if cuts.is_empty() {
