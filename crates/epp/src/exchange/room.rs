@@ -13,6 +13,10 @@ use crate::refusal::HeadersFault;
 const MAX_HEADERS: usize = 100;
 /// Most bytes of their names and values together: Envoy's `max_request_headers_kb` if nobody configures it.
 const MAX_HEADER_BYTES: usize = 60 << 10;
+/// Headers, and their bytes, that Envoy itself may have added behind its check of the client's. If more came than the limit
+/// and these, Envoy is configured with another limit, which is not known here.
+const OWN_HEADERS: usize = 16;
+const OWN_BYTES: usize = 1 << 10;
 /// Longest destination that room is kept for: four endpoints of IPv6 with their ports.
 const DESTINATION_BYTES: usize = 192;
 /// Length of a request id that the picker makes, a UUID.
@@ -72,14 +76,14 @@ impl<'a> Room<'a> {
         self.n_bytes += n_value_bytes;
     }
 
-    /// Whether the proxy's limit is broken by what was added. Headers that came and are above it already show that the
-    /// proxy has another limit, which is not known here.
+    /// Whether the proxy's limit is broken by what was added.
     fn is_too_many(&self) -> bool {
-        self.n_headers > MAX_HEADERS && self.came.len() <= MAX_HEADERS
+        self.n_headers > MAX_HEADERS && self.came.len() <= MAX_HEADERS + OWN_HEADERS
     }
 
     fn is_too_long(&self) -> bool {
-        self.n_bytes > MAX_HEADER_BYTES && self.came.iter().map(length).sum::<usize>() <= MAX_HEADER_BYTES
+        let n_bytes_came: usize = self.came.iter().map(length).sum();
+        self.n_bytes > MAX_HEADER_BYTES && n_bytes_came <= MAX_HEADER_BYTES + OWN_BYTES
     }
 }
 

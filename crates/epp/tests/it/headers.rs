@@ -90,7 +90,14 @@ fn long_headers_are_told_so() {
     assert!(text.contains("61432 bytes"), "{text}");
 }
 
-/// Headers beyond the default limit show that the proxy was configured with another one.
+/// Envoy checks the client's headers first and adds its own then, so that more than the limit may come.
+#[test]
+fn headers_of_the_proxy_itself_may_have_passed_the_limit() {
+    assert_eq!(send(&headers(&POST, MAX_HEADERS + 6, 0)).unwrap_err().0, 431);
+    assert_eq!(send(&headers(&POST, 10, MAX_BYTES + 500)).unwrap_err().0, 431);
+}
+
+/// Headers far beyond the default limit show that the proxy was configured with another one.
 #[test]
 fn a_proxy_with_higher_limits_is_believed() {
     assert_eq!(send(&headers(&POST, 150, 0)).unwrap().0, 151);
