@@ -44,6 +44,10 @@ pub(super) fn load_assignment(cluster_name: &str, endpoints: &[SocketAddr]) -> V
     json!({ "cluster_name": cluster_name, "endpoints": [{ "lb_endpoints": endpoints }] })
 }
 
+/// Frames that may wait to be written to a picker. Envoy makes a frame of each that a client sends, and ends the connection,
+/// and so the requests of all clients, above this; its default of 10,000 is a sixth of what one client can send at a time.
+const MAX_FRAMES: u32 = 1_000_000;
+
 pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
     let name = picker_cluster(pool);
     let mut value = json!({
@@ -62,6 +66,7 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
                 json!({ "explicit_http_config": { "http2_protocol_options": {
                     // The only guard against a hung picker: a streamed body has no message timeout.
                     "connection_keepalive": { "interval": "5s", "timeout": "2s" },
+                    "max_outbound_frames": MAX_FRAMES,
                 } } }),
             ),
         },
