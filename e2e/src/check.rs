@@ -21,11 +21,20 @@ pub enum Group {
     Controls,
     /// A pod killed, the picker killed, a broken request.
     Faults,
+    /// Hostile clients and broken neighbours, and that nobody else notices.
+    Hostile,
 }
 
 impl Group {
-    pub const ALL: [Self; 6] =
-        [Self::Tutorial, Self::Latency, Self::Conversations, Self::Precise, Self::Controls, Self::Faults];
+    pub const ALL: [Self; 7] = [
+        Self::Tutorial,
+        Self::Latency,
+        Self::Conversations,
+        Self::Precise,
+        Self::Controls,
+        Self::Faults,
+        Self::Hostile,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -35,6 +44,7 @@ impl Group {
             Self::Precise => "precise",
             Self::Controls => "controls",
             Self::Faults => "faults",
+            Self::Hostile => "hostile",
         }
     }
 
@@ -47,6 +57,7 @@ impl Group {
             Self::Precise => "Engines' own word on their caches",
             Self::Controls => "Negative controls",
             Self::Faults => "Faults",
+            Self::Hostile => "Hostile clients and broken neighbours",
         }
     }
 }

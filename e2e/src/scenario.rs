@@ -23,6 +23,8 @@ pub mod outages;
 
 pub mod limits;
 
+pub mod hostile;
+
 mod texts;
 
 pub mod lab;
@@ -41,6 +43,7 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
                 outages::run(lab).await;
                 part(lab, group, "big and many", limits::run(lab)).await;
             }
+            Group::Hostile => hostile::run(lab).await,
         }
     }
 }

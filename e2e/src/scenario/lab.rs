@@ -29,7 +29,7 @@ use crate::ui::Ui;
 const LOG_PATIENCE: Duration = Duration::from_secs(3);
 const LOG_POLL: Duration = Duration::from_millis(20);
 
-const CHAT: &str = "/v1/chat/completions";
+pub(super) const CHAT: &str = "/v1/chat/completions";
 
 /// Scenarios borrow it; the cluster belongs to the run.
 #[derive(Debug)]
@@ -231,6 +231,36 @@ impl<'a> Lab<'a> {
         self.answer(side, reply)
     }
 
+    /// Posts JSON to any path, for scenarios that judge the answer themselves.
+    pub async fn post(
+        &self,
+        via: Via,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+        body: Bytes,
+    ) -> Result<Reply> {
+        self.client().post(&format!("http://{}{path}", self.address(via)?), headers, body).await
+    }
+
+    /// A page of Envoy's or of a picker's.
+    pub async fn page(&self, address: SocketAddr, path: &str) -> Result<String> {
+        let reply = self.client().get(&format!("http://{address}{path}")).await?;
+        anyhow::ensure!(reply.status.is_success(), "{address}{path} answers {}", reply.status);
+        Ok(reply.text())
+    }
+
+    /// The sum over all pickers of a metric's series; `series` is how their lines begin.
+    pub async fn picker_metric(&self, series: &str) -> Result<f64> {
+        let mut sum = 0.0;
+        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
+            let page = self.page(picker.metrics, "/metrics").await?;
+            let lines = page.lines().filter(|line| line.starts_with(series));
+            let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+            sum += values.sum::<f64>();
+        }
+        Ok(sum)
+    }
+
     fn answer(&self, side: ClientSide, reply: Result<Reply>) -> Answer {
         let reply = match reply {
             Ok(reply) => reply,
@@ -255,12 +285,15 @@ impl<'a> Lab<'a> {
     }
 
     fn url(&self, via: Via) -> Result<String> {
-        let address = match via {
-            Via::Picker => self.cluster.gateway("llm-gw")?,
-            Via::Plain => self.cluster.gateway("http")?,
-            Via::Pod(address) => address,
-        };
-        Ok(format!("http://{address}{CHAT}"))
+        Ok(format!("http://{}{CHAT}", self.address(via)?))
+    }
+
+    pub fn address(&self, via: Via) -> Result<SocketAddr> {
+        match via {
+            Via::Picker => self.cluster.gateway("llm-gw"),
+            Via::Plain => self.cluster.gateway("http"),
+            Via::Pod(address) => Ok(address),
+        }
     }
 
     /// Pods that were ready at `mark`.

@@ -1,0 +1,44 @@
+//! Hostile clients and broken neighbours: what one of them does, no other client notices, and the picker is not made
+//! wrong by it. Each attack has a control that shows that it was one.
+
+mod frames;
+mod neighbours;
+mod requests;
+mod uploads;
+mod wire;
+
+use crate::check::{Check, Claim, Group};
+use crate::scenario::lab::{Answer, Lab};
+use crate::scenario::part;
+
+pub async fn run(lab: &Lab<'_>) {
+    let group = Group::Hostile;
+    part(lab, group, "bodies in tiny frames", frames::run(lab)).await;
+    part(lab, group, "uploads that never end", uploads::run(lab)).await;
+    part(lab, group, "many headers", requests::many_headers(lab)).await;
+    part(lab, group, "questions about pods", requests::nosy(lab)).await;
+    part(lab, group, "odd bodies", requests::odd_bodies(lab)).await;
+    part(lab, group, "blind pods", neighbours::blind_pods(lab)).await;
+    part(lab, group, "files rewritten in place", neighbours::rewritten_files(lab)).await;
+}
+
+fn claim(name: &str, title: &str) -> Claim {
+    Check::of(Group::Hostile, name, title)
+}
+
+/// Counts well-formed answers: `3 of 4 answered`.
+fn answered(answers: &[Answer]) -> String {
+    let good = answers.iter().filter(|answer| answer.chat.is_some()).count();
+    format!("{good} of {} answered", answers.len())
+}
+
+fn all_answered(n_answers: usize) -> String {
+    format!("{n_answers} of {n_answers} answered")
+}
+
+/// Says what is wrong with each answer that is not a well-formed stream.
+fn problems(answers: &[Answer]) -> String {
+    let problems: Vec<String> =
+        answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
+    problems.join("\n")
+}

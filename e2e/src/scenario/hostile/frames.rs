@@ -1,0 +1,100 @@
+//! Some clients send their bodies in frames of one byte; the streams of all others go on.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::{all_answered, answered, claim, problems, wire};
+use crate::check::Group;
+use crate::requests::body;
+use crate::scenario::lab::{Answer, Lab, Shot, Via};
+use crate::scenario::texts;
+
+/// Length of the attack's body: an HTTP/2 stream's first window, so that it leaves at once.
+const BODY_BYTES: usize = 65_535;
+/// Clients that attack at the same moment.
+const ATTACKERS: usize = 3;
+const BYSTANDERS: usize = 16;
+const ANSWER_TOKENS: u32 = 128;
+/// How far into their answers the bystanders are when the attack begins; virtual time.
+const MIDWAY: Duration = Duration::from_secs(1);
+/// Messages that the proxy must have sent for the attackers' bodies; fewer mean that it put frames together.
+const MANY_MESSAGES: u64 = 50_000;
+
+pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let before = messages_to_picker(lab).await?;
+    let (answers, statuses) = attacked(lab, Via::Picker).await?;
+    let n_messages = messages_to_picker(lab).await?.saturating_sub(before);
+    lab.check(
+        claim("tiny-frames/bystanders", "Bodies in frames of one byte cut no other client's answer")
+            .equal(all_answered(BYSTANDERS), answered(&answers))
+            .detail(problems(&answers)),
+    );
+    lab.check(
+        claim("tiny-frames/reaches-picker", "The attack reaches the picker as that many messages").holds(
+            format!("more than {MANY_MESSAGES} messages"),
+            format!("{n_messages} messages"),
+            n_messages > MANY_MESSAGES,
+        ),
+    );
+    lab.check(
+        claim("tiny-frames/senders", "The requests themselves are legal ones, and answered")
+            .equal(["200"; ATTACKERS].join(" "), statuses),
+    );
+    let (answers, _) = attacked(lab, Via::Plain).await?;
+    lab.check(
+        claim("tiny-frames/control", "Without a picker in the way the same attack cuts nothing either")
+            .equal(all_answered(BYSTANDERS), answered(&answers))
+            .detail(problems(&answers)),
+    );
+    Ok(())
+}
+
+/// The bystanders' answers, and what the attackers are answered.
+async fn attacked(lab: &Lab<'_>, via: Via) -> Result<(Vec<Answer>, String)> {
+    let (address, attack) = (lab.address(via)?, attack_body(lab));
+    let attacks = join_all((0..ATTACKERS).map(|_| wire::post_in_frames(address, &attack, 1)));
+    let (answers, statuses) = among_bystanders(lab, via, attacks).await;
+    Ok((answers, statuses.into_iter().map(text).collect::<Vec<_>>().join(" ")))
+}
+
+/// A chat whose body is as long as the attack's.
+fn attack_body(lab: &Lab<'_>) -> Bytes {
+    let mut request = texts::chat(&lab.requests.model(), "A word, please, in very small pieces.");
+    let n_padding = BODY_BYTES - body(&request).len() - r#","metadata":{"padding":""}"#.len();
+    request["metadata"] = serde_json::json!({"padding": "x".repeat(n_padding)});
+    body(&request)
+}
+
+/// Runs `attack` while long answers stream to other clients.
+async fn among_bystanders<T>(lab: &Lab<'_>, via: Via, attack: impl Future<Output = T>) -> (Vec<Answer>, T) {
+    let model = lab.requests.model();
+    let streams = (0..BYSTANDERS).map(|number| {
+        let mut request = texts::chat(&model, &format!("Bystander {number} asks for a long story."));
+        request["max_tokens"] = ANSWER_TOKENS.into();
+        request["min_tokens"] = ANSWER_TOKENS.into();
+        lab.send(Shot::new(Group::Hostile, format!("bystander {}", number + 1), via, body(&request)))
+    });
+    let attack = async {
+        lab.pause(MIDWAY).await;
+        attack.await
+    };
+    tokio::join!(join_all(streams), attack)
+}
+
+/// How many messages Envoy has sent to pickers.
+async fn messages_to_picker(lab: &Lab<'_>) -> Result<u64> {
+    let page = lab.page(lab.cluster.status().admin, "/stats?filter=ext_proc.*stream_msgs_sent").await?;
+    let counts = page.lines().map(|line| {
+        let (_, count) = line.rsplit_once(": ").with_context(|| format!("a statistic: {line}"))?;
+        count.parse::<u64>().with_context(|| format!("the count of {line}"))
+    });
+    counts.sum()
+}
+
+fn text(status: Result<http::StatusCode>) -> String {
+    status.map_or_else(|error| format!("{error:#}"), |status| status.as_u16().to_string())
+}

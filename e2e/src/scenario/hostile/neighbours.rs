@@ -1,0 +1,149 @@
+//! Broken neighbours: a pod that tells nothing of its load, and files that are empty for a moment.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::{all_answered, answered, claim, problems};
+use crate::check::Group;
+use crate::requests::body;
+use crate::scenario::lab::{Answer, Lab, Shot, Via};
+use crate::scenario::texts;
+
+const REQUESTS: usize = 20;
+/// How long after a fault was set the picker has noticed it; it scrapes each pod every 50 to 100 ms, and wall time counts.
+const NOTICED: Duration = Duration::from_secs(1);
+/// How long a file is empty while it is rewritten.
+const EMPTY_FOR: Duration = Duration::from_millis(100);
+const REWRITES: usize = 10;
+/// How long a removal must last before it is asked for; well beyond what the picker waits.
+const GONE_FOR: Duration = Duration::from_secs(6);
+
+/// A pod that answers its scrapes without a word on its load gets no more than its share, and none while others tell.
+pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let control = at_pod(lab, "pods that all tell").await?;
+    let blind = lab.cluster.pods().into_iter().next().context("there is no pod")?;
+    let faults = serde_json::json!({"faults": ["metrics-omit"]}).to_string();
+    let reply = lab.post(Via::Pod(blind.address), "/debug/faults", &[], faults.into()).await?;
+    anyhow::ensure!(reply.status.is_success(), "set the fault: {} {}", reply.status, reply.text());
+    tokio::time::sleep(NOTICED).await;
+    let seen = at_pod(lab, "one pod tells nothing").await?;
+    lab.check(
+        claim("blind-pod/traffic", "A pod whose metrics say nothing of its load attracts no traffic").equal(
+            format!("0 of {REQUESTS} at {}", blind.address),
+            format!(
+                "{} of {REQUESTS} at {}",
+                seen.iter().filter(|at| **at == blind.address.to_string()).count(),
+                blind.address
+            ),
+        ),
+    );
+    let pods: std::collections::BTreeSet<&String> = control.iter().collect();
+    lab.check(
+        claim("blind-pod/control", "The same requests use every pod while all of them tell")
+            .equal(format!("{} pods", lab.cluster.pods().len()), format!("{} pods", pods.len())),
+    );
+    let failed = lab.picker_metric("epp_scrape_failures_total{reason=\"no_load\"}").await?;
+    lab.check(claim("blind-pod/counted", "The scrapes that found no load are counted as failed").holds(
+        "more than 0",
+        failed,
+        failed > 0.0,
+    ));
+    Ok(())
+}
+
+/// Sends requests that share nothing, and returns the pods that served them.
+async fn at_pod(lab: &Lab<'_>, label: &str) -> Result<Vec<String>> {
+    let mark = lab.mark();
+    let mut sides = Vec::new();
+    for number in 0..REQUESTS {
+        let text = format!("{number} {label}: a question of its own.");
+        let request = body(&texts::chat(&lab.requests.model(), &text));
+        sides.push(
+            lab.send(Shot::new(Group::Hostile, format!("{label}, {number}"), Via::Picker, request))
+                .await
+                .side,
+        );
+    }
+    let traces = lab.collect(&mark, sides).await?.traces;
+    Ok(traces.into_iter().filter_map(|trace| trace.envoy_upstream).collect())
+}
+
+/// The picker's files are truncated and written again in place while requests come: none is lost, no prefix forgotten.
+pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let files = picker_files(lab);
+    let is_over = AtomicBool::new(false);
+    let rewriting = async {
+        for path in files.iter().cycle().take(REWRITES * files.len()) {
+            let text = tokio::fs::read(path).await.with_context(|| format!("read {}", path.display()))?;
+            tokio::fs::write(path, b"").await?;
+            tokio::time::sleep(EMPTY_FOR).await;
+            tokio::fs::write(path, text).await?;
+            tokio::time::sleep(EMPTY_FOR).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        anyhow::Ok(())
+    };
+    let asking = async {
+        let mut answers: Vec<Answer> = Vec::new();
+        while !is_over.load(Ordering::Relaxed) {
+            let request =
+                body(&texts::chat(&lab.requests.model(), &format!("Request {} meanwhile.", answers.len())));
+            answers.push(lab.send(Shot::new(Group::Hostile, "file rewritten", Via::Picker, request)).await);
+        }
+        answers
+    };
+    let (first, _) = texts::pair("kept over rewrites", texts::BYTES / 2);
+    let known = |label: &str| {
+        Shot::new(Group::Hostile, label, Via::Picker, body(&texts::chat(&lab.requests.model(), &first)))
+    };
+    lab.send(known("before the rewrites")).await;
+    let (rewritten, answers) = tokio::join!(rewriting, asking);
+    rewritten?;
+    lab.check(
+        claim("rewritten/answers", "No request is lost while the picker's files are rewritten in place")
+            .equal(all_answered(answers.len()), answered(&answers))
+            .detail(problems(&answers)),
+    );
+    let mark = lab.mark();
+    let again = lab.send(known("after the rewrites")).await;
+    let evidence = lab.collect(&mark, vec![again.side]).await?;
+    let decision = evidence.traces[0].decision.as_ref().context("the picker has no record of it")?;
+    lab.check(claim("rewritten/prefixes", "What was cached before the rewrites is known after them").equal(
+        format!("{} of {} bytes match", decision.total_bytes, decision.total_bytes),
+        format!("{} of {} bytes match", decision.best_match(), decision.total_bytes),
+    ));
+    lasting_removal(lab, &files).await
+}
+
+/// The control: what stays removed is believed.
+async fn lasting_removal(lab: &Lab<'_>, files: &[PathBuf]) -> Result<()> {
+    let mut texts = Vec::new();
+    for path in files {
+        texts.push(tokio::fs::read(path).await?);
+        tokio::fs::write(path, b"").await?;
+    }
+    tokio::time::sleep(GONE_FOR).await;
+    let request = body(&texts::chat(&lab.requests.model(), "Is there still a pool?"));
+    let gone = lab.send(Shot::new(Group::Hostile, "files that stay empty", Via::Picker, request)).await;
+    lab.check(
+        claim("rewritten/control", "Files that stay empty are believed: there is no pool any more")
+            .equal("503".to_owned(), gone.side.status.to_string())
+            .detail(gone.body),
+    );
+    for (path, text) in files.iter().zip(texts) {
+        tokio::fs::write(path, text).await?;
+    }
+    Ok(())
+}
+
+fn picker_files(lab: &Lab<'_>) -> Vec<PathBuf> {
+    let files = lab.cluster.files();
+    let pools =
+        lab.cluster.status().pickers.iter().map(|picker| files.pools(&picker.name)).collect::<Vec<_>>();
+    pools.into_iter().chain([files.endpoints()]).collect()
+}

@@ -1,0 +1,101 @@
+//! Clients that keep the end of their bodies back: what the picker holds for them has a bound over all of them.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures::future::join_all;
+
+use super::claim;
+use super::wire::{Upload, status_of};
+use crate::check::Group;
+use crate::cluster::Fresh;
+use crate::requests::body;
+use crate::scenario::lab::{GOOD, Lab, Shot, Via};
+use crate::scenario::texts;
+
+const UPLOADS: usize = 300;
+/// Length of each body: together 30 MB.
+const UPLOAD_BYTES: usize = 100_000;
+/// What the picker may hold in this part; a third of the uploads' sum.
+const BUDGET: f64 = 10_485_760.0;
+/// A refusal comes at once; an upload that is waited for says nothing.
+const SETTLE: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
+    let picker_args = vec!["--max-buffered-bytes".to_owned(), format!("{BUDGET:.0}")];
+    lab.start_anew(Fresh { picker_args, ..Fresh::default() }).await?;
+    let (uploads, refusals) = hold_back(lab).await?;
+    let good =
+        |answer: &&String| status_of(answer) == 503 && answer.to_ascii_lowercase().contains("retry-after:");
+    let (n_refused, n_good) = (refusals.len(), refusals.iter().filter(good).count());
+    lab.check(
+        claim("uploads/bounded", "Uploads beyond the budget are refused, with a time to come back").holds(
+            "more than half of them, each with 503 and Retry-After",
+            format!("{n_refused} of {UPLOADS} refused, {n_good} of these with 503 and Retry-After"),
+            n_refused > UPLOADS / 2 && n_good == n_refused,
+        ),
+    );
+    let held = lab.picker_metric("epp_buffered_bytes").await?;
+    lab.check(
+        claim("uploads/held", "What the picker holds stays within its budget, and it holds what is let in")
+            .holds(
+                format!("up to {BUDGET:.0} bytes, more than half of them"),
+                format!("{held} bytes"),
+                held <= BUDGET && held * 2.0 > BUDGET,
+            ),
+    );
+    drop(uploads);
+    let after = until_answered(lab).await;
+    lab.check(
+        claim("uploads/after", "When the uploads are gone, others are served").equal(GOOD.to_owned(), after),
+    );
+    lab.fresh(&[]).await?;
+    let (uploads, refusals) = hold_back(lab).await?;
+    let finished = join_all(uploads.into_iter().map(Upload::finish)).await;
+    let n_good =
+        finished.iter().filter(|answer| answer.as_ref().is_ok_and(|text| status_of(text) == 200)).count();
+    lab.check(
+        claim("uploads/control", "Within the budget every slow upload is waited for and answered").equal(
+            format!("{UPLOADS} of {UPLOADS} answered, 0 refused"),
+            format!("{n_good} of {UPLOADS} answered, {} refused", refusals.len()),
+        ),
+    );
+    Ok(())
+}
+
+/// Begins all uploads, and returns those that are waited for and the answers of the others.
+async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
+    let address = lab.address(Via::Picker)?;
+    let model = lab.requests.model();
+    let uploads = (0..UPLOADS).map(|number| {
+        let mut request = texts::chat(&model, &format!("Upload {number} is in no hurry."));
+        request["metadata"] = serde_json::json!({"padding": "x".repeat(UPLOAD_BYTES)});
+        let request = body(&request);
+        async move {
+            let mut upload = Upload::begin(address, &request, 1).await?;
+            let answer = upload.answer_within(SETTLE).await;
+            anyhow::Ok((upload, answer))
+        }
+    });
+    let (mut waiting, mut refusals) = (Vec::new(), Vec::new());
+    for outcome in join_all(uploads).await {
+        let (upload, answer) = outcome?;
+        if answer.is_empty() { waiting.push(upload) } else { refusals.push(answer) }
+    }
+    Ok((waiting, refusals))
+}
+
+/// Asks until an answer is good; the picker hears of closed uploads a moment later.
+async fn until_answered(lab: &Lab<'_>) -> String {
+    let mut verdict = String::new();
+    for _ in 0..20 {
+        let request = body(&texts::chat(&lab.requests.model(), "Is anybody there?"));
+        verdict =
+            lab.send(Shot::new(Group::Hostile, "after the uploads", Via::Picker, request)).await.verdict();
+        if verdict == GOOD {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    verdict
+}
