@@ -17,12 +17,23 @@ use self::events::{Events, Step};
 /// Tokens of a request and its response, as the engine counted them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
-    /// `prompt_tokens`, or `input_tokens` in the Responses API.
+    /// `prompt_tokens`, or `input_tokens` in the Responses API; in the Messages API `input_tokens` and what was read from
+    /// the cache or written to it.
     pub prompt_tokens: Option<u32>,
     /// `completion_tokens`, or `output_tokens`.
     pub completion_tokens: Option<u32>,
-    /// `prompt_tokens_details.cached_tokens`, or `input_tokens_details.cached_tokens`.
+    /// `prompt_tokens_details.cached_tokens`, `input_tokens_details.cached_tokens`, or `cache_read_input_tokens`.
     pub cached_tokens: Option<u32>,
+}
+
+/// The numbers as the body has them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    usage: Usage,
+    /// `cache_read_input_tokens`, which `input_tokens` do not count.
+    read: Option<u32>,
+    /// `cache_creation_input_tokens`, likewise.
+    written: Option<u32>,
 }
 
 /// How the response's body is laid out.
@@ -54,7 +65,7 @@ impl Layout {
 #[derive(Debug)]
 pub struct ResponseReader {
     framing: Framing,
-    usage: Usage,
+    counts: Counts,
     /// What every `model` value becomes, as a JSON string; `None` leaves them alone.
     model: Option<Bytes>,
     n_bytes: u64,
@@ -76,7 +87,7 @@ impl ResponseReader {
             Layout::EventStream => Framing::Events(Events::new()),
             Layout::Opaque => Framing::Opaque,
         };
-        Self { framing, usage: Usage::default(), model, n_bytes: 0 }
+        Self { framing, counts: Counts::default(), model, n_bytes: 0 }
     }
 
     /// The chunk as it goes on: whole, or in parts when a model name in it is replaced.
@@ -85,7 +96,7 @@ impl ResponseReader {
         let mut out = Parts { chunk, replacement: self.model.as_ref(), parts: Vec::new(), n_done: 0 };
         match &mut self.framing {
             Framing::Opaque => {}
-            Framing::Json(document) => document.read(0..chunk.len(), &mut self.usage, &mut out),
+            Framing::Json(document) => document.read(0..chunk.len(), &mut self.counts, &mut out),
             Framing::Events(events) => {
                 let mut start = 0;
                 while start < chunk.len() {
@@ -93,7 +104,7 @@ impl ResponseReader {
                     match step {
                         Step::Skipped => {}
                         Step::Data => {
-                            events.document.read(start..start + n_taken, &mut self.usage, &mut out);
+                            events.document.read(start..start + n_taken, &mut self.counts, &mut out);
                         }
                         Step::EventEnd => events.document = Document::new(),
                     }
@@ -112,13 +123,26 @@ impl ResponseReader {
     /// What the body said so far; `None` when it named no tokens.
     #[must_use]
     pub fn usage(&self) -> Option<Usage> {
-        (self.usage != Usage::default()).then_some(self.usage)
+        let usage = self.counts.usage();
+        (usage != Usage::default()).then_some(usage)
     }
 
     /// Bytes that came.
     #[must_use]
     pub fn n_bytes(&self) -> u64 {
         self.n_bytes
+    }
+}
+
+impl Counts {
+    fn usage(&self) -> Usage {
+        let Self { usage, read, written } = *self;
+        let beside = read.unwrap_or_default().saturating_add(written.unwrap_or_default());
+        Usage {
+            prompt_tokens: usage.prompt_tokens.map(|n_tokens| n_tokens.saturating_add(beside)),
+            cached_tokens: usage.cached_tokens.or(read),
+            ..usage
+        }
     }
 }
 

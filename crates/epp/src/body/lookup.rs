@@ -43,7 +43,7 @@ pub enum Unseen {
     BillingLine,
     /// Pooling answers do not tell of the cache.
     Pooling,
-    /// Answers of the Messages API count the tokens of prompts in another way.
+    /// Answers of the Messages API do not tell of the cache in all engines.
     MessagesUsage,
 }
 

@@ -1,13 +1,13 @@
-//! One JSON document of a response: finds `model` and `usage`, at the top or inside `response`, as the events of the
-//! Responses API have them.
+//! One JSON document of a response: finds `model` and `usage`, at the top or inside `response` or `message`, as the events
+//! of the Responses and Messages APIs have them.
 
 use std::ops::Range;
 
-use super::{Parts, Usage};
+use super::{Counts, Parts};
 use crate::json::{Container, Event, Lexer};
 
-/// Longest key that is told apart [bytes]; `prompt_tokens_details` is the longest that is read.
-const MAX_KEY: usize = 21;
+/// Longest key that is told apart [bytes]; `cache_creation_input_tokens` is the longest that is read.
+const MAX_KEY: usize = 27;
 /// Objects inside each other that are read: the document, `response`, `usage` and its details.
 const MAX_SCOPES: usize = 4;
 
@@ -28,7 +28,7 @@ pub(super) struct Document {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Scope {
     Document,
-    /// `response`, in the Responses API's events.
+    /// `response` or `message`, in events.
     Response,
     Usage,
     Details,
@@ -43,6 +43,8 @@ enum Key {
     PromptTokens,
     CompletionTokens,
     CachedTokens,
+    CacheRead,
+    CacheWritten,
     Other,
 }
 
@@ -73,7 +75,7 @@ impl Document {
     }
 
     /// Reads a part of the chunk that `out` holds.
-    pub(super) fn read(&mut self, part: Range<usize>, usage: &mut Usage, out: &mut Parts<'_>) {
+    pub(super) fn read(&mut self, part: Range<usize>, counts: &mut Counts, out: &mut Parts<'_>) {
         if self.broken {
             return;
         }
@@ -82,7 +84,7 @@ impl Document {
         let mut rest = &chunk[part];
         loop {
             match self.lexer.next(&mut rest) {
-                Ok(Some(event)) => self.apply(event, end - rest.len(), usage, out),
+                Ok(Some(event)) => self.apply(event, end - rest.len(), counts, out),
                 Ok(None) => return,
                 Err(_) => {
                     self.broken = true;
@@ -97,7 +99,7 @@ impl Document {
     }
 
     /// `at` is the position in the chunk behind the event.
-    fn apply(&mut self, event: Event<'_>, at: usize, usage: &mut Usage, out: &mut Parts<'_>) {
+    fn apply(&mut self, event: Event<'_>, at: usize, counts: &mut Counts, out: &mut Parts<'_>) {
         if self.n_skipped > 0 {
             match event {
                 Event::Open(_) => self.n_skipped += 1,
@@ -133,7 +135,7 @@ impl Document {
                 out.end_model(at);
             }
             Event::StringStart { at: _ } | Event::StringEnd { end: _ } | Event::Literal(_) => {}
-            Event::Number(number) => self.number(number.value, usage),
+            Event::Number(number) => self.number(number.value, counts),
             Event::Open(container) => self.open(container),
             Event::Close(_) => {
                 self.scopes.pop();
@@ -150,8 +152,10 @@ impl Document {
     }
 
     /// Later figures replace earlier ones: an event stream may report as it goes.
-    fn number(&self, value: Option<u32>, usage: &mut Usage) {
+    fn number(&self, value: Option<u32>, Counts { usage, read, written }: &mut Counts) {
         let field = match self.key {
+            Key::CacheRead => read,
+            Key::CacheWritten => written,
             Key::PromptTokens => &mut usage.prompt_tokens,
             Key::CompletionTokens => &mut usage.completion_tokens,
             Key::CachedTokens => &mut usage.cached_tokens,
@@ -181,8 +185,10 @@ impl Scope {
         match (self, name) {
             (Self::Document | Self::Response, b"model") => Key::Model,
             (Self::Document | Self::Response, b"usage") => Key::Usage,
-            (Self::Document, b"response") => Key::Response,
+            (Self::Document, b"response" | b"message") => Key::Response,
             (Self::Usage, b"prompt_tokens" | b"input_tokens") => Key::PromptTokens,
+            (Self::Usage, b"cache_read_input_tokens") => Key::CacheRead,
+            (Self::Usage, b"cache_creation_input_tokens") => Key::CacheWritten,
             (Self::Usage, b"completion_tokens" | b"output_tokens") => Key::CompletionTokens,
             (Self::Usage, b"prompt_tokens_details" | b"input_tokens_details") => Key::Details,
             (Self::Details, b"cached_tokens") => Key::CachedTokens,

@@ -25,6 +25,13 @@ const RESPONSES_API: &str = concat!(
     "\"input_tokens_details\":{\"cached_tokens\":1}},\"model\":\"target\"}}\n\n",
 );
 
+const MESSAGES_API: &str = concat!(
+    "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"target\",\"content\":[],",
+    "\"usage\":{\"input_tokens\":3,\"output_tokens\":0}}}\n\n",
+    "event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"input_tokens\":3,\"output_tokens\":6,",
+    "\"cache_creation_input_tokens\":20,\"cache_read_input_tokens\":100}}\n\n",
+);
+
 fn usage(prompt: u32, completion: u32, cached: u32) -> Usage {
     Usage { prompt_tokens: Some(prompt), completion_tokens: Some(completion), cached_tokens: Some(cached) }
 }
@@ -75,6 +82,19 @@ fn an_event_stream_has_a_document_in_each_event() {
 fn the_responses_api_wraps_its_document() {
     let renamed = RESPONSES_API.replace(r#""target""#, r#""al\"ias""#);
     check(Layout::EventStream, RESPONSES_API, &renamed, Some(usage(5, 6, 1)));
+}
+
+#[test]
+fn the_messages_api_counts_what_is_cached_beside_the_rest() {
+    let renamed = MESSAGES_API.replace(r#""target""#, r#""al\"ias""#);
+    check(Layout::EventStream, MESSAGES_API, &renamed, Some(usage(123, 6, 100)));
+    // Control: engines that do not tell it count all of the prompt.
+    let older = r#"{"usage":{"input_tokens":123,"output_tokens":6}}"#;
+    let expected = Usage { cached_tokens: None, ..usage(123, 6, 0) };
+    check(Layout::Json, older, older, Some(expected));
+    // A message in a choice is not the response.
+    let chat = r#"{"choices":[{"message":{"usage":{"input_tokens":1},"model":"target"}}]}"#;
+    check(Layout::Json, chat, chat, None);
 }
 
 #[test]
