@@ -10,6 +10,7 @@ use std::fmt::Write;
 const MAX_REPORTED_ERRORS: usize = 10;
 /// The same file.
 const MAX_ERROR_INPUT_CHARS: usize = 200;
+const NOT_A_TRUTH: Misfit = Misfit { kind: "bool_type", message: "Input should be a valid boolean" };
 
 /// Takes typed fields out of an object. Fields that nobody asks for are ignored, as vLLM does.
 #[derive(Clone, Debug)]
@@ -25,6 +26,13 @@ struct FieldError {
     message: String,
     input: Value,
     cause: Option<Cause>,
+}
+
+/// Why a value is not of a type, as pydantic says it.
+#[derive(Clone, Copy, Debug)]
+struct Misfit {
+    kind: &'static str,
+    message: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,29 +99,15 @@ impl Fields {
     }
 
     pub(crate) fn integer(&mut self, field: &str) -> Option<i64> {
-        if let Some(number) = self.raw(field).filter(|value| is_not_finite(value)).cloned() {
-            self.error("finite_number", field, "Input should be a finite number", number);
-            return None;
-        }
-        self.typed(field, "int_type", "Input should be a valid integer", |value| match value {
-            Value::String(text) => text.trim().parse().ok(),
-            #[expect(clippy::cast_possible_truncation, reason = "only whole numbers of that range come here")]
-            Value::Number(number) => number.as_i64().or_else(|| {
-                number
-                    .as_f64()
-                    .filter(|float| float.fract() == 0.0 && float.abs() < 9e15)
-                    .map(|float| float as i64)
-            }),
-            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
-        })
+        self.converted(field, integer)
     }
 
     pub(crate) fn number(&mut self, field: &str) -> Option<f64> {
-        self.typed(field, "float_type", "Input should be a valid number", |value| float(value.as_number()?))
+        self.converted(field, number)
     }
 
     pub(crate) fn boolean(&mut self, field: &str) -> Option<bool> {
-        self.typed(field, "bool_type", "Input should be a valid boolean", Value::as_bool)
+        self.converted(field, boolean)
     }
 
     pub(crate) fn integers(&mut self, field: &str) -> Option<Vec<u32>> {
@@ -160,6 +154,19 @@ impl Fields {
             self.error(kind, field, message, input);
         }
         converted
+    }
+
+    /// The same for a type that more than one thing can be wrong with.
+    fn converted<T>(&mut self, field: &str, convert: impl Fn(&Value) -> Result<T, Misfit>) -> Option<T> {
+        let value = self.raw(field)?;
+        match convert(value) {
+            Ok(converted) => Some(converted),
+            Err(Misfit { kind, message }) => {
+                let input = value.clone();
+                self.error(kind, field, message, input);
+                None
+            }
+        }
     }
 
     pub(crate) fn error(&mut self, kind: &'static str, field: &str, message: &str, input: Value) {
@@ -271,6 +278,73 @@ impl Loc {
     }
 }
 
+/// A whole number as pydantic takes it: also one as a float, as text, or as a truth.
+fn integer(value: &Value) -> Result<i64, Misfit> {
+    let not_whole = Misfit { kind: "int_type", message: "Input should be a valid integer" };
+    match value {
+        Value::Bool(truth) => Ok(i64::from(*truth)),
+        Value::Number(number) => match (number.as_i64(), float(number)) {
+            (Some(whole), _) => Ok(whole),
+            (None, Some(float)) if !float.is_finite() => {
+                Err(Misfit { kind: "finite_number", message: "Input should be a finite number" })
+            }
+            (None, Some(float)) if float.fract() != 0.0 => Err(Misfit {
+                kind: "int_from_float",
+                message: "Input should be a valid integer, got a number with a fractional part",
+            }),
+            #[expect(clippy::cast_possible_truncation, reason = "only whole numbers of that range come here")]
+            (None, Some(float)) if float.abs() < 9e15 => Ok(float as i64),
+            (None, Some(_) | None) => Err(not_whole),
+        },
+        Value::String(text) => {
+            let text = text.trim();
+            let digits = text.split_once('.').filter(|(_, rest)| rest.bytes().all(|digit| digit == b'0'));
+            digits.map_or(text, |(digits, _)| digits).parse().map_err(|_| Misfit {
+                kind: "int_parsing",
+                message: "Input should be a valid integer, unable to parse string as an integer",
+            })
+        }
+        Value::Null | Value::Array(_) | Value::Object(_) => Err(not_whole),
+    }
+}
+
+/// A number as pydantic takes it: also as text, or as a truth.
+fn number(value: &Value) -> Result<f64, Misfit> {
+    let not_a_number = Misfit { kind: "float_type", message: "Input should be a valid number" };
+    match value {
+        Value::Bool(truth) => Ok(f64::from(*truth)),
+        Value::Number(number) => float(number).ok_or(not_a_number),
+        Value::String(text) => text.trim().parse().map_err(|_| Misfit {
+            kind: "float_parsing",
+            message: "Input should be a valid number, unable to parse string as a number",
+        }),
+        Value::Null | Value::Array(_) | Value::Object(_) => Err(not_a_number),
+    }
+}
+
+/// A truth as pydantic takes it: also as 0 or 1, or as a word.
+fn boolean(value: &Value) -> Result<bool, Misfit> {
+    let unclear = Misfit {
+        kind: "bool_parsing",
+        message: "Input should be a valid boolean, unable to interpret input",
+    };
+    match value {
+        Value::Bool(truth) => Ok(*truth),
+        Value::Number(number) => match float(number) {
+            Some(0.0) => Ok(false),
+            Some(1.0) => Ok(true),
+            Some(float) if float.fract() == 0.0 => Err(unclear),
+            Some(_) | None => Err(NOT_A_TRUTH),
+        },
+        Value::String(word) => match word.to_ascii_lowercase().as_str() {
+            "0" | "off" | "f" | "false" | "n" | "no" => Ok(false),
+            "1" | "on" | "t" | "true" | "y" | "yes" => Ok(true),
+            _ => Err(unclear),
+        },
+        Value::Null | Value::Array(_) | Value::Object(_) => Err(NOT_A_TRUTH),
+    }
+}
+
 /// `None` unless `value` is a list of numbers that fit a token id.
 pub(crate) fn token_ids(value: &Value) -> Option<Vec<u32>> {
     let ids = value.as_array()?.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
@@ -367,10 +441,6 @@ fn python_repr(value: &Value) -> String {
     text
 }
 
-fn is_not_finite(value: &Value) -> bool {
-    value.as_number().and_then(float).is_some_and(|float| !float.is_finite())
-}
-
 fn number_repr(number: &Number) -> String {
     match float(number) {
         Some(value) if !value.is_finite() => float_repr(value),
@@ -439,8 +509,9 @@ mod tests {
         let message = fields.finish().unwrap_err().message;
         assert_eq!(
             message,
-            "3 validation errors:\n  {'type': 'bool_type', 'loc': 'body.stream', 'msg': 'Input should be a valid boolean', \
-             'input': 'x'}\n  {'type': 'int_type', 'loc': 'body.n', 'msg': 'Input should be a valid integer', 'input': '1.5'}\n  \
+            "3 validation errors:\n  {'type': 'bool_parsing', 'loc': 'body.stream', 'msg': 'Input should be a valid boolean, \
+             unable to interpret input', 'input': 'x'}\n  {'type': 'int_from_float', 'loc': 'body.n', 'msg': 'Input should be a \
+             valid integer, got a number with a fractional part', 'input': '1.5'}\n  \
              {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', 'input': '<dict of 2 items>'}"
         );
     }

@@ -77,9 +77,9 @@ async fn errors_have_their_generations_shape() {
     check("0.8", &greedy, 400, r#"{"object":"error","message":"This model's maximum context length is 64 tokens. However, you requested 70 tokens (10 in the messages, 60 in the completion). Please reduce the length of the messages or completion.","type":"BadRequestError","param":null,"code":400}"#).await;
     check("0.11", &greedy, 400, r#"{"error":{"message":"'max_tokens' or 'max_completion_tokens' is too large: 60. This model's maximum context length is 64 tokens and your request has 10 input tokens (60 > 64 - 10).","type":"BadRequestError","param":null,"code":400}}"#).await;
     let shape = r#"{"prompt":"x","n":"many"}"#;
-    check("0.8", shape, 400, r#"{"object":"error","message":"[{'type': 'int_type', 'loc': ('body', 'n'), 'msg': 'Input should be a valid integer', 'input': 'many'}]","type":"BadRequestError","param":null,"code":400}"#).await;
-    check("0.11", shape, 400, r#"{"error":{"message":"[{'type': 'int_type', 'loc': ('body', 'n'), 'msg': 'Input should be a valid integer', 'input': 'many'}]","type":"Bad Request","param":null,"code":400}}"#).await;
-    check("0.33", shape, 400, r#"{"error":{"message":"1 validation error:\n  {'type': 'int_type', 'loc': 'body.n', 'msg': 'Input should be a valid integer', 'input': 'many'}","type":"Bad Request","param":"body.n","code":400}}"#).await;
+    check("0.8", shape, 400, r#"{"object":"error","message":"[{'type': 'int_parsing', 'loc': ('body', 'n'), 'msg': 'Input should be a valid integer, unable to parse string as an integer', 'input': 'many'}]","type":"BadRequestError","param":null,"code":400}"#).await;
+    check("0.11", shape, 400, r#"{"error":{"message":"[{'type': 'int_parsing', 'loc': ('body', 'n'), 'msg': 'Input should be a valid integer, unable to parse string as an integer', 'input': 'many'}]","type":"Bad Request","param":null,"code":400}}"#).await;
+    check("0.33", shape, 400, r#"{"error":{"message":"1 validation error:\n  {'type': 'int_parsing', 'loc': 'body.n', 'msg': 'Input should be a valid integer, unable to parse string as an integer', 'input': 'many'}","type":"Bad Request","param":"body.n","code":400}}"#).await;
     let top_p = r#"{"prompt":"x","top_p":2}"#;
     check("0.11", top_p, 400, r#"{"error":{"message":"top_p must be in (0, 1], got 2.0.","type":"BadRequestError","param":null,"code":400}}"#).await;
     let options = r#"{"prompt":"x","stream_options":{"include_usage":true}}"#;
