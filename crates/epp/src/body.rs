@@ -153,7 +153,10 @@ struct Root {
     field: Field,
     value_start: usize,
     fields: Fields,
-    live: Option<(Field, Live)>,
+    /// Of the current value, while it is plain.
+    live: Option<Live>,
+    /// The prompt that was hashed as it arrived, and its field.
+    plain: Option<(Field, PromptText)>,
 }
 
 // === impl Api ===
@@ -217,10 +220,24 @@ impl BodyScanner {
                 return Err(BodyError::Syntax { offset: 0, problem: "expected a value" });
             }
         }
-        while let Some(event) = self.lexer.next(&mut chunk)? {
-            self.root.apply(event, &self.lexer);
+        loop {
+            if let Some(text) = self.root.live.as_mut().and_then(Live::current_text) {
+                self.lexer.read_text(&mut chunk, |piece| text.push(piece));
+            }
+            let Some(event) = self.lexer.next(&mut chunk)? else { return Ok(()) };
+            match event {
+                Event::Text(text) => self.root.push_text(text),
+                Event::Char(char) => self.root.push_text(char.encode_utf8(&mut [0; 4]).as_bytes()),
+                Event::Open(_)
+                | Event::Close(_)
+                | Event::KeyStart
+                | Event::KeyEnd
+                | Event::StringStart { .. }
+                | Event::StringEnd { .. }
+                | Event::Number(_)
+                | Event::Literal(_) => self.root.apply(event, &self.lexer),
+            }
         }
-        Ok(())
     }
 
     /// What the body asks for; `chunks` are all that were pushed, cut as they may be.
@@ -231,12 +248,12 @@ impl BodyScanner {
         let Self { n_bytes, utf8, n_marked: _, lexer, root } = self;
         utf8.finish()?;
         lexer.finish()?;
-        let Root { api, is_object, fields, live, .. } = root;
+        let Root { api, is_object, fields, plain, .. } = root;
         if !is_object {
             return Err(BodyError::NotAnObject);
         }
         let source = Source::new(chunks);
-        let prompts = prompts::read(&source, api, &fields, live);
+        let prompts = prompts::read(&source, api, &fields, plain);
         Ok(RequestBody {
             api,
             model: model(&source, &fields),
@@ -262,9 +279,22 @@ impl Root {
             value_start: 0,
             fields: Fields::default(),
             live: None,
+            plain: None,
         }
     }
 
+    /// Text of the current key or string.
+    fn push_text(&mut self, text: &[u8]) {
+        if self.is_key {
+            self.key.push(text);
+        } else if let Some(live) = &mut self.live
+            && live.push_text(text) == Progress::GivenUp
+        {
+            self.live = None;
+        }
+    }
+
+    /// Any other event.
     fn apply(&mut self, event: Event<'_>, lexer: &Lexer) {
         match event {
             Event::Open(container) => {
@@ -288,8 +318,6 @@ impl Root {
                 self.field = Field::of(self.key.as_bytes());
                 return;
             }
-            Event::Text(text) if self.is_key => return self.key.push(text),
-            Event::Char(char) if self.is_key => return self.key.push_char(char),
             Event::StringStart { .. }
             | Event::StringEnd { .. }
             | Event::Number(_)
@@ -299,8 +327,7 @@ impl Root {
             | Event::Text(_)
             | Event::Char(_) => {}
         }
-        if let Some((field, live)) = &mut self.live
-            && *field == self.field
+        if let Some(live) = &mut self.live
             && live.apply(event) == Progress::GivenUp
         {
             self.live = None;
@@ -318,13 +345,17 @@ impl Root {
     fn begin_value(&mut self, start: usize) {
         self.value_start = start;
         if let Some(shape) = self.api.shape(self.field) {
-            self.live = Some((self.field, Live::new(shape)));
+            self.live = Some(Live::new(shape));
+            self.plain = None;
         }
     }
 
     fn end_value(&mut self, end: usize, last: Event<'_>) {
         let is_null = last == Event::Literal(Literal::Null);
         self.fields.note(self.field, self.value_start..end, is_null);
+        if let Some(live) = self.live.take() {
+            self.plain = Some((self.field, live.finish()));
+        }
         self.field = Field::Other;
     }
 }

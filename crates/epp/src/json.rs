@@ -189,6 +189,25 @@ impl Lexer {
         Ok(None)
     }
 
+    /// Reads on in the current string, up to its end or what [`Self::next`] must look at: what most text is, without an
+    /// event for each piece of it. Does nothing outside of a string.
+    pub(crate) fn read_text(&mut self, chunk: &mut &[u8], mut each: impl FnMut(&[u8])) {
+        if !matches!(self.state, State::Str(_)) {
+            return;
+        }
+        loop {
+            let (text, rest) = chunk.split_at(plain_prefix(chunk));
+            if !text.is_empty() {
+                each(text);
+                (self.offset, *chunk) = (self.offset + text.len(), rest);
+            }
+            let [b'\\', escape, rest @ ..] = rest else { return };
+            let Some(char) = unescaped(*escape) else { return };
+            each(&[char]);
+            (self.offset, *chunk) = (self.offset + 2, rest);
+        }
+    }
+
     /// # Errors
     /// When the document is not complete.
     pub(crate) fn finish(&self) -> Result<(), JsonError> {
@@ -334,21 +353,13 @@ impl Lexer {
     }
 
     fn escape(&mut self, owner: Owner, byte: u8) -> Result<Option<Event<'static>>, JsonError> {
-        let char = match byte {
-            b'"' | b'\\' | b'/' => char::from(byte),
-            b'b' => '\u{8}',
-            b'f' => '\u{c}',
-            b'n' => '\n',
-            b'r' => '\r',
-            b't' => '\t',
-            b'u' => {
-                self.state = State::Unicode(owner, Unicode { n_digits: 0, code: 0, high: None });
-                return Ok(None);
-            }
-            _ => return Err(self.fault("unknown escape")),
-        };
+        if byte == b'u' {
+            self.state = State::Unicode(owner, Unicode { n_digits: 0, code: 0, high: None });
+            return Ok(None);
+        }
+        let Some(char) = unescaped(byte) else { return Err(self.fault("unknown escape")) };
         self.state = State::Str(owner);
-        Ok(Some(Event::Char(char)))
+        Ok(Some(Event::Char(char.into())))
     }
 
     fn unicode(
@@ -480,6 +491,19 @@ impl NumberPart {
     fn may_end(self) -> bool {
         matches!(self, Self::Zero | Self::Integer | Self::Fraction | Self::Exponent)
     }
+}
+
+/// What the byte behind a backslash stands for, if that is one byte.
+fn unescaped(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'"' | b'\\' | b'/' => byte,
+        b'b' => 0x08,
+        b'f' => 0x0c,
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        _ => return None,
+    })
 }
 
 /// Number of leading bytes that stand for themselves in a string.

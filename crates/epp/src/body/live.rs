@@ -4,7 +4,7 @@
 //! body is complete. For what it does not give up on, it makes the same text.
 
 use super::source::{MAX_WORD, Word};
-use super::text::{BillingLine, PromptText, SystemText};
+use super::text::{BillingLine, PromptText, SystemText, TextWriter};
 use crate::json::{Container, Event};
 
 /// What the value must be.
@@ -39,7 +39,7 @@ pub(super) struct Live {
     message: MessageState,
     /// Of the current text in a system message.
     system: Option<SystemText>,
-    text: PromptText,
+    text: TextWriter,
 }
 
 /// Where the next value stands.
@@ -78,6 +78,8 @@ enum Reads {
     Role,
     PartType,
     Prompt,
+    /// The same, of a system message.
+    System,
     /// The same, and this is the start of a part.
     Part,
 }
@@ -106,15 +108,16 @@ impl Live {
             part_type: Word::default(),
             message: MessageState::Fresh,
             system: None,
-            text: PromptText::default(),
+            text: TextWriter::default(),
         }
     }
 
     /// The prompt, once its last event was applied.
     pub(super) fn finish(self) -> PromptText {
-        self.text
+        self.text.finish()
     }
 
+    /// Takes an event that is not text of a key or a string.
     pub(super) fn apply(&mut self, event: Event<'_>) -> Progress {
         if self.n_skipped > 0 {
             match event {
@@ -132,8 +135,7 @@ impl Live {
             return Progress::Plain;
         }
         match event {
-            Event::Text(text) => return self.push_text(text),
-            Event::Char(char) => return self.push_text(char.encode_utf8(&mut [0; 4]).as_bytes()),
+            Event::Text(_) | Event::Char(_) => {}
             Event::KeyStart => {
                 self.key.clear();
                 self.reads = Reads::Key;
@@ -152,21 +154,28 @@ impl Live {
         Progress::Plain
     }
 
-    fn push_text(&mut self, text: &[u8]) -> Progress {
+    /// Where the text of the current string goes, if it is part of the prompt as it is.
+    pub(super) fn current_text(&mut self) -> Option<&mut TextWriter> {
+        (self.reads == Reads::Prompt).then_some(&mut self.text)
+    }
+
+    /// Takes text of the current key or string, of which this may be a part.
+    #[inline]
+    pub(super) fn push_text(&mut self, text: &[u8]) -> Progress {
         match self.reads {
             Reads::Nothing => {}
             Reads::Key => self.key.push(text),
             Reads::Role => self.role.push(text),
             Reads::PartType => self.part_type.push(text),
-            Reads::Prompt => match &mut self.system {
-                Some(system) => {
+            Reads::Prompt => self.text.push(text),
+            Reads::System => {
+                if let Some(system) = &mut self.system {
                     system.push(text, |kept| self.text.push(kept));
                     if system.has_line() {
                         return Progress::GivenUp;
                     }
                 }
-                None => self.text.push(text),
-            },
+            }
             Reads::Part => {
                 if self.message == MessageState::HasPart {
                     self.text.push(b"\n");
@@ -217,7 +226,7 @@ impl Live {
                 if self.begin_message() == Progress::GivenUp {
                     return Progress::GivenUp;
                 }
-                Reads::Prompt
+                if self.system.is_some() { Reads::System } else { Reads::Prompt }
             }
             (Place::Part(PartKey::Type), _) => {
                 self.part_type.clear();

@@ -1,7 +1,6 @@
 //! The prompts of a body: one in most, several in an array, none in some.
 
 use super::fields::{Field, Fields};
-use super::live::Live;
 use super::source::{Inner, Kind, Source, Span, Walk};
 use super::text::PromptText;
 use super::writer::Writer;
@@ -31,8 +30,13 @@ pub(super) struct Prompts {
     pub(super) has_billing_line: bool,
 }
 
-/// Reads the prompts. `live` is the one that was hashed as it arrived, and its field.
-pub(super) fn read(source: &Source<'_>, api: Api, fields: &Fields, live: Option<(Field, Live)>) -> Prompts {
+/// Reads the prompts. `hashed` is the one that was hashed as it arrived, and its field.
+pub(super) fn read(
+    source: &Source<'_>,
+    api: Api,
+    fields: &Fields,
+    hashed: Option<(Field, PromptText)>,
+) -> Prompts {
     let plain = |texts| Prompts { texts, has_media: false, has_billing_line: false };
     if api == Api::ModelOnly {
         return plain(Ok(Vec::new()));
@@ -43,8 +47,8 @@ pub(super) fn read(source: &Source<'_>, api: Api, fields: &Fields, live: Option<
     let span = fields.get(*field).cloned().unwrap_or_default();
     let is_conversation = api.is_conversation(*field);
     let is_plain = !is_conversation || BESIDE_MESSAGES.iter().all(|beside| fields.get(*beside).is_none());
-    let mut prompts = match live {
-        Some((live_field, live)) if live_field == *field && is_plain => plain(Ok(vec![live.finish()])),
+    let mut prompts = match hashed {
+        Some((hashed_field, text)) if hashed_field == *field && is_plain => plain(Ok(vec![text])),
         _ if is_conversation => conversation(source, api, fields, &span),
         _ => plain(several(source, api, fields, *field).ok_or(BodyError::PromptType { key })),
     };

@@ -8,6 +8,8 @@ use crate::json::{Container, Event, Lexer, Literal, Number};
 /// What one image, sound or video weighs in the text [bytes]. An image is some hundred tokens, whatever its URL is; more
 /// than this would let a small body ask for much hashing.
 const MEDIA_BYTES: usize = 512;
+/// Text that is hashed at once [bytes].
+const WRITE_BYTES: usize = 2048;
 /// Claude Code's line about itself, which differs from request to request; vLLM leaves it out of system prompts.
 const BILLING_HEADER: &[u8] = b"x-anthropic-billing-header";
 
@@ -17,6 +19,15 @@ pub struct PromptText {
     pub chain: ChainBuilder,
     /// Length of the text in bytes.
     pub n_bytes: u64,
+}
+
+/// Writes the text of a prompt. Strings come in pieces as short as their escapes are close, and hashing them one by one takes
+/// longer than putting them together.
+#[derive(Debug, Default)]
+pub(super) struct TextWriter {
+    text: PromptText,
+    /// What is written and not hashed yet: less than [`WRITE_BYTES`].
+    pending: Vec<u8>,
 }
 
 /// What becomes of a line of Claude Code's in a system prompt.
@@ -63,12 +74,26 @@ pub(super) struct EmbeddedJson {
 #[derive(Default)]
 pub(super) struct Identity(Xxh3);
 
-// === impl PromptText ===
+// === impl TextWriter ===
 
-impl PromptText {
+impl TextWriter {
     pub(super) fn push(&mut self, text: &[u8]) {
-        self.chain.push(text);
-        self.n_bytes += text.len() as u64;
+        if self.pending.len() + text.len() < WRITE_BYTES {
+            self.pending.extend_from_slice(text);
+        } else {
+            self.flush();
+            self.text.push(text);
+        }
+    }
+
+    pub(super) fn finish(mut self) -> PromptText {
+        self.flush();
+        self.text
+    }
+
+    fn flush(&mut self) {
+        self.text.push(&self.pending);
+        self.pending.clear();
     }
 
     /// A field whose value decides about the prompt in a way that only the engine knows.
@@ -83,6 +108,15 @@ impl PromptText {
         for _ in 0..MEDIA_BYTES / digest.len() {
             self.push(&digest);
         }
+    }
+}
+
+// === impl PromptText ===
+
+impl PromptText {
+    fn push(&mut self, text: &[u8]) {
+        self.chain.push(text);
+        self.n_bytes += text.len() as u64;
     }
 }
 

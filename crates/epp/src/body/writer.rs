@@ -1,7 +1,7 @@
 //! Writes messages, tools and calls as the text of a prompt, in one way for every API.
 
 use super::source::{Inner, Kind, Source, Span, Walk};
-use super::text::{BillingLine, EmbeddedJson, Identity, PromptText, SystemText};
+use super::text::{BillingLine, EmbeddedJson, Identity, PromptText, SystemText, TextWriter};
 use crate::json::{Event, Literal};
 
 /// Fields of a content part that hold an image, a sound or a video, or say where it is.
@@ -38,7 +38,7 @@ pub(super) struct Part {
 #[derive(Debug)]
 pub(super) struct Writer<'a> {
     pub(super) source: &'a Source<'a>,
-    text: PromptText,
+    text: TextWriter,
     /// Whether something of the current message's content is written.
     has_part: bool,
     has_media: bool,
@@ -80,7 +80,7 @@ impl<'a> Writer<'a> {
     pub(super) fn new(source: &'a Source<'a>) -> Self {
         Self {
             source,
-            text: PromptText::default(),
+            text: TextWriter::default(),
             has_part: false,
             has_media: false,
             has_billing_line: false,
@@ -89,7 +89,7 @@ impl<'a> Writer<'a> {
 
     pub(super) fn finish(self) -> Written {
         let Self { source: _, text, has_part: _, has_media, has_billing_line } = self;
-        Written { text, has_media, has_billing_line }
+        Written { text: text.finish(), has_media, has_billing_line }
     }
 
     pub(super) fn begin_message(&mut self, role: &[u8]) {
