@@ -28,6 +28,8 @@ struct State {
     /// The bound that the index has for it.
     bound: Option<u64>,
     pending: Vec<Insertion>,
+    /// Endpoints of its API that it does not have.
+    lacking: Vec<&'static str>,
 }
 
 /// A prompt in the index that is believed to be cached from the pick on.
@@ -58,6 +60,19 @@ impl CacheFacts {
         let state = self.state.lock();
         let State { kv_tokens, bound, .. } = *state;
         Shown { kv_tokens, bytes_per_token: state.bytes_per_token(), bound }
+    }
+
+    /// Its API has no `path`.
+    pub fn note_lack(&self, path: &'static str) {
+        let mut state = self.state.lock();
+        if !state.lacking.contains(&path) {
+            state.lacking.push(path);
+        }
+    }
+
+    #[must_use]
+    pub fn lacks(&self, path: &str) -> bool {
+        self.state.lock().lacking.contains(&path)
     }
 
     /// The prompt was sent; it will be in the cache when it is computed.

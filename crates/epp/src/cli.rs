@@ -186,8 +186,8 @@ struct PolicyArgs {
     /// Port where each engine repeats its KV events; an endpoint's kvReplay overrides it [default: none is asked]
     #[arg(long, value_name = "PORT")]
     kv_replay_port: Option<u16>,
-    /// How long a request of such a pool waits for its token ids, which a pod's /tokenize tells; after that it is placed by
-    /// the estimate
+    /// How long a request of such a pool waits for its token ids, which a pod's /v1/.../render tells, or its /tokenize; after
+    /// that it is placed by the estimate
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = parse_duration)]
     tokenize_timeout: Duration,
     /// Metrics older than this, and than two scrape intervals, do not count

@@ -40,7 +40,7 @@ use crate::candidates::{Incarnations, Member, Moment, Roll, Roster};
 use crate::compat::Compat;
 use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
-use crate::inquiry::{Content, Inquiry};
+use crate::inquiry::{Content, Inquiry, PromptTokens};
 use crate::metrics::{Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::Journal;
 use crate::policies::Policies;
@@ -148,8 +148,8 @@ struct Placement<'a> {
     n_bytes: Option<u64>,
     /// Of each prompt, under PREFIX_CACHE.
     chains: Vec<Chain>,
-    /// The same prompt in tokens, for a pool that goes by events.
-    tokens: Option<TokenPrompt>,
+    /// The same in tokens, for a pool that goes by events.
+    tokens: Option<Vec<TokenPrompt>>,
     /// Length of the text that the chains are made of.
     prompt_bytes: u64,
     lookup: Lookup,
@@ -321,7 +321,7 @@ impl Director {
         &self,
         roster: &'a Roster,
         pool: Option<&ObjectKey>,
-        (content, tokens): (Content, Option<Vec<u32>>),
+        (content, tokens): (Content, PromptTokens),
         trace: &mut Trace,
     ) -> Result<Placement<'a>, Refusal> {
         let body = match content {
@@ -371,12 +371,8 @@ impl Director {
             cache_salt: cache_salt.as_deref(),
         };
         let chains = prompts.into_iter().map(|prompt| prompt.chain.finish(&seed)).collect();
-        let tokens = tokens.filter(|_| roll.pool.goes_by_events());
-        let tokens = tokens.map(|tokens| TokenPrompt {
-            tokens,
-            adapter: target_model.as_deref().and_then(|target_model| roll.adapter(target_model)),
-            salt: cache_salt,
-        });
+        let (tokens, untokenized) = roll.told(tokens, target_model.as_deref(), cache_salt);
+        record.untokenized = untokenized;
         let rewrite = named.filter(|(model, target_model)| model != target_model);
         let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });
         let n_bytes = Some(n_bytes);
@@ -462,7 +458,7 @@ impl Director {
         let (picked, considered, lease, estimate) = {
             let mut rng = self.rng.lock();
             let matched = match lookup {
-                Lookup::Text | Lookup::Beside(_) => self.matched(&chains, tokens.as_ref(), &members),
+                Lookup::Text | Lookup::Beside(_) => self.matched(&chains, tokens.as_deref(), &members),
                 Lookup::Skipped => vec![Matched::default(); members.len()],
             };
             let considered = self.consider(&members, matched, target_model.as_deref(), now);

@@ -27,7 +27,7 @@ use self::room::Room;
 use crate::body::Api;
 use crate::budget::Reservation;
 use crate::compat::{self, Compat};
-use crate::inquiry::{Content, Inquiry, RequestHead, RequestId, Route};
+use crate::inquiry::{Content, Inquiry, PromptTokens, RequestHead, RequestId, Route};
 use crate::refusal::{BodyFault, Refusal};
 use crate::reply::{self, Pieces};
 
@@ -434,7 +434,8 @@ impl<L> Exchange<L> {
         let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
         let pool = self.opening.pool.clone();
         let x_request_id = self.request_id.text.clone();
-        let inquiry = Inquiry { x_request_id, pool, subset, wants_reason, content, tokens: None };
+        let inquiry =
+            Inquiry { x_request_id, pool, subset, wants_reason, content, tokens: PromptTokens::Unasked };
         Received::Question(Box::new(Question { inquiry, waiting }))
     }
 

@@ -61,6 +61,9 @@ pub struct Decision {
     /// How many endpoints were considered; `candidates` does not show all of a large pool.
     pub n_candidates: usize,
     pub candidates: Vec<CandidateRecord>,
+    /// Why the request's tokens could not be had, where the pool goes by them: it was placed by the estimate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub untokenized: Option<String>,
     /// The endpoint that served, where the proxy reports another one than the picked.
     pub served: Option<Arc<str>>,
     /// Absent until the stream has ended.
@@ -181,6 +184,7 @@ impl Decision {
             policy: None,
             n_candidates: 0,
             candidates: Vec::new(),
+            untokenized: None,
             served: None,
             response: None,
         }

@@ -4,6 +4,7 @@ use envoy_proto::config::core::v3::{HeaderValue, Metadata};
 use envoy_proto::service::ext_proc::v3::HttpHeaders;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
+use prefix_index::blocks::TokenPrompt;
 
 use crate::body::{Api, RequestBody};
 use crate::refusal::BodyFault;
@@ -20,8 +21,19 @@ pub struct Inquiry {
     /// Whether the sender wants to be told why.
     pub wants_reason: bool,
     pub content: Content,
-    /// Ids of the prompt's tokens, where somebody asked for them.
-    pub tokens: Option<Vec<u32>>,
+    pub tokens: PromptTokens,
+}
+
+/// The tokens of a request's prompts.
+#[derive(Debug, Default)]
+pub enum PromptTokens {
+    /// No pool goes by them.
+    #[default]
+    Unasked,
+    /// Without adapter and salt.
+    Known(Vec<TokenPrompt>),
+    /// Why they cannot be had: the request is placed by the estimate.
+    Unknown(String),
 }
 
 /// What is known of the request's body.

@@ -1,36 +1,81 @@
-//! A prompt's token ids, for the precise mode: asked of a model server, which has the tokenizer and the chat template.
+//! The token ids of a request's prompts, for the precise mode: asked of a model server, which has the tokenizer and the chat
+//! template.
+//!
+//! vLLM renders a request of any of its APIs for routers (0.33, `--enable-scale-out`): it gets the client's own bytes. Without
+//! that, `/tokenize` tells the ids of what it knows all fields of.
 
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use prefix_index::blocks::{Media, TokenPrompt};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
+use crate::body::Api;
 use crate::candidates::Member;
 
 /// Largest answer that is read: a million tokens.
 const MAX_ANSWER: usize = 16 << 20;
+/// Longest part of an engine's complaint that is passed on.
+const MAX_COMPLAINT: usize = 200;
 
-/// Asks `/tokenize`.
+/// Parts of a message that are text, by their `type`.
+const TEXT_PARTS: [&str; 5] = ["text", "input_text", "output_text", "refusal", "thinking"];
+
+/// A body in the chunks in which it came.
+#[derive(Debug)]
+struct Chunks(VecDeque<Bytes>);
+
+/// Asks engines.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpConnector, Chunks>,
     patience: Duration,
 }
 
-/// What of a request decides about its tokens; the rest, and the model's name, which clients may have their own of, stays
-/// here. Fields are vLLM's.
+/// What `/…/render` answers: a request as the engine gets it, or one per prompt.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Rendered {
+    One(GenerateRequest),
+    Each(Vec<GenerateRequest>),
+}
+
+#[derive(Deserialize)]
+struct GenerateRequest {
+    token_ids: Vec<u32>,
+    features: Option<Features>,
+}
+
+/// By modality, in the order in which they stand in the prompt.
+#[derive(Deserialize)]
+struct Features {
+    mm_hashes: HashMap<String, Vec<String>>,
+    mm_placeholders: HashMap<String, Vec<Placeholder>>,
+}
+
+#[derive(Deserialize)]
+struct Placeholder {
+    offset: u32,
+    length: u32,
+}
+
+/// What `/tokenize` takes of a request, and what decides about the tokens without its knowing. Fields are vLLM's.
 #[derive(Debug, Deserialize, Serialize)]
-pub struct Prompt<'a> {
-    #[serde(borrow, skip_serializing)]
-    pub model: Option<std::borrow::Cow<'a, str>>,
+struct TokenizeRequest<'a> {
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     messages: Option<&'a RawValue>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
@@ -47,29 +92,19 @@ pub struct Prompt<'a> {
     continue_final_message: Option<&'a RawValue>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     add_special_tokens: Option<&'a RawValue>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
-    mm_processor_kwargs: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing)]
+    documents: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing)]
+    reasoning_effort: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing)]
+    truncate_prompt_tokens: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing)]
+    prompt_embeds: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Tokenized {
     tokens: Vec<u32>,
-}
-
-// === impl Prompt ===
-
-impl<'a> Prompt<'a> {
-    /// # Errors
-    /// When the body is not a JSON object whose fields have such types.
-    pub fn parse(body: &'a [u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(body)
-    }
-
-    /// The ids, where the request gives them instead of a text.
-    #[must_use]
-    pub fn given_ids(&self) -> Option<Vec<u32>> {
-        serde_json::from_str(self.prompt?.get()).ok()
-    }
 }
 
 // === impl Tokenizer ===
@@ -84,25 +119,211 @@ impl Tokenizer {
         Self { client, patience }
     }
 
-    /// The ids of `prompt` at `member`.
+    /// The prompts of the request `body` of `api`, as `member` tells them: without adapter and salt, which are not asked for.
+    /// `model` is the engine's name for the request's model, if clients have another.
     ///
     /// # Errors
-    /// When the member does not answer in time, or has none.
-    pub async fn ids(&self, prompt: &Prompt<'_>, member: &Member) -> anyhow::Result<Vec<u32>> {
-        let body = serde_json::to_vec(prompt).context("write the request")?;
-        let request = Request::post(format!("http://{}/tokenize", member.destination))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(body))
-            .context("build the request")?;
-        let exchange = async {
-            let response = self.client.request(request).await.context("ask")?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| anyhow::anyhow!(error)).context("read the answer")?.to_bytes();
-            ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
-            let Answer { tokens } = serde_json::from_slice(&body).context("read the ids")?;
-            Ok(tokens)
-        };
-        timeout(self.patience, exchange).await.context("no answer in time")?
+    /// When the member does not answer in time, or cannot tell.
+    pub async fn prompts(
+        &self,
+        api: Api,
+        (body, model): (&[Bytes], Option<&str>),
+        member: &Member,
+    ) -> anyhow::Result<Vec<TokenPrompt>> {
+        timeout(self.patience, self.ask(api, (body, model), member)).await.context("no answer in time")?
     }
+
+    async fn ask(
+        &self,
+        api: Api,
+        (body, model): (&[Bytes], Option<&str>),
+        member: &Member,
+    ) -> anyhow::Result<Vec<TokenPrompt>> {
+        let path = render_path(api).context("requests of this API are not rendered")?;
+        if !member.facts.lacks(path) {
+            let (status, answer) = self.post(member, path, overridden(body, model)?).await?;
+            match status {
+                StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => member.facts.note_lack(path),
+                _ => return rendered(&successful(status, &answer)?),
+            }
+        }
+        let body = body.concat();
+        let request: TokenizeRequest<'_> = serde_json::from_slice(&body).context("read the request")?;
+        if let Some(prompts) = request.given_ids() {
+            return Ok(prompts.into_iter().map(prompt).collect());
+        }
+        request.check(api)?;
+        let request = serde_json::to_vec(&request).context("write the request")?;
+        let (status, answer) = self.post(member, "/tokenize", vec![request.into()]).await?;
+        let answer = successful(status, &answer)?;
+        let Tokenized { tokens } = serde_json::from_slice(&answer).context("read the ids")?;
+        Ok(vec![prompt(tokens)])
+    }
+
+    async fn post(
+        &self,
+        member: &Member,
+        path: &str,
+        body: Vec<Bytes>,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
+        let request = Request::post(format!("http://{}{path}", member.destination))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Chunks(body.into()))
+            .context("build the request")?;
+        let response = self.client.request(request).await.context("ask")?;
+        let status = response.status();
+        let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let answer = answer.map_err(|error| anyhow::anyhow!(error)).context("read the answer")?;
+        Ok((status, answer.to_bytes()))
+    }
+}
+
+/// Where vLLM renders requests of `api`; `None` for those that it does not.
+fn render_path(api: Api) -> Option<&'static str> {
+    match api {
+        Api::Chat => Some("/v1/chat/completions/render"),
+        Api::Completions => Some("/v1/completions/render"),
+        Api::Responses => Some("/v1/responses/render"),
+        Api::Messages => Some("/v1/messages/render"),
+        Api::Pooling | Api::Generate | Api::Any | Api::Invocations | Api::ModelOnly => None,
+    }
+}
+
+/// The object `body`, in which engines find their own name for its model, and that they need not send the content of media
+/// back: they take the last of equal keys.
+fn overridden(body: &[Bytes], model: Option<&str>) -> anyhow::Result<Vec<Bytes>> {
+    let mut chunks = body.to_vec();
+    while let Some(last) = chunks.last_mut() {
+        let n_bytes = last.trim_ascii_end().len();
+        if n_bytes == 0 {
+            chunks.pop();
+            continue;
+        }
+        ensure!(last[n_bytes - 1] == b'}', "the request is not an object");
+        last.truncate(n_bytes - 1);
+        break;
+    }
+    let model = model.map(|model| format!(r#""model":{},"#, Value::from(model))).unwrap_or_default();
+    chunks.push(format!(r#",{model}"mm_payload":"none"}}"#).into());
+    Ok(chunks)
+}
+
+fn successful(status: StatusCode, answer: &Bytes) -> anyhow::Result<Bytes> {
+    if !status.is_success() {
+        let complaint = String::from_utf8_lossy(answer);
+        bail!("{status}: {}", &complaint[..complaint.floor_char_boundary(MAX_COMPLAINT)]);
+    }
+    Ok(answer.clone())
+}
+
+fn rendered(answer: &Bytes) -> anyhow::Result<Vec<TokenPrompt>> {
+    let requests = match serde_json::from_slice(answer).context("read what was rendered")? {
+        Rendered::One(request) => vec![request],
+        Rendered::Each(requests) => requests,
+    };
+    requests.into_iter().map(GenerateRequest::into_prompt).collect()
+}
+
+fn prompt(tokens: Vec<u32>) -> TokenPrompt {
+    TokenPrompt { tokens, ..TokenPrompt::default() }
+}
+
+// === impl Chunks ===
+
+impl Body for Chunks {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|chunk| Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|chunk| chunk.len() as u64).sum())
+    }
+}
+
+// === impl GenerateRequest ===
+
+impl GenerateRequest {
+    fn into_prompt(self) -> anyhow::Result<TokenPrompt> {
+        let Self { token_ids, features } = self;
+        let mut media = Vec::new();
+        for (modality, placeholders) in features.iter().flat_map(|features| &features.mm_placeholders) {
+            let hashes = features.iter().find_map(|features| features.mm_hashes.get(modality));
+            let hashes = hashes.filter(|hashes| hashes.len() == placeholders.len());
+            let hashes = hashes.with_context(|| format!("not every {modality} has a hash"))?;
+            media.extend(hashes.iter().zip(placeholders).map(|(hash, placeholder)| Media {
+                hash: hash.clone(),
+                offset: placeholder.offset,
+                length: placeholder.length,
+            }));
+        }
+        media.sort_unstable_by_key(|media| media.offset);
+        Ok(TokenPrompt { media, ..prompt(token_ids) })
+    }
+}
+
+// === impl TokenizeRequest ===
+
+impl TokenizeRequest<'_> {
+    /// The ids, where the request gives them instead of a text.
+    fn given_ids(&self) -> Option<Vec<Vec<u32>>> {
+        let prompt = self.prompt?.get();
+        serde_json::from_str(prompt).map(|ids| vec![ids]).or_else(|_| serde_json::from_str(prompt)).ok()
+    }
+
+    /// # Errors
+    /// When `/tokenize` would tell other ids than those of the request.
+    fn check(&self, api: Api) -> anyhow::Result<()> {
+        let untold = [
+            ("documents", self.documents),
+            ("reasoning_effort", self.reasoning_effort),
+            ("truncate_prompt_tokens", self.truncate_prompt_tokens),
+            ("prompt_embeds", self.prompt_embeds),
+        ];
+        if let Some((field, _)) = untold.iter().find(|(_, value)| value.is_some()) {
+            bail!("the engine renders no requests, and /tokenize does not know `{field}`");
+        }
+        match api {
+            Api::Chat => {
+                let messages = self.messages.context("no messages")?.get();
+                let messages: Vec<Value> = serde_json::from_str(messages).context("read the messages")?;
+                let has_media = messages.iter().any(has_media);
+                ensure!(
+                    !has_media,
+                    "the engine renders no requests, and /tokenize does not tell media apart"
+                );
+                Ok(())
+            }
+            Api::Completions => {
+                let is_text = self.prompt.is_some_and(|prompt| prompt.get().starts_with('"'));
+                ensure!(is_text, "the engine renders no requests, and /tokenize takes one text");
+                Ok(())
+            }
+            Api::Responses
+            | Api::Messages
+            | Api::Pooling
+            | Api::Generate
+            | Api::Any
+            | Api::Invocations
+            | Api::ModelOnly => bail!("the engine renders no requests of this API"),
+        }
+    }
+}
+
+/// Whether the message has parts that are no text.
+fn has_media(message: &Value) -> bool {
+    let is_text = |part: &Value| match part.get("type") {
+        Some(kind) => TEXT_PARTS.iter().any(|text| kind == text),
+        None => part.is_string(),
+    };
+    message.get("content").and_then(Value::as_array).is_some_and(|parts| !parts.iter().all(is_text))
 }

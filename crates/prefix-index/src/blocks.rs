@@ -5,6 +5,7 @@
 //! Blocks that requests on their way will compute count as held while they are expected.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
@@ -51,6 +52,19 @@ pub struct TokenPrompt {
     pub adapter: Option<String>,
     /// Counts for the first block, on which all others depend.
     pub salt: Option<String>,
+    /// In the order in which they stand in the prompt.
+    pub media: Vec<Media>,
+}
+
+/// An image, a sound or a video in a prompt, in whose place there are tokens that do not tell it from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Media {
+    /// The engine's name of its content.
+    pub hash: String,
+    /// Its first token.
+    pub offset: u32,
+    /// Its tokens.
+    pub length: u32,
 }
 
 /// Which blocks each endpoint holds.
@@ -115,12 +129,17 @@ impl TokenPrompt {
     /// Names of the full blocks, in order.
     #[must_use]
     pub fn names(&self, block_size: u32) -> Vec<u64> {
-        let Self { tokens, adapter, salt } = self;
+        let Self { tokens, adapter, salt, media } = self;
         let mut names = Vec::with_capacity(tokens.len() / block_size.max(1) as usize);
         let mut name = 0;
-        for tokens in tokens.chunks_exact(block_size.max(1) as usize) {
+        for (tokens, start) in
+            tokens.chunks_exact(block_size.max(1) as usize).zip((0..).step_by(block_size.max(1) as usize))
+        {
             let salt = salt.as_deref().filter(|_| names.is_empty());
-            name = name_of(name, tokens, adapter.as_deref(), salt.into_iter());
+            let media: SmallVec<[String; 1]> =
+                media.iter().filter_map(|media| media.key(start, u64::from(block_size))).collect();
+            let others = media.iter().map(String::as_str).chain(salt);
+            name = name_of(name, tokens, adapter.as_deref(), others);
             names.push(name);
         }
         names
@@ -133,6 +152,26 @@ impl TokenPrompt {
         let most = n_tokens.saturating_sub(1) / block_size;
         (n_blocks as u64).min(most) * block_size
     }
+}
+
+// === impl Media ===
+
+impl Media {
+    /// A block's extra key: what of it begins in the block, ends there, or goes through it. `start` is the block's first
+    /// token.
+    fn key(&self, start: u64, block_size: u64) -> Option<String> {
+        let Self { hash, offset, length } = self;
+        let offset = u64::from(*offset);
+        let is_inside = offset < start + block_size && offset + u64::from(*length) > start;
+        is_inside.then(|| media_key(hash, i128::from(offset) - i128::from(start)))
+    }
+}
+
+/// The extra key of a block in which an image's, a sound's or a video's tokens are; `offset` is where they begin, from the
+/// block's first token on.
+#[must_use]
+pub fn media_key(hash: &str, offset: impl Display) -> String {
+    format!("{hash} {offset}")
 }
 
 // === impl BlockIndex ===
@@ -171,10 +210,10 @@ impl BlockIndex {
         state.endpoints.remove(&endpoint);
     }
 
-    /// Tokens of the prompt that each endpoint would not compute, in the order of `endpoints`; `None` for those that are
+    /// Tokens of the prompts that each endpoint would not compute, in the order of `endpoints`; `None` for those that are
     /// not known.
     #[must_use]
-    pub fn saved_tokens(&self, prompt: &TokenPrompt, endpoints: &[EndpointId]) -> Vec<Option<u64>> {
+    pub fn saved_tokens(&self, prompts: &[TokenPrompt], endpoints: &[EndpointId]) -> Vec<Option<u64>> {
         let state = self.read();
         let block_sizes: Vec<Option<u32>> =
             endpoints.iter().map(|endpoint| state.block_size_of(*endpoint)).collect();
@@ -189,21 +228,23 @@ impl BlockIndex {
         for block_size in sizes {
             let those = |idx: &usize| block_sizes[*idx] == Some(block_size);
             let alike: Vec<usize> = (0..endpoints.len()).filter(those).collect();
-            let names = prompt.names(block_size);
-            for (idx, n_blocks) in state.held_from_the_start(&names, endpoints, alike) {
-                saved[idx] = Some(prompt.saved(n_blocks, block_size));
+            for prompt in prompts {
+                let names = prompt.names(block_size);
+                for (idx, n_blocks) in state.held_from_the_start(&names, endpoints, alike.clone()) {
+                    saved[idx] = saved[idx].map(|saved| saved + prompt.saved(n_blocks, block_size));
+                }
             }
         }
         saved
     }
 
-    /// The prompt is on its way to `endpoint`: its blocks count as held there until the answer is dropped. `None` when the
-    /// endpoint is not known.
+    /// The prompts are on their way to `endpoint`: their blocks count as held there until the answer is dropped. `None`
+    /// when the endpoint is not known.
     #[must_use]
-    pub fn expect(self: &Arc<Self>, prompt: &TokenPrompt, endpoint: EndpointId) -> Option<Expected> {
+    pub fn expect(self: &Arc<Self>, prompts: &[TokenPrompt], endpoint: EndpointId) -> Option<Expected> {
         let block_size = self.read().block_size_of(endpoint)?;
         // A long prompt takes a while to hash; nobody waits for that.
-        let names = prompt.names(block_size);
+        let names: Vec<u64> = prompts.iter().flat_map(|prompt| prompt.names(block_size)).collect();
         let mut state = self.write();
         names.iter().for_each(|name| state.add(*name, endpoint));
         drop(state);

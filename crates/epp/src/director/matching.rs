@@ -12,6 +12,7 @@ use scheduling::candidate::AdapterState;
 
 use super::{Director, model};
 use crate::candidates::{Member, Roll};
+use crate::inquiry::PromptTokens;
 
 /// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
 /// bound, all prompts of a few words would match each other's first block and go to one pod.
@@ -40,6 +41,25 @@ impl Roll {
             |member: &Arc<Member>| member.adapter_state(target_model) != AdapterState::Irrelevant;
         self.members.iter().any(is_adapter).then(|| target_model.to_owned())
     }
+
+    /// What engines look for in their caches when a request for `target_model` comes, or why that is not known. Neither in a
+    /// pool that does not go by events.
+    pub(super) fn told(
+        &self,
+        tokens: PromptTokens,
+        target_model: Option<&str>,
+        salt: Option<String>,
+    ) -> (Option<Vec<TokenPrompt>>, Option<String>) {
+        match tokens {
+            PromptTokens::Known(prompts) if self.pool.goes_by_events() => {
+                let adapter = target_model.and_then(|target_model| self.adapter(target_model));
+                let told = |prompt| TokenPrompt { adapter: adapter.clone(), salt: salt.clone(), ..prompt };
+                (Some(prompts.into_iter().map(told).collect()), None)
+            }
+            PromptTokens::Unknown(reason) if self.pool.goes_by_events() => (None, Some(reason)),
+            PromptTokens::Unasked | PromptTokens::Known(_) | PromptTokens::Unknown(_) => (None, None),
+        }
+    }
 }
 
 impl Director {
@@ -47,7 +67,7 @@ impl Director {
     pub(super) fn matched(
         &self,
         chains: &[Chain],
-        tokens: Option<&TokenPrompt>,
+        tokens: Option<&[TokenPrompt]>,
         members: &[&Arc<Member>],
     ) -> Vec<Matched> {
         let mut estimated = vec![Matched::default(); members.len()];
@@ -66,7 +86,7 @@ impl Director {
         let Some(tokens) = tokens else { return estimated };
         let endpoints: Vec<EndpointId> = members.iter().map(|member| member.id()).collect();
         let saved = self.blocks.saved_tokens(tokens, &endpoints);
-        let n_tokens = tokens.tokens.len().max(1) as u64;
+        let n_tokens = tokens.iter().map(|prompt| prompt.tokens.len() as u64).sum::<u64>().max(1);
         let total_bytes: u64 = chains.iter().map(Chain::total_bytes).sum();
         let precise = |(estimate, saved_tokens): (Matched, Option<u64>)| Matched {
             bytes: saved_tokens.map_or(estimate.bytes, |saved| saved * total_bytes / n_tokens),
@@ -76,19 +96,21 @@ impl Director {
         estimated.into_iter().zip(saved).map(precise).collect()
     }
 
-    /// The endpoint to ask for a prompt's token ids: the least busy of a pool that goes by events. `None` for requests of
-    /// other pools.
+    /// The endpoint to ask for a prompt's token ids: the least busy of a pool that goes by events; and its name for `model`,
+    /// if that is another. `None` for requests of other pools.
     #[must_use]
-    pub fn tokenizing_member(&self, pool: Option<&ObjectKey>, model: Option<&str>) -> Option<Arc<Member>> {
+    pub fn tokenizing_member(
+        &self,
+        pool: Option<&ObjectKey>,
+        model: Option<&str>,
+    ) -> Option<(Arc<Member>, Option<String>)> {
         let roster = self.roster.load();
         let roll = model::choose_pool(&roster, pool.or(self.options.pool.as_ref()), model).ok()?;
+        let roll = Some(roll).filter(|roll| roll.pool.goes_by_events())?;
         let members = roll.members.iter().filter(|member| member.is_reachable());
-        members.min_by_key(|member| member.in_flight()).filter(|_| roll.pool.goes_by_events()).cloned()
-    }
-
-    /// Whether any pool goes by events.
-    #[must_use]
-    pub fn wants_tokens(&self) -> bool {
-        self.roster.load().rolls.values().any(|roll| roll.pool.goes_by_events())
+        let member = members.min_by_key(|member| member.in_flight())?;
+        // The ids are the same for all targets.
+        let target = model.and_then(|model| roll.pool.models.get(model)?.targets.first());
+        Some((Arc::clone(member), target.map(|target| target.name.clone())))
     }
 }

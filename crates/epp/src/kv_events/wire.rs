@@ -4,7 +4,7 @@
 //! Blocks outside the GPU, and those of a second cache group, save no prefill of a plain model: they are left out.
 
 use bytes::Bytes;
-use prefix_index::blocks::{BlockEvent, EngineHash, Stored};
+use prefix_index::blocks::{BlockEvent, EngineHash, Stored, media_key};
 use rmpv::Value;
 
 /// Nesting of a batch: its events, a block's extra keys, an image's pair.
@@ -167,8 +167,11 @@ fn hash(value: &Value) -> Option<EngineHash> {
     }
 }
 
-/// A block's extra keys: texts as they are, others (an image's hash and offset) written out.
+/// A block's extra keys: texts, or the hash and the offset of an image, a sound or a video.
 fn keys(value: &Value) -> Vec<String> {
-    let key = |key: &Value| key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+    let key = |key: &Value| match key.as_array().map(Vec::as_slice) {
+        Some([hash, offset]) => media_key(hash.as_str().unwrap_or_default(), offset),
+        Some(_) | None => key.as_str().map_or_else(|| key.to_string(), str::to_owned),
+    };
     value.as_array().map_or_else(Vec::new, |keys| keys.iter().map(key).collect())
 }

@@ -15,7 +15,7 @@ use crate::body::{Api, BodyError, BodyScanner, RequestBody};
 use crate::director::{Director, Now, Options};
 use crate::exchange::ResponseReport;
 use crate::explain::Decision;
-use crate::inquiry::{Content, Inquiry};
+use crate::inquiry::{Content, Inquiry, PromptTokens};
 use crate::metrics::Metrics;
 use crate::refusal::BodyFault;
 
@@ -98,7 +98,7 @@ impl Rehearsal {
             subset: None,
             wants_reason: false,
             content,
-            tokens: None,
+            tokens: PromptTokens::Unasked,
         };
         if let Ok(pick) = self.director.decide(inquiry, now) {
             let mut ticket = pick.lease;

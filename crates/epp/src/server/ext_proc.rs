@@ -20,13 +20,14 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
+use crate::body::RequestBody;
 use crate::budget::Budget;
 use crate::director::{Director, Now, Ticket};
 use crate::exchange::{Exchange, Opening, Pick, ProtocolError, Question, Received, Waiting};
-use crate::inquiry::Inquiry;
+use crate::inquiry::{Content, Inquiry, PromptTokens};
 use crate::refusal::{BodyFault, Refusal};
 use crate::spans::{RequestSpan, Spans};
-use crate::tokens::{Prompt, Tokenizer};
+use crate::tokens::Tokenizer;
 
 /// Full name of the service, as health checks ask for it.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
@@ -226,33 +227,36 @@ impl Conversation {
         }
     }
 
-    /// Ids of the prompt's tokens, when the question is about a request of a pool that goes by them. A request that they
-    /// cannot be had for is placed by the estimate.
-    async fn tokens(&self, question: &Question) -> Option<Vec<u32>> {
+    /// The prompts' tokens, when the question is about a request of a pool that goes by them.
+    async fn tokens(&self, question: &Question) -> PromptTokens {
         let Self { director, tokenizer, limits, .. } = self;
-        let Question { inquiry, waiting: Waiting::Body { body, .. } } = question else { return None };
-        if !director.wants_tokens() {
-            return None;
-        }
-        // The copy and the question to the pod are memory, too.
+        let Question { inquiry, waiting: Waiting::Body { body, .. } } = question else {
+            return PromptTokens::Unasked;
+        };
+        let Content::Body(RequestBody { api, model, .. }) = &inquiry.content else {
+            return PromptTokens::Unasked;
+        };
+        let model = model.as_ref().ok().map(|model| model.name.as_str());
+        let member = director.tokenizing_member(inquiry.pool.as_ref(), model);
+        let Some((member, target_model)) = member else { return PromptTokens::Unasked };
+        // The ids are memory, too, and so is the question to a pod that does not render.
         let n_bytes: usize = body.pieces().iter().map(Bytes::len).sum();
         let mut held = limits.budget.reserve();
-        held.try_grow(n_bytes.saturating_mul(2)).ok()?;
-        let body = body.pieces().concat();
-        let prompt = Prompt::parse(&body).ok()?;
-        let member = director.tokenizing_member(inquiry.pool.as_ref(), prompt.model.as_deref())?;
-        if let Some(ids) = prompt.given_ids() {
-            return Some(ids);
+        if held.try_grow(n_bytes.saturating_mul(2)).is_err() {
+            return PromptTokens::Unknown("no memory is left for the ids".to_owned());
         }
         let started = now().instant;
-        let outcome = tokenizer.ids(&prompt, &member).await;
+        let outcome = tokenizer.prompts(*api, (body.pieces(), target_model.as_deref()), &member).await;
         director.metrics().tokenize_seconds.observe(started.elapsed().as_secs_f64());
-        outcome
-            .inspect_err(|error| {
+        match outcome {
+            Ok(prompts) => PromptTokens::Known(prompts),
+            Err(error) => {
+                let error = format!("{error:#}");
                 director.metrics().tokenize_failures.inc();
-                debug!(endpoint = %member.destination, error = format!("{error:#}"), "Cannot tokenize");
-            })
-            .ok()
+                debug!(endpoint = %member.destination, error, "Cannot tokenize");
+                PromptTokens::Unknown(error)
+            }
+        }
     }
 
     fn decide(&self, inquiry: Inquiry) -> Result<Pick<Ticket>, Refusal> {

@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use tracing::subscriber::DefaultGuard;
 
 pub(crate) use self::engine::{Engine, Form};
-pub(crate) use self::pod::{Pages, Pod};
+pub(crate) use self::pod::{IMAGE_TOKENS, Pages, Pod};
 pub(crate) use self::proxy::{Answer, Call, Proxy, http_headers, modes, post};
 
 /// Longest wait for something that must happen; a test fails behind it.

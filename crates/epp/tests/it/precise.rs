@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::fixtures::{Engine, Form, Pod, Proxy, get, settings, until};
+use crate::fixtures::{Engine, Form, IMAGE_TOKENS, Pod, Proxy, get, settings, until};
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -68,9 +68,14 @@ impl Lab {
 
     /// Asks for an answer to `prompt`, and returns what was decided.
     async fn ask(&self, prompt: &str) -> Value {
-        let proxy = Proxy::connect(self.ports.grpc).await;
         let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{prompt}"}}]}}"#);
-        proxy.chat(&body).await;
+        self.send("/v1/chat/completions", &body).await
+    }
+
+    /// Sends a request, and returns what was decided.
+    async fn send(&self, path: &str, body: &str) -> Value {
+        let proxy = Proxy::connect(self.ports.grpc).await;
+        proxy.full_duplex(&crate::fixtures::post(path), &[body.as_bytes(), b""]).await;
         let list = get(self.ports.metrics, "/debug/decisions?after=0").await;
         let list: Value = serde_json::from_str(&list).unwrap();
         list["decisions"].as_array().unwrap().last().unwrap().clone()
@@ -90,8 +95,12 @@ impl Lab {
     }
 
     fn set_mode(&self, mode: &str) {
+        self.set_pool(&POOL.replace("MODE", mode));
+    }
+
+    fn set_pool(&self, text: &str) {
         let part = self.pool.with_extension("part");
-        std::fs::write(&part, POOL.replace("MODE", mode)).unwrap();
+        std::fs::write(&part, text).unwrap();
         std::fs::rename(part, &self.pool).unwrap();
     }
 
@@ -223,6 +232,113 @@ async fn a_request_without_ids_and_a_pod_without_events_are_estimated() {
     drop(lab.engines.remove(1));
     until(async || lab.metric("epp_kv_event_streams ").await <= 3.0).await;
     assert_eq!(cached(&lab.ask(&prompt).await)[1], None);
+    lab.stop().await;
+}
+
+/// The client's own bytes go to the engine.
+#[tokio::test]
+async fn requests_of_every_api_are_rendered() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    lab.pods.iter().for_each(Pod::render);
+    let (x, y) = (text('x'), text('y'));
+    let stored = [lab.engines[1].stored(&tokens(&x), 1), lab.engines[1].stored(&tokens(&y), 50)];
+    lab.publish(1, stored.to_vec()).await;
+    for (path, body, expected) in [
+        ("/v1/chat/completions", format!(r#"{{"model":"m","messages":[{{"content":"{x}"}}]}} "#), 96),
+        ("/v1/messages", format!(r#"{{"messages":[{{"role":"user","content":"{x}"}}],"model":"m"}}"#), 96),
+        ("/v1/responses", format!(r#"{{"model":"m","input":"{x}","instructions":"-"}}"#), 96),
+        ("/v1/completions", format!(r#"{{"model":"m","prompt":"{x}"}}"#), 96),
+        // Each of several prompts, the third of which is nowhere.
+        ("/v1/completions", format!(r#"{{"model":"m","prompt":["{x}","{y}","nowhere"]}}"#), 192),
+    ] {
+        let decision = lab.send(path, &body).await;
+        assert_eq!(cached(&decision)[1], Some(expected), "{path} {body}: {decision}");
+        assert_eq!(decision.get("untokenized"), None, "{decision}");
+    }
+    let asked: Vec<String> = lab.pods.iter().flat_map(Pod::paths).collect();
+    assert!(!asked.iter().any(|path| path == "/tokenize"), "{asked:?}");
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn engines_are_asked_by_their_own_name_for_the_model() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    lab.pods.iter().for_each(Pod::render);
+    let prompt = text('x');
+    let stored = lab.engines[1].stored(&tokens(&prompt), 1);
+    lab.publish(1, vec![stored]).await;
+    let model = "---\napiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModel\nmetadata: {name: a}\n\
+                 spec: {modelName: alias, poolRef: {name: p}, targetModels: [{name: m, weight: 1}]}\n";
+    lab.set_pool(&(POOL.replace("MODE", "precise") + model));
+    let body = format!(r#"{{"model":"alias","messages":[{{"role":"user","content":"{prompt}"}}]}}"#);
+    until(async || lab.send("/v1/messages", &body).await["target_model"] == "m").await;
+    let decision = lab.send("/v1/messages", &body).await;
+    assert_eq!(cached(&decision)[1], Some(96), "{decision}");
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_text_behind_another_image_is_another_prompt() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    lab.pods.iter().for_each(Pod::render);
+    let prompt = text('x');
+    let ids: Vec<u32> = std::iter::repeat_n(0, IMAGE_TOKENS).chain(tokens(&prompt)).collect();
+    let Msgpack::Map(mut stored) = lab.engines[2].stored(&ids, 1) else { unreachable!("events are maps") };
+    // The image begins with the first block and ends in the second.
+    let key = |offset: i64| Msgpack::Array(vec![Msgpack::Array(vec!["one".into(), offset.into()])]);
+    let mut keys = vec![Msgpack::Nil; ids.len() / 16];
+    (keys[0], keys[1]) = (key(0), key(-16));
+    stored.push(("extra_keys".into(), Msgpack::Array(keys)));
+    lab.publish(2, vec![Msgpack::Map(stored)]).await;
+    let chat = |url: &str| {
+        format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"{url}"}}}},{{"type":"text","text":"{prompt}"}}]}}]}}"#
+        )
+    };
+    let same = lab.send("/v1/chat/completions", &chat("one")).await;
+    assert_eq!(cached(&same)[2], Some(112), "{same}");
+    let other = lab.send("/v1/chat/completions", &chat("two")).await;
+    assert_eq!(cached(&other)[2], Some(0), "{other}");
+    lab.stop().await;
+}
+
+/// Engines before vLLM 0.33, and those without `--enable-scale-out`.
+#[tokio::test]
+async fn what_an_engine_cannot_tell_is_estimated_and_the_record_says_so() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    let prompt = text('x');
+    let stored = lab.engines[1].stored(&tokens(&prompt), 1);
+    lab.publish(1, vec![stored]).await;
+    // They are asked once.
+    for _ in 0..2 * PODS {
+        assert_eq!(cached(&lab.ask(&prompt).await)[1], Some(96));
+    }
+    lab.pods.iter().for_each(Pod::forget_paths);
+    assert_eq!(cached(&lab.ask(&prompt).await)[1], Some(96));
+    let asked: Vec<String> = lab.pods.iter().flat_map(Pod::paths).collect();
+    assert!(!asked.iter().any(|path| path.ends_with("/render")), "{asked:?}");
+    let user = format!(r#""messages":[{{"role":"user","content":"{prompt}"}}]"#);
+    let image = format!(
+        r#""messages":[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"u"}}}},"{prompt}"]}}]"#
+    );
+    for (path, fields, reason) in [
+        ("/v1/chat/completions", format!(r#"{user},"documents":[]"#), "documents"),
+        ("/v1/chat/completions", format!(r#"{user},"reasoning_effort":"low""#), "reasoning_effort"),
+        ("/v1/chat/completions", image, "media"),
+        ("/v1/completions", format!(r#""prompt":["{prompt}","b"]"#), "one text"),
+        ("/v1/responses", format!(r#""input":"{prompt}""#), "this API"),
+        ("/v1/messages", user.clone(), "this API"),
+        ("/v1/embeddings", format!(r#""input":"{prompt}""#), "this API"),
+    ] {
+        let decision = lab.send(path, &format!(r#"{{"model":"m",{fields}}}"#)).await;
+        assert_eq!(cached(&decision), [None; PODS], "{path} {fields}: {decision}");
+        let told = decision["untokenized"].as_str().unwrap_or_default();
+        assert!(told.contains(reason), "{path} {fields}: {told:?}");
+    }
+    // Token ids are what they are.
+    let ids = tokens(&prompt);
+    let given = lab.send("/v1/completions", &format!(r#"{{"model":"m","prompt":[{ids:?},[1]]}}"#)).await;
+    assert_eq!(cached(&given)[1], Some(96), "{given}");
     lab.stop().await;
 }
 

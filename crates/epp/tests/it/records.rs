@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use epp::director::{Director, Now, Options};
 use epp::explain::Decision;
-use epp::inquiry::{Content, Inquiry};
+use epp::inquiry::{Content, Inquiry, PromptTokens};
 use epp::metrics::Metrics;
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
@@ -56,7 +56,7 @@ fn decide(director: &Director, n_requests: usize) {
             subset: None,
             wants_reason: false,
             content: Content::Opaque,
-            tokens: None,
+            tokens: PromptTokens::Unasked,
         };
         let now = Now { instant: Instant::now(), wall: SystemTime::now() };
         assert!(director.decide(inquiry, now).is_ok());
