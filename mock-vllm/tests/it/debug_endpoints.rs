@@ -37,7 +37,7 @@ async fn a_finished_request_leaves_its_full_blocks_tail_first() {
     assert_eq!((&seen["pod"], &seen["block_size"]), (&json!("qwen-0"), &json!(16)));
     assert_eq!(
         seen["pool"],
-        json!({"usable": 1024, "held": 0, "free": 1024, "cached": 9, "cached_and_free": 9, "usage": 0.0})
+        json!({"usable": 1024, "held": 0, "free": 1024, "cached": 9, "cached_and_free": 9, "cached_contents": 9, "usage": 0.0})
     );
     assert_eq!(
         seen["blocks"][0],

@@ -45,6 +45,8 @@ struct PoolCounts {
     /// With a hash: a look-up may find them.
     cached: u32,
     cached_and_free: u32,
+    /// Contents that are cached: some are in several blocks, as requests computed them at the same time or without a look.
+    cached_contents: u32,
     /// As in `vllm:kv_cache_usage_perc`.
     usage: f64,
 }
@@ -169,6 +171,9 @@ impl PoolCounts {
         let is_cached = |block: &BlockIdx| pool.hash(*block).is_some();
         let cached = (1..=pool.n_usable()).filter(is_cached).count();
         let cached_and_free = pool.free_order().filter(is_cached).count();
+        let is_first =
+            |block: &BlockIdx| pool.hash(*block).is_some_and(|hash| pool.find(&hash) == Some(*block));
+        let cached_contents = (1..=pool.n_usable()).filter(is_first).count();
         let count = |n: usize| u32::try_from(n).expect("a pool counts its blocks in u32");
         Self {
             usable: pool.n_usable(),
@@ -176,6 +181,7 @@ impl PoolCounts {
             free: pool.n_free(),
             cached: count(cached),
             cached_and_free: count(cached_and_free),
+            cached_contents: count(cached_contents),
             usage,
         }
     }
