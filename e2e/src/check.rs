@@ -17,6 +17,8 @@ pub enum Group {
     Conversations,
     /// The picker goes by the engines' KV events.
     Precise,
+    /// For every kind of request, what the picker predicts is what the engine has cached.
+    Requests,
     /// Negative controls: what must not happen, does not.
     Controls,
     /// A pod killed, the picker killed, a broken request.
@@ -26,11 +28,12 @@ pub enum Group {
 }
 
 impl Group {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Tutorial,
         Self::Latency,
         Self::Conversations,
         Self::Precise,
+        Self::Requests,
         Self::Controls,
         Self::Faults,
         Self::Hostile,
@@ -42,6 +45,7 @@ impl Group {
             Self::Latency => "latency",
             Self::Conversations => "conversations",
             Self::Precise => "precise",
+            Self::Requests => "requests",
             Self::Controls => "controls",
             Self::Faults => "faults",
             Self::Hostile => "hostile",
@@ -55,6 +59,7 @@ impl Group {
             Self::Latency => "A warm pod answers sooner",
             Self::Conversations => "Conversations stay with their pod",
             Self::Precise => "Engines' own word on their caches",
+            Self::Requests => "Predicted against cached, for every kind of request",
             Self::Controls => "Negative controls",
             Self::Faults => "Faults",
             Self::Hostile => "Hostile clients and broken neighbours",

@@ -13,6 +13,8 @@ pub mod latency;
 
 pub mod controls;
 
+pub mod requests;
+
 pub mod precise;
 
 pub mod conversations;
@@ -37,6 +39,7 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
             Group::Latency => part(lab, group, "warm against cold", latency::run(lab)).await,
             Group::Conversations => part(lab, group, "8081 against 8080", conversations::run(lab)).await,
             Group::Precise => part(lab, group, "predictions", precise::run(lab)).await,
+            Group::Requests => part(lab, group, "predictions", requests::run(lab)).await,
             Group::Controls => controls::run(lab).await,
             Group::Faults => {
                 faults::run(lab).await;

@@ -82,6 +82,15 @@ pub struct Decision {
     pub threshold: Option<f64>,
     #[serde(default)]
     pub candidates: Vec<Candidate>,
+    /// Absent until the response has ended.
+    pub response: Option<Answered>,
+}
+
+/// What the picker saw of a response.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answered {
+    /// HTTP status; absent when none came.
+    pub status: Option<u16>,
 }
 
 impl Decision {

@@ -61,7 +61,7 @@ impl CacheCounters {
 }
 
 /// The sum over all series of a metric.
-fn sum(metrics: &str, name: &str) -> Option<f64> {
+pub fn sum(metrics: &str, name: &str) -> Option<f64> {
     let mut values = metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let value = match rest.strip_prefix('{') {

@@ -77,6 +77,7 @@ fn trace(number: u32) -> Trace {
             ratio: 0.538,
             threshold: Some(0.5),
             candidates: Vec::new(),
+            response: None,
         }),
         pod: (number > 1).then(|| PodEntry {
             pod: "qwen-6f7c-0".to_owned(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 
@@ -28,6 +28,8 @@ use crate::ui::Ui;
 /// Logs are written as requests end and flushed within 100 ms; after this long they lack something for good.
 const LOG_PATIENCE: Duration = Duration::from_secs(3);
 const LOG_POLL: Duration = Duration::from_millis(20);
+/// The same for what pickers and pods have in memory.
+const POLL: Duration = Duration::from_millis(2);
 
 pub(super) const CHAT: &str = "/v1/chat/completions";
 
@@ -335,7 +337,7 @@ impl<'a> Lab<'a> {
             }
             tokio::time::sleep(LOG_POLL).await;
         };
-        let decisions = self.decisions().await?;
+        let decisions = self.decisions_after(0).await?;
         let mut traces = join(answers, &accesses, &decisions, &pods);
         for trace in &mut traces {
             trace.served_by = trace.envoy_upstream.as_deref().and_then(|address| mark.pod_at(address));
@@ -370,16 +372,75 @@ impl<'a> Lab<'a> {
         Ok(entries)
     }
 
-    async fn decisions(&self) -> Result<Vec<picker::Decision>> {
+    async fn decisions_after(&self, seq: u64) -> Result<Vec<picker::Decision>> {
         let mut decisions = Vec::new();
         for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
-            let url = format!("http://{}/debug/decisions?after=0", picker.metrics);
+            let url = format!("http://{}/debug/decisions?after={seq}", picker.metrics);
             let reply = self.client().get(&url).await?;
             decisions.extend(picker::parse_decisions(&reply.body).with_context(|| {
                 format!("read the picker's decisions: {} {}", reply.status, reply.text())
             })?);
         }
         Ok(decisions)
+    }
+
+    /// The number of the newest decision, 0 before the first.
+    pub async fn last_decision(&self) -> Result<u64> {
+        Ok(self.decisions_after(0).await?.last().map_or(0, |decision| decision.seq))
+    }
+
+    /// The picker's first decision behind number `seq`, once its response has ended.
+    pub async fn decision_after(&self, seq: u64) -> Result<picker::Decision> {
+        let waiting = Stopwatch::start();
+        loop {
+            let decision = self.decisions_after(seq).await?.into_iter().next();
+            if let Some(decision) = decision.filter(|decision| decision.response.is_some()) {
+                return Ok(decision);
+            }
+            ensure!(
+                waiting.elapsed() < LOG_PATIENCE,
+                "the picker tells of no response behind decision {seq}"
+            );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the pickers have as many blocks in their index as the pods have in their caches.
+    pub async fn index_agrees(&self) -> Result<()> {
+        let waiting = Stopwatch::start();
+        loop {
+            let (cached, known) = (self.cached_blocks().await?, self.known_blocks().await?);
+            if known.iter().all(|known| *known == cached) {
+                return Ok(());
+            }
+            let patience = LOG_PATIENCE;
+            ensure!(waiting.elapsed() < patience, "pods have {cached} blocks, and pickers know of {known:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Blocks of different contents in all pods' caches.
+    async fn cached_blocks(&self) -> Result<u64> {
+        let mut n_cached = 0;
+        for pod in self.cluster.pods() {
+            let reply = self.client().get(&format!("http://{}/debug/cache?limit=1", pod.address)).await?;
+            let cache: serde_json::Value = serde_json::from_slice(&reply.body).context("read the cache")?;
+            let n_contents = cache["pool"]["cached_contents"].as_u64();
+            n_cached += n_contents.with_context(|| format!("{} tells nothing of its cache", pod.name))?;
+        }
+        Ok(n_cached)
+    }
+
+    /// Blocks in each picker's index of what engines say.
+    async fn known_blocks(&self) -> Result<Vec<u64>> {
+        let mut known = Vec::new();
+        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
+            let reply = self.client().get(&format!("http://{}/metrics", picker.metrics)).await?;
+            let value =
+                reply.text().lines().find_map(|line| line.strip_prefix("epp_kv_index_blocks ")?.parse().ok());
+            known.push(value.context("a picker does not tell epp_kv_index_blocks")?);
+        }
+        Ok(known)
     }
 
     /// The cache counters of every pod, by name.

@@ -12,9 +12,9 @@ use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 
 /// The pool's annotation as the tutorial writes it.
-const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
+pub(super) const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
 /// The same, and ours.
-const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"\n    \
+pub(super) const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"\n    \
                        inference.networking.x-k8s.io/prefix-cache-mode: \"precise\"";
 /// Blocks of a pod's cache: room for two to three conversations of some 1,200 tokens.
 const BLOCKS: &str = "200";

@@ -266,6 +266,8 @@ impl Local {
                 "topic": format!("kv@{address}@{name}"),
             });
             args.extend(["--kv-events-config".to_owned(), config.to_string()]);
+            // A picker that goes by events has requests rendered.
+            args.push("--enable-scale-out".to_owned());
         }
         args.extend(self.options.engine_args.iter().cloned());
         let program = Program { path: self.programs.engine.clone(), args, log: log.clone() };
