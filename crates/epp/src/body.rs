@@ -83,7 +83,7 @@ impl From<JsonError> for BodyError {
     }
 }
 
-/// Where a body has its prompt, and how the engine reads it.
+/// The API that a body is for: it decides where the prompt stands and how the engine reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// Chat completions: `messages` and `tools`.
@@ -177,7 +177,7 @@ impl Api {
         }
     }
 
-    /// What `field` must be to be hashed as it arrives.
+    /// The shape that `field` must have to be hashed as it arrives.
     fn shape(self, field: Field) -> Option<Shape> {
         match (self, field) {
             (Self::Chat | Self::Any | Self::Invocations, Field::Messages) => Some(Shape::Chat),
@@ -240,7 +240,7 @@ impl BodyScanner {
         }
     }
 
-    /// What the body asks for; `chunks` are all that were pushed, cut as they may be.
+    /// Reads what the body asks for. `chunks` are all that were pushed, in any cut.
     ///
     /// # Errors
     /// When the document is incomplete, or no object.
