@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use epp::server::{Server, Shutdown};
+use epp::tuning::Knob;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -191,7 +192,36 @@ fn usage_errors_say_what_is_wrong() {
         assert!(text.contains(expected), "{text}");
         assert_eq!(output.status.code(), Some(2));
     }
-    assert_eq!(epp(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn the_short_help_has_the_flags_that_people_use_and_the_long_help_has_all() {
+    let help = |flag: &str| {
+        let output = epp(&[flag]);
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (short, long) = (help("-h"), help("--help"));
+    for flag in
+        ["--pool-file", "--endpoint ", "--grpc-port", "--metrics-host", "--policy-file", "--log-level"]
+    {
+        assert!(short.contains(flag) && long.contains(flag), "{flag}");
+    }
+    for flag in ["--body-idle-timeout", "--kv-threshold", "--cert-out", "--compat", "--saturation-kv-usage"] {
+        assert!(!short.contains(flag) && long.contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn the_help_of_a_policy_value_names_the_built_in_value() {
+    let output = epp(&["--help"]);
+    let long = String::from_utf8(output.stdout).unwrap();
+    let flags = ["threshold", "spill-tokens", "queue-tokens", "stall", "kv-tokens", "kv-threshold"];
+    for (knob, flag) in Knob::ALL.into_iter().zip(flags) {
+        let (_, text) = long.split_once(&format!("--{flag} <")).unwrap();
+        let (text, _) = text.split_once(']').unwrap();
+        assert!(text.ends_with(&format!("[default: {}", knob.built_in())), "{flag}: {text}");
+    }
 }
 
 #[test]

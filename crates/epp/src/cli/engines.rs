@@ -1,0 +1,86 @@
+//! Flags that say how the picker reads the engines: their metrics, their KV events, their tokens.
+
+use std::time::Duration;
+
+use clap::Args;
+use scheduling::saturation::Thresholds;
+
+use super::values::{parse_duration, parse_ratio};
+use crate::kv_events;
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Engines")]
+pub(super) struct EngineArgs {
+    /// How often each endpoint's metrics are read. Idle endpoints are read half as often if the permitted age of metrics
+    /// allows it
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
+    pub(super) scrape_interval: Duration,
+    /// Metrics older than this, and older than two scrape intervals, do not count
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "2s",
+        value_parser = parse_duration,
+        hide_short_help = true
+    )]
+    pub(super) max_metrics_age: Duration,
+    /// A pod with a longer queue has no capacity for requests that are not critical
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = Thresholds::default().queue_depth,
+        hide_short_help = true
+    )]
+    saturation_queue_depth: u32,
+    /// A pod that uses more of its KV cache has no capacity for requests that are not critical
+    #[arg(
+        long,
+        value_name = "RATIO",
+        default_value_t = Thresholds::default().kv_usage,
+        value_parser = parse_ratio,
+        hide_short_help = true
+    )]
+    saturation_kv_usage: f64,
+    /// A pod whose metrics are older, and older than two scrape intervals, has no capacity for requests that are not critical
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "200ms",
+        value_parser = parse_duration,
+        hide_short_help = true
+    )]
+    saturation_metrics_age: Duration,
+    /// Port of each engine's KV events (ZMQ), for pools with the annotation
+    /// inference.networking.x-k8s.io/prefix-cache-mode: precise; an endpoint's kvEvents overrides it
+    #[arg(long, value_name = "PORT", default_value_t = 5557, hide_short_help = true)]
+    kv_events_port: u16,
+    /// Port where each engine repeats its KV events; an endpoint's kvReplay overrides it [default: none]
+    #[arg(long, value_name = "PORT", hide_short_help = true)]
+    kv_replay_port: Option<u16>,
+    /// How long a request of such a pool waits for its token ids from a pod's /v1/…/render or /tokenize; after that the
+    /// picker estimates
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "100ms",
+        value_parser = parse_duration,
+        hide_short_help = true
+    )]
+    pub(super) tokenize_timeout: Duration,
+}
+
+impl EngineArgs {
+    /// When a pod has no capacity for requests that are not critical.
+    pub(super) fn saturation(&self) -> Thresholds {
+        Thresholds {
+            queue_depth: self.saturation_queue_depth,
+            kv_usage: self.saturation_kv_usage,
+            metrics_age: self.saturation_metrics_age,
+        }
+    }
+
+    /// The ports of KV events.
+    pub(super) fn kv_ports(&self) -> kv_events::follow::Ports {
+        kv_events::follow::Ports { events: self.kv_events_port, replay: self.kv_replay_port }
+    }
+}

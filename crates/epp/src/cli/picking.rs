@@ -1,0 +1,36 @@
+//! Flags of the pick and of its answer.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::compat::Compat;
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Picking")]
+pub(super) struct PickArgs {
+    /// YAML file with policy values, read again when it changes. It overrides the flags below, and a pool's annotation
+    /// inference.networking.x-k8s.io/routing-policy overrides it
+    #[arg(long, value_name = "FILE")]
+    pub(super) policy_file: Option<PathBuf>,
+    /// Answer clients that send `x-warmpath-explain: true` with the decision in the header x-warmpath-decision. It has pod
+    /// names and addresses, so allow it only if every client may know them
+    #[arg(long)]
+    pub(super) explain_to_clients: bool,
+    /// Bound of the prefix index, in blocks per endpoint; a prompt of 128 KB has about 580
+    #[arg(long, value_name = "BLOCKS", default_value = "31250", hide_short_help = true)]
+    pub(super) index_capacity: NonZeroU32,
+    /// How many endpoints the proxy gets for a request: the picked one, then fallbacks in order
+    #[arg(long, value_name = "COUNT", default_value = "1", hide_short_help = true)]
+    pub(super) endpoints_per_pick: NonZeroUsize,
+    /// Give the replies of another picker: its headers, its error texts and its error codes in metrics
+    #[arg(long, value_enum, value_name = "PICKER", default_value_t, hide_short_help = true)]
+    pub(super) compat: Compat,
+    /// How many decisions /debug/decisions keeps
+    #[arg(long, value_name = "COUNT", default_value_t = 1000, hide_short_help = true)]
+    pub(super) decisions: usize,
+    /// Make ties, weighted models and request ids repeatable [default: random]
+    #[arg(long, value_name = "NUMBER", hide_short_help = true)]
+    pub(super) seed: Option<u64>,
+}
