@@ -116,7 +116,7 @@ pub fn main() -> ExitCode {
         return explain::run(args, cli.options());
     }
     // The log outlives the server, so that its last lines are written.
-    let log = match log::init(cli.log.log_format, &cli.log.log_level) {
+    let log = match log::init(&cli.log.log_level) {
         Ok(log) => log,
         Err(error) => return failed(&error),
     };

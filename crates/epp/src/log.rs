@@ -1,4 +1,4 @@
-//! The log: zap's console encoding by default (tabs, RFC 3339 seconds, `{"key": "value"}`), zap's JSON on request.
+//! The log, in zap's console encoding: tabs, RFC 3339 seconds, `{"key": "value"}`.
 //!
 //! ```text
 //! 2025-05-23T03:33:09Z⇥INFO⇥epp/director.rs:311⇥Do prefix-aware routing!⇥{"request": "v68m4zx472", …}
@@ -25,16 +25,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub use self::queue::Log;
 use self::queue::Queue;
 
-/// How a line is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// zap's console encoding, as the tutorial shows it.
-    #[default]
-    Console,
-    /// One JSON object per line, with zap's production keys.
-    Json,
-}
-
 /// What is logged: `info`, or levels by module as in `warn,epp=debug,epp::director=trace`.
 #[derive(Clone, Debug)]
 pub struct Filter(Targets);
@@ -51,32 +41,30 @@ impl FromStr for Filter {
 ///
 /// # Errors
 /// When the process has a log already, or no thread for it.
-pub fn init(format: Format, filter: &Filter) -> anyhow::Result<Log> {
+pub fn init(filter: &Filter) -> anyhow::Result<Log> {
     let for_losses = filter.clone();
     let tell = move |n_lines| {
-        let direct = subscriber(format, &for_losses, wall_clock, std::io::stderr());
+        let direct = subscriber(&for_losses, wall_clock, std::io::stderr());
         let told = || warn!(n_lines, "Dropped lines of the log: nobody read it");
         tracing::subscriber::with_default(direct, told);
     };
     let (queue, log) = Queue::start(std::io::stderr(), tell)?;
-    let layer = LogLayer { format, clock: wall_clock, writer: Mutex::new(queue) };
+    let layer = LogLayer { clock: wall_clock, writer: Mutex::new(queue) };
     tracing_subscriber::registry().with(layer.with_filter(filter.0.clone())).try_init()?;
     Ok(log)
 }
 
 /// A subscriber that writes to `writer` and takes the time from `clock`: what tests install.
 pub fn subscriber<W: Write + Send + 'static>(
-    format: Format,
     filter: &Filter,
     clock: fn() -> SystemTime,
     writer: W,
 ) -> impl Subscriber + Send + Sync {
-    let layer = LogLayer { format, clock, writer: Mutex::new(writer) };
+    let layer = LogLayer { clock, writer: Mutex::new(writer) };
     tracing_subscriber::registry().with(layer.with_filter(filter.0.clone()))
 }
 
 struct LogLayer<W> {
-    format: Format,
     clock: fn() -> SystemTime,
     writer: Mutex<W>,
 }
@@ -89,10 +77,7 @@ where
     fn on_event(&self, event: &Event<'_>, _ctx: Context<'_, S>) {
         let mut fields = FieldWriter::default();
         event.record(&mut fields);
-        let line = match self.format {
-            Format::Console => console_line((self.clock)(), event.metadata(), &fields),
-            Format::Json => json_line((self.clock)(), event.metadata(), &fields),
-        };
+        let line = console_line((self.clock)(), event.metadata(), &fields);
         // A log that cannot be written has nowhere to say so.
         let _ = self.writer.lock().write_all(line.as_bytes());
     }
@@ -170,23 +155,6 @@ fn console_line(now: SystemTime, metadata: &Metadata<'_>, fields: &FieldWriter) 
         line.push('}');
     }
     line.push('\n');
-    line
-}
-
-fn json_line(now: SystemTime, metadata: &Metadata<'_>, fields: &FieldWriter) -> String {
-    let mut line = format!(
-        r#"{{"level": "{}", "ts": "{}", "caller": "#,
-        metadata.level().as_str().to_lowercase(),
-        timestamp(now)
-    );
-    push_quoted(&mut line, &caller(metadata));
-    line.push_str(r#", "msg": "#);
-    push_quoted(&mut line, &fields.message);
-    if !fields.fields.is_empty() {
-        line.push_str(", ");
-        line.push_str(&fields.fields);
-    }
-    line.push_str("}\n");
     line
 }
 

@@ -3,15 +3,12 @@
 use clap::Args;
 
 use super::values::parse_ratio;
-use crate::log::{Filter, Format};
+use crate::log::Filter;
 use crate::spans::Otlp;
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Log (on stderr) and spans")]
 pub(super) struct LogArgs {
-    /// Form of the log lines
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-    pub(super) log_format: Format,
     /// A level, or levels by module: `debug`, `warn,epp=debug`
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub(super) log_level: Filter,

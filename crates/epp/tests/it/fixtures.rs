@@ -16,7 +16,6 @@ use std::time::{Duration, SystemTime};
 use epp::compat::Compat;
 use epp::director::Options;
 use epp::kv_events;
-use epp::log::Format;
 use epp::server::accept::Patience;
 use epp::server::ext_proc::Timeouts;
 use epp::server::tls::Security;
@@ -193,8 +192,7 @@ impl Scenario {
             pods.push(Pod::start(format!("qwen-{pod_idx}")).await);
         }
         let log = Log::default();
-        let subscriber =
-            epp::log::subscriber(Format::Console, &"info".parse().unwrap(), wall_clock, log.clone());
+        let subscriber = epp::log::subscriber(&"info".parse().unwrap(), wall_clock, log.clone());
         let subscriber = tracing::subscriber::set_default(subscriber);
         write_pool(&pool_file, strategy, annotations, &models);
         write_endpoints(&endpoints_file, &pods);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use epp::log::{Format, subscriber};
+use epp::log::subscriber;
 use expect_test::{Expect, expect};
 use parking_lot::Mutex;
 use tracing::{debug, error, info, trace, warn};
@@ -29,9 +29,9 @@ fn clock() -> SystemTime {
 }
 
 /// What `events` log, with tabs as arrows and this file's line numbers left out.
-fn check(format: Format, filter: &str, events: impl FnOnce(), expected: Expect) {
+fn check(filter: &str, events: impl FnOnce(), expected: Expect) {
     let buffer = Buffer::default();
-    let subscriber = subscriber(format, &filter.parse().unwrap(), clock, buffer.clone());
+    let subscriber = subscriber(&filter.parse().unwrap(), clock, buffer.clone());
     tracing::subscriber::with_default(subscriber, events);
     let text = String::from_utf8(buffer.0.lock().clone()).unwrap();
     let mut lines = String::new();
@@ -53,7 +53,6 @@ fn the_tutorials_line() {
         );
     };
     check(
-        Format::Console,
         "info",
         events,
         expect![[r#"
@@ -72,7 +71,6 @@ fn levels_have_zaps_names() {
         trace!("e");
     };
     check(
-        Format::Console,
         "trace",
         events,
         expect![[r#"
@@ -93,7 +91,6 @@ fn the_filter_holds_lines_back() {
         info!(target: "other", "hidden");
     };
     check(
-        Format::Console,
         "info,other=off",
         events,
         expect![[r#"
@@ -109,24 +106,10 @@ fn values_keep_their_types_and_text_is_escaped() {
         info!(text, n = 3, negative = -4_i64, share = 0.5, yes = true, none = f64::NAN, debugged = ?Some("x"), "message");
     };
     check(
-        Format::Console,
         "info",
         events,
         expect![[r#"
             2025-05-23T03:33:09Z→INFO→it/log.rs:N→message→{"text": "quote \" backslash \\ newline \n tab \t bell \u0007 delete  é <&>  ", "n": 3, "negative": -4, "share": 0.5, "yes": true, "none": "NaN", "debugged": "Some(\"x\")"}
         "#]],
-    );
-}
-
-#[test]
-fn json_lines_are_json() {
-    let events = || info!(request = "a\"b", n = 1, "message with \"quotes\"");
-    check(
-        Format::Json,
-        "info",
-        events,
-        expect![[r#"
-        {"level": "info", "ts": "2025-05-23T03:33:09Z", "caller": "it/log.rs:N", "msg": "message with \"quotes\"", "request": "a\"b", "n": 1}
-    "#]],
     );
 }
