@@ -57,10 +57,9 @@ Examples:
 The endpoints file is a YAML list:
   - {name: qwen-0, namespace: default, address: 127.0.0.1:18001, labels: {app: qwen}, ready: true}
 
-The policy file has values for all pools and for single pools:
+The policy file has values for all pools:
   default: {threshold: 0.5, spillTokens: 256}
-  pools: {default/vllm-qwen-pool: {threshold: 0.6}}
-Later sources override earlier ones: the built-in value, the flag, the file's default, the file's pool, the pool's annotation
+Later sources override earlier ones: the built-in value, the flag, the policy file, the pool's annotation
 inference.networking.x-k8s.io/routing-policy: '{threshold: 0.6}'.
 
 Files are read again when they change. A version that is not valid is logged, and the last good one stays in force.

@@ -17,7 +17,7 @@ use pool_index::source::watched::{Content, Unreadable, Watched, poll_blocking};
 use thiserror::Error;
 use tracing::{error, info};
 
-use crate::tuning::{Knob, Patch, PolicyFile, Source, Tuning, TuningError};
+use crate::tuning::{Knob, Patch, Source, Tuning, TuningError};
 
 /// Tunings by pool. Readers never wait.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ struct InForce {
 #[derive(Debug)]
 struct Layers {
     flags: Patch,
-    file: PolicyFile,
+    file: Patch,
     /// By pool, each with the text seen last, good or bad, and what was good last.
     annotations: BTreeMap<ObjectKey, (Option<String>, Patch)>,
 }
@@ -54,16 +54,16 @@ pub enum PolicyFileError {
     Policy { path: PathBuf, error: TuningError },
 }
 
-/// The knobs that the file turns, for every pool or for one.
+/// The knobs that the file turns.
 #[derive(Debug)]
-struct Knobs(Kept<(Option<ObjectKey>, Knob), f64>);
+struct Knobs(Kept<Knob, f64>);
 
 // === impl Policies ===
 
 impl Policies {
     #[must_use]
     pub fn new(flags: Patch) -> Self {
-        let layers = Layers { flags, file: PolicyFile::default(), annotations: BTreeMap::new() };
+        let layers = Layers { flags, file: Patch::default(), annotations: BTreeMap::new() };
         Self { in_force: ArcSwap::from_pointee(layers.resolve()), layers: Mutex::new(layers) }
     }
 
@@ -103,7 +103,7 @@ impl Policies {
     }
 
     /// Puts another file in force.
-    pub fn set_file(&self, file: PolicyFile) {
+    pub fn set_file(&self, file: Patch) {
         let mut layers = self.layers.lock();
         layers.file = file;
         self.publish(&layers);
@@ -124,12 +124,9 @@ impl Policies {
 impl Layers {
     fn resolve(&self) -> InForce {
         let Self { flags, file, annotations } = self;
-        let default = Tuning::default().with(flags, Source::Flag).with(&file.default, Source::File);
-        let nothing = Patch::default();
+        let default = Tuning::default().with(flags, Source::Flag).with(file, Source::File);
         let pool = |(key, (_, annotation)): (&ObjectKey, &(Option<String>, Patch))| {
-            let of_file = file.pools.get(key).unwrap_or(&nothing);
-            let tuning = default.clone().with(of_file, Source::FilePool).with(annotation, Source::Annotation);
-            (key.clone(), Arc::new(tuning))
+            (key.clone(), Arc::new(default.clone().with(annotation, Source::Annotation)))
         };
         let pools = annotations.iter().map(pool).collect();
         InForce { default: Arc::new(default), pools }
@@ -165,41 +162,32 @@ impl WatchedFile {
 // === impl Knobs ===
 
 impl Knobs {
-    fn in_force(&self) -> PolicyFile {
+    fn in_force(&self) -> Patch {
         let Self(kept) = self;
-        let knobs = kept.present().chain(kept.absent());
-        PolicyFile::from_knobs(knobs.map(|((pool, knob), value)| (pool.as_ref(), *knob, *value)))
+        let knobs = kept.present().chain(kept.absent()).map(|(knob, value)| (*knob, *value));
+        Patch::try_new(knobs.collect()).expect("each knob was in its range when the file was parsed")
     }
 }
 
-impl From<PolicyFile> for Knobs {
-    fn from(file: PolicyFile) -> Self {
-        Self(knobs(&file).into())
+impl From<Patch> for Knobs {
+    fn from(patch: Patch) -> Self {
+        Self(patch.knobs().collect::<BTreeMap<_, _>>().into())
     }
 }
 
 impl Content for Knobs {
-    type Parsed = PolicyFile;
+    type Parsed = Patch;
     type Error = PolicyFileError;
 
-    fn parse(text: &str, path: &Path) -> Result<PolicyFile, PolicyFileError> {
-        PolicyFile::parse(text).map_err(|error| PolicyFileError::Policy { path: path.to_owned(), error })
+    fn parse(text: &str, path: &Path) -> Result<Patch, PolicyFileError> {
+        Patch::parse_file(text).map_err(|error| PolicyFileError::Policy { path: path.to_owned(), error })
     }
 
-    fn update(&mut self, file: PolicyFile, now: Instant) -> usize {
-        self.0.update(knobs(&file), now)
+    fn update(&mut self, patch: Patch, now: Instant) -> usize {
+        self.0.update(patch.knobs().collect(), now)
     }
 
     fn settle(&mut self, now: Instant) -> bool {
         self.0.settle(now)
     }
-}
-
-fn knobs(file: &PolicyFile) -> BTreeMap<(Option<ObjectKey>, Knob), f64> {
-    let PolicyFile { default, pools } = file;
-    let sections =
-        std::iter::once((None, default)).chain(pools.iter().map(|(pool, patch)| (Some(pool), patch)));
-    let knobs = sections
-        .flat_map(|(pool, patch)| patch.knobs().map(move |(knob, value)| ((pool.cloned(), knob), value)));
-    knobs.collect()
 }

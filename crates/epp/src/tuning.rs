@@ -1,13 +1,12 @@
 //! What may be tuned of `PREFIX_CACHE` while the picker runs: the knobs, their ranges, and where each value comes from.
 //!
-//! A later source wins over an earlier one, knob by knob: built in, flag, file, file's section of the pool, the pool's
-//! annotation. What is more specific is later, and so is what can be changed without a restart.
+//! A later source wins over an earlier one, knob by knob: built in, flag, file, the pool's annotation. A more specific
+//! source is later, and so is one that can be changed without a restart.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use inference_api::object::ObjectKey;
 use scheduling::affinity::Affinity;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -36,8 +35,6 @@ pub enum Source {
     BuiltIn,
     Flag,
     File,
-    /// The file's section of the pool.
-    FilePool,
     Annotation,
 }
 
@@ -59,13 +56,6 @@ pub struct Setting {
     pub source: Source,
 }
 
-/// The policy file: what holds for every pool, and for some.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PolicyFile {
-    pub default: Patch,
-    pub pools: BTreeMap<ObjectKey, Patch>,
-}
-
 /// Why a text is not a policy.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TuningError {
@@ -73,8 +63,6 @@ pub enum TuningError {
     Syntax(String),
     #[error("{knob}: {value} is not in {} to {}", range.start(), range.end())]
     Range { knob: Knob, value: f64, range: RangeInclusive<f64> },
-    #[error("pools: {0} is not NAMESPACE/NAME")]
-    PoolName(String),
 }
 
 #[derive(Deserialize)]
@@ -82,8 +70,6 @@ pub enum TuningError {
 struct RawFile {
     #[serde(default)]
     default: BTreeMap<Knob, f64>,
-    #[serde(default)]
-    pools: BTreeMap<String, BTreeMap<Knob, f64>>,
 }
 
 // === impl Knob ===
@@ -170,6 +156,18 @@ impl Patch {
         Self::try_new(serde_saphyr::from_str(text).map_err(|error| syntax(&error))?)
     }
 
+    /// Reads the policy file, a YAML mapping with the knobs under `default`; an empty text turns none.
+    ///
+    /// # Errors
+    /// What is wrong, with the line or the knob.
+    pub fn parse_file(text: &str) -> Result<Self, TuningError> {
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        let RawFile { default } = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
+        Self::try_new(default)
+    }
+
     /// The knobs that it turns.
     pub fn knobs(&self) -> impl Iterator<Item = (Knob, f64)> {
         self.0.iter().map(|(knob, value)| (*knob, *value))
@@ -229,42 +227,6 @@ impl Tuning {
 
     fn value(&self, knob: Knob) -> f64 {
         self.settings[&knob].value
-    }
-}
-
-// === impl PolicyFile ===
-
-impl PolicyFile {
-    /// Reads `default` and `pools` of a YAML text; an empty one changes nothing.
-    ///
-    /// # Errors
-    /// What is wrong, with the line or the knob.
-    pub fn parse(text: &str) -> Result<Self, TuningError> {
-        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-            return Ok(Self::default());
-        }
-        let RawFile { default, pools } = serde_saphyr::from_str(text).map_err(|error| syntax(&error))?;
-        let pool = |(name, values): (String, BTreeMap<Knob, f64>)| match name.split_once('/') {
-            Some((namespace, pool)) if !namespace.is_empty() && !pool.is_empty() && !pool.contains('/') => {
-                Ok((ObjectKey::new(namespace, pool), Patch::try_new(values)?))
-            }
-            Some(_) | None => Err(TuningError::PoolName(name)),
-        };
-        let pools = pools.into_iter().map(pool).collect::<Result<_, _>>()?;
-        Ok(Self { default: Patch::try_new(default)?, pools })
-    }
-
-    /// The file that turns these knobs, of one pool or of all.
-    pub fn from_knobs<'a>(knobs: impl Iterator<Item = (Option<&'a ObjectKey>, Knob, f64)>) -> Self {
-        let mut file = Self::default();
-        for (pool, knob, value) in knobs {
-            let Patch(section) = match pool {
-                Some(pool) => file.pools.entry(pool.clone()).or_default(),
-                None => &mut file.default,
-            };
-            section.insert(knob, value);
-        }
-        file
     }
 }
 

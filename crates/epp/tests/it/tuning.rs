@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use epp::policies::{Policies, WatchedFile};
-use epp::tuning::{Knob, Patch, PolicyFile, Source, Tuning};
+use epp::tuning::{Knob, Patch, Source, Tuning};
 use inference_api::object::ObjectKey;
 use pool_index::source::kept::SETTLE;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ fn a_later_source_wins_knob_by_knob() {
 
 #[test]
 fn what_is_wrong_is_named() {
-    let refused = |text: &str| PolicyFile::parse(text).unwrap_err().to_string();
+    let refused = |text: &str| Patch::parse_file(text).unwrap_err().to_string();
     for (text, expected) in [
         (
             "default: {treshold: 0.5}",
@@ -46,8 +46,7 @@ fn what_is_wrong_is_named() {
         ("default: {spillTokens: -1}", "spillTokens: -1 is not in 0 to 1000000"),
         ("default: {stall: .nan}", "stall: NaN is not in 0 to 100"),
         ("default: {threshold: half}", "line 1 column 22: invalid floating point"),
-        ("pools: {p: {stall: 1}}", "pools: p is not NAMESPACE/NAME"),
-        ("pools: {a/p: {kvThreshold: 2}}", "kvThreshold: 2 is not in 0 to 1"),
+        ("pools: {a/p: {stall: 1}}", "unknown field `pools`"),
         ("default: [", "line 1"),
         ("- default", "line 1"),
     ] {
@@ -55,8 +54,8 @@ fn what_is_wrong_is_named() {
         assert!(message.contains(expected), "{text}: {message}");
     }
     // Control: what is right is taken, and so is nothing at all.
-    for text in ["", "# nothing yet\n", "default: {threshold: 0.5}\npools: {a/p: {stall: 1}}"] {
-        PolicyFile::parse(text).unwrap();
+    for text in ["", "# nothing yet\n", "default: {threshold: 0.5}"] {
+        Patch::parse_file(text).unwrap();
     }
 }
 
@@ -64,7 +63,7 @@ fn what_is_wrong_is_named() {
 #[test]
 fn the_schema_has_every_knob_and_its_range() {
     let schema: Value = serde_json::from_str(include_str!("../../policy.schema.json")).unwrap();
-    let knobs = schema["$defs"]["knobs"]["properties"].as_object().unwrap();
+    let knobs = schema["properties"]["default"]["properties"].as_object().unwrap();
     let names: BTreeSet<&str> = knobs.keys().map(String::as_str).collect();
     assert_eq!(names, Knob::ALL.into_iter().map(Knob::as_str).collect());
     for knob in Knob::ALL {
@@ -97,7 +96,7 @@ fn a_bad_file_keeps_the_last_good_one() {
     rewrite("default: {threshold: 0.7}", Duration::ZERO);
     assert_eq!(threshold(), 0.7);
     // A knob that is absent for a moment, alone or with all others, is kept; one that stays absent is not.
-    for moment in ["", "# a comment", "default: {stall: 4}", "pools: {default/any: {stall: 4}}"] {
+    for moment in ["", "# a comment", "default: {stall: 4}"] {
         rewrite(moment, SETTLE / 2);
         assert_eq!(threshold(), 0.7, "{moment}");
         rewrite("default: {threshold: 0.7}", Duration::ZERO);
