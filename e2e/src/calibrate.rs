@@ -1,4 +1,4 @@
-//! `e2e calibrate`: the latency model's constants from a CSV that was measured on a real GPU, and how far the model is off.
+//! `e2e calibrate`: fits the latency model's constants to a CSV measured on a real GPU, and reports the model's error.
 
 pub mod csv;
 pub mod requests;
@@ -19,19 +19,19 @@ use crate::stats::{mean, millis};
 use crate::ui::{self, Ui};
 
 const AFTER_HELP: &str = "\
-FILE is a CSV with one of two headers; which one, its columns tell.
+FILE is a CSV of steps or of requests; its header says which.
 
-Steps of an engine, as a profiler sees them: requests that decode, the tokens that each of them has behind it, new tokens
-of one prompt, those of that prompt that are there already, and milliseconds:
+Steps of an engine, as a profiler sees them: the number of requests that decode, the tokens before each of them, the new
+tokens of one prompt, the tokens of that prompt that are already in the KV cache, and milliseconds:
 
   decode_requests,decode_context,prefill_tokens,prefill_context,ms
   1,2400,0,0,38.7
   32,2400,0,0,56.5
   0,0,2048,0,556
 
-Requests, as `e2e multi-round-qa` and the original tool record them: the first token comes after the steps of the prompt
-and what passes before and after the engine; the others are one step each. Only times at which no other request was under
-way are used. A column cached_tokens may be added; without it a user's earlier turns count as cached.
+Requests, as `e2e multi-round-qa` and the original tool record them. The time to the first token is that of the prompt's
+steps and of the way to and from the engine; each further token is one step. Only times during which no other request
+was running are used. You may add a column cached_tokens; without it, a user's earlier turns count as cached.
 
 Examples:
   e2e calibrate steps.csv --gpu l40s --output cal.yaml
@@ -42,7 +42,7 @@ Examples:
 
 Exit codes:
   0    the fitted model is within --max-error of what was measured
-  1    it is not; the file is written all the same
+  1    it is not; the file is written anyway
   2    wrong usage, or a file that cannot be read";
 
 #[derive(Debug, Clone, Args)]
@@ -51,33 +51,33 @@ pub struct CalibrateArgs {
     /// CSV of measured steps or requests
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// What to start from, and to keep where FILE does not tell: `a10-doc`, or `<gpu>/<model>`; `mock-vllm latency --list`
-    /// has all
+    /// Preset to start from; FILE may leave some of its constants as they are: `a10-doc`, or `<gpu>/<model>` from
+    /// `mock-vllm latency --list`
     #[arg(long, value_name = "NAME", default_value = "a10-doc")]
     latency_preset: String,
-    /// The same by the GPU, with the figures of --model
+    /// Preset of this GPU with the figures of --model, in place of --latency-preset
     #[arg(long, value_name = "NAME", conflicts_with = "latency_preset")]
     gpu: Option<String>,
-    /// Model that was measured, for --gpu
+    /// Model that was measured; for --gpu
     #[arg(long, value_name = "MODEL", default_value = "Qwen/Qwen2.5-7B-Instruct", requires = "gpu")]
     model: String,
-    /// Do not fit this constant, like gpu.kv_gb_per_s; repeat for several
+    /// Do not fit this constant, for example gpu.kv_gb_per_s; repeat for several
     #[arg(long, value_name = "CONSTANT", value_parser = constant_names())]
     keep: Vec<String>,
-    /// With requests: prompt tokens that the server takes in one step at most
+    /// For requests: most prompt tokens that the server takes in one step
     #[arg(long, value_name = "N", default_value = "2048")]
     max_num_batched_tokens: NonZeroU32,
-    /// With requests: tokens that all prompts begin with, cached from the second request on
+    /// For requests: tokens that all prompts have in common at the start, cached from the second request on
     #[arg(long, value_name = "N", default_value_t = 0)]
     shared_prefix: u32,
-    /// With requests: the server cached nothing
+    /// For requests: the server had no prefix cache
     #[arg(long, conflicts_with = "shared_prefix")]
     no_prefix_caching: bool,
-    /// Mean absolute error that the fitted model may have, in percent
+    /// Largest mean absolute error of the fitted model, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 10.0, value_parser = percent)]
     max_error: f64,
-    /// Where the fitted constants go, for `mock-vllm --latency-calibration` [default: standard output, and the tables to
-    /// standard error]
+    /// File for the fitted constants, for `mock-vllm --latency-calibration` [default: standard output, with the tables
+    /// on standard error]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Print JSON in place of tables and constants
@@ -85,15 +85,15 @@ pub struct CalibrateArgs {
     json: bool,
 }
 
-/// Relative errors over all rows.
+/// Relative errors of the model over all rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Errors {
     mean_absolute: f64,
-    /// Index of the row that is missed by most, and by how much.
+    /// Index and relative error of the row with the largest error.
     worst: (usize, f64),
 }
 
-/// All that is told.
+/// Everything that the command reports.
 struct Outcome {
     start: String,
     lines: Vec<usize>,
@@ -170,7 +170,7 @@ impl Errors {
 }
 
 impl Outcome {
-    /// The constants to their file, if one is asked for.
+    /// Writes the constants to their file, if one is asked for.
     fn write(&self, args: &CalibrateArgs) -> Result<()> {
         let Some(path) = &args.output else { return Ok(()) };
         std::fs::write(path, &self.calibrated.file).with_context(|| format!("write {}", path.display()))
@@ -274,7 +274,7 @@ fn signed(share: f64) -> String {
     format!("{:+.1} %", share * 100.0)
 }
 
-/// As many as tell values of all sizes apart.
+/// Formats with enough digits to tell small values apart.
 fn digits(value: f64) -> String {
     if value < 10.0 { format!("{value:.3}") } else { format!("{value:.1}") }
 }
@@ -312,7 +312,7 @@ mod tests {
         Line::try_parse_from(words).unwrap().args
     }
 
-    /// How the command ends on a file of that text, its JSON, and its tables.
+    /// Fits a file with this text. Returns how the command ends, its JSON and its tables.
     fn fitted(text: &str, flags: &str) -> (End, Value, String) {
         let dir = tempfile::tempdir().unwrap();
         let (path, output) = (dir.path().join("a.csv"), dir.path().join("cal.yaml"));

@@ -1,4 +1,4 @@
-//! Sending requests and reading their answers, strictly and with arrival times.
+//! Sends requests, and reads their answers strictly and with arrival times.
 
 pub mod client;
 

@@ -1,5 +1,5 @@
-//! The tutorial's load tool, vLLM production-stack's `multi-round-qa.py`: its schedule and its figures.
-//! All but [`run`] knows neither a clock nor a network: moments are passed in.
+//! The tutorial's load tool, vLLM production-stack's `multi-round-qa.py`, with its schedule and its figures.
+//! Only [`run`] and [`cli`] use a clock or the network; the other modules take moments as arguments.
 
 pub mod cli;
 

@@ -1,4 +1,4 @@
-//! `e2e sweep`: step 5's load with one thing changed at a time: where prefix-aware routing pays, and where it stops to.
+//! `e2e sweep`: runs step 5's load with one setting changed at a time, to find when prefix-aware routing pays.
 
 use std::num::NonZeroU64;
 
@@ -16,24 +16,25 @@ use crate::step5::judge::Figures;
 use crate::step5::side::{PolicyName, Side};
 use crate::ui::{self, Ui};
 
-/// Above this ratio of the two TTFTs the gain is in the noise of a few runs.
+/// Largest ratio of the two TTFTs that counts as a gain; above it, the difference is within the noise of a few runs.
 const PAYS: f64 = 0.95;
 
-/// What is changed.
+/// The setting that is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Knob {
-    /// Pods
+    /// Number of pods
     Replicas,
-    /// Blocks of each pod's KV cache, of 16 tokens
+    /// Blocks of 16 tokens in each pod's KV cache
     KvBlocks,
-    /// Share of a prompt that must match, in percent
+    /// Part of a prompt that must match, in percent
     Threshold,
-    /// Bytes of the blocks that prefixes are matched in; at 128 as fine as the picker's own for prompts of this length
+    /// Bytes of the blocks in which prefixes are matched; 128 is as fine as the picker's own blocks for prompts of this
+    /// length
     BlockBytes,
     /// Milliseconds between two scrapes
     ScrapeInterval,
-    /// Words of each user's own text: how long prompts are
+    /// Words of each user's own text, and so the length of prompts
     PromptWords,
 }
 
@@ -42,21 +43,22 @@ struct Point {
     value: u32,
     plain_ttft: f64,
     picked_ttft: f64,
-    /// Below 1, prefix-aware routing is faster; no number when no request was answered.
+    /// Picked TTFT divided by plain TTFT: below 1, prefix-aware routing is faster. Not a number if no request was
+    /// answered.
     ratio: f64,
     plain_hit_ratio: f64,
     picked_hit_ratio: f64,
-    /// Why the figures are not those of all requests, of the first run that has failures.
+    /// Failures of the first run that has any; the figures then do not cover all requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<String>,
 }
 
-/// What a point says of prefix-aware routing.
+/// Whether prefix-aware routing pays at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Pays,
     DoesNotPay,
-    /// Requests failed.
+    /// Some requests failed.
     Unknown,
 }
 
@@ -243,7 +245,7 @@ mod tests {
         assert!(!text.contains("pays throughout"), "{text}");
     }
 
-    /// The agenda would never come to another moment.
+    /// With an interval of zero, the simulation would never reach the next moment.
     #[test]
     fn scrapes_without_a_pause_are_refused() {
         let error = run(&args(Knob::ScrapeInterval, &[50, 0])).unwrap_err().to_string();

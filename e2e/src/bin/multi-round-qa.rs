@@ -1,4 +1,4 @@
-//! The tutorial's load tool as a program of its own: see `multi-round-qa --help`.
+//! The tutorial's load tool as a separate program; see `multi-round-qa --help`.
 
 use std::process::ExitCode;
 

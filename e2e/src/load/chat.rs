@@ -1,5 +1,5 @@
 //! A streamed chat completion, checked strictly: the role first, then deltas, a finish reason, the usage, `[DONE]`, and
-//! nothing after it.
+//! nothing after that.
 //!
 //! ```text
 //! role ──► delta* ──► finish ──► usage ──► [DONE]
@@ -33,7 +33,7 @@ impl Usage {
     }
 }
 
-/// A well-formed answer.
+/// A well-formed answer, read to its end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatStream {
     pub id: String,
@@ -41,9 +41,9 @@ pub struct ChatStream {
     pub content: String,
     pub finish_reason: String,
     pub usage: Usage,
-    /// Arrival of the first chunk with content, from the moment the request was sent.
+    /// Time from sending the request to the first chunk with content.
     pub ttft: Duration,
-    /// Arrival of `[DONE]`.
+    /// Time from sending the request to `[DONE]`.
     pub done: Duration,
 }
 
@@ -87,7 +87,7 @@ struct Delta {
     content: Option<String>,
 }
 
-/// Where a stream stands: each state owns what must be known in it.
+/// Position in a stream. Each state owns what is known at that point.
 enum State {
     Start,
     Open,
@@ -96,7 +96,7 @@ enum State {
     Done { reason: String, usage: Usage, at: Duration },
 }
 
-/// Reads the frames of one answer.
+/// Reads the frames of one answer, in the order of their arrival.
 pub fn read_chat(frames: &[Frame]) -> Result<ChatStream, ChatError> {
     let mut state = State::Start;
     let mut identity: Option<(String, String)> = None;

@@ -1,4 +1,4 @@
-//! The load client: HTTP/1.1 without Nagle's delay, one arrival time per server-sent event, no retries of its own.
+//! HTTP client for load: HTTP/1.1 with TCP_NODELAY, an arrival time for each server-sent event, and no retries.
 
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use crate::clock::Stopwatch;
 use crate::load::chat::{ChatStream, read_chat};
 use crate::load::sse::{Frame, SseReader};
 
-/// A request that answers later than this is reported as an error; virtual time is longer than any tutorial step.
+/// Longest time that an answer may take. Every step of the tutorial is shorter, also in virtual time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The same for endpoints that may be under load of others: that of OpenAI's SDK.
+/// Longest time that an answer of a foreign endpoint may take, which others may load too: OpenAI's SDK has this
+/// default.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Sends requests and keeps their timing.
@@ -33,11 +34,11 @@ pub struct Client {
 pub struct Reply {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    /// The whole body of an answer that is not an event stream; empty otherwise.
+    /// Body of an answer that is not an event stream; empty otherwise.
     pub body: Bytes,
-    /// The frames of an event stream; an error when it is malformed; `None` for another content type.
+    /// Frames of an event stream, or why the stream is malformed; `None` for another content type.
     pub frames: Option<Result<Vec<Frame>, String>>,
-    /// From sending to the last byte.
+    /// Time from sending the request to the last byte of the answer.
     pub elapsed: Duration,
 }
 
@@ -49,7 +50,7 @@ impl Default for Client {
         connector.enforce_http(false);
         let roots = rustls_native_certs::load_native_certs();
         let mut trusted = rustls::RootCertStore::empty();
-        // Without any, plain HTTP still works, and a TLS endpoint is refused with the reason.
+        // If there are no certificates, plain HTTP still works, and TLS endpoints are refused with the reason.
         trusted.add_parsable_certificates(roots.certs);
         let tls = rustls::ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
         let connector = HttpsConnectorBuilder::new()
@@ -63,7 +64,7 @@ impl Default for Client {
 }
 
 impl Client {
-    /// One that waits ten minutes for an answer.
+    /// Makes a client that waits up to ten minutes for an answer.
     pub fn patient() -> Self {
         Self { timeout: PATIENCE, ..Self::default() }
     }
@@ -73,7 +74,7 @@ impl Client {
         self.send(request).await.with_context(|| format!("get {url}"))
     }
 
-    /// Posts JSON with further headers of the caller.
+    /// Posts JSON with `headers` in addition to the content type.
     pub async fn post(&self, url: &str, headers: &[(HeaderName, &str)], body: Bytes) -> Result<Reply> {
         let mut request =
             Request::builder().method(Method::POST).uri(url).header(header::CONTENT_TYPE, "application/json");
@@ -84,8 +85,8 @@ impl Client {
         self.send(request).await.with_context(|| format!("post {url}"))
     }
 
-    /// Posts JSON and hands the bytes of a successful answer over as they come, with the time since it was sent. Returns
-    /// the status, and the body of an answer that is an error.
+    /// Posts JSON and passes the bytes of a successful answer to `read` as they arrive, each time with the time since
+    /// the request was sent. Returns the status, and the body if the answer is an error.
     pub async fn post_and_read(
         &self,
         url: &str,
@@ -153,7 +154,7 @@ impl Client {
 }
 
 impl Reply {
-    /// The answer as a well-formed chat stream, or why it is none.
+    /// The answer as a well-formed chat stream, or the reason why it is not one.
     pub fn chat(&self) -> Result<ChatStream, String> {
         match &self.frames {
             Some(Ok(frames)) => read_chat(frames).map_err(|error| error.to_string()),
@@ -163,7 +164,7 @@ impl Reply {
         }
     }
 
-    /// The plain body, for messages.
+    /// The body as text, for messages.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim().to_owned()
     }

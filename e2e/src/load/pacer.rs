@@ -1,5 +1,5 @@
-//! Wakes its one owner at given moments, within some tens of microseconds on an idle core. A thread of its own does the
-//! sleeping: the runtime's timers are whole milliseconds, rounded up, and wait for its workers to have nothing else to do.
+//! Timer that wakes its owner at given moments, within some tens of microseconds on an idle core. It sleeps on a thread
+//! of its own, because the runtime's timers are whole milliseconds, rounded up, and fire only when a worker is free.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Stopwatch;
 
-/// The thread ends when this is dropped.
+/// Handle of the timer; its thread ends when this is dropped.
 #[derive(Debug)]
 pub struct Pacer {
     stopwatch: Stopwatch,
@@ -19,7 +19,7 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// Moments are counted from the start of `stopwatch`.
+    /// Starts the thread. Moments are counted from the start of `stopwatch`.
     ///
     /// # Errors
     /// When no thread can be started.
@@ -31,19 +31,20 @@ impl Pacer {
         Ok(Self { stopwatch, moments, wake })
     }
 
-    /// Resolves at `at`, never before; at once when that has passed. May be given up for another moment at any time.
+    /// Waits until `at`, or not at all if that has passed; never returns early. The future may be dropped at any time.
     pub async fn until(&mut self, at: Duration) {
         if self.stopwatch.elapsed() < at {
             let _lives_as_long = self.moments.send(at);
         }
-        // A call that was given up may have left a permit behind.
+        // A dropped call may have left a permit behind, so look at the clock again.
         while self.stopwatch.elapsed() < at {
             self.wake.notified().await;
         }
     }
 }
 
-/// Moments at an even distance, the first one at once. A late one is made up for: the pace holds on average.
+/// Moments at an even distance, the first one at once. After a late moment the next ones come earlier, so the mean rate
+/// holds.
 #[derive(Debug)]
 pub struct Beat {
     pacer: Pacer,
@@ -53,20 +54,20 @@ pub struct Beat {
 
 impl Beat {
     /// # Errors
-    /// As [`Pacer::start`].
+    /// Fails when [`Pacer::start`] fails.
     pub fn start(period: Duration) -> io::Result<Self> {
         let pacer = Pacer::start(Stopwatch::start())?;
         Ok(Self { pacer, period, due: Duration::ZERO })
     }
 
-    /// Resolves at the next moment.
+    /// Waits for the next moment.
     pub async fn tick(&mut self) {
         self.pacer.until(self.due).await;
         self.due += self.period;
     }
 }
 
-/// The thread's side.
+/// The part of a [`Pacer`] that runs on the thread.
 struct Sleeper {
     stopwatch: Stopwatch,
     inbox: Receiver<Duration>,
@@ -119,7 +120,7 @@ mod tests {
         let soon = stopwatch.elapsed() + Duration::from_millis(2);
         pacer.until(soon).await;
         assert!(stopwatch.elapsed() >= soon);
-        // Its wake-up comes, and nobody waits for it; the next moment is kept all the same.
+        // Its wake-up comes although nothing waits for it; the next moment must still be right.
         let given_up = stopwatch.elapsed() + Duration::from_millis(1);
         assert!(pacer.until(given_up).now_or_never().is_none());
         std::thread::sleep(Duration::from_millis(3));
@@ -134,7 +135,7 @@ mod tests {
         let mut beat = Beat::start(Duration::from_millis(2)).unwrap();
         beat.tick().await;
         std::thread::sleep(Duration::from_millis(11));
-        // Those of 2, 4, 6, 8 and 10 ms have passed.
+        // The moments at 2, 4, 6, 8 and 10 ms have passed.
         for _ in 0..5 {
             assert!(beat.tick().now_or_never().is_some());
         }

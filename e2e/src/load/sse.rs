@@ -1,14 +1,16 @@
-//! Server-sent events as they arrive: splits a byte stream into `data:` frames and keeps when each was complete.
-//! Strict where vLLM's wire is: one `data: ` line per frame, a blank line after it, comments allowed, nothing else.
+//! Server-sent events as they arrive: splits a byte stream into `data:` frames and keeps the time when each was
+//! complete.
+//! It accepts only what vLLM writes: one `data: ` line per frame, a blank line after it, and comments.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// Frames of vLLM are a few hundred bytes; a peer that never ends a frame must not fill the memory.
+/// Bytes of the longest frame, so that a server which never ends a frame cannot fill the memory. vLLM's frames are a
+/// few hundred bytes.
 const MAX_FRAME_BYTES: usize = 1 << 20;
 
-/// One `data:` frame and its arrival, counted from the moment the request was sent.
+/// One `data:` frame, and the time from sending the request to its arrival.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub data: String,
@@ -37,7 +39,7 @@ pub struct SseReader {
 }
 
 impl SseReader {
-    /// Takes the bytes that arrived at `at`; a frame belongs to the arrival that completes it.
+    /// Takes the bytes that arrived at `at`. A frame's time is that of the bytes that complete it.
     pub fn push(&mut self, bytes: &[u8], at: Duration) -> Result<(), SseError> {
         self.pending.extend_from_slice(bytes);
         while let Some(end) = find_blank_line(&self.pending) {
@@ -53,7 +55,7 @@ impl SseReader {
         Ok(())
     }
 
-    /// The frames so far; the stream is over, so an unfinished frame is an error.
+    /// Returns the frames. The stream is over, so an unfinished frame is an error.
     pub fn finish(self) -> Result<Vec<Frame>, SseError> {
         if !self.pending.is_empty() {
             return Err(SseError::Truncated(String::from_utf8_lossy(&self.pending).into_owned()));
@@ -66,7 +68,7 @@ fn find_blank_line(bytes: &[u8]) -> Option<usize> {
     bytes.windows(2).position(|pair| pair == b"\n\n")
 }
 
-/// The data of one block of lines; `None` for a block of comments.
+/// Returns the data of one block of lines; `None` for a block of comments.
 fn read_block(block: &str) -> Result<Option<&str>, SseError> {
     let mut data = None;
     for line in block.split('\n') {

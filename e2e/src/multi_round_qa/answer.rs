@@ -1,10 +1,11 @@
-//! A streamed answer of any OpenAI endpoint, read as leniently as the original's SDK does.
+//! A streamed answer of any OpenAI endpoint, read as leniently as OpenAI's SDK reads it for the original.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// Frames of real engines are a few hundred bytes; a peer that never ends a line must not fill the memory.
+/// Bytes of the longest line, so that a server which never ends a line cannot fill the memory. Real frames are a few
+/// hundred bytes.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// Collects an answer from the bytes of its body.
@@ -14,16 +15,16 @@ pub struct AnswerReader {
     answer: Answer,
 }
 
-/// What an answer said so far.
+/// The part of an answer that has arrived.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answer {
     pub content: String,
-    /// Arrival of the first chunk with content, from the moment the request was sent.
+    /// Time from sending the request to the first chunk with content.
     pub first_content: Option<Duration>,
-    /// From the last chunk that carried it.
+    /// Token count in the last chunk that had one.
     pub prompt_tokens: Option<u32>,
     pub completion_tokens: Option<u32>,
-    /// Prompt tokens that came from a cache, where the endpoint tells.
+    /// Prompt tokens that came from a cache, if the endpoint reports them.
     pub cached_tokens: Option<u32>,
 }
 
@@ -43,7 +44,7 @@ struct Choice {
 #[derive(Deserialize)]
 struct Delta {
     content: Option<String>,
-    /// Of models that think first; the tool counts it as content since 2026.
+    /// Text of models that think first; the original counts it as content since 2026.
     reasoning_content: Option<String>,
 }
 
@@ -63,7 +64,7 @@ impl AnswerReader {
     /// Takes the bytes that arrived at `at`.
     ///
     /// # Errors
-    /// A chunk that is no JSON, one that tells an error, or a line without an end.
+    /// A chunk that is not JSON or that reports an error, or a line that is too long.
     pub fn push(&mut self, bytes: &[u8], at: Duration) -> Result<(), String> {
         self.pending.extend_from_slice(bytes);
         while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
@@ -76,10 +77,10 @@ impl AnswerReader {
         Ok(())
     }
 
-    /// The answer, whole.
+    /// Returns the answer when its stream is over.
     ///
     /// # Errors
-    /// When it has no content or does not tell its tokens.
+    /// When it has no content or no token counts.
     pub fn finish(self) -> Result<Answer, String> {
         let Answer { first_content, prompt_tokens, completion_tokens, .. } = &self.answer;
         if first_content.is_none() {

@@ -1,4 +1,4 @@
-//! The tool's command line: the original's flags, and a few of ours.
+//! Command line of the tool: the original's flags, and a few of ours.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -18,9 +18,9 @@ use crate::multi_round_qa::schedule::{Pace, Plan};
 use crate::multi_round_qa::sharegpt;
 use crate::ui;
 
-/// Where the original looks for conversations.
+/// File in which the original looks for conversations.
 const SHAREGPT: &str = "ShareGPT.json";
-/// More tries that OpenAI's SDK makes.
+/// Number of times that OpenAI's SDK repeats a request that failed.
 const SDK_RETRIES: u32 = 2;
 
 const AFTER_HELP: &str = "\
@@ -28,10 +28,10 @@ The tutorial's command:
   multi-round-qa --num-users 8 --num-rounds 15 --qps 0.1 --shared-system-prompt 100 --sharegpt \\
     --user-history-prompt 2000 --answer-len 100 --model /model/qwen --time 600 --base-url http://127.0.0.1:8081/v1
 
-A session is a user; each sends a question, waits for the answer and for its next turn, and never has two requests in
-flight. As in the original, sessions that are there at the start begin in the middle, rounds drift by up to a tick of
-0.1 s, a request that fails ends its session, and its tries again are part of its time to first token; --strict does
-without all of these.
+A session is one user: it sends a question, waits for the answer and for its next turn, and never has two requests
+in flight. Sessions that exist at the start begin in the middle of their conversations. As in the original, rounds
+drift by up to a tick of 0.1 s, a failed request ends its session, and retries are part of the time to first token;
+--strict changes these three.
 
 Exit codes: 0 when every request was answered, 1 when some failed, 2 for wrong usage, 130 when interrupted.";
 
@@ -47,71 +47,71 @@ struct Cli {
 #[command(after_help = AFTER_HELP)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct QaArgs {
-    /// Sessions at a time
+    /// Number of sessions at the same time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     #[arg(required_unless_present = "process_summary")]
     num_users: Option<u32>,
-    /// Questions of a session
+    /// Questions that each session asks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     #[arg(required_unless_present = "process_summary")]
     num_rounds: Option<u32>,
     /// Requests per second over all sessions
     #[arg(long, value_name = "RATE", value_parser = positive, required_unless_present = "process_summary")]
     qps: Option<f64>,
-    /// Words of the text that all users share
+    /// Words of the system prompt that all users share
     #[arg(long, value_name = "N", required_unless_present = "process_summary")]
     shared_system_prompt: Option<usize>,
-    /// Words of each user's own text
+    /// Words of each user's own history
     #[arg(long, value_name = "N", required_unless_present = "process_summary")]
     user_history_prompt: Option<usize>,
-    /// max_tokens of an answer; with --sharegpt its bound
+    /// max_tokens of each answer; with --sharegpt the upper bound
     #[arg(long, value_name = "N", required_unless_present = "process_summary")]
     answer_len: Option<u32>,
-    /// Name of the model, sent as it is
+    /// Name of the model, sent unchanged
     #[arg(long, value_name = "NAME", required_unless_present = "process_summary")]
     model: Option<String>,
-    /// The endpoint, up to and with /v1
+    /// URL of the endpoint, up to and with /v1
     #[arg(long, value_name = "URL", required_unless_present = "process_summary")]
     base_url: Option<String>,
-    /// Sent as the bearer token
+    /// API key, sent as the bearer token
     #[arg(long, value_name = "KEY", default_value = "EMPTY")]
     api_key: String,
     /// Stop sending after this many seconds [default: until Ctrl-C]
     #[arg(long, value_name = "SECONDS")]
     time: Option<u64>,
-    /// CSV with one row per answer, written as they come
+    /// CSV file with one row per answer, written as answers come
     #[arg(long, value_name = "FILE", default_value = "summary.csv")]
     output: PathBuf,
-    /// The first user's id, less one
+    /// Number to add to all user ids, which begin at 1
     #[arg(long, value_name = "ID", default_value_t = 0)]
     init_user_id: u32,
-    /// Without effect, as in the original: the header x-user-id is always sent
+    /// No effect, as in the original: the header x-user-id is always sent
     #[arg(long)]
     request_with_user_id: bool,
     /// Seconds between two summaries
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     log_interval: u64,
-    /// Ask what people asked, with answers as long: from ShareGPT.json, or from the file that --sharegpt-file names
+    /// Ask questions of real conversations, with answers as long as theirs: from ShareGPT.json or from --sharegpt-file
     #[arg(long)]
     sharegpt: bool,
-    /// Where --sharegpt reads
+    /// File of conversations for --sharegpt
     #[arg(long, value_name = "FILE", default_value = SHAREGPT)]
     sharegpt_file: PathBuf,
-    /// Print the summary of a CSV and end
+    /// Print the summary of this CSV and exit
     #[arg(long, value_name = "FILE")]
     process_summary: Option<PathBuf>,
-    /// Keep to the schedule: no drift, no tries again, and a session goes on after a failure
+    /// Keep to the schedule: no drift, no retries, and a session goes on after a failure
     #[arg(long)]
     strict: bool,
-    /// Print the last summary's figures as JSON
+    /// Print the figures of the last summary as JSON
     #[arg(long)]
     json: bool,
-    /// Say more on standard error
+    /// Write more to standard error
     #[arg(long = "verbose")]
     talk: bool,
 }
 
-/// Parses the command line of the program of its own; what `main` returns.
+/// Parses the command line of the separate program and runs it; `main` returns the result.
 pub fn main() -> ExitCode {
     let Cli { args } = Cli::parse();
     crate::cli::block_on(command(args))
@@ -179,7 +179,7 @@ impl QaArgs {
     }
 }
 
-/// The conversations of a ShareGPT file that are long enough.
+/// Reads the conversations of a ShareGPT file that are long enough.
 ///
 /// # Errors
 /// When it cannot be read or holds none.
@@ -197,7 +197,7 @@ pub fn conversations(path: &Path, n_rounds: u32) -> Result<Questions> {
     Ok(Questions::ShareGpt(Arc::from(entries)))
 }
 
-/// As the original sums a CSV up: over all of it, at a rate of 0.
+/// Sums a CSV up as the original does: over all rows, with a configured rate of 0.
 fn processed(path: &Path) -> Result<Summary> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let records = records::parse(&text).with_context(|| format!("read {}", path.display()))?;
@@ -219,7 +219,7 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Progress on a line of its own, summaries and failures above it.
+/// Terminal output: progress on the last line, summaries and failures above it.
 struct Console {
     bar: ProgressBar,
     talks: bool,
@@ -234,7 +234,7 @@ impl Console {
 
     fn say(&self, text: &str) {
         if self.bar.is_hidden() {
-            // Whoever has closed standard error does not want to be told.
+            // Ignore the error: standard error may be closed.
             let _ = writeln!(std::io::stderr(), "{text}");
         } else {
             self.bar.println(text);

@@ -1,6 +1,6 @@
 //! The texts of a session, as `multi-round-qa.py` words them.
 
-/// The first message of a session: system text, history text, question; nothing stands between the parts.
+/// Returns the first message of a session: system text, history text and question, with nothing between the parts.
 pub fn first_message(user_id: u32, (n_system, n_history): (usize, usize), question: &str) -> String {
     format!(
         "Hi, here's some system prompt: {}.For user {user_id}, here are some other context: {}.{question}",
@@ -9,12 +9,12 @@ pub fn first_message(user_id: u32, (n_system, n_history): (usize, usize), questi
     )
 }
 
-/// The question at `idx` (from 0) when there is no data set.
+/// Returns the question at `idx` (from 0) when there is no data set.
 pub fn numbered_question(idx: u32) -> String {
     format!("Here's question #{}: can you tell me a new long story with a happy ending?", idx + 1)
 }
 
-/// The message of warm-up request `idx`, from 0.
+/// Returns the message of the warm-up request at `idx` (from 0).
 pub fn warm_up(idx: u32) -> String {
     format!("WARMUP: Hi, I'm user {idx}. Here are some text: {}.", "hi ".repeat(100))
 }

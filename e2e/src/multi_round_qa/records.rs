@@ -1,5 +1,5 @@
-//! What was measured: one record per answered request, the CSV of them, and the summary over a window of time.
-//! Lines and columns are those of `multi-round-qa.py`; failures are a line of our own, shown when there are any.
+//! Measurements: one record per answered request, a CSV of the records, and a summary of a window of time.
+//! Lines and columns are those of `multi-round-qa.py`; only the line with failures, shown if there are any, is ours.
 
 use std::fmt::Write as _;
 use std::io;
@@ -14,29 +14,29 @@ use crate::stats::{as_f64, mean};
 pub const HEADER: &str =
     "prompt_tokens,generation_tokens,ttft,generation_time,user_id,question_id,launch_time,finish_time";
 
-/// One answered request; times are seconds, moments are seconds since the Unix epoch.
+/// One answered request. Durations are in seconds, moments in seconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Record {
     pub prompt_tokens: u32,
     pub generation_tokens: u32,
     pub ttft: f64,
-    /// From the first token to the end of the stream.
+    /// Time from the first token to the end of the stream.
     pub generation_time: f64,
     pub user_id: u32,
-    /// From 1 within the session, whatever question it was.
+    /// Number of the question within the session, from 1, whichever text was asked.
     pub question_id: u32,
     pub launch_time: f64,
     pub finish_time: f64,
 }
 
-/// What surrounds the records in a summary.
+/// The time span of a summary, and the figures that records do not show.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Window {
-    /// The configured rate.
+    /// Configured requests per second.
     pub qps: f64,
     pub n_pending: usize,
     pub n_failed: usize,
-    /// Seconds since the Unix epoch.
+    /// Start of the window, in seconds since the Unix epoch.
     pub start: f64,
     pub end: f64,
     pub pace: Pace,
@@ -55,7 +55,7 @@ pub struct Summary {
 }
 
 impl Record {
-    /// In the order of [`HEADER`].
+    /// Returns the fields in the order of [`HEADER`].
     fn fields(&self) -> [String; 8] {
         let Self {
             prompt_tokens,
@@ -79,7 +79,7 @@ impl Record {
         ]
     }
 
-    /// Tokens per second after the first one. The original divides all tokens by the time of all but the first.
+    /// Returns tokens per second after the first token. The original divides the number of all tokens by that time.
     fn generation_rate(&self, pace: Pace) -> Option<f64> {
         let n_timed = match pace {
             Pace::Original => self.generation_tokens,
@@ -90,7 +90,7 @@ impl Record {
 }
 
 impl Summary {
-    /// Of the records that finished in the window.
+    /// Sums up the records that finished in the window.
     pub fn of(records: &[Record], window: Window) -> Self {
         let inside: Vec<&Record> = records
             .iter()
@@ -112,7 +112,7 @@ impl Summary {
         }
     }
 
-    /// The figures, by name.
+    /// Returns the figures by name.
     pub fn json(&self) -> serde_json::Value {
         let Self { window, n_finished, speed, input_rate, output_rate, generation_rate, ttft } = self;
         serde_json::json!({
@@ -129,7 +129,7 @@ impl Summary {
         })
     }
 
-    /// The original's block of lines, in its colours if asked for.
+    /// Returns the original's block of lines, in its colours if asked for.
     pub fn text(&self, colours: Colours) -> String {
         let Self { window, n_finished: _, speed, input_rate, output_rate, generation_rate, ttft } = self;
         let Window { qps, n_pending, n_failed, start, end, pace: _ } = window;
@@ -162,7 +162,7 @@ pub enum Colours {
     Ansi,
 }
 
-/// The CSV while it is written, row by row.
+/// Writes the CSV row by row.
 #[derive(Debug)]
 pub struct Writer<W: io::Write>(csv::Writer<W>);
 
@@ -178,7 +178,7 @@ impl<W: io::Write> Writer<W> {
         Ok(Self(writer))
     }
 
-    /// Writes a row, and keeps nothing of it back.
+    /// Writes a row and flushes it.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -188,10 +188,10 @@ impl<W: io::Write> Writer<W> {
     }
 }
 
-/// Reads the CSV back, ours or the original's; columns are found by name.
+/// Reads a CSV of ours or of the original; columns are found by name.
 ///
 /// # Errors
-/// A missing column, or the line and column of a value that is no number.
+/// A missing column, or a value that is not a number, with its line and column.
 pub fn parse(text: &str) -> Result<Vec<Record>> {
     let Rows { columns, rows } = Rows::parse(text)?;
     ensure!(!columns.is_empty(), "the CSV is empty");
@@ -234,7 +234,7 @@ pub fn parse(text: &str) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// pandas writes whole numbers of a column with gaps as `3.0`.
+/// Converts a count; pandas writes the whole numbers of a column with gaps as `3.0`.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -314,7 +314,7 @@ mod tests {
         String::from_utf8(text).unwrap()
     }
 
-    /// pandas quotes the names on request, and people add columns of text.
+    /// pandas quotes names on request, and people add columns of text.
     #[test]
     fn quoted_fields_are_read_whole() {
         let records = [record(2, 110.0), record(3, 120.5)];

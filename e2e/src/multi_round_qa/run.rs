@@ -1,4 +1,4 @@
-//! The tool at work: sends what the schedule says, over HTTP, and keeps what came back.
+//! Runs a load: sends over HTTP what the schedule says, and keeps what came back.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,74 +23,75 @@ use crate::multi_round_qa::records::{Record, Summary, Window, Writer};
 use crate::multi_round_qa::schedule::{Ended, Pace, Plan, Schedule, Turn};
 use crate::multi_round_qa::sharegpt::Entry;
 
-/// The original sleeps so long between two looks at its sessions.
+/// Time that the original sleeps between two looks at its sessions.
 const TICK: Duration = Duration::from_millis(100);
 const WARM_UPS: u32 = 10;
 const WARM_UP_TOKENS: u32 = 100;
-/// OpenAI's SDK: two more tries, half a second and then a second apart, inside what is measured.
+/// Wait before the first retry, as in OpenAI's SDK; it doubles each time and is part of the measured time.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// Longest wait for answers after a stop.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 const USER_ID: HeaderName = HeaderName::from_static("x-user-id");
 
-/// Everything that a run is told.
+/// Everything that a run needs to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub plan: Plan,
-    /// Words of the system text and of a user's own.
+    /// Number of words of the system text, and of a user's own text.
     pub words: (usize, usize),
     pub answer_len: u32,
     pub model: String,
-    /// Up to and with `/v1`.
+    /// URL of the endpoint, up to and with `/v1`.
     pub base_url: String,
     pub api_key: String,
-    /// `None`: until it is interrupted.
+    /// Time for which requests are sent; `None` to send until the run is interrupted.
     pub duration: Option<Duration>,
     pub questions: Questions,
     pub output: Option<PathBuf>,
     pub log_interval: Duration,
-    /// More tries of a request that fails.
+    /// Number of times that a failed request is repeated.
     pub n_retries: u32,
-    /// `None`: as the original, which looks when it has slept enough, and sends at once.
+    /// How to repeat a run exactly; `None` to look at the sessions and send as the original does, after each sleep of a
+    /// tick.
     pub repeatable: Option<Repeatable>,
-    /// Virtual seconds per second: the schedule runs so many times faster, and times are told in virtual seconds.
+    /// Virtual seconds per second: the schedule runs this many times faster, and times are reported in virtual seconds.
     pub time_scale: f64,
 }
 
-/// For runs that are to send the same at the same virtual time, whatever the machine does meanwhile.
+/// Timing of runs that send the same requests at the same virtual times, whatever else the machine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Repeatable {
-    /// Looks at the sessions are so far apart in virtual time, and take place at its multiples.
+    /// Virtual time between two looks at the sessions, which take place at its multiples.
     pub tick: Duration,
-    /// Between the warm-up and the window, by the machine's clock.
+    /// Wall time between the warm-up and the window.
     pub settle: Duration,
-    /// Between requests that are due together, by the machine's clock, so that they arrive in their order.
+    /// Wall time between requests that are due together, so that they arrive in their order.
     pub stagger: Duration,
 }
 
-/// What sessions ask.
+/// The questions that sessions ask.
 #[derive(Debug, Clone)]
 pub enum Questions {
-    /// For a story, each time.
+    /// Each question asks for a story.
     Numbered,
-    /// As people asked; a session's user id says which conversation.
+    /// Questions that people asked; a session's user id chooses the conversation.
     ShareGpt(Arc<[Entry]>),
 }
 
-/// What a run says while it goes on.
+/// Receives what a run reports while it goes on.
 pub trait Listener {
     fn summary(&self, summary: &Summary);
-    /// Sent, answered, failed.
+    /// Reports how many requests were sent, answered and failed, in this order.
     fn progress(&self, elapsed: Duration, counts: (usize, usize, usize));
     fn failure(&self, user_id: u32, error: &str);
 }
 
-/// What a run has measured.
+/// Results of a run.
 #[derive(Debug, Clone)]
 pub struct Measured {
     pub summary: Summary,
     pub answered: Vec<Answered>,
-    /// By request: user and error.
+    /// User and error of each failed request.
     pub failures: Vec<(u32, String)>,
 }
 
@@ -98,25 +99,25 @@ pub struct Measured {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Answered {
     pub record: Record,
-    /// Prompt tokens that came from a cache, where the endpoint tells.
+    /// Prompt tokens that came from a cache, if the endpoint reports them.
     pub cached_tokens: Option<u32>,
 }
 
-/// A user's conversation.
+/// The conversation of one user.
 #[derive(Debug, Default)]
 struct Conversation {
     messages: Vec<Value>,
     n_asked: u32,
 }
 
-/// The end of one request.
+/// Result of one request.
 struct Outcome {
     turn: Turn,
     question_id: u32,
     result: Result<(Answered, String), String>,
 }
 
-/// What every request needs.
+/// The parts of the tool that every request needs.
 #[derive(Clone)]
 struct Sender {
     client: Client,
@@ -127,11 +128,11 @@ struct Sender {
     clock: Clock,
 }
 
-/// Virtual time, and the calendar's time of its start.
+/// Virtual time, and the date and time at which it began.
 #[derive(Clone, Copy)]
 struct Clock {
     stopwatch: Stopwatch,
-    /// Seconds since the Unix epoch.
+    /// Start, in seconds since the Unix epoch.
     epoch: f64,
     time_scale: f64,
 }
@@ -149,18 +150,18 @@ struct Run<'a, L> {
     csv: Option<Writer<File>>,
 }
 
-/// Why nothing more is sent.
+/// Reason why nothing more is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     TimeIsOver,
     Stopped,
 }
 
-/// Warms up, sends until the time is over or `stop` resolves, and waits for every answer; when it was stopped, for a few
-/// seconds. `None`: it was stopped before it had warmed up.
+/// Warms up, sends until the time is over or `stop` resolves, and waits for every answer; after a stop it waits at most
+/// [`LAST_ANSWERS`]. Returns `None` if it was stopped during the warm-up.
 ///
 /// # Errors
-/// When the warm-up fails, nothing can be asked, or the CSV cannot be written.
+/// When the warm-up fails, there is no question to ask, or the CSV cannot be written.
 pub async fn run<L: Listener>(
     settings: &Settings,
     listener: &L,
@@ -192,7 +193,7 @@ pub async fn run<L: Listener>(
     };
     match run.send_all(stop).await? {
         Ending::TimeIsOver => run.take_all().await?,
-        // What has no answer by then is on the fly.
+        // Requests without an answer by then count as pending.
         Ending::Stopped => timeout(LAST_ANSWERS, run.take_all()).await.unwrap_or(Ok(()))?,
     }
     run.finish().map(Some)
@@ -272,7 +273,7 @@ impl<L: Listener> Run<'_, L> {
         }
     }
 
-    /// Sends what is due.
+    /// Sends the requests that are due.
     async fn look(&mut self, now: Duration) -> Result<()> {
         for (idx, turn) in self.schedule.tick(now).turns.into_iter().enumerate() {
             if let (Some(Repeatable { stagger, .. }), 1..) = (self.settings.repeatable, idx) {
@@ -362,7 +363,7 @@ fn create(path: &Path) -> Result<Writer<File>> {
     Writer::new(File::create(path).with_context(|| format!("create {}", path.display()))?)
 }
 
-/// The original's order: sessions that came to their end, by when, and then the others by their ids.
+/// Sorts as the original does: finished sessions first, by the time when they ended, then the others by user id.
 fn order(answered: &mut [Answered], n_rounds: u32) {
     let mut ends: BTreeMap<u32, (u32, f64)> = BTreeMap::new();
     for Answered { record, .. } in answered.iter() {
@@ -416,7 +417,7 @@ impl Sender {
         }
     }
 
-    /// Ten requests at once, which do not count.
+    /// Sends ten requests at the same time, which are not counted.
     async fn warm_up(&self, settings: &Settings) -> Result<()> {
         let requests = (0..WARM_UPS).map(|idx| {
             let messages = [json!({"role": "user", "content": prompts::warm_up(idx)})];
@@ -424,7 +425,7 @@ impl Sender {
         });
         let outcomes = futures::future::join_all(requests).await;
         let mut errors: Vec<String> = outcomes.into_iter().filter_map(Result::err).collect();
-        // Ten requests mostly fail for one reason.
+        // All ten usually fail for the same reason.
         errors.dedup();
         ensure!(errors.is_empty(), "warm up at {}: {}", self.url, errors.join("; "));
         Ok(())
@@ -449,7 +450,7 @@ impl Sender {
         Ok((Answered { record, cached_tokens }, content))
     }
 
-    /// The answer, and the virtual time that was spent on tries before the one that succeeded.
+    /// Returns the answer, and the virtual time that earlier tries took.
     async fn answer(&self, user_id: Option<u32>, body: Bytes) -> Result<(Answer, Duration), String> {
         let started = self.clock.now();
         let mut backoff = FIRST_BACKOFF;
@@ -468,7 +469,7 @@ impl Sender {
         Err("no try was made".to_owned())
     }
 
-    /// An error, and whether another try is useless.
+    /// Sends the request once. An error says, as its first part, whether a retry is useless.
     async fn attempt(&self, user_id: Option<u32>, body: Bytes) -> Result<Answer, (bool, String)> {
         let id = user_id.map(|id| id.to_string());
         let mut headers = vec![(AUTHORIZATION, self.authorization.as_str())];
@@ -485,7 +486,7 @@ impl Sender {
     }
 }
 
-/// Keys in the original's order.
+/// Builds the body; its keys are in the original's order.
 fn request(messages: &[Value], model: &str, max_tokens: u32) -> Bytes {
     let request = json!({
         "messages": messages,

@@ -1,4 +1,5 @@
-//! Who sends when: sessions that ramp up, join, take turns and end. Pure: it is told the time and what ended.
+//! Schedule of a load: sessions ramp up, join, take turns and end. It reads no clock: callers pass the time and report
+//! which requests ended.
 //! The rules and their quirks are those of vLLM production-stack's `multi-round-qa.py` (57b30f05).
 //!
 //! ```text
@@ -7,7 +8,7 @@
 
 use std::time::Duration;
 
-/// Sessions `U`, rounds `M` and the request rate `Q` that everything else follows from.
+/// Sessions `U`, rounds `M` and request rate `Q`, from which everything else follows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plan {
     pub n_users: u32,
@@ -17,12 +18,13 @@ pub struct Plan {
     pub pace: Pace,
 }
 
-/// How faithful the schedule is.
+/// How closely the schedule follows the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// As the original: a round is due a gap after the tick that sent the last one, so rounds drift; a failure ends its session.
+    /// The original's rules: a round is due one gap after the tick that sent the round before, so rounds drift; a
+    /// failure ends a session.
     Original,
-    /// A round is due a gap after the last one was due, and a session goes on after a failure.
+    /// A round is due one gap after the round before was due, and a session goes on after a failure.
     Strict,
 }
 
@@ -30,16 +32,16 @@ pub enum Pace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
     pub user_id: u32,
-    /// Index of the question in the session's list, from 0. A session of the ramp-up starts in the middle.
+    /// Index of the question in the session's list, from 0. Sessions of the ramp-up do not start at 0.
     pub question_idx: u32,
 }
 
-/// What a tick brought.
+/// Result of one tick.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tick {
-    /// In the order of the sessions' creation.
+    /// Requests to send now, in the order in which their sessions were created.
     pub turns: Vec<Turn>,
-    /// Sessions that would have had to send but still wait for an answer.
+    /// Sessions that are due but still wait for an answer.
     pub late: Vec<u32>,
 }
 
@@ -62,16 +64,16 @@ pub struct Schedule {
 
 #[derive(Debug)]
 enum Joining {
-    /// Before the first tick, which ramps up and joins at once.
+    /// Before the first tick, which ramps up and lets one more session join.
     RampUp,
-    /// In seconds.
+    /// Time of the last join, in seconds.
     LastAt(f64),
 }
 
 #[derive(Debug)]
 struct Session {
     user_id: u32,
-    /// Rounds begun, those that the ramp-up skips included.
+    /// Rounds that have begun, including those that the ramp-up skips.
     n_begun: u32,
     due: Due,
     flight: Flight,
@@ -80,7 +82,7 @@ struct Session {
 #[derive(Debug, Clone, Copy)]
 enum Due {
     Now,
-    /// In seconds: strictly after it for the original.
+    /// Time in seconds; the original sends strictly after it.
     At(f64),
 }
 
@@ -91,12 +93,12 @@ enum Flight {
 }
 
 impl Plan {
-    /// Seconds between two requests of a session.
+    /// Seconds between two requests of one session.
     pub fn gap(&self) -> f64 {
         f64::from(self.n_users) / self.qps
     }
 
-    /// Seconds between two joins.
+    /// Seconds between the joins of two sessions.
     pub fn user_gap(&self) -> f64 {
         self.gap() * f64::from(self.n_rounds.saturating_sub(1)) / f64::from(self.n_users)
     }
@@ -108,7 +110,7 @@ impl Schedule {
         Self { plan, gap, user_gap, sessions: Vec::new(), n_created: 0, joining: Joining::RampUp }
     }
 
-    /// What is to be sent at `now`, counted from the start. Calls must not go back in time.
+    /// Returns the requests to send at `now`, counted from the start. Time must not go back between calls.
     pub fn tick(&mut self, now: Duration) -> Tick {
         let now = now.as_secs_f64();
         match self.joining {
@@ -134,7 +136,7 @@ impl Schedule {
         tick
     }
 
-    /// The answer to a session's turn is complete, or will never be.
+    /// Records that the answer to a session's turn is complete, or will never come.
     pub fn ended(&mut self, user_id: u32, ended: Ended) {
         let free = ended == Ended::Answered || self.plan.pace == Pace::Strict;
         if let Some(session) = self.sessions.iter_mut().find(|session| session.user_id == user_id)
@@ -144,7 +146,8 @@ impl Schedule {
         }
     }
 
-    /// When the next tick can bring something: the earliest due round of a free session, or the next join.
+    /// Time of the next tick that can send something: the earliest due round of a session without a request in flight,
+    /// or the next join.
     pub fn next_due(&self) -> Duration {
         let join = match self.joining {
             Joining::RampUp => 0.0,
@@ -160,7 +163,7 @@ impl Schedule {
         Duration::from_secs_f64(rounds.fold(join, f64::min).max(0.0))
     }
 
-    /// Sessions that have not finished; failed ones of the original are among them.
+    /// Number of sessions that have not finished; with the original's rules this includes failed ones.
     pub fn n_sessions(&self) -> usize {
         self.sessions.len()
     }
@@ -206,7 +209,7 @@ impl Session {
     }
 }
 
-/// The original compares strictly, so that a tick exactly at the due time sends nothing.
+/// Says if the time has come. The original compares strictly, so a tick exactly at the due time sends nothing.
 fn is_due(pace: Pace, now: f64, due: f64) -> bool {
     match pace {
         Pace::Original => now > due,
@@ -214,7 +217,7 @@ fn is_due(pace: Pace, now: f64, due: f64) -> bool {
     }
 }
 
-/// A small whole number of rounds.
+/// Converts a small whole number of rounds.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -235,7 +238,8 @@ mod tests {
         Plan { n_users: 8, n_rounds: 15, qps: 0.1, init_user_id: 0, pace }
     }
 
-    /// `(seconds, user, question index)` of every request, each answered at once unless `fails` says otherwise.
+    /// Returns `(seconds, user, question index)` of every request. Each is answered at once, or fails if `fails` says
+    /// so.
     fn play(plan: Plan, tick: Duration, fails: impl Fn(u32) -> bool) -> Vec<(f64, u32, u32)> {
         let (mut schedule, mut sent, mut now) = (Schedule::new(plan), Vec::new(), Duration::ZERO);
         while now <= Duration::from_secs(600) {
@@ -249,7 +253,7 @@ mod tests {
         sent
     }
 
-    /// `(user, requests, index of the first question, second of the first send)`.
+    /// Returns `(user, requests, index of the first question, second of the first request)`.
     fn by_user(sent: &[(f64, u32, u32)]) -> Vec<(u32, usize, u32, f64)> {
         let mut users: BTreeMap<u32, (usize, u32, f64)> = BTreeMap::new();
         for (at, user, question) in sent {

@@ -2,18 +2,18 @@
 
 use serde::Deserialize;
 
-/// One conversation; turns alternate between person and model.
+/// One conversation, in which the person and the model take turns.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Entry {
     pub conversations: Vec<Said>,
-    /// Turns of both sides.
+    /// Number of turns of both sides.
     pub num_round: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Said {
     pub value: String,
-    /// Of the model's turns only.
+    /// Tokens of the turn; only the model's turns have it.
     pub num_tokens: Option<u32>,
 }
 
@@ -28,7 +28,8 @@ pub fn parse(text: &str, n_rounds: usize) -> serde_json::Result<Vec<Entry>> {
 }
 
 impl Entry {
-    /// The question at `idx` and the `max_tokens` of its answer; an odd number of turns starts with the model.
+    /// Returns the question at `idx` and the `max_tokens` of its answer. With an odd number of turns the model's first
+    /// turn is skipped.
     pub fn question(&self, idx: usize, answer_len: u32) -> Option<(&str, u32)> {
         let turn = 2 * idx + self.num_round % 2;
         let n_tokens = self.conversations.get(turn + 1)?.num_tokens?;
