@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mock_vllm::trace;
+use vllm_engine::trace;
 
 fuzz_target!(|bytes: &[u8]| {
     let _ok_or_told = trace::check_bytes(bytes);

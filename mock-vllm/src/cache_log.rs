@@ -1,17 +1,17 @@
 //! A pod's diary of its prefix cache, from which the cache of every moment can be told again: what entered and left it in
 //! which step, and the hash chain of each request that came. `mock-vllm oracle` reads it.
 
-use crate::engine::config::EngineConfig;
-use crate::engine::event::KvEvent;
-use crate::engine::hash::{BlockHash, BlockHasher};
-use crate::engine::latency::LatencyModel;
-use crate::engine::prefix::PromptPrefix;
-use crate::engine::request::EngineRequest;
 use crate::json_lines::JsonLines;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
+use vllm_engine::config::EngineConfig;
+use vllm_engine::event::KvEvent;
+use vllm_engine::hash::{BlockHash, BlockHasher};
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::prefix::PromptPrefix;
+use vllm_engine::request::EngineRequest;
 
 /// One line. Hashes are in the form of KV events, `BlockHash::event_int`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

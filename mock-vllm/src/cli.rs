@@ -7,10 +7,10 @@ mod log;
 mod run;
 mod serve;
 
+use crate::check_trace;
 use crate::faults::guide;
 use crate::oracle::{self, OracleArgs};
 use crate::server::PodSettings;
-use crate::trace;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use latency::LatencyCommand;
@@ -80,7 +80,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Serve(args) => run::serve(*args, &ignored),
-        Command::CheckTrace { files } => trace::check_files(&files, &mut std::io::stdout().lock())
+        Command::CheckTrace { files } => check_trace::check_files(&files, &mut std::io::stdout().lock())
             .context("write the results")
             .map(ExitCode::from),
         Command::Oracle(args) => oracle::run(&args, &mut std::io::stdout().lock(), &mut std::io::stderr())

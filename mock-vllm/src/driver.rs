@@ -19,11 +19,6 @@ mod live;
 
 use crate::cache_log::CacheLog;
 use crate::departures::Departures;
-use crate::engine::Engine;
-use crate::engine::event::KvEvent;
-use crate::engine::latency::LatencyModel;
-use crate::engine::request::{AddError, EngineRequest, FinishReason, RequestId};
-use crate::engine::step::{Origin, OutputToken, StepOutput};
 use crate::kv_events::publisher::KvEventPublisher;
 use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
@@ -47,6 +42,11 @@ use std::time::Duration;
 use timeline::{Attendance, Polled};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
+use vllm_engine::engine::Engine;
+use vllm_engine::event::KvEvent;
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::request::{AddError, EngineRequest, FinishReason, RequestId};
+use vllm_engine::step::{Origin, OutputToken, StepOutput};
 
 /// From the last token to the end of the stream: the part of the API server's time that no token waits for.
 const END_OF_STREAM: Duration = Duration::from_millis(2);

@@ -43,7 +43,6 @@ use crate::reply::Replier;
 use crate::request_log::RequestLog;
 use crate::tokens::Tokenizer;
 use crate::tokens::chat_template::ChatTemplate;
-use crate::vllm_version::VllmVersion;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
@@ -68,6 +67,7 @@ use shape::ToolCalling;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use vllm_engine::vllm_version::VllmVersion;
 use wire::Api;
 
 /// Largest request body; uvicorn has no limit, a server without one can be filled.

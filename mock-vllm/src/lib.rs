@@ -4,6 +4,7 @@ pub mod server;
 
 pub mod http;
 
+pub mod check_trace;
 pub mod departures;
 pub mod driver;
 pub mod faults;
@@ -14,12 +15,7 @@ pub mod reply;
 pub mod request_log;
 pub mod structured;
 pub mod tokens;
-pub mod trace;
 
 pub mod cache_log;
 pub mod json_lines;
 pub mod python_text;
-
-pub mod engine;
-
-pub mod vllm_version;

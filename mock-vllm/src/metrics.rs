@@ -11,15 +11,15 @@ pub mod process;
 pub mod render;
 pub mod requests;
 
-use crate::engine::EngineStats;
-use crate::engine::request::FinishReason;
-use crate::vllm_version::VllmVersion;
 use histogram::Histogram;
 use lateness::TokenLateness;
 use lora::{LoraRequests, LoraStage};
 use requests::{FinishedRequest, RequestHistograms};
 use std::sync::Arc;
 use std::time::Duration;
+use vllm_engine::engine::EngineStats;
+use vllm_engine::request::FinishReason;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// vLLM's order of `FinishReason`; versions before 0.33 know the first three.
 const FINISHED_REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];

@@ -6,7 +6,6 @@ pub mod stop_strings;
 pub mod synthetic;
 pub mod visible_text;
 
-use crate::engine::request::FinishReason;
 use crate::tokens::{SpecialTokens, Tokenizer};
 use rand_chacha::ChaCha8Rng;
 use scores::Scorer;
@@ -14,6 +13,7 @@ use scripted::Script;
 use std::sync::Arc;
 use stop_strings::StopStrings;
 use synthetic::Synthesizer;
+use vllm_engine::request::FinishReason;
 
 /// Answers by the script where it knows the prompt, else with made-up text of real tokens.
 #[derive(Debug)]

@@ -10,10 +10,6 @@ use crate::driver::backlog::QueueLimits;
 use crate::driver::clock::{Clock, TimeScale};
 use crate::driver::timeline::Pace;
 use crate::driver::{self, DriverConfig};
-use crate::engine::Engine;
-use crate::engine::config::{ConfigError, EngineConfig};
-use crate::engine::hash::HashAlgorithm;
-use crate::engine::latency::LatencyModel;
 use crate::faults::Rule;
 use crate::faults::active::PodFaults;
 use crate::faults::socket::{Connection, Door, FaultListener, TcpDoor};
@@ -42,6 +38,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use vllm_engine::config::{ConfigError, EngineConfig};
+use vllm_engine::engine::Engine;
+use vllm_engine::hash::HashAlgorithm;
+use vllm_engine::latency::LatencyModel;
 
 /// What one pod is made of.
 #[derive(Clone, Debug)]

@@ -3,26 +3,28 @@
 use toml::Table;
 
 /// For each crate, the workspace crates that it may depend on. A crate that is not listed may depend on none.
-const MAY_IMPORT: [(&str, &[&str]); 10] = [
+const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("epp", &["pool-index", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
     ("pool-index", &["inference-api"]),
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api"]),
     ("e2e", &["inference-api", "gateway-config", "sim"]),
     // Both sides of the wire, in one process and on purpose.
-    ("sim", &["mock-vllm", "scheduling", "prefix-index"]),
-    ("mock-vllm", &[]),
+    ("sim", &["mock-vllm", "vllm-engine", "scheduling", "prefix-index"]),
+    ("mock-vllm", &["vllm-engine"]),
+    ("vllm-engine", &[]),
     ("prefix-index", &[]),
     ("inference-api", &[]),
     ("envoy-proto", &[]),
 ];
 
 /// Outside crates that a crate must not use, whatever else it does.
-const MUST_NOT_USE: [(&str, &[&str]); 4] = [
+const MUST_NOT_USE: [(&str, &[&str]); 5] = [
     ("pool-index", &["tonic", "prost", "axum"]),
     ("scheduling", &["tokio", "kube", "tonic", "axum"]),
     ("prefix-index", &["tokio", "kube", "tonic", "axum"]),
     ("gateway-config", &["tokio", "kube", "tonic", "axum", "nix"]),
+    ("vllm-engine", &["tokio", "kube", "tonic", "axum", "clap"]),
 ];
 
 /// Crates of Kubernetes clients, of which the local path compiles none.

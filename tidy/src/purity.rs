@@ -8,7 +8,7 @@ pub const PURE: [&str; 5] = [
     "crates/prefix-index/src/",
     "crates/epp/src/exchange",
     "crates/gateway-config/src/",
-    "mock-vllm/src/engine",
+    "crates/vllm-engine/src/",
 ];
 
 /// What decision code must not name, and why.

@@ -4,12 +4,12 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use mock_vllm::engine::latency::LatencyModel;
-use mock_vllm::engine::latency::calibration::{file, step};
-use mock_vllm::engine::latency::fit::determined::{Constant, Determined, TooFew, Verdict, fit_determined};
-use mock_vllm::engine::latency::fit::{Knob, Observation, Place};
-use mock_vllm::engine::latency::presets::{self, PresetError};
-use mock_vllm::engine::step::StepPlan;
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::latency::calibration::{file, step};
+use vllm_engine::latency::fit::determined::{Constant, Determined, TooFew, Verdict, fit_determined};
+use vllm_engine::latency::fit::{Knob, Observation, Place};
+use vllm_engine::latency::presets::{self, PresetError};
+use vllm_engine::step::StepPlan;
 
 /// The preset that a fit starts from.
 #[derive(Clone, Debug, PartialEq)]

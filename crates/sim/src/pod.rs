@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use mock_vllm::engine::Engine;
-use mock_vllm::engine::config::{ConfigError, EngineConfig};
-use mock_vllm::engine::hash::BlockHash;
-use mock_vllm::engine::latency::LatencyModel;
-use mock_vllm::engine::prefix::{PromptPrefix, cached_prefix};
-use mock_vllm::engine::request::{AddError, CacheReading, EngineRequest, FinishReason, RequestId};
-use mock_vllm::engine::step::{OutputToken, StepOutput};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+use vllm_engine::config::{ConfigError, EngineConfig};
+use vllm_engine::engine::Engine;
+use vllm_engine::hash::BlockHash;
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::prefix::{PromptPrefix, cached_prefix};
+use vllm_engine::request::{AddError, CacheReading, EngineRequest, FinishReason, RequestId};
+use vllm_engine::step::{OutputToken, StepOutput};
 
 /// As the mock server bounds its jitter.
 const MIN_JITTER: f64 = 0.5;

@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
-use mock_vllm::engine::hash::BlockHash as EngineHash;
 use prefix_index::chain::{BlockHash, Chain, ChainBuilder, ChainSeed};
 use prefix_index::endpoint::EndpointId;
 use prefix_index::index::PrefixIndex;
@@ -15,6 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
 use scheduling::pick::Policy as Picking;
 use scheduling::standings::{CurrentLoad, Pick, Standings};
+use vllm_engine::hash::BlockHash as EngineHash;
 
 use crate::pod::{Gauges, Pod, Work};
 

@@ -5,11 +5,11 @@ use std::collections::{BinaryHeap, HashMap};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use mock_vllm::engine::config::ConfigError;
-use mock_vllm::engine::request::AddError;
-use mock_vllm::engine::step::OutputToken;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use vllm_engine::config::ConfigError;
+use vllm_engine::request::AddError;
+use vllm_engine::step::OutputToken;
 
 use crate::pod::{Pod, PodConfig, Work};
 use crate::router::{Placed, Policy, Router, Ticket};

@@ -2,14 +2,14 @@
 
 use super::UsageError;
 use super::serve::latency::{ChosenLatency, LatencyArgs};
-use crate::engine::latency::calibration::{self, FittedPoint, step};
-use crate::engine::latency::{LatencyModel, presets};
 use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::time::Duration;
+use vllm_engine::latency::calibration::{self, FittedPoint, step};
+use vllm_engine::latency::{LatencyModel, presets};
 
 /// New tokens of one prompt; below the first full step the rest of a context of 2,400 is cached.
 const PREFILLS: [u32; 13] = [1, 16, 40, 80, 128, 256, 512, 1_024, 2_048, 2_165, 4_096, 8_192, 16_384];

@@ -11,7 +11,6 @@ mod output;
 mod time;
 mod values;
 
-use crate::engine::config::EngineConfig;
 use crate::http::PodConfig;
 use crate::server::PodSettings;
 use api::ApiArgs;
@@ -23,6 +22,7 @@ use listen::ListenArgs;
 use lora::LoraArgs;
 use mock::MockArgs;
 use output::OutputArgs;
+use vllm_engine::config::EngineConfig;
 
 #[derive(Debug, Args)]
 #[command(after_help = DIALECT)]

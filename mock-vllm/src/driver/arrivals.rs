@@ -3,9 +3,9 @@
 use super::clock::SimTime;
 use super::live::Stage;
 use super::{Driver, Event};
-use crate::engine::request::{EngineRequest, RequestId};
 use rand_distr::{Distribution as _, StandardNormal};
 use std::time::Duration;
+use vllm_engine::request::{EngineRequest, RequestId};
 
 /// With a detached clock requests of one moment are sorted once time moves on.
 const NEXT_MOMENT: Duration = Duration::from_nanos(1);

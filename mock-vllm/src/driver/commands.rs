@@ -4,10 +4,10 @@ use super::clock::{Clock, SimTime};
 use super::live::Live;
 use super::timeline::{Attendance, DriverSeat, Seat};
 use super::{Command, Delivery, EngineDead};
-use crate::engine::Engine;
-use crate::engine::request::RequestId;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use vllm_engine::engine::Engine;
+use vllm_engine::request::RequestId;
 
 /// Sends to one driver, whose thread ends when the last of these is gone.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use super::{Driver, Submission};
 use crate::cache_log::CacheAdmission;
-use crate::engine::step::Origin;
+use vllm_engine::step::Origin;
 
 impl Driver {
     pub(super) fn log_arrival(&mut self, submission: &Submission) {

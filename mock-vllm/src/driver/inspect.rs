@@ -2,10 +2,10 @@
 
 use super::live::Live;
 use super::{Command, DriverHandle, EngineDead};
-use crate::engine::Engine;
-use crate::engine::request::RequestId;
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
+use vllm_engine::engine::Engine;
+use vllm_engine::request::RequestId;
 
 /// The engine between two moments of its life, and what its requests are called outside.
 #[derive(Clone, Copy, Debug)]

@@ -2,12 +2,12 @@
 
 use super::clock::SimTime;
 use super::{Outlets, Submission};
-use crate::engine::request::{EngineRequest, FinishReason, LoraAdapter};
-use crate::engine::step::OutputToken;
 use crate::metrics::lora::LoraStage;
 use crate::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
 use crate::metrics::{FirstToken, LoraShift, StepRecord};
 use std::sync::Arc;
+use vllm_engine::request::{EngineRequest, FinishReason, LoraAdapter};
+use vllm_engine::step::OutputToken;
 
 #[derive(Debug)]
 pub(super) struct Live {

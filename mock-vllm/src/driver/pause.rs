@@ -7,8 +7,8 @@
 
 use super::live::{Live, Stage};
 use super::{Command, Delivery, Driver, DriverHandle, EngineDead, Outlets, Submission};
-use crate::engine::request::RequestId;
 use tokio::sync::oneshot;
+use vllm_engine::request::RequestId;
 
 /// vLLM's `mode` of `/pause` and `/sleep`: what becomes of requests in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

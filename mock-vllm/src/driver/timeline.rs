@@ -10,7 +10,6 @@
 mod state;
 
 use super::clock::SimTime;
-use crate::engine::request::RequestId;
 use parking_lot::Mutex;
 use serde::Serialize;
 use state::{Attention, SleeperKey, State};
@@ -18,6 +17,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
+use vllm_engine::request::RequestId;
 
 /// Who says when time moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

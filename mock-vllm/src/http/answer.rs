@@ -7,12 +7,12 @@ use super::wire::logprobs::{LogprobsWriter, ScoredTokens};
 use super::wire::plain::{self, Content, PlainChoice, PlainPrompt};
 use super::wire::usage::{PromptTokensDetails, Usage};
 use super::wire::{Api, Envelope, Finish};
-use crate::engine::request::FinishReason;
 use crate::structured::tools::ToolChoice;
 use crate::structured::tools::reply::{ToolMessage, ToolReply};
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
+use vllm_engine::request::FinishReason;
 
 #[derive(Clone, Debug)]
 pub(super) struct Answer {

@@ -5,12 +5,12 @@ use super::record::Record;
 use super::wire::{Finish, StopReason};
 use crate::departures::Outbox;
 use crate::driver::{Admission, Delivery, Ticket};
-use crate::engine::request::FinishReason;
 use crate::reply::ReplyEnd;
 use crate::reply::visible_text::VisibleText;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use vllm_engine::request::FinishReason;
 
 /// Dropped before the end, it aborts what still runs.
 #[derive(Debug)]

@@ -2,13 +2,13 @@
 //! libraries for that answer other bytes.
 
 use super::Pod;
-use crate::vllm_version::VllmVersion;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// How long a browser may remember a preflight, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

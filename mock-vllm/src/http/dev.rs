@@ -5,7 +5,6 @@ use super::framework::get;
 use super::{OptionalEndpoints, Pod};
 use crate::driver::pause::PauseMode;
 use crate::metrics::SleepState;
-use crate::vllm_version::VllmVersion;
 use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Json, Response};
@@ -15,6 +14,7 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// What can be woken one by one.
 const TAGS: [&str; 2] = ["weights", "kv_cache"];

@@ -2,11 +2,11 @@
 
 use super::wire::{Api, Envelope};
 use crate::metrics::AdmissionLimit;
-use crate::vllm_version::VllmVersion;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde::Serialize;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// Marks an error that is the web framework's.
 const NO_TYPE: &str = "";

@@ -11,7 +11,6 @@ use super::record::Record;
 use super::request::{DeliveryMode, TextRequest};
 use super::wire::{Api, Finish};
 use crate::driver::Admission;
-use crate::engine::request::FinishReason;
 use crate::structured::tools::stream::{Delta, ToolCallStream};
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
@@ -22,6 +21,7 @@ use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use vllm_engine::request::FinishReason;
 
 /// What an API makes of a reply as it comes.
 pub(super) trait Events: Send + Unpin + 'static {

@@ -3,7 +3,6 @@
 use super::Pod;
 use super::framework::Redirected;
 use crate::metrics::http::HttpExchange;
-use crate::vllm_version::VllmVersion;
 use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
@@ -15,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// What the mock serves beside vLLM's paths, which vLLM's metrics do not know.
 const OWN_PATHS: &str = "/debug";

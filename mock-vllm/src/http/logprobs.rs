@@ -3,9 +3,9 @@
 use super::body::Fields;
 use super::error::ApiError;
 use super::wire::Api;
-use crate::engine::request::CacheReading;
-use crate::vllm_version::VllmVersion;
 use serde_json::Value;
+use vllm_engine::request::CacheReading;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// How many log probabilities a request wants per token; -1 is all of the vocabulary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 use super::body::Fields;
 use super::error::ApiError;
 use super::{OptionalEndpoints, Pod, PodConfig, json_body, permission};
-use crate::engine::request::LoraAdapter;
 use axum::Router;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -14,6 +13,7 @@ use http::{HeaderMap, StatusCode, header};
 use parking_lot::RwLock;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use vllm_engine::request::LoraAdapter;
 
 /// One entry of `--lora-modules`.
 #[derive(Clone, Debug, PartialEq, Eq)]

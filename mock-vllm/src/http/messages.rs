@@ -8,8 +8,8 @@ use super::body::Fields;
 use super::error::ApiError;
 use super::request::PromptInput;
 use crate::tokens::chat::{Chat, ChatMessage, ContentPart};
-use crate::vllm_version::VllmVersion;
 use serde_json::{Map, Value};
+use vllm_engine::vllm_version::VllmVersion;
 
 /// vLLM 0.33 `MM_PARSER_MAP`, sorted: what `type` of a content part may be.
 const PART_TYPES: [&str; 16] = [

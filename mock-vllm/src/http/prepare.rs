@@ -12,15 +12,15 @@ use super::wire::{Api, Envelope};
 use super::{Pod, PodConfig};
 use crate::driver::Submission;
 use crate::driver::clock::SimTime;
-use crate::engine::request::{CacheReading, EngineRequest, RequestId};
 use crate::metrics::requests::SampleGroup;
 use crate::reply::visible_text::VisibleText;
 use crate::reply::{Limits, Prompt, Reply};
 use crate::structured::tools::reply::ToolReply;
 use crate::tokens::SpecialTokens;
 use crate::tokens::chat::ChatMessage;
-use crate::vllm_version::VllmVersion;
 use std::sync::Arc;
+use vllm_engine::request::{CacheReading, EngineRequest, RequestId};
+use vllm_engine::vllm_version::VllmVersion;
 
 /// A checked request with its decided replies.
 #[derive(Debug)]

@@ -4,12 +4,12 @@ use super::Pod;
 use super::error::ApiError;
 use super::wire::Api;
 use crate::driver::clock::SimTime;
-use crate::engine::request::FinishReason;
 use crate::request_log::{RequestLine, timestamp};
 use http::StatusCode;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
+use vllm_engine::request::FinishReason;
 
 /// nginx's status for a client that went before the answer.
 const CLIENT_CLOSED_REQUEST: u16 = 499;

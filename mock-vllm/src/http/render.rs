@@ -7,7 +7,6 @@ use super::prepare::{Incoming, MeasuredPrompt, rendered};
 use super::request::{DeliveryMode, StreamUsageMode, TextRequest};
 use super::wire::Api;
 use super::{Pod, anthropic, json_body, responses};
-use crate::vllm_version::VllmVersion;
 use axum::Router;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -18,6 +17,7 @@ use http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
 use std::sync::Arc;
+use vllm_engine::vllm_version::VllmVersion;
 
 const DISABLED: &str =
     "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.";

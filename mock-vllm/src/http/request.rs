@@ -8,8 +8,8 @@ use super::sampling::Sampling;
 use super::shape::ReplyShape;
 use super::wire::Api;
 use crate::tokens::chat::Chat;
-use crate::vllm_version::VllmVersion;
 use serde_json::Value;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// vLLM 0.33: of `cache_salt`.
 const SALT_MAX_CHARS: usize = 128;

@@ -7,8 +7,8 @@ use super::request::PromptInput;
 use super::wire::Api;
 use crate::reply::Limits;
 use crate::reply::stop_strings::{StopStrings, Visibility};
-use crate::vllm_version::VllmVersion;
 use serde_json::Value;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// vLLM's default for completions; a chat may fill the context.
 const COMPLETION_MAX_TOKENS: i64 = 16;

@@ -7,10 +7,10 @@ use super::wire::Api;
 use crate::structured::constraint::{Constraint, ConstraintError};
 use crate::structured::tools::reply::{Syntax, ToolReply};
 use crate::structured::tools::{LastMessage, ToolChoice, ToolError, ToolRequest};
-use crate::vllm_version::VllmVersion;
 use rand::Rng;
 use serde_json::{Map, Value};
 use std::sync::Arc;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// `--enable-auto-tool-choice` with its parser.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

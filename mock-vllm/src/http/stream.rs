@@ -8,11 +8,11 @@ use super::wire::chunk::{ChunkChoice, ChunkWriter, Delta, LastFrame, PromptField
 use super::wire::{Api, DONE, Envelope, Finish};
 use crate::structured::tools::reply::ToolReply;
 use crate::structured::tools::stream::ToolCallStream;
-use crate::vllm_version::VllmVersion;
 use bytes::Bytes;
 use futures::Stream;
 use std::convert::Infallible;
 use std::task::{Context, Poll};
+use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Debug)]
 struct AnswerStream {

@@ -6,10 +6,10 @@ use super::error::ApiError;
 use super::messages::tokenized_chat;
 use super::request::PromptInput;
 use crate::tokens::SpecialTokens;
-use crate::vllm_version::VllmVersion;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Serialize)]
 struct Tokenized {

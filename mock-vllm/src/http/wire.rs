@@ -6,9 +6,9 @@ pub(crate) mod logprobs;
 pub(crate) mod plain;
 pub(crate) mod usage;
 
-use crate::vllm_version::VllmVersion;
 use serde::Serialize;
 use std::sync::Arc;
+use vllm_engine::vllm_version::VllmVersion;
 
 pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 

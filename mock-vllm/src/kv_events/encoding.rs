@@ -1,10 +1,10 @@
 //! A batch of KV events in msgpack, byte for byte as vLLM's msgspec writes it.
 
-use crate::engine::event::KvEvent;
-use crate::engine::hash::BlockHash;
-use crate::engine::request::LoraAdapter;
-use crate::vllm_version::VllmVersion;
 use std::time::Duration;
+use vllm_engine::event::KvEvent;
+use vllm_engine::hash::BlockHash;
+use vllm_engine::request::LoraAdapter;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// Where the blocks are.
 const MEDIUM: &str = "GPU";

@@ -3,7 +3,6 @@
 use super::replay::ReplayBuffer;
 use super::stats::Counters;
 use super::zmtp::{self, Decoder, Incoming, SocketType, ZmtpError};
-use crate::vllm_version::VllmVersion;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// libzmq's `ZMQ_HANDSHAKE_IVL`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);

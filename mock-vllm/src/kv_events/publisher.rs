@@ -1,12 +1,12 @@
 //! The engine's side: numbers the batches and hands them over without waiting.
 
 use super::stats::{Counters, KvEventStats};
-use crate::engine::event::KvEvent;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use vllm_engine::event::KvEvent;
 
 /// Owned by the thread that steps the engine. Dropping it ends the service once everything is sent.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The labels of `vllm:cache_config_info`: every field of vLLM's `CacheConfig`, as Python spells its value.
 
 use super::exposition;
-use crate::vllm_version::VllmVersion;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// What of the configuration is the pod's own; the rest are vLLM's defaults for a text model on one GPU.
 #[derive(Clone, Copy, Debug)]

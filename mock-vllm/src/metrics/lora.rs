@@ -4,7 +4,7 @@
 //! arrived ──first output──► running ──► ended      (vLLM 0.33 sees a request only from its first output on)
 //! ```
 
-use crate::vllm_version::VllmVersion;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// Adapters in the order in which vLLM's dictionaries hold them.
 #[derive(Debug)]

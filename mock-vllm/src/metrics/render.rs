@@ -7,8 +7,8 @@ use super::http::HttpMetrics;
 use super::process::{self, ProcessSample};
 use super::requests::RequestHistograms;
 use super::{Counters, FINISHED_REASONS, Metrics, MetricsConfig, SleepState};
-use crate::engine::EngineStats;
-use crate::vllm_version::VllmVersion;
+use vllm_engine::engine::EngineStats;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// `prometheus_client` 0.22 and later.
 pub const CONTENT_TYPE: &str = "text/plain; version=1.0.0; charset=utf-8";

@@ -2,9 +2,9 @@
 
 use super::buckets;
 use super::histogram::Histogram;
-use crate::engine::request::FinishReason;
 use parking_lot::Mutex;
 use std::time::Duration;
+use vllm_engine::request::FinishReason;
 
 /// A request that ended by itself; vLLM observes nothing of one whose client went.
 #[derive(Clone, Copy, Debug)]

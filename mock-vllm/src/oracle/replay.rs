@@ -4,13 +4,13 @@
 use super::Moment;
 use super::read::Placed;
 use crate::cache_log::{CacheAdmission, CacheArrival, CacheEvent, CacheLine, CacheStart};
-use crate::engine::latency::LatencyModel;
-use crate::engine::request::RequestId;
-use crate::engine::step::{Origin, ScheduledRequest, StepPlan};
 use anyhow::{Context as _, ensure};
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::request::RequestId;
+use vllm_engine::step::{Origin, ScheduledRequest, StepPlan};
 
 /// What a router decided, and what it could have had.
 #[derive(Clone, Debug)]

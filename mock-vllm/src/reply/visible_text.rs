@@ -3,8 +3,8 @@
 
 use super::ReplyEnd;
 use super::stop_strings::{StopStrings, Visibility};
-use crate::engine::request::FinishReason;
 use crate::tokens::detokenizer::Detokenizer;
+use vllm_engine::request::FinishReason;
 
 #[derive(Debug)]
 pub struct VisibleText {

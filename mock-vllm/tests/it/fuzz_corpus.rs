@@ -3,9 +3,9 @@
 use crate::server_fixtures::{Answer, start};
 use futures::future::join_all;
 use http::StatusCode;
-use mock_vllm::trace;
 use std::fs;
 use std::path::Path;
+use vllm_engine::trace;
 
 /// Every endpoint that takes a body.
 const PATHS: [&str; 14] = [

@@ -1,15 +1,15 @@
 //! KV events: bytes of the batches and the flag that configures them.
 
 use expect_test::{Expect, expect};
-use mock_vllm::engine::event::KvEvent;
-use mock_vllm::engine::hash::BlockHash;
-use mock_vllm::engine::request::LoraAdapter;
 use mock_vllm::kv_events::config::{Endpoint, KvEventsConfig};
 use mock_vllm::kv_events::encoding::{HashForm, WireFormat, encode_batch};
-use mock_vllm::vllm_version::VllmVersion;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
+use vllm_engine::event::KvEvent;
+use vllm_engine::hash::BlockHash;
+use vllm_engine::request::LoraAdapter;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// What msgspec wrote for vLLM 0.33's, 0.11's and 0.8's classes.
 const GOLDEN_V0_33: &str = "93cb3ff800000000000093de000ba474797065ab426c6f636b53746f726564ac626c6f636b5f6861736865739107\

@@ -1,10 +1,10 @@
 //! What the latency flags come to: presets by GPU, several GPUs, constants, calibration files, and the tables that show it.
 
 use mock_vllm::cli;
-use mock_vllm::engine::latency::calibration::step;
 use mock_vllm::server::PodSettings;
 use serde_json::Value;
 use std::process::Command;
+use vllm_engine::latency::calibration::step;
 
 fn run(args: &str) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mock-vllm"));

@@ -2,20 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 mod cache_reading;
+mod check_trace;
 mod cli;
 mod debug_endpoints;
 mod departures;
-mod engine_against_reference;
-mod engine_allocations;
-mod engine_eras;
 mod engine_fixtures;
-mod engine_hash;
-mod engine_latency;
-mod engine_loras;
-mod engine_models;
-mod engine_pressure;
-mod engine_reference;
-mod engine_steps;
 mod fastapi;
 mod faults;
 mod faults_crash;
@@ -56,7 +47,6 @@ mod structured_schema;
 mod structured_tools;
 mod tokens;
 mod tokens_corpus;
-mod trace_check;
 mod tutorial;
 mod virtual_clock;
 mod wire_versions;

@@ -3,19 +3,19 @@
 use mock_vllm::driver::backlog::QueueLimits;
 use mock_vllm::driver::clock::{Clock, SimTime};
 use mock_vllm::driver::{self, Delivery, DriverConfig, DriverHandle, Submission, Ticket};
-use mock_vllm::engine::Engine;
-use mock_vllm::engine::config::EngineConfig;
-use mock_vllm::engine::latency::LatencyModel;
-use mock_vllm::engine::request::EngineRequest;
 use mock_vllm::metrics::http::HttpMetrics;
 use mock_vllm::metrics::render::Scrape;
 use mock_vllm::metrics::{Metrics, MetricsConfig};
-use mock_vllm::vllm_version::VllmVersion;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
+use vllm_engine::config::EngineConfig;
+use vllm_engine::engine::Engine;
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::request::EngineRequest;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// Virtual seconds per second.
 const SCALE: NonZeroU64 = NonZeroU64::new(100).unwrap();

@@ -3,20 +3,20 @@
 
 use crate::engine_fixtures::{prompt, request};
 use crate::metrics_fixtures::{Lab, Page, latency, metrics};
-use mock_vllm::engine::request::{EngineRequest, FinishReason, LoraAdapter};
-use mock_vllm::engine::step::StepOutput;
-use mock_vllm::engine::{Engine, EngineStats};
 use mock_vllm::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
 use mock_vllm::metrics::{AdmissionLimit, FirstToken, SleepState, StepRecord};
-use mock_vllm::vllm_version::VllmVersion;
 use std::sync::Arc;
 use std::time::Duration;
+use vllm_engine::engine::{Engine, EngineStats};
+use vllm_engine::request::{EngineRequest, FinishReason, LoraAdapter};
+use vllm_engine::step::StepOutput;
+use vllm_engine::vllm_version::VllmVersion;
 
 const VERSIONS: [VllmVersion; 3] = [VllmVersion::V0_8, VllmVersion::V0_11, VllmVersion::V0_33];
 
 /// What an engine of its own takes to prefill one request, and to decode it.
 fn alone(request: EngineRequest) -> (f64, f64) {
-    let mut engine = Engine::try_new(mock_vllm::engine::config::EngineConfig::default()).unwrap();
+    let mut engine = Engine::try_new(vllm_engine::config::EngineConfig::default()).unwrap();
     engine.add(request).unwrap();
     let (mut prefill, mut decode) = (0.0, 0.0);
     let mut output = StepOutput::default();

@@ -4,7 +4,6 @@ use crate::server_fixtures::{TestPod, start};
 use crate::server_lifecycle::{open, wait_for};
 use expect_test::expect;
 use http::Method;
-use mock_vllm::engine::Engine;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -12,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
+use vllm_engine::engine::Engine;
 
 /// Pods that share one cache log.
 struct Fleet {

@@ -2,11 +2,11 @@
 
 use crate::server_fixtures::{TestPod, start};
 use crate::tutorial::{ROUND1, round2_bash};
-use mock_vllm::engine::EngineStats;
 use serde_json::Value;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use vllm_engine::engine::EngineStats;
 
 /// Far beyond what anything here takes: a bound for a failing test, not an expectation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

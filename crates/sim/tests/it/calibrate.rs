@@ -4,12 +4,12 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use mock_vllm::cli;
-use mock_vllm::engine::latency::LatencyModel;
-use mock_vllm::engine::latency::calibration::step;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Normal};
 use sim::calibrate::{CalibrateError, Calibrated, Fitted, Options, Prompt, Sample, Start, Step, calibrate};
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::latency::calibration::step;
 
 const DECODES: [(u32, u32); 12] = [
     (1, 100),

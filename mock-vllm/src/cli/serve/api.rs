@@ -1,13 +1,13 @@
 //! Flags of `serve` about the wire: names, keys, headers, usage.
 
 use super::values::HeaderList;
-use crate::engine::config::EngineConfig;
 use crate::http::cors::CorsConfig;
 use crate::http::{OptionalEndpoints, OutputConfig, PodConfig, UsageConfig};
-use crate::vllm_version::VllmVersion;
 use clap::Args;
 use sha2::{Digest, Sha256};
 use std::num::NonZeroU32;
+use vllm_engine::config::EngineConfig;
+use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "API (as vLLM)")]

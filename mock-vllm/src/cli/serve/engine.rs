@@ -2,18 +2,18 @@
 
 use super::values::{human_bytes, human_count};
 use crate::driver::backlog::QueueLimits;
-use crate::engine::config::{EngineConfig, SchedulingPolicy};
-use crate::engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
-use crate::engine::latency::LatencyModel;
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::{HashForm, WireFormat};
 use crate::metrics::cache_config::CacheFlags;
 use crate::tokens::TokenizerSource;
 use crate::tokens::qwen::QwenFamily;
-use crate::vllm_version::VllmVersion;
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::Path;
+use vllm_engine::config::{EngineConfig, SchedulingPolicy};
+use vllm_engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// `max_position_embeddings` of Qwen2.5-7B-Instruct.
 const QWEN_CONTEXT: u32 = 32_768;

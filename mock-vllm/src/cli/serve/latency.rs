@@ -1,12 +1,12 @@
 //! Flags about how long steps take, of `serve` and of `latency`: a preset, a GPU, a file, or constants.
 
 use super::values::{jitter, span};
-use crate::engine::latency::calibration::{Calibration, FittedPoint};
-use crate::engine::latency::{LatencyModel, calibration, presets};
 use clap::Args;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use vllm_engine::latency::calibration::{Calibration, FittedPoint};
+use vllm_engine::latency::{LatencyModel, calibration, presets};
 
 /// A point that the calibrated model misses by more is worth a warning.
 const MAX_MISS: f64 = 0.1;

@@ -2,9 +2,10 @@
 
 use super::time::TimeArgs;
 use crate::faults::Rule;
-use crate::vllm_version::VllmVersion;
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
+use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mock")]
@@ -24,7 +25,7 @@ pub(super) struct MockArgs {
     #[arg(long, value_name = "FAULT", action = clap::ArgAction::Append)]
     pub(super) fault: Vec<Rule>,
     /// vLLM that this pod passes for: metric names, error bodies, fields of chunks, KV events
-    #[arg(long, value_name = "VERSION", value_enum, default_value = "0.33")]
+    #[arg(long, value_name = "VERSION", value_parser = vllm_version(), default_value = VllmVersion::default().name())]
     pub(super) vllm_version: VllmVersion,
     /// Show the mock's own metrics, mock_vllm:*, in /metrics: how late its tokens are
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
@@ -32,4 +33,15 @@ pub(super) struct MockArgs {
     /// Name of the pod in the request log
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
     pub(super) pod_name: String,
+}
+
+fn vllm_version() -> impl TypedValueParser<Value = VllmVersion> {
+    let value = |version: VllmVersion| match version {
+        VllmVersion::V0_8 => PossibleValue::new(version.name()).help("0.8.5, of the tutorial's time"),
+        VllmVersion::V0_11 | VllmVersion::V0_33 => PossibleValue::new(version.name()),
+    };
+    PossibleValuesParser::new(VllmVersion::ALL.map(value)).map(|name| {
+        let named = VllmVersion::ALL.into_iter().find(|version| version.name() == name);
+        named.expect("the possible values are the names")
+    })
 }

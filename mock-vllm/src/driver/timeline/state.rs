@@ -2,11 +2,11 @@
 
 use super::{Holder, Pace, Status};
 use crate::driver::clock::SimTime;
-use crate::engine::request::RequestId;
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 use std::fmt;
 use tokio::sync::oneshot;
+use vllm_engine::request::RequestId;
 
 /// A driver's index and its own name for the request.
 pub(super) type RequestKey = (usize, RequestId);

@@ -8,8 +8,8 @@ use crate::http::request::TextRequest;
 use crate::http::wire::Api;
 use crate::tokens::chat::{Chat, ChatMessage};
 use crate::tokens::chat_template::ChatTemplate;
-use crate::vllm_version::VllmVersion;
 use serde_json::{Map, Value, json};
+use vllm_engine::vllm_version::VllmVersion;
 
 /// vLLM 0.33 `envs.py`: `VLLM_MAX_STOP_STRINGS`.
 const STOP_MAX: usize = 4;

@@ -1,7 +1,6 @@
 //! What the Messages API answers: a message whole, or as events that start, fill and stop one content block after another.
 
 use super::error_body;
-use crate::engine::request::FinishReason;
 use crate::http::answer::Answer;
 use crate::http::choices::{Choice, Piece};
 use crate::http::error::ApiError;
@@ -12,6 +11,7 @@ use crate::http::wire::{Finish, StopReason};
 use crate::structured::tools::stream::{FunctionDelta, ToolCallDelta};
 use axum::response::{IntoResponse as _, Json, Response};
 use serde_json::{Map, Value, json};
+use vllm_engine::request::FinishReason;
 
 #[derive(Debug)]
 pub(super) struct MessageAnswer {

@@ -3,11 +3,11 @@
 use super::super::Pod;
 use super::super::error::ApiError;
 use crate::driver::inspect::EngineView;
-use crate::engine::EngineStats;
-use crate::engine::block_pool::{BlockIdx, BlockPool};
-use crate::engine::inspect::{LiveState, LiveView};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
+use vllm_engine::block_pool::{BlockIdx, BlockPool};
+use vllm_engine::engine::EngineStats;
+use vllm_engine::engine::inspect::{LiveState, LiveView};
 
 /// Of the blocks, of the free queue and of the requests, unless `?limit=` says otherwise.
 const DEFAULT_LIMIT: usize = 1_000;

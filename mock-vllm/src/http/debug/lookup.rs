@@ -6,13 +6,13 @@ use super::super::error::ApiError;
 use super::super::ground_truth::PrefixHit;
 use super::super::request::{PromptInput, TextRequest};
 use super::super::wire::Api;
-use crate::engine::block_pool::BlockIdx;
-use crate::engine::prefix::{PromptPrefix, cached_prefix};
-use crate::engine::request::CacheReading;
-use crate::vllm_version::VllmVersion;
 use bytes::Bytes;
 use serde::Serialize;
 use std::sync::Arc;
+use vllm_engine::block_pool::BlockIdx;
+use vllm_engine::prefix::{PromptPrefix, cached_prefix};
+use vllm_engine::request::CacheReading;
+use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Lookup {

@@ -1,8 +1,8 @@
 //! Faults that no request carries: memory that is taken, and metrics that freeze at their moment.
 
 use super::super::Pod;
-use crate::engine::Engine;
 use std::sync::Arc;
+use vllm_engine::engine::Engine;
 
 /// Keeps the engine's reserved blocks and frozen pages as the rules want them, for as long as the pod is served.
 pub async fn keep(pod: Arc<Pod>) {

@@ -2,8 +2,8 @@
 
 use super::super::body::Fields;
 use super::super::error::ApiError;
-use crate::vllm_version::VllmVersion;
 use serde_json::{Map, Value};
+use vllm_engine::vllm_version::VllmVersion;
 
 /// vLLM's `model_dump` of each tool: its fields in the order of their declaration, the absent ones as null. `None` without the
 /// field, or when it has errors.

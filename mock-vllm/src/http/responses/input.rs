@@ -8,9 +8,9 @@ use crate::http::error::ApiError;
 use crate::http::request::TextRequest;
 use crate::http::shape::ToolCalling;
 use crate::http::wire::Api;
-use crate::vllm_version::VllmVersion;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
+use vllm_engine::vllm_version::VllmVersion;
 
 /// Fields that a chat has by the same name.
 const SHARED: [&str; 21] = [

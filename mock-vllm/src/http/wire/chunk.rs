@@ -3,7 +3,7 @@
 use super::usage::Usage;
 use super::{Api, Envelope, Finish, extend, push, push_finish, push_raw, push_stop_reason};
 use crate::structured::tools::stream::Delta as ToolDelta;
-use crate::vllm_version::VllmVersion;
+use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Debug)]
 pub(crate) struct ChunkWriter {

@@ -3,7 +3,7 @@
 use super::usage::Usage;
 use super::{Api, Envelope, Finish, push, push_finish, push_raw, push_stop_reason};
 use crate::structured::tools::reply::ToolCall;
-use crate::vllm_version::VllmVersion;
+use vllm_engine::vllm_version::VllmVersion;
 
 /// One choice, whole.
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! `usage` in its places: streams and plain answers dump it differently, and each generation has its own fields.
 
 use super::{Api, push};
-use crate::vllm_version::VllmVersion;
 use serde::Serialize;
+use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Usage {

@@ -1,0 +1,321 @@
+//! A latency model by hand: constants of the formula, measured step times that the rest is fitted to, or both.
+
+use super::LatencyModel;
+use super::fit::determined::{Determined, Verdict};
+use super::fit::{self, Knob, Observation, Place};
+use crate::request::RequestId;
+use crate::step::{Origin, ScheduledRequest, StepPlan};
+use serde::Deserialize;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// The file's shape, for `--help` and errors.
+pub const SCHEMA: &str = "\
+YAML or JSON, every key optional:
+  base: a10/qwen2.5-7b        # preset whose values hold where the file has none [default: the other flags']
+  gpu:                        # effective rates
+    gemm_tflops: 52.0           # 16-bit matrix products
+    attention_tflops: 35.0      # prefill attention
+    weight_gb_per_s: 485.0      # reading weights
+    kv_gb_per_s: 450.0          # reading KV
+    memory_gib: 22.18           # as torch sees it
+    link_gb_per_s: 12.0         # all-reduce between the GPUs of --tensor-parallel-size
+    link_us: 25.0               # the same, of one small all-reduce
+  model:
+    layer_params: 6.525e9       # parameters without embedding and head
+    head_params: 0.545e9        # of the head
+    weights_gib: 14.25
+    read_gb: 14.14              # what a step reads: all weights but the input embedding
+    attention_flops: 401408     # 4 x layers x heads x head size
+    kv_bytes: 57344             # KV of one token
+    layers: 28
+    heads: 28
+    kv_heads: 4
+  host:
+    step_ms: 9.0                # per step
+    row_ms: 0.2                 # per request in the step
+    prefill_ms: 6.0             # per step with prompt tokens
+    reserved_gib: 1.5           # memory beside weights and KV
+    before_ms: 60.0             # from arrival to the engine
+    after_ms: 9.0               # from the end of a step to the client
+  points:                     # measured steps; rates and host times that are not given above are fitted to them
+    - {prefill: 2048, context: 0, ms: 556}      # new tokens of one prompt, behind so many that are there
+    - {decode: 16, context: 1300, ms: 39.2}     # requests, tokens of each";
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Calibration {
+    /// `None`: what the caller starts from.
+    pub base: Option<String>,
+    gpu: GpuValues,
+    model: ModelValues,
+    host: HostValues,
+    points: Vec<Point>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct GpuValues {
+    gemm_tflops: Option<f64>,
+    attention_tflops: Option<f64>,
+    weight_gb_per_s: Option<f64>,
+    kv_gb_per_s: Option<f64>,
+    memory_gib: Option<f64>,
+    link_gb_per_s: Option<f64>,
+    link_us: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ModelValues {
+    layer_params: Option<f64>,
+    head_params: Option<f64>,
+    weights_gib: Option<f64>,
+    read_gb: Option<f64>,
+    attention_flops: Option<f64>,
+    kv_bytes: Option<f64>,
+    layers: Option<u32>,
+    heads: Option<u32>,
+    kv_heads: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HostValues {
+    step_ms: Option<f64>,
+    row_ms: Option<f64>,
+    prefill_ms: Option<f64>,
+    reserved_gib: Option<f64>,
+    before_ms: Option<f64>,
+    after_ms: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Point {
+    prefill: Option<u32>,
+    decode: Option<u32>,
+    #[serde(default)]
+    context: u32,
+    ms: f64,
+}
+
+/// A measured step, and what the calibrated model makes of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FittedPoint {
+    /// As `512 new after 0` or `16 x 1300`.
+    pub step: String,
+    pub measured: Duration,
+    pub modelled: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CalibrationError {
+    #[error("{name} must be a number above 0, got {value}")]
+    Value { name: &'static str, value: f64 },
+    #[error("{name} must not be negative, got {value}")]
+    Negative { name: &'static str, value: f64 },
+    #[error("point {number}: {reason}")]
+    Point { number: usize, reason: &'static str },
+}
+
+// === impl FittedPoint ===
+
+impl FittedPoint {
+    /// Relative error of the model.
+    pub fn miss(&self) -> f64 {
+        self.modelled.as_secs_f64() / self.measured.as_secs_f64() - 1.0
+    }
+}
+
+// === impl Calibration ===
+
+impl Calibration {
+    /// `base` with the file's values, and what is left free fitted to its points.
+    ///
+    /// # Errors
+    /// Names the value that cannot be one.
+    pub fn apply(&self, base: LatencyModel) -> Result<(LatencyModel, Vec<FittedPoint>), CalibrationError> {
+        let mut latency = base;
+        self.gpu.apply(&mut latency)?;
+        self.model.apply(&mut latency)?;
+        self.host.apply(&mut latency)?;
+        let observations: Vec<Observation> = self
+            .points
+            .iter()
+            .enumerate()
+            .map(|(point_idx, point)| point.observation(point_idx + 1))
+            .collect::<Result<_, _>>()?;
+        let latency = fit::fit(latency, &self.free_knobs(), &observations);
+        let fitted = self.points.iter().zip(&observations).map(|(point, observation)| FittedPoint {
+            step: point.name(),
+            measured: observation.measured,
+            modelled: observation.modelled(&latency),
+        });
+        let fitted = fitted.collect();
+        Ok((latency, fitted))
+    }
+
+    fn free_knobs(&self) -> Vec<Knob> {
+        let Self { gpu, host, .. } = self;
+        let given = [
+            (Knob::GemmRate, gpu.gemm_tflops),
+            (Knob::AttentionRate, gpu.attention_tflops),
+            (Knob::WeightBandwidth, gpu.weight_gb_per_s),
+            (Knob::KvBandwidth, gpu.kv_gb_per_s),
+            (Knob::PerStep, host.step_ms),
+            (Knob::PerRow, host.row_ms),
+            (Knob::PerPrefill, host.prefill_ms),
+        ];
+        given.into_iter().filter(|(_, value)| value.is_none()).map(|(knob, _)| knob).collect()
+    }
+}
+
+// === impl GpuValues ===
+
+impl GpuValues {
+    fn apply(&self, latency: &mut LatencyModel) -> Result<(), CalibrationError> {
+        let gpu = &mut latency.gpu;
+        set(&mut gpu.gemm_rate, "gpu.gemm_tflops", self.gemm_tflops, 1e12)?;
+        set(&mut gpu.attention_rate, "gpu.attention_tflops", self.attention_tflops, 1e12)?;
+        set(&mut gpu.weight_bandwidth, "gpu.weight_gb_per_s", self.weight_gb_per_s, 1e9)?;
+        set(&mut gpu.kv_bandwidth, "gpu.kv_gb_per_s", self.kv_gb_per_s, 1e9)?;
+        set(&mut gpu.memory_gib, "gpu.memory_gib", self.memory_gib, 1.0)?;
+        set(&mut gpu.link.bandwidth, "gpu.link_gb_per_s", self.link_gb_per_s, 1e9)?;
+        set_time(&mut gpu.link.latency, "gpu.link_us", self.link_us, 1e-6)
+    }
+}
+
+// === impl ModelValues ===
+
+impl ModelValues {
+    fn apply(&self, latency: &mut LatencyModel) -> Result<(), CalibrationError> {
+        let model = &mut latency.model;
+        set(&mut model.layer_params, "model.layer_params", self.layer_params, 1.0)?;
+        set(&mut model.head_params, "model.head_params", self.head_params, 1.0)?;
+        set(&mut model.weights_gib, "model.weights_gib", self.weights_gib, 1.0)?;
+        set(&mut model.read_bytes, "model.read_gb", self.read_gb, 1e9)?;
+        set(&mut model.attention_flops, "model.attention_flops", self.attention_flops, 1.0)?;
+        set(&mut model.kv_bytes, "model.kv_bytes", self.kv_bytes, 1.0)?;
+        set_count(&mut model.layers, "model.layers", self.layers)?;
+        set_count(&mut model.heads, "model.heads", self.heads)?;
+        set_count(&mut model.kv_heads, "model.kv_heads", self.kv_heads)
+    }
+}
+
+// === impl HostValues ===
+
+impl HostValues {
+    fn apply(&self, latency: &mut LatencyModel) -> Result<(), CalibrationError> {
+        set_time(&mut latency.host.per_step, "host.step_ms", self.step_ms, 1e-3)?;
+        set_time(&mut latency.host.per_row, "host.row_ms", self.row_ms, 1e-3)?;
+        set_time(&mut latency.host.per_prefill, "host.prefill_ms", self.prefill_ms, 1e-3)?;
+        set_time(&mut latency.c_pre, "host.before_ms", self.before_ms, 1e-3)?;
+        set_time(&mut latency.c_post, "host.after_ms", self.after_ms, 1e-3)?;
+        match self.reserved_gib {
+            Some(value) if !(value >= 0.0 && value.is_finite()) => {
+                Err(CalibrationError::Negative { name: "host.reserved_gib", value })
+            }
+            Some(value) => {
+                latency.host.reserved_gib = value;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn set(field: &mut f64, name: &'static str, value: Option<f64>, unit: f64) -> Result<(), CalibrationError> {
+    let Some(value) = value else { return Ok(()) };
+    if !(value > 0.0 && (value * unit).is_finite()) {
+        return Err(CalibrationError::Value { name, value });
+    }
+    *field = value * unit;
+    Ok(())
+}
+
+fn set_count(field: &mut u32, name: &'static str, value: Option<u32>) -> Result<(), CalibrationError> {
+    match value {
+        Some(0) => Err(CalibrationError::Value { name, value: 0.0 }),
+        Some(value) => {
+            *field = value;
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+fn set_time(
+    field: &mut Duration,
+    name: &'static str,
+    value: Option<f64>,
+    unit: f64,
+) -> Result<(), CalibrationError> {
+    let Some(value) = value else { return Ok(()) };
+    *field =
+        Duration::try_from_secs_f64(value * unit).map_err(|_| CalibrationError::Negative { name, value })?;
+    Ok(())
+}
+
+// === impl Point ===
+
+impl Point {
+    fn observation(&self, number: usize) -> Result<Observation, CalibrationError> {
+        let fail = |reason| CalibrationError::Point { number, reason };
+        let plan = match (self.prefill, self.decode) {
+            (Some(n_new), None) if n_new > 0 => step([(self.context, n_new, true)]),
+            (None, Some(batch)) if batch > 0 => {
+                step(std::iter::repeat_n((self.context, 1, false), batch as usize))
+            }
+            _ => return Err(fail("give one of prefill: new tokens, decode: requests; at least 1")),
+        };
+        let measured = Duration::try_from_secs_f64(self.ms / 1e3).map_err(|_| fail("ms is no time"))?;
+        if measured.is_zero() {
+            return Err(fail("ms must be above 0"));
+        }
+        Ok(Observation { steps: vec![(1.0, plan)], place: Place::Engine, measured })
+    }
+
+    fn name(&self) -> String {
+        match (self.prefill, self.decode) {
+            (Some(n_new), _) => format!("{n_new} new after {}", self.context),
+            (None, batch) => format!("{} x {}", batch.unwrap_or_default(), self.context),
+        }
+    }
+}
+
+/// The file that makes `base` what was fitted: the fitted constants, and what else is to be known as comments.
+pub fn file(base: &str, determined: &Determined) -> String {
+    let mut text = format!("base: {base}\n");
+    let mut last_section = "";
+    for constant in &determined.constants {
+        let Verdict::Fitted { error } = constant.verdict else { continue };
+        let (section, key) = constant.knob.name().split_once('.').unwrap_or_default();
+        if section != last_section {
+            let _infallible = writeln!(text, "{section}:");
+            last_section = section;
+        }
+        let (after, before) = (significant(constant.after), significant(constant.before));
+        let error = 100.0 * error;
+        let _infallible = writeln!(text, "  {key}: {after}  # ± {error:.1} %; {base} has {before}");
+    }
+    text
+}
+
+/// Six digits are more than anybody can measure.
+fn significant(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}
+
+/// A step of requests given as tokens that are there, new tokens, and whether those are of the prompt.
+pub fn step(entries: impl IntoIterator<Item = (u32, u32, bool)>) -> StepPlan {
+    let scheduled =
+        (0..).zip(entries).map(|(id, (n_computed_before, n_new_tokens, is_prefill))| ScheduledRequest {
+            id: RequestId(id),
+            n_new_tokens,
+            n_computed_before,
+            is_prefill,
+            origin: Origin::Running,
+        });
+    StepPlan { scheduled: scheduled.collect(), preempted: Vec::new() }
+}

@@ -1,0 +1,226 @@
+//! Rates and host times from measurements: least squares of relative errors (Levenberg-Marquardt), in logarithms, so that
+//! nothing comes out negative. What the measurements do not tell stays where it was.
+
+pub mod determined;
+
+use super::LatencyModel;
+use crate::step::StepPlan;
+use levenberg_marquardt::{LeastSquaresProblem, LevenbergMarquardt};
+use nalgebra::storage::Owned;
+use nalgebra::{DMatrix, DVector, Dyn};
+use std::time::Duration;
+
+/// Relative error of a measured step.
+const MEASURED_SIGMA: f64 = 0.02;
+/// How far, as a logarithm, a value may be from where it was before the measurements count for less.
+const PRIOR_SIGMA: f64 = 1.5;
+/// Of a numeric derivative, in logarithms, to both sides. Step times are whole nanoseconds, which a smaller one would feel.
+const NUDGE: f64 = 1e-3;
+/// As a logarithm: nothing is a thousand times what it was.
+const MAX_SHIFT: f64 = 7.0;
+/// A host time that is zero can be fitted from here on.
+const LEAST_TIME: Duration = Duration::from_micros(1);
+
+/// What can be fitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knob {
+    GemmRate,
+    AttentionRate,
+    WeightBandwidth,
+    KvBandwidth,
+    PerStep,
+    PerRow,
+    PerPrefill,
+    /// Only the sum with what passes after a step can be measured, so that one stays as it is.
+    Before,
+}
+
+/// A time that was measured, and what passed in it.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// Steps that followed each other, and how often each of them: an average one may stand for several.
+    pub steps: Vec<(f64, StepPlan)>,
+    pub place: Place,
+    pub measured: Duration,
+}
+
+/// Where a time was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The steps alone.
+    Engine,
+    /// By a client: with what passes before and after the engine.
+    Client,
+}
+
+/// Residuals in sigmas: of each observation, then of each knob from its start.
+struct Problem<'a> {
+    base: LatencyModel,
+    knobs: &'a [Knob],
+    observations: &'a [Observation],
+    /// Logarithms, by knob.
+    start: DVector<f64>,
+    at: DVector<f64>,
+}
+
+/// `base` with those knobs as the observations have them.
+pub fn fit(base: LatencyModel, knobs: &[Knob], observations: &[Observation]) -> LatencyModel {
+    if knobs.is_empty() || observations.is_empty() {
+        return base;
+    }
+    let problem = Problem::new(base, knobs, observations);
+    let (solved, _report) = LevenbergMarquardt::new().minimize(problem);
+    solved.latency(&solved.at)
+}
+
+// === impl Observation ===
+
+impl Observation {
+    pub fn modelled(&self, latency: &LatencyModel) -> Duration {
+        let steps: f64 =
+            self.steps.iter().map(|(n_times, plan)| n_times * latency.step_time(plan).as_secs_f64()).sum();
+        let steps = Duration::try_from_secs_f64(steps).unwrap_or(Duration::MAX);
+        match self.place {
+            Place::Engine => steps,
+            Place::Client => steps.saturating_add(latency.c_pre).saturating_add(latency.c_post),
+        }
+    }
+
+    /// Logarithm of modelled by measured.
+    fn miss(&self, latency: &LatencyModel) -> f64 {
+        (self.modelled(latency).as_secs_f64() / self.measured.as_secs_f64()).ln()
+    }
+}
+
+// === impl Problem ===
+
+impl<'a> Problem<'a> {
+    fn new(base: LatencyModel, knobs: &'a [Knob], observations: &'a [Observation]) -> Self {
+        let start = DVector::from_iterator(knobs.len(), knobs.iter().map(|knob| knob.get(&base).ln()));
+        Self { base, knobs, observations, at: start.clone(), start }
+    }
+
+    fn latency(&self, at: &DVector<f64>) -> LatencyModel {
+        let mut latency = self.base;
+        for ((knob, at), start) in self.knobs.iter().zip(at).zip(&self.start) {
+            knob.set(&mut latency, at.clamp(start - MAX_SHIFT, start + MAX_SHIFT).exp());
+        }
+        latency
+    }
+
+    /// Of the observations alone, as logarithms.
+    fn misses(&self, at: &DVector<f64>) -> DVector<f64> {
+        let latency = self.latency(at);
+        let misses = self.observations.iter().map(|observation| observation.miss(&latency));
+        DVector::from_iterator(self.observations.len(), misses)
+    }
+
+    /// By how much each miss changes with each knob, both as logarithms: a row per observation, a column per knob.
+    fn sensitivities(&self) -> DMatrix<f64> {
+        let columns: Vec<DVector<f64>> = (0..self.knobs.len())
+            .map(|knob_idx| {
+                let (mut above, mut below) = (self.at.clone(), self.at.clone());
+                above[knob_idx] += NUDGE;
+                below[knob_idx] -= NUDGE;
+                (self.misses(&above) - self.misses(&below)) / (2.0 * NUDGE)
+            })
+            .collect();
+        DMatrix::from_columns(&columns)
+    }
+}
+
+impl LeastSquaresProblem<f64, Dyn, Dyn> for Problem<'_> {
+    type ResidualStorage = Owned<f64, Dyn>;
+    type JacobianStorage = Owned<f64, Dyn, Dyn>;
+    type ParameterStorage = Owned<f64, Dyn>;
+
+    fn set_params(&mut self, at: &DVector<f64>) {
+        self.at.copy_from(at);
+    }
+
+    fn params(&self) -> DVector<f64> {
+        self.at.clone()
+    }
+
+    fn residuals(&self) -> Option<DVector<f64>> {
+        let misses = self.misses(&self.at) / MEASURED_SIGMA;
+        let shifts = (&self.at - &self.start) / PRIOR_SIGMA;
+        let n_residuals = misses.len() + shifts.len();
+        Some(DVector::from_iterator(n_residuals, misses.iter().chain(&shifts).copied()))
+    }
+
+    fn jacobian(&self) -> Option<DMatrix<f64>> {
+        let (n_observations, n_knobs) = (self.observations.len(), self.knobs.len());
+        let mut jacobian = DMatrix::zeros(n_observations + n_knobs, n_knobs);
+        jacobian.rows_mut(0, n_observations).copy_from(&(self.sensitivities() / MEASURED_SIGMA));
+        jacobian.rows_mut(n_observations, n_knobs).fill_diagonal(PRIOR_SIGMA.recip());
+        Some(jacobian)
+    }
+}
+
+// === impl Knob ===
+
+impl Knob {
+    pub const ALL: [Self; 8] = [
+        Self::GemmRate,
+        Self::AttentionRate,
+        Self::WeightBandwidth,
+        Self::KvBandwidth,
+        Self::PerStep,
+        Self::PerRow,
+        Self::PerPrefill,
+        Self::Before,
+    ];
+
+    /// Section and key of a calibration file, like `gpu.gemm_tflops`.
+    pub fn name(self) -> &'static str {
+        self.name_and_unit().0
+    }
+
+    /// The value in the unit of its key.
+    pub fn value(self, latency: &LatencyModel) -> f64 {
+        self.get(latency) / self.name_and_unit().1
+    }
+
+    fn name_and_unit(self) -> (&'static str, f64) {
+        match self {
+            Self::GemmRate => ("gpu.gemm_tflops", 1e12),
+            Self::AttentionRate => ("gpu.attention_tflops", 1e12),
+            Self::WeightBandwidth => ("gpu.weight_gb_per_s", 1e9),
+            Self::KvBandwidth => ("gpu.kv_gb_per_s", 1e9),
+            Self::PerStep => ("host.step_ms", 1e-3),
+            Self::PerRow => ("host.row_ms", 1e-3),
+            Self::PerPrefill => ("host.prefill_ms", 1e-3),
+            Self::Before => ("host.before_ms", 1e-3),
+        }
+    }
+
+    fn get(self, latency: &LatencyModel) -> f64 {
+        let LatencyModel { gpu, host, c_pre, .. } = latency;
+        match self {
+            Self::GemmRate => gpu.gemm_rate,
+            Self::AttentionRate => gpu.attention_rate,
+            Self::WeightBandwidth => gpu.weight_bandwidth,
+            Self::KvBandwidth => gpu.kv_bandwidth,
+            Self::PerStep => host.per_step.max(LEAST_TIME).as_secs_f64(),
+            Self::PerRow => host.per_row.max(LEAST_TIME).as_secs_f64(),
+            Self::PerPrefill => host.per_prefill.max(LEAST_TIME).as_secs_f64(),
+            Self::Before => c_pre.max(&LEAST_TIME).as_secs_f64(),
+        }
+    }
+
+    fn set(self, latency: &mut LatencyModel, value: f64) {
+        let LatencyModel { gpu, host, c_pre, .. } = latency;
+        let time = || Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
+        match self {
+            Self::GemmRate => gpu.gemm_rate = value,
+            Self::AttentionRate => gpu.attention_rate = value,
+            Self::WeightBandwidth => gpu.weight_bandwidth = value,
+            Self::KvBandwidth => gpu.kv_bandwidth = value,
+            Self::PerStep => host.per_step = time(),
+            Self::PerRow => host.per_row = time(),
+            Self::PerPrefill => host.per_prefill = time(),
+            Self::Before => *c_pre = time(),
+        }
+    }
+}
