@@ -1,6 +1,6 @@
-//! A running cluster as a scenario sees it: gateway addresses, pods, logs, and the faults it can ask for.
+//! A running cluster as a scenario sees it: gateway addresses, pods, logs, and the faults that it can cause.
 //!
-//! Must not know how requests are sent or judged.
+//! It must not know how requests are sent or judged.
 //!
 //! ```text
 //! Options + Programs ──► Cluster::start ──► local (one task: pods, pickers, Envoy) ──► Status (watch)
@@ -47,35 +47,36 @@ use crate::cluster::local::{Command, Local, Reply, View};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
 
-/// Commands under way; a scenario sends one after the other.
+/// Commands that may wait for the task. Scenarios send one at a time.
 const COMMANDS: usize = 16;
 
-/// What to stand up.
+/// Settings of a cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// Directory whose `*.yaml` files (not those of its subdirectories) are the cluster's objects. It is watched, and
-    /// never written to.
+    /// Directory whose `*.yaml` files (without subdirectories) are the cluster's objects. It is watched and never
+    /// changed.
     pub manifests: PathBuf,
-    /// Where logs and generated files go; created when missing. One cluster per run directory.
+    /// Directory for logs and generated files, created if it is missing. Each cluster needs its own.
     pub run_dir: PathBuf,
-    /// Replaces `spec.replicas` of every Deployment, until that number is edited.
+    /// Replicas of every Deployment in place of `spec.replicas`, until that field is edited.
     pub replicas: Option<u32>,
-    /// Processes of every picker; they tell each other what they send where.
+    /// Processes of each picker; they report to each other where they send requests.
     pub pickers: u32,
-    /// Virtual seconds per wall second in the engines.
+    /// Virtual seconds per second of wall time in the engines.
     pub time_scale: f64,
-    /// Appended to every engine's command line; a repeated flag wins over the Deployment's.
+    /// Arguments appended to every engine's command line; they win over the Deployment's own.
     pub engine_args: Vec<String>,
-    /// Appended to the picker's command line.
+    /// Arguments appended to every picker's command line.
     pub picker_args: Vec<String>,
-    /// Whether clients that ask are told which pod was picked, and why. Who runs the lab is its operator.
+    /// True if clients may ask which pod was picked and why. Here the user of the lab is also its operator.
     pub explains: bool,
-    /// How long the pods, the picker and Envoy may take until they are ready, each.
+    /// Longest time until a pod, a picker or Envoy is ready, for each of them.
     pub ready_timeout: Duration,
 }
 
 impl Options {
-    /// The tutorial's cluster in real time: the manifests' own replicas, no further arguments, 30 s to get ready.
+    /// Makes options for the tutorial's cluster in real time: the manifests' replicas, no further arguments, 30 s to
+    /// get ready.
     pub fn new(manifests: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
         Self {
             manifests: manifests.into(),
@@ -91,13 +92,13 @@ impl Options {
     }
 }
 
-/// How pods and pickers are started anew, in place of what the options said.
+/// Settings for a restart of pods and pickers, in place of those in [`Options`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fresh {
     pub engine_args: Vec<String>,
     pub picker_args: Vec<String>,
     pub explains: bool,
-    /// `None`: as many as the options say.
+    /// Processes of each picker; `None` for the number in the options.
     pub pickers: Option<u32>,
 }
 
@@ -107,15 +108,15 @@ impl Default for Fresh {
     }
 }
 
-/// Something that happened and that a person who waits would like to read.
+/// An event that a waiting person would like to read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "text")]
 pub enum Event {
-    /// Work that has begun, such as `starting 5 pods of default/qwen`; ends when the next step begins.
+    /// Work that begins, such as `starting 5 pods of default/qwen`; it ends when the next step begins.
     Step(String),
-    /// A fact worth a line of its own, such as the port that is used instead of a taken one.
+    /// A fact, such as the port that is used in place of a taken one.
     Note(String),
-    /// Something that is probably not as the user wants it; the cluster goes on.
+    /// Something that the user probably did not want; the cluster goes on.
     Warning(String),
 }
 
@@ -128,23 +129,23 @@ impl fmt::Display for Event {
     }
 }
 
-/// Receives the events of a cluster, from any thread, in order.
+/// Callback for the events of a cluster, in their order; may be called from any thread.
 pub type Progress = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// The cluster at one moment.
+/// State of the cluster at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// True when every desired pod serves, the pickers run (unless one was killed on purpose), and Envoy and the
-    /// pickers have taken the present configuration in.
+    /// True if every desired pod serves, every picker runs (except those killed on purpose), and Envoy and the pickers
+    /// use the current configuration.
     pub settled: bool,
-    /// Ready and starting pods, by name.
+    /// Pods that are ready or starting, sorted by name.
     pub pods: Vec<Pod>,
     pub gateways: Vec<GatewayAddress>,
     pub pickers: Vec<Picker>,
     pub admin: SocketAddr,
-    /// Why the newest manifests were not taken; the previous ones stay in force.
+    /// Reason why the newest manifests were refused; the previous ones stay in force.
     pub config_error: Option<String>,
-    /// What keeps the cluster from settling, with the tail of the culprit's log.
+    /// Problem that keeps the cluster from settling, with the last lines of the log of its cause.
     pub trouble: Option<String>,
 }
 
@@ -161,7 +162,7 @@ impl Status {
         }
     }
 
-    /// One line, for an error.
+    /// Describes the state in one line, for an error message.
     pub fn summary(&self) -> String {
         let starting: Vec<&str> =
             self.pods.iter().filter(|pod| !pod.ready).map(|pod| pod.name.as_str()).collect();
@@ -186,21 +187,21 @@ pub struct Pod {
     pub namespace: String,
     pub deployment: String,
     pub address: SocketAddr,
-    /// Passes its readiness probe, so that it is an endpoint.
+    /// True if the pod passes its readiness probe and so is an endpoint.
     pub ready: bool,
-    /// stdout and stderr.
+    /// File with the pod's stdout and stderr.
     pub log: PathBuf,
-    /// JSON lines, one per request that ended.
+    /// File of JSON lines, one per finished request.
     pub request_log: PathBuf,
 }
 
-/// Where a Gateway's listener can be reached.
+/// Address of a Gateway's listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewayAddress {
     pub gateway: String,
     pub namespace: String,
     pub listener: String,
-    /// As the manifest has it; `address` differs when that port was taken.
+    /// Port in the manifest; the port of `address` differs if this one was taken.
     pub port: u16,
     pub address: SocketAddr,
 }
@@ -208,18 +209,18 @@ pub struct GatewayAddress {
 /// One endpoint-picker process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Picker {
-    /// As the managed component names its Deployment: `epp-<namespace>-<extensionRef.name>`; the second process of it and
-    /// those after it have a number behind that.
+    /// Name that the managed component gives the Deployment: `epp-<namespace>-<extensionRef.name>`. From the second
+    /// process on, a number follows.
     pub name: String,
     pub running: bool,
     pub grpc: SocketAddr,
     pub health: SocketAddr,
-    /// `/metrics`, `/healthz`, `/debug/decisions`.
+    /// Serves `/metrics`, `/healthz` and `/debug/decisions`.
     pub metrics: SocketAddr,
     pub log: PathBuf,
 }
 
-/// The files of a run, all under its directory.
+/// Paths of a run's files, all in its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunFiles {
     pub dir: PathBuf,
@@ -230,7 +231,7 @@ impl RunFiles {
         self.dir.join("logs")
     }
 
-    /// JSON lines, one per request and listener; flushed every 100 ms.
+    /// JSON lines, one per request and listener; Envoy flushes them every 100 ms.
     pub fn access_log(&self) -> PathBuf {
         self.logs().join("envoy-access.log")
     }
@@ -243,7 +244,7 @@ impl RunFiles {
         self.dir.join("envoy")
     }
 
-    /// Pools and models of one picker, as it reads them.
+    /// File from which a picker reads its pools and models.
     pub fn pools(&self, picker: &str) -> PathBuf {
         self.dir.join(format!("pools-{picker}.yaml"))
     }
@@ -252,18 +253,19 @@ impl RunFiles {
         self.dir.join("endpoints.yaml")
     }
 
-    /// The authority that Envoy believes, PEM.
+    /// Certificate authority that Envoy trusts, in PEM.
     pub fn authority(&self) -> PathBuf {
         self.dir.join("tls/ca.crt")
     }
 
-    /// Where one picker has `tls.crt` and `tls.key`.
+    /// Directory with `tls.crt` and `tls.key` of a picker.
     pub fn identity(&self, picker: &str) -> PathBuf {
         self.dir.join("tls").join(picker)
     }
 }
 
-/// A running cluster; dropping it without [`Cluster::stop`] also ends every process, without waiting.
+/// Handle of a running cluster. [`Cluster::stop`] ends every process and waits; dropping the handle ends them without
+/// waiting.
 #[must_use = "dropping a cluster ends it"]
 #[derive(Debug)]
 pub struct Cluster {
@@ -278,17 +280,18 @@ impl Cluster {
     /// Starts everything and returns when it is ready.
     ///
     /// # Errors
-    /// Manifests that cannot be translated; a process that ends early or is not ready in time, with the tail of its
-    /// log. Nothing is left running.
+    /// When the manifests cannot be translated, or a process ends early or is not ready in time (with the last lines of
+    /// its log). Nothing is left running.
     pub async fn start(options: Options, programs: Programs, progress: Progress) -> Result<Self> {
         let started = Self::start_unless(options, programs, progress, std::future::pending()).await?;
         Ok(started.expect("nothing stops it"))
     }
 
-    /// The same, unless `stop` resolves before it is ready: then everything is ended, and there is none.
+    /// Starts everything like [`Cluster::start`], unless `stop` resolves before it is ready: then ends everything and
+    /// returns `None`.
     ///
     /// # Errors
-    /// Those of [`Cluster::start`].
+    /// When [`Cluster::start`] fails.
     pub async fn start_unless(
         options: Options,
         programs: Programs,
@@ -299,7 +302,8 @@ impl Cluster {
         let ready_timeout = options.ready_timeout;
         let (commands, received) = mpsc::channel(COMMANDS);
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
-        // It waits for nothing after its first child is started, so that dropping it leaves none behind.
+        // `Local::start` does not await anything after its first child has started, so dropping it leaves no child
+        // behind.
         let (local, view) = tokio::select! {
             started = Local::start(options, programs, progress, received) => started?,
             () = &mut stop => return Ok(None),
@@ -324,21 +328,21 @@ impl Cluster {
         &self.files
     }
 
-    /// The newest status; cheap.
+    /// Returns the newest status; cheap.
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.view.borrow().status)
     }
 
-    /// Resolves when the status has changed after the one that was last waited for; `None` when the cluster has ended.
+    /// Waits for a status that is newer than the last one returned here; `None` if the cluster has ended.
     pub async fn changed(&mut self) -> Option<Arc<Status>> {
         self.view.changed().await.ok()?;
         Some(Arc::clone(&self.view.borrow_and_update().status))
     }
 
-    /// The address of the listener named `listener` (such as `http` or `llm-gw`) of any Gateway.
+    /// Returns the address of the listener named `listener` (such as `http` or `llm-gw`) of any Gateway.
     ///
     /// # Errors
-    /// When there is none, naming those that exist.
+    /// When there is no such listener; the error names those that exist.
     pub fn gateway(&self, listener: &str) -> Result<SocketAddr> {
         let status = self.status();
         let found = status.gateways.iter().find(|gateway| gateway.listener == listener);
@@ -348,16 +352,16 @@ impl Cluster {
         })
     }
 
-    /// The pods that are ready.
+    /// Returns the pods that are ready.
     pub fn pods(&self) -> Vec<Pod> {
         self.status().pods.iter().filter(|pod| pod.ready).cloned().collect()
     }
 
-    /// Waits until [`Status::settled`], and returns that status.
+    /// Waits for [`Status::settled`] and returns that status.
     ///
     /// # Errors
-    /// When it takes longer than the options' `ready_timeout` (each for a process to get ready, after the delays of its
-    /// probes, and for Envoy to take its configuration in), with the tail of the culprit's log.
+    /// When it takes too long: twice the options' `ready_timeout` (once for the processes, once for Envoy's
+    /// configuration) and the delays of the probes. The error has the last lines of the log of its cause.
     pub async fn settled(&self) -> Result<Arc<Status>> {
         let mut view = self.view.clone();
         let limit = self.ready_timeout * 2 + view.borrow().patience;
@@ -378,66 +382,66 @@ impl Cluster {
         Ok(status)
     }
 
-    /// Kills a pod as `kill -9` does, and returns when the process is gone. Its endpoint is removed at once; a pod with
-    /// another name replaces it after a short back-off. Await [`Cluster::settled`] for both to be in effect.
+    /// Kills a pod like `kill -9` and returns when the process is gone. Its endpoint is removed at once, and after a
+    /// short back-off a pod with another name replaces it. Await [`Cluster::settled`] to see both.
     pub async fn kill_pod(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.command(|reply| Command::KillPod { name, reply }).await
     }
 
-    /// Kills every picker as `kill -9` does, and keeps it down until [`Cluster::start_pickers`].
+    /// Kills every picker like `kill -9`; they stay down until [`Cluster::start_pickers`].
     pub async fn kill_pickers(&self) -> Result<()> {
         self.command(|reply| Command::KillPickers { name: None, reply }).await
     }
 
-    /// The same with one of them, by its name.
+    /// Kills the picker of this name like `kill -9`; it stays down until [`Cluster::start_pickers`].
     pub async fn kill_picker(&self, name: &str) -> Result<()> {
         let name = Some(name.to_owned());
         self.command(|reply| Command::KillPickers { name, reply }).await
     }
 
-    /// Makes every picker hang, or lets it go on.
+    /// Makes every picker hang (`true`) or continue (`false`).
     pub async fn hang_pickers(&self, hang: bool) -> Result<()> {
         self.command(|reply| Command::HangPickers { hang, reply }).await
     }
 
-    /// Ends a picker as a rolling update does, by SIGTERM and in its own time, and returns when its successor serves.
+    /// Ends a picker as a rolling update does, with SIGTERM and time to drain, and returns when its successor serves.
     pub async fn replace_picker(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.command(|reply| Command::ReplacePicker { name, reply }).await?;
         self.settled().await.map(drop)
     }
 
-    /// Starts the pickers again, on the same ports, and returns when they serve.
+    /// Starts the killed pickers again on their ports, and returns when they serve.
     pub async fn start_pickers(&self) -> Result<()> {
         self.command(|reply| Command::StartPickers { reply }).await?;
         self.settled().await.map(drop)
     }
 
-    /// Replaces every pod and picker by fresh ones (empty caches, empty index), and returns when the cluster has settled.
-    /// Envoy stays; logs get new files for the new pods, the picker's is appended to.
+    /// Replaces every pod and picker with a new one (empty caches, empty index), and returns when the cluster has
+    /// settled. Envoy stays. New pods get new log files; a picker's log is continued.
     pub async fn restart(&self, fresh: Fresh) -> Result<()> {
         self.command(|reply| Command::Restart { fresh, reply }).await?;
         self.settled().await.map(drop)
     }
 
-    /// The manifests now in force.
+    /// Returns the manifests in force.
     pub fn manifests(&self) -> Manifests {
         Manifests::clone(&self.view.borrow().manifests)
     }
 
-    /// Puts other manifests in force, in a scratch copy under the run directory (the user's files are not touched), and
-    /// returns when the cluster has settled on them. From now on the scratch copy is watched in place of the user's.
+    /// Puts other manifests in force and returns when the cluster has settled on them. They go into a copy under the
+    /// run directory, which is watched from now on; the user's files are not touched.
     ///
     /// # Errors
-    /// What is wrong with them; the previous ones stay in force.
+    /// When the manifests are wrong; the previous ones stay in force.
     pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
         let manifests = manifests.clone();
         self.command(|reply| Command::Apply { manifests, reply }).await?;
         self.settled().await.map(drop)
     }
 
-    /// Back to the user's manifests after [`Cluster::apply`]; returns when the cluster has settled.
+    /// Goes back to the user's manifests after [`Cluster::apply`], and returns when the cluster has settled.
     pub async fn reset_manifests(&self) -> Result<()> {
         self.command(|reply| Command::ResetManifests { reply }).await?;
         self.settled().await.map(drop)
@@ -445,7 +449,7 @@ impl Cluster {
 
     /// Ends every process and waits for it.
     pub async fn stop(self) -> Result<()> {
-        // A task that has ended by itself needs no order.
+        // An error means that the task has already ended.
         let _ = self.commands.send(Command::Stop).await;
         self.task.await.context("end the cluster")
     }
@@ -458,7 +462,7 @@ impl Cluster {
     }
 }
 
-/// The last `n_lines` of a log, for an error message; empty when it cannot be read.
+/// Returns the last `n_lines` of a log for an error message; empty if the log cannot be read.
 pub fn log_tail(path: &Path, n_lines: usize) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();

@@ -1,4 +1,4 @@
-//! Certificates of a run: an authority of its own signs one for each picker, and Envoy believes no other.
+//! Certificates of a run: the run's own authority signs one for each picker, and Envoy trusts no other authority.
 
 use std::fmt;
 use std::io::Write as _;
@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use time::{Duration, OffsetDateTime};
 
-/// Longer than any cluster stays up.
+/// Validity of a certificate, longer than any cluster stays up.
 const LIFETIME: Duration = Duration::days(365);
-/// For clocks that are slow.
+/// Time that certificates are dated back, for clocks that are slow.
 const BACKDATED: Duration = Duration::days(1);
 
 /// Signs certificates; its key is never written.
@@ -35,15 +35,15 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), certificate, now })
     }
 
-    /// Its own certificate, PEM: what whoever trusts it must have.
+    /// Returns the authority's certificate in PEM, for those who must trust it.
     pub fn certificate(&self) -> &str {
         &self.certificate
     }
 
-    /// Writes `tls.crt` and `tls.key` for the DNS name into the directory, which is made if need be.
+    /// Writes `tls.crt` and `tls.key` for the DNS name into the directory, and creates the directory if needed.
     ///
     /// # Errors
-    /// When the name is none, or the files cannot be written.
+    /// When the name is not a DNS name, or the files cannot be written.
     pub fn write_identity(&self, dir: &Path, name: &str) -> Result<()> {
         let key = KeyPair::generate().context("make a key")?;
         let params = params(vec![name.to_owned()], name, self.now)?;
@@ -60,7 +60,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// The name that a picker's certificate has: that of its Service.
+/// DNS name in a picker's certificate: that of its Service.
 pub fn picker_host(picker: &str) -> String {
     format!("{picker}.envoy-gateway-system.svc")
 }
@@ -68,14 +68,14 @@ pub fn picker_host(picker: &str) -> String {
 fn params(names: Vec<String>, common_name: &str, now: OffsetDateTime) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(names).context("a name that no certificate can have")?;
     params.distinguished_name.push(DnType::OrganizationName, "Warmpath");
-    // A common name has at most 64 characters; nobody reads it where there are alternative names.
+    // A common name has at most 64 characters. Clients ignore it if there are alternative names.
     params.distinguished_name.push(DnType::CommonName, common_name.get(..64).unwrap_or(common_name));
     params.not_before = now - BACKDATED;
     params.not_after = now + LIFETIME;
     Ok(params)
 }
 
-/// For the owner's eyes.
+/// Writes a file that only its owner may read.
 fn write(path: &Path, text: &str) -> Result<()> {
     let mut options = std::fs::OpenOptions::new();
     let file = options.create(true).truncate(true).write(true).mode(0o600).open(path);

@@ -1,17 +1,17 @@
-//! A container's command line to the engine's: the Deployment's own `vllm serve …`.
+//! Translates a container's command line to the engine's: the Deployment's own `vllm serve …`.
 
 use anyhow::{Context as _, Result, bail};
 use inference_api::workload::Container;
 
-/// vLLM's default of `--port`.
+/// Default of vLLM's `--port`.
 const DEFAULT_PORT: u16 = 8000;
 
-/// What a container runs.
+/// The command that a container runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EngineCommand {
-    /// From `serve` on.
+    /// Arguments from `serve` on.
     pub(super) args: Vec<String>,
-    /// On which it would serve in a cluster.
+    /// Port on which it would serve in a cluster.
     pub(super) port: u16,
 }
 
@@ -19,7 +19,7 @@ impl EngineCommand {
     /// Reads `["vllm", "serve", …]` or `["sh", "-c", "vllm serve …"]`.
     ///
     /// # Errors
-    /// Anything else: it could not be replaced by the mock.
+    /// When the command is anything else, because the mock could not replace it.
     pub(super) fn parse(container: &Container) -> Result<Self> {
         let words: Vec<String> = container.command.iter().chain(&container.args).cloned().collect();
         let words = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -56,7 +56,7 @@ fn split(script: &str) -> Result<Vec<String>> {
     shell_words::split(script).context("parse the shell script")
 }
 
-/// The last `--port`, as vLLM takes it.
+/// Returns the value of the last `--port`, which is the one that vLLM uses.
 fn port(args: &[String]) -> Result<u16> {
     let mut port = DEFAULT_PORT;
     for (idx, arg) in args.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What the manifests ask for, checked: deployments, pickers and the gateway's plan.
+//! The checked content of the manifests: deployments, pickers and the gateway's plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,13 +14,13 @@ use crate::cluster::command::EngineCommand;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::probe::Probes;
 
-/// The manifests, ready to be run.
+/// Content of the manifests, ready to run.
 #[derive(Clone, Debug)]
 pub(super) struct Desired {
     pub(super) plan: Plan,
     pub(super) deployments: Vec<DesiredDeployment>,
     pub(super) pickers: Vec<DesiredPicker>,
-    /// What has no effect here, and what looks like a mistake.
+    /// Remarks on objects that have no effect here or look like mistakes.
     pub(super) notes: Vec<String>,
 }
 
@@ -31,24 +31,26 @@ pub(super) struct DesiredDeployment {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) command: EngineCommand,
     pub(super) probes: Probes,
-    /// Whether a pool of its pods goes by their KV events.
+    /// True if a pool of these pods reads their KV events.
     pub(super) publishes_events: bool,
-    /// Names of the container's port that the engine serves on.
+    /// Names of the container port on which the engine serves.
     port_names: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DesiredPicker {
-    /// As the managed component names its Deployment: `epp-<namespace>-<extensionRef.name>`.
+    /// Name that the managed component gives the Deployment: `epp-<namespace>-<extensionRef.name>`.
     pub(super) name: String,
     pub(super) pools: Vec<ObjectKey>,
-    /// Its InferencePools and InferenceModels, as they are in the manifests.
+    /// The picker's InferencePools and InferenceModels, as in the manifests.
     pub(super) pool_file: String,
 }
 
 impl Desired {
+    /// Checks the manifests.
+    ///
     /// # Errors
-    /// The first thing that is malformed or that cannot be run here, by file, object and field.
+    /// Names the first object that is malformed or cannot run here, with its file and field.
     pub(super) fn new(manifests: &Manifests) -> Result<Self> {
         let mut objects = Vec::new();
         let mut documents = Vec::new();
@@ -104,7 +106,7 @@ impl DesiredDeployment {
         })
     }
 
-    /// True when its pods are among those that the backend selects.
+    /// True if the backend selects this Deployment's pods.
     pub(super) fn serves(&self, backend: &Backend) -> bool {
         self.key.namespace == backend.key().namespace && object::selects(backend.selector(), &self.labels)
     }
@@ -122,7 +124,7 @@ fn port_names(container: &Container, port: u16) -> Vec<String> {
     named.filter_map(|candidate| candidate.name.clone()).collect()
 }
 
-/// A note when nothing stands behind the backend.
+/// Returns a note if no pod is behind the backend.
 fn check_backend(backend: &Backend, deployments: &[DesiredDeployment]) -> Result<Option<String>> {
     let key = backend.key();
     let kind = match backend {
@@ -196,7 +198,7 @@ fn pickers(objects: &[Object], documents: &[Value]) -> Result<Vec<DesiredPicker>
     Ok(pickers)
 }
 
-/// JSON is YAML.
+/// Appends a document in JSON, which is also YAML.
 fn push_document(pool_file: &mut String, document: &Value) -> Result<()> {
     pool_file.push_str("---\n");
     pool_file.push_str(&serde_json::to_string_pretty(document)?);
@@ -204,7 +206,7 @@ fn push_document(pool_file: &mut String, document: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The documents that [`manifest::parse`] makes objects of, in the same order.
+/// Returns the documents from which [`manifest::parse`] makes objects, in the same order.
 fn documents_of(text: &str) -> Result<Vec<Value>> {
     let options = serde_saphyr::options! { strict_booleans: true };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)?;

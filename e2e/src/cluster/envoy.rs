@@ -1,4 +1,4 @@
-//! Envoy's files and process: a configuration is validated whole, then written file by file by rename.
+//! Envoy's files and process. A configuration is validated as a whole, then written file by file, each with a rename.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,19 +13,19 @@ use tokio::time::timeout;
 
 use crate::cluster::process::Program;
 
-/// Longest time that a validation may take; it takes 0.1 s on an idle machine.
+/// Longest time for a validation; it takes 0.1 s on an idle machine.
 const VALIDATION: Duration = Duration::from_secs(30);
 
 /// The directory that Envoy watches.
 #[derive(Debug)]
 pub(super) struct EnvoyFiles {
     dir: PathBuf,
-    /// Version by file name.
+    /// Version of each written file, by file name.
     written: BTreeMap<String, String>,
 }
 
 impl EnvoyFiles {
-    /// Empties and creates the directory.
+    /// Creates the directory, without files of an earlier run.
     pub(super) fn create(dir: PathBuf) -> Result<Self> {
         let files = Self { dir, written: BTreeMap::new() };
         if files.xds_dir().exists() {
@@ -40,16 +40,16 @@ impl EnvoyFiles {
         self.dir.join("xds")
     }
 
-    /// True when more than endpoints differ from what is written, so that it must be validated first.
+    /// True if more than endpoints has changed since the last write, so that Envoy must validate it first.
     pub(super) fn needs_validation(&self, rendered: &Rendered) -> bool {
         let changed = |file: &XdsFile| self.written.get(&file.name) != Some(&file.version);
         rendered.files.iter().any(|file| !file.name.starts_with("eds-") && changed(file))
     }
 
-    /// Asks Envoy itself.
+    /// Lets Envoy validate a configuration.
     ///
     /// # Errors
-    /// What Envoy says against the configuration.
+    /// When Envoy refuses the configuration, with its reason.
     pub(super) async fn validate(&self, envoy: &Path, static_equivalent: &Value) -> Result<()> {
         let path = self.dir.join("static.json");
         write_whole(&path, &serde_json::to_string_pretty(static_equivalent)?)?;
@@ -68,7 +68,7 @@ impl EnvoyFiles {
         Ok(())
     }
 
-    /// Writes what changed and returns the statistics and versions that Envoy shall then report, all of them.
+    /// Writes the files that changed. Returns all statistics and versions that Envoy must report once it uses them.
     pub(super) fn write(&mut self, rendered: &Rendered) -> Result<Vec<(String, String)>> {
         let dir = self.xds_dir();
         write_whole(&self.dir.join("bootstrap.json"), &serde_json::to_string_pretty(&rendered.bootstrap)?)?;
@@ -97,7 +97,7 @@ impl EnvoyFiles {
     }
 }
 
-/// Replaces a file by rename, so that a reader sees the old or the new text, never part of one.
+/// Replaces a file with a rename, so that readers see the old or the new text and never a part.
 pub(super) fn write_whole(path: &Path, text: &str) -> Result<()> {
     let part = path.with_extension("part");
     std::fs::write(&part, text).with_context(|| format!("write {}", part.display()))?;

@@ -1,4 +1,4 @@
-//! GET of a small page of a child: health, readiness, statistics.
+//! GET requests for small pages of a child: health, readiness, statistics.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,19 +12,19 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-/// Between two tries; a pod is ready within 150 ms.
+/// Wait between two tries. A pod is ready within 150 ms.
 pub(super) const RETRY: Duration = Duration::from_millis(20);
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// Status and body.
+/// Returns status and body of a page.
 pub(super) async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     timeout(ANSWER, answer(address, path, &[]))
         .await
         .with_context(|| format!("no answer from {address}{path}"))?
 }
 
-/// The same with headers, which may name another host; the caller sets the limit.
+/// Returns status and body for a GET with these headers, which may name another host. The caller sets a time limit.
 pub(super) async fn answer(
     address: SocketAddr,
     path: &str,
@@ -46,14 +46,14 @@ pub(super) async fn answer(
     answer
 }
 
-/// Returns when a GET answers 200; the caller sets the limit.
+/// Returns when a GET answers with 200. The caller sets a time limit.
 pub(super) async fn until_ok(address: SocketAddr, path: &'static str) {
     while !matches!(get(address, path).await, Ok((200, _))) {
         sleep(RETRY).await;
     }
 }
 
-/// Returns when Envoy's statistics hold all these versions; the caller sets the limit.
+/// Returns when Envoy's statistics show all these versions. The caller sets a time limit.
 pub(super) async fn until_versions(admin: SocketAddr, versions: Vec<(String, String)>) {
     loop {
         if let Ok((200, text)) = get(admin, "/stats?filter=version_text").await {
@@ -68,8 +68,9 @@ pub(super) async fn until_versions(admin: SocketAddr, versions: Vec<(String, Str
     }
 }
 
-/// Returns when no cluster of Envoy's is warming and its health checks fail for none of these hosts; the caller sets
-/// the limit. A host that Envoy has found down stays out until its next check, whatever it says of itself by then.
+/// Returns when no Envoy cluster is warming and Envoy's health checks do not fail for any of these hosts. The caller
+/// sets a time limit. A host that Envoy has found down stays out until Envoy's next check, even if it is up again by
+/// then.
 pub(super) async fn until_healthy(admin: SocketAddr, hosts: &[SocketAddr]) {
     loop {
         let warm = matches!(get(admin, "/stats?filter=^cluster_manager.warming_clusters$").await,
@@ -84,7 +85,7 @@ pub(super) async fn until_healthy(admin: SocketAddr, hosts: &[SocketAddr]) {
     }
 }
 
-/// Whether a line such as `picker::127.0.0.1:9002::health_flags::/failed_active_hc` says so.
+/// True if a line such as `picker::127.0.0.1:9002::health_flags::/failed_active_hc` says that the host is down.
 fn is_down(clusters: &str, host: SocketAddr) -> bool {
     let flags = format!("::{host}::health_flags::");
     clusters.lines().any(|line| line.contains(&flags) && !line.ends_with("::healthy"))

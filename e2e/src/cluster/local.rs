@@ -1,11 +1,11 @@
-//! The local provider: pods, pickers and Envoy as processes of this machine. One task owns them all.
+//! The local provider: pods, pickers and Envoy are processes of this machine, and one task owns them all.
 //!
 //! ```text
 //! select: command | manifests changed | a child ended | a probe answered ──► act ──► reconcile ──► publish (files, status)
 //! ```
 //!
-//! `reconcile` starts and ends children until they are what the manifests ask for, as a Deployment's controller does;
-//! `publish` writes what Envoy and the pickers read, and the status that scenarios read.
+//! `reconcile` starts and ends children until they are what the manifests ask for, like a Deployment's controller.
+//! `publish` writes the files that Envoy and the pickers read, and the status that scenarios read.
 
 mod pickers;
 mod pods;
@@ -36,18 +36,19 @@ use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
 use crate::cluster::{Event, Fresh, Options, Progress, RunFiles, Status, http, log_tail};
 
-/// How often the manifests are compared with what was last seen.
+/// Time between two looks at the manifests.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// The picker takes in what is new in its files within 300 ms.
+/// Time until pickers use what was added to their files; they need at most 300 ms.
 const PICKER_RELOAD: Duration = Duration::from_millis(400);
-/// It takes in what is gone from them 2 s later.
+/// Time until pickers drop what was removed from their files, which they do 2 s later.
 const PICKER_REMOVAL: Duration = PICKER_RELOAD.saturating_add(Duration::from_secs(2));
-/// Longest wait for the children's end; a guard kills after 2 s.
+/// Longest wait for all children to end; a guard kills its child after 2 s.
 const STOP: Duration = Duration::from_secs(5);
-/// Lines of a log in an error.
+/// Lines of a log that an error shows.
 const TAIL_LINES: usize = 15;
 
-/// What a scenario asks of the task; the reply comes when it has been acted on, not when it is in effect.
+/// A command of a scenario to the task. The reply comes when the task has carried it out, which may be before its
+/// effect.
 #[derive(Debug)]
 pub(super) enum Command {
     KillPod { name: String, reply: Reply },
@@ -63,16 +64,16 @@ pub(super) enum Command {
 
 pub(super) type Reply = oneshot::Sender<Result<()>>;
 
-/// What the handle can see.
+/// The part of the task's state that the handle can see.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     pub(super) status: Arc<Status>,
     pub(super) manifests: Arc<Manifests>,
-    /// How long probes delay a pod that answers at once.
+    /// Longest time that probes delay a pod which answers at once.
     pub(super) patience: Duration,
 }
 
-/// What a job of the task has found out.
+/// Something that the task must act on.
 #[derive(Debug)]
 enum Action {
     Command(Option<Command>),
@@ -87,7 +88,7 @@ enum Action {
     PodLate {
         name: String,
     },
-    /// Its readiness probe says otherwise than before.
+    /// The pod's readiness has changed.
     PodProbed {
         name: String,
         answer: String,
@@ -117,7 +118,7 @@ enum Action {
     EnvoyEnded {
         status: std::io::Result<ExitStatus>,
     },
-    /// Envoy and the pickers have taken in the publication of this number.
+    /// Envoy and the pickers use the publication of this number.
     Taken {
         publication: u64,
     },
@@ -126,7 +127,7 @@ enum Action {
     },
 }
 
-/// Whether the task goes on.
+/// Whether the task continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Continue,
@@ -139,35 +140,35 @@ pub(super) struct Local {
     programs: Programs,
     progress: Events,
     files: RunFiles,
-    /// Watched; the user's directory or the scratch copy.
+    /// Directory that is watched: the user's or the copy.
     manifests_dir: PathBuf,
-    /// As last read, valid or not.
+    /// Manifests as last read, valid or not.
     seen: Manifests,
-    /// Last valid text, and what it asks for.
+    /// Last valid manifests; `desired` is what they ask for.
     in_force: Arc<Manifests>,
     desired: Desired,
-    /// Replicas that the manifests asked for at the start.
+    /// Replicas that the manifests asked for at the start, by Deployment.
     first_replicas: BTreeMap<ObjectKey, u32>,
     config_error: Option<String>,
     trouble: Option<String>,
-    /// By the listener's xDS name.
+    /// Ports by the listener's xDS name.
     listener_ports: BTreeMap<String, BoundPort>,
     admin: SocketAddr,
-    /// Counts `restart`s, so that pods of before differ from those of after.
+    /// Number of restarts; it distinguishes pods from before and after a restart.
     epoch: u64,
     pods: Vec<PodProcess>,
-    /// Killed on purpose: whoever waits for their end.
+    /// Replies to send when pods that were killed on purpose have ended, by pod name.
     dying: BTreeMap<String, Reply>,
     n_pods_started: u64,
     backoffs: BTreeMap<String, Backoff>,
     pickers: Vec<PickerProcess>,
-    /// Processes of each.
+    /// Processes of each picker.
     n_pickers: u32,
     authority: Authority,
     n_pickers_started: u64,
     envoy_files: EnvoyFiles,
     envoy: Option<Process>,
-    /// Number of the newest publication, and of the newest that is in effect.
+    /// Number of the newest publication; `taken` is that of the newest one in effect.
     publication: u64,
     taking: Option<Job>,
     taken: u64,
@@ -178,14 +179,14 @@ pub(super) struct Local {
     view: watch::Sender<View>,
 }
 
-/// A listener's port as the manifest has it, and the one that it is bound to.
+/// Port of a listener in the manifest, and the port to which it is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BoundPort {
     wanted: u16,
     bound: u16,
 }
 
-/// A job that is pointless once its owner is gone.
+/// Handle of a background job that is aborted when its owner is dropped.
 #[derive(Debug)]
 struct Job(AbortHandle);
 
@@ -195,7 +196,7 @@ impl Drop for Job {
     }
 }
 
-/// The callback, with a `Debug` that a task's state needs.
+/// The progress callback, with the `Debug` that the task's state needs.
 struct Events(Progress);
 
 impl std::fmt::Debug for Events {
@@ -207,7 +208,7 @@ impl std::fmt::Debug for Events {
 // === impl Local ===
 
 impl Local {
-    /// Starts every process; none is ready yet.
+    /// Starts every process; they are not ready yet.
     pub(super) async fn start(
         options: Options,
         programs: Programs,
@@ -285,7 +286,7 @@ impl Local {
         self.choose_listener_ports()?;
         self.plan_pickers()?;
         let rendered = self.render()?;
-        // Envoy opens its access log when it validates, too.
+        // Envoy creates its access log during validation, too.
         self.envoy_files.validate(&self.programs.envoy, &rendered.static_equivalent).await?;
         let n_pods: u32 = self.desired.deployments.iter().map(|deployment| self.replicas(deployment)).sum();
         self.step(format!("starting {n_pods} pods, the picker and Envoy"));
@@ -298,7 +299,7 @@ impl Local {
         self.publish()
     }
 
-    /// Runs until it is told to stop, its handle is gone, or something vital ends.
+    /// Runs until it gets a stop command, its handle is dropped, or a vital process ends.
     pub(super) async fn run(mut self) {
         self.look_again();
         loop {
@@ -437,7 +438,7 @@ impl Local {
         self.publish()
     }
 
-    /// An invalid change is reported once, and again only when it changes.
+    /// Reads the manifests and follows a change. An invalid one is reported once, and again only when it changes.
     async fn look_at_manifests(&mut self) {
         let read = Manifests::read(&self.manifests_dir);
         let manifests = match read {
@@ -460,7 +461,7 @@ impl Local {
         }
     }
 
-    /// Checks manifests as a whole, Envoy's own validation included, before anything follows them.
+    /// Checks the manifests as a whole, also with Envoy's own validation, and puts them in force if they are valid.
     async fn put_in_force(&mut self, manifests: &Manifests) -> Result<()> {
         let previous = std::mem::replace(&mut self.desired, Desired::new(manifests)?);
         let listener_ports = self.listener_ports.clone();
@@ -487,7 +488,7 @@ impl Local {
         Ok(())
     }
 
-    /// The manifests' own ports where they are free; else others, all moved by the same offset.
+    /// Chooses the listeners' ports: the manifests' own if they are free, otherwise all moved by the same offset.
     fn choose_listener_ports(&mut self) -> Result<()> {
         let listeners = &self.desired.plan.listeners;
         let unbound: Vec<(String, u16)> = listeners
@@ -540,7 +541,7 @@ impl Local {
         self.jobs.spawn(async move { action(exit.wait().await) });
     }
 
-    /// Reports `ready` when a GET answers 200, or `late` when that takes too long.
+    /// Starts a job that reports `ready` when a GET answers with 200, or `late` if that takes too long.
     #[must_use]
     fn probe(&mut self, address: SocketAddr, path: &'static str, ready: Action, late: Action) -> Job {
         let limit = self.options.ready_timeout;

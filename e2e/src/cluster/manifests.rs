@@ -1,21 +1,21 @@
-//! The YAML files of a cluster, as text that a scenario can edit and as checked objects.
+//! The YAML files of a cluster, as text that a scenario can edit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-/// File name (`inference-pool.yaml`) to text.
+/// Texts of manifest files, by file name (such as `inference-pool.yaml`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifests {
     pub files: BTreeMap<String, String>,
 }
 
 impl Manifests {
-    /// Reads the `*.yaml` and `*.yml` files of a directory, not of its subdirectories.
+    /// Reads the `*.yaml` and `*.yml` files of a directory, without subdirectories.
     ///
     /// # Errors
-    /// A directory that cannot be read or that holds no such file.
+    /// When the directory cannot be read or has no such file.
     pub fn read(dir: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         let entries =
@@ -37,10 +37,10 @@ impl Manifests {
         Ok(Self { files })
     }
 
-    /// Replaces `from`, which must occur exactly once in all the files, by `to`.
+    /// Replaces `from`, which must occur exactly once in all files, with `to`.
     ///
     /// # Errors
-    /// When it occurs never or several times: an edit that silently does nothing would make a test pass for nothing.
+    /// When it does not occur exactly once: after an edit without effect, a test could pass for the wrong reason.
     pub fn replace(&mut self, from: &str, to: &str) -> Result<()> {
         let n_found: usize = self.files.values().map(|text| text.matches(from).count()).sum();
         if n_found != 1 {

@@ -6,18 +6,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, bail};
 
-/// Where ports for pods and controls are looked for: below the ephemeral range (Linux: from 32768), so that the load
-/// generator's own connections cannot take a port between its choice and its use.
+/// Range of the ports for pods and controls. It is below the ephemeral range (Linux: from 32768), so that no connection
+/// of the load client takes a port between its choice and its use.
 const RANGE: Range<u16> = 20_000..30_000;
-/// Ports between the first choices of two processes that start one after the other.
+/// Distance between the first ports that two processes with successive ids look at.
 const STRIDE: u32 = 100;
-/// Offsets that are tried for the gateway: 8081, 9081, 10081 …
+/// Offsets that are tried for the gateway's ports: 8081, 9081, 10081 …
 const OFFSETS: [u16; 12] = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000, 11_000];
 
-/// Ports looked at so far, by every cluster of this process: none is looked at twice before the range is exhausted.
+/// Number of ports that all clusters of this process have looked at, so that they look at each port once before they
+/// start again.
 static N_LOOKED_AT: AtomicU32 = AtomicU32::new(0);
 
-/// A port that is free now, and that no other cluster of this process is given.
+/// Returns a port that is free now and that no other cluster of this process gets.
 pub(super) fn free() -> Result<SocketAddr> {
     let n_ports = u32::from(RANGE.end - RANGE.start);
     let first = std::process::id() % (n_ports / STRIDE) * STRIDE;
@@ -35,7 +36,7 @@ pub(super) fn local(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-/// The least of [`OFFSETS`] at which all of `wanted` are free.
+/// Returns the least of [`OFFSETS`] at which all `wanted` ports are free.
 pub(super) fn gateway_offset(wanted: &[u16]) -> Result<u16> {
     let fits = |offset: &u16| wanted.iter().all(|port| port.checked_add(*offset).is_some_and(is_free));
     match OFFSETS.iter().find(|offset| fits(offset)) {
@@ -44,7 +45,7 @@ pub(super) fn gateway_offset(wanted: &[u16]) -> Result<u16> {
     }
 }
 
-/// A port on which neither 127.0.0.1 nor every address is bound (macOS lets one be bound beside the other).
+/// True if the port is bound neither on 127.0.0.1 nor on all addresses (macOS allows both at the same time).
 pub(super) fn is_free(port: u16) -> bool {
     [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED]
         .iter()

