@@ -1,4 +1,4 @@
-//! What the programs say about a request, each in its own log, joined by Envoy's request id.
+//! Records of a request from each program's log, joined by Envoy's request id.
 //!
 //! ```text
 //! client: SSE id ── x-request-id ──┬─ Envoy's access log      upstream_host, picked, served

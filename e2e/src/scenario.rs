@@ -1,4 +1,4 @@
-//! The scenarios: each sends requests, gathers what every party recorded about them, and makes checks of it.
+//! The scenarios. Each sends requests, collects every program's records of them, and checks them.
 
 use anyhow::Result;
 
@@ -31,7 +31,7 @@ mod texts;
 
 pub mod lab;
 
-/// Runs the groups in order. A scenario that cannot go on is a failed check, not the end of the run.
+/// Runs the groups in order. A scenario that cannot continue is a failed check and does not end the run.
 pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
     for group in Group::ALL.into_iter().filter(|group| groups.contains(group)) {
         match group {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// One finished request as Envoy saw it. `-` and null in the log both mean absent.
+/// One finished request as Envoy saw it. Both `-` and null in the log mean that a value is absent.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct AccessEntry {
     pub path: Option<String>,
@@ -17,7 +17,7 @@ pub struct AccessEntry {
     pub served: Option<String>,
 }
 
-/// The entries of a log file; an unreadable line is an error that names its number.
+/// Returns the entries of a log file. An unreadable line is an error with its number.
 pub fn parse(text: &str) -> Result<Vec<AccessEntry>, String> {
     complete_lines(text)
         .enumerate()
@@ -25,7 +25,7 @@ pub fn parse(text: &str) -> Result<Vec<AccessEntry>, String> {
         .collect()
 }
 
-/// Lines that end with a newline: the last one may still be being written.
+/// Returns the lines that end with a newline; Envoy may still be writing the last one.
 pub fn complete_lines(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).filter(|line| !line.is_empty())
 }

@@ -1,4 +1,4 @@
-//! One request as all parties saw it.
+//! One request as the client, Envoy, the picker and the pod saw it.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,38 +7,38 @@ use crate::evidence::picker::Decision;
 use crate::evidence::pod::PodEntry;
 use crate::load::chat::Usage;
 
-/// vLLM puts this before the `x-request-id` that it was given.
+/// Prefix that vLLM adds to the `x-request-id` that it was given.
 const CHAT_ID_PREFIX: &str = "chatcmpl-";
 
-/// What the client knows about a request it sent.
+/// The client's record of a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClientSide {
-    /// What this request is in its scenario: `round 1`, `conversation 3, turn 2`.
+    /// Name of the request in its scenario, such as `round 1` or `conversation 3, turn 2`.
     pub label: String,
-    /// The scenario group it belongs to.
+    /// Scenario group of the request.
     pub group: String,
-    /// The part of the scenario, with pods and caches of its own.
+    /// Section of the scenario; each has its own pods and caches.
     pub section: String,
-    /// `8081`, `8080` or `pod`: what it was sent to, named by the tutorial's ports.
+    /// Target of the request: `8081` or `8080`, as in the tutorial, or `pod`.
     pub via: String,
     /// Seconds since the run began.
     pub sent_at: f64,
     pub status: u16,
-    /// Envoy's request id, read from the answer's id.
+    /// Envoy's request id, read from the id of the answer.
     pub request_id: Option<String>,
-    /// Virtual milliseconds: wall time times the time scale.
+    /// Time to first token in virtual milliseconds: wall time times the time scale.
     pub ttft_ms: Option<f64>,
     pub e2e_ms: f64,
     pub usage: Option<Usage>,
-    /// Why the answer is not a well-formed stream.
+    /// Reason why the answer is not a well-formed stream.
     pub error: Option<String>,
 }
 
-/// A request with what Envoy, the picker and the pod wrote about it.
+/// A request with the records of Envoy, the picker and the pod.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
     pub client: ClientSide,
-    /// The pod that answered, by name: Envoy's record, or for a direct request the pod's own.
+    /// Name of the pod that answered: by Envoy's record, or by the pod's own for a direct request.
     pub served_by: Option<String>,
     pub envoy_upstream: Option<String>,
     pub envoy_attempts: Option<u32>,
@@ -46,12 +46,12 @@ pub struct Trace {
     pub pod: Option<PodEntry>,
 }
 
-/// Envoy's request id within an answer's id.
+/// Returns Envoy's request id, which is part of the answer's id.
 pub fn request_id(chat_id: &str) -> Option<&str> {
     chat_id.strip_prefix(CHAT_ID_PREFIX).filter(|id| !id.is_empty())
 }
 
-/// Adds to each request what the others wrote about its id.
+/// Adds to each request the other programs' records of its id.
 pub fn join(
     clients: Vec<ClientSide>,
     accesses: &[AccessEntry],
@@ -80,7 +80,7 @@ pub fn join(
 }
 
 impl Trace {
-    /// The pod that every record of a request through the picker names, or what each says when they differ.
+    /// Returns the pod that all records of a request through the picker name. The error says what each names.
     pub fn agreed_pod(&self) -> Result<&str, String> {
         let envoy = self.served_by.as_deref();
         let picked = self.decision.as_ref().and_then(|decision| decision.pod.as_deref());
@@ -94,7 +94,7 @@ impl Trace {
         }
     }
 
-    /// Tokens that the picker expected to be cached on its pod: its ratio of the prompt.
+    /// Returns the tokens that the picker expected in its pod's cache: its ratio times the prompt's tokens.
     pub fn predicted_tokens(&self) -> Option<f64> {
         let decision = self.decision.as_ref()?;
         Some(decision.ratio * f64::from(self.client.usage?.prompt_tokens))

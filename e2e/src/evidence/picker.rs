@@ -1,13 +1,13 @@
-//! The picker's word: its log in zap's console form, and the decisions on its metrics port.
+//! The picker's records: its log in zap's console format, and the decisions on its metrics port.
 
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::access_log::complete_lines;
 
-/// The message of the tutorial's log line.
+/// Message of the tutorial's log line.
 pub const PREFIX_AWARE: &str = "Do prefix-aware routing!";
 
-/// One line `time<TAB>LEVEL<TAB>file:line<TAB>message<TAB>{json}`.
+/// One log line: `time<TAB>LEVEL<TAB>file:line<TAB>message<TAB>{json}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
     pub text: String,
@@ -16,7 +16,7 @@ pub struct LogLine {
     pub fields: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The lines that announce prefix-aware routing; lines of another shape are ignored here.
+/// Returns the lines that announce prefix-aware routing. Lines of another format are skipped.
 pub fn prefix_aware_lines(log: &str) -> Vec<LogLine> {
     complete_lines(log).filter_map(parse_line).filter(|line| line.message == PREFIX_AWARE).collect()
 }
@@ -28,8 +28,8 @@ fn parse_line(text: &str) -> Option<LogLine> {
     Some(LogLine { text: text.to_owned(), level: level.to_owned(), message: message.to_owned(), fields })
 }
 
-/// Whether a line has the tutorial's shape byte for byte, apart from its time, caller and request name:
-/// tab-separated zap console encoding, `{"request": "10 characters", "matching ratio": " d.dd > d.dd"}`.
+/// True if a line has the tutorial's format byte for byte, apart from its time, caller and request name: tab-separated
+/// zap console encoding, `{"request": "10 characters", "matching ratio": " d.dd > d.dd"}`.
 pub fn has_tutorial_shape(line: &LogLine, ratio: &str) -> bool {
     let parts: Vec<&str> = line.text.split('\t').collect();
     let [time, level, caller, message, fields] = parts.as_slice() else { return false };
@@ -43,25 +43,25 @@ pub fn has_tutorial_shape(line: &LogLine, ratio: &str) -> bool {
         && *fields == expected
 }
 
-/// `2025-05-23T03:33:09Z`
+/// True for a time such as `2025-05-23T03:33:09Z`.
 fn is_utc_second(text: &str) -> bool {
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { 'd' } else { c }).collect();
     shape == "dddd-dd-ddTdd:dd:ddZ"
 }
 
-/// `scheduling/prefixcache_filter.go:311`
+/// True for a caller such as `scheduling/prefixcache_filter.go:311`.
 fn is_caller(text: &str) -> bool {
     text.rsplit_once(':').is_some_and(|(file, line)| {
         file.matches('/').count() == 1 && !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit())
     })
 }
 
-/// Ten characters of Kubernetes' `rand.String` alphabet.
+/// True for ten characters of the alphabet of Kubernetes' `rand.String`.
 fn is_request_name(name: &str) -> bool {
     name.len() == 10 && name.chars().all(|c| "bcdfghjklmnpqrstvwxz2456789".contains(c))
 }
 
-/// One decision of the picker, from `/debug/decisions`.
+/// One decision of the picker, as in `/debug/decisions`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     pub seq: u64,
@@ -78,28 +78,28 @@ pub struct Decision {
     pub total_bytes: u64,
     #[serde(default)]
     pub ratio: f64,
-    /// Absent when the strategy has none.
+    /// Threshold of the strategy, if it has one.
     pub threshold: Option<f64>,
     #[serde(default)]
     pub candidates: Vec<Candidate>,
-    /// Absent until the response has ended.
+    /// The response, once it has ended.
     pub response: Option<Answered>,
 }
 
-/// What the picker saw of a response.
+/// The picker's record of a response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answered {
-    /// HTTP status; absent when none came.
+    /// HTTP status; absent if no response came.
     pub status: Option<u16>,
 }
 
 impl Decision {
-    /// The longest match that any candidate had, in bytes.
+    /// Returns the longest match of any candidate, in bytes.
     pub fn best_match(&self) -> u64 {
         self.candidates.iter().map(|candidate| candidate.matched_bytes).max().unwrap_or(0)
     }
 
-    /// Whether the pod was picked because of its match.
+    /// True if the pod was picked because of its match.
     pub fn by_prefix(&self) -> bool {
         self.threshold.is_some_and(|threshold| self.ratio > threshold)
     }
@@ -114,7 +114,7 @@ pub struct Candidate {
     pub matched_bytes: u64,
     #[serde(default)]
     pub ratio: f64,
-    /// Tokens of the prompt that its engine said it had; absent where the pool does not go by that.
+    /// Tokens of the prompt that the engine reports as cached; absent if the pool does not use such reports.
     pub cached_tokens: Option<u64>,
 }
 
@@ -123,7 +123,7 @@ struct Decisions {
     decisions: Vec<Decision>,
 }
 
-/// The decisions of a `/debug/decisions` body.
+/// Reads the decisions in a body of `/debug/decisions`.
 pub fn parse_decisions(body: &[u8]) -> Result<Vec<Decision>, serde_json::Error> {
     serde_json::from_slice::<Decisions>(body).map(|decisions| decisions.decisions)
 }

@@ -1,10 +1,10 @@
-//! A pod's word: its request log (JSON lines) and its Prometheus counters.
+//! A pod's records: its request log (JSON lines) and its Prometheus counters.
 
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::access_log::complete_lines;
 
-/// One request that ended at a pod, whatever its outcome.
+/// One request that ended at a pod, with any outcome.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodEntry {
     pub pod: String,
@@ -19,7 +19,7 @@ pub struct PodEntry {
     pub ttft_ms: Option<f64>,
 }
 
-/// The entries of a pod's request log; an unreadable line is an error that names its number.
+/// Returns the entries of a pod's request log. An unreadable line is an error with its number.
 pub fn parse(text: &str) -> Result<Vec<PodEntry>, String> {
     complete_lines(text)
         .enumerate()
@@ -27,7 +27,7 @@ pub fn parse(text: &str) -> Result<Vec<PodEntry>, String> {
         .collect()
 }
 
-/// A pod's prefix cache in tokens, and how full its KV cache is.
+/// Use of a pod's prefix cache in tokens, and the used share of its KV cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct CacheCounters {
     pub queries: f64,
@@ -36,7 +36,7 @@ pub struct CacheCounters {
 }
 
 impl CacheCounters {
-    /// Reads vLLM's counters from a Prometheus text; `None` when one is missing, so that no check passes on silence.
+    /// Reads vLLM's counters from a Prometheus text; `None` if one is missing, so that no check passes without data.
     pub fn parse(metrics: &str) -> Option<Self> {
         Some(Self {
             queries: sum(metrics, "vllm:prefix_cache_queries_total")?,
@@ -45,7 +45,7 @@ impl CacheCounters {
         })
     }
 
-    /// What was added since `earlier`.
+    /// Returns the increase since `earlier`, with the present `kv_usage`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
             queries: self.queries - earlier.queries,
@@ -54,13 +54,13 @@ impl CacheCounters {
         }
     }
 
-    /// Share of looked-up tokens that were in the cache; `None` without a look-up.
+    /// Returns the share of looked-up tokens that were in the cache; `None` if none were looked up.
     pub fn hit_ratio(self) -> Option<f64> {
         (self.queries > 0.0).then(|| self.hits / self.queries)
     }
 }
 
-/// The sum over all series of a metric.
+/// Returns the sum over all series of a metric.
 pub fn sum(metrics: &str, name: &str) -> Option<f64> {
     let mut values = metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;

@@ -1,4 +1,4 @@
-//! Negative controls: the effects that the other scenarios assert go away when their cause does.
+//! Negative controls: the effects that the other scenarios check disappear when their cause does.
 
 use anyhow::{Context as _, Result};
 
@@ -10,13 +10,13 @@ use crate::scenario::lab::{GOOD, Lab, Shot, Via};
 use crate::scenario::latency::{Gain, TOLERANCE, measure, modelled_gain_ms};
 use crate::scenario::{part, texts};
 
-/// The pool's annotation as the tutorial writes it.
+/// The pool's annotation, as in the tutorial.
 const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
-/// The same key, as a comment: the pool keeps its shape and loses its strategy.
+/// The same key with a comment: the pool stays valid and loses its strategy.
 const NO_ANNOTATION: &str = "{} # no strategy";
-/// The header with which a client would choose its pod.
+/// Header with which a client would choose its pod.
 const DESTINATION: &str = "x-gateway-destination-endpoint";
-/// How near the hit ratio without the annotation must come to 8080's; the two draw pods by chance, 100 times each.
+/// Largest difference from 8080's hit ratio without the annotation. Both sides choose pods by chance, 100 times each.
 const NEAR: f64 = 0.15;
 
 pub async fn run(lab: &Lab<'_>) {
@@ -30,7 +30,7 @@ fn claim(name: &str, title: &str) -> Claim {
     Check::of(Group::Controls, name, title)
 }
 
-/// Three controls that need one fresh cluster and don't disturb each other: their texts share no prefix.
+/// Three controls that share a new cluster; they do not disturb each other, because their texts share no prefix.
 async fn round_two_first(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let mark = lab.mark();
@@ -50,7 +50,7 @@ async fn round_two_first(lab: &Lab<'_>) -> Result<()> {
     forged_header(lab).await
 }
 
-/// The threshold is strict: a match of exactly half is not taken, eight bytes more are.
+/// The threshold is strict: a match of exactly half does not count, eight bytes more do.
 async fn exactly_half(lab: &Lab<'_>) -> Result<()> {
     let model = lab.requests.model();
     let send = async |name: &str, shared: usize| {
@@ -115,7 +115,7 @@ async fn forged_header(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Without the annotation the same pods, the same picker process and the same conversations see no affinity.
+/// Without the annotation, the same pods, picker process and conversations show no affinity.
 async fn without_annotation(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let mut manifests = lab.cluster.manifests();
@@ -179,7 +179,7 @@ async fn compare_bare(lab: &Lab<'_>, bare: &Outcome) -> Result<()> {
     Ok(())
 }
 
-/// Pods that cache nothing: round 2 is as slow on the pod of round 1 as on another.
+/// With pods that cache nothing, round 2 is as slow on round 1's pod as on another.
 async fn without_cache(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&["--no-enable-prefix-caching", "--jitter", "0"]).await?;
     let pairs = measure(lab, Group::Controls).await?;

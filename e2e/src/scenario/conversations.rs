@@ -1,4 +1,5 @@
-//! 20 conversations of 5 turns, through the picker and again through plain least-request, each on empty caches.
+//! Sends 20 conversations of 5 turns, first through the picker and then through plain least-request, each on empty
+//! caches.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,17 +17,17 @@ use crate::scenario::lab::{Evidence, Lab, Shot, Via};
 
 const CONVERSATIONS: usize = 20;
 const TURNS: usize = 5;
-/// Short answers keep a run short; they still fill blocks that the next turn finds.
+/// Tokens of an answer. Short answers keep the run short, and still fill blocks that the next turn finds.
 const ANSWER_TOKENS: u32 = 8;
-/// Virtual time between the starts of two conversations: some overlap, but first turns do not come all at once.
+/// Virtual time between the starts of two conversations. Some overlap, but their first turns do not come all at once.
 const STAGGER: Duration = Duration::from_millis(60);
-/// Virtual time that a customer reads before the next question. Without it the pod that has just answered is the idlest,
-/// and balancing by load alone would look like affinity.
+/// Virtual time that a user reads before the next question, in milliseconds. Without it, the pod that has just answered
+/// would be the idlest one, and balancing by load alone would look like affinity.
 const READING: std::ops::Range<u64> = 150..450;
-/// The same texts on every run.
+/// Seed of the texts, the same on every run.
 const SEED: u64 = 20_250_523;
 
-/// A side and what was recorded while it ran.
+/// Figures of one side, and the records made while it ran.
 #[derive(Debug)]
 pub struct Outcome {
     pub side: Side,
@@ -45,7 +46,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     compare(lab, &picked.side, &plain.side)
 }
 
-/// Sends all conversations through `via` and journals the side under `name`.
+/// Sends all conversations through `via`, and journals the side under `name`.
 pub async fn through(lab: &Lab<'_>, group: Group, (via, name): (Via, &str)) -> Result<Outcome> {
     lab.enter(group, &format!("{CONVERSATIONS} conversations through {name}"));
     let mark = lab.mark();
@@ -67,7 +68,7 @@ pub async fn through(lab: &Lab<'_>, group: Group, (via, name): (Via, &str)) -> R
     Ok(Outcome { side, evidence, answered })
 }
 
-/// One conversation; it ends early when a turn is not answered.
+/// Holds one conversation; it ends early if a turn is not answered.
 async fn converse(lab: &Lab<'_>, group: Group, via: Via, number: usize) -> Vec<ClientSide> {
     let model = lab.requests.model();
     let mut conversation = Conversation::new(SEED, number);
@@ -94,7 +95,7 @@ fn label(number: usize, turn: usize) -> String {
     format!("conversation {}, turn {turn}", number + 1)
 }
 
-/// Later turns that were served by the pod that served their conversation's first turn.
+/// Returns the number of later turns that went to the pod of their conversation's first turn.
 fn own_pod_turns(traces: &[Trace]) -> usize {
     let pod_of = |label: &str| {
         traces.iter().find(|trace| trace.client.label == label).and_then(|trace| trace.served_by.as_deref())

@@ -1,4 +1,4 @@
-//! Faults: a pod dies, the picker dies, a request is broken. What must go on goes on, what must fail fails clearly.
+//! Faults: a pod dies, the picker dies, a request is broken. The rest must go on, and failures must be clear.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::requests::{Form, body};
 use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
 use crate::scenario::part;
 
-/// A failure is `at once` when it takes less than this; a request that hangs takes Envoy's keepalive, 6.5 s.
+/// Longest time of a failure that counts as "at once". A request that hangs takes Envoy's keepalive, 6.5 s.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// Requests that are sent beside round 2 right after the pod's death, so that every pod is asked.
+/// Requests sent beside round 2 right after the pod's death, enough to reach every pod.
 const BYSTANDERS: usize = 9;
 
 pub async fn run(lab: &Lab<'_>) {
@@ -123,7 +123,8 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Another picker answers on the picker's port, with a certificate for the same name that nobody trusts.
+/// Another picker answers on the picker's port, with a certificate for the same name from an authority that is not
+/// trusted.
 async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let send = async |label: &str| {
@@ -170,7 +171,7 @@ fn files_in(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     Ok(files)
 }
 
-/// dash's file as `--data-binary` would send it: with line breaks inside its strings.
+/// Sends dash's file as `--data-binary` would, with line breaks inside its strings.
 async fn broken_request(lab: &Lab<'_>) -> Result<()> {
     let raw = lab.requests.raw(Form::Dash, 2)?;
     lab.check(claim("broken/premise", "dash's file is not valid JSON").equal(

@@ -1,5 +1,5 @@
-//! Hostile clients and broken neighbours: what one of them does, no other client notices, and the picker is not made
-//! wrong by it. Each attack has a control that shows that it was one.
+//! Hostile clients and broken neighbours. Other clients must not notice them, and the picker must not draw wrong
+//! conclusions from them. Each attack has a control that shows that it is one.
 
 mod frames;
 mod neighbours;
@@ -36,7 +36,7 @@ fn all_answered(n_answers: usize) -> String {
     format!("{n_answers} of {n_answers} answered")
 }
 
-/// Says what is wrong with each answer that is not a well-formed stream.
+/// Describes the problem of each answer that is not a well-formed stream.
 fn problems(answers: &[Answer]) -> String {
     let problems: Vec<String> =
         answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();

@@ -1,4 +1,5 @@
-//! What every scenario works with: a fresh cluster, a client that keeps records, and the records of the others.
+//! The common tools of all scenarios: a fresh cluster, a client that keeps records, and the records of the other
+//! programs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,15 +26,16 @@ use crate::requests::Requests;
 use crate::stats::millis;
 use crate::ui::Ui;
 
-/// Logs are written as requests end and flushed within 100 ms; after this long they lack something for good.
+/// Longest wait for a record. Logs are written when requests end and flushed within 100 ms, so a record that is missing
+/// after this time will not come.
 const LOG_PATIENCE: Duration = Duration::from_secs(3);
 const LOG_POLL: Duration = Duration::from_millis(20);
-/// The same for what pickers and pods have in memory.
+/// Time between two looks at what pickers and pods have in memory.
 const POLL: Duration = Duration::from_millis(2);
 
 pub(super) const CHAT: &str = "/v1/chat/completions";
 
-/// Scenarios borrow it; the cluster belongs to the run.
+/// Tools of a scenario. Scenarios borrow them; the cluster belongs to the run.
 #[derive(Debug)]
 pub struct Lab<'a> {
     pub cluster: &'a Cluster,
@@ -42,23 +44,24 @@ pub struct Lab<'a> {
     pub requests: Requests,
     pub time_scale: f64,
     pub started: Stopwatch,
-    /// Another one after each edit: a connection keeps the configuration that its listener had.
+    /// HTTP client, replaced after each edit of the manifests, because a connection keeps its listener's old
+    /// configuration.
     client: Mutex<Client>,
     edited: AtomicBool,
     section: Mutex<String>,
 }
 
-/// What a request is sent to.
+/// Target of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
-    /// Listener `llm-gw`, the tutorial's 8081: the picker chooses.
+    /// Listener `llm-gw`, the tutorial's 8081, where the picker chooses the pod.
     Picker,
-    /// Listener `http`, the tutorial's 8080: least request.
+    /// Listener `http`, the tutorial's 8080, with least request.
     Plain,
     Pod(SocketAddr),
 }
 
-/// A request and how it is called in reports.
+/// A request, and its name in reports.
 #[derive(Debug, Clone)]
 pub struct Shot {
     pub group: Group,
@@ -68,30 +71,30 @@ pub struct Shot {
     pub body: Bytes,
 }
 
-/// What came back.
+/// Answer to a request, or the failure.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub side: ClientSide,
-    /// A well-formed stream.
+    /// The answer, if it is a well-formed stream.
     pub chat: Option<ChatStream>,
-    /// The body of an answer that is no stream.
+    /// Body of an answer that is not a stream.
     pub body: String,
     headers: HeaderMap,
 }
 
-/// Where the logs stood when a part began.
+/// Positions in the logs when a part began, and its pods.
 #[derive(Debug)]
 pub struct Mark {
     picker_logs: BTreeMap<PathBuf, usize>,
     pods: Vec<Pod>,
 }
 
-/// What all parties recorded since a mark.
+/// Records of all programs since a mark.
 #[derive(Debug)]
 pub struct Evidence {
-    /// In the order of the answers.
+    /// Traces of the requests, in the order in which they were given to [`Lab::collect`].
     pub traces: Vec<Trace>,
-    /// The picker's prefix-aware lines.
+    /// The picker's log lines about prefix-aware routing.
     pub prefix_lines: Vec<picker::LogLine>,
 }
 
@@ -107,7 +110,7 @@ impl Shot {
 }
 
 impl Answer {
-    /// `200, well-formed stream`, or what it is instead.
+    /// Returns `200, well-formed stream`, or what the answer is instead.
     pub fn verdict(&self) -> String {
         match (&self.chat, &self.side.error) {
             (Some(_), _) => format!("{}, well-formed stream", self.side.status),
@@ -125,7 +128,7 @@ impl Answer {
     }
 }
 
-/// What [`Answer::verdict`] says of a good answer.
+/// Verdict of a good answer, see [`Answer::verdict`].
 pub const GOOD: &str = "200, well-formed stream";
 
 impl<'a> Lab<'a> {
@@ -146,19 +149,19 @@ impl<'a> Lab<'a> {
         self.journal.check(check);
     }
 
-    /// Names the section that further requests belong to, and tells the user.
+    /// Sets the section of the following requests, and shows it to the user.
     pub fn enter(&self, group: Group, section: &str) {
         self.ui.step(&format!("{group}: {section}"));
         section.clone_into(&mut self.section.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Empty caches, an empty index, the user's manifests, and engines with further arguments.
+    /// Starts over with empty caches, an empty index and the user's manifests; engines get these further arguments.
     pub async fn fresh(&self, engine_args: &[&str]) -> Result<()> {
         let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
         self.start_anew(Fresh { engine_args, ..Fresh::default() }).await
     }
 
-    /// The same, with pickers that differ too.
+    /// Starts over like [`Lab::fresh`], with further settings for pickers too.
     pub async fn start_anew(&self, fresh: Fresh) -> Result<()> {
         if self.edited.swap(false, Ordering::Relaxed) {
             self.cluster.reset_manifests().await.context("take the edited manifests back")?;
@@ -177,7 +180,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Takes edited manifests back without a restart.
+    /// Goes back to the user's manifests without a restart.
     pub async fn reset(&self) -> Result<()> {
         self.edited.store(false, Ordering::Relaxed);
         self.cluster.reset_manifests().await?;
@@ -199,12 +202,12 @@ impl<'a> Lab<'a> {
         tokio::time::sleep(virtual_time.div_f64(self.time_scale)).await;
     }
 
-    /// Wall time in virtual milliseconds.
+    /// Converts wall time to virtual milliseconds.
     pub fn virtual_ms(&self, wall: Duration) -> f64 {
         millis(wall) * self.time_scale
     }
 
-    /// Sends one chat request. Whatever happens is an answer: scenarios judge it.
+    /// Sends one chat request. A failure is an answer too, and scenarios judge it.
     pub async fn send(&self, shot: Shot) -> Answer {
         let Shot { group, label, via, headers, body } = shot;
         let sent_at = self.started.elapsed().as_secs_f64();
@@ -244,14 +247,14 @@ impl<'a> Lab<'a> {
         self.client().post(&format!("http://{}{path}", self.address(via)?), headers, body).await
     }
 
-    /// A page of Envoy's or of a picker's.
+    /// Gets a page from Envoy's admin port or from a picker.
     pub async fn page(&self, address: SocketAddr, path: &str) -> Result<String> {
         let reply = self.client().get(&format!("http://{address}{path}")).await?;
         anyhow::ensure!(reply.status.is_success(), "{address}{path} answers {}", reply.status);
         Ok(reply.text())
     }
 
-    /// The sum over all pickers of a metric's series; `series` is how their lines begin.
+    /// Returns the sum of a metric over all running pickers. `series` is the beginning of the metric's lines.
     pub async fn picker_metric(&self, series: &str) -> Result<f64> {
         let mut sum = 0.0;
         for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
@@ -298,7 +301,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Pods that were ready at `mark`.
+    /// Returns the number of pods that were ready at `mark`.
     pub fn replicas(&self, mark: &Mark) -> usize {
         mark.pods.len()
     }
@@ -315,7 +318,7 @@ impl<'a> Lab<'a> {
         Mark { picker_logs, pods: self.cluster.pods() }
     }
 
-    /// Gathers what was recorded about `answers` since `mark`, waiting for logs that lag, and journals it.
+    /// Collects and journals the records of `answers` since `mark`, and waits for logs that lag.
     pub async fn collect(&self, mark: &Mark, answers: Vec<ClientSide>) -> Result<Evidence> {
         let ids: Vec<&str> = answers.iter().filter_map(|side| side.request_id.as_deref()).collect();
         let gateway_ids: Vec<&str> = answers
@@ -349,7 +352,7 @@ impl<'a> Lab<'a> {
         Ok(Evidence { traces, prefix_lines: self.prefix_lines(mark) })
     }
 
-    /// The picker's prefix-aware lines since `mark`.
+    /// Returns the picker's log lines about prefix-aware routing since `mark`.
     pub fn prefix_lines(&self, mark: &Mark) -> Vec<picker::LogLine> {
         mark.picker_logs
             .iter()
@@ -384,12 +387,12 @@ impl<'a> Lab<'a> {
         Ok(decisions)
     }
 
-    /// The number of the newest decision, 0 before the first.
+    /// Returns the number of the newest decision, or 0 before the first.
     pub async fn last_decision(&self) -> Result<u64> {
         Ok(self.decisions_after(0).await?.last().map_or(0, |decision| decision.seq))
     }
 
-    /// The picker's first decision behind number `seq`, once its response has ended.
+    /// Returns the picker's first decision after number `seq`, once its response has ended.
     pub async fn decision_after(&self, seq: u64) -> Result<picker::Decision> {
         let waiting = Stopwatch::start();
         loop {
@@ -405,7 +408,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Waits until the pickers have as many blocks in their index as the pods have in their caches.
+    /// Waits until each picker's index has as many blocks as all pods' caches together.
     pub async fn index_agrees(&self) -> Result<()> {
         let waiting = Stopwatch::start();
         loop {
@@ -419,7 +422,7 @@ impl<'a> Lab<'a> {
         }
     }
 
-    /// Blocks of different contents in all pods' caches.
+    /// Returns the number of cached blocks, summed over pods; within a pod, equal contents count once.
     async fn cached_blocks(&self) -> Result<u64> {
         let mut n_cached = 0;
         for pod in self.cluster.pods() {
@@ -431,7 +434,7 @@ impl<'a> Lab<'a> {
         Ok(n_cached)
     }
 
-    /// Blocks in each picker's index of what engines say.
+    /// Returns the number of blocks in each picker's index of KV events.
     async fn known_blocks(&self) -> Result<Vec<u64>> {
         let mut known = Vec::new();
         for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
@@ -443,7 +446,7 @@ impl<'a> Lab<'a> {
         Ok(known)
     }
 
-    /// The cache counters of every pod, by name.
+    /// Returns the cache counters of every pod, by name.
     pub async fn counters(&self) -> Result<BTreeMap<String, CacheCounters>> {
         let mut counters = BTreeMap::new();
         for pod in self.cluster.pods() {
@@ -459,7 +462,7 @@ impl<'a> Lab<'a> {
 impl Via {
     const POD: &'static str = "pod";
 
-    /// The tutorial's name for it, whatever port is really used.
+    /// Returns the tutorial's name of the target, whichever port is really used.
     pub fn name(self) -> &'static str {
         match self {
             Self::Picker => "8081",
@@ -470,7 +473,7 @@ impl Via {
 }
 
 impl Mark {
-    /// The name of the pod that had this address.
+    /// Returns the name of the pod that had this address.
     pub fn pod_at(&self, address: &str) -> Option<String> {
         self.pods.iter().find(|pod| pod.address.to_string() == address).map(|pod| pod.name.clone())
     }
@@ -480,7 +483,7 @@ impl Mark {
     }
 }
 
-/// A log that does not exist yet is empty.
+/// Reads a log; one that does not exist yet is empty.
 fn read(log: &std::path::Path) -> String {
     std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! Round 2 on the pod that answered round 1 against the same request on a pod that did not, without jitter, sent to the
-//! pods directly: the difference is what a warm cache is worth, and the latency model says how much.
+//! Compares round 2 on the pod that answered round 1 with the same request on another pod, without jitter and sent to
+//! the pods directly. The difference is the value of a warm cache, and the latency model predicts it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use crate::requests::salted;
 use crate::scenario::lab::{Lab, Shot, Via};
 use crate::stats::millis;
 
-/// Prompt tokens of round 2 in the bash form, and those of them that round 1 leaves in the cache.
+/// Prompt tokens of round 2 in the bash form. Round 1 leaves [`CACHED`] of them in the cache.
 const PROMPT: u32 = 228;
 const CACHED: u32 = 128;
-/// How far the seen gain may be from the model's, as a share of the model's.
+/// Largest difference between the measured and the modelled gain, as a share of the modelled one.
 pub const TOLERANCE: f64 = 0.15;
-/// Tokens of round 1 that are generated: the first one fills the eighth block, the second one writes it.
+/// Tokens that round 1 generates: the first one fills the eighth block, the second one writes it.
 const ROUND1_TOKENS: u32 = 2;
-/// Pairs to measure. Engines without jitter take the same time for each, and a busy machine only adds to it: the least of
-/// 15 is steady to a fraction of a millisecond where a median is not.
+/// Number of pairs. Engines without jitter take the same time for each, and a busy machine only adds to it, so the
+/// least of 15 is steady to a fraction of a millisecond while a median is not.
 const PAIRS: usize = 15;
-/// Above this time scale a millisecond of the machine weighs too much for pods to be measured side by side.
+/// Largest time scale at which pods are measured side by side; above it, a millisecond of the machine weighs too much.
 const SIDE_BY_SIDE_SCALE: f64 = 2.0;
 
 /// The same request on a warm and on a cold pod.
@@ -35,7 +35,7 @@ pub struct Pair {
     pub cold_cached: u32,
 }
 
-/// What the latency model says that `cached` tokens of round 2 save, in milliseconds.
+/// Returns the milliseconds that [`CACHED`] tokens of round 2 save by the latency model.
 pub fn modelled_gain_ms() -> f64 {
     millis(idle_ttft(PROMPT, 0).saturating_sub(idle_ttft(PROMPT, CACHED)))
 }
@@ -75,7 +75,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The least of each over all pairs, and their difference.
+/// The least time of each kind over all pairs, and their difference.
 #[derive(Debug)]
 pub struct Gain {
     pub warm_ms: f64,
@@ -93,7 +93,8 @@ impl Gain {
     }
 }
 
-/// Measures all pairs. Each gets its own salt, so that a pod is warm for one pair only; which of the two is first alternates.
+/// Measures all pairs. Each has its own salt, so that a pod is warm for one pair only. Whether the warm or the cold pod
+/// comes first alternates.
 pub async fn measure(lab: &Lab<'_>, group: Group) -> Result<Vec<Pair>> {
     let pods: Vec<SocketAddr> = lab.cluster.pods().iter().map(|pod| pod.address).collect();
     ensure!(pods.len() >= 2, "a warm and a cold pod are needed, {} ready", pods.len());
@@ -102,7 +103,8 @@ pub async fn measure(lab: &Lab<'_>, group: Group) -> Result<Vec<Pair>> {
     let (mut pairs, mut sides) = (Vec::new(), Vec::new());
     while pairs.len() < PAIRS {
         let numbers = pairs.len()..(pairs.len() + lanes).min(PAIRS);
-        // One request at a time on each pod: all warm up together, then all measure their first, then their second.
+        // Send one request at a time to each pod: all warm up together, then all measure their first request, then
+        // their second.
         let first = numbers.clone().map(|number| send(lab, group, (number, 1), pods[number % pods.len()]));
         sides.extend(try_join_all(first).await?.into_iter().map(|answer| answer.side));
         let mut measured = Vec::new();
@@ -152,7 +154,7 @@ async fn send(lab: &Lab<'_>, group: Group, (pair, round): (usize, u32), pod: Soc
     Ok(Sent { ttft_ms, cached: answer.cached_tokens().unwrap_or_default(), side: answer.side })
 }
 
-/// `128/0 (15 times)`, for messages.
+/// Returns a text such as `128/0 (15 times)`, for messages.
 fn distinct(cached: &[(u32, u32)]) -> String {
     let mut seen: Vec<((u32, u32), usize)> = Vec::new();
     for pair in cached {

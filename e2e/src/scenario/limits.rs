@@ -1,4 +1,4 @@
-//! Limits that proxies like to have by accident: large bodies and many streams at a time.
+//! Limits that proxies often have by accident: large bodies, and many streams at the same time.
 
 use anyhow::Result;
 use futures::future::join_all;
@@ -8,7 +8,7 @@ use crate::requests::body;
 use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
 use crate::scenario::texts;
 
-/// Well above the 1 MiB and 32 KiB that proxies buffer by default.
+/// Length of a large body, well above the 1 MiB and 32 KiB that proxies buffer by default.
 const BIG_BODY_BYTES: usize = 6_000_000;
 const STREAMS: usize = 64;
 

@@ -1,5 +1,5 @@
-//! What a proxy does while its picker is hung, cut off in mid-stream, away from a pool that fails open, shedding, or one
-//! of two.
+//! What Envoy does while its picker hangs, dies during a response, is missing for a pool that fails open, refuses
+//! requests because the pool is saturated, or is one of two and dies.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,23 +16,24 @@ use crate::requests::{Form, body};
 use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
 use crate::scenario::{part, texts};
 
-/// When Envoy gives a silent picker up: it pings every 5 s and waits 2 s for the answer.
+/// Time after which Envoy gives up a silent picker: it pings every 5 s and waits 2 s for the answer.
 const KEEPALIVE: std::ops::Range<Duration> = Duration::from_secs(1)..Duration::from_secs(10);
-/// When Envoy closes a connection whose answer cannot be completed: it waits a second for the client to do it.
+/// Longest time until Envoy closes a connection whose answer cannot be completed; it gives the client a second to do
+/// so.
 const DELAYED_CLOSE: Duration = Duration::from_secs(3);
-/// How far into its answer a stream is cut; virtual time. A pod answers 25 to 45 tokens a second.
+/// Virtual time into its answer at which a stream is cut. A pod generates 25 to 45 tokens per second.
 const MIDWAY: Duration = Duration::from_secs(1);
 const LONG_ANSWER_TOKENS: u32 = 256;
-/// Requests that least request spreads; that all of them go to one of five pods by chance happens once in 2 million runs.
+/// Requests that least request spreads. By chance, all of them go to one of five pods once in 2 million runs.
 const SPREAD: usize = 10;
-/// Requests after one of two pickers was killed.
+/// Requests sent after one of two pickers was killed.
 const AFTER_THE_KILL: usize = 20;
 
 const FAIL_OPEN: &str = "    name: inference-gateway-ext-proc\n    failureMode: FailOpen";
 const FAIL_CLOSE: &str = "    name: inference-gateway-ext-proc";
 const CRITICAL: &str = "criticality: Critical";
 const SHEDDABLE: &str = "criticality: Sheddable";
-/// The header with which a client would choose its pod.
+/// Header with which a client would choose its pod.
 const DESTINATION: &str = "x-gateway-destination-endpoint";
 
 pub async fn run(lab: &Lab<'_>) {
@@ -52,7 +53,7 @@ fn shot(label: impl Into<String>, body: Bytes) -> Shot {
     Shot::new(Group::Faults, label, Via::Picker, body)
 }
 
-/// A picker that takes requests and answers nothing, as in a deadlock.
+/// The picker accepts requests and never answers, as in a deadlock.
 async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let request = || lab.requests.curl(Form::Quoted, 1);
@@ -79,7 +80,7 @@ async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The picker sees responses too: when it dies, the streams that pass it are cut, and seen to be.
+/// The picker sees responses too: when it dies, the streams through it are cut, and clients can see that.
 async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let mut request = texts::chat(&lab.requests.model(), "A long story about a picker, please.");
@@ -113,7 +114,7 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// `failureMode: FailOpen`: without a picker, least request, and still no pod of the client's choice.
+/// With `failureMode: FailOpen` and no picker, Envoy uses least request, and clients still cannot choose their pod.
 async fn fails_open(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let mut manifests = lab.cluster.manifests();
@@ -157,7 +158,7 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
     lab.cluster.start_pickers().await.context("start the picker again")
 }
 
-/// Pods that say that their queues are long: sheddable requests are refused, critical ones are not.
+/// Pods report long queues: sheddable requests are refused, critical ones are not.
 async fn saturated(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&["--fault", "metrics-lie:metric=waiting,value=100"]).await?;
     let request = || lab.requests.curl(Form::Quoted, 1);
@@ -190,7 +191,7 @@ fn retry_after(answer: &Answer) -> String {
     format!("{}, Retry-After {present}", answer.side.status)
 }
 
-/// Two pickers share a pool: either may die, and the other knows what it sent where.
+/// Two pickers share a pool. Either may die, and the other knows where it sent requests.
 async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
     lab.start_anew(Fresh { pickers: Some(2), ..Fresh::default() }).await?;
     let model = lab.requests.model();

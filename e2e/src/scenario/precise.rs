@@ -1,5 +1,5 @@
-//! The pool goes by what engines say they hold: what the picker predicts of a request's cache is then what the engine finds,
-//! while caches are full and blocks are evicted all the time.
+//! The pool reads engines' KV events: what the picker predicts about the cache is what the engine finds, while caches
+//! are full and blocks are evicted all the time.
 
 use std::time::Duration;
 
@@ -11,23 +11,23 @@ use crate::evidence::join::Trace;
 use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 
-/// The pool's annotation as the tutorial writes it.
+/// The pool's annotation, as in the tutorial.
 pub(super) const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
-/// The same, and ours.
+/// The same annotation, followed by ours.
 pub(super) const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"\n    \
                        inference.networking.x-k8s.io/prefix-cache-mode: \"precise\"";
-/// Blocks of a pod's cache: room for two to three conversations of some 1,200 tokens.
+/// Blocks of a pod's cache, enough for two or three conversations of about 1,200 tokens.
 const BLOCKS: &str = "200";
-/// More than all pods have room for.
+/// Number of conversations, more than all pods have room for.
 const CONVERSATIONS: usize = 16;
-/// Conversations before the pool is made precise.
+/// Number of conversations before the pool is made precise.
 const CONTROLS: usize = 2;
 const TURNS: usize = 2;
 const ANSWER_TOKENS: u32 = 4;
 const SEED: u64 = 77;
-/// Tokens that are most of a prompt, and more than all of them share.
+/// Tokens that are most of a prompt and more than all prompts have in common.
 const MOST: u64 = 800;
-/// From an answer's end until its events are with the picker.
+/// Time from the end of an answer until the picker has its events.
 const SETTLING: Duration = Duration::from_millis(30);
 
 pub async fn run(lab: &Lab<'_>) -> Result<()> {
@@ -35,7 +35,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     let estimated = converse(lab, "estimate", CONTROLS).await?;
     let mut manifests = lab.cluster.manifests();
     manifests.replace(ANNOTATION, PRECISE).context("make the pool precise")?;
-    // Pods start anew, with events.
+    // This restarts the pods, now with KV events.
     lab.apply(&manifests).await?;
     let precise = converse(lab, "precise", CONVERSATIONS).await?;
     let n = CONVERSATIONS * TURNS;
@@ -69,7 +69,7 @@ fn claim(name: &str, title: &str) -> Claim {
     Check::of(Group::Precise, name, title)
 }
 
-/// Every conversation's first turn, then every one's second: by then, some of the first are evicted.
+/// Sends the first turn of every conversation, then every second turn; by then, some of the first ones are evicted.
 async fn converse(lab: &Lab<'_>, mode: &str, n_conversations: usize) -> Result<Vec<Trace>> {
     let model = lab.requests.model();
     let mark = lab.mark();
@@ -94,7 +94,7 @@ fn cached(trace: &Trace) -> Option<u64> {
     Some(trace.client.usage?.cached_tokens().into())
 }
 
-/// What the engine of the picked pod said it had.
+/// Returns the cached tokens that the engine of the picked pod reported.
 fn predicted(trace: &Trace) -> Option<u64> {
     let decision = trace.decision.as_ref()?;
     decision
@@ -116,7 +116,7 @@ fn misses(traces: &[Trace]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Whether another engine than the picked one's said it had most of the prompt, and more of it.
+/// True if an engine that was not picked reported most of the prompt as cached, and more than the picked one.
 fn misses_a_cache(trace: &Trace) -> bool {
     let Some(decision) = &trace.decision else { return true };
     let best = decision.candidates.iter().filter_map(|candidate| candidate.cached_tokens).max().unwrap_or(0);

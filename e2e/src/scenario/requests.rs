@@ -1,5 +1,5 @@
-//! Every kind of request, against one pod: what the picker predicts of the pod's cache, and what the pod had. First by the
-//! estimate, then by the engine's own word.
+//! Sends every kind of request to one pod, and compares the picker's prediction with what the pod had in its cache:
+//! first with the estimate, then with the engine's own reports.
 
 mod rows;
 
@@ -14,7 +14,7 @@ use crate::requests::body;
 use crate::scenario::lab::{Lab, Via};
 use crate::scenario::precise::{ANNOTATION, PRECISE};
 
-/// What the rows need of engines: tools, templates that show reasoning, and room for every prompt.
+/// Engine arguments that the rows need: tools, templates that show reasoning, and room for every prompt.
 const ENGINE_ARGS: [&str; 12] = [
     "--vllm-version",
     "0.33",
@@ -26,24 +26,24 @@ const ENGINE_ARGS: [&str; 12] = [
     "--enable-scale-out",
     "--num-gpu-blocks-override",
     "4000",
-    // Nothing here is timed.
+    // Times do not matter here.
     "--time-scale",
     "20",
 ];
-/// However slow the machine is, no request is estimated for want of time.
+/// Picker arguments with a long timeout, so that a slow machine does not turn exact predictions into estimates.
 const PICKER_ARGS: [&str; 2] = ["--tokenize-timeout", "10s"];
-/// The tutorial's pods; here is one, so that every request meets the caches of those before it.
+/// The tutorial's number of pods. Here it is one, so that every request meets the caches of the requests before it.
 const REPLICAS: &str = "replicas: 5";
 const ONE_REPLICA: &str = "replicas: 1";
-/// Tokens of a block, by which the engine's own word may be off.
+/// Tokens of a block: the largest error of a prediction from the engine's reports.
 const BLOCK: f64 = 16.0;
-/// By how much the estimate may be off.
+/// Largest error of an estimate, in tokens or as a share of the prompt, whichever is more.
 const ESTIMATE_TOKENS: f64 = 64.0;
 const ESTIMATE_SHARE: f64 = 0.1;
-/// Bytes of a token, where no answer says how many there were.
+/// Bytes per token, for prompts whose answer does not report its tokens.
 const BYTES_PER_TOKEN: f64 = 4.0;
 
-/// Whose word the picker goes by.
+/// Source of the picker's predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Estimate,
@@ -57,11 +57,11 @@ struct Sender<'a> {
     last_decision: u64,
 }
 
-/// One request that was answered.
+/// One request, and what was seen of it.
 #[derive(Debug, Clone)]
 struct Seen {
     decision: Decision,
-    /// Of the whole prompt; `None` when the engine refused it.
+    /// Tokens of the whole prompt; `None` if the engine refused it.
     prompt_tokens: Option<f64>,
     cached_tokens: f64,
 }
@@ -79,7 +79,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     table(lab, Mode::Precise).await
 }
 
-/// Sends the rows and, for each that goes by a field, the same without it.
+/// Sends the rows, and each row that has a field also without it.
 async fn table(lab: &Lab<'_>, mode: Mode) -> Result<()> {
     let mut blind = Vec::new();
     let mut sender = Sender { lab, mode, last_decision: lab.last_decision().await? };
@@ -110,7 +110,8 @@ async fn table(lab: &Lab<'_>, mode: Mode) -> Result<()> {
     Ok(())
 }
 
-/// A picker that did not look at the field would predict for the probe what it predicts without the field.
+/// Checks that each field matters: a picker that ignored it would predict for the probe what it predicts without the
+/// field, and so fail the row.
 fn check_controls(lab: &Lab<'_>, mode: Mode, blind: &[(&str, (Seen, Seen))]) {
     let told = |(name, (seen, stripped)): &(&str, (Seen, Seen))| {
         let mistaken = Seen { decision: stripped.decision.clone(), ..seen.clone() };
@@ -135,7 +136,7 @@ fn check_controls(lab: &Lab<'_>, mode: Mode, blind: &[(&str, (Seen, Seen))]) {
 // === impl Sender ===
 
 impl Sender<'_> {
-    /// What was seen of the row's probes.
+    /// Sends a row's requests, and returns what was seen of its probes.
     async fn send(&mut self, row: &Row) -> Result<Vec<Seen>> {
         for sent in &row.before {
             let seen = self.exchange(sent).await;
@@ -149,7 +150,7 @@ impl Sender<'_> {
         Ok(probes)
     }
 
-    /// Sends one request, and waits until the picker knows all that its answer and the pod's events tell.
+    /// Sends one request, and waits until the picker has seen the whole answer and the pod's events.
     async fn exchange(&mut self, sent: &Sent) -> Result<Seen> {
         let Self { lab, mode, last_decision } = self;
         let Sent { path, body: request } = sent;
@@ -177,7 +178,7 @@ impl Mode {
         }
     }
 
-    /// What is wrong with the prediction, if it is off by more than it may be.
+    /// Describes the error of a prediction if it is too large.
     fn miss(self, seen: &Seen) -> Option<String> {
         let told = seen.told_tokens();
         if self == Self::Precise && told.is_none() && seen.cached_tokens > 0.0 {
@@ -185,7 +186,7 @@ impl Mode {
         }
         let predicted = told.unwrap_or_else(|| seen.estimated_tokens());
         let most = match (self, seen.prompt_tokens) {
-            // What the engine refuses is estimated, and caches nothing.
+            // A request that the engine refuses is estimated, and caches nothing.
             (Self::Precise | Self::Estimate, None) => ESTIMATE_TOKENS,
             (Self::Precise, Some(_)) => BLOCK,
             (Self::Estimate, Some(prompt_tokens)) => ESTIMATE_TOKENS.max(ESTIMATE_SHARE * prompt_tokens),
@@ -219,7 +220,7 @@ impl Seen {
         Ok(Self { decision, prompt_tokens, cached_tokens })
     }
 
-    /// What the picked engine said it had; `None` if the picker did not go by that.
+    /// Returns the cached tokens that the picked engine reported; `None` if the picker did not use that.
     fn told_tokens(&self) -> Option<f64> {
         let is_picked = |candidate: &&Candidate| Some(&candidate.endpoint) == self.decision.endpoint.as_ref();
         let told = self.decision.candidates.iter().find(is_picked)?.cached_tokens?;

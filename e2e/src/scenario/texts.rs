@@ -1,17 +1,18 @@
 //! Texts whose share of common bytes is known exactly.
-//! The picker sees a chat as `role: content\n` per message; block borders below 1,024 bytes are multiples of eight.
+//! The picker sees a chat as `role: content\n` per message, and its block borders below 1,024 bytes are multiples of
+//! eight.
 
 use serde_json::{Value, json};
 
 /// Bytes of each text as the picker sees it.
 pub(super) const BYTES: usize = 512;
 
-/// What surrounds the content of a single user message.
+/// Text before and after the content of a single user message, as the picker sees it.
 const BEFORE: &str = "user: ";
 const AFTER: &str = "\n";
 
-/// Two contents that agree in the first `shared` bytes of what the picker sees, and differ right after.
-/// Different names share less than a block.
+/// Returns two contents that agree in the first `shared` bytes of what the picker sees, and differ right after.
+/// Contents of different names share less than a block.
 pub(super) fn pair(name: &str, shared: usize) -> (String, String) {
     let content = BYTES - BEFORE.len() - AFTER.len();
     let start = format!("{name}: ");
@@ -21,7 +22,7 @@ pub(super) fn pair(name: &str, shared: usize) -> (String, String) {
     (common.chars().chain(rest('x')).collect(), common.chars().chain(rest('y')).collect())
 }
 
-/// A short chat request with one user message.
+/// Makes a short chat request with one user message.
 pub(super) fn chat(model: &str, content: &str) -> Value {
     json!({
         "model": model,

@@ -1,4 +1,5 @@
-//! Steps 1-4 of the tutorial: round 1, round 2, and what the picker logs, in the three forms that a shell makes of them.
+//! Steps 1-4 of the tutorial: round 1, round 2 and the picker's log, in the three forms that shells make of the
+//! requests.
 
 use anyhow::{Context as _, Result};
 
@@ -9,14 +10,14 @@ use crate::requests::Form;
 use crate::scenario::lab::{Answer, Evidence, GOOD, Lab, Shot, Via};
 use crate::scenario::part;
 
-/// The tutorial's answer to round 1: 24 Qwen tokens, as its round 2 quotes them.
+/// The tutorial's answer to round 1: 24 Qwen tokens, as quoted in its round 2.
 const ROUND1_ANSWER: &str =
     "Hi there! It looks like you're setting up a fun test. I'm ready to play Zork! You can";
-/// The tutorial's log line.
+/// Ratio in the tutorial's log line.
 const RATIO: &str = " 0.54 > 0.50";
 
-/// Prompt tokens of round 2, and how many of them a pod holds that answered round 1: full 16-token blocks of the common
-/// prefix of round 1 with its answer (151 tokens) and round 2. Without the apostrophes the answer agrees in 6 tokens only.
+/// Prompt tokens of round 2, and how many of them the pod of round 1 holds: the full 16-token blocks that round 1 with
+/// its answer (151 tokens) and round 2 have in common. Without apostrophes, the answers agree in 6 tokens only.
 struct Counts {
     round2_prompt: u32,
     round2_cached: u32,
@@ -131,7 +132,7 @@ fn check_log(lab: &Lab<'_>, form: Form, lines_before: usize, evidence: &Evidence
     );
 }
 
-/// What the prefix-aware lines say, in the words of the expectation.
+/// Describes the lines about prefix-aware routing in the words of the expectation.
 fn describe(lines: &[LogLine], name: &str) -> String {
     let [line] = lines else { return format!("{} lines", lines.len()) };
     let field = |key: &str| line.fields.get(key).and_then(|value| value.as_str()).unwrap_or("absent");

@@ -1,4 +1,4 @@
-//! Some clients send their bodies in frames of one byte; the streams of all others go on.
+//! Some clients send their bodies in frames of one byte; the streams of all others must go on.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 use crate::scenario::texts;
 
-/// Length of the attack's body: an HTTP/2 stream's first window, so that it leaves at once.
+/// Length of the attack's body: the first flow-control window of an HTTP/2 stream, so that it can be sent at once.
 const BODY_BYTES: usize = 65_535;
-/// Clients that attack at the same moment.
+/// Clients that attack at the same time.
 const ATTACKERS: usize = 3;
 const BYSTANDERS: usize = 16;
 const ANSWER_TOKENS: u32 = 128;
-/// How far into their answers the bystanders are when the attack begins; virtual time.
+/// Virtual time from the start of the bystanders' answers to the attack.
 const MIDWAY: Duration = Duration::from_secs(1);
-/// Messages that the proxy must have sent for the attackers' bodies; fewer mean that it put frames together.
+/// Fewest messages that Envoy must have sent for the attackers' bodies; with fewer, it has merged frames.
 const MANY_MESSAGES: u64 = 50_000;
 
 pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
@@ -53,7 +53,7 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The bystanders' answers, and what the attackers are answered.
+/// Runs the attack. Returns the bystanders' answers, and the status that each attacker got.
 async fn attacked(lab: &Lab<'_>, via: Via) -> Result<(Vec<Answer>, String)> {
     let (address, attack) = (lab.address(via)?, attack_body(lab));
     let attacks = join_all((0..ATTACKERS).map(|_| wire::post_in_frames(address, &attack, 1)));
@@ -61,7 +61,7 @@ async fn attacked(lab: &Lab<'_>, via: Via) -> Result<(Vec<Answer>, String)> {
     Ok((answers, statuses.into_iter().map(text).collect::<Vec<_>>().join(" ")))
 }
 
-/// A chat whose body is as long as the attack's.
+/// Makes a chat request whose body has the attack's length.
 fn attack_body(lab: &Lab<'_>) -> Bytes {
     let mut request = texts::chat(&lab.requests.model(), "A word, please, in very small pieces.");
     let n_padding = BODY_BYTES - body(&request).len() - r#","metadata":{"padding":""}"#.len();
@@ -85,7 +85,7 @@ async fn among_bystanders<T>(lab: &Lab<'_>, via: Via, attack: impl Future<Output
     tokio::join!(join_all(streams), attack)
 }
 
-/// How many messages Envoy has sent to pickers.
+/// Returns the number of messages that Envoy has sent to pickers.
 async fn messages_to_picker(lab: &Lab<'_>) -> Result<u64> {
     let page = lab.page(lab.cluster.status().admin, "/stats?filter=ext_proc.*stream_msgs_sent").await?;
     let counts = page.lines().map(|line| {

@@ -1,4 +1,4 @@
-//! Broken neighbours: a pod that tells nothing of its load, and files that are empty for a moment.
+//! Broken neighbours: a pod that reports no load, and files that are empty for a moment.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +13,15 @@ use crate::scenario::lab::{Answer, Lab, Shot, Via};
 use crate::scenario::texts;
 
 const REQUESTS: usize = 20;
-/// How long after a fault was set the picker has noticed it; it scrapes each pod every 50 to 100 ms, and wall time counts.
+/// Time until the picker has noticed a fault. It scrapes each pod every 50 to 100 ms of wall time.
 const NOTICED: Duration = Duration::from_secs(1);
-/// How long a file is empty while it is rewritten.
+/// Time for which a file is empty during a rewrite.
 const EMPTY_FOR: Duration = Duration::from_millis(100);
 const REWRITES: usize = 10;
-/// How long a removal must last before it is asked for; well beyond what the picker waits.
+/// Time for which a removal lasts before the check, well beyond what the picker waits.
 const GONE_FOR: Duration = Duration::from_secs(6);
 
-/// A pod that answers its scrapes without a word on its load gets no more than its share, and none while others tell.
+/// A pod whose metrics do not show its load gets no more than its share, and nothing while other pods report theirs.
 pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let control = at_pod(lab, "pods that all tell").await?;
@@ -55,7 +55,7 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Sends requests that share nothing, and returns the pods that served them.
+/// Sends requests without common prefixes, and returns the pods that served them.
 async fn at_pod(lab: &Lab<'_>, label: &str) -> Result<Vec<String>> {
     let mark = lab.mark();
     let mut sides = Vec::new();
@@ -72,7 +72,8 @@ async fn at_pod(lab: &Lab<'_>, label: &str) -> Result<Vec<String>> {
     Ok(traces.into_iter().filter_map(|trace| trace.envoy_upstream).collect())
 }
 
-/// The picker's files are truncated and written again in place while requests come: none is lost, no prefix forgotten.
+/// The picker's files are truncated and rewritten in place while requests come. No request is lost and no prefix
+/// forgotten.
 pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let files = picker_files(lab);
@@ -120,7 +121,7 @@ pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
     lasting_removal(lab, &files).await
 }
 
-/// The control: what stays removed is believed.
+/// The control: the picker follows a removal that lasts.
 async fn lasting_removal(lab: &Lab<'_>, files: &[PathBuf]) -> Result<()> {
     let mut texts = Vec::new();
     for path in files {

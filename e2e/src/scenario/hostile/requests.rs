@@ -1,4 +1,4 @@
-//! Requests at the edge of what is legal: 8081 takes what 8080 takes, and refuses the rest with a reason.
+//! Requests at the edge of what is legal: 8081 accepts what 8080 accepts, and refuses the rest with a reason.
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -11,13 +11,13 @@ use crate::requests::body;
 use crate::scenario::lab::{CHAT, Lab, Via};
 use crate::scenario::texts;
 
-/// Numbers of client headers around Envoy's limit of 100 for all headers of a request.
+/// Numbers of client headers, around Envoy's limit of 100 for all headers of a request.
 const HEADER_COUNTS: [usize; 5] = [60, 85, 90, 93, 96];
-/// Headers that ask the picker for its reasons, and that would forge its answer.
+/// Header that asks the picker for its reasons; [`DECISION`] is the one with its answer, which a client might forge.
 const EXPLAIN: (&str, &str) = ("x-warmpath-explain", "true");
 const DECISION: &str = "x-warmpath-decision";
 
-/// A client with many headers gets its answer, or is told what is wrong; never an empty 500.
+/// A client with many headers gets its answer or a clear refusal, never an empty 500.
 pub(super) async fn many_headers(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let mut seen = Vec::new();
@@ -56,7 +56,7 @@ pub(super) async fn many_headers(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A client that asks about pods learns something only if the operator allows it.
+/// A client that asks about pods gets an answer only if the operator allows it.
 pub(super) async fn nosy(lab: &Lab<'_>) -> Result<()> {
     let ask = async || {
         let headers =
@@ -97,7 +97,7 @@ pub(super) async fn nosy(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Bodies that engines take or refuse: the picker refuses none that the engine takes, and never fails.
+/// Sends bodies that engines accept or refuse. The picker refuses no body that the engine accepts, and never fails.
 pub(super) async fn odd_bodies(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let model = lab.requests.model();
@@ -133,7 +133,7 @@ pub(super) async fn odd_bodies(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Name, path and body.
+/// Returns name, path and body of each odd request.
 fn odd(model: &str) -> Vec<(&'static str, &'static str, Bytes)> {
     const COMPLETIONS: &str = "/v1/completions";
     let chat = texts::chat(model, "An odd question.").to_string();
@@ -180,7 +180,7 @@ fn odd(model: &str) -> Vec<(&'static str, &'static str, Bytes)> {
     texts.into_iter().map(|(name, path, text)| (name, path, Bytes::from(text))).collect()
 }
 
-/// Whether a refusal is JSON with a message for people, as OpenAI's or FastAPI's clients read it.
+/// True if a refusal is JSON with a message for people, in a place where clients of OpenAI or FastAPI look for it.
 fn says_why(reply: &Reply) -> bool {
     let Ok(value) = serde_json::from_slice::<serde_json::Value>(&reply.body) else { return false };
     [&value["error"]["message"], &value["message"], &value["detail"]]

@@ -1,4 +1,4 @@
-//! Clients that keep the end of their bodies back: what the picker holds for them has a bound over all of them.
+//! Clients that hold back the end of their bodies: what the picker keeps for all of them together is bounded.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::scenario::lab::{GOOD, Lab, Shot, Via};
 use crate::scenario::texts;
 
 const UPLOADS: usize = 300;
-/// Length of each body: together 30 MB.
+/// Length of each body; 30 MB together.
 const UPLOAD_BYTES: usize = 100_000;
-/// What the picker may hold in this part; a third of the uploads' sum.
+/// Bytes that the picker may keep in this part, a third of all uploads.
 const BUDGET: f64 = 10_485_760.0;
-/// A refusal comes at once; an upload that is waited for says nothing.
+/// Time to wait for a refusal, which comes at once; an accepted upload gets no answer yet.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
@@ -63,7 +63,7 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Begins all uploads, and returns those that are waited for and the answers of the others.
+/// Begins all uploads. Returns those that the picker waits for, and the answers to the others.
 async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
     let address = lab.address(Via::Picker)?;
     let model = lab.requests.model();
@@ -85,7 +85,7 @@ async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
     Ok((waiting, refusals))
 }
 
-/// Asks until an answer is good; the picker hears of closed uploads a moment later.
+/// Asks until an answer is good, because the picker learns of closed uploads a moment later.
 async fn until_answered(lab: &Lab<'_>) -> String {
     let mut verdict = String::new();
     for _ in 0..20 {

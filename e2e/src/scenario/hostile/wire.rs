@@ -1,4 +1,4 @@
-//! Clients that no well-behaved library is: bodies cut into frames of a few bytes, and uploads that stop before their end.
+//! Clients that no proper library would be: bodies in frames of a few bytes, and uploads that stop before their end.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,10 +18,10 @@ use tokio::time::timeout;
 
 use crate::scenario::lab::CHAT;
 
-/// A hostile request that is not answered within this is given up; an attack takes a second or two.
+/// Longest wait for the answer to a hostile request; an attack takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Posts `body` over an HTTP/2 connection of its own, in DATA frames of `frame_bytes` each, and returns the status.
+/// Posts `body` over a new HTTP/2 connection, in DATA frames of `frame_bytes` each, and returns the status.
 ///
 /// # Errors
 /// When the connection or the stream breaks, or no answer comes.
@@ -55,7 +55,7 @@ pub(super) async fn post_in_frames(
     timeout(PATIENCE, exchange).await.context("no answer")?
 }
 
-/// An upload over HTTP/1.1 that keeps its last bytes back.
+/// An HTTP/1.1 upload that holds back its last bytes.
 #[derive(Debug)]
 pub(super) struct Upload {
     stream: TcpStream,
@@ -63,7 +63,7 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    /// Sends the head and all of `body` but its last `n_kept` bytes.
+    /// Sends the head, and `body` without its last `n_kept` bytes.
     pub(super) async fn begin(address: SocketAddr, body: &Bytes, n_kept: usize) -> Result<Self> {
         let mut stream = TcpStream::connect(address).await?;
         let n_bytes = body.len();
@@ -72,7 +72,7 @@ impl Upload {
              content-length: {n_bytes}\r\nconnection: close\r\n\r\n"
         );
         let (first, rest) = (body.slice(..n_bytes - n_kept), body.slice(n_bytes - n_kept..));
-        // A refusal may come while the body is still being written: it is the answer, not an error.
+        // A refusal may come while the body is being written, so a failed write is not an error here.
         let written = async {
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(&first).await
@@ -81,7 +81,7 @@ impl Upload {
         Ok(Self { stream, rest })
     }
 
-    /// Whatever has been answered within `wait`: a refusal, or nothing yet.
+    /// Returns what was answered within `wait`: a refusal, or nothing yet.
     pub(super) async fn answer_within(&mut self, wait: Duration) -> String {
         let mut answer = vec![0; 4096];
         let read = timeout(wait, self.stream.read(&mut answer)).await;
@@ -89,7 +89,7 @@ impl Upload {
         String::from_utf8_lossy(&answer[..n_read]).into_owned()
     }
 
-    /// Sends the bytes that were kept back, and returns the whole answer.
+    /// Sends the bytes that were held back, and returns the whole answer.
     pub(super) async fn finish(mut self) -> Result<String> {
         let exchange = async {
             self.stream.write_all(&self.rest).await?;
@@ -101,7 +101,7 @@ impl Upload {
     }
 }
 
-/// The status code of an HTTP/1.1 answer, 0 if there is none.
+/// Returns the status code of an HTTP/1.1 answer, 0 if there is none.
 pub(super) fn status_of(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! The table: for each kind of request, some that come first and one that shares a part of its prompt with them, or little.
+//! The table: for each kind of request, some that come first, and one that shares much or little of its prompt with
+//! them.
 
 use serde_json::{Value, json};
 
@@ -7,24 +8,24 @@ pub(super) const COMPLETIONS: &str = "/v1/completions";
 pub(super) const RESPONSES: &str = "/v1/responses";
 pub(super) const MESSAGES: &str = "/v1/messages";
 
-/// Sentences of a long text: some 500 tokens.
+/// Sentences of a long text; about 500 tokens.
 const LONG: usize = 40;
-/// Prompts that must stay known.
+/// Number of prompts that must stay in the cache.
 const WARM: usize = 6;
 
 /// Requests that are sent one after the other.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
-    /// Names the row's checks.
+    /// Name of the row's checks.
     pub(super) name: &'static str,
     pub(super) title: &'static str,
-    /// Sent before, each to its path.
+    /// Requests that are sent first.
     pub(super) before: Vec<Sent>,
-    /// Held against what was cached.
+    /// Requests whose prediction is compared with what was cached.
     pub(super) probes: Vec<Sent>,
-    /// Makes the difference between the two: a picker that does not look at it is wrong about the probe.
+    /// Field that makes the difference; a picker that ignores it is wrong about the probe.
     pub(super) field: Option<&'static str>,
-    /// Whether engines of text serve the probes.
+    /// True if engines for text serve the probes.
     pub(super) is_served: bool,
 }
 
@@ -47,7 +48,7 @@ impl Row {
         Self { field: Some(field), ..self }
     }
 
-    /// The same requests without the field, as a picker would see them that ignores it.
+    /// Returns the same requests without the field, as a picker sees them that ignores it.
     pub(super) fn without_field(mut self) -> Option<Self> {
         let field = self.field?;
         for sent in self.before.iter_mut().chain(&mut self.probes) {
@@ -57,7 +58,7 @@ impl Row {
     }
 }
 
-/// Takes `field` away wherever it stands; a text becomes the same everywhere, as some must be there.
+/// Removes `field` everywhere; a text is made equal instead of removed, because some texts are required.
 fn strip(value: &mut Value, field: &str) {
     match value {
         Value::Object(fields) => {
@@ -74,7 +75,7 @@ fn strip(value: &mut Value, field: &str) {
     }
 }
 
-/// All rows. Texts contain `tag`, so that rows of different tags share nothing but the template's first words.
+/// Returns all rows. Texts contain `tag`, so that rows of different tags share only the first words of the template.
 pub(super) fn rows(tag: &str) -> Vec<Row> {
     let mut rows = chats(tag);
     rows.extend(tool_calls(tag));
@@ -171,7 +172,7 @@ fn tool_calls(tag: &str) -> Vec<Row> {
     ]
 }
 
-/// Fields of a chat that say how it is rendered and answered.
+/// Rows for fields of a chat that say how it is rendered and answered.
 fn beside_the_messages(tag: &str) -> Vec<Row> {
     let long = |name: &str| text(&format!("{tag} {name}"), LONG);
     let both = |name: &'static str, title: &'static str, before: Value, probe: Value| {
@@ -224,7 +225,7 @@ fn beside_the_messages(tag: &str) -> Vec<Row> {
 
 fn completions(tag: &str) -> Vec<Row> {
     let long = |name: &str| text(&format!("{tag} {name}"), LONG);
-    // Ids of no special token, and other ones for each tag.
+    // Token ids without special tokens, different for each tag.
     let first = tag.bytes().fold(1_000, |sum: u32, byte| (sum * 31 + u32::from(byte)) % 90_000 + 1_000);
     let ids = |n: u32| (first..first + n).collect::<Vec<u32>>();
     let kept: Vec<Sent> =
@@ -333,7 +334,7 @@ fn responses(tag: &str) -> Vec<Row> {
     ]
 }
 
-/// Anthropic's API.
+/// Rows for Anthropic's Messages API.
 fn messages(tag: &str) -> Vec<Row> {
     let long = |name: &str| text(&format!("{tag} {name}"), LONG);
     let tools =
