@@ -1,5 +1,5 @@
-//! Any sequence of ext_proc messages, in any body mode, against a whole picker: each answer is one that the protocol allows
-//! there, the body goes on as it came, and nothing stays behind when the stream is over.
+//! Fuzzes a whole picker with any sequence of ext_proc messages in any body mode: each answer is allowed by the
+//! protocol at that point, the body passes unchanged, and nothing stays behind when the stream has ended.
 #![no_main]
 
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
@@ -87,7 +87,7 @@ fn now() -> Now {
     Now { instant: Instant::now(), wall: SystemTime::now() }
 }
 
-/// Takes the input apart.
+/// Splits the input into values.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -97,7 +97,7 @@ impl<'a> Input<'a> {
         Some(*first)
     }
 
-    /// Two bytes of length, then the bytes; the rest when there are fewer.
+    /// Two bytes of length, then the bytes; all that is left if there are fewer.
     fn bytes(&mut self) -> &'a [u8] {
         let len = usize::from(self.byte().unwrap_or(0)) | usize::from(self.byte().unwrap_or(0)) << 8;
         let (bytes, rest) = self.0.split_at(len.min(self.0.len()));
@@ -147,7 +147,7 @@ fn header(key: &str, value: &[u8]) -> HeaderValue {
     HeaderValue { key: key.to_owned(), raw_value: value.to_vec().into(), ..HeaderValue::default() }
 }
 
-/// What the protocol allows next.
+/// State of the proxy, which decides the answers that the protocol allows next.
 #[derive(Default)]
 struct Proxy {
     n_picks: usize,
@@ -161,7 +161,7 @@ impl Proxy {
     fn take(&mut self, answer: ProcessingResponse) {
         self.n_picks += usize::from(answer.dynamic_metadata.is_some());
         assert!(self.n_picks <= 1, "picked twice");
-        match answer.response.expect("an answer says something") {
+        match answer.response.expect("an answer is not empty") {
             Response::ImmediateResponse(_) => {
                 assert!(!self.refused && self.n_picks == 0, "refused after a pick or a refusal");
                 self.refused = true;
@@ -171,7 +171,7 @@ impl Proxy {
                 assert!(!self.refused && self.n_picks == 1, "a chunk before the pick");
                 let mutation = body.response.and_then(|common| common.body_mutation?.mutation);
                 if let Some(Mutation::StreamedResponse(chunk)) = mutation {
-                    assert!(!self.ended, "a chunk behind the end");
+                    assert!(!self.ended, "a chunk after the end");
                     assert!(chunk.body.len() <= MAX_CHUNK);
                     self.received.extend_from_slice(&chunk.body);
                     self.ended = chunk.end_of_stream;
@@ -216,7 +216,7 @@ fuzz_target!(|bytes: &[u8]| {
         answers.into_iter().for_each(|answer| proxy.take(answer));
     }
     if proxy.ended && exchange.may_end() && !bytes.windows(5).any(|five| five == b"alias") {
-        // The proxy's own chunks behind the end do not count.
+        // The proxy's own chunks after the end do not count.
         assert!(proxy.sent.starts_with(&proxy.received), "the body changed");
     }
     if let Some((mut ticket, report)) = exchange.end() {

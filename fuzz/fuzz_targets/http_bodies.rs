@@ -1,4 +1,4 @@
-//! Any body on any endpoint that takes one, against a whole pod: an answer that is no 5xx, and an engine that lives on.
+//! Fuzzes a whole pod with any body on any endpoint that takes one: no answer is a 5xx, and the engine survives.
 #![no_main]
 
 use axum::body::Body;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tower::ServiceExt as _;
 
-/// The first byte of the input chooses.
+/// Paths to request; the input's first byte chooses one.
 const PATHS: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
@@ -32,12 +32,12 @@ const PATHS: [&str; 16] = [
     "/v1/messages/render",
 ];
 
-/// Short contexts and a clock far ahead of the wall's: the engine is not what is tried here.
+/// Flags of the pod: a short context and a fast clock, because the engine itself is not under test.
 const FLAGS: &str = "mock-vllm serve Qwen/Qwen3-8B --served-model-name /model/qwen --max-model-len 512 \
     --num-gpu-blocks-override 128 --time-scale 1000000 --enable-prompt-tokens-details \
     --enable-lora --allow-runtime-lora-updating --enable-auto-tool-choice --tool-call-parser hermes";
 
-/// Long past what any request may take.
+/// Time after which a request counts as stuck: far longer than any may take.
 const STUCK: Duration = Duration::from_secs(20);
 
 static POD: LazyLock<axum::Router> = LazyLock::new(|| {
@@ -66,6 +66,6 @@ fuzz_target!(|bytes: &[u8]| {
             tokio::time::timeout(STUCK, send(request)).await.expect("the request ends in time");
         assert!(status < 500, "{status}: {}", String::from_utf8_lossy(&answer));
         let health = Request::get("/health").body(Body::empty()).expect("the request is valid");
-        assert_eq!(send(health).await.0, 200, "the engine lives");
+        assert_eq!(send(health).await.0, 200, "the engine is alive");
     });
 });

@@ -1,4 +1,4 @@
-//! Any bytes as a trace file, packed or plain: a result, never a panic.
+//! Fuzzes the reader of trace files, compressed or plain: any bytes give a result, never a panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

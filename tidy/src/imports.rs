@@ -1,15 +1,15 @@
-//! The import table: which crate of the workspace may use which.
+//! The import table: the workspace crates that each crate may use.
 
 use toml::Table;
 
-/// For each crate, the workspace crates that it may depend on. A crate that is not listed may depend on none.
+/// Workspace crates that each crate may depend on. A crate that is not listed may depend on none.
 const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("epp", &["pool-index", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
     ("pool-index", &["inference-api"]),
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api"]),
     ("e2e", &["inference-api", "gateway-config", "sim"]),
-    // Both sides of the wire, in one process and on purpose.
+    // The simulator joins both sides of the wire in one process on purpose.
     ("sim", &["mock-vllm", "vllm-engine", "scheduling", "prefix-index"]),
     ("mock-vllm", &["vllm-engine"]),
     ("vllm-engine", &[]),
@@ -18,7 +18,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("envoy-proto", &[]),
 ];
 
-/// Outside crates that a crate must not use, whatever else it does.
+/// Outside crates that a crate must not use.
 const MUST_NOT_USE: [(&str, &[&str]); 5] = [
     ("pool-index", &["tonic", "prost", "axum"]),
     ("scheduling", &["tokio", "kube", "tonic", "axum"]),
@@ -27,13 +27,13 @@ const MUST_NOT_USE: [(&str, &[&str]); 5] = [
     ("vllm-engine", &["tokio", "kube", "tonic", "axum", "clap"]),
 ];
 
-/// Crates of Kubernetes clients, of which the local path compiles none.
+/// Crates for Kubernetes, which the local path does not compile.
 const KUBERNETES: [&str; 4] = ["kube", "k8s-openapi", "gateway-api", "kube-runtime"];
 
 /// Complaints about one crate's manifest. `members` are the names of the workspace's crates.
 ///
 /// # Errors
-/// When the text is not a Cargo manifest.
+/// If the text is not a Cargo manifest.
 pub fn complaints(manifest: &str, members: &[String]) -> Result<Vec<String>, toml::de::Error> {
     let table: Table = manifest.parse()?;
     let name = table

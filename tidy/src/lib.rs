@@ -1,7 +1,6 @@
-//! House rules over the source tree: what a compiler and clippy do not check.
+//! House rules for the source tree: rules that neither the compiler nor clippy checks.
 //!
-//! Each rule is a function from sources to complaints, so that a test can show that it fails on a bad example before
-//! it is trusted with the project.
+//! Each rule is a function from sources to complaints, so that a test can first show that it fails on a bad example.
 
 pub mod imports;
 pub mod purity;

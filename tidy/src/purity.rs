@@ -1,8 +1,8 @@
-//! Decision code reads no clock, does no I/O and spawns nothing; nothing is left half done or silenced.
+//! Purity rules: decision code reads no clock, does no I/O and spawns nothing; no code is unfinished or silenced.
 
 use crate::tree::Source;
 
-/// Folders and files whose code decides: paths by prefix.
+/// Prefixes of the paths of decision code.
 pub const PURE: [&str; 5] = [
     "crates/scheduling/src/",
     "crates/prefix-index/src/",
@@ -11,7 +11,7 @@ pub const PURE: [&str; 5] = [
     "crates/vllm-engine/src/",
 ];
 
-/// What decision code must not name, and why.
+/// Words that decision code must not contain, and why.
 const IMPURE: [(&str, &str); 13] = [
     ("tokio", "async runtime"),
     ("async fn", "async"),
@@ -28,7 +28,7 @@ const IMPURE: [(&str, &str); 13] = [
     ("env::var", "environment"),
 ];
 
-/// Marks of unfinished or silenced code, split here so that this file does not contain them.
+/// Marks of unfinished or silenced code, written with `+` here so that this file does not contain them.
 fn unfinished() -> [String; 6] {
     ["TO+DO", "FIX+ME", "todo+!(", "unimplemented+!(", "#[ig+nore", "#[all+ow("]
         .map(|mark| mark.replace('+', ""))
@@ -50,7 +50,7 @@ pub fn impurities(sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// Lines with a mark of unfinished or silenced code, anywhere.
+/// Lines with a mark of unfinished or silenced code, in any file.
 #[must_use]
 pub fn left_undone(sources: &[Source]) -> Vec<String> {
     let marks = unfinished();
@@ -65,7 +65,7 @@ pub fn left_undone(sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// Lines that are not comments, numbered from 0.
+/// Lines that are not comments, with their numbers from 0.
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
 }

@@ -1,4 +1,4 @@
-//! Sizes and headers: a file fits in a head, and says what it is for.
+//! Size rules: a file is short enough to keep in mind, and its header says what it is for.
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
@@ -7,7 +7,7 @@ use crate::tree::Source;
 
 /// Most lines of a file.
 pub const MAX_FILE_LINES: usize = 600;
-/// Most lines of a function, from its signature to its closing brace, as clippy's `too_many_lines` counts at most.
+/// Most lines of a function's body that hold code, counted as clippy's `too_many_lines` does.
 pub const MAX_FUNCTION_LINES: usize = 70;
 
 /// Files that are too long or lack a `//!` header, and functions that are too long.

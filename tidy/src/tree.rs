@@ -1,13 +1,13 @@
-//! The Rust sources of the workspace, read once.
+//! The workspace's Rust sources, read once.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Folders that hold no hand-written Rust of ours.
+/// Folders without hand-written Rust of ours.
 const SKIPPED: [&str; 4] = ["target", ".git", "generated", "fixtures"];
 
-/// One source file; `path` is relative to the workspace, with `/` between its parts.
+/// A source file; `path` is relative to the workspace, with `/` as separator.
 #[derive(Clone, Debug)]
 pub struct Source {
     pub path: String,
@@ -20,10 +20,10 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_path_buf()
 }
 
-/// Every `.rs` file below `root`, generated code and build output left out, in order of path.
+/// Every `.rs` file below `root`, without generated code and build output, in order of path.
 ///
 /// # Errors
-/// What reading a folder or a file fails with.
+/// The error of the first folder or file that cannot be read.
 pub fn sources(root: &Path) -> io::Result<Vec<Source>> {
     let mut found = Vec::new();
     collect(root, root, &mut found)?;
@@ -48,7 +48,8 @@ fn collect(root: &Path, folder: &Path, found: &mut Vec<Source>) -> io::Result<()
     Ok(())
 }
 
-/// Files that no `mod` reaches from a crate's roots (`lib.rs`, `main.rs`, `bin/*.rs`, `tests/it/main.rs`, `benches/*.rs`).
+/// Files that no `mod` reaches from a root of a crate: `lib.rs`, `main.rs`, `bin/*.rs`, `tests/it/main.rs`,
+/// `benches/*.rs`.
 #[must_use]
 pub fn unreachable(sources: &[Source]) -> Vec<String> {
     let is_root = |path: &str| {
@@ -78,7 +79,7 @@ pub fn unreachable(sources: &[Source]) -> Vec<String> {
     sources.iter().map(|s| &s.path).filter(|path| !reached.contains(path)).cloned().collect()
 }
 
-/// Names declared by `mod name;`, those inside inline modules left out.
+/// Names declared by `mod name;`, without those in inline modules.
 fn modules(text: &str) -> Vec<String> {
     let Ok(file) = syn::parse_file(text) else { return Vec::new() };
     file.items

@@ -1,20 +1,20 @@
-//! Why objects cannot be translated.
+//! Reasons why objects cannot be translated.
 
 use inference_api::object::ObjectKey;
 use thiserror::Error;
 
-/// One field of one object that cannot be honoured.
+/// A field of an object that cannot be translated.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{kind} {key}: {path}: {message}")]
 pub struct TranslateError {
     pub kind: &'static str,
     pub key: ObjectKey,
-    /// Such as `spec.rules[0].backendRefs[1].weight`.
+    /// Path of the field, such as `spec.rules[0].backendRefs[1].weight`.
     pub path: String,
     pub message: String,
 }
 
-/// A port or an address that the plan needs and the bindings lack: a mistake of the caller.
+/// A port or an address that the plan needs but the bindings lack: a mistake of the caller.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum MissingBinding {
     #[error("listener {0} is bound to no port")]

@@ -1,10 +1,11 @@
-//! Gateway API objects to Envoy configuration, with the names that Envoy Gateway gives.
+//! Translates Gateway API objects to Envoy configuration, with the names that Envoy Gateway uses.
 //!
 //! ```text
 //! [Object] ──plan──► Plan (what is routed where; checked) ──render + Bindings (ports, endpoints)──► Rendered (JSON)
 //! ```
 //!
-//! Never touches processes, sockets or files. What it cannot translate is an error that names object and field.
+//! Never touches processes, sockets or files. Anything that it cannot translate is an error that names object and
+//! field.
 
 pub mod render;
 

@@ -1,4 +1,5 @@
-//! What the objects ask for, checked: listeners with their routes in order of precedence, and clusters.
+//! The configuration that the objects ask for, checked: listeners with their routes in order of precedence, and
+//! clusters.
 
 mod backend;
 mod index;
@@ -20,15 +21,15 @@ use crate::error::TranslateError;
 use crate::plan::index::Index;
 use crate::plan::policy::Policies;
 
-/// The host of a route that names none.
+/// Host of a route that names none.
 pub const ANY_HOST: &str = "*";
 
-/// Everything that Envoy shall do.
+/// Everything that Envoy must do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// In the order of the manifests.
+    /// Listeners in the order of the manifests.
     pub listeners: Vec<Listener>,
-    /// One per rule of an HTTPRoute, in the order of the manifests.
+    /// One cluster per rule of an HTTPRoute, in the order of the manifests.
     pub clusters: Vec<Cluster>,
 }
 
@@ -37,9 +38,9 @@ pub struct Plan {
 pub struct Listener {
     pub gateway: ObjectKey,
     pub name: String,
-    /// As in the manifest.
+    /// The manifest's port.
     pub port: u16,
-    /// The first that matches wins; hosts are looked at first.
+    /// Routes in order of precedence: Envoy chooses the host first, then the first route that matches.
     pub routes: Vec<Route>,
 }
 
@@ -59,23 +60,23 @@ pub struct Route {
     pub path: PathMatch,
     /// Index into [`Plan::clusters`].
     pub cluster_idx: usize,
-    /// None: Envoy's default of 15 s, as under Envoy Gateway. Zero: no timeout.
+    /// Request timeout. None: Envoy's default of 15 s, as under Envoy Gateway. Zero: no timeout.
     pub timeout: Option<Duration>,
 }
 
-/// Where one rule sends.
+/// The backend of one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
-    /// Envoy Gateway's: `httproute/<namespace>/<route>/rule/<index>`.
+    /// Envoy Gateway's name: `httproute/<namespace>/<route>/rule/<index>`.
     pub name: String,
     pub backend: Backend,
 }
 
 impl Plan {
-    /// Plans what the Gateway API objects among `objects` ask for; other kinds are looked up or left alone.
+    /// Plans what the Gateway API objects among `objects` ask for; other kinds are looked up or ignored.
     ///
     /// # Errors
-    /// The first field that names something missing or asks for something that is not translated.
+    /// The first field that refers to a missing object or asks for something that is not translated.
     pub fn new(objects: &[Object]) -> Result<Self, TranslateError> {
         let index = Index::new(objects)?;
         let policies = Policies::new(&index)?;
@@ -89,7 +90,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Pools that some rule sends to, each once, in the order of the manifests.
+    /// Pools that at least one rule sends to, each once, in the order of the manifests.
     #[must_use]
     pub fn pools(&self) -> Vec<(&ObjectKey, FailureMode)> {
         let mut pools: Vec<(&ObjectKey, FailureMode)> = Vec::new();
@@ -188,7 +189,7 @@ fn check_class(gateway: &Gateway, index: &Index<'_>) -> Result<(), TranslateErro
     Ok(())
 }
 
-/// Indices of the listeners that the route attaches to, ascending, each once.
+/// Indices of the listeners that the route attaches to, in ascending order, each once.
 fn parents(
     route: &HttpRoute,
     index: &Index<'_>,
@@ -259,8 +260,8 @@ fn hosts(route: &HttpRoute) -> Vec<&str> {
     route.spec.hostnames.iter().map(String::as_str).collect()
 }
 
-/// Exact before regular expression before prefix, the longer value first (Gateway API, HTTPRouteRule; Envoy Gateway's
-/// order for regular expressions).
+/// Sort key of a route: exact before regular expression before prefix, then the longer value first (Gateway API,
+/// HTTPRouteRule; Envoy Gateway's order for regular expressions).
 fn precedence(route: &Route) -> (u8, std::cmp::Reverse<usize>) {
     let kind = match route.path.kind {
         PathMatchKind::Exact => 0,

@@ -1,4 +1,5 @@
-//! A plan and its bindings to Envoy's files: bootstrap, LDS, CDS, one EDS file per cluster, and one static equivalent.
+//! Renders a plan and its bindings as Envoy's files: bootstrap, LDS, CDS, an EDS file per cluster, and a static
+//! equivalent.
 
 mod cluster;
 mod listener;
@@ -14,45 +15,45 @@ use sha2::{Digest as _, Sha256};
 use crate::error::MissingBinding;
 use crate::plan::{Cluster, Listener, Plan};
 
-/// Where the planned things are on this machine.
+/// Addresses and paths on this machine of what the plan names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bindings {
     /// Address that every listener binds.
     pub listen: IpAddr,
-    /// Port by [`Listener::xds_name`]; the manifest's own or another.
+    /// Port by [`Listener::xds_name`]: the manifest's or another one.
     pub listener_ports: BTreeMap<String, u16>,
-    /// Ready pods by [`Cluster::name`]; a missing cluster has none.
+    /// Ready pods by [`Cluster::name`]; a cluster that is missing has none.
     pub endpoints: BTreeMap<String, Vec<SocketAddr>>,
-    /// By pool.
+    /// Pickers by pool.
     pub pickers: BTreeMap<ObjectKey, PickerBinding>,
     pub admin: SocketAddr,
-    /// Where the caller writes [`Rendered::files`]; Envoy watches it.
+    /// Folder into which the caller writes [`Rendered::files`]; Envoy watches it.
     pub xds_dir: PathBuf,
     pub access_log: PathBuf,
-    /// Whether clients may ask the picker for its reasons; if not, listeners take the question out of requests.
+    /// Whether clients may ask the picker for its reasons; if not, listeners remove the question from requests.
     pub explains: bool,
 }
 
-/// Where a pool's picker serves ext_proc.
+/// Addresses at which a pool's picker serves ext_proc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PickerBinding {
-    /// One of each process; they share the pool's requests.
+    /// One address per picker process; the processes share the pool's requests.
     pub addresses: Vec<SocketAddr>,
-    /// `None`: without TLS.
+    /// `None`: no TLS.
     pub tls: Option<PickerTls>,
 }
 
-/// Whom the proxy takes for the picker.
+/// Requirements on the picker's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PickerTls {
-    /// DNS name that its certificate must have.
+    /// DNS name in the certificate.
     pub server_name: String,
-    /// PEM file with the authorities that may have signed it.
+    /// PEM file of the authorities that may sign it.
     pub trusted_ca: PathBuf,
 }
 
-/// Envoy's configuration, twice: as files that it watches, and as one static file that `--mode validate` checks whole
-/// (Envoy ignores unknown fields in watched files, and a bad listener file removes listeners).
+/// Envoy's configuration in two forms: files that Envoy watches, and one static file that `--mode validate` checks as a
+/// whole (Envoy ignores unknown fields in watched files, and an invalid listener file removes listeners).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rendered {
     pub bootstrap: Value,
@@ -63,17 +64,18 @@ pub struct Rendered {
 /// One watched file of discovered resources.
 #[derive(Clone, Debug, PartialEq)]
 pub struct XdsFile {
-    /// Within [`Bindings::xds_dir`].
+    /// File name in [`Bindings::xds_dir`].
     pub name: String,
-    /// Name of Envoy's statistic that holds the version it has taken in.
+    /// Name of Envoy's statistic that shows the version in force.
     pub version_stat: String,
-    /// A hash of the resources, so that equal resources have equal files.
+    /// Hash of the resources: equal resources give equal files.
     pub version: String,
     pub content: Value,
 }
 
 impl Rendered {
-    /// Files are in the order in which they must be written, so that nothing refers to what is not there yet.
+    /// Renders `plan`. The files are in the order in which they must be written, so that each refers only to what
+    /// exists.
     ///
     /// # Errors
     /// A binding that the plan needs and the caller did not give.
@@ -173,12 +175,12 @@ fn listener_port(listener: &Listener, bindings: &Bindings) -> Result<u16, Missin
     bindings.listener_ports.get(&name).copied().ok_or(MissingBinding::Listener(name))
 }
 
-/// The name of a pool's picker cluster, as Envoy AI Gateway gives it.
+/// Name of a pool's picker cluster, the same as Envoy AI Gateway's.
 fn picker_cluster(pool: &ObjectKey) -> String {
     format!("envoy.clusters.endpointpicker_{}_{}_ext_proc", pool.name, pool.namespace)
 }
 
-/// The name of a pool's ext_proc filter, as Envoy AI Gateway gives it.
+/// Name of a pool's ext_proc filter, the same as Envoy AI Gateway's.
 fn picker_filter(pool: &ObjectKey) -> String {
     format!("envoy.filters.http.ext_proc/endpointpicker/{}_{}_ext_proc", pool.name, pool.namespace)
 }

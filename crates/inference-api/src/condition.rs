@@ -1,4 +1,4 @@
-//! Conditions: what a controller says of an object in its `status`.
+//! Conditions: what a controller reports about an object in its `status`.
 
 use serde::Serialize;
 
@@ -8,9 +8,9 @@ pub struct Condition {
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub status: ConditionStatus,
-    /// One word in CamelCase.
+    /// Reason in one word, CamelCase.
     pub reason: &'static str,
-    /// For people.
+    /// Explanation for people.
     pub message: String,
 }
 
@@ -35,14 +35,14 @@ pub mod accepted {
         Condition { kind: KIND, status: ConditionStatus::True, reason: "Accepted", message }
     }
 
-    /// `winner`, which is older, has the name already.
+    /// The older `winner` already has the name.
     #[must_use]
     pub fn name_in_use(model_name: &str, winner: &ObjectKey) -> Condition {
         let message = format!("modelName {model_name} belongs to InferenceModel {winner}, which is older");
         Condition { kind: KIND, status: ConditionStatus::False, reason: "ModelNameInUse", message }
     }
 
-    /// The pool does not exist, yet.
+    /// The pool does not exist yet.
     #[must_use]
     pub fn pending(pool: &ObjectKey) -> Condition {
         let message = format!("waiting for InferencePool {pool}");

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::object::{ObjectKey, ObjectMeta};
 
-/// Names the controller that serves the Gateways of this class.
+/// A class of Gateways and the controller that serves them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GatewayClass {
@@ -26,7 +26,7 @@ pub struct GatewayClass {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GatewayClassSpec {
     pub controller_name: String,
-    /// Free text, without effect.
+    /// Free text without effect.
     pub description: Option<String>,
 }
 
@@ -56,12 +56,12 @@ pub struct GatewaySpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listener {
     pub name: String,
-    /// `HTTP` is what Warmpath translates.
+    /// Must be `HTTP`: Warmpath translates no other protocol.
     pub protocol: String,
     pub port: u16,
 }
 
-/// Which requests of which listeners go to which backend.
+/// Rules that map requests of listeners to backends.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRoute {
@@ -80,7 +80,7 @@ pub struct HttpRoute {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteSpec {
     pub parent_refs: Vec<ParentRef>,
-    /// Empty: every host.
+    /// Host names that the route serves. Empty: every host.
     #[serde(default)]
     pub hostnames: Vec<String>,
     #[serde(default)]
@@ -94,7 +94,7 @@ pub struct ParentRef {
     pub kind: Option<String>,
     pub namespace: Option<String>,
     pub name: String,
-    /// A listener of the Gateway; none: all of them.
+    /// Name of a listener of the Gateway. None: all listeners.
     pub section_name: Option<String>,
     pub port: Option<u16>,
 }
@@ -102,7 +102,7 @@ pub struct ParentRef {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteRule {
-    /// Empty: every path.
+    /// Matches of the rule. Empty: every path.
     #[serde(default)]
     pub matches: Vec<HttpRouteMatch>,
     #[serde(default)]
@@ -133,7 +133,7 @@ pub enum PathMatchKind {
     RegularExpression,
 }
 
-/// A Service, or an InferencePool, to which a rule sends.
+/// A Service or an InferencePool that a rule sends to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendRef {
@@ -148,7 +148,7 @@ pub struct BackendRef {
 }
 
 impl BackendRef {
-    /// The backend's key, seen from an object in `namespace`.
+    /// Key of the backend, for an object in `namespace`.
     #[must_use]
     pub fn key(&self, namespace: &str) -> ObjectKey {
         ObjectKey::new(self.namespace.as_deref().unwrap_or(namespace), &self.name)
@@ -162,7 +162,7 @@ pub struct HttpRouteTimeouts {
     pub request: Option<Duration>,
 }
 
-/// Envoy Gateway's settings for the way to the backends: Warmpath translates the request timeout.
+/// Envoy Gateway's settings for traffic to backends; Warmpath translates the request timeout.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendTrafficPolicy {
@@ -187,7 +187,7 @@ pub struct BackendTrafficPolicySpec {
 }
 
 impl BackendTrafficPolicySpec {
-    /// Every target, whether written as the deprecated `targetRef` or as `targetRefs`.
+    /// All targets, from the deprecated `targetRef` and from `targetRefs`.
     pub fn targets(&self) -> impl Iterator<Item = &PolicyTarget> {
         self.target_ref.iter().chain(&self.target_refs)
     }
@@ -223,7 +223,7 @@ pub struct HttpTimeout {
 /// Parses a Gateway API duration (GEP-2257): up to four of `<number><h|m|s|ms>`, such as `1h` or `1m30s`.
 ///
 /// # Errors
-/// The text, when it is none.
+/// A message with the text, if it is not a duration.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let invalid = || format!("{text:?} is not a duration such as 1h, 30s or 250ms");
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Names on the wire: headers, dynamic metadata, annotations and API groups.
+//! Names in requests, manifests and Envoy's metadata: headers, metadata keys, annotations, API groups.
 
 /// Header, and key in the dynamic metadata, with the picked `ip:port[,ip:port…]` (Endpoint Picker Protocol 1.0).
 pub const DESTINATION_ENDPOINT: &str = "x-gateway-destination-endpoint";
@@ -6,26 +6,28 @@ pub const DESTINATION_ENDPOINT: &str = "x-gateway-destination-endpoint";
 pub const DESTINATION_ENDPOINT_SERVED: &str = "x-gateway-destination-endpoint-served";
 /// Key under [`SUBSET_METADATA`] that limits the pick to a list of `ip:port`.
 pub const DESTINATION_ENDPOINT_SUBSET: &str = "x-gateway-destination-endpoint-subset";
-/// Initial metadata of an ext_proc stream in which the proxy names the InferencePool, as `namespace/name`: tells pools
-/// apart that share a picker. Warmpath's own.
+/// Key in the initial metadata of an ext_proc stream with which the proxy names the InferencePool, as `namespace/name`,
+/// for pools that share a picker. Warmpath's own.
 pub const INFERENCE_POOL: &str = "x-warmpath-inference-pool";
 /// Dynamic-metadata namespace of the pick and of the served endpoint.
 pub const LB_METADATA: &str = "envoy.lb";
 /// Filter-metadata namespace of the subset hint.
 pub const SUBSET_METADATA: &str = "envoy.lb.subset_hint";
 
-/// Header with the id under which a request is known to everything that it passes.
+/// Header with the id of a request, the same in everything that handles it.
 pub const REQUEST_ID: &str = "x-request-id";
-/// Header of a request whose sender wants to know why its pod was picked: `true` or `1`. Ours.
+/// Request header with which a client asks why its pod was picked: `true` or `1`. Warmpath's own.
 pub const EXPLAIN: &str = "x-warmpath-explain";
-/// Header of the response to it: the decision as JSON. Ours.
+/// Response header that answers [`EXPLAIN`]: the decision as JSON. Warmpath's own.
 pub const DECISION: &str = "x-warmpath-decision";
 
 /// Annotation of an InferencePool that chooses the routing strategy; see [`crate::pool::RoutingStrategy`].
 pub const ROUTING_STRATEGY: &str = "inference.networking.x-k8s.io/routing-strategy";
-/// Annotation of an InferencePool that tunes its routing policy: a YAML or JSON mapping, as `{"threshold": 0.6}`. Ours.
+/// Annotation of an InferencePool that tunes its routing policy: a YAML or JSON mapping such as `{"threshold": 0.6}`.
+/// Warmpath's own.
 pub const ROUTING_POLICY: &str = "inference.networking.x-k8s.io/routing-policy";
-/// Annotation of an InferencePool that says what `PREFIX_CACHE` goes by; see [`crate::pool::PrefixSource`]. Ours.
+/// Annotation of an InferencePool that chooses the source of prefix matches; see [`crate::pool::PrefixSource`].
+/// Warmpath's own.
 pub const PREFIX_SOURCE: &str = "inference.networking.x-k8s.io/prefix-cache-mode";
 /// Annotation of an InferencePool that names the engine its pods run; see [`crate::pool::ModelServerRuntime`].
 pub const MODEL_SERVER_RUNTIME: &str = "inference.networking.x-k8s.io/model-server-runtime";
@@ -38,8 +40,8 @@ pub const GROUP: &str = "inference.networking.k8s.io";
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 /// API group of Envoy Gateway's own kinds.
 pub const ENVOY_GATEWAY_GROUP: &str = "gateway.envoyproxy.io";
-/// The `controllerName` of a GatewayClass that Envoy Gateway, and so the local provider, serves.
+/// `controllerName` of the GatewayClasses that Envoy Gateway serves, and so the local provider.
 pub const ENVOY_GATEWAY_CONTROLLER: &str = "gateway.envoyproxy.io/gatewayclass-controller";
 
-/// Port of the picker's ext_proc service where a pool names none (InferencePool API, `extensionRef.portNumber`).
+/// Port of the picker's ext_proc service if the pool names none (InferencePool API, `extensionRef.portNumber`).
 pub const DEFAULT_PICKER_PORT: u16 = 9002;

@@ -1,4 +1,4 @@
-//! YAML manifests to objects: every error names the file, the document, the object and the field.
+//! Parses YAML manifests into objects; every error names the file, the document, the object and the field.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -66,11 +66,11 @@ pub enum ManifestError {
     Object { file: String, document: usize, kind: String, name: String, message: String },
 }
 
-/// Parses a file of one or several YAML documents; empty documents are skipped.
+/// Parses a file of one or more YAML documents; empty documents are skipped.
 ///
 /// # Errors
-/// The first document that is not YAML, names a kind that Warmpath does not support, or has a field that it does not
-/// know. `file` is only quoted.
+/// The first document that is not YAML, has a kind that Warmpath does not support, or has an unknown field. `file` only
+/// appears in the message.
 pub fn parse(yaml: &str, file: &str) -> Result<Vec<Object>, ManifestError> {
     let options = serde_saphyr::options! { strict_booleans: true };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(yaml, options)
@@ -129,7 +129,7 @@ fn parse_document(value: Value, position: &Position<'_>) -> Result<Object, Manif
     }
 }
 
-/// Reads the wire form `W` and checks it into `T`.
+/// Deserialises the wire form `W` and checks it into `T`.
 fn checked<W, T>(value: Value, kind: &str, position: &Position<'_>) -> Result<T, ManifestError>
 where
     W: DeserializeOwned,
@@ -148,7 +148,7 @@ fn typed<T: DeserializeOwned>(value: Value, kind: &str, position: &Position<'_>)
     })
 }
 
-/// "unknown field" is serde's word; to a reader of manifests the field may well exist and merely not be supported here.
+/// Rewrites serde's "unknown field": the field may well exist in the API and only be unsupported here.
 fn field_message(path: &str, message: &str) -> String {
     let message = match message.strip_prefix("unknown field ") {
         Some(rest) => format!("field is not supported: {rest}"),

@@ -1,4 +1,4 @@
-//! What every Kubernetes object carries: its metadata and its key.
+//! Metadata and key, which every Kubernetes object has.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ impl ObjectKey {
 impl FromStr for ObjectKey {
     type Err = String;
 
-    /// Reads `namespace/name`, as it is displayed.
+    /// Parses `namespace/name`, the form in which a key is displayed.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('/') {
             Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
@@ -55,7 +55,7 @@ pub struct ObjectMeta {
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// RFC 3339; orders InferenceModels that claim the same model name. Sorts as text.
+    /// RFC 3339, so it sorts as text. Orders InferenceModels that claim the same model name.
     pub creation_timestamp: Option<String>,
     generation: Option<u64>,
     resource_version: Option<String>,
@@ -75,7 +75,7 @@ fn default_namespace() -> String {
     DEFAULT_NAMESPACE.to_owned()
 }
 
-/// True when every pair of `selector` is among `labels`. An empty selector selects nothing, as in a Service.
+/// Whether `labels` contains every pair of `selector`. An empty selector selects nothing, as in a Service.
 #[must_use]
 pub fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))

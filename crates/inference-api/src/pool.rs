@@ -1,4 +1,4 @@
-//! InferencePool (v1alpha2 and v1, one form) and InferenceModel.
+//! InferencePool (v1alpha2 and v1 in one form) and InferenceModel.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::keys;
 use crate::object::{ObjectKey, ObjectMeta};
 
-/// Longest `modelName` that the API admits [characters].
+/// Longest `modelName` that the API admits, in characters.
 const MAX_MODEL_NAME: usize = 256;
 /// Most target models of one InferenceModel.
 const MAX_TARGET_MODELS: usize = 10;
@@ -31,7 +31,7 @@ pub struct InferencePool {
     pub version: PoolVersion,
     /// Labels that select the pods, in the pool's namespace.
     pub selector: BTreeMap<String, String>,
-    /// Ports on which a pod serves; never empty. v1alpha2 has exactly one.
+    /// Ports on which a pod serves; never empty. A v1alpha2 pool has exactly one.
     pub target_ports: Vec<u16>,
     pub picker: PickerRef,
 }
@@ -45,7 +45,7 @@ impl InferencePool {
     /// The strategy that the annotation asks for.
     ///
     /// # Errors
-    /// The annotation's value, when it is none of the documented ones.
+    /// The annotation's value, if it is not a documented one.
     pub fn routing_strategy(&self) -> Result<RoutingStrategy, String> {
         match self.meta.annotations.get(keys::ROUTING_STRATEGY).map(String::as_str) {
             None | Some("DEFAULT") => Ok(RoutingStrategy::Default),
@@ -54,10 +54,10 @@ impl InferencePool {
         }
     }
 
-    /// What the annotation has `PREFIX_CACHE` go by.
+    /// The source of prefix matches that the annotation chooses for `PREFIX_CACHE`.
     ///
     /// # Errors
-    /// The annotation's value, when it is none of the known ones.
+    /// The annotation's value, if it is not a known one.
     pub fn prefix_source(&self) -> Result<PrefixSource, String> {
         match self.meta.annotations.get(keys::PREFIX_SOURCE).map(String::as_str) {
             None | Some("estimate") => Ok(PrefixSource::Estimate),
@@ -69,7 +69,7 @@ impl InferencePool {
     /// The engine that the annotation names.
     ///
     /// # Errors
-    /// The annotation's value, when it is none of the known ones.
+    /// The annotation's value, if it is not a known one.
     pub fn model_server_runtime(&self) -> Result<ModelServerRuntime, String> {
         match self.meta.annotations.get(keys::MODEL_SERVER_RUNTIME).map(String::as_str) {
             None | Some("vllm") => Ok(ModelServerRuntime::Vllm),
@@ -81,7 +81,7 @@ impl InferencePool {
     }
 }
 
-/// The engine of a pool's pods: how their metrics are named.
+/// The engine in a pool's pods; it decides the names of their metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ModelServerRuntime {
     /// `vllm`.
@@ -111,10 +111,10 @@ impl ModelServerRuntime {
 /// How the picker chooses among a pool's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RoutingStrategy {
-    /// By load: queue length and KV-cache use.
+    /// By load: queue length and KV-cache usage.
     #[default]
     Default,
-    /// Requests that share a prefix go to the same pod as far as possible; by load otherwise.
+    /// By prefix: requests that share one go to the same pod as far as possible. Otherwise by load.
     PrefixCache,
 }
 
@@ -129,13 +129,13 @@ impl RoutingStrategy {
     }
 }
 
-/// How the picker knows which pod holds a prefix.
+/// Source of the picker's knowledge about which pod holds a prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PrefixSource {
-    /// `estimate`: from what it sent where.
+    /// `estimate`: the requests that the picker sent to each pod.
     #[default]
     Estimate,
-    /// `precise`: from the engines' KV events.
+    /// `precise`: the KV events of the engines.
     Events,
 }
 
@@ -168,19 +168,19 @@ pub enum FailureMode {
     FailOpen,
 }
 
-/// A model name that clients may ask for, and what it is served by.
+/// A model name that clients may ask for, and the models that serve it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InferenceModel {
     pub meta: ObjectMeta,
     pub model_name: String,
     pub criticality: Criticality,
-    /// Empty: the model is served under its own name.
+    /// Target models. Empty: the model is served under its own name.
     pub target_models: Vec<TargetModel>,
     /// Name of the pool, in the model's namespace.
     pub pool: String,
 }
 
-/// How a model's requests fare when the pool is saturated.
+/// How the requests of a model are treated when the pool is saturated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Criticality {
     Critical,
@@ -201,12 +201,12 @@ impl Criticality {
     }
 }
 
-/// One name under which the model servers know the model.
+/// A name under which the model servers know the model.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetModel {
     pub name: String,
-    /// Share of the traffic, relative to the sum; set on all targets or on none.
+    /// Share of the traffic, relative to the sum of all weights; set on all targets or on none.
     pub weight: Option<u32>,
 }
 

@@ -1,11 +1,11 @@
-//! Probes of a container: what the kubelet asks it, how often, and how many answers decide.
+//! Probes of a container: what the kubelet checks, how often, and how many results decide.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::workload::TargetPort;
 
-/// A `startupProbe`, `readinessProbe` or `livenessProbe`, with Kubernetes' defaults for what is left out or 0.
+/// A `startupProbe`, `readinessProbe` or `livenessProbe`, with Kubernetes' defaults for fields that are missing or 0.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Wire")]
 pub struct Probe {
@@ -13,23 +13,23 @@ pub struct Probe {
     pub initial_delay_seconds: u32,
     pub period_seconds: u32,
     pub timeout_seconds: u32,
-    /// Successes in a row after which the probe counts as passed.
+    /// Successes in a row after which the probe passes.
     pub success_threshold: u32,
-    /// Failures in a row after which it counts as failed.
+    /// Failures in a row after which the probe fails.
     pub failure_threshold: u32,
     termination_grace_period_seconds: Option<Value>,
 }
 
-/// How a probe asks.
+/// The check that a probe makes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// GET; a status from 200 to 399 is a success.
+    /// GET request; a status from 200 to 399 is a success.
     HttpGet(HttpGet),
-    /// A connection is a success.
+    /// Connection attempt; it succeeds if the connection opens.
     TcpSocket { port: TargetPort },
-    /// A command inside the container.
+    /// Command inside the container.
     Exec,
-    /// gRPC's health service.
+    /// Call of gRPC's health service.
     Grpc,
 }
 
@@ -90,7 +90,7 @@ struct TcpSocket {
 }
 
 impl Probe {
-    /// Fields, below the probe, that have no effect outside a cluster.
+    /// Fields of the probe that have no effect outside a cluster.
     pub(crate) fn inert(&self) -> Vec<&'static str> {
         let action = match &self.action {
             Action::HttpGet(http_get) => http_get.host.is_some().then_some("httpGet.host"),

@@ -154,7 +154,7 @@ impl Deployment {
 }
 
 impl Container {
-    /// The probes that are given, each with its field's name.
+    /// The probes that are set, each with the name of its field.
     pub fn probes(&self) -> impl Iterator<Item = (&'static str, &Probe)> {
         let Self { startup_probe, readiness_probe, liveness_probe, .. } = self;
         [
@@ -180,7 +180,7 @@ impl Container {
     }
 }
 
-/// A name for the pods that its selector finds.
+/// A name for the pods that its selector matches.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Service {
@@ -201,7 +201,7 @@ pub struct ServiceSpec {
     #[serde(default)]
     pub selector: BTreeMap<String, String>,
     pub ports: Vec<ServicePort>,
-    /// `ClusterIP` or nothing: a gateway goes to the pods, not through the Service's address.
+    /// `ClusterIP` or nothing: a gateway connects to the pods, not to the Service's address.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     #[serde(rename = "clusterIP")]
@@ -214,7 +214,7 @@ pub struct ServicePort {
     pub name: Option<String>,
     pub protocol: Option<String>,
     pub port: u16,
-    /// None: the same as `port`.
+    /// Port of the pods. None: the same as `port`.
     pub target_port: Option<TargetPort>,
 }
 

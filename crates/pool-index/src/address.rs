@@ -1,10 +1,10 @@
-//! Which addresses an endpoint may have: those of one host, and a port of it.
+//! The addresses that an endpoint may have: one host, and a port on it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use thiserror::Error;
 
-/// Why an address is no endpoint's.
+/// Why an address cannot be an endpoint's.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum AddressError {
     #[error("{0}: port 0 stands for any port, an endpoint has one")]
@@ -19,10 +19,10 @@ pub enum AddressError {
     Broadcast(SocketAddr),
 }
 
-/// The address as everyone spells it, without IPv4 mapped into IPv6.
+/// Checks the address and returns its usual form: IPv4 that is mapped into IPv6 becomes IPv4.
 ///
 /// # Errors
-/// When it is not the address of one host, or has no port.
+/// If it is not the address of one host, or has no port.
 pub fn check(address: SocketAddr) -> Result<SocketAddr, AddressError> {
     let ip = address.ip().to_canonical();
     let canonical = if ip == address.ip() { address } else { SocketAddr::new(ip, address.port()) };
@@ -35,10 +35,10 @@ pub fn check(address: SocketAddr) -> Result<SocketAddr, AddressError> {
     }
 }
 
-/// Reads `IP:PORT`.
+/// Parses `IP:PORT`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A message that says what is wrong with the text.
 pub fn parse(text: &str) -> Result<SocketAddr, String> {
     let address = text.parse().map_err(|error: std::net::AddrParseError| error.to_string())?;
     check(address).map_err(|error| error.to_string())

@@ -1,4 +1,4 @@
-//! The one owner of the objects: applies changes, resolves who selects whom, publishes.
+//! The only owner of the objects: applies changes, works out which pool selects which endpoint, publishes snapshots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::slots::{Identity, Slots};
 use crate::snapshot::{Endpoint, KvAddresses, Model, ModelStatus, Pool, Publisher, Reader, Slot, Snapshot};
 
-/// What a source saw.
+/// A change that a source saw.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     ApplyPool(InferencePool),
@@ -22,43 +22,43 @@ pub enum Change {
     DeleteModel(ObjectKey),
     ApplyEndpoint(EndpointRecord),
     DeleteEndpoint(ObjectKey),
-    /// These are all the pools and models that there are.
+    /// All pools and models that exist now; others are gone.
     ReplaceObjects {
         pools: Vec<InferencePool>,
         models: Vec<InferenceModel>,
     },
-    /// These are all the endpoints that there are.
+    /// All endpoints that exist now; others are gone.
     ReplaceEndpoints(Vec<EndpointRecord>),
 }
 
-/// A model server as its source knows it.
+/// A model server as its source describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointRecord {
     pub key: ObjectKey,
     pub address: SocketAddr,
     pub kv: KvAddresses,
     pub membership: Membership,
-    /// An endpoint that is not ready is in no snapshot.
+    /// Whether the model server takes requests. Snapshots contain ready endpoints only.
     pub ready: bool,
 }
 
-/// Which pools an endpoint belongs to.
+/// Pools that an endpoint belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Membership {
-    /// Those in its namespace whose selector matches these labels.
+    /// The pools in its namespace whose selector matches these labels.
     Labels(BTreeMap<String, String>),
-    /// All of them.
+    /// All pools.
     EveryPool,
 }
 
-/// Pools, models and endpoints, and the snapshot made of them.
+/// Pools, models and endpoints, and the publisher of their snapshots.
 #[derive(Debug)]
 pub struct Index {
     pools: BTreeMap<ObjectKey, InferencePool>,
     models: BTreeMap<ObjectKey, InferenceModel>,
     endpoints: BTreeMap<ObjectKey, EndpointRecord>,
     slots: Slots,
-    /// Endpoints whose address another one has, with the address and the one that counts.
+    /// Endpoints that share another one's address, each with that address and the endpoint that counts.
     doubles: BTreeMap<ObjectKey, (SocketAddr, ObjectKey)>,
     publisher: Publisher,
 }
@@ -80,7 +80,7 @@ impl Index {
         (index, reader)
     }
 
-    /// Applies `changes` in order and publishes their result as one snapshot, unless nothing came of them.
+    /// Applies `changes` in order and publishes the result as one snapshot, unless nothing changed.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
             self.apply_one(change);
@@ -140,8 +140,8 @@ impl Index {
         Snapshot { version, pools, endpoints: by_slot(endpoints.into_values()), models }
     }
 
-    /// The records that pools select, one by address: of two with one address the first by namespace and name has it, and
-    /// each pool that selects either gets that one.
+    /// The records that pools select, one per address. If two have the same address, the first by namespace and name
+    /// owns it, and every pool that selects either of them gets that one.
     fn owners(&self) -> BTreeMap<SocketAddr, &EndpointRecord> {
         let mut owners: BTreeMap<SocketAddr, &EndpointRecord> = BTreeMap::new();
         for record in self.endpoints.values() {
@@ -152,7 +152,7 @@ impl Index {
         owners
     }
 
-    /// Says of each endpoint that has another one's address which of them counts, once.
+    /// Logs once for each endpoint that shares another one's address which of the two counts.
     fn log_doubles(&mut self) {
         let owners = self.owners();
         let is_selected = |record: &&EndpointRecord| self.pools.values().any(|pool| belongs(record, pool));
@@ -198,11 +198,12 @@ impl Index {
         }
     }
 
-    /// Of two objects with one model name the older wins, as the API says; of two as old, the first by name.
+    /// The models of a pool by name. If two objects have the same model name, the older wins, as the API says; if they
+    /// are equally old, the first by name.
     fn resolve_models(&self, pool: &InferencePool) -> BTreeMap<String, Model> {
         let mut models: Vec<&InferenceModel> =
             self.models.values().filter(|model| pool_of(model) == pool.key()).collect();
-        // An object without a timestamp was not created by an API server yet: it is younger than any that has one.
+        // An object without a timestamp has not been created by an API server yet: it is younger than any that has one.
         models.sort_by_key(|model| {
             let created = model.meta.creation_timestamp.as_deref();
             (created.is_none(), created, model.meta.key())
@@ -286,7 +287,7 @@ fn log_changes(previous: &Snapshot, next: &Snapshot) {
     }
 }
 
-/// Says when a model is not served, once, when it is after all, and when it is gone.
+/// Logs once when a model is not served, when it is served after all, and when it is gone.
 fn log_models(previous: &Snapshot, next: &Snapshot) {
     for key in previous.models.keys().filter(|key| !next.models.contains_key(key)) {
         info!(model = %key, "Removing model");

@@ -1,12 +1,12 @@
-//! Pools, models and endpoints from a source, as immutable snapshots.
+//! Pools, models and endpoints from a source, published as immutable snapshots.
 //!
 //! ```text
 //! source::files ─┐
 //!                ├─ Change ─► index::Index ─ Arc<Snapshot> ─► snapshot::Reader (any number)
 //! (watches)    ──┘
 //! ```
-//! Sources translate what they see into changes; only the index knows what selects what. Nothing here knows of gRPC,
-//! Envoy or the prefix index.
+//! Sources translate what they see into changes; only the index knows which pool selects what. Nothing here knows of
+//! gRPC, Envoy or the prefix index.
 
 pub mod source;
 

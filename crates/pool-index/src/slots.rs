@@ -1,4 +1,4 @@
-//! Which endpoint owns which slot, over time.
+//! Slots, and the endpoint that owns each at a time.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use inference_api::object::ObjectKey;
 
 use crate::snapshot::{KvAddresses, Slot};
 
-/// What makes an endpoint the same one as before, while it lives.
+/// An endpoint is the same as before while none of these changes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Identity {
     pub(crate) key: ObjectKey,
@@ -15,18 +15,18 @@ pub(crate) struct Identity {
     pub(crate) kv: KvAddresses,
 }
 
-/// Hands out the lowest free slot, and counts its owners.
+/// Hands out the lowest free slot, and counts the owners that each slot has had.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     owned: HashMap<Identity, Slot>,
-    /// By slot index: the generation that the next owner gets.
+    /// Generation that the next owner gets, by slot index.
     next_generations: Vec<u32>,
-    /// Descending, so that the lowest comes off the end.
+    /// Free slot indices in descending order, so that `pop` takes the lowest.
     free: Vec<u32>,
 }
 
 impl Slots {
-    /// The slot of `identity`, which gets one if it has none.
+    /// The slot of `identity`; hands one out if it has none.
     pub(crate) fn acquire(&mut self, identity: &Identity) -> Slot {
         if let Some(slot) = self.owned.get(identity) {
             return *slot;
@@ -42,7 +42,7 @@ impl Slots {
         slot
     }
 
-    /// Frees the slots of all identities for which `lives` is false.
+    /// Frees the slots of all identities for which `lives` returns false.
     pub(crate) fn retain(&mut self, lives: impl Fn(&Identity) -> bool) {
         let free = &mut self.free;
         self.owned.retain(|identity, slot| {

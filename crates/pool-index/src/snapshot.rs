@@ -1,4 +1,4 @@
-//! What the picker reads: the state of the world at one instant, never changed once it is published.
+//! The picker's view: the state of the world at one instant, never changed after it is published.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,50 +15,50 @@ use tokio::sync::watch;
 /// Pools with their models and endpoints.
 #[derive(Debug, Default, PartialEq)]
 pub struct Snapshot {
-    /// Grows by one with each published snapshot; the first, empty one has 0.
+    /// Number of this snapshot: the first, empty one has 0, each published one has one more.
     pub version: u64,
     pub pools: BTreeMap<ObjectKey, Arc<Pool>>,
-    /// Every endpoint that at least one pool selects, once, in the order of slots.
+    /// Every endpoint that at least one pool selects, once each, in the order of slots.
     pub endpoints: Arc<[Arc<Endpoint>]>,
-    /// Every InferenceModel, whether it is served or not.
+    /// Every InferenceModel, served or not.
     pub models: Arc<BTreeMap<ObjectKey, ModelStatus>>,
 }
 
-/// What became of an InferenceModel.
+/// Status of an InferenceModel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelStatus {
     pub model_name: String,
-    /// The pool that it names.
+    /// The pool that its `poolRef` names.
     pub pool: ObjectKey,
     pub accepted: Condition,
 }
 
-/// An InferencePool, resolved.
+/// An InferencePool with its models and endpoints.
 #[derive(Debug, PartialEq)]
 pub struct Pool {
     pub key: ObjectKey,
     pub strategy: RoutingStrategy,
     pub failure_mode: FailureMode,
     pub runtime: ModelServerRuntime,
-    /// What `PREFIX_CACHE` goes by.
+    /// Source of the prefix matches that `PREFIX_CACHE` uses.
     pub prefix_source: PrefixSource,
-    /// Annotations that were not understood, and what holds instead; for people.
+    /// Annotations that were not understood, and the value that is used instead; for people to read.
     pub problems: Vec<String>,
     /// Value of the annotation `inference.networking.x-k8s.io/routing-policy`, verbatim.
     pub routing_policy: Option<String>,
-    /// By the name that clients ask for.
+    /// Models by the name that clients ask for.
     pub models: BTreeMap<String, Model>,
     /// The ready endpoints that the pool selects, in the order of slots.
     pub endpoints: Arc<[Arc<Endpoint>]>,
 }
 
-/// An InferenceModel that won its name.
+/// An InferenceModel that is served: no older one has its name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    /// The object it comes from.
+    /// The InferenceModel's key.
     pub key: ObjectKey,
     pub criticality: Criticality,
-    /// Empty: the model is served under the name that clients ask for.
+    /// Target models. Empty: the model is served under the name that clients ask for.
     pub targets: Vec<TargetModel>,
 }
 
@@ -66,22 +66,22 @@ pub struct Model {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     pub slot: Slot,
-    /// The pod; for an endpoint given by address alone, the address.
+    /// The pod's key; for an endpoint that is given by its address alone, the address.
     pub key: ObjectKey,
     pub address: SocketAddr,
     pub kv: KvAddresses,
 }
 
-/// Where an engine tells what its KV cache holds, where that is known and not by convention.
+/// Addresses at which an engine publishes what its KV cache holds, if they are given rather than conventional.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KvAddresses {
-    /// It publishes events here (ZMQ PUB; vLLM's `--kv-events-config`, `endpoint`).
+    /// Address at which it publishes events (ZMQ PUB; `endpoint` in vLLM's `--kv-events-config`).
     pub events: Option<SocketAddr>,
-    /// It repeats those of the past here (ZMQ ROUTER; the same flag's `replay_endpoint`).
+    /// Address at which it repeats past events (ZMQ ROUTER; the same flag's `replay_endpoint`).
     pub replay: Option<SocketAddr>,
 }
 
-/// The identity of an endpoint while it lives: a dense small number, reused later, and the generation that owns it.
+/// Identity of an endpoint while it lives: a small dense number that is reused later, and the generation that owns it.
 ///
 /// An endpoint that goes and comes back, even under the same name and address, is another one: its cache is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,14 +90,14 @@ pub struct Slot {
     pub generation: u32,
 }
 
-/// Reads the current snapshot and waits for the next. Clones see the same snapshots.
+/// Reads the current snapshot and waits for the next one. Clones see the same snapshots.
 #[derive(Clone, Debug)]
 pub struct Reader {
     current: Arc<ArcSwap<Snapshot>>,
     versions: watch::Receiver<u64>,
 }
 
-/// The index is gone, so nothing will change any more.
+/// The index was dropped, so nothing will change any more.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the pool index has ended")]
 pub struct Ended;
@@ -111,7 +111,8 @@ pub(crate) struct Publisher {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// Endpoints of `earlier` that are no longer there, in the order of slots. Correct across skipped snapshots.
+    /// Endpoints of `earlier` that are gone, in the order of slots. Also correct if snapshots between the two were
+    /// skipped.
     #[must_use]
     pub fn removed_since(&self, earlier: &Self) -> Vec<Slot> {
         let gone = |slot: &Slot| self.endpoints.binary_search_by_key(slot, |endpoint| endpoint.slot).is_err();
@@ -122,7 +123,7 @@ impl Snapshot {
 // === impl Pool ===
 
 impl Pool {
-    /// Whether requests are placed by what engines say they hold.
+    /// Whether requests are placed by the KV events that engines publish.
     #[must_use]
     pub fn goes_by_events(&self) -> bool {
         self.strategy == RoutingStrategy::PrefixCache && self.prefix_source == PrefixSource::Events
@@ -132,19 +133,19 @@ impl Pool {
 // === impl Reader ===
 
 impl Reader {
-    /// The current snapshot, without locks; hold it for a request, not for longer.
+    /// The current snapshot, without a lock. Hold it for one request, not longer.
     #[must_use]
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.current.load()
     }
 
-    /// The current snapshot, to keep: for comparing it with a later one.
+    /// The current snapshot, to be kept, for example to compare it with a later one.
     #[must_use]
     pub fn snapshot_owned(&self) -> Arc<Snapshot> {
         self.current.load_full()
     }
 
-    /// Waits until a snapshot is published that this reader has not waited for yet. Several may have been skipped.
+    /// Waits for a snapshot that this reader has not waited for yet. Several may be skipped.
     ///
     /// # Errors
     /// [`Ended`] if the index was dropped.

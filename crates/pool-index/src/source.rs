@@ -1,4 +1,4 @@
-//! Where changes come from.
+//! Sources of changes.
 
 pub mod files;
 

@@ -48,7 +48,7 @@ fn nothing_is_left_undone_or_silenced() {
     none(&purity::left_undone(&project()));
 }
 
-/// What judges the programs over the wire knows nothing of what they are made of.
+/// Code that judges the programs over the wire does not know how they are made.
 #[test]
 fn only_the_reproduction_uses_the_simulator() {
     let uses = |source: &&Source| source.text.contains("use sim::") || source.text.contains(" sim::");

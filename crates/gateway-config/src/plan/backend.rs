@@ -1,4 +1,4 @@
-//! A backendRef to the pods behind it.
+//! Resolves a backendRef to the pods behind it.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use inference_api::workload::{ServicePort, TargetPort};
 use crate::error::TranslateError;
 use crate::plan::index::{self, Index};
 
-/// What a rule sends to. The pods are those of the key's namespace that `selector` matches; an empty selector matches
+/// The target of a rule. Its pods are those in the key's namespace that `selector` matches; an empty selector matches
 /// none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Balanced by Envoy, least request.
+    /// Envoy balances: least request.
     Service { key: ObjectKey, selector: BTreeMap<String, String>, port: PodPort },
-    /// Balanced by the pool's picker.
+    /// The pool's picker balances.
     Pool { key: ObjectKey, selector: BTreeMap<String, String>, port: PodPort, failure_mode: FailureMode },
 }
 
@@ -51,7 +51,7 @@ pub enum PodPort {
     Name(String),
 }
 
-/// `path` is the rule's.
+/// Resolves a rule's backendRef; `path` is the path of the field, for errors.
 pub(super) fn resolve(
     backend: &BackendRef,
     route: &HttpRoute,

@@ -1,4 +1,4 @@
-//! The objects by kind, each name once.
+//! The objects by kind; each name occurs once per kind.
 
 use std::collections::BTreeSet;
 
@@ -40,7 +40,7 @@ impl<'a> Index<'a> {
                 Object::BackendTrafficPolicy(policy) => index.policies.push(policy),
                 Object::Service(service) => index.services.push(service),
                 Object::InferencePool(pool) => index.pools.push(pool),
-                // Pods are bound by the caller, models are the picker's.
+                // The caller binds pods, and models concern only the picker.
                 Object::Deployment(_) | Object::InferenceModel(_) => {}
             }
         }

@@ -10,7 +10,7 @@ use crate::error::TranslateError;
 use crate::plan::Listener;
 use crate::plan::index::{self, Index};
 
-/// What a policy applies to.
+/// The object that a policy targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Scope {
     Gateway(ObjectKey),
@@ -52,7 +52,8 @@ impl<'a> Policies<'a> {
         Ok(Self { scoped })
     }
 
-    /// A policy on the route wins over one on the listener, and that over one on the Gateway, as a whole.
+    /// The request timeout of `route` on `listener`. A policy on the route replaces one on the listener, which replaces
+    /// one on the Gateway, each as a whole.
     pub(super) fn timeout(&self, route: &HttpRoute, listener: &Listener) -> Option<Duration> {
         let gateway = &listener.gateway;
         let scopes = [

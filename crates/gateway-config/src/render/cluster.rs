@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use crate::plan::{Backend, Cluster};
 use crate::render::{PickerBinding, PickerTls, address, extension, picker_cluster, typed};
 
-/// Connections, pending requests and requests of a cluster. Envoy's default of 1024 is reached by as many open streams,
-/// each of which also holds one gRPC stream to the picker.
+/// Most connections, pending requests and requests of a cluster. Envoy's default of 1024 is too low: each open stream
+/// counts, and also holds a gRPC stream to the picker.
 const MAX_REQUESTS: u32 = 40_000;
-/// Envoy Gateway's default.
+/// Most retries at a time: Envoy Gateway's default.
 const MAX_RETRIES: u32 = 1024;
-/// The service by which a picker says whether it takes requests (upstream's name for it).
+/// Service name under which a picker reports its health (upstream's name).
 const PICKER_SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 
 /// The cluster with its endpoints in a watched file.
@@ -31,7 +31,7 @@ pub(super) fn discovered(cluster: &Cluster, eds_file: &Path) -> Value {
     value
 }
 
-/// The cluster with its endpoints inside.
+/// The cluster with its endpoints inline.
 pub(super) fn fixed(cluster: &Cluster, load_assignment: Value) -> Value {
     let mut value = common(cluster, "STATIC");
     value["load_assignment"] = load_assignment;
@@ -44,8 +44,9 @@ pub(super) fn load_assignment(cluster_name: &str, endpoints: &[SocketAddr]) -> V
     json!({ "cluster_name": cluster_name, "endpoints": [{ "lb_endpoints": endpoints }] })
 }
 
-/// Frames that may wait to be written to a picker. Envoy makes a frame of each that a client sends, and ends the connection,
-/// and so the requests of all clients, above this; its default of 10,000 is a sixth of what one client can send at a time.
+/// Most frames that wait to be written to a picker. Envoy makes one frame of each that a client sends, and above this
+/// bound it ends the connection, and with it the requests of all clients. Its default of 10,000 is a sixth of what one
+/// client can send at a time.
 const MAX_FRAMES: u32 = 1_000_000;
 
 pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
@@ -70,8 +71,8 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
                 } } }),
             ),
         },
-        // A picker that ends says so before it does, and one answer is enough for that; a check that is late once is no
-        // sign of anything. Where all are down, all are tried: one alone is never given up.
+        // A picker that shuts down reports it first, so one failed answer is enough; a single late check means nothing.
+        // If all pickers are down, all are tried, so a picker that is alone is never given up.
         "health_checks": [{
             "timeout": "1s",
             "interval": "1s",
@@ -89,8 +90,8 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
     value
 }
 
-/// TLS that believes only a certificate of that name, signed by one of those authorities: whoever answers for the picker
-/// sees every prompt.
+/// TLS that accepts only a certificate for `server_name`, signed by one of the authorities in `trusted_ca`: whoever
+/// answers as the picker sees every prompt.
 fn tls_to(tls: &PickerTls) -> Value {
     let PickerTls { server_name, trusted_ca } = tls;
     let validation = json!({
@@ -135,7 +136,7 @@ fn least_request() -> Value {
     json!({ "policies": [{ "typed_extension_config": policy }] })
 }
 
-/// The picker's choice from the dynamic metadata, which no client can write; least request where there is none.
+/// Balances by the picker's choice in the dynamic metadata, which no client can write; without one, by least request.
 fn override_host() -> Value {
     let policy = extension(
         "envoy.load_balancing_policies.override_host",

@@ -1,4 +1,4 @@
-//! A listener: connection manager, access log, virtual hosts, routes, and the filters of the pools it routes to.
+//! A listener: connection manager, access log, virtual hosts, routes, and the filters of the pools that it routes to.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::error::MissingBinding;
 use crate::plan::{Backend, Listener, Plan, Route};
 use crate::render::{Bindings, address, extension, listener_port, picker_cluster, picker_filter, typed};
 
-/// Longest wait for one answer of a picker that sees buffered bodies; a streamed body has none.
+/// Longest wait for one answer of a picker whose pool fails closed; Envoy does not apply it to streamed bodies.
 const STREAMED_MESSAGE_TIMEOUT: &str = "10s";
-/// Of a pool that fails open: after this long the request goes on without a pick.
+/// Longest wait for one answer of a picker whose pool fails open; after it the request goes on without a pick.
 const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
-/// Largest request body that a pool which fails open takes: it must be held whole, and Envoy answers 413 above this.
+/// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
 const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
-/// Envoy Gateway's least idle timeout of a route that has a request timeout.
+/// Shortest idle timeout that Envoy Gateway gives a route with a request timeout.
 const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> Result<Value, MissingBinding> {
@@ -73,7 +73,7 @@ fn connection_manager(
         "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" },
     });
     if !pools.is_empty() {
-        // A client must never be able to choose a pod, nor learn of pods what the operator does not allow.
+        // A client must never be able to choose a pod, or learn more about pods than the operator allows.
         let question = (!bindings.explains).then_some(keys::EXPLAIN);
         let removed: Vec<Value> = std::iter::once(keys::DESTINATION_ENDPOINT)
             .chain(question)
@@ -105,7 +105,7 @@ fn connection_manager(
     value
 }
 
-/// A missing value is written as JSON `null`.
+/// Format of the access log, as JSON. A missing value is written as `null`.
 fn access_log_format(pools: &[(&ObjectKey, FailureMode)]) -> Value {
     let ext_proc: String = match pools {
         [] => "%FILTER_STATE(envoy.filters.http.ext_proc:PLAIN)%".to_owned(),
@@ -170,7 +170,7 @@ fn route(route: &Route, plan: &Plan) -> Value {
     let mut value = json!({ "name": route.name, "match": path_match(&route.path) });
     if let Some(pool) = pool_of(route, plan) {
         action.insert("retry_policy".to_owned(), retry_policy());
-        // The filter is off for the listener and on for this route.
+        // The filter is disabled for the listener and enabled for this route.
         let on = typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }));
         value["typed_per_filter_config"] = json!({ picker_filter(pool): on });
     }
@@ -190,7 +190,7 @@ fn path_match(path: &PathMatch) -> Value {
     }
 }
 
-/// Only before a byte reached a pod, and on another pod each time.
+/// Retries only before a pod has received a byte, and on another pod each time.
 fn retry_policy() -> Value {
     json!({
         "retry_on": "connect-failure,refused-stream",
@@ -244,11 +244,11 @@ fn ext_proc(pool: &ObjectKey, failure_mode: FailureMode) -> Value {
                     "envoy_grpc": { "cluster_name": picker_cluster(pool) },
                     // Pools may share a picker.
                     "initial_metadata": [{ "key": keys::INFERENCE_POOL, "value": pool.to_string() }],
-                    // A picker that has just died is not known to be dead yet; another one may take the request.
+                    // A picker that has just died does not count as dead yet; another picker may take the request.
                     "retry_policy": {
                         "retry_on": "connect-failure,refused-stream",
                         "num_retries": 2,
-                        // Where there is no other one, the request has failed within a tenth of a second.
+                        // If there is no other picker, the request fails within a tenth of a second.
                         "retry_back_off": { "base_interval": "0.020s", "max_interval": "0.050s" },
                         "retry_host_predicate": [previous_hosts()],
                         "host_selection_retry_max_attempts": 5,

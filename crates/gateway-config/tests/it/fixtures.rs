@@ -18,7 +18,7 @@ pub(crate) fn tutorial() -> String {
     [GATEWAY, POOL, SERVICE].join("---\n")
 }
 
-/// The tutorial's manifests with an edit; `from` must occur.
+/// The tutorial's manifests with the first `from` replaced by `to`; `from` must occur.
 pub(crate) fn edited(from: &str, to: &str) -> String {
     let text = tutorial();
     assert!(text.contains(from), "{from} is not in the manifests");
@@ -29,7 +29,7 @@ pub(crate) fn plan(yaml: &str) -> Result<Plan, TranslateError> {
     Plan::new(&manifest::parse(yaml, "test.yaml").unwrap())
 }
 
-/// Two pods, the picker on its usual port, listeners on the manifest's ports.
+/// Bindings with two pods, the picker on its usual port, and listeners on the manifest's ports.
 pub(crate) fn bindings(plan: &Plan) -> Bindings {
     let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     let picker = PickerBinding { addresses: vec![local(9002)], tls: None };

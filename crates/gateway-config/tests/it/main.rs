@@ -1,4 +1,4 @@
-//! The translation of the tutorial's manifests, field by field, and an error for everything that is not translated.
+//! Translation of the tutorial's manifests, field by field, and an error for everything that is not translated.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 

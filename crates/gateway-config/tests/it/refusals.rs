@@ -1,4 +1,4 @@
-//! Every combination that is not translated is refused by name.
+//! Everything that is not translated is refused, with the name of object and field.
 
 use expect_test::{Expect, expect};
 

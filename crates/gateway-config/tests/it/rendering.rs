@@ -1,4 +1,4 @@
-//! What Envoy is told.
+//! The configuration that Envoy gets.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ fn tutorial_files() {
     expect_file!["golden/tutorial-eds.json"].assert_eq(&pretty(&rendered.files[0].content));
 }
 
-/// The watched files say the same as the static file that is validated in their place.
+/// The watched files have the same content as the static file that is validated in their place.
 #[test]
 fn files_and_static_equivalent_agree() {
     let rendered = render(&tutorial());
@@ -278,7 +278,7 @@ fn clients_may_not_ask_about_pods_unless_the_operator_allows_it() {
         (json!({"remove": "x-gateway-destination-endpoint"}), json!({"remove": "x-warmpath-explain"}));
     assert_eq!(removed(true, 1), Some(json!([destination])));
     assert_eq!(removed(false, 1), Some(json!([destination, question])));
-    assert_eq!(removed(false, 0), None, "a listener without a pool has nobody to ask");
+    assert_eq!(removed(false, 0), None, "a listener without a pool has no picker to ask");
 }
 
 #[test]

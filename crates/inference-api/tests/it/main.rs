@@ -1,4 +1,4 @@
-//! Manifests as a user writes them, right and wrong.
+//! Manifests as users write them, valid and invalid.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod manifest;

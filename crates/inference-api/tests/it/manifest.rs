@@ -1,4 +1,4 @@
-//! Each check parses one text; errors are compared whole, since they are what a user reads.
+//! Each test parses one text; errors are compared as a whole, because users read them.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Manifests and endpoint records in files, read again whenever their content changes.
 //!
-//! Each file stands for itself: while one is invalid its last good version stays in force, and the others still count.
-//! What a file does not have any more counts as removed when that stays so.
+//! Each file is independent: while one is invalid its last good version stays in force, and the others still count.
+//! Objects that disappear from a file count as removed if they stay absent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -22,13 +22,13 @@ use crate::address;
 use crate::index::{Change, EndpointRecord, Index, Membership};
 use crate::snapshot::{KvAddresses, Reader};
 
-/// What to read.
+/// Files to read, and endpoints that need no file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// Multi-document YAML of InferencePools and InferenceModels.
     pub pool_files: Vec<PathBuf>,
-    /// YAML list of `{name, namespace: default, address: ip:port, labels: {}, ready: true}`, and where an engine tells what
-    /// its KV cache holds `kvEvents: ip:port`, `kvReplay: ip:port`.
+    /// YAML list of `{name, namespace: default, address: ip:port, labels: {}, ready: true}`, and if an engine publishes
+    /// what its KV cache holds, `kvEvents: ip:port`, `kvReplay: ip:port`.
     pub endpoints_file: Option<PathBuf>,
     /// Endpoints that belong to every pool and are always ready.
     pub static_endpoints: Vec<SocketAddr>,
@@ -49,7 +49,7 @@ pub enum FilesError {
     Endpoints { path: PathBuf, message: String },
 }
 
-/// The files and the index they feed.
+/// The files and the index that they feed.
 #[derive(Debug)]
 pub struct Files {
     pool_files: Vec<Watched<Objects>>,
@@ -58,7 +58,7 @@ pub struct Files {
     index: Index,
 }
 
-/// What is in a file of pools.
+/// The objects in a file of pools.
 #[derive(Debug)]
 struct Objects {
     pools: Kept<ObjectKey, InferencePool>,
@@ -71,7 +71,7 @@ struct ParsedObjects {
     models: BTreeMap<ObjectKey, InferenceModel>,
 }
 
-/// What is in a file of endpoints.
+/// The records in a file of endpoints.
 #[derive(Debug)]
 struct Endpoints(Kept<ObjectKey, EndpointRecord>);
 
@@ -108,7 +108,7 @@ impl Files {
         Ok((files, reader))
     }
 
-    /// Polls until `shutdown` resolves, where it may block.
+    /// Polls until `shutdown` resolves, in a thread that may block.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         poll_blocking(move |now| self.poll(now), shutdown).await;
     }
@@ -134,8 +134,8 @@ impl Files {
         }
     }
 
-    /// All pool files together. An object that two of them define is an error, as nothing says which one is meant; one that
-    /// moves from one to another is in both for a moment.
+    /// All pool files together. An object that two of them define is an error, because nothing says which definition is
+    /// meant; an object that moves from one file to another is in both for a moment.
     fn objects(&self) -> Result<Change, FilesError> {
         let mut pools: BTreeMap<&ObjectKey, &InferencePool> = BTreeMap::new();
         let mut models: BTreeMap<&ObjectKey, &InferenceModel> = BTreeMap::new();
@@ -170,7 +170,7 @@ impl Files {
         })
     }
 
-    /// An endpoint that is there under another name now is not kept under its old one.
+    /// All endpoints. A record that is now present under another name is not kept under its old name.
     fn endpoints(&self) -> Change {
         let mut records: Vec<EndpointRecord> = self
             .static_endpoints

@@ -1,16 +1,16 @@
-//! What a file says, and what it said a moment ago.
+//! The objects in a file, and those that were in it a moment ago.
 //!
-//! A file that is rewritten in place is empty between its truncation and its text, and after that it may hold half of it.
-//! So a new value counts at once, and absence counts when it stays so.
+//! A file that is rewritten in place is first empty and then perhaps half written. So a new value counts at once, and
+//! an absence only after it has lasted.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long something must be absent before it counts as removed: editors, shells and scripts that write a file line by
-/// line are done by then, and a person who removes a pool waits no longer than for a pod to end.
+/// How long something must be absent before it counts as removed. Editors, shells and scripts that write a file line by
+/// line have finished by then, and a person who removes a pool waits no longer than for a pod to end.
 pub const SETTLE: Duration = Duration::from_secs(2);
 
-/// Values by key, each with whether the file still has it.
+/// Values by key, each with the time since which the file does not contain it any more.
 #[derive(Clone, Debug)]
 pub struct Kept<K, V>(BTreeMap<K, Entry<V>>);
 
@@ -28,7 +28,8 @@ impl<K: Ord, V> From<BTreeMap<K, V>> for Kept<K, V> {
 }
 
 impl<K: Ord, V> Kept<K, V> {
-    /// Notes that the file has `present` and nothing else. Returns how many it has no longer, and had until now.
+    /// Notes that the file now contains `present` and nothing else. Returns how many values have just disappeared from
+    /// it.
     pub fn update(&mut self, mut present: BTreeMap<K, V>, now: Instant) -> usize {
         let mut n_absent = 0;
         for (key, entry) in &mut self.0 {
@@ -45,7 +46,8 @@ impl<K: Ord, V> Kept<K, V> {
         n_absent
     }
 
-    /// Notes that the file still says the same at `now`. Returns whether something was absent for long enough to be removed.
+    /// Notes that the file has not changed by `now`. Returns whether something has been absent long enough to be
+    /// removed.
     pub fn settle(&mut self, now: Instant) -> bool {
         let n_before = self.0.len();
         let is_gone = |since: Instant| now.saturating_duration_since(since) >= SETTLE;
@@ -53,12 +55,12 @@ impl<K: Ord, V> Kept<K, V> {
         self.0.len() < n_before
     }
 
-    /// What the file has.
+    /// Values that the file contains.
     pub fn present(&self) -> impl Iterator<Item = (&K, &V)> {
         self.entries(true)
     }
 
-    /// What it does not have any more, and which is not removed yet.
+    /// Values that the file does not contain any more, but that are not removed yet.
     pub fn absent(&self) -> impl Iterator<Item = (&K, &V)> {
         self.entries(false)
     }

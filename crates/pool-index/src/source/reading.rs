@@ -1,7 +1,7 @@
-//! Files that are read with a bound on their size and on the wait for them.
+//! Reads files, with a bound on their size and on the wait for them.
 //!
-//! A read may hang for as long as the mount that it is from is dead, and nothing can end it: each file is read in a thread
-//! of its own, which may be left behind.
+//! A read may hang as long as its mount is dead, and nothing can end it: each file is read in a thread of its own,
+//! which may be left behind.
 
 use std::fs::{File, FileType};
 use std::io::Read as _;
@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// Largest file: a hundred thousand endpoints are about as much.
+/// Largest file: about a hundred thousand endpoints.
 pub const MAX_BYTES: u64 = 16 << 20;
 
-/// Why a file has no text. Two errors are the same if they say the same.
+/// Why a file cannot be read. Two errors are equal if they have the same text.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ReadError {
     #[error("cannot be read: {0}")]
@@ -30,19 +30,19 @@ pub enum ReadError {
     Hangs,
 }
 
-/// Reads one file again and again.
+/// Reads one file repeatedly.
 #[derive(Debug)]
 pub struct FileReader {
     path: PathBuf,
     thread: Option<Thread>,
 }
 
-/// A thread that reads when it is asked to, and ends when nobody can ask any more.
+/// A thread that reads when asked to, and ends when its `FileReader` is dropped.
 #[derive(Debug)]
 struct Thread {
     asks: SyncSender<()>,
     answers: Receiver<Result<String, ReadError>>,
-    /// Whether the last question was given up on.
+    /// Whether the last read was given up because it took too long.
     hangs: bool,
 }
 
@@ -59,10 +59,11 @@ impl FileReader {
         &self.path
     }
 
-    /// The file's text. Waits for it as long as `patience` once; while the same read still hangs, it does not wait again.
+    /// The file's text. Waits at most `patience` for a read; while that read still hangs, later calls do not wait for
+    /// it again.
     ///
     /// # Errors
-    /// What is wrong with the file.
+    /// A [`ReadError`] that says what is wrong with the file.
     pub fn read(&mut self, patience: Duration) -> Result<String, ReadError> {
         let thread = match self.thread.take() {
             Some(thread) => thread,
@@ -106,7 +107,7 @@ impl Thread {
     }
 }
 
-/// Opening a FIFO waits for its writer, so that what is no regular file is refused before.
+/// Reads a regular file and refuses any other kind first: opening a FIFO would wait for its writer.
 fn read(path: &Path) -> Result<String, ReadError> {
     let io = |error: std::io::Error| ReadError::Io(error.to_string());
     let metadata = std::fs::metadata(path).map_err(io)?;

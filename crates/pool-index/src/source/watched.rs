@@ -1,4 +1,4 @@
-//! One file under watch: what it says once that has stopped changing.
+//! One file under watch: its content, once it has stopped changing.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -12,30 +12,31 @@ use tracing::{error, info};
 use super::kept::SETTLE;
 use super::reading::{FileReader, ReadError};
 
-/// How often files are read. A change counts when two reads agree, so within three times this, which a person who edits a
-/// file does not notice; reading a few kilobytes costs microseconds.
+/// How often files are read. A change counts when two reads agree, so within three times this: a person who edits a
+/// file does not notice the delay. Reading a few kilobytes costs microseconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Longest wait for a file system while the process starts, and then.
+/// Longest wait for the file system: while the process starts, and later.
 const START_PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What a kind of file holds.
+/// Meaning of one kind of file.
 pub trait Content: From<Self::Parsed> {
     type Parsed;
     type Error: From<Unreadable> + std::error::Error;
 
-    /// # Errors
-    /// What is wrong with the text; the message names `path`.
+    /// Parses the text of the file at `path`.
+    ///
+    /// # Errors If the text is not valid; the message names `path`.
     fn parse(text: &str, path: &Path) -> Result<Self::Parsed, Self::Error>;
 
-    /// Notes that the file has this and nothing else. Returns how many objects it has no longer.
+    /// Notes that the file now contains `parsed` and nothing else. Returns how many objects have disappeared from it.
     fn update(&mut self, parsed: Self::Parsed, now: Instant) -> usize;
 
-    /// Notes that the file still says the same. Returns whether that removes something.
+    /// Notes that the file has not changed. Returns whether objects that disappeared from it earlier are removed now.
     fn settle(&mut self, now: Instant) -> bool;
 }
 
-/// The file that has no text, and why.
+/// A file that could not be read, and why.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{}: {error}", path.display())]
 pub struct Unreadable {
@@ -43,15 +44,15 @@ pub struct Unreadable {
     pub error: ReadError,
 }
 
-/// A file, with what was read of it, and what the last good text means.
+/// A file, its text as read, and the meaning of the last valid text.
 #[derive(Debug)]
 pub struct Watched<C> {
     reader: FileReader,
-    /// What two reads agreed on, or the first gave.
+    /// The text that counts: two reads agreed on it, or the first read returned it.
     text: Result<String, ReadError>,
-    /// What the last read gave, if that is something else.
+    /// The last read's result, if it differs from `text`.
     next: Option<Result<String, ReadError>>,
-    /// Whether the text is one, and means something.
+    /// Whether `text` could be read and is valid.
     is_good: bool,
     content: C,
 }
@@ -62,7 +63,7 @@ impl<C: Content> Watched<C> {
     /// Reads the file for the first time.
     ///
     /// # Errors
-    /// When it cannot be read or is not valid.
+    /// If it cannot be read or is not valid.
     pub fn load(path: PathBuf) -> Result<Self, C::Error> {
         let mut reader = FileReader::new(path);
         let read = reader.read(START_PATIENCE);
@@ -81,7 +82,7 @@ impl<C: Content> Watched<C> {
         &self.content
     }
 
-    /// Reads the file again; returns whether that changes its content. An error is logged once per text that causes it.
+    /// Reads the file again and returns whether its content changes. An error is logged once per text that causes it.
     pub fn poll(&mut self, now: Instant) -> bool {
         let read = self.reader.read(PATIENCE);
         if read == self.text {
@@ -129,10 +130,9 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Calls `poll` with the time every [`POLL_INTERVAL`] until `shutdown` resolves, where it may block.
+/// Calls `poll` with the time every [`POLL_INTERVAL`] until `shutdown` resolves, in a thread that may block.
 ///
-/// # Panics
-/// When `poll` does.
+/// # Panics If `poll` panics.
 pub async fn poll_blocking<P>(mut poll: P, shutdown: impl Future<Output = ()>)
 where
     P: FnMut(Instant) + Send + 'static,
@@ -155,7 +155,7 @@ where
             Ok(poll) => poll,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime ends.
+                // The runtime is shutting down.
                 Err(_) => return,
             },
         };

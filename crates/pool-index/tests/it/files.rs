@@ -26,7 +26,7 @@ fn dir() -> Dir {
     dir
 }
 
-/// Files that are polled at times of the test's own.
+/// Files that are polled at times that the test chooses.
 struct Watch {
     dir: Dir,
     files: Files,
@@ -42,7 +42,7 @@ impl Watch {
         Self { dir, files, reader, now: Instant::now() }
     }
 
-    /// As many polls as it takes for a text to count.
+    /// Polls as often as it takes for a text to count.
     fn poll(&mut self) {
         for _ in 0..2 {
             self.now += Duration::from_millis(100);
@@ -113,7 +113,7 @@ fn an_invalid_version_keeps_the_old_one_and_is_reported_once() {
         assert!(errors[0].contains(name), "{log}");
         assert_eq!(*watch.reader.snapshot_owned(), *before, "{broken}");
     }
-    // The other file still counts, and a repaired one counts again.
+    // The other file still counts, and a repaired file counts again.
     watch.write("endpoints.yaml", "- {name: qwen-0, address: 127.0.0.1:18001, labels: {app: qwen}}");
     watch.settle();
     assert_eq!(watch.ports(), [18001]);
@@ -133,7 +133,7 @@ fn a_file_that_vanishes_keeps_its_last_version() {
     assert_eq!(watch.ports(), [0u16; 0]);
 }
 
-/// Whatever is in the files for a moment, the snapshot stays as it was; when that stays, it counts.
+/// Whatever the files contain for a moment, the snapshot stays as it was; if it lasts, it counts.
 #[test]
 fn a_file_that_is_rewritten_in_place_loses_nothing() {
     let pools = [pool_yaml(POOL, "PREFIX_CACHE"), model_yaml("m", "/model/qwen", "")].join("---\n");
@@ -143,7 +143,7 @@ fn a_file_that_is_rewritten_in_place_loses_nothing() {
         ("pools.yaml", &pools, "\n".to_owned()),
         ("pools.yaml", &pools, "# half a comment".to_owned()),
         ("pools.yaml", &pools, "---\n".to_owned()),
-        // Half of it, which is a whole of its own.
+        // The first half of the file, which is valid alone.
         ("pools.yaml", &pools, pool_yaml(POOL, "PREFIX_CACHE")),
         ("pools.yaml", &pools, longer),
         ("endpoints.yaml", &TWO_PODS.to_owned(), "[]".to_owned()),
@@ -152,7 +152,7 @@ fn a_file_that_is_rewritten_in_place_loses_nothing() {
         let mut watch = Watch::start();
         let before = watch.reader.snapshot_owned();
         for _ in 0..5 {
-            // As long as a slow writer needs.
+            // As long as a slow writer takes.
             watch.write(name, &moment);
             watch.now += SETTLE - Duration::from_millis(500);
             watch.poll();
@@ -160,7 +160,7 @@ fn a_file_that_is_rewritten_in_place_loses_nothing() {
             watch.write(name, whole);
         }
         assert_eq!(*watch.reader.snapshot_owned(), *before, "{moment}");
-        // Control: when it stays so, it counts, and the log says what is gone.
+        // Control: if it lasts, it counts, and the log says what is gone.
         watch.dir.write(name, &moment);
         let log = logged(|| watch.settle());
         assert_ne!(*watch.reader.snapshot_owned(), *before, "{moment}");
@@ -177,7 +177,7 @@ fn a_text_counts_when_two_reads_agree() {
         watch.files.poll(watch.now);
         watch.strategy()
     };
-    // The annotation is written behind the rest.
+    // The annotation is written after the rest of the file.
     for text in [pool_yaml(POOL, ""), pool_yaml(POOL, "DEFAULT"), pool_yaml(POOL, "")] {
         assert_eq!(poll(&text), RoutingStrategy::PrefixCache);
     }
@@ -193,14 +193,14 @@ fn what_changes_beside_something_absent_counts_at_once() {
         - {name: qwen-3, address: 127.0.0.1:18005, labels: {app: qwen}}\n";
     watch.write("endpoints.yaml", edited);
     assert_eq!(watch.ports(), [18001, 18002, 18005]);
-    // A removal does not wait for the edits to end.
+    // A removal does not wait until edits end.
     watch.now += SETTLE / 2;
     watch.write("endpoints.yaml", &edited.replace("18005", "18006"));
     assert_eq!(watch.ports(), [18001, 18002, 18006]);
     watch.now += SETTLE / 2;
     watch.poll();
     assert_eq!(watch.ports(), [18002, 18006]);
-    // One that is said not to be ready is out at once, and one that stayed is the same as before.
+    // A record that is not ready is out at once, and one that stayed keeps its identity.
     watch.write(
         "endpoints.yaml",
         &edited.replace("18005, labels: {app: qwen}", "18006, labels: {app: qwen}, ready: false"),
@@ -260,7 +260,7 @@ fn a_config_map_is_swapped_by_its_link() {
     swap("v2");
     watch.poll();
     assert_eq!(watch.strategy(), RoutingStrategy::Default);
-    // A link to nothing is a file that is missing.
+    // A link to nothing counts as a missing file.
     swap("v3");
     watch.settle();
     assert_eq!(watch.strategy(), RoutingStrategy::Default);
@@ -304,9 +304,9 @@ fn what_is_no_file_or_too_large_is_refused_and_holds_nothing_up() {
     }
     let device = Config { pool_files: vec!["/dev/zero".into()], ..dir.config() };
     assert!(Files::load(device).unwrap_err().to_string().starts_with("/dev/zero: is a device"));
-    // Control: a file of the largest size.
+    // Control: a file of exactly the largest size.
     Files::load(Config { pool_files: vec![dir.path("largest.yaml")], ..dir.config() }).unwrap();
-    // The same while the picker runs: the last good version stays, and the other file counts.
+    // The same files while the picker runs: the last good version stays, and the other file counts.
     for (name, expected) in refused {
         let mut watch = Watch::start();
         let target = watch.dir.path("pools.yaml");
@@ -316,7 +316,7 @@ fn what_is_no_file_or_too_large_is_refused_and_holds_nothing_up() {
         let log = logged(|| watch.settle());
         assert!(log.contains(expected), "{log}");
         assert_eq!((log.matches("ERROR").count(), watch.ports()), (1, vec![18001, 18002, 18004]), "{log}");
-        // It is followed again when it is a file again.
+        // It is read again as soon as it is a regular file again.
         std::fs::remove_file(&target).unwrap();
         watch.write("pools.yaml", &pool_yaml(POOL, ""));
         assert_eq!(watch.strategy(), RoutingStrategy::Default);
@@ -338,7 +338,7 @@ fn aliases_do_not_multiply() {
     ] {
         check_refused(&dir, config, "bomb.yaml");
     }
-    // Control: an alias that stands for one thing.
+    // Control: an alias of a single value.
     let aliased = "- {name: a, address: 127.0.0.1:1, labels: &qwen {app: qwen}}\n\
         - {name: b, address: 127.0.0.1:2, labels: *qwen}\n";
     dir.write("endpoints.yaml", aliased);
@@ -385,7 +385,7 @@ fn an_endpoint_has_the_address_of_one_host() {
         check_refused(&dir, dir.config(), expected);
         assert!(pool_index::address::parse(address.trim_matches('\'')).unwrap_err().contains(expected));
     }
-    // Control, and one spelling for IPv4.
+    // Control: valid addresses, and one form for IPv4.
     let good = "- {name: a, address: '[::ffff:10.0.0.1]:1', labels: {app: qwen}}\n\
         - {name: b, address: '[fe80::1]:2', labels: {app: qwen}}\n";
     dir.write("endpoints.yaml", good);
@@ -395,7 +395,7 @@ fn an_endpoint_has_the_address_of_one_host() {
     assert_eq!(addresses, ["10.0.0.1:1", "[fe80::1]:2"]);
 }
 
-/// The start fails, naming the file, with an error that contains `expected`.
+/// Asserts that the start fails with an error that names the file and contains `expected`.
 #[track_caller]
 fn check_refused(dir: &Dir, config: Config, expected: &str) {
     let error = Files::load(config).map(|_| ()).expect_err("the start is refused");

@@ -1,4 +1,4 @@
-//! Objects by their manifests, endpoint records, and a directory of files under watch.
+//! Objects from manifests, endpoint records, and a directory of watched files.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 pub(crate) const POOL: &str = "vllm-qwen-pool";
 
-/// A pool of pods with `app: qwen`; `strategy` is the annotation's value, "" for none.
+/// Manifest of a pool that selects pods with `app: qwen`; `strategy` is the annotation's value, "" for none.
 pub(crate) fn pool_yaml(name: &str, strategy: &str) -> String {
     let mut yaml = format!(
         "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferencePool\nmetadata:\n  name: {name}\n"
@@ -54,7 +54,7 @@ pub(crate) fn apply(yaml: &str) -> Vec<Change> {
     manifest::parse(yaml, "fixture").expect("fixtures are valid").into_iter().map(change).collect()
 }
 
-/// A ready pod `name` with `app: qwen`.
+/// A ready pod `name` with the label `app: qwen`.
 pub(crate) fn record(name: &str, port: u16) -> EndpointRecord {
     EndpointRecord {
         key: ObjectKey::new("default", name),
@@ -69,12 +69,12 @@ pub(crate) fn key(name: &str) -> ObjectKey {
     ObjectKey::new("default", name)
 }
 
-/// Ports of the endpoints of one pool, in the order of slots.
+/// Ports of one pool's endpoints, in the order of slots.
 pub(crate) fn ports(snapshot: &Snapshot, pool: &str) -> Vec<u16> {
     snapshot.pools[&key(pool)].endpoints.iter().map(|endpoint| endpoint.address.port()).collect()
 }
 
-/// Files under watch, in a directory that goes with this.
+/// A directory of files under watch, deleted when this is dropped.
 pub(crate) struct Dir {
     dir: TempDir,
 }
@@ -92,7 +92,7 @@ impl Dir {
         fs::write(self.path(name), text).expect("the directory is writable");
     }
 
-    /// `pools.yaml` and `endpoints.yaml`.
+    /// Configuration that reads `pools.yaml` and `endpoints.yaml`.
     pub(crate) fn config(&self) -> Config {
         Config {
             pool_files: vec![self.path("pools.yaml")],
@@ -102,7 +102,7 @@ impl Dir {
     }
 }
 
-/// Collects what is logged on this thread while `run` runs.
+/// Returns what this thread logs while `run` runs.
 pub(crate) fn logged(run: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);

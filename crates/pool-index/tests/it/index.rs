@@ -1,4 +1,4 @@
-//! Who selects whom, which model wins, and which slot is whose.
+//! Which pool selects which endpoint, which model wins, and which endpoint owns which slot.
 
 use inference_api::condition::ConditionStatus;
 use inference_api::pool::{Criticality, ModelServerRuntime, RoutingStrategy};
@@ -73,12 +73,12 @@ fn one_address_under_two_names_is_one_endpoint() {
     );
     assert_eq!(log.matches("Two endpoints have one address").count(), 2, "{log}");
     assert!(log.contains("pod=default/b") && log.contains("counted=default/a"), "{log}");
-    // A pool that selects only the other name has the address all the same.
+    // A pool that selects only the other name still gets the address.
     index.apply(apply(&pool_yaml("second", "").replace("app: qwen", "app: llama")));
     let labels = Membership::Labels([("app".to_owned(), "llama".to_owned())].into());
     index.apply([Change::ApplyEndpoint(EndpointRecord { membership: labels, ..record("e", 1) })]);
     assert_eq!(ports(&reader.snapshot(), "second"), [1]);
-    // When the one that counts goes, another one counts; control: with an address of its own each does.
+    // When the endpoint that counts goes, another one counts. Control: with addresses of their own both count.
     index.apply([Change::DeleteEndpoint(key("a"))]);
     assert_eq!(names(), ["b", "d"]);
     index.apply([Change::ApplyEndpoint(record("c", 3))]);

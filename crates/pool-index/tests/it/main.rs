@@ -1,4 +1,4 @@
-//! Behaviour of the pool index: changes or files in, snapshots out.
+//! Tests of the pool index: changes or files go in, snapshots come out.
 
 mod files;
 mod fixtures;
