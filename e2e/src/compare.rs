@@ -1,4 +1,4 @@
-//! `e2e compare`: policies against workloads that tell good routers from bad ones, in virtual time.
+//! `e2e compare`: runs policies under workloads that distinguish good routers from bad ones, in virtual time.
 
 pub mod matrix;
 pub mod output;
@@ -21,7 +21,7 @@ use self::workloads::WORKLOADS;
 use crate::cli::{CompareArgs, End};
 use crate::ui::{self, Ui};
 
-/// The default is to be no worse than the best router by more than this.
+/// Largest share by which the default policy's mean TTFT may exceed the best router's.
 const MARGIN: f64 = 0.1;
 
 pub fn run(args: &CompareArgs) -> Result<End> {
@@ -66,7 +66,7 @@ pub fn run(args: &CompareArgs) -> Result<End> {
     Ok(if is_ranked && rows.iter().all(|row| row.excess() <= MARGIN) { End::Good } else { End::Failed })
 }
 
-/// `compare.html`, `compare.json` and `compare.md`.
+/// Writes `compare.html`, `compare.json` and `compare.md`.
 fn write_report(dir: &Path, rows: &[Row], args: &CompareArgs) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let document = output::document(rows, args.seeds, MARGIN);
@@ -81,7 +81,7 @@ fn write_report(dir: &Path, rows: &[Row], args: &CompareArgs) -> Result<()> {
     Ok(())
 }
 
-/// The traces that are asked for, each with its file's name.
+/// Reads the traces that were asked for, each with its file's name.
 fn traces(args: &CompareArgs, ui: &Ui) -> Result<Vec<(String, Vec<Traced>)>> {
     let mut traces = Vec::new();
     for path in &args.traces {

@@ -1,5 +1,5 @@
-//! `e2e step5`: the tutorial's load through standard HTTP routing and through prefix-aware routing, against the table that the
-//! vendor published: in virtual time, and through the real Envoy.
+//! `e2e step5`: runs the tutorial's load through standard HTTP routing and through prefix-aware routing, in virtual
+//! time and through the real Envoy, and compares it with the vendor's published table.
 
 pub mod agreement;
 pub mod data;
@@ -32,25 +32,26 @@ pub const COMMAND: Command = Command {
     duration: Duration::from_secs(600),
     settle: SETTLE,
 };
-/// Until the picker has read that every pod is idle again: what a scrape happened to see of the warm-up would decide where
-/// the first request goes.
+/// Time until the picker has read that every pod is idle again. Without it, the scrapes during the warm-up would decide
+/// where the first request goes.
 const SETTLE: Duration = Duration::from_millis(300);
-/// What of it goes through the real Envoy by default: half of it are second rounds, and it takes less than a minute.
+/// Part of the load that goes through the real Envoy by default. It takes less than a minute, and half of its requests
+/// are second rounds.
 pub const SHORT: Duration = Duration::from_secs(200);
-/// Above this, what the machine itself takes for a request counts like a warm step.
+/// Largest time scale; above it, the machine's own time for a request counts as much as a warm step.
 const MAX_TIME_SCALE: f64 = 10.0;
 const DATA: &str = include_str!("../data/sharegpt-like.json");
 
-/// Where the load goes.
+/// How the load is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Through {
     VirtualTime,
-    /// All of it, and its beginning through the real Envoy.
+    /// All of it in virtual time, and its beginning also through the real Envoy.
     Both,
     Envoy,
 }
 
-/// A run through the real Envoy, and the same in virtual time; 8080 first.
+/// A run through the real Envoy, and the same run in virtual time; 8080 comes first.
 struct Real {
     simulated: [Figures; 2],
     real: [Figures; 2],
@@ -59,7 +60,7 @@ struct Real {
     time_scale: f64,
 }
 
-/// Runs of as many seeds on each side, and what they are held against.
+/// Runs of the same seeds on both sides, and the lines that they are compared with.
 struct Report {
     setup: Setup,
     plain: Vec<Figures>,
@@ -117,13 +118,13 @@ impl Step5Args {
         self.cluster.time_scale.unwrap_or(if self.through.wall { 1.0 } else { MAX_TIME_SCALE })
     }
 
-    /// The published figures are those of two.
+    /// Returns the number of pods: two, as in the published runs, unless the flags say otherwise.
     fn n_pods(&self) -> usize {
         let asked = self.cluster.replicas.and_then(|replicas| usize::try_from(replicas).ok());
         asked.unwrap_or(PUBLISHED_PODS)
     }
 
-    /// Name of the preset.
+    /// Returns the name of the latency preset.
     fn latency(&self) -> String {
         const GPU: &str = "a10";
         const MODEL: &str = "qwen2.5-7b";
@@ -149,7 +150,7 @@ impl Step5Args {
         Side { n_pods: self.n_pods(), latency: self.latency(), caching, ..Side::published(policy, seed) }
     }
 
-    /// Both sides, a run for each seed.
+    /// Runs both sides in virtual time, once for each seed.
     fn simulated(&self, entries: &[Entry]) -> Result<(Vec<Figures>, Vec<Figures>)> {
         let model = ServedModel::qwen25()?;
         let seeds = self.first_seed..self.first_seed.saturating_add(u64::from(self.seeds));
@@ -160,15 +161,15 @@ impl Step5Args {
         Ok((side(PolicyName::LeastRequest)?, side(self.policy)?))
     }
 
-    /// A run through the real Envoy, and the same in virtual time; `None` when interrupted.
+    /// Runs both sides through the real Envoy, and the same in virtual time; `None` if it is interrupted.
     async fn real(&self, through: Through, entries: &[Entry]) -> Result<Option<Real>> {
         let time_scale = self.time_scale();
         let duration = if through == Through::Envoy { COMMAND.duration } else { SHORT };
         let side = |policy| {
-            // The real picker looks as often by the machine's clock.
+            // The real picker scrapes at the same intervals of wall time.
             let command = Command { duration, settle: SETTLE.mul_f64(time_scale), ..COMMAND };
             let scrape_interval = SCRAPE_INTERVAL.mul_f64(time_scale);
-            // Without jitter nothing differs but what the machine itself takes.
+            // Without jitter, the runs differ only by the machine's own time.
             Side { command, scrape_interval, jitter: 0.0, ..self.side(policy, self.first_seed) }
         };
         let picked = side(PolicyName::Prefix);
@@ -252,7 +253,7 @@ impl Report {
     }
 }
 
-/// Makes the data file anew.
+/// Generates the data file again.
 pub fn make_data(args: &SharegptArgs) -> Result<End> {
     let model = ServedModel::qwen25()?;
     let entries = data::generate(args.seed, COMMAND, &model)?;
@@ -263,10 +264,10 @@ pub fn make_data(args: &SharegptArgs) -> Result<End> {
     Ok(End::Good)
 }
 
-/// The conversations of a file, or the own ones.
+/// Returns the conversations of a file, or the built-in ones.
 ///
 /// # Errors
-/// When the file cannot be read or is no ShareGPT file.
+/// When the file cannot be read or is not a ShareGPT file.
 pub fn entries(file: Option<&Path>) -> Result<Vec<Entry>> {
     let text = match file {
         None => DATA.to_owned(),
@@ -288,7 +289,7 @@ mod tests {
 
     const PUBLISHED: Setup = Setup { n_pods: 2, is_published_server: true, is_own_data: true };
 
-    /// Names of the lines that fail over five seeds.
+    /// Returns the names of the lines that fail over five seeds.
     fn failing(policy: PolicyName, caching: Caching) -> Vec<&'static str> {
         let model = ServedModel::qwen25().unwrap();
         let entries = entries(None).unwrap();
@@ -307,7 +308,7 @@ mod tests {
         assert_eq!(failing(PolicyName::Prefix, Caching::On), Vec::<&str>::new());
     }
 
-    /// Each wrong system fails what it is there to fail.
+    /// Each wrong system must fail the line that is there to detect it.
     #[test]
     fn wrong_routers_and_pods_fail() {
         let cold = "8081: cold requests";
@@ -318,7 +319,7 @@ mod tests {
             (PolicyName::Load, Caching::On, cold),
             (PolicyName::NeverNoted, Caching::On, cold),
             (PolicyName::UserHeader, Caching::On, cold),
-            // All texts look alike, so all go to one pod.
+            // All texts look alike to it, so they all go to one pod.
             (PolicyName::Unchained, Caching::On, "8081: busiest pod's share, mean"),
             (PolicyName::Prefix, Caching::Off, "8080: TTFT, mean [s]"),
         ] {
@@ -327,7 +328,7 @@ mod tests {
         }
     }
 
-    /// A session whose question is longer than the model's context ends with it; the others go on as if nothing were.
+    /// A session ends if its question is longer than the model's context; the others go on unchanged.
     #[test]
     fn a_turn_beyond_the_context_fails_its_session_and_no_other() {
         const LONG: usize = 9;
@@ -338,7 +339,7 @@ mod tests {
         long[LONG].conversations[question].value = "word ".repeat(9000);
         let run = |entries: &[Entry]| Side::published(PolicyName::Prefix, 1).run(entries, &model).unwrap();
         let (own, long) = (run(&own), run(&long));
-        // Of its eight turns the first is answered, the second fails, and the others are never sent.
+        // The session has eight turns: the first is answered, the second fails, and the others are never sent.
         assert_eq!((own.summary.n_finished, long.summary.n_finished), (63, 56));
         assert_eq!((own.summary.window.n_failed, long.summary.window.n_failed), (0, 1));
         let failed = long.failed().unwrap();

@@ -1,5 +1,5 @@
-//! The two CSVs that `e2e calibrate` reads, told apart by their headers: steps of an engine, and the requests that
-//! multi-round-qa records. Pure: it is told the text and the name of its file.
+//! The two CSVs that `e2e calibrate` reads, distinguished by their headers: steps of an engine, and the requests that
+//! multi-round-qa records. It does no I/O: callers pass the text and the file's name.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use sim::calibrate::Step;
 use crate::multi_round_qa::records;
 use crate::rows::{Row, Rows};
 
-/// A step that decodes, computes prompt tokens, or does both.
+/// Header for steps that decode, compute prompt tokens, or do both.
 pub const STEPS: &str = "decode_requests,decode_context,prefill_tokens,prefill_context,ms";
-/// May be there beside the columns of multi-round-qa.
+/// Optional column beside those of multi-round-qa.
 pub const CACHED: &str = "cached_tokens";
 
-/// What a file holds, each row with its line.
+/// Content of a file: each row with its line number.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Measured {
     Steps(Vec<(usize, Step)>),
     Requests(Vec<(usize, Request)>),
 }
 
-/// What is used of a request's record; moments are seconds since the same moment.
+/// The used part of a request's record. Moments are in seconds since a common moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Request {
     pub prompt_tokens: u32,
@@ -31,20 +31,21 @@ pub struct Request {
     pub user_id: u32,
     pub launch_time: f64,
     pub finish_time: f64,
-    /// As the server reported them.
+    /// Cached tokens as the server reported them.
     pub cached_tokens: Option<u32>,
 }
 
-/// One row, and how to find it.
+/// One row, and its place for error messages.
 struct Cells<'a> {
     file: &'a str,
     columns: &'a [&'a str],
     row: &'a Row,
 }
 
+/// Parses the text of a CSV.
+///
 /// # Errors
-/// Columns that are unknown or missing, with the headers that are accepted; the file, line and column of a value that is
-/// no number.
+/// Unknown or missing columns, with the accepted headers; a value that is not a number, with its file, line and column.
 pub fn parse(file: &str, text: &str) -> Result<Measured> {
     let Rows { columns, rows } = Rows::parse(text).with_context(|| format!("{file} is not CSV"))?;
     ensure!(!columns.is_empty(), "{file} is empty; {}", accepted());
@@ -75,7 +76,7 @@ enum Kind {
     Requests,
 }
 
-/// Of which header more columns are there, if nothing is missing or unknown.
+/// Returns the kind whose header has more of the columns. Missing and unknown columns are an error.
 fn kind(file: &str, columns: &[&str]) -> Result<Kind> {
     let n_known = |header: &str| header.split(',').filter(|name| columns.contains(name)).count();
     let (kind, header, optional) = match n_known(STEPS) > n_known(records::HEADER) {
@@ -150,9 +151,10 @@ impl Cells<'_> {
         }
     }
 
-    /// pandas writes whole numbers of a column with gaps as `3.0`.
+    /// Reads a count; pandas writes the whole numbers of a column with gaps as `3.0`.
     fn count(&self, column: &str) -> Result<u32> {
-        /// Far above any context: a step of the model is as large as its count of requests.
+        /// Largest count, far above any context. The time to compute a model's step grows with the number of its
+        /// requests.
         const MOST: f64 = 1e7;
         let number = self.number(column)?;
         ensure!(

@@ -1,4 +1,5 @@
-//! Which times of recorded requests an idle server explains: those during which no other request was under way. Pure.
+//! Selects the times of recorded requests that an idle server explains: those during which no other request was
+//! running. It does no I/O.
 
 use std::time::Duration;
 
@@ -6,27 +7,27 @@ use sim::calibrate::{Prompt, Sample};
 
 use crate::calibrate::csv::Request;
 
-/// Tokens of a block of the prefix cache: vLLM's default.
+/// Tokens of a block of the prefix cache, vLLM's default.
 const BLOCK: u32 = 16;
 
-/// What the server's prefix cache is thought to hold, where the file does not tell.
+/// Assumption about the server's prefix cache, for files that do not report cached tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caching {
-    /// A user's own earlier turns, and a start that all users share.
+    /// The user's own earlier turns are cached, and a start that all users share.
     OfUsers {
         shared_tokens: u32,
     },
     Off,
 }
 
-/// Samples with the lines that they come from, and how many times were left out.
+/// Samples with their line numbers, and the number of times that were left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alone {
     pub samples: Vec<(usize, Sample)>,
     pub n_left_out: usize,
 }
 
-/// One sample for the first token and one for the others of each request, where it was alone.
+/// Returns for each request a sample for the first token and one for the other tokens, if no other request was running.
 pub fn samples(requests: &[(usize, Request)], caching: Caching) -> Alone {
     let (mut samples, mut n_left_out) = (Vec::new(), 0);
     for (idx, (line, request)) in requests.iter().enumerate() {
@@ -54,8 +55,9 @@ pub fn samples(requests: &[(usize, Request)], caching: Caching) -> Alone {
     Alone { samples, n_left_out }
 }
 
-/// Tokens of the prompt that were in the cache: what the server said, or whole blocks of the user's last turn or of what
-/// everybody shares. The last token of a prompt is always computed, and so is the answer's last one.
+/// Returns the tokens of the prompt that were in the cache: as the server reported, otherwise the whole blocks of the
+/// user's last turn or of the common start. The last token of a prompt is always computed, and so is that of the
+/// answer.
 fn cached(requests: &[(usize, Request)], request: &Request, caching: Caching) -> u32 {
     if let Some(cached_tokens) = request.cached_tokens {
         return cached_tokens.min(request.prompt_tokens - 1);
@@ -112,7 +114,7 @@ mod tests {
             (alone.samples.into_iter().map(|(line, _)| line).collect::<Vec<_>>(), alone.n_left_out)
         };
         assert_eq!(alone(&[request(1, 0.0, 100), request(2, 5.0, 100)]), (vec![2, 2, 3, 3], 0));
-        // The second begins while the first decodes, and ends alone.
+        // The second request begins while the first one decodes, and ends alone.
         assert_eq!(alone(&[request(1, 0.0, 100), request(2, 0.9, 100)]), (vec![2, 3], 2));
     }
 

@@ -1,33 +1,34 @@
-//! Charts of a comparison as SVG: lines and heat maps, small enough for a phone. Colours come from the page's style sheet.
+//! Charts of a comparison in SVG: lines and heat maps, small enough for a phone. The page's style sheet sets their
+//! colours.
 
 use std::fmt::Write as _;
 
-/// Size in pixels, at which a phone shows them unscaled.
+/// Width in pixels that a phone shows unscaled.
 const WIDTH: f64 = 350.0;
 const HEIGHT: f64 = 230.0;
 const LEFT: f64 = 44.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 36.0;
-/// Of a heat map's row.
+/// Height of a heat map's row.
 const ROW: f64 = 14.0;
 const TICKS: f64 = 4.0;
 
-/// One line; its colour is that of its number among all policies.
+/// One line; `colour` is the number of its policy among all policies.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     pub(super) colour: usize,
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// What the axes are called. Both begin at 0.
+/// Title of a chart and name of its x axis. Both axes begin at 0.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Axes<'a> {
     pub(super) title: &'a str,
     pub(super) x: &'a str,
 }
 
-/// Lines in one frame.
+/// Draws lines in one frame.
 pub(super) fn lines(lines: &[Line], axes: Axes<'_>) -> String {
     let most = |part: fn(&(f64, f64)) -> f64| {
         lines.iter().flat_map(|line| line.points.iter().map(part)).fold(f64::MIN_POSITIVE, f64::max)
@@ -76,7 +77,8 @@ pub(super) fn lines(lines: &[Line], axes: Axes<'_>) -> String {
     svg + "</svg>"
 }
 
-/// A cell for each pod and part of the time, the darker the more requests; `most` is the darkest.
+/// Draws a heat map: a cell for each pod and part of the time, darker for more requests. A cell with `most` is the
+/// darkest.
 pub(super) fn heat(title: &str, counts: &[Vec<u32>], most: u32) -> String {
     let height = ROW * counts.iter().map(|_| 1.0).sum::<f64>() + 2.0;
     let mut svg = open(title, height);
@@ -109,7 +111,7 @@ fn ticks(step: f64, max: f64) -> impl Iterator<Item = f64> {
     (0_u32..).map(move |idx| f64::from(idx) * step).take_while(move |value| *value <= max + step / 2.0)
 }
 
-/// A round number that divides `longest` into about as many steps as there are ticks.
+/// Returns a round number that divides `longest` into about [`TICKS`] steps.
 fn tick_step(longest: f64) -> f64 {
     let raw = longest / TICKS;
     let magnitude = 10f64.powf(raw.log10().floor());
@@ -117,7 +119,7 @@ fn tick_step(longest: f64) -> f64 {
     step * magnitude
 }
 
-/// Without the tail that binary fractions leave.
+/// Formats a number without the trailing digits of binary fractions.
 fn number(value: f64) -> String {
     let text = format!("{value:.4}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

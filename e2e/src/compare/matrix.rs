@@ -1,4 +1,4 @@
-//! Every policy under every load: runs, what is kept of each, and means over seeds.
+//! Runs every policy under every load, and keeps figures of each run and means over seeds.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -17,12 +17,12 @@ use crate::compare::traces::Traced;
 use crate::compare::workloads::{self, Poisson, Replay, Workload};
 use crate::stats::{as_f64, mean, quantile};
 
-/// A policy and what it is called.
+/// A policy and its name.
 pub type Named = (&'static str, fn() -> Policy);
 
-/// It knows more than a router can, so no router is measured against it.
+/// Name of a policy that knows more than a router can, so that no router is compared with it.
 pub const ORACLE: &str = "oracle";
-/// What is compared: the picker's default first, then other ways to go by prefixes, then what knows of none.
+/// Policies to compare: the picker's default first, then others that use prefixes, then those that do not.
 pub const POLICIES: [Named; 9] = [
     ("prefix (default)", Policy::prefix),
     ("prefix, never spilling", Policy::prefix_pure),
@@ -34,23 +34,23 @@ pub const POLICIES: [Named; 9] = [
     ("round robin", || Policy::RoundRobin),
     ("random", || Policy::Random),
 ];
-/// Points of a cumulative distribution, from 0 to 1.
+/// Number of points of a cumulative distribution, from 0 to 1.
 const CDF_POINTS: u32 = 40;
-/// Parts of a run's time that are shown one by one.
+/// Number of parts of a run's time that are shown separately.
 const SPANS: usize = 20;
-/// A policy is past its knee where its mean TTFT is more than this many times the best one's at the lightest load.
+/// A policy is past its knee if its mean TTFT is more than this many times the best one's at the lightest load.
 const KNEE: f64 = 2.0;
 
-/// Of an interval of 95 % confidence, its upper end.
+/// Quantile at the upper end of a 95 % confidence interval.
 const UPPER: f64 = 0.975;
 
-/// Where requests come from.
+/// Source of the requests.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
     Drawn(&'a Workload),
-    /// Like a public trace.
+    /// Drawn with the shape of a public trace.
     Shaped(&'a Shape),
-    /// A trace, and its file's name.
+    /// A trace, with the name of its file.
     Traced(&'a str, &'a [Traced]),
 }
 
@@ -58,28 +58,28 @@ pub enum Source<'a> {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     pub workload: String,
-    /// Loads in ascending order, each with every policy.
+    /// Cells by ascending load, and for each load by policy.
     pub cells: Vec<Cell>,
     pub knees: Vec<Knee>,
-    /// Of the first seed, at the load that is nearest to 1.
+    /// Details of the first seed at the load that is nearest to 1.
     pub details: Vec<Detail>,
 }
 
-/// One policy under one load; means over the seeds.
+/// Figures of one policy under one load; means over the seeds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cell {
     pub policy: &'static str,
-    /// Requests by those of the workload as it is defined.
+    /// Multiple of the workload's own request rate.
     pub load: f64,
     /// Seconds until the first token.
     pub ttft: Spread,
     /// Seconds from each token to the next.
     pub itl: Spread,
-    /// Prompt tokens that were cached, of all.
+    /// Share of prompt tokens that were cached.
     pub hit_ratio: Estimate,
-    /// Prompt tokens that another pod had cached and the picked one had not, of all.
+    /// Share of prompt tokens that another pod had cached and the picked one had not.
     pub regret: Estimate,
-    /// Requests of the busiest pod by those of the mean one.
+    /// Requests of the busiest pod, divided by the mean over pods.
     pub imbalance: Estimate,
 }
 
@@ -91,49 +91,51 @@ pub struct Spread {
     pub p99: Estimate,
 }
 
-/// A mean over seeds, and the half width of its interval of 95 % confidence by Student's t; 0 where one seed tells nothing.
+/// A mean over seeds, and the half width of its 95 % confidence interval by Student's t. The half width is 0 for one
+/// seed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     pub mean: f64,
     pub half_width: f64,
 }
 
-/// Up to where a policy keeps its pace.
+/// Load up to which a policy keeps its pace.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Knee {
     pub policy: &'static str,
-    /// The load where its mean TTFT passes the limit, between the loads that were run; `None`: beyond the heaviest.
+    /// Load at which the policy's mean TTFT passes the limit, interpolated between the loads that were run; `None` if
+    /// it lies beyond the heaviest load.
     pub load: Option<f64>,
-    /// Seconds.
+    /// Limit of the mean TTFT in seconds.
     pub limit: f64,
 }
 
-/// One run in detail.
+/// Details of one run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Detail {
     pub policy: &'static str,
-    /// Seconds until the first token, at equal steps from the fastest request to the slowest.
+    /// Quantiles of the seconds until the first token, at equal steps from the fastest to the slowest request.
     pub ttft_quantiles: Vec<f64>,
     /// Seconds of each part of the run.
     pub span: f64,
-    /// Hit ratio of the requests that were sent in each part; `None` where none was.
+    /// Hit ratio of the requests that were sent in each part; `None` if there were none.
     pub hit_ratio: Vec<Option<f64>>,
-    /// Requests by pod and part.
+    /// Number of requests by pod and part.
     pub requests: Vec<Vec<u32>>,
 }
 
-/// What is kept of a run.
+/// Results of a run.
 struct Run {
-    /// TTFT: mean, p50, p90, p99; the same of ITL; hit ratio, regret, imbalance.
+    /// Mean, p50, p90 and p99 of TTFT, then of ITL; then hit ratio, regret and imbalance.
     values: [f64; 11],
     detail: Option<Detail>,
 }
 
-/// What is to be run.
+/// Everything that is to be run.
 #[derive(Clone, Debug)]
 pub struct Plan<'a> {
     pub sources: Vec<Source<'a>>,
-    /// In ascending order.
+    /// Loads in ascending order.
     pub loads: Vec<f64>,
     pub seeds: u32,
 }
@@ -147,7 +149,7 @@ struct Job {
 }
 
 impl Plan<'_> {
-    /// Runs everything, on every core; tells `progress` how many runs of how many have ended.
+    /// Runs everything on every core. Calls `progress` with the number of finished runs and of all runs.
     ///
     /// # Errors
     /// When the engine refuses its settings.
@@ -316,7 +318,7 @@ impl Estimate {
         let middle = mean(sample).unwrap_or(0.0);
         let n = as_f64(sample.len());
         let squares: f64 = sample.iter().map(|value| (value - middle).powi(2)).sum();
-        // One degree of freedom at least, or there is no distribution.
+        // The distribution needs at least one degree of freedom.
         let t = StudentsT::new(0.0, 1.0, n - 1.0).map_or(0.0, |t| t.inverse_cdf(UPPER));
         let half_width = if n > 1.0 { t * (squares / (n - 1.0) / n).sqrt() } else { 0.0 };
         Self { mean: middle, half_width }
@@ -331,7 +333,7 @@ impl Detail {
         let ttft_quantiles = quantiles.filter_map(|q| quantile(&times, q)).collect();
         let end = outcomes.iter().map(|one| one.sent_at.as_secs_f64()).fold(0.0, f64::max);
         let span = (end / as_f64(SPANS)).max(f64::MIN_POSITIVE);
-        // Counting up to the request's part takes no conversion from floats.
+        // Counting the parts before the request avoids a conversion from a float.
         let part = |one: &Outcome| {
             let sent_at = one.sent_at.as_secs_f64();
             (1..SPANS).filter(|idx| as_f64(*idx) * span <= sent_at).count()
@@ -350,29 +352,30 @@ impl Detail {
 }
 
 impl Row {
-    /// Its cells, load by load.
+    /// Returns the cells of each load.
     pub fn by_load(&self) -> impl Iterator<Item = &[Cell]> {
         self.cells.chunks(POLICIES.len())
     }
 
-    /// By how much the default's mean TTFT is above the best router's, over all loads.
+    /// Returns the largest share, over all loads, by which the default's mean TTFT exceeds the best router's.
     pub fn excess(&self) -> f64 {
         self.by_load().map(excess).fold(0.0, f64::max)
     }
 }
 
-/// The best router's mean TTFT among cells of one load, in seconds.
+/// Returns the best router's mean TTFT among the cells of one load, in seconds.
 pub fn best(cells: &[Cell]) -> f64 {
     let routers = cells.iter().filter(|cell| cell.policy != ORACLE);
     routers.map(|cell| cell.ttft.mean.mean).fold(f64::INFINITY, f64::min)
 }
 
-/// By how much the default's mean TTFT is above the best router's at one load.
+/// Returns the share by which the default's mean TTFT exceeds the best router's at one load.
 pub fn excess(cells: &[Cell]) -> f64 {
     cells.first().map_or(0.0, |cell| cell.ttft.mean.mean / best(cells) - 1.0)
 }
 
-/// Where each policy's mean TTFT passes the limit, by a straight line between the loads around.
+/// Returns the load at which each policy's mean TTFT passes the limit, on a straight line between the two loads around
+/// it.
 fn knees(cells: &[Cell]) -> Vec<Knee> {
     let lightest = &cells[..POLICIES.len().min(cells.len())];
     let limit = KNEE * best(lightest);
@@ -408,7 +411,7 @@ mod tests {
         let estimate = Estimate::of(&[1.0, 2.0, 3.0]);
         assert!(
             (estimate.mean - 2.0).abs() < 1e-12
-                // The table's value for two degrees of freedom.
+                // Value for two degrees of freedom, from a table of the distribution.
                 && (estimate.half_width - 4.3027 / 3.0_f64.sqrt()).abs() < 1e-4
         );
         assert!(Estimate::of(&[5.0]).half_width < 1e-12);
@@ -419,7 +422,7 @@ mod tests {
         let at = |load, ttft| POLICIES.map(|(policy, _)| cell(policy, load, ttft));
         let mut cells: Vec<Cell> = at(1.0, 1.0).into_iter().chain(at(2.0, 1.5)).collect();
         assert!(knees(&cells).iter().all(|knee| knee.load.is_none()));
-        // From 1 s at load 1 to 5 s at load 2: 2 s are at load 1.25.
+        // The mean grows from 1 s at load 1 to 5 s at load 2, so it is 2 s at load 1.25.
         cells[POLICIES.len() + 1] = cell(POLICIES[1].0, 2.0, 5.0);
         let knee = knees(&cells)[1].load.unwrap();
         assert!((knee - 1.25).abs() < 1e-9, "{knee}");

@@ -29,12 +29,12 @@ pub fn text(rows: &[Row], seeds: u32) -> String {
     text + &ranked(rows, seeds) + &legend(seeds)
 }
 
-/// Whether policies come in the order in which others have found them, a line each.
+/// Says, one line for each, whether policies rank as others have found.
 fn ranked(rows: &[Row], seeds: u32) -> String {
     rankings(rows, seeds).iter().map(|ranking| ranking.text() + "\n").collect()
 }
 
-/// A table for each workload and load, as GitHub shows it.
+/// Writes a table for each workload and load in GitHub's Markdown.
 pub fn markdown(rows: &[Row], seeds: u32) -> String {
     let mut text = String::from("# Policies under loads that tell them apart\n\n");
     for row in rows {

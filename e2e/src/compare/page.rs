@@ -1,5 +1,5 @@
-//! `compare.html`: the figures, and the charts, each with its data beside it. One file, no script, no network. Every number
-//! says where in `compare.json` it comes from.
+//! `compare.html`: the figures and the charts, each with its data. It is one file without scripts and needs no network.
+//! Every number says where in `compare.json` it comes from.
 
 use anyhow::{Context as _, Result};
 use minijinja::value::Serde;
@@ -24,15 +24,15 @@ struct Page {
 #[derive(Debug, Serialize)]
 struct View {
     name: String,
-    /// By load.
+    /// Tables of figures, one for each load.
     tables: Vec<Table>,
     charts: Vec<Chart>,
     heats: Vec<Heat>,
-    /// Seconds of a heat map's column.
+    /// Seconds of one column of a heat map.
     span: String,
 }
 
-/// Rows begin with what they are of.
+/// A table whose rows begin with a label.
 #[derive(Debug, Serialize)]
 struct Table {
     title: String,
@@ -40,7 +40,7 @@ struct Table {
     rows: Vec<(String, Vec<Datum>)>,
 }
 
-/// A chart, and the table that it is drawn from.
+/// A chart, and the table of its data.
 #[derive(Debug, Serialize)]
 struct Chart {
     title: &'static str,
@@ -58,15 +58,15 @@ struct Heat {
 /// A number of the document.
 #[derive(Debug, Serialize)]
 struct Datum {
-    /// JSON pointer.
+    /// JSON pointer to the number.
     at: String,
-    /// What the number there is multiplied by: its unit here is another.
+    /// Factor for the number in the document, if the page shows another unit.
     scale: u32,
-    /// Rounded; empty where there is none.
+    /// The rounded number; empty if there is none.
     text: String,
 }
 
-/// A figure of each policy: its name, where it is below the policy, the scale, and digits after the point.
+/// A figure of each policy: its name, its path below the policy, the factor, and the digits after the point.
 type Column = (&'static str, &'static str, u32, usize);
 
 const COLUMNS: [Column; 11] = [
@@ -83,7 +83,7 @@ const COLUMNS: [Column; 11] = [
     ("busiest by mean", "imbalance/mean", 1, 2),
 ];
 
-/// Looks numbers up.
+/// Finds the numbers of one workload.
 #[derive(Clone, Copy)]
 struct Source<'a> {
     document: &'a Value,
@@ -91,10 +91,10 @@ struct Source<'a> {
     row: &'a Row,
 }
 
-/// `document` is the comparison as JSON, of the same rows.
+/// Renders the page. `document` is the comparison of the same rows as JSON.
 ///
 /// # Errors
-/// When the template does not go with what it is given.
+/// When the template does not fit its values.
 pub fn render(rows: &[Row], document: &Value, seeds: u32) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -114,7 +114,7 @@ pub fn render(rows: &[Row], document: &Value, seeds: u32) -> Result<String> {
 }
 
 impl Source<'_> {
-    /// `below`: of the workload.
+    /// Returns the number at the path `below`, seen from the workload.
     fn datum(&self, below: &str, scale: u32, n_digits: usize) -> Datum {
         let at = format!("/workloads/{}/{below}", self.workload_idx);
         let number = self.document.pointer(&at).and_then(Value::as_f64);
@@ -122,7 +122,7 @@ impl Source<'_> {
         Datum { at, scale, text: text.unwrap_or_default() }
     }
 
-    /// Of each run in detail, where the number is below it.
+    /// Returns the number at the path `below` for each run in detail.
     fn of_details(&self, below: &str, n_digits: usize) -> Vec<Datum> {
         let datum = |idx| self.datum(&format!("details/{idx}/{below}"), 1, n_digits);
         (0..self.row.details.len()).map(datum).collect()
@@ -163,7 +163,7 @@ impl Heat {
     }
 }
 
-/// Every figure of every policy, a table for each load.
+/// Makes the tables: every figure of every policy, one table for each load.
 fn tables(source: Source<'_>) -> Vec<Table> {
     let heads: Vec<String> = std::iter::once("")
         .chain(COLUMNS.iter().map(|(head, ..)| *head))

@@ -1,14 +1,14 @@
-//! Which policy comes before which, as others have found for these workloads: a comparison that ranks them otherwise
-//! measures something else.
+//! Expected order of the policies, as others have found for these workloads. A comparison with another order measures
+//! something else.
 
 use serde::Serialize;
 
 use crate::compare::matrix::{Cell, Row};
 
-/// Means over fewer seeds may be in any order.
+/// Seeds that are needed to rank; means over fewer may be in any order.
 const MIN_SEEDS: u32 = 3;
 
-/// What is ranked.
+/// The figure by which policies are ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Figure {
@@ -16,7 +16,7 @@ pub enum Figure {
     Itl,
 }
 
-/// Policies of one workload at load 1, from the lowest mean to the highest.
+/// Order of the policies of one workload at load 1, from the lowest mean to the highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Expected {
     workload: &'static str,
@@ -31,7 +31,7 @@ const ROUND_ROBIN: &str = "round robin";
 const LEAST_REQUEST: &str = "least request";
 
 const EXPECTED: [Expected; 8] = [
-    // The caches of all pods together hold what one pod's cannot.
+    // The caches of all pods together hold what the cache of one pod cannot.
     Expected {
         workload: "cache thrash",
         figure: Figure::Ttft,
@@ -47,7 +47,7 @@ const EXPECTED: [Expected; 8] = [
         figure: Figure::Ttft,
         order: &[DEFAULT, ROUND_ROBIN, LEAST_REQUEST],
     },
-    // One pod is too few for what most ask for: who sends all of it there slows every answer down.
+    // Most requests share one prefix, which is too much for one pod: sending all of them there slows every answer down.
     Expected { workload: "hot prefix", figure: Figure::Ttft, order: &[DEFAULT, GUARDED, LEAST_REQUEST] },
     Expected { workload: "hot prefix", figure: Figure::Itl, order: &[DEFAULT, LEAST_REQUEST, PURE] },
     Expected {
@@ -55,7 +55,7 @@ const EXPECTED: [Expected; 8] = [
         figure: Figure::Ttft,
         order: &[DEFAULT, PURE, GUARDED, ROUND_ROBIN, LEAST_REQUEST],
     },
-    // Where there is nothing to share, nothing must be lost against the proxy's own way.
+    // If requests share nothing, the picker must not be worse than Envoy's own policy.
     Expected { workload: "no sharing", figure: Figure::Ttft, order: &[DEFAULT, LEAST_REQUEST] },
     Expected { workload: "no sharing", figure: Figure::Ttft, order: &[ROUND_ROBIN, LEAST_REQUEST] },
 ];
@@ -65,14 +65,14 @@ const EXPECTED: [Expected; 8] = [
 pub struct Ranking {
     pub workload: &'static str,
     pub figure: Figure,
-    /// In the order that is expected.
+    /// Policies in the expected order.
     pub policies: &'static [&'static str],
-    /// Seconds, in the same order.
+    /// Means in seconds, in the same order.
     pub means: Vec<f64>,
     pub holds: bool,
 }
 
-/// Of those workloads that were run at load 1, over enough seeds.
+/// Returns the rankings of the workloads that were run at load 1, if there are enough seeds.
 pub fn rankings(rows: &[Row], seeds: u32) -> Vec<Ranking> {
     let expected = EXPECTED.iter().filter(|_| seeds >= MIN_SEEDS);
     expected
@@ -94,7 +94,7 @@ fn ranking(row: &Row, expected: &Expected) -> Option<Ranking> {
 }
 
 impl Ranking {
-    /// In one line.
+    /// Describes the ranking in one line.
     pub fn text(&self) -> String {
         let Self { workload, figure, policies, means, holds } = self;
         let name = match figure {

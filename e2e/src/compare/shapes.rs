@@ -1,5 +1,5 @@
-//! Loads of the shape of public traces, drawn anew for each seed: how long prompts and answers are, how many come, and what
-//! they share. The traces themselves are read by `--trace`.
+//! Loads with the shape of public traces, drawn again for each seed: the lengths of prompts and answers, the rate, and
+//! what requests share. `--trace` reads the traces themselves.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::compare::traces::{MOONCAKE_BLOCK, Traced};
 /// Values below which 0, 10, ... 100 % of a trace lie.
 type Deciles = [u32; 11];
 
-/// What a trace looks like.
+/// Shape of a trace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     pub name: &'static str,
@@ -25,24 +25,24 @@ pub struct Shape {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Sharing {
-    /// The trace says nothing of it.
+    /// The trace does not show what requests share.
     Unknown,
-    /// All prompts begin with one block. With this probability a request goes on where an earlier one has ended.
+    /// All prompts begin with the same block. With this probability, a request continues an earlier conversation.
     Conversations { continued: f64 },
 }
 
-/// Tokens of a prompt and its answer, as many as the pods take.
+/// Most tokens of a prompt and its answer, the pods' limit.
 const MAX_TOKENS: usize = 8192;
-/// Between a request and the one that continues it.
+/// Range of the seconds between a request and the one that continues it.
 const PAUSE: (f64, f64) = (20.0, 120.0);
-/// Tokens of what is asked next in a conversation.
+/// Range of the tokens of the next question in a conversation.
 const QUESTION: (usize, usize) = (50, 400);
 
-/// Deciles are read off the first minutes of each trace, rounded.
+/// Shapes of two traces. Deciles come from the first minutes of each trace and are rounded.
 pub const SHAPES: [Shape; 2] = [
-    // conversation_trace.jsonl of kvcache-ai/Mooncake, the requests that fit into 8,192 tokens. They are half of its 3.4 per
-    // second, and four A10s keep up with two thirds of that. Of all of its prompt tokens 40 % are cached at best, as its
-    // authors count.
+    // conversation_trace.jsonl of kvcache-ai/Mooncake, without requests above 8,192 tokens. The others are half of its
+    // 3.4 per second, and four A10s can serve two thirds of those. At best 40 % of all its prompt tokens are cached, by
+    // its authors' count.
     Shape {
         name: "Mooncake's conversations",
         rate: 1.2,
@@ -61,17 +61,17 @@ pub const SHAPES: [Shape; 2] = [
 ];
 
 impl Shape {
-    /// Whether one of the words is in its name; no words want all.
+    /// True if the name contains one of the words, or if there are no words.
     pub fn is_wanted(&self, words: &[String]) -> bool {
         words.is_empty() || words.iter().any(|word| self.name.contains(word.as_str()))
     }
 
-    /// Requests of that time, in the order of their moments.
+    /// Draws the requests of `duration`, sorted by time.
     pub fn draw(&self, duration: Duration, seed: u64) -> Vec<Traced> {
         let gaps = Exp::new(self.rate).expect("rates are above 0");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut drawn: Vec<Traced> = Vec::new();
-        // The block that all begin with has the first one.
+        // Block 0 is the one with which all prompts begin.
         let mut next_block = 1;
         let mut at = gaps.sample(&mut rng);
         while at < duration.as_secs_f64() {
@@ -105,7 +105,7 @@ impl Shape {
     }
 }
 
-/// One of the requests that may be continued at `at`, and leaves room for it.
+/// Returns one of the requests that may be continued at `at` and leave room for that.
 fn earlier<'a>(drawn: &'a [Traced], at: f64, rng: &mut ChaCha8Rng) -> Option<&'a Traced> {
     let is_ripe = |one: &&Traced| {
         let pause = at - one.at.as_secs_f64();
@@ -116,7 +116,7 @@ fn earlier<'a>(drawn: &'a [Traced], at: f64, rng: &mut ChaCha8Rng) -> Option<&'a
     (!ripe.is_empty()).then(|| ripe[rng.random_range(0..ripe.len())])
 }
 
-/// A value, evenly between two deciles.
+/// Draws a value, evenly distributed between two neighbouring deciles.
 fn draw(deciles: &Deciles, rng: &mut ChaCha8Rng) -> usize {
     let idx = rng.random_range(0..deciles.len() - 1);
     let value = rng.random_range(deciles[idx]..=deciles[idx + 1]);

@@ -1,4 +1,4 @@
-//! Loads that others have recorded: Mooncake's JSON lines, with the prompts' shared blocks, and Azure's CSV, without.
+//! Recorded loads: Mooncake's JSON lines, which say what prompts share, and Azure's CSV, which does not.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,38 +13,38 @@ use time::macros::format_description;
 
 use crate::rows::Rows;
 
-/// Tokens that one of Mooncake's hash ids stands for.
+/// Tokens of one block, which one hash id of Mooncake stands for.
 pub const MOONCAKE_BLOCK: usize = 512;
-/// Azure's moments: `2023-11-16 18:15:46.6805900`.
+/// Format of Azure's times: `2023-11-16 18:15:46.6805900`.
 const AZURE_TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond]");
-/// Ids that prompts are made of.
+/// Number of token ids of which prompts are made.
 const VOCABULARY: u32 = 1 << 16;
 
 /// One request of a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traced {
-    /// Since the first one.
+    /// Time since the first request.
     pub at: Duration,
     pub input_tokens: usize,
     pub output_tokens: usize,
-    /// Which blocks of [`MOONCAKE_BLOCK`] tokens the prompt is made of; empty: nothing is shared.
+    /// Blocks of [`MOONCAKE_BLOCK`] tokens of which the prompt is made; empty if it shares nothing.
     pub hash_ids: Vec<u64>,
 }
 
 #[derive(Deserialize)]
 struct Mooncake {
-    /// Milliseconds.
+    /// Time in milliseconds.
     timestamp: u64,
     input_length: usize,
     output_length: usize,
     hash_ids: Vec<u64>,
 }
 
-/// Reads a file of either form, as its first letter tells.
+/// Reads a file of either format; its first character says which.
 ///
 /// # Errors
-/// When it cannot be read, or the first line that is of neither form, with its number.
+/// When it cannot be read; or the first line with neither format, with its number.
 pub fn read(path: &Path) -> Result<Vec<Traced>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     parse(&text).with_context(|| format!("{} is no trace", path.display()))
@@ -92,7 +92,7 @@ fn azure(text: &str) -> Result<Vec<Traced>> {
             let parsed = cell(place).parse::<usize>().ok().filter(|n| *n > 0);
             parsed.with_context(|| format!("line {number}: {:?} is no number of tokens", cell(place)))
         };
-        // Some files name the zone, always the same one.
+        // Some files name the time zone, always UTC.
         let moment = cell(time).trim_end_matches("+00:00").trim_end_matches('Z').replace('T', " ");
         let moment = PrimitiveDateTime::parse(&moment, AZURE_TIME)
             .with_context(|| format!("line {number}: {:?} is no moment", cell(time)))?;
@@ -110,7 +110,7 @@ fn azure(text: &str) -> Result<Vec<Traced>> {
 }
 
 impl Traced {
-    /// Ids of a prompt like it; `number` makes what it does not share its own.
+    /// Makes the token ids of such a prompt. `number` makes the parts unique that it does not share.
     pub fn prompt(&self, number: u64) -> Vec<u32> {
         let mut prompt = Vec::with_capacity(self.input_tokens);
         for id in &self.hash_ids {

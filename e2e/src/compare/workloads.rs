@@ -1,4 +1,4 @@
-//! Loads under which policies differ: what they share, how large it is against a cache, and how much comes at a time.
+//! Loads under which policies differ: by what requests share, by its size compared with the cache, and by the rate.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::compare::traces::Traced;
 
 /// Pods of every fleet.
 pub const PODS: usize = 4;
-/// 96,000 tokens of KV cache, and the null block.
+/// Blocks of a pod: 96,000 tokens of KV cache, and the null block.
 const BLOCKS: u32 = 6_001;
-/// Tokens of a prompt and its answer that a pod has room for.
+/// Most tokens of a prompt and its answer for which a pod has room.
 const MAX_MODEL_LEN: usize = 8192;
 pub const DURATION: Duration = Duration::from_secs(200);
 const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
 const JITTER: f64 = 0.03;
-/// Ids below this are written with four letters each, as many as an English token has.
+/// Number of token ids; each is written with four letters, the length of a mean English token.
 const VOCABULARY: u32 = 1 << 16;
 
 /// Requests that come at random moments.
@@ -32,19 +32,19 @@ pub struct Workload {
     /// Requests per second.
     rate: f64,
     prefixes: Prefixes,
-    /// Tokens behind the prefix, which no two requests share.
+    /// Tokens after the prefix, different for each request.
     own_tokens: usize,
     output_tokens: usize,
 }
 
-/// What requests begin with.
+/// Prefixes of the requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Prefixes {
-    /// Of so many, each as likely as the other.
+    /// One of `count` prefixes, all equally likely.
     Even { count: u64, tokens: usize },
-    /// The first with that probability, else one of the others.
+    /// The first prefix with probability `share`, otherwise one of the others.
     Hot { share: f64, others: u64, tokens: usize },
-    /// Nothing that another has too.
+    /// No common prefixes.
     None,
 }
 
@@ -88,7 +88,7 @@ pub const WORKLOADS: [Workload; 6] = [
 ];
 
 impl Workload {
-    /// Whether one of the words is in its name; no words want all.
+    /// True if the name contains one of the words, or if there are no words.
     pub fn is_wanted(&self, words: &[String]) -> bool {
         words.is_empty() || words.iter().any(|word| self.name.contains(word.as_str()))
     }
@@ -107,7 +107,7 @@ pub fn fleet(policy: Policy, seed: u64) -> Fleet {
     }
 }
 
-/// The requests that a pod can take, so many times faster, and how many it cannot.
+/// Returns the requests that a pod can take, `speed` times faster, and the number of the others.
 pub fn fitting(traced: Vec<Traced>, speed: f64) -> (Vec<Traced>, usize) {
     let n_all = traced.len();
     let fits = |one: &Traced| one.input_tokens + one.output_tokens <= MAX_MODEL_LEN;
@@ -119,7 +119,7 @@ pub fn fitting(traced: Vec<Traced>, speed: f64) -> (Vec<Traced>, usize) {
     (kept, n_left_out)
 }
 
-/// A workload's requests, drawn as they are due.
+/// A workload's requests, drawn when they are due.
 #[derive(Debug)]
 pub struct Poisson {
     workload: Workload,
@@ -131,7 +131,7 @@ pub struct Poisson {
     ends: Ends,
 }
 
-/// What came of the requests.
+/// Results of the requests.
 #[derive(Debug, Default)]
 struct Ends {
     outcomes: Vec<Outcome>,
@@ -152,7 +152,7 @@ impl Ends {
 }
 
 impl Poisson {
-    /// `load`: by how much its rate is multiplied.
+    /// Makes the requests of a workload at `load` times its rate.
     pub fn new(workload: &Workload, load: f64, seed: u64) -> Self {
         let gaps = Exp::new(workload.rate * load).expect("rates are above 0");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -161,10 +161,10 @@ impl Poisson {
         Self { workload: *workload, rng, gaps, next_at, next_id: 0, prefixes, ends }
     }
 
-    /// What came of the requests.
+    /// Returns the outcomes of the requests.
     ///
     /// # Errors
-    /// When the pods refuse any: the figures of the others are not those of the workload.
+    /// When the pods refuse a request, because the figures of the others are not those of the workload.
     pub fn finish(self) -> Result<Vec<Outcome>> {
         self.ends.finish()
     }
@@ -187,7 +187,7 @@ impl Poisson {
     }
 
     fn prefix(&mut self, which: u64, n_tokens: usize) -> Vec<u32> {
-        // The same for every policy and seed.
+        // The prefix is the same for every policy and seed.
         let draw = || {
             let mut rng = ChaCha8Rng::seed_from_u64(which);
             (0..n_tokens).map(|_| rng.random_range(0..VOCABULARY)).collect()
@@ -220,7 +220,7 @@ impl Drives for Poisson {
     }
 }
 
-/// A trace's requests, at its moments.
+/// A trace's requests, at the times of the trace.
 #[derive(Debug)]
 pub struct Replay<'a> {
     requests: &'a [Traced],
@@ -230,15 +230,15 @@ pub struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// `load`: so many times as fast as it was recorded.
+    /// Replays requests `load` times as fast as they were recorded.
     pub fn new(requests: &'a [Traced], load: f64) -> Self {
         Self { requests, load, next_idx: 0, ends: Ends::default() }
     }
 
-    /// What came of the requests.
+    /// Returns the outcomes of the requests.
     ///
     /// # Errors
-    /// When the pods refuse any: the figures of the others are not those of the trace.
+    /// When the pods refuse a request, because the figures of the others are not those of the trace.
     pub fn finish(self) -> Result<Vec<Outcome>> {
         self.ends.finish()
     }

@@ -1,15 +1,16 @@
-//! A run through the real Envoy against the same run in virtual time: the same load, the same picks, the same times.
+//! Compares a run through the real Envoy with the same run in virtual time: the load, the picks and the times must
+//! agree.
 
 use crate::stats::as_f64;
 use crate::step5::judge::{Figures, Line, exactly, tokens};
 
-/// Share by which the mean TTFT of 8081 may be off.
+/// Largest relative difference of 8081's mean TTFT.
 const SHARE: f64 = 0.005;
-/// Seconds that the machine itself may take for a request besides: client, Envoy, picker and the server's own work. They
-/// count as many times as time runs faster.
+/// Further seconds that the machine itself may take for a request in client, Envoy, picker and server. They are
+/// multiplied by the time scale.
 const MACHINE: f64 = 0.0022;
 
-/// What is held against each other; 8080 first.
+/// The runs that are compared; 8080 comes first.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair<'a> {
     pub simulated: &'a [Figures; 2],
@@ -32,7 +33,7 @@ impl Pair<'_> {
             both("sessions", |figures| as_f64(figures.sessions)),
             both("input tokens", |figures| tokens(figures.input_tokens)),
             both("output tokens", |figures| tokens(figures.output_tokens)),
-            // Envoy draws as it likes, and no draw finds what was never computed.
+            // Envoy draws pods at random, and every session's first request is cold with any draw.
             Line::each("8080: cold requests", None, (n_sessions, n_requests), vec![as_f64(plain.cold)]),
             Line::each(
                 "8081: cold requests",
@@ -56,7 +57,7 @@ impl Pair<'_> {
     }
 }
 
-/// Requests whose pods have the same number, when pods are numbered in the order in which they are first used.
+/// Returns the number of requests whose pods have the same number, if pods are numbered by first use.
 fn n_alike(one: &[usize], other: &[usize]) -> usize {
     let by_first_use = |picks: &[usize]| {
         let mut order = Vec::new();
@@ -87,7 +88,7 @@ mod tests {
         assert_eq!(n_alike(&[0, 0], &[]), 0);
     }
 
-    /// Names of the lines that a run of 8081 fails when it is held against the simulated one of the same seed.
+    /// Returns the names of the lines that a run of 8081 fails when compared with the simulated run of seed 1.
     fn failing(policy: PolicyName, seed: u64) -> Vec<&'static str> {
         let (entries, model) = (entries(None).unwrap(), ServedModel::qwen25().unwrap());
         let run = |policy, seed| -> Figures {

@@ -1,5 +1,5 @@
-//! Conversations in ShareGPT's form, made so that the tutorial's command sends and receives exactly the tokens that its two
-//! published runs tell. Nothing of a real conversation is in them.
+//! Conversations in ShareGPT's format, made so that the tutorial's command sends and receives exactly the tokens that
+//! its two published runs report. They contain no part of a real conversation.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,40 +15,40 @@ use crate::multi_round_qa::schedule::{Ended, Schedule};
 use crate::multi_round_qa::sharegpt::{Entry, Said};
 use crate::step5::workload::Command;
 
-/// Tokens of the tutorial's run over standard HTTP routing: prompts, and answers.
+/// Prompt tokens of the tutorial's run over standard HTTP routing; [`OUTPUT_TOKENS`] are those of the answers.
 pub const INPUT_TOKENS: u64 = 151_091;
 pub const OUTPUT_TOKENS: u64 = 2_833;
-/// Conversations: users 2 to 13 ask, and the first is never used.
+/// Number of conversations; users 2 to 13 ask, and the first one is never used.
 const ENTRIES: usize = 14;
-/// Questions and answers of each, more than 15 rounds.
+/// Turns of each conversation, questions and answers together, for more than 15 rounds.
 const TURNS: usize = 32;
-/// Tokens of a question, and of an answer that nothing cuts: medians and spreads of what people and models say.
+/// Tokens of a question (and below of an uncut answer): median, and spread of its logarithm, as in real conversations.
 const QUESTION: (f64, f64) = (19.0, 0.9);
 const ANSWER: (f64, f64) = (38.0, 0.75);
 const MIN_ANSWER: u32 = 3;
 const MAX_QUESTION: u32 = 150;
-/// Draws of all conversations until one comes near enough to be corrected.
+/// Most draws of all conversations until one is near enough to be corrected.
 const MAX_DRAWS: u32 = 2_000;
-/// How far off a draw may be to be corrected.
+/// Largest error of a draw that can be corrected, in tokens.
 const NEAR_INPUT: u64 = 120;
 const NEAR_OUTPUT: u64 = 60;
-/// Rounds of correction.
+/// Most rounds of correction.
 const MAX_CORRECTIONS: u32 = 60;
 
-/// Words that the tokenizer takes whole, so that a text has about as many tokens as words.
+/// Words that are single tokens, so that a text has about as many tokens as words.
 const WORDS: [&str; 32] = [
     "the", "water", "house", "small", "time", "work", "people", "light", "city", "paper", "river", "music",
     "story", "garden", "market", "window", "letter", "number", "morning", "question", "answer", "reason",
     "under", "before", "after", "between", "about", "with", "without", "their", "which", "could",
 ];
 
-/// Which questions of which conversation are asked.
+/// Questions that are asked, by user.
 type Asked = BTreeMap<u32, Vec<u32>>;
 
-/// Conversations that fit, from that seed on.
+/// Generates conversations that fit, from this seed on.
 ///
 /// # Errors
-/// When none of many draws can be made to fit.
+/// When no draw out of many can be corrected to fit.
 pub fn generate(seed: u64, command: Command, model: &ServedModel) -> Result<Vec<Entry>> {
     let asked = asked(command);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -64,10 +64,10 @@ pub fn generate(seed: u64, command: Command, model: &ServedModel) -> Result<Vec<
     bail!("no draw of {MAX_DRAWS} comes near enough")
 }
 
-/// The file's text.
+/// Returns the text of the file.
 ///
 /// # Errors
-/// Never for entries of [`generate`].
+/// Does not fail for the entries of [`generate`].
 pub fn to_json(entries: &[Entry]) -> Result<String> {
     let entries: Vec<serde_json::Value> = entries
         .iter()
@@ -87,10 +87,10 @@ pub fn to_json(entries: &[Entry]) -> Result<String> {
     Ok(serde_json::to_string_pretty(&entries)? + "\n")
 }
 
-/// Input and output tokens of all scheduled turns.
+/// Returns the input and output tokens of all scheduled turns.
 ///
 /// # Errors
-/// A conversation that is too short.
+/// When a conversation is too short.
 pub fn totals(entries: &[Entry], command: Command, model: &ServedModel) -> Result<(u64, u64)> {
     play(entries, &asked(command), command, model)
 }
@@ -133,7 +133,7 @@ fn words(n: u32, rng: &mut ChaCha8Rng) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Sends every session's turns, one after the other: what is cached makes no difference to what is counted.
+/// Plays every session's turns, one after the other; the cache makes no difference to the token counts.
 fn play(entries: &[Entry], asked: &Asked, command: Command, model: &ServedModel) -> Result<(u64, u64)> {
     let (mut input, mut output) = (0, 0);
     for (user_id, questions) in asked {
@@ -157,8 +157,8 @@ fn play(entries: &[Entry], asked: &Asked, command: Command, model: &ServedModel)
     Ok((input, output))
 }
 
-/// Changes the last question of some sessions, which no later prompt repeats, and then the bounds of the last answers, which
-/// no prompt repeats at all, until both totals fit. Returns whether they do.
+/// Changes the last question of some sessions, which no later prompt repeats, and then the limits of the last answers,
+/// which no prompt repeats, until both totals fit. Returns true if they do.
 fn correct(entries: &mut [Entry], asked: &Asked, (command, model): (Command, &ServedModel)) -> Result<bool> {
     let last: Vec<(usize, usize)> = asked
         .iter()
@@ -186,7 +186,7 @@ fn correct(entries: &mut [Entry], asked: &Asked, (command, model): (Command, &Se
     Ok(false)
 }
 
-/// Adds words before the question mark, or takes some away, by as much as the total is off.
+/// Adds or removes as many words before the question mark as the total is off.
 fn change_words(question: &mut String, total: u64, wanted: u64) {
     let text = question.trim_end_matches('?').to_owned();
     let mut words: Vec<&str> = text.split(' ').collect();

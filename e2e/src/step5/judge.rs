@@ -1,4 +1,4 @@
-//! The published table, line by line: what is expected, within which band, and what was seen.
+//! The published table, line by line: the expected value, its band, and what was seen.
 
 use comfy_table::Table;
 use serde::Serialize;
@@ -9,53 +9,53 @@ use crate::report::summary::new_table;
 use crate::stats::{as_f64, mean};
 use crate::step5::data::{INPUT_TOKENS, OUTPUT_TOKENS};
 
-/// A prompt that found less than this was computed from its start.
+/// A request is cold if its prompt had fewer cached tokens than this.
 pub const COLD_TOKENS: u32 = 1000;
 
-/// What one run of one side gave.
+/// Figures of one run of one side.
 #[derive(Debug, Clone)]
 pub struct Figures {
     pub summary: Summary,
     pub sessions: usize,
     pub input_tokens: u64,
     pub output_tokens: u64,
-    /// Requests that found less than [`COLD_TOKENS`].
+    /// Number of requests with fewer cached tokens than [`COLD_TOKENS`].
     pub cold: usize,
-    /// Cached tokens by prompt tokens.
+    /// Cached tokens divided by prompt tokens.
     pub hit_ratio: f64,
-    /// Each request's pod by some number, in the order of users and their questions; empty where nobody tells.
+    /// Each request's pod as a number, sorted by user and question; empty if it is not known.
     pub picks: Vec<usize>,
-    /// The user, the question and the error of the first request without an answer.
+    /// User, question and error of the first request without an answer.
     pub first_failure: Option<String>,
 }
 
-/// A line that is there when there are any.
+/// Name of the line that is shown if requests failed.
 pub const FAILED_REQUESTS: &str = "failed requests";
 
-/// So many runs have means that tell a right system from a wrong one.
+/// Number of runs from which on their mean distinguishes a right system from a wrong one.
 const MANY: usize = 5;
 
-/// One thing that is asserted. Bands are those in which a right system stays over five seeds, and wrong ones do not; those of
-/// a mean over fewer are wider.
+/// One checked figure. A right system stays in the band over five seeds, and wrong ones do not; the bands of means over
+/// fewer seeds are wider.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     pub name: &'static str,
-    /// What it is held against: the published figure, or the simulated one.
+    /// Value to compare with: the published or the simulated one.
     pub reference: Option<f64>,
     pub low: f64,
     pub high: f64,
-    /// In every seed, or the mean of all.
+    /// Values of all seeds, or only their mean.
     pub seen: Vec<f64>,
     pub holds: bool,
 }
 
-/// What was measured, as far as it decides what can be expected.
+/// Properties of the measured system that decide what can be expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
     pub n_pods: usize,
-    /// The servers are like the published ones.
+    /// True if the servers are like the published ones.
     pub is_published_server: bool,
-    /// The questions are the built-in ones, whose tokens are counted.
+    /// True if the questions are the built-in ones, whose tokens are known.
     pub is_own_data: bool,
 }
 
@@ -64,7 +64,7 @@ struct Printed {
     label: &'static str,
     unit: &'static str,
     n_digits: usize,
-    /// By the tutorial: 8080, 8081.
+    /// Values in the tutorial for 8080 and 8081.
     published: [f64; 2],
     seen: fn(&Summary) -> f64,
 }
@@ -123,14 +123,14 @@ const PRINTED: [Printed; 8] = [
 ];
 
 impl Figures {
-    /// Of the pod that got the most requests.
+    /// Returns the share of requests that went to the pod with the most.
     pub fn busiest_share(&self) -> Option<f64> {
         let of_pod = |pod: &usize| self.picks.iter().filter(|pick| *pick == pod).count();
         let busiest = self.picks.iter().map(of_pod).max()?;
         Some(as_f64(busiest) / as_f64(self.picks.len()))
     }
 
-    /// Requests without an answer, and why the first of them has none.
+    /// Describes the requests without an answer, and the error of the first one.
     pub fn failed(&self) -> Option<String> {
         let n_failed = self.summary.window.n_failed;
         let n_sent = self.summary.n_finished + n_failed;
@@ -144,7 +144,7 @@ impl Line {
         self.holds
     }
 
-    /// Each of the values lies in the band.
+    /// Makes a line that holds if every value is in the band.
     pub fn each(name: &'static str, reference: Option<f64>, (low, high): (f64, f64), seen: Vec<f64>) -> Self {
         let holds = !seen.is_empty() && seen.iter().all(|value| (low..=high).contains(value));
         Self { name, reference, low, high, seen, holds }
@@ -163,7 +163,7 @@ impl Setup {
         format!("{n_pods} {server}{data}")
     }
 
-    /// What holds when every line does.
+    /// Says what is proved if every line holds.
     pub fn claim(self) -> &'static str {
         match self.is_published() {
             true => "the published table holds within its bands",
@@ -177,8 +177,8 @@ impl Setup {
         self.n_pods == 2 && self.is_published_server && self.is_own_data
     }
 
-    /// What the ratio of the two TTFTs stays below when 8081 goes by prefixes, and above otherwise: the more pods, the
-    /// rarer a good draw on 8080.
+    /// Returns the bound of the ratio of the two TTFTs: below it if 8081 routes by prefix, above it otherwise. With
+    /// more pods, 8080 finds a cached prefix less often by chance.
     fn highest_ratio(self) -> f64 {
         match (self.is_published_server, self.n_pods) {
             (false, _) | (true, 0 | 1) => 1.0,
@@ -190,7 +190,7 @@ impl Setup {
     }
 }
 
-/// Every line, for runs of as many seeds on each side.
+/// Makes every line, for runs of the same number of seeds on both sides.
 pub fn lines(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
     let mut lines = counts(setup, plain, picked);
     if setup.is_published() {
@@ -213,7 +213,7 @@ pub fn tokens(count: u64) -> f64 {
     count as f64
 }
 
-/// What the load is: the same whoever places it.
+/// Lines about the load, which is the same for every router.
 fn counts(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
     let exact = |name, published: f64, value: fn(&Figures) -> f64| {
         let seen = plain.iter().chain(picked).map(value).collect();
@@ -235,7 +235,7 @@ fn counts(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
     lines
 }
 
-/// What the summary's lines say of time.
+/// Lines about times in the tool's summary.
 fn rates(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
     let each = |name, published: f64, band: (f64, f64), value: fn(&Figures) -> f64| {
         let seen = plain.iter().chain(picked).map(value).collect();
@@ -253,7 +253,7 @@ fn rates(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
     ]
 }
 
-/// What depends on who places the requests.
+/// Lines about what the router decides.
 fn routing(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
     let ttft = |figures: &Figures| figures.summary.ttft;
     let band = |many: (f64, f64), one: (f64, f64)| if plain.len() >= MANY { many } else { one };
@@ -301,7 +301,7 @@ fn time_range(summary: &Summary) -> f64 {
     summary.window.end - summary.window.start
 }
 
-/// The tutorial's two summaries, line by line, beside the means of ours.
+/// Shows the tutorial's two summaries line by line, beside the means of ours.
 pub fn summaries(plain: &[Figures], picked: &[Figures]) -> Table {
     let heads = ["", "8080 published", "seen", "difference", "8081 published", "seen", "difference"];
     let mut table = new_table(&heads, 1);
@@ -319,7 +319,7 @@ pub fn summaries(plain: &[Figures], picked: &[Figures]) -> Table {
     table
 }
 
-/// `reference` names what the lines are held against.
+/// Shows the lines. `reference` is the name of the values that they are compared with.
 pub fn table(lines: &[Line], reference: &str) -> Table {
     let mut table = new_table(&["", reference, "band", "seen", "difference", ""], 1);
     for Line { name, reference, low, high, seen, holds } in lines {
@@ -343,7 +343,7 @@ pub fn table(lines: &[Line], reference: &str) -> Table {
     table
 }
 
-/// Of two means, in percent of the second.
+/// Returns the difference of two means, in percent of the second.
 fn difference(seen: f64, reference: f64) -> String {
     match (seen - reference).abs() < 1e-9 {
         true => "0 %".to_owned(),

@@ -1,4 +1,4 @@
-//! One side of step 5 in virtual time: the fleet, the router, and what the tool's load gave there.
+//! One side of step 5 in virtual time: its fleet, its router, and the figures of the tool's load.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU64;
@@ -18,22 +18,22 @@ use crate::step5::COMMAND;
 use crate::step5::judge::{COLD_TOKENS, Figures};
 use crate::step5::workload::{Command, Failure, Measured, Played, Tool, UserIds};
 
-/// Name of the preset that the published servers are like.
+/// Name of the latency preset for the published servers.
 pub const PUBLISHED_LATENCY: &str = "a10-doc";
-/// Servers that the published figures are of.
+/// Number of servers in the published runs.
 pub const PUBLISHED_PODS: usize = 2;
-/// The picker's own, while a pod is busy.
+/// The picker's own scrape interval while a pod is busy.
 pub const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
-/// As of real servers.
+/// Jitter of real servers.
 const JITTER: f64 = 0.03;
 
-/// How 8081 places requests.
+/// The way in which 8081 places requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
-    /// By prefix, in estimation mode: the picker's own
+    /// By prefix, in estimation mode, like the picker
     Prefix,
-    /// As Envoy does on 8080
+    /// Like Envoy on 8080
     LeastRequest,
     RoundRobin,
     Random,
@@ -41,42 +41,42 @@ pub enum PolicyName {
     Load,
     /// By the header x-user-id
     UserHeader,
-    /// By prefix, with an index that is never told of a pick
+    /// By prefix, with an index that never learns of a pick
     NeverNoted,
-    /// By prefix, with blocks that are hashed each for itself
+    /// By prefix, with blocks whose hashes ignore the blocks before
     Unchained,
 }
 
-/// Whether pods cache.
+/// Whether pods have a prefix cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caching {
     On,
     Off,
 }
 
-/// One side of one run.
+/// Settings of one side of one run.
 #[derive(Clone, Debug)]
 pub struct Side {
     pub policy: PolicyName,
     pub n_pods: usize,
-    /// Name of a preset.
+    /// Name of a latency preset.
     pub latency: String,
     pub caching: Caching,
-    /// Blocks of KV cache; `None`: as many as fit.
+    /// Blocks of KV cache; `None` for as many as fit.
     pub kv_blocks: Option<u32>,
-    /// Of the policy `Prefix`.
+    /// Threshold of [`PolicyName::Prefix`].
     pub threshold: f64,
-    /// Bytes of the index's blocks; `None`: its own schedule.
+    /// Bytes of the index's blocks; `None` for the index's own schedule.
     pub index_block: Option<NonZeroU64>,
     pub scrape_interval: Duration,
-    /// Relative standard deviation of each step's time, and of the way in.
+    /// Relative standard deviation of each step's time, and of the time on the way in.
     pub jitter: f64,
     pub command: Command,
     pub seed: u64,
 }
 
 impl Side {
-    /// As the published runs were: two of the tutorial's servers.
+    /// Makes a side as in the published runs: two of the tutorial's servers.
     pub fn published(policy: PolicyName, seed: u64) -> Self {
         Self {
             policy,
@@ -93,6 +93,8 @@ impl Side {
         }
     }
 
+    /// Makes the fleet of simulated pods.
+    ///
     /// # Errors
     /// When there is no such preset.
     pub fn fleet(&self) -> Result<Fleet> {
@@ -116,12 +118,12 @@ impl Side {
         })
     }
 
-    /// Runs it.
+    /// Runs this side.
     ///
     /// # Errors
-    /// When the data do not go with the command, or the pods cannot serve it.
+    /// When the data do not fit the command, or the pods cannot serve it.
     pub fn run(&self, entries: &[Entry], model: &ServedModel) -> Result<Figures> {
-        // A user's id must make no difference to a router that goes by prefixes.
+        // Routing by prefix must not depend on a user's id.
         let mut tool = Tool::new(self.command, entries, model, UserIds::Stripped);
         let world = World::try_new(self.fleet()?);
         let mut world = world.map_err(|error| anyhow!("a pod of {}: {error}", self.latency))?;
@@ -151,7 +153,7 @@ fn figures(mut measured: Vec<Measured>, window: Window) -> Figures {
 }
 
 impl PolicyName {
-    /// `threshold`: of [`Self::Prefix`].
+    /// Returns the policy; `threshold` is that of [`Self::Prefix`].
     fn policy(self, threshold: f64) -> Policy {
         match self {
             Self::Prefix => Policy::prefix_above(threshold),

@@ -1,4 +1,4 @@
-//! The same load through the real Envoy, the picker and mock servers, on empty caches each time.
+//! Runs the same load through the real Envoy, the picker and mock servers, on empty caches each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,28 +23,28 @@ use crate::step5::judge::{COLD_TOKENS, Figures};
 use crate::step5::workload::TICK;
 use crate::ui::Ui;
 
-/// Between two summaries; nobody reads them here.
+/// Time between two summaries, which are not shown here.
 const LOG_INTERVAL: Duration = Duration::from_secs(3600);
-/// Longer than a request takes to its pick.
+/// Wall time between requests that are due together, longer than a request takes until its pick.
 const STAGGER: Duration = Duration::from_millis(3);
-/// Between two lines of progress, in seconds of the machine's time.
+/// Seconds of wall time between two lines of progress.
 const PROGRESS_INTERVAL: f64 = 5.0;
 
-/// What is run.
+/// Settings of the runs.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub cluster: ClusterArgs,
     pub n_pods: u32,
     pub latency: String,
-    /// Of the tutorial's command, from its start.
+    /// Length of the tutorial's load to run, from its start.
     pub duration: Duration,
     pub time_scale: f64,
-    /// The picker's: it breaks ties as one that is simulated with it does.
+    /// Seed of the picker: it breaks ties like the simulated picker with the same seed.
     pub picker_seed: u64,
     pub report_dir: PathBuf,
 }
 
-/// Both sides, 8080 first; `None` when interrupted.
+/// Runs both sides and returns the figures of 8080 first; `None` if it is interrupted.
 ///
 /// # Errors
 /// When the cluster cannot be started, or a request fails.
@@ -67,7 +67,7 @@ pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>>
     let Some(cluster) = started else { return Ok(None) };
     let sides = async {
         let plain = side(&cluster, plan, entries, ("http", "8080", &ui)).await?;
-        // Empty caches, and a picker that has seen nothing.
+        // Start over with empty caches, and a picker that has seen no request.
         cluster.restart(anew).await.context("empty the caches")?;
         let picked = side(&cluster, plan, entries, ("llm-gw", "8081", &ui)).await?;
         let kept_at = plan.report_dir.join("step5").join("decisions.json");
@@ -111,7 +111,7 @@ async fn side(
     Ok((figures(summary, &answered), answered))
 }
 
-/// All but the picks.
+/// Returns all figures except the picks.
 fn figures(summary: Summary, answered: &[Answered]) -> Figures {
     let cached = |answered: &Answered| answered.cached_tokens.unwrap_or(0);
     let sum = |of: &dyn Fn(&Answered) -> u32| answered.iter().map(|one| u64::from(of(one))).sum::<u64>();
@@ -133,8 +133,8 @@ fn figures(summary: Summary, answered: &[Answered]) -> Figures {
     }
 }
 
-/// Where the picker sent the requests, in the order of users and their questions; it had others before, which warmed up.
-/// All that it says of them is kept in a file.
+/// Returns where the picker sent the requests, sorted by user and question, without the earlier ones of the warm-up.
+/// Keeps all that the picker reports in a file.
 async fn picks(cluster: &Cluster, mut answered: Vec<Answered>, kept_at: &Path) -> Result<Vec<usize>> {
     let status = cluster.status();
     let picker = status.pickers.iter().find(|picker| picker.running).context("no picker runs")?;

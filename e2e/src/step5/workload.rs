@@ -1,4 +1,4 @@
-//! The tutorial's load in virtual time: the tool's schedule, its texts, and the model's own answers in the history.
+//! The tutorial's load in virtual time: the tool's schedule and texts, with the model's answers in the history.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,31 +13,31 @@ use crate::multi_round_qa::records::Record;
 use crate::multi_round_qa::schedule::{Ended, Plan, Schedule, Turn};
 use crate::multi_round_qa::sharegpt::Entry;
 
-/// The original sleeps so long between two looks at its sessions; looking takes half a millisecond more.
+/// Time between two looks at the sessions: the original sleeps 100 ms, and looking takes half a millisecond.
 pub const TICK: Duration = Duration::from_micros(100_500);
 const WARM_UPS: u32 = 10;
 const WARM_UP_TOKENS: u32 = 100;
 
-/// The tutorial's command.
+/// A command of the tutorial's tool.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Command {
     pub plan: Plan,
-    /// Words of the system text and of a user's own.
+    /// Number of words of the system text, and of a user's own text.
     pub words: (usize, usize),
     pub answer_len: u32,
     pub duration: Duration,
-    /// Between the warm-up and the first request.
+    /// Time between the warm-up and the first request.
     pub settle: Duration,
 }
 
-/// Whether requests tell who sends them.
+/// Whether requests say which user sends them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserIds {
     Sent,
     Stripped,
 }
 
-/// The tool, without a clock of its own.
+/// The tool, without a clock.
 #[derive(Debug)]
 pub struct Tool<'a> {
     command: Command,
@@ -51,11 +51,11 @@ pub struct Tool<'a> {
     next_id: u64,
     records: Vec<Measured>,
     failures: Vec<Failure>,
-    /// What went wrong; nothing is sent after that.
+    /// The first error; nothing is sent after it.
     failure: Option<anyhow::Error>,
 }
 
-/// A record, and what the servers know of it.
+/// A record, and what the servers know about its request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
     pub record: Record,
@@ -63,7 +63,7 @@ pub struct Measured {
     pub pod_idx: usize,
 }
 
-/// A turn without an answer, which its session waits for in vain.
+/// A turn without an answer; its session waits for it and never continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub user_id: u32,
@@ -71,12 +71,12 @@ pub struct Failure {
     pub error: String,
 }
 
-/// What a run of the tool gave.
+/// Results of a run of the tool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Played {
     pub measured: Vec<Measured>,
     pub failures: Vec<Failure>,
-    /// When the window began and ended, in seconds.
+    /// Start and end of the window, in seconds.
     pub window: (f64, f64),
 }
 
@@ -117,10 +117,10 @@ impl<'a> Tool<'a> {
         }
     }
 
-    /// What was measured.
+    /// Returns the results.
     ///
     /// # Errors
-    /// What kept it from sending.
+    /// The error that kept it from sending.
     pub fn finish(self) -> Result<Played> {
         if let Some(failure) = self.failure {
             return Err(failure);
@@ -192,7 +192,7 @@ impl<'a> Tool<'a> {
     }
 }
 
-/// The first tick after which the moment has passed, strictly as the original compares.
+/// Returns the first tick that is later than `moment`; the original compares strictly.
 fn tick_after(moment: Duration) -> Duration {
     let n_ticks = moment.as_nanos() / TICK.as_nanos() + 1;
     TICK * u32::try_from(n_ticks).unwrap_or(u32::MAX)
