@@ -41,11 +41,11 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Tell for each request what every pod had cached, and what the router's choice cost
+    /// Report for each request what every pod had cached, and what the router's choice cost
     Oracle(OracleArgs),
-    /// Print how long steps take with a GPU, a preset or a calibration file, and list what there is
+    /// Print how long steps take with a GPU, a preset or a calibration file; --list shows what there is
     Latency(LatencyCommand),
-    /// List what can go wrong on purpose: by --fault, by a header of a request, and live
+    /// List the faults that can be injected: with --fault, with a header of a request, or live
     Faults,
 }
 
@@ -61,7 +61,7 @@ Try:
     -d '{\"model\":\"/model/qwen\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":20}'
   curl localhost:8000/metrics";
 
-/// Runs the program; stdout is data, stderr is talk.
+/// Runs the program. stdout is data; stderr is for messages.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let (args, ignored) = match normalize(args) {
         Ok(normalized) => normalized,
@@ -100,10 +100,10 @@ fn print(text: impl AsRef<[u8]>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The pod that a command line of `serve` describes: `args` begin with the program's name.
+/// Parses a command line of `serve` into the pod that it describes. `args` begin with the program's name.
 ///
 /// # Errors
-/// What the program would print.
+/// Returns the message that the program would print.
 pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings, String> {
     let (args, _ignored) = normalize(args)?;
     let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
@@ -115,13 +115,13 @@ pub fn pod_settings(args: impl Iterator<Item = OsString>) -> Result<PodSettings,
     }
 }
 
-/// The command line in the parser's own form, the flags of a file included.
+/// Brings the command line into the parser's own form, with the flags of a `--config` file put in.
 fn normalize(args: impl Iterator<Item = OsString>) -> Result<(Vec<OsString>, Vec<flags::Ignored>), String> {
     let args = config_file::expand(args.collect()).map_err(|error| error.to_string())?;
     flags::normalize(args, &Cli::command()).map_err(|error| error.to_string())
 }
 
-/// Flags that parse one by one and contradict each other.
+/// Error about flags that parse one by one but contradict each other.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);

@@ -1,4 +1,5 @@
-//! vLLM's HTTP surface for one pod: routes, keys, request ids, and the small endpoints. Text generation is in `generate`.
+//! vLLM's HTTP surface for one pod: routes, keys, request ids and the small endpoints. Text generation is in
+//! `generate`.
 
 pub mod dev;
 pub mod lora;
@@ -70,16 +71,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vllm_engine::vllm_version::VllmVersion;
 use wire::Api;
 
-/// Largest request body; uvicorn has no limit, a server without one can be filled.
+/// Largest request body. uvicorn has no limit, but a server without one can be filled.
 const BODY_LIMIT: usize = 64 << 20;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// vLLM 0.33: what `--api-key` guards.
+/// Paths that `--api-key` guards in vLLM 0.33.
 const GUARDED: [&str; 4] = ["/v1", "/v2", "/inference", "/cohere"];
 
-/// What the endpoints know about their pod.
+/// Facts about their pod that the endpoints need.
 #[derive(Clone, Debug)]
 pub struct PodConfig {
-    /// The first is the one that answers show. At least one.
+    /// Names of the model, at least one; answers show the first.
     pub served_model_names: Vec<String>,
     /// `--model`, as `/v1/models` shows it.
     pub model_root: String,
@@ -87,13 +88,13 @@ pub struct PodConfig {
     pub block_size: NonZeroU32,
     pub prefix_caching: bool,
     pub pod_name: String,
-    /// The vLLM that the wire is of.
+    /// vLLM version that the wire imitates.
     pub version: VllmVersion,
-    /// Empty: no key is asked for.
+    /// Keys; empty if no key is required.
     pub api_keys: Vec<String>,
     pub cors: CorsConfig,
     pub response_role: String,
-    /// Answers under this path too; empty for none.
+    /// Path under which the pod answers too; empty for none.
     pub root_path: String,
     pub fingerprint: String,
     pub usage: UsageConfig,
@@ -103,45 +104,45 @@ pub struct PodConfig {
     pub endpoints: OptionalEndpoints,
 }
 
-/// Endpoints that are there on request only.
+/// Endpoints that exist only with a flag.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OptionalEndpoints {
     /// `VLLM_SERVER_DEV_MODE`
     pub dev: bool,
-    /// `--enable-sleep-mode`: without it, there is nothing to sleep.
+    /// `--enable-sleep-mode`: without it, nothing can sleep.
     pub sleep: bool,
     /// `VLLM_ALLOW_RUNTIME_LORA_UPDATING`, with `--enable-lora`.
     pub lora_updates: bool,
     /// `--enable-tokenizer-info-endpoint`
     pub tokenizer_info: bool,
-    /// `--enable-scale-out`: requests are rendered for others.
+    /// `--enable-scale-out`: the pod renders requests for others.
     pub scale_out: bool,
 }
 
-/// What `usage` says, and when.
+/// Contents of `usage`, and when it is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsageConfig {
-    /// `cached_tokens` is in it.
+    /// Include `cached_tokens`.
     pub prompt_tokens_details: bool,
-    /// Streams end with it, asked for or not.
+    /// End every stream with it, whether the request asks for it or not.
     pub forced: bool,
 }
 
-/// How replies are written.
+/// Form of replies.
 #[derive(Clone, Debug, Default)]
 pub struct OutputConfig {
     pub tool_calling: ToolCalling,
-    /// Most log probabilities per token that a request may ask for; -1 is all.
+    /// Most log probabilities per token that a request may ask for; -1 for all.
     pub max_logprobs: i64,
-    /// In log probabilities, `token_id:5` stands for a token unless the request says otherwise.
+    /// Write a token as `token_id:5` in log probabilities, unless the request says otherwise.
     pub tokens_as_ids: bool,
     /// Tokens per frame of a stream, at least 1; requests may ask for more.
     pub stream_interval: u32,
     pub keep_alive: KeepAlive,
 }
 
-/// All that handlers share.
+/// State that all handlers share.
 #[derive(Debug)]
 pub struct Pod {
     pub config: PodConfig,
@@ -149,7 +150,7 @@ pub struct Pod {
     pub template: Arc<ChatTemplate>,
     pub replier: Replier,
     pub driver: DriverHandle,
-    /// Where streams wait for their time; `None` with a clock of the pod's own.
+    /// Queue in which streams wait for their time; `None` with a detached clock.
     pub departures: Option<Arc<Departures>>,
     pub metrics: Arc<Mutex<Metrics>>,
     pub http_metrics: HttpMetrics,
@@ -161,7 +162,7 @@ pub struct Pod {
     pub faults: Arc<PodFaults>,
 }
 
-/// Requests for text in flight.
+/// Number of requests for text in flight.
 #[derive(Debug, Default)]
 pub struct ServerLoad(AtomicU64);
 
@@ -227,7 +228,7 @@ impl ServerLoad {
     }
 }
 
-/// Keys before, request-id headers after.
+/// Checks keys before a request, and adds request-id headers after it.
 async fn gate(State(pod): State<Arc<Pod>>, mut request: Request, next: Next) -> Response {
     if is_guarded(&request, &pod.config.root_path)
         && !pod.config.api_keys.is_empty()
@@ -266,8 +267,10 @@ fn has_key(keys: &[String], request: &Request) -> bool {
     token.is_some_and(|(_, token)| keys.iter().any(|key| key == token))
 }
 
+/// Returns a JSON body.
+///
 /// # Errors
-/// For another content type, or a body that is too large or breaks off.
+/// Fails for another content type, and for a body that is too large or breaks off.
 fn json_body(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -296,7 +299,7 @@ async fn completions(
     answer(pod, Api::Completion, &headers, caller, body).await
 }
 
-/// SageMaker's one endpoint: a chat or a completion, by what the body has.
+/// Answers SageMaker's one endpoint: with a chat or a completion, depending on the body.
 async fn invocations(
     State(pod): State<Arc<Pod>>,
     headers: HeaderMap,
@@ -308,7 +311,7 @@ async fn invocations(
     answer(pod, api, &headers, caller, body).await
 }
 
-/// Since vLLM 0.10.
+/// Answers `/v1/responses`, which vLLM has since 0.10.
 async fn responses(
     State(pod): State<Arc<Pod>>,
     headers: HeaderMap,

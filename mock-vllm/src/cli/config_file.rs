@@ -1,4 +1,5 @@
-//! `serve --config FILE`: flags from a YAML file, put before those of the command line, which so win.
+//! `serve --config FILE`: reads flags from a YAML file and puts them before those of the command line, so that the
+//! command line wins.
 
 use serde_json::{Map, Value};
 use std::ffi::OsString;
@@ -20,10 +21,10 @@ pub(super) enum ConfigFileError {
     Invalid { path: PathBuf, reason: String },
 }
 
-/// The arguments with `--config` replaced by what its file says; others than those of `serve` are left alone.
+/// Replaces `--config` by the flags in its file. Commands other than `serve` stay as they are.
 ///
 /// # Errors
-/// For a file that is not there, or is no map of flags.
+/// Fails if the file cannot be read or is not a map of flags.
 pub(super) fn expand(args: Vec<OsString>) -> Result<Vec<OsString>, ConfigFileError> {
     if args.get(1).is_none_or(|command| command != "serve") {
         return Ok(args);
@@ -70,7 +71,7 @@ fn read(path: &Path) -> Result<Map<String, Value>, ConfigFileError> {
         .map_err(|error| ConfigFileError::Invalid { path: path.to_owned(), reason: error.to_string() })
 }
 
-/// One setting as the flag that it stands for: switches without a value, lists as several values, maps as JSON.
+/// Appends one setting as a flag: a switch has no value, a list becomes several values, a map becomes JSON.
 fn push(args: &mut Vec<OsString>, name: &str, value: &Value) -> Result<(), String> {
     let flag = format!("--{}", name.replace('_', "-"));
     let scalar = |value: &Value| match value {
@@ -100,7 +101,7 @@ mod tests {
     use super::expand;
     use std::ffi::OsString;
 
-    /// `FILE` in `line` is a file that holds `yaml`.
+    /// Checks the arguments that come of `line`, in which `FILE` is a file that holds `yaml`.
     #[track_caller]
     fn check(yaml: &str, line: &str, expected: Result<&str, &str>) {
         let folder = tempfile::tempdir().unwrap();

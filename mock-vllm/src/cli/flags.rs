@@ -1,5 +1,5 @@
-//! vLLM's spelling of flags, brought to one form: underscores are dashes, `--no-x` is `--x=false`, and flags that mean
-//! nothing here are taken out and remembered.
+//! Brings vLLM's spelling of flags to one form: underscores become dashes, `--no-x` becomes `--x=false`, and flags
+//! without effect here are taken out and remembered.
 
 mod ignored;
 
@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 use ignored::{IGNORED, Takes};
 use std::ffi::OsString;
 
-/// argparse's short forms in vLLM.
+/// Short forms of flags that vLLM's argparse knows.
 const SHORT: [(&str, &str); 5] = [
     ("-tp", "--tensor-parallel-size"),
     ("-pp", "--pipeline-parallel-size"),
@@ -28,9 +28,9 @@ pub(super) struct Ignored {
 #[error("argument {0:?} is not valid UTF-8")]
 pub(super) struct NotUtf8(OsString);
 
-/// Which flags of `serve` vLLM spells in a way of its own, as their definitions tell.
+/// The flags of `serve` that vLLM spells in a way of its own, found in their definitions.
 struct Dialect<'a> {
-    /// On or off: `--x`, `--no-x`. Their values are called `BOOL`.
+    /// Switches: `--x`, `--no-x`. Their values are called `BOOL`.
     switches: Vec<&'a str>,
     /// JSON objects whose keys may be flags too: `--flag.key value`. Their values are called `JSON`.
     objects: Vec<&'a str>,
@@ -51,11 +51,11 @@ impl<'a> Dialect<'a> {
     }
 }
 
-/// The arguments in the form that the parser knows, and those without effect. Only `serve`, which `program` defines, speaks
-/// vLLM's dialect.
+/// Returns the arguments in the form that the parser knows, and the ignored ones. Only `serve`, which `program`
+/// defines, speaks vLLM's dialect.
 ///
 /// # Errors
-/// For an argument of `serve` that is no text.
+/// Fails for an argument of `serve` that is not valid UTF-8.
 pub(super) fn normalize(
     args: Vec<OsString>,
     program: &Command,
@@ -69,7 +69,7 @@ pub(super) fn normalize(
     let mut normalized: Vec<OsString> = Vec::new();
     let mut ignored = Vec::new();
     let mut swallowing = false;
-    // `--flag=key` of a dotted flag that waits for its value.
+    // A dotted flag as `--flag=key`, while it waits for its value.
     let mut dotted: Option<String> = None;
     args.try_for_each(|arg| {
         let arg = arg?;
@@ -85,7 +85,7 @@ pub(super) fn normalize(
             return Ok(());
         };
         swallowing = false;
-        // Without a value, which the parser of the object complains about.
+        // The waiting flag got no value: the parser of the object will complain.
         normalized.extend(dotted.take().map(OsString::from));
         let positive = name.strip_prefix("no-").unwrap_or(&name);
         let base = positive.split('.').next().unwrap_or_default();
@@ -110,7 +110,8 @@ pub(super) fn normalize(
     Ok((normalized, ignored))
 }
 
-/// Name without dashes in front, underscores as dashes, and the value behind `=`; `None` for what is no long flag.
+/// Splits a long flag into its name, without leading dashes and with dashes for underscores, and the value after `=`.
+/// `None` for anything that is not a long flag.
 fn split_flag(arg: &str) -> Option<(String, Option<&str>)> {
     let long = SHORT.iter().find(|(short, _)| *short == arg).map_or(arg, |(_, long)| long);
     let flag = long.strip_prefix("--").filter(|flag| !flag.is_empty())?;
@@ -118,9 +119,9 @@ fn split_flag(arg: &str) -> Option<(String, Option<&str>)> {
         Some((name, value)) => (name, Some(value)),
         None => (flag, None),
     };
-    // A dotted name goes into a JSON value, whose keys keep their underscores.
+    // The part after the dot is a key of a JSON value and keeps its underscores.
     let (base, path) = name.split_at(name.find('.').unwrap_or(name.len()));
-    // `value` borrows from `arg` only when `arg` itself was the flag: short forms carry none.
+    // Short forms carry no value, so that `value` always borrows from `arg`.
     let value = value.and_then(|value| arg.strip_suffix(value).map(|before| &arg[before.len()..]));
     Some((format!("{}{path}", base.replace('_', "-")), value))
 }

@@ -1,4 +1,4 @@
-//! `mock-vllm latency`: what the latency flags of `serve` come to, as tables or JSON.
+//! `mock-vllm latency`: prints what the latency flags of `serve` result in, as tables or JSON.
 
 use super::UsageError;
 use super::serve::latency::{ChosenLatency, LatencyArgs};
@@ -11,10 +11,10 @@ use std::time::Duration;
 use vllm_engine::latency::calibration::{self, FittedPoint, step};
 use vllm_engine::latency::{LatencyModel, presets};
 
-/// New tokens of one prompt; below the first full step the rest of a context of 2,400 is cached.
+/// Numbers of new tokens of one prompt. For fewer than a full step's, the rest of a context of 2,400 tokens is cached.
 const PREFILLS: [u32; 13] = [1, 16, 40, 80, 128, 256, 512, 1_024, 2_048, 2_165, 4_096, 8_192, 16_384];
 const CACHED_CONTEXT: u32 = 2_400;
-/// Requests and the tokens of each.
+/// Pairs of a number of requests and the tokens of each.
 const DECODES: [(u32, u32); 9] = [
     (1, 100),
     (1, 2_400),
@@ -44,13 +44,13 @@ pub(super) struct LatencyCommand {
     /// Tokens per KV block
     #[arg(long, value_name = "N", default_value = "16")]
     block_size: NonZeroU32,
-    /// JSON, with times in milliseconds
+    /// Print JSON, with times in milliseconds
     #[arg(long)]
     json: bool,
-    /// All GPUs and models of the presets, instead
+    /// List all GPUs and models of the presets instead
     #[arg(long)]
     list: bool,
-    /// What a file for --latency-calibration holds, instead
+    /// Describe the file that --latency-calibration takes, instead
     #[arg(long)]
     schema: bool,
 }
@@ -70,10 +70,10 @@ struct Row {
     time: Duration,
 }
 
-/// What the flags ask for, as text.
+/// Returns the text that the flags ask for.
 ///
 /// # Errors
-/// For flags that contradict each other.
+/// Fails if the flags contradict each other.
 pub(super) fn run(args: &LatencyCommand) -> Result<String, UsageError> {
     if args.schema {
         return Ok(format!("{}\n", calibration::SCHEMA));
@@ -135,7 +135,7 @@ fn measured(points: &[FittedPoint]) -> Table {
     table(["measured step", "measured [ms]", "modelled [ms]", "miss"], rows)
 }
 
-/// Columns of figures, aligned right.
+/// Builds a table of figures, aligned right.
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(head).add_rows(rows);

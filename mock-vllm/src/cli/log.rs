@@ -1,5 +1,5 @@
-//! The log on stderr, written by a thread of its own: a reader that stops, like a pager, holds up no request, no signal and no end.
-//! `tracing-appender` would do as much until the end, when it prints to stdout, which may be the same pipe.
+//! The log on stderr, written by a thread of its own: if its reader stops, like a pager, no request, signal or shutdown
+//! waits. `tracing-appender` does as much until the shutdown, when it prints to stdout, which may be the same pipe.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait for a slow reader; more are lost.
+/// Most lines that wait for a slow reader; more are lost.
 const MAX_WAITING: usize = 4_096;
-/// What the end waits for the last lines.
+/// Longest time that the shutdown waits for the last lines.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Until a queue that is full at the end is tried again.
+/// Pause before the shutdown tries a full queue again.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// The log until it is dropped, which waits for its last lines, but not for ever.
+/// The log. Dropping it waits for its last lines, but at most for [`PATIENCE`].
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Log(SyncSender<Entry>);
@@ -25,11 +25,11 @@ pub(super) struct Log(SyncSender<Entry>);
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// The last one; answered once it is written.
+    /// Last entry; answered once all lines before it are written.
     End(SyncSender<()>),
 }
 
-/// Where events are written to: each is one line.
+/// Writer of log events, each of which is one line.
 #[derive(Clone, Debug)]
 struct Queue {
     entries: SyncSender<Entry>,
@@ -39,8 +39,10 @@ struct Queue {
 // === impl Log ===
 
 impl Log {
+    /// Starts the thread that writes the log.
+    ///
     /// # Errors
-    /// When there is no thread for it.
+    /// Fails if the system has no thread left.
     pub(super) fn start(filter: EnvFilter) -> io::Result<Self> {
         let (entries, waiting) = sync_channel(MAX_WAITING);
         let n_lost = Arc::new(AtomicU64::new(0));
@@ -91,7 +93,7 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// Says something on stderr, unless its reader has stopped.
+/// Prints a message on stderr, unless its reader has stopped.
 pub(super) fn say(text: String) {
     let (said, end) = sync_channel(1);
     let saying = thread::Builder::new().spawn(move || {

@@ -1,4 +1,4 @@
-//! `serve` as a process: log, ports, pods, signals, in this order.
+//! `serve` as a process: starts the log, takes the ports, runs the pods and watches the signals, in this order.
 
 use super::UsageError;
 use super::flags::Ignored;
@@ -14,8 +14,10 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// Serves until a signal stops it.
+///
 /// # Errors
-/// `UsageError` for what the command line alone is to blame for, before any port is taken.
+/// Returns a `UsageError`, before any port is taken, if the command line alone is at fault.
 pub(super) fn serve(args: ServeArgs, ignored: &[Ignored]) -> anyhow::Result<ExitCode> {
     let _log = start_log(&args.log_filter)?;
     for Ignored { flag, values, reason } in ignored {
@@ -75,13 +77,13 @@ fn start_log(filter: &str) -> anyhow::Result<Log> {
     Log::start(filter).context("start the log's thread")
 }
 
-/// One line per pod. Nobody may read them: the addresses are in the log too.
+/// Prints one line per pod. A closed stdout is no error: the log has the addresses too.
 fn print_addresses(addresses: &[(String, String)]) {
     let mut stdout = std::io::stdout().lock();
     let _reader_gone = stdout.write_all(address_lines(addresses).as_bytes()).and_then(|()| stdout.flush());
 }
 
-/// Under another name first: a reader sees all lines or none.
+/// Writes the file under another name and renames it, so that a reader sees all lines or none.
 fn write_addresses(path: &Path, addresses: &[(String, String)]) -> std::io::Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
@@ -93,7 +95,7 @@ fn address_lines(addresses: &[(String, String)]) -> String {
     addresses.iter().map(|(name, address)| format!("{name} {address}\n")).collect()
 }
 
-/// The first SIGTERM or SIGINT begins the stop, the second cuts off what still runs.
+/// Begins the shutdown at the first SIGTERM or SIGINT; the second aborts what still runs.
 fn watch_signals(stop: Stop) -> anyhow::Result<Stop> {
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;

@@ -27,13 +27,13 @@ use vllm_engine::config::EngineConfig;
 #[derive(Debug, Args)]
 #[command(after_help = DIALECT)]
 pub(super) struct ServeArgs {
-    /// Model name or path; what `/v1/models` shows as root, and the served name when no other is given
+    /// Model name or path; /v1/models shows it as root, and it is the served name if no other is given
     #[arg(value_name = "MODEL")]
     model_tag: Option<String>,
-    /// The same as MODEL, which wins
+    /// Model name or path, like MODEL, which wins
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Flags in a YAML file, by their names without dashes; those of the command line win
+    /// YAML file with flags, by their names without dashes; those of the command line win
     #[arg(long = "config", value_name = "FILE")]
     _config: Option<std::path::PathBuf>,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub(super) struct ServeArgs {
     mock: MockArgs,
     #[command(flatten)]
     pub(super) listen: ListenArgs,
-    /// What to log on stderr: a level, or `target=level` pairs
+    /// Filter of the log on stderr: a level, or `target=level` pairs
     #[arg(long, value_name = "FILTER", env = "MOCK_VLLM_LOG", default_value = "info")]
     pub(super) log_filter: String,
 }
@@ -65,8 +65,10 @@ Any other flag is an error that names it.";
 // === impl ServeArgs ===
 
 impl ServeArgs {
+    /// Converts the flags into the settings of a pod.
+    ///
     /// # Errors
-    /// For values that contradict each other.
+    /// Fails if values contradict each other.
     pub(super) fn into_settings(self) -> Result<PodSettings, String> {
         let Self {
             model_tag,

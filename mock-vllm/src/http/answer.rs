@@ -1,4 +1,4 @@
-//! What an answer says beside its choices' text, decided when the request arrives: its head, its prompts, its counts.
+//! The parts of an answer beside its choices' text, decided when the request arrives: its head, its prompts, its counts.
 
 use super::choices::{Choice, Choices, Event};
 use super::error::ApiError;
@@ -17,17 +17,17 @@ use vllm_engine::request::FinishReason;
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) envelope: Envelope,
-    /// In order; at least one.
+    /// Prompts in the order of the request; at least one.
     pub(super) prompts: Vec<AnsweredPrompt>,
     pub(super) details: DetailsMode,
-    /// What each choice may generate: the request's own limit, or the room that the last prompt leaves.
+    /// Most tokens of each choice: the request's own limit, or the room that the last prompt leaves.
     pub(super) max_tokens: u32,
     /// `return_token_ids`
     pub(super) token_ids: bool,
     pub(super) reply: ReplyMode,
-    /// By choice: the calls that its reply is made of.
+    /// Calls that each choice's reply is made of, by choice.
     pub(super) calls: Vec<Option<Arc<ToolReply>>>,
-    /// A parser reads the replies before the client does.
+    /// True if vLLM's parser of tool calls reads the replies before the client does.
     pub(super) is_parsed: bool,
     pub(super) logprobs: Option<LogprobsWriter>,
 }
@@ -35,7 +35,7 @@ pub(super) struct Answer {
 #[derive(Clone, Debug)]
 pub(super) struct AnsweredPrompt {
     pub(super) ids: Arc<[u32]>,
-    /// What goes before each reply.
+    /// Text that goes before each reply.
     pub(super) echo: Option<String>,
     /// `return_prompt_text`
     pub(super) text: Option<String>,
@@ -43,7 +43,8 @@ pub(super) struct AnsweredPrompt {
     pub(super) logprobs: Option<Vec<u8>>,
 }
 
-/// A completion with `echo` and `max_tokens: 0` tells the prompt alone, for which vLLM generates one token all the same.
+/// Visibility of the replies. A completion with `echo` and `max_tokens: 0` shows the prompt alone, although vLLM
+/// generates one token for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReplyMode {
     Shown,
@@ -54,7 +55,7 @@ pub(super) enum ReplyMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DetailsMode {
     Off,
-    /// `cached_blocks` of this size; `None` without a prefix cache, which then creates none either.
+    /// `block_size` is that of `cached_blocks`; `None` without a prefix cache, which then creates no blocks either.
     On {
         block_size: Option<NonZeroU32>,
     },
@@ -63,10 +64,10 @@ pub(super) enum DetailsMode {
 // === impl Answer ===
 
 impl Answer {
-    /// Waits for all choices.
+    /// Waits for all choices and returns the body.
     ///
     /// # Errors
-    /// When one of them fails.
+    /// Fails if one of the choices fails.
     pub(super) async fn body(&self, mut choices: Choices) -> Result<Vec<u8>, ApiError> {
         let n_choices = choices.as_slice().len();
         let mut texts = vec![String::new(); n_choices];
@@ -107,7 +108,7 @@ impl Answer {
         Ok(plain::body(&self.envelope, &whole, self.plain_usage(choices.as_slice())))
     }
 
-    /// The message that a whole text is, after the parser of tools.
+    /// Makes the message of a whole text, as the parser of tool calls does.
     pub(super) fn message(
         &self,
         text: String,
@@ -125,7 +126,8 @@ impl Answer {
         (Content::Calls { content, tool_calls }, Finish { reason, ..finish })
     }
 
-    /// Of some of a choice's tokens, with the prompt's before the first ones when it is echoed.
+    /// Returns the log probabilities of the choice's tokens in `range`, as JSON. Those of an echoed prompt go before
+    /// the first ones.
     pub(super) fn choice_logprobs(
         &self,
         choice: &Choice,
@@ -151,27 +153,27 @@ impl Answer {
         &self.prompts[choice.prompt_idx]
     }
 
-    /// vLLM has the details of the last prompt here.
+    /// Sums up the choices of a plain answer. vLLM takes the details of the last prompt here.
     fn plain_usage(&self, choices: &[Choice]) -> Usage {
         Usage { details: choices.last().and_then(|choice| self.details(choice)), ..self.counts(choices) }
     }
 
-    /// vLLM has the details of the first prompt here.
+    /// Sums up the choices of a stream. vLLM takes the details of the first prompt here.
     pub(super) fn stream_usage(&self, choices: &[Choice]) -> Usage {
         Usage { details: choices.first().and_then(|choice| self.details(choice)), ..self.counts(choices) }
     }
 
-    /// Before the first token of the choices of a prompt.
+    /// Counts before the first token of a prompt's choices.
     pub(super) fn prompt_usage(&self, prompt_idx: usize) -> Usage {
         Usage { prompt_tokens: self.prompts[prompt_idx].ids.len(), completion_tokens: 0, details: None }
     }
 
-    /// Of one choice alone, by now.
+    /// Counts of one choice so far.
     pub(super) fn choice_usage(&self, choice: &Choice) -> Usage {
         Usage { completion_tokens: choice.n_generated, ..self.prompt_usage(choice.prompt_idx) }
     }
 
-    /// Each prompt once, however many choices it has.
+    /// Sums up the tokens: each prompt counts once, however many choices it has.
     fn counts(&self, choices: &[Choice]) -> Usage {
         Usage {
             prompt_tokens: self.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
@@ -180,7 +182,7 @@ impl Answer {
         }
     }
 
-    /// What the prompt found in the cache, and what of it is new there: whole blocks.
+    /// Returns what the prompt found in the cache, and what it adds to it in whole blocks.
     fn details(&self, choice: &Choice) -> Option<PromptTokensDetails> {
         let DetailsMode::On { block_size } = self.details else { return None };
         let cached_tokens = choice.cached_tokens;
@@ -193,7 +195,8 @@ impl Answer {
     }
 }
 
-/// Tokens of a prompt that are new in the prefix cache: whole blocks. `block_size` is `None` without a cache.
+/// Counts the tokens of a prompt that are new in the prefix cache, in whole blocks. `block_size` is `None` without a
+/// cache.
 pub(super) fn created_tokens(
     n_prompt_tokens: usize,
     cached_tokens: u32,

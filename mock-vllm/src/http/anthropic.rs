@@ -1,5 +1,5 @@
-//! The Messages API of Anthropic as vLLM 0.33 serves it, which older ones do not: a message is a chat in other words, and its
-//! answer is told in content blocks.
+//! The Messages API of Anthropic as vLLM 0.33 serves it; older versions do not have it. A message is a chat in other
+//! words, and its answer comes in content blocks.
 
 mod blocks;
 mod chat;
@@ -31,7 +31,7 @@ pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Respo
     events::respond(pod, PATH, (caller, body), parse).await
 }
 
-/// Tells how many tokens the prompt of `body` has.
+/// Returns the number of tokens in the prompt of `body`.
 pub(super) async fn count_tokens(pod: Arc<Pod>, body: Bytes) -> Response {
     let counted = tokio::task::spawn_blocking(move || count(&pod, &body)).await;
     match counted.unwrap_or_else(|_panicked| Err(ApiError::engine_dead())) {
@@ -43,10 +43,10 @@ pub(super) async fn count_tokens(pod: Arc<Pod>, body: Bytes) -> Response {
     }
 }
 
-/// The chat that `body` asks for.
+/// Converts `body` to the chat that it asks for.
 ///
 /// # Errors
-/// What a message in answer to it would fail with before it begins.
+/// Fails like a message in answer to it would before it begins.
 pub(super) fn as_chat(template: &ChatTemplate, body: &[u8]) -> Result<TextRequest, ApiError> {
     MessagesRequest::parse(body, Purpose::Message)?.into_chat(template)
 }
@@ -62,7 +62,7 @@ fn count(pod: &Pod, body: &[u8]) -> Result<usize, ApiError> {
     Ok(rendered(pod, &incoming, &request)?.iter().map(|prompt| prompt.ids.len()).sum())
 }
 
-/// vLLM's `translate_error_response`.
+/// Maps an error like vLLM's `translate_error_response`.
 fn error_body(error: &ApiError) -> Value {
     let kind = match error.status {
         StatusCode::BAD_REQUEST => "invalid_request_error",

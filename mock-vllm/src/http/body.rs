@@ -8,11 +8,11 @@ use std::fmt::Write;
 
 /// vLLM 0.33 `handlers/validation.py`.
 const MAX_REPORTED_ERRORS: usize = 10;
-/// The same file.
+/// vLLM 0.33 `handlers/validation.py`.
 const MAX_ERROR_INPUT_CHARS: usize = 200;
 const NOT_A_TRUTH: Misfit = Misfit { kind: "bool_type", message: "Input should be a valid boolean" };
 
-/// Takes typed fields out of an object. Fields that nobody asks for are ignored, as vLLM does.
+/// Takes typed fields out of an object. Fields that no code asks for are ignored, as in vLLM.
 #[derive(Clone, Debug)]
 pub(crate) struct Fields {
     object: Map<String, Value>,
@@ -28,7 +28,7 @@ struct FieldError {
     cause: Option<Cause>,
 }
 
-/// Why a value is not of a type, as pydantic says it.
+/// Reason why a value is not of a type, in pydantic's words.
 #[derive(Clone, Copy, Debug)]
 struct Misfit {
     kind: &'static str,
@@ -39,28 +39,30 @@ struct Misfit {
 enum Loc {
     Body,
     Field(String),
-    /// Characters into the body.
+    /// Number of characters before the place in the body.
     Offset(usize),
 }
 
 /// `ctx` of an error.
 #[derive(Clone, Debug)]
 enum Cause {
-    /// What a literal may be, in Python's spelling.
+    /// Values that a literal may have, in Python's spelling.
     Expected(String),
     ClassName(&'static str),
-    /// The least that a number may be.
+    /// Smallest value that a number may have.
     AtLeast(i64),
     Text(&'static str),
-    /// Python's exception.
+    /// Text of Python's exception.
     ValueError(String),
 }
 
 // === impl Fields ===
 
 impl Fields {
+    /// Reads a body.
+    ///
     /// # Errors
-    /// When `body` is no JSON object.
+    /// Fails if `body` is not a JSON object.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         if body.is_empty() {
             return Err(no_body());
@@ -82,12 +84,12 @@ impl Fields {
         }
     }
 
-    /// Fields that are no body of their own but were made of one.
+    /// Wraps fields that are not a body of their own but come from one.
     pub(crate) fn of(object: Map<String, Value>) -> Self {
         Self { object, errors: Vec::new() }
     }
 
-    /// With a value that is not null.
+    /// Returns whether the field has a value that is not null.
     pub(crate) fn has(&self, field: &str) -> bool {
         self.object.get(field).is_some_and(|value| !value.is_null())
     }
@@ -124,7 +126,7 @@ impl Fields {
         })
     }
 
-    /// A nested object, whose fields are checked apart.
+    /// Returns a nested object, whose fields are checked apart.
     pub(crate) fn object(&mut self, field: &str) -> Option<Map<String, Value>> {
         self.typed(field, "dict_type", "Input should be a valid dictionary", |value| {
             value.as_object().cloned()
@@ -156,7 +158,7 @@ impl Fields {
         converted
     }
 
-    /// The same for a type that more than one thing can be wrong with.
+    /// Works like [`Self::typed`] for a type that a value can fail in several ways.
     fn converted<T>(&mut self, field: &str, convert: impl Fn(&Value) -> Result<T, Misfit>) -> Option<T> {
         let value = self.raw(field)?;
         match convert(value) {
@@ -174,13 +176,13 @@ impl Fields {
         self.errors.push(FieldError { kind, loc, message: message.to_owned(), input, cause: None });
     }
 
-    /// For a value that is none of the `expected` ones, in Python's spelling: `'a' or 'b'`.
+    /// Reports a value that is none of the `expected` ones, which are in Python's spelling: `'a' or 'b'`.
     pub(crate) fn literal_error(&mut self, field: &str, expected: &str, input: Value) {
         let message = format!("Input should be {expected}");
         self.caused("literal_error", field, message, (input, Cause::Expected(expected.to_owned())));
     }
 
-    /// For what is no object where vLLM takes one of `class`.
+    /// Reports a value that is not an object although vLLM takes one of `class`.
     pub(crate) fn model_error(&mut self, field: &str, class: &'static str, input: Value) {
         let message = format!("Input should be a valid dictionary or instance of {class}");
         self.caused("model_type", field, message, (input, Cause::ClassName(class)));
@@ -195,14 +197,16 @@ impl Fields {
         !self.errors.is_empty()
     }
 
+    /// Ends the checks.
+    ///
     /// # Errors
-    /// All that was wrong, in the order of the questions.
+    /// Returns all errors, in the order of the checks.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
         if self.errors.is_empty() { Ok(()) } else { Err(validation_error(&self.errors)) }
     }
 
-    /// An error of a validator that sees the whole body before its fields: in 0.33 a bad request of its own, before that one
-    /// more error of the body's shape.
+    /// Makes the error of a validator that sees the whole body before its fields: 0.33 has a bad request for it, older
+    /// versions one more error about the body's shape.
     pub(crate) fn refused(&self, message: &str, parameter: Option<&str>) -> ApiError {
         let named = match parameter {
             Some(parameter) => format!("{message} (parameter={parameter})"),
@@ -218,7 +222,7 @@ impl Fields {
         ApiError { older: shape.older, ..ApiError::bad_request(named, parameter) }
     }
 
-    /// The same for the value of a field, which is named.
+    /// Works like [`Self::refused`] for the value of a field, which the error names.
     pub(crate) fn refused_value(&self, message: &str, parameter: &str) -> ApiError {
         let error = self.refused(message, Some(parameter));
         let value = self.raw(parameter).map(python_repr).unwrap_or_default();
@@ -235,7 +239,7 @@ impl Fields {
         self.errors.push(FieldError { kind, loc, message, input, cause: Some(cause) });
     }
 
-    /// The field as it came; null is as good as absent.
+    /// Returns the field as it came; null counts as absent.
     pub(crate) fn raw(&self, field: &str) -> Option<&Value> {
         self.object.get(field).filter(|value| !value.is_null())
     }
@@ -244,7 +248,7 @@ impl Fields {
 // === impl FieldError ===
 
 impl FieldError {
-    /// As 0.33 tells it, which bounds what it repeats.
+    /// Describes the error like 0.33, which shortens the input that it repeats.
     fn bounded(&self) -> String {
         let Self { kind, loc, message, input, cause } = self;
         let input = Value::from(summary(input));
@@ -278,7 +282,7 @@ impl Loc {
     }
 }
 
-/// A whole number as pydantic takes it: also one as a float, as text, or as a truth.
+/// Reads a whole number like pydantic, which also takes it as a float, a text or a boolean.
 fn integer(value: &Value) -> Result<i64, Misfit> {
     let not_whole = Misfit { kind: "int_type", message: "Input should be a valid integer" };
     match value {
@@ -308,7 +312,7 @@ fn integer(value: &Value) -> Result<i64, Misfit> {
     }
 }
 
-/// A number as pydantic takes it: also as text, or as a truth.
+/// Reads a number like pydantic, which also takes it as a text or a boolean.
 fn number(value: &Value) -> Result<f64, Misfit> {
     let not_a_number = Misfit { kind: "float_type", message: "Input should be a valid number" };
     match value {
@@ -322,7 +326,7 @@ fn number(value: &Value) -> Result<f64, Misfit> {
     }
 }
 
-/// A truth as pydantic takes it: also as 0 or 1, or as a word.
+/// Reads a boolean like pydantic, which also takes it as 0 or 1, or as a word.
 fn boolean(value: &Value) -> Result<bool, Misfit> {
     let unclear = Misfit {
         kind: "bool_parsing",
@@ -345,7 +349,7 @@ fn boolean(value: &Value) -> Result<bool, Misfit> {
     }
 }
 
-/// `None` unless `value` is a list of numbers that fit a token id.
+/// Reads a list of token ids; `None` unless all of them are numbers of that range.
 pub(crate) fn token_ids(value: &Value) -> Option<Vec<u32>> {
     let ids = value.as_array()?.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
     ids.collect()
@@ -361,7 +365,7 @@ pub(crate) fn unsupported_media_type() -> ApiError {
     error
 }
 
-/// At least one error.
+/// Makes the error of a body with at least one field error.
 fn validation_error(errors: &[FieldError]) -> ApiError {
     let noun = if errors.len() == 1 { "error" } else { "errors" };
     let mut message = format!("{} validation {noun}:", errors.len());
@@ -394,7 +398,7 @@ fn describe(kind: &str, loc: &str, message: &Value, input: &Value, cause: Option
     format!("{{'type': '{kind}', 'loc': {loc}, 'msg': {message}, 'input': {input}{cause}}}")
 }
 
-/// vLLM 0.33's stand-in for a value that a request got wrong.
+/// Shortens a wrong value of a request like vLLM 0.33.
 fn summary(input: &Value) -> String {
     match input {
         Value::Array(items) => format!("<list of {} items>", items.len()),
@@ -407,7 +411,7 @@ fn summary(input: &Value) -> String {
     }
 }
 
-/// JSON that `json.loads` refuses, as FastAPI tells it.
+/// Makes FastAPI's error for JSON that `json.loads` rejects.
 fn unread(error: &JsonError) -> ApiError {
     match error {
         JsonError::Unreadable => {
@@ -423,7 +427,7 @@ fn unread(error: &JsonError) -> ApiError {
     }
 }
 
-/// A request without a body, or with nothing in it.
+/// Makes the error for a request without a body, or with an empty one.
 fn no_body() -> ApiError {
     validation_error(&[FieldError {
         kind: "missing",
@@ -434,7 +438,7 @@ fn no_body() -> ApiError {
     }])
 }
 
-/// A JSON value as Python would print it.
+/// Writes a JSON value like Python's `repr`.
 fn python_repr(value: &Value) -> String {
     let mut text = String::new();
     write_repr(&mut text, value);

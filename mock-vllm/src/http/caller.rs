@@ -1,4 +1,4 @@
-//! Who asks: the id that it gave its request, and where its answer goes.
+//! The client of a request: the id that it gave its request, and the connection that the answer goes to.
 
 use super::X_REQUEST_ID;
 use crate::departures::Outbox;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) request_id: Option<String>,
-    /// Of its connection; `None` where tokens leave when they are written.
+    /// Outbox of the client's connection; `None` if tokens leave as soon as they are written.
     pub(super) outbox: Option<Arc<Outbox>>,
 }
 

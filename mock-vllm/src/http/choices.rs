@@ -1,4 +1,5 @@
-//! The choices of one answer on their way: each is a request of its own in the engine, and the client sees them as one.
+//! The choices of one answer while they run: each is a request of its own in the engine, and the client sees one stream
+//! of them.
 
 use super::error::ApiError;
 use super::record::Record;
@@ -12,35 +13,35 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use vllm_engine::request::FinishReason;
 
-/// Dropped before the end, it aborts what still runs.
+/// Running choices of an answer. Dropping them before the end aborts those that still run.
 #[derive(Debug)]
 pub(super) struct Choices {
     choices: Vec<Choice>,
     record: Record,
-    /// Of an answer that goes out token by token.
+    /// Outbox of an answer that is sent token by token.
     outbox: Option<Arc<Outbox>>,
     n_open: usize,
-    /// Where to look for the next event: the choices take turns.
+    /// Choice that is asked first for the next event: the choices take turns.
     next_idx: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) prompt_idx: usize,
-    /// Every token that the engine may give out for it.
+    /// All tokens that the engine may generate for it.
     tokens: Arc<[u32]>,
-    /// How many of them it has given out.
+    /// Number of them that the engine has generated.
     pub(super) n_generated: usize,
     pub(super) cached_tokens: u32,
     ticket: Ticket,
     text: VisibleText,
-    /// Tokens per piece; the first and the last one do not wait for their piece to be full.
+    /// Tokens per piece; the first and the last piece do not wait until they are full.
     interval: usize,
     n_told: usize,
     is_open: bool,
 }
 
-/// What one choice has got since its last piece.
+/// New part of a choice since its last piece.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) choice_idx: usize,
@@ -53,9 +54,9 @@ pub(super) struct Piece {
 #[derive(Debug)]
 pub(super) enum Event {
     Piece(Piece),
-    /// All choices have ended.
+    /// End of all choices.
     End,
-    /// The last event.
+    /// Failure, after which no event comes.
     Failed(ApiError),
 }
 
@@ -67,12 +68,12 @@ impl Choices {
         Self { n_open: choices.len(), choices, record, outbox: None, next_idx: 0 }
     }
 
-    /// What is written of an event leaves when it is due.
+    /// Sends the answer through `outbox`, which holds each token until it is due.
     pub(super) fn through(self, outbox: Option<Arc<Outbox>>) -> Self {
         Self { outbox, ..self }
     }
 
-    /// Waits until the engine takes the first choice in; `None` when it never does, and then the events tell why.
+    /// Waits until the engine admits the first choice. `None` if it never does; then the events say why.
     pub(super) async fn admission(&mut self) -> Option<Admission> {
         self.choices.first_mut()?.ticket.admission().await
     }
@@ -106,7 +107,7 @@ impl Choices {
         Poll::Pending
     }
 
-    /// `None` when there is nothing to tell yet.
+    /// Turns a delivery into an event; `None` if there is nothing to send yet.
     fn take(&mut self, choice_idx: usize, delivery: Option<Delivery>) -> Option<Event> {
         let choice = &mut self.choices[choice_idx];
         let error = match delivery {
@@ -184,7 +185,7 @@ impl Choice {
         Some(Piece { choice_idx, tokens, text, finish })
     }
 
-    /// What it has is its answer.
+    /// Ends the choice with what it has.
     fn abort(&mut self, choice_idx: usize) -> Piece {
         let tokens = self.n_told..self.n_generated;
         self.n_told = self.n_generated;

@@ -1,5 +1,5 @@
-//! Who may call from a browser: what Starlette's `CORSMiddleware` answers by `--allowed-origins` and its sisters, byte for byte. The
-//! libraries for that answer other bytes.
+//! Cross-origin requests: answers what Starlette's `CORSMiddleware` answers with `--allowed-origins` and its sister
+//! flags, byte for byte. The libraries for it answer other bytes.
 
 use super::Pod;
 use axum::extract::{Request, State};
@@ -10,21 +10,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// How long a browser may remember a preflight, in seconds.
+/// Time that a browser may remember a preflight, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 const ANY: &str = "*";
 const ANY_VALUE: HeaderValue = HeaderValue::from_static(ANY);
 const TRUE: HeaderValue = HeaderValue::from_static("true");
-/// What `*` stands for. Starlette knows the last since 1.0.
+/// Methods that `*` stands for. Starlette knows the last one since 1.0.
 const METHODS: [&str; 8] = ["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY"];
-/// Headers that no one has to ask for.
+/// Headers that every page may send.
 const SAFE_HEADERS: [&str; 4] = ["Accept", "Accept-Language", "Content-Language", "Content-Type"];
 const PREFLIGHT_VARY: HeaderValue = HeaderValue::from_static(
     "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, Access-Control-Request-Private-Network",
 );
 const PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 
-/// Origins, methods and headers that pages may use; `*` among them allows all.
+/// Origins, methods and headers that pages may use; `*` in a list allows all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorsConfig {
     pub origins: Vec<String>,
@@ -33,11 +33,12 @@ pub struct CorsConfig {
     pub credentials: bool,
 }
 
-/// The rules of a pod, with the age of its Starlette.
+/// Rules of a pod, with the generation of its Starlette.
 #[derive(Clone, Copy, Debug)]
 struct Cors<'a> {
     config: &'a CorsConfig,
-    /// Since 1.0 answers vary by the origin, asked or not; before, a cookie made the origin an explicit one.
+    /// True for Starlette 1.0 and newer, whose answers always vary by the origin. Before, a cookie made the origin
+    /// explicit.
     is_modern: bool,
 }
 
@@ -75,7 +76,7 @@ impl Cors<'_> {
         }
     }
 
-    /// In the order of their bytes.
+    /// Names of allowed headers, in the order of their bytes.
     fn headers(&self) -> BTreeSet<&str> {
         self.config.headers.iter().map(String::as_str).chain(SAFE_HEADERS).collect()
     }
@@ -110,7 +111,7 @@ impl Cors<'_> {
         (status, headers, text).into_response()
     }
 
-    /// What all preflights are answered.
+    /// Headers of the answer to every preflight.
     fn preflight_headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         let is_explicit = !Self::has_any(&self.config.origins) || self.config.credentials;
@@ -140,7 +141,7 @@ impl Cors<'_> {
         asked.to_str().is_ok_and(|asked| asked.split(',').all(is_allowed))
     }
 
-    /// For any other request than a preflight.
+    /// Adds the headers to the answer of a request that is not a preflight.
     fn allow(&self, headers: &mut HeaderMap, origin: Option<HeaderValue>, has_cookie: bool) {
         let any_origin = Self::has_any(&self.config.origins);
         let Some(origin) = origin else {
@@ -173,7 +174,7 @@ fn vary_by_origin(headers: &mut HeaderMap) {
     headers.insert(header::VARY, all);
 }
 
-/// The flags are checked when they are read.
+/// Converts a flag's text, which was checked when the flag was read.
 fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("methods and names of headers are header values")
 }

@@ -1,5 +1,5 @@
-//! `/debug/cache`: the block pool as it is now. `/debug/lookup`: what a prompt would hit now. Neither changes anything.
-//! `/debug/clock`: the time.
+//! `/debug/cache` shows the block pool as it is now, and `/debug/lookup` what a prompt would hit now. Neither changes
+//! anything. `/debug/clock` shows and sets the time.
 
 mod cache;
 mod clock;

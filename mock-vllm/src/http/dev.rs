@@ -1,4 +1,4 @@
-//! Endpoints of `VLLM_SERVER_DEV_MODE`: sleeping, pausing, forgetting the cache, and what the server was started with.
+//! Endpoints of `VLLM_SERVER_DEV_MODE`: sleep, pause, reset of the cache, and the configuration of the server.
 
 use super::error::ApiError;
 use super::framework::get;
@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// What can be woken one by one.
+/// Parts of the pod that can be woken one by one.
 const TAGS: [&str; 2] = ["weights", "kv_cache"];
 
-/// How deep the pod sleeps, and what of it was woken already.
+/// Depth of the pod's sleep, and the parts that are still asleep.
 #[derive(Debug, Default)]
 pub struct SleepSwitch(Mutex<Sleep>);
 
@@ -57,7 +57,7 @@ fn parameters<'a>(query: Option<&'a str>, name: &str) -> Vec<&'a str> {
     pairs.filter(|(key, _)| *key == name).map(|(_, value)| value).collect()
 }
 
-/// vLLM 0.33 says what it did; earlier ones answered with nothing.
+/// Answers what was done, as vLLM 0.33 does; earlier versions answered with nothing.
 fn done(pod: &Pod, said: Value) -> Response {
     match pod.config.version {
         VllmVersion::V0_8 | VllmVersion::V0_11 => StatusCode::OK.into_response(),
@@ -73,7 +73,7 @@ async fn reset_prefix_cache(
         parameters(query.as_deref(), "reset_running_requests").last().is_some_and(|value| is_true(value));
     let reset = pod.driver.with_engine(move |engine| {
         if starts_over {
-            // They give their blocks back and begin anew, as after a preemption.
+            // They free their blocks and begin again, as after a preemption.
             engine.preempt_all();
         }
         engine.reset_prefix_cache()
@@ -82,7 +82,7 @@ async fn reset_prefix_cache(
     Ok(done(&pod, json!({"success": success})))
 }
 
-/// There are no images here.
+/// Resets a cache that does not exist here: there are no images.
 async fn reset_nothing(State(pod): State<Arc<Pod>>) -> Response {
     done(&pod, json!({"success": true}))
 }
@@ -105,7 +105,7 @@ fn mode(query: Option<&str>) -> Result<PauseMode, ApiError> {
 
 async fn pause_scheduler(pod: &Pod, mode: PauseMode) -> Result<(), ApiError> {
     pod.driver.pause(mode).await.map_err(|_dead| ApiError::engine_dead())?;
-    // A false answer is no failure: kept requests hold their blocks.
+    // A false answer is not a failure: requests that are kept hold their blocks.
     let reset = pod.driver.with_engine(|engine| engine.reset_prefix_cache());
     reset.await.map(|_was_reset| ()).map_err(|_dead| ApiError::engine_dead())
 }
@@ -170,7 +170,7 @@ async fn is_paused(State(pod): State<Arc<Pod>>) -> Json<Value> {
     Json(json!({"is_paused": is_paused}))
 }
 
-/// `{"request_ids": [..]}`, or nothing for all.
+/// Aborts the requests of `{"request_ids": [..]}`, or all without a body.
 async fn abort_requests(State(pod): State<Arc<Pod>>, body: Bytes) -> Result<Response, ApiError> {
     let request_ids = if body.is_empty() {
         None

@@ -1,4 +1,5 @@
-//! Errors on the wire, in the shapes of vLLM's generations: `{"error":{"message","type","param","code"}}`, which was flat in 0.8.
+//! Errors on the wire, in the shapes of vLLM's generations: `{"error":{"message","type","param","code"}}`, which was
+//! flat in 0.8.
 
 use super::wire::{Api, Envelope};
 use crate::metrics::AdmissionLimit;
@@ -8,10 +9,10 @@ use http::{StatusCode, header};
 use serde::Serialize;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Marks an error that is the web framework's.
+/// Type of an error that comes from the web framework.
 const NO_TYPE: &str = "";
 
-/// `type` of an error about the shape of a body.
+/// Type of an error about the shape of a body.
 const OF_BODY: &str = "Bad Request";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,18 +20,18 @@ pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) kind: &'static str,
     pub(crate) message: String,
-    /// Where 0.8 and 0.11 say something else.
+    /// Text of 0.8 and 0.11, if they say something else.
     pub(crate) older: Option<Box<OlderText>>,
-    /// Since 0.33.
+    /// Parameter that is wrong, since 0.33.
     pub(crate) param: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OlderText {
-    /// In 0.11; 0.8 knows one type of bad request.
+    /// Type in 0.11; 0.8 has one type for all bad requests.
     pub(crate) kind: &'static str,
     pub(crate) message: String,
-    /// What 0.8 leaves to the framework.
+    /// Status and detail in 0.8, if the framework answers there.
     pub(crate) oldest: Option<(StatusCode, &'static str)>,
 }
 
@@ -39,7 +40,7 @@ struct Detail<'a> {
     detail: &'a str,
 }
 
-/// 0.8
+/// Body of an error in 0.8.
 #[derive(Serialize)]
 struct FlatBody<'a> {
     object: &'static str,
@@ -65,7 +66,7 @@ struct Inner<'a> {
 // === impl ApiError ===
 
 impl ApiError {
-    /// A request that is well formed and cannot be served.
+    /// Error about a request that is well formed and cannot be served.
     pub(crate) fn bad_request(message: impl Into<String>, param: Option<&str>) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,
@@ -76,7 +77,7 @@ impl ApiError {
         }
     }
 
-    /// `message` and what vLLM puts behind it when a parameter has a bad value.
+    /// Error about a parameter with a bad value, which vLLM appends to `message`.
     pub(crate) fn bad_parameter(message: &str, parameter: &str, value: impl std::fmt::Display) -> Self {
         let error =
             Self::bad_request(format!("{message} (parameter={parameter}, value={value})"), Some(parameter));
@@ -84,7 +85,7 @@ impl ApiError {
         Self { older: Some(Box::new(older)), ..error }
     }
 
-    /// A body that does not have the shape of a request.
+    /// Error about a body that does not have the shape of a request.
     pub(crate) fn validation(message: String, older_message: String, param: Option<String>) -> Self {
         let kind = OF_BODY;
         Self {
@@ -96,7 +97,7 @@ impl ApiError {
         }
     }
 
-    /// Whether the web framework refused the body before an endpoint saw it.
+    /// Returns whether the web framework refused the body before an endpoint saw it.
     pub(crate) fn is_of_body(&self) -> bool {
         self.kind == OF_BODY
     }
@@ -116,12 +117,12 @@ impl ApiError {
         }
     }
 
-    /// An error of the web framework, before any of vLLM's code: it has no type, in no version.
+    /// Error of the web framework, before any of vLLM's code runs: it has no type, in any version.
     pub(crate) fn detail(status: StatusCode, detail: &str) -> Self {
         Self { status, kind: NO_TYPE, message: detail.to_owned(), older: None, param: None }
     }
 
-    /// Not of an endpoint but of HTTP itself: the reason phrase is all there is to say.
+    /// Error of HTTP itself, with the reason phrase as its message.
     pub(crate) fn plain(status: StatusCode) -> Self {
         let reason = status.canonical_reason().unwrap_or("Error");
         Self { status, kind: reason, message: reason.to_owned(), older: None, param: None }
@@ -138,7 +139,7 @@ impl ApiError {
         }
     }
 
-    /// vLLM 0.33's texts for `--max-num-queued-reqs` and `--max-num-queued-tokens`.
+    /// Error with vLLM 0.33's texts for `--max-num-queued-reqs` and `--max-num-queued-tokens`.
     pub(crate) fn queue_full(limit: AdmissionLimit) -> Self {
         let message = match limit {
             AdmissionLimit::MaxNumQueuedReqs => {
@@ -159,7 +160,7 @@ impl ApiError {
         let code = status.as_u16();
         let json = match version {
             _ if *kind == NO_TYPE => serde_json::to_string(&Detail { detail: message }),
-            // Errors of HTTP itself are the web framework's there.
+            // In 0.8, errors of HTTP itself are the web framework's.
             VllmVersion::V0_8 if message == kind => serde_json::to_string(&Detail { detail: message }),
             VllmVersion::V0_8 => {
                 let kind = if *status == StatusCode::BAD_REQUEST { "BadRequestError" } else { older_kind };
@@ -178,12 +179,12 @@ impl ApiError {
         json.expect("an error is plain data")
     }
 
-    /// The error within a stream that has begun.
+    /// Writes the error as a frame of a stream that has begun.
     pub(crate) fn to_frame(&self, envelope: &Envelope) -> String {
         let json = self.to_json(envelope.version);
         match (envelope.api, envelope.version) {
             (Api::Chat, VllmVersion::V0_33) => format!("data: {json}\n\n"),
-            // Python's own spacing.
+            // These have Python's spacing.
             (Api::Completion, VllmVersion::V0_33) | (_, VllmVersion::V0_11) => {
                 format!("data: {}\n\n", python_json(&json))
             }
@@ -193,7 +194,7 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// In the newest shape; `dated` brings it to the pod's version.
+    /// Writes the error in the newest shape; [`dated`] converts it to the pod's version.
     fn into_response(self) -> Response {
         let json = self.to_json(VllmVersion::default());
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], json).into_response();
@@ -202,7 +203,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The response as `version` writes it: errors differ, and all of them pass here.
+/// Rewrites an error as `version` writes it. All responses pass here.
 pub(crate) fn dated(response: Response, version: VllmVersion) -> Response {
     if version == VllmVersion::default() {
         return response;
@@ -222,7 +223,7 @@ pub(crate) fn dated(response: Response, version: VllmVersion) -> Response {
     Response::from_parts(parts, Body::from(json))
 }
 
-/// JSON as Python's `json.dumps` writes it: spaces after `:` and `,`.
+/// Writes JSON like Python's `json.dumps`: with spaces after `:` and `,`.
 fn python_json(json: &str) -> String {
     let value: serde_json::Value = serde_json::from_str(json).expect("it was just written");
     crate::structured::json_text::to_text(&value)

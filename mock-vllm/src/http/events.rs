@@ -1,4 +1,4 @@
-//! Answers of the APIs that tell one reply part by part, in typed events or whole: `/v1/responses` and `/v1/messages`.
+//! Answers of the APIs that send one reply in typed events, or whole: `/v1/responses` and `/v1/messages`.
 
 use super::Pod;
 use super::answer::Answer;
@@ -23,22 +23,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use vllm_engine::request::FinishReason;
 
-/// What an API makes of a reply as it comes.
+/// An API's way to answer, event by event.
 pub(super) trait Events: Send + Unpin + 'static {
-    /// The answer to a request whose body is right and that cannot be served.
+    /// Answers a request whose body is right and that cannot be served.
     fn refusal(error: ApiError) -> Response;
 
-    /// The answer that does not stream.
+    /// Makes the answer that does not stream.
     fn whole(self, reply: WholeReply<'_>) -> Response;
 
-    /// What goes out before there is a token.
+    /// Writes the events that come before the first token.
     fn begin(&mut self, out: &mut Vec<u8>);
 
     fn piece(&mut self, out: &mut Vec<u8>, piece: &Piece);
 
     fn end(&mut self, out: &mut Vec<u8>, choice: &Choice);
 
-    /// The last events of a stream that broke.
+    /// Writes the last events of a stream that failed.
     fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError);
 }
 
@@ -50,7 +50,7 @@ pub(super) struct WholeReply<'a> {
     pub(super) finish: Finish,
 }
 
-/// Splits a reply's text into words and calls of tools.
+/// Splits a reply's text into words and tool calls.
 #[derive(Debug)]
 pub(super) struct ReplyReader(Option<ToolCallStream>);
 
@@ -68,7 +68,8 @@ enum Stage {
     Ended,
 }
 
-/// Answers a request to `path` that arrived with `body`. `parse` makes of it a chat for one choice, and of its answer the events.
+/// Answers a request to `path` that arrived with `body`. `parse` makes a chat with one choice of the body, and the
+/// function that makes events of the answer.
 pub(super) async fn respond<E, F>(
     pod: Arc<Pod>,
     path: &'static str,
@@ -136,12 +137,12 @@ async fn whole<E: Events>(events: E, mut choices: Choices) -> Response {
 // === impl ReplyReader ===
 
 impl ReplyReader {
-    /// Of the only choice of `answer`.
+    /// Reads the only choice of `answer`.
     pub(super) fn new(answer: &Answer) -> Self {
         Self(answer.calls.first().cloned().flatten().map(ToolCallStream::new))
     }
 
-    /// What the next piece of the text adds.
+    /// Returns what the next piece of the text adds.
     pub(super) fn push(&mut self, text: &str) -> Delta {
         match &mut self.0 {
             Some(calls) => calls.push(text).unwrap_or_default(),
@@ -172,7 +173,7 @@ impl<E: Events> EventStream<E> {
 impl<E: Events> Stream for EventStream<E> {
     type Item = Result<Bytes, Infallible>;
 
-    /// The events of all that has come.
+    /// Writes the events of everything that has arrived.
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,
         ctx: &mut Context<'_>,

@@ -47,7 +47,7 @@ async fn show(State(pod): State<Arc<Pod>>) -> Json<Value> {
     Json(view(&pod))
 }
 
-/// All or nothing.
+/// Sets these faults and no others, or none if one of them is wrong.
 async fn replace(
     State(pod): State<Arc<Pod>>,
     headers: HeaderMap,
@@ -89,10 +89,10 @@ fn view(pod: &Pod) -> Value {
 // === impl Pod ===
 
 impl Pod {
-    /// These faults from now on, and no others.
+    /// Sets these faults and no others.
     ///
     /// # Errors
-    /// When a rule is about another pod, or a metric that there is not; then nothing changes.
+    /// Fails for a rule about another pod or about a metric that does not exist; then nothing changes.
     pub fn set_faults(&self, rules: Vec<Rule>) -> Result<(), SetFaultsError> {
         for rule in &rules {
             let own = &self.config.pod_name;
@@ -125,7 +125,7 @@ impl Pod {
         Ok(())
     }
 
-    /// What `/metrics` shows: the truth unless faults say otherwise.
+    /// Writes the page of `/metrics`: the true one, unless faults change it.
     pub(super) fn metrics_page(&self, format: Format, only: &[String]) -> String {
         let page = || self.true_page(format, only);
         if !self.faults.any() {
@@ -154,7 +154,7 @@ impl Pod {
         })
     }
 
-    /// Keeps the page for the rules that freeze it by now.
+    /// Keeps the current page for each rule that freezes it by now.
     fn freeze_pages(&self) {
         for active in self.faults.active() {
             if matches!(active.rule.fault, Fault::MetricsFreeze {}) {

@@ -1,5 +1,5 @@
-//! What FastAPI does around the endpoints: a path with a slash too many is redirected, `HEAD` is not `GET`, and a path or a method that no
-//! route takes is an error in the framework's own shape.
+//! Behaviour of FastAPI around the endpoints: it redirects a path with a slash too many, does not treat `HEAD` as
+//! `GET`, and answers a path or method without a route with an error in its own shape.
 
 use super::Pod;
 use super::error::ApiError;
@@ -16,7 +16,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::sync::Arc;
 use tower::ServiceExt as _;
 
-/// What stays as it is in a redirect's location: `quote(url, safe=":/%#?=@[]!$&'()*+,;")`.
+/// Characters that a redirect's location keeps: `quote(url, safe=":/%#?=@[]!$&'()*+,;")`.
 const UNSAFE_IN_LOCATION: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.')
@@ -42,14 +42,14 @@ const UNSAFE_IN_LOCATION: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b',')
     .remove(b';');
 
-/// Marks a response that only says where the path would be right.
+/// Marks a response that only redirects to the right path.
 #[derive(Clone, Debug)]
 pub(super) struct Redirected {
-    /// The path that was asked for.
+    /// Path that the client asked for.
     pub(super) from: String,
 }
 
-/// A route for `GET` and nothing else: axum's own answers `HEAD` too.
+/// Makes a route for `GET` alone. (axum's own answers `HEAD` too.)
 pub(super) fn get<H, T>(handler: H) -> MethodRouter<Arc<Pod>>
 where
     H: Handler<T, Arc<Pod>>,
@@ -58,7 +58,7 @@ where
     axum::routing::get(handler).head(async || ([(header::ALLOW, "GET")], wrong_method()))
 }
 
-/// The routes, with an answer for every path and method that they do not take.
+/// Adds an answer for every path and method that the routes do not take.
 pub(super) fn complete(routes: Router<Arc<Pod>>, pod: &Arc<Pod>) -> Router<Arc<Pod>> {
     let is_known = routes.clone().route_layer(middleware::from_fn(known)).with_state(pod.clone());
     routes
@@ -68,7 +68,7 @@ pub(super) fn complete(routes: Router<Arc<Pod>>, pod: &Arc<Pod>) -> Router<Arc<P
         .method_not_allowed_fallback(async || wrong_method())
 }
 
-/// Names in `allow` the method of the first route that has the path, which is all that FastAPI knows.
+/// Reduces `allow` to the method of the first route with the path, which is all that FastAPI knows.
 pub(super) async fn name_one_method(mut response: Response) -> Response {
     if let Some(allow) = response.headers().get(header::ALLOW)
         && let Some((first, _)) = allow.to_str().unwrap_or_default().split_once(',')
@@ -91,7 +91,7 @@ async fn known(_request: Request, _next: Next) -> StatusCode {
     StatusCode::OK
 }
 
-/// To the path without its last slashes, or with one more, if a route has that one.
+/// Redirects to the path without its slashes at the end, or with one more, if there is a route for it.
 async fn redirected(is_known: Router, original: Uri, request: Request) -> Option<Response> {
     let asked = with_other_slash(request.uri().path())?;
     let probe = Request::get(asked).body(Body::empty()).ok()?;
@@ -108,7 +108,7 @@ async fn redirected(is_known: Router, original: Uri, request: Request) -> Option
     Some(response)
 }
 
-/// `None` if nothing would be left.
+/// Adds or removes the slash at the end; `None` if nothing would be left.
 fn with_other_slash(path: &str) -> Option<String> {
     let other = match path.trim_end_matches('/') {
         "" => return None,
@@ -118,7 +118,7 @@ fn with_other_slash(path: &str) -> Option<String> {
     PathAndQuery::try_from(&other).is_ok().then_some(other)
 }
 
-/// At the server that the client named.
+/// Makes the URL of a path at the server that the client named.
 fn absolute(headers: &HeaderMap, path: &str, query: Option<&str>) -> String {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let base = host.map(|host| format!("http://{host}")).unwrap_or_default();

@@ -1,5 +1,6 @@
-//! One request for text from body to head of the answer: parse, tokenize, decide the replies, and hand them to the driver,
-//! which spends the time. A client that goes away drops the tickets, which aborts the requests.
+//! One request for text, from its body to the head of the answer: parses and tokenizes it, decides the replies, and
+//! hands them to the driver, which spends the time. A client that goes away drops the tickets, which aborts the
+//! requests.
 
 use super::Pod;
 use super::answer::Answer;
@@ -21,10 +22,10 @@ use http::{StatusCode, header};
 use std::sync::Arc;
 use vllm_engine::request::LoraAdapter;
 
-/// Bodies larger than this are tokenized away from the threads that serve sockets.
+/// Size above which a body is tokenized away from the threads that serve sockets.
 const INLINE_BODY_LIMIT: usize = 32 << 10;
 
-/// A request as it came, beside what its body was parsed to.
+/// A request as it arrived, without what its body was parsed into.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) api: Api,
@@ -33,7 +34,7 @@ pub(super) struct Received {
     pub(super) body: Bytes,
 }
 
-/// A request that the driver has, and how to answer it.
+/// A request that the driver has taken, and how to answer it.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) delivery: DeliveryMode,
@@ -41,10 +42,10 @@ pub(super) struct Started {
     pub(super) choices: Vec<Choice>,
 }
 
-/// What a request's `model` stands for.
+/// Model that a request's `model` names.
 #[derive(Clone, Debug)]
 pub(super) struct ResolvedModel {
-    /// As answers call it.
+    /// Name of the model in answers.
     pub(super) name: String,
     pub(super) lora: Option<Arc<LoraAdapter>>,
 }
@@ -83,8 +84,8 @@ async fn plain(pod: &Pod, answer: &Answer, mut choices: Choices) -> Response {
     head(pod, n_prompt_tokens, admission, response)
 }
 
-/// The head waits for the engine to take the request in, and so tells what was cached; no longer, though, than the stream may
-/// be silent.
+/// Answers with a stream. The head waits until the engine admits the request, because it says what was cached, but no
+/// longer than the stream may be silent.
 async fn streamed(pod: &Pod, answer: Answer, mut choices: Choices, usage: StreamUsageMode) -> Response {
     let keep_alive = pod.config.output.keep_alive;
     let clock = pod.driver.clock();
@@ -104,16 +105,16 @@ async fn streamed(pod: &Pod, answer: Answer, mut choices: Choices, usage: Stream
     head(pod, n_prompt_tokens, admission.flatten(), (headers, body).into_response())
 }
 
-/// The response with what is known when its head goes out.
+/// Adds what is known when the head of the response is sent.
 fn head(pod: &Pod, n_prompt_tokens: usize, admission: Option<Admission>, response: Response) -> Response {
     let Some(Admission { cached_tokens, .. }) = admission else { return response };
     PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size).on(response)
 }
 
-/// Hands what was received to the driver; fills `record` with what it learns.
+/// Hands the request to the driver, and adds to `record` what becomes known.
 ///
 /// # Errors
-/// What is wrong with the request, or with the pod.
+/// Fails if something is wrong with the request or with the pod.
 pub(super) async fn start(
     pod: &Arc<Pod>,
     received: Received,
@@ -152,10 +153,10 @@ pub(super) async fn start(
 // === impl Pod ===
 
 impl Pod {
-    /// `None` and the empty name are the base model; else a served name, or an adapter's.
+    /// Finds the model. `None` and the empty name are the base model; any other name is a served name or an adapter's.
     ///
     /// # Errors
-    /// For a model that is not served.
+    /// Fails for a model that is not served.
     pub(super) fn resolve_model(&self, model: Option<&str>) -> Result<ResolvedModel, ApiError> {
         let names = &self.config.served_model_names;
         let base = || ResolvedModel { name: self.config.displayed_model().to_owned(), lora: None };
@@ -172,8 +173,10 @@ impl Pod {
         }
     }
 
+    /// Submits a request to the driver.
+    ///
     /// # Errors
-    /// When the queue is full or the engine dead.
+    /// Fails if the queue is full or the engine is dead.
     fn submit(&self, submission: Submission) -> Result<Ticket, ApiError> {
         self.driver.submit(submission).map_err(|error| match error {
             SubmitError::EngineDead(_) => ApiError::engine_dead(),
@@ -184,8 +187,10 @@ impl Pod {
         })
     }
 
+    /// Tokenizes a prompt.
+    ///
     /// # Errors
-    /// For ids that the model has no embedding for.
+    /// Fails for token ids that the model has no embedding for.
     pub(super) fn prompt_ids(&self, prompt: &PromptInput) -> Result<Vec<u32>, ApiError> {
         match prompt {
             PromptInput::Chat(chat) => self.template.encode(chat).map_err(|error| {

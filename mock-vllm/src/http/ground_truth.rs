@@ -1,14 +1,15 @@
-//! What the prefix cache really had for a request, as header and as JSON, so that a router can hold its guess against it.
+//! Reports what the prefix cache really had for a request, as a header and as JSON, so that a router can check its
+//! estimate.
 
 use axum::response::Response;
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use std::num::NonZeroU32;
 
-/// On every answer to a request for text that the engine took in; a dictionary of RFC 8941.
+/// Header of every answer to a request for text that the engine admitted: a dictionary of RFC 8941.
 const CACHE_HEADER: HeaderName = HeaderName::from_static("x-mock-vllm-cache");
 
-/// Counts of the prompt; `*_blocks` are full blocks, and the last token of a prompt is always computed.
+/// Counts of a prompt. `*_blocks` are full blocks, and the last token of a prompt is always computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct PrefixHit {
     cached_tokens: u32,
@@ -29,7 +30,7 @@ impl PrefixHit {
         }
     }
 
-    /// The response with the header. Of a request with several prompts or choices the first one counts.
+    /// Adds the header. For a request with several prompts or choices it is about the first one.
     pub(super) fn on(self, mut response: Response) -> Response {
         let Self { cached_tokens, cached_blocks, prompt_tokens, prompt_blocks } = self;
         let value = format!(

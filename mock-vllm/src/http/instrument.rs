@@ -1,4 +1,4 @@
-//! Counts and times every exchange for `http_*`. An answer whose length is known counts at once, a stream when it ends.
+//! Counts and times every exchange for `http_*`. An answer of known length counts at once, a stream at its end.
 
 use super::Pod;
 use super::framework::Redirected;
@@ -16,10 +16,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// What the mock serves beside vLLM's paths, which vLLM's metrics do not know.
+/// Prefix of the mock's own paths, which vLLM's metrics do not have.
 const OWN_PATHS: &str = "/debug";
 
-/// Counts one exchange, when told how it ended or when dropped.
+/// Counts one exchange, either when its end is reported or when dropped.
 #[derive(Debug)]
 struct Meter {
     pod: Arc<Pod>,
@@ -29,11 +29,11 @@ struct Meter {
     response_bytes: u64,
 }
 
-/// A stream whose end is the end of its exchange.
+/// Stream whose end is the end of its exchange.
 #[derive(Debug)]
 struct MeteredBody {
     body: Body,
-    /// `None` once it has ended.
+    /// Meter of the exchange; `None` once the stream has ended.
     meter: Option<Meter>,
 }
 
@@ -48,7 +48,7 @@ pub(super) async fn instrument(State(pod): State<Arc<Pod>>, request: Request, ne
     let exchange =
         HttpExchange::new(route, path, request.method().as_str(), content_length(request.headers()));
     let Some(exchange) = exchange else { return next.run(request).await };
-    // What vLLM writes when the client went before the answer, and so what counts when this future is dropped.
+    // Bytes that vLLM writes if the client leaves before the answer. They count if this future is dropped.
     let unread_bytes = match pod.config.version {
         VllmVersion::V0_8 | VllmVersion::V0_11 => "null".len() as u64,
         VllmVersion::V0_33 => 0,

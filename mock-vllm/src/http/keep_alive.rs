@@ -1,4 +1,5 @@
-//! `--sse-keep-alive-interval`: comments in a stream that has nothing to tell, so that no proxy takes it for dead.
+//! `--sse-keep-alive-interval`: sends comments in a stream that has nothing to send, so that no proxy takes it for
+//! dead.
 
 use crate::driver::clock::{Clock, SimTime};
 use axum::body::Body;
@@ -12,17 +13,17 @@ use std::time::Duration;
 
 const COMMENT: &[u8] = b": keep-alive\n\n";
 
-/// How long a stream may be silent, in virtual time; `None`: for ever.
+/// Longest silence of a stream, in virtual time; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeepAlive(pub Option<Duration>);
 
-/// Frames, and comments between them.
+/// Stream of frames, with comments between them.
 struct Kept<S> {
     frames: S,
     clock: Clock,
     interval: Duration,
     last_sent: SimTime,
-    /// Until the interval after what was last sent when it was armed.
+    /// Alarm at the end of the interval, counted from what had been sent last when it was set.
     alarm: BoxFuture<'static, ()>,
 }
 

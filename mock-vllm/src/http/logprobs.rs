@@ -7,7 +7,7 @@ use serde_json::Value;
 use vllm_engine::request::CacheReading;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// How many log probabilities a request wants per token; -1 is all of the vocabulary.
+/// Numbers of log probabilities that a request wants per token; -1 means the whole vocabulary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogprobsRequest {
     sample: Option<i64>,
@@ -16,7 +16,7 @@ pub(crate) struct LogprobsRequest {
     pub(crate) as_ids: Option<bool>,
 }
 
-/// The same, checked: none is more than the server gives.
+/// Checked numbers: none is more than the server allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogprobsCounts {
     pub(crate) sample: Option<usize>,
@@ -26,8 +26,10 @@ pub(crate) struct LogprobsCounts {
 // === impl LogprobsRequest ===
 
 impl LogprobsRequest {
+    /// Reads the fields.
+    ///
     /// # Errors
-    /// For contradictions, which vLLM finds before it looks at types.
+    /// Fails for contradictions, which vLLM finds before it looks at types.
     pub(crate) fn parse(fields: &mut Fields, api: Api, version: VllmVersion) -> Result<Self, ApiError> {
         let top_field = match api {
             Api::Chat => "top_logprobs",
@@ -66,7 +68,7 @@ impl LogprobsRequest {
             }
             Api::Completion => fields.integer("logprobs"),
         };
-        // Who wants the prompt back gets it with what goes with the reply.
+        // An echoed prompt gets as many log probabilities as the reply.
         let echoed = match (fields.boolean("echo").unwrap_or_default(), api) {
             (true, Api::Chat) => Some(fields.integer("top_logprobs").unwrap_or_default()),
             (true, Api::Completion) => sample,
@@ -79,7 +81,7 @@ impl LogprobsRequest {
         })
     }
 
-    /// What was computed for others has no log probabilities.
+    /// Skips the cache if the prompt needs log probabilities: blocks that other requests computed have none.
     pub(crate) fn cache_reading(self) -> CacheReading {
         match self.prompt {
             Some(_) => CacheReading::Skip,
@@ -87,8 +89,10 @@ impl LogprobsRequest {
         }
     }
 
+    /// Checks the numbers. `vocabulary_len` is what -1 stands for.
+    ///
     /// # Errors
-    /// For more than `max_logprobs` per token; `vocabulary_len` is what -1 stands for.
+    /// Fails for more than `max_logprobs` per token.
     pub(crate) fn counts(self, max_logprobs: i64, vocabulary_len: u32) -> Result<LogprobsCounts, ApiError> {
         let vocabulary_len = i64::from(vocabulary_len);
         let max = if max_logprobs == -1 { vocabulary_len } else { max_logprobs };

@@ -1,4 +1,4 @@
-//! LoRA adapters: which ones are loaded, their cards in `/v1/models`, and loading them while the server runs.
+//! LoRA adapters: the loaded ones, their cards in `/v1/models`, and loading and unloading at run time.
 
 use super::body::Fields;
 use super::error::ApiError;
@@ -20,11 +20,11 @@ use vllm_engine::request::LoraAdapter;
 pub struct LoraModule {
     pub name: String,
     pub path: String,
-    /// What its card gives as parent instead of the served model.
+    /// Parent in its card, instead of the served model.
     pub base_model_name: Option<String>,
 }
 
-/// The adapters that requests can name.
+/// Adapters that requests can name.
 #[derive(Debug)]
 pub struct LoraRegistry {
     loaded: RwLock<Loaded>,
@@ -32,7 +32,7 @@ pub struct LoraRegistry {
 
 #[derive(Debug, Default)]
 struct Loaded {
-    /// In order of loading.
+    /// Adapters in order of loading.
     adapters: Vec<Entry>,
     n_ever_loaded: u32,
 }
@@ -43,7 +43,7 @@ struct Entry {
     base_model_name: Option<String>,
 }
 
-/// What `/v1/load_lora_adapter` does with a name that is loaded.
+/// Action of `/v1/load_lora_adapter` for a name that is loaded already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IfLoaded {
     Refuse,
@@ -103,7 +103,7 @@ impl LoraRegistry {
                 return Err(invalid_user_input(message));
             }
             (Some(idx), IfLoaded::Replace) => {
-                // The same number, so that requests which have it go on.
+                // The adapter keeps its number, so that requests which use it go on.
                 let id = loaded.adapters[idx].adapter.id;
                 loaded.adapters[idx].adapter = Arc::new(LoraAdapter { id, name, path });
             }
@@ -142,7 +142,7 @@ impl Loaded {
     }
 }
 
-/// vLLM's type for what its LoRA endpoints refuse.
+/// Makes an error of the type that vLLM's LoRA endpoints have.
 fn invalid_user_input(message: impl Into<String>) -> ApiError {
     ApiError {
         status: StatusCode::BAD_REQUEST,

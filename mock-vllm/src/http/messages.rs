@@ -1,4 +1,4 @@
-//! `messages` and what goes with them, as `/v1/chat/completions` and `/tokenize` take them: vLLM's checks, then the conversation
+//! `messages` and related fields of `/v1/chat/completions` and `/tokenize`: makes vLLM's checks, then the conversation
 //! that its templates see.
 
 mod shape;
@@ -11,7 +11,7 @@ use crate::tokens::chat::{Chat, ChatMessage, ContentPart};
 use serde_json::{Map, Value};
 use vllm_engine::vllm_version::VllmVersion;
 
-/// vLLM 0.33 `MM_PARSER_MAP`, sorted: what `type` of a content part may be.
+/// Types of content parts: vLLM 0.33 `MM_PARSER_MAP`, sorted.
 const PART_TYPES: [&str; 16] = [
     "audio_embeds",
     "audio_url",
@@ -30,7 +30,7 @@ const PART_TYPES: [&str; 16] = [
     "video_embeds",
     "video_url",
 ];
-/// Fields of content parts that the API knows; the others go on to the template.
+/// Fields of content parts that the API knows; others go to the template.
 const PART_FIELDS: [&str; 18] = [
     "audio_embeds",
     "audio_url",
@@ -51,15 +51,15 @@ const PART_FIELDS: [&str; 18] = [
     "video_embeds",
     "video_url",
 ];
-/// vLLM 0.33 drops this line of Claude Code's, which differs from request to request.
+/// Beginning of a line of Claude Code's that vLLM 0.33 drops, because it differs from request to request.
 const BILLING_HEADER: &str = "x-anthropic-billing-header";
 /// vLLM 0.33 `ReasoningEffort`
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
-/// The chat of a request for an answer; `None` when `fields` have errors.
+/// Reads the chat of a request for an answer; `None` if `fields` have errors.
 ///
 /// # Errors
-/// What vLLM finds only after the shape of the body is right.
+/// Fails for what vLLM finds only after it has checked the shape of the body.
 pub(crate) fn chat_prompt(
     fields: &mut Fields,
     version: VllmVersion,
@@ -85,10 +85,10 @@ pub(crate) fn chat_prompt(
     }))
 }
 
-/// The chat of a request for its tokens, which knows fewer fields.
+/// Reads the chat of a request for its tokens, which knows fewer fields.
 ///
 /// # Errors
-/// As [`chat_prompt`].
+/// Fails like [`chat_prompt`].
 pub(crate) fn tokenized_chat(fields: &mut Fields, version: VllmVersion) -> Result<Option<Chat>, ApiError> {
     let is_truthy = |fields: &Fields, name: &str| fields.raw(name).is_some_and(|value| *value == true);
     if is_truthy(fields, "continue_final_message") && is_truthy(fields, "add_generation_prompt") {
@@ -160,7 +160,7 @@ fn chat_message(mut message: Map<String, Value>, version: VllmVersion) -> Result
     Ok(ChatMessage { role, content, extra })
 }
 
-/// `None` for a part that says nothing.
+/// Reads a content part; `None` for a part without content.
 fn content_part(part: Value) -> Result<Option<ContentPart>, ApiError> {
     let mut part = match part {
         Value::String(text) => return Ok(Some(ContentPart::text(&text))),
@@ -212,7 +212,7 @@ fn part_error(message: &str) -> ApiError {
     ApiError::bad_request(format!("{message} (parameter=type)"), Some("type"))
 }
 
-/// Whether something is left of the part.
+/// Removes the line; returns whether the part has text left.
 fn drop_billing_header(part: &mut ContentPart) -> bool {
     if let ContentPart::Text { text, .. } = part
         && text.starts_with(BILLING_HEADER)

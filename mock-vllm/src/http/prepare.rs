@@ -1,4 +1,4 @@
-//! The part of a request that costs CPU: tokens of its prompts, its replies, and all that the answer says beside them.
+//! The part of a request that costs CPU time: the tokens of its prompts, its replies, and the rest of the answer.
 
 use super::answer::{Answer, AnsweredPrompt, DetailsMode, ReplyMode};
 use super::error::ApiError;
@@ -22,12 +22,12 @@ use std::sync::Arc;
 use vllm_engine::request::{CacheReading, EngineRequest, RequestId};
 use vllm_engine::vllm_version::VllmVersion;
 
-/// A checked request with its decided replies.
+/// A checked request with the replies that were decided for it.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) delivery: DeliveryMode,
     pub(super) answer: Answer,
-    /// In order of prompts, and of samples within a prompt.
+    /// Choices in the order of prompts, and of samples within a prompt.
     pub(super) choices: Vec<PreparedChoice>,
 }
 
@@ -41,14 +41,14 @@ pub(super) struct PreparedChoice {
     calls: Option<Arc<ToolReply>>,
 }
 
-/// Token ids of a prompt, and what its answer is held to.
+/// Token ids of a prompt, and the limits of its answer.
 #[derive(Debug)]
 pub(super) struct MeasuredPrompt {
     pub(super) ids: Arc<[u32]>,
     pub(super) limits: Limits,
 }
 
-/// What preparing a request needs to know of it beside its body.
+/// Facts about a request that are not in its body.
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) api: Api,
@@ -57,16 +57,18 @@ pub(super) struct Incoming {
     pub(super) model: ResolvedModel,
 }
 
+/// Prepares a request.
+///
 /// # Errors
-/// For what does not go with the model or the server's flags.
+/// Fails for what does not fit the model or the server's flags.
 pub(super) fn prepare(pod: &Pod, incoming: &Incoming, request: &TextRequest) -> Result<Prepared, ApiError> {
     Preparation { pod, incoming, request }.prepare()
 }
 
-/// The prompts as the engine gets them.
+/// Measures the prompts as the engine gets them.
 ///
 /// # Errors
-/// As [`prepare`], but for what has to do with the answer only.
+/// Fails like [`prepare`], except for what concerns only the answer.
 pub(super) fn rendered(
     pod: &Pod,
     incoming: &Incoming,
@@ -84,7 +86,7 @@ struct Preparation<'a> {
     request: &'a TextRequest,
 }
 
-/// One prompt and what all samples of it share.
+/// One prompt, and what all its samples share.
 struct Samples<'a> {
     prompt_idx: usize,
     prompt: &'a PromptInput,
@@ -197,7 +199,7 @@ impl Preparation<'_> {
     fn answered(self, prompt: &PromptInput, ids: Arc<[u32]>, counts: LogprobsCounts) -> AnsweredPrompt {
         let Self { pod, incoming, request } = self;
         let text = || match prompt {
-            // Its ids are there, so it has been rendered before.
+            // The chat has token ids, so it could be rendered before.
             PromptInput::Chat(chat) => pod.template.render(chat).unwrap_or_default(),
             PromptInput::Text(text) | PromptInput::PlainText(text) => text.clone(),
             PromptInput::TokenIds(ids) => pod.tokenizer.decode(ids, SpecialTokens::Show),
@@ -207,7 +209,7 @@ impl Preparation<'_> {
                 let last = chat.messages.last().filter(|message| message.role == pod.config.response_role);
                 last.map(ChatMessage::text).filter(|content| !content.is_empty())
             }
-            // vLLM: who gets the prompt's ids needs no text.
+            // vLLM gives no text with the prompt's ids.
             (Api::Completion | Api::Chat, _) if request.extras.token_ids => Some(String::new()),
             (Api::Completion | Api::Chat, _) => Some(text()),
         };
@@ -254,8 +256,8 @@ impl Preparation<'_> {
         }
     }
 
-    /// `--enable-force-include-usage` is as if the request had asked for all there is. The older ones know no such flag, or
-    /// heed it only beside `stream_options`.
+    /// Returns how the answer is sent. `--enable-force-include-usage` acts as if the request had asked for all usage.
+    /// Older versions have no such flag, or use it only beside `stream_options`.
     fn delivery(self) -> DeliveryMode {
         match (self.request.delivery, self.pod.config.version) {
             (DeliveryMode::Stream(_), VllmVersion::V0_33) if self.pod.config.usage.forced => {

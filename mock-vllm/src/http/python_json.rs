@@ -1,23 +1,24 @@
-//! JSON as Python's `json.loads` reads the bytes of a body: in five encodings, with or without a byte order mark, with numbers that are not
-//! finite, and with Python's own words and places for what is wrong.
+//! Reads JSON like Python's `json.loads` reads the bytes of a body: in five encodings, with or without a byte order
+//! mark, with numbers that are not finite, and with Python's messages and places for errors.
 
 use serde_json::{Number, Value};
 use std::borrow::Cow;
 
-/// How deep a document may nest, as `serde_json` limits it; Python ends near 1,000.
+/// Deepest nesting of a document, which is `serde_json`'s limit; Python's is near 1,000.
 const MAX_DEPTH: usize = 127;
-/// Stand-ins for numbers that are not finite, which `serde_json` cannot hold; nothing that requests ask for is that large.
+/// Replacements for numbers that are not finite, which `serde_json` cannot hold. No parameter of a request is that
+/// large.
 const NAN: &str = "8e307";
 const INFINITY: &str = "9e307";
 const NEGATIVE_INFINITY: &str = "-9e307";
-/// Between both stand-ins.
+/// Smallest value that is read as infinity: between the two replacements.
 const LEAST_INFINITY: f64 = 8.5e307;
 const LEAST_NAN: f64 = 7.5e307;
 
-/// Why a body is not read as JSON.
+/// Reason why a body cannot be read as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum JsonError {
-    /// Its bytes are no text, or it nests too deep: the web framework has no more to say than that.
+    /// The bytes are not text, or the nesting is too deep; the web framework says no more.
     Unreadable,
     Syntax(SyntaxError),
 }
@@ -26,7 +27,7 @@ pub(super) enum JsonError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SyntaxError {
     pub(super) message: &'static str,
-    /// Characters into the text.
+    /// Number of characters before the place in the text.
     pub(super) offset: usize,
 }
 
@@ -49,39 +50,41 @@ enum Container {
     Object,
 }
 
-/// Whether a value has ended, or its first part follows.
+/// Result of beginning a value: it has ended already, or its first part follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begun {
     Whole,
     Inside,
 }
 
-/// Goes over a text as Python's scanner does, and writes it again with stand-ins.
+/// Reads a text like Python's scanner, and writes it again with replacements.
 #[derive(Debug)]
 struct Scanner<'a> {
     text: &'a str,
-    /// In bytes.
+    /// Position in bytes.
     at: usize,
     open: Vec<Container>,
     rewritten: String,
-    /// Up to there, in bytes, the text is in `rewritten`.
+    /// Number of bytes of the text that are in `rewritten`.
     n_copied: usize,
 }
 
+/// Reads a body.
+///
 /// # Errors
-/// When `json.loads` raises something.
+/// Fails if `json.loads` would raise an exception.
 pub(super) fn loads(body: &[u8]) -> Result<Value, JsonError> {
-    // Nearly all bodies are plain: only the others are looked at twice.
+    // Most bodies are plain JSON: only the others are read a second time.
     if let Ok(value) = serde_json::from_slice(body) {
         return Ok(value);
     }
     let text = decode(body).ok_or(JsonError::Unreadable)?;
     let finite = Scanner::new(&text).finish()?;
-    // What is left is a half of a surrogate pair.
+    // What still fails is half of a surrogate pair.
     serde_json::from_str(&finite).map_err(|_not_unicode| JsonError::Unreadable)
 }
 
-/// The number that Python has there: stand-ins become what they stand for.
+/// Returns the number that Python reads there, with replacements undone.
 pub(super) fn float(number: &Number) -> Option<f64> {
     let value = number.as_f64()?;
     Some(match value.abs() {
@@ -91,12 +94,12 @@ pub(super) fn float(number: &Number) -> Option<f64> {
     })
 }
 
-/// Python's spelling of a float.
+/// Writes a float like Python.
 pub(super) fn float_repr(value: f64) -> String {
     if value.is_nan() { "nan".to_owned() } else { format!("{value:?}") }
 }
 
-/// `None` for bytes that are not text in their encoding.
+/// Decodes the bytes; `None` if they are not text in their encoding.
 fn decode(body: &[u8]) -> Option<Cow<'_, str>> {
     let (encoding, bytes) = detect_encoding(body);
     match encoding {
@@ -124,7 +127,8 @@ fn decode(body: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Python's `json.detect_encoding`, and the bytes without their mark. Text begins with one ASCII character, so the zeros tell.
+/// Finds the encoding like Python's `json.detect_encoding`, and returns the bytes after the byte order mark. Text
+/// begins with an ASCII character, so that the places of zeros show the encoding.
 fn detect_encoding(body: &[u8]) -> (Encoding, &[u8]) {
     let marks: [(&[u8], Encoding); 5] = [
         (b"\x00\x00\xfe\xff", Encoding::Utf32(Endian::Big)),
@@ -155,7 +159,7 @@ impl<'a> Scanner<'a> {
         Self { text, at: 0, open: Vec::new(), rewritten: String::with_capacity(text.len()), n_copied: 0 }
     }
 
-    /// The whole text, with stand-ins.
+    /// Returns the whole text with its replacements.
     fn finish(mut self) -> Result<String, JsonError> {
         self.skip_whitespace();
         loop {
@@ -197,7 +201,7 @@ impl<'a> Scanner<'a> {
         Ok(Begun::Inside)
     }
 
-    /// Whether another value follows; it is next then.
+    /// Returns whether another value follows, and moves to it.
     fn end_value(&mut self) -> Result<bool, JsonError> {
         while let Some(container) = self.open.last().copied() {
             self.skip_whitespace();
@@ -222,7 +226,7 @@ impl<'a> Scanner<'a> {
         Ok(false)
     }
 
-    /// A name, and what lies between it and its value.
+    /// Reads a name and what is between it and its value.
     fn key(&mut self) -> Result<(), JsonError> {
         if self.peek() != Some(b'"') {
             return Err(self.broken("Expecting property name enclosed in double quotes", self.at));
@@ -265,7 +269,7 @@ impl<'a> Scanner<'a> {
                 Ok(())
             }
             [b'u', digits @ ..] => match digits.first_chunk::<4>() {
-                // Python wants one character more, the quote at least.
+                // Python needs one character more, at least the closing quote.
                 Some(hex) if hex.iter().all(u8::is_ascii_hexdigit) && digits.len() > hex.len() => {
                     self.at += 2 + hex.len();
                     Ok(())
@@ -276,7 +280,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A number or a constant.
+    /// Reads a number or a constant.
     fn scalar(&mut self) -> Result<(), JsonError> {
         let rest = &self.text[self.at..];
         let constants = [
@@ -321,7 +325,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// How much of it is a number; nothing if it does not begin with one.
+/// Returns the length of the number at the beginning; 0 without one.
 fn number_len(bytes: &[u8]) -> usize {
     let n_digits = |from: usize| bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     let mut len = usize::from(bytes.first() == Some(&b'-'));

@@ -1,4 +1,5 @@
-//! The log line of one request for text: filled as the request goes, written when it ends or its client goes.
+//! Record of one request for text in the request log: filled while the request runs, written when it ends or its client
+//! leaves.
 
 use super::Pod;
 use super::error::ApiError;
@@ -11,11 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use vllm_engine::request::FinishReason;
 
-/// nginx's status for a client that went before the answer.
+/// nginx's status for a client that left before the answer.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Counts as load while it lives. Of a request with several prompts or choices the line sums up tokens, and has the times
-/// of the first token of all.
+/// Line of the request log that counts as load while it lives. For several prompts or choices it sums up the tokens,
+/// and has the times of the first token of all.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) pod: Arc<Pod>,
@@ -49,14 +50,14 @@ impl Record {
         Self { pod, arrival, line, ended: None }
     }
 
-    /// The prompts are known: the digest is the first one's.
+    /// Adds the prompts' tokens, and the first prompt's digest.
     pub(super) fn prompts<'a>(&mut self, mut prompts: impl Iterator<Item = &'a [u32]>) {
         let Some(first) = prompts.next() else { return };
         self.line.prompt_tokens = Some(first.len() + prompts.map(<[u32]>::len).sum::<usize>());
         self.line.prompt_sha256 = Some(prompt_digest(first));
     }
 
-    /// The engine has it: whatever happens now, the client sees a 200.
+    /// Marks the request as admitted: whatever happens now, the client sees a 200.
     pub(super) fn answered(&mut self) {
         self.line.status = StatusCode::OK.as_u16();
         self.line.finish_reason = Some(FinishReason::Abort.as_str());

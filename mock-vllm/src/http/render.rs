@@ -1,6 +1,7 @@
-//! `/…/render`: a request as the engine gets it, without an answer. Routers ask vLLM for it that place requests by their tokens.
+//! `/…/render` shows a request as the engine gets it, without an answer. Routers that place requests by their tokens
+//! ask vLLM for it.
 //!
-//! vLLM 0.33 has it with `--enable-scale-out`, and says 403 without; older ones have none of it.
+//! vLLM 0.33 serves it with `--enable-scale-out` and answers 403 without the flag; older versions do not have it.
 
 use super::error::ApiError;
 use super::prepare::{Incoming, MeasuredPrompt, rendered};
@@ -22,12 +23,12 @@ use vllm_engine::vllm_version::VllmVersion;
 const DISABLED: &str =
     "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them.";
 
-/// Whose requests are rendered.
+/// API of the request that is rendered.
 #[derive(Clone, Copy, Debug)]
 enum Rendered {
     Chat,
     Completion,
-    /// Of Anthropic's API.
+    /// Message of Anthropic's API.
     Message,
     Response,
 }
@@ -38,7 +39,7 @@ struct GenerateRequest {
     request_id: String,
     token_ids: Vec<u32>,
     token_offsets: Value,
-    /// Of images, audio and video, which no model here takes.
+    /// Features of images, audio and video, which no model here takes.
     features: Value,
     content_parts: Value,
     sampling_params: SamplingParams,
@@ -56,7 +57,7 @@ struct GenerateRequest {
     ec_transfer_params: Value,
 }
 
-/// What the engine needs to know of it; vLLM leaves out what has its default.
+/// Sampling parameters for the engine; vLLM leaves out those with their default.
 #[derive(Debug, Serialize)]
 struct SamplingParams {
     max_tokens: u32,
@@ -138,10 +139,10 @@ async fn render(
     }
 }
 
-/// One per prompt.
+/// Makes one request per prompt.
 ///
 /// # Errors
-/// What the endpoint of the request itself would say.
+/// Fails like the request's own endpoint.
 fn generate_requests(pod: &Pod, kind: Rendered, body: &[u8]) -> Result<Vec<GenerateRequest>, ApiError> {
     let version = pod.config.version;
     let (api, request) = match kind {

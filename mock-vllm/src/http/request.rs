@@ -1,4 +1,4 @@
-//! Requests for text, parsed and checked once, in vLLM's order and with its texts.
+//! Requests for text, parsed and checked once, in vLLM's order and with its error texts.
 
 use super::body::{Fields, token_ids};
 use super::error::ApiError;
@@ -11,16 +11,16 @@ use crate::tokens::chat::Chat;
 use serde_json::Value;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// vLLM 0.33: of `cache_salt`.
+/// Most characters of `cache_salt` in vLLM 0.33.
 const SALT_MAX_CHARS: usize = 128;
-/// vLLM 0.33 `envs.py`: `VLLM_MAX_COMPLETION_PROMPTS`. Older ones have no limit; here it holds for all.
+/// vLLM 0.33 `envs.py`: `VLLM_MAX_COMPLETION_PROMPTS`. Older versions have no limit; here it holds for all.
 const PROMPTS_MAX: usize = 1_024;
 
-/// A request whose fields have the right types; the prompts and parameters are held against the model later.
+/// A request whose fields have the right types. Prompts and parameters are checked against the model later.
 #[derive(Debug)]
 pub(crate) struct TextRequest {
     pub(crate) model: Option<String>,
-    /// At least one; a chat has one.
+    /// Prompts, at least one; a chat has one.
     pub(crate) prompts: Vec<PromptInput>,
     pub(crate) delivery: DeliveryMode,
     pub(crate) cache_salt: Option<String>,
@@ -32,21 +32,21 @@ pub(crate) struct TextRequest {
     pub(crate) logprobs: LogprobsRequest,
 }
 
-/// What the answer is to tell beside the replies.
+/// Additions to the answer that a request asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extras {
     /// `return_token_ids`
     pub(crate) token_ids: bool,
     /// `return_prompt_text`
     pub(crate) prompt_text: bool,
-    /// The prompt before a completion's reply, or before a chat's the message that it continues.
+    /// Repeat the prompt before a completion's reply, or before a chat's reply the message that it continues.
     pub(crate) echo: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PromptInput {
     Chat(Chat),
-    /// With what the tokenizer puts around a text, like BOS.
+    /// Text with what the tokenizer adds to it, like BOS.
     Text(String),
     PlainText(String),
     TokenIds(Vec<u32>),
@@ -69,14 +69,18 @@ pub(crate) enum StreamUsageMode {
 // === impl TextRequest ===
 
 impl TextRequest {
+    /// Reads a body.
+    ///
     /// # Errors
-    /// For all fields that are missing or of the wrong type.
+    /// Fails for all fields that are missing or of the wrong type.
     pub(crate) fn parse(api: Api, version: VllmVersion, body: &[u8]) -> Result<Self, ApiError> {
         Self::from_fields(api, version, Fields::parse(body)?)
     }
 
+    /// Reads fields.
+    ///
     /// # Errors
-    /// As [`Self::parse`].
+    /// Fails like [`Self::parse`].
     pub(crate) fn from_fields(api: Api, version: VllmVersion, mut fields: Fields) -> Result<Self, ApiError> {
         let delivery = delivery_mode(&mut fields, version)?;
         check_salt(&fields)?;
@@ -121,7 +125,7 @@ impl Extras {
 // === impl PromptInput ===
 
 impl PromptInput {
-    /// What scripted replies are looked up by.
+    /// Text by which scripted replies are found.
     pub(crate) fn last_user_text(&self) -> Option<String> {
         match self {
             Self::Chat(chat) => chat.last_user_text(),
@@ -131,7 +135,7 @@ impl PromptInput {
     }
 }
 
-/// A string, a list of ids, or a list of either.
+/// Reads a string, a list of token ids, or a list of either.
 fn completion_prompts(
     fields: &mut Fields,
     version: VllmVersion,
@@ -193,7 +197,7 @@ fn delivery_mode(fields: &mut Fields, version: VllmVersion) -> Result<DeliveryMo
         return Err(fields.refused(message, Some("stream_options")));
     }
     let is_set = |name: &str| options.get(name).and_then(Value::as_bool);
-    // Once there are stream options, usage was on until 0.33 turned it off.
+    // With stream options but without `include_usage`, usage was on before 0.33 and is off since.
     let by_default = version != VllmVersion::V0_33 && !options.contains_key("include_usage");
     let usage = match (is_set("include_usage"), is_set("continuous_usage_stats").unwrap_or_default()) {
         (Some(false), _) => StreamUsageMode::None,

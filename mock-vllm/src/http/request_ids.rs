@@ -1,14 +1,14 @@
-//! Names of requests that bring none: random as vLLM's, or with a detached clock the same in every run.
+//! Ids of requests that bring none: random like vLLM's, or with a detached clock equal in every run.
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-/// Of one pod.
+/// Source of a pod's request ids.
 #[derive(Debug)]
 pub enum RequestIds {
     Random,
-    /// From the pod's seed, the request's body, and how often this body came before.
+    /// Ids that derive from the pod's seed, the request's body, and how often this body came before.
     Derived {
         seed: u64,
         seen: Mutex<HashMap<[u8; 32], u64>>,
@@ -22,7 +22,7 @@ impl RequestIds {
         Self::Derived { seed, seen: Mutex::default() }
     }
 
-    /// 32 hex digits.
+    /// Returns 32 hex digits.
     pub(super) fn next(&self, body: &[u8]) -> String {
         match self {
             Self::Random => random(),
@@ -40,7 +40,7 @@ impl RequestIds {
     }
 }
 
-/// vLLM's `random_uuid`.
+/// Makes an id like vLLM's `random_uuid`.
 pub(super) fn random() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }

@@ -1,4 +1,4 @@
-//! `/v1/responses`: the request is a chat in other words, and the answer is told in items and events.
+//! `/v1/responses`: the request is a chat in other words, and the answer comes in items and events.
 
 mod input;
 mod items;
@@ -45,15 +45,15 @@ pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Respo
     events::respond(pod, PATH, (caller, body), parse).await
 }
 
-/// The chat that `body` asks for.
+/// Converts `body` to the chat that it asks for.
 ///
 /// # Errors
-/// What a response to it would fail with before it begins.
+/// Fails like a response to it would before it begins.
 pub(super) fn as_chat(config: &PodConfig, body: &[u8]) -> Result<TextRequest, ApiError> {
     Ok(ResponsesRequest::parse(body, config.version, config.output.tool_calling)?.chat)
 }
 
-/// The response that `id` names: there is no store of them.
+/// Answers a request for the stored response `id`: no responses are stored.
 pub(super) fn stored(id: &str) -> Response {
     input::not_stored(id).into_response()
 }
@@ -77,7 +77,7 @@ impl Events for ResponsesAnswer {
         let text = content.unwrap_or_default();
         let status_before = |is_last: bool| if is_last { status } else { Status::Completed };
         let mut output = Vec::new();
-        // Without a parser an empty reply is a message all the same.
+        // Without a parser an empty reply is a message too.
         if !text.is_empty() || !answer.is_parsed {
             output.push(message_item(head.message_id(), &text, status_before(tool_calls.is_empty())));
         }

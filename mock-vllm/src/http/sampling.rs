@@ -1,4 +1,5 @@
-//! Sampling parameters of a request: parsed once, held against vLLM's ranges, in its order and with its texts.
+//! Sampling parameters of a request: parsed once, and checked against vLLM's ranges, in its order and with its error
+//! texts.
 
 use super::body::Fields;
 use super::error::ApiError;
@@ -12,11 +13,11 @@ use vllm_engine::vllm_version::VllmVersion;
 
 /// vLLM's default for completions; a chat may fill the context.
 const COMPLETION_MAX_TOKENS: i64 = 16;
-/// vLLM 0.33 `envs.py`: `VLLM_MAX_N_SEQUENCES`. Older ones have no limit; here it holds for all.
+/// vLLM 0.33 `envs.py`: `VLLM_MAX_N_SEQUENCES`. Older versions have no limit; here it holds for all.
 const N_MAX: i64 = 16_384;
 /// vLLM 0.33 `envs.py`: `VLLM_MAX_STOP_STRINGS`.
 const STOP_MAX: usize = 4;
-/// vLLM's `_SAMPLING_EPS`: below it, sampling is greedy.
+/// vLLM's `_SAMPLING_EPS`: sampling is greedy below it.
 const GREEDY_TEMPERATURE: f64 = 1e-5;
 
 #[derive(Clone, Debug)]
@@ -39,23 +40,23 @@ pub(crate) struct Sampling {
     stream_interval: Option<i64>,
 }
 
-/// The request's own limit, and the field that has it.
+/// Limit of the request, and the field that sets it.
 #[derive(Clone, Copy, Debug)]
 struct MaxTokens {
     value: Option<i64>,
     field: &'static str,
 }
 
-/// What the checks are made against.
+/// Limits of the model that the checks use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ModelLimits {
     pub(crate) version: VllmVersion,
     pub(crate) max_model_len: u32,
-    /// One above the highest token id.
+    /// Highest token id plus 1.
     pub(crate) vocabulary_len: u32,
 }
 
-/// Tokens of a prompt, and whether its length is known exactly: text is tokenized up to one token beyond the context.
+/// Length of a prompt in tokens. It is exact for token ids; text is tokenized only up to one token beyond the context.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PromptLength {
     Text(usize),
@@ -77,8 +78,10 @@ impl PromptLength {
         i64::try_from(n_tokens).unwrap_or(i64::MAX)
     }
 
+    /// Checks a prompt.
+    ///
     /// # Errors
-    /// When there is nothing to compute, or in 0.33 more than the context holds.
+    /// Fails if there is nothing to compute, or in 0.33 more than the context holds.
     fn check(self, context: i64, version: VllmVersion) -> Result<(), ApiError> {
         let n_tokens = self.n_tokens();
         if n_tokens == 0 {
@@ -139,12 +142,12 @@ impl Sampling {
         }
     }
 
-    /// The same with its own limit on tokens under the name that `field` gives it in the request.
+    /// Sets the name of the field that limits the tokens, which errors repeat.
     pub(crate) fn limited_by(self, field: &'static str) -> Self {
         Self { max_tokens: MaxTokens { field, ..self.max_tokens }, ..self }
     }
 
-    /// Samples per prompt; right only after [`Self::limits`].
+    /// Samples per prompt; correct only after [`Self::limits`].
     pub(crate) fn n(&self) -> u32 {
         u32::try_from(self.n).unwrap_or(1)
     }
@@ -154,15 +157,16 @@ impl Sampling {
         self.stream_interval.and_then(|interval| u32::try_from(interval).ok()).unwrap_or(1)
     }
 
-    /// `max_tokens: 0`, which only an echo may ask for.
+    /// Returns whether the request has `max_tokens: 0`, which only an echo may ask for.
     pub(crate) fn wants_no_tokens(&self) -> bool {
         self.max_tokens.value == Some(0)
     }
 
-    /// Holds the parameters against a prompt; `floor` is what `max_tokens` counts as at least.
+    /// Checks the parameters for a prompt. `floor` is the least that `max_tokens` counts as.
     ///
     /// # Errors
-    /// What vLLM refuses: a prompt that is too long, limits that leave nothing to generate, values out of range.
+    /// Fails for what vLLM rejects: a prompt that is too long, limits that leave nothing to generate, values out of
+    /// range.
     pub(crate) fn limits(
         &self,
         prompt: PromptLength,
@@ -211,7 +215,7 @@ impl Sampling {
         })
     }
 
-    /// vLLM's `SamplingParams._verify_args`, up to the limits on tokens.
+    /// Checks like vLLM's `SamplingParams._verify_args`, up to the limits on tokens.
     fn check_ranges(&self, version: VllmVersion) -> Result<(), ApiError> {
         let refused = |message: String| Err(ApiError::bad_request(message, None));
         let n = self.n;
@@ -307,7 +311,7 @@ impl MaxTokens {
         }
     }
 
-    /// Prompt and limit against the context.
+    /// Checks the prompt and the limit against the context.
     fn check(self, n_prompt: i64, context: i64, version: VllmVersion) -> Result<(), ApiError> {
         let Self { value, field } = self;
         match version {
@@ -346,7 +350,7 @@ impl MaxTokens {
                     None,
                 )),
             },
-            // A longer answer than the prompt leaves room for is cut down without a word.
+            // vLLM 0.33 shortens a longer answer than the prompt leaves room for, without an error.
             VllmVersion::V0_33 => match value.filter(|value| *value > context) {
                 None => Ok(()),
                 Some(value) => Err(ApiError::bad_parameter(

@@ -1,5 +1,5 @@
-//! `/metrics` as vLLM serves it: the path itself answers in the text format, whatever the client accepts; every longer
-//! path, like `/metrics/`, is `prometheus_client`'s own app, which negotiates the format, compresses, and filters.
+//! `/metrics` as vLLM serves it. The path itself answers in the text format, whatever the client accepts; every longer
+//! path, like `/metrics/`, is `prometheus_client`'s own app, which negotiates the format, compresses and filters.
 
 use super::Pod;
 use crate::metrics::exposition::Format;
@@ -24,12 +24,12 @@ pub(super) fn routes() -> Router<Arc<Pod>> {
         .route("/metrics/{*rest}", any(negotiated))
 }
 
-/// The instrumentator's endpoint.
+/// Endpoint of the instrumentator.
 async fn exposed(State(pod): State<Arc<Pod>>) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], pod.metrics_page(Format::Text, &[])).into_response()
 }
 
-/// The mounted app; it takes every method.
+/// Mounted app of `prometheus_client`, which takes every method.
 async fn negotiated(
     State(pod): State<Arc<Pod>>,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
@@ -56,7 +56,7 @@ async fn negotiated(
 }
 
 impl Pod {
-    /// What is, whatever faults make `/metrics` say.
+    /// Writes the true page, whatever faults do to `/metrics`.
     pub(super) fn true_page(&self, format: Format, only: &[String]) -> String {
         let process = ProcessSample::read();
         let scrape = Scrape { format, only, process: process.as_ref() };
@@ -64,7 +64,7 @@ impl Pod {
     }
 }
 
-/// All values of a header, as one list.
+/// Joins all values of a header into one list.
 fn joined(headers: &HeaderMap, name: HeaderName) -> String {
     let values: Vec<_> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
     values.join(",")

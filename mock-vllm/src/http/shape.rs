@@ -1,4 +1,4 @@
-//! What shape a request wants its replies in: calls of tools, JSON, a choice, or words. Decided sample by sample.
+//! Shape that a request's replies must have: tool calls, JSON, a choice, or words. It is decided for each sample.
 
 use super::body::Fields;
 use super::error::ApiError;
@@ -27,28 +27,30 @@ pub(crate) struct ReplyShape {
     constraint: Option<Constraint>,
 }
 
-/// One sample's.
+/// Decided shape of one sample.
 #[derive(Clone, Debug)]
 pub(crate) enum Outline {
-    /// By the script, or made up.
+    /// Words, scripted or made up.
     Words,
     Text(String),
     Calls(Arc<ToolReply>),
 }
 
-/// What of a prompt decides its replies' shape.
+/// Parts of a prompt that decide its replies' shape.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Occasion<'a> {
     pub(crate) last_message: LastMessage<'a>,
-    /// The reply that is written down for the prompt.
+    /// Scripted reply for the prompt.
     pub(crate) scripted: Option<&'a str>,
 }
 
 // === impl ReplyShape ===
 
 impl ReplyShape {
+    /// Reads the fields.
+    ///
     /// # Errors
-    /// For contradictions, and for schemas, tools and expressions that are none or are not supported.
+    /// Fails for contradictions, and for schemas, tools and expressions that are invalid or not supported.
     pub(crate) fn parse(fields: &Fields, api: Api, version: VllmVersion) -> Result<Self, ApiError> {
         let body = fields.as_map();
         let tools = match api {
@@ -63,8 +65,10 @@ impl ReplyShape {
         Ok(Self { version, tools, constraint })
     }
 
+    /// Checks that the server may call tools.
+    ///
     /// # Errors
-    /// When the server was not started to call tools.
+    /// Fails if the server was not started to call tools.
     pub(crate) fn check_tool_calling(&self, tool_calling: ToolCalling) -> Result<(), ApiError> {
         let Some(tools) = &self.tools else { return Ok(()) };
         let message = match (tool_calling, tools.choice(), self.version) {
@@ -86,10 +90,10 @@ impl ReplyShape {
         Err(ApiError::bad_request(message, None))
     }
 
-    /// Calls of tools come first, then the script where it fits, then what the constraint asks for.
+    /// Decides the reply: tool calls come first, then the script if it fits, then what the constraint asks for.
     ///
     /// # Errors
-    /// When nothing fits a schema.
+    /// Fails if nothing fits a schema.
     pub(crate) fn outline<R: Rng>(
         &self,
         occasion: Occasion<'_>,
@@ -122,7 +126,7 @@ impl ReplyShape {
         }
     }
 
-    /// Whether vLLM reads the replies with its tools' parser, which swallows frames without text.
+    /// Returns whether vLLM reads the replies with its parser of tool calls, which drops frames without text.
     pub(crate) fn is_parsed(&self, tool_calling: ToolCalling) -> bool {
         tool_calling == ToolCalling::On && self.version == VllmVersion::V0_33
     }
@@ -138,7 +142,7 @@ impl ReplyShape {
 // === impl Occasion ===
 
 impl<'a> Occasion<'a> {
-    /// `last_user_text` is the prompt's.
+    /// `last_user_text` is the last one of the prompt.
     pub(crate) fn new(
         prompt: &PromptInput,
         last_user_text: Option<&'a str>,
@@ -156,7 +160,7 @@ impl<'a> Occasion<'a> {
     }
 }
 
-/// `finish_reason` of a reply that may call tools; `engine` is the engine's own.
+/// Returns the `finish_reason` of a reply that may call tools; `engine` is the engine's own reason.
 pub(crate) fn finish_reason(
     version: VllmVersion,
     delivery: Delivered,
@@ -165,7 +169,7 @@ pub(crate) fn finish_reason(
 ) -> &'static str {
     let is_call = match (version, delivery, calls) {
         (_, _, None) => false,
-        // A call that was cut off stays one that was cut off, and who names the tool knows.
+        // A call that was cut off keeps the engine's reason, and so does a call of a tool that the client named.
         (VllmVersion::V0_33, _, Some(ToolChoice::Auto | ToolChoice::Required)) => engine == "stop",
         (VllmVersion::V0_33, _, Some(ToolChoice::Named { .. })) => false,
         (VllmVersion::V0_11, Delivered::InPieces, Some(_)) => true,
@@ -180,7 +184,7 @@ pub(crate) enum Delivered {
     InPieces,
 }
 
-/// A version knows its own fields only: the others are ignored.
+/// Keeps the fields that the version knows; it ignores the others.
 fn known_fields(body: &Map<String, Value>, version: VllmVersion) -> Map<String, Value> {
     let is_known = |field: &str| match version {
         VllmVersion::V0_8 => field != "structured_outputs",

@@ -1,4 +1,4 @@
-//! An answer as server-sent events: frames as the choices' pieces come.
+//! An answer as server-sent events: writes frames as the choices' pieces arrive.
 
 use super::answer::{Answer, ReplyMode};
 use super::choices::{Choice, Choices, Event, Piece};
@@ -21,21 +21,21 @@ struct AnswerStream {
     writer: ChunkWriter,
     usage: StreamUsageMode,
     stage: Stage,
-    /// By choice, for those that call tools.
+    /// Parsers of the choices that call tools, by choice.
     tool_streams: Vec<Option<ToolCallStream>>,
-    /// By choice, of a completion with log probabilities: how far its tokens reach, in characters.
+    /// Characters that the tokens so far take, by choice, for completions with log probabilities.
     text_offsets: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Nothing was sent.
+    /// Before the first frame.
     Waiting,
     Running,
     Ended,
 }
 
-/// The frames of an answer, each body chunk of one or more.
+/// Makes the body. Each of its chunks has one frame or more.
 pub(super) fn frames(
     answer: Answer,
     choices: Choices,
@@ -56,7 +56,7 @@ pub(super) fn frames(
 // === impl AnswerStream ===
 
 impl AnswerStream {
-    /// The frames of all that has come; `None` after the end.
+    /// Writes the frames of everything that has arrived; `None` after the end.
     fn poll_frames(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut frames = Vec::new();
         while self.stage != Stage::Ended
@@ -95,7 +95,7 @@ impl AnswerStream {
         }
     }
 
-    /// A role for every choice of a chat, with the first token of any.
+    /// Writes a role for every choice of a chat, with the first token of any choice.
     fn write_opening(&self, out: &mut Vec<u8>) {
         if self.answer.envelope.api == Api::Completion {
             return;
@@ -128,7 +128,7 @@ impl AnswerStream {
         let offset_before = *text_offset;
         let logprobs = self.answer.choice_logprobs(choice, tokens.clone(), text_offset);
         if self.answer.envelope.version != VllmVersion::V0_33 {
-            // Older ones count the text that went out, without what was echoed.
+            // Older versions count the text that was sent, without the echo.
             *text_offset = offset_before + text.chars().count();
         }
         let is_told = finish.is_some() || self.answer.token_ids || logprobs.is_some();
@@ -155,7 +155,7 @@ impl AnswerStream {
         Finish { reason: finish_reason(version, Delivered::InPieces, choice, finish.reason), ..finish }
     }
 
-    /// The text of a completion's first frame, when the prompt goes before it.
+    /// Returns the text of a completion's first frame if it repeats the prompt.
     fn echoed(&self, choice: &Choice, is_first: bool, text: &str) -> Option<String> {
         let echo = self.answer.prompt(choice).echo.as_deref();
         let echo = echo.filter(|_| is_first && self.answer.envelope.api == Api::Completion)?;
@@ -165,7 +165,7 @@ impl AnswerStream {
         })
     }
 
-    /// vLLM 0.11 tells a completion's prompt unasked.
+    /// Returns whether a frame has the prompt's token ids, which vLLM 0.11 gives with completions unasked.
     fn tells_prompt(&self, is_first: bool) -> bool {
         let Envelope { api, version, .. } = &self.answer.envelope;
         let unasked = (*api, *version) == (Api::Completion, VllmVersion::V0_11);

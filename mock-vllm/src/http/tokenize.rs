@@ -24,10 +24,11 @@ struct Detokenized {
     prompt: String,
 }
 
-/// A prompt as text, or messages through the chat template. Longer ones than the model takes are no error.
+/// Tokenizes a prompt of text, or messages through the chat template. More tokens than the model takes are not an
+/// error.
 ///
 /// # Errors
-/// When the body has neither, names another model, or its chat has no prompt.
+/// Fails if the body has neither, names another model, or its chat has no prompt.
 pub(super) fn tokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = fields.string("model");
@@ -43,8 +44,10 @@ pub(super) fn tokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens, token_strs }).into_response())
 }
 
+/// Converts token ids to text.
+///
 /// # Errors
-/// When the body has no list of ids, or one that the tokenizer does not have.
+/// Fails if the body has no list of ids, or one with ids that the tokenizer does not have.
 pub(super) fn detokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = fields.string("model");
@@ -54,13 +57,13 @@ pub(super) fn detokenize(pod: &Pod, body: &[u8]) -> Result<Response, ApiError> {
     Ok(Json(Detokenized { prompt: pod.tokenizer.decode(&tokens, SpecialTokens::Show) }).into_response())
 }
 
-/// tokenizer_config.json, as vLLM gives it: files left out, tokens as their text, the server's own template.
+/// Answers tokenizer_config.json like vLLM: without files, with tokens as text, and with the server's own template.
 pub(super) fn info(pod: &Pod) -> Response {
     let mut config = pod.tokenizer.config().into_owned();
     for file in ["vocab_file", "merges_file"] {
         config.shift_remove(file);
     }
-    // vLLM puts a cache around transformers' class.
+    // vLLM wraps transformers' class in a cache.
     let class = config.shift_remove("tokenizer_class");
     let class = class.as_ref().and_then(Value::as_str).unwrap_or("TokenizersBackend");
     let class = format!("Cached{}", class.strip_suffix("Fast").unwrap_or(class));
@@ -72,7 +75,7 @@ pub(super) fn info(pod: &Pod) -> Response {
     Json(info).into_response()
 }
 
-/// vLLM's type is a union: a body that fits neither of the two is told what both miss.
+/// Reads the prompt. vLLM's type is a union: a body that fits neither of the two gets the errors of both.
 fn prompt(fields: &mut Fields, version: VllmVersion) -> Result<Option<PromptInput>, ApiError> {
     if let Some(text) = fields.raw("prompt").and_then(Value::as_str).map(str::to_owned) {
         let adds = fields.boolean("add_special_tokens").unwrap_or(true);
@@ -89,7 +92,7 @@ fn prompt(fields: &mut Fields, version: VllmVersion) -> Result<Option<PromptInpu
     Ok(None)
 }
 
-/// Ids, which may be of no token.
+/// Reads token ids, which may be of no token.
 fn token_list(fields: &mut Fields) -> Vec<u32> {
     let tokens = fields
         .typed("tokens", "list_type", "Input should be a valid list", |value| value.as_array().cloned());

@@ -1,4 +1,4 @@
-//! The bytes of answers as vLLM writes them, field for field in its order, for each of its generations. Pure: values in,
+//! Bytes of answers as vLLM writes them, field for field in its order, for each of its generations. Pure: values in,
 //! bytes out.
 
 pub(crate) mod chunk;
@@ -12,32 +12,32 @@ use vllm_engine::vllm_version::VllmVersion;
 
 pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 
-/// Which of the two APIs an answer is written for.
+/// API that an answer is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Api {
     Chat,
     Completion,
 }
 
-/// What all frames and bodies of one answer share.
+/// Values that all frames and bodies of one answer share.
 #[derive(Clone, Debug)]
 pub(crate) struct Envelope {
     pub(crate) api: Api,
     pub(crate) version: VllmVersion,
-    /// With its prefix.
+    /// Id of the answer, with its prefix.
     pub(crate) id: String,
-    /// Unix seconds.
+    /// Creation time in Unix seconds.
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) role: String,
     pub(crate) fingerprint: String,
 }
 
-/// How a choice ended.
+/// End of a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finish {
     pub(crate) reason: &'static str,
-    /// What of the request's own ended it.
+    /// Stop string or token of the request that ended it.
     pub(crate) stop_reason: Option<StopReason>,
 }
 
@@ -74,12 +74,12 @@ fn extend(out: &mut Vec<u8>, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
-/// JSON that is written already, or null.
+/// Appends JSON that is already written, or null.
 fn push_raw(out: &mut Vec<u8>, json: Option<&[u8]>) {
     out.extend_from_slice(json.unwrap_or(b"null"));
 }
 
-/// The fields behind `logprobs` that say how a choice ended.
+/// Appends the fields after `logprobs` that say how a choice ended.
 fn push_finish(out: &mut Vec<u8>, finish: Option<&Finish>) {
     out.extend_from_slice(b",\"finish_reason\":");
     match finish {

@@ -1,6 +1,6 @@
-//! vLLM's flags that are accepted and have no effect, each with the reason that the log gives.
+//! vLLM's flags that are accepted without effect, each with the reason that the log gives.
 
-/// What vLLM takes and this server does without. A flag that takes values swallows all that follow, up to the next flag.
+/// Flags that vLLM takes and this server ignores. A flag that takes values swallows all arguments up to the next flag.
 pub(super) const IGNORED: &[(&str, Takes, &str)] = &[
     ("api-server-count", Takes::Values, HTTP),
     ("async-scheduling", Takes::Nothing, KERNELS),

@@ -15,22 +15,22 @@ pub(super) struct ApiArgs {
     /// Names that requests may use; answers show the first
     #[arg(long, num_args = 1.., value_name = "NAME")]
     served_model_name: Vec<String>,
-    /// Keys of which requests under /v1 must carry one as bearer token
+    /// Keys, one of which every request under /v1 must carry as a bearer token
     #[arg(long, num_args = 1.., value_name = "KEY", env = "VLLM_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
-    /// Path under which a proxy in front reaches the server, which then answers there too
+    /// Path under which a proxy in front reaches the server; the server answers there too
     #[arg(long, value_name = "PATH", default_value = "", value_parser = root_path)]
     root_path: String,
     /// Role of the answers
     #[arg(long, default_value = "assistant")]
     response_role: String,
-    /// Echo X-Request-Id, or make one
+    /// Send the X-Request-Id of each request back, or a new one
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_request_id_headers: bool,
     /// Count requests in flight for /load
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_server_load_tracking: bool,
-    /// Have /v1/.../render, which answers with a request's token ids; vLLM 0.33
+    /// Serve /v1/.../render, which answers with a request's token ids (vLLM 0.33)
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_scale_out: bool,
     #[command(flatten)]
@@ -44,16 +44,16 @@ pub(super) struct ApiArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "API (as vLLM)")]
 struct CorsArgs {
-    /// Origins whose pages may call from a browser, as a JSON list; by default any, as up to vLLM 0.11
+    /// Origins whose pages may call from a browser, as a JSON list; the default allows any, as vLLM did up to 0.11
     #[arg(long, value_name = "LIST", default_value = r#"["*"]"#, value_parser = super::values::header_list)]
     allowed_origins: HeaderList,
-    /// Methods that they may use, as a JSON list
+    /// Methods that these pages may use, as a JSON list
     #[arg(long, value_name = "LIST", default_value = r#"["*"]"#, value_parser = super::values::header_list)]
     allowed_methods: HeaderList,
-    /// Headers that they may send, as a JSON list
+    /// Headers that these pages may send, as a JSON list
     #[arg(long, value_name = "LIST", default_value = r#"["*"]"#, value_parser = super::values::header_list)]
     allowed_headers: HeaderList,
-    /// Let them send cookies and credentials
+    /// Let these pages send cookies and credentials
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     allow_credentials: bool,
 }
@@ -61,13 +61,13 @@ struct CorsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "API (as vLLM)")]
 struct DevArgs {
-    /// Endpoints for development: /reset_prefix_cache, /pause, /sleep, /server_info, ...
+    /// Serve the endpoints for development: /reset_prefix_cache, /pause, /sleep, /server_info, ...
     #[arg(long, value_name = "BOOL", require_equals = true, env = "VLLM_SERVER_DEV_MODE", default_value = "0", value_parser = super::values::flag, action = clap::ArgAction::Set)]
     server_dev_mode: bool,
-    /// With the development endpoints, have /sleep, /wake_up and /is_sleeping
+    /// Serve /sleep, /wake_up and /is_sleeping too, together with the development endpoints
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_sleep_mode: bool,
-    /// Have GET /tokenizer_info
+    /// Serve GET /tokenizer_info
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_tokenizer_info_endpoint: bool,
 }
@@ -78,7 +78,7 @@ struct UsageArgs {
     /// Report cached_tokens in usage
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_prompt_tokens_details: bool,
-    /// Send usage in every stream, asked for or not
+    /// Send usage in every stream, whether the request asks for it or not
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_force_include_usage: bool,
 }
@@ -152,7 +152,7 @@ impl ApiArgs {
     }
 }
 
-/// Starts with a slash and ends without one; empty for none.
+/// Checks a path that starts with a slash, and drops the slash at its end; empty for no path.
 fn root_path(text: &str) -> Result<String, String> {
     let path = text.trim_end_matches('/');
     if path.is_empty() || path.starts_with('/') && !path.contains(['{', '}', '*']) {
@@ -162,7 +162,7 @@ fn root_path(text: &str) -> Result<String, String> {
     }
 }
 
-/// `vllm-<version>-<8 hex digits of the configuration>`: the same for pods that are configured alike.
+/// Makes `vllm-<version>-<8 hex digits of the configuration>`, which is equal for pods that are configured alike.
 fn fingerprint(model: &str, version: VllmVersion, engine: &EngineConfig) -> String {
     let digest = Sha256::digest(format!("{model} {engine:?}"));
     let hex: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();

@@ -1,4 +1,4 @@
-//! Flags of `serve` about chats: the template and what it is told.
+//! Flags of `serve` about chats: the template and its variables.
 
 use super::values::json_object;
 use crate::tokens::chat_template::{ChatTemplateConfig, ContentFormat};
@@ -8,13 +8,13 @@ use std::io::ErrorKind;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Chat (as vLLM)")]
 pub(super) struct ChatArgs {
-    /// Jinja template of chats, as a file or inline, in place of the model's own
+    /// Jinja template of chats, as a file or inline, instead of the model's own
     #[arg(long, value_name = "FILE|JINJA")]
     chat_template: Option<String>,
-    /// How the template takes a message's content; auto: found out from the template
+    /// Form in which the template takes a message's content; auto: found out from the template
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "auto")]
     chat_template_content_format: ContentFormatName,
-    /// Variables of the template, which a request's chat_template_kwargs override: {"enable_thinking": false}
+    /// Variables of the template, like {"enable_thinking": false}; a request's chat_template_kwargs override them
     #[arg(long, value_name = "JSON", action = clap::ArgAction::Append)]
     default_chat_template_kwargs: Vec<String>,
     /// Render templates that requests bring along
@@ -32,8 +32,10 @@ enum ContentFormatName {
 // === impl ChatArgs ===
 
 impl ChatArgs {
+    /// Converts the flags into the template's configuration.
+    ///
     /// # Errors
-    /// When the template's file cannot be read, or the variables are no object.
+    /// Fails if the template's file cannot be read or the variables are not an object.
     pub(super) fn config(self) -> Result<ChatTemplateConfig, String> {
         let Self {
             chat_template,
@@ -56,7 +58,7 @@ impl ChatArgs {
     }
 }
 
-/// vLLM's `load_chat_template`: what opens is a file, and what looks like Jinja is Jinja.
+/// Works like vLLM's `load_chat_template`: a value that opens is a file, and one that looks like Jinja is Jinja.
 fn template_text(value: &str) -> Result<String, String> {
     match std::fs::read_to_string(value) {
         Ok(text) => Ok(text),

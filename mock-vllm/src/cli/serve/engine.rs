@@ -43,13 +43,13 @@ pub(super) struct EngineArgs {
     /// Memory for KV blocks on each GPU, instead of what --gpu-memory-utilization leaves; 4G = 4 x 2^30
     #[arg(long, value_name = "BYTES", value_parser = human_bytes)]
     kv_cache_memory_bytes: Option<u64>,
-    /// KV blocks, instead of what the memory gives
+    /// Number of KV blocks, instead of as many as the memory holds
     #[arg(long, value_name = "N")]
     num_gpu_blocks_override: Option<u32>,
     /// Reuse the blocks of equal prefixes
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = true, action = clap::ArgAction::Set)]
     enable_prefix_caching: bool,
-    /// Names of blocks in the cache
+    /// Hash algorithm that names blocks in the cache
     #[arg(long, value_name = "ALGORITHM", value_enum, default_value = "sha256")]
     prefix_caching_hash_algo: HashName,
     /// Most requests that wait for the engine; more are refused with 503
@@ -58,16 +58,16 @@ pub(super) struct EngineArgs {
     /// Most prompt tokens that wait for the engine; more are refused with 503
     #[arg(long, value_name = "N")]
     max_num_queued_tokens: Option<usize>,
-    /// Seed of the block hashes; unset, vLLM 0.33 takes a constant and earlier ones random bytes
+    /// Seed of the block hashes; without it, vLLM 0.33 takes a constant and earlier versions random bytes
     #[arg(long, value_name = "TEXT", env = "PYTHONHASHSEED")]
     hash_seed: Option<String>,
-    /// Share of the KV blocks that stays free when a request is admitted
+    /// Share of the KV blocks that must stay free when a request is admitted
     #[arg(long, value_name = "F", default_value_t = 0.0)]
     watermark: f64,
-    /// Spread long prompts over steps
+    /// Split long prompts over several steps
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = true, action = clap::ArgAction::Set)]
     enable_chunked_prefill: bool,
-    /// Longest chunk of a prompt; 0 = no limit
+    /// Longest chunk of a prompt, in tokens; 0 = no limit
     #[arg(long, value_name = "N", value_parser = human_count, default_value_t = 0)]
     long_prefill_token_threshold: u32,
     /// KV events, as JSON; --kv-events-config.KEY VALUE sets one key
@@ -76,17 +76,18 @@ pub(super) struct EngineArgs {
     /// Block hashes in KV events: 1 = integers of 8 bytes, 0 = all 32 bytes
     #[arg(long, value_name = "0|1", env = "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES", default_value_t = 1)]
     kv_events_use_int_block_hashes: i64,
-    /// Show the metrics that were hidden since the release before the served one: 0.10 for 0.11; others change nothing
+    /// Show the metrics that were hidden since the release before the served one: 0.10 for 0.11; other values change
+    /// nothing
     #[arg(long, value_name = "VERSION")]
     show_hidden_metrics_for_version: Option<String>,
     /// Order of the waiting queue
     #[arg(long, value_name = "POLICY", value_enum, default_value = "fcfs")]
     scheduling_policy: PolicyName,
-    /// Seeds jitter and text
+    /// Seed of jitter and made-up text
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// Directory with a tokenizer.json, or the name of a Qwen2.5 or Qwen3 model, which are built in; default: the model's, or
-    /// Qwen2.5's for models that are not known
+    /// Directory with a tokenizer.json, or the name of a Qwen2.5 or Qwen3 model, which are built in; default: the
+    /// model's, or Qwen2.5's for an unknown model
     #[arg(long, value_name = "DIR")]
     pub(super) tokenizer: Option<String>,
 }
@@ -128,7 +129,7 @@ impl EngineArgs {
         self.block_size.unwrap_or(DEFAULT_BLOCK_SIZE)
     }
 
-    /// As `cache_config_info` tells them.
+    /// Flags that `cache_config_info` shows.
     pub(super) fn cache_flags(&self) -> CacheFlags {
         CacheFlags {
             user_specified_block_size: self.block_size.is_some(),
@@ -191,7 +192,7 @@ impl EngineArgs {
     }
 }
 
-/// `--tokenizer`, or else what fits the model.
+/// Finds the tokenizer that `--tokenizer` names, or else the one that fits the model.
 pub(super) fn tokenizer_source(tokenizer: Option<&str>, model: &str) -> Result<TokenizerSource, String> {
     let name = tokenizer.unwrap_or(model);
     let path = Path::new(name);

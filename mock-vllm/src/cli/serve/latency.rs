@@ -1,4 +1,4 @@
-//! Flags about how long steps take, of `serve` and of `latency`: a preset, a GPU, a file, or constants.
+//! Flags of `serve` and of `latency` about how long steps take: a preset, a GPU, a file, or constants.
 
 use super::values::{jitter, span};
 use clap::Args;
@@ -8,14 +8,14 @@ use std::time::Duration;
 use vllm_engine::latency::calibration::{Calibration, FittedPoint};
 use vllm_engine::latency::{LatencyModel, calibration, presets};
 
-/// A point that the calibrated model misses by more is worth a warning.
+/// Relative error of the calibrated model at a measured step beyond which a warning is given.
 const MAX_MISS: f64 = 0.1;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Latency")]
 pub(in crate::cli) struct LatencyArgs {
-    /// GPU, model and server whose time is spent: `a10-doc` (the tutorial's), or `<gpu>/<model>` like `h100/qwen2.5-7b`;
-    /// `mock-vllm latency --list` has all
+    /// GPU, model and server to imitate: `a10-doc` (the tutorial's), or `<gpu>/<model>` like `h100/qwen2.5-7b`;
+    /// `mock-vllm latency --list` shows all
     #[arg(long, value_name = "NAME", default_value = presets::A10_DOC_NAME, value_parser = preset_name)]
     latency_preset: String,
     /// GPU of the presets, with the figures of the served MODEL
@@ -24,13 +24,14 @@ pub(in crate::cli) struct LatencyArgs {
     /// Constants and measured steps that replace the preset's; `mock-vllm latency --schema` describes the file
     #[arg(long, value_name = "FILE")]
     latency_calibration: Option<PathBuf>,
-    /// Constant time to the first token of an idle server, like 50ms, instead of the model's; the KV cache stays the preset's
+    /// Constant time to the first token of an idle server, like 50ms, instead of the model's; the KV cache stays the
+    /// preset's
     #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
     constant_ttft: Option<Duration>,
     /// Constant time between tokens, like 10ms, whatever the batch
     #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
     constant_itl: Option<Duration>,
-    /// What each prompt token that is not cached adds, like 200us, to the step that computes it
+    /// Time that each prompt token that is not cached adds to the step that computes it, like 200us
     #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
     constant_prefill_per_token: Option<Duration>,
     /// Relative standard deviation of each step's time, drawn by --seed; 0 = none
@@ -38,18 +39,18 @@ pub(in crate::cli) struct LatencyArgs {
     pub(in crate::cli) jitter: f64,
 }
 
-/// What the flags come to.
+/// Latency model that the flags choose.
 #[derive(Clone, Debug)]
 pub(in crate::cli) struct ChosenLatency {
     pub(in crate::cli) latency: LatencyModel,
-    /// Of a calibration's measured steps.
+    /// Measured steps of a calibration, each with the time that the model gives it.
     pub(in crate::cli) points: Vec<FittedPoint>,
 }
 
 // === impl LatencyArgs ===
 
 impl LatencyArgs {
-    /// For the model called `model` on so many GPUs.
+    /// Chooses the latency model for the model called `model` on `n_gpus` GPUs.
     ///
     /// # Errors
     /// Names the flag or the file's key that is wrong.
@@ -76,10 +77,10 @@ impl LatencyArgs {
         Ok(ChosenLatency { latency, points })
     }
 
-    /// The model alone, after a warning about each measured step that it misses.
+    /// Chooses the latency model, and logs a warning about each measured step that it misses.
     ///
     /// # Errors
-    /// As [`LatencyArgs::choose`].
+    /// Fails like [`LatencyArgs::choose`].
     pub(in crate::cli) fn choose_with_warnings(
         &self,
         model: &str,
@@ -96,7 +97,7 @@ impl LatencyArgs {
 // === impl ChosenLatency ===
 
 impl ChosenLatency {
-    /// One sentence per measured step that the model misses by far.
+    /// Returns one sentence per measured step that the model misses by far.
     pub(in crate::cli) fn misses(&self) -> impl Iterator<Item = String> {
         self.points.iter().filter(|point| point.miss().abs() > MAX_MISS).map(|point| {
             let FittedPoint { step, measured, modelled } = point;

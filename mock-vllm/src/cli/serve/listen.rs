@@ -1,4 +1,4 @@
-//! Flags of `serve` about where pods are reached, how many there are, and how they stop.
+//! Flags of `serve` about how many pods there are, where clients reach them, and how they stop.
 
 use crate::server::fleet::Replicas;
 use crate::server::ports::ListenOn;
@@ -18,21 +18,21 @@ pub(in crate::cli) struct ListenArgs {
     /// Unix domain socket to listen on, instead of --host and --port
     #[arg(long, value_name = "PATH")]
     uds: Option<PathBuf>,
-    /// Pods in this process, each with an engine, a cache and metrics of its own: pod i listens on the port plus i, has the
-    /// seed plus i, is called `<pod-name>-<i>`, and sends its KV events on that port plus i
+    /// Number of pods in this process, each with its own engine, cache and metrics: pod i listens on the port plus i,
+    /// has the seed plus i, is called `<pod-name>-<i>`, and sends its KV events on their port plus i
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "data_parallel_size")]
     pods: Option<u16>,
-    /// Write `name address` there, one line per pod, once every port is held
+    /// File to write `name address` to, one line per pod, once every port is held
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) port_file: Option<PathBuf>,
-    /// Ranks, each with an API of its own on the port plus its rank, as with vLLM's --data-parallel-multi-port-external-lb;
-    /// `engine` in metrics and KV-event ports follow the rank
+    /// Number of data-parallel ranks, each with an API of its own on the port plus its rank, as with vLLM's
+    /// --data-parallel-multi-port-external-lb; `engine` in metrics and KV-event ports follow the rank
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     data_parallel_size: Option<u16>,
-    /// Be only this rank of --data-parallel-size, on --port
+    /// Serve only this rank of --data-parallel-size, on --port
     #[arg(long, value_name = "RANK", conflicts_with = "pods")]
     data_parallel_rank: Option<u16>,
-    /// Seconds that requests in flight get to end after SIGTERM or SIGINT; a second signal cuts them off
+    /// Seconds that requests in flight get to finish after SIGTERM or SIGINT; a second signal aborts them
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     shutdown_timeout: u32,
 }
@@ -47,13 +47,15 @@ impl ListenArgs {
         }
     }
 
-    /// The system chooses ports, so somebody has to be told.
+    /// Returns whether the system chooses the port, so that the program must print it.
     pub(in crate::cli) fn is_port_open(&self) -> bool {
         self.uds.is_none() && self.port == 0
     }
 
+    /// Returns the pods of this process.
+    ///
     /// # Errors
-    /// For a rank that there is not.
+    /// Fails for a rank beyond `--data-parallel-size`.
     pub(in crate::cli) fn replicas(&self) -> Result<Replicas, String> {
         match (self.pods, self.data_parallel_size, self.data_parallel_rank) {
             (_, size, Some(rank)) => {

@@ -8,27 +8,27 @@ use std::num::NonZeroU32;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "LoRA (as vLLM)")]
 pub(super) struct LoraArgs {
-    /// Serve adapters beside the model
+    /// Serve LoRA adapters beside the model
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) enable_lora: bool,
-    /// Adapters loaded at the start: NAME=PATH, or JSON with name, path and base_model_name
+    /// Adapters to load at the start: NAME=PATH, or JSON with name, path and base_model_name
     #[arg(long, num_args = 1.., value_name = "MODULE")]
     lora_modules: Vec<String>,
-    /// Most adapters in one step; requests beyond wait and let others pass
+    /// Most adapters in one step; requests for further adapters wait and let others pass
     #[arg(long, value_name = "N", default_value = "1")]
     max_loras: NonZeroU32,
-    /// Adapters kept in the CPU's memory, at least --max-loras; takes no time here
+    /// Most adapters in the CPU's memory, at least --max-loras; loading takes no time here
     #[arg(long, value_name = "N")]
     max_cpu_loras: Option<NonZeroU32>,
     /// Largest rank of an adapter: one of 1, 8, 16, 32, 64, 128, 256, 320, 512
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = rank)]
     max_lora_rank: u32,
-    /// Load and unload adapters at /v1/load_lora_adapter and /v1/unload_lora_adapter
+    /// Let clients load and unload adapters at /v1/load_lora_adapter and /v1/unload_lora_adapter
     #[arg(long, value_name = "BOOL", require_equals = true, env = "VLLM_ALLOW_RUNTIME_LORA_UPDATING", default_value = "0", value_parser = super::values::flag, action = clap::ArgAction::Set)]
     allow_runtime_lora_updating: bool,
 }
 
-/// The JSON form of an entry.
+/// An entry of `--lora-modules` in its JSON form.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JsonModule {
@@ -38,10 +38,10 @@ struct JsonModule {
     base_model_name: Option<String>,
 }
 
-/// What the flags say, checked together.
+/// Settings of the flags, checked together.
 #[derive(Debug, Default)]
 pub(super) struct LoraSettings {
-    /// `None`: no adapters.
+    /// Most adapters in one step; `None` without adapters.
     pub(super) max_loras: Option<NonZeroU32>,
     pub(super) modules: Vec<LoraModule>,
     pub(super) updates: bool,
@@ -50,8 +50,10 @@ pub(super) struct LoraSettings {
 // === impl LoraArgs ===
 
 impl LoraArgs {
+    /// Checks the flags together.
+    ///
     /// # Errors
-    /// For modules without --enable-lora, or that are not understood.
+    /// Fails for modules without `--enable-lora`, and for modules that cannot be parsed.
     pub(super) fn settings(self) -> Result<LoraSettings, String> {
         let Self {
             enable_lora,
@@ -96,7 +98,7 @@ fn module(text: &str) -> Result<LoraModule, String> {
     }
 }
 
-/// The ranks that vLLM 0.33 has kernels for.
+/// Parses a rank that vLLM 0.33 has kernels for.
 fn rank(text: &str) -> Result<u32, String> {
     const RANKS: [u32; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
     let rank = text.parse().map_err(|_| format!("{text} is not a number"))?;

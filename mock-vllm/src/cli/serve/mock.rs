@@ -12,19 +12,19 @@ use vllm_engine::vllm_version::VllmVersion;
 pub(super) struct MockArgs {
     #[command(flatten)]
     pub(super) time: TimeArgs,
-    /// Replies by prompt, YAML: a list of {last_user_text: [..], reply: ..}; default: the tutorial's
+    /// Scripted replies, a YAML list of {last_user_text: [..], reply: ..}; default: the tutorial's
     #[arg(long, value_name = "FILE")]
     pub(super) scripted_replies: Option<PathBuf>,
-    /// Append one JSON line per request that ended
+    /// File to append one JSON line to for each request that ended
     #[arg(long, value_name = "FILE")]
     pub(super) request_log: Option<PathBuf>,
-    /// Append what happens to the prefix cache, for `mock-vllm oracle`; pods may share the file
+    /// File to append the changes of the prefix cache to, for `mock-vllm oracle`; pods may share the file
     #[arg(long, value_name = "FILE")]
     pub(super) cache_log: Option<PathBuf>,
-    /// Something that goes wrong on purpose, like status:code=429,rate=0.3; may be repeated; `mock-vllm faults` lists them
+    /// Fault to inject, like status:code=429,rate=0.3; may be repeated; `mock-vllm faults` lists them
     #[arg(long, value_name = "FAULT", action = clap::ArgAction::Append)]
     pub(super) fault: Vec<Rule>,
-    /// vLLM that this pod passes for: metric names, error bodies, fields of chunks, KV events
+    /// Version of vLLM to imitate: metric names, error bodies, fields of chunks, KV events
     #[arg(long, value_name = "VERSION", value_parser = vllm_version(), default_value = VllmVersion::default().name())]
     pub(super) vllm_version: VllmVersion,
     /// Show the mock's own metrics, mock_vllm:*, in /metrics: how late its tokens are

@@ -9,17 +9,17 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Replies (as vLLM)")]
 pub(super) struct OutputArgs {
-    /// Let the model call tools by itself (tool_choice "auto"): it does when the user's last message names one.
-    /// Needs --tool-call-parser
+    /// Let the model call tools by itself (tool_choice "auto"): it does if the user's last message names one. Needs
+    /// --tool-call-parser
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     enable_auto_tool_choice: bool,
-    /// How the model writes its calls: hermes is Qwen's way, any other name is taken for it too
+    /// Format of the model's tool calls: hermes, which is Qwen's; any other name means hermes too
     #[arg(long, value_name = "NAME")]
     tool_call_parser: Option<String>,
     /// Most log probabilities per token that a request may ask for; -1 = the whole vocabulary
     #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     max_logprobs: i64,
-    /// Write token_id:N for tokens in log probabilities
+    /// Write tokens as token_id:N in log probabilities
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     return_tokens_as_token_ids: bool,
     /// Tokens per frame of a stream; the first and the last frame do not wait
@@ -33,8 +33,10 @@ pub(super) struct OutputArgs {
 // === impl OutputArgs ===
 
 impl OutputArgs {
+    /// Converts the flags into the configuration of replies.
+    ///
     /// # Errors
-    /// For flags that contradict each other.
+    /// Fails if flags contradict each other.
     pub(super) fn into_config(self) -> Result<OutputConfig, String> {
         let Self {
             enable_auto_tool_choice,
@@ -47,10 +49,10 @@ impl OutputArgs {
         let tool_calling = match (enable_auto_tool_choice, tool_call_parser) {
             (true, None) => return Err("--enable-auto-tool-choice requires --tool-call-parser".to_owned()),
             (true, Some(_)) => ToolCalling::On,
-            // vLLM: without the switch the parser is not loaded.
+            // vLLM does not load the parser without the switch.
             (false, _) => ToolCalling::Off,
         };
-        // vLLM: anything but a positive number of seconds switches it off.
+        // In vLLM, only a positive number of seconds switches the comments on.
         let silence = Duration::try_from_secs_f64(sse_keep_alive_interval).ok();
         let keep_alive = KeepAlive(silence.filter(|silence| !silence.is_zero()));
         Ok(OutputConfig {

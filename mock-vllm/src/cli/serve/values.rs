@@ -1,4 +1,4 @@
-//! Values of flags: how their text becomes a number, a share or a model of time.
+//! Values of flags: parsers that turn their text into numbers, shares and times.
 
 use http::HeaderValue;
 use serde_json::{Map, Value};
@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HeaderList(pub(super) Vec<String>);
 
-/// vLLM's lists of one flag, which are JSON: `["*"]`.
+/// Parses the lists that vLLM takes as one JSON value: `["*"]`.
 pub(super) fn header_list(text: &str) -> Result<HeaderList, String> {
     let items: Vec<String> = serde_json::from_str(text)
         .map_err(|error| format!("{text} is not a JSON list of texts, like [\"*\"]: {error}"))?;
@@ -23,7 +23,7 @@ pub(super) fn jitter(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&jitter) { Ok(jitter) } else { Err("must be between 0 and 1".to_owned()) }
 }
 
-/// vLLM's counts for people: `k`, `m`, `g` are powers of 1000, `K`, `M`, `G` of 1024.
+/// Parses vLLM's human-readable counts: `k`, `m`, `g` are powers of 1000, `K`, `M`, `G` of 1024.
 pub(super) fn human_count(text: &str) -> Result<u32, String> {
     let count = human_number(text).ok_or_else(|| format!("{text} is not a count"))?;
     if count.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(&count) {
@@ -41,7 +41,7 @@ fn human_number(text: &str) -> Option<f64> {
     Some(digits.parse::<f64>().ok()? * factor)
 }
 
-/// A time with its unit, like `50ms`, `0.2ms`, `250us` or `1.5s`.
+/// Parses a time with its unit, like `50ms`, `0.2ms`, `250us` or `1.5s`.
 pub(super) fn span(text: &str) -> Result<Duration, String> {
     let units = [("ms", 1e-3), ("us", 1e-6), ("s", 1.0)];
     let unit = units.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, *factor)));
@@ -54,7 +54,7 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text} is not a time"))
 }
 
-/// A size in bytes, with the units of `human_count`.
+/// Parses a size in bytes, with the units of [`human_count`].
 pub(super) fn human_bytes(text: &str) -> Result<u64, String> {
     let bytes = human_number(text).ok_or_else(|| format!("{text} is not a number of bytes"))?;
     if !(bytes >= 1.0 && bytes < u64::MAX as f64) {
@@ -64,7 +64,7 @@ pub(super) fn human_bytes(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// A switch that is also an environment variable of vLLM's, where it is 0 or 1.
+/// Parses a switch that is also one of vLLM's environment variables, which are 0 or 1.
 pub(super) fn flag(text: &str) -> Result<bool, String> {
     match text {
         "0" | "false" => Ok(false),
@@ -73,7 +73,8 @@ pub(super) fn flag(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A flag that takes JSON, given any number of times: a whole object, or a `key=value` as the dialect makes of `--flag.key`.
+/// Merges a JSON flag that may be given several times: each value is a whole object, or a `key=value` that comes from
+/// `--flag.key`.
 pub(super) fn json_object(values: &[String]) -> Result<Map<String, Value>, String> {
     let mut object = Map::new();
     for text in values {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 const BLOCK_TYPES: &str = "'text', 'image', 'tool_use', 'tool_result', 'tool_reference', 'thinking', 'redacted_thinking', \
                            'tool_addition' or 'tool_removal'";
-/// Fields of a block, whatever its type: vLLM has one class for all of them.
+/// Fields of a block, whatever its type: vLLM has one class for all types.
 const TEXTS: [&str; 8] = ["text", "id", "tool_use_id", "name", "tool_name", "thinking", "signature", "data"];
 const OBJECTS: [&str; 2] = ["source", "input"];
 
@@ -28,11 +28,11 @@ pub(super) enum Content {
     Blocks(Vec<Block>),
 }
 
-/// What a block says to a model.
+/// Content block of a message, as far as a model sees it.
 #[derive(Debug)]
 pub(super) enum Block {
     Text(String),
-    /// Its URL.
+    /// URL of an image.
     Image(String),
     Thinking(String),
     ToolUse {
@@ -42,16 +42,16 @@ pub(super) enum Block {
     },
     ToolResult {
         tool_use_id: String,
-        /// A string, a list of objects, or null.
+        /// Content of the result: a string, a list of objects, or null.
         content: Value,
     },
-    /// Nothing, as redacted thinking or an empty text.
+    /// A block that adds nothing, like redacted thinking or an empty text.
     Silent,
     /// `tool_addition` or `tool_removal`
     ToolChange,
 }
 
-/// The checked messages; what is wrong is told to `fields`.
+/// Checks the messages, and reports to `fields` what is wrong.
 pub(super) fn messages(fields: &mut Fields) -> Vec<Message> {
     let list = fields
         .typed("messages", "list_type", "Input should be a valid list", |value| value.as_array().cloned());
@@ -60,13 +60,13 @@ pub(super) fn messages(fields: &mut Fields) -> Vec<Message> {
     checked.filter_map(|(message_idx, message)| check(fields, message_idx, message)).collect()
 }
 
-/// `system`; `None` without one.
+/// Checks `system`; `None` without one.
 pub(super) fn system(fields: &mut Fields) -> Option<Content> {
     let system = fields.raw("system")?.clone();
     content(fields, "system", system)
 }
 
-/// vLLM's `_convert_image_source_to_url`.
+/// Returns the URL of an image, like vLLM's `_convert_image_source_to_url`.
 pub(super) fn image_url(source: &Map<String, Value>) -> String {
     let text =
         |name: &str, default: &str| source.get(name).and_then(Value::as_str).unwrap_or(default).to_owned();
@@ -175,7 +175,7 @@ fn block(fields: &mut Fields, loc: &str, value: Value) -> Option<Block> {
     }
 }
 
-/// Whether the fields that any block may have are of their types.
+/// Returns whether all fields that a block may have are of their types.
 fn has_right_fields(fields: &mut Fields, loc: &str, block: &Map<String, Value>) -> bool {
     let mut is_right = true;
     let mut complain = |name: &str, (kind, message): (&'static str, &str), value: &Value| {

@@ -1,17 +1,18 @@
-//! Messages of the Messages API as the messages of a chat: vLLM's `_convert_system_message` and `_convert_messages`.
+//! Converts messages of the Messages API to messages of a chat, like vLLM's `_convert_system_message` and
+//! `_convert_messages`.
 
 use super::blocks::{Block, Content, Message, Role, image_url};
 use crate::python_text;
 use serde_json::{Value, json};
 
-/// vLLM drops texts of Claude Code's that begin with it: they differ from request to request.
+/// Beginning of texts of Claude Code's that vLLM drops, because they differ from request to request.
 const BILLING_HEADER: &str = "x-anthropic-billing-header";
 
-/// Where system messages within a conversation go.
+/// Place of system messages that come within a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LateSystem {
     InPlace,
-    /// Into the first message, for templates that take no other.
+    /// In the first message, for templates that take no later one.
     First,
 }
 
@@ -46,7 +47,7 @@ pub(super) fn chat_messages(
     converted
 }
 
-/// The texts of a system message.
+/// Joins the texts of a system message.
 fn system_text(content: &Content) -> String {
     let is_kept = |text: &&str| !text.starts_with(BILLING_HEADER);
     match content {
@@ -78,7 +79,7 @@ fn convert(message: &Message, converted: &mut Vec<Value>) {
                 let function = json!({"name": name, "arguments": input});
                 calls.push(json!({"id": id, "type": "function", "function": function}));
             }
-            // A result goes before what else its message says.
+            // A result goes before the rest of its message.
             Block::ToolResult { tool_use_id, content } if message.role == Role::User => {
                 tool_result(tool_use_id, content, converted);
             }
@@ -106,7 +107,7 @@ fn convert(message: &Message, converted: &mut Vec<Value>) {
     }
 }
 
-/// A result's text, then its images as a user's message, then the tools that it refers to.
+/// Converts a result: its text, then its images as a user's message, then the tools that it refers to.
 fn tool_result(tool_use_id: &str, content: &Value, converted: &mut Vec<Value>) {
     let (mut texts, mut images, mut references) = (Vec::new(), Vec::new(), Vec::new());
     for part in content.as_array().into_iter().flatten() {
@@ -138,7 +139,7 @@ fn image_part(url: &str) -> Value {
     json!({"type": "image_url", "image_url": {"url": url}})
 }
 
-/// `str(content) if content else ""`
+/// Python's `str(content) if content else ""`.
 fn python_str(content: &Value) -> String {
     match content {
         Value::Null => String::new(),

@@ -1,4 +1,4 @@
-//! A body of the Messages API as the chat that it asks for.
+//! Converts a body of the Messages API to the chat that it asks for.
 
 use super::blocks::{self, Block, Content, Message, Role};
 use super::chat::{LateSystem, chat_messages};
@@ -18,7 +18,7 @@ const BUDGET_MIN: i64 = 1_024;
 /// vLLM 0.33 `AnthropicEffort`
 const EFFORTS: [&str; 5] = ["low", "medium", "high", "xhigh", "max"];
 
-/// Whose body it is.
+/// Endpoint that a body is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Message,
@@ -31,7 +31,7 @@ pub(super) struct MessagesRequest {
     system: Option<Content>,
     messages: Vec<Message>,
     thinking: Thinking,
-    /// What of a chat's fields is known already.
+    /// Fields of the chat that are known already.
     chat: Map<String, Value>,
 }
 
@@ -44,8 +44,10 @@ enum Thinking {
 // === impl MessagesRequest ===
 
 impl MessagesRequest {
+    /// Checks the fields of a body.
+    ///
     /// # Errors
-    /// For fields that are missing or of the wrong type: these are told as the web framework tells them.
+    /// Fails for fields that are missing or of the wrong type, with the web framework's error.
     pub(super) fn parse(body: &[u8], purpose: Purpose) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let mut chat = Map::new();
@@ -70,8 +72,10 @@ impl MessagesRequest {
         Ok(Self { system, messages, thinking, chat })
     }
 
+    /// Completes the chat and checks it.
+    ///
     /// # Errors
-    /// What vLLM finds wrong with the chat.
+    /// Fails for what vLLM rejects in the chat.
     pub(super) fn into_chat(self, template: &ChatTemplate) -> Result<TextRequest, ApiError> {
         let Self { system, messages, thinking, mut chat } = self;
         let contents = { system.iter() }.chain(messages.iter().map(|message| &message.content));
@@ -94,7 +98,7 @@ impl MessagesRequest {
     }
 }
 
-/// Fields of a request for an answer; the limit on its tokens.
+/// Takes over the fields of a request for an answer, and returns the limit on its tokens.
 fn sampling(fields: &mut Fields, chat: &mut Map<String, Value>) -> Option<i64> {
     let max_tokens = fields.integer("max_tokens");
     let max_tokens = fields.required("max_tokens", max_tokens);
@@ -179,7 +183,7 @@ fn thinking(fields: &mut Fields, max_tokens: Option<i64>) -> Thinking {
     Thinking::Unsaid
 }
 
-/// `tools` and `tool_choice`, of which the choice says nothing without tools.
+/// Takes over `tools` and `tool_choice`; without tools the choice has no meaning.
 fn tools(fields: &mut Fields, chat: &mut Map<String, Value>) {
     let choice = tool_choice(fields);
     let list =
@@ -197,7 +201,7 @@ fn tools(fields: &mut Fields, chat: &mut Map<String, Value>) {
     }
 }
 
-/// As a chat says it, and whether several calls are welcome.
+/// Returns the choice in a chat's form, and whether the model may make several calls.
 fn tool_choice(fields: &mut Fields) -> Option<(Value, bool)> {
     let choice = fields.object("tool_choice")?;
     let name = choice.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
@@ -250,7 +254,7 @@ fn function(fields: &mut Fields, loc: &str, tool: Value) -> Option<Value> {
     Some(json!({"type": "function", "function": function}))
 }
 
-/// vLLM's probe: whether the template renders a system message that is not the first, with tools and without.
+/// Runs vLLM's probe: whether the template renders a system message that is not the first, with tools and without.
 fn takes_late_system(template: &ChatTemplate) -> bool {
     let messages: Vec<_> =
         ["system", "user", "system", "user"].map(|role| ChatMessage::new(role, "t")).into();
@@ -258,7 +262,7 @@ fn takes_late_system(template: &ChatTemplate) -> bool {
     [None, Some(Vec::new())].into_iter().all(|tools| template.render(&probe(tools)).is_ok())
 }
 
-/// vLLM's probe: `none`, unless the template rejects it or renders it as it does one of the efforts.
+/// Runs vLLM's probe: returns `none`, unless the template rejects it or renders it like one of the efforts.
 fn disabled_thinking_effort(template: &ChatTemplate) -> &'static str {
     let probe = |effort: &str| {
         let variables = json!({

@@ -1,4 +1,5 @@
-//! What the Messages API answers: a message whole, or as events that start, fill and stop one content block after another.
+//! Answers of the Messages API: a message whole, or as events that start, fill and stop one content block after
+//! another.
 
 use super::error_body;
 use crate::http::answer::Answer;
@@ -18,10 +19,10 @@ pub(super) struct MessageAnswer {
     answer: Answer,
     reader: ReplyReader,
     stage: Stage,
-    /// Of the open block, or of the next one.
+    /// Index of the open block, or else of the next one.
     block_idx: usize,
     finish: Finish,
-    /// What the last call was given, once there is a call.
+    /// Arguments of the last call so far; `None` before the first call.
     arguments: Option<String>,
 }
 
@@ -115,7 +116,7 @@ impl Events for MessageAnswer {
         };
         let (stop_reason, stop_sequence) = stop_reason(&finish, calls);
         let mut content: Vec<Value> = Vec::new();
-        // An empty reply is one empty text.
+        // An empty reply becomes one empty text.
         if !text.is_empty() || tool_calls.is_empty() {
             content.push(json!({"type": "text", "text": text}));
         }
@@ -182,7 +183,7 @@ impl Events for MessageAnswer {
     }
 }
 
-/// How far the calls of a reply came.
+/// State of the calls in a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Calls {
     None,
@@ -190,7 +191,7 @@ enum Calls {
     Complete,
 }
 
-/// vLLM's `_to_anthropic_stop_reason`: the reason, and the stop sequence that was met.
+/// Returns the reason, and the stop sequence that was met, like vLLM's `_to_anthropic_stop_reason`.
 fn stop_reason(finish: &Finish, calls: Calls) -> (Option<&'static str>, Option<&str>) {
     match (finish.reason, calls, &finish.stop_reason) {
         ("length", _, _) => (Some("max_tokens"), None),
@@ -202,7 +203,7 @@ fn stop_reason(finish: &Finish, calls: Calls) -> (Option<&'static str>, Option<&
     }
 }
 
-/// What the cache had and what is new in it are no input tokens here.
+/// Writes the counts. Input tokens include neither what the cache had nor what is new in it.
 fn usage(usage: Usage) -> Value {
     let Usage { prompt_tokens, completion_tokens, details } = usage;
     let (read, created) = match details {

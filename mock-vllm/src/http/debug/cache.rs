@@ -1,4 +1,4 @@
-//! The block pool as JSON: which blocks are held or cached, by whom, and which are reused next.
+//! The block pool as JSON: which blocks are held or cached, which requests hold them, and which are reused next.
 
 use super::super::Pod;
 use super::super::error::ApiError;
@@ -9,15 +9,15 @@ use vllm_engine::block_pool::{BlockIdx, BlockPool};
 use vllm_engine::engine::EngineStats;
 use vllm_engine::engine::inspect::{LiveState, LiveView};
 
-/// Of the blocks, of the free queue and of the requests, unless `?limit=` says otherwise.
+/// Most entries of the lists of blocks, free blocks and requests, unless `?limit=` says otherwise.
 const DEFAULT_LIMIT: usize = 1_000;
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CacheQuery {
-    /// Most entries of each list; what is left off is counted.
+    /// Most entries of each list; the rest is counted.
     limit: Option<usize>,
-    /// `?summary=true`: numbers only.
+    /// `?summary=true`: show numbers only.
     #[serde(default)]
     summary: bool,
 }
@@ -34,20 +34,21 @@ pub(super) struct CacheView {
     lists: Option<Lists>,
 }
 
-/// Blocks, without the null block.
+/// Counts of blocks, without the null block.
 #[derive(Debug, Serialize)]
 struct PoolCounts {
     usable: u32,
-    /// By live requests.
+    /// Blocks that live requests hold.
     held: u32,
-    /// By nobody, cached ones included.
+    /// Blocks that no request holds, cached ones included.
     free: u32,
-    /// With a hash: a look-up may find them.
+    /// Blocks with a hash, so that a look-up may find them.
     cached: u32,
     cached_and_free: u32,
-    /// Contents that are cached: some are in several blocks, as requests computed them at the same time or without a look.
+    /// Different contents of the cached blocks. Several blocks may have the same content, if requests computed it at
+    /// the same time or without a look-up.
     cached_contents: u32,
-    /// As in `vllm:kv_cache_usage_perc`.
+    /// Share of the blocks in use, like `vllm:kv_cache_usage_perc`.
     usage: f64,
 }
 
@@ -64,18 +65,18 @@ struct Counters {
 #[derive(Debug, Serialize)]
 struct RequestCounts {
     running: usize,
-    /// The deferred ones included.
+    /// Waiting requests, the deferred ones included.
     waiting: usize,
     deferred: usize,
 }
 
 #[derive(Debug, Serialize)]
 struct Lists {
-    /// In order of arrival.
+    /// Live requests in order of arrival.
     live: Vec<Request>,
-    /// Held or cached, in order of index.
+    /// Blocks that are held or cached, in order of index.
     blocks: Vec<Block>,
-    /// Free blocks, the one that is reused next first.
+    /// Free blocks; the one that is reused next comes first.
     free_queue: Vec<BlockIdx>,
     left_off: LeftOff,
 }
@@ -89,22 +90,22 @@ struct LeftOff {
 
 #[derive(Debug, Serialize)]
 struct Request {
-    /// Null when its client has gone and the step that computes it has not ended.
+    /// Id of the request; null if its client has gone while a step computes it.
     request_id: Option<String>,
     state: &'static str,
     prompt_tokens: usize,
     output_tokens: u32,
     computed_tokens: u32,
-    /// In order of position.
+    /// Blocks in order of position.
     blocks: Vec<BlockIdx>,
 }
 
 #[derive(Debug, Serialize)]
 struct Block {
     block: BlockIdx,
-    /// Null while it is not full, or not in the cache.
+    /// Hash of the block; null if the block is not full or not in the cache.
     hash: Option<String>,
-    /// As KV events name it.
+    /// Hash by which KV events name the block.
     event_hash: Option<u64>,
     /// Tokens whose KV it holds.
     tokens: u32,
@@ -113,15 +114,17 @@ struct Block {
     held_by: Vec<String>,
 }
 
-/// Who holds a block.
+/// Requests that hold a block.
 #[derive(Debug, Default)]
 struct Holders<'a> {
     request_ids: Vec<&'a str>,
     n_tokens: u32,
 }
 
+/// Shows the block pool.
+///
 /// # Errors
-/// When the engine is dead.
+/// Fails if the engine is dead.
 pub(super) async fn show(pod: &Pod, query: CacheQuery) -> Result<CacheView, ApiError> {
     let pod_name = pod.config.pod_name.clone();
     let look = move |view: EngineView<'_>| CacheView::new(pod_name, view, query);

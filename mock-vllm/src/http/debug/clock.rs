@@ -58,7 +58,7 @@ pub(super) fn show(clock: &Clock) -> ClockView {
 }
 
 /// # Errors
-/// When the clock is the wall's, the body does not say how far, that is in the past, or nothing comes of it.
+/// Fails if the clock is the wall's, the body does not say how far, that is in the past, or nothing comes of it.
 pub(super) async fn advance(clock: &Clock, body: &[u8]) -> Result<ClockView, ApiError> {
     let timeline = detached(clock)?;
     let raw: RawAdvance = parse(body)?;
@@ -71,7 +71,7 @@ pub(super) async fn advance(clock: &Clock, body: &[u8]) -> Result<ClockView, Api
 }
 
 /// # Errors
-/// When the clock does not wait for clients, or the body does not say for how many.
+/// Fails if the clock does not wait for clients, or the body does not say for how many.
 pub(super) fn set(clock: &Clock, body: &[u8]) -> Result<ClockView, ApiError> {
     let timeline = detached(clock)?;
     let RawSettings { clients } = parse(body)?;

@@ -1,4 +1,4 @@
-//! What a prompt would find in the prefix cache if it were admitted now.
+//! Finds the part of a prompt that the prefix cache would have if the prompt were admitted now.
 
 use super::super::Pod;
 use super::super::body::Fields;
@@ -19,11 +19,11 @@ pub(super) struct Lookup {
     pod: String,
     #[serde(flatten)]
     hit: PrefixHit,
-    /// In order of position, as `/debug/cache` numbers them.
+    /// Blocks in order of position, with the numbers of `/debug/cache`.
     blocks: Vec<BlockIdx>,
 }
 
-/// What the body asks about.
+/// Prompt that the body asks about.
 #[derive(Debug)]
 struct Question {
     model: Option<String>,
@@ -32,10 +32,11 @@ struct Question {
     cache_reading: CacheReading,
 }
 
-/// `body` is that of a chat or of a completion, or `{"prompt_token_ids": [..]}` with `model` and `cache_salt` if need be.
+/// Looks a prompt up. `body` is the body of a chat or of a completion, or `{"prompt_token_ids": [..]}`, optionally with
+/// `model` and `cache_salt`.
 ///
 /// # Errors
-/// What the endpoint of the request would refuse before it counts the prompt's tokens; when the engine is dead.
+/// Fails for what the request's endpoint rejects before it counts the prompt's tokens, and if the engine is dead.
 pub(super) async fn look_up(pod: Arc<Pod>, body: Bytes) -> Result<Lookup, ApiError> {
     let dead = |_dead| ApiError::engine_dead();
     let config = pod.driver.inspect(|view| view.engine.config().clone()).await.map_err(dead)?;

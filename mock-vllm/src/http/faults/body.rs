@@ -1,4 +1,4 @@
-//! Answers that break off: streams are cut between their frames, plain answers in the middle.
+//! Answers that break off: streams are cut between frames, plain answers in the middle.
 
 use crate::driver::clock::Clock;
 use crate::faults::socket::Connection;
@@ -12,45 +12,45 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-/// What happens at a cut.
+/// Effect of a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cut {
-    /// For ever unless there is a delay.
+    /// Wait for this time; `None` waits for ever.
     Stall(Option<Duration>),
     Reset,
     Close,
 }
 
-/// What cutting needs of the outside.
+/// Clock and connection that a cut works on.
 #[derive(Clone, Debug)]
 pub(super) struct Cutting {
     pub(super) clock: Clock,
-    /// `None` where there is no socket.
+    /// Connection of the answer; `None` without a socket.
     pub(super) connection: Option<Connection>,
 }
 
 struct CutStream {
     frames: BodyDataStream,
-    /// Of the last frame, what was not sent yet.
+    /// Events of the last frame that were not sent yet.
     events: VecDeque<Bytes>,
-    /// After how many tokens, in order.
+    /// Cuts in order, each with the number of tokens before it.
     cuts: VecDeque<(u32, Cut)>,
     n_tokens: u32,
     cutting: Cutting,
 }
 
-/// Cuts between events: what carries a choice, and not only its role, is a token.
+/// Cuts a stream between events. An event that carries a choice, and not only its role, counts as a token.
 pub(super) fn cut_stream(response: Response, cuts: Vec<(u32, Cut)>, cutting: &Cutting) -> Response {
     let (parts, body) = response.into_parts();
     Response::from_parts(parts, CutStream::new(body, cuts, cutting).into_body())
 }
 
-/// Cuts after no token come before the head, all others in the middle of the body.
+/// Cuts a plain answer. Cuts after no token come before the head, all others in the middle of the body.
 pub(super) async fn cut_plain(response: Response, cuts: Vec<(u32, Cut)>, cutting: &Cutting) -> Response {
     let (before, amid): (Vec<_>, Vec<_>) = cuts.into_iter().partition(|(tokens, _)| *tokens == 0);
     for (_, cut) in before {
         if cutting.carry_out(cut).await.is_err() {
-            // Nobody is there to read it, once there is a connection to cut.
+            // The connection is cut, so that no client reads this response.
             return response;
         }
     }
@@ -66,7 +66,7 @@ pub(super) async fn cut_plain(response: Response, cuts: Vec<(u32, Cut)>, cutting
     Response::from_parts(parts, CutStream::new(Body::from_stream(frames), cuts, cutting).into_body())
 }
 
-/// The same body, declared longer or shorter than it is by `off` bytes.
+/// Declares the body longer or shorter than it is, by `off` bytes.
 pub(super) async fn with_wrong_length(response: Response, off: i64, cutting: &Cutting) -> Response {
     let (mut parts, body) = response.into_parts();
     let bytes = whole(body).await;
@@ -81,12 +81,12 @@ pub(super) async fn with_wrong_length(response: Response, off: i64, cutting: &Cu
         }
         Ok::<_, io::Error>(within)
     });
-    // A body that is too short ends the connection: what there is of it has to be written before.
+    // A body that is too short ends the connection: its bytes must be written before.
     let end = futures::stream::once(async {
         tokio::task::yield_now().await;
         Ok(Bytes::new())
     });
-    // A stream has no length of its own that the server would hold against the header's.
+    // A stream has no length of its own that the server would compare with the header.
     Response::from_parts(parts, Body::from_stream(body.chain(end)))
 }
 
@@ -116,7 +116,7 @@ impl CutStream {
 
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         while let Some((_, cut)) = self.cuts.pop_front_if(|(tokens, _)| *tokens <= self.n_tokens) {
-            // Lets the server write what it has: a body that waits is flushed.
+            // Lets the server write what it has: it flushes when the body waits.
             tokio::task::yield_now().await;
             if let Err(error) = self.cutting.carry_out(cut).await {
                 return Some(Err(error));
@@ -134,13 +134,13 @@ impl CutStream {
     }
 }
 
-/// A frame carries all events that had come.
+/// Splits a frame, which carries all events that had arrived.
 fn events(frame: &Bytes) -> VecDeque<Bytes> {
     let Ok(text) = std::str::from_utf8(frame) else { return VecDeque::from([frame.clone()]) };
     text.split_inclusive("\n\n").map(|event| frame.slice_ref(event.as_bytes())).collect()
 }
 
-/// What is no event of a stream counts as one token.
+/// Returns true for a token. Anything that is not an event of a stream counts as one.
 fn is_token(event: &Bytes) -> bool {
     let text = std::str::from_utf8(event).unwrap_or_default();
     !text.starts_with("data: ") || (text.contains("\"choices\":[{") && !text.contains("\"delta\":{\"role\""))
@@ -149,8 +149,10 @@ fn is_token(event: &Bytes) -> bool {
 // === impl Cutting ===
 
 impl Cutting {
+    /// Carries out a cut.
+    ///
     /// # Errors
-    /// When nothing may be sent any more.
+    /// Fails if nothing may be sent any more.
     async fn carry_out(&self, cut: Cut) -> io::Result<()> {
         match cut {
             Cut::Stall(Some(delay)) => {
@@ -169,7 +171,7 @@ impl Cutting {
                 }
             }
         }
-        // The connection's task sees that it is cut.
+        // Lets the connection's task see that it is cut.
         tokio::task::yield_now().await;
         Err(io::Error::other("cut off by a fault"))
     }

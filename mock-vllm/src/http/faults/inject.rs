@@ -1,4 +1,4 @@
-//! Carries out the faults of requests. A request without one pays for a flag and a header that is not there.
+//! Carries out the faults of requests. A request without one costs a look at a flag and at a header that is missing.
 
 use super::super::Pod;
 use super::super::error::{self, ApiError};
@@ -14,9 +14,9 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Faults of this request; on an answer, those that it has.
+/// Faults of this request; in an answer, those that the answer has.
 const FAULT_HEADER: HeaderName = HeaderName::from_static("x-mock-vllm-fault");
-/// Of an overloaded server that does not know better.
+/// Value of an overloaded server that knows no better one.
 const DEFAULT_RETRY: Duration = Duration::from_secs(1);
 
 pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Request, next: Next) -> Response {
@@ -33,8 +33,9 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
     if rules.iter().any(|rule| matches!(rule.fault, Fault::Crash {})) {
         tracing::error!(pod = %pod.config.pod_name, "Crashing, as a fault says");
         pod.faults.kill();
-        // Nobody gets it: its connection is cut, and notices with the first byte that it writes. Waiting instead would leave a
-        // connection open whose request has come in part, as nothing reads on for a handler that does not ask.
+        // The client does not get this answer: its connection is cut, and notices at the first byte that it writes. If
+        // the handler waited instead, a connection whose request has come only in part would stay open, because nothing
+        // reads on for a handler that does not ask.
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     let early = rules.iter().find_map(|rule| match &rule.fault {
@@ -59,13 +60,13 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
     if rules.is_empty() {
         return response;
     }
-    // What is done to its bytes comes last.
+    // Faults change the final bytes, so the answer is converted first.
     let mut response = error::dated(response, pod.config.version);
     response.extensions_mut().remove::<ApiError>();
     spoil(response, &rules, &Cutting { clock: pod.faults.clock().clone(), connection }).await
 }
 
-/// Those of the pod that hit this request, then its own.
+/// Returns the pod's rules that hit this request, then the request's own.
 fn rules(pod: &Pod, request: &Request, endpoints: Endpoints) -> Result<Vec<Rule>, ApiError> {
     let mut rules: Vec<Rule> = pod.faults.starts_slowly().iter().map(|active| active.rule.clone()).collect();
     if rules.is_empty() {
@@ -81,7 +82,7 @@ fn rules(pod: &Pod, request: &Request, endpoints: Endpoints) -> Result<Vec<Rule>
     Ok(rules)
 }
 
-/// The answer with what the rules do to its bytes.
+/// Changes the answer's bytes as the rules say.
 async fn spoil(mut response: Response, rules: &[Rule], cutting: &Cutting) -> Response {
     let told = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     if let Ok(told) = HeaderValue::try_from(told) {

@@ -1,10 +1,10 @@
-//! Faults that no request carries: memory that is taken, and metrics that freeze at their moment.
+//! Faults that do not belong to a request: KV blocks that are taken, and metrics that freeze at their time.
 
 use super::super::Pod;
 use std::sync::Arc;
 use vllm_engine::engine::Engine;
 
-/// Keeps the engine's reserved blocks and frozen pages as the rules want them, for as long as the pod is served.
+/// Keeps the engine's reserved blocks and the frozen pages as the rules ask, as long as the pod is served.
 pub async fn keep(pod: Arc<Pod>) {
     let mut changed = pod.faults.watch();
     let mut reserved_share = 0.0;

@@ -1,10 +1,10 @@
-//! What a message may look like. vLLM's type is a union of eight, and a message that fits none is told what each of them
-//! misses in it: the errors of pydantic 2 for vLLM 0.33.
+//! Checks the shape of messages. vLLM's type is a union of eight, and for a message that fits none of them the error
+//! lists what each of them misses: the errors of pydantic 2 for vLLM 0.33.
 
 use super::super::body::Fields;
 use serde_json::{Map, Value};
 
-/// One type of the union; its fields in the order in which pydantic checks them.
+/// One type of the union, with its fields in the order in which pydantic checks them.
 struct Shape {
     name: &'static str,
     fields: &'static [Field],
@@ -22,14 +22,14 @@ enum Presence {
     Optional,
 }
 
-/// A field is right when one of its kinds is.
+/// Kind of value. A field is right if its value is of one of the field's kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Text,
     Iterable,
     List,
     Null,
-    /// This text, in Python's quotes.
+    /// A fixed text, in Python's quotes.
     Literal(&'static str),
 }
 
@@ -95,14 +95,14 @@ const fn plain_fields(role: &'static [Kind]) -> [Field; 3] {
     ]
 }
 
-/// The messages, each of a right shape; `None` when `fields` have errors.
+/// Checks the messages; `None` if `fields` have errors.
 pub(super) fn messages(fields: &mut Fields) -> Option<Vec<Map<String, Value>>> {
     let messages = fields
         .typed("messages", "list_type", "Input should be a valid list", |value| value.as_array().cloned());
     let messages = fields.required("messages", messages)?;
     let checked =
         messages.into_iter().enumerate().map(|(message_idx, message)| check(fields, message_idx, message));
-    // Every message is looked at before the first bad one ends it.
+    // All messages are checked before the first bad one ends the request.
     let checked: Vec<Option<Map<String, Value>>> = checked.collect();
     checked.into_iter().collect()
 }
@@ -120,7 +120,7 @@ fn check(fields: &mut Fields, message_idx: usize, message: Value) -> Option<Map<
         }
         return None;
     };
-    // vLLM reads the older name as the newer one.
+    // vLLM treats the older name like the newer one.
     if let Some(reasoning) = message.remove("reasoning_content").filter(|reasoning| !reasoning.is_null()) {
         let is_set = message.get("reasoning").is_some_and(|reasoning| !reasoning.is_null());
         if !is_set {
@@ -148,7 +148,7 @@ impl Field {
         }
     }
 
-    /// An error for each kind that the value is not of.
+    /// Reports an error for each kind, if the value fits none.
     fn tell(&self, fields: &mut Fields, loc: &str, message: &Map<String, Value>) {
         if self.fits(message) {
             return;

@@ -1,12 +1,12 @@
-//! `tools` and `tool_calls`, as templates get them.
+//! `tools` and `tool_calls`, in the form that templates get.
 
 use super::super::body::Fields;
 use super::super::error::ApiError;
 use serde_json::{Map, Value};
 use vllm_engine::vllm_version::VllmVersion;
 
-/// vLLM's `model_dump` of each tool: its fields in the order of their declaration, the absent ones as null. `None` without the
-/// field, or when it has errors.
+/// Dumps each tool like vLLM's `model_dump`: fields in the order of their declaration, absent ones as null. Returns
+/// `None` if the field is missing or has errors.
 pub(super) fn declared(fields: &mut Fields, version: VllmVersion) -> Option<Vec<Value>> {
     let tools = fields
         .typed("tools", "list_type", "Input should be a valid list", |value| value.as_array().cloned())?;
@@ -18,10 +18,10 @@ pub(super) fn declared(fields: &mut Fields, version: VllmVersion) -> Option<Vec<
     dumped.into_iter().collect()
 }
 
-/// The calls of an assistant's message with their arguments as objects; `None` without any.
+/// Parses the arguments of an assistant's calls into objects; `None` without calls.
 ///
 /// # Errors
-/// For calls of something else than functions.
+/// Fails for calls of anything but functions.
 pub(super) fn called(calls: Option<Value>) -> Result<Option<Value>, ApiError> {
     let Some(Value::Array(mut calls)) = calls else { return Ok(None) };
     for call in &mut calls {
@@ -33,7 +33,7 @@ pub(super) fn called(calls: Option<Value>) -> Result<Option<Value>, ApiError> {
             let message = "chat completions only support assistant tool_calls of type 'function'.";
             return Err(call_error(message));
         };
-        // What is no object would fail every later turn too, so vLLM goes on without it.
+        // vLLM drops arguments that are not an object: they would make every later turn fail too.
         let arguments = match function.get("arguments") {
             Some(Value::String(text)) => serde_json::from_str(text).ok().filter(Value::is_object),
             Some(arguments) if arguments.is_object() => Some(arguments.clone()),
@@ -117,7 +117,7 @@ fn declared_function(
         [("name", name.unwrap_or_default()), ("description", description), ("parameters", parameters)];
     let mut dumped = Map::from_iter(declared.map(|(name, value)| (name.to_owned(), value)));
     match version {
-        // Those of its fields that are set.
+        // Only the fields that are set.
         VllmVersion::V0_33 => {
             let set = |name: &'static str| {
                 let value = function.shift_remove(name).filter(|value| !value.is_null())?;
@@ -125,7 +125,7 @@ fn declared_function(
             };
             dumped.extend(["strict", "defer_loading"].into_iter().filter_map(set));
         }
-        // Whatever else there is.
+        // All other fields.
         VllmVersion::V0_8 | VllmVersion::V0_11 => dumped.extend(function),
     }
     Some(dumped)

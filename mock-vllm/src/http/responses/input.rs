@@ -1,4 +1,4 @@
-//! A body of `/v1/responses` as the chat that it asks for, and as what the answer repeats of it.
+//! Converts a body of `/v1/responses` to the chat that it asks for, and to the fields that the answer repeats.
 
 use super::items::Conversation;
 use super::output::Told;
@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Fields that a chat has by the same name.
+/// Fields that a chat has under the same name.
 const SHARED: [&str; 21] = [
     "cache_salt",
     "chat_template_kwargs",
@@ -46,8 +46,10 @@ pub(super) struct ResponsesRequest {
 // === impl ResponsesRequest ===
 
 impl ResponsesRequest {
+    /// Reads a body.
+    ///
     /// # Errors
-    /// For fields that are missing or of the wrong type, and for what needs a store of responses.
+    /// Fails for fields that are missing or of the wrong type, and for what needs stored responses.
     pub(super) fn parse(
         body: &[u8],
         version: VllmVersion,
@@ -83,7 +85,7 @@ impl ResponsesRequest {
             set("add_generation_prompt", Some(false.into()));
         }
         if !tools.declared.is_empty() {
-            // Without a parser the tools are in the prompt, and whatever the model writes is text.
+            // Without a parser the tools are in the prompt, and everything that the model writes is text.
             let choice = match tool_calling {
                 ToolCalling::Off => Some("none".into()),
                 ToolCalling::On => tools.chat_choice()?,
@@ -100,7 +102,7 @@ impl ResponsesRequest {
     }
 }
 
-/// vLLM without `VLLM_ENABLE_RESPONSES_API_STORE`.
+/// Error of vLLM without `VLLM_ENABLE_RESPONSES_API_STORE`.
 pub(super) fn not_stored(id: &str) -> ApiError {
     ApiError {
         status: StatusCode::NOT_FOUND,
@@ -129,7 +131,7 @@ fn refuse_stored_forms(fields: &Fields) -> Result<(), ApiError> {
     Err(ApiError { kind, ..ApiError::bad_request(message, Some("background")) })
 }
 
-/// `text.format` is flat, unlike `response_format`.
+/// Converts `text.format`, which is flat, to `response_format`, which is not.
 fn constraint(fields: &Fields, format: Option<Value>) -> Result<Option<Value>, ApiError> {
     let Some(mut format) = format.filter(|format| !format.is_null()) else { return Ok(None) };
     if fields.has("structured_outputs") {

@@ -1,5 +1,5 @@
-//! The items of `input` as the messages of a chat. One message may be told in several items: what an assistant thought, said
-//! and called goes into one as long as nothing of it is said twice.
+//! Converts the items of `input` to the messages of a chat. Several items may form one message: an assistant's
+//! reasoning, text and calls go into one message unless a part comes twice.
 
 use crate::http::body::Fields;
 use crate::http::error::ApiError;
@@ -7,24 +7,24 @@ use serde_json::{Map, Value, json};
 
 const ROLES: [&str; 4] = ["user", "assistant", "system", "developer"];
 
-/// What an input becomes.
+/// Messages of an input.
 #[derive(Debug)]
 pub(super) struct Conversation {
     pub(super) messages: Vec<Map<String, Value>>,
-    /// The last message is cut off, and the reply goes on with it.
+    /// True if the last message is cut off, so that the reply continues it.
     pub(super) continues: bool,
 }
 
-/// One item, checked.
+/// One checked item.
 enum Item {
     Message(Map<String, Value>),
     AssistantText(String),
     Reasoning(String),
-    /// As a chat has it in `tool_calls`.
+    /// A call, as a chat has it in `tool_calls`.
     Call(Value),
 }
 
-/// Where an item is in the body, and what is wrong with it.
+/// Place of an item in the body, with the errors found so far.
 struct Place<'a> {
     fields: &'a mut Fields,
     loc: String,
@@ -33,10 +33,10 @@ struct Place<'a> {
 // === impl Conversation ===
 
 impl Conversation {
-    /// `None` when `fields` have errors.
+    /// Converts `input`; `None` if `fields` have errors.
     ///
     /// # Errors
-    /// For items of a right shape that vLLM makes nothing of.
+    /// Fails for items of a right shape that vLLM cannot use.
     pub(super) fn of_input(fields: &mut Fields) -> Result<Option<Self>, ApiError> {
         let input = fields.raw("input").cloned();
         let mut conversation = Self { messages: Vec::new(), continues: false };
@@ -70,7 +70,7 @@ impl Conversation {
         }
     }
 
-    /// Puts `value` into the assistant's last message, or into a new one when that has such a field.
+    /// Puts `value` into the assistant's last message, or into a new one if that already has the field.
     fn tell(&mut self, field: &str, value: Value) {
         let has_it = |last: &mut Map<String, Value>| last.get(field).is_some_and(|told| !told.is_null());
         if self.assistant().is_none_or(has_it) {
@@ -80,7 +80,7 @@ impl Conversation {
         last.insert(field.to_owned(), value);
     }
 
-    /// The last message when it is the assistant's.
+    /// Returns the last message if it is the assistant's.
     fn assistant(&mut self) -> Option<&mut Map<String, Value>> {
         self.messages.last_mut().filter(|last| last.get("role").is_some_and(|role| role == "assistant"))
     }
@@ -132,7 +132,7 @@ impl Place<'_> {
         }
     }
 
-    /// A call, whose arguments are the field `payload`.
+    /// Reads a call. The field `payload` has its arguments.
     fn call(&mut self, item: &Map<String, Value>, payload: &str) -> Option<Item> {
         let [call_id, name, arguments] = ["call_id", "name", payload].map(|field| self.text(item, field));
         let (call_id, name, arguments) = (call_id?, name?, arguments?);
@@ -175,7 +175,7 @@ impl Place<'_> {
         Ok(Some(Item::Reasoning({ texts }.next().unwrap_or_default())))
     }
 
-    /// A required field that is a string.
+    /// Reads a required field that is a string.
     fn text(&mut self, item: &Map<String, Value>, field: &str) -> Option<String> {
         match item.get(field) {
             Some(Value::String(text)) => return Some(text.clone()),
@@ -185,7 +185,7 @@ impl Place<'_> {
         None
     }
 
-    /// A required field that is a string or a list of parts.
+    /// Reads a required field that is a string or a list of parts.
     fn content(&mut self, item: &Map<String, Value>, field: &str) -> Option<Value> {
         match item.get(field) {
             Some(content @ Value::String(_)) => return Some(content.clone()),
@@ -230,7 +230,7 @@ fn message(role: &str, content: Value) -> Map<String, Value> {
     Map::from_iter([("role".to_owned(), role.into()), ("content".to_owned(), content)])
 }
 
-/// vLLM's `should_continue_final_message`.
+/// Decides like vLLM's `should_continue_final_message`.
 fn is_cut_off(item: &Value) -> bool {
     let is = |field: &str, values: [&str; 2]| {
         item.get(field).and_then(Value::as_str).is_some_and(|value| values.contains(&value))

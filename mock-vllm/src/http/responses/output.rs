@@ -9,31 +9,31 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 
-/// What a response repeats of its request.
+/// Fields of its request that a response repeats.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
-    /// Fields and what they are when they are absent.
+    /// Fields with their values, or with the defaults of absent ones.
     fields: Map<String, Value>,
     callees: HashMap<String, Callee>,
     request_id: Option<String>,
 }
 
-/// A response, whatever its output is by now.
+/// A response without its output.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     told: Told,
-    /// With its prefix.
+    /// Id of the response, with its prefix.
     pub(super) id: String,
     message_id: String,
     created_at: u64,
     model: String,
     n_prompt_tokens: usize,
     max_tokens: u32,
-    /// `None` without a prefix cache.
+    /// Block size; `None` without a prefix cache.
     block_size: Option<NonZeroU32>,
 }
 
-/// What the output of a response is cut short by.
+/// State of a response or of one of its items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     InProgress,
@@ -103,23 +103,23 @@ impl Head {
         &self.message_id
     }
 
-    /// The object as it is at the end.
+    /// Returns the object at the end.
     pub(super) fn ended(&self, status: Status, output: Vec<Value>, choice: &Choice) -> Value {
         self.object(status, output.into(), self.usage(choice))
     }
 
-    /// The object as it is before there is an output.
+    /// Returns the object before there is an output.
     pub(super) fn begun(&self) -> Value {
         self.object(Status::InProgress, json!([]), Value::Null)
     }
 
-    /// Who is called by the name of a call.
+    /// Returns the tool that a call's name stands for.
     pub(super) fn callee(&self, name: &str) -> Callee {
         let unknown = || Callee::Function { name: name.to_owned(), namespace: None };
         self.told.callees.get(name).cloned().unwrap_or_else(unknown)
     }
 
-    /// The item of a call.
+    /// Makes the item of a call.
     pub(super) fn call_item(&self, call: &ToolCall, status: Status) -> Value {
         let ToolCall { id: call_id, function: FunctionCall { name, arguments }, .. } = call;
         let callee = self.callee(name);
@@ -198,7 +198,7 @@ impl Head {
 // === impl Status ===
 
 impl Status {
-    /// `finish` is the engine's reason.
+    /// Converts the engine's finish reason.
     pub(super) fn ended_by(finish: &str) -> Self {
         if finish == "length" { Self::Incomplete } else { Self::Completed }
     }
@@ -216,7 +216,7 @@ pub(super) fn text_part(text: &str) -> Value {
     json!({"annotations": [], "text": text, "type": "output_text", "logprobs": null})
 }
 
-/// A message of `text`, which has no part when there is none.
+/// Makes a message of `text`; an empty text makes no part.
 pub(super) fn message_item(id: &str, text: &str, status: Status) -> Value {
     let content = if text.is_empty() { json!([]) } else { json!([text_part(text)]) };
     json!({
@@ -229,7 +229,7 @@ pub(super) fn message_item(id: &str, text: &str, status: Status) -> Value {
     })
 }
 
-/// The item of a call of `callee`, by the name that the model was shown.
+/// Makes the item of a call of `callee`, whose name in the prompt is `shown_name`.
 pub(super) fn call_item(
     callee: &Callee,
     shown_name: &str,
@@ -258,7 +258,7 @@ pub(super) fn call_item(
     }
 }
 
-/// The id of a call's item, which differs from the call's own by its prefix.
+/// Returns the id of a call's item, which differs from the call's own id by its prefix.
 pub(super) fn item_id(callee: &Callee, call_id: &str) -> String {
     let prefix = match callee {
         Callee::Function { .. } => "fc",
@@ -267,7 +267,7 @@ pub(super) fn item_id(callee: &Callee, call_id: &str) -> String {
     format!("{prefix}_{}", call_id.rsplit('-').next().unwrap_or_default())
 }
 
-/// The text that a custom tool takes, of arguments that are whole; other arguments are taken as they are.
+/// Returns the text for a custom tool from complete arguments; arguments of another form are taken unchanged.
 pub(super) fn custom_input(arguments: &str) -> String {
     let parsed: Option<Value> = serde_json::from_str(arguments).ok();
     let input = parsed.as_ref().and_then(|parsed| parsed.get("input")?.as_str());

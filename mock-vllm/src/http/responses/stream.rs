@@ -17,7 +17,7 @@ pub(super) struct Progress {
     /// Items that are done.
     output: Vec<Value>,
     finish: &'static str,
-    /// Of the next event.
+    /// Number of the next event.
     sequence_number: u64,
 }
 
@@ -29,15 +29,15 @@ enum OpenItem {
 
 #[derive(Debug)]
 struct OpenCall {
-    /// Of the reply's calls.
+    /// Index among the reply's calls.
     index: usize,
     callee: Callee,
-    /// As the model was shown it.
+    /// Name that the model was shown.
     name: String,
     id: String,
     call_id: String,
     arguments: String,
-    /// Bytes of a custom tool's input that were told.
+    /// Bytes of a custom tool's input that were sent already.
     n_input_told: usize,
 }
 
@@ -158,7 +158,7 @@ impl Progress {
         self.output.push(item);
     }
 
-    /// The item that is done.
+    /// Makes the item of a call that is done.
     fn close_call(&mut self, out: &mut Vec<u8>, mut call: OpenCall, status: Status) -> Value {
         match &call.callee {
             Callee::Function { name, .. } => {
@@ -179,7 +179,7 @@ impl Progress {
         call_item(&callee, &name, (&id, &call_id), &arguments, status)
     }
 
-    /// An event about the open item, or about the one that opens or has just closed.
+    /// Writes an event about the open item, or about the one that opens or has just closed.
     fn item_event(&mut self, out: &mut Vec<u8>, kind: &str, mut body: Value) {
         body["output_index"] = self.output.len().into();
         self.event(out, kind, body);
@@ -196,7 +196,7 @@ impl Progress {
 // === impl OpenCall ===
 
 impl OpenCall {
-    /// What `input` has beyond what was told of it.
+    /// Returns the part of `input` that was not sent yet.
     fn new_input(&mut self, input: &str) -> Option<String> {
         let delta = input.get(self.n_input_told..).filter(|delta| !delta.is_empty())?.to_owned();
         self.n_input_told = input.len();
@@ -204,7 +204,7 @@ impl OpenCall {
     }
 }
 
-/// The text of `{"input": "…"}` as far as it is there, up to an escape that is cut off.
+/// Returns the text of `{"input": "…"}` as far as it has arrived, without an escape that is cut off.
 fn input_so_far(arguments: &str) -> String {
     let Some((_, text)) = arguments.split_once(':') else { return String::new() };
     let Some(text) = text.trim_start().strip_prefix('"') else { return String::new() };

@@ -1,11 +1,12 @@
-//! `tools` and `tool_choice` of `/v1/responses`: flat, and of more types than functions, of which the model is shown functions.
+//! `tools` and `tool_choice` of `/v1/responses`: flat, and of more types than functions, although the model sees only
+//! functions.
 
 use crate::http::body::Fields;
 use crate::http::error::ApiError;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
-/// Types of tools that vLLM accepts and shows no model.
+/// Types of tools that vLLM accepts and does not show to a model.
 const HOSTED: [&str; 15] = [
     "apply_patch",
     "code_interpreter",
@@ -24,31 +25,31 @@ const HOSTED: [&str; 15] = [
     "web_search_preview_2025_03_11",
 ];
 
-/// The tools of a request.
+/// Tools of a request.
 #[derive(Debug, Default)]
 pub(super) struct Tools {
-    /// As a chat declares them.
+    /// Tools as a chat declares them.
     pub(super) declared: Vec<Value>,
-    /// By the name in [`Self::declared`].
+    /// Tools by their names in [`Self::declared`].
     pub(super) callees: HashMap<String, Callee>,
-    /// As the response repeats them.
+    /// Tools as the response repeats them.
     pub(super) told: Vec<Value>,
-    /// As the response repeats it.
+    /// Choice as the response repeats it.
     pub(super) choice: Value,
 }
 
-/// What a call by a declared name calls.
+/// Tool that a call by a declared name means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Callee {
     Function {
         name: String,
         namespace: Option<String>,
     },
-    /// A tool that takes text, which the model is shown as a function with one argument.
+    /// A tool that takes text. The model sees it as a function with one argument.
     Custom,
 }
 
-/// How an answer to a request with tools may look.
+/// Tool that a choice names, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Named<'a> {
     No,
@@ -58,8 +59,10 @@ enum Named<'a> {
 // === impl Tools ===
 
 impl Tools {
+    /// Reads both fields.
+    ///
     /// # Errors
-    /// For a choice that the tools do not have, and for grammars.
+    /// Fails for a choice that is not among the tools, and for grammars.
     pub(super) fn parse(fields: &mut Fields) -> Result<Self, ApiError> {
         let list = fields
             .typed("tools", "list_type", "Input should be a valid list", |value| value.as_array().cloned());
@@ -76,10 +79,10 @@ impl Tools {
         Ok(tools)
     }
 
-    /// As a chat says it; `None` for what the tools leave to the model, or when there are none.
+    /// Returns the choice in a chat's form; `None` if it is left to the model, or without tools.
     ///
     /// # Errors
-    /// When a call is asked for and there is nothing to call.
+    /// Fails if a call is required and there is no tool to call.
     pub(super) fn chat_choice(&self) -> Result<Option<Value>, ApiError> {
         let choice = match &self.choice {
             Value::String(choice) => {
@@ -187,7 +190,7 @@ impl Tools {
         Ok(())
     }
 
-    /// The declared name that a choice means, which may leave the namespace out.
+    /// Finds the declared name that a choice means, which may leave out the namespace.
     fn resolve(&self, fields: &Fields, name: &str) -> Result<String, ApiError> {
         if self.callees.contains_key(name) {
             return Ok(name.to_owned());
@@ -215,7 +218,7 @@ impl Tools {
 
 const NOT_FOUND: &str = "Tool choice 'function' not found in 'tools' parameter.";
 
-/// vLLM's `flat_namespace_tool_name`.
+/// Joins a name like vLLM's `flat_namespace_tool_name`.
 pub(super) fn flat_name(namespace: &str, name: &str) -> String {
     format!("{namespace}__{name}")
 }
@@ -233,7 +236,7 @@ fn declaration(function: &Value) -> Value {
     json!({"type": "function", "function": function})
 }
 
-/// vLLM's `custom_tool_parameters`.
+/// Parameters like vLLM's `custom_tool_parameters`.
 fn text_parameters() -> Value {
     json!({
         "type": "object",
@@ -255,7 +258,7 @@ fn name(fields: &mut Fields, loc: &str, tool: &Value) -> Option<String> {
     None
 }
 
-/// The fields of a function that vLLM knows, in the order of its class.
+/// Keeps the fields of a function that vLLM knows, in the order of its class.
 fn function(fields: &mut Fields, loc: &str, tool: &Value) -> Option<Map<String, Value>> {
     let name = name(fields, loc, tool)?;
     let mut known = Map::from_iter([("name".to_owned(), Value::from(name))]);

@@ -1,4 +1,4 @@
-//! Frames of a stream. What all frames of a stream share is spelled once; a frame costs one pass over its own text.
+//! Frames of a stream. Their common parts are written once, so that a frame costs one pass over its own text.
 
 use super::usage::Usage;
 use super::{Api, Envelope, Finish, extend, push, push_finish, push_raw, push_stop_reason};
@@ -9,46 +9,46 @@ use vllm_engine::vllm_version::VllmVersion;
 pub(crate) struct ChunkWriter {
     api: Api,
     version: VllmVersion,
-    /// Up to the first choice.
+    /// Beginning of a frame, up to the first choice.
     head: Vec<u8>,
-    /// As JSON.
+    /// Role, as JSON.
     role: Vec<u8>,
-    /// As JSON.
+    /// Fingerprint, as JSON.
     fingerprint: Vec<u8>,
     last_frame: LastFrame,
 }
 
-/// What ends a stream before `[DONE]`: it carries the fingerprint.
+/// Last frame before `[DONE]`, which carries the fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LastFrame {
     Finish,
     Usage,
 }
 
-/// What one choice has got since its last frame.
+/// New part of one choice since its last frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChunkChoice<'a> {
     pub(crate) index: usize,
     pub(crate) delta: Delta<'a>,
-    /// JSON.
+    /// Log probabilities, as JSON.
     pub(crate) logprobs: Option<&'a [u8]>,
-    /// With `return_token_ids`.
+    /// Token ids, with `return_token_ids`.
     pub(crate) token_ids: Option<&'a [u32]>,
-    /// Completions only, in the choice's first frame.
+    /// Token ids of the prompt, for completions only, in the choice's first frame.
     pub(crate) prompt_token_ids: Option<&'a [u32]>,
     pub(crate) finish: Option<&'a Finish>,
-    /// With `continuous_usage_stats`.
+    /// Usage so far, with `continuous_usage_stats`.
     pub(crate) usage: Option<Usage>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Delta<'a> {
     Text(&'a str),
-    /// Of a chat's reply that a parser reads; `None` when there is nothing in it.
+    /// Part of a chat's reply that a parser reads; `None` if the parser has nothing.
     Parsed(Option<&'a ToolDelta>),
 }
 
-/// What the first frames of a chat tell of the prompt when asked to.
+/// Fields about the prompt in the first frames of a chat, if the request asks for them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PromptFields<'a> {
     pub(crate) token_ids: Option<&'a [u32]>,
@@ -86,7 +86,7 @@ impl ChunkWriter {
         }
     }
 
-    /// The first frame of a chat's choice, which goes out with the first token; completions have none.
+    /// Writes the first frame of a chat's choice, which is sent with the first token; completions have none.
     pub(crate) fn role_frame(
         &self,
         out: &mut Vec<u8>,
@@ -113,7 +113,7 @@ impl ChunkWriter {
         out.extend_from_slice(b"}\n\n");
     }
 
-    /// What a chat with `echo` repeats of the conversation's last message.
+    /// Writes the end of the conversation's last message, which a chat with `echo` repeats.
     pub(crate) fn echo_frame(&self, out: &mut Vec<u8>, index: usize, text: &str, usage: Option<Usage>) {
         self.begin(out, index);
         out.extend_from_slice(b",\"delta\":{\"content\":");
@@ -139,7 +139,7 @@ impl ChunkWriter {
         out.extend_from_slice(b"}\n\n");
     }
 
-    /// The last frame when usage is asked for.
+    /// Writes the last frame, if the request asks for usage.
     pub(crate) fn usage_frame(&self, out: &mut Vec<u8>, usage: Usage) {
         extend(out, &[&self.head, b"],\"usage\":"]);
         usage.push_last(out, self.api, self.version);
@@ -201,7 +201,7 @@ impl ChunkWriter {
         out.extend_from_slice(b"}]");
     }
 
-    /// vLLM 0.33 sets the content of a delta even when there is none.
+    /// Writes a delta. vLLM 0.33 sets its content even if there is none.
     fn push_parsed(&self, out: &mut Vec<u8>, delta: &ToolDelta) {
         out.extend_from_slice(b",\"delta\":");
         if self.version != VllmVersion::V0_33 {
@@ -222,7 +222,7 @@ impl ChunkWriter {
         push(out, &index);
     }
 
-    /// Completions before 0.33 dump the field even when there is nothing in it.
+    /// Writes usage. Completions before 0.33 have the field even without a value.
     fn push_usage(&self, out: &mut Vec<u8>, usage: Option<Usage>) {
         let is_dumped = self.api == Api::Completion && self.version != VllmVersion::V0_33;
         match usage {

@@ -6,21 +6,21 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use std::ops::Range;
 
-/// How one request wants the log probabilities of its tokens.
+/// Form in which one request wants the log probabilities of its tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct LogprobsWriter {
     pub(crate) scorer: Scorer,
     pub(crate) api: Api,
     /// Tokens per place.
     pub(crate) n_top: usize,
-    /// `return_tokens_as_token_ids`: `token_id:5` stands for the text.
+    /// `return_tokens_as_token_ids`: write `token_id:5` instead of the text.
     pub(crate) as_ids: bool,
 }
 
-/// Tokens whose log probabilities are told: some of those that a choice consists of.
+/// Tokens of a choice whose log probabilities are written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ScoredTokens<'a> {
-    /// Of the prompt when it is echoed; the first one has no log probability.
+    /// Tokens of the prompt if it is echoed; the first one has no log probability.
     pub(crate) prompt: &'a [u32],
     pub(crate) generated: &'a [u32],
 }
@@ -52,10 +52,10 @@ struct CompletionLogprobs {
     top_logprobs: Vec<Option<Top>>,
 }
 
-/// A map from text to log probability, in order.
+/// Map from text to log probability, in order.
 struct Top(Vec<(String, f64)>);
 
-/// A map from token id, in order.
+/// Map from token id to score, in order.
 struct PromptPlace(Vec<Score>);
 
 #[derive(Serialize)]
@@ -68,8 +68,9 @@ struct PromptScore<'a> {
 // === impl LogprobsWriter ===
 
 impl LogprobsWriter {
-    /// `logprobs` of the generated tokens in `range`, after the prompt's if there are any, as JSON. `text_offset` is the place
-    /// of the first one in the text, in characters, for completions; it is moved behind the last one.
+    /// Writes `logprobs` of the generated tokens in `range`, after those of the prompt if there are any, as JSON. For
+    /// completions `text_offset` is the place of the first token in the text, in characters; it is moved behind the
+    /// last token.
     pub(crate) fn write(
         &self,
         tokens: ScoredTokens<'_>,
@@ -133,7 +134,7 @@ impl LogprobsWriter {
     }
 }
 
-/// `prompt_logprobs`, as JSON: nothing for the first token, then the `n_top` likeliest of each place.
+/// Writes `prompt_logprobs` as JSON: nothing for the first token, then the `n_top` likeliest tokens of each place.
 pub(crate) fn prompt_logprobs(scorer: &Scorer, prompt: &[u32], n_top: usize) -> Vec<u8> {
     let place = |idx: usize| (idx > 0).then(|| PromptPlace(scorer.scores(&prompt[..=idx], n_top)));
     let places: Vec<_> = (0..prompt.len()).map(place).collect();

@@ -5,14 +5,14 @@ use super::{Api, Envelope, Finish, push, push_finish, push_raw, push_stop_reason
 use crate::structured::tools::reply::ToolCall;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// One choice, whole.
+/// One whole choice.
 #[derive(Clone, Debug)]
 pub(crate) struct PlainChoice {
     pub(crate) content: Content,
     pub(crate) finish: Finish,
-    /// JSON.
+    /// Log probabilities, as JSON.
     pub(crate) logprobs: Option<Vec<u8>>,
-    /// With `return_token_ids`.
+    /// Token ids, with `return_token_ids`.
     pub(crate) token_ids: Option<Vec<u32>>,
     pub(crate) prompt: PlainPrompt,
 }
@@ -20,17 +20,17 @@ pub(crate) struct PlainChoice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Text(String),
-    /// Chats only.
+    /// Text and tool calls, in chats only.
     Calls {
         content: Option<String>,
         tool_calls: Vec<ToolCall>,
     },
 }
 
-/// What an answer tells of a prompt when asked to: a chat once, a completion in each choice.
+/// Fields about a prompt, if the request asks for them: once in a chat, in each choice of a completion.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PlainPrompt {
-    /// JSON.
+    /// Log probabilities, as JSON.
     pub(crate) logprobs: Option<Vec<u8>>,
     pub(crate) token_ids: Option<Vec<u32>>,
     pub(crate) text: Option<String>,
@@ -39,7 +39,7 @@ pub(crate) struct PlainPrompt {
 // === impl Content ===
 
 impl Content {
-    /// With `echo` before it.
+    /// Puts `echo` before the content.
     pub(crate) fn after(self, echo: &str) -> Self {
         match self {
             Self::Text(text) => Self::Text(format!("{echo}{text}")),
@@ -50,7 +50,7 @@ impl Content {
     }
 }
 
-/// The whole body; choices in order.
+/// Writes the whole body, with the choices in order.
 pub(crate) fn body(envelope: &Envelope, choices: &[PlainChoice], usage: Usage) -> Vec<u8> {
     let Envelope { api, version, id, created, model, role, fingerprint } = envelope;
     let mut out = b"{\"id\":".to_vec();
@@ -164,7 +164,7 @@ fn completion_choice(out: &mut Vec<u8>, choice: &PlainChoice, version: VllmVersi
     out.push(b'}');
 }
 
-/// The fields behind `usage` of a chat.
+/// Writes the fields after `usage` of a chat.
 fn chat_prompt(out: &mut Vec<u8>, prompt: Option<&PlainPrompt>, version: VllmVersion) {
     let none = PlainPrompt::default();
     let PlainPrompt { logprobs, token_ids, text } = prompt.unwrap_or(&none);

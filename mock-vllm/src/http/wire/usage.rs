@@ -1,4 +1,4 @@
-//! `usage` in its places: streams and plain answers dump it differently, and each generation has its own fields.
+//! `usage` in its places: streams and plain answers write it differently, and each generation has its own fields.
 
 use super::{Api, push};
 use serde::Serialize;
@@ -8,14 +8,14 @@ use vllm_engine::vllm_version::VllmVersion;
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: usize,
     pub(crate) completion_tokens: usize,
-    /// Only with `--enable-prompt-tokens-details`.
+    /// Details, only with `--enable-prompt-tokens-details`.
     pub(crate) details: Option<PromptTokensDetails>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PromptTokensDetails {
     pub(crate) cached_tokens: u32,
-    /// Of the prompt, whole blocks that were not cached before. Chats only.
+    /// Tokens of the prompt in whole blocks that were not cached before, for chats only.
     pub(crate) created_cache_tokens: Option<u32>,
 }
 
@@ -30,7 +30,7 @@ struct Dump<D: Serialize, C: Serialize> {
     completion_tokens_details: Field<C>,
 }
 
-/// What pydantic's `exclude_unset` and `exclude_none` distinguish.
+/// States of a field that pydantic's `exclude_unset` and `exclude_none` distinguish.
 #[derive(Clone, Copy, Debug)]
 enum Field<T> {
     Unset,
@@ -85,7 +85,7 @@ impl<T: Serialize> Serialize for Field<T> {
 // === impl Usage ===
 
 impl Usage {
-    /// Of a whole answer that does not stream.
+    /// Writes the usage of a plain answer.
     pub(crate) fn push_plain(self, out: &mut Vec<u8>, api: Api, version: VllmVersion) {
         match version {
             VllmVersion::V0_8 | VllmVersion::V0_11 => {
@@ -102,7 +102,7 @@ impl Usage {
         }
     }
 
-    /// Of the last frame of a stream.
+    /// Writes the usage of a stream's last frame.
     pub(crate) fn push_last(self, out: &mut Vec<u8>, api: Api, version: VllmVersion) {
         match version {
             VllmVersion::V0_8 | VllmVersion::V0_11 => {
@@ -119,7 +119,7 @@ impl Usage {
         }
     }
 
-    /// Of every frame, with `continuous_usage_stats`: counts only.
+    /// Writes the usage of every frame, with `continuous_usage_stats`: counts only.
     pub(crate) fn push_continuous(self, out: &mut Vec<u8>, api: Api, version: VllmVersion) {
         let (prompt_details, completion_details) = match (api, version) {
             (Api::Chat, VllmVersion::V0_33) => (Field::Unset, Field::Null),
@@ -146,7 +146,7 @@ impl Usage {
         }
     }
 
-    /// Before 0.33 a miss has no details; completions of 0.8 never have any.
+    /// Returns the details. Before 0.33 a miss has none; completions of 0.8 never have any.
     fn cached_only(self, api: Api, version: VllmVersion) -> Option<CachedOnly> {
         let has_details = (api, version) != (Api::Completion, VllmVersion::V0_8);
         let cached_tokens = self.details.filter(|_| has_details)?.cached_tokens;
