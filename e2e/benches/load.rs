@@ -1,6 +1,6 @@
-//! How well the load generator keeps time while it holds two thousand event streams open: how late requests leave, and how
-//! late it notices tokens; and the same with the runtime's timers, for comparison. The server is in this process, on a
-//! thread of its own; both share the machine's cores. `cargo bench -p e2e --bench load`
+//! Measures how well the load client keeps time with two thousand open event streams: how late requests leave, and how
+//! late tokens are noticed; and for comparison the same with the runtime's timers. The server runs in this process on
+//! its own thread, and both share the machine's cores. Run it with `cargo bench -p e2e --bench load`.
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 #![expect(clippy::disallowed_methods, reason = "a bench spawns its clients")]
 
@@ -17,27 +17,27 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// Requests per second, and tokens of each at an even pace: 2,000 streams are open once the first one ends.
+/// Requests per second. Each gets [`TOKENS`] tokens at an even pace, so 2,000 streams are open once the first one ends.
 const RATE: u32 = 200;
 const TOKENS: u32 = 100;
 const TOKEN_PERIOD: Duration = Duration::from_millis(100);
-/// Until all are open; what is sent then does not count.
+/// Time until all streams are open; requests sent in it do not count.
 const RAMP: Duration = Duration::from_secs(10);
 const RUN: Duration = Duration::from_secs(30);
 const HEAD: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 const BODY: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true}"#;
 
-/// What one request tells, in milliseconds.
+/// Delays of one request, in milliseconds.
 struct Lateness {
-    /// From when it was due until it was handed to the connection, and until the server had read it.
+    /// Delay from its due time until it was handed to the connection; [`Self::read`] until the server had read it.
     sent: f64,
     read: f64,
-    /// From the server's write of a token until the client had it.
+    /// Delays from the server's write of each token until the client had it.
     tokens: Vec<f64>,
 }
 
-/// Who wakes the sender.
+/// The timer that wakes the sender.
 #[derive(Clone, Copy, Debug)]
 enum Waker {
     Pacer,
@@ -67,7 +67,7 @@ fn tell(what: &str, sample: &[f64]) {
     println!("  {what}: p50 {:.3} ms, p99 {:.3} ms, longest {:.2} ms", at(0.5), at(0.99), at(1.0));
 }
 
-/// Sends at an even pace, whether those before are answered or not.
+/// Sends at an even pace, whether earlier requests are answered or not.
 async fn load(url: &str, stopwatch: Stopwatch, waker: Waker) -> Vec<Lateness> {
     let client = Client::default();
     let mut pacer = Pacer::start(stopwatch).expect("a thread starts");
@@ -109,8 +109,8 @@ async fn request(client: &Client, url: &str, (stopwatch, due): (Stopwatch, Durat
     Lateness { sent: late(sent, due), read, tokens }
 }
 
-/// A server that answers every request with tokens that say, in microseconds of `stopwatch`, when it was read and when they
-/// were written.
+/// Starts a server whose tokens say, in microseconds of `stopwatch`, when the request was read and when they were
+/// written.
 fn serve(stopwatch: Stopwatch) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     listener.set_nonblocking(true).expect("a socket");
@@ -128,7 +128,7 @@ fn serve(stopwatch: Stopwatch) -> SocketAddr {
     address
 }
 
-/// One connection, request after request; ends when the client closes it.
+/// Answers the requests of one connection until the client closes it.
 async fn answer(mut stream: TcpStream, stopwatch: Stopwatch) {
     stream.set_nodelay(true).expect("a TCP socket");
     let mut buffer = Vec::new();

@@ -1,4 +1,4 @@
-//! A check is one assertion of a run: what was expected, what was seen, and whether they agree.
+//! A check: one assertion of a run, with the expected value, the seen value, and whether they agree.
 
 use std::fmt;
 
@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Group {
-    /// Steps 1-4 of the tutorial, in the three forms that a shell makes of its requests.
+    /// Steps 1-4 of the tutorial, in the three forms that shells make of its requests.
     Tutorial,
-    /// Round 2 on a warm and on a cold pod, against the latency model.
+    /// Round 2 on a warm and on a cold pod, compared with the latency model.
     Latency,
     /// 20 conversations of 5 turns through 8081 and through 8080.
     Conversations,
-    /// The picker goes by the engines' KV events.
+    /// The picker uses the engines' KV events.
     Precise,
-    /// For every kind of request, what the picker predicts is what the engine has cached.
+    /// For every kind of request, the picker predicts what the engine has cached.
     Requests,
-    /// Negative controls: what must not happen, does not.
+    /// Negative controls: the effects disappear when their causes do.
     Controls,
-    /// A pod killed, the picker killed, a broken request.
+    /// A killed pod, a killed picker, a broken request.
     Faults,
-    /// Hostile clients and broken neighbours, and that nobody else notices.
+    /// Hostile clients and broken neighbours, which other clients do not notice.
     Hostile,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for Group {
 /// One assertion, ready for every report format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// Stable and unique within a run: `group/name`.
+    /// Stable id, unique within a run: `group/name`.
     pub id: String,
     pub group: Group,
     /// A sentence that is true when the check passes.
@@ -84,7 +84,7 @@ pub struct Check {
     pub expected: String,
     pub seen: String,
     pub passed: bool,
-    /// Evidence that a reader needs when it fails, or numbers that belong beside it.
+    /// Evidence for a failure, or further figures.
     pub detail: Option<String>,
 }
 
@@ -111,13 +111,13 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Passes when both values are equal; they are reported by their `Display`.
+    /// Passes if both values are equal; reports show them by their `Display`.
     pub fn equal<T: PartialEq + fmt::Display>(self, expected: T, seen: T) -> Check {
         let passed = expected == seen;
         self.holds(expected, seen, passed)
     }
 
-    /// Passes when `passed` says so: for bounds, sets and orders.
+    /// Passes if `passed` is true: for bounds, sets and orders.
     pub fn holds(self, expected: impl fmt::Display, seen: impl fmt::Display, passed: bool) -> Check {
         let Self { id, group, title } = self;
         Check {
@@ -131,7 +131,7 @@ impl Claim {
         }
     }
 
-    /// Fails: what the check needs went wrong before it could be made.
+    /// Fails, because an error came before the values of the check were known.
     pub fn broken(self, error: &anyhow::Error) -> Check {
         self.holds("the scenario runs to its end", format!("{error:#}"), false)
     }

@@ -1,12 +1,12 @@
-//! The driver's one clock.
-//! Everything else is handed a `Duration` or an `OffsetDateTime`, so that joins, statistics and reports can be tested
-//! with invented times.
+//! The driver's only clock.
+//! All other code gets a `Duration` or an `OffsetDateTime`, so that joins, statistics and reports can be tested with
+//! invented times.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use time::OffsetDateTime;
 
-/// A moment that later moments are measured from.
+/// Measures the time since it was started.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch(Instant);
 
@@ -21,7 +21,7 @@ impl Stopwatch {
     }
 }
 
-/// The calendar time in UTC, for log lines and reports.
+/// Returns date and time in UTC, for log lines and reports.
 #[expect(clippy::disallowed_methods, reason = "reports and log lines carry calendar time")]
 pub fn utc_now() -> OffsetDateTime {
     OffsetDateTime::from(SystemTime::now())

@@ -1,11 +1,11 @@
-//! Conversations to send: seeded texts of a customer who works through a long document, one question per turn.
-//! The history is the model's own, so a turn extends the earlier turn's prompt exactly.
+//! Conversations to send: texts by seed, of a customer who works through a long document with one question per turn.
+//! The history has the model's own answers, so each turn extends the prompt of the turn before exactly.
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// Sentences in the document of a first turn: about 1,150 Qwen tokens, long enough that prefilling it again is felt.
+/// Sentences in the document of the first turn: about 1,150 Qwen tokens, so long that its prefill is noticeable.
 const DOCUMENT_SENTENCES: usize = 80;
 
 const SUBJECTS: &[&str] = &[
@@ -52,17 +52,17 @@ const QUESTIONS: &[&str] = &[
     "How often do we see",
 ];
 
-/// One conversation that is going on.
+/// One conversation in progress.
 #[derive(Debug, Clone)]
 pub struct Conversation {
-    /// Position in its set, from 0.
+    /// Number in its set, from 0.
     pub number: usize,
     rng: ChaCha8Rng,
     messages: Vec<Value>,
 }
 
 impl Conversation {
-    /// Conversation `number` of the set that `seed` stands for; different numbers share almost no prefix.
+    /// Starts conversation `number` of the set with this seed. Different numbers share almost no prefix.
     pub fn new(seed: u64, number: usize) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(u64::try_from(number).unwrap_or(u64::MAX));
@@ -79,12 +79,12 @@ impl Conversation {
         self.messages.push(json!({"role": "user", "content": content}));
     }
 
-    /// Adds what the model answered, byte for byte.
+    /// Adds the model's answer unchanged.
     pub fn answer(&mut self, content: &str) {
         self.messages.push(json!({"role": "assistant", "content": content}));
     }
 
-    /// The request for the next answer, streamed and with usage.
+    /// Returns the request for the next answer, streamed and with usage.
     pub fn request(&self, model: &str, max_tokens: u32) -> Value {
         json!({
             "model": model,
@@ -96,7 +96,7 @@ impl Conversation {
         })
     }
 
-    /// A number that belongs to this conversation and seed, for what else varies between turns.
+    /// Draws a number that depends on the conversation and seed, for other things that vary between turns.
     pub fn draw(&mut self, range: std::ops::Range<u64>) -> u64 {
         self.rng.random_range(range)
     }

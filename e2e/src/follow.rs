@@ -1,4 +1,4 @@
-//! Logs that grow, are cut, and are replaced by others of their names when a cluster starts again.
+//! Follows logs that grow, are truncated, or are replaced by new files of the same names when a cluster starts again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// The files that are followed, each open where it was last read: the name of a file says nothing of what it is.
+/// Followed files, open at the position up to which they were read. A name alone does not identify a file.
 #[derive(Debug, Default)]
 pub struct Followed(BTreeMap<PathBuf, File>);
 
 impl Followed {
-    /// What was added to the logs since the last call, in their order; the rest of those that are gone comes first.
+    /// Returns what was added to the logs since the last call, in their order, after the rest of logs that are gone.
     ///
     /// # Errors
-    /// A log that cannot be read.
+    /// When a log cannot be read.
     pub fn read(&mut self, logs: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
         let mut added = Vec::new();
         for (path, mut file) in std::mem::take(&mut self.0) {
@@ -30,7 +30,7 @@ impl Followed {
             let file = match self.0.get_mut(log) {
                 Some(file) => file,
                 None => match File::open(log) {
-                    // It was removed after it was listed.
+                    // The log was removed after it was listed.
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
                     file => {
                         let file = file.with_context(|| format!("open {}", log.display()))?;
@@ -45,7 +45,7 @@ impl Followed {
     }
 }
 
-/// Whether the name still leads to the file.
+/// True if the path still leads to this file.
 fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     let own = file.metadata()?;
     match std::fs::metadata(path) {
@@ -55,7 +55,7 @@ fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// What is behind the place where the file was last read; all of it when it has been cut.
+/// Reads from the last position to the end, or the whole file if it has been truncated.
 fn rest(file: &mut File, path: &Path) -> Result<Vec<u8>> {
     let mut added = Vec::new();
     let read = file.metadata().and_then(|metadata| {
@@ -89,7 +89,7 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&log).unwrap();
         file.write_all(b"two\n").unwrap();
         assert_eq!(read(), "two\n");
-        // A new cluster's log is shorter, as long, or longer than what was read of the old one's.
+        // A new cluster's log may be shorter than, as long as, or longer than the part of the old one that was read.
         for text in ["new\n", "as long\n", "another one that is longer\n"] {
             file.write_all(b"last\n").unwrap();
             remove_file(&log).unwrap();

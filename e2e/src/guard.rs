@@ -1,12 +1,12 @@
-//! `e2e guard -- PROGRAM ARGS…`: runs a program that must not outlive the driver.
+//! Guards: `e2e guard -- PROGRAM ARGS…` runs a program that must not outlive the driver.
 //!
 //! ```text
 //! driver ──pipe──► guard (own process group) ──► program (own process group)
-//!   byte `k`: kill the group · `t`: SIGTERM, and wait as long as it takes · `s`: stop it · `c`: let it go on
+//!   byte `k`: kill the group · `t`: send SIGTERM and wait without limit · `s`: stop it · `c`: continue it
 //!   end of file (the driver closed it, or died) or SIGTERM: terminate it, then kill it
 //! ```
 //!
-//! The kernel closes the pipe however the driver ends, SIGKILL included.
+//! The kernel closes the pipe however the driver ends, even by SIGKILL.
 
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
@@ -23,21 +23,21 @@ use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-/// What the driver writes to have the program killed at once.
+/// Order to kill the program at once.
 pub const KILL: u8 = b'k';
-/// What it writes to have the program end in its own time.
+/// Order to end the program in its own time.
 pub const DRAIN: u8 = b't';
-/// What it writes to have the program hang.
+/// Order to make the program hang.
 pub const STOP: u8 = b's';
-/// What it writes to have a program that hangs go on.
+/// Order to continue a program that hangs.
 pub const CONTINUE: u8 = b'c';
 
-/// How long a program may take to end after SIGTERM; the mock engine promises a second.
+/// Time that a program has to end after SIGTERM; the mock engine needs up to a second.
 const GRACE: Duration = Duration::from_secs(2);
-/// Exit code when the guard itself fails, as of `timeout` and `nohup`.
+/// Exit code when the guard itself fails; `timeout` and `nohup` use the same.
 const GUARD_FAILED: u8 = 125;
 
-/// Runs the command, with the driver's pipe as stdin, and returns its exit code (128 + signal when one ended it).
+/// Runs the command with the driver's pipe as stdin, and returns its exit code (128 + signal if a signal ended it).
 pub fn run(command: &[String]) -> ExitCode {
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -57,7 +57,7 @@ pub fn run(command: &[String]) -> ExitCode {
 enum Order {
     Terminate,
     Kill,
-    /// Pass the signal on, and wait for more orders.
+    /// Send the signal to the program, and wait for more orders.
     Signal(Signal),
 }
 
@@ -78,7 +78,7 @@ async fn guard(command: &[String]) -> Result<ExitStatus> {
     let order = loop {
         let order = tokio::select! {
             status = child.wait() => {
-                // What it started itself goes with it; there is nothing to kill when the group is empty.
+                // Processes that it started must end too. The call fails if there are none.
                 let _ = killpg(group, Signal::SIGKILL);
                 return Ok(status?);
             }
@@ -93,7 +93,7 @@ async fn guard(command: &[String]) -> Result<ExitStatus> {
     };
     if order == Order::Terminate {
         let _ = killpg(group, Signal::SIGTERM);
-        // A program that was stopped takes no other signal.
+        // A stopped program receives SIGTERM only after it continues.
         let _ = killpg(group, Signal::SIGCONT);
         let _ = timeout(GRACE, child.wait()).await;
     }

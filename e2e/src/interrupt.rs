@@ -1,16 +1,16 @@
-//! Ctrl-C and SIGTERM, remembered: a signal that comes while nothing waits for it is told to who asks next.
+//! Ctrl-C and SIGTERM, remembered: a signal that comes while nothing waits for it is reported to the next caller.
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Whether the user or the system has asked the program to end, from [`Interrupt::listen`] on.
+/// Remembers if the user or the system has asked the program to end since [`Interrupt::listen`].
 #[derive(Clone, Debug)]
 pub struct Interrupt(CancellationToken);
 
 impl Interrupt {
-    /// Takes both signals over: from now on they do not end the program by themselves.
+    /// Takes both signals over, so that they do not end the program by themselves.
     ///
     /// # Errors
     /// When the system refuses.
@@ -29,7 +29,7 @@ impl Interrupt {
         Ok(Self(token))
     }
 
-    /// Returns when it was asked, however long ago.
+    /// Returns once the program is asked to end, at once if that was earlier.
     pub async fn requested(&self) {
         self.0.cancelled().await;
     }
@@ -38,7 +38,7 @@ impl Interrupt {
         self.0.is_cancelled()
     }
 
-    /// What `work` gives, unless the program is asked to end before: then `work` is dropped.
+    /// Returns the result of `work`. If the program is asked to end first, drops `work` and returns `None`.
     pub async fn unless<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             done = work => Some(done),

@@ -1,4 +1,4 @@
-//! What a run has found out so far. It is filled as the run goes, so that an interrupted run still has a report.
+//! Findings of a run so far. They are collected during the run, so that an interrupted run still has a report.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,7 +6,7 @@ use crate::check::Check;
 use crate::evidence::join::Trace;
 use crate::report::{Outcome, Part, Report, Run, SCHEMA, Side};
 
-/// Findings of a run; shared by reference.
+/// Findings of a run, shared by reference.
 #[derive(Debug, Default)]
 pub struct Journal {
     findings: Mutex<Findings>,
@@ -37,12 +37,12 @@ impl Journal {
         self.lock().parts.push(part);
     }
 
-    /// The side named `name`, if it has been measured.
+    /// Returns the side with this name, if it has been measured.
     pub fn side_named(&self, name: &str) -> Option<Side> {
         self.lock().sides.iter().find(|side| side.name == name).cloned()
     }
 
-    /// The report of this moment. A run without a single check has not passed.
+    /// Makes a report of the findings so far. A run without any check has failed.
     pub fn report(&self, mut run: Run) -> Report {
         let findings = self.lock();
         let failed = findings.checks.is_empty() || findings.checks.iter().any(|check| !check.passed);

@@ -1,5 +1,6 @@
-//! The lab: stands the tutorial up, runs its steps, asserts what it claims and reports.
-//! It starts the other programs and speaks to them over their wires; it shares no code with them.
+//! The lab: stands the tutorial up, runs its steps, checks its claims and reports.
+//! It starts the other programs and talks to them over the network, and shares no code with them. Only the studies
+//! (step5, compare, sweep, calibrate) run their code, in the simulator.
 
 pub mod cli;
 

@@ -1,4 +1,4 @@
-//! The driver's program: see `e2e --help`.
+//! The driver's program; see `e2e --help`.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! `e2e overhead`: what the picker adds. The same small request through 8081 and 8080 in turns, on one connection each,
-//! against pods whose clock runs a thousand times too fast.
+//! `e2e overhead`: measures what the picker adds. It sends the same small request through 8081 and 8080 in turns, on
+//! one connection each, to pods whose clock runs a thousand times faster.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::run::options;
 use crate::stats::{millis, quantile};
 use crate::ui::{self, Ui};
 
-/// Makes the engine's time vanish: a 120 ms step takes 0.12 ms.
+/// Time scale that makes the engine's time negligible: a step of 120 ms takes 0.12 ms.
 const TIME_SCALE: f64 = 1000.0;
-/// Requests per path that are sent first and not counted.
+/// Requests that are first sent to each path and not counted.
 const WARM_UP: u32 = 50;
 
-/// Milliseconds from sending a request to its last byte.
+/// Milliseconds from sending a request to the last byte of its answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Latency {
     p50_ms: f64,
@@ -37,11 +37,11 @@ struct Latency {
 struct Overhead {
     requests: usize,
     body_bytes: u32,
-    /// Requests per second on each path; absent when each waited for the last.
+    /// Requests per second on each path; absent if each request waits for the one before.
     rate: Option<u32>,
     plain_8080: Latency,
     picker_8081: Latency,
-    /// Differences of the quantiles above.
+    /// Differences of the two latencies, quantile by quantile.
     added: Latency,
 }
 
@@ -92,11 +92,11 @@ async fn measure(cluster: &Cluster, args: &OverheadArgs) -> Result<Overhead> {
     Ok(Overhead { requests: plain.len(), body_bytes, rate, plain_8080, picker_8081, added })
 }
 
-/// Milliseconds by path, of requests of which each waited for the last.
+/// Returns the milliseconds of requests by path; each request waits for the one before.
 async fn closed_loop(paths: &[(String, Client); 2], args: &OverheadArgs) -> Result<[Vec<f64>; 2]> {
     let mut samples = [Vec::new(), Vec::new()];
     for number in 0..WARM_UP + args.requests {
-        // The order alternates, so that neither path always finds the machine as the other left it.
+        // The order alternates, so that the state in which one path leaves the machine affects both equally.
         for turn in 0..2 {
             let path = usize::from((number + turn) % 2 == 1);
             let elapsed = send(&paths[path], request(number, args.body_bytes)).await?;
@@ -108,7 +108,8 @@ async fn closed_loop(paths: &[(String, Client); 2], args: &OverheadArgs) -> Resu
     Ok(samples)
 }
 
-/// The same at an even pace, whether those before are answered or not.
+/// Returns the milliseconds of requests by path; they are sent at an even pace, whether earlier ones are answered or
+/// not.
 async fn open_loop(paths: &[(String, Client); 2], args: &OverheadArgs, rate: u32) -> Result<[Vec<f64>; 2]> {
     let mut beat = Beat::start(Duration::from_secs(1) / (2 * rate))?;
     let mut requests = JoinSet::new();
@@ -128,14 +129,14 @@ async fn open_loop(paths: &[(String, Client); 2], args: &OverheadArgs, rate: u32
     Ok(samples)
 }
 
-/// Milliseconds from sending a request to its last byte.
+/// Returns the milliseconds from sending a request to the last byte of its answer.
 async fn send((url, client): &(String, Client), body: Bytes) -> Result<f64> {
     let reply = client.post(url, &[], body).await?;
     ensure!(reply.status.is_success(), "{url} answered {}: {}", reply.status, reply.text());
     Ok(millis(reply.elapsed))
 }
 
-/// A request of exactly `bytes` bytes that asks for one token, without a stream; no two share a prefix.
+/// Makes a request of exactly `bytes` bytes that asks for one token without streaming. No two requests share a prefix.
 fn request(number: u32, bytes: u32) -> Bytes {
     let with = |padding: &str| {
         let content = format!("{number:08} {padding}");

@@ -1,5 +1,5 @@
-//! What a run leaves behind: a terminal summary, `report.json`, `junit.xml` and one self-contained `report.html`.
-//! Files are written even when a check fails or the run is interrupted.
+//! Results that a run leaves: a summary in the terminal, `report.json`, `junit.xml` and a self-contained `report.html`.
+//! The files are written even if a check fails or the run is interrupted.
 
 use std::path::{Path, PathBuf};
 
@@ -21,16 +21,16 @@ pub mod junit;
 
 pub mod summary;
 
-/// Name and version of the JSON schema: it changes when a field changes its meaning or goes.
+/// Name and version of the JSON schema. The version changes when a field is removed or changes its meaning.
 pub const SCHEMA: &str = "warmpath.e2e/1";
 
-/// Everything that a run found out. Times are virtual milliseconds (wall time times the time scale) unless said otherwise.
+/// All findings of a run. Times are in virtual milliseconds (wall time times the time scale) unless stated otherwise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub schema: String,
     pub run: Run,
     pub checks: Vec<Check>,
-    /// The same conversations through each path; empty when that part did not run.
+    /// The same conversations through each path; empty if that part did not run.
     pub sides: Vec<Side>,
     pub requests: Vec<Trace>,
     pub parts: Vec<Part>,
@@ -39,7 +39,7 @@ pub struct Report {
 /// How and when the run took place.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// RFC 3339, UTC.
+    /// Start in UTC, as in RFC 3339.
     pub started: String,
     pub outcome: Outcome,
     /// Wall seconds from the first process to the last check.
@@ -51,7 +51,7 @@ pub struct Run {
     pub http_port: u16,
     /// Port of listener `llm-gw`, the tutorial's 8081.
     pub llm_port: u16,
-    /// What did not run, and why.
+    /// Remarks, for example on parts that did not run.
     pub notes: Vec<String>,
 }
 
@@ -66,14 +66,14 @@ pub enum Outcome {
 /// The conversations through one path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Side {
-    /// `8081`, `8080`, or `8081, no annotation`.
+    /// Name of the path: `8081`, `8080`, or `8081, no annotation`.
     pub name: String,
-    /// Time to first token of every answered request, in order of sending.
+    /// Time to first token of every answered request, in the order in which they were sent.
     pub ttft_ms: Vec<f64>,
-    /// Later turns that went to the pod of their conversation's first turn.
+    /// Number of later turns that went to the pod of their conversation's first turn.
     pub own_pod_turns: usize,
     pub later_turns: usize,
-    /// The pods' prefix caches, counted over this part only.
+    /// Use of the pods' prefix caches during this part.
     pub pods: Vec<PodCache>,
 }
 
@@ -84,7 +84,7 @@ pub struct PodCache {
     pub tokens: CacheCounters,
 }
 
-/// A part of the run and what it cost.
+/// A part of the run, and the time it took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     pub name: String,
@@ -96,7 +96,7 @@ impl Report {
         self.checks.iter().filter(|check| !check.passed).count()
     }
 
-    /// Writes the three files into `dir`, which is made when missing, and returns their paths.
+    /// Writes the three files into `dir`, creates it if needed, and returns their paths.
     pub fn write(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let files = [
@@ -128,7 +128,7 @@ impl Side {
         quantile(&self.ttft_ms, 0.9)
     }
 
-    /// Share of prompt tokens that the pods found in their caches.
+    /// Returns the share of looked-up prompt tokens that the pods found in their caches.
     pub fn hit_ratio(&self) -> Option<f64> {
         let total = self.pods.iter().fold(CacheCounters::default(), |sum, pod| CacheCounters {
             queries: sum.queries + pod.tokens.queries,

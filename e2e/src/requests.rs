@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use serde_json::Value;
 
-/// How the file came to be.
+/// The way in which a request file was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// As bash writes it: `you're` and `I'm` lose their apostrophes.
+    /// Written by bash: `you're` and `I'm` lose their apostrophes.
     Bash,
-    /// As it was meant.
+    /// Written as intended.
     Quoted,
-    /// As dash writes it: `\n` becomes a line break, which is not valid in JSON.
+    /// Written by dash: `\n` becomes a line break, which is not valid in JSON.
     Dash,
 }
 
@@ -39,38 +39,38 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// The requests beside the manifests, else those of `fallback`.
+    /// Finds the requests beside the manifests, or else those of `fallback`.
     pub fn find(manifests: &Path, fallback: &Path) -> Self {
         let own = manifests.join("requests");
         let dir = if own.is_dir() { own } else { fallback.join("requests") };
         Self { dir }
     }
 
-    /// The file as it is: what `curl --data-binary @file` sends.
+    /// Returns the file unchanged, as `curl --data-binary @file` sends it.
     pub fn raw(&self, form: Form, round: u32) -> Result<Bytes> {
         let path = self.dir.join(form.to_string()).join(format!("round{round}.txt"));
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         Ok(bytes.into())
     }
 
-    /// What `curl -d @file` sends: carriage returns, line feeds and NULs are stripped.
+    /// Returns what `curl -d @file` sends: the file without carriage returns, line feeds and NULs.
     pub fn curl(&self, form: Form, round: u32) -> Result<Bytes> {
         Ok(strip(&self.raw(form, round)?))
     }
 
-    /// The properly quoted request as JSON, to build variants from.
+    /// Returns the properly quoted request as JSON, to build variants from.
     pub fn json(&self, round: u32) -> Result<Value> {
         serde_json::from_slice(&self.curl(Form::Quoted, round)?).context("parse the tutorial's request")
     }
 
-    /// The model that the tutorial asks for; its name is the only thing that conversations share with its requests.
+    /// Returns the model that the tutorial asks for, the only thing that conversations share with its requests.
     pub fn model(&self) -> String {
         let request = self.json(1).ok();
         let model = request.as_ref().and_then(|request| request.get("model")?.as_str());
         model.unwrap_or("/model/qwen").to_owned()
     }
 
-    /// As [`Requests::json`], for the bash form.
+    /// Returns the request in the bash form as JSON.
     pub fn bash_json(&self, round: u32) -> Result<Value> {
         serde_json::from_slice(&self.curl(Form::Bash, round)?).context("parse the tutorial's request")
     }
@@ -80,12 +80,12 @@ fn strip(bytes: &[u8]) -> Bytes {
     bytes.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)).collect()
 }
 
-/// The body of a request.
+/// Returns the body of a request.
 pub fn body(request: &Value) -> Bytes {
     request.to_string().into()
 }
 
-/// The same request in a cache of its own: vLLM shares blocks only among equal salts.
+/// Returns the body of the request with a cache salt. vLLM shares blocks only between equal salts.
 pub fn salted(request: &Value, salt: &str) -> Bytes {
     let mut request = request.clone();
     if let Some(fields) = request.as_object_mut() {

@@ -1,9 +1,10 @@
-//! CSV with a header, as spreadsheets, pandas and people write it: quoted fields, spaces around them, a byte-order mark.
+//! CSV with a header, as spreadsheets, pandas and people write it: with quoted fields, spaces around them, and a
+//! byte-order mark.
 
 use anyhow::{Context as _, Result};
 use csv::{ReaderBuilder, StringRecord, Trim};
 
-/// The rows of a file, each with as many cells as it has.
+/// Columns and rows of a file; rows may have different numbers of cells.
 #[derive(Clone, Debug)]
 pub struct Rows {
     pub columns: Vec<String>,
@@ -12,18 +13,18 @@ pub struct Rows {
 
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Where it begins, from 1.
+    /// Line on which the row begins, from 1.
     pub line: usize,
     cells: StringRecord,
 }
 
 impl Rows {
-    /// Reads all of it; empty lines are no rows. Without a header there are no columns.
+    /// Reads a whole text. Empty lines are not rows. Without a header there are no columns.
     ///
     /// # Errors
     /// When it is not CSV.
     pub fn parse(text: &str) -> Result<Self> {
-        // Lines of spaces before the header are no header.
+        // Skip lines of spaces before the header.
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
         let mut lines = Lines { text, at: 0, line: 1 };
         let mut reader =
@@ -34,7 +35,7 @@ impl Rows {
             let cells = cells.context("read a row")?;
             let position = cells.position().context("a row has no place")?;
             let line = lines.of(start + usize::try_from(position.byte())?);
-            // A line of spaces is a row of one empty cell.
+            // A line of spaces is read as a row with one empty cell.
             let is_empty = cells.len() == 1 && cells[0].is_empty();
             if !is_empty {
                 rows.push(Row { line, cells });
@@ -45,7 +46,7 @@ impl Rows {
 }
 
 impl Row {
-    /// The cell of the column at `idx`; empty when the row is too short.
+    /// Returns the cell of the column at `idx`; empty if the row is too short.
     pub fn cell(&self, idx: usize) -> &str {
         self.cells.get(idx).unwrap_or_default()
     }
@@ -55,7 +56,7 @@ impl Row {
     }
 }
 
-/// Counts lines up to a place that only moves on.
+/// Counts lines up to a place that only moves forward.
 struct Lines<'a> {
     text: &'a str,
     at: usize,
@@ -63,7 +64,8 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// The line on which a row begins; the reader tells the place behind the one before, which is that row's line end.
+    /// Returns the line on which a row begins. The reader reports the place after the row before, which is its line
+    /// end.
     fn of(&mut self, place: usize) -> usize {
         let text = self.text.as_bytes();
         let ends = text[place..].iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();

@@ -1,7 +1,7 @@
 //! `e2e soak`: conversations at an even pace through 8081 while pods are killed and pickers are replaced.
 //!
-//! A request may fail for one reason: the pod that was computing it was killed meanwhile. Every other failure is a request
-//! that had a live pod and was lost. What was seen is told however the run ends.
+//! A request may fail only if the pod that was computing it was killed. Any other failed request had a live pod and was
+//! lost. The results are reported however the run ends.
 
 mod chaos;
 mod ledger;
@@ -37,28 +37,29 @@ use crate::run::options;
 use crate::stats::as_f64;
 use crate::ui::{self, Ui};
 
-/// Pickers, unless the flag says otherwise: a proxy needs another one while one is replaced.
+/// Default number of pickers: while one is replaced, Envoy needs another.
 const PICKERS: u32 = 2;
-/// Between two lines of progress.
+/// Time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// Longest wait for answers when the run has been cut short.
+/// Longest wait for answers when the run was cut short.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
-/// After the last answer, until Envoy has written its log.
+/// Time after the last answer until Envoy has written its log.
 const LOG_FLUSH: Duration = Duration::from_millis(500);
-/// Least and most that a picker may hold [bytes], and what it may add in the second half of its life.
+/// Most bytes that a picker may hold; [`MAX_GROWTH_BYTES`] is the most that any process may add in the second half of
+/// its life.
 const MAX_PICKER_BYTES: f64 = 150e6;
 const MAX_GROWTH_BYTES: f64 = 8e6;
 
-/// What came of it.
+/// Results of a run.
 #[derive(Debug, Serialize)]
 struct Outcome {
     seconds: f64,
     requests: Tally,
     pods_killed: usize,
     pickers_replaced: usize,
-    /// By process; in bytes.
+    /// Memory by process, in bytes.
     memory: Vec<Growth>,
-    /// What does not hold.
+    /// Everything that does not hold.
     problems: Vec<String>,
 }
 
@@ -88,7 +89,7 @@ pub async fn run(args: SoakArgs) -> Result<End> {
     })
 }
 
-/// Says at once what would be missing at the end.
+/// Refuses settings with which a part of the run could never happen.
 fn check(cluster: &Cluster, args: &SoakArgs) -> Result<()> {
     let status = cluster.status();
     ensure!(
@@ -141,7 +142,7 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, (ui, interrupt): (&Ui, &Interr
         never = progress(duration, &ledger, ui) => match never {},
     };
     waiting.close();
-    // What is not answered by then is told.
+    // Requests that are not answered by then count as lost.
     match cut {
         None => interrupt.unless(waiting.wait()).await.unwrap_or(()),
         Some(_) => timeout(LAST_ANSWERS, waiting.wait()).await.unwrap_or(()),
@@ -171,18 +172,18 @@ fn access_entries(cluster: &Cluster) -> Result<Vec<AccessEntry>> {
         .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))
 }
 
-/// The users' side.
+/// The part of the run that sends requests.
 struct Conversing {
     url: String,
     client: Client,
     started: Stopwatch,
     ledger: Arc<Mutex<Ledger>>,
-    /// A task for each request that is to be answered.
+    /// One task for each request without an answer.
     waiting: TaskTracker,
 }
 
 impl Conversing {
-    /// Sends at an even pace; returns when all is sent.
+    /// Sends requests at an even pace, and returns when the last one is sent.
     async fn run(&self, duration: Duration, rate: u32, users: Users) -> Result<()> {
         let users = Arc::new(Mutex::new(users));
         let mut beat = Beat::start(Duration::from_secs(1) / rate)?;

@@ -1,7 +1,7 @@
-//! Order statistics over small samples. Samples need not be sorted; an empty sample has no statistics.
+//! Statistics of small samples. Samples need not be sorted; an empty sample has no statistics.
 
-/// The value below which a share `q` (0..=1) of the sample lies, linearly interpolated as numpy does by default, and with it
-/// vLLM's own benchmarks; statrs knows another definition only, with other percentiles for small samples.
+/// Returns the value below which a share `q` (0..=1) of the sample lies, with linear interpolation as in numpy and so
+/// in vLLM's benchmarks. statrs has only another definition, with other percentiles for small samples.
 pub fn quantile(sample: &[f64], q: f64) -> Option<f64> {
     let mut sorted = sample.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -24,13 +24,13 @@ pub fn mean(sample: &[f64]) -> Option<f64> {
     (!sample.is_empty()).then(|| sample.iter().sum::<f64>() / as_f64(sample.len()))
 }
 
-/// The nearest float; below 2^53 it is exact.
+/// Converts to the nearest float, which is exact below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "the nearest float is what is wanted")]
 pub fn as_f64(count: usize) -> f64 {
     count as f64
 }
 
-/// Seconds to milliseconds, for reports.
+/// Converts to milliseconds, for reports.
 pub fn millis(duration: std::time::Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }

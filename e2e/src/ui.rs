@@ -1,5 +1,5 @@
-//! What a person sees while the driver works: a spinner and short lines on a terminal, plain lines otherwise.
-//! Talk goes to standard error; results go to standard output, through [`print`] only.
+//! Output of the driver: on a terminal a spinner and short lines, otherwise plain lines.
+//! Progress and messages go to standard error. Results go to standard output, through [`print`] only.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
@@ -12,27 +12,27 @@ use crate::check::Check;
 use crate::cluster::{Event, Progress};
 use crate::report::summary::Style;
 
-/// How often the spinner turns.
+/// Time between two turns of the spinner.
 const TICK: Duration = Duration::from_millis(120);
 
-/// Writes results to standard output. A reader that has gone away is no error.
+/// Writes results to standard output. It is not an error if the reader has gone.
 pub fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
-/// Says why a command could not be carried out.
+/// Shows why a command could not be carried out.
 pub fn complain(text: &str) {
     let mark = "error:".if_supports_color(Stream::Stderr, |text| text.red()).to_string();
     talk(&format!("{mark} {text}"));
 }
 
-/// Whether results may carry colours.
+/// Returns if results may have colours.
 pub fn stdout_style() -> Style {
     style_of(Stream::Stdout)
 }
 
-/// Colour support of a stream, as `owo-colors` decides it (terminal, NO_COLOR, FORCE_COLOR).
+/// Returns the colour support of a stream, as `owo-colors` decides (terminal, NO_COLOR, FORCE_COLOR).
 fn style_of(stream: Stream) -> Style {
     match "x".if_supports_color(stream, |text| text.red()).to_string() == "x" {
         true => Style::Plain,
@@ -40,7 +40,7 @@ fn style_of(stream: Stream) -> Style {
     }
 }
 
-/// The talk of one command.
+/// Messages of one command.
 #[derive(Debug, Clone)]
 pub struct Ui {
     spinner: Option<ProgressBar>,
@@ -61,7 +61,7 @@ impl Ui {
         Self { spinner, style: style_of(Stream::Stderr), verbose }
     }
 
-    /// Work has begun; ends when the next step begins.
+    /// Shows that work has begun; it ends when the next step begins.
     pub fn step(&self, text: &str) {
         match &self.spinner {
             Some(spinner) => {
@@ -72,7 +72,7 @@ impl Ui {
         }
     }
 
-    /// A line that stays.
+    /// Shows a line that stays.
     pub fn note(&self, text: &str) {
         match &self.spinner {
             Some(spinner) => spinner.println(text),
@@ -96,7 +96,7 @@ impl Ui {
         }
     }
 
-    /// A sink for the events of a cluster.
+    /// Returns a callback that shows the events of a cluster.
     pub fn progress(&self) -> Progress {
         let ui = self.clone();
         Arc::new(move |event| match event {
@@ -106,7 +106,7 @@ impl Ui {
         })
     }
 
-    /// Ends the spinner, so that results stand alone.
+    /// Removes the spinner, so that only results remain.
     pub fn finish(&self) {
         if let Some(spinner) = &self.spinner {
             spinner.finish_and_clear();

@@ -1,4 +1,5 @@
-//! `report.html`: one file, no script, no network. The template lays out; what it shows is computed here.
+//! `report.html`: one file without scripts that needs no network. The template does the layout; its values are computed
+//! here.
 
 use anyhow::{Context as _, Result};
 use minijinja::syntax::SyntaxConfig;
@@ -14,10 +15,10 @@ use crate::report::timeline::{Timeline, class, timeline};
 use crate::report::{Outcome, Part, Report, Run, Side};
 
 const TEMPLATE: &str = include_str!("page.html");
-/// One plot for each width of screen: its text keeps its size.
+/// Size of the plot on wide screens. There is one plot for each width, so that its text keeps its size.
 const WIDE: Size = Size { width: 720.0, height: 330.0 };
 const NARROW: Size = Size { width: 340.0, height: 260.0 };
-/// Sections with at most this many requests are unfolded.
+/// Largest number of requests in a section that is shown unfolded.
 const SHORT_SECTION: usize = 4;
 
 pub fn render(report: &Report) -> Result<String> {
@@ -43,7 +44,7 @@ pub fn render(report: &Report) -> Result<String> {
         .context("render the report")
 }
 
-/// What the template is given.
+/// Values for the template.
 #[derive(Debug, Serialize)]
 struct Page<'a> {
     run: &'a Run,
@@ -76,7 +77,7 @@ impl Verdict {
     }
 }
 
-/// A number to read first.
+/// One of the main figures.
 #[derive(Debug, Serialize)]
 struct Tile {
     label: &'static str,
@@ -131,7 +132,7 @@ fn tiles(report: &Report) -> Vec<Tile> {
     tiles
 }
 
-/// `−57 %` or `+4 %`, with a real minus sign.
+/// Returns a percentage such as `−57 %` or `+4 %`, with a real minus sign.
 fn signed_percent(share: f64) -> String {
     let sign = if share < 0.0 { '−' } else { '+' };
     format!("{sign}{:.0} %", share.abs() * 100.0)
@@ -173,7 +174,7 @@ struct PodView<'a> {
     hits: f64,
     queries: f64,
     percent: f64,
-    /// Width of the bar: look-ups against the busiest pod of any side's.
+    /// Width of the bar: look-ups in relation to the busiest pod of its side.
     width: f64,
 }
 
@@ -203,7 +204,7 @@ impl<'a> SideView<'a> {
     }
 }
 
-/// Requests that had pods and caches in common.
+/// Requests with the same pods and caches.
 #[derive(Debug, Serialize)]
 struct Section<'a> {
     group: &'a str,

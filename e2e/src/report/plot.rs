@@ -1,5 +1,5 @@
-//! The distribution of times to first token as an SVG: one cumulative curve per path.
-//! Colours come from the page's style sheet, so that the plot follows its light and dark schemes.
+//! Plot of the times to first token in SVG: one cumulative curve for each path.
+//! The page's style sheet sets the colours, so that the plot follows its light and dark schemes.
 
 use std::fmt::Write as _;
 
@@ -12,14 +12,14 @@ const BOTTOM: f64 = 40.0;
 const TOP: f64 = 12.0;
 const RIGHT: f64 = 16.0;
 
-/// The plot's size in pixels; it scales down to the page's width.
+/// Size of the plot in pixels; it is scaled down to the width of the page.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
     pub(super) width: f64,
     pub(super) height: f64,
 }
 
-/// Cumulative share of requests over TTFT; `None` without samples.
+/// Plots the cumulative share of requests over TTFT; `None` without samples.
 pub(super) fn cumulative(sides: &[Side], size: Size) -> Option<String> {
     let longest = sides.iter().flat_map(|side| side.ttft_ms.iter().copied()).fold(0.0, f64::max);
     if longest <= 0.0 {
@@ -106,7 +106,7 @@ impl Frame {
     }
 }
 
-/// A round number of milliseconds that divides `longest` into at most `ticks` steps or a few more.
+/// Returns a round number of milliseconds that divides `longest` into about `ticks` steps.
 fn tick_step(longest: f64, ticks: f64) -> f64 {
     let raw = longest / ticks;
     let magnitude = 10f64.powf(raw.log10().floor());

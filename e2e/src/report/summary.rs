@@ -1,4 +1,4 @@
-//! The summary that a run prints on standard output: failed checks in full, groups in numbers, the two paths side by side.
+//! The summary on standard output: failed checks in full, figures of the groups, and the two paths side by side.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use owo_colors::OwoColorize as _;
 use crate::check::Group;
 use crate::report::{Outcome, Report, Side};
 
-/// Whether the text may carry colours: only a terminal's may.
+/// Whether the text may have colours; only a terminal's may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     Coloured,
@@ -38,7 +38,7 @@ impl Style {
     }
 }
 
-/// The whole summary, ending with a newline.
+/// Returns the whole summary, with a newline at the end.
 pub fn render(report: &Report, style: Style) -> String {
     let mut text = String::new();
     for check in report.checks.iter().filter(|check| !check.passed) {
@@ -95,7 +95,7 @@ fn show(value: Option<f64>, text: impl Fn(f64) -> String) -> String {
     value.map_or_else(|| "-".to_owned(), text)
 }
 
-/// A table whose columns from `numbers_from` on are right-aligned.
+/// Makes a table whose columns from `numbers_from` on are right-aligned.
 pub fn new_table(header: &[&str], numbers_from: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());

@@ -1,4 +1,4 @@
-//! When each request was sent and how long it took, one lane per pod: positions in per cent of the section's span.
+//! Time line of a section's requests, one lane per pod. Positions are in per cent of the section's time span.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ const ROW: f64 = 15.0;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Timeline {
     pub(super) lanes: Vec<Lane>,
-    /// Wall seconds from the first request to the last byte.
+    /// Seconds of wall time from the first request to the last byte.
     pub(super) span_s: f64,
 }
 
@@ -27,13 +27,13 @@ pub(super) struct Bar {
     left: f64,
     width: f64,
     top: f64,
-    /// Share of the bar until the first token, in per cent.
+    /// Part of the bar before the first token, in per cent.
     first_token: f64,
     class: &'static str,
     title: String,
 }
 
-/// The lanes of a section; requests that no pod served have a lane of their own.
+/// Makes the lanes of a section. Requests that no pod served have their own lane.
 pub(super) fn timeline(traces: &[&Trace], time_scale: f64) -> Timeline {
     let wall_s = |ms: f64| ms / 1e3 / time_scale;
     let start = traces.iter().map(|trace| trace.client.sent_at).fold(f64::INFINITY, f64::min);
@@ -75,7 +75,7 @@ pub(super) fn timeline(traces: &[&Trace], time_scale: f64) -> Timeline {
     Timeline { lanes: lanes.collect(), span_s }
 }
 
-/// How a request's bar is coloured: by the share of its prompt that was cached.
+/// Returns the colour class of a request: by the share of its prompt that was cached.
 pub(super) fn class(trace: &Trace) -> &'static str {
     let Some(usage) = trace.client.usage else { return "bad" };
     let cached = f64::from(usage.cached_tokens()) / f64::from(usage.prompt_tokens.max(1));
@@ -108,7 +108,7 @@ mod tests {
         let traces: Vec<&Trace> = traces.iter().collect();
         let timeline = timeline(&traces, 1.0);
         let [lane] = timeline.lanes.as_slice() else { panic!("one pod, one lane") };
-        // Sent every 0.7 s, taking 0.9 s each: two rows are enough.
+        // Requests are sent every 0.7 s and take 0.9 s each, so two rows are enough.
         assert_eq!(lane.height, 30.0);
         assert_eq!(lane.bars.iter().map(|bar| bar.top).collect::<Vec<_>>(), [0.0, 15.0, 0.0, 15.0]);
         assert!((timeline.span_s - 3.0).abs() < 1e-9);

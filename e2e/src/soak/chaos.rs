@@ -1,4 +1,4 @@
-//! What goes wrong on purpose, and when it did.
+//! Faults that are caused on purpose, and their times.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,20 +13,20 @@ use tokio::time::sleep;
 use crate::clock::Stopwatch;
 use crate::cluster::Cluster;
 
-/// No pod is killed this soon before the end, so that what was cut can be told from what was lost.
+/// Time before the end without kills, so that requests which were cut can be distinguished from lost ones.
 const QUIET_END: Duration = Duration::from_secs(2);
 
-/// A pod's end. Times are since the start.
+/// A pod's end. Times are counted from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Death {
     pub(super) address: SocketAddr,
-    /// The order to kill it was given after this.
+    /// Time before the order to kill it.
     pub(super) from: Duration,
-    /// It was gone before this.
+    /// Time after which it was gone.
     pub(super) until: Duration,
 }
 
-/// Kills and replaces.
+/// Kills pods and replaces pickers.
 pub(super) struct Chaos<'a> {
     cluster: &'a Cluster,
     started: Stopwatch,
@@ -41,12 +41,12 @@ impl<'a> Chaos<'a> {
         Self { cluster, started, rng: Mutex::new(rng), deaths, n_replaced }
     }
 
-    /// When each pod died so far, and how often a picker was replaced.
+    /// Returns the deaths of pods so far, and how often a picker was replaced.
     pub(super) fn done(&self) -> (Vec<Death>, usize) {
         (self.deaths.lock().clone(), self.n_replaced.load(Ordering::Relaxed))
     }
 
-    /// Kills a pod every `period`, each of them replaced by another.
+    /// Kills a random pod every `period`; the cluster replaces each.
     pub(super) async fn kill_pods(&self, duration: Duration, period: Duration) -> Result<()> {
         let mut due = period;
         while due + QUIET_END < duration {
@@ -66,7 +66,7 @@ impl<'a> Chaos<'a> {
         Ok(())
     }
 
-    /// Replaces a picker `count` times, evenly over the time, one after the other.
+    /// Replaces pickers `count` times, one after the other, evenly over `duration`.
     pub(super) async fn replace_pickers(&self, duration: Duration, count: u32) -> Result<()> {
         for (number, turn) in (1..=count).zip(0_usize..) {
             let due = duration * number / (count + 1);

@@ -1,4 +1,4 @@
-//! Every request that failed, and whether its pod's death excuses it.
+//! Keeps every failed request, and decides if its pod's death excuses it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use crate::evidence::access_log::AccessEntry;
 use crate::load::chat::Usage;
 use crate::soak::chaos::Death;
 
-/// A proxy may write to a dead pod's connection until it has read that connection's end.
+/// Time in which Envoy may still write to a dead pod's connection, until it has read the end of that connection.
 const UNNOTICED: Duration = Duration::from_millis(100);
 
-/// A request, from sending it to the end of its answer; since the start.
+/// A request. Times are counted from the start.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
-    /// In its path: `?soak=17`.
+    /// Number in its path: `?soak=17`.
     pub(super) number: u64,
     pub(super) sent_at: Duration,
     pub(super) ended_at: Duration,
 }
 
-/// What became of the requests so far.
+/// Results of the requests so far.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) n_sent: usize,
@@ -35,11 +35,11 @@ pub(super) struct Ledger {
 pub(super) struct Tally {
     pub(super) sent: usize,
     pub(super) answered: usize,
-    /// Failed because their pod was killed while it computed them.
+    /// Requests that failed because their pod was killed while it computed them.
     pub(super) excused: usize,
-    /// Failed for another reason, each with it.
+    /// Descriptions of the requests that failed for another reason.
     pub(super) lost: Vec<String>,
-    /// Of the prompt tokens of those that were answered.
+    /// Cached share of the prompt tokens of answered requests.
     pub(super) cached_share: f64,
 }
 
@@ -55,12 +55,12 @@ impl Ledger {
         }
     }
 
-    /// Sent, answered, failed.
+    /// Returns how many requests were sent, answered and failed, in this order.
     pub(super) fn counts(&self) -> (usize, usize, usize) {
         (self.n_sent, self.n_answered, self.failures.len())
     }
 
-    /// Judges the failures by what the proxy wrote of them and by when which pod died.
+    /// Judges the failures by Envoy's log and by the times when pods died.
     pub(super) fn judge(&self, log: &[AccessEntry], deaths: &[Death]) -> Tally {
         let entries: HashMap<u64, &AccessEntry> =
             log.iter().filter_map(|entry| Some((number(entry)?, entry))).collect();
@@ -85,7 +85,7 @@ impl Ledger {
                 host.unwrap_or("none"),
             ));
         }
-        // Neither answered nor failed: the task that waited for the answer is gone.
+        // Some requests may have neither an answer nor an error, because the task that waited for them is gone.
         let n_unaccounted = self.n_sent - self.n_answered - self.failures.len();
         if n_unaccounted > 0 {
             lost.push(format!("{n_unaccounted} requests were never answered"));
@@ -96,7 +96,7 @@ impl Ledger {
     }
 }
 
-/// Whether the request was with the pod when it died.
+/// True if the pod had the request when it died.
 fn excuses(death: &Death, sent: &Sent) -> bool {
     sent.sent_at <= death.until + UNNOTICED && sent.ended_at >= death.from
 }

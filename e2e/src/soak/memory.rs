@@ -1,4 +1,4 @@
-//! How much the pickers and Envoy hold, over their lives.
+//! Memory of the pickers and of Envoy over their lives.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use crate::cluster::Cluster;
 use crate::load::client::Client;
 
 const PERIOD: Duration = Duration::from_secs(1);
-/// A process that lived for fewer samples than this tells nothing of growth.
+/// Number of samples that a process must have to show growth.
 const MIN_SAMPLES: usize = 20;
 const RESIDENT: &str = "process_resident_memory_bytes ";
 
-/// One process' memory [bytes].
+/// Memory of one process in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Growth {
     pub(super) process: String,
     pub(super) is_picker: bool,
-    /// In the middle of its life.
+    /// Bytes in the middle of its life.
     pub(super) half_way: f64,
-    /// From then to its end.
+    /// Bytes added from then to its end.
     pub(super) grown: f64,
     pub(super) most: f64,
 }
@@ -37,7 +37,7 @@ pub(super) struct Memory<'a> {
     lives: Mutex<Lives>,
 }
 
-/// Samples by process: a picker that was replaced is another process.
+/// Samples by process. A picker that was replaced counts as another process.
 #[derive(Debug, Default)]
 struct Lives(BTreeMap<String, Vec<f64>>);
 
@@ -46,12 +46,12 @@ impl<'a> Memory<'a> {
         Self { cluster, started, client: Client::default(), lives: Mutex::default() }
     }
 
-    /// By what was sampled so far.
+    /// Returns the growth in the samples so far.
     pub(super) fn growth(&self) -> Vec<Growth> {
         self.lives.lock().growth()
     }
 
-    /// Samples until the time is over.
+    /// Takes samples until the time is over.
     pub(super) async fn watch(&self, duration: Duration) -> Result<()> {
         let mut generations: BTreeMap<String, u32> = BTreeMap::new();
         let mut was_running: BTreeMap<String, bool> = BTreeMap::new();
@@ -64,7 +64,7 @@ impl<'a> Memory<'a> {
                 let generation = generations.entry(picker.name.clone()).or_default();
                 *generation += u32::from(picker.running && !was);
                 let url = format!("http://{}/metrics", picker.metrics);
-                // One that is being replaced may not answer.
+                // A picker that is being replaced may not answer.
                 let Ok(reply) = self.client.get(&url).await else { continue };
                 let text = reply.text();
                 let bytes = text.lines().find_map(|line| line.strip_prefix(RESIDENT)?.parse::<f64>().ok());

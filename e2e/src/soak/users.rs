@@ -1,4 +1,4 @@
-//! Users in conversations of a few turns; one that waits for an answer asks nothing meanwhile.
+//! Users in conversations of a few turns. A user who waits for an answer asks nothing.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::requests::body;
 
-/// Turns of a conversation; then its user begins another one.
+/// Turns of a conversation, after which its user begins another one.
 const TURNS: usize = 6;
 /// Words of a question.
 const WORDS: usize = 40;
@@ -22,11 +22,11 @@ const VOCABULARY: [&str; 12] = [
 pub(super) struct Users {
     rng: ChaCha8Rng,
     conversations: Vec<Vec<Value>>,
-    /// Those that wait for nothing, the one that was answered longest ago first.
+    /// Users that do not wait for an answer; the one that was answered longest ago comes first.
     idle: VecDeque<usize>,
 }
 
-/// What a user sends.
+/// The next request of a user.
 #[derive(Debug)]
 pub(super) struct Turn {
     pub(super) user: usize,
@@ -38,7 +38,8 @@ impl Users {
         Self { rng: ChaCha8Rng::seed_from_u64(seed), conversations: Vec::new(), idle: VecDeque::new() }
     }
 
-    /// The next turn of who was answered longest ago, if that makes a few hundred users; else of a new one.
+    /// Returns the next turn: of a new user until there are a few hundred, then of the one that was answered longest
+    /// ago.
     pub(super) fn next(&mut self) -> Turn {
         const ENOUGH: usize = 300;
         let user = match self.idle.pop_front() {
@@ -65,7 +66,7 @@ impl Users {
         Turn { user, body: body(&request) }
     }
 
-    /// An answer came; `None` for a failure, after which the user begins anew.
+    /// Records the end of a user's request; `None` for a failure, after which the user starts a new conversation.
     pub(super) fn answered(&mut self, user: usize, content: Option<&str>) {
         match content {
             Some(content) => {

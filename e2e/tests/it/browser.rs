@@ -1,18 +1,18 @@
-//! A headless Chromium that opens a page, and what it complains about.
+//! Opens pages in a headless Chromium, and collects its complaints.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
-/// Makes a missing browser a failure.
+/// Variable that makes a missing browser a failure.
 const REQUIRED: &str = "WARMPATH_REQUIRE_CHROMIUM";
 const NAMES: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
-/// Marks what the probe found in the page's dump.
+/// Mark before the probe's result in the page's dump.
 const MARK: &str = "data-probe=\"";
 
-/// How a page fits into its frame.
+/// Script that checks if a page fits into its frame.
 const FITTING: &str = r"
     const view = page.documentElement.clientWidth;
     const wide = [...page.querySelectorAll('body *')].filter(element => {
@@ -23,7 +23,7 @@ const FITTING: &str = r"
     const needed = Math.max(page.documentElement.scrollWidth, page.body.scrollWidth);
     return [view, needed, ...names].join('|');";
 
-/// Which numbers of a page differ from where in `json` they say that they come from, beyond their last digit.
+/// Script that finds the numbers of a page that differ, beyond their last digit, from their sources in `json`.
 const NUMBERS: &str = r"
     const at = path => path.split('/').slice(1).reduce((value, key) => value == null ? value : value[key], json);
     const cells = [...page.querySelectorAll('[data-at]')];
@@ -39,21 +39,22 @@ pub(crate) struct Browser {
     program: PathBuf,
 }
 
-/// What a page did in the browser.
+/// Behaviour of a page in the browser.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Visit {
-    /// Lines that the page, or the browser about its scripts, wrote to the console.
+    /// Lines on the console, from the page or from the browser about its scripts.
     pub(crate) console: Vec<String>,
     /// Width of the page's viewport in pixels.
     pub(crate) viewport: u32,
     /// Width that the page needs.
     pub(crate) content: u32,
-    /// The elements that reach beyond the viewport, outermost first.
+    /// Elements that extend beyond the viewport, outermost first.
     pub(crate) overflowing: Vec<String>,
 }
 
 impl Browser {
-    /// The browser of `CHROMIUM_BIN` or of the PATH; `None` prints a line that names the test that was skipped.
+    /// Returns the browser in `CHROMIUM_BIN` or on the PATH. Without one it prints a line with the skipped test and
+    /// returns `None`.
     #[expect(clippy::disallowed_methods, reason = "tests have no command line of their own")]
     pub(crate) fn find(test: &str) -> Option<Self> {
         let asked = std::env::var("CHROMIUM_BIN").ok().map(PathBuf::from);
@@ -70,7 +71,7 @@ impl Browser {
         Some(Self { program })
     }
 
-    /// Opens a page at a viewport of this width, in an iframe: a window has a least width, a frame has none.
+    /// Opens a page with a viewport of this width. It uses an iframe, because windows have a least width.
     pub(crate) fn visit(&self, html: &str, width: u32) -> Visit {
         let (probe, console) = self.ask(html, width, FITTING);
         let mut fields = probe.split('|');
@@ -80,10 +81,10 @@ impl Browser {
         Visit { console, viewport, content, overflowing: fields.map(str::to_owned).collect() }
     }
 
-    /// The numbers on a page that are not those of the document: what they say they are, and what they show. Followed by how
-    /// many there are in all.
+    /// Returns the numbers on a page that differ from the document (their paths and values), and the number of all
+    /// numbers.
     pub(crate) fn mismatches(&self, html: &str, json: &str) -> (Vec<String>, usize) {
-        // In a script, `</` would end it.
+        // A `</` in a script would end it.
         let script = format!("const json = {};\n{NUMBERS}", json.replace("</", "<\\/"));
         let (probe, console) = self.ask(html, 1280, &script);
         assert_eq!(console, Vec::<String>::new());
@@ -92,7 +93,7 @@ impl Browser {
         (wrong.collect(), n_all.parse().expect("a number"))
     }
 
-    /// What `script` found in the page, and the console's lines.
+    /// Returns what `script` found in the page, and the console's lines.
     fn ask(&self, html: &str, width: u32, script: &str) -> (String, Vec<String>) {
         let dir = TempDir::new().expect("a temporary directory is made");
         let file = dir.path().join("outer.html");
@@ -106,7 +107,7 @@ impl Browser {
         (probe.to_owned(), console(&output.stderr))
     }
 
-    /// How many bytes the page is when it is printed.
+    /// Prints the page to PDF and returns the bytes.
     pub(crate) fn print(&self, html: &str) -> Vec<u8> {
         let dir = TempDir::new().expect("a temporary directory is made");
         let (page, printed) = (dir.path().join("page.html"), dir.path().join("page.pdf"));
@@ -142,7 +143,8 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-/// A page that holds `html` in a frame of the given width and writes down what `script`, which sees it as `page`, finds.
+/// Makes a page with `html` in a frame of this width. It stores the result of `script`, which sees the framed page as
+/// `page`.
 fn outer(html: &str, width: u32, script: &str) -> String {
     let source = html.replace('&', "&amp;").replace('"', "&quot;");
     let probe = format!(
@@ -158,7 +160,7 @@ fn outer(html: &str, width: u32, script: &str) -> String {
     )
 }
 
-/// The console's lines in the browser's log.
+/// Returns the console's lines from the browser's log.
 fn console(stderr: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(stderr)
         .lines()

@@ -146,7 +146,7 @@ async fn an_invalid_edit_is_reported_and_changes_nothing() {
             "      filters: []\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: qwen-backend-no-inference",
             "spec.rules[0].filters",
         ),
-        // Only Envoy knows that this is wrong (the stub stands in for it).
+        // Only Envoy detects this error; the stub replaces it here.
         ("  name: qwen-backend\n", "  name: poison\n", "stub: poison"),
     ];
     for (from, to, part) in invalid {
@@ -270,7 +270,7 @@ async fn up_refuses_a_second_one_and_down_ends_the_first() {
     let (options, programs, progress) = (lab.options(), &lab.programs, lab.progress());
     let state = up(&state_dir, &options, programs, &progress).await.unwrap();
     assert!(matches!(&state.phase, Phase::Running { status } if status.pods.len() == 2), "{state:?}");
-    // `e2e status --json` prints this; scripts read it.
+    // `e2e status --json` prints this, and scripts read it.
     let json = serde_json::to_value(&state).unwrap();
     let first = format!("127.0.0.1:{}", lab.ports[0]);
     assert_eq!(json["phase"]["status"]["gateways"][0]["address"], first, "{json}");
@@ -302,7 +302,7 @@ async fn nothing_outlives_a_killed_supervisor() {
     supervisor::down(&state_dir).await.unwrap();
 }
 
-/// The stub accepts everything, so this one asks Envoy itself; skipped where `ENVOY_BIN` names none.
+/// The stub accepts everything, so this test asks Envoy itself. It is skipped without `ENVOY_BIN`.
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "a test has no command line to read the variable for it")]
 async fn envoy_itself_accepts_the_tutorial() {
@@ -327,7 +327,7 @@ async fn envoy_itself_accepts_the_tutorial() {
     cluster.stop().await.unwrap();
 }
 
-/// The files in the repository are what the shells make of the tutorial's commands.
+/// The files in the repository must be what the shells make of the tutorial's commands.
 #[test]
 fn the_requests_are_what_the_shells_make() {
     let requests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/doc/requests");

@@ -1,4 +1,4 @@
-//! The page of a comparison: how it fits, and that its numbers are the document's.
+//! The page of a comparison: it fits, and its numbers are those of the document.
 
 use e2e::compare::matrix::{Plan, Source};
 use e2e::compare::output::document;
@@ -10,7 +10,7 @@ use crate::browser::Browser;
 
 const WIDTHS: [u32; 2] = [1280, 390];
 
-/// A page and its document, of one workload.
+/// Returns the page and the document of one workload.
 fn compared() -> (String, Value) {
     let sources = WORKLOADS.iter().filter(|workload| workload.name == "no sharing").map(Source::Drawn);
     let plan = Plan { sources: sources.collect(), loads: vec![0.25, 0.5], seeds: 1 };
@@ -33,7 +33,8 @@ fn a_comparison_fits_and_prints_and_its_numbers_are_those_of_the_document() {
     }
     let (wrong, n_all) = browser.mismatches(&page, &document.to_string());
     assert_eq!(wrong, Vec::<String>::new());
-    // Nine policies: eleven figures and a knee at two loads; 41 quantiles, 20 hit ratios, and 20 parts of four pods.
+    // There are nine policies. Each has eleven figures and a knee at two loads, a chart's value at both, 41 quantiles,
+    // 20 hit ratios, and 20 parts of four pods.
     assert_eq!(n_all, 1 + 9 * (2 * 12 + 2 + 41 + 20 + 20 * 4));
     assert!(browser.print(&page).starts_with(b"%PDF"));
     assert!(!page.contains("http"), "the page needs nothing from a network");

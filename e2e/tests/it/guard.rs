@@ -1,4 +1,4 @@
-//! Nothing outlives the driver: not a child, not what a child started.
+//! Nothing outlives the driver: neither a child nor what a child started.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::stubs::{is_alive, read, until};
 
-/// A guarded shell that starts a grandchild, and whose own and grandchild's ids are in `dir`.
+/// Starts a guarded shell that starts a grandchild. Files in `dir` have the ids of both.
 fn spawn(dir: &Path, trap: &str) -> Child {
     let script = format!(
         "{trap} sleep 1000 & echo $! > grandchild; echo $$ > child.part; mv child.part child; wait; wait"
@@ -72,7 +72,7 @@ fn the_exit_code_is_the_childs() {
         let mut guard = Command::new(env!("CARGO_BIN_EXE_e2e"));
         guard.args(["guard", "--"]).args(command).stdin(Stdio::piped()).stderr(Stdio::null());
         let mut guard = guard.spawn().unwrap();
-        // `wait` closes a pipe that the child still has, and that is an order to end.
+        // `wait` would close the pipe, and the guard would take that as an order to end.
         let _pipe = guard.stdin.take();
         guard.wait().unwrap().code()
     };

@@ -1,4 +1,4 @@
-//! SIGTERM and Ctrl-C at any moment: the driver ends what it has started, and says that it was interrupted.
+//! SIGTERM and Ctrl-C at any moment: the driver ends all that it has started, and reports that it was interrupted.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
@@ -15,12 +15,12 @@ use crate::stubs::{Lab, until};
 /// Exit code of an interrupted command.
 const INTERRUPTED: i32 = 130;
 
-/// When the signal is sent.
+/// The moment of the signal.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// The command has written what its supervisor shall start, which may not run yet.
+    /// The command has written what its supervisor must start; the supervisor may not run yet.
     Ordered,
-    /// So many stubs of that role run.
+    /// This many stubs of this role run.
     Started(&'static str, usize),
 }
 
@@ -34,7 +34,7 @@ async fn interrupt(lab: &Lab, driver: &mut Child, moment: Moment, signal: Signal
     kill(Pid::from_raw(driver.id().try_into().unwrap()), signal).unwrap();
 }
 
-/// Interrupts a command at the moment, and expects that nothing is left when it has ended.
+/// Interrupts a command at this moment. When it has ended, nothing may be left.
 async fn check(flags: &str, moment: Moment, signal: Signal) {
     let lab = Lab::new();
     let mut driver = lab.driver(flags).spawn().unwrap();
@@ -62,7 +62,7 @@ async fn up_leaves_nothing_behind() {
     }
 }
 
-/// The control: an `up` that nobody interrupts leaves its cluster for `down`.
+/// The control: an `up` that is not interrupted leaves its cluster for `down`.
 #[tokio::test]
 async fn up_leaves_the_cluster_when_it_has_ended() {
     let lab = Lab::new();
@@ -75,7 +75,7 @@ async fn up_leaves_the_cluster_when_it_has_ended() {
     assert_eq!(lab.alive(), Vec::<String>::new());
 }
 
-/// A server that takes requests and never answers holds the tool in its warm-up.
+/// The server accepts requests and never answers, which keeps the tool in its warm-up.
 #[tokio::test]
 async fn a_silent_server_does_not_hold_the_tool() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -86,7 +86,7 @@ async fn a_silent_server_does_not_hold_the_tool() {
     let mut tool = Command::new(env!("CARGO_BIN_EXE_e2e"));
     tool.arg("multi-round-qa").args(flags.split_whitespace()).args(["--base-url", &url]);
     let mut tool = tool.current_dir(dir.path()).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    // The tool has sent something.
+    // Wait until the tool has sent something.
     let (mut connection, _) = server.accept().unwrap();
     connection.read_exact(&mut [0]).unwrap();
     kill(Pid::from_raw(tool.id().try_into().unwrap()), Signal::SIGINT).unwrap();

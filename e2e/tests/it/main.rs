@@ -1,4 +1,4 @@
-//! The driver with real processes: clusters of stubs, the guard, and the report in a browser.
+//! Tests of the driver with real processes: clusters of stubs, the guard, and the report in a browser.
 
 mod browser;
 mod cluster;

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::stubs::{Lab, read, until};
 
-/// The tutorial's container has one port; its probes go before it.
+/// Ports of the tutorial's container; a probe is inserted before them.
 const PORTS: &str = "        ports:\n        - containerPort: 8000\n";
 
 async fn start(lab: &Lab, probe: &str) -> Cluster {
@@ -24,7 +24,7 @@ fn sick(lab: &Lab, pod: &Pod) -> PathBuf {
     lab.dir.path().join(format!("sick-{}", pod.name))
 }
 
-/// The picker's line for the pod, and whether Envoy's plain route has it.
+/// Returns the picker's line for the pod, and whether Envoy's plain route has it.
 fn published(cluster: &Cluster, pod: &Pod) -> (String, bool) {
     let endpoints = read(cluster.files().endpoints());
     let line = endpoints.lines().find(|line| line.contains(&pod.name)).unwrap_or_default();
@@ -67,7 +67,7 @@ async fn an_unready_pod_leaves_the_endpoints_and_comes_back() {
     cluster.stop().await.unwrap();
 }
 
-/// The control: what cannot be asked here decides nothing.
+/// The control: a probe that cannot be run here has no effect.
 #[tokio::test]
 async fn a_pod_whose_probe_is_a_command_stays() {
     let lab = Lab::new();
@@ -86,7 +86,7 @@ async fn a_pod_whose_probe_is_a_command_stays() {
 #[tokio::test]
 async fn a_pod_whose_liveness_probe_fails_is_replaced() {
     let lab = Lab::new();
-    // A slow machine must not end a pod that starts: liveness counts from where the startup probe has passed.
+    // A slow machine must not end a starting pod, so liveness counts only after the startup probe has passed.
     let startup = "startupProbe: {tcpSocket: {port: 8000}, periodSeconds: 1, failureThreshold: 60}";
     let liveness =
         "livenessProbe: {httpGet: {path: /health, port: 8000}, periodSeconds: 1, failureThreshold: 2}";
@@ -101,7 +101,7 @@ async fn a_pod_whose_liveness_probe_fails_is_replaced() {
     cluster.stop().await.unwrap();
 }
 
-/// A connection says nothing of the pages behind it.
+/// An open connection says nothing about the pages behind it.
 #[tokio::test]
 async fn a_port_that_is_open_is_enough_for_a_probe_of_it() {
     let lab = Lab::new();

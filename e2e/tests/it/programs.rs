@@ -1,4 +1,4 @@
-//! Where the programs of a cluster come from, and what is said when they are missing.
+//! Finds the programs of a cluster, and reports missing ones.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
@@ -20,7 +20,7 @@ fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// A `target/release` with everything, and an Envoy of this version.
+/// Makes a `target/release` with all programs, and an Envoy of this version.
 fn checkout(envoy_version: &str) -> (TempDir, PathBuf, ProgramOptions) {
     let dir = tempfile::tempdir().unwrap();
     let release = dir.path().join("release");

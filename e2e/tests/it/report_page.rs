@@ -1,4 +1,4 @@
-//! The page of a recorded run, opened on a desktop and on a phone.
+//! The page of a recorded run, opened with the width of a desktop and of a phone.
 
 use e2e::report::{Report, html};
 
@@ -7,12 +7,12 @@ use crate::browser::Browser;
 const DESKTOP: u32 = 1280;
 const PHONE: u32 = 390;
 
-/// The report of a run of the tutorial on a development machine.
+/// Returns the report of a run of the tutorial on a development machine.
 fn recorded() -> Report {
     serde_json::from_str(include_str!("report.json")).expect("report.json has the schema of this version")
 }
 
-/// A report of a run that was interrupted before anything happened.
+/// Returns the report of a run that was interrupted before anything happened.
 fn empty() -> Report {
     Report { checks: Vec::new(), sides: Vec::new(), requests: Vec::new(), parts: Vec::new(), ..recorded() }
 }

@@ -1,4 +1,4 @@
-//! `e2e soak` on stubs, which answer no request: what it says of a run that is cut short, and of one that cannot be made.
+//! `e2e soak` with stubs, which answer no request: its results if it is cut short, and its refusals.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::stubs::Lab;
 
-/// Its exit code, JSON and talk.
+/// Runs it, and returns its exit code, JSON and messages.
 fn soak(lab: &Lab, flags: &str) -> (Option<i32>, Value, String) {
     let ended = lab.driver(&format!("soak --json --rate 20 {flags}")).output().unwrap();
     let json = serde_json::from_slice(&ended.stdout).unwrap_or_default();
@@ -22,7 +22,7 @@ fn problems(outcome: &Value) -> Vec<String> {
         .collect()
 }
 
-/// An hour's run ends with its first error, and tells all the same what became of the requests.
+/// A run of an hour ends with its first error, and still reports what became of the requests.
 #[test]
 fn an_error_ends_the_run_at_once_and_the_ledger_is_told() {
     let lab = Lab::new();
@@ -42,7 +42,7 @@ fn an_error_ends_the_run_at_once_and_the_ledger_is_told() {
     assert_eq!(lab.alive(), Vec::<String>::new());
 }
 
-/// The control: without the error it takes its time, to the end.
+/// The control: without an error the run takes its full time.
 #[test]
 fn a_run_without_an_error_takes_its_time() {
     let (code, outcome, said) = soak(&Lab::new(), "--seconds 10 --replacements 1 --kill-every 4");

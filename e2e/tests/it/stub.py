@@ -1,9 +1,9 @@
 """Stands in for the three programs of a cluster: `stub.py engine|picker|envoy PID_DIR ARGS...`.
 
-Each writes its process id into PID_DIR, and answers what the local provider asks. The engine leaves its arguments in its
-log, ends at once when one of them is `--fail`, and answers 503 while there is a file `sick-POD` beside PID_DIR. The envoy takes its files in as Envoy does: it reports their versions,
-and that a cluster is warming while there is a file `warming` beside PID_DIR. The picker tells its memory unless there is
-a file `mute`.
+Each writes its process id into PID_DIR, and answers what the local provider asks. The engine writes its arguments to its
+log, ends at once if one of them is `--fail`, and answers 503 while there is a file `sick-POD` beside PID_DIR. Like Envoy,
+the stub for Envoy reports the versions of its files; it also reports that a cluster is warming while there is a file
+`warming` beside PID_DIR. The picker reports its memory unless there is a file `mute`.
 """
 
 import http.server

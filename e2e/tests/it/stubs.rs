@@ -1,4 +1,4 @@
-//! A cluster of stubs in a directory of its own: the provider's behaviour without the real programs.
+//! A cluster of stubs in its own directory: shows the provider's behaviour without the real programs.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
@@ -26,13 +26,13 @@ pub(crate) const HANG: Duration = Duration::from_secs(60);
 pub(crate) struct Lab {
     pub(crate) dir: TempDir,
     pub(crate) programs: Programs,
-    /// Of the listeners `http` and `llm-gw`.
+    /// Ports of the listeners `http` and `llm-gw`.
     pub(crate) ports: [u16; 2],
     events: Arc<Mutex<Vec<Event>>>,
 }
 
 impl Lab {
-    /// The tutorial's manifests with two replicas and listeners on free ports.
+    /// Prepares the tutorial's manifests with two replicas and listeners on free ports.
     pub(crate) fn new() -> Self {
         let ports = [free_port(), free_port()];
         let dir = tempfile::tempdir().unwrap();
@@ -63,7 +63,7 @@ impl Lab {
         lab
     }
 
-    /// The driver itself with the stubs; `flags` begin with its subcommand.
+    /// Returns a command that runs the driver with the stubs; `flags` begin with its subcommand.
     pub(crate) fn driver(&self, flags: &str) -> Command {
         let dir = self.dir.path();
         let mut driver = Command::new(env!("CARGO_BIN_EXE_e2e"));
@@ -95,14 +95,14 @@ impl Lab {
         Manifests::read(&self.dir.path().join("manifests")).unwrap()
     }
 
-    /// As a user's editor does.
+    /// Writes manifests like a user's editor.
     pub(crate) fn write(&self, manifests: &Manifests) {
         for (name, text) in &manifests.files {
             std::fs::write(self.dir.path().join("manifests").join(name), text).unwrap();
         }
     }
 
-    /// Stubs that are alive, such as `engine-123`.
+    /// Returns the stubs that are alive, such as `engine-123`.
     pub(crate) fn alive(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dir.path().join("pids")).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -116,11 +116,11 @@ impl Lab {
     }
 }
 
-/// A port that is free, and that no other test of this process is given. It lies below those of the lab's pods and of
-/// outgoing connections, so that neither takes it meanwhile.
+/// Returns a port that is free and that no other test of this process gets. It is below the ports of the lab's pods and
+/// of outgoing connections, so that neither can take it.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    /// Ports between the first choices of two processes that start one after the other.
+    /// Distance between the first ports that two processes with successive ids look at.
     const STRIDE: u32 = 64;
     const RANGE: Range<u16> = 10_000..19_000;
     let n_ports = RANGE.end - RANGE.start;
@@ -138,7 +138,7 @@ pub(crate) fn read(path: impl Into<PathBuf>) -> String {
     std::fs::read_to_string(path.into()).unwrap()
 }
 
-/// False for a process that is gone; a zombie is nobody's while its parent lives, and none is left behind here.
+/// False if the process is gone. It counts a zombie as alive, and no test leaves one.
 pub(crate) fn is_alive(pid: &str) -> bool {
     kill(Pid::from_raw(pid.parse().unwrap()), None) != Err(Errno::ESRCH)
 }
