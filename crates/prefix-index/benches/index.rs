@@ -1,4 +1,4 @@
-//! Costs of the prefix index at the sizes that its bars name.
+//! Costs of the prefix index, at the sizes that its performance targets name.
 
 use std::num::NonZeroU32;
 
@@ -49,7 +49,7 @@ fn build_chain(bencher: Bencher<'_, '_>, kib: usize) {
     });
 }
 
-/// 1,000 endpoints hold all of a 128 KiB text.
+/// 1,000 endpoints that all hold a whole text of 128 KiB.
 #[divan::bench]
 fn match_128k_all_hold_all(bencher: Bencher<'_, '_>) {
     let (index, chain) = (index(), chain(&text(128 * KIB, 1)));
@@ -59,14 +59,15 @@ fn match_128k_all_hold_all(bencher: Bencher<'_, '_>) {
     bench_match(bencher, &index, &chain);
 }
 
-/// 1,000 endpoints each leave a 128 KiB text elsewhere: as many nodes on the path as the text has blocks.
+/// 1,000 endpoints that each leave a text of 128 KiB at another point: the path has as many nodes as the text has
+/// blocks.
 #[divan::bench]
 fn match_128k_each_leaves_elsewhere(bencher: Bencher<'_, '_>) {
     let (index, chain) = each_leaves_elsewhere();
     bench_match(bencher, &index, &chain);
 }
 
-/// 1,000 endpoints share a system prompt of 8 KiB, 10 conversations of 128 KiB each.
+/// 1,000 endpoints with a common system prompt of 8 KiB and 10 conversations of 128 KiB each.
 #[divan::bench(threads = [1, 2])]
 fn match_128k_typical(bencher: Bencher<'_, '_>) {
     let (index, chains) = conversations();
@@ -85,7 +86,7 @@ fn insert_128k_new(bencher: Bencher<'_, '_>) {
         .bench_local_refs(|chain| index.insert(chain, EndpointId::new(7, 0)));
 }
 
-/// As `insert_128k_new`, into an endpoint that is full.
+/// Inserts like `insert_128k_new`, into an endpoint that is full.
 #[divan::bench]
 fn insert_128k_evicting(bencher: Bencher<'_, '_>) {
     let index = PrefixIndex::new(NonZeroU32::new(31_250).expect("not zero"));
@@ -101,14 +102,14 @@ fn insert_128k_evicting(bencher: Bencher<'_, '_>) {
         .bench_local_refs(|chain| index.insert(chain, EndpointId::new(7, 0)));
 }
 
-/// The next turn of a conversation that its endpoint holds.
+/// Inserts the next turn of a conversation that its endpoint holds.
 #[divan::bench]
 fn insert_128k_again(bencher: Bencher<'_, '_>) {
     let (index, chains) = conversations();
     bencher.bench(|| index.insert(black_box(&chains[4321]), EndpointId::new(321, 0)));
 }
 
-/// The text of `match_128k_each_leaves_elsewhere`, given to each of its endpoints in turn.
+/// Inserts the text of `match_128k_each_leaves_elsewhere` into each of its endpoints in turn.
 #[divan::bench]
 fn insert_128k_across_all_borders(bencher: Bencher<'_, '_>) {
     let (index, chain) = each_leaves_elsewhere();
@@ -119,7 +120,7 @@ fn insert_128k_across_all_borders(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// 10 million blocks of 128 KiB conversations; the table of allocations shows what they take.
+/// 10 million blocks of 128 KiB conversations; the table of allocations shows the memory that they take.
 #[divan::bench(sample_count = 1, sample_size = 1)]
 fn hold_10m_blocks(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {

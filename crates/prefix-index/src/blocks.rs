@@ -1,8 +1,9 @@
-//! What engines say they hold: their cache events, in an index over endpoints.
+//! Index of the blocks that endpoints hold according to the KV events of their engines.
 //!
-//! Engines name a block by a hash of their own choosing. Here a block's name is a hash of the tokens up to its end and of
-//! what sets caches apart, computed from the events' token ids: the same for a request, whatever the engine hashes with.
-//! Blocks that requests on their way will compute count as held while they are expected.
+//! Engines name a block by a hash of their own choice. Here the name of a block is a hash of the tokens up to its end
+//! and of everything else that separates caches, computed from the token ids in the events. So it is the same for a
+//! request, whatever hash the engine uses. Blocks that requests on their way will compute count as held while they are
+//! expected.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -14,14 +15,14 @@ use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
 use crate::endpoint::EndpointId;
 
-/// Between two parts of a block's name that have no fixed length.
+/// Separates two parts of a block's name that have no fixed length.
 const SEPARATOR: u8 = 0xff;
 
-/// A block's name as its engine gave it: an integer or bytes.
+/// A block's name in its engine: an integer or bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EngineHash(u128);
 
-/// A change of an engine's cache.
+/// A change of an engine's KV cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlockEvent {
     Stored(Stored),
@@ -29,45 +30,46 @@ pub enum BlockEvent {
     Cleared,
 }
 
-/// Blocks that follow each other.
+/// Blocks that follow each other in one text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
     pub hashes: Vec<EngineHash>,
-    /// The block before the first of them; `None` at the start of a text.
+    /// The block before the first one; `None` at the start of a text.
     pub parent: Option<EngineHash>,
-    /// Of all of them.
+    /// Tokens of all blocks together.
     pub tokens: Vec<u32>,
-    /// Tokens of a block.
+    /// Number of tokens in a block.
     pub block_size: u32,
-    /// By block, as far as they are told: what sets it apart besides tokens (adapter, salt, images).
+    /// By block, for as many blocks as the event describes: what distinguishes it besides tokens (adapter, salt,
+    /// images).
     pub extras: Vec<Vec<String>>,
-    /// The adapter of all of them.
+    /// The LoRA adapter of all blocks.
     pub adapter: Option<String>,
 }
 
-/// A request's tokens, and what sets its blocks apart.
+/// A request's tokens, and what distinguishes its blocks besides them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenPrompt {
     pub tokens: Vec<u32>,
     pub adapter: Option<String>,
-    /// Counts for the first block, on which all others depend.
+    /// vLLM's `cache_salt`: part of the first block's name, on which all later names depend.
     pub salt: Option<String>,
-    /// In the order in which they stand in the prompt.
+    /// Images, sounds and videos in the order of the prompt.
     pub media: Vec<Media>,
 }
 
-/// An image, a sound or a video in a prompt, in whose place there are tokens that do not tell it from others.
+/// An image, sound or video in a prompt. Its placeholder tokens do not distinguish it from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Media {
-    /// The engine's name of its content.
+    /// The engine's hash of its content.
     pub hash: String,
-    /// Its first token.
+    /// Position of its first token.
     pub offset: u32,
-    /// Its tokens.
+    /// Number of its tokens.
     pub length: u32,
 }
 
-/// Which blocks each endpoint holds.
+/// The blocks that each endpoint holds.
 #[derive(Debug, Default)]
 pub struct BlockIndex {
     state: ShardedLock<State>,
@@ -76,13 +78,13 @@ pub struct BlockIndex {
 /// Sizes and counters, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Distinct blocks that are held or expected somewhere.
+    /// Distinct blocks that at least one endpoint holds or is expected to hold.
     pub n_blocks: u64,
-    /// Blocks that were stored behind one that was never heard of, since the start.
+    /// Blocks that were stored after an unknown one, since the start.
     pub n_orphans: u64,
 }
 
-/// Blocks that an endpoint is going to compute; dropping it ends that.
+/// Blocks that an endpoint is going to compute; they are expected until this is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Expected {
@@ -93,7 +95,7 @@ pub struct Expected {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By block: who holds it, with how many copies.
+    /// By name of the block: the endpoints that hold it, with the number of copies.
     holders: HashMap<u64, SmallVec<[(EndpointId, u32); 2]>>,
     endpoints: HashMap<EndpointId, Endpoint>,
     n_orphans: u64,
@@ -101,11 +103,11 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Endpoint {
-    /// By the engine's name: ours, and how many copies there are.
+    /// By the engine's name: our name, and the number of copies.
     blocks: HashMap<EngineHash, (u64, u32)>,
-    /// Tokens of a block, once one was stored.
+    /// Number of tokens in a block, known after the first one was stored.
     block_size: Option<u32>,
-    /// Whether nothing was missed, so that it may be believed.
+    /// Whether no event was missed, so that the blocks are reliable.
     is_live: bool,
 }
 
@@ -126,7 +128,7 @@ impl EngineHash {
 // === impl TokenPrompt ===
 
 impl TokenPrompt {
-    /// Names of the full blocks, in order.
+    /// Names of the prompt's full blocks, in order.
     #[must_use]
     pub fn names(&self, block_size: u32) -> Vec<u64> {
         let Self { tokens, adapter, salt, media } = self;
@@ -145,7 +147,7 @@ impl TokenPrompt {
         names
     }
 
-    /// Tokens of `n_blocks` cached blocks that a request saves: the last token is always computed anew.
+    /// Tokens that a request does not compute if `n_blocks` are cached: the last token is always computed again.
     fn saved(&self, n_blocks: usize, block_size: u32) -> u64 {
         let block_size = u64::from(block_size);
         let n_tokens = self.tokens.len() as u64;
@@ -157,8 +159,8 @@ impl TokenPrompt {
 // === impl Media ===
 
 impl Media {
-    /// A block's extra key: what of it begins in the block, ends there, or goes through it. `start` is the block's first
-    /// token.
+    /// A block's extra key, if the media item begins in it, ends in it or goes through it. `start` is the position of
+    /// the block's first token.
     fn key(&self, start: u64, block_size: u64) -> Option<String> {
         let Self { hash, offset, length } = self;
         let offset = u64::from(*offset);
@@ -167,8 +169,8 @@ impl Media {
     }
 }
 
-/// The extra key of a block in which an image's, a sound's or a video's tokens are; `offset` is where they begin, from the
-/// block's first token on.
+/// The extra key of a block that contains tokens of an image, sound or video; `offset` is the item's start, counted
+/// from the block's first token.
 #[must_use]
 pub fn media_key(hash: &str, offset: impl Display) -> String {
     format!("{hash} {offset}")
@@ -177,21 +179,21 @@ pub fn media_key(hash: &str, offset: impl Display) -> String {
 // === impl BlockIndex ===
 
 impl BlockIndex {
-    /// Makes the endpoint's cache empty, and believes its events from now on if `is_live`.
+    /// Empties the endpoint's cache. `is_live` says whether its events are reliable from now on.
     pub fn reset(&self, endpoint: EndpointId, is_live: bool) {
         let mut state = self.write();
         state.clear(endpoint);
         state.endpoints.entry(endpoint).or_default().is_live = is_live;
     }
 
-    /// Says whether the endpoint's blocks are known; while they are not, nobody asks for them.
+    /// Sets whether the endpoint's blocks are known; while they are not, lookups skip the endpoint.
     pub fn set_live(&self, endpoint: EndpointId, is_live: bool) {
         if let Some(endpoint) = self.write().endpoints.get_mut(&endpoint) {
             endpoint.is_live = is_live;
         }
     }
 
-    /// Applies what one message told, in order. Ignored for an endpoint that was not reset before.
+    /// Applies the events of one message, in order. Ignored for an endpoint that was never reset.
     pub fn apply(&self, endpoint: EndpointId, events: Vec<BlockEvent>) {
         let mut state = self.write();
         for event in events {
@@ -203,28 +205,28 @@ impl BlockIndex {
         }
     }
 
-    /// Forgets the endpoint. What it is expected to compute is forgotten as the requests end.
+    /// Forgets the endpoint. The blocks that it is expected to compute are forgotten when the requests end.
     pub fn remove_endpoint(&self, endpoint: EndpointId) {
         let mut state = self.write();
         state.clear(endpoint);
         state.endpoints.remove(&endpoint);
     }
 
-    /// Tokens of the prompts that each endpoint would not compute, in the order of `endpoints`; `None` for those that are
-    /// not known.
+    /// Tokens of the prompts that each endpoint need not compute, in the order of `endpoints`; `None` for endpoints
+    /// whose blocks are unknown.
     #[must_use]
     pub fn saved_tokens(&self, prompts: &[TokenPrompt], endpoints: &[EndpointId]) -> Vec<Option<u64>> {
         let state = self.read();
         let block_sizes: Vec<Option<u32>> =
             endpoints.iter().map(|endpoint| state.block_size_of(*endpoint)).collect();
-        // Where no size is known, nothing was stored either.
+        // If no block size is known, nothing was stored either.
         let is_live = |endpoint| state.endpoints.get(endpoint).is_some_and(|known: &Endpoint| known.is_live);
         let mut saved: Vec<Option<u64>> =
             endpoints.iter().map(|endpoint| is_live(endpoint).then_some(0)).collect();
         let mut sizes: Vec<u32> = block_sizes.iter().copied().flatten().collect();
         sizes.sort_unstable();
         sizes.dedup();
-        // One size for most pools.
+        // Most pools have one block size.
         for block_size in sizes {
             let those = |idx: &usize| block_sizes[*idx] == Some(block_size);
             let alike: Vec<usize> = (0..endpoints.len()).filter(those).collect();
@@ -238,12 +240,12 @@ impl BlockIndex {
         saved
     }
 
-    /// The prompts are on their way to `endpoint`: their blocks count as held there until the answer is dropped. `None`
-    /// when the endpoint is not known.
+    /// Counts the blocks of `prompts`, which are on their way to `endpoint`, as held there until the result is dropped.
+    /// `None` if the endpoint's blocks are unknown.
     #[must_use]
     pub fn expect(self: &Arc<Self>, prompts: &[TokenPrompt], endpoint: EndpointId) -> Option<Expected> {
         let block_size = self.read().block_size_of(endpoint)?;
-        // A long prompt takes a while to hash; nobody waits for that.
+        // Hash before taking the lock: a long prompt takes a while.
         let names: Vec<u64> = prompts.iter().flat_map(|prompt| prompt.names(block_size)).collect();
         let mut state = self.write();
         names.iter().for_each(|name| state.add(*name, endpoint));
@@ -251,7 +253,7 @@ impl BlockIndex {
         Some(Expected { index: Arc::clone(self), endpoint, names })
     }
 
-    /// Blocks that the endpoint has stored; `None` when it is not known.
+    /// Number of blocks that the endpoint has stored; `None` if it is unknown.
     #[must_use]
     pub fn held_blocks(&self, endpoint: EndpointId) -> Option<u64> {
         let state = self.read();
@@ -291,7 +293,7 @@ impl State {
         let mut name = match parent.map(|parent| known.blocks.get(&parent)) {
             None => 0,
             Some(Some((name, _))) => *name,
-            // Its tokens cannot be told without those before it.
+            // The names of these blocks depend on tokens before them, which are unknown.
             Some(None) => {
                 self.n_orphans += hashes.len() as u64;
                 return;
@@ -329,13 +331,14 @@ impl State {
         }
     }
 
-    /// Tokens of a block of an endpoint that is believed. One that has stored nothing yet is taken to be like the others.
+    /// Tokens in a block of a reliable endpoint. If it has stored nothing yet, its block size is assumed to be that of
+    /// the others.
     fn block_size_of(&self, endpoint: EndpointId) -> Option<u32> {
         let known = self.endpoints.get(&endpoint).filter(|known| known.is_live)?;
         known.block_size.or_else(|| self.endpoints.values().find_map(|endpoint| endpoint.block_size))
     }
 
-    /// How many of the blocks, from the first on, each of `alike` holds, which are positions in `endpoints`.
+    /// Number of blocks, from the first on, that each of `alike` holds; `alike` are positions in `endpoints`.
     fn held_from_the_start(
         &self,
         names: &[u64],
@@ -344,7 +347,7 @@ impl State {
     ) -> Vec<(usize, usize)> {
         let mut held = Vec::with_capacity(alike.len());
         let n_slots = alike.iter().map(|idx| endpoints[*idx].slot() as usize + 1).max().unwrap_or(0);
-        // By slot: who was last seen there, and at which block.
+        // By slot: the generation that was last seen there, and at which block.
         let mut seen: Vec<(u32, usize)> = vec![(0, usize::MAX); n_slots];
         for (n_blocks, name) in names.iter().enumerate() {
             let holders = self.holders.get(name).map(SmallVec::as_slice).unwrap_or_default();
@@ -392,7 +395,7 @@ impl State {
     }
 }
 
-/// The name of the block that follows the one named `parent`, 0 at the start of a text.
+/// The name of the block after the one named `parent`; `parent` is 0 at the start of a text.
 fn name_of<'a>(
     parent: u64,
     tokens: &[u32],

@@ -5,7 +5,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::schedule::{block_len, bytes_in_blocks};
 
-/// Hash of everything up to the end of a block, seed included: equal hashes mean equal prefixes.
+/// Hash of the seed and of all text up to the end of a block: equal hashes mean equal prefixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BlockHash(u64);
@@ -16,30 +16,30 @@ impl BlockHash {
     }
 }
 
-/// What two requests must have in common, besides text, for one's cache to serve the other.
+/// Everything besides text that two requests must have in common to use the same cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainSeed<'a> {
-    /// The model that the request is sent to, after the InferenceModel's choice of target.
+    /// The model that the request is sent to, after the InferenceModel has chosen a target.
     pub target_model: &'a str,
-    /// The LoRA adapter, where the target model name does not say it.
+    /// The LoRA adapter, if the name of the target model does not imply it.
     pub adapter: Option<&'a str>,
     /// vLLM's `cache_salt`.
     pub cache_salt: Option<&'a str>,
 }
 
-/// The hashes of a text's full blocks, in order; the rest of the text, shorter than a block, is not in it.
+/// The hashes of a text's full blocks, in order. The rest, shorter than a block, is left out.
 ///
-/// Written as a list of its hashes: pickers that hash alike understand each other's.
+/// Serialised as the list of its hashes, so that pickers with the same hash function understand each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Chain {
     hashes: Box<[BlockHash]>,
 }
 
-/// Builds a [`Chain`] from chunks of text; where they are split makes no difference.
+/// Builds a [`Chain`] from chunks of text; it does not matter where they are split.
 ///
-/// The seed is given at the end, since a body may name its model after its messages. At most one block of text is
-/// buffered: 1/64 of what was pushed.
+/// The seed comes last, because a body may name its model after its messages. The builder buffers at most one block of
+/// text, which is 1/64 of what was pushed, or 8 bytes.
 #[derive(Clone, Debug, Default)]
 pub struct ChainBuilder {
     hashes: Vec<BlockHash>,
@@ -50,7 +50,7 @@ pub struct ChainBuilder {
 // === impl ChainSeed ===
 
 impl ChainSeed<'_> {
-    /// Each part is preceded by its presence and length, so that no two seeds have the same bytes.
+    /// Hash of the seed. Each part is preceded by its presence and length, so that no two seeds have the same bytes.
     fn hash(&self) -> u64 {
         let Self { target_model, adapter, cache_salt } = self;
         let mut bytes = Vec::with_capacity(128);
@@ -81,7 +81,7 @@ impl Chain {
         u32::try_from(self.hashes.len()).expect("block lengths double, so no text has 2^32 blocks")
     }
 
-    /// Bytes in full blocks: what a match is measured against. 0 for texts under 8 bytes.
+    /// Bytes in full blocks, which matches are compared with. 0 for texts under 8 bytes.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         bytes_in_blocks(self.n_blocks())

@@ -1,9 +1,9 @@
 //! The identity of an endpoint in the index: a small slot number that is reused, and the generation that owns it.
 
-/// One endpoint: `slot` is a dense small number, reused after a removal; `generation` tells the slot's owners apart.
+/// An endpoint: `slot` is a small dense number, reused after a removal; `generation` distinguishes the slot's owners.
 ///
-/// A later owner of a slot must have a larger generation: entries of earlier ones are dropped when it first appears, and
-/// insertions that arrive late for an earlier one are ignored.
+/// A later owner of a slot must have a larger generation. When it first appears, the entries of earlier owners are
+/// dropped; insertions that arrive late for an earlier owner are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId {
     slot: u32,

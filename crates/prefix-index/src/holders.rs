@@ -1,13 +1,13 @@
-//! The set of slots that hold a run of blocks: a few numbers in place, or a bitmap when they are many.
+//! The set of slots that hold a run of blocks: a few numbers inline, or a bitmap if there are many.
 
-/// Slots kept in place. Most runs are held by one endpoint; four fit in the space of the bitmap's pointer and length.
+/// Slots kept inline. Most runs have one holder; four slots fit in the space of the bitmap's pointer and length.
 const N_INLINE: usize = 4;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Holders {
-    /// The first `len` of `slots`, in no order.
+    /// The first `len` of `slots`, in no particular order.
     Few { len: u8, slots: [u32; N_INLINE] },
-    /// Bit `slot % 64` of word `slot / 64`. More than [`N_INLINE`] slots, when it was made.
+    /// Bit `slot % 64` of word `slot / 64`. Created for more than [`N_INLINE`] slots.
     Many(Box<[u64]>),
 }
 
@@ -37,7 +37,7 @@ impl Holders {
         }
     }
 
-    /// Returns false if it was there.
+    /// Adds `slot`; returns false if it was a member already.
     pub(crate) fn insert(&mut self, slot: u32) -> bool {
         if self.contains(slot) {
             return false;
@@ -67,7 +67,7 @@ impl Holders {
         true
     }
 
-    /// Returns false if it was not there.
+    /// Removes `slot`; returns false if it was not a member.
     pub(crate) fn remove(&mut self, slot: u32) -> bool {
         match self {
             Self::Few { len, slots } => {
@@ -104,7 +104,7 @@ impl Holders {
         slots.iter().copied().chain(bits(words.iter().copied()))
     }
 
-    /// Calls `visit` with each member that `kept` lacks.
+    /// Calls `visit` with each member that is not in `kept`.
     pub(crate) fn for_each_not_in(&self, kept: &Self, mut visit: impl FnMut(u32)) {
         match (self, kept) {
             (Self::Many(words), Self::Many(kept)) => {
@@ -124,7 +124,7 @@ fn bit_of(slot: u32) -> u64 {
     1 << (slot % 64)
 }
 
-/// The numbers of the set bits, ascending.
+/// The numbers of the set bits, in ascending order.
 fn bits(words: impl Iterator<Item = u64>) -> impl Iterator<Item = u32> {
     words.zip(0u32..).flat_map(|(word, idx)| {
         let mut rest = word;

@@ -1,4 +1,4 @@
-//! The index that threads share: lookups side by side, one insertion at a time.
+//! The index that threads share: lookups run in parallel, insertions one at a time.
 
 use std::num::NonZeroU32;
 
@@ -12,13 +12,13 @@ use crate::{
     usage::{Insertion, Use},
 };
 
-/// Nodes that a removal forgets before it lets others in: about 0.1 ms at 100 ns a node.
+/// Nodes that a removal forgets before it releases the lock: about 0.1 ms at 100 ns a node.
 const REMOVAL_BATCH: usize = 1024;
 
-/// Who holds which prefix, as far as past picks tell.
+/// The prefixes that each endpoint holds, estimated from past picks.
 ///
-/// Readers take one shard of the lock, so they do not slow each other down; a writer takes all of them, for the few
-/// microseconds that an insertion lasts.
+/// Readers take one shard of the lock, so they do not slow each other down; a writer takes all shards, for the few
+/// microseconds of an insertion.
 #[derive(Debug)]
 pub struct PrefixIndex {
     tree: ShardedLock<Tree>,
@@ -27,41 +27,43 @@ pub struct PrefixIndex {
 /// Sizes and counters, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Endpoints with at least one block.
+    /// Endpoints that hold at least one block.
     pub n_endpoints: u64,
     /// Distinct blocks in memory.
     pub n_blocks: u64,
-    /// Blocks counted once for each endpoint that holds them.
+    /// Sum over all endpoints of the blocks that each holds.
     pub n_held_blocks: u64,
-    /// Runs of blocks that share their holders; what the index pays for besides 8 bytes a block.
+    /// Runs of blocks with the same holders: the memory of the index, besides 8 bytes a block.
     pub n_nodes: u64,
-    /// Blocks that endpoints lost to the bound, since the start.
+    /// Blocks that endpoints lost because of their bounds, since the start.
     pub n_evicted_blocks: u64,
-    /// Insertions for an endpoint that was already removed, since the start.
+    /// Insertions for endpoints that were already removed, since the start.
     pub n_stale_insertions: u64,
 }
 
 impl PrefixIndex {
-    /// `capacity` bounds each endpoint, in blocks. A block takes 8 bytes and its share of a node: measured, 8.3 bytes
-    /// where prompts of 128 KiB share nothing, 110 at worst, where each text adds a single block to a shared start.
+    /// `capacity` is the most blocks that each endpoint may hold. A block takes 8 bytes and its share of a node:
+    /// measured, 8.3 bytes if prompts of 128 KiB share nothing, and in the worst case, if each text adds a single block
+    /// to a shared start, 110.
     #[must_use]
     pub fn new(capacity: NonZeroU32) -> Self {
         Self { tree: ShardedLock::new(Tree::new(u64::from(capacity.get()))) }
     }
 
-    /// Writes to `matches` how much of `chain` each endpoint holds, contiguously from the start. Does not count as use.
+    /// Writes to `matches` how much of `chain` each endpoint holds, contiguously from the start. A lookup does not
+    /// count as use.
     pub fn longest_match(&self, chain: &Chain, matches: &mut Matches) {
         self.read().longest_match(chain, matches);
     }
 
-    /// Notes that `endpoint` holds `chain` from now on, as its most recently used one. Beyond its capacity it forgets
+    /// Notes that `endpoint` now holds `chain`, as its most recently used one. Above its capacity the endpoint forgets
     /// what it used longest ago, the end of a text before its start. Ignored, with `None`, if `endpoint` was removed.
     pub fn insert(&self, chain: &Chain, endpoint: EndpointId) -> Option<Insertion> {
         self.write().insert(chain, endpoint)
     }
 
-    /// Forgets what `endpoint` used at `last` or before and not since: where it has lost one text, it has lost those that
-    /// it used longer ago. Returns how many blocks that were.
+    /// Forgets the blocks that `endpoint` used at `last` or before and not since: if it has lost one text, it has lost
+    /// those that it used longer ago. Returns the number of these blocks.
     pub fn forget_until(&self, endpoint: EndpointId, last: Use) -> u64 {
         let mut n_forgotten = 0;
         loop {
@@ -73,7 +75,7 @@ impl PrefixIndex {
         }
     }
 
-    /// Forgets `endpoint` and those that had its slot before; later insertions for them are ignored.
+    /// Forgets `endpoint` and the earlier owners of its slot; later insertions for them are ignored.
     pub fn remove_endpoint(&self, endpoint: EndpointId) {
         while !self.write().remove_endpoint(endpoint, REMOVAL_BATCH) {}
     }
@@ -83,9 +85,9 @@ impl PrefixIndex {
         self.read().stats()
     }
 
-    /// Bounds the text that `endpoint` is believed to hold, in bytes: what its cache has room for. Beyond that it forgets
-    /// its coldest at once, and from then on as it does beyond the capacity. Ignored if `endpoint` was removed; a later
-    /// owner of the slot starts without such a bound.
+    /// Bounds the text, in bytes, that `endpoint` is assumed to hold, by what its cache has room for. Above it the
+    /// endpoint forgets what it used longest ago, at once and after each insertion. Ignored if `endpoint` was removed;
+    /// a later owner of the slot starts without such a bound.
     pub fn limit_bytes(&self, endpoint: EndpointId, max_bytes: u64) {
         self.write().limit_bytes(endpoint, max_bytes);
     }
@@ -97,7 +99,7 @@ impl PrefixIndex {
         n_blocks
     }
 
-    /// Bytes of text that `endpoint` holds, shared starts once.
+    /// Bytes of text that `endpoint` holds; a start that texts share counts once.
     #[must_use]
     pub fn held_bytes(&self, endpoint: EndpointId) -> u64 {
         let (_, n_bytes) = self.read().held(endpoint);

@@ -1,7 +1,8 @@
-//! Who holds which prefix: block schedule, chained hashes and the index over endpoints.
+//! Indexes of the prefixes that endpoints hold: block schedule, chained hashes and two indexes.
 //!
-//! A text becomes a [`chain::Chain`] of block hashes; [`index::PrefixIndex`] answers how much of a chain each endpoint
-//! is believed to hold. [`blocks::BlockIndex`] answers the same from what engines say. Pure: no I/O, no clock, no async, no knowledge of requests or of Kubernetes.
+//! A text becomes a [`chain::Chain`] of block hashes; [`index::PrefixIndex`] estimates how much of a chain each
+//! endpoint holds. [`blocks::BlockIndex`] answers the same question from the KV events of engines. Pure: no I/O, no
+//! clock, no async, no knowledge of requests or of Kubernetes.
 
 pub mod index;
 

@@ -1,15 +1,15 @@
-//! The answer of a lookup, in memory that is used again for the next one.
+//! The answer to a lookup, in memory that is reused for the next one.
 
 use crate::{endpoint::EndpointId, schedule::bytes_in_blocks};
 
-/// How much of a chain each endpoint holds, contiguously from the start. Endpoints that hold nothing are not in it.
+/// The part of a chain that each endpoint holds, contiguously from the start. Endpoints that hold nothing are left out.
 ///
 /// Keep one and pass it to every lookup: it allocates only while the number of endpoints grows.
 #[derive(Clone, Debug, Default)]
 pub struct Matches {
-    /// By slot: where in `found` the slot's endpoint is, plus one; 0 if it is not.
+    /// By slot: position of the slot's endpoint in `found`, plus one; 0 if it is not in there.
     positions: Vec<u32>,
-    /// In no order; each endpoint once, with at least one block.
+    /// Endpoints with the number of their blocks, at least one. Each endpoint occurs once, in no particular order.
     found: Vec<(EndpointId, u32)>,
 }
 
@@ -19,7 +19,7 @@ impl Matches {
         Self::default()
     }
 
-    /// Matched bytes of `endpoint`: the end of the last block it holds, 0 if it holds none.
+    /// Matched bytes of `endpoint`: the end of the last block that it holds, 0 if it holds none.
     #[inline]
     #[must_use]
     pub fn bytes(&self, endpoint: EndpointId) -> u64 {
@@ -32,7 +32,7 @@ impl Matches {
         }
     }
 
-    /// Every endpoint that holds at least one block, with its matched bytes, in no order.
+    /// Every endpoint that holds at least one block, with its matched bytes, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (EndpointId, u64)> + '_ {
         self.found.iter().map(|&(endpoint, n_blocks)| (endpoint, bytes_in_blocks(n_blocks)))
     }
@@ -53,7 +53,7 @@ impl Matches {
         }
     }
 
-    /// Adds an endpoint that is not in it yet.
+    /// Adds an endpoint that has not been added yet.
     pub(crate) fn add(&mut self, endpoint: EndpointId, n_blocks: u32) {
         self.found.push((endpoint, n_blocks));
         let position = u32::try_from(self.found.len()).expect("slots are u32");

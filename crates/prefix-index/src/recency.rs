@@ -1,4 +1,5 @@
-//! Which of its nodes an endpoint used last: a map from nodes to a list in order of use, each with its time.
+//! An endpoint's nodes in the order in which it used them: a map from nodes to a linked list, with the time of each
+//! use.
 
 use std::num::NonZeroU32;
 
@@ -6,10 +7,10 @@ use hashbrown::HashTable;
 
 use crate::{tree::NodeId, usage::Use};
 
-/// Position in `entries`, plus one, so that an absent link costs nothing.
+/// Position in `entries`, plus one, so that an absent link takes no space.
 type Link = Option<NonZeroU32>;
 
-/// Each node at most once, from the coldest to the hottest. Every operation is O(1).
+/// An endpoint's nodes, each at most once, from the coldest (used longest ago) to the hottest. Every operation is O(1).
 #[derive(Debug, Default)]
 pub(crate) struct Recency {
     positions: HashTable<NonZeroU32>,
@@ -32,7 +33,7 @@ impl Recency {
         self.find(node).is_some()
     }
 
-    /// When `node` was used last; `None` if it is not there.
+    /// Time of the last use of `node`; `None` if it is not in the list.
     pub(crate) fn used(&self, node: NodeId) -> Option<Use> {
         self.find(node).map(|position| self.entry(position).used)
     }
@@ -44,7 +45,7 @@ impl Recency {
         })
     }
 
-    /// Makes `node` the hottest, whether it was there or not.
+    /// Makes `node` the hottest; adds it if it is not in the list.
     pub(crate) fn touch(&mut self, node: NodeId, used: Use) {
         let position = match self.find(node) {
             Some(position) => {
@@ -61,7 +62,7 @@ impl Recency {
         }
     }
 
-    /// Adds `node`, which is not there, as the coldest.
+    /// Adds `node`, which must not be in the list, as the coldest.
     pub(crate) fn insert_coldest(&mut self, node: NodeId, used: Use) {
         debug_assert!(!self.contains(node), "a node has one place in the order of use");
         let position = self.allocate(node, used);

@@ -1,18 +1,17 @@
-//! Where blocks end: `block(o) = max(8, 2^floor(log2(o/64)))` bytes at offset `o`.
+//! The lengths of blocks: `block(o) = max(8, 2^floor(log2(o/64)))` bytes at offset `o`.
 //!
-//! Boundaries depend on the offset alone, so equal prefixes have equal blocks. A match is at most one block short:
-//! 8 bytes in the first kilobyte, and from there at most 1/64 of the offset. 128 KiB are 576 blocks, 64 MiB are 1152.
+//! Boundaries depend only on the offset, so equal prefixes have equal blocks. A match is at most one block too short:
 
 /// Bytes of each block below [`FIRST_DOUBLING`].
 const MIN_BLOCK: u64 = 8;
-/// Blocks per doubling of the offset; the divisor 64 of the schedule.
+/// bytes in the first kilobyte, and after that at most 1/64 of the offset. 128 KiB are 576 blocks, 64 MiB are 1152.
 const BLOCKS_PER_DOUBLING: u32 = 64;
 /// First offset at which blocks are longer than [`MIN_BLOCK`]: `2^floor(log2(1024/64)) = 16`.
 const FIRST_DOUBLING: u64 = 1024;
-/// Blocks below [`FIRST_DOUBLING`].
+/// Number of blocks below [`FIRST_DOUBLING`].
 const MIN_BLOCKS: u32 = 128;
 
-/// Bytes in the block number `block_idx` (from 0).
+/// Bytes in block number `block_idx` (from 0).
 #[must_use]
 pub const fn block_len(block_idx: u32) -> u64 {
     match block_idx.checked_sub(MIN_BLOCKS) {
@@ -21,7 +20,7 @@ pub const fn block_len(block_idx: u32) -> u64 {
     }
 }
 
-/// Bytes in the first `n_blocks` blocks, which is the offset where block number `n_blocks` starts.
+/// Bytes in the first `n_blocks` blocks: the offset at which block number `n_blocks` starts.
 #[must_use]
 pub const fn bytes_in_blocks(n_blocks: u32) -> u64 {
     match n_blocks.checked_sub(MIN_BLOCKS) {

@@ -1,13 +1,14 @@
-//! A radix tree over chains: a node is a run of blocks that the same endpoints hold.
+//! A radix tree over chains: a node is a run of blocks with the same holders.
 //!
 //! ```text
 //! A holds [1 2 3 4 5 6], B holds [1 2 3 7]:      {1 2 3: A B} ─┬─ {4 5 6: A}
 //!                                                              └─ {7: B}
 //! ```
-//! What an endpoint holds is closed under prefixes, so the holders of a node are among those of its parent. A hash names
-//! its whole prefix, so one table finds any child by its first hash. An endpoint forgets leaves first: a node is always
-//! hotter for it than the nodes below. A node may be missing in an endpoint's order of use; then the endpoint holds
-//! exactly one of its children, and the node takes its place, the coldest, when that child is forgotten.
+//! An endpoint that holds a block holds all blocks before it, so the holders of a node are among those of its parent. A
+//! hash identifies its whole prefix, so one table finds any child by its first hash. An endpoint forgets leaves first:
+//! for each endpoint, a node is always hotter than the nodes below it. A node may be missing in an endpoint's order of
+//! use; then the endpoint holds exactly one of its children, and when that child is forgotten, the node takes its place
+//! as the coldest.
 
 use hashbrown::HashTable;
 
@@ -22,56 +23,57 @@ use crate::{
     usage::{Insertion, Use},
 };
 
-/// Position of a node in the tree; positions are used again.
+/// Position of a node in the tree; positions are reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeId(u32);
 
 #[derive(Debug)]
 struct Node {
-    /// Never empty while the node is in use; empty while its position is free.
+    /// Hashes of the run. Empty only if no node uses the position.
     hashes: Box<[BlockHash]>,
-    /// Blocks before it on its path, which tells how many bytes its blocks stand for.
+    /// Number of blocks before it on its path, which determines how many bytes its blocks contain.
     depth: u32,
     parent: Option<NodeId>,
     n_children: u32,
     holders: Holders,
 }
 
-/// What one slot holds, and for whom.
+/// The blocks that the endpoint in one slot holds.
 #[derive(Debug)]
 struct Holding {
     generation: u32,
-    /// False once the endpoint was removed, until a later one takes the slot.
+    /// False after the endpoint was removed, until a later one takes the slot.
     live: bool,
     n_blocks: u64,
     /// Bytes of text in its blocks.
     n_bytes: u64,
-    /// Bound of `n_bytes`.
+    /// Upper bound of `n_bytes`.
     max_bytes: u64,
-    /// The insertion at hand, or the last one.
+    /// The current insertion, or the last one.
     now: Use,
     recency: Recency,
 }
 
 #[derive(Debug)]
 pub(crate) struct Tree {
-    /// Bound of each slot, in blocks.
+    /// Most blocks of each slot.
     capacity: u64,
     nodes: Vec<Node>,
     free: Vec<NodeId>,
     /// Every node, by its first hash.
     by_first_hash: HashTable<NodeId>,
-    /// By slot.
+    /// Holdings by slot.
     holdings: Vec<Holding>,
     stats: Stats,
-    /// The path of the insertion at hand, kept for its memory.
+    /// The path of the current insertion, kept so that its memory is reused.
     path: Vec<NodeId>,
 }
 
 // === impl NodeId ===
 
 impl NodeId {
-    /// Positions are dense, so spreading them over the high bits, which the table reads first, is enough.
+    /// Hash of the position. Positions are dense, so it is enough to spread them over the high bits, which the table
+    /// reads first.
     pub(crate) fn hash(self) -> u64 {
         u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
@@ -80,18 +82,19 @@ impl NodeId {
 // === impl Node ===
 
 impl Node {
-    /// What is at a position that no node uses.
+    /// Content of a position that no node uses.
     fn free() -> Self {
         Self { hashes: Box::default(), depth: 0, parent: None, n_children: 0, holders: Holders::none() }
     }
 
-    /// Bytes of text in its last `n` blocks, of which it has as many.
+    /// Bytes of text in its last `n` blocks; `n` is at most the number of its blocks.
     fn tail_bytes(&self, n: usize) -> u64 {
         let end = self.depth + n_blocks(self.hashes.len());
         bytes_in_blocks(end) - bytes_in_blocks(end - n_blocks(n))
     }
 
-    /// How many of its last blocks make up `n_blocks` and `n_bytes`; all of them when they are too few.
+    /// How many of its last blocks have together at least `n_blocks` blocks and `n_bytes` bytes; all if there are too
+    /// few.
     fn n_tail_blocks(&self, n_blocks: u64, n_bytes: u64) -> usize {
         let len = self.hashes.len();
         let least = usize::try_from(n_blocks).map_or(len, |n| n.min(len));
@@ -128,7 +131,7 @@ impl Tree {
         self.stats
     }
 
-    /// What `endpoint` holds, in blocks and in bytes of text.
+    /// Blocks and bytes of text that `endpoint` holds.
     pub(crate) fn held(&self, endpoint: EndpointId) -> (u64, u64) {
         match self.holdings.get(endpoint.slot() as usize) {
             Some(holding) if holding.generation == endpoint.generation() => {
@@ -138,7 +141,7 @@ impl Tree {
         }
     }
 
-    /// Bounds what `endpoint` holds from now on, and forgets its coldest beyond that.
+    /// Bounds the bytes that `endpoint` holds from now on, and forgets its coldest blocks above the bound.
     pub(crate) fn limit_bytes(&mut self, endpoint: EndpointId, max_bytes: u64) {
         if self.admit(endpoint) {
             self.holdings[endpoint.slot() as usize].max_bytes = max_bytes;
@@ -146,7 +149,8 @@ impl Tree {
         }
     }
 
-    /// Reports each endpoint once, where it leaves the chain: no work for endpoints that hold nothing of it.
+    /// Reports each endpoint once, at the point where it leaves the chain. Endpoints that hold nothing of it cost no
+    /// time.
     pub(crate) fn longest_match(&self, chain: &Chain, matches: &mut Matches) {
         matches.reset(self.holdings.len());
         let hashes = chain.hashes();
@@ -170,7 +174,7 @@ impl Tree {
         }
     }
 
-    /// Notes that `endpoint` holds `chain`, as its hottest, and forgets its coldest beyond the capacity.
+    /// Notes that `endpoint` holds `chain`, as its hottest, and forgets its coldest blocks above the capacity.
     pub(crate) fn insert(&mut self, chain: &Chain, endpoint: EndpointId) -> Option<Insertion> {
         if !self.admit(endpoint) {
             self.stats.n_stale_insertions += 1;
@@ -180,7 +184,7 @@ impl Tree {
         let mut path = std::mem::take(&mut self.path);
         let previous = self.hold_path(chain.hashes(), slot, &mut path);
         self.merge_path(slot, &mut path);
-        // From the end, so that each node ends up hotter than those below it.
+        // From the end, so that each node becomes hotter than those below it.
         let Holding { recency, now, .. } = &mut self.holdings[slot as usize];
         *now = now.next();
         let at = *now;
@@ -191,8 +195,8 @@ impl Tree {
         Some(Insertion { at, previous })
     }
 
-    /// Forgets up to `n_nodes` nodes that `endpoint` used at `last` or before; returns how many blocks they had, and true
-    /// when there are no more.
+    /// Forgets up to `n_nodes` nodes that `endpoint` used at `last` or before. Returns the number of their blocks, and
+    /// true if no such node is left.
     pub(crate) fn forget_until(&mut self, endpoint: EndpointId, last: Use, n_nodes: usize) -> (u64, bool) {
         let slot = endpoint.slot();
         let n_held = self.stats.n_held_blocks;
@@ -207,7 +211,7 @@ impl Tree {
         (n_held - self.stats.n_held_blocks, false)
     }
 
-    /// Forgets up to `n_nodes` nodes of `endpoint`; returns true when nothing is left.
+    /// Forgets up to `n_nodes` nodes of `endpoint`; returns true if none is left.
     pub(crate) fn remove_endpoint(&mut self, endpoint: EndpointId, n_nodes: usize) -> bool {
         let slot = endpoint.slot();
         self.make_slot(slot);
@@ -225,7 +229,7 @@ impl Tree {
         false
     }
 
-    /// Makes `endpoint` the owner of its slot. Returns false if it was removed, or a later one has the slot.
+    /// Makes `endpoint` the owner of its slot. Returns false if it was removed, or a later endpoint owns the slot.
     fn admit(&mut self, endpoint: EndpointId) -> bool {
         self.make_slot(endpoint.slot());
         let holding = &self.holdings[endpoint.slot() as usize];
@@ -246,8 +250,8 @@ impl Tree {
         }
     }
 
-    /// Adds `slot` to every node of the chain, making nodes where there are none, and lists them from the root. Returns
-    /// when the slot used the deepest of those that it held.
+    /// Adds `slot` to every node of the chain, creates missing nodes, and lists the nodes from the root. Returns when
+    /// the slot used the deepest node that it already held.
     fn hold_path(&mut self, hashes: &[BlockHash], slot: u32, path: &mut Vec<NodeId>) -> Option<Use> {
         let mut previous = None;
         let mut depth = 0;
@@ -259,7 +263,7 @@ impl Tree {
             if holds_it_already {
                 previous = self.holdings[slot as usize].recency.used(node_id);
             }
-            // A chain that ends inside a node that is held anyway needs no border there.
+            // If the chain ends inside a node that the slot already holds, the node need not be split there.
             if ends_inside && !(holds_it_already && depth + common == hashes.len()) {
                 node_id = self.split(node_id, common);
             }
@@ -281,7 +285,7 @@ impl Tree {
         previous
     }
 
-    /// The next turn of a conversation makes its leaf longer, where nobody else is concerned.
+    /// Whether `leaf` may grow, for the next turn of a conversation: it has no child, and `slot` is its only holder.
     fn can_extend(&self, leaf: NodeId, slot: u32) -> bool {
         let leaf = self.node(leaf);
         leaf.n_children == 0 && leaf.holders.is_only(slot)
@@ -295,7 +299,7 @@ impl Tree {
         self.count_held(slot, rest.len(), n_bytes);
     }
 
-    /// Joins neighbours of the path that others once divided and that are now held by `slot` alone.
+    /// Joins neighbours on the path that other endpoints once divided and that only `slot` holds now.
     fn merge_path(&mut self, slot: u32, path: &mut Vec<NodeId>) {
         for idx in (1..path.len()).rev() {
             let (upper, lower) = (path[idx - 1], path[idx]);
@@ -329,7 +333,7 @@ impl Tree {
         }
     }
 
-    /// Takes the coldest node from `slot`. Returns false if it holds none.
+    /// Removes `slot` from its coldest node. Returns false if it holds none.
     fn forget_coldest(&mut self, slot: u32) -> bool {
         let holding = &mut self.holdings[slot as usize];
         let Some((node_id, used)) = holding.recency.coldest() else { return false };
@@ -372,8 +376,8 @@ impl Tree {
         self.stats.n_held_blocks += n_blocks as u64;
     }
 
-    /// Cuts a node before its hash number `at`; returns the new node, the upper part. The lower part stays what it
-    /// was for its children and in the order of use.
+    /// Splits a node before its hash number `at`; returns the new node, which is the upper part. The lower part keeps
+    /// its children and its place in the orders of use.
     fn split(&mut self, lower: NodeId, at: usize) -> NodeId {
         self.unlist(lower);
         let node = self.node_mut(lower);
@@ -395,7 +399,7 @@ impl Tree {
         upper
     }
 
-    /// The inverse of a split: `lower`, the only child of `upper`, takes its place and its blocks.
+    /// Undoes a split: `lower`, the only child of `upper`, takes its place and its blocks.
     fn merge(&mut self, upper: NodeId, lower: NodeId) {
         self.unlist(upper);
         self.unlist(lower);
@@ -466,7 +470,8 @@ impl Tree {
         self.free.push(node_id);
     }
 
-    /// The node under `parent` that starts with `first`. Comparing the parent makes colliding hashes harmless.
+    /// The node under `parent` that starts with `first`. The parent is compared too, so that colliding hashes do no
+    /// harm.
     fn child(&self, parent: Option<NodeId>, first: Option<&BlockHash>) -> Option<NodeId> {
         let first = first?;
         let is_it = |node: &NodeId| {

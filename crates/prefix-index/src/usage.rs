@@ -1,16 +1,16 @@
-//! When an endpoint used what it holds, counted in its insertions.
+//! Times at which an endpoint used what it holds, counted in its insertions.
 
-/// The number of an insertion, for one endpoint. The count wraps; two uses can be compared while fewer than 2^31
-/// insertions lie between them.
+/// The number of an endpoint's insertion. The count wraps around; two uses are comparable if fewer than 2^31 insertions
+/// lie between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Use(u32);
 
-/// What an insertion found.
+/// Result of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Insertion {
     pub at: Use,
-    /// When the deepest part of the chain that the endpoint held already was used before. `None`: it held nothing of it,
-    /// or nobody knows.
+    /// Previous use of the deepest part of the chain that the endpoint already held. `None` if it held nothing of the
+    /// chain, or the time is unknown.
     pub previous: Option<Use>,
 }
 

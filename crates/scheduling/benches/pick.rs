@@ -1,4 +1,4 @@
-//! Cost of a pick by the number of endpoints.
+//! Cost of a pick, by number of endpoints.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;

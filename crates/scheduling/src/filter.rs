@@ -1,4 +1,4 @@
-//! Narrowing candidates down, keeping their order. A filter never drops all of them.
+//! Filters narrow the candidates down and keep their order. A filter never drops all of them.
 
 use std::cmp::Ordering;
 
@@ -7,18 +7,18 @@ use rand::{Rng, RngExt};
 use crate::candidate::AdapterState;
 use crate::pick::Score;
 
-/// Longest queue in front of which an adapter that is loaded is worth waiting (upstream's `QUEUING_THRESHOLD_LORA`).
+/// Longest queue in which a loaded adapter is worth the wait (upstream's `QUEUING_THRESHOLD_LORA`).
 const MAX_ADAPTER_QUEUE: u32 = 128;
-/// How often a loaded adapter is preferred; else it may spread (upstream's `LORA_AFFINITY_THRESHOLD`).
+/// Probability that a loaded adapter is preferred; otherwise it may spread (upstream's `LORA_AFFINITY_THRESHOLD`).
 const ADAPTER_AFFINITY: f64 = 0.999;
 
-/// What is found in one look at candidates: with thousands of them, each look counts.
+/// Facts that one pass over the candidates finds; with thousands of candidates, each pass counts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Survey {
     n_seen: usize,
-    /// The longest share of the request that one of them holds.
+    /// The longest share of the request that one candidate holds.
     pub(crate) longest: f64,
-    /// Whether what they have of the request's adapter matters.
+    /// Whether the candidates' state of the request's adapter matters.
     pub(crate) is_for_adapter: bool,
 }
 
@@ -32,7 +32,7 @@ impl Survey {
     }
 }
 
-/// Keeps the fresh ones, or all if none is; what those are like.
+/// Keeps the candidates with fresh metrics, or all if none has. Returns the survey of those that are kept.
 pub(crate) fn prefer_fresh(scores: &[Score], kept: &mut Vec<usize>) -> Survey {
     let (mut fresh, mut stale) = (Survey::default(), Survey::default());
     for idx in kept.iter() {
@@ -48,7 +48,7 @@ pub(crate) fn prefer_fresh(scores: &[Score], kept: &mut Vec<usize>) -> Survey {
     fresh
 }
 
-/// Keeps those for which `cost` is least; an incomparable cost counts as equal to any.
+/// Keeps those with the least `cost`; an incomparable cost counts as equal to any.
 pub(crate) fn least<C: PartialOrd>(scores: &[Score], kept: &mut Vec<usize>, cost: impl Fn(&Score) -> C) {
     let mut best: Option<C> = None;
     for idx in kept.iter() {
@@ -62,9 +62,9 @@ pub(crate) fn least<C: PartialOrd>(scores: &[Score], kept: &mut Vec<usize>, cost
     }
 }
 
-/// For a request whose adapter matters. Keeps those that have it loaded; or, now and then and where there are none, those
-/// with room for it. Long queues come first, so that affinity does not overload an endpoint. Returns true if a loaded
-/// adapter decided.
+/// Filters for a request whose adapter matters. Drops long queues first, so that affinity does not overload an
+/// endpoint. Then keeps the candidates that have the adapter loaded; now and then, or if there are none, those with
+/// room for it. Returns true if a loaded adapter decided.
 pub(crate) fn adapter(scores: &[Score], kept: &mut Vec<usize>, rng: &mut impl Rng) -> bool {
     if kept.iter().any(|idx| scores[*idx].queue <= MAX_ADAPTER_QUEUE) {
         kept.retain(|idx| scores[*idx].queue <= MAX_ADAPTER_QUEUE);

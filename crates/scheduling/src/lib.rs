@@ -1,7 +1,7 @@
 //! Pure picking policy: filters, scorers and the decision as a value.
 //!
-//! Candidates and their loads come in, a decision that says why goes out. No I/O, no clock, no async; randomness is an
-//! argument.
+//! Candidates and their loads come in, a decision with its reason goes out. No I/O, no clock, no async; randomness is
+//! an argument.
 
 pub mod pick;
 

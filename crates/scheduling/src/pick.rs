@@ -1,4 +1,4 @@
-//! From candidates to a decision: score all, filter by prefix and load, draw among what is left.
+//! Makes a decision from candidates: scores all, filters by prefix and load, draws among those that are left.
 
 use std::num::NonZeroUsize;
 
@@ -9,42 +9,42 @@ use crate::affinity::{Affinity, Burden};
 use crate::candidate::{AdapterState, Candidate, Load};
 use crate::filter::{self, Survey};
 
-/// How a pool's requests are placed.
+/// How the requests of a pool are placed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Policy {
     /// By load.
     Default,
-    /// To the endpoint that holds the longest part of the request's prefix, where that part is more than the threshold of
-    /// it and the endpoint is not much busier than others; otherwise to the one with the least work.
+    /// By prefix: to the endpoint that holds the longest part of the request's prefix, if that part exceeds the
+    /// threshold and the endpoint is not much busier than others; otherwise to the endpoint with the least work.
     PrefixCache(Affinity),
 }
 
-/// What is asked for.
+/// The request as the policy sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// Length of the request's chain, which matches are measured against.
+    /// Length of the request's chain, with which matches are compared.
     pub total_bytes: u64,
-    /// Most endpoints to name: the picked one and its fallbacks.
+    /// Most endpoints to return: the picked one and its fallbacks.
     pub n_endpoints: NonZeroUsize,
 }
 
-/// Which rule chose the endpoint.
+/// The rule that chose the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It holds more than the threshold of the prefix, and none that holds more has about as little work.
+    /// It holds more than the threshold of the prefix, and no endpoint that holds more has about as little work.
     Prefix,
-    /// Others hold more than the threshold of the prefix, but have so much to do that it is faster without.
+    /// Other endpoints hold more than the threshold of the prefix, but have so much work that this one is faster.
     Spill,
-    /// It has the request's LoRA adapter loaded, and not all others have.
+    /// It has the request's LoRA adapter loaded, and not all other endpoints have.
     Adapter,
     /// It has the least load.
     Load,
-    /// There was no other candidate, and its match does not exceed the threshold.
+    /// It is the only candidate, and its match does not exceed the threshold.
     OnlyCandidate,
 }
 
 impl Reason {
-    /// As records, logs and metrics name it.
+    /// The name in records, logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -57,7 +57,7 @@ impl Reason {
     }
 }
 
-/// The endpoint for a request, and why.
+/// The endpoint for a request, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     pub endpoint: EndpointId,
@@ -66,47 +66,48 @@ pub struct Decision {
     pub reason: Reason,
     /// The endpoint's matched share of the request, in 0..=1.
     pub ratio: f64,
-    /// Positions among the candidates of those to try when the endpoint cannot be reached, in order: each is the one
-    /// that would be picked if those before it were not there.
+    /// Positions among the candidates of the endpoints to try in order if the first cannot be reached. Each is the one
+    /// that would be picked without those before it.
     pub fallbacks: Vec<usize>,
-    /// One per candidate, in the order of the candidates.
+    /// Scores of all candidates, in their order.
     pub scores: Vec<Score>,
 }
 
-/// What a candidate was judged by.
+/// The figures by which a candidate is judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
     pub endpoint: EndpointId,
-    /// Matched bytes by total bytes, in 0..=1; 0 if the request has no full block.
+    /// Matched bytes divided by total bytes, in 0..=1; 0 if the request has no full block.
     pub ratio: f64,
-    /// Requests ahead of this one: in flight plus waiting; in flight alone if the metrics are stale.
+    /// Requests ahead of this one: in flight plus waiting, or only in flight if the metrics are stale.
     pub queue: u32,
     /// KV-cache usage; `None` if the metrics are stale.
     pub kv_usage: Option<f64>,
     /// Bytes of the request that the endpoint would have to compute.
     pub uncached_bytes: u64,
-    /// Bytes of earlier requests that it has still to compute.
+    /// Bytes of earlier requests that it still has to compute.
     pub uncached_in_flight: u64,
-    /// Work in bytes, as [`Affinity`] weighs it; `None` under [`Policy::Default`], and for those left out as stale.
+    /// Work in bytes, as [`Affinity`] weighs it; `None` under [`Policy::Default`], and for candidates left out as
+    /// stale.
     pub work: Option<f64>,
     pub adapter: AdapterState,
 }
 
-/// Why there is no decision.
+/// Reason why there is no decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PickError {
-    /// No candidate was given.
+    /// The list of candidates is empty.
     #[error("no candidates")]
     NoCandidates,
 }
 
-/// Picks one of `candidates`, and as many fallbacks as are asked for and there.
+/// Picks one of `candidates`, and up to `n_endpoints - 1` fallbacks.
 ///
-/// Endpoints with stale metrics may be dead, so they are considered only if no other is left, and then by what this
-/// picker has in flight. By default, load is least queue, then least KV-cache usage, then a draw. With prefixes it is
-/// least work, then the same. A prefix counts if its share is strictly more than the threshold; those that hold the longest
-/// one are preferred up to the margin. Where no prefix counts, endpoints that have the request's LoRA adapter loaded go
-/// before those with room for it, and these before the rest.
+/// Endpoints with stale metrics may be dead, so they count only if no other is left, and then by what this picker has
+/// in flight. By default, load means: least queue, then least KV-cache usage, then a draw. With prefixes it means:
+/// least work, then the same. A prefix counts if its share is strictly more than the threshold; the holders of the
+/// longest prefix are preferred up to the margin. If no prefix counts, endpoints with the request's LoRA adapter loaded
+/// come first, then those with room for it, then the rest.
 ///
 /// # Errors
 /// [`PickError::NoCandidates`] if `candidates` is empty.
@@ -141,7 +142,7 @@ pub fn pick(
     Ok(Decision { endpoint, candidate_idx, reason, ratio, fallbacks, scores })
 }
 
-/// The best of `kept`, and the rule that found it; `None` if it is empty. Writes the work of those that are considered.
+/// The best of `kept`, and the rule that found it; `None` if it is empty. Writes the work of all that are considered.
 fn choose(
     policy: &Policy,
     total_bytes: u64,
@@ -178,7 +179,8 @@ fn choose(
     Some((picked, reason))
 }
 
-/// Weighs those in `kept`, and keeps the holders of the longest match if it counts and they are not too busy.
+/// Computes the work of those in `kept`, and keeps the holders of the longest match if it counts and they are not too
+/// busy.
 fn prefer_prefix(
     affinity: &Affinity,
     (total_bytes, longest): (u64, f64),
@@ -191,7 +193,7 @@ fn prefer_prefix(
         let score = &mut scores[*idx];
         let work = affinity.work(Burden {
             uncached_in_flight: score.uncached_in_flight,
-            // Of matches that do not count, none is preferred: what they save is the same for all, nothing.
+            // If no match counts, none is preferred: each endpoint saves nothing.
             own_uncached: if counts { score.uncached_bytes } else { total_bytes },
             queue: score.queue,
             kv_usage: score.kv_usage,

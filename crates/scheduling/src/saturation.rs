@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use crate::candidate::Load;
 
-/// An endpoint has capacity while it stays within these. The defaults are upstream's
-/// (`SD_QUEUE_DEPTH_THRESHOLD`, `SD_KV_CACHE_UTIL_THRESHOLD`, `SD_METRICS_STALENESS_THRESHOLD`).
+/// Limits within which an endpoint has capacity. The defaults are upstream's (`SD_QUEUE_DEPTH_THRESHOLD`,
+/// `SD_KV_CACHE_UTIL_THRESHOLD`, `SD_METRICS_STALENESS_THRESHOLD`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
     /// Most requests in the engine's queue.
     pub queue_depth: u32,
     /// Highest KV-cache usage, in 0..=1.
     pub kv_usage: f64,
-    /// Oldest numbers that count.
+    /// Greatest age of metrics that count.
     pub metrics_age: Duration,
 }
 
@@ -23,7 +23,7 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
-    /// True when no endpoint has capacity, as when there is none.
+    /// Whether no endpoint has capacity; also true without endpoints.
     pub fn are_exceeded_by_all<'a>(&self, loads: impl IntoIterator<Item = &'a Load>) -> bool {
         !loads.into_iter().any(|load| self.has_capacity(load))
     }

@@ -1,7 +1,8 @@
-//! Endpoints in the order of their load, so that a pick does not look at each: what [`pick`](crate::pick::pick) would
-//! find, draw by draw, at a cost that grows with the logarithm of their number and with how many hold a prefix.
+//! Endpoints in the order of their load, so that a pick need not look at each. It finds what
+//! [`pick`](crate::pick::pick) would find, with the same draws, and its cost grows with the logarithm of their number
+//! and with the number of those that hold a prefix.
 //!
-//! For fleets whose metrics are always recent and that serve no adapters: [`CurrentLoad`] has no place for either.
+//! Only for fleets whose metrics are always recent and that serve no adapters: [`CurrentLoad`] has no field for either.
 //!
 //! ```text
 //! queue 0:  burden 0:    kv 0.1 {2, 5}  kv 0.3 {0}      ← among endpoints of one queue, a request changes
@@ -19,17 +20,17 @@ use rand::{Rng, RngExt};
 use crate::affinity::Burden;
 use crate::pick::{Policy, Reason, ratio};
 
-/// How busy an endpoint is, as [`Load`](crate::candidate::Load) has it.
+/// How busy an endpoint is; see [`Load`](crate::candidate::Load).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CurrentLoad {
     pub waiting: u32,
-    /// 0 to 1; what is no number counts as 0.
+    /// KV-cache usage in 0..=1; NaN counts as 0.
     pub kv_usage: f64,
     pub in_flight: u32,
     pub uncached_bytes: u64,
 }
 
-/// The endpoint for a request, and why.
+/// The endpoint for a request, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pick {
     pub endpoint_idx: usize,
@@ -38,35 +39,35 @@ pub struct Pick {
     pub uncached_bytes: u64,
 }
 
-/// A fleet's loads in order, for one policy.
+/// The loads of a fleet in order, for one policy.
 #[derive(Clone, Debug)]
 pub struct Standings {
     policy: Policy,
-    /// By endpoint.
+    /// Rank of each endpoint.
     ranks: Vec<Rank>,
-    /// Who has each rank; nowhere empty.
+    /// The endpoints of each rank; no set is empty.
     members: BTreeMap<Rank, Members>,
 }
 
-/// Among endpoints of one queue and burden, the first goes before the others whatever is asked for. Floats are kept as
-/// their bits, which have the same order from 0 up.
+/// Position in the order of load. Of two endpoints with the same queue and burden, the one with the lower rank is
+/// better for any request. Floats are kept as their bits, which have the same order from 0 up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     queue: u32,
-    /// What every request would wait for, in bytes.
+    /// The part of the work that is the same for every request, in bytes.
     burden: u64,
     uncached_in_flight: u64,
     kv_usage: u64,
 }
 
-/// A set of positions in which the n-th is found fast: bits of words, by the word's number.
+/// A set of positions that finds its n-th member fast: bits in words, by the word's number.
 #[derive(Clone, Debug, Default)]
 struct Members {
     words: BTreeMap<usize, u64>,
     len: usize,
 }
 
-/// What endpoints are compared by, the most important first.
+/// The figures that endpoints are compared by, the most important first.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 struct Cost {
     work: f64,
@@ -74,7 +75,7 @@ struct Cost {
     kv_usage: f64,
 }
 
-/// The best so far, and who is as good.
+/// The least cost so far, and the endpoints that have it.
 #[derive(Debug)]
 struct Leaders {
     cost: Cost,
@@ -83,13 +84,13 @@ struct Leaders {
 
 #[derive(Clone, Copy, Debug)]
 enum Who {
-    /// All that have it.
+    /// All endpoints of the rank.
     Rank(Rank),
     Endpoint(usize),
 }
 
 impl Standings {
-    /// So many endpoints, all idle. The policy's weights and threshold must not be negative.
+    /// Creates `n_endpoints` idle endpoints. The policy's weights and threshold must not be negative.
     #[must_use]
     pub fn new(policy: Policy, n_endpoints: usize) -> Self {
         let rank = rank(&policy, CurrentLoad::default());
@@ -99,7 +100,7 @@ impl Standings {
         Self { policy, ranks: vec![rank; n_endpoints], members }
     }
 
-    /// An endpoint's load is another one now.
+    /// Sets an endpoint's load.
     pub fn set(&mut self, endpoint_idx: usize, load: CurrentLoad) {
         let to = rank(&self.policy, load);
         let from = std::mem::replace(&mut self.ranks[endpoint_idx], to);
@@ -115,11 +116,11 @@ impl Standings {
         self.members.entry(to).or_default().insert(endpoint_idx);
     }
 
-    /// Picks for a request of so many bytes. `matches` are the endpoints that hold some of it, each once, in any order,
-    /// with how many bytes. `None` when there are no endpoints.
+    /// Picks an endpoint for a request of `total_bytes`. `matches` are the endpoints that hold some of it, each once,
+    /// in any order, with the number of bytes. `None` without endpoints.
     pub fn pick(&self, total_bytes: u64, matches: &[(usize, u64)], rng: &mut impl Rng) -> Option<Pick> {
         let longest = matches.iter().map(|(_, matched)| ratio(*matched, total_bytes)).fold(0.0, f64::max);
-        // Of matches that do not count, none is preferred.
+        // If no match counts, none is preferred.
         let affinity = match &self.policy {
             Policy::PrefixCache(affinity) if longest > affinity.threshold => Some(affinity),
             Policy::PrefixCache(_) | Policy::Default => None,
@@ -129,7 +130,7 @@ impl Standings {
             let is_longest = |(_, matched): &&(usize, u64)| ratio(*matched, total_bytes) >= longest;
             let mut holders = Leaders::nobody();
             self.add_holders(&mut holders, total_bytes, matches.iter().filter(is_longest));
-            // Each was among the leaders without what it holds; with it, it is no worse.
+            // Each was considered without what it holds; with that, it is at least as good.
             self.add_holders(&mut leaders, total_bytes, matches);
             if holders.cost.work <= leaders.cost.work + affinity.spill_bytes {
                 leaders = holders;
@@ -146,7 +147,7 @@ impl Standings {
         Some(Pick { endpoint_idx, reason, uncached_bytes: total_bytes.saturating_sub(matched) })
     }
 
-    /// The best of all, as though nobody held anything of the request.
+    /// The best endpoints if none held any of the request.
     fn leaders(&self, total_bytes: u64) -> Leaders {
         let mut leaders = Leaders::nobody();
         let mut after = Bound::Unbounded;
@@ -189,7 +190,7 @@ impl Standings {
         Cost { work, queue, kv_usage }
     }
 
-    /// At most the work of those of the same queue and at least the same burden.
+    /// A lower bound of the work of endpoints with the same queue and at least the same burden.
     fn floor(&self, rank: Rank, own_uncached: u64) -> f64 {
         match &self.policy {
             Policy::Default => 0.0,
@@ -199,7 +200,7 @@ impl Standings {
         }
     }
 
-    /// One of those that are equally good, in the order of endpoints; nothing is drawn where there is one only.
+    /// Draws one of the equally good endpoints, in the order of endpoints; draws nothing if there is only one.
     fn draw(&self, who: &[Who], rng: &mut impl Rng) -> Option<usize> {
         let members = match who {
             [Who::Rank(rank)] => Cow::Borrowed(self.members.get(rank)?),
@@ -248,7 +249,7 @@ impl Members {
         *word |= 1 << (idx % 64);
     }
 
-    /// Takes out one that is in it.
+    /// Removes a member.
     fn remove(&mut self, idx: usize) {
         let Some(word) = self.words.get_mut(&(idx / 64)) else { return };
         self.len -= 1;
@@ -258,7 +259,7 @@ impl Members {
         }
     }
 
-    /// The n-th in order, from 0.
+    /// The n-th member in order, from 0.
     fn nth(&self, mut n: usize) -> Option<usize> {
         for (word_idx, word) in &self.words {
             let n_here = word.count_ones() as usize;
@@ -275,7 +276,7 @@ impl Members {
     }
 }
 
-/// The positions of the ones of a word, the lowest first.
+/// The positions of a word's set bits, the lowest first.
 fn bits(word: u64) -> impl Iterator<Item = usize> {
     let without_lowest = |word: &u64| Some(*word & word.wrapping_sub(1));
     std::iter::successors(Some(word), without_lowest)
@@ -285,7 +286,7 @@ fn bits(word: u64) -> impl Iterator<Item = usize> {
 
 fn rank(policy: &Policy, load: CurrentLoad) -> Rank {
     let CurrentLoad { waiting, kv_usage, in_flight, uncached_bytes } = load;
-    // Adding 0 makes 0 of -0.
+    // Adding 0 turns -0 into 0.
     let kv_usage = kv_usage.max(0.0) + 0.0;
     let (burden, uncached_in_flight) = match policy {
         Policy::Default => (0.0, 0),

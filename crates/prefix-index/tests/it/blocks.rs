@@ -1,4 +1,4 @@
-//! What engines say they hold.
+//! The index that KV events fill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::slice::from_ref;
@@ -23,7 +23,7 @@ fn hash(number: u64) -> EngineHash {
     EngineHash::of_integer(number)
 }
 
-/// Blocks numbered by `hashes`, behind `parent`, of the tokens of `text` from `from` on.
+/// Event that stores blocks with the names `hashes` after `parent`, for the tokens of `text` from `from` on.
 fn stored(hashes: &[u64], parent: Option<u64>, text: &TokenPrompt, from: usize) -> BlockEvent {
     let tokens = text.tokens[from..from + hashes.len() * SIZE as usize].to_vec();
     BlockEvent::Stored(Stored {
@@ -48,7 +48,7 @@ fn a_prompt_is_held_up_to_the_first_block_that_is_missing() {
     index.apply(endpoint(0), vec![stored(&[1, 2, 3], None, &text, 0), stored(&[4, 5], Some(3), &text, 12)]);
     index.apply(endpoint(1), vec![stored(&[7, 8], None, &text, 0)]);
     let all = [endpoint(0), endpoint(1), endpoint(2)];
-    // The last token is computed anew, and with it the fifth block.
+    // The last token is computed again, and so is the fifth block.
     assert_eq!(index.saved_tokens(from_ref(&text), &all), [Some(16), Some(8), Some(0)]);
     assert_eq!(index.saved_tokens(&[prompt(0..21)], &all), [Some(20), Some(8), Some(0)]);
     index.apply(endpoint(0), vec![BlockEvent::Removed(vec![hash(2)])]);
@@ -82,7 +82,7 @@ fn salts_and_adapters_set_caches_apart() {
             hashes: vec![hash(1), hash(2), hash(3)],
             tokens: (0..12).collect(),
             block_size: SIZE,
-            // An engine tells an adapter twice.
+            // An engine reports an adapter twice.
             extras: (0..3)
                 .map(|block| {
                     let salt = held.salt.iter().filter(|_| block == 0);
@@ -126,10 +126,10 @@ fn an_endpoint_that_missed_something_is_not_believed() {
     assert_eq!(index.held_blocks(endpoint(0)), None);
     index.reset(endpoint(0), true);
     assert_eq!(index.held_blocks(endpoint(0)), Some(0));
-    // Behind a block that was never heard of.
+    // The parent is unknown.
     index.apply(endpoint(0), vec![stored(&[2], Some(1), &text, 4)]);
     assert_eq!((index.held_blocks(endpoint(0)), index.stats().n_orphans), (Some(0), 1));
-    // Another process of the same slot holds nothing of it, and events for nobody are ignored.
+    // A later owner of the slot holds nothing, and events for endpoints that were never reset are ignored.
     let successor = EndpointId::new(0, 9);
     index.apply(successor, vec![stored(&[1], None, &text, 0)]);
     assert_eq!(index.saved_tokens(from_ref(&text), &[successor]), [None]);
@@ -156,7 +156,7 @@ fn a_naive_model_agrees() {
                         *names.entry(blocks[..n].to_vec()).or_insert(next)
                     })
                     .collect();
-                // An engine stores anew what it holds already, too, where an earlier block is missing.
+                // An engine also stores again what it already holds, if an earlier block is missing.
                 let known = |n: &usize| own.contains(&blocks[..*n]);
                 if (from + 1..=blocks.len()).any(|n| known(&n)) {
                     continue;

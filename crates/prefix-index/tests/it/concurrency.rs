@@ -1,4 +1,4 @@
-//! Readers and writers at once.
+//! Readers and writers at the same time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,8 +8,8 @@ use prefix_index::matches::Matches;
 
 use crate::fixtures::{chain, endpoint, index, matched, noise};
 
-/// Writers insert, evict and remove while readers check that no answer claims what was never inserted: endpoint n is
-/// only ever given texts whose first block is its own, or the shared text.
+/// Writers insert, evict and remove while readers check that no answer contains what was never inserted: endpoint n
+/// only ever gets texts whose first block is its own, or the shared text.
 #[test]
 fn answers_stay_true_while_the_index_changes() {
     const N_WRITERS: u32 = 3;

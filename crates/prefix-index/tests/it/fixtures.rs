@@ -1,4 +1,4 @@
-//! Short ways to texts, chains and indexes.
+//! Texts, chains and indexes in short calls.
 
 use std::num::NonZeroU32;
 
@@ -35,7 +35,7 @@ pub(crate) fn matched(index: &PrefixIndex, text: impl AsRef<[u8]>, endpoint: End
     matches.bytes(endpoint)
 }
 
-/// Bytes that look like nothing else.
+/// Random bytes that repeat nowhere.
 pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     use rand::{RngExt, SeedableRng};
     let mut bytes = vec![0; len];

@@ -1,4 +1,4 @@
-//! Behaviour of the prefix index at its boundary.
+//! Tests of the prefix index through its public interface.
 
 mod blocks;
 mod concurrency;

@@ -1,4 +1,4 @@
-//! What the index allocates.
+//! Memory that the index allocates.
 
 use prefix_index::matches::Matches;
 
@@ -17,7 +17,7 @@ fn lookups_allocate_nothing() {
     }
     let chain = chain(&text);
     let mut matches = Matches::new();
-    // Negative control: the first answer makes room for itself.
+    // Negative control: the first answer allocates its memory.
     let first = allocation_counter::measure(|| index.longest_match(&chain, &mut matches));
     assert!(first.count_total > 0);
     let second = allocation_counter::measure(|| index.longest_match(&chain, &mut matches));
@@ -38,8 +38,8 @@ fn a_128_kib_prompt_takes_under_16_kib() {
     assert!((576 * 8..16 << 10).contains(&per_prompt), "{per_prompt} bytes");
 }
 
-/// A fortieth of ten million blocks within a fortieth of a gigabyte, as prompts that leave a shared start after 2 KiB and add
-/// 2 KiB of their own: 64 blocks each.
+/// A fortieth of ten million blocks takes a fortieth of a gigabyte: prompts leave a shared start after 2 KiB and add 2
+/// KiB of their own, 64 blocks each.
 #[test]
 fn a_quarter_million_blocks_take_under_25_mb() {
     let index = index(1_000_000);
@@ -69,7 +69,7 @@ fn a_full_endpoint_stays_in_its_memory() {
     assert!(later.bytes_current < filled.bytes_current / 10, "{} more bytes", later.bytes_current);
 }
 
-/// The worst case that the documentation of the capacity names: each text adds one block to a shared start.
+/// The worst case in the documentation of the capacity: each text adds one block to a shared start.
 #[test]
 fn a_block_of_its_own_takes_under_150_bytes() {
     let index = index(1_000_000);

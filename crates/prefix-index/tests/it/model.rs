@@ -1,4 +1,4 @@
-//! The index against a naive model: per endpoint, the set of full prefixes.
+//! The index against a naive model, which keeps a set of full prefixes per endpoint.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ enum Step {
     Remove { slot: u32 },
 }
 
-/// Texts of few letters, eight of each, so that prefixes collide often.
+/// Texts of few different letters, each eight times, so that many prefixes are equal.
 fn text() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(prop_oneof![Just(b'a'), Just(b'b'), Just(b'c')], 0..14)
         .prop_map(|letters| letters.into_iter().flat_map(|letter| [letter; 8]).collect())
@@ -32,7 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Every prefix of full blocks that one endpoint was given.
+/// Every full-block prefix that was inserted for one endpoint.
 #[derive(Default)]
 struct NaiveEndpoint {
     generation: u32,
@@ -95,8 +95,8 @@ proptest! {
         assert_eq!((stats.n_blocks, stats.n_held_blocks, stats.n_nodes, stats.n_endpoints), (0, 0, 0, 0));
     }
 
-    /// Under a bound an endpoint holds exactly the capacity once it was exceeded, always in full prefixes, and what it
-    /// was given last; it never claims what it was not given.
+    /// With a bound, an endpoint holds exactly its capacity after it was exceeded, always as full prefixes, and always
+    /// its last insertion; it never holds what was not inserted.
     #[test]
     fn bounded_index_keeps_what_is_hot(steps in proptest::collection::vec((text(), 0..3u32), 1..80), capacity in 1..40u32) {
         let index = index(capacity);
@@ -119,7 +119,7 @@ proptest! {
         assert_eq!((index.stats().n_blocks, index.stats().n_nodes), (0, 0));
     }
 
-    /// A bound in bytes works as one in blocks, where blocks have eight bytes each.
+    /// A bound in bytes works like one in blocks if all blocks have eight bytes.
     #[test]
     fn a_bound_in_bytes_equals_one_in_blocks(
         steps in proptest::collection::vec((text(), 0..3u32), 1..60), capacity in 1..40u32,
@@ -147,12 +147,12 @@ fn a_bound_in_bytes_knows_that_later_blocks_are_longer() {
     }
     let all = texts.iter().map(|text| chain(text).total_bytes()).sum::<u64>();
     assert_eq!(index.held_bytes(endpoint(0)), all);
-    // Half of the first text, cut where a block ends: its last blocks have 512 bytes.
+    // Half of the first text, cut at the end of a block: its last blocks have 512 bytes.
     index.limit_bytes(endpoint(0), all - (32 << 10) - 1);
     let held: Vec<u64> = texts.iter().map(|text| matched(&index, text, endpoint(0))).collect();
     assert_eq!(held, [(32 << 10) - 256, 64 << 10, 64 << 10]);
     assert_eq!(index.held_bytes(endpoint(0)), held.iter().sum::<u64>());
-    // Another endpoint has its own bound, and the next owner of the slot none.
+    // Another endpoint has its own bound, and the next owner of the slot has none.
     for text in &texts {
         index.insert(&chain(text), endpoint(1));
     }
@@ -237,13 +237,13 @@ fn runs_grow_together_again() {
     assert_eq!(index.stats().n_nodes, 1);
     let total = chain(&text).total_bytes();
     assert_eq!(matched(&index, &text, endpoint(0)), total);
-    // Blocks near the end have 64 bytes, at the start of a run 8: a run that forgot where it lies would lose too many.
+    // Blocks near the end have 64 bytes, blocks at the start of a run 8: a run with a wrong depth would lose too many.
     index.limit_bytes(endpoint(0), total - 640);
     assert_eq!(matched(&index, &text, endpoint(0)), total - 640);
     assert_eq!(index.held_bytes(endpoint(0)), total - 640);
 }
 
-/// Blocks of `chain` in `index`, to show that the fixture's chains are not empty.
+/// Checks that the fixture's chains are not empty.
 #[test]
 fn counts_blocks() {
     let index = index(10_000);

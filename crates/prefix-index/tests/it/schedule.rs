@@ -1,4 +1,4 @@
-//! Where blocks end, and that chunks make no difference.
+//! The lengths of blocks; chunks make no difference.
 
 use prefix_index::chain::{ChainBuilder, ChainSeed};
 use prefix_index::schedule::{block_len, bytes_in_blocks};
@@ -6,7 +6,7 @@ use proptest::prelude::{any, proptest};
 
 use crate::fixtures::{SEED, chain, noise, seeded_chain};
 
-/// The formula, as the design states it.
+/// The formula of the design.
 fn block_at(offset: u64) -> u64 {
     match offset / 64 {
         0 => 8,

@@ -1,4 +1,4 @@
-//! The tutorial's two rounds in the three forms that a shell makes of them, and the edge at one half.
+//! The tutorial's two rounds in the three forms that a shell may give them, and a match of exactly one half.
 
 use prefix_index::index::PrefixIndex;
 use prefix_index::matches::Matches;
@@ -22,7 +22,7 @@ fn round2(answer: &str, game: &str, mailbox: &str) -> String {
     format!("{}assistant: {answer}\nuser: {game}\nassistant: Great!\nuser: {mailbox}\n", round1())
 }
 
-/// Matched and total blocks of 8 bytes, and the ratio as the log prints it.
+/// Compares matched and total blocks of 8 bytes, and the ratio as the log prints it.
 fn check(round2: &str, expected: (u64, u64, &str)) {
     let index = index(1000);
     assert_eq!(matched(&index, round2, endpoint(0)), 0, "an empty index matches nothing");
@@ -61,7 +61,7 @@ fn another_round_1_matches_only_its_start() {
     check(&text, (0, 91, "0.00"));
 }
 
-/// Half of a text is exactly one half, which is not more than one half.
+/// A match of exactly one half is not more than one half.
 #[test]
 fn half_is_exactly_half() {
     let index = index(1000);
@@ -82,7 +82,7 @@ fn user_prompt(user: u32, n_hi: usize) -> String {
     )
 }
 
-/// The blocks of both users' "hi hi hi" are equal as text; only chaining tells that they follow different users.
+/// The blocks of both users' "hi hi hi" have the same text; only chaining shows that they follow different users.
 #[test]
 fn repeated_text_after_a_difference_does_not_match() {
     let index = index(10_000);

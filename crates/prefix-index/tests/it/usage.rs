@@ -1,4 +1,4 @@
-//! When an endpoint used what it holds, and forgetting by that.
+//! Times of use, and forgetting by time.
 
 use prefix_index::index::PrefixIndex;
 use prefix_index::usage::Insertion;
@@ -22,9 +22,9 @@ fn an_insertion_tells_when_its_prefix_was_used_before() {
     let three = insert(&index, &turn);
     assert_eq!(three.previous, Some(one.at));
     assert!(three.at.is_after(two.at) && two.at.is_after(one.at) && !one.at.is_after(one.at));
-    // A text that leaves the other one in its middle was used with it.
+    // A text that leaves another in its middle counts as a use of both.
     assert_eq!(insert(&index, &turn[..1200]).previous, Some(three.at));
-    // Another endpoint's uses are its own.
+    // Other endpoints have their own times of use.
     assert_eq!(index.insert(&chain(&first), endpoint(1)).unwrap().previous, None);
     index.remove_endpoint(endpoint(0));
     assert_eq!(index.insert(&chain(&first), endpoint(0)), None);
@@ -57,15 +57,15 @@ fn a_shared_start_is_as_old_as_its_latest_use() {
     assert_eq!(matched(&index, turn(2), endpoint(0)), chain(turn(2)).total_bytes());
 }
 
-/// Texts of few letters, eight of each, so that prefixes collide often.
+/// Texts of few different letters, each eight times, so that many prefixes are equal.
 fn text() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(prop_oneof![Just(b'a'), Just(b'b'), Just(b'c')], 1..10)
         .prop_map(|letters| letters.into_iter().flat_map(|letter| [letter; 8]).collect())
 }
 
 proptest! {
-    /// Against a naive list: each text's prefixes are as old as the last text that had them. Texts of another endpoint
-    /// divide the nodes; what they do not know of their age may be forgotten late, never early.
+    /// Compares with a naive list: each prefix was last used when the last text that has it was inserted. Texts of
+    /// another endpoint split nodes; a part whose age is unknown may be forgotten late, never early.
     #[test]
     fn forgetting_matches_the_model(
         texts in proptest::collection::vec((text(), 0..2_u32), 1..40), until in 0..40_usize,

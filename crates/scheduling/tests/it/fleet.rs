@@ -18,25 +18,25 @@ use self::router::{Router, Routing};
 use self::workload::{Request, Workload};
 
 pub(crate) const N_PODS: usize = 4;
-/// Time from the pick to the engine's queue: gateway, web server, tokenizer [s].
+/// Time from the pick to the engine's queue: gateway, web server, tokenizer, in seconds.
 const TO_ENGINE: f64 = 0.060;
-/// Time from the engine back to the client [s].
+/// Time from the engine back to the client, in seconds.
 const FROM_ENGINE: f64 = 0.009;
-/// Time between two scrapes [s].
+/// Time between two scrapes, in seconds.
 const SCRAPE: f64 = 0.050;
-/// A workload's figures are means over these.
+/// Seeds of the runs; the figures of a workload are means over them.
 const SEEDS: [u64; 3] = [1, 2, 3];
 
-/// What clients saw.
+/// Measurements of the clients.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Figures {
-    /// Mean time to first token [s].
+    /// Mean time to first token, in seconds.
     pub(crate) ttft: f64,
-    /// Its 99th percentile [s].
+    /// 99th percentile of the time to first token, in seconds.
     pub(crate) p99: f64,
-    /// Mean time per output token behind the first [s].
+    /// Mean time per output token after the first, in seconds.
     pub(crate) tpot: f64,
-    /// Prompt tokens found in the cache by prompt tokens.
+    /// Share of prompt tokens that were found in the cache.
     pub(crate) hit: f64,
 }
 
@@ -45,18 +45,18 @@ struct Run {
     now: f64,
     requests: Vec<Request>,
     n_arrived: usize,
-    /// Picked, not yet in the engine's queue: when it gets there, the pod, the request.
+    /// Requests that are picked but not yet in the engine's queue: time of arrival there, pod, request.
     on_the_way: VecDeque<(f64, usize, usize)>,
     pods: [Engine; N_PODS],
     router: Router,
     next_scrape: f64,
-    /// By request [s].
+    /// Times of the first tokens by request, in seconds.
     first_tokens: Vec<f64>,
     tpots: Vec<f64>,
     n_hit: usize,
 }
 
-/// Means over all seeds.
+/// Simulates the workload and returns the means over all seeds.
 pub(crate) fn simulate(workload: &Workload, routing: Routing) -> Figures {
     let mut sum = Figures::default();
     let share = 1.0 / SEEDS.len() as f64;
@@ -108,7 +108,7 @@ impl Run {
         }
     }
 
-    /// The next event; false if there is none left.
+    /// Processes the next event; returns false if there is none left.
     fn step(&mut self) -> bool {
         let arrival = self.requests.get(self.n_arrived).map_or(f64::INFINITY, |request| request.arrival);
         let queueing = self.on_the_way.front().map_or(f64::INFINITY, |(at, _, _)| *at);

@@ -1,4 +1,4 @@
-//! Picks at the boundary: candidates in, a decision out.
+//! Tests through the public interface: candidates in, a decision out.
 
 mod fleet;
 mod pick;

@@ -1,4 +1,4 @@
-//! Each rule by a table, and what must hold whatever the candidates are.
+//! Each rule as a table, and properties that hold for all candidates.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -39,7 +39,7 @@ fn decide(policy: &Policy, candidates: &[Candidate], seed: u64) -> Decision {
     pick(policy, candidates, ASK, &mut ChaCha8Rng::seed_from_u64(seed)).expect("there are candidates")
 }
 
-/// Which slots are drawn over many seeds, each of them for `reason`.
+/// Asserts which slots are drawn over many seeds, each of them for `reason`.
 fn check(policy: &Policy, loads: &[(Load, u64)], expected: (&[u32], Reason)) {
     let (expected_slots, expected_reason) = expected;
     let candidates = candidates(loads);
@@ -84,7 +84,7 @@ fn the_longest_match_above_the_threshold_wins() {
         (vec![(busy(1), 501), (idle(), 500)], vec![0]),
     ] {
         check(&PREFIX_CACHE, &loads, (&slots, Reason::Prefix));
-        // Negative control: the same candidates by load alone.
+        // Negative control: the same candidates, placed only by load.
         let least = loads.iter().map(|(load, _)| load.in_flight).min();
         let by_load = decide(&Policy::Default, &candidates(&loads), 1);
         assert_eq!(Some(loads[by_load.candidate_idx].0.in_flight), least);
@@ -152,30 +152,31 @@ fn a_request_without_a_full_block_goes_by_load() {
 #[test]
 fn stale_endpoints_come_last() {
     let stale = |load: Load| Load { fresh: false, ..load };
-    // A dead pod reports an empty queue forever, and holds what it was sent.
+    // A dead pod reports an empty queue forever, and still holds its prefixes.
     check(&Policy::Default, &[(stale(idle()), 0), (busy(5), 0)], (&[1], Reason::Load));
     check(&PREFIX_CACHE, &[(stale(idle()), 900), (busy(5), 0)], (&[1], Reason::Load));
     check(&PREFIX_CACHE, &[(stale(idle()), 900), (busy(2), 600), (idle(), 0)], (&[1], Reason::Prefix));
-    // Without any fresh one, the old numbers do not count, what is in flight does, and so do prefixes.
+    // If no metrics are fresh, the old numbers do not count, but requests in flight and prefixes do.
     let full = Load { waiting: 9, kv_usage: 1.0, ..idle() };
     check(&Policy::Default, &[(stale(full), 0), (stale(idle()), 0)], (&[0, 1], Reason::Load));
     check(&Policy::Default, &[(stale(full), 0), (stale(busy(1)), 0)], (&[0], Reason::Load));
     check(&PREFIX_CACHE, &[(stale(full), 900), (stale(idle()), 0)], (&[0], Reason::Prefix));
 }
 
-/// What the request would wait for, elsewhere and here, decides whether its prefix keeps it.
+/// The bytes that the request would wait for, here and elsewhere, decide whether it stays with its prefix.
 #[test]
 fn a_busy_holder_lets_go() {
     let computing = |uncached_bytes| Load { uncached_bytes, ..busy(1) };
-    // 100 bytes × 1.1, 256 for the request ahead, and the work in flight; against 1000 bytes elsewhere and a margin of 1024.
+    // 100 bytes × 1.1, 256 for the request ahead, and the work in flight; against 1000 bytes elsewhere and a margin of
+    // 1024.
     for (loads, expected) in [
         (vec![(computing(1000), 900), (idle(), 0)], (0, Reason::Prefix)),
         (vec![(computing(1658), 900), (idle(), 0)], (0, Reason::Prefix)),
         (vec![(computing(1659), 900), (idle(), 0)], (1, Reason::Spill)),
-        // Another holder is no worse than the first: the request stays with its prefix.
+        // Another holder is just as good: the request stays with its prefix.
         (vec![(computing(9000), 900), (idle(), 0), (idle(), 800)], (2, Reason::Prefix)),
         (vec![(computing(9000), 900), (computing(9000), 0)], (0, Reason::Prefix)),
-        // Requests that are being answered count too, though less.
+        // Requests that are being answered also count, but less.
         (vec![(busy(3), 900), (idle(), 0)], (0, Reason::Prefix)),
         (vec![(busy(9), 900), (idle(), 0)], (1, Reason::Spill)),
         // A cache that is nearly full has no room for the answer.
@@ -184,7 +185,7 @@ fn a_busy_holder_lets_go() {
     ] {
         check(&PREFIX_CACHE, &loads, (&[expected.0], expected.1));
     }
-    // Negative control: an endless margin never lets go.
+    // Negative control: with an infinite margin the prefix always wins.
     let stubborn = Policy::PrefixCache(Affinity { spill_bytes: f64::INFINITY, ..Affinity::new(0.5) });
     check(&stubborn, &[(computing(1_000_000), 900), (idle(), 0)], (&[0], Reason::Prefix));
 }
@@ -194,14 +195,14 @@ fn without_a_prefix_the_least_work_wins() {
     let computing = |uncached_bytes| Load { uncached_bytes, ..busy(1) };
     check(&PREFIX_CACHE, &[(computing(600), 0), (computing(500), 0)], (&[1], Reason::Load));
     check(&PREFIX_CACHE, &[(computing(900), 0), (busy(3), 0)], (&[1], Reason::Load));
-    // Negative control: the default policy counts requests alone.
+    // Negative control: the default policy counts only requests.
     check(&Policy::Default, &[(computing(900), 0), (busy(3), 0)], (&[0], Reason::Load));
-    // A match that does not count saves nothing, so it wins nothing.
+    // A match that does not count saves nothing, so it decides nothing.
     check(&PREFIX_CACHE, &[(busy(1), 500), (idle(), 0)], (&[1], Reason::Load));
     check(&PREFIX_CACHE, &[(idle(), 500), (idle(), 0)], (&[0, 1], Reason::Load));
 }
 
-/// Arrivals between two scrapes see the same metrics; only what is in flight tells them apart.
+/// Arrivals between two scrapes see the same metrics; only the requests in flight differ.
 #[test]
 fn simultaneous_arrivals_spread() {
     let spread = |assume_load: bool| {
@@ -217,7 +218,7 @@ fn simultaneous_arrivals_spread() {
         n_picked
     };
     assert_eq!(spread(true), [4, 5, 5, 5]);
-    // Negative control: without assumed load two endpoints get everything.
+    // Negative control: without requests in flight two endpoints get everything.
     let herd = spread(false);
     assert_eq!((herd[0], herd[2], herd[1] + herd[3]), (0, 0, 19));
 }
@@ -247,7 +248,7 @@ fn scores_follow_the_order_of_candidates() {
     assert_eq!(scores, [(0.25, 5, Some(0.25)), (1.0, 3, None)]);
 }
 
-/// Slots picked over many seeds, and how often each, for `(adapter, queue)` by slot.
+/// Slots picked over many seeds, with reason and count, for endpoints given as `(adapter, queue)` by slot.
 fn by_adapter(policy: &Policy, endpoints: &[(AdapterState, u32)]) -> Vec<(u32, Reason, usize)> {
     let mut candidates =
         candidates(&endpoints.iter().map(|(_, queue)| (busy(*queue), 0)).collect::<Vec<_>>());
@@ -286,7 +287,7 @@ fn a_loaded_adapter_goes_before_load_until_the_queue_is_long() {
             assert_eq!((picked[0].0, picked[0].1, picked[0].2), (slot, reason, 20_000), "{endpoints:?}");
         }
     }
-    // Where another has room, one request in a thousand goes there: 20 expected, standard deviation 4.5.
+    // If another endpoint has room, one request in a thousand goes there: 20 expected, standard deviation 4.5.
     let picked = by_adapter(&Policy::Default, &[(Loaded, 9), (Room, 0)]);
     assert_eq!((picked[0].0, picked[1].0, picked[1].1), (0, 1, Reason::Load));
     assert!((2..50).contains(&picked[1].2), "{picked:?}");

@@ -1,11 +1,11 @@
-//! Which loads leave capacity.
+//! Loads that leave capacity, and loads that do not.
 
 use std::time::Duration;
 
 use scheduling::candidate::Load;
 use scheduling::saturation::Thresholds;
 
-/// Thresholds that differ from the defaults, so that each is seen to count.
+/// Thresholds that differ from the defaults, so that a test sees each one work.
 const THRESHOLDS: Thresholds =
     Thresholds { queue_depth: 7, kv_usage: 0.75, metrics_age: Duration::from_millis(300) };
 
@@ -20,7 +20,7 @@ fn a_pool_is_saturated_when_no_endpoint_has_capacity() {
     let late = load(0, 0.0, limit + Duration::from_nanos(1));
     let (queued, full) = (load(8, 0.0, Duration::ZERO), load(0, 0.751, Duration::ZERO));
     let unknown = Load { age: None, fresh: true, ..Load::default() };
-    // What is in flight to an endpoint is not in its queue.
+    // Requests in flight to an endpoint are not in its queue.
     let busy = Load { in_flight: 90, running: 90, ..good };
     for (loads, expected) in [
         (vec![], true),

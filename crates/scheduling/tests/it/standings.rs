@@ -1,4 +1,4 @@
-//! Whatever the fleet has been through, its standings pick what a look at every endpoint picks.
+//! After any history of the fleet, its standings pick the same endpoint as a look at every endpoint.
 
 use std::num::NonZeroUsize;
 
@@ -13,7 +13,7 @@ use scheduling::candidate::{AdapterState, Candidate, Load};
 use scheduling::pick::{Ask, Policy, pick};
 use scheduling::standings::{CurrentLoad, Pick, Standings};
 
-/// More than one word of a set's bits.
+/// More endpoints than fit into one word of a set.
 const MOST_ENDPOINTS: usize = 150;
 
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ fn any_load() -> impl Strategy<Value = CurrentLoad> {
     )
 }
 
-/// Under the defaults a full cache counts 4096 bytes, and half of it from 0.95 on: the same but for how it is rounded.
+/// By default a full cache counts 4096 bytes, and half of it from 0.95 on: the loads are equal except for rounding.
 fn any_load_of_4096_bytes() -> impl Strategy<Value = CurrentLoad> {
     (0..=32_u32, 0..2_u32).prop_map(|(share, in_flight)| CurrentLoad {
         waiting: 0,
@@ -83,7 +83,7 @@ fn any_request(n_endpoints: usize) -> impl Strategy<Value = Event> {
     })
 }
 
-/// Every endpoint gets a load first, except that some histories begin with an idle fleet.
+/// Histories in which every endpoint gets a load first; some begin with an idle fleet.
 fn any_history() -> impl Strategy<Value = (usize, Vec<Event>)> {
     prop_oneof![1..6_usize, 1..MOST_ENDPOINTS].prop_flat_map(|n_endpoints| {
         let events = |load: BoxedStrategy<CurrentLoad>| {
@@ -125,7 +125,7 @@ fn linear(
 }
 
 proptest! {
-    // It takes some hundreds to find two costs that differ by how they are rounded alone.
+    // It takes some hundreds of cases to find two costs that differ only by rounding.
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]

@@ -1,5 +1,5 @@
-//! What the policy is for: it holds up where pure affinity fails, and loses nothing where affinity shines. Each control
-//! takes one part of the policy away and shows the loss. Only ratios of one simulation are asserted.
+//! The purpose of the policy: it holds up where pure affinity fails, and loses nothing where affinity is best. Each
+//! control removes one part of the policy and shows the loss. Only ratios of one simulation are asserted.
 
 use scheduling::affinity::Affinity;
 use scheduling::pick::Policy;
@@ -47,7 +47,7 @@ fn affinity_is_above_all_where_caches_thrash() {
     assert!(ours.ttft < 0.55 * round_robin.ttft && ours.ttft < 0.55 * least_request.ttft);
     assert!(ours.ttft < 0.97 * pure_affinity.ttft && ours.p99 < 0.8 * pure_affinity.p99);
     assert!(ours.hit > pure_affinity.hit - 0.02 && ours.hit > 2.5 * round_robin.hit);
-    // Control: what looks cheapest for each request alone spoils the caches for all.
+    // Control: the choice that is cheapest for each request alone spoils the caches for all.
     let greedy = Affinity { spill_bytes: 0.0, stall: 0.0, queue_bytes: 0.0, ..OURS };
     assert!(without(greedy, &workload::THRASH).hit < ours.hit - 0.05);
 }
@@ -76,7 +76,7 @@ fn a_hot_prefix_spills_before_it_hurts() {
     assert!(ours.ttft < 0.6 * pure_affinity.ttft && ours.ttft < 0.6 * least_request.ttft);
     assert!(ours.tpot < 0.5 * pure_affinity.tpot && ours.tpot < 0.85 * least_request.tpot);
     assert!(ours.ttft < 0.6 * round_robin.ttft && ours.hit > 0.95);
-    // Control: who never lets go piles all of it on one pod.
+    // Control: with an infinite margin all of it lands on one pod.
     let stubborn = Affinity { spill_bytes: f64::INFINITY, ..OURS };
     assert!(without(stubborn, &workload::HOT).tpot > 2.0 * ours.tpot);
     let Comparison { round_robin, least_request, pure_affinity, ours } = compare(&workload::WARM);
@@ -89,7 +89,7 @@ fn what_is_cached_everywhere_is_spread_by_requests() {
     let Comparison { least_request, pure_affinity, ours, .. } = compare(&workload::REPEATED);
     assert!(ours.ttft < 0.85 * pure_affinity.ttft && ours.ttft < 0.6 * least_request.ttft);
     assert!(ours.tpot < 0.6 * pure_affinity.tpot && ours.tpot < 0.85 * least_request.tpot);
-    // Control: without a price on requests ahead, the first pod is as good as any.
+    // Control: if requests ahead cost nothing, the first pod is as good as any.
     assert!(without(Affinity { queue_bytes: 0.0, ..OURS }, &workload::REPEATED).tpot > 1.5 * ours.tpot);
 }
 
@@ -98,7 +98,7 @@ fn nothing_is_lost_where_nothing_is_shared() {
     let Comparison { round_robin, least_request, pure_affinity, ours } = compare(&workload::UNIQUE);
     assert!(ours.ttft < 0.9 * least_request.ttft && ours.ttft < 0.9 * pure_affinity.ttft);
     assert!(ours.ttft < 1.06 * round_robin.ttft);
-    // Control: by scraped metrics alone, pods are picked for being idle long after they are not.
+    // Control: with scraped metrics alone, pods count as idle long after they are busy.
     assert!(forgetful(&workload::UNIQUE).ttft > 1.2 * ours.ttft);
 }
 
@@ -113,6 +113,6 @@ fn conversations_stay_and_do_not_collide() {
 fn simultaneous_arrivals_are_spread_as_evenly_as_in_turn() {
     let Comparison { round_robin, least_request, ours, .. } = compare(&workload::BURSTS);
     assert!(ours.ttft < 1.01 * round_robin.ttft && ours.ttft < 1.01 * least_request.ttft);
-    // Control: without what was just sent, a burst goes to the pod that looked best before it.
+    // Control: without the requests just sent, a burst goes to the pod that looked best before it.
     assert!(forgetful(&workload::BURSTS).ttft > 1.3 * ours.ttft);
 }

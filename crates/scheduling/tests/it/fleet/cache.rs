@@ -1,36 +1,36 @@
-//! A pod's prefix cache as vLLM keeps it: blocks of 16 tokens, least recently freed first, the end of a text before its
-//! start. Texts are numbers; what is cached of a text is always a start of it.
+//! A pod's prefix cache, like vLLM's: blocks of 16 tokens, evicted least recently freed first, the end of a text before
+//! its start. Texts are numbers; the cached part of a text is always a start of it.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Tokens of a block (vLLM's `block_size`).
+/// Tokens in a block (vLLM's `block_size`).
 pub(crate) const BLOCK: usize = 16;
 
-/// A text of which requests may share a start.
+/// A text; requests may share a start of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Text {
     Shared(usize),
-    /// A text that only one request has, by its number.
+    /// A text of a single request, given by its number.
     Own(usize),
-    /// What follows the text in one request: its own words and its output.
+    /// The text after the shared one in a request: its own words and its output.
     Tail(usize),
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// Blocks of the text that are cached, from its start.
+    /// Number of cached blocks, from the text's start.
     n_cached: usize,
-    /// Running requests that use it.
+    /// Number of running requests that use it.
     n_users: usize,
-    /// When it was freed last; the key in `free` while nobody uses it.
+    /// Time when it was last freed; the key in `free` while no request uses it.
     freed: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Cache {
-    /// Blocks that hold nothing.
+    /// Blocks that are empty.
     n_empty: usize,
-    /// Blocks of texts that nobody uses.
+    /// Blocks of texts that no request uses.
     n_free: usize,
     n_blocks: usize,
     entries: HashMap<Text, Entry>,
@@ -38,13 +38,13 @@ pub(crate) struct Cache {
     clock: u64,
 }
 
-/// What a running request holds.
+/// The blocks that a running request holds.
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) text: Text,
-    /// Tokens found in the cache.
+    /// Number of tokens found in the cache.
     pub(crate) n_hit: usize,
-    /// Blocks that are its own: not hit, or not filled yet.
+    /// Number of its own blocks: those that were not in the cache, or are not filled yet.
     n_private: usize,
 }
 
@@ -60,8 +60,8 @@ impl Cache {
         1.0 - (self.n_empty + self.n_free) as f64 / self.n_blocks as f64
     }
 
-    /// Room for a prompt of `n_prompt` tokens, of which the first `n_text` are `text`, and `n_output` more; `None` while
-    /// running requests leave too little.
+    /// Reserves blocks for a prompt of `n_prompt` tokens, of which the first `n_text` are from `text`, and for
+    /// `n_output` more. `None` while running requests leave too few.
     pub(crate) fn admit(
         &mut self,
         text: Text,
@@ -90,7 +90,7 @@ impl Cache {
         Some(Grant { text, n_hit: n_hit * BLOCK, n_private })
     }
 
-    /// The first `n_tokens` of the request's text are computed.
+    /// Notes that the first `n_tokens` of the request's text are computed.
     pub(crate) fn fill(&mut self, grant: &mut Grant, n_tokens: usize) {
         let entry = self.entries.get_mut(&grant.text).expect("a running request uses its text");
         let n_new = (n_tokens / BLOCK).saturating_sub(entry.n_cached).min(grant.n_private);
@@ -98,7 +98,7 @@ impl Cache {
         grant.n_private -= n_new;
     }
 
-    /// Frees what `request` held: first what follows the shared text, then that text if nobody else uses it.
+    /// Frees what `request` held: first what follows the shared text, then that text if no other request uses it.
     pub(crate) fn finish(&mut self, grant: Grant, request: usize) {
         let Grant { text, n_hit: _, n_private } = grant;
         self.clock += 2;
@@ -130,7 +130,8 @@ impl Cache {
     }
 }
 
-/// Two texts of three blocks, and one block behind each, fill a cache of eight: what was freed first loses its end first.
+/// Two texts of three blocks, and one block after each, fill a cache of eight: the text freed first loses its end
+/// first.
 #[test]
 fn the_coldest_text_loses_its_end() {
     let mut cache = Cache::new(8 * BLOCK);
@@ -144,7 +145,7 @@ fn the_coldest_text_loses_its_end() {
     ask(0, 3, 0);
     ask(1, 3, 0);
     ask(0, 3, 3);
-    // Three blocks for it: the one behind the text that was not used since, and two of that text.
+    // It needs three blocks: the one after the text that was not used since, and two of that text.
     ask(2, 2, 0);
     ask(1, 3, 1);
 }

@@ -1,13 +1,13 @@
-//! One vLLM on an A10 with Qwen2.5-7B: continuous batching with chunked prefill, and how long a step takes.
+//! A vLLM engine on an A10 with Qwen2.5-7B: continuous batching with chunked prefill, and the time of each step.
 
 use std::collections::VecDeque;
 
 use super::cache::{Cache, Grant};
 use super::workload::Request;
 
-/// Tokens of one step (vLLM's `max_num_batched_tokens` on an A10).
+/// Most tokens in a step (vLLM's `max_num_batched_tokens` on an A10).
 const STEP_TOKENS: usize = 2048;
-/// Requests of one step (vLLM's `max_num_seqs`).
+/// Most requests in a step (vLLM's `max_num_seqs`).
 const MAX_RUNNING: usize = 256;
 
 /// A pod's engine.
@@ -16,7 +16,7 @@ pub(crate) struct Engine {
     cache: Cache,
     waiting: VecDeque<Request>,
     running: Vec<Job>,
-    /// When the step at hand ends; `None` while there is nothing to do.
+    /// End of the current step; `None` while there is nothing to do.
     step_end: Option<f64>,
 }
 
@@ -27,11 +27,11 @@ struct Job {
     /// Tokens of the prompt whose keys and values are in the cache.
     n_computed: usize,
     n_output: usize,
-    /// Tokens of the prompt in the step at hand.
+    /// Tokens of the prompt in the current step.
     n_chunk: usize,
 }
 
-/// What a step's end brings.
+/// Results of a finished step.
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// The prompt is computed; this many of its tokens were in the cache.
@@ -68,7 +68,7 @@ impl Engine {
         }
     }
 
-    /// Ends the step at hand and starts the next.
+    /// Ends the current step and starts the next.
     pub(crate) fn end_step(&mut self, now: f64) -> Vec<Progress> {
         let mut progress = Vec::new();
         let mut still_running = Vec::new();
@@ -99,7 +99,7 @@ impl Engine {
         progress
     }
 
-    /// Decodes first, then prompts in the order in which they came, up to the step's tokens.
+    /// Starts a step: decodes first, then prompts in order of arrival, up to the step's tokens.
     fn start_step(&mut self, now: f64) {
         let mut step = Step::default();
         let mut n_left = STEP_TOKENS;
@@ -134,7 +134,7 @@ struct Step {
     n_tokens: f64,
     n_rows: f64,
     n_prefills: usize,
-    /// Pairs of a new token and one that it attends to, in prefills.
+    /// Pairs of a new token and a token that it attends to, in prefills.
     n_pairs: f64,
     /// Tokens whose keys and values are read.
     n_context: f64,
@@ -156,8 +156,8 @@ impl Step {
         self.n_context += n_new + n_before;
     }
 
-    /// A roofline of an A10 (52 TFLOP/s, 485 GB/s as reached) and Qwen2.5-7B (28 layers, 28 heads of 128, 57,344 bytes of
-    /// keys and values a token), and the host's overhead of a step, a row and a prefill.
+    /// Duration of the step: a roofline of an A10 (52 TFLOP/s and 485 GB/s, as reached) and Qwen2.5-7B (28 layers, 28
+    /// heads of 128, 57,344 bytes of keys and values a token), plus the host's overhead per step, row and prefill.
     fn seconds(&self) -> f64 {
         let weights = 14.14e9_f64 / 485e9;
         let flops = (2.0 * 6.525e9 * self.n_tokens + 2.0 * 0.545e9 * self.n_rows) / 52e12;
@@ -169,7 +169,7 @@ impl Step {
     }
 }
 
-/// The step times that the formula's constants were fitted to.
+/// Step times to which the formula's constants were fitted.
 #[test]
 fn steps_take_as_long_as_on_an_a10() {
     for (n_new, n_before, ms) in [(16, 2384, 45.7), (512, 1888, 163.0), (2048, 0, 556.0), (8192, 0, 2458.0)] {

@@ -1,4 +1,4 @@
-//! Who picks the pod: the usual policies, and the picker as `epp` runs it.
+//! Routers: the usual policies, and the picker as `epp` runs it.
 
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -16,40 +16,41 @@ use super::N_PODS;
 use super::cache::Text;
 use super::workload::Request;
 
-/// Bytes of the text that a token stands for.
+/// Bytes of text per token.
 const BYTES_PER_TOKEN: usize = 4;
 
 /// How requests are placed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Routing {
     RoundRobin,
-    /// The less busy of two that are drawn, as Envoy does it.
+    /// The less busy of two pods that are drawn, like Envoy.
     LeastRequest,
-    /// To whoever holds most of the prompt if that is more than half of it, whatever the load; else least request.
+    /// To the pod that holds most of the prompt if that is more than half of it, whatever the load; otherwise least
+    /// request.
     PureAffinity,
     /// The picker under this policy.
     Picker(Policy),
-    /// The same, but it does not know what it has sent, only what was scraped.
+    /// The same picker, but it knows only what was scraped, not what it has sent.
     ForgetfulPicker(Policy),
 }
 
-/// Places requests, and knows of pods what a picker knows.
+/// Places requests, and knows about pods what a picker knows.
 pub(crate) struct Router {
     routing: Routing,
     rng: ChaCha8Rng,
     n_placed: usize,
-    /// By pod: what was scraped, and what is in flight.
+    /// By pod: the scraped metrics, and the requests in flight.
     loads: [Load; N_PODS],
     /// By request: its pod, and its uncached bytes until the first token.
     open: HashMap<usize, (usize, u64)>,
     index: PrefixIndex,
     matches: Matches,
-    /// Texts, hashed once.
+    /// Hashed texts, so that each is hashed once.
     texts: HashMap<Text, ChainBuilder>,
 }
 
 impl Router {
-    /// `n_kv_tokens` is what pods say of their cache.
+    /// `n_kv_tokens` is the cache size that pods report.
     pub(crate) fn new(routing: Routing, n_kv_tokens: usize, seed: u64) -> Self {
         let index = PrefixIndex::new(NonZeroU32::MAX);
         let max_bytes = (n_kv_tokens * BYTES_PER_TOKEN) as u64;
@@ -148,7 +149,7 @@ impl Router {
     }
 }
 
-/// Appends `n_tokens` that only the same seed repeats.
+/// Appends `n_tokens` of a text that is the same only for the same seed.
 fn hashed(mut builder: ChainBuilder, n_tokens: usize, seed: usize) -> ChainBuilder {
     let words = (0..n_tokens * BYTES_PER_TOKEN / 8).map(|position| (seed * 1_000_003 + position) as u64);
     builder.push(&words.flat_map(u64::to_le_bytes).collect::<Vec<_>>());

@@ -1,42 +1,43 @@
-//! Arrivals that tell policies apart, for 200 seconds.
+//! Arrivals over 200 seconds that show the differences between policies.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::cache::Text;
 
-/// How long requests arrive [s].
+/// Time during which requests arrive, in seconds.
 const DURATION: f64 = 200.0;
-/// Requests of a burst.
+/// Number of requests in a burst.
 const BURST: usize = 40;
-/// Turns of a conversation.
+/// Number of turns in a conversation.
 const TURNS: usize = 8;
-/// Mean time between two turns [s].
+/// Mean time between two turns, in seconds.
 const SECONDS_BETWEEN_TURNS: f64 = 20.0;
 
 /// One request.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    /// Its position in the order of arrival.
+    /// Position in the order of arrival.
     pub(crate) id: usize,
     /// Seconds from the start.
     pub(crate) arrival: f64,
     pub(crate) text: Text,
-    /// How many of its tokens, from the start, are from `text`; what follows is its own. A conversation is all text.
+    /// Number of its tokens, from the start, that are from `text`; the rest is its own. A conversation consists only of
+    /// text.
     pub(crate) n_text: usize,
     pub(crate) n_prompt: usize,
     pub(crate) n_output: usize,
 }
 
-/// What the fleet is asked.
+/// The requests that the fleet gets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workload {
     /// Arrivals per second.
     pub(crate) rate: f64,
     pub(crate) arrivals: Arrivals,
-    /// Texts that requests share, drawn evenly; 0: each request has its own.
+    /// Number of texts that requests share, drawn evenly; 0: each request has its own text.
     pub(crate) n_texts: usize,
-    /// Share of requests on the first text, over those that draw it anyway.
+    /// Share of requests on the first text, in addition to those that draw it anyway.
     pub(crate) hot_share: f64,
     pub(crate) n_text: usize,
     pub(crate) n_own: usize,
@@ -48,9 +49,9 @@ pub(crate) struct Workload {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Arrivals {
     Poisson,
-    /// Poisson, [`BURST`] requests at a time.
+    /// Poisson, [`BURST`] requests at each arrival.
     Bursts,
-    /// Users who wait for an answer, read it, and go on.
+    /// Users who wait for an answer, read it and continue.
     Turns,
 }
 
@@ -65,7 +66,7 @@ pub(crate) const THRASH: Workload = Workload {
     n_output: 60,
     n_kv_tokens: 96_000,
 };
-/// The same with half the cache: less than the working set.
+/// The same with half the cache, which is smaller than the working set.
 pub(crate) const OVERCOMMITTED: Workload = Workload { n_kv_tokens: 48_000, ..THRASH };
 /// 24 documents of 8,000 tokens: two pods' worth of cache.
 pub(crate) const DOCUMENTS: Workload = Workload { rate: 1.0, n_texts: 24, n_text: 8000, ..THRASH };
@@ -74,16 +75,16 @@ pub(crate) const FEW_DOCUMENTS: Workload = Workload { rate: 0.5, ..DOCUMENTS };
 pub(crate) const HOT: Workload =
     Workload { rate: 10.0, n_texts: 33, hot_share: 0.8, n_text: 4000, n_own: 60, n_output: 100, ..THRASH };
 pub(crate) const WARM: Workload = Workload { rate: 4.0, ..HOT };
-/// The same question over and over: wherever it was asked, nothing is left to compute.
+/// The same question again and again: a pod that has seen it has nothing left to compute.
 pub(crate) const REPEATED: Workload = Workload { n_own: 2, ..HOT };
-/// Nothing to share.
+/// Requests without common text.
 pub(crate) const UNIQUE: Workload =
     Workload { rate: 6.0, n_texts: 0, n_text: 0, n_own: 1000, n_output: 60, ..THRASH };
 
 /// Conversations of up to eight turns, each user's next one 10 to 30 seconds after the last.
 pub(crate) const CHATS: Workload =
     Workload { rate: 4.0, arrivals: Arrivals::Turns, n_text: 1000, n_own: 100, n_output: 100, ..THRASH };
-/// As [`UNIQUE`], but forty at a time.
+/// Like [`UNIQUE`], but forty requests at each arrival.
 pub(crate) const BURSTS: Workload = Workload { rate: 0.1, arrivals: Arrivals::Bursts, ..UNIQUE };
 
 impl Workload {
@@ -99,7 +100,7 @@ impl Workload {
         requests
     }
 
-    /// `n` requests at each arrival.
+    /// Poisson arrivals, `n` requests at each.
     fn poisson(&self, n: usize, rng: &mut ChaCha8Rng) -> Vec<Request> {
         let mut requests = Vec::new();
         let mut arrival = 0.0;
@@ -115,7 +116,7 @@ impl Workload {
         }
     }
 
-    /// Each turn's prompt is what was said before and `n_own` tokens more.
+    /// Conversations: the prompt of each turn is the conversation so far and `n_own` more tokens.
     fn turns(&self, rng: &mut ChaCha8Rng) -> Vec<Request> {
         let mut requests: Vec<Request> = Vec::new();
         let n_users = (self.rate * SECONDS_BETWEEN_TURNS) as usize;
