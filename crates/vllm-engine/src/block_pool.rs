@@ -1,13 +1,13 @@
-//! vLLM's `BlockPool`: which blocks are held, which hold a known prefix, and in which order free ones are reused.
-//! Knows nothing of requests or tokens.
+//! vLLM's `BlockPool`: which blocks are held, which hold a known prefix, and in which order free ones are reused. It
+//! does not know requests or tokens.
 //!
 //! ```text
 //! free queue:  front (reused next) … back;  a free block keeps its hash until it is reused
 //! freed without a hash → front            freed with a hash → back, the tail of a chain before its head
 //! before vLLM 0.33: all to the back
 //! ```
-//! Blocks that were never handed out stay together in the queue, in order of index, and only the first of them is really
-//! in it: the memory of the others is not touched before they are used.
+//! Blocks that were never handed out stay together in the queue, in order of index, and only the first of them is
+//! really in it, so that the memory of the others is not touched before they are used.
 
 use crate::hash::BlockHash;
 use crate::index_list::IndexList;
@@ -17,10 +17,10 @@ use hashbrown::HashTable;
 /// Index of a block; 0 is the null block, which is never handed out.
 pub type BlockIdx = u32;
 
-/// Where blocks without a hash go when they are freed.
+/// Place in the free queue for blocks without a hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FreeOrder {
-    /// To the back with all others: before vLLM 0.33.
+    /// To the back with all others, as before vLLM 0.33.
     AsReleased,
     /// To the front, to be reused first.
     #[default]
@@ -31,22 +31,22 @@ pub enum FreeOrder {
 struct Block {
     n_refs: u32,
     hash: Option<BlockHash>,
-    /// Ring of the blocks with the same hash, in order of insertion; itself when it is alone.
+    /// Ring of the blocks with the same hash, in order of insertion; a block alone links to itself.
     twin_prev: BlockIdx,
     twin_next: BlockIdx,
 }
 
-/// Invariant: a block other than the null block is in the free queue exactly when nobody holds it; of those that were
-/// never handed out, the first.
+/// Invariant: a block other than the null block is in the free queue exactly if no request holds it. Of the blocks that
+/// were never handed out, only the first is in the queue.
 #[derive(Clone, Debug)]
 pub struct BlockPool {
-    /// Those that were handed out, and the null block.
+    /// The null block, and the blocks that were handed out.
     blocks: Vec<Block>,
     n_blocks: u32,
     free: IndexList,
-    /// The first inserted of the blocks with each hash.
+    /// First inserted block of those with each hash.
     cached: HashTable<BlockIdx>,
-    /// Held by no request and not free either: as if the memory were somebody else's.
+    /// Blocks that no request holds and that are not free either, as if other work had the memory.
     reserved: Vec<BlockIdx>,
     order: FreeOrder,
 }
@@ -73,7 +73,7 @@ impl Block {
 // === impl BlockPool ===
 
 impl BlockPool {
-    /// A pool of `n_blocks`, the null block included, all free, in order of index.
+    /// Makes a pool of `n_blocks`, the null block included, all free and in order of index.
     pub fn new(n_blocks: u32, order: FreeOrder) -> Self {
         let n_blocks = n_blocks.max(1);
         let n = n_blocks as usize;
@@ -90,7 +90,7 @@ impl BlockPool {
         pool
     }
 
-    /// Blocks that can be handed out at all.
+    /// Returns the number of blocks that can be handed out at all.
     pub fn n_usable(&self) -> u32 {
         self.n_blocks - 1
     }
@@ -108,7 +108,7 @@ impl BlockPool {
         self.blocks.get(block as usize)?.hash
     }
 
-    /// Free blocks in the order in which they will be reused.
+    /// Returns the free blocks in the order in which they will be reused.
     pub fn free_order(&self) -> impl Iterator<Item = BlockIdx> + '_ {
         let first_unused = self.first_unused();
         self.free.iter().flat_map(move |block| {
@@ -117,14 +117,14 @@ impl BlockPool {
         })
     }
 
-    /// The block that was first given this hash, of those that still have it.
+    /// Returns the block that was given this hash first, of those that still have it.
     pub fn find(&self, hash: &BlockHash) -> Option<BlockIdx> {
         self.cached
             .find(table_key(hash), |idx| self.blocks[*idx as usize].hash.as_ref() == Some(hash))
             .copied()
     }
 
-    /// Takes the front of the free queue, held once; with the hash that it loses by that.
+    /// Takes the block at the front of the free queue and holds it once. Also returns the hash that the block loses.
     pub fn allocate(&mut self) -> Option<(BlockIdx, Option<BlockHash>)> {
         let block = self.free.pop_front()?;
         if block == self.first_unused() {
@@ -137,7 +137,7 @@ impl BlockPool {
         Some((block, evicted))
     }
 
-    /// Holds a block once more, out of the free queue if it was there.
+    /// Holds a block once more, and takes it out of the free queue if it is there.
     pub fn hold(&mut self, block: BlockIdx) {
         let n_refs = &mut self.blocks[block as usize].n_refs;
         *n_refs += 1;
@@ -162,9 +162,9 @@ impl BlockPool {
         }
     }
 
-    /// Lets go of a request's blocks, given tail first.
+    /// Releases a request's blocks, which come tail first.
     pub fn release(&mut self, tail_first: impl Iterator<Item = BlockIdx>) {
-        // The unhashed ones keep their order at the front.
+        // Blocks without a hash keep their order at the front.
         let mut last_at_front = 0;
         for idx in tail_first {
             let block = &mut self.blocks[idx as usize];
@@ -181,7 +181,7 @@ impl BlockPool {
         }
     }
 
-    /// Forgets every hash; false, and no change, while a request holds a block.
+    /// Forgets every hash. Returns false, without a change, if a request holds a block.
     pub fn reset(&mut self) -> bool {
         if self.n_free() + self.n_reserved() != self.n_usable() {
             return false;
@@ -198,8 +198,8 @@ impl BlockPool {
         to_u32(self.reserved.len())
     }
 
-    /// Brings the reserve to `n_blocks`, as far as blocks are free: takes from the front of the free queue, or gives back
-    /// there; the hashes that are lost by that.
+    /// Brings the reserve to `n_blocks`, as far as blocks are free: takes blocks from the front of the free queue, or
+    /// releases some. Returns the hashes that are lost.
     pub fn reserve(&mut self, n_blocks: u32) -> Vec<BlockHash> {
         while self.n_reserved() > n_blocks
             && let Some(block) = self.reserved.pop()
@@ -216,7 +216,7 @@ impl BlockPool {
         evicted
     }
 
-    /// The first of the blocks that were never handed out; the number of blocks when there is none.
+    /// Returns the first block that was never handed out, or the number of blocks if there is none.
     fn first_unused(&self) -> BlockIdx {
         to_u32(self.blocks.len())
     }
@@ -230,7 +230,8 @@ impl BlockPool {
         }
     }
 
-    /// For twice as many hashes as there can be: hashbrown then reclaims tombstones in place and never grows by itself.
+    /// Reserves room for twice as many hashes as there can be: then hashbrown reclaims tombstones in place and never
+    /// grows by itself.
     fn make_room_in_table(&mut self) {
         let n_used = self.blocks.len();
         if n_used.is_power_of_two() {
@@ -245,7 +246,7 @@ impl BlockPool {
     fn forget(&mut self, block: BlockIdx) -> Option<BlockHash> {
         let hash = self.blocks[block as usize].hash?;
         let next = self.unlink_twin(block);
-        // The table has this block, or an older twin of it, which stays.
+        // The table has this block, or an older twin of it, which stays there.
         if let Ok(mut first) = self.cached.find_entry(table_key(&hash), |idx| *idx == block) {
             match next {
                 Some(next) => *first.get_mut() = next,
@@ -267,7 +268,7 @@ impl BlockPool {
         self.blocks[first as usize].twin_prev = block;
     }
 
-    /// Takes `block` out of its ring; the one behind it, unless it was alone.
+    /// Takes `block` out of its ring. Returns the block behind it, unless it was alone.
     fn unlink_twin(&mut self, block: BlockIdx) -> Option<BlockIdx> {
         let Block { twin_prev, twin_next, .. } = self.blocks[block as usize];
         self.blocks[twin_prev as usize].twin_next = twin_next;
@@ -278,7 +279,7 @@ impl BlockPool {
     }
 }
 
-/// The digest is uniform already: its first bytes serve as the table's hash.
+/// Returns the first bytes of the digest, which serve as the table's hash because a digest is uniform.
 fn table_key(hash: &BlockHash) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = hash.0;
     u64::from_le_bytes([a, b, c, d, e, f, g, h])

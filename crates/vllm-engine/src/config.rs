@@ -1,4 +1,4 @@
-//! What an engine is built from; vLLM's names and defaults.
+//! Configuration of an engine, with vLLM's names and defaults.
 
 use crate::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
 use crate::vllm_version::VllmVersion;
@@ -8,13 +8,13 @@ use std::num::NonZeroU32;
 pub enum SchedulingPolicy {
     #[default]
     Fcfs,
-    /// Lower value first, ties by arrival.
+    /// Lower values first; equal ones in order of arrival.
     Priority,
 }
 
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// Blocks in the pool, the null block included (it is never handed out).
+    /// Blocks in the pool, the null block included, which is never handed out.
     pub n_blocks: u32,
     /// Tokens per block.
     pub block_size: u32,
@@ -28,9 +28,9 @@ pub struct EngineConfig {
     pub long_prefill_token_threshold: u32,
     pub hash: HashAlgorithm,
     pub hash_seed: HashSeed,
-    /// Whose habits the pool, the queue and the counters have.
+    /// Version that the pool, the queue and the counters behave like.
     pub version: VllmVersion,
-    /// Most adapters in one step; `None`: no limit.
+    /// Most adapters in one step; `None` for no limit.
     pub max_loras: Option<NonZeroU32>,
     /// Share of the blocks that must stay free when a request is admitted, 0..1.
     pub watermark: f64,
@@ -55,7 +55,8 @@ pub enum ConfigError {
 // === impl EngineConfig ===
 
 impl Default for EngineConfig {
-    /// vLLM 0.33 on a GPU of less than 70 GiB, with the blocks of an A10 with Qwen2.5-7B at 0.95.
+    /// Returns the defaults of vLLM 0.33 on a GPU of less than 70 GiB, with as many blocks as an A10 with Qwen2.5-7B
+    /// has at 0.95.
     fn default() -> Self {
         Self {
             n_blocks: 6_226,
@@ -78,7 +79,7 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
-    /// vLLM's `KVCacheManager.watermark_blocks`: rounded down.
+    /// Returns vLLM's `KVCacheManager.watermark_blocks`: rounded down.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -88,8 +89,10 @@ impl EngineConfig {
         (self.watermark * f64::from(self.n_blocks)) as u32
     }
 
+    /// Checks the settings.
+    ///
     /// # Errors
-    /// When a request of `max_model_len` tokens could never be served, as vLLM checks it when it starts.
+    /// Fails if a request of `max_model_len` tokens could never be served, which vLLM checks at its start.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let counts = [
             ("block_size", self.block_size),

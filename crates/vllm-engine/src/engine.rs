@@ -1,6 +1,6 @@
-//! vLLM's V1 scheduler and KV-cache manager as a step function: which request computes how many tokens in
-//! which step, which blocks it holds, what the prefix cache hits, evicts and reports.
-//! Knows no clock, no socket, no task: the driver calls `schedule`, waits what `latency` says, calls `complete`.
+//! vLLM's V1 scheduler and KV-cache manager as a step function: which request computes how many tokens in which step,
+//! which blocks it holds, what the prefix cache hits, evicts and reports. It knows no clock, socket or task: the driver
+//! calls `schedule`, waits as long as `latency` says, and calls `complete`.
 //!
 //! ```text
 //! add → waiting ──schedule──► running ──complete──► finished
@@ -26,7 +26,7 @@ use queue::WaitingQueue;
 use slots::{LiveRequest, Place, SlotIdx, Slots};
 use smallvec::SmallVec;
 
-/// One engine: its waiting and running requests and its block pool.
+/// An engine: its waiting and running requests and its block pool.
 #[derive(Clone, Debug)]
 pub struct Engine {
     config: EngineConfig,
@@ -34,39 +34,39 @@ pub struct Engine {
     slots: Slots,
     by_id: HashMap<RequestId, SlotIdx>,
     waiting: WaitingQueue,
-    /// Passed over because the step had its adapters; ahead of `waiting`.
+    /// Requests that were passed over because the step had its adapters already; they come before `waiting`.
     deferred: WaitingQueue,
-    /// In order of admission.
+    /// Running requests in order of admission.
     running: Vec<SlotIdx>,
     plan: StepPlan,
-    /// The slot of each entry of `plan.scheduled`.
+    /// Slots of the entries of `plan.scheduled`.
     plan_slots: Vec<SlotIdx>,
-    /// Passed over while the step is composed.
+    /// Requests that are passed over while the step is composed.
     newly_deferred: Vec<SlotIdx>,
     next_arrival_seq: u64,
     counters: Counters,
-    /// Blocks that are to be out of use; taken as they become free.
+    /// Number of blocks that should be out of use; they are taken as they become free.
     n_reserved_blocks: u32,
 }
 
-/// Gauges and counters as of now; counters count from the start of the engine.
+/// Gauges and counters at this moment; counters count from the start of the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineStats {
     pub running: usize,
-    /// The deferred ones included.
+    /// Waiting requests, the deferred ones included.
     pub waiting: usize,
-    /// Waiting for a place among the adapters of a step, not for blocks or seats.
+    /// Requests that wait for a place among the adapters of a step, not for blocks or seats.
     pub deferred: usize,
     /// Blocks that no live request holds, cached ones included.
     pub free_blocks: u32,
     /// Share of the usable blocks that live requests hold, 0..=1.
     pub kv_usage: f64,
-    /// Prompt tokens looked up, once per request, when it is first admitted; 0 with the prefix cache off. Before vLLM 0.33
-    /// at every look-up, and in 0.8 in blocks.
+    /// Prompt tokens that were looked up: once per request, when it is first admitted, and 0 without the prefix cache.
+    /// Before vLLM 0.33 every look-up counts, and in 0.8 the unit is blocks.
     pub prefix_cache_queries: u64,
-    /// Prompt tokens found then.
+    /// Prompt tokens that these look-ups found.
     pub prefix_cache_hits: u64,
-    /// The same two for requests that come back after a preemption.
+    /// Queries of requests that come back after a preemption; `preempted_hits` are their hits.
     pub preempted_queries: u64,
     pub preempted_hits: u64,
     pub preemptions: u64,
@@ -84,8 +84,10 @@ struct Counters {
 // === impl Engine ===
 
 impl Engine {
+    /// Makes an engine without requests.
+    ///
     /// # Errors
-    /// When the settings cannot serve a request of `max_model_len` tokens.
+    /// Fails if the settings cannot serve a request of `max_model_len` tokens.
     pub fn try_new(config: EngineConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
@@ -113,16 +115,16 @@ impl Engine {
         self.kv_cache.pool()
     }
 
-    /// The blocks that a live request holds, in order of position; none while it waits.
+    /// Returns the blocks that a live request holds, in order of position; none while it waits.
     pub fn blocks_of(&self, id: RequestId) -> Option<&[BlockIdx]> {
         self.by_id.get(&id).map(|slot| self.slots[*slot].held.blocks.as_slice())
     }
 
-    /// Puts a request at the end of the waiting queue (or at its priority's place); the order of calls is the
-    /// order of arrival.
+    /// Puts a request at the end of the waiting queue, or at its priority's place. The order of calls is the order of
+    /// arrival.
     ///
     /// # Errors
-    /// When the request cannot be served at all; nothing is queued then.
+    /// Fails if the request can never be served; it is not queued then.
     pub fn add(&mut self, request: EngineRequest) -> Result<(), AddError> {
         let max_model_len = self.config.max_model_len;
         let n_tokens = request.prompt.len();
@@ -155,7 +157,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Frees everything the request holds, at once; false when no such request lives.
+    /// Frees everything that the request holds, at once. Returns false if no such request lives.
     pub fn abort(&mut self, id: RequestId) -> bool {
         let Some(slot) = self.by_id.get(&id).copied() else { return false };
         match self.slots[slot].place {
@@ -166,8 +168,8 @@ impl Engine {
         true
     }
 
-    /// Composes the next step. `None`: nothing was scheduled and nothing preempted, so there is nothing to wait
-    /// for until a request is added. Each `Some` must be followed by one `complete` before the next `schedule`.
+    /// Composes the next step. `None` means that nothing was scheduled or preempted, so there is nothing to wait for
+    /// until a request is added. After each `Some`, `complete` must be called once before the next `schedule`.
     pub fn schedule(&mut self) -> Option<&StepPlan> {
         self.plan.scheduled.clear();
         self.plan.preempted.clear();
@@ -182,12 +184,13 @@ impl Engine {
         (!self.plan.is_empty()).then_some(&self.plan)
     }
 
-    /// The step composed last; empty when `schedule` found nothing to do.
+    /// Returns the last composed step; empty if `schedule` found nothing to do.
     pub fn plan(&self) -> &StepPlan {
         &self.plan
     }
 
-    /// The step composed last has run: fills `output` (cleared first) with its tokens, and frees what finished.
+    /// Ends the last composed step: clears `output`, fills it with the step's tokens, and frees the requests that
+    /// finished.
     pub fn complete(&mut self, output: &mut StepOutput) {
         output.tokens.clear();
         let mut any_finished = false;
@@ -207,7 +210,7 @@ impl Engine {
         }
     }
 
-    /// True when a request is waiting or running.
+    /// Returns true if a request is waiting or running.
     pub fn has_requests(&self) -> bool {
         !self.by_id.is_empty()
     }
@@ -240,19 +243,20 @@ impl Engine {
         }
     }
 
-    /// The KV events since the last call, in order; always empty unless `EngineConfig::kv_events`.
+    /// Returns the KV events since the last call, in order. Always empty without `EngineConfig::kv_events`.
     pub fn take_events(&mut self) -> Vec<KvEvent> {
         self.kv_cache.take_events()
     }
 
-    /// Takes `n_blocks` out of use, as if other work held that memory; at once what is free, the rest as requests let go.
-    /// They count as used in the gauges. 0 gives all back.
+    /// Takes `n_blocks` out of use, as if other work had that memory: free blocks at once, the rest when requests
+    /// release them. They count as used in the gauges. 0 gives all of them back.
     pub fn set_reserved_blocks(&mut self, n_blocks: u32) {
         self.n_reserved_blocks = n_blocks;
         self.kv_cache.reserve(n_blocks);
     }
 
-    /// Sends all running requests back to the waiting queue, without a block; to be called between steps or during one.
+    /// Sends all running requests back to the waiting queue, without a block. It may be called between steps or during
+    /// one.
     pub fn preempt_all(&mut self) {
         while let Some(slot) = self.running.pop() {
             self.preempt(slot);
@@ -261,12 +265,12 @@ impl Engine {
         self.plan.preempted.clear();
     }
 
-    /// Forgets every cached block; false, and no change, while any request holds a block.
+    /// Forgets every cached block. Returns false, without a change, if a request holds a block.
     pub fn reset_prefix_cache(&mut self) -> bool {
         self.kv_cache.reset()
     }
 
-    /// Running requests first, in order, preempting when blocks run out; the budget that is left.
+    /// Schedules running requests, in order, and preempts some if blocks run out. Returns the budget that is left.
     fn schedule_running(&mut self) -> u32 {
         let mut budget = self.config.max_num_batched_tokens;
         let mut idx = 0;
@@ -301,7 +305,7 @@ impl Engine {
         budget
     }
 
-    /// Admits waiting requests, in order, while the budget, the seats and the blocks last.
+    /// Admits waiting requests, in order, as long as the budget, the seats and the blocks last.
     fn schedule_waiting(&mut self, mut budget: u32) {
         while budget > 0 && self.running.len() < self.config.max_num_seqs as usize {
             let Some(slot) = self.next_waiting() else { break };
@@ -316,8 +320,9 @@ impl Engine {
         self.requeue_deferred();
     }
 
-    /// Since vLLM 0.33 into a queue of their own, ahead of those deferred earlier whose turn did not come. Before, to the
-    /// head of the one queue: 0.8 in their order, 0.11 in reverse.
+    /// Puts the requests that were passed over back into a queue. Since vLLM 0.33 that is a queue of their own, ahead
+    /// of those deferred earlier whose turn did not come. Before, it was the head of the one queue: in their order in
+    /// 0.8, in reverse in 0.11.
     fn requeue_deferred(&mut self) {
         if self.config.version == VllmVersion::V0_11 {
             self.newly_deferred.reverse();
@@ -334,7 +339,7 @@ impl Engine {
         }
     }
 
-    /// The deferred go first; under the priority policy, whoever is more important.
+    /// Returns the next request to admit: a deferred one, or with the priority policy the more important one.
     fn next_waiting(&self) -> Option<SlotIdx> {
         match (self.deferred.first(), self.waiting.first()) {
             (Some(deferred), Some(waiting)) => {
@@ -349,7 +354,7 @@ impl Engine {
         }
     }
 
-    /// True when the step has as many adapters as it may, and not this request's.
+    /// Returns true if the step has as many adapters as it may, and this request's is not among them.
     fn exceeds_max_loras(&self, slot: SlotIdx) -> bool {
         let adapter = |slot: &SlotIdx| self.slots[*slot].request.lora.as_ref().map(|lora| lora.id);
         let (Some(max_loras), Some(wanted)) = (self.config.max_loras, adapter(&slot)) else { return false };
@@ -362,15 +367,15 @@ impl Engine {
         in_step.len() >= max_loras.get() as usize && !in_step.contains(&wanted)
     }
 
-    /// Gives a waiting request its blocks and a first chunk of at most `budget` tokens, whose number is returned; `None`,
-    /// and no change, when it does not fit.
+    /// Gives a waiting request its blocks and a first chunk of at most `budget` tokens, and returns the number of these
+    /// tokens. Returns `None`, without a change, if the request does not fit.
     fn admit(&mut self, slot: SlotIdx, budget: u32) -> Option<u32> {
         let cache_reading = self.slots[slot].request.cache_reading;
         let (tokens, held) = self.slots[slot].parts();
         let n_cached = to_u32(self.kv_cache.look_up(tokens, held, cache_reading));
         let n_known = self.slots[slot].n_known();
         if self.config.version != VllmVersion::V0_33 {
-            // Also when it then does not fit, and whether it is new or was preempted.
+            // These versions count it for new and preempted requests, even if the request then does not fit.
             self.count_look_up(slot, Origin::New, n_cached);
         }
         let n_chunk = self.chunk(n_known - n_cached);
@@ -432,7 +437,7 @@ impl Engine {
             Origin::Resumed => (&mut counters.preempted_queries, &mut counters.preempted_hits),
         };
         let (n_asked, n_found) = match self.config.version {
-            // In blocks, without the one that the last token is kept out of.
+            // The unit is blocks, without the block of the last token, which is not looked up.
             VllmVersion::V0_8 => ((n_known - 1) / self.config.block_size, n_cached / self.config.block_size),
             VllmVersion::V0_11 | VllmVersion::V0_33 => (n_known, n_cached),
         };
@@ -453,14 +458,15 @@ impl Engine {
         });
     }
 
-    /// Takes a request out of the step that is being composed; the tokens that it had in it.
+    /// Takes a request out of the step that is being composed. Returns the tokens that it had in it.
     fn unplan(&mut self, slot: SlotIdx) -> u32 {
         let Some(idx) = self.plan_slots.iter().position(|planned| *planned == slot) else { return 0 };
         self.plan_slots.remove(idx);
         self.plan.scheduled.remove(idx).n_new_tokens
     }
 
-    /// Where in `running` the request is that gives way: the last admitted, or the least important and latest.
+    /// Returns the index in `running` of the request to preempt: the last admitted one, or the least important and
+    /// latest.
     fn preemption_victim(&self) -> usize {
         let last = self.running.len() - 1;
         match self.config.policy {
@@ -474,7 +480,7 @@ impl Engine {
         }
     }
 
-    /// Back to the waiting queue without a block; what it had cached stays until it is reused.
+    /// Sends a request back to the waiting queue, without a block. Its cached blocks stay until they are reused.
     fn preempt(&mut self, slot: SlotIdx) {
         let live = &mut self.slots[slot];
         self.kv_cache.release(&mut live.held);
@@ -484,9 +490,9 @@ impl Engine {
         self.counters.preemptions += 1;
     }
 
-    /// The token that a request yields when the step has computed all that is known of it.
+    /// Returns the token of a request, if the step has computed all its known tokens.
     fn take_token(&mut self, slot: SlotIdx) -> Option<OutputToken> {
-        // The slot may be vacant, or another's by now, when its request was aborted while the step ran.
+        // If the request was aborted while the step ran, the slot may be vacant or have another request by now.
         let live = self.slots.get_mut(slot)?;
         let n_known = live.n_known();
         let Place::Running { n_computed, n_in_step } = &mut live.place else { return None };

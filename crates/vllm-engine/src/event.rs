@@ -1,4 +1,4 @@
-//! KV events: what a pool tells subscribers about its cached blocks.
+//! KV events: what a pool reports to subscribers about its cached blocks.
 
 use crate::hash::BlockHash;
 use crate::request::LoraAdapter;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvEvent {
-    /// The blocks that one request filled in one step, in order.
+    /// Blocks that one request filled in one step, in order.
     BlockStored {
         block_hashes: Vec<BlockHash>,
         /// Hash of the block before the first; `None` for a request's first block.
         parent: Option<BlockHash>,
-        /// The tokens of all the blocks, `block_hashes.len() * block_size`.
+        /// Tokens of all the blocks: `block_hashes.len() * block_size`.
         token_ids: Vec<u32>,
         block_size: u32,
         lora: Option<Arc<LoraAdapter>>,
-        /// The salt, when the first of these blocks is the first of its request.
+        /// Salt of the request, if the first of these blocks is its first.
         cache_salt: Option<Arc<str>>,
     },
     BlockRemoved {

@@ -1,12 +1,12 @@
-//! Block hashes as vLLM 0.33 computes them: SHA-256 over an encoding of (parent, token ids, extra keys).
-//! Every byte counts: the same ids must give the same digests as vLLM's Python does.
+//! Block hashes as vLLM 0.33 computes them: SHA-256 over an encoding of (parent, token ids, extra keys). Equal ids must
+//! give the same digests as vLLM's Python, so every byte counts.
 
 use crate::config::EngineConfig;
 use crate::request::LoraAdapter;
 use crate::vllm_version::VllmVersion;
 use sha2::{Digest, Sha256};
 
-/// vLLM 0.33 `kv_cache_utils.py`: the seed of sha256 and sha256_cbor when `PYTHONHASHSEED` is unset.
+/// Seed of sha256 and sha256_cbor without `PYTHONHASHSEED`, from vLLM 0.33 `kv_cache_utils.py`.
 pub const DEFAULT_SEED: &str = "vllm-none-hash";
 
 /// `--prefix-caching-hash-algo`
@@ -19,38 +19,38 @@ pub enum HashAlgorithm {
     Sha256Cbor,
 }
 
-/// The parent of all first blocks.
+/// Source of the parent of all first blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HashSeed {
-    /// The hash of `PYTHONHASHSEED`, or of vLLM 0.33's constant when that is unset: equal in all processes.
+    /// Hash of `PYTHONHASHSEED`, or else of vLLM 0.33's constant: equal in all processes.
     Text(String),
-    /// Before 0.33, with `PYTHONHASHSEED` unset: 32 random bytes, so that no two processes name a block alike.
+    /// 32 random bytes, as before 0.33 without `PYTHONHASHSEED`: every process names its blocks differently.
     Random([u8; 32]),
 }
 
-/// The digest that names a full block and everything before it.
+/// Digest that names a full block and everything before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockHash(pub [u8; 32]);
 
-/// What a block depends on besides its tokens and its parent.
+/// Facts that a block depends on besides its tokens and its parent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExtraKeys<'a> {
-    /// In every block of a request that an adapter computes.
+    /// Adapter, in every block of a request that uses one.
     pub lora: Option<&'a LoraAdapter>,
-    /// In the first block of a request only.
+    /// Salt, only in the first block of a request.
     pub cache_salt: Option<&'a str>,
 }
 
-/// How extra keys are written.
+/// Form in which extra keys are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ExtraKeyForm {
-    /// `("lora", name, path)`, `("cache_salt", salt)`: vLLM 0.33.
+    /// `("lora", name, path)` and `("cache_salt", salt)`, since vLLM 0.33.
     Tagged,
-    /// The adapter's number, the salt: before.
+    /// The adapter's number and the salt alone, as before.
     Bare,
 }
 
-/// Hashes blocks one after the other; its buffer is reused.
+/// Hashes one block after the other, and reuses its buffer.
 #[derive(Clone, Debug)]
 pub struct BlockHasher {
     algorithm: HashAlgorithm,
@@ -62,7 +62,7 @@ pub struct BlockHasher {
 // === impl BlockHash ===
 
 impl BlockHash {
-    /// The form in KV events: the last 8 bytes, big endian (`VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=1`).
+    /// Returns the form in KV events: the last 8 bytes, big endian (`VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=1`).
     pub fn event_int(&self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.0;
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -84,7 +84,7 @@ impl std::fmt::Debug for BlockHash {
 // === impl BlockHasher ===
 
 impl BlockHasher {
-    /// `seed` is `PYTHONHASHSEED`, or `DEFAULT_SEED` when that is unset.
+    /// Makes a hasher. `seed` is `PYTHONHASHSEED`, or else `DEFAULT_SEED`.
     pub fn new(algorithm: HashAlgorithm, seed: &str) -> Self {
         let mut buffer = Vec::new();
         match algorithm {
@@ -95,7 +95,7 @@ impl BlockHasher {
         Self { algorithm, none_hash, extra_keys: ExtraKeyForm::Tagged, buffer }
     }
 
-    /// As an engine with these settings hashes.
+    /// Makes the hasher of an engine with these settings.
     pub fn of(config: &EngineConfig) -> Self {
         let mut hasher = match &config.hash_seed {
             HashSeed::Text(seed) => Self::new(config.hash, seed),
@@ -108,12 +108,13 @@ impl BlockHasher {
         hasher
     }
 
-    /// The parent of every first block.
+    /// Returns the parent of every first block.
     pub fn none_hash(&self) -> BlockHash {
         self.none_hash
     }
 
-    /// Hash of a full block, whose token ids come in two parts; `parent` is `None` for a request's first block.
+    /// Returns the hash of a full block, whose token ids come in two parts. `parent` is `None` for a request's first
+    /// block.
     pub fn hash(
         &mut self,
         parent: Option<BlockHash>,
@@ -135,7 +136,7 @@ fn digest(bytes: &[u8]) -> BlockHash {
     BlockHash(Sha256::digest(bytes).into())
 }
 
-/// The opcodes that CPython's `pickle.dumps(.., protocol=5)` writes for these values.
+/// Opcodes that CPython's `pickle.dumps(.., protocol=5)` writes for these values.
 mod pickle {
     use super::{BlockHash, ExtraKeyForm, ExtraKeys};
 
@@ -143,7 +144,7 @@ mod pickle {
     const MARK: u8 = b'(';
     const NONE: u8 = b'N';
     const STOP: u8 = b'.';
-    /// PROTO 5, FRAME, and eight bytes of frame length.
+    /// PROTO 5, FRAME and eight bytes of frame length.
     const HEADER: [u8; 11] = [0x80, 5, 0x95, 0, 0, 0, 0, 0, 0, 0, 0];
 
     pub(super) fn seed(out: &mut Vec<u8>, seed: &str) {
@@ -197,7 +198,7 @@ mod pickle {
         close_tuple(out, n_keys);
     }
 
-    /// Tuples of up to three items have opcodes of their own and no mark.
+    /// Tuples of up to three items have their own opcodes and no mark.
     fn open_tuple(out: &mut Vec<u8>, len: usize) {
         if len > 3 {
             out.push(MARK);

@@ -1,10 +1,11 @@
-//! A doubly linked list over small indexes, kept beside what it orders: every operation is O(1) and allocates nothing.
+//! A doubly linked list over small indexes. It is kept beside the items that it orders, and every operation is O(1)
+//! without an allocation.
 //!
 //! ```text
 //! links[0] is both ends:  0 ⇄ first ⇄ … ⇄ last ⇄ 0
 //! ```
 
-/// Index 0 is the list's own and never a member.
+/// Index of the list itself, which is never a member.
 const ENDS: u32 = 0;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,7 +14,7 @@ struct Link {
     next: u32,
 }
 
-/// Members are indexes from 1; each is in the list at most once.
+/// List of indexes from 1 on, each at most once.
 #[derive(Clone, Debug)]
 pub struct IndexList {
     links: Vec<Link>,
@@ -23,7 +24,7 @@ pub struct IndexList {
 // === impl IndexList ===
 
 impl IndexList {
-    /// Empty, with memory for the indexes below `n_indexes`, which [`Self::grow`] makes room for.
+    /// Makes an empty list with memory for the indexes below `n_indexes`, which [`Self::grow`] makes usable.
     pub fn with_capacity(n_indexes: usize) -> Self {
         let mut links = Vec::with_capacity(n_indexes.max(1));
         links.push(Link::default());
@@ -58,7 +59,7 @@ impl IndexList {
         self.insert_after(self.links[ENDS as usize].prev, idx);
     }
 
-    /// Puts `idx` behind `prev`, a member, or 0 for the front.
+    /// Puts `idx` behind the member `prev`, or at the front if `prev` is 0.
     pub fn insert_after(&mut self, prev: u32, idx: u32) {
         debug_assert_ne!(idx, ENDS, "index 0 marks the ends");
         let next = self.links[prev as usize].next;
@@ -74,7 +75,7 @@ impl IndexList {
         Some(first)
     }
 
-    /// Takes out `idx`, which must be a member.
+    /// Removes `idx`, which must be a member.
     pub fn remove(&mut self, idx: u32) {
         debug_assert!(idx != ENDS && self.len > 0, "only a member can be removed");
         let Link { prev, next } = self.links[idx as usize];
@@ -83,7 +84,7 @@ impl IndexList {
         self.len -= 1;
     }
 
-    /// From front to back.
+    /// Iterates from front to back.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         std::iter::successors(self.first(), |idx| {
             let next = self.links[*idx as usize].next;

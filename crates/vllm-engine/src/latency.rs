@@ -1,5 +1,5 @@
-//! How long a step takes on a GPU: a roofline over the step's tokens with effective rates fitted to measurements.
-//! A pure function of the plan; jitter comes from a generator that is passed in.
+//! Time of a step on a GPU: a roofline over the step's tokens, with effective rates fitted to measurements. It is a
+//! pure function of the plan; jitter comes from a generator that is passed in.
 //!
 //! ```text
 //! step = gemm + attention + kv + host     gemm = (weights^p + flops^p)^(1/p): memory and compute bound, smoothly
@@ -16,46 +16,46 @@ use rand_distr::{Distribution as _, StandardNormal};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// How sharply a step turns from memory bound to compute bound; fitted for every GPU at once.
+/// Sharpness of the turn from memory bound to compute bound; fitted for every GPU at once.
 const ROOFLINE_POWER: f64 = 1.7;
 /// A jittered step is never shorter than this share of the plain one.
 const MIN_JITTER: f64 = 0.5;
 const BYTES_PER_GIB: f64 = 1_073_741_824.0;
 
-/// Effective rates of a GPU: what kernels reach, not what the data sheet says.
+/// Effective rates of a GPU: what kernels reach, not what the data sheet promises.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
-    /// As `--gpu` names it.
+    /// Name for `--gpu`.
     #[serde(skip)]
     pub name: &'static str,
-    /// Dense 16-bit matrix products \[FLOP/s\].
+    /// Rate of dense 16-bit matrix products \[FLOP/s\].
     pub gemm_rate: f64,
-    /// Attention over the context \[FLOP/s\].
+    /// Rate of attention over the context \[FLOP/s\].
     pub attention_rate: f64,
-    /// Reading weights \[B/s\].
+    /// Rate of reading weights \[B/s\].
     pub weight_bandwidth: f64,
-    /// Reading KV blocks \[B/s\].
+    /// Rate of reading KV blocks \[B/s\].
     pub kv_bandwidth: f64,
-    /// As torch sees it \[GiB\].
+    /// Memory that torch sees \[GiB\].
     pub memory_gib: f64,
-    /// Between the GPUs of one server.
+    /// Link between the GPUs of one server.
     pub link: Link,
 }
 
-/// How GPUs of one server exchange activations.
+/// Link over which the GPUs of one server exchange activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Link {
-    /// Of an all-reduce over many bytes \[B/s\].
+    /// Bandwidth of an all-reduce over many bytes \[B/s\].
     pub bandwidth: f64,
-    /// Of an all-reduce over few.
+    /// Time of an all-reduce over few bytes.
     pub latency: Duration,
 }
 
-/// What a model costs per token.
+/// Cost of a model per token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
-    /// As presets name it, in lower case.
+    /// Name in presets, in lower case.
     #[serde(skip)]
     pub name: &'static str,
     /// Parameters of the layers.
@@ -63,67 +63,67 @@ pub struct Model {
     /// Parameters of the head, used on rows that are sampled.
     pub head_params: f64,
     pub weights_gib: f64,
-    /// Weights that a step reads: all but the input embedding \[B\].
+    /// Weights that a step reads: all except the input embedding \[B\].
     pub read_bytes: f64,
-    /// 4 · layers · heads · head size: attention per pair of tokens \[FLOP\].
+    /// Attention per pair of tokens: 4 · layers · heads · head size \[FLOP\].
     pub attention_flops: f64,
     /// KV of one token \[B\].
     pub kv_bytes: f64,
     pub layers: u32,
-    /// Attention heads, and those that have a KV of their own.
+    /// Attention heads; `kv_heads` of them have a KV of their own.
     pub heads: u32,
     pub kv_heads: u32,
 }
 
-/// What the CPU side of a server adds.
+/// Time and memory of the server beside the model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     pub per_step: Duration,
-    /// Per request in the step.
+    /// Time per request in the step.
     pub per_row: Duration,
-    /// Once per step that has a prefill chunk: it runs outside of CUDA graphs.
+    /// Time once per step that has a prefill chunk, which runs outside of CUDA graphs.
     pub per_prefill: Duration,
     /// Memory beside weights and KV: activations and the CUDA context \[GiB\].
     pub reserved_gib: f64,
 }
 
-/// One GPU with one model behind one server.
+/// A server with one model on its GPU or GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatencyModel {
     pub gpu: Gpu,
     pub model: Model,
     pub host: Host,
-    /// Before a request reaches the engine: client, gateway, API server, tokenizer.
+    /// Time before a request reaches the engine: client, gateway, API server, tokenizer.
     pub c_pre: Duration,
-    /// From the end of a step until the client has its token.
+    /// Time from the end of a step until the client has its token.
     pub c_post: Duration,
-    /// What several GPUs spend on each other.
+    /// Time in which several GPUs exchange activations.
     #[serde(default)]
     pub exchange: Exchange,
-    /// Instead of the roofline.
+    /// Constant times that replace the roofline.
     #[serde(default)]
     pub constant: Option<ConstantSteps>,
 }
 
-/// Of one step of several GPUs; nothing for one.
+/// Exchange time of one step of several GPUs; zero for one GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Exchange {
     pub per_step: Duration,
-    /// \[s\]
+    /// Time per token \[s\].
     pub per_token: f64,
 }
 
-/// Times that do not depend on the batch.
+/// Step times that do not depend on the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConstantSteps {
-    /// Of a step that only decodes.
+    /// Time of a step that only decodes.
     pub decode: Duration,
-    /// Of a step that computes prompt tokens, beside what each of them costs.
+    /// Time of a step that computes prompt tokens, without the time per prompt token.
     pub prefill: Duration,
     pub per_prompt_token: Duration,
 }
 
-/// What the formula needs to know of a step.
+/// Numbers of a step that the formula needs.
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {
     n_tokens: f64,
@@ -139,7 +139,7 @@ struct Load {
 // === impl LatencyModel ===
 
 impl LatencyModel {
-    /// The preset `name`: `a10-doc` (the tutorial's own server), or `<gpu>/<model>` of the tables.
+    /// Returns the preset `name`: `a10-doc` (the tutorial's own server), or `<gpu>/<model>` of the tables.
     pub fn preset(name: &str) -> Option<Self> {
         if name == presets::A10_DOC_NAME {
             return Some(presets::A10_DOC);
@@ -148,15 +148,17 @@ impl LatencyModel {
         Some(Self { gpu: presets::gpu(gpu)?, model: presets::model(model)?, ..presets::TUNED })
     }
 
-    /// `ttft`: an idle server's, for a prompt of one token. A step always lasts `itl`, longer by what prompt tokens cost; the
-    /// rest of `ttft` passes before the engine, where nobody waits for anybody.
+    /// Replaces the roofline by constants. `ttft` is an idle server's, for a prompt of one token. A step lasts `itl`
+    /// plus the time of its prompt tokens; the rest of `ttft` passes before the engine, where requests do not wait for
+    /// each other.
     pub fn with_constants(self, ttft: Duration, itl: Duration, per_prompt_token: Duration) -> Self {
         let prefill = itl.min(ttft);
         let constant = ConstantSteps { decode: itl, prefill, per_prompt_token };
         Self { c_pre: ttft - prefill, c_post: Duration::ZERO, constant: Some(constant), ..self }
     }
 
-    /// Time from the start of the step to its tokens, without jitter; zero for a plan that schedules nothing.
+    /// Returns the time from the start of the step to its tokens, without jitter; zero for a plan that schedules
+    /// nothing.
     pub fn step_time(&self, plan: &StepPlan) -> Duration {
         if plan.scheduled.is_empty() {
             return Duration::ZERO;
@@ -180,7 +182,7 @@ impl LatencyModel {
             + exchange.per_step
     }
 
-    /// `step_time` times `max(0.5, 1 + sigma * N(0, 1))`; draws nothing when `sigma` is 0.
+    /// Returns `step_time` times `max(0.5, 1 + sigma * N(0, 1))`; draws nothing if `sigma` is 0.
     pub fn jittered_step_time(&self, plan: &StepPlan, sigma: f64, rng: &mut impl Rng) -> Duration {
         let step_time = self.step_time(plan);
         if sigma == 0.0 {
@@ -190,14 +192,14 @@ impl LatencyModel {
         step_time.mul_f64((1.0 + sigma * normal).max(MIN_JITTER))
     }
 
-    /// vLLM's `num_gpu_blocks`, the null block included, that fit beside the weights; 0 when nothing does.
+    /// Returns vLLM's `num_gpu_blocks`, the null block included, that fit beside the weights; 0 if none fits.
     pub fn n_kv_blocks(&self, gpu_memory_utilization: f64, block_size: u32) -> u32 {
         let Self { gpu, model, host, .. } = self;
         let gib = gpu.memory_gib * gpu_memory_utilization - model.weights_gib - host.reserved_gib;
         self.n_kv_blocks_in(gib * BYTES_PER_GIB, block_size)
     }
 
-    /// The same for `n_bytes` of memory on each GPU.
+    /// Returns the blocks that fit in `n_bytes` of memory on each GPU.
     pub fn n_kv_blocks_in(&self, n_bytes: f64, block_size: u32) -> u32 {
         let n_blocks = n_bytes / (self.model.kv_bytes * f64::from(block_size));
         #[expect(
@@ -243,7 +245,7 @@ impl Load {
     }
 }
 
-/// Near the larger of the two, above it where they are alike.
+/// Returns a value near the larger of the two, and above it if they are similar.
 fn p_norm(a: f64, b: f64) -> f64 {
     (a.powf(ROOFLINE_POWER) + b.powf(ROOFLINE_POWER)).powf(ROOFLINE_POWER.recip())
 }

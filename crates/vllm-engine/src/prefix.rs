@@ -1,11 +1,11 @@
-//! What a prompt would hit, computed beside the engine: nothing is held, moved or counted.
+//! Finds what a prompt would hit, beside the engine: nothing is held, moved or counted.
 
 use crate::block_pool::{BlockIdx, BlockPool};
 use crate::config::EngineConfig;
 use crate::hash::{BlockHash, BlockHasher, ExtraKeys};
 use crate::request::{CacheReading, LoraAdapter};
 
-/// A prompt and what its block hashes depend on besides its tokens.
+/// A prompt, and what its block hashes depend on besides its tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct PromptPrefix<'a> {
     pub tokens: &'a [u32],
@@ -17,8 +17,8 @@ pub struct PromptPrefix<'a> {
 // === impl PromptPrefix ===
 
 impl PromptPrefix<'_> {
-    /// The hash chain of the blocks that a look-up may find: full ones, without the last token. Empty without a look-up:
-    /// when prefix caching is off, or the request skips it.
+    /// Returns the hash chain of the blocks that a look-up may find: full blocks, without the last token. The chain is
+    /// empty without a look-up: if prefix caching is off, or if the request skips it.
     pub fn hashes(&self, config: &EngineConfig) -> Vec<BlockHash> {
         if !config.prefix_caching || self.cache_reading == CacheReading::Skip {
             return Vec::new();
@@ -36,7 +36,7 @@ impl PromptPrefix<'_> {
     }
 }
 
-/// The blocks that a request with this chain would get from the cache, in order of position.
+/// Returns the blocks that a request with this chain would get from the cache, in order of position.
 pub fn cached_prefix(pool: &BlockPool, hashes: &[BlockHash]) -> Vec<BlockIdx> {
     hashes.iter().map_while(|hash| pool.find(hash)).collect()
 }

@@ -1,8 +1,8 @@
-//! What the engine is told about a request. The output is decided beforehand: the engine only spends the time.
+//! A request to the engine. Its output is decided beforehand: the engine only spends the time.
 
 use std::sync::Arc;
 
-/// Chosen by the caller; unique among the requests that live.
+/// Id that the caller chooses; unique among the live requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
@@ -11,31 +11,32 @@ pub struct EngineRequest {
     pub id: RequestId,
     /// Token ids, at least one, fewer than `max_model_len`.
     pub prompt: Arc<[u32]>,
-    /// Every token it will generate, the EOS included if it stops by one; at least one.
+    /// All tokens that it will generate, with the EOS if it stops by one; at least one.
     pub output: Arc<[u32]>,
-    /// Why it ends after the last token of `output`; `Length` instead when `max_model_len` cuts it.
+    /// Reason of its end after the last token of `output`; `Length` instead if `max_model_len` cuts it.
     pub finish: FinishReason,
-    /// Keeps its prefix apart from every other salt.
+    /// Salt that keeps its prefix apart from requests with other salts.
     pub cache_salt: Option<Arc<str>>,
     pub cache_reading: CacheReading,
-    /// The adapter that computes its KV, and so is part of its block hashes.
+    /// Adapter that computes its KV, and so is part of its block hashes.
     pub lora: Option<Arc<LoraAdapter>>,
-    /// Lower first under `SchedulingPolicy::Priority`, ignored otherwise.
+    /// Priority for `SchedulingPolicy::Priority`, lower values first; ignored otherwise.
     pub priority: i32,
 }
 
-/// vLLM's `skip_reading_prefix_cache`: whether the prompt may be found in the cache. It goes into it either way.
+/// Use of the prefix cache for a prompt, vLLM's `skip_reading_prefix_cache`. The prompt enters the cache in either
+/// case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheReading {
     #[default]
     Read,
-    /// Every prompt token is computed, and the look-up is not counted.
+    /// Compute every prompt token; the look-up is not counted.
     Skip,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoraAdapter {
-    /// vLLM's `lora_int_id`: adapters count from 1 in the order in which they are loaded.
+    /// Number from 1 on in the order of loading: vLLM's `lora_int_id`.
     pub id: u32,
     pub name: String,
     pub path: String,
@@ -64,7 +65,7 @@ pub enum AddError {
 // === impl FinishReason ===
 
 impl FinishReason {
-    /// As in `finish_reason` on the wire and `finished_reason` in metrics.
+    /// Returns the text of `finish_reason` on the wire and of `finished_reason` in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",

@@ -1,12 +1,12 @@
-//! One engine step: what is computed in it, and what comes out of it.
+//! One engine step: what it computes, and what comes out of it.
 
 use crate::request::{FinishReason, RequestId};
 
-/// How a request came to be in this step.
+/// History of a request in this step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Running,
-    /// First time scheduled; `n_computed_before` is its `cached_tokens`.
+    /// Scheduled for the first time; `n_computed_before` is its `cached_tokens`.
     New,
     /// Back after a preemption; `n_computed_before` is what the prefix cache still had.
     Resumed,
@@ -15,20 +15,20 @@ pub enum Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScheduledRequest {
     pub id: RequestId,
-    /// Tokens computed for it in this step.
+    /// Tokens that this step computes for it.
     pub n_new_tokens: u32,
     /// Tokens of its context whose KV is there already.
     pub n_computed_before: u32,
-    /// A prefill chunk, as against one decode token.
+    /// True for a prefill chunk, false for one decode token.
     pub is_prefill: bool,
     pub origin: Origin,
 }
 
-/// In the order in which the scheduler took them: running ones first.
+/// Requests of a step in the order in which the scheduler took them: running ones first.
 #[derive(Clone, Debug, Default)]
 pub struct StepPlan {
     pub scheduled: Vec<ScheduledRequest>,
-    /// Sent back to the waiting queue in this step, in order.
+    /// Requests that go back to the waiting queue in this step, in order.
     pub preempted: Vec<RequestId>,
 }
 
@@ -37,15 +37,16 @@ pub struct StepPlan {
 pub struct OutputToken {
     pub id: RequestId,
     pub token: u32,
-    /// 0 for the first token of a request.
+    /// Index of the token: 0 for a request's first.
     pub output_idx: u32,
     /// Prompt tokens that the prefix cache had when the request was first scheduled.
     pub cached_tokens: u32,
-    /// Set on the last token of a request; the engine has forgotten the request then.
+    /// Reason of the end, on the last token of a request. The engine has forgotten the request by then.
     pub finished: Option<FinishReason>,
 }
 
-/// Reused from step to step; in the order of the plan, only requests that produced a token.
+/// Tokens of a step, in the order of the plan; requests without a token are left out. The value is reused from step to
+/// step.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutput {
     pub tokens: Vec<OutputToken>,
@@ -54,19 +55,19 @@ pub struct StepOutput {
 // === impl StepPlan ===
 
 impl StepPlan {
-    /// Nothing scheduled and nothing preempted.
+    /// Returns true if nothing is scheduled or preempted.
     pub fn is_empty(&self) -> bool {
         self.scheduled.is_empty() && self.preempted.is_empty()
     }
 
-    /// Tokens computed in this step.
+    /// Returns the number of tokens that this step computes.
     pub fn n_tokens(&self) -> u32 {
         self.scheduled.iter().map(|scheduled| scheduled.n_new_tokens).sum()
     }
 }
 
 impl ScheduledRequest {
-    /// Tokens of its context after the step.
+    /// Returns the computed tokens of its context after the step.
     pub fn n_computed_after(&self) -> u32 {
         self.n_computed_before + self.n_new_tokens
     }

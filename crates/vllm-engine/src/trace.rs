@@ -1,4 +1,4 @@
-//! A replay of a recorded vLLM workload through the engine, which compares every field of every step.
+//! Replays a recorded vLLM workload through the engine, and compares every field of every step.
 
 mod format;
 mod replay;
@@ -8,17 +8,17 @@ use flate2::read::MultiGzDecoder;
 use format::Trace;
 use std::io::Read as _;
 
-/// No real trace is near this, packed or not; a gzip bomb is.
+/// Largest trace, packed or not. No real one is near this size, but a gzip bomb is.
 pub const MAX_TRACE_BYTES: u64 = 1 << 30;
 /// RFC 1952, 2.3.1
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// What a trace that matched held.
+/// Contents of a trace that matched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Matched {
     pub requests: usize,
     pub steps: usize,
-    /// Tokens scheduled.
+    /// Scheduled tokens.
     pub tokens: u64,
     pub events: usize,
     pub preemptions: usize,
@@ -27,9 +27,9 @@ pub struct Matched {
 /// The first field in which the engine and the trace differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// `None` for a field of a request.
+    /// Step of the field; `None` for a field of a request.
     pub step: Option<u64>,
-    /// As the trace names it: `scheduled.r4`, `events[2]`, `free_blocks`, `requests.r4.cached_tokens`, …
+    /// Name of the field in the trace: `scheduled.r4`, `events[2]`, `free_blocks`, `requests.r4.cached_tokens`, …
     pub field: String,
     pub trace: String,
     pub engine: String,
@@ -37,7 +37,7 @@ pub struct Difference {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The engine did something else than the trace says.
+    /// The engine did something different from the trace.
     #[error("{0}")]
     Differs(Difference),
     /// The bytes are not a trace.
@@ -48,7 +48,7 @@ pub enum CheckError {
 /// Compares a trace that was read already, gzip or plain JSON.
 ///
 /// # Errors
-/// The first difference, or why the bytes are no trace.
+/// Returns the first difference, or the reason why the bytes are not a trace.
 pub fn check_bytes(bytes: &[u8]) -> Result<Matched, CheckError> {
     let trace = parse(bytes).map_err(CheckError::Invalid)?;
     replay::replay(&trace)

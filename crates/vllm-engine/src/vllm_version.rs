@@ -1,9 +1,10 @@
-//! Which vLLM a pod passes for: one value decides metric names, error bodies, fields of chunks, events and block order.
+//! Version of vLLM that a pod imitates: it decides metric names, error bodies, fields of chunks, events and the order
+//! of blocks.
 
 /// The three generations that differ on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VllmVersion {
-    /// 0.8.5, of the tutorial's time.
+    /// 0.8.5, from the tutorial's time.
     V0_8,
     V0_11,
     #[default]
@@ -11,10 +12,10 @@ pub enum VllmVersion {
 }
 
 impl VllmVersion {
-    /// In order of age.
+    /// All versions in order of age.
     pub const ALL: [Self; 3] = [Self::V0_8, Self::V0_11, Self::V0_33];
 
-    /// As `--vllm-version` names it.
+    /// Returns its name for `--vllm-version`.
     pub fn name(self) -> &'static str {
         match self {
             Self::V0_8 => "0.8",
@@ -23,7 +24,7 @@ impl VllmVersion {
         }
     }
 
-    /// As `/version` and `system_fingerprint` spell it.
+    /// Returns its spelling in `/version` and `system_fingerprint`.
     pub fn release(self) -> &'static str {
         match self {
             Self::V0_8 => "0.8.5.post1",
@@ -32,7 +33,7 @@ impl VllmVersion {
         }
     }
 
-    /// The minor version before it, whose hidden metrics `--show-hidden-metrics-for-version` brings back.
+    /// Returns the minor version before it, whose hidden metrics `--show-hidden-metrics-for-version` shows.
     pub fn previous_minor(self) -> &'static str {
         match self {
             Self::V0_8 => "0.7",

@@ -1,4 +1,4 @@
-//! The requests that live in an engine, as seen from outside.
+//! Views of the live requests of an engine.
 
 use super::Engine;
 use super::slots::Place;
@@ -17,14 +17,14 @@ pub struct LiveView<'a> {
     pub state: LiveState,
     pub n_prompt_tokens: usize,
     pub n_output_tokens: u32,
-    /// Tokens whose KV is there, those of the current step included; 0 while it waits.
+    /// Tokens whose KV is there, those of the current step included; 0 while the request waits.
     pub n_computed_tokens: u32,
-    /// In order of position; none while it waits.
+    /// Blocks in order of position; none while the request waits.
     pub blocks: &'a [BlockIdx],
 }
 
 impl Engine {
-    /// In order of arrival.
+    /// Returns the live requests in order of arrival.
     pub fn live_requests(&self) -> Vec<LiveView<'_>> {
         let mut slots: Vec<_> = self.by_id.values().map(|slot| &self.slots[*slot]).collect();
         slots.sort_unstable_by_key(|live| live.arrival_seq);

@@ -1,5 +1,5 @@
-//! vLLM's `KVCacheManager` for one full-attention group: which blocks each request holds, what of its context is
-//! cached already, and what subscribers are told. Knows no queues and no budgets.
+//! vLLM's `KVCacheManager` for one full-attention group: which blocks each request holds, what of its context is cached
+//! already, and which events subscribers get. It knows no queues and no budgets.
 
 use crate::block_pool::{BlockIdx, BlockPool, FreeOrder};
 use crate::config::EngineConfig;
@@ -8,25 +8,25 @@ use crate::hash::{BlockHash, BlockHasher, ExtraKeys};
 use crate::request::{CacheReading, EngineRequest};
 use crate::vllm_version::VllmVersion;
 
-/// What one request holds.
+/// Blocks and hashes of one request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestBlocks {
-    /// In order of position: entry `i` is for tokens `i * block_size ..`.
+    /// Blocks in order of position: entry `i` is for tokens `i * block_size ..`.
     pub(super) blocks: Vec<BlockIdx>,
-    /// Hash chain of its full blocks, as far as it was needed; stays valid over preemptions.
+    /// Hash chain of the request's full blocks, as far as it was needed; it stays valid after preemptions.
     hashes: Vec<BlockHash>,
-    /// How many of `blocks` are in the prefix cache.
+    /// Number of the `blocks` that are in the prefix cache.
     n_cached: usize,
 }
 
-/// Tokens that are known of a request: its prompt and what it has generated.
+/// Known tokens of a request: its prompt and what it has generated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KnownTokens<'a> {
     pub(super) request: &'a EngineRequest,
     pub(super) n_outputs: usize,
 }
 
-/// What of a waiting request must fit in free blocks.
+/// Part of a waiting request that must fit in free blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
     FirstChunk,
@@ -40,7 +40,7 @@ pub(super) struct KvCache {
     block_size: usize,
     prefix_caching: bool,
     admission: Admission,
-    /// Must stay free when a request is admitted.
+    /// Blocks that must stay free when a request is admitted.
     n_watermark_blocks: usize,
     /// Blocks found by the last look-up.
     hits: Vec<BlockIdx>,
@@ -50,7 +50,7 @@ pub(super) struct KvCache {
 // === impl RequestBlocks ===
 
 impl RequestBlocks {
-    /// Empty, with room for all blocks of `n_tokens`, so that decoding never allocates.
+    /// Makes an empty value with room for all blocks of `n_tokens`, so that decoding never allocates.
     pub(super) fn with_capacity(n_tokens: usize, block_size: usize) -> Self {
         let n_blocks = n_tokens.div_ceil(block_size);
         Self { blocks: Vec::with_capacity(n_blocks), hashes: Vec::with_capacity(n_blocks), n_cached: 0 }
@@ -64,7 +64,7 @@ impl<'a> KnownTokens<'a> {
         self.request.prompt.len() + self.n_outputs
     }
 
-    /// Tokens `start..end`: the part of the prompt, the part of the output.
+    /// Returns tokens `start..end` as two parts: of the prompt and of the output.
     fn range(&self, start: usize, end: usize) -> [&'a [u32]; 2] {
         let n_prompt = self.request.prompt.len();
         let prompt = &self.request.prompt[start.min(n_prompt)..end.min(n_prompt)];
@@ -96,7 +96,7 @@ impl KvCache {
         &self.pool
     }
 
-    /// Takes `n_blocks` in all out of use, or gives back what is too many; as far as blocks are free.
+    /// Takes `n_blocks` in all out of use, or gives back the surplus, as far as blocks are free.
     pub(super) fn reserve(&mut self, n_blocks: u32) {
         let evicted = self.pool.reserve(n_blocks);
         if let Some(events) = &mut self.events {
@@ -108,8 +108,8 @@ impl KvCache {
         self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Looks up the longest cached prefix and keeps it for `admit`; its length in tokens.
-    /// The last token is never taken from the cache: its logits are needed.
+    /// Looks up the longest cached prefix, keeps it for `admit`, and returns its length in tokens. The last token never
+    /// comes from the cache, because its logits are needed.
     pub(super) fn look_up(
         &mut self,
         tokens: KnownTokens<'_>,
@@ -129,8 +129,9 @@ impl KvCache {
         self.hits.len() * self.block_size
     }
 
-    /// Gives a waiting request the blocks that `look_up` found and new ones up to `n_computed` tokens;
-    /// false, and no change, unless they fit, and since vLLM 0.33 (`scheduler_reserve_full_isl`) all its known tokens.
+    /// Gives a waiting request the blocks that `look_up` found, and new ones up to `n_computed` tokens. Returns false,
+    /// without a change, if these do not fit. Since vLLM 0.33 (`scheduler_reserve_full_isl`) all its known tokens must
+    /// fit.
     pub(super) fn admit(
         &mut self,
         tokens: KnownTokens<'_>,
@@ -153,7 +154,8 @@ impl KvCache {
         self.extend(tokens, held, n_computed)
     }
 
-    /// Adds blocks up to `n_computed` tokens and caches those that this fills; false, and no change, when too few are free.
+    /// Adds blocks up to `n_computed` tokens, and caches the blocks that become full. Returns false, without a change,
+    /// if too few are free.
     pub(super) fn extend(
         &mut self,
         tokens: KnownTokens<'_>,
@@ -177,7 +179,7 @@ impl KvCache {
         true
     }
 
-    /// Lets go of everything, tail first; the hash chain is kept.
+    /// Releases all blocks, tail first; the hash chain stays.
     pub(super) fn release(&mut self, held: &mut RequestBlocks) {
         self.pool.release(held.blocks.drain(..).rev());
         held.n_cached = 0;
@@ -191,7 +193,8 @@ impl KvCache {
         reset
     }
 
-    /// Blocks enter the cache when the tokens that fill them are scheduled, not when they have been computed.
+    /// Caches full blocks. They enter the cache when the tokens that fill them are scheduled, not when these have been
+    /// computed.
     fn cache_full_blocks(&mut self, tokens: KnownTokens<'_>, held: &mut RequestBlocks, n_computed: usize) {
         let n_full = n_computed / self.block_size;
         let first = held.n_cached;
@@ -216,7 +219,7 @@ impl KvCache {
         }
     }
 
-    /// Hash of a full block of known tokens, extending the chain as far as needed.
+    /// Returns the hash of a full block of known tokens, and extends the chain as far as needed.
     fn chain_hash(&mut self, tokens: KnownTokens<'_>, held: &mut RequestBlocks, block: usize) -> BlockHash {
         for next in held.hashes.len()..=block {
             let start = next * self.block_size;

@@ -1,4 +1,4 @@
-//! The order in which waiting requests are admitted.
+//! Queue of waiting requests, in the order in which they are admitted.
 
 use super::slots::{LiveRequest, SlotIdx};
 use crate::config::SchedulingPolicy;
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug)]
 pub(super) enum WaitingQueue {
     Fcfs(IndexList),
-    /// By (priority, arrival).
+    /// Requests ordered by priority and arrival.
     Priority(BTreeSet<(i32, u64, SlotIdx)>),
 }
 
@@ -29,7 +29,7 @@ impl WaitingQueue {
         }
     }
 
-    /// A request that has just arrived.
+    /// Adds a request that has just arrived.
     pub(super) fn push(&mut self, slot: SlotIdx, live: &LiveRequest) {
         match self {
             Self::Fcfs(list) => {
@@ -42,7 +42,7 @@ impl WaitingQueue {
         }
     }
 
-    /// A request that was in line before: the first again, or at its priority's place.
+    /// Adds a request that waited before: it becomes the first, or goes to its priority's place.
     pub(super) fn requeue(&mut self, slot: SlotIdx, live: &LiveRequest) {
         match self {
             Self::Fcfs(list) => {

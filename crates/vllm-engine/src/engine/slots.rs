@@ -1,33 +1,33 @@
-//! The requests that live, by a small index that is reused.
+//! Live requests by a small index, which is reused.
 
 use super::kv_cache::{KnownTokens, RequestBlocks};
 use crate::request::EngineRequest;
 use std::ops::{Index, IndexMut};
 
-/// From 1: 0 belongs to the lists that link slots.
+/// Index from 1 on: 0 belongs to the lists that link slots.
 pub(super) type SlotIdx = u32;
 
 #[derive(Clone, Debug)]
 pub(super) struct LiveRequest {
     pub(super) request: EngineRequest,
-    /// Order of arrival.
+    /// Number in the order of arrival.
     pub(super) arrival_seq: u64,
     pub(super) place: Place,
     pub(super) n_outputs: u32,
     pub(super) held: RequestBlocks,
-    /// Prefix hits when it was first scheduled; `None` before that.
+    /// Prefix hits at its first scheduling; `None` before that.
     pub(super) cached_tokens: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Waiting,
-    /// Waiting, passed over because of its adapter when it was last its turn.
+    /// Waiting, after it was passed over because of its adapter.
     Deferred,
     Running {
         /// Tokens whose KV is there, those of the current step included.
         n_computed: u32,
-        /// Tokens of the current step; 0 when it has no part in it.
+        /// Tokens of the current step; 0 if the request is not in it.
         n_in_step: u32,
     },
 }
@@ -45,7 +45,7 @@ impl LiveRequest {
         KnownTokens { request: &self.request, n_outputs: self.n_outputs as usize }
     }
 
-    /// Its tokens, and what it holds, to change.
+    /// Returns the request's tokens, and its blocks to change.
     pub(super) fn parts(&mut self) -> (KnownTokens<'_>, &mut RequestBlocks) {
         (KnownTokens { request: &self.request, n_outputs: self.n_outputs as usize }, &mut self.held)
     }

@@ -1,4 +1,4 @@
-//! A latency model by hand: constants of the formula, measured step times that the rest is fitted to, or both.
+//! A latency model from a file: constants of the formula, measured step times that the rest is fitted to, or both.
 
 use super::LatencyModel;
 use super::fit::determined::{Determined, Verdict};
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// The file's shape, for `--help` and errors.
+/// Shape of the file, for `--help` and errors.
 pub const SCHEMA: &str = "\
 YAML or JSON, every key optional:
   base: a10/qwen2.5-7b        # preset whose values hold where the file has none [default: the other flags']
@@ -45,7 +45,7 @@ YAML or JSON, every key optional:
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Calibration {
-    /// `None`: what the caller starts from.
+    /// Preset to start from; `None` for the caller's.
     pub base: Option<String>,
     gpu: GpuValues,
     model: ModelValues,
@@ -100,10 +100,10 @@ struct Point {
     ms: f64,
 }
 
-/// A measured step, and what the calibrated model makes of it.
+/// A measured step, with the time that the calibrated model gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FittedPoint {
-    /// As `512 new after 0` or `16 x 1300`.
+    /// Text like `512 new after 0` or `16 x 1300`.
     pub step: String,
     pub measured: Duration,
     pub modelled: Duration,
@@ -122,7 +122,7 @@ pub enum CalibrationError {
 // === impl FittedPoint ===
 
 impl FittedPoint {
-    /// Relative error of the model.
+    /// Returns the relative error of the model.
     pub fn miss(&self) -> f64 {
         self.modelled.as_secs_f64() / self.measured.as_secs_f64() - 1.0
     }
@@ -131,10 +131,10 @@ impl FittedPoint {
 // === impl Calibration ===
 
 impl Calibration {
-    /// `base` with the file's values, and what is left free fitted to its points.
+    /// Puts the file's values into `base`, and fits the remaining constants to the points.
     ///
     /// # Errors
-    /// Names the value that cannot be one.
+    /// Names the value that is out of range.
     pub fn apply(&self, base: LatencyModel) -> Result<(LatencyModel, Vec<FittedPoint>), CalibrationError> {
         let mut latency = base;
         self.gpu.apply(&mut latency)?;
@@ -284,7 +284,8 @@ impl Point {
     }
 }
 
-/// The file that makes `base` what was fitted: the fitted constants, and what else is to be known as comments.
+/// Writes the file that turns `base` into the fitted model: the fitted constants, with their errors and old values as
+/// comments.
 pub fn file(base: &str, determined: &Determined) -> String {
     let mut text = format!("base: {base}\n");
     let mut last_section = "";
@@ -302,12 +303,12 @@ pub fn file(base: &str, determined: &Determined) -> String {
     text
 }
 
-/// Six digits are more than anybody can measure.
+/// Rounds to six digits, more than anyone can measure.
 fn significant(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
-/// A step of requests given as tokens that are there, new tokens, and whether those are of the prompt.
+/// Makes a step of requests, each given as computed tokens, new tokens, and whether the new tokens are of the prompt.
 pub fn step(entries: impl IntoIterator<Item = (u32, u32, bool)>) -> StepPlan {
     let scheduled =
         (0..).zip(entries).map(|(id, (n_computed_before, n_new_tokens, is_prefill))| ScheduledRequest {

@@ -1,5 +1,5 @@
-//! Rates and host times from measurements: least squares of relative errors (Levenberg-Marquardt), in logarithms, so that
-//! nothing comes out negative. What the measurements do not tell stays where it was.
+//! Fits rates and host times to measurements: least squares of relative errors (Levenberg-Marquardt), in logarithms, so
+//! that no value becomes negative. Values that the measurements do not determine stay the same.
 
 pub mod determined;
 
@@ -12,16 +12,17 @@ use std::time::Duration;
 
 /// Relative error of a measured step.
 const MEASURED_SIGMA: f64 = 0.02;
-/// How far, as a logarithm, a value may be from where it was before the measurements count for less.
+/// Distance of a value from its start, as a logarithm, beyond which measurements count for less.
 const PRIOR_SIGMA: f64 = 1.5;
-/// Of a numeric derivative, in logarithms, to both sides. Step times are whole nanoseconds, which a smaller one would feel.
+/// Step of a numeric derivative, in logarithms, to both sides. Step times are whole nanoseconds, which would disturb a
+/// smaller step.
 const NUDGE: f64 = 1e-3;
-/// As a logarithm: nothing is a thousand times what it was.
+/// Largest change of a value, as a logarithm: about a factor of 1,000.
 const MAX_SHIFT: f64 = 7.0;
-/// A host time that is zero can be fitted from here on.
+/// Start of the fit for a host time that is zero.
 const LEAST_TIME: Duration = Duration::from_micros(1);
 
-/// What can be fitted.
+/// A constant that can be fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Knob {
     GemmRate,
@@ -31,25 +32,25 @@ pub enum Knob {
     PerStep,
     PerRow,
     PerPrefill,
-    /// Only the sum with what passes after a step can be measured, so that one stays as it is.
+    /// Time before the engine. Only its sum with the time after a step can be measured, so the latter stays the same.
     Before,
 }
 
-/// A time that was measured, and what passed in it.
+/// A measured time, and the steps in it.
 #[derive(Clone, Debug)]
 pub struct Observation {
-    /// Steps that followed each other, and how often each of them: an average one may stand for several.
+    /// Steps that followed each other, each with its number. An average step may represent several.
     pub steps: Vec<(f64, StepPlan)>,
     pub place: Place,
     pub measured: Duration,
 }
 
-/// Where a time was taken.
+/// Place where a time was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// The steps alone.
+    /// In the engine: the steps alone.
     Engine,
-    /// By a client: with what passes before and after the engine.
+    /// At a client: with the times before and after the engine.
     Client,
 }
 
@@ -58,12 +59,12 @@ struct Problem<'a> {
     base: LatencyModel,
     knobs: &'a [Knob],
     observations: &'a [Observation],
-    /// Logarithms, by knob.
+    /// Start of the knobs, as logarithms.
     start: DVector<f64>,
     at: DVector<f64>,
 }
 
-/// `base` with those knobs as the observations have them.
+/// Fits these knobs of `base` to the observations.
 pub fn fit(base: LatencyModel, knobs: &[Knob], observations: &[Observation]) -> LatencyModel {
     if knobs.is_empty() || observations.is_empty() {
         return base;
@@ -86,7 +87,7 @@ impl Observation {
         }
     }
 
-    /// Logarithm of modelled by measured.
+    /// Returns the logarithm of modelled by measured time.
     fn miss(&self, latency: &LatencyModel) -> f64 {
         (self.modelled(latency).as_secs_f64() / self.measured.as_secs_f64()).ln()
     }
@@ -108,14 +109,14 @@ impl<'a> Problem<'a> {
         latency
     }
 
-    /// Of the observations alone, as logarithms.
+    /// Returns the misses of the observations alone, as logarithms.
     fn misses(&self, at: &DVector<f64>) -> DVector<f64> {
         let latency = self.latency(at);
         let misses = self.observations.iter().map(|observation| observation.miss(&latency));
         DVector::from_iterator(self.observations.len(), misses)
     }
 
-    /// By how much each miss changes with each knob, both as logarithms: a row per observation, a column per knob.
+    /// Returns how much each miss changes with each knob, both as logarithms: a row per observation, a column per knob.
     fn sensitivities(&self) -> DMatrix<f64> {
         let columns: Vec<DVector<f64>> = (0..self.knobs.len())
             .map(|knob_idx| {
@@ -172,12 +173,12 @@ impl Knob {
         Self::Before,
     ];
 
-    /// Section and key of a calibration file, like `gpu.gemm_tflops`.
+    /// Returns section and key in a calibration file, like `gpu.gemm_tflops`.
     pub fn name(self) -> &'static str {
         self.name_and_unit().0
     }
 
-    /// The value in the unit of its key.
+    /// Returns the value in the unit of its key.
     pub fn value(self, latency: &LatencyModel) -> f64 {
         self.get(latency) / self.name_and_unit().1
     }

@@ -4,10 +4,10 @@ use super::{Exchange, LatencyModel, Model};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// All-reduces of activations per layer: behind attention and behind the feed-forward part.
+/// All-reduces of activations per layer: after attention and after the feed-forward part.
 const EXCHANGES_PER_LAYER: f64 = 2.0;
 
-/// vLLM's check, `config/model.py`.
+/// Error of vLLM's check in `config/model.py`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Total number of attention heads ({heads}) must be divisible by tensor parallel size ({size}).")]
 pub struct UnevenHeads {
@@ -16,11 +16,11 @@ pub struct UnevenHeads {
 }
 
 impl LatencyModel {
-    /// Divides weights, work and KV by `size`, and adds two ring all-reduces per layer. Heads with a KV of their own are
-    /// copied where there are fewer than GPUs.
+    /// Divides weights, work and KV by `size`, and adds two ring all-reduces per layer. If there are fewer KV heads
+    /// than GPUs, the heads are copied.
     ///
     /// # Errors
-    /// When the heads cannot be shared out.
+    /// Fails if the heads cannot be divided evenly.
     pub fn tensor_parallel(self, size: NonZeroU32) -> Result<Self, UnevenHeads> {
         let Self { gpu, model, .. } = self;
         let size = size.get();
@@ -33,8 +33,8 @@ impl LatencyModel {
         let share = f64::from(size).recip();
         let kv_share = share.max(f64::from(model.kv_heads).recip());
         let n_exchanges = EXCHANGES_PER_LAYER * f64::from(model.layers);
-        // Two bytes per value: for models whose heads span the hidden size, `attention_flops` is as many as the bytes of both
-        // exchanges of every layer.
+        // A value has two bytes: for models whose heads span the hidden size, `attention_flops` equals the bytes of
+        // both exchanges of all layers.
         let ring = 2.0 * (1.0 - share);
         let exchange = Exchange {
             per_step: Duration::from_secs_f64(n_exchanges * gpu.link.latency.as_secs_f64()),

@@ -1,6 +1,6 @@
-//! GPUs, models and servers as data. Rates are effective ones: fitted to published measurements of the named card
-//! where there are any (A10, A10G, A100, H100, L40S: within 15 % on step times), scaled by ratio where not (L4, L20,
-//! H20: within 25 %).
+//! GPUs, models and servers as data. Rates are effective ones. For A10, A10G, A100, H100 and L40S they are fitted to
+//! published measurements of the card (within 15 % on step times); for L4, L20 and H20, which have none, they are
+//! scaled by ratio (within 25 %).
 
 use super::{Exchange, Gpu, Host, LatencyModel, Link, Model};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use std::time::Duration;
 pub const A10_DOC_NAME: &str = "a10-doc";
 
 /// The tutorial's server: Qwen2.5-7B-Instruct on an A10, `--enforce-eager`. The rates, 9 ms per step and 69 ms around
-/// the engine are what reproduces the tutorial's printed results; the memory is what gives 6,226 blocks at a
-/// utilization of 0.95 and 4,926 at 0.90 (the card alone has 22.18 GiB, within 0.2 %).
+/// the engine reproduce the tutorial's printed results. The memory gives 6,226 blocks at a utilization of 0.95 and
+/// 4,926 at 0.90 (the card alone has 22.18 GiB, within 0.2 %).
 pub const A10_DOC: LatencyModel = LatencyModel {
     gpu: Gpu { memory_gib: 22.21, ..A10 },
     model: QWEN2_5_7B,
@@ -25,8 +25,8 @@ pub const A10_DOC: LatencyModel = LatencyModel {
     constant: None,
 };
 
-/// A tuned V1 server with CUDA graphs; the GPU and the model are to be replaced. Around the engine 35 to 60 ms were
-/// measured; memory beside weights and KV: 1.4 GiB of activations, 0.1 GiB of CUDA context.
+/// A tuned V1 server with CUDA graphs, whose GPU and model are placeholders. Around the engine 35 to 60 ms were
+/// measured; the memory beside weights and KV is 1.4 GiB of activations and 0.1 GiB of CUDA context.
 pub const TUNED: LatencyModel = LatencyModel {
     gpu: A10,
     model: QWEN2_5_7B,
@@ -44,11 +44,11 @@ pub const TUNED: LatencyModel = LatencyModel {
 
 const NO_EXCHANGE: Exchange = Exchange { per_step: Duration::ZERO, per_token: 0.0 };
 
-/// Cards without NVLink over PCIe 4.0 x16; assumed from NCCL's usual all-reduce figures, within a factor of two.
+/// PCIe 4.0 x16, for cards without NVLink; assumed from NCCL's usual all-reduce figures, within a factor of two.
 const PCIE: Link = Link { bandwidth: 12e9, latency: Duration::from_micros(25) };
-/// Third generation: 600 GB/s per GPU on paper; assumed as above.
+/// Third generation of NVLink: 600 GB/s per GPU on paper; assumed as above.
 const NVLINK3: Link = Link { bandwidth: 230e9, latency: Duration::from_micros(15) };
-/// Fourth generation: 900 GB/s; assumed as above.
+/// Fourth generation of NVLink: 900 GB/s on paper; assumed as above.
 const NVLINK4: Link = Link { bandwidth: 360e9, latency: Duration::from_micros(15) };
 
 const A10: Gpu = Gpu {
@@ -205,18 +205,18 @@ pub enum PresetError {
     UnknownModel(String),
 }
 
-/// The preset `name`, as [`LatencyModel::preset`] has it.
+/// Finds the preset `name`, see [`LatencyModel::preset`].
 ///
 /// # Errors
-/// Names those that there are.
+/// Names the presets that there are.
 pub fn named(name: &str) -> Result<LatencyModel, PresetError> {
     LatencyModel::preset(name).ok_or_else(|| PresetError::Unknown(name.to_owned()))
 }
 
-/// Name of the preset with the figures of a served model, like `Qwen/Qwen2.5-7B-Instruct`, on a GPU.
+/// Returns the name of the preset with the figures of a served model, like `Qwen/Qwen2.5-7B-Instruct`, on a GPU.
 ///
 /// # Errors
-/// For a model without figures.
+/// Fails for a model without figures.
 pub fn name_on_gpu(gpu: &str, served: &str) -> Result<String, PresetError> {
     let known = model_of(served).ok_or_else(|| PresetError::UnknownModel(served.to_owned()))?;
     Ok(format!("{gpu}/{}", known.name))
@@ -238,7 +238,7 @@ pub fn model(name: &str) -> Option<Model> {
     MODELS.into_iter().find(|model| model.name == name)
 }
 
-/// The row whose name is part of a model's own, like `Qwen/Qwen2.5-7B-Instruct`.
+/// Finds the model whose name is part of the served one, like `Qwen/Qwen2.5-7B-Instruct`.
 pub fn model_of(served: &str) -> Option<Model> {
     let served = served.to_lowercase();
     MODELS.into_iter().find(|model| served.contains(model.name))

@@ -1,24 +1,24 @@
-//! The trace file: a workload, and what vLLM's scheduler and KV-cache manager did with it.
+//! Format of a trace: a workload, and what vLLM's scheduler and KV-cache manager did with it.
 
 use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// 16 million tokens in blocks of 16: more than any one GPU holds, and some 60 MB here.
+/// Most blocks: 16 million tokens in blocks of 16, more than any one GPU holds, take about 60 MB here.
 const MAX_BLOCKS: u32 = 1 << 20;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Trace {
     pub(super) params: Params,
-    /// In order of arrival.
+    /// Requests in order of arrival.
     pub(super) requests: Vec<Request>,
-    /// The steps in which something happened, in order.
+    /// Steps in which something happened, in order.
     pub(super) steps: Vec<Step>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Params {
-    /// The null block included.
+    /// Number of blocks, the null block included.
     pub(super) num_blocks: u32,
     pub(super) block_size: u32,
     pub(super) max_num_seqs: u32,
@@ -37,36 +37,37 @@ pub(super) enum Policy {
 #[derive(Debug, Deserialize)]
 pub(super) struct Request {
     pub(super) id: String,
-    /// Arrives before this step is scheduled.
+    /// Step before whose scheduling it arrives.
     pub(super) step: u64,
     pub(super) prompt: Vec<u32>,
     pub(super) output: Vec<u32>,
     pub(super) salt: Option<String>,
     #[serde(default)]
     pub(super) priority: i32,
-    /// Aborted at the end of the step in which it has produced this many tokens.
+    /// Number of tokens after which it is aborted, at the end of the step that produces the last of them.
     pub(super) abort_after: Option<usize>,
-    /// `None`: never scheduled.
+    /// Prefix hits; `None` if it was never scheduled.
     pub(super) cached_tokens: Option<u32>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
 pub(super) struct Step {
     pub(super) step: u64,
-    /// Tokens computed, by request.
+    /// Computed tokens, by request.
     pub(super) scheduled: BTreeMap<String, u32>,
     pub(super) preempted: Vec<String>,
-    /// Computed tokens with which a preempted request came back.
+    /// Computed tokens of preempted requests that came back.
     pub(super) resumed: BTreeMap<String, u32>,
     pub(super) events: Vec<Event>,
-    /// An abort is `id!abort`. vLLM keeps these as a set, so a trace says nothing about their order.
+    /// Ids of the ended requests; an abort is `id!abort`. vLLM keeps a set of them, so a trace does not have their
+    /// order.
     pub(super) finished: BTreeSet<String>,
     pub(super) running: usize,
     pub(super) waiting: usize,
     pub(super) free_blocks: u32,
 }
 
-/// A hash is the first 16 hex digits of the digest.
+/// KV event of a trace. A hash is the first 16 hex digits of the digest.
 #[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged)]
 pub(super) enum Event {
@@ -89,7 +90,7 @@ pub(super) enum RemovedTag {
 // === impl Trace ===
 
 impl Trace {
-    /// What the types do not say.
+    /// Checks what the types do not guarantee.
     pub(super) fn validate(&self) -> anyhow::Result<()> {
         let n_blocks = self.params.num_blocks;
         ensure!(n_blocks <= MAX_BLOCKS, "num_blocks {n_blocks} is more than {MAX_BLOCKS}");

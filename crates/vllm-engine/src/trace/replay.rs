@@ -19,7 +19,7 @@ struct Replay<'a> {
     trace: &'a Trace,
     engine: Engine,
     output: StepOutput,
-    /// Prefix hits by index of request, once it was scheduled.
+    /// Prefix hits by index of the request, once it was scheduled.
     cached_tokens: Vec<Option<u32>>,
     n_arrived: usize,
     matched: Matched,
@@ -108,7 +108,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// One step of the engine, in the trace's form; `None` when nothing happened.
+    /// Runs one step of the engine and returns it in the trace's form; `None` if nothing happened.
     fn step(&mut self, step: u64) -> Option<Step> {
         let plan = self.engine.schedule()?;
         let mut seen = Step { step, ..Step::default() };
@@ -133,7 +133,7 @@ impl Replay<'_> {
         Some(seen)
     }
 
-    /// Requests that produced their last token, then those that their client gives up now.
+    /// Adds the requests that produced their last token, then those that their client aborts now.
     fn finish(&mut self, seen: &mut Step) {
         let tokens = &self.output.tokens;
         for token in tokens.iter().filter(|token| token.finished.is_some()) {
@@ -173,7 +173,7 @@ fn engine_request(idx: usize, request: &Request) -> EngineRequest {
     }
 }
 
-/// The place in `requests` of a request that the engine knows by that place.
+/// Returns the index in `requests` of a request, which is also its id in the engine.
 fn request_idx(id: RequestId) -> usize {
     usize::try_from(id.0).expect("ids were made from places in a list")
 }
@@ -221,7 +221,7 @@ fn compare_step(expected: Option<&Step>, seen: &Step) -> Result<(), CheckError> 
     }
 }
 
-/// Field, value in the trace, value of the engine.
+/// Field, value in the trace, and value of the engine.
 type Values = (String, String, String);
 
 fn value_difference<T: PartialEq + Serialize>(field: &str, trace: &T, engine: &T) -> Option<Values> {

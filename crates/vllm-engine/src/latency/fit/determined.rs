@@ -1,28 +1,27 @@
-//! A fit of what the measurements tell, and of nothing else: each constant comes out as fitted, with its error, or as kept,
-//! with the reason.
+//! Fits only what the measurements determine: each constant is either fitted, with its error, or kept, with the reason.
 
 use super::{Knob, Observation, Problem, fit};
 use crate::latency::LatencyModel;
 use nalgebra::{DMatrix, DVector};
 
-/// A constant counts for nothing where twice of it would change no measured time by more than about this share.
+/// Share of a measured time that twice the constant must change at least; below it the constant counts as unused.
 const TOUCHED: f64 = 0.01;
-/// As a logarithm: a constant whose standard error is larger is not determined.
+/// Largest standard error of a determined constant, as a logarithm.
 const MAX_ERROR: f64 = 0.25;
-/// Scatter of the measurements: no better than that is believed, and where the model misses them by far, a larger one would
-/// only make every constant look undetermined.
+/// Bounds of the measurements' scatter. A smaller scatter is not believed; a larger one, if the model misses the
+/// measurements by far, would only make every constant look undetermined.
 const SIGMA: std::ops::RangeInclusive<f64> = 0.002..=0.1;
-/// Of the largest singular value: what is below is none.
+/// Share of the largest singular value below which a value counts as zero.
 const SMALLEST: f64 = 1e-9;
 
-/// A model, and what came of each constant.
+/// A model, and the result for each constant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Determined {
     pub latency: LatencyModel,
     pub constants: Vec<Constant>,
 }
 
-/// Values are in the unit of the knob's name.
+/// A constant with its values in the unit of the knob's name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Constant {
     pub knob: Knob,
@@ -33,9 +32,9 @@ pub struct Constant {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
-    /// With its relative standard error.
+    /// Fitted, with its relative standard error.
     Fitted { error: f64 },
-    /// Kept because it was to be.
+    /// Kept because the caller asked for it.
     Asked,
     /// Kept because no measured time depends on it.
     Untouched,
@@ -43,7 +42,7 @@ pub enum Verdict {
     Undetermined,
 }
 
-/// Fewer measurements than constants that they depend on.
+/// Error of a fit with fewer measurements than constants that they depend on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "measured times: {n_measured}, fewer than the constants that they depend on ({}): at least {} are needed",
@@ -55,10 +54,10 @@ pub struct TooFew {
     pub free: Vec<&'static str>,
 }
 
-/// Fits all constants but `keep`, and keeps those that `observations` do not determine.
+/// Fits all constants except `keep`, and keeps those that `observations` do not determine.
 ///
 /// # Errors
-/// With fewer observations than constants that they depend on.
+/// Fails for fewer observations than constants that they depend on.
 pub fn fit_determined(
     base: LatencyModel,
     keep: &[Knob],
@@ -99,7 +98,7 @@ pub fn fit_determined(
     Ok(Determined { latency, constants })
 }
 
-/// Where the fit has come to: by observation and knob, and the misses themselves.
+/// Returns the sensitivities at `latency`, by observation and knob, and the misses.
 fn sensitivities(
     latency: LatencyModel,
     knobs: &[Knob],
@@ -112,7 +111,7 @@ fn sensitivities(
     (problem.sensitivities(), problem.misses(&problem.at))
 }
 
-/// Standard errors of the knobs' logarithms, from the measurements alone.
+/// Returns the standard errors of the knobs' logarithms, from the measurements alone.
 fn errors(sensitivities: &DMatrix<f64>, misses: &DVector<f64>) -> Vec<f64> {
     let n_knobs = sensitivities.ncols();
     if n_knobs == 0 {
