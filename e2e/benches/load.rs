@@ -30,8 +30,9 @@ const BODY: &[u8] = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]
 
 /// Delays of one request, in milliseconds.
 struct Lateness {
-    /// Delay from its due time until it was handed to the connection; [`Self::read`] until the server had read it.
+    /// Delay from its due time until it was handed to the connection.
     sent: f64,
+    /// Delay from its due time until the server had read it.
     read: f64,
     /// Delays from the server's write of each token until the client had it.
     tokens: Vec<f64>,

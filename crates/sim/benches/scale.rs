@@ -1,10 +1,11 @@
-//! What a simulated request costs by the size of the fleet: `cargo bench -p sim --bench scale`, with `-- REQUESTS PODS...`
-//! for other sizes. Every pod gets the same load, so that only the router's own cost grows with the fleet.
+//! Measures what a simulated request costs by the size of the fleet.
+//! Run it with `cargo bench -p sim --bench scale`, and `-- REQUESTS PODS...` for other sizes. Every pod gets the same load,
+//! so that only the router's own cost grows with the fleet.
 //!
 //! ```text
 //!   pods  sessions  requests     built   seconds  us/request  hit ratio  peak MB
 //! ```
-//! `built` are the seconds before the first request, in which pods are made; the others are of the run alone.
+//! `built` are the seconds before the first request, in which pods are made; the other figures are of the run alone.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,23 +17,23 @@ use sim::pod::PodConfig;
 use sim::router::Policy;
 use sim::world::{Fleet, Outcome, Refusal, Request, Workload, World};
 
-/// Requests of one session: each one's prompt is all that was said before, and something new.
+/// Requests of one session; each prompt has everything that was said before, and something new.
 const ROUNDS: usize = 10;
 const QUESTION_TOKENS: usize = 100;
 const ANSWER_TOKENS: usize = 20;
-/// Between an answer and the next question.
+/// Time between an answer and the next question.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Sessions that begin in each second for every pod, at which pods are busy a third of the time.
+/// Sessions per pod that begin in each second; pods are then busy a third of the time.
 const SESSIONS_PER_POD: f64 = 0.2;
 const FLEETS: [usize; 4] = [10, 100, 1_000, 10_000];
 const REQUESTS: usize = 100_000;
 
-/// Sessions that begin evenly and go on when they are answered.
+/// Sessions that begin evenly and continue when they are answered.
 struct Sessions {
     rng: ChaCha8Rng,
-    /// When a session asks next.
+    /// Times at which sessions ask next.
     agenda: BinaryHeap<Reverse<(Duration, u32)>>,
-    /// What was said, while a session lasts.
+    /// Conversation of each session, as long as it lasts.
     said: Vec<Vec<u32>>,
     n_asked: Vec<u8>,
     n_hit: u64,
@@ -143,7 +144,7 @@ fn run(n_pods: usize, n_requests: usize) {
     );
 }
 
-/// Of this process since it began.
+/// Returns the peak memory of this process.
 fn peak_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,5 +1,5 @@
-//! The latency model's constants from times measured on a real GPU, step by step or request by request.
-//! What a request waits for while others are served is not in the model: such requests must be left out before.
+//! Fits the latency model's constants to times measured on a real GPU, step by step or request by request.
+//! The model has no time for which a request waits while others are served, so callers must leave such requests out.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use vllm_engine::latency::fit::{Knob, Observation, Place};
 use vllm_engine::latency::presets::{self, PresetError};
 use vllm_engine::step::StepPlan;
 
-/// The preset that a fit starts from.
+/// The preset from which a fit starts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
     name: String,
     latency: LatencyModel,
 }
 
-/// What was measured.
+/// One measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sample {
     Step(Step),
-    /// From sending a request until its first token, on an idle server.
+    /// Time from sending a request to its first token, on an idle server.
     FirstToken(Prompt, Duration),
-    /// From the first token to the last one, on a server that has nothing else to do.
+    /// Time from the first token to the last one, on a server that does nothing else.
     Decode {
         prompt_tokens: u32,
         output_tokens: u32,
@@ -35,11 +35,13 @@ pub enum Sample {
 /// One step of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Requests that decode one token, and the tokens that each of them has behind it.
+    /// Number of requests that decode one token.
     pub decode_requests: u32,
+    /// Tokens before each of them.
     pub decode_context: u32,
-    /// New tokens of one prompt, and those of it that are there already.
+    /// New tokens of one prompt.
     pub prefill_tokens: u32,
+    /// Tokens of that prompt that are already in the KV cache.
     pub prefill_context: u32,
     pub time: Duration,
 }
@@ -50,26 +52,26 @@ pub struct Prompt {
     pub cached_tokens: u32,
 }
 
-/// How a fit is made.
+/// Settings of a fit.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Names of constants that stay as they are.
+    /// Names of constants that are not fitted.
     pub keep: Vec<String>,
-    /// Prompt tokens that a step takes at most.
+    /// Most prompt tokens in one step.
     pub max_num_batched_tokens: NonZeroU32,
 }
 
-/// What came of it.
+/// Result of a fit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibrated {
-    /// As many as samples, in their order.
+    /// One row for each sample, in the same order.
     pub rows: Vec<Row>,
     pub constants: Vec<Fitted>,
-    /// For `mock-vllm --latency-calibration`.
+    /// Text of a file for `mock-vllm --latency-calibration`.
     pub file: String,
 }
 
-/// A sample, and what the model makes of it before and after the fit.
+/// A sample, with the model's time before and after the fit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     pub what: String,
@@ -78,13 +80,13 @@ pub struct Row {
     pub after: Duration,
 }
 
-/// A constant, by the name and in the unit that the file has for it.
+/// A constant, with its name and unit in the file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fitted {
     pub name: &'static str,
     pub before: f64,
     pub after: f64,
-    /// Relative standard error; `Err`: why it was kept.
+    /// Relative standard error, or why the constant was kept.
     pub error: Result<f64, &'static str>,
 }
 
@@ -99,18 +101,18 @@ pub enum CalibrateError {
 // === impl Start ===
 
 impl Start {
-    /// `a10-doc`, or `<gpu>/<model>`.
+    /// Starts from a preset: `a10-doc`, or `<gpu>/<model>`.
     ///
     /// # Errors
-    /// Names the presets that there are.
+    /// When there is no such preset; names those that there are.
     pub fn preset(name: &str) -> Result<Self, PresetError> {
         Ok(Self { name: name.to_owned(), latency: presets::named(name)? })
     }
 
-    /// The figures of a model, by the name that a server has for it, on a GPU.
+    /// Starts from the figures of a model on a GPU; `served` is the model's name on a server.
     ///
     /// # Errors
-    /// For a model or GPU without figures.
+    /// When the model or the GPU has no figures.
     pub fn on_gpu(gpu: &str, served: &str) -> Result<Self, PresetError> {
         Self::preset(&presets::name_on_gpu(gpu, served)?)
     }
@@ -129,7 +131,7 @@ impl Sample {
             Self::FirstToken(prompt, time) => (prompt.steps(max_num_batched_tokens), Place::Client, time),
             Self::Decode { prompt_tokens, output_tokens, time } => {
                 let n_steps = output_tokens.saturating_sub(1);
-                // A step's time grows evenly with the context: the middle one stands for all.
+                // The time of a step grows evenly with the context, so the middle step represents all of them.
                 let plan = step([(prompt_tokens + n_steps / 2, 1, false)]);
                 (vec![(f64::from(n_steps), plan)], Place::Engine, time)
             }
@@ -175,7 +177,7 @@ impl Step {
 // === impl Prompt ===
 
 impl Prompt {
-    /// As the engine schedules a prompt that is alone: chunk by chunk, the last token always computed.
+    /// Returns the steps for a prompt that is alone: the engine computes it chunk by chunk, and always its last token.
     fn steps(self, max_num_batched_tokens: NonZeroU32) -> Vec<(f64, StepPlan)> {
         let mut n_computed = self.cached_tokens.min(self.tokens.saturating_sub(1));
         let mut steps = Vec::new();
@@ -191,18 +193,18 @@ impl Prompt {
 // === impl Row ===
 
 impl Row {
-    /// Relative errors of the model before and after the fit.
+    /// Returns the relative errors of the model before and after the fit.
     pub fn misses(&self) -> (f64, f64) {
         let miss = |modelled: Duration| modelled.as_secs_f64() / self.measured.as_secs_f64() - 1.0;
         (miss(self.before), miss(self.after))
     }
 }
 
-/// Fits what `samples` determine, and keeps the rest of `start`. Samples must have a time above zero, and a step or a
-/// token to spend it on.
+/// Fits the constants that `samples` determine, and keeps the others of `start`. Samples must have a time above zero,
+/// and a step or a token that takes it.
 ///
 /// # Errors
-/// With too few samples, or for a constant to keep that there is not.
+/// When there are too few samples, or a constant to keep does not exist.
 pub fn calibrate(start: &Start, options: &Options, samples: &[Sample]) -> Result<Calibrated, CalibrateError> {
     let keep: Vec<Knob> = options.keep.iter().map(|name| knob(name)).collect::<Result<_, _>>()?;
     let observations: Vec<Observation> =
@@ -220,7 +222,7 @@ pub fn calibrate(start: &Start, options: &Options, samples: &[Sample]) -> Result
     Ok(Calibrated { rows, constants: constants.into_iter().map(Fitted::from).collect(), file })
 }
 
-/// Names of all constants that can be fitted.
+/// Returns the names of all constants that can be fitted.
 pub fn constant_names() -> [&'static str; 8] {
     Knob::ALL.map(Knob::name)
 }

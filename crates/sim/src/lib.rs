@@ -1,11 +1,11 @@
-//! A fleet in virtual time: the very engine and policy that the servers run, without servers, sockets or clocks.
+//! A fleet in virtual time. It runs the same engine and policy as the servers, but without servers, sockets or clocks.
 //!
 //! ```text
 //! workload ──request──► router ──pick──► (c_pre) ──► pod: step ─ step ─ step ──(c_post)──► workload
 //!    ▲                    └ prefix index, scheduling::pick                                    │
 //!    └──────────────────────────── what came of it ◄──────────────────────────────────────────┘
 //! ```
-//! One seed gives one run, whatever machine it runs on.
+//! The same seed gives the same run on every machine.
 
 pub mod world;
 

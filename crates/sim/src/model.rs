@@ -1,4 +1,4 @@
-//! What the model servers make of a conversation: the ids of its prompt, and the reply.
+//! A model as servers run it: turns a conversation into the token ids of its prompt, and makes the reply.
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ pub struct Message {
     pub content: String,
 }
 
-/// What a model answers.
+/// Reply of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The EOS included, if it stops by one.
+    /// Token ids, with the EOS if the reply ends with it.
     pub tokens: Vec<u32>,
     pub text: String,
 }
@@ -37,7 +37,7 @@ pub struct Reply {
 pub struct TemplateError(String);
 
 impl ServedModel {
-    /// Qwen2.5, as a mock server without further flags serves it.
+    /// Makes Qwen2.5 as a mock server without further flags serves it.
     ///
     /// # Errors
     /// When its template cannot be compiled.
@@ -51,10 +51,10 @@ impl ServedModel {
         Ok(Self { tokenizer, template, replier })
     }
 
-    /// Ids of the prompt that asks for the next answer.
+    /// Returns the token ids of the prompt for the next answer.
     ///
     /// # Errors
-    /// What the template says of the conversation.
+    /// When the template refuses the conversation.
     pub fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
         let messages = messages.iter().map(|message| ChatMessage::new(message.role, &message.content));
         let variables = Map::from_iter([("add_generation_prompt".to_owned(), Value::Bool(true))]);
@@ -62,7 +62,7 @@ impl ServedModel {
         self.template.encode(&chat).map_err(|error| TemplateError(error.to_string()))
     }
 
-    /// The reply to a prompt whose last question was that text.
+    /// Returns the reply to a prompt whose last user message is `last_user_text`.
     #[must_use]
     pub fn reply(&self, ids: &[u32], last_user_text: &str, max_tokens: u32) -> Reply {
         let limits = Limits { max_tokens, ..Limits::default() };

@@ -1,4 +1,4 @@
-//! One model server: the engine, and the time that its steps take.
+//! One model server: the engine, and the time of its steps.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use vllm_engine::prefix::{PromptPrefix, cached_prefix};
 use vllm_engine::request::{AddError, CacheReading, EngineRequest, FinishReason, RequestId};
 use vllm_engine::step::{OutputToken, StepOutput};
 
-/// As the mock server bounds its jitter.
+/// Least factor of jitter, as in the mock server.
 const MIN_JITTER: f64 = 0.5;
 /// The tutorial's `--gpu-memory-utilization`.
 const GPU_MEMORY_UTILIZATION: f64 = 0.95;
 
-/// What a pod is made of.
+/// Settings of a pod.
 #[derive(Clone, Debug)]
 pub struct PodConfig {
     pub engine: EngineConfig,
     pub latency: LatencyModel,
-    /// Relative standard deviation of each step and of the way in; 0: none.
+    /// Relative standard deviation of each step's time and of the time on the way in; 0 for none.
     pub jitter: f64,
 }
 
-/// What a pod reports of itself, as a scrape reads it.
+/// A pod's load as a scrape reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Gauges {
     pub waiting: u32,
@@ -35,12 +35,12 @@ pub struct Gauges {
     pub kv_usage: f64,
 }
 
-/// A request as the engine gets it.
+/// A request as the engine receives it.
 #[derive(Clone, Debug)]
 pub struct Work {
     pub id: u64,
     pub prompt: Vec<u32>,
-    /// Every token that will be generated, the EOS included; at least one.
+    /// Every token that will be generated, including the EOS; at least one.
     pub output: Vec<u32>,
 }
 
@@ -51,15 +51,15 @@ pub struct Pod {
     jitter: f64,
     rng: ChaCha8Rng,
     output: StepOutput,
-    /// Of the step at hand.
+    /// Time when the current step ends.
     step_ends_at: Option<Duration>,
-    /// On their way to the engine, in the order in which they were sent.
+    /// Requests on their way to the engine, in the order in which they were sent.
     coming: Vec<Work>,
 }
 
 impl PodConfig {
-    /// A mock server's, with a preset of its latency model: `a10-doc` is the tutorial's. `None` when there is none of that
-    /// name.
+    /// Makes the settings of a mock server with a preset of its latency model, such as the tutorial's `a10-doc`; `None`
+    /// if there is no such preset.
     #[must_use]
     pub fn preset(name: &str, prefix_caching: bool, jitter: f64) -> Option<Self> {
         let latency = LatencyModel::preset(name)?;
@@ -68,7 +68,7 @@ impl PodConfig {
         Some(Self { engine: EngineConfig { prefix_caching, n_blocks, ..engine }, latency, jitter })
     }
 
-    /// The same with so many blocks of KV cache, the null block included.
+    /// Sets the number of blocks of KV cache, including the null block.
     #[must_use]
     pub fn with_blocks(mut self, n_blocks: u32) -> Self {
         self.engine.n_blocks = n_blocks;
@@ -77,8 +77,10 @@ impl PodConfig {
 }
 
 impl Pod {
+    /// Makes a pod.
+    ///
     /// # Errors
-    /// When the engine's settings do not go together.
+    /// When the engine's settings contradict each other.
     pub fn try_new(config: &PodConfig, seed: u64) -> Result<Self, ConfigError> {
         Ok(Self {
             engine: Engine::try_new(config.engine.clone())?,
@@ -91,7 +93,7 @@ impl Pod {
         })
     }
 
-    /// A request is sent; returns how long it takes until the engine has it.
+    /// Takes a request that was sent; returns the time until it reaches the engine.
     pub fn send(&mut self, work: Work) -> Duration {
         self.coming.push(work);
         let factor = if self.jitter > 0.0 {
@@ -103,13 +105,13 @@ impl Pod {
         self.latency.c_pre.mul_f64(factor)
     }
 
-    /// From a step's end until the client has its tokens.
+    /// Returns the time from the end of a step until the client has its tokens.
     #[must_use]
     pub fn way_out(&self) -> Duration {
         self.latency.c_post
     }
 
-    /// The engine takes a request that was sent.
+    /// Gives a request that was sent to the engine.
     ///
     /// # Errors
     /// When it cannot serve the request at all.
@@ -122,7 +124,7 @@ impl Pod {
         self.engine.add(work.into_request())
     }
 
-    /// Begins a step, unless one is under way or there is nothing to do; returns when it ends.
+    /// Begins a step, unless one is running or there is nothing to do. Returns the time when it ends.
     pub fn begin_step(&mut self, now: Duration) -> Option<Duration> {
         if self.step_ends_at.is_some() {
             return None;
@@ -133,14 +135,15 @@ impl Pod {
         self.step_ends_at
     }
 
-    /// The step is over: the tokens that came of it.
+    /// Ends the step and returns its tokens.
     pub fn end_step(&mut self) -> &[OutputToken] {
         self.step_ends_at = None;
         self.engine.complete(&mut self.output);
         &self.output.tokens
     }
 
-    /// The hash chain of a prompt's blocks, for [`Self::cached_tokens`] of this pod and of those that are set up alike.
+    /// Returns the hashes of a prompt's blocks, for [`Self::cached_tokens`] of this pod and of pods with the same
+    /// settings.
     #[must_use]
     pub fn hashes(&self, prompt: &[u32]) -> Vec<BlockHash> {
         let cache_reading = CacheReading::Read;
@@ -148,21 +151,22 @@ impl Pod {
             .hashes(self.engine.config())
     }
 
-    /// Tokens in a block.
+    /// Returns the number of tokens in a block.
     #[must_use]
     pub fn block_size(&self) -> usize {
         self.engine.config().block_size as usize
     }
 
-    /// How many tokens of a prompt the engine would find in its cache now.
+    /// Returns the number of a prompt's tokens that the engine would find in its cache now.
     #[must_use]
     pub fn cached_tokens(&self, hashes: &[BlockHash]) -> u32 {
         let n_blocks = cached_prefix(self.engine.block_pool(), hashes).len();
         u32::try_from(n_blocks).unwrap_or(u32::MAX).saturating_mul(self.engine.config().block_size)
     }
 
-    /// How long `work` would wait for its first token if it were sent now and nothing came after it: the engine itself is
-    /// copied and asked, with all that is on its way. Without jitter. `None` when it would never come.
+    /// Returns how long `work` would wait for its first token if it were sent now and nothing came after it; `None` if
+    /// the token would never come. It runs a copy of the engine without jitter, with all requests that are on their
+    /// way.
     #[must_use]
     pub fn time_to_first_token(&self, now: Duration, work: &Work) -> Option<Duration> {
         let mut engine = self.engine.clone();
@@ -173,7 +177,7 @@ impl Pod {
             engine.complete(&mut output);
         }
         for coming in &self.coming {
-            // What the engine refuses takes none of its time.
+            // A request that the engine refuses takes no time.
             let _ = engine.add(coming.clone().into_request());
         }
         while elapsed < self.latency.c_pre {
@@ -200,7 +204,7 @@ impl Pod {
         Gauges { waiting: count(stats.waiting), running: count(stats.running), kv_usage: stats.kv_usage }
     }
 
-    /// Prompt tokens that were looked up in the cache so far, and those that were found.
+    /// Returns the number of prompt tokens that were looked up in the cache so far, and of those that were found.
     #[must_use]
     pub fn cache_counters(&self) -> (u64, u64) {
         let stats = self.engine.stats();

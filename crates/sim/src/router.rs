@@ -1,4 +1,5 @@
-//! Who gets a request: the picker's policy, the proxy's own, and wrong ones that checks must tell from it.
+//! Chooses a pod for each request: by the picker's policy, by Envoy's own, or by wrong policies that checks must
+//! detect.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -18,53 +19,55 @@ use vllm_engine::hash::BlockHash as EngineHash;
 
 use crate::pod::{Gauges, Pod, Work};
 
-/// The picker's own default.
+/// The picker's default capacity of the index.
 const INDEX_CAPACITY: NonZeroU32 = NonZeroU32::new(31_250).expect("above 0");
-/// Shorter matches count as none, as in the picker.
+/// Least match that counts, as in the picker.
 const MIN_MATCHED_BYTES: u64 = 64;
-/// Of the index whose blocks do not depend on what is before them.
+/// Bytes of a block in the index whose hashes ignore the blocks before.
 const UNCHAINED_BLOCK: usize = 64;
 
-/// How requests are placed.
+/// The way in which pods are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Policy {
     RoundRobin,
     Random,
-    /// The less busy of two that are drawn, with replacement, as Envoy does by default.
+    /// The less busy of two pods that are drawn with replacement, Envoy's default.
     LeastRequest,
-    /// `DEFAULT`: by load.
+    /// The picker's `DEFAULT`: by load.
     Load,
-    /// `PREFIX_CACHE` in estimation mode.
+    /// The picker's `PREFIX_CACHE` in estimation mode.
     Prefix(Affinity),
-    /// The longest prefix however busy its holder is, until the busiest pod has more requests in flight than the idlest by
-    /// more than this; then the less busy of two that are drawn.
+    /// The pod with the longest matching prefix, however busy it is. If the busiest pod has more requests in flight
+    /// than the idlest one by more than `max_gap`: the less busy of two pods that are drawn.
     Guard {
         threshold: f64,
         max_gap: u32,
     },
-    /// `PREFIX_CACHE` in precise mode: by what the engines' caches hold, and will hold of what was sent.
+    /// The picker's `PREFIX_CACHE` in precise mode: by what the engines' caches hold, and will hold of requests in
+    /// flight.
     Precise(Affinity),
-    /// Where the first token would come soonest, by asking a copy of every engine. It knows all but what comes later.
+    /// The pod whose first token would come first, by trying a copy of every engine. It knows everything except later
+    /// requests.
     Oracle,
-    /// The same with an index that is never told of a pick.
+    /// `Prefix` with an index that never learns of a pick.
     PrefixNeverNoted(Affinity),
-    /// The same with blocks that are hashed each for itself.
+    /// `Prefix` with blocks whose hashes ignore the blocks before.
     PrefixUnchained(Affinity),
-    /// By the user's id, where the request has one; else at random.
+    /// By the user's id if the request has one, otherwise at random.
     User,
 }
 
-/// What a policy sees of a request.
+/// The parts of a request that a policy sees.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket<'a> {
-    /// The text that prefixes are matched by.
+    /// The text whose prefixes are matched.
     pub text: &'a str,
     pub user: Option<u32>,
     pub work: &'a Work,
     pub now: Duration,
 }
 
-/// A pick, and what it counts as until the first token.
+/// A pick, with its share of the pod's load until the first token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     pub pod_idx: usize,
@@ -77,39 +80,40 @@ pub struct Router {
     rng: ChaCha8Rng,
     index: PrefixIndex,
     matches: Matches,
-    /// Of the request at hand, who holds how many bytes.
+    /// Bytes of the current request that pods hold, by pod.
     held: Vec<(usize, u64)>,
-    /// Bytes of the index's blocks; 1: as it has them.
+    /// Bytes of the index's blocks; 1 for the index's own schedule.
     block_bytes: NonZeroU64,
     unchained: Vec<HashSet<BlockHash>>,
-    /// Of requests without their first token, the blocks that their pods will have: by pod, for how many requests.
+    /// Blocks that each pod will have computed for requests without a first token, with the number of these requests;
+    /// by pod.
     expected: Vec<HashMap<EngineHash, u32>>,
-    /// The same by request.
+    /// The same blocks by request.
     expected_of: HashMap<u64, Vec<EngineHash>>,
-    /// By pod; its gauges as last scraped.
+    /// Loads by pod, with the gauges of the last scrape.
     loads: Vec<CurrentLoad>,
-    /// The same in order, for the picker's policies.
+    /// The same loads in the order that the picker's policies use.
     standings: Standings,
     next: usize,
 }
 
-/// The policy's threshold where nothing else is said.
+/// Default of the policy's threshold.
 const THRESHOLD: f64 = 0.5;
 
 impl Policy {
-    /// `PREFIX_CACHE` in estimation mode, with every knob as it is built in.
+    /// Makes `PREFIX_CACHE` in estimation mode with all defaults.
     #[must_use]
     pub fn prefix() -> Self {
         Self::Prefix(Affinity::new(THRESHOLD))
     }
 
-    /// The same with another share of a prompt that must match.
+    /// Makes `PREFIX_CACHE` in estimation mode with another share of a prompt that must match.
     #[must_use]
     pub fn prefix_above(threshold: f64) -> Self {
         Self::Prefix(Affinity::new(threshold))
     }
 
-    /// The same, however busy the holder of a prefix is.
+    /// Makes `PREFIX_CACHE` in estimation mode that ignores how busy the holder of a prefix is.
     #[must_use]
     pub fn prefix_pure() -> Self {
         Self::Prefix(Self::pure_affinity(THRESHOLD))
@@ -119,31 +123,31 @@ impl Policy {
         Affinity { spill_bytes: f64::INFINITY, ..Affinity::new(threshold) }
     }
 
-    /// Pure affinity with a guard against one busy pod, as other routers have it.
+    /// Makes pure affinity with a guard against one busy pod, as in other routers.
     #[must_use]
     pub fn guard() -> Self {
         Self::Guard { threshold: THRESHOLD, max_gap: 4 }
     }
 
-    /// `PREFIX_CACHE` in precise mode.
+    /// Makes `PREFIX_CACHE` in precise mode with all defaults.
     #[must_use]
     pub fn precise() -> Self {
         Self::Precise(Affinity::new(THRESHOLD))
     }
 
-    /// The same with an index that is never told of a pick.
+    /// Makes estimation mode with an index that never learns of a pick.
     #[must_use]
     pub fn prefix_never_noted() -> Self {
         Self::PrefixNeverNoted(Affinity::new(THRESHOLD))
     }
 
-    /// The same with blocks that are hashed each for itself.
+    /// Makes estimation mode with blocks whose hashes ignore the blocks before.
     #[must_use]
     pub fn prefix_unchained() -> Self {
         Self::PrefixUnchained(Affinity::new(THRESHOLD))
     }
 
-    /// As the picker knows it; that of others is never asked.
+    /// Returns the picker's policy; for policies that the picker does not have, the result is never used.
     fn picking(self) -> Picking {
         match self {
             Self::RoundRobin | Self::Random | Self::LeastRequest => Picking::Default,
@@ -176,15 +180,15 @@ impl Router {
         }
     }
 
-    /// The same with an index whose blocks are all of so many bytes, a power of two: its matches and totals are those of
-    /// the real one, rounded down. Exact where the real one's blocks are no longer: at 128 bytes, for texts below 16 KiB.
+    /// Gives all blocks of the index the same size, a power of two. Matches and totals are then those of the real
+    /// index, rounded down. They are equal if the real blocks are not longer: at 128 bytes for texts below 16 KiB.
     #[must_use]
     pub fn with_blocks_of(mut self, n_bytes: NonZeroU64) -> Self {
         self.block_bytes = n_bytes;
         self
     }
 
-    /// What a scrape found.
+    /// Records the result of a scrape.
     pub fn note_scrape(&mut self, pod_idx: usize, gauges: Gauges) {
         let Gauges { waiting, running: _, kv_usage } = gauges;
         self.change(pod_idx, |load| *load = CurrentLoad { waiting, kv_usage, ..*load });
@@ -222,7 +226,7 @@ impl Router {
         Placed { pod_idx, uncached_bytes }
     }
 
-    /// The first token came.
+    /// Records that the first token has come.
     pub fn note_first_token(&mut self, id: u64, placed: Placed) {
         for hash in self.expected_of.remove(&id).unwrap_or_default() {
             if let Entry::Occupied(mut entry) = self.expected[placed.pod_idx].entry(hash) {
@@ -235,7 +239,7 @@ impl Router {
         self.change(placed.pod_idx, |load| load.uncached_bytes -= placed.uncached_bytes);
     }
 
-    /// The answer is complete.
+    /// Records that the answer is complete.
     pub fn note_end(&mut self, placed: Placed) {
         self.change(placed.pod_idx, |load| load.in_flight -= 1);
     }
@@ -260,13 +264,13 @@ impl Router {
         picked
     }
 
-    /// The less busy of two that are drawn.
+    /// Draws two pods and returns the less busy one.
     fn least_of_two(&mut self) -> usize {
         let [first, second] = [(); 2].map(|()| self.rng.random_range(0..self.loads.len()));
         if self.loads[second].in_flight < self.loads[first].in_flight { second } else { first }
     }
 
-    /// The pod, unless the fleet is out of balance.
+    /// Returns the pod, or another one if the fleet is out of balance.
     fn guarded(&mut self, pod_idx: usize, max_gap: u32) -> usize {
         let in_flight = || self.loads.iter().map(|load| load.in_flight);
         let gap = in_flight().max().unwrap_or(0) - in_flight().min().unwrap_or(0);
@@ -280,7 +284,7 @@ impl Router {
         let n_tokens = prompt.len().max(1) as u64;
         let matched = pods.iter().zip(&self.expected).map(|(pod, expected)| {
             let n_expected = hashes.iter().take_while(|hash| expected.contains_key(*hash)).count();
-            // What one request computes, the next one behind it finds.
+            // A request finds what an earlier one will have computed.
             let n_cached = u64::from(pod.cached_tokens(&hashes));
             n_cached.max((n_expected * pod.block_size()) as u64) * total / n_tokens
         });
@@ -295,7 +299,7 @@ impl Router {
     }
 
     fn by_unchained(&mut self, text: &str) -> (usize, u64) {
-        // A chain of one block is a hash of the block alone.
+        // A chain of one block is the hash of that block alone.
         let hash = |block: &[u8]| {
             let mut builder = ChainBuilder::new();
             builder.push(block);
@@ -315,7 +319,7 @@ impl Router {
         picked
     }
 
-    /// The pod, and the bytes of the prompt that it is not believed to have, by what is held of it.
+    /// Returns a pod by what pods hold of the prompt, and the bytes that the pod probably does not have cached.
     fn pick(&mut self, total_bytes: u64) -> (usize, u64) {
         let picked = self.standings.pick(total_bytes, &self.held, &mut self.rng);
         let Pick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
@@ -335,7 +339,7 @@ fn endpoint(pod_idx: usize) -> EndpointId {
     EndpointId::new(u32::try_from(pod_idx).expect("fewer than 2^32 pods"), 0)
 }
 
-/// The pod where the first token comes first.
+/// Returns the pod whose first token comes first.
 fn soonest(ticket: Ticket<'_>, pods: &[Pod]) -> usize {
     let time = |pod: &Pod| pod.time_to_first_token(ticket.now, ticket.work).unwrap_or(Duration::MAX);
     let times = pods.iter().map(time).enumerate();

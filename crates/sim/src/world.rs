@@ -1,4 +1,5 @@
-//! The fleet and its clock: events in the order of time, and of planning where times are equal.
+//! The fleet and its clock. Events happen in the order of their times, and at equal times in the order in which they
+//! were planned.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -14,20 +15,20 @@ use vllm_engine::step::OutputToken;
 use crate::pod::{Pod, PodConfig, Work};
 use crate::router::{Placed, Policy, Router, Ticket};
 
-/// From the last token until the stream's end, as of the mock server.
+/// Time from the last token to the end of the stream, as in the mock server.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 
-/// What a fleet is made of.
+/// Settings of a fleet.
 #[derive(Clone, Debug)]
 pub struct Fleet {
     pub pod: PodConfig,
     pub n_pods: usize,
     pub policy: Policy,
-    /// Bytes of the blocks that prefixes are matched in; `None`: the index's own schedule.
+    /// Bytes of the blocks in which prefixes are matched; `None` for the index's own schedule.
     pub index_block: Option<NonZeroU64>,
-    /// How often the router reads the pods' gauges.
+    /// Time between two reads of the pods' gauges by the router.
     pub scrape_interval: Duration,
-    /// Whether to ask every pod, at each pick, what it holds of the prompt, and to keep every gap between tokens.
+    /// True to ask every pod at each pick how much of the prompt it has, and to keep all times between tokens.
     pub in_detail: bool,
     pub seed: u64,
 }
@@ -35,15 +36,15 @@ pub struct Fleet {
 /// A request that a workload sends.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The text that prefixes are matched by.
+    /// The text whose prefixes are matched.
     pub text: String,
     pub user: Option<u32>,
     pub prompt: Vec<u32>,
-    /// At least one token.
+    /// Tokens of the answer; at least one.
     pub output: Vec<u32>,
 }
 
-/// What came of a request; moments since the start.
+/// Result of a request. Moments are counted from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub id: u64,
@@ -54,11 +55,12 @@ pub struct Outcome {
     pub prompt_tokens: u32,
     pub cached_tokens: u32,
     pub output_tokens: u32,
-    /// Tokens of the prompt that the picked pod lacked and another one had at the pick; of a run in detail.
+    /// Tokens of the prompt that another pod had at the pick and the picked one did not; only with
+    /// [`Fleet::in_detail`].
     pub regret_tokens: Option<u32>,
 }
 
-/// A request that its pod refused: it has no answer.
+/// A request that its pod refused, so that it has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub id: u64,
@@ -66,12 +68,12 @@ pub struct Refusal {
     pub error: AddError,
 }
 
-/// Sends requests and learns what came of each: it ends or is refused, once.
+/// Sends requests, and learns once for each that it has ended or was refused.
 pub trait Workload {
-    /// When it wants to be asked next; `None`: when something has ended, or never.
+    /// Returns when it wants to be asked next; `None` if only after a request has ended, or never.
     fn next_due(&mut self, now: Duration) -> Option<Duration>;
 
-    /// What it sends now, each with a number of its own.
+    /// Returns the requests that it sends now, each with a unique id.
     fn due(&mut self, now: Duration) -> Vec<(u64, Request)>;
 
     fn ended(&mut self, outcome: &Outcome);
@@ -81,13 +83,13 @@ pub trait Workload {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    /// The workload wants to be asked.
+    /// The workload asked to be called now.
     Due,
     Scrape,
-    /// A request has come to its pod.
+    /// A request reaches its pod.
     Enter(u64),
     StepEnd(usize),
-    /// The client has its first token.
+    /// The client receives the first token.
     FirstToken(u64),
     End(u64),
 }
@@ -104,7 +106,7 @@ struct Live {
     regret_tokens: Option<u32>,
 }
 
-/// A fleet while it works.
+/// A running fleet.
 #[derive(Debug)]
 pub struct World {
     fleet: Fleet,
@@ -114,19 +116,19 @@ pub struct World {
     next_seq: u64,
     live: HashMap<u64, Live>,
     now: Duration,
-    /// The moment for which the workload is on the agenda.
+    /// Time at which the workload is to be asked, if it is on the agenda.
     due: Option<Duration>,
     gaps: Vec<Duration>,
 }
 
 impl Fleet {
-    /// What the router draws from: a picker that is given it as its seed breaks ties alike.
+    /// Returns the router's seed. A picker with the same seed breaks ties in the same way.
     #[must_use]
     pub fn router_seed(&self) -> u64 {
         self.seeds().nth(self.n_pods).expect("they never end")
     }
 
-    /// One for each pod, and then the router's.
+    /// Returns the seeds: one for each pod, and then the router's.
     fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         std::iter::repeat_with(move || rng.random())
@@ -134,8 +136,10 @@ impl Fleet {
 }
 
 impl World {
+    /// Makes a fleet.
+    ///
     /// # Errors
-    /// When the engine's settings do not go together.
+    /// When the engine's settings contradict each other.
     pub fn try_new(fleet: Fleet) -> Result<Self, ConfigError> {
         let pods = fleet.seeds().take(fleet.n_pods);
         let pods = pods.map(|seed| Pod::try_new(&fleet.pod, seed)).collect::<Result<_, _>>()?;
@@ -155,19 +159,19 @@ impl World {
         })
     }
 
-    /// Runs until the workload wants nothing more and everything has ended.
+    /// Runs until the workload wants nothing more and every request has ended.
     pub fn run(&mut self, workload: &mut impl Workload) {
         self.begin(workload);
         while self.advance(workload) {}
     }
 
-    /// Asks the workload for the first time.
+    /// Starts the run and asks the workload for the first time.
     pub fn begin(&mut self, workload: &mut impl Workload) {
         self.ask(workload);
         self.plan(self.now, Event::Scrape);
     }
 
-    /// Lets the next event happen; returns false when there is none.
+    /// Processes the next event; returns false if there is none.
     pub fn advance(&mut self, workload: &mut impl Workload) -> bool {
         let Some(Reverse((at, _, event))) = self.agenda.pop() else { return false };
         self.now = at;
@@ -199,14 +203,15 @@ impl World {
         true
     }
 
-    /// Prompt tokens that were looked up in caches, and those that were found, over all pods.
+    /// Returns the prompt tokens that all pods have looked up in their caches, and those that they have found.
     #[must_use]
     pub fn cache_counters(&self) -> (u64, u64) {
         let counters = self.pods.iter().map(Pod::cache_counters);
         counters.fold((0, 0), |(queries, hits), (own, found)| (queries + own, hits + found))
     }
 
-    /// Times from each token to the next of its answer, as the client sees them; of a run in detail.
+    /// Returns the times between successive tokens of an answer, as the client sees them; only with
+    /// [`Fleet::in_detail`].
     #[must_use]
     pub fn gaps(&self) -> &[Duration] {
         &self.gaps
@@ -225,7 +230,7 @@ impl World {
         for (pod_idx, pod) in self.pods.iter().enumerate() {
             self.router.note_scrape(pod_idx, pod.gauges());
         }
-        // While nothing is in flight and nothing is due, nothing changes.
+        // Nothing changes while nothing is in flight and nothing is due, so stop the scrapes.
         if !self.live.is_empty() || self.due.is_some() {
             let next = match (self.live.is_empty(), self.due) {
                 (true, Some(due)) => due.max(self.now + self.fleet.scrape_interval),
@@ -257,14 +262,14 @@ impl World {
         self.plan(enters_at, Event::Enter(id));
     }
 
-    /// Tokens of `prompt` that some pod has cached now, beyond those that the picked one has.
+    /// Returns the tokens of `prompt` that some pod has cached now, beyond those of the picked one.
     fn regret(&self, prompt: &[u32], picked_idx: usize) -> u32 {
         let hashes = self.pods[picked_idx].hashes(prompt);
         let most = self.pods.iter().map(|pod| pod.cached_tokens(&hashes)).max().unwrap_or(0);
         most.saturating_sub(self.pods[picked_idx].cached_tokens(&hashes))
     }
 
-    /// A refused request is over for the router, too.
+    /// Gives a request to its pod. A refused request has also ended for the router.
     fn enter(&mut self, id: u64) -> Result<(), Refusal> {
         let placed = self.live[&id].placed;
         let pod_idx = placed.pod_idx;

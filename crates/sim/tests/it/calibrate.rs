@@ -1,4 +1,5 @@
-//! Constants come back from times that were made with them, start from where one will; what the times do not tell is kept.
+//! A fit finds the constants that times were made with, from any start, and keeps constants that the times do not
+//! determine.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -65,7 +66,7 @@ fn steps(latency: &LatencyModel) -> Vec<Sample> {
     decodes.chain(PREFILLS.into_iter().map(|entry| prefill(entry, latency))).collect()
 }
 
-/// Each sample `n_times`, with a relative error of that standard deviation.
+/// Repeats each sample `n_times`, with random relative errors of standard deviation `sigma`.
 fn noisy(samples: &[Sample], n_times: usize, sigma: f64) -> Vec<Sample> {
     let (mut rng, normal) = (ChaCha8Rng::seed_from_u64(1), Normal::new(1.0, sigma).unwrap());
     let mut noisy = |time: Duration| time.mul_f64(normal.sample(&mut rng).max(0.1));
@@ -85,7 +86,7 @@ fn constant(calibrated: &Calibrated, name: &str) -> Fitted {
     *calibrated.constants.iter().find(|constant| constant.name == name).unwrap()
 }
 
-/// Mean absolute errors before and after.
+/// Returns the mean absolute errors before and after the fit.
 fn errors(calibrated: &Calibrated) -> (f64, f64) {
     let n_rows = calibrated.rows.len() as f64;
     let sums = calibrated.rows.iter().map(|row| row.misses());
@@ -93,7 +94,7 @@ fn errors(calibrated: &Calibrated) -> (f64, f64) {
     (sums.0 / n_rows, sums.1 / n_rows)
 }
 
-/// What mock-vllm makes of the file, on a card that has nothing to do with it.
+/// Returns the model that mock-vllm reads from the file, with an unrelated card as its base.
 fn loaded(file: &str) -> LatencyModel {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cal.yaml");
@@ -112,7 +113,8 @@ fn steps_of_a_known_card_give_its_constants_back_from_any_other() {
         let calibrated = calibrate(&Start::preset(start).unwrap(), &options(&[]), &samples).unwrap();
         let (before, after) = errors(&calibrated);
         assert!(before > 0.15 && after < 0.015, "{start}: {before:.3} before, {after:.3} after");
-        // One per cent of noise, twenty times at 24 steps. Weights and the time per step are one sum in most of them.
+        // There is one per cent of noise, and each of 24 steps is repeated twenty times. Most steps show only the sum
+        // of the weights' time and the time per step.
         for (name, expected, tolerance) in [
             ("gpu.gemm_tflops", 52.0, 0.05),
             ("gpu.attention_tflops", 35.0, 0.05),
@@ -203,7 +205,7 @@ fn requests_tell_what_passes_around_the_engine() {
 #[test]
 fn times_that_break_the_model_stay_off() {
     let samples = steps(&preset("a10-doc")).into_iter().enumerate().map(|(idx, sample)| match sample {
-        // Every other step takes five times as long: no constant explains that.
+        // Every other step takes five times as long, which no constants can explain.
         Sample::Step(step) if idx % 2 == 0 => Sample::Step(Step { time: step.time * 5, ..step }),
         sample => sample,
     });

@@ -1,4 +1,4 @@
-//! The fleet from outside: its times are the model's, its runs repeat, and nothing is lost in it.
+//! Tests of the fleet: its times are the model's, its runs repeat, and no request is lost.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -74,11 +74,11 @@ fn run(
     planned.outcomes
 }
 
-/// The published model's own check values: a cold first turn of 2,176 tokens, a warm one of which 46 are new.
+/// Check values of the published model: a cold first turn of 2,176 tokens, and a warm one with 46 new tokens.
 #[test]
 fn an_idle_pod_takes_what_the_latency_model_says() {
     let cold = request(0, 2176, 4);
-    // The same start, and 46 tokens more than its full blocks.
+    // The prompt has the same start, and 46 tokens more than its full blocks.
     let warm = Request { prompt: (0..2222).collect(), ..request(0, 2222, 4) };
     let outcomes = run(Policy::prefix(), 1, (0.0, 1), &[(0, cold), (60_000, warm)]);
     let ttft = |outcome: &Outcome| (outcome.first_token_at - outcome.sent_at).as_secs_f64();
@@ -113,7 +113,7 @@ fn a_prefix_stays_with_its_pod_and_chance_does_not_keep_it() {
     assert!(cold(Policy::Random) > 12);
 }
 
-/// The tutorial's second round: as many tokens as the servers count.
+/// The prompt of the next turn extends that of this one, as on the servers.
 #[test]
 fn a_conversation_has_the_servers_tokens() {
     let model = ServedModel::qwen25().unwrap();
@@ -127,12 +127,12 @@ fn a_conversation_has_the_servers_tokens() {
     assert_eq!(longer[..prompt.len()], prompt[..], "the next turn extends this one");
 }
 
-/// Six prompts in turn, twice over a fleet whose pods have room for two of them each.
+/// Returns six prompts in turn, repeated; each pod of the fleet has room for two of them.
 fn rotation() -> Vec<(u64, Request)> {
     (0..120_u32).map(|n| (u64::from(n) * 1000, request(n % 6 * 5000, 1000 + n, 3))).collect()
 }
 
-/// What goes by the engines' own caches loses nothing that another pod had; chance loses most of it.
+/// A policy that knows the engines' caches never misses a prefix that another pod has; random picks often do.
 #[test]
 fn who_knows_the_caches_regrets_nothing() {
     let regret = |policy| {
@@ -144,7 +144,7 @@ fn who_knows_the_caches_regrets_nothing() {
     assert!(regret(Policy::Random) > 10_000);
 }
 
-/// The oracle's forecast is what happens where nothing else comes: its pick is the soonest of all pods.
+/// Without other requests the oracle's forecast comes true, so its pick is the soonest of all pods.
 #[test]
 fn the_oracle_is_no_later_than_others_when_requests_come_alone() {
     let total = |policy| {
@@ -159,7 +159,7 @@ fn the_oracle_is_no_later_than_others_when_requests_come_alone() {
     assert!(oracle.mul_f64(1.1) < total(Policy::Random));
 }
 
-/// A burst on one prefix goes over to others; pure affinity keeps it in one place.
+/// A burst with one prefix spreads to other pods; pure affinity keeps it on one.
 #[test]
 fn the_guard_relieves_a_busy_holder() {
     let burst: Vec<(u64, Request)> = (0..40_u32).map(|n| (u64::from(n), request(0, 2000 + n, 50))).collect();
@@ -171,13 +171,14 @@ fn the_guard_relieves_a_busy_holder() {
     assert!(busiest(Policy::guard()) < 20);
 }
 
-/// Runs for so many events at most; returns whether the world came to its end.
+/// Runs at most `n_events` events; returns true if the world came to its end.
 fn comes_to_its_end(world: &mut World, workload: &mut Planned, n_events: usize) -> bool {
     world.begin(workload);
     (0..n_events).any(|_| !world.advance(workload))
 }
 
-/// A prompt as long as the model's context is refused, told once, and leaves no trace in the load; one token less is served.
+/// A prompt as long as the model's context is refused, reported once, and leaves no trace in the load. A prompt with
+/// one token less is served.
 #[test]
 fn what_the_engine_refuses_is_told_and_the_run_ends() {
     const CONTEXT: u32 = 8192;
