@@ -30,13 +30,13 @@ pub struct Report {
     pub schema: String,
     pub run: Run,
     pub checks: Vec<Check>,
-    /// The same conversations through each path; empty if that part did not run.
+    /// Results of the same conversations through each path; empty if that part did not run.
     pub sides: Vec<Side>,
     pub requests: Vec<Trace>,
     pub parts: Vec<Part>,
 }
 
-/// How and when the run took place.
+/// Time and circumstances of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// Start in UTC, as in RFC 3339.

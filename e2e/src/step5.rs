@@ -42,7 +42,7 @@ pub const SHORT: Duration = Duration::from_secs(200);
 const MAX_TIME_SCALE: f64 = 10.0;
 const DATA: &str = include_str!("../data/sharegpt-like.json");
 
-/// How the load is run.
+/// The ways to run the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Through {
     VirtualTime,

@@ -53,7 +53,7 @@ struct Point {
     failed: Option<String>,
 }
 
-/// Whether prefix-aware routing pays at a point.
+/// Verdict on prefix-aware routing at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Pays,
@@ -245,7 +245,7 @@ mod tests {
         assert!(!text.contains("pays throughout"), "{text}");
     }
 
-    /// With an interval of zero, the simulation would never reach the next moment.
+    /// An interval of zero would keep the simulation at one moment forever.
     #[test]
     fn scrapes_without_a_pause_are_refused() {
         let error = run(&args(Knob::ScrapeInterval, &[50, 0])).unwrap_err().to_string();

@@ -1,6 +1,6 @@
 //! Measures what a simulated request costs by the size of the fleet.
-//! Run it with `cargo bench -p sim --bench scale`, and `-- REQUESTS PODS...` for other sizes. Every pod gets the same load,
-//! so that only the router's own cost grows with the fleet.
+//! Run it with `cargo bench -p sim --bench scale`, and `-- REQUESTS PODS...` for other sizes. Every pod gets the same
+//! load, so that only the router's own cost grows with the fleet.
 //!
 //! ```text
 //!   pods  sessions  requests     built   seconds  us/request  hit ratio  peak MB

@@ -5,7 +5,7 @@
 //!    ▲                    └ prefix index, scheduling::pick                                    │
 //!    └──────────────────────────── what came of it ◄──────────────────────────────────────────┘
 //! ```
-//! The same seed gives the same run on every machine.
+//! One seed gives the same run on every machine.
 
 pub mod world;
 

@@ -53,7 +53,7 @@ pub enum Policy {
     PrefixNeverNoted(Affinity),
     /// `Prefix` with blocks whose hashes ignore the blocks before.
     PrefixUnchained(Affinity),
-    /// By the user's id if the request has one, otherwise at random.
+    /// Chosen by the user's id if the request has one, otherwise at random.
     User,
 }
 
@@ -88,11 +88,11 @@ pub struct Router {
     /// Blocks that each pod will have computed for requests without a first token, with the number of these requests;
     /// by pod.
     expected: Vec<HashMap<EngineHash, u32>>,
-    /// The same blocks by request.
+    /// Those blocks again, by request.
     expected_of: HashMap<u64, Vec<EngineHash>>,
     /// Loads by pod, with the gauges of the last scrape.
     loads: Vec<CurrentLoad>,
-    /// The same loads in the order that the picker's policies use.
+    /// Those loads again, in the order that the picker's policies use.
     standings: Standings,
     next: usize,
 }

@@ -127,7 +127,7 @@ enum Action {
     },
 }
 
-/// Whether the task continues.
+/// Decision whether the task continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Continue,

@@ -51,7 +51,7 @@ pub struct Settings {
     pub log_interval: Duration,
     /// Number of times that a failed request is repeated.
     pub n_retries: u32,
-    /// How to repeat a run exactly; `None` to look at the sessions and send as the original does, after each sleep of a
+    /// Timing of a repeatable run; `None` to look at the sessions and send as the original does, after each sleep of a
     /// tick.
     pub repeatable: Option<Repeatable>,
     /// Virtual seconds per second: the schedule runs this many times faster, and times are reported in virtual seconds.

@@ -18,7 +18,7 @@ pub struct Plan {
     pub pace: Pace,
 }
 
-/// How closely the schedule follows the original.
+/// Closeness of the schedule to the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
     /// The original's rules: a round is due one gap after the tick that sent the round before, so rounds drift; a

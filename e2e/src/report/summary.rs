@@ -8,7 +8,7 @@ use owo_colors::OwoColorize as _;
 use crate::check::Group;
 use crate::report::{Outcome, Report, Side};
 
-/// Whether the text may have colours; only a terminal's may.
+/// Use of colours in the text; only a terminal's may have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     Coloured,

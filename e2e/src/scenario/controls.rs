@@ -12,7 +12,7 @@ use crate::scenario::{part, texts};
 
 /// The pool's annotation, as in the tutorial.
 const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
-/// The same key with a comment: the pool stays valid and loses its strategy.
+/// Empty annotations in its place: the pool stays valid and loses its strategy.
 const NO_ANNOTATION: &str = "{} # no strategy";
 /// Header with which a client would choose its pod.
 const DESTINATION: &str = "x-gateway-destination-endpoint";
@@ -179,7 +179,7 @@ async fn compare_bare(lab: &Lab<'_>, bare: &Outcome) -> Result<()> {
     Ok(())
 }
 
-/// With pods that cache nothing, round 2 is as slow on round 1's pod as on another.
+/// Pods cache nothing: round 2 is as slow on round 1's pod as on another.
 async fn without_cache(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&["--no-enable-prefix-caching", "--jitter", "0"]).await?;
     let pairs = measure(lab, Group::Controls).await?;

@@ -26,7 +26,7 @@ const PAIRS: usize = 15;
 /// Largest time scale at which pods are measured side by side; above it, a millisecond of the machine weighs too much.
 const SIDE_BY_SIDE_SCALE: f64 = 2.0;
 
-/// The same request on a warm and on a cold pod.
+/// Results of the same request on a warm and on a cold pod.
 #[derive(Debug, Clone, Copy)]
 pub struct Pair {
     pub warm_ms: f64,
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_model_values_128_cached_tokens() {
-        // By hand: steps of 82.9 ms for 228 new tokens and 56.0 ms for 100.
+        // Computed by hand: a step takes 82.9 ms for 228 new tokens and 56.0 ms for 100.
         assert!((modelled_gain_ms() - 26.9).abs() < 0.5, "{}", modelled_gain_ms());
     }
 

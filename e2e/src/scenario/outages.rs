@@ -1,5 +1,5 @@
-//! What Envoy does while its picker hangs, dies during a response, is missing for a pool that fails open, refuses
-//! requests because the pool is saturated, or is one of two and dies.
+//! Outages of the picker, and what Envoy does then. The picker hangs, dies during a response, is missing for a pool
+//! that fails open, refuses requests because the pool is saturated, or is one of two and dies.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -114,7 +114,8 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// With `failureMode: FailOpen` and no picker, Envoy uses least request, and clients still cannot choose their pod.
+/// Checks `failureMode: FailOpen`: without a picker Envoy uses least request, and clients still cannot choose their
+/// pod.
 async fn fails_open(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let mut manifests = lab.cluster.manifests();

@@ -13,7 +13,7 @@ use crate::scenario::lab::{Answer, Lab, Shot, Via};
 
 /// The pool's annotation, as in the tutorial.
 pub(super) const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
-/// The same annotation, followed by ours.
+/// That annotation, followed by ours.
 pub(super) const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"\n    \
                        inference.networking.x-k8s.io/prefix-cache-mode: \"precise\"";
 /// Blocks of a pod's cache, enough for two or three conversations of about 1,200 tokens.

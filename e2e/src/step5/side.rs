@@ -31,23 +31,23 @@ const JITTER: f64 = 0.03;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
-    /// By prefix, in estimation mode, like the picker
+    /// Prefix-aware, in estimation mode, like the picker
     Prefix,
     /// Like Envoy on 8080
     LeastRequest,
     RoundRobin,
     Random,
-    /// By load alone, the picker's DEFAULT
+    /// Least loaded, the picker's DEFAULT
     Load,
-    /// By the header x-user-id
+    /// Chosen by the header x-user-id
     UserHeader,
-    /// By prefix, with an index that never learns of a pick
+    /// Prefix-aware, with an index that never learns of a pick
     NeverNoted,
-    /// By prefix, with blocks whose hashes ignore the blocks before
+    /// Prefix-aware, with blocks whose hashes ignore the blocks before
     Unchained,
 }
 
-/// Whether pods have a prefix cache.
+/// State of the pods' prefix caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caching {
     On,

@@ -30,7 +30,7 @@ pub struct Command {
     pub settle: Duration,
 }
 
-/// Whether requests say which user sends them.
+/// Presence of the user's id in requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserIds {
     Sent,
