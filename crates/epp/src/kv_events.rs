@@ -1,10 +1,10 @@
-//! Precise mode: what each engine's KV cache holds, from the events that it publishes.
+//! Precise mode: the blocks in each engine's KV cache, from the events that it publishes.
 //!
 //! ```text
 //! engine ──(ZMQ PUB: topic, number, batch)──► follow ──► sequence ──► wire ──► prefix_index::blocks
 //!        ◄─(ZMQ ROUTER: again from number n)── when numbers are missing, and when a connection begins
 //! ```
-//! An endpoint whose events are not known, or not all of them, is judged by the estimate meanwhile.
+//! While an endpoint's events are unknown or incomplete, the estimate is used for it.
 
 pub mod follow;
 

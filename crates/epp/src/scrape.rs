@@ -1,4 +1,4 @@
-//! Asks each endpoint for its load over one kept connection. Requests never wait for this.
+//! Scrapes the load of each endpoint over a persistent connection. Requests never wait for this.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -27,22 +27,22 @@ pub mod attempts;
 pub mod exposition;
 pub mod pace;
 
-/// Largest answer that is read; vLLM 0.11 sends about 100 KB.
+/// Largest page that is read; vLLM 0.11 sends about 100 KB.
 const MAX_BODY: usize = 8 << 20;
-/// Scrapes of the whole page before the filter is tried again: a server that starts may answer 404 or 503 at first.
+/// Scrapes of the whole page before the filter is tried again: a server may answer 404 or 503 while it starts.
 const WHOLE_PAGES: u32 = 100;
 
-/// Which page is asked for.
+/// The page that is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
-    /// The metrics that are read and no others, 2 % of all: vLLM's `/metrics/`, with the slash, is an app that filters.
+    /// Only the metrics that the picker reads, 2 % of all. vLLM's `/metrics/`, with the slash, is an app that filters.
     Filtered,
-    /// All metrics, for so many scrapes more: behind several API servers the filter finds nothing, and other engines do not
-    /// have it.
+    /// All metrics, for the next `n_left` scrapes: the filter finds nothing behind several API servers, and other
+    /// engines do not have it.
     Whole { n_left: u32 },
 }
 
-/// What is scraped and how often, and what is shared by all scrapes.
+/// A scraped endpoint, its pace, and the parts that all scrapes share.
 #[derive(Debug)]
 pub struct Scraping {
     pub member: Arc<Member>,
@@ -51,24 +51,24 @@ pub struct Scraping {
     pub metrics: Arc<Metrics>,
 }
 
-/// How the scrapes of one endpoint went.
+/// History of an endpoint's scrapes.
 #[derive(Debug)]
 struct Course {
     page: Page,
-    /// Scrapes in a row.
+    /// Number of failed scrapes in a row.
     n_failures: u32,
-    /// Reasons of failures that were said.
+    /// Reasons of failures that were already logged.
     said: BTreeSet<&'static str>,
 }
 
-/// Why a connection is used no longer.
+/// Reason why a connection is not used any longer.
 enum End {
-    /// The endpoint closed it between two scrapes, as servers may: the next one takes another.
+    /// The endpoint closed it between two scrapes, which is allowed; the next scrape opens another.
     Closed,
     Failed(Failure),
 }
 
-/// Why a scrape failed.
+/// Reason why a scrape failed.
 #[derive(Debug, Error)]
 enum Failure {
     #[error("nothing listens there")]
@@ -87,8 +87,8 @@ enum Failure {
     NoLoad(#[from] NoLoad),
 }
 
-/// Scrapes an endpoint until it is dropped. `noted` is called when its report changed: with each sample, and when the
-/// process behind it is gone.
+/// Scrapes an endpoint until this future is dropped. Calls `noted` when the endpoint's report has changed: after each
+/// sample, and when its process is gone.
 pub async fn scrape(scraping: Scraping, mut rng: impl Rng, noted: impl Fn(&Member, Cache)) {
     let Scraping { member, pace, attempts, metrics: _ } = &scraping;
     let mut course = Course { page: Page::Filtered, n_failures: 0, said: BTreeSet::new() };
@@ -110,14 +110,14 @@ impl Scraping {
     fn note_failure(&self, failure: &Failure, course: &mut Course, noted: &impl Fn(&Member, Cache)) {
         let Self { member, metrics, pace: _, attempts: _ } = self;
         course.n_failures = course.n_failures.saturating_add(1);
-        // What was read before may be over: it counts again when a scrape succeeds.
+        // The last numbers may be out of date: they count again after a scrape that succeeds.
         member.distrust();
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
         let reason = failure.reason();
         metrics.scrape_failures.get_or_create(&ReasonLabels { reason }).inc();
         let (endpoint, pod) = (&*member.destination, &*member.pod);
         match failure {
-            // Pods come and go.
+            // Not logged as a warning: pods come and go.
             Failure::Refused => {
                 if member.report_down() == Cache::Lost {
                     debug!(endpoint, pod, "Endpoint is down");
@@ -139,7 +139,7 @@ impl Scraping {
 }
 
 impl Failure {
-    /// As the metric names it.
+    /// The reason's name in the metric.
     fn reason(&self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -194,11 +194,11 @@ async fn serve_connection(
             n_scrapes += 1;
             course.n_failures = 0;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
-            // Most pods of a large pool are idle, most of the time.
+            // Most pods of a large pool are idle most of the time.
             sleep_until(begun + pace.gap(member.is_idle())).await;
         }
     };
-    // An endpoint may close the connection behind its answer, which must still be read.
+    // An endpoint may close the connection after its answer, which must still be read.
     let driven = async {
         let _ = connection.await;
         std::future::pending::<Infallible>().await
@@ -209,7 +209,7 @@ async fn serve_connection(
     }
 }
 
-/// Reads the load from the filtered page, or from the whole one if that does not have it.
+/// Reads the load from the filtered page, or from the whole one if the filtered one does not have it.
 async fn fetch(
     sender: &mut SendRequest<Empty<Bytes>>,
     member: &Member,
@@ -235,7 +235,7 @@ async fn fetch(
     gauges
 }
 
-/// The load that the page at `path` tells.
+/// The load on the page at `path`.
 async fn load(
     sender: &mut SendRequest<Empty<Bytes>>,
     member: &Member,
@@ -244,7 +244,7 @@ async fn load(
     Ok(exposition::parse(&get(sender, member, path).await?, member.runtime())?)
 }
 
-/// The page at `path`.
+/// Requests the page at `path`.
 async fn get(sender: &mut SendRequest<Empty<Bytes>>, member: &Member, path: &str) -> Result<Bytes, Failure> {
     let request = Request::get(path)
         .header(header::HOST, &*member.destination)
@@ -267,14 +267,14 @@ async fn get(sender: &mut SendRequest<Empty<Bytes>>, member: &Member, path: &str
     Ok(if says_its_length { body } else { whole_lines(body) })
 }
 
-/// A body that ends with its connection may be cut: what follows the last line's end is not believed.
+/// The body up to its last line end: a body that ends with its connection may be cut off.
 fn whole_lines(body: Bytes) -> Bytes {
     let end = body.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     body.slice(..end)
 }
 
 impl Page {
-    /// Whether the next request is for the filtered page.
+    /// Returns true if the next request is for the filtered page.
     fn asks_filtered(&mut self) -> bool {
         match self {
             Self::Filtered => true,
@@ -290,7 +290,7 @@ impl Page {
     }
 }
 
-/// Where the engine has its Prometheus metrics.
+/// Path of the engine's Prometheus metrics.
 fn path(runtime: ModelServerRuntime) -> &'static str {
     match runtime {
         ModelServerRuntime::Vllm | ModelServerRuntime::Sglang | ModelServerRuntime::TrtLlm => "/metrics",

@@ -1,4 +1,4 @@
-//! The process: ports, tasks, readiness, drain.
+//! The picker's process: ports, tasks, readiness, drain.
 //!
 //! ```text
 //! bind ─► serve ─(drain)─► NOT_SERVING ─(drain delay)─► no new streams ─(streams ended │ grace period │ abort)─► end
@@ -44,48 +44,49 @@ use crate::policies::WatchedFile;
 use crate::spans::{Otlp, Spans};
 use crate::tokens::Tokenizer;
 
-/// A message holds a body and its envelope.
+/// Bytes that a message may have besides its body.
 const ENVELOPE_BYTES: usize = 1 << 20;
 
-/// Everything that is decided before the process serves.
+/// Settings that are fixed before the process serves.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub files: files::Config,
-    /// Tunes the policy while the process runs.
+    /// File that tunes the policy while the process runs.
     pub policy_file: Option<PathBuf>,
-    /// Of the ext_proc and the health port.
+    /// Address of the ext_proc and the health port.
     pub host: IpAddr,
     pub grpc_port: u16,
     pub health_port: u16,
-    /// Of the metrics port, whose pages tell of pods and requests.
+    /// Address of the metrics port, whose pages show pods and requests.
     pub metrics_host: IpAddr,
     pub metrics_port: u16,
-    /// Of the ext_proc port.
+    /// TLS on the ext_proc port.
     pub security: Security,
-    /// With those who connect to any of the ports.
+    /// Patience with the peers on all ports.
     pub patience: Patience,
-    /// Where the requests' spans are sent.
+    /// Receiver of the requests' spans.
     pub otlp: Option<Otlp>,
-    /// Counts the lines that the log has dropped.
+    /// Lines that the log has dropped.
     pub n_dropped_lines: Counter,
-    /// `host:port` of other pickers' metrics ports.
+    /// Metrics ports of other pickers, as `host:port`.
     pub peers: Vec<String>,
     pub scrape_interval: Duration,
-    /// Of engines, for pools that go by their events.
+    /// Ports of engines, for pools that use KV events.
     pub kv_ports: kv_events::follow::Ports,
-    /// How long a request of such a pool waits for its tokens.
+    /// Longest wait of such a pool's request for its token ids.
     pub tokenize_timeout: Duration,
     pub grace_period: Duration,
-    /// How long streams are still taken when the drain has begun and health checks say so.
+    /// Time after the start of the drain during which new streams are still accepted; health checks already say
+    /// NOT_SERVING.
     pub drain_delay: Duration,
     pub max_body_bytes: usize,
-    /// Of the bodies of all streams.
+    /// Most bytes that the bodies of all streams take together.
     pub max_buffered_bytes: usize,
     pub body_timeouts: Timeouts,
     pub director: Options,
 }
 
-/// The ports that are served, where 0 was asked for too.
+/// The ports in use, also if port 0 was asked for.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Ports {
     pub grpc: SocketAddr,
@@ -93,16 +94,16 @@ pub struct Ports {
     pub metrics: SocketAddr,
 }
 
-/// How a server is told to end.
+/// Signals that end a server.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// Finish what is open, and take nothing new after the drain delay.
+    /// Finish open streams, and accept no new ones after the drain delay.
     pub drain: CancellationToken,
     /// End at once.
     pub abort: CancellationToken,
 }
 
-/// A picker with its files read and its ports bound.
+/// A picker that has read its files and bound its ports.
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
@@ -122,8 +123,7 @@ pub struct Server {
 impl Server {
     /// Reads the files, then binds the ports.
     ///
-    /// # Errors
-    /// A file that is not valid, or a port that is taken; the message names the flag.
+    /// # Errors If a file is not valid or a port is taken; the message names the flag.
     pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
         let (files, reader) = Files::load(settings.files.clone()).context("read the pools")?;
         let options = settings.director.clone().for_scrapes_every(settings.scrape_interval);
@@ -155,19 +155,20 @@ impl Server {
         })
     }
 
-    /// Tells the picker to read again what it looks at from time to time only.
+    /// Wakes the tasks that otherwise look at their files only from time to time.
     #[must_use]
     pub fn reload(&self) -> Arc<Notify> {
         Arc::clone(&self.reload)
     }
 
-    /// Takes tasks that shall run with the picker, and end it when they end.
+    /// Collects tasks that run with the picker. The picker ends if one of them does.
     pub fn parts(&mut self) -> &mut Parts {
         &mut self.parts
     }
 
-    /// # Errors
-    /// When the system does not know the address of a bound port.
+    /// The addresses of the bound ports.
+    ///
+    /// # Errors If the system does not know the address of a bound port.
     pub fn ports(&self) -> anyhow::Result<Ports> {
         let address = |listener: &TcpListener| listener.local_addr().context("read the bound address");
         Ok(Ports {
@@ -179,8 +180,7 @@ impl Server {
 
     /// Serves until `shutdown`.
     ///
-    /// # Errors
-    /// When a part of the server fails while it is needed.
+    /// # Errors If a part of the server fails while it is needed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let ports = self.ports()?;
         let Self {
@@ -255,7 +255,7 @@ impl Server {
 }
 
 impl Settings {
-    /// A body that could never find room is too large, whatever else is held.
+    /// Limits of a stream. A body that could never find room in the budget is too large, whatever else is held.
     fn limits(&self, director: &Director) -> Limits {
         let budget = Budget::new(self.max_buffered_bytes, director.metrics().buffered_bytes.clone());
         Limits {
@@ -271,7 +271,7 @@ fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
-/// Longest wait for tasks that were told to stop; none of them waits for anything but its next line of code.
+/// Longest wait for tasks that were told to stop; each of them stops at its next await.
 const LAST_TASKS: Duration = Duration::from_secs(1);
 
 async fn listen(host: IpAddr, port: u16, what: &str, flag: &str) -> anyhow::Result<TcpListener> {
@@ -281,7 +281,7 @@ async fn listen(host: IpAddr, port: u16, what: &str, flag: &str) -> anyhow::Resu
     })
 }
 
-/// Ends when open streams need not be waited for any longer. From `closed` on nothing new is taken, either way.
+/// Returns when the process need not wait for open streams any longer. Once `closed`, it accepts nothing new.
 async fn drain(shutdown: &Shutdown, (delay, grace_period): (Duration, Duration), closed: CancellationToken) {
     tokio::select! {
         () = shutdown.drain.cancelled() => {}

@@ -30,7 +30,7 @@ pub struct Bindings {
     /// Folder into which the caller writes [`Rendered::files`]; Envoy watches it.
     pub xds_dir: PathBuf,
     pub access_log: PathBuf,
-    /// Whether clients may ask the picker for its reasons; if not, listeners remove the question from requests.
+    /// True if clients may ask the picker for its reasons; if not, listeners remove the question from requests.
     pub explains: bool,
 }
 

@@ -75,7 +75,7 @@ fn default_namespace() -> String {
     DEFAULT_NAMESPACE.to_owned()
 }
 
-/// Whether `labels` contains every pair of `selector`. An empty selector selects nothing, as in a Service.
+/// True if `labels` contains every pair of `selector`. An empty selector selects nothing, as in a Service.
 #[must_use]
 pub fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))

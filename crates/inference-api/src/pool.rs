@@ -108,13 +108,13 @@ impl ModelServerRuntime {
     }
 }
 
-/// How the picker chooses among a pool's pods.
+/// The picker's way of choosing among a pool's pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RoutingStrategy {
-    /// By load: queue length and KV-cache usage.
+    /// Least load: queue length and KV-cache usage.
     #[default]
     Default,
-    /// By prefix: requests that share one go to the same pod as far as possible. Otherwise by load.
+    /// Longest prefix: requests that share one go to the same pod as far as possible. Otherwise least load.
     PrefixCache,
 }
 
@@ -158,7 +158,7 @@ pub struct PickerRef {
     pub failure_mode: FailureMode,
 }
 
-/// What the proxy does when the picker cannot be reached.
+/// The proxy's reaction if the picker cannot be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum FailureMode {
     /// Drop the request.
@@ -180,7 +180,7 @@ pub struct InferenceModel {
     pub pool: String,
 }
 
-/// How the requests of a model are treated when the pool is saturated.
+/// Treatment of a model's requests when the pool is saturated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Criticality {
     Critical,

@@ -38,7 +38,7 @@ pub struct EndpointRecord {
     pub address: SocketAddr,
     pub kv: KvAddresses,
     pub membership: Membership,
-    /// Whether the model server takes requests. Snapshots contain ready endpoints only.
+    /// True if the model server takes requests. Snapshots contain ready endpoints only.
     pub ready: bool,
 }
 

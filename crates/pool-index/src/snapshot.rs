@@ -123,7 +123,7 @@ impl Snapshot {
 // === impl Pool ===
 
 impl Pool {
-    /// Whether requests are placed by the KV events that engines publish.
+    /// True if requests are placed by the KV events that engines publish.
     #[must_use]
     pub fn goes_by_events(&self) -> bool {
         self.strategy == RoutingStrategy::PrefixCache && self.prefix_source == PrefixSource::Events

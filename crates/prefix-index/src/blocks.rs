@@ -40,8 +40,8 @@ pub struct Stored {
     pub tokens: Vec<u32>,
     /// Number of tokens in a block.
     pub block_size: u32,
-    /// By block, for as many blocks as the event describes: what distinguishes it besides tokens (adapter, salt,
-    /// images).
+    /// Other properties of each block besides tokens (adapter, salt, images), for as many blocks as the event
+    /// describes.
     pub extras: Vec<Vec<String>>,
     /// The LoRA adapter of all blocks.
     pub adapter: Option<String>,
@@ -95,7 +95,7 @@ pub struct Expected {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By name of the block: the endpoints that hold it, with the number of copies.
+    /// The endpoints that hold each block, with the number of copies.
     holders: HashMap<u64, SmallVec<[(EndpointId, u32); 2]>>,
     endpoints: HashMap<EndpointId, Endpoint>,
     n_orphans: u64,
@@ -103,11 +103,11 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Endpoint {
-    /// By the engine's name: our name, and the number of copies.
+    /// Our name of each block that the engine named, and the number of copies.
     blocks: HashMap<EngineHash, (u64, u32)>,
     /// Number of tokens in a block, known after the first one was stored.
     block_size: Option<u32>,
-    /// Whether no event was missed, so that the blocks are reliable.
+    /// True if no event was missed, so that the blocks are reliable.
     is_live: bool,
 }
 

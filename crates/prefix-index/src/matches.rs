@@ -7,7 +7,7 @@ use crate::{endpoint::EndpointId, schedule::bytes_in_blocks};
 /// Keep one and pass it to every lookup: it allocates only while the number of endpoints grows.
 #[derive(Clone, Debug, Default)]
 pub struct Matches {
-    /// By slot: position of the slot's endpoint in `found`, plus one; 0 if it is not in there.
+    /// Position in `found` plus one, by slot; 0 if the slot's endpoint is not in there.
     positions: Vec<u32>,
     /// Endpoints with the number of their blocks, at least one. Each endpoint occurs once, in no particular order.
     found: Vec<(EndpointId, u32)>,

@@ -93,8 +93,8 @@ impl Node {
         bytes_in_blocks(end) - bytes_in_blocks(end - n_blocks(n))
     }
 
-    /// How many of its last blocks have together at least `n_blocks` blocks and `n_bytes` bytes; all if there are too
-    /// few.
+    /// Number of its last blocks that have together at least `n_blocks` blocks and `n_bytes` bytes; all if there are
+    /// too few.
     fn n_tail_blocks(&self, n_blocks: u64, n_bytes: u64) -> usize {
         let len = self.hashes.len();
         let least = usize::try_from(n_blocks).map_or(len, |n| n.min(len));
@@ -285,7 +285,8 @@ impl Tree {
         previous
     }
 
-    /// Whether `leaf` may grow, for the next turn of a conversation: it has no child, and `slot` is its only holder.
+    /// Returns true if `leaf` may grow for the next turn of a conversation: it has no child, and `slot` is its only
+    /// holder.
     fn can_extend(&self, leaf: NodeId, slot: u32) -> bool {
         let leaf = self.node(leaf);
         leaf.n_children == 0 && leaf.holders.is_only(slot)

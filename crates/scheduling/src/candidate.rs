@@ -1,4 +1,4 @@
-//! What the picker knows about an endpoint when a request arrives.
+//! The picker's knowledge about an endpoint when a request arrives.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub struct Candidate {
     pub matched_bytes: u64,
 }
 
-/// How busy an endpoint is: what it last reported, and what this picker has sent to it.
+/// Load of an endpoint: what it last reported, and what this picker has sent to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
     /// Requests in the engine's queue, as scraped (`vllm:num_requests_waiting`).
@@ -31,7 +31,7 @@ pub struct Load {
     pub uncached_bytes: u64,
     /// Age of the scraped numbers; `None` if there are none that can be trusted.
     pub age: Option<Duration>,
-    /// Whether they are recent enough to be used for a pick.
+    /// True if they are recent enough to be used for a pick.
     pub fresh: bool,
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Survey {
     n_seen: usize,
     /// The longest share of the request that one candidate holds.
     pub(crate) longest: f64,
-    /// Whether the candidates' state of the request's adapter matters.
+    /// True if the candidates' state of the request's adapter matters.
     pub(crate) is_for_adapter: bool,
 }
 

@@ -9,13 +9,13 @@ use crate::affinity::{Affinity, Burden};
 use crate::candidate::{AdapterState, Candidate, Load};
 use crate::filter::{self, Survey};
 
-/// How the requests of a pool are placed.
+/// A pool's rule for placing requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Policy {
-    /// By load.
+    /// Least load.
     Default,
-    /// By prefix: to the endpoint that holds the longest part of the request's prefix, if that part exceeds the
-    /// threshold and the endpoint is not much busier than others; otherwise to the endpoint with the least work.
+    /// Longest prefix: the endpoint that holds the longest part of the request's prefix, if that part exceeds the
+    /// threshold and the endpoint is not much busier than others; otherwise the endpoint with the least work.
     PrefixCache(Affinity),
 }
 

@@ -1,4 +1,4 @@
-//! Whether a pool has capacity left for requests that may be refused.
+//! Saturation: a pool without capacity left refuses requests that may be refused.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
-    /// Whether no endpoint has capacity; also true without endpoints.
+    /// True if no endpoint has capacity; also true without endpoints.
     pub fn are_exceeded_by_all<'a>(&self, loads: impl IntoIterator<Item = &'a Load>) -> bool {
         !loads.into_iter().any(|load| self.has_capacity(load))
     }

@@ -20,7 +20,7 @@ use rand::{Rng, RngExt};
 use crate::affinity::Burden;
 use crate::pick::{Policy, Reason, ratio};
 
-/// How busy an endpoint is; see [`Load`](crate::candidate::Load).
+/// Load of an endpoint; see [`Load`](crate::candidate::Load).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CurrentLoad {
     pub waiting: u32,

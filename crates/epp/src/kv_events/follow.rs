@@ -1,4 +1,4 @@
-//! Follows one endpoint's events for as long as it lives and its pool wants them.
+//! Follows the events of one endpoint, as long as it lives and its pool wants them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,28 +20,30 @@ use super::wire::{self, Message};
 use crate::candidates::Member;
 use crate::metrics::Metrics;
 
-/// Between two tries.
+/// Time between two tries.
 const RETRY: Duration = Duration::from_millis(500);
 /// Longest wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How soon it is noticed that the pool goes by the estimate from now on, or that another process is behind the endpoint.
+/// Time in which the follower notices that the pool uses the estimate now, or that another process is behind the
+/// endpoint.
 const WATCH: Duration = Duration::from_millis(50);
-/// How soon it is noticed that the pool wants events: most never do, and a hundred endpoints must cost nothing then.
+/// Time in which the follower notices that the pool wants events: most pools never do, and then a hundred endpoints
+/// must cost nothing.
 const IDLE: Duration = Duration::from_secs(1);
-/// From subscribing until it is in effect at the engine's end, mostly. What is missed nevertheless is asked for again.
+/// Time that a subscription usually takes to reach the engine. Events that are missed nevertheless are asked for again.
 const SUBSCRIBING: Duration = Duration::from_millis(50);
 
-/// Ports of engines for which nothing else is said.
+/// Ports of engines for which no other ports are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
     pub events: u16,
-    /// `None`: engines are not asked for what was missed.
+    /// Port for past messages. `None`: engines are not asked for what was missed.
     pub replay: Option<u16>,
 }
 
-/// Why a connection is followed no longer.
+/// Reason why a connection is not followed any longer.
 enum End {
-    /// The pool goes by the estimate.
+    /// The pool uses the estimate.
     Unwanted,
     /// Another process is behind the endpoint.
     Replaced,
@@ -61,7 +63,7 @@ struct Follower {
 /// Counts a stream of events while it is followed.
 struct Counted(Gauge);
 
-/// Follows `member` until it is dropped.
+/// Follows `member` until this future is dropped.
 pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<Metrics>, ports: Ports) {
     let KvAddresses { events, replay } = member.kv;
     let at = |port| SocketAddr::new(member.address.ip(), port);
@@ -141,7 +143,7 @@ impl Follower {
         }
     }
 
-    /// Brings the index up to what the engine's cache holds, as far as it can be told.
+    /// Fills the index with what the engine's cache holds, as far as that can be found out.
     async fn begin(&mut self) -> anyhow::Result<()> {
         if self.member.id() != self.endpoint {
             self.blocks.remove_endpoint(self.endpoint);
@@ -149,7 +151,7 @@ impl Follower {
             self.sequence.reset();
         }
         match self.replay {
-            // Knowledge begins with the next message.
+            // The first known message is the next one.
             None => {
                 self.sequence.reset();
                 self.blocks.reset(self.endpoint, true);
@@ -209,7 +211,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Nobody can say any more what was stored and removed: what is known from now on is too little, not wrong.
+    /// Treats the cache as empty: events were lost, so we may underestimate it, never overestimate it.
     fn lose(&self) {
         warn!(endpoint = %self.member.destination, "KV events are lost; its cache counts as empty");
         self.metrics.kv_event_losses.inc();

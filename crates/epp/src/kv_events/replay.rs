@@ -1,4 +1,4 @@
-//! Asks an engine for messages of the past.
+//! Asks an engine for past messages.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,13 +14,12 @@ use super::wire::{self, Message};
 const END: u64 = u64::MAX;
 /// Longest wait for the next message of an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// More messages than any engine keeps (vLLM: `buffer_steps`, 10,000).
+/// Upper bound on the messages of an answer: more than any engine keeps (vLLM: `buffer_steps`, 10,000).
 const MAX_MESSAGES: usize = 1_000_000;
 
 /// The messages from number `from` on that the engine still has, in order.
 ///
-/// # Errors
-/// When it cannot be reached, falls silent, or answers otherwise.
+/// # Errors If the engine cannot be reached, falls silent, or gives an invalid answer.
 pub async fn replay(address: SocketAddr, from: u64) -> anyhow::Result<Vec<Message>> {
     let mut socket = DealerSocket::new();
     let connected = timeout(PATIENCE, socket.connect(&format!("tcp://{address}"))).await;
@@ -37,7 +36,8 @@ pub async fn replay(address: SocketAddr, from: u64) -> anyhow::Result<Vec<Messag
     }
 }
 
-/// `None` at the end. Behind an empty frame, the engine sends a topic (since vLLM 0.12) or none, the number and the batch.
+/// Reads a message; `None` at the end. After an empty frame the engine sends a topic (only since vLLM 0.12), the number
+/// and the batch.
 fn read(frames: &[Bytes]) -> anyhow::Result<Option<Message>> {
     let [empty, .., number, batch] = frames else { bail!("{} frames in an answer", frames.len()) };
     ensure!(empty.is_empty(), "an answer that does not begin with an empty frame");

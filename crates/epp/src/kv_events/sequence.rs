@@ -1,45 +1,45 @@
-//! Which messages were applied, and what to do with the next one. Pure.
+//! Keeps track of which messages were applied, and decides what to do with the next one. Pure.
 
-/// What to do with a message.
+/// Treatment of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     Apply,
     /// It was applied before.
     Skip,
-    /// Messages from this number on are missing.
+    /// The messages from this number on are missing.
     Missing {
         from: u64,
     },
 }
 
-/// What to do with messages that were asked for again.
+/// Relation of replayed messages to those applied before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replayed {
-    /// They go on where the last one that was applied ended.
+    /// They start where the last applied message ended.
     Continues,
-    /// They reach back to the start of the process: what was known before is in them.
+    /// They reach back to the start of the process, so they contain all that was known before.
     Whole,
-    /// Some before them are gone: what was known before may be wrong.
+    /// Messages before them are gone, so what was known before may be wrong.
     Torn,
-    /// There are none.
+    /// There are no messages.
     Empty,
 }
 
 /// The messages of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// The number that is due; `None` before the first message.
+    /// Number of the message that is due; `None` before the first message.
     due: Option<u64>,
 }
 
 impl Sequence {
-    /// The number that is due, 0 before the first message.
+    /// Number of the message that is due, 0 before the first message.
     #[must_use]
     pub fn due(&self) -> u64 {
         self.due.unwrap_or(0)
     }
 
-    /// Without a place to ask for earlier ones, the first message is where knowledge begins.
+    /// Decides what to do with message `number`. The first message is applied whatever its number.
     pub fn take(&mut self, number: u64) -> Next {
         match self.due {
             Some(due) if number < due => Next::Skip,
@@ -51,7 +51,7 @@ impl Sequence {
         }
     }
 
-    /// The first and the last number of what was asked for again.
+    /// Decides what to do with replayed messages, given their first and last number.
     pub fn take_replay(&mut self, numbers: Option<(u64, u64)>) -> Replayed {
         let Some((first, last)) = numbers else { return Replayed::Empty };
         let replayed = match self.due {
@@ -65,7 +65,7 @@ impl Sequence {
         replayed
     }
 
-    /// Forgets everything: another process speaks, or nobody can say what was missed.
+    /// Forgets everything: messages come from another process, or it is unknown what was missed.
     pub fn reset(&mut self) {
         self.due = None;
     }
@@ -98,7 +98,7 @@ mod tests {
             (Some(9), Some((9, 12)), Replayed::Continues),
             (Some(9), Some((5, 12)), Replayed::Continues),
             (Some(9), Some((10, 12)), Replayed::Torn),
-            // A process that began anew: it is behind.
+            // A process that started again: its numbers are lower.
             (Some(9), Some((2, 4)), Replayed::Torn),
             (Some(9), Some((0, 4)), Replayed::Whole),
         ] {

@@ -1,5 +1,5 @@
-//! Batches of KV events in msgpack, in the forms that vLLM has had: events as arrays that grew at their end (0.8 to 0.11),
-//! and as maps (since 0.12).
+//! Decodes batches of KV events in msgpack, in both of vLLM's forms: events as arrays that grew at their end (0.8 to
+//! 0.11), and as maps (since 0.12).
 //!
 //! Blocks outside the GPU, and those of a second cache group, save no prefill of a plain model: they are left out.
 
@@ -7,9 +7,9 @@ use bytes::Bytes;
 use prefix_index::blocks::{BlockEvent, EngineHash, Stored, media_key};
 use rmpv::Value;
 
-/// Nesting of a batch: its events, a block's extra keys, an image's pair.
+/// Deepest nesting of a batch: its events, a block's extra keys, an image's pair.
 const MAX_DEPTH: usize = 16;
-/// Fields of an event in the array form, behind its type.
+/// Fields of an event in the array form, after its type.
 const STORED: [&str; 9] = [
     "block_hashes",
     "parent_block_hash",
@@ -23,7 +23,7 @@ const STORED: [&str; 9] = [
 ];
 const REMOVED: [&str; 3] = ["block_hashes", "medium", "group_idx"];
 
-/// What is wrong with a message.
+/// Reason why a message is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     #[error("{0} frames, not a topic, a number and a batch")]
@@ -38,15 +38,15 @@ pub enum WireError {
     Missing(&'static str),
 }
 
-/// One message as it was published.
+/// A message as it was published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// One more for each message of a process, from 0.
+    /// Number of the message in its process, from 0.
     pub number: u64,
     pub batch: Bytes,
 }
 
-/// An event, in either form.
+/// An event in either form.
 struct Event<'a> {
     fields: &'a [Value],
     names: &'static [&'static str],
@@ -54,10 +54,9 @@ struct Event<'a> {
 }
 
 impl Message {
-    /// Of a topic, a number of 8 bytes (big endian) and a batch.
+    /// Creates a message from its frames: a topic, a number of 8 bytes (big endian) and a batch.
     ///
-    /// # Errors
-    /// When the frames are others.
+    /// # Errors If these are not the frames.
     pub fn new(frames: &[Bytes]) -> Result<Self, WireError> {
         let [_, number, batch] = frames else { return Err(WireError::Frames(frames.len())) };
         Ok(Self { number: number_of(number)?, batch: batch.clone() })
@@ -69,10 +68,9 @@ pub(super) fn number_of(bytes: &Bytes) -> Result<u64, WireError> {
     Ok(u64::from_be_bytes(bytes))
 }
 
-/// The events of a batch `[time, [event, …], rank]`. Types that are not known are left out, as later engines may have more.
+/// The events of a batch `[time, [event, …], rank]`. Unknown types are left out, because later engines may have more.
 ///
-/// # Errors
-/// When it is not one, or an event lacks what it must have.
+/// # Errors If `batch` is not a batch, or an event lacks a required field.
 pub fn events(batch: &[u8]) -> Result<Vec<BlockEvent>, WireError> {
     let batch = rmpv::decode::read_value_with_max_depth(&mut &*batch, MAX_DEPTH)
         .map_err(|error| WireError::Syntax(error.to_string()))?;
@@ -114,7 +112,7 @@ impl<'a> Event<'a> {
         value.filter(|value| !value.is_nil())
     }
 
-    /// Whether it is about the GPU's blocks of the first group.
+    /// Returns true if the event is about the GPU's blocks of the first group.
     fn counts(&self) -> bool {
         let is_gpu = |medium: &Value| medium.as_str().is_none_or(|medium| medium.eq_ignore_ascii_case("gpu"));
         self.get("medium").is_none_or(is_gpu)
@@ -134,7 +132,7 @@ impl<'a> Event<'a> {
             tokens.and_then(|tokens| tokens.iter().map(integer).collect::<Option<_>>());
         let block_size = self.get("block_size").and_then(integer).filter(|size| *size > 0);
         let extras = self.get("extra_keys").and_then(Value::as_array).map(Vec::as_slice);
-        // An adapter that has only a number cannot be told from others by a request's model.
+        // A request's model does not show the number of an adapter, so an adapter with only a number never matches.
         let adapter = match (self.get("lora_name").and_then(Value::as_str), self.get("lora_id")) {
             (Some(name), _) => Some(name.to_owned()),
             (None, Some(id)) => Some(format!("adapter number {id}")),
@@ -167,7 +165,7 @@ fn hash(value: &Value) -> Option<EngineHash> {
     }
 }
 
-/// A block's extra keys: texts, or the hash and the offset of an image, a sound or a video.
+/// A block's extra keys: texts, or the hash and the offset of an image, sound or video.
 fn keys(value: &Value) -> Vec<String> {
     let key = |key: &Value| match key.as_array().map(Vec::as_slice) {
         Some([hash, offset]) => media_key(hash.as_str().unwrap_or_default(), offset),

@@ -1,4 +1,4 @@
-//! Connections to endpoints, of which only so many are opened at once.
+//! Connection attempts to endpoints, with a bound on how many are open at once.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -10,11 +10,12 @@ use tokio::time::timeout;
 
 use super::Failure;
 
-/// Most attempts at once, of either kind. Each takes a file descriptor, for as long as the patience if nobody answers.
+/// Most attempts of each kind at a time. Each takes a file descriptor, and without an answer keeps it for the whole
+/// patience.
 const MAX_ATTEMPTS: usize = 256;
 
-/// Attempts to connect. Those to endpoints that did not answer before wait for each other alone, so that a network that
-/// swallows connections does not hold up the rest.
+/// Connects to endpoints. Those that did not answer before have their own queue, so that a network that drops
+/// connections does not delay the others.
 #[derive(Debug)]
 pub struct Attempts {
     first: Semaphore,
@@ -28,7 +29,7 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// Connects to `address` after `n_failures` scrapes in a row that failed.
+    /// Connects to `address` after `n_failures` failed scrapes in a row.
     pub(super) async fn connect(
         &self,
         address: SocketAddr,
@@ -40,7 +41,7 @@ impl Attempts {
         let stream = match timeout(patience, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Err(Failure::Refused),
-            // The network's fault, or our own.
+            // The network is at fault, or this machine.
             Ok(Err(error)) => return Err(Failure::Unreachable(error)),
             Err(_) => return Err(Failure::Timeout(patience)),
         };

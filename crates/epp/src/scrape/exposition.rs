@@ -1,34 +1,34 @@
-//! The few gauges that the picker needs, out of an engine's Prometheus text; each engine names them its own way.
+//! Reads the few gauges that the picker needs from an engine's Prometheus text; each engine has its own names for them.
 
 use inference_api::pool::ModelServerRuntime;
 
 use crate::candidates::Adapters;
 
-/// What one answer says of an endpoint that tells its load.
+/// The metrics of an endpoint, from one answer that contains its load.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gauges {
     /// Requests in the queue, summed over the engines of the process.
     pub waiting: u32,
-    /// Requests in the batch, summed likewise.
+    /// Requests in the batch, summed over the engines of the process.
     pub running: u32,
-    /// Share of the KV cache that is in use; the fullest engine's.
+    /// Share of the KV cache that is in use, of the fullest engine.
     pub kv_usage: f64,
-    /// `process_start_time_seconds`.
+    /// Start of the process (`process_start_time_seconds`).
     pub started: Option<f64>,
-    /// Prompt tokens counted since the process began, summed over its engines.
+    /// Prompt tokens since the process began, summed over its engines.
     pub prompt_tokens: Option<f64>,
-    /// Size of the KV cache in tokens, summed likewise.
+    /// Size of the KV cache in tokens, summed over the engines of the process.
     pub kv_tokens: Option<u64>,
-    /// `vllm:lora_requests_info`, where the engine serves adapters.
+    /// Adapters in `vllm:lora_requests_info`, if the engine serves adapters.
     pub adapters: Option<Adapters>,
 }
 
-/// The text does not tell the load: the metrics that it lacks, or that have a value which is not a count or a share.
+/// The text does not contain the load. Lists the metrics that are missing or whose value is not a count or a share.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no value of {}", .0.join(", "))]
 pub struct NoLoad(pub Vec<&'static str>);
 
-/// Which gauge a line holds.
+/// The gauge in a line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Gauge {
     Waiting,
@@ -36,14 +36,14 @@ enum Gauge {
     KvUsage,
     Adapters,
     PromptTokens,
-    /// Its labels say how many blocks of how many tokens there are.
+    /// Number and size of blocks, in the labels.
     CacheConfig,
 }
 
-/// A metric's name, the label that tells it from others of that name, and what it is.
+/// Name of a metric, the label that distinguishes it from others of that name, and the gauge.
 type Row = (&'static str, Option<(&'static str, &'static str)>, Gauge);
 
-/// vLLM renamed the cache's usage in 0.10.
+/// vLLM's names; 0.10 renamed the cache usage.
 const VLLM: [Row; 7] = [
     ("vllm:num_requests_waiting", None, Gauge::Waiting),
     ("vllm:num_requests_running", None, Gauge::Running),
@@ -59,7 +59,7 @@ const SGLANG: [Row; 4] = [
     ("sglang:token_usage", None, Gauge::KvUsage),
     ("sglang:prompt_tokens_total", None, Gauge::PromptTokens),
 ];
-/// Triton's batch manager.
+/// Names of Triton's batch manager.
 const TRT_LLM: [Row; 3] = [
     ("nv_trt_llm_request_metrics", Some(("request_type", "waiting")), Gauge::Waiting),
     ("nv_trt_llm_request_metrics", Some(("request_type", "scheduled")), Gauge::Running),
@@ -72,7 +72,7 @@ const TRTLLM_SERVE: [Row; 3] = [
 ];
 const STARTED: &str = "process_start_time_seconds";
 
-/// The names of an engine, and what all of them begin with.
+/// The names of an engine's metrics, and their common prefix.
 fn names(runtime: ModelServerRuntime) -> (&'static [u8], &'static [Row]) {
     match runtime {
         ModelServerRuntime::Vllm => (b"vllm:", &VLLM),
@@ -82,7 +82,7 @@ fn names(runtime: ModelServerRuntime) -> (&'static [u8], &'static [Row]) {
     }
 }
 
-/// The query that makes `prometheus_client`'s own app leave everything else out.
+/// Query that makes `prometheus_client`'s own app leave out everything else.
 #[must_use]
 pub fn filter(runtime: ModelServerRuntime) -> String {
     let (_, rows) = names(runtime);
@@ -90,10 +90,9 @@ pub fn filter(runtime: ModelServerRuntime) -> String {
     names.map(|name| format!("name%5B%5D={name}")).collect::<Vec<_>>().join("&")
 }
 
-/// Reads Prometheus or OpenMetrics text; lines that it does not know are skipped at the first letters.
+/// Parses Prometheus or OpenMetrics text; unknown lines are skipped after their first letters.
 ///
-/// # Errors
-/// When the text does not tell the load.
+/// # Errors If the text does not contain the load.
 pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Result<Gauges, NoLoad> {
     let (prefix, rows) = names(runtime);
     let mut seen = Seen::default();
@@ -121,7 +120,7 @@ pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Result<Gauges, NoLoad>
     })
 }
 
-/// What was found in the lines so far.
+/// Values in the lines so far.
 #[derive(Debug, Default)]
 struct Seen {
     waiting: Total<f64>,
@@ -131,13 +130,13 @@ struct Seen {
     kv_tokens: Total<u64>,
     started: Option<f64>,
     adapters: Option<Adapters>,
-    /// When the adapters were reported.
+    /// Time at which the adapters were reported.
     adapters_at: Option<f64>,
     base_models: Vec<String>,
 }
 
-/// What the engines of one process have together. One whose part cannot be read makes it unknown: the rest of a queue is
-/// not the queue.
+/// A sum over the engines of one process. It is unknown if the part of one engine cannot be read: the rest of a queue
+/// is not the queue.
 #[derive(Clone, Copy, Debug, Default)]
 enum Total<T> {
     #[default]
@@ -180,7 +179,7 @@ impl Seen {
             Gauge::KvUsage => self.kv_usage.add(sample.value, |total, part| Some(total.max(part))),
             Gauge::PromptTokens => self.prompt_tokens.add(sample.value, sum),
             Gauge::CacheConfig => self.kv_tokens.add(kv_tokens(sample), u64::checked_add),
-            // Of several series the one with the largest value, a timestamp, is the latest.
+            // The latest series has the largest value, which is a timestamp.
             Gauge::Adapters => {
                 let is_newer = |at: &f64| self.adapters_at.is_none_or(|newest| *at > newest);
                 if let Some(at) = sample.value.filter(is_newer) {
@@ -191,7 +190,7 @@ impl Seen {
         }
     }
 
-    /// The gauges, or those of the load that are not known.
+    /// The gauges, or the gauges of the load that are unknown.
     fn gauges(self) -> Result<Gauges, Vec<Gauge>> {
         let Self { prompt_tokens, kv_tokens, started, base_models, .. } = self;
         let load = [
@@ -214,7 +213,7 @@ impl Seen {
     }
 }
 
-/// `None` for an engine that can hold no adapter.
+/// The adapters in a line; `None` for an engine that cannot hold any.
 fn adapters(sample: &Sample<'_>) -> Option<Adapters> {
     let max = sample.label("max_lora")?.parse().ok().filter(|max| *max > 0)?;
     let names = ["running_lora_adapters", "waiting_lora_adapters"]
@@ -226,18 +225,18 @@ fn adapters(sample: &Sample<'_>) -> Option<Adapters> {
     Some(Adapters { names: names.map(str::to_owned).collect(), max, base_models: Vec::new() })
 }
 
-/// `None` where the labels do not say, as before the cache is allocated.
+/// Size of the cache; `None` if the labels do not contain it, as before the cache is allocated.
 fn kv_tokens(sample: &Sample<'_>) -> Option<u64> {
     let number = |key| sample.label(key)?.parse::<u64>().ok();
     number("block_size")?.checked_mul(number("num_gpu_blocks")?).filter(|kv_tokens| *kv_tokens > 0)
 }
 
-/// A line, taken apart.
+/// A line, split into its parts.
 struct Sample<'a> {
     name: &'a str,
     /// `key="value",…` without the braces.
     labels: &'a str,
-    /// `None` unless it is a number from 0 on: nothing that is read here can be negative, infinite or `NaN`.
+    /// `None` unless it is a finite number from 0 on: no metric that is read here can be anything else.
     value: Option<f64>,
 }
 
@@ -253,12 +252,12 @@ impl<'a> Sample<'a> {
             }
             None => ("", rest),
         };
-        // A timestamp may follow the value, and an exemplar with labels and a value of its own.
+        // A timestamp may follow the value, and an exemplar with its own labels and value.
         let value = rest.split_ascii_whitespace().next().and_then(|value| value.parse().ok());
         Some(Self { name, labels, value: value.filter(|value: &f64| value.is_finite() && *value >= 0.0) })
     }
 
-    /// The label's value as it is written; names of models and adapters have nothing to escape.
+    /// A label's value as written: names of models and adapters need no escapes.
     fn label(&self, key: &str) -> Option<&'a str> {
         let mut rest = self.labels;
         loop {
@@ -272,7 +271,7 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Where the labels behind an opening brace end; a quoted value may hold a brace, too.
+/// End of the labels after an opening brace; a quoted value may contain a brace.
 fn labels_end(inside: &str) -> Option<usize> {
     let mut start = 0;
     loop {
@@ -285,7 +284,7 @@ fn labels_end(inside: &str) -> Option<usize> {
     }
 }
 
-/// Where the value behind an opening quote ends.
+/// End of the value after an opening quote.
 fn quote_end(value: &str) -> Option<usize> {
     let mut is_escaped = false;
     value.find(|char| {

@@ -1,7 +1,7 @@
-//! Takes connections, and ends those that nobody uses: half-open handshakes, peers that vanished, idle ones.
+//! Accepts connections, and closes those that nobody uses: half-open handshakes, vanished peers, idle ones.
 //!
-//! A proxy sends the streams of all its clients over a few connections, so nothing that one client can cause may end a
-//! connection: HTTP/2's guards against abuse are set so that only the peer itself trips them.
+//! A proxy sends the streams of all its clients over a few connections, so nothing that one client causes may end a
+//! connection: HTTP/2's guards against abuse are set so that only the peer itself can trigger them.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,43 +27,44 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tracing::{debug, info, warn};
 
-/// Streams of one connection. The proxy sends one stream per request in flight and closes none early; hyper's default
-/// of 200 would make it open connections instead.
+/// Most streams on one connection. The proxy opens one stream per request in flight and closes none early; with hyper's
+/// default of 200 it would open more connections instead.
 const MAX_CONCURRENT_STREAMS: u32 = 40_000;
-/// Bytes of a stream that are under way or not read yet; a proxy that gets ahead of the picker puts what follows into larger
-/// frames. The window holds 6,500 frames of 10 bytes, an ext_proc message with a byte of body: Envoy ends a connection to
-/// which it has more than 10,000 frames to write (`max_outbound_frames`, counted in `http2.outbound_flood`).
+/// Bytes of a stream that are under way or not read yet; if the proxy is faster than the picker, it sends what follows
+/// in larger frames. The window holds 6,500 frames of 10 bytes, which is an ext_proc message with a byte of body: Envoy
+/// ends a connection to which it has more than 10,000 frames to write (`max_outbound_frames`, counted in
+/// `http2.outbound_flood`).
 const STREAM_WINDOW: u32 = 64 << 10;
-/// Bytes of a connection that are under way or not read yet: HTTP/2's largest window, so that streams which are not read
-/// hold up no other. Half of it is h2's budget for small DATA frames that are not read yet, each of which costs up to 256
-/// bytes of it; beyond the budget the connection ends with `too_many_data_frames`. More than 600 streams would have to be
-/// full of such frames.
+/// Bytes of a connection that are under way or not read yet: HTTP/2's largest window, so that streams that are not read
+/// block no others. Half of it is h2's budget for small DATA frames that are not read yet, each of which takes up to
+/// 256 bytes of it; beyond the budget the connection ends with `too_many_data_frames`. That would take more than 600
+/// streams full of such frames.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// Bytes of a stream's answers that wait for the proxy to read them.
+/// Bytes of a stream's answers that wait until the proxy reads them.
 const SEND_BUFFER: usize = 64 << 10;
-/// Length of HTTP/2's preface and of an empty SETTINGS frame.
+/// Length of HTTP/2's preface and an empty SETTINGS frame.
 const HTTP2_HELLO: u64 = 24 + 9;
-/// How long no connection is taken after one could not be, as when file descriptors are short.
+/// Pause after a connection could not be accepted, for example because file descriptors are short.
 const BACK_OFF: Duration = Duration::from_millis(500);
-/// A client of HTTP/1 that says nothing for so long is let go: two of Prometheus's usual intervals.
+/// Longest silence of an HTTP/1 client: two of Prometheus's usual intervals.
 const HTTP1_SILENCE: Duration = Duration::from_secs(60);
 
-/// How long peers may keep a connection that does nothing.
+/// Times for which peers may keep a connection that does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// For TLS, and again for the first frame of HTTP/2.
+    /// Time for TLS, and again for the first frame of HTTP/2.
     pub handshake: Duration,
-    /// A peer that was silent for so long is pinged.
+    /// Silence after which a peer is pinged.
     pub ping_interval: Duration,
-    /// A peer that does not answer the ping for so long has vanished: its streams end.
+    /// Time for the answer to a ping; without one, the peer has vanished and its streams end.
     pub ping_timeout: Duration,
-    /// A connection of HTTP/2 without a stream for so long is closed, in good order.
+    /// Time after which an HTTP/2 connection without streams is closed gracefully.
     pub idle: Duration,
 }
 
 impl Default for Patience {
-    /// A vanished proxy is noticed within 20 s. The idle time is below the hour after which Envoy closes such connections
-    /// itself, and long enough that a quiet night costs few handshakes.
+    /// A vanished proxy is noticed within 20 s. The idle time is below the hour after which Envoy itself closes such
+    /// connections, and long enough that a quiet night needs few handshakes.
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(10),
@@ -74,17 +75,17 @@ impl Default for Patience {
     }
 }
 
-/// A port, and how its connections are served.
+/// A port, and the protocol of its connections.
 #[derive(Debug)]
 pub(super) struct Port<P> {
-    /// Names it in the log.
+    /// Name in the log.
     pub(super) name: &'static str,
     pub(super) listener: TcpListener,
     pub(super) protocol: P,
     pub(super) patience: Patience,
 }
 
-/// Serves one connection to its end, and closes it in good order once `closed`.
+/// Serves one connection to its end, and closes it gracefully once `closed`.
 pub(super) trait Protocol: Clone + Send + 'static {
     fn serve(
         self,
@@ -94,7 +95,7 @@ pub(super) trait Protocol: Clone + Send + 'static {
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
-/// gRPC, over TLS or not.
+/// gRPC, with or without TLS.
 #[derive(Clone, Debug)]
 pub(super) struct Grpc {
     pub(super) tls: Option<Arc<ServerConfig>>,
@@ -105,7 +106,7 @@ pub(super) struct Grpc {
 #[derive(Clone, Debug)]
 pub(super) struct Http(pub(super) Router);
 
-/// Runs the streams of one connection, and counts them.
+/// Runs the streams of one connection and counts them.
 #[derive(Clone, Default)]
 struct Streams {
     open: TaskTracker,
@@ -113,7 +114,7 @@ struct Streams {
 }
 
 impl<P: Protocol> Port<P> {
-    /// Takes connections until `closed`, then waits for those that are open.
+    /// Accepts connections until `closed`, then waits for the open ones.
     pub(super) async fn serve(self, closed: CancellationToken) {
         let Self { name, listener, protocol, patience } = self;
         let connections = TaskTracker::new();
@@ -122,7 +123,7 @@ impl<P: Protocol> Port<P> {
             let accepted = match listener.accept().now_or_never() {
                 Some(accepted) => accepted,
                 None => {
-                    // All that waited were taken.
+                    // All waiting connections are accepted.
                     if std::mem::take(&mut fails) {
                         info!(port = name, "Taking connections again");
                     }
@@ -147,7 +148,7 @@ impl<P: Protocol> Port<P> {
                     if !std::mem::replace(&mut fails, true) {
                         warn!(port = name, %error, "Cannot take connections");
                     }
-                    // What is lacking comes back when connections end.
+                    // File descriptors come back when connections end.
                     let _ = timeout(BACK_OFF, closed.cancelled()).await;
                 }
             }
@@ -163,9 +164,10 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Small answers go out at once, and the system notices a peer that vanished, whether something is to be sent or not.
+/// Sets up the socket: small answers leave at once, and the system detects a vanished peer, with or without data to
+/// send.
 fn prepare(socket: &TcpStream, patience: Patience) -> io::Result<()> {
-    // The system counts in seconds.
+    // The system counts in whole seconds.
     let [time, interval] =
         [patience.ping_interval, patience.ping_timeout].map(|wait| wait.max(Duration::from_secs(1)));
     socket.set_nodelay(true)?;
@@ -257,16 +259,16 @@ fn http2(streams: Streams, patience: Patience) -> http2::Builder<Streams> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
-        // Clients that give up make the proxy reset streams, all that it has open if they give up together.
+        // If clients give up together, the proxy resets all their streams.
         .max_pending_accept_reset_streams(usize::try_from(MAX_CONCURRENT_STREAMS).ok())
-        // A stream that the picker ended may have frames under way, on a connection that lives for months.
+        // Frames may be under way for a stream that the picker has ended; a connection lives for months.
         .max_local_error_reset_streams(None)
         .keep_alive_interval(patience.ping_interval)
         .keep_alive_timeout(patience.ping_timeout);
     builder
 }
 
-/// Ends if the peer has not begun to speak HTTP/2 in time; a connection that has is watched by pings.
+/// Returns an error if the peer does not start HTTP/2 in time; after the start, pings watch the connection.
 async fn half_open(n_read: &AtomicU64, handshake: Duration) -> anyhow::Error {
     sleep(handshake).await;
     if n_read.load(Ordering::Relaxed) < HTTP2_HELLO {
@@ -276,7 +278,7 @@ async fn half_open(n_read: &AtomicU64, handshake: Duration) -> anyhow::Error {
 }
 
 impl Streams {
-    /// Ends when no stream was open for at least `idle`, and less than twice that.
+    /// Returns when no stream has been open for at least `idle`, and at most twice that.
     async fn idle(&self, idle: Duration) {
         let mut n_before = None;
         loop {

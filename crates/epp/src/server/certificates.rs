@@ -1,6 +1,7 @@
-//! The operator's certificate, read again while it is served: who renews it has nothing to restart.
+//! The operator's certificate, read again while it is in use: a renewal needs no restart.
 //!
-//! Files that do not fit together, as in the middle of a renewal, change nothing: what was good last is still served.
+//! Files that do not fit together, as in the middle of a renewal, change nothing: the last valid certificate stays in
+//! use.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,13 +19,13 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How often the files are compared with what is served. A mounted Secret follows its object within a minute (kubelet's
-/// sync period), and certificates are renewed days before their end.
+/// Time between two looks at the files. A mounted Secret follows its object within a minute (kubelet's sync period),
+/// and certificates are renewed days before they expire.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Longest wait for one file.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What handshakes are answered with; replaced whole.
+/// The certificate in use, replaced as a whole.
 #[derive(Debug)]
 pub(super) struct Served(ArcSwap<CertifiedKey>);
 
@@ -33,12 +34,12 @@ pub(super) struct Served(ArcSwap<CertifiedKey>);
 pub struct Certificates {
     certificate: FileReader,
     key: FileReader,
-    /// Text that was read last, good or bad: the certificate's and the key's.
+    /// The texts that were read last, valid or not.
     seen: Pem,
     served: Arc<Served>,
 }
 
-/// A chain of certificates and the first one's key, PEM.
+/// A chain of certificates and the key of the first one, as PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pem {
     pub(super) certificate: String,
@@ -62,8 +63,9 @@ impl ResolvesServerCert for Served {
 // === impl Pem ===
 
 impl Pem {
-    /// # Errors
-    /// What is wrong with the certificate, with its key, or between them.
+    /// The certificate with its key.
+    ///
+    /// # Errors If the certificate or its key is not valid, or they do not fit together.
     pub(super) fn certified(&self) -> anyhow::Result<CertifiedKey> {
         let chain =
             CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
@@ -78,10 +80,9 @@ impl Pem {
 // === impl Certificates ===
 
 impl Certificates {
-    /// Reads `tls.crt` and `tls.key` of `dir`, as a Secret of Kubernetes is mounted.
+    /// Reads `tls.crt` and `tls.key` in `dir`, the layout of a mounted Kubernetes Secret.
     ///
-    /// # Errors
-    /// A file that cannot be read or is not what it should be.
+    /// # Errors If a file cannot be read or is not valid.
     pub(super) fn load(dir: &Path) -> anyhow::Result<Self> {
         let [mut certificate, mut key] = ["tls.crt", "tls.key"].map(|name| FileReader::new(dir.join(name)));
         let seen = Pem { certificate: read(&mut certificate)?, key: read(&mut key)? };
@@ -93,7 +94,7 @@ impl Certificates {
         &self.served
     }
 
-    /// Looks at the files from time to time, and whenever it is `asked` to, until `stop`.
+    /// Looks at the files from time to time, and whenever `asked` is notified, until `stop`.
     pub(super) async fn run(mut self, asked: Arc<Notify>, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -116,11 +117,11 @@ impl Certificates {
         Ok(Pem { certificate: read(&mut self.certificate)?, key: read(&mut self.key)? })
     }
 
-    /// Takes a changed certificate; a change that is not valid is told once.
+    /// Uses a changed certificate; logs once if it is not valid.
     fn look(&mut self) {
         let found = match self.read() {
             Ok(found) => found,
-            // A file without its text says nothing: the next look may find it.
+            // A file that cannot be read may be readable at the next look.
             Err(error) => return warn!(error = format!("{error:#}"), "Cannot look at the certificate"),
         };
         if found == self.seen {

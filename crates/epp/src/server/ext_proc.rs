@@ -1,4 +1,4 @@
-//! The gRPC face: one stream per request, each driven by its own [`Exchange`].
+//! The gRPC service: one stream per request, each driven by its own [`Exchange`].
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -29,10 +29,10 @@ use crate::refusal::{BodyFault, Refusal};
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 
-/// Full name of the service, as health checks ask for it.
+/// Full name of the service, which health checks use.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 
-/// Serves every stream with one director.
+/// Serves all streams with one director.
 #[derive(Clone, Debug)]
 pub struct Processor {
     director: Arc<Director>,
@@ -42,22 +42,22 @@ pub struct Processor {
     cut: CancellationToken,
 }
 
-/// What a stream may take.
+/// Limits of a stream.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Longest body that is kept until it is complete.
     pub max_body_bytes: usize,
-    /// Of the bodies of all streams.
+    /// Memory for the bodies of all streams.
     pub budget: Arc<Budget>,
     pub timeouts: Timeouts,
 }
 
-/// How long a request may take to come, if it is kept until it is complete.
+/// Times in which a request must arrive if it is kept until it is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From one chunk to the next.
+    /// Longest time between two chunks.
     pub idle: Duration,
-    /// From the beginning of the stream to the end of the body.
+    /// Longest time from the start of the stream to the end of the body.
     pub total: Duration,
 }
 
@@ -70,12 +70,12 @@ struct Conversation {
     tokenizer: Tokenizer,
     limits: Limits,
     opened: Instant,
-    /// When the last message came.
+    /// Time of the last message.
     heard: Instant,
     spans: Arc<Spans>,
-    /// Of the request, once it came.
+    /// The request's span, after its headers came.
     span: RequestSpan,
-    /// The process cannot wait for the stream any longer.
+    /// Cancelled when the process cannot wait for the stream any longer.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _open: OpenStream,
 }
@@ -84,7 +84,7 @@ struct Conversation {
 struct OpenStream(Gauge);
 
 impl Processor {
-    /// Streams that are open when `cut` is cancelled end with UNAVAILABLE.
+    /// Creates a processor; streams that are open when `cut` is cancelled end with UNAVAILABLE.
     #[must_use]
     pub fn new(
         director: Arc<Director>,
@@ -138,7 +138,7 @@ impl ExternalProcessor for Processor {
     }
 }
 
-/// The pool that the proxy's configuration names for the stream.
+/// The pool that the proxy's configuration names in the stream's metadata.
 fn named_pool(metadata: &MetadataMap) -> Result<Option<ObjectKey>, Status> {
     let Some(value) = metadata.get(keys::INFERENCE_POOL) else { return Ok(None) };
     let key = value.to_str().ok().and_then(|text| text.parse().ok());
@@ -147,14 +147,14 @@ fn named_pool(metadata: &MetadataMap) -> Result<Option<ObjectKey>, Status> {
 }
 
 impl Conversation {
-    /// The next answer; `None` when the stream ends well.
+    /// The next answer; `None` if the stream ends normally.
     async fn next(&mut self) -> Result<Option<ProcessingResponse>, Status> {
         loop {
             if let Some(answer) = self.outbox.pop_front() {
                 return Ok(Some(answer));
             }
             self.exchange.note_sent();
-            // A frame may hold a thousand small messages; other streams have their turn in between.
+            // Lets other streams run in between: a frame may hold a thousand small messages.
             consume_budget().await;
             let (deadline, fault) = self.deadline();
             let message = tokio::select! {
@@ -170,7 +170,7 @@ impl Conversation {
             match message {
                 Ok(Some(message)) => self.take(message).await?,
                 Ok(None) if self.exchange.may_end() => return Ok(None),
-                // An OK here would make the proxy send the request on without its body.
+                // After an OK the proxy would send the request on without its body.
                 Ok(None) => return Err(Status::aborted("the stream ended before the request's body did")),
                 Err(status) => {
                     debug!(code = ?status.code(), "Stream broke off");
@@ -216,7 +216,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// Until when more of the request must have come, and what is wrong otherwise.
+    /// The time by which more of the request must have come, and the fault otherwise.
     fn deadline(&self) -> (Instant, BodyFault) {
         let Timeouts { idle, total } = self.limits.timeouts;
         let (stalled, too_slow) = (self.heard + idle, self.opened + total);
@@ -227,7 +227,7 @@ impl Conversation {
         }
     }
 
-    /// The prompts' tokens, when the question is about a request of a pool that goes by them.
+    /// The prompts' token ids, if the request's pool uses KV events.
     async fn tokens(&self, question: &Question) -> PromptTokens {
         let Self { director, tokenizer, limits, .. } = self;
         let Question { inquiry, waiting: Waiting::Body { body, .. } } = question else {
@@ -239,7 +239,7 @@ impl Conversation {
         let model = model.as_ref().ok().map(|model| model.name.as_str());
         let member = director.tokenizing_member(inquiry.pool.as_ref(), model);
         let Some((member, target_model)) = member else { return PromptTokens::Unasked };
-        // The ids are memory, too, and so is the question to a pod that does not render.
+        // Reserves memory for the ids and for the request to a pod that does not render.
         let n_bytes: usize = body.pieces().iter().map(Bytes::len).sum();
         let mut held = limits.budget.reserve();
         if held.try_grow(n_bytes.saturating_mul(2)).is_err() {

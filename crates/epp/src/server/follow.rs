@@ -1,4 +1,4 @@
-//! Follows the pool index: hands each snapshot to the director, and scrapes exactly the endpoints that are in it.
+//! Follows the pool index: hands each snapshot to the director, and scrapes exactly the endpoints in it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::scrape::attempts::Attempts;
 use crate::scrape::pace::Pace;
 use crate::scrape::{Scraping, scrape};
 
-/// The one task that changes the roster.
+/// The only task that changes the roster.
 #[derive(Debug)]
 pub(crate) struct Follower {
     director: Arc<Director>,
@@ -30,7 +30,7 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// The director has the reader's first snapshot when this returns.
+    /// Creates the follower; the director has the reader's first snapshot when this returns.
     pub(crate) fn new(
         director: Arc<Director>,
         reader: Reader,

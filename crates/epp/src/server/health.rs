@@ -1,8 +1,8 @@
-//! Whether the picker lives, and whether it takes requests: gRPC health on two ports, and what `/readyz` says.
+//! Liveness and readiness of the picker: gRPC health on two ports, and the answer of `/readyz`.
 //!
-//! `liveness` holds as long as the process does. Readiness means that a request would be placed knowingly: a pool is known,
-//! and each endpoint of the start was asked for its load, with success or not. It is lost with the last pool, and at the
-//! drain.
+//! `liveness` holds as long as the process lives. Readiness means that a request would be placed with knowledge: a pool
+//! is known, and each endpoint that was there at the start has been scraped, successfully or not. It ends with the last
+//! pool, and with the drain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use tracing::info;
 use super::ext_proc::SERVICE;
 use crate::director::Director;
 
-/// Upstream's names of a service that takes requests.
+/// Upstream's names of the service that takes requests.
 const READINESS: [&str; 3] = ["", "readiness", SERVICE];
 const LIVENESS: &str = "liveness";
-/// How often readiness is looked at.
+/// Time between two looks at the readiness.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// The services to be served, and the one who says what they answer.
+/// The health services, and the reporter that sets their answers.
 #[derive(Debug)]
 pub(super) struct Health {
     reporter: HealthReporter,
@@ -31,7 +31,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Alive, and not ready.
+    /// Creates the services: alive, but not ready.
     pub(super) async fn new() -> Self {
         let (reporter, _) = health_reporter();
         let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
@@ -45,7 +45,7 @@ impl Health {
         self.service.clone()
     }
 
-    /// Follows the director until the drain, from when on nothing is taken.
+    /// Follows the director until the drain; from then on, the picker is not ready.
     pub(super) async fn follow(self, director: Arc<Director>, drain: CancellationToken) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,6 +1,8 @@
-//! The HTTP face for people and Prometheus: `/metrics`, `/healthz`, `/readyz`, `/debug/decisions`, `/debug/pools`, `/debug/policy`.
+//! The HTTP pages for people and Prometheus: `/metrics`, `/healthz`, `/readyz`, `/debug/decisions`, `/debug/pools`,
+//! `/debug/policy`.
 //!
-//! Long pages are made one at a time, and decisions part by part: readers, however many, leave the other threads to requests.
+//! Long pages are rendered one at a time, and decisions part by part, so that many readers leave the other threads to
+//! requests.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,17 +27,17 @@ use crate::director::Director;
 use crate::metrics;
 use crate::peers::{Event, Journal, Line};
 
-/// Lines that are sent to a peer at once [bytes], more or less.
+/// Approximate bytes of journal lines that are sent to a peer at once.
 const PEER_CHUNK: usize = 64 << 10;
 
 #[derive(Debug, Deserialize)]
 struct After {
-    /// Only decisions numbered above this.
+    /// Number of the decision before the first one to show.
     #[serde(default)]
     after: u64,
 }
 
-/// How far a peer has read.
+/// Position up to which a peer has read.
 #[derive(Debug, Deserialize)]
 struct Place {
     #[serde(default)]
@@ -44,15 +46,15 @@ struct Place {
     after: u64,
 }
 
-/// What the handlers have.
+/// State of the handlers.
 #[derive(Clone, Debug)]
 struct Served {
     director: Arc<Director>,
-    /// Set when the picker ends.
+    /// Cancelled when the drain begins.
     drain: CancellationToken,
-    /// Ends streams that would go on for ever.
+    /// Ends streams that would otherwise never end.
     stop: CancellationToken,
-    /// The permit of the page that is being made: there is one.
+    /// Permit to render a page; there is one.
     turns: Arc<Semaphore>,
 }
 
@@ -84,7 +86,7 @@ pub(super) fn router(
         .with_state(Served { director, drain, stop, turns: Arc::new(Semaphore::new(1)) })
 }
 
-/// 200 when requests are placed knowingly, 503 until then and when the picker ends.
+/// 200 if requests are placed with knowledge, 503 before that and while draining.
 async fn show_readiness(State(served): State<Served>) -> (StatusCode, &'static str) {
     if served.drain.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
@@ -98,7 +100,8 @@ async fn show_readiness(State(served): State<Served>) -> (StatusCode, &'static s
     }
 }
 
-/// OpenMetrics for those who ask for it, as Prometheus does; the older format for curl and the like.
+/// Metrics as OpenMetrics for clients that ask for it, such as Prometheus; in the older format for others, such as
+/// curl.
 async fn show_metrics(State(served): State<Served>, headers: HeaderMap) -> Response {
     let _turn = served.turn().await;
     let director = &served.director;
@@ -115,7 +118,7 @@ async fn show_metrics(State(served): State<Served>, headers: HeaderMap) -> Respo
 async fn show_decisions(State(served): State<Served>, Query(After { after }): Query<After>) -> Response {
     let listing = served.director.decisions().listing(after);
     let parts = unfold((served, listing), async |(served, mut listing)| {
-        // A reader that takes each part at once would otherwise keep the thread to the end.
+        // Otherwise a fast reader would keep the thread to the end.
         yield_now().await;
         let turn = served.turn().await;
         let part = listing.next_part(served.director.decisions())?;
@@ -131,19 +134,19 @@ async fn show_pools(State(served): State<Served>) -> Response {
     Json(served.director.status(now())).into_response()
 }
 
-/// By pool and knob: the value in force, and where it comes from.
+/// The value in force and its source, by pool and knob.
 async fn show_policy(State(director): State<Arc<Director>>) -> Json<Value> {
     let pools = director.policies().all();
     let pools = pools.iter().map(|(pool, tuning)| (pool.to_string(), json!(tuning.settings())));
     Json(json!({ "pools": pools.collect::<Map<_, _>>() }))
 }
 
-/// The journal from there on, a line of JSON each, for as long as the peer listens.
+/// The journal from the peer's position on, as lines of JSON, for as long as the peer listens.
 async fn tell_peer(State(served): State<Served>, Query(place): Query<Place>) -> Response {
     let Some(journal) = served.director.journal() else {
         return (StatusCode::NOT_FOUND, "this picker has no --peer\n").into_response();
     };
-    // Another process's numbers say nothing here.
+    // Numbers of another process mean nothing here.
     let after = if place.instance == journal.instance() { place.after } else { 0 };
     let hello = line(&journal.hello(after));
     let lines = unfold((served, after), async |(served, after)| {
@@ -157,7 +160,7 @@ async fn tell_peer(State(served): State<Served>, Query(place): Query<Place>) -> 
     ([(CONTENT_TYPE, "application/jsonl")], Body::from_stream(stream)).into_response()
 }
 
-/// The next events, as many as there are and fit in a chunk, or a sign of life; and the number of the last.
+/// The next events, as many as exist and fit into a chunk, or a heartbeat; and the number of the last one.
 async fn more_lines(journal: &Journal, mut after: u64) -> (String, u64) {
     if !journal.wait_for_more(after).await {
         return (line(&Line::Tick), after);

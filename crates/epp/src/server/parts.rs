@@ -1,11 +1,11 @@
-//! The tasks that the process cannot do without: none ends before the process does.
+//! The tasks that the process needs: none may end before the process does.
 
 use std::collections::HashMap;
 
 use anyhow::anyhow;
 use tokio::task::{Id, JoinSet};
 
-/// Tasks by their name. Dropped, they are aborted.
+/// Tasks with their names. Dropping this aborts them.
 #[derive(Debug, Default)]
 pub struct Parts {
     tasks: JoinSet<()>,
@@ -19,7 +19,7 @@ impl Parts {
         self.names.insert(task.id(), name);
     }
 
-    /// Waits until a part ends, which none should, and says which.
+    /// Waits until a part ends, which none should, and returns an error with its name.
     pub async fn failed(&mut self) -> anyhow::Error {
         match self.tasks.join_next_with_id().await {
             None => std::future::pending().await,
@@ -31,7 +31,7 @@ impl Parts {
         }
     }
 
-    /// Waits for all parts, once they were told to stop.
+    /// Waits for all parts after they were told to stop.
     pub async fn ended(&mut self) {
         while self.tasks.join_next().await.is_some() {}
     }

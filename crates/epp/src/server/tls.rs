@@ -1,4 +1,4 @@
-//! TLS on the ext_proc port: with the operator's certificate, or with one that is made at the start.
+//! TLS on the ext_proc port: with the operator's certificate, or with one that is generated at the start.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,41 +17,40 @@ use tracing::info;
 use super::certificates::{Certificates, Pem, Served};
 use super::parts::Parts;
 
-/// How the port is served.
+/// Protection of the port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Security {
     /// HTTP/2 without TLS.
     #[default]
     Plain,
-    /// With `tls.crt` and `tls.key` of the directory, PEM, as a Secret of Kubernetes is mounted.
+    /// TLS with `tls.crt` and `tls.key` in the directory (PEM), the layout of a mounted Kubernetes Secret.
     Directory(PathBuf),
-    /// With a certificate that signs itself.
+    /// TLS with a self-signed certificate.
     Made {
-        /// DNS names and IP addresses that it is valid for.
+        /// DNS names and IP addresses for which it is valid.
         names: Vec<String>,
-        /// Where it is written, for those who are to trust it.
+        /// File to which it is written, for clients that must trust it.
         certificate_file: Option<PathBuf>,
     },
 }
 
-/// What upstream's certificate is valid for: ten years.
+/// Validity of the certificate: ten years, the same as upstream's.
 const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// For clocks that are slow.
+/// Time by which the start of the validity lies in the past, for clients with slow clocks.
 const BACKDATED: Duration = Duration::from_secs(24 * 3600);
 
-/// TLS as a port serves it.
+/// TLS configuration of a port.
 #[derive(Debug)]
 pub struct Tls {
     config: Arc<ServerConfig>,
-    /// The operator's files; `None` for a certificate that was made, which stays.
+    /// The operator's files; `None` for a generated certificate, which does not change.
     certificates: Option<Certificates>,
 }
 
 impl Security {
-    /// What the server is configured with; `None` without TLS.
+    /// The TLS configuration; `None` without TLS.
     ///
-    /// # Errors
-    /// A file that cannot be read or written, or is not what it should be; or a name that no certificate can have.
+    /// # Errors If a file cannot be read or written or is not valid, or a name cannot be in a certificate.
     pub fn config(&self, now: SystemTime) -> anyhow::Result<Option<Tls>> {
         let (served, certificates) = match self {
             Self::Plain => return Ok(None),
@@ -79,7 +78,7 @@ impl Security {
 }
 
 impl Tls {
-    /// What handshakes are made with, and the task that keeps it up to date.
+    /// The configuration of handshakes; also starts the task that keeps the certificate up to date.
     pub(super) fn follow(
         self,
         parts: &mut Parts,
@@ -92,7 +91,7 @@ impl Tls {
     }
 }
 
-/// Names of this machine: what a certificate is for when nobody says.
+/// Names of this machine, used for a certificate without configured names.
 #[must_use]
 pub fn local_names() -> Vec<String> {
     let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from(1_u128.to_be_bytes())];
@@ -100,7 +99,7 @@ pub fn local_names() -> Vec<String> {
     std::iter::once("localhost".to_owned()).chain(addresses).collect()
 }
 
-/// Makes a certificate and its key.
+/// Generates a certificate and its key.
 fn make(names: &[String], now: SystemTime) -> anyhow::Result<Pem> {
     let mut params = CertificateParams::new(names).context("make a certificate for --cert-name")?;
     params.distinguished_name.push(DnType::OrganizationName, "Warmpath");

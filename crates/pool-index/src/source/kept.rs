@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long something must be absent before it counts as removed. Editors, shells and scripts that write a file line by
+/// Time for which something must be absent to count as removed. Editors, shells and scripts that write a file line by
 /// line have finished by then, and a person who removes a pool waits no longer than for a pod to end.
 pub const SETTLE: Duration = Duration::from_secs(2);
 

@@ -42,7 +42,7 @@ pub struct FileReader {
 struct Thread {
     asks: SyncSender<()>,
     answers: Receiver<Result<String, ReadError>>,
-    /// Whether the last read was given up because it took too long.
+    /// True if the last read was given up because it took too long.
     hangs: bool,
 }
 

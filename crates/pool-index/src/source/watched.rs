@@ -12,7 +12,8 @@ use tracing::{error, info};
 use super::kept::SETTLE;
 use super::reading::{FileReader, ReadError};
 
-/// How often files are read. A change counts when two reads agree, so within three times this: a person who edits a
+/// Time between two reads of a file. A change counts when two reads agree, so within three times this: a person who
+/// edits a
 /// file does not notice the delay. Reading a few kilobytes costs microseconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest wait for the file system: while the process starts, and later.

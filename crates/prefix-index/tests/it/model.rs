@@ -95,7 +95,7 @@ proptest! {
         assert_eq!((stats.n_blocks, stats.n_held_blocks, stats.n_nodes, stats.n_endpoints), (0, 0, 0, 0));
     }
 
-    /// With a bound, an endpoint holds exactly its capacity after it was exceeded, always as full prefixes, and always
+    /// An endpoint with a bound holds exactly its capacity after it was exceeded, always as full prefixes, and always
     /// its last insertion; it never holds what was not inserted.
     #[test]
     fn bounded_index_keeps_what_is_hot(steps in proptest::collection::vec((text(), 0..3u32), 1..80), capacity in 1..40u32) {

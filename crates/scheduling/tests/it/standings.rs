@@ -64,7 +64,8 @@ fn any_load() -> impl Strategy<Value = CurrentLoad> {
     )
 }
 
-/// By default a full cache counts 4096 bytes, and half of it from 0.95 on: the loads are equal except for rounding.
+/// Loads of 4096 bytes by default: a full cache counts 4096, and half of it from 0.95 on. They are equal except for
+/// rounding.
 fn any_load_of_4096_bytes() -> impl Strategy<Value = CurrentLoad> {
     (0..=32_u32, 0..2_u32).prop_map(|(share, in_flight)| CurrentLoad {
         waiting: 0,

@@ -19,7 +19,7 @@ use super::workload::Request;
 /// Bytes of text per token.
 const BYTES_PER_TOKEN: usize = 4;
 
-/// How requests are placed.
+/// Ways to place requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Routing {
     RoundRobin,
@@ -30,7 +30,7 @@ pub(crate) enum Routing {
     PureAffinity,
     /// The picker under this policy.
     Picker(Policy),
-    /// The same picker, but it knows only what was scraped, not what it has sent.
+    /// Like `Picker`, but it knows only what was scraped, not what it has sent.
     ForgetfulPicker(Policy),
 }
 
@@ -39,9 +39,9 @@ pub(crate) struct Router {
     routing: Routing,
     rng: ChaCha8Rng,
     n_placed: usize,
-    /// By pod: the scraped metrics, and the requests in flight.
+    /// Scraped metrics and requests in flight of each pod.
     loads: [Load; N_PODS],
-    /// By request: its pod, and its uncached bytes until the first token.
+    /// Pod of each open request, and its uncached bytes until the first token.
     open: HashMap<usize, (usize, u64)>,
     index: PrefixIndex,
     matches: Matches,

@@ -66,7 +66,7 @@ pub(crate) const THRASH: Workload = Workload {
     n_output: 60,
     n_kv_tokens: 96_000,
 };
-/// The same with half the cache, which is smaller than the working set.
+/// Like [`THRASH`] with half the cache, which is smaller than the working set.
 pub(crate) const OVERCOMMITTED: Workload = Workload { n_kv_tokens: 48_000, ..THRASH };
 /// 24 documents of 8,000 tokens: two pods' worth of cache.
 pub(crate) const DOCUMENTS: Workload = Workload { rate: 1.0, n_texts: 24, n_text: 8000, ..THRASH };
@@ -75,7 +75,7 @@ pub(crate) const FEW_DOCUMENTS: Workload = Workload { rate: 0.5, ..DOCUMENTS };
 pub(crate) const HOT: Workload =
     Workload { rate: 10.0, n_texts: 33, hot_share: 0.8, n_text: 4000, n_own: 60, n_output: 100, ..THRASH };
 pub(crate) const WARM: Workload = Workload { rate: 4.0, ..HOT };
-/// The same question again and again: a pod that has seen it has nothing left to compute.
+/// One question again and again: a pod that has seen it has nothing left to compute.
 pub(crate) const REPEATED: Workload = Workload { n_own: 2, ..HOT };
 /// Requests without common text.
 pub(crate) const UNIQUE: Workload =
