@@ -53,7 +53,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done; for `serve`: stopped by SIGTERM or SIGINT
   1  failed: port taken, file not readable; for `check-trace`: a trace differs; for `oracle`: see its help
-  2  wrong usage; for `check-trace`: a file is no trace; for `oracle`: a file is no cache log
+  2  wrong usage; for `check-trace`: a file is not a trace; for `oracle`: a file is not a cache log
 
 Try:
   mock-vllm serve Qwen/Qwen2.5-7B-Instruct --served-model-name /model/qwen --port 8000

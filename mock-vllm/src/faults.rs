@@ -1,5 +1,5 @@
-//! Faults on demand: what can go wrong with a pod on purpose, for which requests, and when. One type for the flag, the
-//! request header and the live endpoint; a pod without faults pays for one look at a flag.
+//! Faults on demand: which faults a pod has, for which requests, and when. The flag, the request header and the live
+//! endpoint share one type; a pod without faults pays for one look at a flag.
 //!
 //! ```text
 //! --fault, POST /debug/faults ──► Rule ──► PodFaults ──► socket (connections) · http (answers) · engine (blocks)
@@ -19,76 +19,76 @@ use std::num::NonZeroI64;
 use std::time::Duration;
 use wave::Wave;
 
-/// What goes wrong. Durations are virtual, as all of a pod's time.
+/// A fault. Its durations are virtual, like all times of a pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fault", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Fault {
-    /// The listener is closed: connections are refused; those that are open stay.
+    /// The listener is closed: new connections are refused, open ones stay.
     Refuse {},
-    /// New connections are accepted, and reset at once.
+    /// New connections are accepted and reset at once.
     Drop {},
-    /// An error instead of an answer, in vLLM's shape.
+    /// Requests get an error instead of an answer, in vLLM's shape.
     Status {
         #[serde(with = "spec::status")]
         code: StatusCode,
-        /// `Retry-After`; 1 s for 429 and 503 unless given, none for others.
+        /// `Retry-After`; by default 1 s for 429 and 503, and none for others.
         #[serde(default, with = "spec::optional_duration", skip_serializing_if = "Option::is_none")]
         retry_after: Option<Duration>,
     },
-    /// Nothing more is sent after so many tokens, for a time or for ever.
+    /// Nothing more is sent after `tokens` tokens, for a time or for ever.
     Stall {
         #[serde(default)]
         tokens: u32,
         #[serde(default, with = "spec::optional_duration", skip_serializing_if = "Option::is_none")]
         delay: Option<Duration>,
     },
-    /// TCP reset after so many tokens.
+    /// The connection is reset after `tokens` tokens.
     Reset {
         #[serde(default)]
         tokens: u32,
     },
-    /// The connection is closed after so many tokens, without the end of the body.
+    /// The connection is closed after `tokens` tokens, without the end of the body.
     Truncate {
         #[serde(default)]
         tokens: u32,
     },
-    /// A plain answer declares so many bytes more, or less, than it sends.
+    /// A plain answer declares `off` bytes more than it sends, or fewer.
     ContentLength { off: NonZeroI64 },
-    /// Everything but `/debug` answers 503 until so long after the start.
+    /// All requests except those to `/debug` get 503 until `delay` after the start.
     SlowStart {
         #[serde(with = "spec::duration")]
         delay: Duration,
     },
-    /// The pod dies: its connections and its engine are gone, and the process unless it has other pods.
+    /// The pod dies: its connections and its engine end, and so does the process unless it has other pods.
     Crash {},
-    /// So much of the KV blocks is taken by nobody.
+    /// This share of the KV blocks is taken, although no request holds them.
     KvPressure { share: f64 },
-    /// `/metrics` shows the same numbers from now on.
+    /// `/metrics` shows the same numbers from then on.
     MetricsFreeze {},
     /// A metric has made-up values.
     MetricsLie { metric: String, value: Wave },
-    /// `/metrics` leaves a metric out; `None`: every metric, so that the page is empty.
+    /// `/metrics` leaves a metric out; `None` leaves all out, so that the page is empty.
     MetricsOmit {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         metric: Option<String>,
     },
 }
 
-/// A fault, whom it hits, and when.
+/// A fault, the requests that it hits, and its time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     pub fault: Fault,
     pub on: Endpoints,
     pub when: When,
-    /// Only this pod of the process; `None`: all.
+    /// Only pod of the process that has it; `None` for all pods.
     pub pod: Option<String>,
 }
 
-/// Which requests are hit.
+/// Requests that a rule hits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Endpoints {
-    /// All but the others here: text, tokens, models, …
+    /// All requests except those below: text, tokens, models, …
     #[default]
     Api,
     /// `/health` and `/ping`
@@ -100,24 +100,24 @@ pub enum Endpoints {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct When {
-    /// Since the rule was set.
+    /// Time from setting the rule to its begin.
     pub from: Duration,
-    /// After `from`; `None`: until the rule is taken away.
+    /// Time from its begin to its end; `None` until the rule is removed.
     pub lasts: Option<Duration>,
-    /// Matching requests that are let through first.
+    /// Number of matching requests that pass first.
     pub after: u64,
-    /// Most requests that are hit.
+    /// Most requests that the rule hits.
     pub times: Option<u64>,
-    /// Share of the requests that are hit, above 0 and at most 1.
+    /// Share of the requests that the rule hits, above 0 and at most 1.
     pub rate: Option<f64>,
 }
 
-/// What a fault can be applied to.
+/// Object that a fault applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// One request: also by header.
+    /// One request: a header can set the fault too.
     Request,
-    /// Requests or connections as they come, but not of a request's own choice.
+    /// Requests or connections as they arrive; a request's header cannot set it.
     Arrivals,
     /// The pod, for a time.
     Pod,
@@ -147,7 +147,7 @@ impl Fault {
 // === impl Endpoints ===
 
 impl Endpoints {
-    /// `None` for `/debug`.
+    /// Returns the group of a path; `None` for `/debug`.
     pub fn of(path: &str) -> Option<Self> {
         match path {
             "/health" | "/ping" => Some(Self::Health),

@@ -1,4 +1,5 @@
-//! vLLM's metrics of one engine and its API server, moved once per step. What a version shows of them is in `render`.
+//! vLLM's metrics of one engine and its API server, updated once per step. `render` decides what a version shows of
+//! them.
 
 mod buckets;
 pub mod cache_config;
@@ -24,36 +25,36 @@ use vllm_engine::vllm_version::VllmVersion;
 /// vLLM's order of `FinishReason`; versions before 0.33 know the first three.
 const FINISHED_REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 
-/// What the exposition says of the pod beside its numbers.
+/// Facts about the pod that the exposition shows beside its numbers.
 #[derive(Clone, Debug)]
 pub struct MetricsConfig {
-    /// Data-parallel rank, the label `engine`.
+    /// Data-parallel rank: the label `engine`.
     pub engine: u16,
     pub version: VllmVersion,
-    /// `--show-hidden-metrics-for-version` names the version before `version`.
+    /// True if `--show-hidden-metrics-for-version` names the version before `version`.
     pub show_hidden: bool,
     pub model_name: String,
     pub max_model_len: u32,
     /// Fields of vLLM's `CacheConfig`, as label and value in Python's spelling.
     pub cache_config: Vec<(&'static str, String)>,
-    /// The mock's own metrics, when they are asked for.
+    /// The mock's own metrics, if they are shown.
     pub lateness: Option<Arc<TokenLateness>>,
-    /// `--max-loras`, when LoRA is on.
+    /// `--max-loras`, if LoRA is on.
     pub max_loras: Option<u32>,
     /// Unix time of the start, in seconds, for the `_created` series.
     pub created: f64,
 }
 
-/// What one engine step put out.
+/// Results of one engine step.
 #[derive(Clone, Debug, Default)]
 pub struct StepRecord {
     pub n_generation_tokens: u64,
     pub first_tokens: Vec<FirstToken>,
     pub inter_token_latencies: Vec<Duration>,
-    /// Preemptions of the requests that put something out: vLLM hears of them with the next token.
+    /// Preemptions of the requests that got a token: vLLM counts them with the next token.
     pub n_preemptions: u64,
     pub finished: Vec<FinishedRequest>,
-    /// The moves of requests with an adapter.
+    /// Changes of requests with an adapter.
     pub lora_shifts: Vec<LoraShift>,
 }
 
@@ -61,11 +62,11 @@ pub struct StepRecord {
 pub struct FirstToken {
     pub n_prompt_tokens: usize,
     pub cached_tokens: u32,
-    /// Since the request's arrival.
+    /// Time since the request's arrival.
     pub time: Duration,
 }
 
-/// A request of an adapter that comes (`from` is `None`), gets on, or goes (`to` is `None`).
+/// A change of a request with an adapter: it arrives (`from` is `None`), advances, or ends (`to` is `None`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoraShift {
     pub adapter: String,
@@ -86,7 +87,7 @@ pub enum SleepState {
     DiscardAll,
 }
 
-/// Why a request was refused before it reached the engine: the flag whose limit it met.
+/// Limit that made the server refuse a request before it reached the engine: the name of its flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdmissionLimit {
     MaxNumQueuedReqs,
@@ -133,8 +134,8 @@ impl Metrics {
         }
     }
 
-    /// A step has ended: the scheduler's state always counts, the rest only of a step that put something out.
-    /// `unix_now`: seconds, for the metric whose value is a time.
+    /// Counts a step that has ended: always the scheduler's state, the rest only if the step has output. `unix_now` is
+    /// in seconds, for the metric whose value is a time.
     pub fn record_step(&mut self, record: &StepRecord, stats: &EngineStats, unix_now: f64) {
         let StepRecord {
             n_generation_tokens,
@@ -181,7 +182,7 @@ impl Metrics {
         self.gauges = *stats;
     }
 
-    /// What the gauges say at the moment, for tests and for `/load`-like views.
+    /// Returns the current gauges, for tests and for views like `/load`.
     pub fn gauges(&self) -> EngineStats {
         self.gauges
     }

@@ -1,5 +1,6 @@
-//! A pod from its settings: engine, driver, tokenizer and replies put together, then served on a listener until told to stop.
-//! Many pods of one process are a `fleet`: each has its own engine, cache, metrics and ports, and all use one `Shared`.
+//! Builds a pod from its settings (engine, driver, tokenizer and replies) and serves it on a listener until the stop.
+//! Several pods of one process are a `fleet`: each has its own engine, cache, metrics and ports, and all use one
+//! `Shared`.
 
 pub mod fleet;
 pub mod ports;
@@ -43,21 +44,21 @@ use vllm_engine::engine::Engine;
 use vllm_engine::hash::HashAlgorithm;
 use vllm_engine::latency::LatencyModel;
 
-/// What one pod is made of.
+/// Settings of one pod.
 #[derive(Clone, Debug)]
 pub struct PodSettings {
     pub http: PodConfig,
     pub engine: EngineConfig,
     pub latency: LatencyModel,
-    /// Relative standard deviation per step; 0 = none.
+    /// Relative standard deviation per step; 0 for none.
     pub jitter: f64,
     pub seed: u64,
     pub time_scale: TimeScale,
-    /// A clock of its own instead of the wall's; one for all pods of a process.
+    /// Pace of a detached clock that replaces the wall's; one clock for all pods of a process.
     pub virtual_clock: Option<Pace>,
     pub tokenizer: TokenizerSource,
     pub chat: ChatTemplateConfig,
-    /// `None`: the built-in file.
+    /// File of scripted replies; `None` for the built-in one.
     pub scripted_replies: Option<PathBuf>,
     pub request_log: Option<PathBuf>,
     pub cache_log: Option<PathBuf>,
@@ -65,18 +66,18 @@ pub struct PodSettings {
     pub cache_flags: CacheFlags,
     pub kv_events: KvEventsConfig,
     pub kv_event_format: WireFormat,
-    /// Show the metrics that were hidden in this release.
+    /// Show the metrics that this release hides.
     pub hidden_metrics: bool,
     /// Show the mock's own metrics beside vLLM's.
     pub mock_metrics: bool,
     /// Data-parallel rank: the label `engine` of the metrics, and the rank in KV events.
     pub rank: u16,
     pub queue_limits: QueueLimits,
-    /// Loaded before the first request.
+    /// Adapters to load before the first request.
     pub lora_modules: Vec<LoraModule>,
 }
 
-/// What all pods of a process use together: read-only, or safe to share.
+/// Objects that all pods of a process use: read-only, or safe to share.
 #[derive(Clone, Debug)]
 pub struct Shared {
     tokenizer: Tokenizer,
@@ -86,15 +87,15 @@ pub struct Shared {
     clock: Clock,
 }
 
-/// What `build` made: a pod whose engine waits for requests, and the service of its KV events, which `bind` starts to listen.
+/// Result of `build`: a pod whose engine waits for requests, and the service of its KV events, which `bind` starts.
 #[derive(Debug)]
 pub struct BuiltPod {
     pub pod: Arc<Pod>,
-    /// `None` unless KV events are on.
+    /// Service of KV events; `None` if they are off.
     pub kv_events: Option<KvEventService>,
 }
 
-/// How a server is told to stop; clones are the same one.
+/// Signal to stop a server; clones share it.
 #[derive(Clone, Debug)]
 pub struct Stop {
     grace: Duration,
@@ -122,7 +123,7 @@ pub enum BuildError {
     Thread(#[source] std::io::Error),
 }
 
-/// A fault ended the pod.
+/// Error of a pod that a fault has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the pod crashed, as a fault told it to")]
 pub struct Crashed;
@@ -133,7 +134,7 @@ impl Shared {
     /// Loads the files that the settings name, and starts the clock.
     ///
     /// # Errors
-    /// When a file cannot be loaded.
+    /// Fails if a file cannot be loaded.
     pub fn load(settings: &PodSettings) -> Result<Self, BuildError> {
         let tokenizer = Tokenizer::open(&settings.tokenizer)?;
         let template = ChatTemplate::try_new(tokenizer.clone(), settings.chat.clone(), Clock::unix_now)?;
@@ -162,27 +163,27 @@ impl Shared {
 // === impl Stop ===
 
 impl Stop {
-    /// Not begun yet; requests in flight will get `grace` to end.
+    /// Makes a signal that is not given yet. Requests in flight will get `grace` to finish.
     pub fn after(grace: Duration) -> Self {
         Self { grace, begun: CancellationToken::new(), hurried: CancellationToken::new() }
     }
 
-    /// No new requests; those in flight may end.
+    /// Begins the stop: no new requests, but those in flight may finish.
     pub fn begin(&self) {
         self.begun.cancel();
     }
 
-    /// Those in flight are cut off.
+    /// Aborts the requests in flight.
     pub fn hurry(&self) {
         self.begun.cancel();
         self.hurried.cancel();
     }
 }
 
-/// A pod of its own: loads what it needs and starts its engine's thread; listens on nothing.
+/// Builds a single pod: loads what it needs, and starts its engine's thread. It does not listen.
 ///
 /// # Errors
-/// When a file cannot be loaded or the engine's settings contradict each other.
+/// Fails if a file cannot be loaded, or if the engine's settings contradict each other.
 pub fn build(settings: PodSettings) -> Result<BuiltPod, BuildError> {
     let shared = Shared::load(&settings)?;
     let (publisher, kv_events) = kv_event_channel(&settings).unzip();
@@ -190,10 +191,10 @@ pub fn build(settings: PodSettings) -> Result<BuiltPod, BuildError> {
     Ok(BuiltPod { pod, kv_events })
 }
 
-/// One pod around what is shared; its engine's thread runs and waits for requests.
+/// Builds one pod around shared objects; its engine's thread runs and waits for requests.
 ///
 /// # Errors
-/// When the engine's settings contradict each other, or there is no thread for it.
+/// Fails if the engine's settings contradict each other, or if the system has no thread left.
 pub fn build_pod(
     shared: &Shared,
     settings: PodSettings,
@@ -262,7 +263,7 @@ pub fn build_pod(
     Ok(Arc::new(pod))
 }
 
-/// Both ends of a pod's KV events; `None` when they are off.
+/// Makes both ends of a pod's KV events; `None` if they are off.
 fn kv_event_channel(settings: &PodSettings) -> Option<(KvEventPublisher, KvEventService)> {
     match &settings.kv_events {
         KvEventsConfig::Off => None,
@@ -272,10 +273,10 @@ fn kv_event_channel(settings: &PodSettings) -> Option<(KvEventPublisher, KvEvent
     }
 }
 
-/// Serves the API and the KV events until `shutdown`, then gives the requests in flight `grace` to end.
+/// Serves the API and the KV events until `shutdown`, then gives the requests in flight `grace` to finish.
 ///
 /// # Errors
-/// When the listener breaks.
+/// Fails if the listener breaks.
 pub async fn run(
     listener: TcpListener,
     pod: Arc<Pod>,
@@ -298,7 +299,7 @@ pub async fn run(
     serving.await
 }
 
-/// The same on any kind of socket.
+/// Serves a pod on any kind of socket until `stop`.
 async fn run_on<D>(door: D, pod: Arc<Pod>, kv_events: Option<BoundService>, stop: Stop) -> std::io::Result<()>
 where
     D: Door,
@@ -317,7 +318,7 @@ where
             () = stop.hurried.cancelled() => {}
         }
     };
-    // Dropped when the API has ended: the events of its last step go out.
+    // Its sender is dropped when the API has ended, so that the events of the last step are still sent.
     let (api_serves, api_ended) = tokio::sync::oneshot::channel::<()>();
     let api = async move {
         let _until_the_end = api_serves;

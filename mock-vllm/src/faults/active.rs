@@ -1,5 +1,5 @@
-//! The rules of one pod as they stand: which are active, which hit the next request, how often they did. All doors set
-//! them at once, all or none; sockets, answers and the engine ask here.
+//! Rules of one pod at run time: which are active, which hit the next request, and how often they did. They are always
+//! set all at once; sockets, answers and the engine read them here.
 
 use super::page::FrozenPages;
 use super::{Endpoints, Fault, Rule, Scope, When};
@@ -12,10 +12,10 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Shared by all of a pod.
+/// Faults of a pod, shared by its parts.
 #[derive(Debug)]
 pub struct PodFaults {
-    /// What a request without a fault pays for.
+    /// True if there are rules: all that a request without a fault looks at.
     any: AtomicBool,
     rules: RwLock<Arc<[Arc<ActiveRule>]>>,
     changed: watch::Sender<()>,
@@ -32,7 +32,7 @@ pub struct ActiveRule {
     frozen: OnceLock<FrozenPages>,
 }
 
-/// Requests or connections that matched while the rule was active, and those of them that it hit.
+/// Number of requests or connections that matched while the rule was active, and number of those that it hit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub matched: u64,
@@ -48,7 +48,7 @@ struct Tally {
 // === impl PodFaults ===
 
 impl PodFaults {
-    /// None set; `seed` decides whom rates hit.
+    /// Makes an empty set; `seed` decides which requests a rate hits.
     pub fn new(clock: Clock, seed: u64) -> Self {
         Self {
             any: AtomicBool::new(false),
@@ -60,7 +60,7 @@ impl PodFaults {
         }
     }
 
-    /// These rules from now on, and no others; they begin to count anew.
+    /// Sets these rules and no others; their counts begin again.
     pub fn set(&self, rules: Vec<Rule>) {
         let set_at = self.clock.now();
         let activate = |(idx, rule)| Arc::new(ActiveRule::new(rule, set_at, self.seed, idx));
@@ -79,12 +79,12 @@ impl PodFaults {
         self.rules.read().clone()
     }
 
-    /// Those that hit a request that comes now, in order.
+    /// Returns the rules that hit a request that arrives now, in order.
     pub fn hits_of_request(&self, endpoints: Endpoints) -> Vec<Arc<ActiveRule>> {
         self.hits(|rule| rule.fault.scope() != Scope::Pod && !rule.is_drop() && rule.on.includes(endpoints))
     }
 
-    /// Whether a connection that comes now is reset.
+    /// Returns whether a connection that arrives now is reset.
     pub fn drops_connection(&self) -> bool {
         self.any() && !self.hits(Rule::is_drop).is_empty()
     }
@@ -97,7 +97,7 @@ impl PodFaults {
         self.active().find(|active| matches!(active.rule.fault, Fault::SlowStart { .. }))
     }
 
-    /// Share of the KV blocks that is to be in use by nobody; of several the largest.
+    /// Returns the share of the KV blocks to take: the largest of all rules.
     pub fn kv_pressure(&self) -> f64 {
         let shares = self.active().filter_map(|active| match active.rule.fault {
             Fault::KvPressure { share } => Some(share),
@@ -117,7 +117,7 @@ impl PodFaults {
         shares.fold(0.0, f64::max)
     }
 
-    /// Of the pod, in order.
+    /// Returns the active rules of the pod, in order.
     pub fn active(&self) -> impl Iterator<Item = Arc<ActiveRule>> {
         let now = self.clock.now();
         let rules = self.rules();
@@ -132,7 +132,7 @@ impl PodFaults {
         &self.clock
     }
 
-    /// Told of each change of the rules.
+    /// Returns a receiver of each change of the rules.
     pub fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -153,12 +153,12 @@ impl PodFaults {
         }
     }
 
-    /// The pod is dead from now on.
+    /// Marks the pod as dead.
     pub fn kill(&self) {
         self.dead.cancel();
     }
 
-    /// Cancelled when the pod dies.
+    /// Token that is cancelled when the pod dies.
     pub fn dead(&self) -> &CancellationToken {
         &self.dead
     }
@@ -190,7 +190,7 @@ impl ActiveRule {
         now >= self.begins_at() && self.ends_at().is_none_or(|end| now < end)
     }
 
-    /// The page as it was when the rule began, if it freezes it; `render` makes it when nobody did.
+    /// Returns the page as it was when the rule began, if the rule freezes it; `render` makes it for the first caller.
     pub fn frozen(&self, render: impl FnOnce() -> FrozenPages) -> &FrozenPages {
         self.frozen.get_or_init(render)
     }
@@ -218,7 +218,7 @@ impl ActiveRule {
         begin.or_else(|| self.ends_at().filter(|end| *end > now))
     }
 
-    /// Counts one that matches; whether it is hit. The draws depend on nothing but the seed and their order.
+    /// Counts a match, and returns whether the rule hits it. The draws depend only on the seed and their order.
     fn strikes(&self) -> bool {
         let When { after, times, rate, from: _, lasts: _ } = self.rule.when;
         let mut tally = self.tally.lock();

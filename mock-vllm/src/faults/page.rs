@@ -1,15 +1,15 @@
-//! `/metrics` that lies: numbers of another moment, made-up ones, or none, in a page that is otherwise true.
+//! `/metrics` with false parts: old numbers, made-up ones, or missing ones, in an otherwise true page.
 
 use crate::metrics::exposition::{Format, float};
 
-/// The page as it was, in each format.
+/// A page of an earlier time, in each format.
 #[derive(Clone, Debug)]
 pub struct FrozenPages {
     pub text: String,
     pub open_metrics: String,
 }
 
-/// Short names of what routers read; the first that is on the page is meant.
+/// Short names of the metrics that routers read. A short name means the first of its metrics that is on the page.
 const ALIASES: [(&str, &[&str]); 3] = [
     ("running", &["vllm:num_requests_running"]),
     ("waiting", &["vllm:num_requests_waiting"]),
@@ -19,7 +19,7 @@ const ALIASES: [(&str, &[&str]); 3] = [
 // === impl FrozenPages ===
 
 impl FrozenPages {
-    /// `only`: these samples, by full name; empty: all.
+    /// Returns the page with only these samples, by full name; with all if `only` is empty.
     pub fn page(&self, format: Format, only: &[String]) -> String {
         let page = match format {
             Format::Text => &self.text,
@@ -34,14 +34,14 @@ impl FrozenPages {
     }
 }
 
-/// The full name of a metric, on this page; `None` when it has none of that name.
+/// Returns the full name of a metric on this page; `None` if the page does not have it.
 pub fn resolve<'a>(metric: &'a str, page: &str) -> Option<&'a str> {
     let alias = ALIASES.iter().find(|(alias, _)| *alias == metric);
     let names = alias.map_or(std::slice::from_ref(&metric), |(_, names)| names);
     names.iter().copied().find(|name| page.lines().any(|line| sample_name(line) == Some(name)))
 }
 
-/// The page with this value in every sample of the metric.
+/// Sets this value in every sample of the metric.
 pub fn lie(page: &str, metric: &str, value: f64) -> String {
     let Some(metric) = resolve(metric, page) else { return page.to_owned() };
     let told = page.lines().map(|line| match (sample_name(line) == Some(metric), line.rsplit_once(' ')) {
@@ -51,14 +51,14 @@ pub fn lie(page: &str, metric: &str, value: f64) -> String {
     told.collect()
 }
 
-/// The page without the metric's samples.
+/// Removes the metric's samples from the page.
 pub fn omit(page: &str, metric: &str) -> String {
     let Some(metric) = resolve(metric, page) else { return page.to_owned() };
     let kept = page.lines().filter(|line| sample_name(line) != Some(metric));
     kept.map(|line| format!("{line}\n")).collect()
 }
 
-/// `None` for comments.
+/// Returns the name of a line's sample; `None` for comments.
 fn sample_name(line: &str) -> Option<&str> {
     let name = line.split(['{', ' ']).next().unwrap_or_default();
     Some(name).filter(|name| !name.is_empty() && *name != "#")

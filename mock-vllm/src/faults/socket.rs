@@ -1,4 +1,4 @@
-//! Listeners and connections that can fail: closed listeners, connections that are reset, and those of a pod that died.
+//! Listeners and connections that can fail: closed listeners, reset connections, and connections of a dead pod.
 
 use super::active::PodFaults;
 use crate::departures::line::Line;
@@ -19,43 +19,43 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Until a port that somebody took meanwhile is tried again.
+/// Pause before a port that another process has taken is tried again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
-/// Connections that wait to be accepted: uvicorn's default, where a system's own would turn a burst of clients away.
+/// Most connections that wait to be accepted: uvicorn's default. The system's own would reject a burst of clients.
 const BACKLOG: u32 = 2048;
 
-/// A listener that can be closed for a while.
+/// A listener that can be closed for some time.
 pub trait Door: Listener<Io: Severable> {
-    /// Closes it; connections that wait to be accepted are gone.
+    /// Closes the listener; connections that wait to be accepted are lost.
     fn close(&mut self);
 
-    /// Listens again where it did; nothing when it is open.
+    /// Listens again at the same place; does nothing if the listener is open.
     fn open(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// A connection whose closing can be made a reset.
+/// A connection that can be closed with a reset.
 pub trait Severable {
     fn reset_when_closed(&self);
 
-    /// What others may send on meanwhile; `None` where tokens leave when they are written.
+    /// Line on which other threads may send meanwhile; `None` if tokens leave as soon as they are written.
     fn line(&self) -> Option<&Line>;
 }
 
 #[derive(Debug)]
 pub struct TcpDoor {
-    /// `None` while it is closed.
+    /// Listener; `None` while it is closed.
     listener: Option<TcpListener>,
     address: SocketAddr,
 }
 
-/// A Unix socket stays in the file system: while it is closed, connections end as soon as they begin.
+/// A Unix socket stays in the file system: while it is closed, new connections end at once.
 #[derive(Debug)]
 pub struct UnixDoor {
     listener: UnixListener,
     is_closed: bool,
 }
 
-/// Accepts for a pod with faults.
+/// Listener of a pod with faults.
 #[derive(Debug)]
 pub struct FaultListener<D> {
     door: D,
@@ -64,7 +64,7 @@ pub struct FaultListener<D> {
     changed: watch::Receiver<()>,
 }
 
-/// A connection that can be cut off from the side that answers.
+/// A connection that the answering side can cut off.
 #[derive(Debug)]
 pub struct FaultIo<I: Severable> {
     io: I,
@@ -72,7 +72,7 @@ pub struct FaultIo<I: Severable> {
     severed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// The handle of a connection, for those who answer its requests.
+/// Handle of a connection, for the code that answers its requests.
 #[derive(Clone, Debug)]
 pub struct Connection {
     severed: CancellationToken,
@@ -87,11 +87,13 @@ struct Shared {
     excess: Mutex<Bytes>,
 }
 
+/// Listens on an address.
+///
 /// # Errors
-/// When the address cannot be had.
+/// Fails if the address is not available.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // What a server that has just ended left behind is no obstacle.
+    // Lets the server use a port that another one has just released.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -100,8 +102,10 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 // === impl TcpDoor ===
 
 impl TcpDoor {
+    /// Wraps a listener.
+    ///
     /// # Errors
-    /// When the listener does not know its address.
+    /// Fails if the listener does not know its address.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
         Ok(Self { address: listener.local_addr()?, listener: Some(listener) })
     }
@@ -115,7 +119,7 @@ impl Listener for TcpDoor {
         match &mut self.listener {
             Some(listener) => {
                 let (stream, address) = Listener::accept(listener).await;
-                // Without this, Nagle's algorithm and delayed acknowledgements hold a token back for 40 ms.
+                // Otherwise Nagle's algorithm and delayed acknowledgements delay a token by 40 ms.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "Cannot set TCP_NODELAY");
                 }
@@ -199,7 +203,7 @@ impl Severable for Line {
 }
 
 impl Severable for UnixStream {
-    /// There is no such thing here: the peer sees the end of the stream.
+    /// Does nothing: a Unix socket has no reset, so the peer sees the end of the stream.
     fn reset_when_closed(&self) {}
 
     fn line(&self) -> Option<&Line> {
@@ -210,7 +214,7 @@ impl Severable for UnixStream {
 // === impl FaultListener ===
 
 impl<D: Door> FaultListener<D> {
-    /// `departures`: where the connections' streams wait for their time, if they do.
+    /// Wraps a listener. In `departures` the connections' streams wait for their time, if they do.
     pub fn new(door: D, faults: Arc<PodFaults>, departures: Option<Arc<Departures>>) -> Self {
         Self { door, changed: faults.watch(), faults, departures }
     }
@@ -253,23 +257,23 @@ impl<D: Door> Connected<IncomingStream<'_, FaultListener<D>>> for Connection {
 // === impl Connection ===
 
 impl Connection {
-    /// Ends the connection in the middle of whatever it carries.
+    /// Ends the connection in the middle of its answers.
     pub fn close(&self) {
         self.severed.cancel();
     }
 
-    /// The same with a TCP reset.
+    /// Ends the connection with a TCP reset.
     pub fn reset(&self) {
         self.shared.has_reset.store(true, Ordering::Release);
         self.severed.cancel();
     }
 
-    /// Where its streams wait for their time.
+    /// Returns the outbox in which its streams wait for their time.
     pub fn outbox(&self) -> Option<&Arc<Outbox>> {
         self.outbox.as_ref()
     }
 
-    /// Bytes that follow the answer that is being written, beyond its declared end.
+    /// Sends these bytes after the answer that is being written, beyond its declared end.
     pub fn exceed(&self, bytes: Bytes) {
         *self.shared.excess.lock() = bytes;
         self.shared.has_excess.store(true, Ordering::Release);
@@ -309,7 +313,7 @@ impl<I: AsyncRead + Severable + Unpin> AsyncRead for FaultIo<I> {
         let read = Pin::new(&mut self.io).poll_read(ctx, buf);
         match read {
             Poll::Ready(result) => Poll::Ready(result),
-            // Wakes whoever waits for bytes that never come.
+            // Wakes a reader that waits for bytes which never come.
             Poll::Pending => self.severed.as_mut().poll(ctx).map(|()| Err(severed())),
         }
     }

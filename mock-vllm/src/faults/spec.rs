@@ -1,4 +1,4 @@
-//! Rules as text and as JSON: `name:key=value,key=value`, or an object with the same keys and the name under `fault`.
+//! Text and JSON of rules: `name:key=value,key=value`, or an object with the same keys and the name under `fault`.
 
 use super::{Endpoints, Fault, Rule, Scope, When};
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Behind it comes the way out.
+/// End of an error's text, which says where to look.
 const SEE: &str = "`mock-vllm faults` lists them";
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum InvalidRule {
     Content { fault: String, reason: String },
 }
 
-/// The keys that every rule may have.
+/// Keys that every rule may have.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 struct Common {
@@ -45,10 +45,10 @@ const COMMON: [&str; 7] = ["on", "pod", "rate", "after", "times", "from", "for"]
 // === impl Rule ===
 
 impl Rule {
-    /// The faults of one request, from its header: `;` between them.
+    /// Parses the faults of one request, which its header separates by `;`.
     ///
     /// # Errors
-    /// For a rule that is invalid, or that not one request alone can have.
+    /// Fails for an invalid rule, and for a rule that a single request cannot have.
     pub fn parse_header(text: &str) -> Result<Vec<Self>, InvalidRule> {
         let rules = text.split(';').map(|text| {
             let rule: Self = text.trim().parse()?;
@@ -66,8 +66,10 @@ impl Rule {
         rules.collect()
     }
 
+    /// Reads a rule from text or an object.
+    ///
     /// # Errors
-    /// For keys that are unknown, missing, or of the wrong type.
+    /// Fails for keys that are unknown, missing, or of the wrong type.
     pub fn from_json(value: Value) -> Result<Self, InvalidRule> {
         match value {
             Value::String(text) => text.parse(),
@@ -76,7 +78,7 @@ impl Rule {
         }
     }
 
-    /// An object with all keys.
+    /// Returns an object with all keys.
     pub fn to_json(&self) -> Value {
         let Self { fault, on, when, pod } = self;
         let When { from, lasts, after, times, rate } = *when;
@@ -170,7 +172,7 @@ impl FromStr for Rule {
         for pair in keys.split(',').filter(|pair| !pair.trim().is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(shape)?;
             let (key, value) = (key.trim(), value.trim());
-            // Numbers as numbers; all else is text.
+            // Numbers are numbers; everything else is text.
             let is_number = value.parse::<f64>().is_ok();
             let value =
                 serde_json::from_str(value).ok().filter(|_| is_number).unwrap_or_else(|| Value::from(value));
@@ -182,7 +184,7 @@ impl FromStr for Rule {
     }
 }
 
-/// The text that parses to this rule.
+/// Writes the text that parses to this rule.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Value::Object(map) = self.to_json() else { return Ok(()) };
@@ -199,7 +201,7 @@ impl fmt::Display for Rule {
     }
 }
 
-/// `500ms`, `2s`, `1m 30s`
+/// Durations like `500ms`, `2s`, `1m 30s`.
 pub(super) mod duration {
     use serde::de::Error as _;
     use serde::{Deserialize as _, Deserializer, Serializer};
@@ -237,7 +239,7 @@ pub(super) mod optional_duration {
     }
 }
 
-/// A status that is an error.
+/// Statuses of errors.
 pub(super) mod status {
     use http::StatusCode;
     use serde::de::Error as _;

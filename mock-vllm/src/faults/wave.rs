@@ -1,4 +1,4 @@
-//! Made-up values over time.
+//! Made-up values that change over time.
 
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::{Serialize, Serializer};
@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// `5`, or `<form>:<start>:<end>:<period>`.
+/// A value over time: `5`, or `<form>:<start>:<end>:<period>`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wave {
     Constant(f64),
@@ -16,13 +16,13 @@ pub enum Wave {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// From start to end in one period, and stays there.
+    /// Goes from start to end in one period, then stays there.
     Ramp,
-    /// The same, again and again.
+    /// Goes from start to end in each period.
     RampReset,
-    /// From start to end and back in one period, smoothly.
+    /// Goes smoothly from start to end and back in each period.
     Oscillate,
-    /// Start for half a period, end for the other half.
+    /// Stays at start for half a period, at end for the other half.
     SquareWave,
 }
 
@@ -43,7 +43,7 @@ const FORMS: [(&str, Form); 4] = [
 // === impl Wave ===
 
 impl Wave {
-    /// So long after its start.
+    /// Returns the value at this time after its start.
     pub fn at(&self, elapsed: Duration) -> f64 {
         match *self {
             Self::Constant(value) => value,

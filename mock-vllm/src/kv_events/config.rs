@@ -1,14 +1,14 @@
-//! `--kv-events-config`: vLLM's keys and defaults, and which of its endpoints are listened on.
+//! `--kv-events-config`: vLLM's keys and defaults, and the endpoints on which the pod listens.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::fmt;
 use std::str::FromStr;
 
-/// What the flag asks for.
+/// Configuration that the flag asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KvEventsConfig {
-    /// Not enabled, or enabled for the publisher `null`: the engine need not record events.
+    /// Not enabled, or enabled with the publisher `null`: the engine need not record events.
     #[default]
     Off,
     Zmq(ZmqConfig),
@@ -17,26 +17,26 @@ pub enum KvEventsConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZmqConfig {
     pub endpoint: Endpoint,
-    /// Always listened on.
+    /// Replay endpoint, on which the pod always listens.
     pub replay_endpoint: Option<Address>,
-    /// Batches kept for replay; 0 = none.
+    /// Batches that are kept for replay; 0 for none.
     pub buffer_steps: usize,
-    /// Messages that wait for one slow subscriber; 0 = no limit.
+    /// Most messages that wait for one slow subscriber; 0 for no limit.
     pub hwm: usize,
-    /// Batches between the engine and the socket; 0 = no limit.
+    /// Most batches between the engine and the socket; 0 for no limit.
     pub max_queue_size: usize,
-    /// The first frame of every message.
+    /// First frame of every message.
     pub topic: String,
 }
 
-/// vLLM's rule: an address with `*` or `::` is listened on, any other is dialled.
+/// Endpoint by vLLM's rule: the pod listens on an address with `*` or `::`, and connects to any other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Bind(Address),
     Connect(Address),
 }
 
-/// Host and port of a `tcp://` endpoint; displays as `host:port`, with the wildcard as an address.
+/// Host and port of a `tcp://` endpoint. It displays as `host:port`, with the wildcard as an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     host: String,
@@ -55,12 +55,12 @@ pub enum ConfigError {
     Port { port: u16, rank: u16 },
 }
 
-/// The flag's JSON. Defaults: vLLM 0.33 `config/kv_events.py`.
+/// JSON of the flag, with the defaults of vLLM 0.33 `config/kv_events.py`.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawConfig {
     enable_kv_cache_events: bool,
-    /// `None`: `zmq` when events are enabled.
+    /// Publisher; `None` means `zmq` if events are enabled.
     publisher: Option<PublisherKind>,
     endpoint: String,
     replay_endpoint: Option<String>,
@@ -82,7 +82,7 @@ enum PublisherKind {
 impl FromStr for KvEventsConfig {
     type Err = ConfigError;
 
-    /// From the flag's JSON object.
+    /// Reads the flag's JSON object.
     fn from_str(json: &str) -> Result<Self, ConfigError> {
         let raw = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(json))
             .map_err(|error| ConfigError::from_json(&error))?;
@@ -91,11 +91,11 @@ impl FromStr for KvEventsConfig {
 }
 
 impl KvEventsConfig {
-    /// From every value of the flag, in order: a JSON object replaces all before it, `key=value` (what
-    /// `--kv-events-config.key value` stands for) sets one key, with JSON where the value is some and text elsewhere.
+    /// Reads all values of the flag, in order. A JSON object replaces everything before it. `key=value`, which comes
+    /// from `--kv-events-config.key value`, sets one key; a value that is not JSON is text.
     ///
     /// # Errors
-    /// Names the key that is unknown or has a value of the wrong kind.
+    /// Names the key that is unknown or has a value of the wrong type.
     pub fn from_args<'a>(args: impl IntoIterator<Item = &'a str>) -> Result<Self, ConfigError> {
         let mut object = Map::new();
         for arg in args {
@@ -115,10 +115,10 @@ impl KvEventsConfig {
         Self::try_from_raw(raw)
     }
 
-    /// The configuration of one data-parallel rank: ports are counted up from rank 0's.
+    /// Returns the configuration of one data-parallel rank: ports count up from rank 0's.
     ///
     /// # Errors
-    /// When a port would pass 65535.
+    /// Fails if a port would pass 65535.
     pub fn for_rank(self, rank: u16) -> Result<Self, ConfigError> {
         let Self::Zmq(mut config) = self else { return Ok(self) };
         config.endpoint = match config.endpoint {
@@ -129,7 +129,7 @@ impl KvEventsConfig {
         Ok(Self::Zmq(config))
     }
 
-    /// For `EngineConfig::kv_events`.
+    /// Returns the value for `EngineConfig::kv_events`.
     pub fn is_on(&self) -> bool {
         matches!(self, Self::Zmq(_))
     }
@@ -218,7 +218,7 @@ impl FromStr for Address {
 }
 
 impl Address {
-    /// Port 0, which lets the system choose, stays 0.
+    /// Adds the rank to the port. Port 0, which lets the system choose, stays 0.
     fn for_rank(self, rank: u16) -> Result<Self, ConfigError> {
         let Self { host, port } = self;
         let ranked = if port == 0 { Some(0) } else { port.checked_add(rank) };

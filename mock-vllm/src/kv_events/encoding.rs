@@ -6,22 +6,22 @@ use vllm_engine::hash::BlockHash;
 use vllm_engine::request::LoraAdapter;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Where the blocks are.
+/// Medium of all blocks.
 const MEDIUM: &str = "GPU";
 
-/// There is one KV-cache group, of full attention.
+/// Index of the one KV-cache group, which has full attention.
 const GROUP_IDX: u64 = 0;
 const KV_CACHE_SPEC_KIND: &str = "full_attention";
 
-/// Fields of a `BlockStored` map, its tag included. msgspec takes the three-byte head for a struct of more than 15 fields
-/// (vLLM 0.33's has 16 and leaves the last five out).
+/// Fields of a `BlockStored` map, its tag included. msgspec uses the three-byte head for structs of more than 15
+/// fields; vLLM 0.33's has 16 and leaves out the last five.
 const N_STORED_FIELDS: u16 = 11;
 
-/// Both shapes of the wire at once.
+/// Form of versions and hashes on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WireFormat {
-    /// Whose events and replay answers are sent. 0.33: maps, and the topic in replay answers (vLLM PR #42892). 0.11: arrays.
-    /// 0.8: arrays without a medium, in batches without a rank.
+    /// Version of events and replay answers. 0.33 sends maps, and the topic in replay answers (vLLM PR #42892). 0.11
+    /// sends arrays. 0.8 sends arrays without a medium, in batches without a rank.
     pub version: VllmVersion,
     pub hashes: HashForm,
 }
@@ -29,14 +29,14 @@ pub struct WireFormat {
 /// `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HashForm {
-    /// The last eight bytes of the digest, big endian.
+    /// Last eight bytes of the digest, big endian.
     #[default]
     Int,
     /// All 32 bytes.
     Bytes,
 }
 
-/// Appends `[timestamp, [event..], rank]` to `out`, in 0.8 without the rank; `at` counts from the Unix epoch.
+/// Appends `[timestamp, [event..], rank]` to `out`, in 0.8 without the rank. `at` is the time since the Unix epoch.
 pub fn encode_batch(out: &mut Vec<u8>, format: WireFormat, at: Duration, events: &[KvEvent], rank: u16) {
     let with_rank = format.version > VllmVersion::V0_8;
     msgpack::array(out, if with_rank { 3 } else { 2 });
@@ -159,7 +159,7 @@ fn lora_id(out: &mut Vec<u8>, lora: Option<&LoraAdapter>) {
     }
 }
 
-/// One entry per block: the adapter's name in each, the salt in a request's first, nil where there is neither.
+/// Writes one entry per block: the adapter's name in each, the salt in a request's first, nil if there is neither.
 fn extra_keys(out: &mut Vec<u8>, n_blocks: usize, lora: Option<&LoraAdapter>, cache_salt: Option<&str>) {
     msgpack::array(out, n_blocks);
     let name = lora.map(|lora| lora.name.as_str());
@@ -175,7 +175,7 @@ fn extra_keys(out: &mut Vec<u8>, n_blocks: usize, lora: Option<&LoraAdapter>, ca
     }
 }
 
-/// The smallest msgpack form of each value.
+/// Writers of the smallest msgpack form of each value.
 mod msgpack {
     pub(super) fn nil(out: &mut Vec<u8>) {
         out.push(0xc0);
@@ -222,13 +222,13 @@ mod msgpack {
         }
     }
 
-    /// A map of up to 15 pairs.
+    /// Writes the head of a map of up to 15 pairs.
     pub(super) fn map(out: &mut Vec<u8>, n_pairs: u8) {
         debug_assert!(n_pairs < 16, "a short map has a four-bit length");
         out.push(0x80 | n_pairs);
     }
 
-    /// A map with a length of two bytes, however few its pairs are.
+    /// Writes the head of a map with a length of two bytes, even for few pairs.
     pub(super) fn map_16(out: &mut Vec<u8>, n_pairs: u16) {
         out.push(0xde);
         out.extend(n_pairs.to_be_bytes());

@@ -1,4 +1,4 @@
-//! One connection each: a subscriber that gets the messages of its queue, or a client that asks for replay.
+//! One connection: a subscriber that gets the messages of its queue, or a client that asks for replay.
 
 use super::replay::ReplayBuffer;
 use super::stats::Counters;
@@ -15,14 +15,14 @@ use vllm_engine::vllm_version::VllmVersion;
 
 /// libzmq's `ZMQ_HANDSHAKE_IVL`.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Messages written with one system call when there is a backlog.
+/// Messages that one system call writes if there is a backlog.
 const WRITE_BATCH: usize = 64;
-/// Prefixes that one peer may subscribe to.
+/// Most prefixes that one peer may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 1024;
 /// The sequence number after the last replayed message: -1.
 const END_SEQ: [u8; 8] = [0xff; 8];
 
-/// A subscriber's end of its queue, kept over reconnects.
+/// The subscriber's end of its queue, which stays over reconnects.
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) topic: Bytes,
@@ -31,14 +31,14 @@ pub(super) struct Subscriber {
     pub(super) interest: Interest,
 }
 
-/// Whether the peer is subscribed to the topic; the service looks before it queues.
+/// State of the peer's subscription to the topic; the service looks at it before it queues a message.
 #[derive(Debug)]
 pub(super) struct Interest {
     subscribed: Arc<AtomicBool>,
     counters: Arc<Counters>,
 }
 
-/// What a replay connection answers from.
+/// Source of the answers of a replay connection.
 #[derive(Clone, Debug)]
 pub(super) struct ReplaySource {
     pub(super) buffer: Arc<Mutex<ReplayBuffer>>,
@@ -86,7 +86,7 @@ impl Subscriber {
 
     async fn serve_subscribed(&mut self, stream: TcpStream) -> Result<(), ZmtpError> {
         let mut connection = Connection::handshake(stream, SocketType::Pub).await?;
-        // What an earlier connection left is not for this one.
+        // Messages that an earlier connection left are not for this one.
         while self.queue.try_recv().is_ok() {}
         let mut prefixes: Vec<Bytes> = Vec::new();
         let mut messages = Vec::with_capacity(WRITE_BATCH);
@@ -142,7 +142,7 @@ impl ReplaySource {
 
     async fn answer(&self, stream: &mut TcpStream, start: u64) -> std::io::Result<()> {
         let messages = self.buffer.lock().since(start);
-        // Each is kept as it was published, the topic first; before 0.33 that frame was left out.
+        // Messages are kept as they were published, the topic first. Before 0.33 replay leaves the topic's frame out.
         let n_skipped = match self.version {
             VllmVersion::V0_8 | VllmVersion::V0_11 => {
                 let mut topic = Vec::new();
@@ -200,7 +200,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The next message or command, `None` at the end; may be cancelled without loss.
+    /// Returns the next message or command; `None` at the end. Cancelling it loses nothing.
     async fn read(&mut self) -> Result<Option<Incoming>, ZmtpError> {
         loop {
             if let Some(incoming) = self.decoder.take_incoming()? {
@@ -224,7 +224,7 @@ impl Connection {
     }
 }
 
-/// ZMTP 3.0 peers subscribe by messages: 1 or 0, then the prefix.
+/// Converts messages with which ZMTP 3.0 peers subscribe: 1 or 0, then the prefix.
 fn subscription(incoming: Incoming) -> Incoming {
     let Incoming::Message(parts) = &incoming else { return incoming };
     match parts.as_slice() {
@@ -234,7 +234,7 @@ fn subscription(incoming: Incoming) -> Incoming {
     }
 }
 
-/// The sequence number of a replay request: an empty frame, then a big-endian number of up to eight bytes.
+/// Returns the sequence number of a replay request: an empty frame, then a big-endian number of up to eight bytes.
 fn start_seq(parts: &[Bytes]) -> Option<u64> {
     let [delimiter, seq] = parts else { return None };
     if !delimiter.is_empty() || seq.len() > 8 {

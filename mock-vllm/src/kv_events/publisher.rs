@@ -1,4 +1,4 @@
-//! The engine's side: numbers the batches and hands them over without waiting.
+//! The engine's side of KV events: numbers the batches and hands them over without waiting.
 
 use super::stats::{Counters, KvEventStats};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use vllm_engine::event::KvEvent;
 
-/// Owned by the thread that steps the engine. Dropping it ends the service once everything is sent.
+/// Publisher, owned by the thread that steps the engine. Dropping it ends the service once everything is sent.
 #[derive(Debug)]
 pub struct KvEventPublisher {
     batches: mpsc::Sender<Batch>,
@@ -26,9 +26,9 @@ pub struct KvEventMonitor {
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) seq: u64,
-    /// Since the Unix epoch.
+    /// Time since the Unix epoch.
     pub(super) at: Duration,
-    /// At least one.
+    /// Events, at least one.
     pub(super) events: Vec<KvEvent>,
 }
 
@@ -39,11 +39,11 @@ impl KvEventPublisher {
         Self { batches, next_seq: 0, counters }
     }
 
-    /// Sends what `Engine::take_events` gave at the end of a step as one message, nothing when it gave nothing;
-    /// `at` is the time since the Unix epoch.
+    /// Sends the events that `Engine::take_events` returned at the end of a step as one message, or nothing if there
+    /// are none. `at` is the time since the Unix epoch.
     ///
-    /// Never waits, where vLLM waits for room in the queue: a batch that finds the queue full is dropped and counted,
-    /// and its sequence number is used up, so that every subscriber sees the gap.
+    /// It never waits, although vLLM waits for room in the queue. A batch that finds the queue full is dropped and
+    /// counted, and its sequence number is not used again, so that every subscriber sees the gap.
     pub fn publish(&mut self, at: Duration, events: Vec<KvEvent>) {
         if events.is_empty() {
             return;
@@ -59,7 +59,7 @@ impl KvEventPublisher {
                     tracing::warn!(seq, n_dropped, "Dropped a batch of KV events: the queue is full");
                 }
             }
-            // The service ends before the engine does when the process stops.
+            // The service ends before the engine when the process stops.
             Err(TrySendError::Closed(_)) => {}
         }
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 #[derive(Debug)]
 pub(super) struct ReplayBuffer {
-    /// Sequence numbers ascend, with gaps where batches were dropped.
+    /// Messages by sequence number. The numbers rise, with gaps for dropped batches.
     messages: VecDeque<(u64, Bytes)>,
     n_most: usize,
 }
@@ -27,7 +27,7 @@ impl ReplayBuffer {
         self.messages.push_back((seq, message));
     }
 
-    /// Every kept message from sequence number `start` on, in order.
+    /// Returns every kept message from sequence number `start` on, in order.
     pub(super) fn since(&self, start: u64) -> Vec<Bytes> {
         let first = self.messages.partition_point(|(seq, _)| *seq < start);
         self.messages.range(first..).map(|(_, message)| message.clone()).collect()

@@ -18,18 +18,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-/// Batches taken from the queue at once.
+/// Most batches taken from the queue at once.
 const INTAKE: usize = 64;
-/// Open connections per socket, further ones wait; a pod has a handful of subscribers.
+/// Most open connections per socket; further ones wait. A pod has few subscribers.
 const MAX_PEERS: usize = 1_024;
 /// libzmq's `ZMQ_RECONNECT_IVL`.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause after a failed accept, which repeats while the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What subscribers get after the stop to read what is queued for them; vLLM closes with linger 0 after up to a second.
+/// Time that subscribers have after the stop to read their queues; vLLM closes with linger 0 after up to a second.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Not listening yet.
+/// Service that does not listen yet.
 #[derive(Debug)]
 pub struct KvEventService {
     config: ZmqConfig,
@@ -39,7 +39,7 @@ pub struct KvEventService {
     counters: Arc<Counters>,
 }
 
-/// Listening; `run` serves.
+/// Service that listens; `run` serves.
 #[derive(Debug)]
 pub struct BoundService {
     outlet: Outlet,
@@ -68,10 +68,10 @@ struct Hub {
     topic: Bytes,
     hwm: usize,
     subscribers: Vec<SubscriberQueue>,
-    /// `None` without a replay endpoint: nobody could ask.
+    /// Messages for replay; `None` without a replay endpoint, because then no client can ask.
     buffer: Option<Arc<Mutex<ReplayBuffer>>>,
     counters: Arc<Counters>,
-    /// Reused for each payload.
+    /// Buffer that is reused for each payload.
     payload: Vec<u8>,
 }
 
@@ -81,8 +81,8 @@ struct SubscriberQueue {
     subscribed: Arc<AtomicBool>,
 }
 
-/// The two ends of a pod's events; the publisher for the thread that steps the engine, the service for the runtime.
-/// `config` and `rank`: `KvEventsConfig::for_rank` has been applied, `rank` only goes into the batches.
+/// Makes the two ends of a pod's events: the publisher for the thread that steps the engine, the service for the
+/// runtime. `config` already has the ports of its rank (`KvEventsConfig::for_rank`); `rank` only goes into the batches.
 pub fn channel(config: ZmqConfig, format: WireFormat, rank: u16) -> (KvEventPublisher, KvEventService) {
     let (queue, batches) = mpsc::channel(capacity(config.max_queue_size));
     let counters: Arc<Counters> = Arc::default();
@@ -93,7 +93,7 @@ pub fn channel(config: ZmqConfig, format: WireFormat, rank: u16) -> (KvEventPubl
 // === impl KvEventService ===
 
 impl KvEventService {
-    /// Listens on the endpoints; an endpoint to connect to is dialled by `run`.
+    /// Listens on the endpoints. (`run` connects to an endpoint that is not listened on.)
     ///
     /// # Errors
     /// Names the endpoint that is taken or does not resolve.
@@ -130,7 +130,7 @@ async fn listen(address: &Address) -> Result<TcpListener, BindError> {
 // === impl BoundService ===
 
 impl BoundService {
-    /// Where subscribers connect; `None` when the service dials.
+    /// Returns the address that subscribers connect to; `None` if the service connects to them.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.outlet {
             Outlet::Listening(listener) => listener.local_addr().ok(),
@@ -138,7 +138,7 @@ impl BoundService {
         }
     }
 
-    /// Where replay is asked for.
+    /// Returns the address of the replay endpoint.
     pub fn replay_addr(&self) -> Option<SocketAddr> {
         self.replay.as_ref().and_then(|listener| listener.local_addr().ok())
     }
@@ -186,7 +186,7 @@ impl BoundService {
         while let Ok(batch) = batches.try_recv() {
             hub.publish(&batch);
         }
-        // Closes the queues: a subscriber's task ends when it has sent what is in its own.
+        // Closes the queues: a subscriber's task ends when it has sent its own.
         drop(hub);
         let drained = async { while subscribers.join_next().await.is_some() {} };
         if tokio::time::timeout(LINGER, drained).await.is_err() {
@@ -216,7 +216,7 @@ async fn answer(stream: TcpStream, source: ReplaySource) {
     log_end("replay client", source.serve(stream).await);
 }
 
-/// Keeps one connection to a subscriber that listens, until the service ends.
+/// Connects to a subscriber that listens, again and again until the service ends.
 async fn dial(address: Address, mut subscriber: Subscriber) {
     loop {
         match TcpStream::connect(address.to_string()).await {
@@ -267,7 +267,7 @@ impl Hub {
             return;
         }
         let message = self.frame(batch);
-        // Kept before it is sent: whoever has seen it can ask for it.
+        // The message is kept before it is sent, so that a client that has seen it can ask for it.
         if let Some(buffer) = &self.buffer {
             buffer.lock().push(batch.seq, message.clone());
         }
@@ -281,7 +281,7 @@ impl Hub {
         }
     }
 
-    /// Topic, sequence number and payload as ZMTP frames.
+    /// Frames topic, sequence number and payload for ZMTP.
     fn frame(&mut self, batch: &Batch) -> Bytes {
         let Batch { seq, at, events } = batch;
         self.payload.clear();
@@ -294,7 +294,7 @@ impl Hub {
     }
 }
 
-/// Of a channel; vLLM's 0 is no limit.
+/// Returns the capacity of a channel; vLLM's 0 means no limit.
 fn capacity(limit: usize) -> usize {
     if limit == 0 { Semaphore::MAX_PERMITS } else { limit.min(Semaphore::MAX_PERMITS) }
 }

@@ -1,15 +1,15 @@
-//! Counters of what was sent and what was lost; the publisher, the service and its peers add, anyone reads.
+//! Counters of sent and lost messages. The publisher, the service and its peers count; any thread reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// As of now, since the start.
+/// Counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KvEventStats {
-    /// Batches that were given a sequence number.
+    /// Batches that got a sequence number.
     pub published: u64,
-    /// Batches that found the queue to the service full (`max_queue_size`): no subscriber and no replay has them.
+    /// Batches that found the queue to the service full (`max_queue_size`): neither subscribers nor replay have them.
     pub dropped_batches: u64,
-    /// Messages that found the queue of one subscriber full (`hwm`), added up over subscribers; replay has them.
+    /// Messages that found the queue of one subscriber full (`hwm`), summed over subscribers; replay has them.
     pub dropped_messages: u64,
     /// Peers that are subscribed to the topic now.
     pub subscribers: u64,

@@ -1,14 +1,14 @@
-//! ZMTP 3.1 (rfc.zeromq.org/spec/37) as far as a PUB and a ROUTER socket need it: greeting, NULL handshake, frames and commands.
-//! Only bytes: whoever holds the connection reads and writes them.
+//! ZMTP 3.1 (rfc.zeromq.org/spec/37) as far as a PUB and a ROUTER socket need it: greeting, NULL handshake, frames and
+//! commands. It handles only bytes; the owner of the connection reads and writes them.
 //!
-//! The `zeromq` crate 0.7 was measured and left: 3.9 MB per idle PUB socket, a fixed high-water mark without a count of
-//! what it drops, no `tcp://*`, no reconnecting PUB, and it hangs up on libzmq's heartbeats.
+//! The `zeromq` crate 0.7 was measured and not used: it takes 3.9 MB per idle PUB socket, has a fixed high-water mark
+//! and does not count what it drops, has no `tcp://*` and no reconnecting PUB, and disconnects at libzmq's heartbeats.
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Subscriptions and replay requests are short; more is no subscriber of ours.
+/// Longest frame. Subscriptions and replay requests are short: a longer frame is not from a subscriber.
 const MAX_FRAME: usize = 64 * 1024;
-/// An empty frame and a sequence number, with room for what is to be refused politely.
+/// Most frames of a message: an empty frame and a sequence number, with room for requests that get a polite refusal.
 const MAX_PARTS: usize = 8;
 
 const GREETING_LEN: usize = 64;
@@ -22,16 +22,16 @@ pub(super) enum SocketType {
     Router,
 }
 
-/// What a peer says after the handshake.
+/// Message or command of a peer after the handshake.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Incoming {
-    /// All its frames.
+    /// All frames of a message.
     Message(Vec<Bytes>),
     Subscribe(Bytes),
     Cancel(Bytes),
-    /// The context to send back.
+    /// Context to send back.
     Ping(Bytes),
-    /// A command that asks for nothing.
+    /// A command that needs no reaction.
     Other,
 }
 
@@ -53,11 +53,11 @@ pub(super) enum ZmtpError {
     TooLong(&'static str),
 }
 
-/// Cuts what was read into messages and commands.
+/// Splits received bytes into messages and commands.
 #[derive(Debug, Default)]
 pub(super) struct Decoder {
     pub(super) buffer: BytesMut,
-    /// Frames of a message whose last has not come.
+    /// Frames of a message whose last one has not arrived.
     parts: Vec<Bytes>,
 }
 
@@ -67,7 +67,7 @@ struct Frame {
     body: Bytes,
 }
 
-/// Version 3.1, mechanism NULL, no server role.
+/// Returns the greeting: version 3.1, mechanism NULL, no server role.
 pub(super) fn greeting() -> [u8; GREETING_LEN] {
     let mut greeting = [0; GREETING_LEN];
     greeting[0] = 0xff;
@@ -84,7 +84,7 @@ pub(super) fn frame(out: &mut Vec<u8>, body: &[u8]) {
     out.extend(body);
 }
 
-/// Appends one frame of a message, not its last.
+/// Appends one frame of a message that is not its last.
 pub(super) fn frame_more(out: &mut Vec<u8>, body: &[u8]) {
     head(out, MORE, body.len());
     out.extend(body);
@@ -138,7 +138,7 @@ impl SocketType {
 // === impl Decoder ===
 
 impl Decoder {
-    /// Takes the peer's greeting off; `None`: not all of it is there.
+    /// Takes the peer's greeting; `None` if it has not arrived completely.
     pub(super) fn take_greeting(&mut self) -> Result<Option<()>, ZmtpError> {
         if self.buffer.first().is_some_and(|first| *first != 0xff) {
             return Err(ZmtpError::NotZmtp3);
@@ -157,7 +157,7 @@ impl Decoder {
         Ok(Some(()))
     }
 
-    /// Takes the peer's READY off and checks that its socket fits; `None`: not all of it is there.
+    /// Takes the peer's READY and checks that its socket fits; `None` if it has not arrived completely.
     pub(super) fn take_ready(&mut self, own: SocketType) -> Result<Option<()>, ZmtpError> {
         let Some(Frame { flags, body }) = self.take_frame()? else { return Ok(None) };
         let mut properties = body
@@ -178,7 +178,7 @@ impl Decoder {
         }
     }
 
-    /// The next message or command; `None`: not all of it is there.
+    /// Takes the next message or command; `None` if it has not arrived completely.
     pub(super) fn take_incoming(&mut self) -> Result<Option<Incoming>, ZmtpError> {
         while let Some(Frame { flags, body }) = self.take_frame()? {
             if flags & COMMAND != 0 {
@@ -227,7 +227,7 @@ fn read_command(mut body: Bytes) -> Result<Incoming, ZmtpError> {
     }
 }
 
-/// A name with a length of one byte, a value with one of four.
+/// Takes a property: a name with a length of one byte, and a value with a length of four.
 fn take_property<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let (n_name, after) = rest.split_first()?;
     let (name, after) = after.split_at_checked(usize::from(*n_name))?;
@@ -277,7 +277,7 @@ mod tests {
         ready(&mut wire, SocketType::Router);
         let mut router = decoder(&wire);
         router.take_greeting().unwrap().unwrap();
-        // A router takes another router.
+        // A router accepts another router.
         router.take_ready(SocketType::Router).unwrap().unwrap();
         let mut publisher = decoder(&wire);
         publisher.take_greeting().unwrap().unwrap();

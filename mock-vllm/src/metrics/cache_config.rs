@@ -1,9 +1,9 @@
-//! The labels of `vllm:cache_config_info`: every field of vLLM's `CacheConfig`, as Python spells its value.
+//! Labels of `vllm:cache_config_info`: every field of vLLM's `CacheConfig`, with its value in Python's spelling.
 
 use super::exposition;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// What of the configuration is the pod's own; the rest are vLLM's defaults for a text model on one GPU.
+/// Fields of the configuration that depend on the pod; the others have vLLM's defaults for a text model on one GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheConfig {
     pub block_size: u32,
@@ -14,10 +14,10 @@ pub struct CacheConfig {
     pub max_model_len: u32,
 }
 
-/// What was asked for on the command line.
+/// Values from the command line.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheFlags {
-    /// `--block-size` was given.
+    /// True if `--block-size` was given.
     pub user_specified_block_size: bool,
     pub gpu_memory_utilization: f64,
     pub num_gpu_blocks_override: Option<u32>,
@@ -37,7 +37,7 @@ const FIXED_0_8: &[(&str, &str)] = &[
     ("swap_space", "4"),
     ("swap_space_bytes", "4294967296"),
 ];
-/// Pydantic makes floats of whole numbers.
+/// Pydantic turns whole numbers into floats here.
 const FIXED_0_11: &[(&str, &str)] = &[
     ("cache_dtype", "auto"),
     ("calculate_kv_scales", "False"),
@@ -56,7 +56,7 @@ const FIXED_0_11: &[(&str, &str)] = &[
 const FIXED_0_33: &[(&str, &str)] = &[
     ("_block_size_resolved", "True"),
     ("cache_dtype", "auto"),
-    // Known in the engine's process only, as are the hash's block size and the layout.
+    // Only the engine's process knows it, like the hash's block size and the layout.
     ("cache_hit_alignment_tokens", NONE),
     ("enable_mamba_shared_prefix_checkpoint", "False"),
     ("hash_block_size", NONE),
@@ -86,7 +86,7 @@ const FIXED_0_33: &[(&str, &str)] = &[
 // === impl CacheConfig ===
 
 impl CacheConfig {
-    /// In no order.
+    /// Returns the labels, in no particular order.
     pub fn labels(&self, version: VllmVersion) -> Vec<(&'static str, String)> {
         let Self {
             block_size,

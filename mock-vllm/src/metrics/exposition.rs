@@ -1,5 +1,5 @@
-//! The text formats as Python's `prometheus_client` 0.26 writes them: labels sorted by name, every value a float, counters
-//! under `_total`, and a `_created` series beside each counter, histogram and summary.
+//! Text formats as Python's `prometheus_client` 0.26 writes them: labels are sorted by name, every value is a float,
+//! counters end in `_total`, and each counter, histogram and summary has a `_created` series beside it.
 
 use super::histogram::Histogram;
 use std::borrow::Cow;
@@ -13,11 +13,11 @@ pub enum Format {
     OpenMetrics,
 }
 
-/// Sorted by name.
+/// Labels, sorted by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Labels(Vec<(&'static str, Cow<'static, str>)>);
 
-/// One series of a family, and when it came to be (Unix seconds); `None` for one that is only read, not moved, here.
+/// One series of a family, with the Unix time of its creation in seconds; `None` for a series that is only read here.
 #[derive(Clone, Debug)]
 pub(super) struct Series<T> {
     pub(super) labels: Labels,
@@ -27,7 +27,7 @@ pub(super) struct Series<T> {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Head<'a> {
-    /// Without the `_total` of a counter.
+    /// Name, without the `_total` of a counter.
     pub(super) name: &'a str,
     pub(super) help: &'a str,
 }
@@ -36,9 +36,9 @@ pub(super) struct Head<'a> {
 pub(super) struct Exposition<'a> {
     text: String,
     format: Format,
-    /// Only these samples, by full name; empty: all.
+    /// Full names of the samples to write; empty for all.
     only: &'a [String],
-    /// `_created` samples of the family being written, which the text format puts behind the others.
+    /// `_created` samples of the family that is being written, which the text format puts after the others.
     created: String,
 }
 
@@ -65,7 +65,7 @@ impl Labels {
         Self(labels)
     }
 
-    /// As `{a="1",b="2"}`, with one label more in its place; nothing without labels.
+    /// Writes `{a="1",b="2"}`, with `extra` in its place; nothing if there are no labels.
     fn write(&self, out: &mut String, extra: Option<(&str, &str)>) {
         let place = extra.map(|(name, _)| self.0.partition_point(|(other, _)| *other < name));
         let mut separator = '{';
@@ -95,7 +95,7 @@ impl Labels {
 // === impl Format ===
 
 impl Format {
-    /// What an `Accept` header asks for, and the `Content-Type` that answers it.
+    /// Returns the format that an `Accept` header asks for, and the `Content-Type` of the answer.
     pub fn negotiate(accept: &str) -> (Self, String) {
         const OPEN_METRICS: &str = "application/openmetrics-text";
         for accepted in accept.split(',') {
@@ -108,7 +108,7 @@ impl Format {
             let is_modern = version.is_some_and(|version| {
                 version.split('.').map_while(|part| part.parse().ok()).collect::<Vec<u32>>() >= vec![1, 0, 0]
             });
-            // Names here are plain under every scheme.
+            // All names are plain, so that they look the same with every scheme.
             let escaping = parameter("escaping")
                 .filter(|scheme| ["allow-utf-8", "underscores", "dots", "values"].contains(scheme))
                 .unwrap_or("underscores");
@@ -182,7 +182,7 @@ impl<'a> Exposition<'a> {
         });
     }
 
-    /// Of each series its count and its sum.
+    /// Writes the count and the sum of each series.
     pub(super) fn summary<'s>(
         &mut self,
         head: Head<'_>,
@@ -284,7 +284,7 @@ fn escape(out: &mut String, text: &str, quotes: bool) {
     }
 }
 
-/// Python's `repr` of a float, but an exponent as soon as the whole part has more than six digits.
+/// Writes a float like Python's `repr`, but with an exponent if its whole part has more than six digits.
 pub(crate) fn float(value: f64) -> String {
     if value.is_infinite() {
         return if value > 0.0 { "+Inf" } else { "-Inf" }.to_owned();

@@ -2,9 +2,9 @@
 
 #[derive(Clone, Debug)]
 pub(super) struct Histogram {
-    /// Upper bounds, rising, `+Inf` not included.
+    /// Upper bounds in rising order, without `+Inf`.
     bounds: Vec<f64>,
-    /// Observations per bucket, not cumulative; one more than `bounds`.
+    /// Observations per bucket, not cumulative; one more bucket than `bounds`.
     counts: Vec<u64>,
     sum: f64,
 }
@@ -22,7 +22,7 @@ impl Histogram {
         self.sum += value;
     }
 
-    /// Upper bound and observations at or below it, `+Inf` last.
+    /// Returns each upper bound with the number of observations at or below it; `+Inf` comes last.
     pub(super) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         bounds.zip(&self.counts).scan(0, |n_below, (bound, count)| {

@@ -1,5 +1,5 @@
-//! The API server's own metrics, as `prometheus-fastapi-instrumentator` 8 makes them with vLLM's settings: sizes by
-//! `Content-Length`, durations from the request's arrival to the end of its answer's body, in wall time.
+//! Metrics of the API server, as `prometheus-fastapi-instrumentator` 8 makes them with vLLM's settings: sizes by
+//! `Content-Length`, durations from the request's arrival to the end of the answer's body, in wall time.
 
 use super::exposition::{Exposition, Head, Labels, Series};
 use super::histogram::Histogram;
@@ -8,9 +8,10 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use std::time::Duration;
 
-/// Handlers that hold one of these are not counted: vLLM's `excluded_handlers`, which are searched for, not compared.
+/// Handlers that contain one of these are not counted: vLLM's `excluded_handlers`, which are searched for, not
+/// compared.
 const EXCLUDED: [&str; 6] = ["/metrics", "/health", "/load", "/ping", "/version", "/server_info"];
-/// The handler of a path that no route has.
+/// Handler of a path without a route.
 const NO_HANDLER: &str = "none";
 /// `latency_highr_buckets`, seconds.
 const FINE_BUCKETS: &[f64] = &[
@@ -20,7 +21,7 @@ const FINE_BUCKETS: &[f64] = &[
 /// `latency_lowr_buckets`, seconds.
 const COARSE_BUCKETS: &[f64] = &[0.1, 0.5, 1.0];
 
-/// Of one pod; shared by its connections.
+/// Metrics of one pod, shared by its connections.
 #[derive(Debug)]
 pub struct HttpMetrics {
     /// Unix time in seconds.
@@ -28,7 +29,7 @@ pub struct HttpMetrics {
     state: Mutex<State>,
 }
 
-/// A request that counts, once it is known how it was answered.
+/// A request that is counted once its answer is known.
 #[derive(Clone, Debug)]
 pub struct HttpExchange {
     handler: String,
@@ -59,7 +60,7 @@ struct MethodKey {
     method: String,
 }
 
-/// Count and sum of the bytes of each.
+/// Number of requests, and sums of their bytes.
 #[derive(Debug, Default)]
 struct HandlerSizes {
     n: u64,
@@ -70,8 +71,7 @@ struct HandlerSizes {
 // === impl HttpExchange ===
 
 impl HttpExchange {
-    /// `route`: the template of the route that takes the path; `None` when there is none.
-    /// `None` comes back for what is not counted.
+    /// Makes the exchange; `None` if it is not counted. `route` is the template of the path's route, if it has one.
     pub fn new(route: Option<&str>, path: &str, method: &str, request_bytes: u64) -> Option<Self> {
         let searched = route.unwrap_or(path);
         if EXCLUDED.iter().any(|excluded| searched.contains(excluded)) {
@@ -81,14 +81,15 @@ impl HttpExchange {
         Some(Self { handler, method: method.to_owned(), request_bytes })
     }
 
-    /// A route takes the path without its slash, which names the handler; with more than one slash, none does.
+    /// Names the handler of a redirected request: the route that takes the path without its slash. With more than one
+    /// slash there is none.
     pub fn redirect(&mut self, path: &str) {
         if !path.ends_with("//") {
             path.clone_into(&mut self.handler);
         }
     }
 
-    /// The route takes the path, but not with this method.
+    /// Removes the handler, if the route takes the path but not the method.
     pub fn forget_handler(&mut self) {
         NO_HANDLER.clone_into(&mut self.handler);
     }
@@ -97,14 +98,15 @@ impl HttpExchange {
 // === impl HttpMetrics ===
 
 impl HttpMetrics {
-    /// `created`: Unix time in seconds.
+    /// Makes empty metrics. `created` is the Unix time in seconds.
     pub fn new(created: f64) -> Self {
         let fine = Histogram::new(FINE_BUCKETS);
         let state = State { fine, by_status: Vec::new(), by_method: Vec::new(), by_handler: Vec::new() };
         Self { created, state: Mutex::new(state) }
     }
 
-    /// The answer's body has ended, or its client has gone. `response_bytes`: its `Content-Length`; 0 without one.
+    /// Counts an exchange whose answer's body has ended or whose client has left. `response_bytes` is the
+    /// `Content-Length`; 0 without one.
     pub fn record(
         &self,
         exchange: &HttpExchange,
@@ -197,7 +199,7 @@ impl MethodKey {
     }
 }
 
-/// The value of a key, made when it is new. There are few: they are searched one by one.
+/// Returns the value of a key, and adds new keys. There are few of them, so that the search goes through all.
 fn entry<K, V>(
     entries: &mut Vec<(K, f64, V)>,
     is_it: impl Fn(&K) -> bool,

@@ -1,18 +1,18 @@
-//! How far the mock itself is off: the wall time between a streamed token's virtual time and its leaving for the client.
-//! vLLM has no such metric, so it is shown only when asked for.
+//! Error of the mock's own timing: the wall time from a streamed token's virtual time to its departure to the client.
+//! vLLM has no such metric, so it is shown only on request.
 
 use super::exposition::{Exposition, Head, Labels, Series};
 use super::histogram::Histogram;
 use parking_lot::Mutex;
 use std::time::Duration;
 
-/// Seconds.
+/// Upper bounds in seconds.
 const BUCKETS: &[f64] = &[
     0.000_05, 0.000_1, 0.000_15, 0.000_2, 0.000_3, 0.000_4, 0.000_5, 0.000_6, 0.000_7, 0.000_8, 0.000_9,
     0.001, 0.001_25, 0.001_5, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1,
 ];
 
-/// Shared by the requests of a pod.
+/// Lateness of tokens, shared by the requests of a pod.
 #[derive(Debug)]
 pub struct TokenLateness(Mutex<State>);
 
@@ -29,7 +29,7 @@ impl Default for TokenLateness {
 }
 
 impl TokenLateness {
-    /// In wall time, whatever the scale.
+    /// Counts a token's lateness, in wall time at any time scale.
     pub fn observe(&self, lateness: Duration) {
         let mut state = self.0.lock();
         state.tokens.observe(lateness.as_secs_f64());

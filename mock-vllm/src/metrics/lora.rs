@@ -1,4 +1,5 @@
-//! Which adapters have requests, as vLLM's API server knows it: from what it submits and from what comes back.
+//! Adapters with requests, as vLLM's API server knows them: from the requests that it submits and the outputs that come
+//! back.
 //!
 //! ```text
 //! arrived ──first output──► running ──► ended      (vLLM 0.33 sees a request only from its first output on)
@@ -6,16 +7,16 @@
 
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Adapters in the order in which vLLM's dictionaries hold them.
+/// Adapters in the order of vLLM's dictionaries.
 #[derive(Debug)]
 pub(super) struct LoraRequests {
     version: VllmVersion,
     adapters: Vec<Adapter>,
-    /// Every combination seen, with the Unix time at which it was seen last.
+    /// Every combination so far, with the Unix time of its last use.
     pub(super) series: Vec<(Combination, f64)>,
 }
 
-/// Names joined by commas.
+/// Names of adapters, joined by commas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Combination {
     pub(super) running: String,
@@ -29,12 +30,12 @@ struct Adapter {
     n_running: u32,
 }
 
-/// How far a request with an adapter has come.
+/// Stage of a request with an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoraStage {
-    /// Submitted, no output yet.
+    /// Submitted, without output yet.
     Waiting,
-    /// Its first output has come.
+    /// After its first output.
     Running,
 }
 
@@ -45,7 +46,7 @@ impl LoraRequests {
         Self { version, adapters: Vec::new(), series: Vec::new() }
     }
 
-    /// A request of `name` enters `to`, leaving `from`.
+    /// Moves a request of adapter `name` from one stage to another.
     pub(super) fn shift(&mut self, name: &str, from: Option<LoraStage>, to: Option<LoraStage>) {
         let is_seen = |stage: &LoraStage| match self.version {
             VllmVersion::V0_33 => *stage == LoraStage::Running,
@@ -73,7 +74,7 @@ impl LoraRequests {
         }
     }
 
-    /// Notes the combination of now, as of `unix_now` seconds.
+    /// Records the current combination, at `unix_now` seconds.
     pub(super) fn note(&mut self, unix_now: f64) {
         let combination = self.combination();
         match self.series.iter_mut().find(|(seen, _)| *seen == combination) {
@@ -82,7 +83,8 @@ impl LoraRequests {
         }
     }
 
-    /// vLLM 0.33 names every adapter with a request in both lists; earlier ones tell them apart.
+    /// Returns the current combination. vLLM 0.33 names every adapter with a request in both lists; earlier versions
+    /// separate them.
     fn combination(&self) -> Combination {
         let join = |wanted: fn(&&Adapter) -> bool| {
             let names: Vec<&str> =

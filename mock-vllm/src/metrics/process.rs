@@ -1,12 +1,12 @@
-//! The interpreter and the process behind the pod, as Python's `prometheus_client` reports them; of the process it
-//! reports nothing elsewhere than on Linux.
+//! Metrics of the interpreter and of the process behind the pod, as Python's `prometheus_client` reports them. It
+//! reports the process on Linux only.
 
 use super::exposition::{Exposition, Head, Labels, Series};
 use std::fs;
 
 /// Linux shows CPU time in hundredths of a second, whatever the kernel's tick (`USER_HZ`, proc(5)).
 const TICKS_PER_SECOND: f64 = 100.0;
-/// The interpreter of vLLM's images.
+/// Version of the interpreter in vLLM's images.
 const PYTHON: [&str; 3] = ["3", "12", "12"];
 
 /// One reading of `/proc/self`.
@@ -20,7 +20,7 @@ pub struct ProcessSample {
 }
 
 impl ProcessSample {
-    /// `None` where there is no `/proc`.
+    /// Reads it; `None` on systems without `/proc`.
     #[must_use]
     pub fn read() -> Option<Self> {
         let status = fs::read_to_string("/proc/self/status").ok()?;
@@ -35,7 +35,8 @@ impl ProcessSample {
         })
     }
 
-    /// `started` is the pod's start, Unix time in seconds: a router that sees it change knows of a restart.
+    /// Writes the metrics. `started` is the pod's start as Unix time in seconds; a router that sees it change knows of
+    /// a restart.
     pub(super) fn render(&self, out: &mut Exposition<'_>, started: f64) {
         let Self { virtual_memory_bytes, resident_memory_bytes, cpu_seconds, open_fds, max_fds } = *self;
         gauge(
@@ -55,7 +56,7 @@ impl ProcessSample {
     }
 }
 
-/// What dashboards of Python services ask for: no collector has run, as there is none here.
+/// Writes what dashboards of Python services ask for. There is no garbage collector here, so its counters stay 0.
 pub(super) fn render_python(out: &mut Exposition<'_>) {
     let counters = [
         ("python_gc_objects_collected", "Objects collected during gc"),
@@ -92,7 +93,8 @@ fn kib(status: &str, field: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Fields 14 and 15, counted behind the program's name, which may hold anything but ends at the last `)`.
+/// Sums up fields 14 and 15. They are counted from the last `)`, because the program's name before it may contain
+/// anything.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);

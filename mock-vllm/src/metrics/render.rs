@@ -1,5 +1,5 @@
-//! What each version of vLLM shows on `/metrics`, in its order and with its texts: 0.8.5.post1, 0.11.0 and 0.33.0
-//! `v1/metrics/loggers.py`, behind the collectors of `prometheus_client` and before those of the web server.
+//! Pages of `/metrics` of each version of vLLM, in its order and with its texts (`v1/metrics/loggers.py` of
+//! 0.8.5.post1, 0.11.0 and 0.33.0), after the collectors of `prometheus_client` and before those of the web server.
 
 use super::exposition::{Exposition, Format, Head, Labels, Series};
 use super::histogram::Histogram;
@@ -10,20 +10,20 @@ use super::{Counters, FINISHED_REASONS, Metrics, MetricsConfig, SleepState};
 use vllm_engine::engine::EngineStats;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// `prometheus_client` 0.22 and later.
+/// Content type of `prometheus_client` 0.22 and later.
 pub const CONTENT_TYPE: &str = "text/plain; version=1.0.0; charset=utf-8";
 
 /// One answer of `/metrics`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scrape<'a> {
     pub format: Format,
-    /// `name[]`: only these samples, by full name; empty: all.
+    /// Full names of the samples to show, from `name[]`; empty for all.
     pub only: &'a [String],
-    /// `None` where it cannot be read.
+    /// Sample of the process; `None` if it cannot be read.
     pub process: Option<&'a ProcessSample>,
 }
 
-/// Writes the families of one engine.
+/// Writer of the families of one engine.
 struct Page<'m, 'o, 'f> {
     metrics: &'m Metrics,
     labels: Labels,
@@ -173,7 +173,7 @@ impl Page<'_, '_, '_> {
         }
     }
 
-    /// There is no KV connector and no image to remember.
+    /// Writes the metrics of caches that do not exist here: of a KV connector and of images.
     fn unused_caches(&mut self) {
         let unused = [
             (
@@ -194,7 +194,7 @@ impl Page<'_, '_, '_> {
         }
     }
 
-    /// `n_hits` counts when a request is admitted, the other two when it has its first token.
+    /// Writes prompt tokens by source. `n_hits` counts when a request is admitted, the other two at its first token.
     fn prompt_tokens_by_source(&mut self, n_prompt: u64, n_cached: u64, n_hits: u64) {
         let by_source = |sources: &[(&'static str, u64)]| -> Vec<_> {
             sources.iter().map(|(source, n)| self.child("source", source, *n as f64)).collect()

@@ -1,4 +1,4 @@
-//! What vLLM observes of a request when it has finished.
+//! Observations of vLLM about a request that has finished.
 
 use super::buckets;
 use super::histogram::Histogram;
@@ -6,39 +6,39 @@ use parking_lot::Mutex;
 use std::time::Duration;
 use vllm_engine::request::FinishReason;
 
-/// A request that ended by itself; vLLM observes nothing of one whose client went.
+/// A request that ended by itself. vLLM observes nothing about a request whose client left.
 #[derive(Clone, Copy, Debug)]
 pub struct FinishedRequest {
     pub reason: FinishReason,
     pub n_prompt_tokens: usize,
     pub cached_tokens: u32,
     pub n_generation_tokens: u32,
-    /// What the request may generate: its own limit, or the room that its prompt leaves.
+    /// Most tokens that it may generate: its own limit, or the room that its prompt leaves.
     pub max_tokens: u32,
     pub n_preemptions: u32,
-    /// `None` for one of several samples of a request that is not the last of them to end.
+    /// Samples of its request; `None` if it is one of several samples and not the last one to end.
     pub sampling: Option<Sampling>,
-    /// Arrival to the last token.
+    /// Time from arrival to the last token.
     pub e2e: Duration,
-    /// In the waiting queue, until first scheduled.
+    /// Time in the waiting queue, until it is first scheduled.
     pub queue: Duration,
-    /// First scheduled to first token.
+    /// Time from first scheduled to the first token.
     pub prefill: Duration,
-    /// First token to last.
+    /// Time from the first token to the last.
     pub decode: Duration,
-    /// First scheduled to last token.
+    /// Time from first scheduled to the last token.
     pub inference: Duration,
 }
 
-/// Of all samples of a request together.
+/// All samples of a request together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
     pub n: u32,
-    /// Of the longest sample.
+    /// Tokens of the longest sample.
     pub max_generation_tokens: u32,
 }
 
-/// The samples of one request with `n` above 1, which the engine runs as requests of their own.
+/// Samples of one request with `n` above 1; in the engine each sample is a request of its own.
 #[derive(Debug)]
 pub struct SampleGroup {
     n: u32,
@@ -75,7 +75,7 @@ impl SampleGroup {
         Self { n, progress: Mutex::default() }
     }
 
-    /// A sample has ended with so many tokens; the whole, when it was the last.
+    /// Counts a sample that has ended with this number of tokens. Returns all samples together, if it was the last.
     pub fn finish(&self, n_generation_tokens: u32) -> Option<Sampling> {
         let mut progress = self.progress.lock();
         let Progress { n_finished, max_generation_tokens } = &mut *progress;

@@ -1,4 +1,4 @@
-//! All pods of a process: their ports are taken first, then they are built around what they share, then they serve
+//! All pods of a process: first their ports are taken, then the pods are built around shared objects, then they serve
 //! until one signal ends them all.
 //!
 //! ```text
@@ -15,20 +15,20 @@ use std::io;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
-/// A pod and where it is to be reached.
+/// A pod and the place where it will listen.
 #[derive(Clone, Debug)]
 pub struct PlannedPod {
     pub settings: PodSettings,
     pub listen_on: ListenOn,
 }
 
-/// Every port is held, nothing is built.
+/// Pods whose ports are held, but which are not built.
 #[derive(Debug)]
 pub struct BoundFleet {
     pods: Vec<(PodSettings, Ports)>,
 }
 
-/// Ready to serve. Not empty.
+/// Pods that are ready to serve; at least one.
 #[derive(Debug)]
 pub struct Fleet {
     pods: Vec<(Arc<Pod>, ApiListener, Option<BoundService>)>,
@@ -42,23 +42,25 @@ pub enum PlanError {
     KvEvents(#[from] ConfigError),
 }
 
-/// What tells the pods of a process apart.
+/// Differences between the pods of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replicas {
     /// One pod, exactly as its settings say.
     One,
-    /// Servers of their own: pod `i` is called `<name>-<i>`, and has the seed and every port plus `i`.
+    /// Independent servers: pod `i` is called `<name>-<i>`, and has the seed and every port plus `i`.
     Pods(u16),
-    /// The ranks of one data-parallel deployment, each with an API of its own: rank `i` is called `<name>-dp<i>`, is `i`
-    /// in metrics and KV events, and has the seed and every port plus `i`.
+    /// Ranks of one data-parallel deployment, each with an API of its own: rank `i` is called `<name>-dp<i>`, is `i` in
+    /// metrics and KV events, and has the seed and every port plus `i`.
     Ranks(u16),
 }
 
 // === impl Replicas ===
 
 impl Replicas {
+    /// Plans the pods.
+    ///
     /// # Errors
-    /// When a port passes 65535.
+    /// Fails if a port passes 65535.
     pub fn plan(self, settings: &PodSettings, listen_on: &ListenOn) -> Result<Vec<PlannedPod>, PlanError> {
         let n_pods = match self {
             Self::One => {
@@ -88,7 +90,8 @@ impl Replicas {
 // === impl ListenOn ===
 
 impl ListenOn {
-    /// Port 0, which lets the system choose, stays 0; sockets get the index as suffix.
+    /// Adds the pod's index: to the port, except to port 0, which lets the system choose; to a socket's name as a
+    /// suffix.
     fn for_pod(&self, pod_idx: u16, n_pods: u16) -> Result<Self, PlanError> {
         match self {
             Self::Tcp { host, port: 0 } => Ok(Self::Tcp { host: host.clone(), port: 0 }),
@@ -108,8 +111,10 @@ impl ListenOn {
 // === impl BoundFleet ===
 
 impl BoundFleet {
+    /// Takes all ports.
+    ///
     /// # Errors
-    /// Names the first address that cannot be had; the others are let go.
+    /// Names the first address that is not available; the others are released.
     pub async fn bind(plan: Vec<PlannedPod>) -> Result<Self, BindError> {
         let mut pods = Vec::with_capacity(plan.len());
         for PlannedPod { settings, listen_on } in plan {
@@ -119,13 +124,15 @@ impl BoundFleet {
         Ok(Self { pods })
     }
 
-    /// Name and address of every pod, in order.
+    /// Returns name and address of every pod, in order.
     pub fn addresses(&self) -> impl Iterator<Item = (&str, String)> {
         self.pods.iter().map(|(settings, ports)| (settings.http.pod_name.as_str(), ports.address.to_string()))
     }
 
+    /// Builds the pods.
+    ///
     /// # Errors
-    /// When a file cannot be loaded or the engine's settings contradict each other.
+    /// Fails if a file cannot be loaded, or if the engine's settings contradict each other.
     pub fn build(self) -> Result<Fleet, BuildError> {
         let Some((first, _)) = self.pods.first() else { return Ok(Fleet { pods: Vec::new() }) };
         let shared = Shared::load(first)?;
@@ -144,10 +151,10 @@ impl Fleet {
         self.pods.iter().map(|(pod, ..)| pod)
     }
 
-    /// Serves all pods until `stop`, or until one breaks: then the others are stopped too, unless a fault broke it.
+    /// Serves all pods until `stop`, or until one fails: then the others stop too, unless a fault made it fail.
     ///
     /// # Errors
-    /// When a listener breaks.
+    /// Fails if a listener breaks.
     pub async fn run(self, stop: Stop) -> io::Result<()> {
         let mut serving = JoinSet::new();
         for (pod, listener, kv_events) in self.pods {

@@ -1,5 +1,5 @@
-//! The sockets of one pod: its API, on TCP or in the file system, and its KV events. They are taken before anything is
-//! built, so that a port that is not free costs no time.
+//! Sockets of one pod: of its API, on TCP or in the file system, and of its KV events. They are taken before anything
+//! is built, so that a port that is in use costs no time.
 
 use super::{PodSettings, kv_event_channel};
 use crate::faults::socket::listen;
@@ -11,10 +11,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tokio::net::{TcpListener, UnixListener};
 
-/// Where a pod is to be reached.
+/// Place where a pod listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenOn {
-    /// Port 0: the system chooses.
+    /// TCP port; 0 lets the system choose.
     Tcp {
         host: String,
         port: u16,
@@ -22,7 +22,7 @@ pub enum ListenOn {
     Unix(PathBuf),
 }
 
-/// Where it can be reached; displays as `host:port` or `unix:path`.
+/// Address of a pod; displays as `host:port` or `unix:path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     Tcp(SocketAddr),
@@ -35,16 +35,16 @@ pub enum ApiListener {
     Unix(UnixListener, SocketFile),
 }
 
-/// Removed when dropped.
+/// File of a socket, which is removed when this is dropped.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
-/// What a pod holds before it exists.
+/// Sockets that a pod holds before it is built.
 #[derive(Debug)]
 pub struct Ports {
     pub api: ApiListener,
     pub address: Address,
-    /// `None` unless KV events are on.
+    /// Both ends of its KV events; `None` if they are off.
     pub kv_events: Option<(KvEventPublisher, BoundService)>,
 }
 
@@ -66,8 +66,10 @@ pub enum BindError {
 // === impl Ports ===
 
 impl Ports {
+    /// Takes the sockets.
+    ///
     /// # Errors
-    /// Names the address that cannot be had.
+    /// Names the address that is not available.
     pub async fn bind(listen_on: ListenOn, settings: &PodSettings) -> Result<Self, BindError> {
         let pod = &settings.http.pod_name;
         let (api, address) = listen_on.bind().await.map_err(|source| match source.kind() {
@@ -94,7 +96,7 @@ impl Ports {
     }
 }
 
-/// The first of the host's addresses that can be had.
+/// Listens on the first available address of the host.
 async fn listen_on_any(host: &str, port: u16) -> io::Result<TcpListener> {
     let mut result = Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the host has no address"));
     for address in tokio::net::lookup_host((host, port)).await? {
@@ -144,7 +146,7 @@ impl fmt::Display for ListenOn {
     }
 }
 
-/// The socket of a server that was killed stays in the file system, and nobody answers on it.
+/// Removes the socket of a server that was killed: it stays in the file system, and no process answers on it.
 async fn remove_stale(path: &Path) {
     let answer = tokio::net::UnixStream::connect(path).await;
     if answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
