@@ -1,4 +1,4 @@
-//! The command line: flags in, exit code out. Parsing touches nothing outside.
+//! Command line: reads flags and returns the exit code. Parsing has no effect outside.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,26 +14,26 @@ use crate::{calibrate, commands, compare, guard, overhead, run, soak, step5, swe
 
 const EXAMPLES: &str = "\
 Examples:
-  e2e                          run the tutorial, assert every claim, leave a report in ./report
-  e2e --time-scale 10          the same with the GPUs ten times faster than real ones
-  e2e --only tutorial          one group of assertions (repeat the flag for more)
-  e2e up                       keep everything running and print the tutorial's curl commands
+  e2e                          run the tutorial, check its claims, write a report to ./report
+  e2e --time-scale 10          the same with GPUs ten times as fast as real ones
+  e2e --only tutorial          run one group of checks (repeat the flag for more)
+  e2e up                       start everything, keep it running, print the tutorial's curl commands
   e2e logs epp | grep 'Do prefix'
-  e2e overhead                 what the picker adds: 8081 against 8080, interleaved
-  e2e step5                    the tutorial's published table, reproduced in seconds
-  e2e compare                  policies under loads that tell them apart
-  e2e sweep replicas           where prefix-aware routing pays
-  e2e calibrate steps.csv      the latency model's constants from times of a real GPU
-  e2e soak --seconds 180       pods die, pickers are replaced, no request is lost
+  e2e overhead                 measure the time that the picker adds: 8081 against 8080
+  e2e step5                    reproduce the tutorial's published table in seconds
+  e2e compare                  compare policies under loads that distinguish them
+  e2e sweep replicas           find when prefix-aware routing pays
+  e2e calibrate steps.csv      fit the latency model's constants to times of a real GPU
+  e2e soak --seconds 180       check that no request is lost while pods die and pickers are replaced
 
 Exit codes:
-  0    everything that was asserted holds
-  1    an assertion failed (the report says which, with the expected and the seen value)
-  2    wrong usage, or the environment could not be stood up
-  130  interrupted; everything that was started has been ended";
+  0    every check passed
+  1    a check failed (the report shows its expected and its seen value)
+  2    wrong usage, or the programs could not be started
+  130  interrupted; everything that was started has ended";
 
-/// Stands the prefix-cache-aware routing tutorial up on this machine (real Envoy, the endpoint picker, mock vLLM pods),
-/// runs its steps, asserts what it claims, tears everything down and leaves a report.
+/// Starts the prefix-cache-aware routing tutorial on this machine (real Envoy, the endpoint picker, mock vLLM pods),
+/// runs its steps, checks its claims, ends everything and writes a report.
 #[derive(Debug, Parser)]
 #[command(name = "e2e", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -45,7 +45,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the tutorial and assert what it claims (what `e2e` alone does)
+    /// Run the tutorial and check its claims (the default command)
     Run(RunArgs),
     /// Start everything, keep it running, and print the tutorial's commands
     Up(UpArgs),
@@ -55,50 +55,49 @@ enum Command {
     Status(StatusArgs),
     /// Print the logs of what `up` started
     Logs(LogsArgs),
-    /// Measure what the picker adds: 8081 against 8080 at 2 KB bodies, interleaved
+    /// Measure the time that the picker adds: 8081 against 8080 in turns, with bodies of 2 KB
     Overhead(OverheadArgs),
     /// Reproduce the tutorial's published table: its load through 8080 and 8081, in virtual time
     Step5(Box<Step5Args>),
-    /// Compare policies under workloads that tell them apart, in virtual time
+    /// Compare policies under workloads that distinguish them, in virtual time
     Compare(CompareArgs),
-    /// Change one thing of step 5 at a time: where prefix-aware routing pays
+    /// Change one setting of step 5 at a time, to find when prefix-aware routing pays
     Sweep(SweepArgs),
-    /// Fit the latency model's constants to times that were measured on a real GPU
+    /// Fit the latency model's constants to times measured on a real GPU
     Calibrate(Box<CalibrateArgs>),
-    /// Make the data that `step5` asks from, anew
+    /// Generate the conversations that `step5` asks from
     Sharegpt(SharegptArgs),
-    /// Load an endpoint as the tutorial's step 5 does: flag for flag the tool multi-round-qa.py
+    /// Load an endpoint like the tutorial's step 5, with the flags of multi-round-qa.py
     MultiRoundQa(Box<QaArgs>),
-    /// Send requests for half an hour while pods die and the picker is replaced: none may be lost, memory stays flat
+    /// Send requests while pods die and pickers are replaced: none may be lost, and memory must stay flat
     Soak(SoakArgs),
-    /// Runs a program that must not outlive the driver
+    /// Run a program that must not outlive the driver
     #[command(hide = true)]
     Guard {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Owns the cluster of `up`
+    /// Own the cluster of `up`
     #[command(hide = true)]
     Supervise { state_dir: PathBuf },
 }
 
-/// What to stand up.
+/// The cluster to start.
 #[derive(Debug, Clone, Args)]
 pub struct ClusterArgs {
-    /// Directory with the Kubernetes objects to apply [default: manifests/doc of this checkout]
+    /// Directory of the Kubernetes objects to apply [default: manifests/doc of this checkout]
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// Pods of every Deployment, in place of its own number
+    /// Pods of every Deployment, in place of `spec.replicas`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub replicas: Option<u32>,
-    /// Processes of the picker, which tell each other what they send where
-    /// [default: 1; for `soak` 2]
+    /// Picker processes, which report to each other where they send requests [default: 1; for `soak` 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub pickers: Option<u32>,
-    /// Virtual seconds per second of yours: 10 makes every GPU ten times faster [default: 1]
+    /// Virtual seconds per second of wall time; 10 makes every GPU ten times faster [default: 1]
     #[arg(long, value_name = "F", value_parser = time_scale)]
     pub time_scale: Option<f64>,
-    /// Say more on standard error
+    /// Write more to standard error
     #[arg(long, short)]
     pub verbose: bool,
     #[command(flatten, next_help_heading = "Programs")]
@@ -110,7 +109,7 @@ pub struct RunArgs {
     /// Run this group only; repeat for several
     #[arg(long, value_name = "GROUP")]
     pub only: Vec<Group>,
-    /// Where report.html, report.json, junit.xml and the logs go
+    /// Directory for report.html, report.json, junit.xml and the logs
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub report_dir: PathBuf,
     /// Keep everything running after the last check, until Ctrl-C
@@ -131,7 +130,7 @@ pub struct UpArgs {
     pub cluster: ClusterArgs,
 }
 
-/// Where `up` remembers what it started.
+/// The place in which `up` keeps its state.
 #[derive(Debug, Clone, Args)]
 pub struct StateArgs {
     /// State directory of `up` [default: warmpath in $XDG_STATE_HOME or ~/.local/state]
@@ -147,17 +146,17 @@ pub struct StateArgs {
 pub struct StatusArgs {
     #[command(flatten)]
     pub state: StateArgs,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
-    /// Part of a log's name: `epp`, `envoy`, `access`, a pod's name [default: every log]
+    /// Logs whose names contain this: `epp`, `envoy`, `access`, a pod's name [default: all logs]
     #[arg(value_name = "NAME", default_value = "")]
     pub part: String,
-    /// Keep printing what is added, until Ctrl-C
+    /// Print what is added, too, until Ctrl-C
     #[arg(long, short)]
     pub follow: bool,
     #[command(flatten)]
@@ -166,22 +165,22 @@ pub struct LogsArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct OverheadArgs {
-    /// Requests per path
+    /// Requests on each path
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..))]
     pub requests: u32,
-    /// Bytes of a request body
+    /// Bytes of each request body
     #[arg(long, value_name = "BYTES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..=1_000_000))]
     pub body_bytes: u32,
     /// Requests per second on each path [default: as fast as they are answered]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
-    /// Fail when the picker adds more than this at the median
+    /// Fail if the picker adds more than this at the median
     #[arg(long, value_name = "MS")]
     pub max_added_p50_ms: Option<f64>,
-    /// Fail when the picker adds more than this at the 99th percentile
+    /// Fail if the picker adds more than this at the 99th percentile
     #[arg(long, value_name = "MS")]
     pub max_added_p99_ms: Option<f64>,
-    /// Where generated files and logs go
+    /// Directory for generated files and logs
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub report_dir: PathBuf,
     /// Print JSON in place of the table
@@ -193,57 +192,59 @@ pub struct OverheadArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct Step5Args {
-    /// Runs of each side, each with a seed of its own
+    /// Runs of each side, each with its own seed
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub seeds: u32,
-    /// The first of them
+    /// The first seed
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub first_seed: u64,
     #[command(flatten)]
     pub through: ThroughArgs,
-    /// How 8081 places requests; all but `prefix` are controls that must fail, in virtual time only
+    /// Policy of 8081; all but `prefix` are controls that must fail, in virtual time only
     #[arg(long, value_enum, value_name = "POLICY", default_value_t = PolicyName::Prefix)]
     pub policy: PolicyName,
-    /// GPU of the servers, as `mock-vllm latency --list` has them [default: the tutorial's A10]
+    /// GPU of the servers, from `mock-vllm latency --list` [default: the tutorial's A10]
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
-    /// Their model, from the same list: its size and KV cache; prompts stay Qwen2.5's tokens [default: qwen2.5-7b]
+    /// Model of the servers, from the same list, with its size and KV cache; prompts remain Qwen2.5's tokens [default:
+    /// qwen2.5-7b]
     #[arg(long, value_name = "NAME")]
     pub model_preset: Option<String>,
-    /// Both in one word, like h100/qwen3-8b; a10-doc is the tutorial's server
+    /// GPU and model in one name, like h100/qwen3-8b; a10-doc is the tutorial's server
     #[arg(long, value_name = "NAME", conflicts_with_all = ["gpu", "model_preset"])]
     pub latency_preset: Option<String>,
-    /// Pods that cache nothing: a control that must fail, in virtual time only
+    /// Switch the pods' prefix caches off: a control that must fail, in virtual time only
     #[arg(long)]
     pub no_prefix_caching: bool,
-    /// Conversations to ask from [default: the built-in ones]
+    /// File of conversations to ask from [default: the built-in ones]
     #[arg(long, value_name = "FILE")]
     pub sharegpt_file: Option<PathBuf>,
-    /// Where CSVs, generated files and logs of the real run go
+    /// Directory for CSVs, and for generated files and logs of the real run
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub report_dir: PathBuf,
-    /// Print JSON in place of summaries and table
+    /// Print JSON in place of the summaries and the table
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub cluster: ClusterArgs,
 }
 
-/// Where step 5's load goes: by default in virtual time, and its first 200 s through the real Envoy, too.
+/// The ways that step 5's load takes. By default it runs in virtual time, and its first 200 s also through the real
+/// Envoy.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ThroughArgs {
-    /// All 600 s through the real Envoy, picker and mock servers, once, in place of runs in virtual time: takes 20 minutes,
-    /// and 2 with --time-scale 10, above which a machine's own delays count too much
+    /// Send all 600 s once through the real Envoy, picker and mock servers, in place of runs in virtual time. This
+    /// takes 20 minutes, or 2 with --time-scale 10; above that, the machine's own delays count too much
     #[arg(long, conflicts_with_all = ["seeds", "policy", "no_prefix_caching"])]
     pub wall: bool,
-    /// In virtual time only: nothing is started
+    /// Run in virtual time only, and start no programs
     #[arg(long = "virtual", conflicts_with = "wall")]
     pub virtual_only: bool,
 }
 
 const COMPARE_HELP: &str = "\
-Each policy routes each load over four A10s with 96,000 tokens of KV cache each, by the code that the picker and the mock
-servers run. Two of the loads have the shape of public traces; --trace reads a trace itself.
+Each policy routes each load over four A10s with 96,000 tokens of KV cache each, with the code of the picker and the
+mock servers. Two of the loads have the shape of public traces; --trace reads a trace itself.
 
 Examples:
   e2e compare --report-dir report         every workload; report/compare.html has the charts
@@ -251,8 +252,8 @@ Examples:
   e2e compare --trace conversation_trace.jsonl --speed 0.1
 
 Exit codes:
-  0    the default policy is within 10 % of the best router everywhere, and policies rank as others have found
-  1    it is not, or they do not
+  0    the default policy is within 10 % of the best router everywhere, and policies rank as published elsewhere
+  1    one of the two does not hold
   2    wrong usage, or a file that cannot be read";
 
 #[derive(Debug, Clone, Args)]
@@ -261,19 +262,19 @@ pub struct CompareArgs {
     /// Runs of each policy under each workload
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub seeds: u32,
-    /// Workloads whose names have this word only; repeat for several
+    /// Run only workloads whose names contain this word; repeat for several
     #[arg(long, value_name = "WORD")]
     pub only: Vec<String>,
-    /// Recorded loads instead: Mooncake's JSON lines or Azure's CSV; repeat for several
+    /// Run this recorded load instead, in Mooncake's JSON lines or Azure's CSV; repeat for several
     #[arg(long = "trace", value_name = "FILE", conflicts_with = "only")]
     pub traces: Vec<PathBuf>,
-    /// Play traces so many times faster
+    /// Play traces this many times faster
     #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = time_scale)]
     pub speed: f64,
-    /// Each load at so many times its own rate
+    /// Multiples of each load's own rate to run
     #[arg(long, value_name = "F,F", value_delimiter = ',', default_value = "0.5,1,1.5", value_parser = time_scale)]
     pub loads: Vec<f64>,
-    /// Where compare.html, compare.json and compare.md go
+    /// Directory for compare.html, compare.json and compare.md
     #[arg(long, value_name = "DIR")]
     pub report_dir: Option<PathBuf>,
     /// Print JSON in place of the tables
@@ -283,10 +284,10 @@ pub struct CompareArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct SweepArgs {
-    /// What is changed
+    /// Setting to change
     #[arg(value_enum)]
     pub knob: sweep::Knob,
-    /// To what [default: values around the tutorial's]
+    /// Values of the setting [default: values around the tutorial's]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub values: Vec<u32>,
     /// Runs of each side at each value
@@ -299,32 +300,32 @@ pub struct SweepArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct SharegptArgs {
-    /// Where the file goes
+    /// File to write
     #[arg(long, value_name = "FILE", default_value = "ShareGPT.json")]
     pub output: PathBuf,
-    /// Another seed, other texts; the totals are the same
+    /// Seed of the texts; token totals are the same for every seed
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub seed: u64,
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct SoakArgs {
-    /// How long requests are sent [s]
+    /// Seconds in which requests are sent
     #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u32).range(10..))]
     pub seconds: u32,
     /// Requests per second
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=2000))]
     pub rate: u32,
-    /// A pod is killed this often [s]
+    /// Seconds between two kills of a pod
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub kill_every: u32,
-    /// How often a picker is replaced, evenly over the time
+    /// Number of times that a picker is replaced, evenly over the run
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub replacements: u32,
-    /// Chooses the texts and the pods that die
+    /// Seed that chooses the texts and the pods that die
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub seed: u64,
-    /// Where generated files and logs go
+    /// Directory for generated files and logs
     #[arg(long, value_name = "DIR", default_value = "report")]
     pub report_dir: PathBuf,
     /// Print JSON in place of the table
@@ -334,7 +335,7 @@ pub struct SoakArgs {
     pub cluster: ClusterArgs,
 }
 
-/// How a command ended, when nothing went wrong on the way.
+/// The end of a command that had no error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     Good,
@@ -358,10 +359,10 @@ impl From<End> for ExitCode {
     }
 }
 
-/// Exit code of wrong usage and of an environment that cannot be stood up; clap uses the same.
+/// Exit code for wrong usage and for programs that cannot be started; clap uses the same.
 const EXIT_ENVIRONMENT: u8 = 2;
 
-/// Parses the command line, runs it and says how it ended.
+/// Parses the command line, runs the command and returns how it ended.
 pub fn main() -> ExitCode {
     let Cli { command, run } = Cli::parse();
     let command = command.unwrap_or(Command::Run(run));
@@ -371,7 +372,7 @@ pub fn main() -> ExitCode {
     block_on(dispatch(command))
 }
 
-/// Runs a command to its end, and says how that was.
+/// Runs a command to its end and returns its exit code.
 pub fn block_on(command: impl Future<Output = anyhow::Result<End>>) -> ExitCode {
     let end = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

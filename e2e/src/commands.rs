@@ -1,4 +1,5 @@
-//! `e2e up`, `down`, `status` and `logs`: the tutorial by hand, on a cluster that outlives the command.
+//! Commands to try the tutorial by hand: `e2e up`, `down`, `status` and `logs`, with a cluster that outlives the
+//! command.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::report::summary::new_table;
 use crate::run::{doc_manifests, manifests, options};
 use crate::ui::{self, Ui};
 
-/// How often `logs --follow` looks for more.
+/// Time between two looks of `logs --follow`.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);
 
 pub async fn up(args: UpArgs) -> Result<End> {
@@ -42,7 +43,7 @@ pub async fn up(args: UpArgs) -> Result<End> {
     Ok(End::Good)
 }
 
-/// The tutorial's step 4, ready to paste.
+/// Returns step 4 of the tutorial, ready to paste.
 fn instructions(status: &Status, requests: &Path) -> Result<String> {
     let llm = address(status, "llm-gw")?;
     let requests = requests.join("quoted");

@@ -1,4 +1,4 @@
-//! `e2e run`: stand up, assert, tear down, report. The report is written however the run ends.
+//! `e2e run`: starts the cluster, runs the checks, ends it and reports. The report is written however the run ends.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use crate::scenario;
 use crate::scenario::lab::Lab;
 use crate::ui::{self, Ui};
 
-/// The checkout that this program was built from, for its manifests.
+/// Checkout from which this program was built, for its manifests.
 const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const DOC_MANIFESTS: &str = "manifests/doc";
 
@@ -51,7 +51,7 @@ fn text(report: &Report, written: &[PathBuf]) -> String {
     format!("\n{summary}{html}")
 }
 
-/// What the report says about the cluster that the scenarios ran on.
+/// Facts about the run's cluster for the report.
 struct Facts {
     started: String,
     stopwatch: Stopwatch,
@@ -97,7 +97,7 @@ impl Facts {
     }
 }
 
-/// Starts the cluster, runs the scenarios, and ends it; an interrupt ends it too, and waits for that.
+/// Starts the cluster, runs the scenarios and ends the cluster. An interrupt ends the cluster too, and waits for that.
 async fn asserted(
     args: &ClusterArgs,
     (only, keep): (&[Group], bool),
@@ -109,7 +109,7 @@ async fn asserted(
     let Some(programs) = resolved.transpose()? else {
         return Ok((Outcome::Interrupted, Facts::of(args)));
     };
-    // Building and downloading programs is not part of the run.
+    // The run's time does not include building and downloading programs.
     let mut facts = Facts::of(args);
     ui.step("starting pods, picker and Envoy");
     let options = options(args, run_dir);
@@ -144,7 +144,7 @@ async fn keep_running(lab: &Lab<'_>, ui: &Ui) {
     std::future::pending().await
 }
 
-/// What to stand up, from the flags.
+/// Returns the options of the cluster from the flags.
 pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
     let mut options = Options::new(manifests(args), run_dir);
     options.replicas = args.replicas;
@@ -153,18 +153,19 @@ pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
     options
 }
 
-/// The manifests to apply: those asked for, else the tutorial's.
+/// Returns the directory of the manifests to apply: the one asked for, otherwise the tutorial's.
 pub fn manifests(args: &ClusterArgs) -> PathBuf {
     args.manifests.clone().unwrap_or_else(doc_manifests)
 }
 
-/// The tutorial's manifests: those of the working directory if it is a checkout, else those this was built from.
+/// Returns the tutorial's manifests: those in the working directory if it is a checkout, otherwise those of the
+/// checkout that this program was built from.
 pub fn doc_manifests() -> PathBuf {
     let here = PathBuf::from(DOC_MANIFESTS);
     if here.is_dir() { here } else { Path::new(CHECKOUT).join(DOC_MANIFESTS) }
 }
 
-/// Removes what an earlier run left in its own subdirectory of the report.
+/// Removes what an earlier run left in its subdirectory of the report.
 fn clear(run_dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(run_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
