@@ -52,13 +52,13 @@ impl Group {
         }
     }
 
-    /// The group's claim, for headings.
+    /// Returns the group's heading.
     pub fn title(self) -> &'static str {
         match self {
             Self::Tutorial => "The tutorial, step by step",
             Self::Latency => "A warm pod answers sooner",
             Self::Conversations => "Conversations stay with their pod",
-            Self::Precise => "Engines' own word on their caches",
+            Self::Precise => "Predictions from the engines' KV events",
             Self::Requests => "Predicted against cached, for every kind of request",
             Self::Controls => "Negative controls",
             Self::Faults => "Faults",

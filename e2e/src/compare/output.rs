@@ -36,7 +36,7 @@ fn ranked(rows: &[Row], seeds: u32) -> String {
 
 /// Writes a table for each workload and load in GitHub's Markdown.
 pub fn markdown(rows: &[Row], seeds: u32) -> String {
-    let mut text = String::from("# Policies under loads that tell them apart\n\n");
+    let mut text = String::from("# Policies under loads that distinguish them\n\n");
     for row in rows {
         for cells in row.by_load() {
             text += &format!("## {}\n\n| policy | {} |\n", title(row, cells), HEADS.join(" | "));

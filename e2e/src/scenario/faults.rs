@@ -154,7 +154,7 @@ async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
     lab.cluster.start_pickers().await.context("start the picker again")?;
     let back = send("8081, own picker").await?;
     lab.check(
-        claim("strange-picker/back", "The own picker is believed again")
+        claim("strange-picker/back", "The real picker is trusted again")
             .equal(GOOD.to_owned(), back.verdict()),
     );
     lab.collect(&mark, vec![strange.side, back.side]).await?;

@@ -400,10 +400,7 @@ impl<'a> Lab<'a> {
             if let Some(decision) = decision.filter(|decision| decision.response.is_some()) {
                 return Ok(decision);
             }
-            ensure!(
-                waiting.elapsed() < LOG_PATIENCE,
-                "the picker tells of no response behind decision {seq}"
-            );
+            ensure!(waiting.elapsed() < LOG_PATIENCE, "the picker reports no response after decision {seq}");
             tokio::time::sleep(POLL).await;
         }
     }
@@ -429,7 +426,7 @@ impl<'a> Lab<'a> {
             let reply = self.client().get(&format!("http://{}/debug/cache?limit=1", pod.address)).await?;
             let cache: serde_json::Value = serde_json::from_slice(&reply.body).context("read the cache")?;
             let n_contents = cache["pool"]["cached_contents"].as_u64();
-            n_cached += n_contents.with_context(|| format!("{} tells nothing of its cache", pod.name))?;
+            n_cached += n_contents.with_context(|| format!("{} does not report its cache", pod.name))?;
         }
         Ok(n_cached)
     }
@@ -441,7 +438,7 @@ impl<'a> Lab<'a> {
             let reply = self.client().get(&format!("http://{}/metrics", picker.metrics)).await?;
             let value =
                 reply.text().lines().find_map(|line| line.strip_prefix("epp_kv_index_blocks ")?.parse().ok());
-            known.push(value.context("a picker does not tell epp_kv_index_blocks")?);
+            known.push(value.context("a picker does not report epp_kv_index_blocks")?);
         }
         Ok(known)
     }

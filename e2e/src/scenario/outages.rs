@@ -63,7 +63,7 @@ async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     let took = stopwatch.elapsed();
     let plain = lab.send(Shot::new(Group::Faults, "8080, picker hung", Via::Plain, request()?)).await;
     lab.cluster.hang_pickers(false).await?;
-    lab.check(claim("picker-hung/fails", "A hung picker costs a request seconds, not for ever").holds(
+    lab.check(claim("picker-hung/fails", "With a hung picker a request fails after some seconds").holds(
         format!("500 after {} to {} s", KEEPALIVE.start.as_secs(), KEEPALIVE.end.as_secs()),
         format!("{} after {:.1} s", hung.side.status, took.as_secs_f64()),
         hung.side.status == 500 && KEEPALIVE.contains(&took),
@@ -74,7 +74,7 @@ async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     );
     let back = lab.send(shot("8081, picker goes on", request()?)).await;
     lab.check(
-        claim("picker-hung/back", "8081 works again when the picker goes on")
+        claim("picker-hung/back", "8081 works again when the picker continues")
             .equal(GOOD.to_owned(), back.verdict()),
     );
     Ok(())
@@ -88,7 +88,7 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     request["min_tokens"] = LONG_ANSWER_TOKENS.into();
     let whole = lab.send(shot("long answer, picker alive", body(&request))).await;
     lab.check(
-        claim("picker-cut-off/control", "A long answer passes a picker that lives")
+        claim("picker-cut-off/control", "A long answer passes while the picker lives")
             .equal(GOOD.to_owned(), whole.verdict()),
     );
     let kill = async {
@@ -98,13 +98,11 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     };
     let (cut, killed) = tokio::join!(lab.send(shot("long answer, picker killed", body(&request))), kill);
     let took = killed.context("kill the picker")?.elapsed();
-    lab.check(
-        claim("picker-cut-off/fails", "An answer that is cut is no well-formed one, and ends soon").holds(
-            format!("an error within {} ms of the kill", DELAYED_CLOSE.as_millis()),
-            format!("{} after {} ms", cut.verdict(), took.as_millis()),
-            cut.chat.is_none() && cut.side.error.is_some() && took < DELAYED_CLOSE,
-        ),
-    );
+    lab.check(claim("picker-cut-off/fails", "A cut answer ends soon and is not well formed").holds(
+        format!("an error within {} ms of the kill", DELAYED_CLOSE.as_millis()),
+        format!("{} after {} ms", cut.verdict(), took.as_millis()),
+        cut.chat.is_none() && cut.side.error.is_some() && took < DELAYED_CLOSE,
+    ));
     lab.cluster.start_pickers().await.context("start the picker again")?;
     let back = lab.send(shot("long answer, picker back", body(&request))).await;
     lab.check(
@@ -151,11 +149,13 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
     let traces = lab.collect(&mark, answers.into_iter().map(|answer| answer.side).collect()).await?.traces;
     let wanted = wanted.to_string();
     let obeyed = traces.iter().filter(|trace| trace.envoy_upstream.as_ref() == Some(&wanted)).count();
-    lab.check(claim("fail-open/forged", "Without a picker a forged header chooses no pod either").holds(
-        format!("fewer than {SPREAD} of {SPREAD} at {wanted}"),
-        format!("{obeyed} of {SPREAD}"),
-        obeyed < SPREAD,
-    ));
+    lab.check(
+        claim("fail-open/forged", "Without a picker, a forged header does not choose the pod either").holds(
+            format!("fewer than {SPREAD} of {SPREAD} at {wanted}"),
+            format!("{obeyed} of {SPREAD}"),
+            obeyed < SPREAD,
+        ),
+    );
     lab.cluster.start_pickers().await.context("start the picker again")
 }
 
@@ -173,7 +173,7 @@ async fn saturated(lab: &Lab<'_>) -> Result<()> {
     lab.apply(&manifests).await?;
     let shed = lab.send(shot("sheddable, saturated", request()?)).await;
     lab.check(
-        claim("saturated/sheddable", "A sheddable request is refused by it, with a time to come back")
+        claim("saturated/sheddable", "A saturated pool refuses a sheddable request, with a time to retry")
             .equal("429, Retry-After present".to_owned(), retry_after(&shed))
             .detail(&shed.body),
     );
@@ -219,7 +219,7 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
     }
     let good = seconds.iter().filter(|answer| answer.chat.is_some()).count();
     lab.check(
-        claim("two-pickers/answers", "No client sees that one of two pickers has died")
+        claim("two-pickers/answers", "No client notices that one of two pickers has died")
             .equal(
                 format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} answered"),
                 format!("{good} of {AFTER_THE_KILL} answered"),

@@ -41,7 +41,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     let n = CONVERSATIONS * TURNS;
     let exact = precise.iter().filter(|trace| is_exact(trace)).count();
     lab.check(
-        claim("exact", "What the picker predicts from events is what the engine finds, to the token")
+        claim("exact", "The picker predicts from KV events exactly the tokens that the engine finds")
             .equal(format!("{n} of {n}"), format!("{exact} of {n}"))
             .detail(misses(&precise)),
     );
@@ -54,12 +54,12 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     ));
     let missed = precise.iter().filter(|trace| misses_a_cache(trace)).count();
     lab.check(
-        claim("no-regret", "No request goes elsewhere while an engine has most of its prompt")
+        claim("no-regret", "No request goes to another pod while an engine has most of its prompt")
             .equal(0, missed),
     );
     let told = estimated.iter().filter(|trace| predicted(trace).is_some()).count();
     lab.check(
-        claim("control", "Without the annotation no engine's word is gone by")
+        claim("control", "Without the annotation the picker does not use the engines' KV events")
             .equal(format!("0 of {}", CONTROLS * TURNS), format!("{told} of {}", estimated.len())),
     );
     Ok(())

@@ -96,7 +96,7 @@ async fn table(lab: &Lab<'_>, mode: Mode) -> Result<()> {
         let shown: Vec<String> = probes.iter().map(|seen| seen.shown()).collect();
         lab.check(
             Check::of(Group::Requests, name, format!("{} ({})", row.title, mode.name()))
-                .holds("what is predicted is what is cached", shown.join("; "), wrong.is_empty())
+                .holds("the prediction equals what is cached", shown.join("; "), wrong.is_empty())
                 .detail(wrong.join("\n")),
         );
         let blind_tag = format!("{} blind", mode.name());
@@ -123,7 +123,7 @@ fn check_controls(lab: &Lab<'_>, mode: Mode, blind: &[(&str, (Seen, Seen))]) {
         Check::of(
             Group::Requests,
             format!("{}/control", mode.name()),
-            format!("A picker that is blind for a row's field fails the row ({})", mode.name()),
+            format!("A picker that ignores a row's field fails the row ({})", mode.name()),
         )
         .equal(
             format!("{} of {}", blind.len(), blind.len()),
@@ -182,7 +182,7 @@ impl Mode {
     fn miss(self, seen: &Seen) -> Option<String> {
         let told = seen.told_tokens();
         if self == Self::Precise && told.is_none() && seen.cached_tokens > 0.0 {
-            return Some(format!("the engine's word was not gone by: {}", seen.shown()));
+            return Some(format!("the engine's KV events were not used: {}", seen.shown()));
         }
         let predicted = told.unwrap_or_else(|| seen.estimated_tokens());
         let most = match (self, seen.prompt_tokens) {

@@ -75,7 +75,7 @@ impl<'a> Memory<'a> {
             let reply = self.client.get(&format!("http://{}/memory", status.admin)).await?;
             let memory: Value = serde_json::from_slice(&reply.body).context("read Envoy's memory")?;
             let allocated = memory["allocated"].as_str().and_then(|bytes| bytes.parse::<f64>().ok());
-            let allocated = allocated.context("Envoy does not tell its memory")?;
+            let allocated = allocated.context("Envoy does not report its memory")?;
             self.lives.lock().note("envoy, allocated".to_owned(), allocated);
         }
         sleep(duration.saturating_sub(self.started.elapsed())).await;

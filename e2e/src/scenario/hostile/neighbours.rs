@@ -32,7 +32,7 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     tokio::time::sleep(NOTICED).await;
     let seen = at_pod(lab, "one pod tells nothing").await?;
     lab.check(
-        claim("blind-pod/traffic", "A pod whose metrics say nothing of its load attracts no traffic").equal(
+        claim("blind-pod/traffic", "A pod whose metrics do not show its load attracts no traffic").equal(
             format!("0 of {REQUESTS} at {}", blind.address),
             format!(
                 "{} of {REQUESTS} at {}",
@@ -43,11 +43,11 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     );
     let pods: std::collections::BTreeSet<&String> = control.iter().collect();
     lab.check(
-        claim("blind-pod/control", "The same requests use every pod while all of them tell")
+        claim("blind-pod/control", "The same requests use every pod while all pods report their load")
             .equal(format!("{} pods", lab.cluster.pods().len()), format!("{} pods", pods.len())),
     );
     let failed = lab.picker_metric("epp_scrape_failures_total{reason=\"no_load\"}").await?;
-    lab.check(claim("blind-pod/counted", "The scrapes that found no load are counted as failed").holds(
+    lab.check(claim("blind-pod/counted", "A scrape that finds no load counts as failed").holds(
         "more than 0",
         failed,
         failed > 0.0,
@@ -114,10 +114,13 @@ pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
     let again = lab.send(known("after the rewrites")).await;
     let evidence = lab.collect(&mark, vec![again.side]).await?;
     let decision = evidence.traces[0].decision.as_ref().context("the picker has no record of it")?;
-    lab.check(claim("rewritten/prefixes", "What was cached before the rewrites is known after them").equal(
-        format!("{} of {} bytes match", decision.total_bytes, decision.total_bytes),
-        format!("{} of {} bytes match", decision.best_match(), decision.total_bytes),
-    ));
+    lab.check(
+        claim("rewritten/prefixes", "The picker still knows after the rewrites what was cached before")
+            .equal(
+                format!("{} of {} bytes match", decision.total_bytes, decision.total_bytes),
+                format!("{} of {} bytes match", decision.best_match(), decision.total_bytes),
+            ),
+    );
     lasting_removal(lab, &files).await
 }
 
@@ -132,7 +135,7 @@ async fn lasting_removal(lab: &Lab<'_>, files: &[PathBuf]) -> Result<()> {
     let request = body(&texts::chat(&lab.requests.model(), "Is there still a pool?"));
     let gone = lab.send(Shot::new(Group::Hostile, "files that stay empty", Via::Picker, request)).await;
     lab.check(
-        claim("rewritten/control", "Files that stay empty are believed: there is no pool any more")
+        claim("rewritten/control", "The picker follows files that stay empty: there is no pool any more")
             .equal("503".to_owned(), gone.side.status.to_string())
             .detail(gone.body),
     );

@@ -28,16 +28,14 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     let good =
         |answer: &&String| status_of(answer) == 503 && answer.to_ascii_lowercase().contains("retry-after:");
     let (n_refused, n_good) = (refusals.len(), refusals.iter().filter(good).count());
-    lab.check(
-        claim("uploads/bounded", "Uploads beyond the budget are refused, with a time to come back").holds(
-            "more than half of them, each with 503 and Retry-After",
-            format!("{n_refused} of {UPLOADS} refused, {n_good} of these with 503 and Retry-After"),
-            n_refused > UPLOADS / 2 && n_good == n_refused,
-        ),
-    );
+    lab.check(claim("uploads/bounded", "Uploads beyond the budget are refused, with a time to retry").holds(
+        "more than half of them, each with 503 and Retry-After",
+        format!("{n_refused} of {UPLOADS} refused, {n_good} of these with 503 and Retry-After"),
+        n_refused > UPLOADS / 2 && n_good == n_refused,
+    ));
     let held = lab.picker_metric("epp_buffered_bytes").await?;
     lab.check(
-        claim("uploads/held", "What the picker holds stays within its budget, and it holds what is let in")
+        claim("uploads/held", "The picker's buffers stay within the budget, and hold the accepted uploads")
             .holds(
                 format!("up to {BUDGET:.0} bytes, more than half of them"),
                 format!("{held} bytes"),
@@ -47,19 +45,17 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     drop(uploads);
     let after = until_answered(lab).await;
     lab.check(
-        claim("uploads/after", "When the uploads are gone, others are served").equal(GOOD.to_owned(), after),
+        claim("uploads/after", "After the uploads, other clients are served").equal(GOOD.to_owned(), after),
     );
     lab.fresh(&[]).await?;
     let (uploads, refusals) = hold_back(lab).await?;
     let finished = join_all(uploads.into_iter().map(Upload::finish)).await;
     let n_good =
         finished.iter().filter(|answer| answer.as_ref().is_ok_and(|text| status_of(text) == 200)).count();
-    lab.check(
-        claim("uploads/control", "Within the budget every slow upload is waited for and answered").equal(
-            format!("{UPLOADS} of {UPLOADS} answered, 0 refused"),
-            format!("{n_good} of {UPLOADS} answered, {} refused", refusals.len()),
-        ),
-    );
+    lab.check(claim("uploads/control", "Within the budget, every slow upload is answered").equal(
+        format!("{UPLOADS} of {UPLOADS} answered, 0 refused"),
+        format!("{n_good} of {UPLOADS} answered, {} refused", refusals.len()),
+    ));
     Ok(())
 }
 

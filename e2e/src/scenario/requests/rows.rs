@@ -190,13 +190,13 @@ fn beside_the_messages(tag: &str) -> Vec<Row> {
         ),
         both(
             "thinking",
-            "Without thinking, which is said behind the messages",
+            "No thinking, which the template says after the messages",
             json!({}),
             json!({"chat_template_kwargs": {"enable_thinking": false}}),
         ),
         both(
             "response-format",
-            "An answer by a schema, of which the prompt does not tell",
+            "An answer by a schema, which the prompt does not show",
             json!({}),
             json!({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}}),
         ),
