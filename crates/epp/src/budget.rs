@@ -1,23 +1,23 @@
-//! Memory for bodies that the picker holds, counted over all streams.
+//! Memory budget for the bodies that the picker holds, over all streams.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus_client::metrics::gauge::Gauge;
 
-/// Bodies up to this length find room when long ones have filled theirs: a prompt of some 64,000 tokens.
+/// Length up to which a body finds room after long ones have filled theirs: a prompt of some 64,000 tokens.
 const SHORT_BODY: usize = 256 << 10;
 
-/// How many bytes of bodies may be held.
+/// The bytes of bodies that may be held.
 #[derive(Debug)]
 pub struct Budget {
     max_bytes: usize,
     held: AtomicUsize,
-    /// Shows what is held.
+    /// Gauge of the bytes that are held.
     gauge: Gauge,
 }
 
-/// What one stream holds; given back when dropped.
+/// The bytes that one stream holds; released when dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Reservation {
@@ -35,14 +35,14 @@ impl Budget {
         Self { max_bytes, held: AtomicUsize::new(0), gauge }
     }
 
-    /// Length of the longest body that may ever find room. A quarter is kept for short bodies, so that a few clients with
-    /// long ones cannot take the room of all.
+    /// Length of the longest body that can ever find room. A quarter of the budget is kept for short bodies, so that a
+    /// few clients with long ones cannot take all room.
     #[must_use]
     pub fn longest_body(&self) -> usize {
         (self.max_bytes - self.max_bytes / 4).max(SHORT_BODY.min(self.max_bytes))
     }
 
-    /// Of nothing yet.
+    /// A reservation of 0 bytes.
     pub fn reserve(self: &Arc<Self>) -> Reservation {
         Reservation { budget: Arc::clone(self), n_bytes: 0 }
     }
@@ -53,10 +53,9 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Takes `n_bytes` more.
+    /// Reserves `n_bytes` more.
     ///
-    /// # Errors
-    /// When the budget has no room for them; what was held before is held still.
+    /// # Errors If the budget has no room for them; the bytes reserved before stay reserved.
     pub fn try_grow(&mut self, n_bytes: usize) -> Result<(), Full> {
         let max_bytes = self.budget.max_bytes(self.n_bytes.saturating_add(n_bytes));
         let grown = |held: usize| held.checked_add(n_bytes).filter(|held| *held <= max_bytes);
@@ -66,12 +65,12 @@ impl Reservation {
         Ok(())
     }
 
-    /// Another one of the same budget, of nothing yet.
+    /// A reservation of 0 bytes in the same budget.
     pub(crate) fn another(&self) -> Self {
         self.budget.reserve()
     }
 
-    /// Gives all back.
+    /// Releases all bytes.
     pub fn release(&mut self) {
         let n_bytes = std::mem::take(&mut self.n_bytes);
         if n_bytes > 0 {

@@ -1,19 +1,19 @@
-//! What an endpoint has shown of its prefix cache: how large it is, whether its answers tell what they found in it, and
-//! which prompts it has still to compute.
+//! Facts about an endpoint's prefix cache: its size, whether answers report cached tokens, and which prompts the
+//! endpoint still has to compute.
 
 use parking_lot::Mutex;
 use prefix_index::endpoint::EndpointId;
 use prefix_index::usage::Use;
 
-/// How much of earlier prompts is kept in the mean length of a token when one more is answered. Long prompts weigh more:
-/// a chat template's own tokens make those of short ones look short.
+/// Weight that earlier prompts keep in the mean length of a token after one more answer. Long prompts weigh more: the
+/// chat template's own tokens make those of short prompts look short.
 const KEPT: f64 = 0.9;
-/// Prompts that never answered are remembered up to this many, the newest.
+/// Most unanswered prompts that are remembered; the newest stay.
 const MAX_PENDING: usize = 1024;
-/// A bound that is off by less is not set anew.
+/// Relative difference below which a bound is not changed.
 const BOUND_TOLERANCE: f64 = 0.02;
 
-/// Of the process behind one endpoint; a new process begins without any.
+/// Facts about the process behind one endpoint; a new process starts without any.
 #[derive(Debug, Default)]
 pub struct CacheFacts {
     state: Mutex<State>,
@@ -22,24 +22,24 @@ pub struct CacheFacts {
 #[derive(Debug, Default)]
 struct State {
     kv_tokens: Option<u64>,
-    /// Bytes and tokens of the prompts that were answered, earlier ones less and less.
+    /// Bytes and tokens of the answered prompts; earlier ones count less and less.
     lengths: Option<(f64, f64)>,
     tells_cached: bool,
-    /// The bound that the index has for it.
+    /// The bound in the index for this endpoint.
     bound: Option<u64>,
     pending: Vec<Insertion>,
-    /// Endpoints of its API that it does not have.
+    /// Paths that its API does not have.
     lacking: Vec<&'static str>,
 }
 
-/// A prompt in the index that is believed to be cached from the pick on.
+/// A prompt in the index, which is assumed to be cached from the pick on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Insertion {
     pub endpoint: EndpointId,
     pub at: Use,
 }
 
-/// For `/debug/pools`.
+/// Facts for `/debug/pools`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Shown {
     pub kv_tokens: Option<u64>,
@@ -50,7 +50,7 @@ pub struct Shown {
 // === impl CacheFacts ===
 
 impl CacheFacts {
-    /// The process ended, and what was known of its cache with it.
+    /// Forgets everything: the process has ended, and its cache with it.
     pub fn reset(&self) {
         *self.state.lock() = State::default();
     }
@@ -62,7 +62,7 @@ impl CacheFacts {
         Shown { kv_tokens, bytes_per_token: state.bytes_per_token(), bound }
     }
 
-    /// Its API has no `path`.
+    /// Notes that its API has no `path`.
     pub fn note_lack(&self, path: &'static str) {
         let mut state = self.state.lock();
         if !state.lacking.contains(&path) {
@@ -75,7 +75,7 @@ impl CacheFacts {
         self.state.lock().lacking.contains(&path)
     }
 
-    /// The prompt was sent; it will be in the cache when it is computed.
+    /// Notes that the prompt was sent; it will be in the cache after it is computed.
     pub fn note_sent(&self, insertion: Insertion) {
         let mut state = self.state.lock();
         if state.pending.len() == MAX_PENDING {
@@ -84,25 +84,26 @@ impl CacheFacts {
         state.pending.push(insertion);
     }
 
-    /// Its first token came.
+    /// Notes that the prompt's first token came.
     pub fn note_computed(&self, insertion: Insertion) {
         self.state.lock().pending.retain(|pending| *pending != insertion);
     }
 
-    /// Whether it is in the cache unless it was evicted: a prompt that was never answered may never have been there.
+    /// Returns true if the prompt must be cached unless it was evicted. A prompt without an answer may never have been
+    /// cached.
     #[must_use]
     pub fn is_computed(&self, insertion: Insertion) -> bool {
         !self.state.lock().pending.contains(&insertion)
     }
 
-    /// The size of the cache, as the engine's metrics say.
+    /// Notes the size of the cache from the engine's metrics.
     pub fn note_kv_tokens(&self, kv_tokens: Option<u64>) {
         let mut state = self.state.lock();
         state.kv_tokens = kv_tokens.or(state.kv_tokens);
     }
 
-    /// An answer told that `n_bytes` of prompt are `n_tokens`, and how many of them were cached if it tells that. Returns
-    /// how many were; `None` if nobody knows. Older engines leave a zero out.
+    /// Notes an answer: `n_bytes` of prompt are `n_tokens`, and `cached_tokens` of them were cached, if it says so.
+    /// Returns the number of cached tokens; `None` if it is unknown. Older engines leave out a zero.
     pub fn note_answer(&self, n_bytes: u64, n_tokens: u32, cached_tokens: Option<u32>) -> Option<u32> {
         let mut state = self.state.lock();
         if n_bytes > 0 && n_tokens > 0 {
@@ -115,7 +116,7 @@ impl CacheFacts {
         cached_tokens.or(state.tells_cached.then_some(0))
     }
 
-    /// How much text its cache has room for, in bytes, when that is known and has changed since it was asked last.
+    /// Bytes of text that the endpoint's cache has room for, if that is known and has changed since the last call.
     #[must_use]
     pub fn new_bound(&self, default_bytes_per_token: f64) -> Option<u64> {
         let mut state = self.state.lock();

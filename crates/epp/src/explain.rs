@@ -1,4 +1,4 @@
-//! Why this pod: one record per decision, the newest kept in a bounded ring.
+//! Reasons of picks: one record per decision; a bounded ring keeps the newest.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,32 +15,32 @@ use scheduling::candidate::AdapterState;
 use crate::response::Usage;
 use crate::tuning::Tuning;
 
-/// RFC 3339 in UTC with microseconds.
+/// Format of times: RFC 3339 in UTC with microseconds.
 const MICROS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
-/// Decisions in one part of a listing: a part is about 130 KB in a large pool, and takes some 100 us to write.
+/// Decisions in one part of a listing. A part is about 130 KB in a large pool, and takes some 100 us to write.
 const LISTED_AT_ONCE: usize = 16;
 
-/// Longest request id in a record; what a proxy makes has 36.
+/// Longest request id in a record, in bytes; a proxy's own id has 36.
 const MAX_REQUEST_ID: usize = 128;
 
-/// One decision, as `/debug/decisions` shows it.
+/// A decision, as `/debug/decisions` shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Decision {
-    /// Grows by one per decision of this process, from 1.
+    /// Number of the decision in this process, from 1.
     pub seq: u64,
     /// RFC 3339 with microseconds, UTC.
     pub time: String,
     /// The picker's own id of the request: 10 characters.
     pub request: String,
-    /// At most [`MAX_REQUEST_ID`] bytes of it.
+    /// Value of `x-request-id`, at most [`MAX_REQUEST_ID`] bytes.
     pub x_request_id: String,
     /// `namespace/name`.
     pub pool: Option<String>,
     pub model: Option<String>,
     pub target_model: Option<String>,
-    /// Of the InferenceModel.
+    /// Criticality of the InferenceModel.
     pub criticality: Option<&'static str>,
     pub strategy: Option<&'static str>,
     /// `picked`, or the type of the refusal.
@@ -49,64 +49,64 @@ pub struct Decision {
     pub endpoint: Option<Arc<str>>,
     pub pod: Option<Arc<str>>,
     pub reason: Option<&'static str>,
-    /// What the proxy tries next, in order, when the endpoint cannot be reached.
+    /// Endpoints that the proxy tries next, in order, if the first cannot be reached.
     pub fallbacks: Vec<Arc<str>>,
     pub matched_bytes: u64,
-    /// Bytes of the prompt that lie in full blocks.
+    /// Bytes of the prompt in full blocks.
     pub total_bytes: u64,
     pub ratio: f64,
     pub threshold: Option<f64>,
-    /// Every knob that was in force, under PREFIX_CACHE.
+    /// Values of all knobs at the time, under PREFIX_CACHE.
     pub policy: Option<Arc<Tuning>>,
-    /// How many endpoints were considered; `candidates` does not show all of a large pool.
+    /// Number of endpoints that were considered; `candidates` does not show all of a large pool.
     pub n_candidates: usize,
     pub candidates: Vec<CandidateRecord>,
-    /// Why the request's tokens could not be had, where the pool goes by them: it was placed by the estimate.
+    /// Reason why the token ids are missing, if the pool uses KV events: the request was placed by the estimate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub untokenized: Option<String>,
-    /// The endpoint that served, where the proxy reports another one than the picked.
+    /// The endpoint that served, if the proxy reports another than the picked one.
     pub served: Option<Arc<str>>,
     /// Absent until the stream has ended.
     pub response: Option<ResponseRecord>,
 }
 
-/// What became of the response.
+/// Outcome of the response.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ResponseRecord {
-    /// HTTP status; absent when none came.
+    /// HTTP status; absent if none came.
     pub status: Option<u16>,
-    /// Whether its end was seen.
+    /// True if the response's end was seen.
     pub complete: bool,
     pub usage: Option<Usage>,
-    /// What the index made believe of `usage.cached_tokens`, at the pick; absent without PREFIX_CACHE or `usage`.
+    /// Prediction of `usage.cached_tokens` by the index, at the pick; absent without PREFIX_CACHE or `usage`.
     pub predicted_cached_tokens: Option<f64>,
 }
 
-/// One endpoint as the policy saw it.
+/// An endpoint as the policy saw it.
 #[derive(Clone, Debug, Serialize)]
 pub struct CandidateRecord {
     pub endpoint: Arc<str>,
     pub pod: Arc<str>,
     pub matched_bytes: u64,
-    /// Tokens of the prompt that its engine says it has, where the pool goes by that; `matched_bytes` follows from it.
+    /// Cached tokens of the prompt according to KV events, if the pool uses them; `matched_bytes` is derived from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_tokens: Option<u64>,
     pub ratio: f64,
     pub waiting: u32,
     pub running: u32,
-    /// 0 to 1.
+    /// KV-cache usage in 0..=1.
     pub kv_usage: f64,
     pub in_flight: u32,
-    /// Bytes of the prompts in flight to it that it has still to compute.
+    /// Bytes of the prompts in flight to it that it still has to compute.
     pub uncached_bytes: u64,
-    /// What the policy compared, in bytes of prompt: work ahead, the request's own uncached part, requests in flight.
-    /// Absent under DEFAULT, and where stale metrics ruled the endpoint out.
+    /// The figure that the policy compares, in bytes of prompt: work ahead, the request's own uncached part, requests
+    /// in flight. Absent under DEFAULT, and if stale metrics ruled the endpoint out.
     pub work: Option<f64>,
-    /// Whether its metrics were recent enough to pick by.
+    /// True if its metrics were recent enough to be used for a pick.
     pub fresh: bool,
-    /// What the request's LoRA adapter would find there.
+    /// State of the request's LoRA adapter on the endpoint.
     pub adapter: AdapterState,
-    /// Absent until the first scrape, and from one that fails until the next that succeeds.
+    /// Absent until the first scrape, and after a failed one until the next success.
     pub metrics_age_ms: Option<u64>,
 }
 
@@ -127,12 +127,12 @@ struct Brief<'a> {
     fallbacks: &'a [Arc<str>],
 }
 
-/// The kept decisions as JSON, part by part: what `GET /debug/decisions` answers. Nothing is held between the parts,
-/// neither a lock nor a record, however slowly they are read; what the ring loses meanwhile is left out.
+/// The kept decisions as JSON, part by part: the answer of `GET /debug/decisions`. Between the parts it holds neither a
+/// lock nor a record, however slow the reader is; decisions that leave the ring meanwhile are left out.
 #[derive(Debug)]
 pub struct Listing {
     after: u64,
-    /// The newest decision when the listing began.
+    /// Number of the newest decision when the listing began.
     until: u64,
     next: Part,
 }
@@ -158,7 +158,7 @@ struct Ring {
 }
 
 impl Decision {
-    /// A record with nothing decided yet.
+    /// A record without a decision yet.
     #[must_use]
     pub fn new(request: String, mut x_request_id: String, time: String) -> Self {
         x_request_id.truncate(x_request_id.floor_char_boundary(MAX_REQUEST_ID));
@@ -190,7 +190,7 @@ impl Decision {
         }
     }
 
-    /// What it says of the pick, as one line of JSON in ASCII.
+    /// The pick in a line of JSON, as ASCII.
     #[must_use]
     pub fn to_header(&self) -> String {
         let brief = Brief {
@@ -208,7 +208,7 @@ impl Decision {
             fallbacks: &self.fallbacks,
         };
         let text = serde_json::to_string(&brief).unwrap_or_default();
-        // Names of pods may come from a file in any script; a header takes ASCII.
+        // Names of pods may come from a file in any script; a header takes only ASCII.
         text.chars().map(|char| if char.is_ascii() && !char.is_control() { char } else { '?' }).collect()
     }
 }
@@ -237,7 +237,7 @@ impl Decisions {
         decision
     }
 
-    /// Adds to the record `seq` what became known later, if it is still kept.
+    /// Adds later facts to record `seq`, if it is still kept.
     pub fn amend(&self, seq: u64, change: impl FnOnce(&mut Decision)) {
         let mut ring = self.ring.lock();
         let Some(first) = ring.records.front().map(|record| record.seq) else { return };
@@ -255,7 +255,7 @@ impl Decisions {
         ring.records.range(start..).take(limit).cloned().collect()
     }
 
-    /// Lists the decisions that are kept now and have a number above `after`.
+    /// Lists the currently kept decisions with numbers above `after`.
     #[must_use]
     pub fn listing(&self, after: u64) -> Listing {
         let until = self.ring.lock().next_seq - 1;
@@ -264,7 +264,7 @@ impl Decisions {
 }
 
 impl Listing {
-    /// The next part of the text; `None` behind the last one.
+    /// The next part of the text; `None` after the last one.
     pub fn next_part(&mut self, decisions: &Decisions) -> Option<String> {
         let (opening, closing) = match self.next {
             Part::First => (r#"{"decisions":["#, r#"{"decisions":[]}"#),
@@ -284,7 +284,7 @@ impl Listing {
     }
 }
 
-/// `now` as the records write it.
+/// Formats `now` as in the records.
 #[must_use]
 pub fn timestamp(now: SystemTime) -> String {
     OffsetDateTime::from(now).format(MICROS).unwrap_or_default()

@@ -1,9 +1,9 @@
-//! The log, in zap's console encoding: tabs, RFC 3339 seconds, `{"key": "value"}`.
+//! The log, in zap's console format: tabs, RFC 3339 seconds, `{"key": "value"}`.
 //!
 //! ```text
 //! 2025-05-23T03:33:09Z⇥INFO⇥epp/director.rs:311⇥Do prefix-aware routing!⇥{"request": "v68m4zx472", …}
 //! ```
-//! Each event is one `write_all`, so lines of several threads never mix. A thread of its own writes them to stderr.
+//! Each event is one `write_all`, so lines of different threads never mix. A separate thread writes them to stderr.
 
 mod queue;
 
@@ -25,7 +25,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub use self::queue::Log;
 use self::queue::Queue;
 
-/// What is logged: `info`, or levels by module as in `warn,epp=debug,epp::director=trace`.
+/// The level to log: `info`, or levels by module as in `warn,epp=debug,epp::director=trace`.
 #[derive(Clone, Debug)]
 pub struct Filter(Targets);
 
@@ -39,8 +39,7 @@ impl FromStr for Filter {
 
 /// Installs the log for the whole process, on stderr.
 ///
-/// # Errors
-/// When the process has a log already, or no thread for it.
+/// # Errors If the process already has a log, or no thread can be started for it.
 pub fn init(filter: &Filter) -> anyhow::Result<Log> {
     let for_losses = filter.clone();
     let tell = move |n_lines| {
@@ -54,7 +53,7 @@ pub fn init(filter: &Filter) -> anyhow::Result<Log> {
     Ok(log)
 }
 
-/// A subscriber that writes to `writer` and takes the time from `clock`: what tests install.
+/// A subscriber that writes to `writer` and takes the time from `clock`, for tests.
 pub fn subscriber<W: Write + Send + 'static>(
     filter: &Filter,
     clock: fn() -> SystemTime,
@@ -78,12 +77,12 @@ where
         let mut fields = FieldWriter::default();
         event.record(&mut fields);
         let line = console_line((self.clock)(), event.metadata(), &fields);
-        // A log that cannot be written has nowhere to say so.
+        // There is no place to report that the log cannot be written.
         let _ = self.writer.lock().write_all(line.as_bytes());
     }
 }
 
-/// The message, and the other fields as the inside of a JSON object with zap's spacing.
+/// Collects the message, and the other fields as the inside of a JSON object with zap's spacing.
 #[derive(Default)]
 struct FieldWriter {
     message: String,
@@ -158,13 +157,13 @@ fn console_line(now: SystemTime, metadata: &Metadata<'_>, fields: &FieldWriter) 
     line
 }
 
-/// RFC 3339 in UTC, whole seconds: zap's `RFC3339TimeEncoder`.
+/// Formats the time like zap's `RFC3339TimeEncoder`: RFC 3339 in UTC, whole seconds.
 fn timestamp(now: SystemTime) -> String {
     let now = OffsetDateTime::from(now);
     now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }
 
-/// logr's levels as zap prints them: V(1) is DEBUG, V(2) has no name.
+/// The level's name, as zap prints logr's levels: V(1) is DEBUG, V(2) has no name.
 fn console_level(level: Level) -> &'static str {
     match level {
         Level::ERROR => "ERROR",
@@ -175,7 +174,7 @@ fn console_level(level: Level) -> &'static str {
     }
 }
 
-/// `dir/file.rs:LINE`, zap's short caller; `src` stands for nothing, so the crate's name takes its place.
+/// The caller in zap's short form, `dir/file.rs:LINE`. The crate's name replaces `src`, which would say nothing.
 fn caller(metadata: &Metadata<'_>) -> String {
     let file = metadata.file().unwrap_or("unknown");
     let mut parts = file.rsplit(['/', '\\']);
@@ -187,7 +186,7 @@ fn caller(metadata: &Metadata<'_>) -> String {
     }
 }
 
-/// zap's `safeAddString`: quotes, backslashes and control characters are escaped, everything else stands.
+/// Quotes text like zap's `safeAddString`: escapes quotes, backslashes and control characters only.
 fn push_quoted(out: &mut String, text: &str) {
     out.push('"');
     for char in text.chars() {

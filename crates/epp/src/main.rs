@@ -1,4 +1,4 @@
-//! Endpoint picker: Envoy ext_proc server that picks a pod by prefix and load.
+//! Endpoint picker: an Envoy ext_proc server that picks a pod by prefix and load.
 
 use std::process::ExitCode;
 

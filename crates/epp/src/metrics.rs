@@ -1,4 +1,4 @@
-//! The picker's own metrics: upstream's names where a metric of upstream exists, `epp_` otherwise.
+//! The picker's own metrics: upstream's name if upstream has the metric, otherwise a name with `epp_`.
 
 mod process;
 pub mod standing;
@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 
 use self::standing::Standing;
 
-/// Stands for a model name that no InferenceModel has, so that clients cannot make up label values.
+/// Label value for a model name that no InferenceModel has, so that clients cannot make up label values.
 pub const UNLISTED_MODEL: &str = "unlisted";
 
 /// Content type of [`Metrics::encode`].
@@ -22,10 +22,10 @@ pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; char
 /// Content type of [`Metrics::encode_classic`].
 pub const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Upstream's `inference_extension_scheduler_e2e_duration_seconds` buckets, and smaller ones below them.
+/// Buckets of upstream's `inference_extension_scheduler_e2e_duration_seconds`, and smaller ones below them.
 const DECISION_SECONDS: [f64; 12] =
     [0.000_01, 0.000_03, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1];
-/// Upstream's `request_sizes` buckets [bytes]: powers of two to 64 MiB, every second one.
+/// Every second bucket of upstream's `request_sizes`, in bytes: powers of two to 64 MiB.
 const REQUEST_BYTES: [f64; 11] = [
     64.0,
     256.0,
@@ -39,12 +39,12 @@ const REQUEST_BYTES: [f64; 11] = [
     16_777_216.0,
     67_108_864.0,
 ];
-/// Upstream's `response_sizes` buckets [bytes], its 32778 included.
+/// Buckets of upstream's `response_sizes`, in bytes, with its 32778.
 const RESPONSE_BYTES: [f64; 15] = [
     1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32778.0,
     65536.0,
 ];
-/// Upstream's `input_tokens` buckets, its 32778 included.
+/// Buckets of upstream's `input_tokens`, with its 32778.
 const INPUT_TOKENS: [f64; 19] = [
     1.0,
     8.0,
@@ -66,21 +66,21 @@ const INPUT_TOKENS: [f64; 19] = [
     524_288.0,
     1_048_576.0,
 ];
-/// Upstream's `output_tokens` buckets.
+/// Buckets of upstream's `output_tokens`.
 const OUTPUT_TOKENS: [f64; 12] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0];
-/// Upstream's `request_duration_seconds` buckets.
+/// Buckets of upstream's `request_duration_seconds`.
 const REQUEST_SECONDS: [f64; 35] = [
     0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0,
     20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0,
     3600.0,
 ];
-/// Upstream's `normalized_time_per_output_token_seconds` buckets.
+/// Buckets of upstream's `normalized_time_per_output_token_seconds`.
 const SECONDS_PER_TOKEN: [f64; 13] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
-/// Of what was cached beyond the prediction, as a share of the prompt.
+/// Buckets of the cached tokens beyond the prediction, as a share of the prompt.
 const ESTIMATE_ERROR: [f64; 13] = [-0.9, -0.7, -0.5, -0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0];
-/// Of what peers tell, when it is believed.
+/// Buckets of the age of a peer's events when they are applied.
 const STALENESS_SECONDS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0];
 const RATIO: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
@@ -123,11 +123,11 @@ pub struct ReasonLabels {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PeerLabels {
-    /// `ip:port`.
+    /// Address of the peer, `ip:port`.
     pub peer: String,
 }
 
-/// What the process counts. What is computed when it is read is in a [`Standing`].
+/// Metrics that the process counts. Those that are computed when they are read are in a [`Standing`].
 pub struct Metrics {
     registry: Registry,
     pub requests: Family<ModelLabels, Counter>,
@@ -218,13 +218,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Shows the count of the log, which is older than these metrics.
+    /// Registers the log's counter, which exists before these metrics.
     pub fn register_dropped_lines(&mut self, n_lines: Counter) {
         let help = "Lines of the log that were dropped because nobody read them";
         self.registry.register("epp_log_dropped_lines", help, n_lines);
     }
 
-    /// Everything in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     #[must_use]
     pub fn encode(&self, standing: &Standing) -> String {
         let mut body = String::new();
@@ -235,7 +235,7 @@ impl Metrics {
         body
     }
 
-    /// The same in the older text format, in which a counter's comments have its whole name, and bounds have no `.0`.
+    /// All metrics in the older text format, in which a counter's comments have its full name, and bounds have no `.0`.
     #[must_use]
     pub fn encode_classic(&self, standing: &Standing) -> String {
         let text = self.encode(standing);
@@ -253,7 +253,7 @@ impl Metrics {
                     Some(name) => out += &format!("# TYPE {name}_total counter\n"),
                     None => out += &format!("{line}\n"),
                 },
-                // The end of the file, and units, which it does not know.
+                // The format does not know the end mark and units.
                 Some(("#", _)) => {}
                 _ => out += &format!("{}\n", without_fraction(line)),
             }
@@ -261,7 +261,7 @@ impl Metrics {
         out
     }
 
-    /// The names of Gateway API Inference Extension v0.3 and v0.4; the library adds `_total` and a full stop.
+    /// Registers the names of Gateway API Inference Extension v0.3 and v0.4; the library adds `_total` and a full stop.
     fn register_upstream(&mut self) {
         let registry = &mut self.registry;
         registry.register(
@@ -405,7 +405,7 @@ impl Metrics {
         );
     }
 
-    /// Of the precise mode.
+    /// Registers the metrics of the precise mode.
     fn register_events(&mut self) {
         let registry = &mut self.registry;
         registry.register("epp_kv_events", "KV events of engines that were applied", self.kv_events.clone());
@@ -437,7 +437,7 @@ impl Metrics {
     }
 }
 
-/// The line with a whole bound written as Go does: `le="64"` for `le="64.0"`.
+/// Writes a whole bound as Go does: `le="64"` for `le="64.0"`.
 fn without_fraction(line: &str) -> String {
     let bound = line.find("le=\"").and_then(|at| {
         let (before, bound) = line.split_at(at + 4);

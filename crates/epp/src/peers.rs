@@ -1,10 +1,10 @@
-//! Pickers that serve the same pools tell each other what they sent where, so that each finds the prefixes of all.
+//! Pickers that serve the same pools report their picks to each other, so that each finds the prefixes of all.
 //!
 //! ```text
 //! director ─ Event ─► Journal (bounded) ─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ─► its index
 //! ```
-//! Nobody leads. Each picker follows every other and passes nothing on; one that was away, or that begins anew, reads the
-//! others' journals as far back as they go. What is lost costs a cache hit, never a request.
+//! There is no leader. Each picker follows every other one and passes nothing on; one that was away or starts again
+//! reads the others' journals as far back as they go. A lost event costs a cache hit, never a request.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use tokio::sync::watch;
 
 pub mod follow;
 
-/// Version of the lines and of what is hashed: pickers that differ do not understand each other.
+/// Version of the lines and of the hashes in them: pickers with different versions do not understand each other.
 pub const FORMAT: u32 = 1;
-/// How often a journal that has nothing to tell shows that it is there.
+/// Time after which a journal without news sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// What an event takes besides its hashes [bytes].
+/// Bytes of an event besides its hashes.
 const EVENT_BYTES: usize = 128;
 
 /// One line of the stream. The first is [`Line::Hello`].
@@ -30,39 +30,39 @@ const EVENT_BYTES: usize = 128;
 pub enum Line {
     Hello {
         format: u32,
-        /// Of the process; a picker that follows itself finds out.
+        /// Random id of the process, by which a picker notices that it follows itself.
         instance: String,
-        /// Of the event that comes next; those before it and behind the wanted one are forgotten.
+        /// Number of the next event; the events between the wanted one and this one are forgotten.
         next_seq: u64,
     },
-    /// Nothing has happened.
+    /// Heartbeat: nothing has happened.
     Tick,
     Insertion(Event),
 }
 
-/// A prompt was sent to an endpoint.
+/// A prompt that was sent to an endpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// Counts from 1 in a process.
+    /// Number of the event in its process, from 1.
     pub seq: u64,
-    /// Unix time.
+    /// Unix time in milliseconds.
     pub time_ms: u64,
     /// `ip:port`.
     pub endpoint: Arc<str>,
-    /// `process_start_time_seconds` of the engine, where it is known: a prompt for an earlier process is of no use.
+    /// `process_start_time_seconds` of the engine, if known: a prompt for an earlier process is of no use.
     pub started: Option<f64>,
     /// The prompt's chain.
     pub hashes: Chain,
 }
 
-/// What this picker has to tell: the newest events, as many as fit.
+/// The newest events of this picker, as many as fit.
 #[derive(Debug)]
 pub struct Journal {
-    /// Random, of this process.
+    /// Random id of this process.
     instance: String,
     max_bytes: usize,
     state: Mutex<State>,
-    /// The number of the last event.
+    /// Number of the last event.
     last_seq: watch::Sender<u64>,
 }
 
@@ -84,7 +84,7 @@ impl Event {
 // === impl Journal ===
 
 impl Journal {
-    /// Keeps events of at most `max_bytes`, and the newest in any case.
+    /// Keeps at most `max_bytes` of events, and the newest one in any case.
     #[must_use]
     pub fn new(instance: String, max_bytes: usize) -> Self {
         let state = State { next_seq: 1, ..State::default() };
@@ -121,7 +121,7 @@ impl Journal {
         self.last_seq.send_replace(seq);
     }
 
-    /// The event behind number `after`, or the oldest that is kept.
+    /// The first event with a number above `after`, or the oldest that is kept.
     #[must_use]
     pub fn after(&self, after: u64) -> Option<Arc<Event>> {
         let state = self.state.lock();
@@ -129,15 +129,15 @@ impl Journal {
         state.events.get(idx).cloned()
     }
 
-    /// What a follower who knows everything up to `after` is told first. One who knows another process's numbers knows
-    /// nothing of this one.
+    /// The first line for a follower that has read up to `after`. A follower that knows another process's numbers has
+    /// read nothing of this one.
     #[must_use]
     pub fn hello(&self, after: u64) -> Line {
         let next_seq = self.after(after).map_or_else(|| self.state.lock().next_seq, |event| event.seq);
         Line::Hello { format: FORMAT, instance: self.instance.clone(), next_seq }
     }
 
-    /// Resolves when there is more, or with `false` after [`HEARTBEAT`].
+    /// Returns true when there is an event after number `after`, or false after [`HEARTBEAT`].
     pub async fn wait_for_more(&self, after: u64) -> bool {
         let mut last_seq = self.last_seq.subscribe();
         tokio::time::timeout(HEARTBEAT, last_seq.wait_for(|last| *last > after)).await.is_ok()

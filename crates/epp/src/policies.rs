@@ -1,6 +1,7 @@
-//! The tuning in force for each pool, as flags, file and annotations make it. Changes count from the next pick on.
+//! The tuning of each pool, from flags, file and annotations. Changes count from the next pick on.
 //!
-//! A file or an annotation that is not valid changes nothing: what was good last stays in force, and the log says so once.
+//! A file or an annotation that is not valid changes nothing: the last valid version stays in force, and the log
+//! reports it once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ pub struct Policies {
 
 #[derive(Debug, Default)]
 struct InForce {
-    /// For pools that no layer knows yet.
+    /// Tuning of pools that no layer knows yet.
     default: Arc<Tuning>,
     pools: BTreeMap<ObjectKey, Arc<Tuning>>,
 }
@@ -37,7 +38,7 @@ struct InForce {
 struct Layers {
     flags: Patch,
     file: Patch,
-    /// By pool, each with the text seen last, good or bad, and what was good last.
+    /// Annotations by pool: the last text, valid or not, and the last valid patch.
     annotations: BTreeMap<ObjectKey, (Option<String>, Patch)>,
 }
 
@@ -45,7 +46,7 @@ struct Layers {
 #[derive(Debug)]
 pub struct WatchedFile(Watched<Knobs>);
 
-/// Why the policy file was refused; the message names it.
+/// Reason why the policy file was refused; the message names it.
 #[derive(Debug, Error)]
 pub enum PolicyFileError {
     #[error(transparent)]
@@ -54,7 +55,7 @@ pub enum PolicyFileError {
     Policy { path: PathBuf, error: TuningError },
 }
 
-/// The knobs that the file turns.
+/// The knobs that the file sets.
 #[derive(Debug)]
 struct Knobs(Kept<Knob, f64>);
 
@@ -73,7 +74,7 @@ impl Policies {
         Arc::clone(in_force.pools.get(pool).unwrap_or(&in_force.default))
     }
 
-    /// Every pool's tuning.
+    /// The tuning of every pool.
     #[must_use]
     pub fn all(&self) -> BTreeMap<ObjectKey, Arc<Tuning>> {
         self.in_force.load().pools.clone()
@@ -102,7 +103,7 @@ impl Policies {
         self.publish(&layers);
     }
 
-    /// Puts another file in force.
+    /// Puts the knobs of another version of the file in force.
     pub fn set_file(&self, file: Patch) {
         let mut layers = self.layers.lock();
         layers.file = file;
@@ -138,20 +139,19 @@ impl Layers {
 impl WatchedFile {
     /// Reads the file and puts it in force.
     ///
-    /// # Errors
-    /// When it cannot be read or is not valid.
+    /// # Errors If it cannot be read or is not valid.
     pub fn load(path: PathBuf, policies: &Policies) -> Result<Self, PolicyFileError> {
         let file = Self(Watched::load(path)?);
         policies.set_file(file.0.content().in_force());
         Ok(file)
     }
 
-    /// Polls until `shutdown` resolves, where it may block.
+    /// Polls until `shutdown` resolves, in a thread that may block.
     pub async fn run(mut self, policies: Arc<Policies>, shutdown: impl Future<Output = ()>) {
         poll_blocking(move |now| self.poll(&policies, now), shutdown).await;
     }
 
-    /// Reads the file again.
+    /// Reads the file again and puts a change in force.
     pub fn poll(&mut self, policies: &Policies, now: Instant) {
         if self.0.poll(now) {
             policies.set_file(self.0.content().in_force());

@@ -1,4 +1,4 @@
-//! Decisions made once more, offline: from their records, or from requests that were never sent.
+//! Makes decisions again offline: from their records, or from requests that were never sent.
 //!
 //! ```text
 //! records ───────────────────────────► replay ─► Explained
@@ -22,7 +22,7 @@ mod rehearsal;
 
 pub use self::rehearsal::{Rehearsal, RehearsalError};
 
-/// A decision's record, as `/debug/decisions` shows it; what a replay needs of it.
+/// The fields of a decision's record in `/debug/decisions` that a replay needs.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Record {
     pub seq: u64,
@@ -35,13 +35,13 @@ pub struct Record {
     pub pod: Option<String>,
     pub reason: Option<String>,
     pub total_bytes: u64,
-    /// The knobs that were in force, under PREFIX_CACHE.
+    /// Values of the knobs at the time, under PREFIX_CACHE.
     pub policy: Option<Patch>,
     pub n_candidates: usize,
     pub candidates: Vec<RecordedCandidate>,
 }
 
-/// One endpoint, as the policy saw it.
+/// An endpoint as the policy saw it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RecordedCandidate {
     pub endpoint: String,
@@ -57,16 +57,16 @@ pub struct RecordedCandidate {
     pub adapter: AdapterState,
 }
 
-/// How the replay compares with the record.
+/// Comparison of the replay with the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The same endpoint for the same reason.
     Same,
-    /// Another endpoint that is exactly as good: a draw decided.
+    /// Another endpoint that is equally good: only a draw decided.
     Draw,
     Differs,
-    /// Nothing was picked, so there is nothing to make again.
+    /// Nothing was picked, so there is nothing to replay.
     Refused,
 }
 
@@ -78,15 +78,15 @@ pub struct Explained {
     pub pool: Option<String>,
     pub strategy: Option<String>,
     pub outcome: String,
-    /// What the record says.
+    /// The pick in the record.
     pub picked: Option<Choice>,
-    /// What the policy picks now.
+    /// The pick of the replay.
     pub replayed: Option<Choice>,
     pub verdict: Verdict,
-    /// Of the replay, where prefixes count.
+    /// The replay's threshold, if prefixes count.
     pub threshold: Option<f64>,
     pub total_bytes: u64,
-    /// How many there were; a record of a large pool shows a part of them, and the replay knows no others.
+    /// Number of candidates; a record of a large pool shows only some of them, and the replay knows no others.
     pub n_candidates: usize,
     pub candidates: Vec<Weighed>,
 }
@@ -98,7 +98,7 @@ pub struct Choice {
     pub reason: String,
 }
 
-/// A candidate as the replay weighed it.
+/// A candidate with the replay's figures.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Weighed {
     pub endpoint: String,
@@ -107,13 +107,13 @@ pub struct Weighed {
     pub ratio: f64,
     /// Requests ahead.
     pub queue: u32,
-    /// Absent where the metrics were stale.
+    /// Absent if the metrics were stale.
     pub kv_usage: Option<f64>,
-    /// In bytes of prompt; absent under DEFAULT, and where stale metrics rule the endpoint out.
+    /// Work in bytes of prompt; absent under DEFAULT, and if stale metrics rule the endpoint out.
     pub work: Option<f64>,
 }
 
-/// Why a record cannot be replayed.
+/// Reason why a record cannot be replayed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
     #[error("decision {seq} has no candidates, though it picked one")]
@@ -122,10 +122,9 @@ pub enum ReplayError {
     Strategy { seq: u64, strategy: String },
 }
 
-/// Makes the decision of `record` again, with the knobs of `changes` turned.
+/// Makes the decision of `record` again, with the knobs in `changes`.
 ///
-/// # Errors
-/// When the record lacks what it takes.
+/// # Errors If the record lacks something that the replay needs.
 pub fn replay(record: &Record, changes: &Patch) -> Result<Explained, ReplayError> {
     let mut explained = Explained {
         seq: record.seq,
@@ -146,7 +145,7 @@ pub fn replay(record: &Record, changes: &Patch) -> Result<Explained, ReplayError
     };
     let policy = policy(record, changes)?;
     let candidates: Vec<Candidate> = (0..).zip(&record.candidates).map(candidate).collect();
-    // The record does not know what was drawn; any draw shows what is equally good.
+    // The record does not contain the draw; any draw shows which candidates are equally good.
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let ask = Ask { total_bytes: record.total_bytes, n_endpoints: NonZeroUsize::MIN };
     let again = pick(&policy, &candidates, ask, &mut rng)
@@ -202,7 +201,7 @@ fn candidate((idx, recorded): (u32, &RecordedCandidate)) -> Candidate {
     }
 }
 
-/// Whether only a draw can tell them apart.
+/// Returns true if only a draw can decide between the two.
 fn are_equal(one: &Score, other: &Score) -> bool {
     let key = |score: &Score| (score.work, score.queue, score.kv_usage, score.adapter);
     key(one) == key(other)

@@ -1,4 +1,4 @@
-//! Requests as OpenTelemetry spans, sent over OTLP. Nothing of it runs unless an endpoint is named.
+//! Requests as OpenTelemetry spans, sent over OTLP; only if an endpoint is given.
 //!
 //! ```text
 //! gateway.request                 from the request's headers to the end of its stream, below the proxy's span
@@ -25,12 +25,12 @@ use crate::exchange::ResponseReport;
 use crate::explain::Decision;
 use crate::inquiry::header_value;
 
-/// Where spans go.
+/// The receiver of spans.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Otlp {
-    /// `http://host:4317`: an OTLP receiver (gRPC).
+    /// An OTLP receiver (gRPC), `http://host:4317`.
     pub endpoint: String,
-    /// Share of the requests without a sampled parent that are recorded, 0 to 1.
+    /// Share of the requests without a sampled parent that are recorded, in 0..=1.
     pub sample_ratio: f64,
 }
 
@@ -43,7 +43,7 @@ struct Tracing {
     propagator: TraceContextPropagator,
 }
 
-/// One request's span; ends when it is dropped.
+/// Span of a request; ends when it is dropped.
 pub struct RequestSpan(Option<Recording>);
 
 struct Recording {
@@ -51,16 +51,15 @@ struct Recording {
     context: Context,
 }
 
-/// The headers that the proxy sent.
+/// The headers from the proxy, as a carrier of the parent span.
 struct Headers<'a>(&'a HttpHeaders);
 
 // === impl Spans ===
 
 impl Spans {
-    /// Sends spans to `otlp`; makes none where there is nowhere to send them. Needs a runtime around it.
+    /// Sends spans to `otlp`; creates none without it. Must be called in a Tokio runtime.
     ///
-    /// # Errors
-    /// When the endpoint is none.
+    /// # Errors If the endpoint is not valid.
     pub fn try_new(otlp: Option<&Otlp>) -> anyhow::Result<Self> {
         let Some(Otlp { endpoint, sample_ratio }) = otlp else { return Ok(Self(None)) };
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
@@ -75,7 +74,7 @@ impl Spans {
         Ok(Self(Some(Tracing { provider, tracer, propagator: TraceContextPropagator::new() })))
     }
 
-    /// The span of a request with these headers.
+    /// Starts the span of a request with these headers.
     #[must_use]
     pub fn begin(&self, headers: &HttpHeaders) -> RequestSpan {
         let Some(Tracing { tracer, propagator, .. }) = &self.0 else { return RequestSpan(None) };
@@ -88,7 +87,7 @@ impl Spans {
         RequestSpan(Some(Recording { tracer: tracer.clone(), context: Context::new().with_span(span) }))
     }
 
-    /// Sends what is not sent yet. Blocks, so it is for a thread of its own.
+    /// Sends the remaining spans. Blocks, so call it in a separate thread.
     pub fn shut_down(&self) {
         if let Some(Tracing { provider, .. }) = &self.0
             && let Err(error) = provider.shutdown()
@@ -107,13 +106,13 @@ impl fmt::Debug for Spans {
 // === impl RequestSpan ===
 
 impl RequestSpan {
-    /// Of a request that is not recorded.
+    /// The span of a request that is not recorded.
     #[must_use]
     pub const fn none() -> Self {
         Self(None)
     }
 
-    /// The decision was made between `began` and `ended`.
+    /// Records the decision, which was made between `began` and `ended`.
     pub fn note_decision(&self, decision: &Decision, began: SystemTime, ended: SystemTime) {
         let Some(Recording { tracer, context }) = &self.0 else { return };
         let builder = tracer.span_builder("gateway.request_orchestration").with_start_time(began);
@@ -130,7 +129,7 @@ impl RequestSpan {
         }
     }
 
-    /// The stream is over.
+    /// Records the response, at the end of the stream.
     pub fn note_response(&self, report: &ResponseReport) {
         let Some(Recording { context, .. }) = &self.0 else { return };
         let span = context.span();

@@ -1,4 +1,4 @@
-//! What the picker knows of its pools, their endpoints and their models, for people: `/debug/pools`.
+//! The picker's view of its pools, endpoints and models, for people: `/debug/pools`.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use inference_api::condition::Condition;
 use inference_api::pool::FailureMode;
 use serde::Serialize;
 
-/// What `GET /debug/pools` answers.
+/// Answer of `GET /debug/pools`.
 #[derive(Debug, Serialize)]
 pub struct StatusList {
     pub pools: Vec<PoolStatus>,
@@ -22,10 +22,10 @@ pub struct PoolStatus {
     pub runtime: &'static str,
     pub prefix_source: &'static str,
     pub failure_mode: FailureMode,
-    /// Annotations that were not understood.
+    /// Annotations that were not understood, and the value that is used instead.
     pub problems: Vec<String>,
     pub endpoints: Vec<EndpointStatus>,
-    /// Those that are served: by the name that clients ask for.
+    /// Served models, by the name that clients ask for.
     pub models: Vec<ServedModel>,
 }
 
@@ -34,25 +34,25 @@ pub struct EndpointStatus {
     /// `ip:port`.
     pub endpoint: Arc<str>,
     pub pod: Arc<str>,
-    /// False when nothing listens there.
+    /// False if nothing listens at the endpoint.
     pub reachable: bool,
-    /// Whether its metrics are recent enough to pick by.
+    /// True if its metrics are recent enough to be used for a pick.
     pub fresh: bool,
     pub metrics_age_ms: Option<u64>,
     pub waiting: u32,
     pub running: u32,
-    /// 0 to 1.
+    /// KV-cache usage in 0..=1.
     pub kv_usage: f64,
     pub in_flight: u32,
-    /// Bytes of the prompts in flight to it that it has still to compute.
+    /// Bytes of the prompts in flight to it that it still has to compute.
     pub uncached_bytes: u64,
-    /// Bytes of text that it is believed to hold.
+    /// Bytes of text that its cache is assumed to hold.
     pub believed_bytes: u64,
-    /// What its cache has room for; absent until its metrics tell the cache's size.
+    /// Bytes of text that its cache has room for; absent until its metrics contain the cache's size.
     pub max_believed_bytes: Option<u64>,
-    /// Size of its KV cache in tokens, as its metrics say.
+    /// Size of its KV cache in tokens, from its metrics.
     pub kv_tokens: Option<u64>,
-    /// Mean length of its tokens, as its answers say.
+    /// Mean bytes of its tokens, from its answers.
     pub bytes_per_token: Option<f64>,
 }
 

@@ -1,4 +1,5 @@
-//! The endpoints among which the proxy wants the pick, as addresses: an IPv6 address has many spellings.
+//! The endpoints to which the proxy limits the pick, compared as addresses: an IPv6 address can be written in many
+//! ways.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,24 +13,24 @@ pub struct Subset {
     wanted: Vec<Wanted>,
 }
 
-/// One entry. IPv4 addresses that are mapped into IPv6 are those that they stand for.
+/// An entry of the hint. IPv4 addresses that are mapped into IPv6 count as IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted {
     ip: IpAddr,
-    /// `None` stands for every port.
+    /// `None` matches every port.
     port: Option<u16>,
 }
 
 // === impl Subset ===
 
 impl Subset {
-    /// Reads entries such as `10.0.0.1`, `10.0.0.1:8000`, `2001:db8::1`, `[2001:db8::1]` and `[2001:db8::1]:8000`.
+    /// Parses entries such as `10.0.0.1`, `10.0.0.1:8000`, `2001:db8::1`, `[2001:db8::1]` and `[2001:db8::1]:8000`.
     #[must_use]
     pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
         Self { wanted: entries.into_iter().flat_map(Wanted::readings).collect() }
     }
 
-    /// Reads the hint from the request's filter metadata; `None` when the proxy sent none.
+    /// The hint in the request's filter metadata; `None` if the proxy sent none.
     #[must_use]
     pub fn from_metadata(metadata: Option<&Metadata>) -> Option<Self> {
         let hint = metadata?.filter_metadata.get(keys::SUBSET_METADATA)?;
@@ -68,7 +69,8 @@ impl Subset {
 // === impl Wanted ===
 
 impl Wanted {
-    /// What an entry may mean. One without brackets may be both an address and an address with a port, as `::1:8000` is.
+    /// The possible meanings of an entry. Without brackets it may be both an address and an address with a port, as
+    /// `::1:8000`.
     fn readings(entry: &str) -> impl Iterator<Item = Self> + use<> {
         let entry = entry.trim();
         let address = without_brackets(entry).parse().ok().map(|ip: IpAddr| (ip, None));

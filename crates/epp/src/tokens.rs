@@ -1,8 +1,8 @@
-//! The token ids of a request's prompts, for the precise mode: asked of a model server, which has the tokenizer and the chat
-//! template.
+//! Token ids of a request's prompts, for the precise mode. A model server is asked, because it has the tokenizer and
+//! the chat template.
 //!
-//! vLLM renders a request of any of its APIs for routers (0.33, `--enable-scale-out`): it gets the client's own bytes. Without
-//! that, `/tokenize` tells the ids of what it knows all fields of.
+//! vLLM renders requests of all its APIs for routers (0.33, `--enable-scale-out`): it gets the client's own bytes.
+//! Otherwise `/tokenize` returns the ids, if it knows all fields of the request.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -27,26 +27,26 @@ use tokio::time::timeout;
 use crate::body::Api;
 use crate::candidates::Member;
 
-/// Largest answer that is read: a million tokens.
+/// Largest answer that is read: about a million tokens.
 const MAX_ANSWER: usize = 16 << 20;
-/// Longest part of an engine's complaint that is passed on.
+/// Longest part of an engine's error message that is passed on.
 const MAX_COMPLAINT: usize = 200;
 
-/// Parts of a message that are text, by their `type`.
+/// The `type`s of message parts that are text.
 const TEXT_PARTS: [&str; 5] = ["text", "input_text", "output_text", "refusal", "thinking"];
 
-/// A body in the chunks in which it came.
+/// A body as chunks, as it was received.
 #[derive(Debug)]
 struct Chunks(VecDeque<Bytes>);
 
-/// Asks engines.
+/// Asks engines for token ids.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     client: Client<HttpConnector, Chunks>,
     patience: Duration,
 }
 
-/// What `/…/render` answers: a request as the engine gets it, or one per prompt.
+/// Answer of `/…/render`: a request in the engine's form, or one per prompt.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Rendered {
@@ -60,7 +60,7 @@ struct GenerateRequest {
     features: Option<Features>,
 }
 
-/// By modality, in the order in which they stand in the prompt.
+/// Media by modality, in the order of the prompt.
 #[derive(Deserialize)]
 struct Features {
     mm_hashes: HashMap<String, Vec<String>>,
@@ -73,7 +73,7 @@ struct Placeholder {
     length: u32,
 }
 
-/// What `/tokenize` takes of a request, and what decides about the tokens without its knowing. Fields are vLLM's.
+/// Fields of a request that `/tokenize` takes, and fields that change the tokens but that it ignores. Names are vLLM's.
 #[derive(Debug, Deserialize, Serialize)]
 struct TokenizeRequest<'a> {
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
@@ -110,7 +110,7 @@ struct Tokenized {
 // === impl Tokenizer ===
 
 impl Tokenizer {
-    /// `patience`: a request waits no longer for its ids.
+    /// Creates a tokenizer; `patience` is the longest wait of a request for its ids.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         let mut connector = HttpConnector::new();
@@ -119,11 +119,10 @@ impl Tokenizer {
         Self { client, patience }
     }
 
-    /// The prompts of the request `body` of `api`, as `member` tells them: without adapter and salt, which are not asked for.
-    /// `model` is the engine's name for the request's model, if clients have another.
+    /// The prompts of the request `body` of `api`, from `member`, without adapter and salt. `model` is the engine's
+    /// name for the request's model, if clients use another.
     ///
-    /// # Errors
-    /// When the member does not answer in time, or cannot tell.
+    /// # Errors If the member does not answer in time, or cannot tokenize the request.
     pub async fn prompts(
         &self,
         api: Api,
@@ -178,7 +177,7 @@ impl Tokenizer {
     }
 }
 
-/// Where vLLM renders requests of `api`; `None` for those that it does not.
+/// Path at which vLLM renders requests of `api`; `None` if it does not.
 fn render_path(api: Api) -> Option<&'static str> {
     match api {
         Api::Chat => Some("/v1/chat/completions/render"),
@@ -189,8 +188,8 @@ fn render_path(api: Api) -> Option<&'static str> {
     }
 }
 
-/// The object `body`, in which engines find their own name for its model, and that they need not send the content of media
-/// back: they take the last of equal keys.
+/// The object `body` with two fields appended: the engine's own name for the model, and the wish for an answer without
+/// media content. Engines use the last of equal keys.
 fn overridden(body: &[Bytes], model: Option<&str>) -> anyhow::Result<Vec<Bytes>> {
     let mut chunks = body.to_vec();
     while let Some(last) = chunks.last_mut() {
@@ -274,14 +273,15 @@ impl GenerateRequest {
 // === impl TokenizeRequest ===
 
 impl TokenizeRequest<'_> {
-    /// The ids, where the request gives them instead of a text.
+    /// The token ids, if the request contains ids in place of a text.
     fn given_ids(&self) -> Option<Vec<Vec<u32>>> {
         let prompt = self.prompt?.get();
         serde_json::from_str(prompt).map(|ids| vec![ids]).or_else(|_| serde_json::from_str(prompt)).ok()
     }
 
-    /// # Errors
-    /// When `/tokenize` would tell other ids than those of the request.
+    /// Checks that `/tokenize` returns the ids that the engine would use for the request.
+    ///
+    /// # Errors If it would return others.
     fn check(&self, api: Api) -> anyhow::Result<()> {
         let untold = [
             ("documents", self.documents),
@@ -319,7 +319,7 @@ impl TokenizeRequest<'_> {
     }
 }
 
-/// Whether the message has parts that are no text.
+/// Returns true if the message has parts that are not text.
 fn has_media(message: &Value) -> bool {
     let is_text = |part: &Value| match part.get("type") {
         Some(kind) => TEXT_PARTS.iter().any(|text| kind == text),

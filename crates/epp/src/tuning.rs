@@ -1,7 +1,7 @@
-//! What may be tuned of `PREFIX_CACHE` while the picker runs: the knobs, their ranges, and where each value comes from.
+//! The knobs of `PREFIX_CACHE` that can be changed while the picker runs: names, ranges, and sources of their values.
 //!
-//! A later source wins over an earlier one, knob by knob: built in, flag, file, the pool's annotation. A more specific
-//! source is later, and so is one that can be changed without a restart.
+//! A later source overrides an earlier one, knob by knob: built in, flag, file, the pool's annotation. More specific
+//! sources come later, and so do those that can change without a restart.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,25 +10,25 @@ use std::ops::RangeInclusive;
 use scheduling::affinity::Affinity;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A number that changes how pods are picked. Named as in the file; flags are the same words with dashes.
+/// A number that changes how pods are picked, with its name in the file; flags have the same words with dashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Knob {
-    /// Share of the prompt that a pod must hold, and more, for its prefix to count.
+    /// Share of the prompt that a pod must exceed for its prefix to count.
     Threshold,
-    /// Tokens of work that the holder of a prefix may be behind the least busy pod.
+    /// Tokens of work by which the holder of a prefix may exceed the least busy pod.
     SpillTokens,
-    /// Tokens of work that each request ahead counts as.
+    /// Tokens of work for each request ahead.
     QueueTokens,
     /// Share of a request's uncached tokens that each request ahead adds to them.
     Stall,
-    /// Tokens of work that a full KV cache counts as.
+    /// Tokens of work for a full KV cache.
     KvTokens,
-    /// KV-cache usage from which it counts.
+    /// KV-cache usage above which `kv_tokens` apply.
     KvThreshold,
 }
 
-/// Where a value comes from.
+/// Source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
@@ -56,7 +56,7 @@ pub struct Setting {
     pub source: Source,
 }
 
-/// Why a text is not a policy.
+/// Reason why a text is not a policy.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TuningError {
     #[error("{0}")]
@@ -96,7 +96,7 @@ impl Knob {
         }
     }
 
-    /// What it may be. Tokens are bounded by a million, more than any prompt has.
+    /// Range of the knob's values. A million tokens, the upper bound, is more than any prompt has.
     #[must_use]
     pub fn range(self) -> RangeInclusive<f64> {
         match self {
@@ -119,8 +119,9 @@ impl Knob {
         }
     }
 
-    /// # Errors
-    /// When `value` is not in the knob's range.
+    /// Returns `value` if it is in the knob's range.
+    ///
+    /// # Errors If it is not.
     pub fn check(self, value: f64) -> Result<f64, TuningError> {
         let range = self.range();
         if range.contains(&value) { Ok(value) } else { Err(TuningError::Range { knob: self, value, range }) }
@@ -136,8 +137,9 @@ impl fmt::Display for Knob {
 // === impl Patch ===
 
 impl Patch {
-    /// # Errors
-    /// The first value that is not in its range.
+    /// Creates a patch of these values.
+    ///
+    /// # Errors The first value that is not in its knob's range.
     pub fn try_new(values: BTreeMap<Knob, f64>) -> Result<Self, TuningError> {
         for (knob, value) in &values {
             knob.check(*value)?;
@@ -145,10 +147,9 @@ impl Patch {
         Ok(Self(values))
     }
 
-    /// Reads a YAML or JSON mapping of knobs, as an annotation holds it: `{"threshold": 0.6}`.
+    /// Parses a YAML or JSON mapping of knobs, the form of an annotation: `{"threshold": 0.6}`.
     ///
-    /// # Errors
-    /// What is wrong, with the knob's name.
+    /// # Errors A message with the knob's name.
     pub fn parse(text: &str) -> Result<Self, TuningError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -156,10 +157,9 @@ impl Patch {
         Self::try_new(serde_saphyr::from_str(text).map_err(|error| syntax(&error))?)
     }
 
-    /// Reads the policy file, a YAML mapping with the knobs under `default`; an empty text turns none.
+    /// Parses the policy file, a YAML mapping with the knobs under `default`; an empty text sets none.
     ///
-    /// # Errors
-    /// What is wrong, with the line or the knob.
+    /// # Errors A message with the line or the knob.
     pub fn parse_file(text: &str) -> Result<Self, TuningError> {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());
@@ -168,7 +168,7 @@ impl Patch {
         Self::try_new(default)
     }
 
-    /// The knobs that it turns.
+    /// The knobs that the patch sets.
     pub fn knobs(&self) -> impl Iterator<Item = (Knob, f64)> {
         self.0.iter().map(|(knob, value)| (*knob, *value))
     }
@@ -184,7 +184,7 @@ impl TryFrom<BTreeMap<Knob, f64>> for Patch {
 
 // === impl Tuning ===
 
-/// The values, without their sources.
+/// Serialises the values without their sources.
 impl Serialize for Tuning {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.settings.iter().map(|(knob, setting)| (knob, setting.value)))
@@ -199,7 +199,7 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// The same with the knobs of `patch` turned.
+    /// This tuning with the knobs of `patch` set.
     #[must_use]
     pub fn with(mut self, patch: &Patch, source: Source) -> Self {
         let settings = patch.0.iter().map(|(knob, value)| (*knob, Setting { value: *value, source }));
@@ -212,7 +212,7 @@ impl Tuning {
         &self.settings
     }
 
-    /// For prompts of `bytes_per_token`.
+    /// Weights for prompts with `bytes_per_token`.
     #[must_use]
     pub fn affinity(&self, bytes_per_token: f64) -> Affinity {
         Affinity {
@@ -230,7 +230,7 @@ impl Tuning {
     }
 }
 
-/// The first line; a picture of the text follows it, which a log has no room for.
+/// The first line of the error. A picture of the text follows it, for which a log has no room.
 fn syntax(error: &serde_saphyr::Error) -> TuningError {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Lines on their way to stderr, written by a thread of its own: a reader that stops holds up no stream, no health check
-//! and no end of the process. What does not fit into the queue is dropped and counted.
+//! Queue of lines on their way to stderr. A separate thread writes them, so that a reader that stops delays no stream,
+//! no health check and not the end of the process. Lines that do not fit into the queue are dropped and counted.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 
-/// Lines that wait for a slow reader, some hundred kilobytes; the next ones are dropped.
+/// Most lines that wait for a slow reader, some hundred kilobytes; further lines are dropped.
 const MAX_WAITING: usize = 1024;
-/// How long the end of the process waits for the last lines.
+/// Longest wait for the last lines at the end of the process.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// How often the end tries again while the queue is full.
+/// Time between two tries at the end of the process while the queue is full.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// The sending half: each `write` is one line.
+/// The queue's writer: each `write` is one line.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
     entries: SyncSender<Entry>,
@@ -27,19 +27,19 @@ pub(super) struct Queue {
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// Every line before it is written when it is answered.
+    /// Answered after all earlier lines are written.
     Flush(SyncSender<()>),
 }
 
-/// Counts lines that nobody will read.
+/// Counts dropped lines.
 #[derive(Clone, Debug, Default)]
 struct Dropped {
-    /// Lines that the log has not told of yet.
+    /// Dropped lines that the log has not reported yet.
     n_untold: Arc<AtomicU64>,
     n_all: Counter,
 }
 
-/// The log of the process. Dropping it waits for the last lines, though not for ever.
+/// The log of the process. Dropping it waits for the last lines, up to a limit.
 #[derive(Debug)]
 #[must_use = "lines that wait are lost with it"]
 pub struct Log {
@@ -50,11 +50,10 @@ pub struct Log {
 // === impl Queue ===
 
 impl Queue {
-    /// Starts the thread that writes to `writer`, and that has `tell` write how many lines were dropped when it can write
-    /// again.
+    /// Starts the thread that writes to `writer`. When it can write again after lines were dropped, it calls `tell`
+    /// with their number.
     ///
-    /// # Errors
-    /// When the system has no thread for it.
+    /// # Errors If the thread cannot be started.
     pub(super) fn start(
         writer: impl Write + Send + 'static,
         tell: impl Fn(u64) + Send + 'static,
@@ -86,7 +85,7 @@ impl Write for Queue {
 // === impl Log ===
 
 impl Log {
-    /// Counts the lines that were dropped.
+    /// Counter of the dropped lines.
     #[must_use]
     pub fn n_dropped(&self) -> &Counter {
         &self.n_dropped
@@ -105,12 +104,12 @@ impl Drop for Log {
             }
             thread::sleep(RETRY);
         }
-        // A reader that has stopped gets no more.
+        // Gives up on a reader that has stopped.
         let _ = end.recv_timeout(LAST_LINES);
     }
 }
 
-/// Writes what comes until nobody can send any more.
+/// Writes entries until all senders are gone.
 fn write_entries(
     (mut writer, tell): (impl Write, impl Fn(u64)),
     waiting: &Receiver<Entry>,
@@ -119,7 +118,7 @@ fn write_entries(
     for entry in waiting {
         match entry {
             Entry::Line(line) => {
-                // A log that cannot be written has nowhere to say so.
+                // There is no place to report that the log cannot be written.
                 let _ = writer.write_all(&line);
                 let n_lines = n_untold.swap(0, Ordering::Relaxed);
                 if n_lines > 0 {

@@ -1,4 +1,4 @@
-//! The process behind the picker, under Prometheus' conventional names; read when it is asked for, on Linux alone.
+//! Metrics of the picker's process, with Prometheus' conventional names; computed when they are read, only on Linux.
 
 use std::fmt;
 use std::fs;
@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 /// Linux shows CPU time in hundredths of a second, whatever the kernel's tick (`USER_HZ`, proc(5)).
 const TICKS_PER_SECOND: f64 = 100.0;
-/// Position of `utime` in /proc/self/stat behind the program's name, which is in parentheses; `stime` follows.
+/// Position of `utime` in /proc/self/stat, counted after the program's name in parentheses; `stime` follows.
 const USER_TIME: usize = 11;
 
 #[derive(Debug)]

@@ -1,6 +1,7 @@
-//! Gauges that are computed when they are read, of pools, pods and indexes at one moment.
+//! Gauges that are computed when they are read: pools, pods and indexes at one moment.
 //!
-//! Each page is made from a set of its own: no reader sees another's half filled, and nothing outlives its pool.
+//! Each page is made from its own set: a reader never sees another one's half-filled set, and nothing outlives its
+//! pool.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,26 +11,26 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 
-/// `name` alone is upstream's: it serves one pool.
+/// Labels of a pool. Upstream has only `name`, because it serves one pool.
 type Labels = Vec<(&'static str, String)>;
 
-/// Which labels the gauges of pools and pods have.
+/// Labels of the gauges of pools and pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolNaming {
     NameAndNamespace,
     Name,
 }
 
-/// What holds at one moment.
+/// The state at one moment.
 #[derive(Debug)]
 pub struct Standing {
     pub naming: PoolNaming,
     pub pools: Vec<PoolStanding>,
-    /// Blocks of the prefix index, counted once for each endpoint that holds them.
+    /// Sum over all endpoints of the prefix-index blocks that each holds.
     pub n_held_blocks: u64,
-    /// Blocks that endpoints lost to the index's bound since the start.
+    /// Blocks that endpoints lost because of the index's bound, since the start.
     pub n_evicted_blocks: u64,
-    /// Distinct blocks that engines say they hold, or will.
+    /// Distinct blocks that engines hold, or will hold, according to their KV events.
     pub n_kv_blocks: u64,
 }
 
@@ -43,7 +44,7 @@ pub struct PoolStanding {
 pub struct PodStanding {
     pub name: Arc<str>,
     pub waiting: u32,
-    /// 0 to 1.
+    /// KV-cache usage in 0..=1.
     pub kv_usage: f64,
     pub in_flight: u32,
     pub is_reachable: bool,
@@ -140,7 +141,7 @@ impl Standing {
     }
 }
 
-/// 0 without pods.
+/// Mean over the pods; 0 without pods.
 fn mean(pods: &[PodStanding], value: impl Fn(&PodStanding) -> f64) -> f64 {
     let n_pods = f64::from(u32::try_from(pods.len().max(1)).unwrap_or(u32::MAX));
     pods.iter().map(value).sum::<f64>() / n_pods

@@ -1,4 +1,4 @@
-//! The other end: reads a peer's journal and believes it.
+//! The follower's side: reads a peer's journal and adds its events to the index.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -21,42 +21,42 @@ use super::{FORMAT, HEARTBEAT, Line};
 use crate::director::Director;
 use crate::metrics::PeerLabels;
 
-/// Longest silence of a peer that is there.
+/// Longest silence of a live peer.
 const PATIENCE: Duration = HEARTBEAT.saturating_mul(3);
-/// Between two tries.
+/// Time between two tries.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often names are looked up again: peers come and go.
+/// Time between two look-ups of the names: peers come and go.
 const RESOLVE: Duration = Duration::from_secs(5);
 /// Longest line: the chain of a prompt of hundreds of megabytes.
 const MAX_LINE: usize = 8 << 20;
 
-/// Follows every address behind some names.
+/// Follows every address of some names.
 #[derive(Debug)]
 pub struct Followers {
     director: Arc<Director>,
-    /// `host:port`.
+    /// Names of peers, as `host:port`.
     names: Vec<String>,
-    /// Behind them when they were looked up last, and what ends their followers.
+    /// Addresses of the last look-up, each with the token that ends its follower.
     followed: HashMap<SocketAddr, CancellationToken>,
-    /// Each ends with its address.
+    /// Followers; each returns its address when it ends.
     tasks: JoinSet<SocketAddr>,
 }
 
-/// One peer, and how far it was read.
+/// The reader of one peer, and its position.
 struct Follower {
     director: Arc<Director>,
     address: SocketAddr,
     labels: PeerLabels,
-    /// Whose numbers `seq` is of.
+    /// The process that `seq` belongs to.
     instance: String,
     seq: u64,
 }
 
-/// Whether there is more to read.
+/// What to do after a line: read on or stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Line,
-    /// The peer is this picker.
+    /// Stop: the peer is this picker.
     Nothing,
 }
 
@@ -80,7 +80,7 @@ impl Followers {
         }
     }
 
-    /// While a name cannot be looked up, all stays as it was.
+    /// Looks up the names and follows their addresses. If one look-up fails, nothing changes.
     async fn resolve(&mut self) {
         let mut found = HashSet::new();
         for name in &self.names {
@@ -93,7 +93,7 @@ impl Followers {
         self.follow(found);
     }
 
-    /// Follows those in `found`, and no others. One that turned out to be this picker is not asked again.
+    /// Follows the addresses in `found` and no others. One that turned out to be this picker is not asked again.
     pub fn follow(&mut self, found: HashSet<SocketAddr>) {
         let Self { director, names: _, followed, tasks } = self;
         followed.retain(|address, stop| {
@@ -120,10 +120,9 @@ impl Followers {
         }
     }
 
-    /// Waits until a follower has ended, as its peer is gone or is this picker; its series end with it.
+    /// Waits until a follower has ended, because its peer is gone or is this picker, and removes the peer's metrics.
     ///
-    /// # Panics
-    /// When it did.
+    /// # Panics If the follower panicked.
     pub async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let peer = ended.expect("a follower does not panic").to_string();
@@ -142,7 +141,7 @@ impl Follower {
         Self { director, address, labels, instance: String::new(), seq: 0 }
     }
 
-    /// Reads for as long as it is wanted.
+    /// Reads until it is stopped, or the peer turns out to be this picker.
     async fn run(mut self) {
         let connected = self.director.metrics().peer_connected.get_or_create(&self.labels).clone();
         loop {
@@ -158,7 +157,7 @@ impl Follower {
         }
     }
 
-    /// Reads one connection to its end, which is a failure unless it leads to this very picker.
+    /// Reads one connection to its end. The end is an error, unless the peer is this picker.
     async fn read(&mut self) -> anyhow::Result<()> {
         let stream = timeout(PATIENCE, TcpStream::connect(self.address)).await.context("no answer")??;
         let (mut sender, connection) =
@@ -192,7 +191,7 @@ impl Follower {
         }
     }
 
-    /// Takes the whole lines out of the buffer.
+    /// Removes the complete lines from the buffer and applies them.
     fn take_lines(&mut self, buffer: &mut BytesMut) -> anyhow::Result<Next> {
         while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let line = serde_json::from_slice(&buffer[..end]).context("not a line of a journal")?;

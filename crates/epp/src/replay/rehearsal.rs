@@ -1,5 +1,5 @@
-//! Requests that are decided without a proxy or a model server: what a fresh picker would do with them, one after the other,
-//! each answered before the next one comes.
+//! Decides requests without a proxy or a model server, as a fresh picker would: one after the other, each answered
+//! before the next one comes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::inquiry::{Content, Inquiry, PromptTokens};
 use crate::metrics::Metrics;
 use crate::refusal::BodyFault;
 
-/// The pool where none is given: any model, by prefix.
+/// The pool that is used if none is given: any model, by prefix.
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
 kind: InferencePool
@@ -29,13 +29,13 @@ metadata:
 spec: {targetPortNumber: 8000, selector: {app: any}, extensionRef: {name: epp}}
 ";
 
-/// A picker that nobody can reach.
+/// A picker without a network.
 #[derive(Debug)]
 pub struct Rehearsal {
     director: Director,
 }
 
-/// Why requests cannot be rehearsed.
+/// Reason why requests cannot be rehearsed.
 #[derive(Debug, thiserror::Error)]
 pub enum RehearsalError {
     #[error(transparent)]
@@ -45,10 +45,10 @@ pub enum RehearsalError {
 }
 
 impl Rehearsal {
-    /// With the pools of the files, each a name and its text, or one that takes any model, and `endpoints` in each.
+    /// Creates a picker for the pools in `files` (name and text of each), or for one pool that takes any model. Each
+    /// pool has `endpoints`.
     ///
-    /// # Errors
-    /// When a text is not a manifest, or none holds a pool.
+    /// # Errors If a text is not a manifest, or no file contains a pool.
     pub fn try_new(
         options: Options,
         files: &[(String, String)],
@@ -86,7 +86,7 @@ impl Rehearsal {
         Ok(Self { director })
     }
 
-    /// Decides for the request with this body, and lets it be answered.
+    /// Decides the request with this body, and counts it as answered.
     pub fn decide(&self, body: &[u8], now: Now) -> Option<Arc<Decision>> {
         let content = match read(body) {
             Ok(body) => Content::Body(body),

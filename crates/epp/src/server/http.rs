@@ -32,7 +32,7 @@ const PEER_CHUNK: usize = 64 << 10;
 
 #[derive(Debug, Deserialize)]
 struct After {
-    /// Number of the decision before the first one to show.
+    /// Only decisions with a higher number are shown.
     #[serde(default)]
     after: u64,
 }
