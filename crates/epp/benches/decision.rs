@@ -24,6 +24,7 @@ use epp::tuning::Patch;
 use inference_api::manifest::{self, Object};
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::KvAddresses;
+use prefix_index::blocks::Bounds;
 use scheduling::saturation::Thresholds;
 
 const POOL: &str = "\
@@ -68,6 +69,7 @@ fn director(n_pods: u16) -> Director {
         policy: Patch::default(),
         max_metrics_age: Duration::from_secs(2),
         index_capacity: NonZeroU32::new(31_250).expect("not zero"),
+        kv_bounds: Bounds::default(),
         compat: Compat::None,
         explains: false,
         saturation: Thresholds::default(),

@@ -15,6 +15,7 @@ mod values;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use prefix_index::blocks::Bounds;
 use prometheus_client::metrics::counter::Counter;
 use tracing::error;
 
@@ -169,6 +170,7 @@ impl Cli {
             explains: pick.explain_to_clients,
             saturation: engines.saturation(),
             index_capacity: pick.index_capacity,
+            kv_bounds: Bounds::default(),
             endpoints_per_pick: pick.endpoints_per_pick,
             n_decisions: pick.decisions,
             seed: pick.seed.unwrap_or_else(rand::random),

@@ -20,7 +20,7 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::{Criticality, RoutingStrategy};
 use parking_lot::Mutex;
 use pool_index::snapshot::Snapshot;
-use prefix_index::blocks::{BlockIndex, TokenPrompt};
+use prefix_index::blocks::{BlockIndex, Bounds};
 use prefix_index::chain::{Chain, ChainSeed};
 use prefix_index::index::PrefixIndex;
 use rand::{RngExt, SeedableRng};
@@ -31,7 +31,7 @@ use scheduling::pick::{Ask, Policy, pick};
 use scheduling::saturation::Thresholds;
 
 use self::estimate::Estimate;
-use self::matching::Matched;
+use self::matching::{Matched, TokenPrompts};
 use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
@@ -63,6 +63,8 @@ pub struct Options {
     pub max_metrics_age: Duration,
     /// Bound of the prefix index for each endpoint, in blocks.
     pub index_capacity: NonZeroU32,
+    /// Bounds of the index of what engines say they hold.
+    pub kv_bounds: Bounds,
     pub compat: Compat,
     /// Whether clients that ask are told which endpoint was picked, and why.
     pub explains: bool,
@@ -149,7 +151,7 @@ struct Placement<'a> {
     /// Of each prompt, under PREFIX_CACHE.
     chains: Vec<Chain>,
     /// The same in tokens, for a pool that goes by events.
-    tokens: Option<Vec<TokenPrompt>>,
+    tokens: Option<TokenPrompts>,
     /// Length of the text that the chains are made of.
     prompt_bytes: u64,
     lookup: Lookup,
@@ -181,7 +183,7 @@ impl Director {
             roster: ArcSwap::default(),
             incarnations: Incarnations::default(),
             index: PrefixIndex::new(options.index_capacity),
-            blocks: Arc::default(),
+            blocks: Arc::new(BlockIndex::new(options.kv_bounds)),
             policies: Arc::new(Policies::new(options.policy.clone())),
             rng: Mutex::new(ChaCha8Rng::seed_from_u64(options.seed)),
             names: Mutex::new(names),
@@ -371,7 +373,7 @@ impl Director {
             cache_salt: cache_salt.as_deref(),
         };
         let chains = prompts.into_iter().map(|prompt| prompt.chain.finish(&seed)).collect();
-        let (tokens, untokenized) = roll.told(tokens, target_model.as_deref(), cache_salt);
+        let (tokens, untokenized) = roll.told(tokens, target_model.as_deref(), cache_salt, &self.blocks);
         record.untokenized = untokenized;
         let rewrite = named.filter(|(model, target_model)| model != target_model);
         let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });
@@ -458,7 +460,7 @@ impl Director {
         let (picked, considered, lease, estimate) = {
             let mut rng = self.rng.lock();
             let matched = match lookup {
-                Lookup::Text | Lookup::Beside(_) => self.matched(&chains, tokens.as_deref(), &members),
+                Lookup::Text | Lookup::Beside(_) => self.matched(&chains, tokens.as_ref(), &members),
                 Lookup::Skipped => vec![Matched::default(); members.len()],
             };
             let considered = self.consider(&members, matched, target_model.as_deref(), now);
@@ -476,7 +478,9 @@ impl Director {
                 lookup,
                 evidence,
             });
-            let expected = tokens.as_ref().and_then(|tokens| self.blocks.expect(tokens, picked.endpoint));
+            let expected = tokens.as_ref().and_then(|TokenPrompts { prompts, block_size }| {
+                self.blocks.expect(prompts, picked.endpoint, *block_size)
+            });
             let lease = member.lease(uncached_bytes, (insertions, expected), running);
             (picked, considered, lease, estimate)
         };

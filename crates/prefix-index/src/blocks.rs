@@ -6,6 +6,7 @@
 //! expected.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -69,10 +70,24 @@ pub struct Media {
     pub length: u32,
 }
 
-/// The blocks that each endpoint holds.
+/// The blocks that each endpoint holds, in bounded memory.
+///
+/// A block for which there is no room is not held, and neither are those after it: predictions get lower, never higher.
 #[derive(Debug, Default)]
 pub struct BlockIndex {
     state: ShardedLock<State>,
+}
+
+/// Largest numbers of blocks that an index holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Stored blocks of one endpoint.
+    pub endpoint: usize,
+    /// Stored blocks of all endpoints. Each gets an equal share at most, so that a few large caches do not keep the others
+    /// out.
+    pub stored: usize,
+    /// Blocks that requests on their way will compute, at all endpoints.
+    pub expected: usize,
 }
 
 /// Sizes and counters, for metrics.
@@ -82,6 +97,8 @@ pub struct Stats {
     pub n_blocks: u64,
     /// Blocks that were stored after an unknown one, since the start.
     pub n_orphans: u64,
+    /// Blocks for which there was no room, since the start.
+    pub n_refused: u64,
 }
 
 /// Blocks that an endpoint is going to compute; they are expected until this is dropped.
@@ -98,7 +115,13 @@ struct State {
     /// The endpoints that hold each block, with the number of copies.
     holders: HashMap<u64, SmallVec<[(EndpointId, u32); 2]>>,
     endpoints: HashMap<EndpointId, Endpoint>,
+    bounds: Bounds,
+    /// Blocks in `endpoints`.
+    n_stored: usize,
+    /// Names in every [`Expected`].
+    n_expected: usize,
     n_orphans: u64,
+    n_refused: u64,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +132,23 @@ struct Endpoint {
     block_size: Option<u32>,
     /// True if no event was missed, so that the blocks are reliable.
     is_live: bool,
+}
+
+// === impl Bounds ===
+
+impl Default for Bounds {
+    /// An engine has some 100,000 blocks on one GPU: an endpoint may have ten times as many, and the index the blocks of
+    /// forty such engines. A stored block takes 160 bytes at worst (measured), all of them 0.7 GB.
+    fn default() -> Self {
+        Self { endpoint: 1 << 20, stored: 1 << 22, expected: 1 << 22 }
+    }
+}
+
+impl Bounds {
+    /// Stored blocks of each of `n_endpoints`.
+    fn share(self, n_endpoints: usize) -> usize {
+        self.endpoint.min(self.stored / n_endpoints.max(1))
+    }
 }
 
 // === impl EngineHash ===
@@ -179,6 +219,11 @@ pub fn media_key(hash: &str, offset: impl Display) -> String {
 // === impl BlockIndex ===
 
 impl BlockIndex {
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        Self { state: ShardedLock::new(State { bounds, ..State::default() }) }
+    }
+
     /// Empties the endpoint's cache. `is_live` says whether its events are reliable from now on.
     pub fn reset(&self, endpoint: EndpointId, is_live: bool) {
         let mut state = self.write();
@@ -193,9 +238,11 @@ impl BlockIndex {
         }
     }
 
-    /// Applies the events of one message, in order. Ignored for an endpoint that was never reset.
-    pub fn apply(&self, endpoint: EndpointId, events: Vec<BlockEvent>) {
+    /// Applies the events of one message, in order. Ignored for an endpoint that was never reset. Returns the number of
+    /// blocks for which there was no room.
+    pub fn apply(&self, endpoint: EndpointId, events: Vec<BlockEvent>) -> u64 {
         let mut state = self.write();
+        let n_refused = state.n_refused;
         for event in events {
             match event {
                 BlockEvent::Stored(stored) => state.store(endpoint, stored),
@@ -203,6 +250,7 @@ impl BlockIndex {
                 BlockEvent::Cleared => state.clear(endpoint),
             }
         }
+        state.n_refused - n_refused
     }
 
     /// Forgets the endpoint. The blocks that it is expected to compute are forgotten when the requests end.
@@ -212,13 +260,26 @@ impl BlockIndex {
         state.endpoints.remove(&endpoint);
     }
 
-    /// Tokens of the prompts that each endpoint need not compute, in the order of `endpoints`; `None` for endpoints
-    /// whose blocks are unknown.
+    /// Tokens in a block of a pool's `endpoints`, according to the first that has stored one.
     #[must_use]
-    pub fn saved_tokens(&self, prompts: &[TokenPrompt], endpoints: &[EndpointId]) -> Vec<Option<u64>> {
+    pub fn block_size(&self, endpoints: impl IntoIterator<Item = EndpointId>) -> Option<u32> {
+        let state = self.read();
+        endpoints.into_iter().find_map(|endpoint| state.endpoints.get(&endpoint)?.block_size)
+    }
+
+    /// Tokens of the prompts that each endpoint need not compute, in the order of `endpoints`; `None` for endpoints
+    /// whose blocks are unknown. The blocks of an endpoint that has stored nothing yet are assumed to have
+    /// `pool_block_size` tokens.
+    #[must_use]
+    pub fn saved_tokens(
+        &self,
+        prompts: &[TokenPrompt],
+        endpoints: &[EndpointId],
+        pool_block_size: Option<u32>,
+    ) -> Vec<Option<u64>> {
         let state = self.read();
         let block_sizes: Vec<Option<u32>> =
-            endpoints.iter().map(|endpoint| state.block_size_of(*endpoint)).collect();
+            endpoints.iter().map(|endpoint| state.block_size_of(*endpoint, pool_block_size)).collect();
         // If no block size is known, nothing was stored either.
         let is_live = |endpoint| state.endpoints.get(endpoint).is_some_and(|known: &Endpoint| known.is_live);
         let mut saved: Vec<Option<u64>> =
@@ -240,14 +301,24 @@ impl BlockIndex {
         saved
     }
 
-    /// Counts the blocks of `prompts`, which are on their way to `endpoint`, as held there until the result is dropped.
-    /// `None` if the endpoint's blocks are unknown.
+    /// Counts the blocks of `prompts`, which are on their way to `endpoint`, as held there until the result is dropped; if
+    /// there is not room for all, the first ones. `None` if the endpoint's blocks are unknown. The blocks of an endpoint
+    /// that has stored nothing yet are assumed to have `pool_block_size` tokens.
     #[must_use]
-    pub fn expect(self: &Arc<Self>, prompts: &[TokenPrompt], endpoint: EndpointId) -> Option<Expected> {
-        let block_size = self.read().block_size_of(endpoint)?;
+    pub fn expect(
+        self: &Arc<Self>,
+        prompts: &[TokenPrompt],
+        endpoint: EndpointId,
+        pool_block_size: Option<u32>,
+    ) -> Option<Expected> {
+        let block_size = self.read().block_size_of(endpoint, pool_block_size)?;
         // Hash before taking the lock: a long prompt takes a while.
-        let names: Vec<u64> = prompts.iter().flat_map(|prompt| prompt.names(block_size)).collect();
+        let mut names: Vec<u64> = prompts.iter().flat_map(|prompt| prompt.names(block_size)).collect();
         let mut state = self.write();
+        let room = state.bounds.expected.saturating_sub(state.n_expected);
+        state.n_refused += names.len().saturating_sub(room) as u64;
+        names.truncate(room);
+        state.n_expected += names.len();
         names.iter().for_each(|name| state.add(*name, endpoint));
         drop(state);
         Some(Expected { index: Arc::clone(self), endpoint, names })
@@ -263,7 +334,8 @@ impl BlockIndex {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let state = self.read();
-        Stats { n_blocks: state.holders.len() as u64, n_orphans: state.n_orphans }
+        let State { holders, n_orphans, n_refused, .. } = &*state;
+        Stats { n_blocks: holders.len() as u64, n_orphans: *n_orphans, n_refused: *n_refused }
     }
 
     fn read(&self) -> ShardedLockReadGuard<'_, State> {
@@ -278,6 +350,7 @@ impl BlockIndex {
 impl Drop for Expected {
     fn drop(&mut self) {
         let mut state = self.index.write();
+        state.n_expected -= self.names.len();
         for name in self.names.drain(..) {
             state.subtract(name, self.endpoint, 1);
         }
@@ -289,6 +362,7 @@ impl Drop for Expected {
 impl State {
     fn store(&mut self, endpoint: EndpointId, stored: Stored) {
         let Stored { hashes, parent, tokens, block_size, extras, adapter } = stored;
+        let share = self.bounds.share(self.endpoints.len());
         let Some(known) = self.endpoints.get_mut(&endpoint) else { return };
         let mut name = match parent.map(|parent| known.blocks.get(&parent)) {
             None => 0,
@@ -300,17 +374,33 @@ impl State {
             }
         };
         known.block_size = Some(block_size.max(1));
-        let mut added = Vec::with_capacity(hashes.len());
+        let mut room = share.saturating_sub(known.blocks.len()).min(self.bounds.stored - self.n_stored);
+        let mut added = Vec::with_capacity(hashes.len().min(tokens.len()));
+        let mut replaced = Vec::new();
         for (idx, (hash, tokens)) in
             hashes.iter().zip(tokens.chunks_exact(block_size.max(1) as usize)).enumerate()
         {
             let others = extras.get(idx).into_iter().flatten().map(String::as_str);
             let others = others.filter(|extra| Some(*extra) != adapter.as_deref());
             name = name_of(name, tokens, adapter.as_deref(), others);
-            known.blocks.entry(*hash).or_insert((name, 0)).1 += 1;
+            match known.blocks.entry(*hash) {
+                Entry::Occupied(mut entry) if entry.get().0 == name => entry.get_mut().1 += 1,
+                // The engine uses the hash for another block: the one that had it is gone.
+                Entry::Occupied(mut entry) => replaced.push(entry.insert((name, 1))),
+                Entry::Vacant(_) if room == 0 => {
+                    self.n_refused += (hashes.len() - idx) as u64;
+                    break;
+                }
+                Entry::Vacant(entry) => {
+                    entry.insert((name, 1));
+                    room -= 1;
+                    self.n_stored += 1;
+                }
+            }
             added.push(name);
         }
         added.iter().for_each(|name| self.add(*name, endpoint));
+        replaced.into_iter().for_each(|(name, n_copies)| self.subtract(name, endpoint, n_copies));
     }
 
     fn remove(&mut self, endpoint: EndpointId, hash: EngineHash) {
@@ -320,22 +410,24 @@ impl State {
         *n_copies -= 1;
         if *n_copies == 0 {
             known.blocks.remove(&hash);
+            self.n_stored -= 1;
         }
         self.subtract(name, endpoint, 1);
     }
 
     fn clear(&mut self, endpoint: EndpointId) {
         let Some(known) = self.endpoints.get_mut(&endpoint) else { return };
-        for (name, n_copies) in std::mem::take(&mut known.blocks).into_values() {
+        let blocks = std::mem::take(&mut known.blocks);
+        self.n_stored -= blocks.len();
+        for (name, n_copies) in blocks.into_values() {
             self.subtract(name, endpoint, n_copies);
         }
     }
 
-    /// Tokens in a block of a reliable endpoint. If it has stored nothing yet, its block size is assumed to be that of
-    /// the others.
-    fn block_size_of(&self, endpoint: EndpointId) -> Option<u32> {
+    /// Tokens in a block of a reliable endpoint; `pool_block_size` if it has stored nothing yet.
+    fn block_size_of(&self, endpoint: EndpointId, pool_block_size: Option<u32>) -> Option<u32> {
         let known = self.endpoints.get(&endpoint).filter(|known| known.is_live)?;
-        known.block_size.or_else(|| self.endpoints.values().find_map(|endpoint| endpoint.block_size))
+        known.block_size.or(pool_block_size)
     }
 
     /// Number of blocks, from the first on, that each of `alike` holds; `alike` are positions in `endpoints`.

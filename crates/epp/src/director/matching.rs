@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use inference_api::object::ObjectKey;
-use prefix_index::blocks::TokenPrompt;
+use prefix_index::blocks::{BlockIndex, TokenPrompt};
 use prefix_index::chain::Chain;
 use prefix_index::endpoint::EndpointId;
 use prefix_index::matches::Matches;
@@ -34,6 +34,14 @@ pub(super) struct Matched {
     pub(super) saved_tokens: Option<u64>,
 }
 
+/// A request's prompts in tokens, for a pool that goes by events.
+#[derive(Debug)]
+pub(super) struct TokenPrompts {
+    pub(super) prompts: Vec<TokenPrompt>,
+    /// Tokens of a block of the pool's engines, once one of them has stored any.
+    pub(super) block_size: Option<u32>,
+}
+
 impl Roll {
     /// The name of the adapter that requests for `target_model` get, if it is one.
     pub(super) fn adapter(&self, target_model: &str) -> Option<String> {
@@ -49,12 +57,16 @@ impl Roll {
         tokens: PromptTokens,
         target_model: Option<&str>,
         salt: Option<String>,
-    ) -> (Option<Vec<TokenPrompt>>, Option<String>) {
+        blocks: &BlockIndex,
+    ) -> (Option<TokenPrompts>, Option<String>) {
         match tokens {
             PromptTokens::Known(prompts) if self.pool.goes_by_events() => {
                 let adapter = target_model.and_then(|target_model| self.adapter(target_model));
                 let told = |prompt| TokenPrompt { adapter: adapter.clone(), salt: salt.clone(), ..prompt };
-                (Some(prompts.into_iter().map(told).collect()), None)
+                let prompts = prompts.into_iter().map(told).collect();
+                // Those of the whole pool, also when the request may go to a part of it only.
+                let block_size = blocks.block_size(self.members.iter().map(|member| member.id()));
+                (Some(TokenPrompts { prompts, block_size }), None)
             }
             PromptTokens::Unknown(reason) if self.pool.goes_by_events() => (None, Some(reason)),
             PromptTokens::Unasked | PromptTokens::Known(_) | PromptTokens::Unknown(_) => (None, None),
@@ -67,7 +79,7 @@ impl Director {
     pub(super) fn matched(
         &self,
         chains: &[Chain],
-        tokens: Option<&[TokenPrompt]>,
+        tokens: Option<&TokenPrompts>,
         members: &[&Arc<Member>],
     ) -> Vec<Matched> {
         let mut estimated = vec![Matched::default(); members.len()];
@@ -85,8 +97,9 @@ impl Director {
         });
         let Some(tokens) = tokens else { return estimated };
         let endpoints: Vec<EndpointId> = members.iter().map(|member| member.id()).collect();
-        let saved = self.blocks.saved_tokens(tokens, &endpoints);
-        let n_tokens = tokens.iter().map(|prompt| prompt.tokens.len() as u64).sum::<u64>().max(1);
+        let TokenPrompts { prompts, block_size } = tokens;
+        let saved = self.blocks.saved_tokens(prompts, &endpoints, *block_size);
+        let n_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum::<u64>().max(1);
         let total_bytes: u64 = chains.iter().map(Chain::total_bytes).sum();
         let precise = |(estimate, saved_tokens): (Matched, Option<u64>)| Matched {
             bytes: saved_tokens.map_or(estimate.bytes, |saved| saved * total_bytes / n_tokens),

@@ -38,7 +38,7 @@ impl Director {
     #[must_use]
     pub fn standing(&self, now: Instant) -> Standing {
         let roster = self.roster.load();
-        let stats = self.index.stats();
+        let (stats, blocks) = (self.index.stats(), self.blocks.stats());
         let now = Moment::from(now);
         let pod = |member: &Arc<Member>| {
             let load = member.load(now, self.options.max_metrics_age);
@@ -62,7 +62,8 @@ impl Director {
             pools: roster.rolls.values().map(pool).collect(),
             n_held_blocks: stats.n_held_blocks,
             n_evicted_blocks: stats.n_evicted_blocks,
-            n_kv_blocks: self.blocks.stats().n_blocks,
+            n_kv_blocks: blocks.n_blocks,
+            n_refused_kv_blocks: blocks.n_refused,
         }
     }
 

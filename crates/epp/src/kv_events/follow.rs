@@ -58,6 +58,8 @@ struct Follower {
     /// The process whose messages are counted.
     endpoint: EndpointId,
     sequence: Sequence,
+    /// Whether it was said that the index has no room for the endpoint's blocks.
+    has_said_full: bool,
 }
 
 /// Counts a stream of events while it is followed.
@@ -75,6 +77,7 @@ pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<M
         blocks,
         metrics,
         sequence: Sequence::default(),
+        has_said_full: false,
     };
     loop {
         while !follower.member.wants_events() {
@@ -218,10 +221,22 @@ impl Follower {
         self.blocks.reset(self.endpoint, true);
     }
 
-    fn apply(&self, message: &Message) -> anyhow::Result<()> {
+    fn apply(&mut self, message: &Message) -> anyhow::Result<()> {
         let events = wire::events(&message.batch).context("read a batch")?;
         self.metrics.kv_events.inc_by(events.len() as u64);
-        self.blocks.apply(self.endpoint, events);
+        let n_refused = self.blocks.apply(self.endpoint, events);
+        if n_refused > 0 && !self.has_said_full {
+            self.has_said_full = true;
+            let endpoint = &self.member.destination;
+            warn!(%endpoint, n_refused, "The index has no room for all blocks of the engine; its other blocks count");
+        }
         Ok(())
+    }
+}
+
+impl Drop for Follower {
+    /// Events that came after the endpoint was forgotten have left nothing behind.
+    fn drop(&mut self) {
+        self.blocks.remove_endpoint(self.endpoint);
     }
 }

@@ -32,6 +32,8 @@ pub struct Standing {
     pub n_evicted_blocks: u64,
     /// Distinct blocks that engines hold, or will hold, according to their KV events.
     pub n_kv_blocks: u64,
+    /// Blocks of engines for which the index had no room, since the start.
+    pub n_refused_kv_blocks: u64,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,11 @@ impl Standing {
             "epp_kv_index_blocks",
             "Distinct blocks that engines say they hold, or will",
             self.n_kv_blocks,
+        );
+        register(
+            "epp_kv_index_refused_blocks",
+            "Blocks of engines for which the index had no room, since the start",
+            self.n_refused_kv_blocks,
         );
         registry
     }

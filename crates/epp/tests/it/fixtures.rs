@@ -24,6 +24,7 @@ use epp::spans::Otlp;
 use epp::tuning::Patch;
 use parking_lot::Mutex;
 use pool_index::source::files;
+use prefix_index::blocks::Bounds;
 use prometheus_client::metrics::counter::Counter;
 use scheduling::saturation::Thresholds;
 use serde_json::Value;
@@ -191,9 +192,7 @@ impl Scenario {
         for pod_idx in 0..n_pods {
             pods.push(Pod::start(format!("qwen-{pod_idx}")).await);
         }
-        let log = Log::default();
-        let subscriber = epp::log::subscriber(&"info".parse().unwrap(), wall_clock, log.clone());
-        let subscriber = tracing::subscriber::set_default(subscriber);
+        let (log, subscriber) = Log::start();
         write_pool(&pool_file, strategy, annotations, &models);
         write_endpoints(&endpoints_file, &pods);
         let mut settings = settings(&pool_file, &endpoints_file, max_body_bytes);
@@ -299,6 +298,13 @@ impl Picker {
 }
 
 impl Log {
+    /// Takes what this thread logs while the guard lives.
+    pub(crate) fn start() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let subscriber = epp::log::subscriber(&"info".parse().unwrap(), wall_clock, log.clone());
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
     pub(crate) fn lines(&self) -> Vec<String> {
         String::from_utf8(self.0.lock().clone()).unwrap().lines().map(str::to_owned).collect()
     }
@@ -362,6 +368,7 @@ pub(crate) fn options() -> Options {
         policy: Patch::default(),
         max_metrics_age: Duration::from_secs(60),
         index_capacity: NonZeroU32::new(31_250).unwrap(),
+        kv_bounds: Bounds::default(),
         compat: Compat::None,
         explains: false,
         // No test depends on how fast the machine scrapes.

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use epp::kv_events::wire::{self, Message, WireError};
 use epp::server::{Ports, Server, Settings, Shutdown};
-use prefix_index::blocks::{BlockEvent, EngineHash, Stored};
+use prefix_index::blocks::{BlockEvent, Bounds, EngineHash, Stored};
 use rmpv::Value as Msgpack;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+use tracing::subscriber::DefaultGuard;
 
-use crate::fixtures::{Engine, Form, IMAGE_TOKENS, Pod, Proxy, get, settings, until};
+use crate::fixtures::{Engine, Form, IMAGE_TOKENS, Log, Pod, Proxy, get, settings, until};
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -32,9 +33,11 @@ struct Lab {
     engines: Vec<Engine>,
     ports: Ports,
     pool: PathBuf,
+    log: Log,
     shutdown: Shutdown,
     server: JoinSet<anyhow::Result<()>>,
     _dir: TempDir,
+    _subscriber: DefaultGuard,
 }
 
 impl Lab {
@@ -47,7 +50,7 @@ impl Lab {
             let (pod, engine) = (Pod::start(format!("pod-{idx}")).await, Engine::start(form).await);
             pod.tokenize();
             lines += &format!(
-                "- {{name: pod-{idx}, address: '{}', kvEvents: '{}', kvReplay: '{}', labels: {{app: a}}}}\n",
+                "- {{name: pod-{idx}, address: '{}', kvEvents: '{}', kvReplay: '{}', labels: {{app: a, only: pod-{idx}}}}}\n",
                 pod.address, engine.events, engine.replay
             );
             pods.push(pod);
@@ -57,11 +60,12 @@ impl Lab {
         std::fs::write(&endpoints, lines).unwrap();
         let mut settings = settings(&pool, &endpoints, 1 << 20);
         change(&mut settings, &mut engines);
+        let (log, _subscriber) = Log::start();
         let server = Server::bind(settings).await.unwrap();
         let ports = server.ports().unwrap();
         let (mut tasks, shutdown) = (JoinSet::new(), Shutdown::default());
         tasks.spawn(server.run(shutdown.clone()));
-        let lab = Self { pods, engines, ports, pool, shutdown, server: tasks, _dir: dir };
+        let lab = Self { pods, engines, ports, pool, log, shutdown, server: tasks, _dir: dir, _subscriber };
         until(async || lab.metric("epp_kv_event_streams ").await >= 4.0).await;
         lab
     }
@@ -216,6 +220,33 @@ async fn what_cannot_be_told_any_more_counts_as_nothing() {
 }
 
 #[tokio::test]
+async fn blocks_for_which_there_is_no_room_are_counted_and_said_once() {
+    let bounds = Bounds { endpoint: 4, ..Bounds::default() };
+    let mut lab = Lab::start(Form::Map, |settings, _| settings.director.kv_bounds = bounds).await;
+    let n_said = |lab: &Lab| lab.log.lines().iter().filter(|line| line.contains("no room")).count();
+    let (x, y) = (text('x'), text('y'));
+    // Four blocks have room: this is the control.
+    let fitting = lab.engines[2].stored(&tokens(&x)[..64], 1);
+    lab.publish(2, vec![fitting]).await;
+    assert_eq!((lab.metric("epp_kv_index_refused_blocks ").await, n_said(&lab)), (0.0, 0));
+    assert_eq!(cached(&lab.ask(&x).await)[2], Some(64));
+    for (text, first_hash, n_refused) in [(&x, 1, 2.0), (&y, 50, 8.0)] {
+        let stored = lab.engines[2].stored(&tokens(text), first_hash);
+        lab.publish(2, vec![stored]).await;
+        assert_eq!((lab.metric("epp_kv_index_refused_blocks ").await, n_said(&lab)), (n_refused, 1));
+    }
+    assert_eq!(cached(&lab.ask(&x).await)[2], Some(64));
+    // What the engine evicts is forgotten, whether it had room or not, and makes room. It stored four blocks twice.
+    let removed = (1..=6).chain(1..=4).map(|hash| lab.engines[2].removed(hash)).collect();
+    lab.publish(2, removed).await;
+    assert_eq!(cached(&lab.ask(&x).await)[2], Some(0));
+    let stored = lab.engines[2].stored(&tokens(&y), 50);
+    lab.publish(2, vec![stored]).await;
+    assert_eq!(cached(&lab.ask(&y).await)[2], Some(64));
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_request_without_ids_and_a_pod_without_events_are_estimated() {
     let mut lab = Lab::start(Form::Map, |_, _| {}).await;
     let prompt = text('x');
@@ -357,6 +388,38 @@ async fn prompts_on_their_way_count_as_held() {
     let headers = crate::fixtures::post("/v1/completions");
     let second = proxy.full_duplex(&headers, &[body.as_bytes(), b""]).await;
     assert_eq!(second.picked(), picked, "the block is expected where the first one is on its way");
+    lab.stop().await;
+}
+
+/// The blocks of another pool's engines say nothing of those of a pool whose engine has stored none.
+#[tokio::test]
+async fn the_size_of_a_block_is_the_pools_own() {
+    let mut lab = Lab::start(Form::Map, |_, _| {}).await;
+    let stored = lab.engines[0].stored(&tokens(&text('a')), 1);
+    lab.publish(0, vec![stored]).await;
+    let other = POOL
+        .replace("MODE", "precise")
+        .replace("name: p", "name: q")
+        .replace("app: a", "only: pod-3")
+        + "---\napiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModel\nmetadata: {name: q}\n\
+           spec: {modelName: q, poolRef: {name: q}}\n";
+    lab.set_pool(&format!("{}---\n{other}", POOL.replace("MODE", "precise")));
+    let prompt = text('x');
+    let body = format!(r#"{{"model":"q","prompt":"{prompt}"}}"#);
+    until(async || lab.send("/v1/completions", &body).await["pool"] == "default/q").await;
+    let mut call = Proxy::connect(lab.ports.grpc).await.open().await;
+    call.send_headers(None, &crate::fixtures::post("/v1/completions"), None, false).await;
+    call.send_body(body.as_bytes(), true).await;
+    assert_eq!(call.full_duplex_answer().await.picked(), lab.pods[3].address.to_string());
+    assert_eq!(cached(&lab.send("/v1/completions", &body).await), [Some(0)]);
+    // The control: once it has stored a block, the request on its way is expected to be cached.
+    let stored = lab.engines[3].stored(&tokens(&text('a')), 1);
+    lab.publish(3, vec![stored]).await;
+    let mut call = Proxy::connect(lab.ports.grpc).await.open().await;
+    call.send_headers(None, &crate::fixtures::post("/v1/completions"), None, false).await;
+    call.send_body(body.as_bytes(), true).await;
+    call.full_duplex_answer().await.picked();
+    assert_eq!(cached(&lab.send("/v1/completions", &body).await), [Some(96)]);
     lab.stop().await;
 }
 

@@ -49,12 +49,12 @@ fn a_prompt_is_held_up_to_the_first_block_that_is_missing() {
     index.apply(endpoint(1), vec![stored(&[7, 8], None, &text, 0)]);
     let all = [endpoint(0), endpoint(1), endpoint(2)];
     // The last token is computed again, and so is the fifth block.
-    assert_eq!(index.saved_tokens(from_ref(&text), &all), [Some(16), Some(8), Some(0)]);
-    assert_eq!(index.saved_tokens(&[prompt(0..21)], &all), [Some(20), Some(8), Some(0)]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &all, None), [Some(16), Some(8), Some(0)]);
+    assert_eq!(index.saved_tokens(&[prompt(0..21)], &all, None), [Some(20), Some(8), Some(0)]);
     index.apply(endpoint(0), vec![BlockEvent::Removed(vec![hash(2)])]);
-    assert_eq!(index.saved_tokens(from_ref(&text), &all), [Some(4), Some(8), Some(0)]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &all, None), [Some(4), Some(8), Some(0)]);
     index.apply(endpoint(1), vec![BlockEvent::Cleared]);
-    assert_eq!(index.saved_tokens(from_ref(&text), &all), [Some(4), Some(0), Some(0)]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &all, None), [Some(4), Some(0), Some(0)]);
 }
 
 #[test]
@@ -63,9 +63,9 @@ fn a_block_that_is_stored_twice_is_held_until_both_are_gone() {
     let text = prompt(0..8);
     index.apply(endpoint(0), vec![stored(&[1], None, &text, 0), stored(&[1], None, &text, 0)]);
     index.apply(endpoint(0), vec![BlockEvent::Removed(vec![hash(1)])]);
-    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0)]), [Some(4)]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0)], None), [Some(4)]);
     index.apply(endpoint(0), vec![BlockEvent::Removed(vec![hash(1), hash(1)])]);
-    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0)]), [Some(0)]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0)], None), [Some(0)]);
     assert_eq!(index.stats().n_blocks, 0);
 }
 
@@ -93,8 +93,10 @@ fn salts_and_adapters_set_caches_apart() {
             parent: None,
         };
         index.apply(endpoint(0), vec![BlockEvent::Cleared, BlockEvent::Stored(event)]);
-        let saved: Vec<_> =
-            all.iter().flat_map(|prompt| index.saved_tokens(from_ref(prompt), &[endpoint(0)])).collect();
+        let saved: Vec<_> = all
+            .iter()
+            .flat_map(|prompt| index.saved_tokens(from_ref(prompt), &[endpoint(0)], None))
+            .collect();
         let expected: Vec<_> = (0..4).map(|other| Some(if other == number { 8 } else { 0 })).collect();
         assert_eq!(saved, expected);
     }
@@ -104,13 +106,17 @@ fn salts_and_adapters_set_caches_apart() {
 fn what_is_on_its_way_counts_until_it_is_over() {
     let index = live(2);
     let text = prompt(0..12);
-    assert!(index.expect(from_ref(&text), endpoint(0)).is_none(), "no block size is known yet");
+    assert!(index.expect(from_ref(&text), endpoint(0), None).is_none(), "no block size is known yet");
     index.apply(endpoint(1), vec![stored(&[1], None, &text, 0)]);
-    let expected = index.expect(from_ref(&text), endpoint(0)).unwrap();
-    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0), endpoint(1)]), [Some(8), Some(4)]);
+    let block_size = index.block_size([endpoint(0), endpoint(1)]);
+    let expected = index.expect(from_ref(&text), endpoint(0), block_size).unwrap();
+    assert_eq!(
+        index.saved_tokens(from_ref(&text), &[endpoint(0), endpoint(1)], block_size),
+        [Some(8), Some(4)]
+    );
     index.apply(endpoint(0), vec![stored(&[1, 2], None, &text, 0)]);
     drop(expected);
-    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0), endpoint(1)]), [Some(8), Some(4)]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0), endpoint(1)], None), [Some(8), Some(4)]);
     index.remove_endpoint(endpoint(0));
     index.remove_endpoint(endpoint(1));
     assert_eq!(index.stats().n_blocks, 0);
@@ -122,7 +128,7 @@ fn an_endpoint_that_missed_something_is_not_believed() {
     let text = prompt(0..12);
     index.apply(endpoint(0), vec![stored(&[1], None, &text, 0)]);
     index.set_live(endpoint(0), false);
-    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0)]), [None]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &[endpoint(0)], None), [None]);
     assert_eq!(index.held_blocks(endpoint(0)), None);
     index.reset(endpoint(0), true);
     assert_eq!(index.held_blocks(endpoint(0)), Some(0));
@@ -132,7 +138,7 @@ fn an_endpoint_that_missed_something_is_not_believed() {
     // A later owner of the slot holds nothing, and events for endpoints that were never reset are ignored.
     let successor = EndpointId::new(0, 9);
     index.apply(successor, vec![stored(&[1], None, &text, 0)]);
-    assert_eq!(index.saved_tokens(from_ref(&text), &[successor]), [None]);
+    assert_eq!(index.saved_tokens(from_ref(&text), &[successor], None), [None]);
 }
 
 /// Texts of few symbols, stored and removed at random, against sets of prefixes.
@@ -169,7 +175,7 @@ fn a_naive_model_agrees() {
                 index.apply(endpoint(slot), vec![BlockEvent::Removed(vec![hash(names[&victim])])]);
             }
             let query = prompt(text.tokens.iter().copied().chain([9]));
-            let saved = index.saved_tokens(from_ref(&query), &[endpoint(0), endpoint(1), endpoint(2)]);
+            let saved = index.saved_tokens(from_ref(&query), &[endpoint(0), endpoint(1), endpoint(2)], None);
             for slot in 0..3 {
                 let own = held.entry(slot).or_default();
                 let n_blocks = (1..=blocks.len()).take_while(|n| own.contains(&blocks[..*n])).count();

@@ -1,6 +1,7 @@
 //! Tests of the prefix index through its public interface.
 
 mod blocks;
+mod bounds;
 mod concurrency;
 mod fixtures;
 mod memory;
