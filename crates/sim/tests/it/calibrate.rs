@@ -4,13 +4,12 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use mock_vllm::cli;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Normal};
 use sim::calibrate::{CalibrateError, Calibrated, Fitted, Options, Prompt, Sample, Start, Step, calibrate};
 use vllm_engine::latency::LatencyModel;
-use vllm_engine::latency::calibration::step;
+use vllm_engine::latency::calibration::{Calibration, step};
 
 const DECODES: [(u32, u32); 12] = [
     (1, 100),
@@ -94,16 +93,10 @@ fn errors(calibrated: &Calibrated) -> (f64, f64) {
     (sums.0 / n_rows, sums.1 / n_rows)
 }
 
-/// Returns the model that mock-vllm reads from the file, with an unrelated card as its base.
+/// Returns the model that an engine reads from the file, with an unrelated card as its base.
 fn loaded(file: &str) -> LatencyModel {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("cal.yaml");
-    std::fs::write(&path, file).unwrap();
-    let line = format!(
-        "mock-vllm serve m --latency-preset h20/qwen2.5-14b --latency-calibration {}",
-        path.display()
-    );
-    cli::pod_settings(line.split_whitespace().map(Into::into)).unwrap().latency
+    let calibration: Calibration = serde_saphyr::from_str(file).unwrap();
+    calibration.apply(preset("h20/qwen2.5-14b")).unwrap().0
 }
 
 #[test]
@@ -133,7 +126,7 @@ fn steps_of_a_known_card_give_its_constants_back_from_any_other() {
 }
 
 #[test]
-fn mock_vllm_loads_the_file_as_the_model_that_was_fitted() {
+fn an_engine_loads_the_file_as_the_model_that_was_fitted() {
     let samples = noisy(&steps(&preset("a10-doc")), 1, 0.02);
     let calibrated = calibrate(&Start::preset("l40s/qwen2.5-7b").unwrap(), &options(&[]), &samples).unwrap();
     let latency = loaded(&calibrated.file);

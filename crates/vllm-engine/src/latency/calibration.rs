@@ -3,6 +3,7 @@
 use super::LatencyModel;
 use super::fit::determined::{Determined, Verdict};
 use super::fit::{self, Knob, Observation, Place};
+use super::presets::{self, PresetError};
 use crate::request::RequestId;
 use crate::step::{Origin, ScheduledRequest, StepPlan};
 use serde::Deserialize;
@@ -46,7 +47,7 @@ YAML or JSON, every key optional:
 #[serde(default, deny_unknown_fields)]
 pub struct Calibration {
     /// Preset to start from; `None` for the caller's.
-    pub base: Option<String>,
+    base: Option<String>,
     gpu: GpuValues,
     model: ModelValues,
     host: HostValues,
@@ -111,6 +112,8 @@ pub struct FittedPoint {
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CalibrationError {
+    #[error("base: {0}")]
+    Base(PresetError),
     #[error("{name} must be a number above 0, got {value}")]
     Value { name: &'static str, value: f64 },
     #[error("{name} must not be negative, got {value}")]
@@ -131,12 +134,18 @@ impl FittedPoint {
 // === impl Calibration ===
 
 impl Calibration {
-    /// Puts the file's values into `base`, and fits the remaining constants to the points.
+    /// Puts the file's values into its base, or else into `fallback`, and fits the remaining constants to the points.
     ///
     /// # Errors
     /// Names the value that is out of range.
-    pub fn apply(&self, base: LatencyModel) -> Result<(LatencyModel, Vec<FittedPoint>), CalibrationError> {
-        let mut latency = base;
+    pub fn apply(
+        &self,
+        fallback: LatencyModel,
+    ) -> Result<(LatencyModel, Vec<FittedPoint>), CalibrationError> {
+        let mut latency = match &self.base {
+            Some(name) => presets::named(name).map_err(CalibrationError::Base)?,
+            None => fallback,
+        };
         self.gpu.apply(&mut latency)?;
         self.model.apply(&mut latency)?;
         self.host.apply(&mut latency)?;

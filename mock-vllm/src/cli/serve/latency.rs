@@ -112,10 +112,6 @@ fn calibrate(path: &Path, base: LatencyModel) -> Result<(LatencyModel, Vec<Fitte
     };
     let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let file: Calibration = serde_saphyr::from_str(&text).map_err(|error| fail(error.to_string()))?;
-    let base = match &file.base {
-        Some(name) => preset(name).map_err(|error| fail(format!("base: {error}")))?,
-        None => base,
-    };
     file.apply(base).map_err(|error| fail(error.to_string()))
 }
 
