@@ -40,10 +40,7 @@ use crate::driver::DriverHandle;
 use crate::faults::active::PodFaults;
 use crate::metrics::Metrics;
 use crate::metrics::http::HttpMetrics;
-use crate::reply::Replier;
 use crate::request_log::RequestLog;
-use crate::tokens::Tokenizer;
-use crate::tokens::chat_template::ChatTemplate;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
@@ -69,6 +66,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::reply::Replier;
+use vllm_text::tokens::Tokenizer;
+use vllm_text::tokens::chat_template::ChatTemplate;
 use wire::Api;
 
 /// Largest request body. uvicorn has no limit, but a server without one can be filled.

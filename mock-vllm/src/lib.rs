@@ -11,11 +11,8 @@ pub mod faults;
 pub mod kv_events;
 pub mod metrics;
 pub mod oracle;
-pub mod reply;
 pub mod request_log;
 pub mod structured;
-pub mod tokens;
 
 pub mod cache_log;
 pub mod json_lines;
-pub mod python_text;

@@ -26,11 +26,7 @@ use crate::kv_events::service::{self, BoundService, KvEventService};
 use crate::metrics::cache_config::{CacheConfig, CacheFlags};
 use crate::metrics::http::HttpMetrics;
 use crate::metrics::{Metrics, MetricsConfig};
-use crate::reply::Replier;
-use crate::reply::scripted::{Script, ScriptError};
 use crate::request_log::RequestLog;
-use crate::tokens::chat_template::{ChatTemplate, ChatTemplateConfig, TemplateSyntaxError};
-use crate::tokens::{Tokenizer, TokenizerError, TokenizerSource};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::num::NonZeroU32;
@@ -43,6 +39,10 @@ use vllm_engine::config::{ConfigError, EngineConfig};
 use vllm_engine::engine::Engine;
 use vllm_engine::hash::HashAlgorithm;
 use vllm_engine::latency::LatencyModel;
+use vllm_text::reply::Replier;
+use vllm_text::reply::scripted::{Script, ScriptError};
+use vllm_text::tokens::chat_template::{ChatTemplate, ChatTemplateConfig, TemplateSyntaxError};
+use vllm_text::tokens::{Tokenizer, TokenizerError, TokenizerSource};
 
 /// Settings of one pod.
 #[derive(Clone, Debug)]

@@ -3,15 +3,16 @@
 use toml::Table;
 
 /// Workspace crates that each crate may depend on. A crate that is not listed may depend on none.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("epp", &["pool-index", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
     ("pool-index", &["inference-api"]),
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api"]),
     ("e2e", &["inference-api", "gateway-config", "sim"]),
     // The simulator joins both sides of the wire in one process on purpose.
-    ("sim", &["mock-vllm", "vllm-engine", "scheduling", "prefix-index"]),
-    ("mock-vllm", &["vllm-engine"]),
+    ("sim", &["vllm-engine", "vllm-text", "scheduling", "prefix-index"]),
+    ("mock-vllm", &["vllm-engine", "vllm-text"]),
+    ("vllm-text", &["vllm-engine"]),
     ("vllm-engine", &[]),
     ("prefix-index", &[]),
     ("inference-api", &[]),
@@ -19,12 +20,14 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
 ];
 
 /// Outside crates that a crate must not use.
-const MUST_NOT_USE: [(&str, &[&str]); 5] = [
+const MUST_NOT_USE: [(&str, &[&str]); 7] = [
     ("pool-index", &["tonic", "prost", "axum"]),
     ("scheduling", &["tokio", "kube", "tonic", "axum"]),
     ("prefix-index", &["tokio", "kube", "tonic", "axum"]),
     ("gateway-config", &["tokio", "kube", "tonic", "axum", "nix"]),
     ("vllm-engine", &["tokio", "kube", "tonic", "axum", "clap"]),
+    ("vllm-text", &["tokio", "kube", "tonic", "axum", "clap"]),
+    ("sim", &["tokio", "kube", "tonic", "axum", "clap"]),
 ];
 
 /// Crates for Kubernetes, which the local path does not compile.

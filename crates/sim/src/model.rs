@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use mock_vllm::reply::scripted::Script;
-use mock_vllm::reply::{Limits, Prompt, Replier};
-use mock_vllm::tokens::chat::{Chat, ChatMessage};
-use mock_vllm::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
-use mock_vllm::tokens::{SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
+use vllm_text::reply::scripted::Script;
+use vllm_text::reply::{Limits, Prompt, Replier};
+use vllm_text::tokens::chat::{Chat, ChatMessage};
+use vllm_text::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
+use vllm_text::tokens::{SpecialTokens, Tokenizer};
 
 /// A model with its tokenizer, its chat template and its replies.
 #[derive(Debug)]

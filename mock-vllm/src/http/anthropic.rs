@@ -13,7 +13,6 @@ use super::events::{self, Events as _};
 use super::prepare::{Incoming, rendered};
 use super::request::TextRequest;
 use super::wire::Api;
-use crate::tokens::chat_template::ChatTemplate;
 use axum::response::{IntoResponse as _, Json, Response};
 use bytes::Bytes;
 use http::StatusCode;
@@ -21,6 +20,7 @@ use input::{MessagesRequest, Purpose};
 use output::MessageAnswer;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use vllm_text::tokens::chat_template::ChatTemplate;
 
 const PATH: &str = "/v1/messages";
 

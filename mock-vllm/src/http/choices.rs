@@ -6,12 +6,12 @@ use super::record::Record;
 use super::wire::{Finish, StopReason};
 use crate::departures::Outbox;
 use crate::driver::{Admission, Delivery, Ticket};
-use crate::reply::ReplyEnd;
-use crate::reply::visible_text::VisibleText;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use vllm_engine::request::FinishReason;
+use vllm_text::reply::ReplyEnd;
+use vllm_text::reply::visible_text::VisibleText;
 
 /// Running choices of an answer. Dropping them before the end aborts those that still run.
 #[derive(Debug)]

@@ -15,12 +15,12 @@ use super::stream;
 use super::wire::Api;
 use crate::driver::backlog::SubmitError;
 use crate::driver::{Admission, Submission, Ticket};
-use crate::tokens::chat_template::ChatError;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{StatusCode, header};
 use std::sync::Arc;
 use vllm_engine::request::LoraAdapter;
+use vllm_text::tokens::chat_template::ChatError;
 
 /// Size above which a body is tokenized away from the threads that serve sockets.
 const INLINE_BODY_LIMIT: usize = 32 << 10;

@@ -7,9 +7,9 @@ mod tools;
 use super::body::Fields;
 use super::error::ApiError;
 use super::request::PromptInput;
-use crate::tokens::chat::{Chat, ChatMessage, ContentPart};
 use serde_json::{Map, Value};
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::tokens::chat::{Chat, ChatMessage, ContentPart};
 
 /// Types of content parts: vLLM 0.33 `MM_PARSER_MAP`, sorted.
 const PART_TYPES: [&str; 16] = [

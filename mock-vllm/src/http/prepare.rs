@@ -13,14 +13,14 @@ use super::{Pod, PodConfig};
 use crate::driver::Submission;
 use crate::driver::clock::SimTime;
 use crate::metrics::requests::SampleGroup;
-use crate::reply::visible_text::VisibleText;
-use crate::reply::{Limits, Prompt, Reply};
 use crate::structured::tools::reply::ToolReply;
-use crate::tokens::SpecialTokens;
-use crate::tokens::chat::ChatMessage;
 use std::sync::Arc;
 use vllm_engine::request::{CacheReading, EngineRequest, RequestId};
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::reply::visible_text::VisibleText;
+use vllm_text::reply::{Limits, Prompt, Reply};
+use vllm_text::tokens::SpecialTokens;
+use vllm_text::tokens::chat::ChatMessage;
 
 /// A checked request with the replies that were decided for it.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use super::messages::chat_prompt;
 use super::sampling::Sampling;
 use super::shape::ReplyShape;
 use super::wire::Api;
-use crate::tokens::chat::Chat;
 use serde_json::Value;
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::tokens::chat::Chat;
 
 /// Most characters of `cache_salt` in vLLM 0.33.
 const SALT_MAX_CHARS: usize = 128;

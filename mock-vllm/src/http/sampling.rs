@@ -6,10 +6,10 @@ use super::error::ApiError;
 use super::python_json::float_repr;
 use super::request::PromptInput;
 use super::wire::Api;
-use crate::reply::Limits;
-use crate::reply::stop_strings::{StopStrings, Visibility};
 use serde_json::Value;
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::reply::Limits;
+use vllm_text::reply::stop_strings::{StopStrings, Visibility};
 
 /// vLLM's default for completions; a chat may fill the context.
 const COMPLETION_MAX_TOKENS: i64 = 16;

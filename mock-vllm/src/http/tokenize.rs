@@ -5,11 +5,11 @@ use super::body::Fields;
 use super::error::ApiError;
 use super::messages::tokenized_chat;
 use super::request::PromptInput;
-use crate::tokens::SpecialTokens;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::tokens::SpecialTokens;
 
 #[derive(Serialize)]
 struct Tokenized {

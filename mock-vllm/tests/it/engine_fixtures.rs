@@ -1,9 +1,6 @@
 //! Small engines and requests, for what stands around the engine.
 
 use crate::tutorial;
-use mock_vllm::tokens::Tokenizer;
-use mock_vllm::tokens::chat::{Chat, ChatMessage};
-use mock_vllm::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +8,9 @@ use vllm_engine::config::EngineConfig;
 use vllm_engine::engine::Engine;
 use vllm_engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
 use vllm_engine::step::StepOutput;
+use vllm_text::tokens::Tokenizer;
+use vllm_text::tokens::chat::{Chat, ChatMessage};
+use vllm_text::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
 
 pub(crate) fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
     let mut config = EngineConfig::default();

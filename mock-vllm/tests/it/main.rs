@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 mod cache_reading;
+mod chat_templates;
 mod check_trace;
 mod cli;
 mod debug_endpoints;
@@ -28,7 +29,6 @@ mod process;
 mod python;
 mod python_clients;
 mod render;
-mod replies;
 mod server_anthropic;
 mod server_chat;
 mod server_choices;
@@ -45,8 +45,6 @@ mod server_surface;
 mod server_tools;
 mod structured_schema;
 mod structured_tools;
-mod tokens;
-mod tokens_corpus;
 mod tutorial;
 mod virtual_clock;
 mod wire_versions;

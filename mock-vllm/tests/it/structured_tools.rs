@@ -4,12 +4,12 @@ use mock_vllm::structured::constraint::Constraint;
 use mock_vllm::structured::tools::reply::{Syntax, ToolReply};
 use mock_vllm::structured::tools::stream::{Delta, ToolCallStream};
 use mock_vllm::structured::tools::{LastMessage, ToolRequest};
-use mock_vllm::tokens::Tokenizer;
 use proptest::prelude::{any, prop_assert_eq, proptest};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use vllm_text::tokens::Tokenizer;
 
 fn rng() -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(11)

@@ -1,9 +1,9 @@
 //! Flags of `serve` about chats: the template and its variables.
 
 use super::values::json_object;
-use crate::tokens::chat_template::{ChatTemplateConfig, ContentFormat};
 use clap::{Args, ValueEnum};
 use std::io::ErrorKind;
+use vllm_text::tokens::chat_template::{ChatTemplateConfig, ContentFormat};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Chat (as vLLM)")]

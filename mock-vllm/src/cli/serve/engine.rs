@@ -5,8 +5,6 @@ use crate::driver::backlog::QueueLimits;
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::{HashForm, WireFormat};
 use crate::metrics::cache_config::CacheFlags;
-use crate::tokens::TokenizerSource;
-use crate::tokens::qwen::QwenFamily;
 use clap::{Args, ValueEnum};
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -14,6 +12,8 @@ use vllm_engine::config::{EngineConfig, SchedulingPolicy};
 use vllm_engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
 use vllm_engine::latency::LatencyModel;
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::tokens::TokenizerSource;
+use vllm_text::tokens::qwen::QwenFamily;
 
 /// `max_position_embeddings` of Qwen2.5-7B-Instruct.
 const QWEN_CONTEXT: u32 = 32_768;

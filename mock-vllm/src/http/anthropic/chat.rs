@@ -2,8 +2,8 @@
 //! `_convert_messages`.
 
 use super::blocks::{Block, Content, Message, Role, image_url};
-use crate::python_text;
 use serde_json::{Value, json};
+use vllm_text::python_text;
 
 /// Beginning of texts of Claude Code's that vLLM drops, because they differ from request to request.
 const BILLING_HEADER: &str = "x-anthropic-billing-header";

@@ -6,10 +6,10 @@ use crate::http::body::Fields;
 use crate::http::error::ApiError;
 use crate::http::request::TextRequest;
 use crate::http::wire::Api;
-use crate::tokens::chat::{Chat, ChatMessage};
-use crate::tokens::chat_template::ChatTemplate;
 use serde_json::{Map, Value, json};
 use vllm_engine::vllm_version::VllmVersion;
+use vllm_text::tokens::chat::{Chat, ChatMessage};
+use vllm_text::tokens::chat_template::ChatTemplate;
 
 /// vLLM 0.33 `envs.py`: `VLLM_MAX_STOP_STRINGS`.
 const STOP_MAX: usize = 4;

@@ -1,10 +1,10 @@
 //! `logprobs` and `prompt_logprobs` of answers.
 
 use super::{Api, push};
-use crate::reply::scores::{Score, Scorer};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use std::ops::Range;
+use vllm_text::reply::scores::{Score, Scorer};
 
 /// Form in which one request wants the log probabilities of its tokens.
 #[derive(Clone, Debug)]

@@ -1,15 +1,12 @@
-//! Every id against what the official tokenizers and chat templates give: `tests/fixtures/tokens/make.py` asked them.
+//! Every id against what the official tokenizers give: `tests/fixtures/tokens/make.py` asked them.
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be read fails its test")]
 
-use crate::server_fixtures::{TestPod, start};
-use mock_vllm::tokens::qwen::QwenFamily;
-use mock_vllm::tokens::{SpecialTokens, Tokenizer};
 use serde::Deserialize;
-use serde_json::Value;
 use unicode_normalization::UnicodeNormalization as _;
+use vllm_text::tokens::qwen::QwenFamily;
+use vllm_text::tokens::{SpecialTokens, Tokenizer};
 
 const STRINGS: &str = include_str!("../fixtures/tokens/strings.json");
-const CHATS: &str = include_str!("../fixtures/tokens/chats.json");
 
 #[derive(Deserialize)]
 struct Row {
@@ -19,22 +16,8 @@ struct Row {
     qwen3_ids: Option<Vec<u32>>,
 }
 
-#[derive(Deserialize)]
-struct ChatRow {
-    name: String,
-    family: String,
-    /// A body of `/v1/chat/completions` without its model.
-    body: Value,
-    text: String,
-    ids: Vec<u32>,
-}
-
 fn rows() -> Vec<Row> {
     serde_json::from_str(STRINGS).unwrap()
-}
-
-async fn pod(family: &str) -> TestPod {
-    start(&format!("--tokenizer {family} --enable-auto-tool-choice --tool-call-parser hermes")).await
 }
 
 #[test]
@@ -64,23 +47,5 @@ fn ids_give_their_text_back_in_any_pieces() {
             true => assert!(decoded.starts_with(&streamed), "{text:?}"),
             false => assert_eq!(streamed, decoded, "{text:?}"),
         }
-    }
-}
-
-#[tokio::test]
-async fn every_chat_has_the_prompt_of_the_official_template() {
-    let chats: Vec<ChatRow> = serde_json::from_str(CHATS).unwrap();
-    assert!(chats.len() >= 60, "{}", chats.len());
-    let pods = [("qwen2.5", pod("Qwen/Qwen2.5-7B-Instruct").await), ("qwen3", pod("Qwen/Qwen3-8B").await)];
-    for ChatRow { name, family, mut body, text, ids } in chats {
-        let (_, pod) = pods.iter().find(|(other, _)| *other == family).unwrap();
-        body["max_completion_tokens"] = 1.into();
-        body["return_token_ids"] = true.into();
-        let answer = pod.post("/v1/chat/completions", body.to_string()).await.json();
-        let tokens: Vec<u32> = serde_json::from_value(answer["prompt_token_ids"].clone())
-            .unwrap_or_else(|error| panic!("{family}, {name}: {error}: {answer}"));
-        let prompt = pod.pod.tokenizer.decode(&tokens, SpecialTokens::Show);
-        assert_eq!(prompt, text.nfc().collect::<String>(), "{family}, {name}");
-        assert_eq!(tokens, ids, "{family}, {name}");
     }
 }

@@ -2,11 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a template that fails fails its test")]
 
 use crate::tutorial::{ROUND1, ROUND2_QUOTED, round2_bash};
-use mock_vllm::tokens::chat::{Chat, ChatMessage};
-use mock_vllm::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
-use mock_vllm::tokens::{SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
 use std::time::Duration;
+use vllm_text::tokens::chat::{Chat, ChatMessage};
+use vllm_text::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
+use vllm_text::tokens::{SpecialTokens, Tokenizer};
 
 const ASSISTANT: &str =
     "Hi there! It looks like you're setting up a fun test. I'm ready to play Zork! You can";

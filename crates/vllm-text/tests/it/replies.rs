@@ -1,12 +1,12 @@
 //! Scripted and made-up replies.
 
-use mock_vllm::reply::scripted::Script;
-use mock_vllm::reply::stop_strings::{StopStrings, Visibility};
-use mock_vllm::reply::visible_text::VisibleText;
-use mock_vllm::reply::{Limits, Prompt, Replier, Reply, ReplyEnd};
-use mock_vllm::tokens::{SpecialTokens, Tokenizer};
 use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 use std::io::Write as _;
+use vllm_text::reply::scripted::Script;
+use vllm_text::reply::stop_strings::{StopStrings, Visibility};
+use vllm_text::reply::visible_text::VisibleText;
+use vllm_text::reply::{Limits, Prompt, Replier, Reply, ReplyEnd};
+use vllm_text::tokens::{SpecialTokens, Tokenizer};
 
 fn limits() -> Limits {
     Limits { max_tokens: 4_000, ..Limits::default() }

@@ -2,12 +2,12 @@
 //! remembered and with all but the last turn remembered.
 
 use divan::Bencher;
-use mock_vllm::tokens::Tokenizer;
-use mock_vllm::tokens::chat::{Chat, ChatMessage};
-use mock_vllm::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
-use mock_vllm::tokens::qwen::QwenFamily;
 use serde_json::{Map, Value};
 use std::time::Duration;
+use vllm_text::tokens::Tokenizer;
+use vllm_text::tokens::chat::{Chat, ChatMessage};
+use vllm_text::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
+use vllm_text::tokens::qwen::QwenFamily;
 
 /// The longest context of Qwen2.5 without scaling.
 const N_TOKENS: usize = 32_000;
