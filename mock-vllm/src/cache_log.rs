@@ -1,5 +1,5 @@
-//! A pod's diary of its prefix cache, from which the cache of every moment can be told again: what entered and left it in
-//! which step, and the hash chain of each request that came. `mock-vllm oracle` reads it.
+//! Log of a pod's prefix cache, from which the cache of every moment can be rebuilt: what entered and left it in which
+//! step, and the hash chain of each request that arrived. `mock-vllm oracle` reads it.
 
 use crate::json_lines::JsonLines;
 use serde::{Deserialize, Serialize};
@@ -13,13 +13,13 @@ use vllm_engine::latency::LatencyModel;
 use vllm_engine::prefix::PromptPrefix;
 use vllm_engine::request::EngineRequest;
 
-/// One line. Hashes are in the form of KV events, `BlockHash::event_int`.
+/// One line of the log. Hashes are in the form of KV events, `BlockHash::event_int`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheLine {
     pub pod: String,
-    /// Counts the lines of one run of a pod, from 0.
+    /// Number of the line in one run of a pod, from 0.
     pub seq: u64,
-    /// Unix time in nanoseconds; never goes back within a run.
+    /// Unix time in nanoseconds, which never decreases within a run.
     pub time_ns: u64,
     #[serde(flatten)]
     pub event: CacheEvent,
@@ -28,11 +28,11 @@ pub struct CacheLine {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum CacheEvent {
-    /// The first line of a run; the cache is empty.
+    /// First line of a run; the cache is empty.
     Start(Box<CacheStart>),
-    /// A request has its prompt's tokens and waits for the engine.
+    /// A request whose prompt is tokenized and that waits for the engine.
     Arrival(CacheArrival),
-    /// What a step did to the cache when it was composed.
+    /// Changes of the cache by a step when it was composed.
     Step {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         admitted: Vec<CacheAdmission>,
@@ -43,14 +43,14 @@ pub enum CacheEvent {
     },
     /// All blocks were forgotten.
     Cleared,
-    /// The pod has ended in order.
+    /// The pod ended normally.
     Stop,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheStart {
     pub block_size: NonZeroU32,
-    /// The parent of every first block: pods that have it in common hash alike.
+    /// Parent of every first block: pods with the same one name their blocks alike.
     pub none_hash: u64,
     /// Most tokens of one prompt in one step.
     pub max_chunk_tokens: NonZeroU32,
@@ -59,12 +59,12 @@ pub struct CacheStart {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheArrival {
-    /// Unique in the run.
+    /// Number that is unique in the run.
     pub request: u64,
-    /// As in the request log.
+    /// Id in the request log.
     pub request_id: String,
     pub prompt_tokens: u32,
-    /// The chain of the blocks that a look-up may find; empty without one.
+    /// Hash chain of the blocks that a look-up may find; empty without a look-up.
     pub hashes: Vec<u64>,
 }
 
@@ -74,7 +74,7 @@ pub struct CacheAdmission {
     pub cached_tokens: u32,
 }
 
-/// Writes the lines of one run.
+/// Writer of the lines of one run.
 #[derive(Debug)]
 pub struct CacheLog {
     lines: JsonLines,
@@ -87,10 +87,10 @@ pub struct CacheLog {
 // === impl CacheLog ===
 
 impl CacheLog {
-    /// Opens for appending and writes the start of a run; `now` is Unix time, here and below.
+    /// Opens the file for appending and writes the start of a run. `now` is Unix time, here and below.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// Fails if the file cannot be opened.
     pub fn start(
         path: &Path,
         pod: String,
@@ -127,7 +127,7 @@ impl CacheLog {
         self.append(CacheEvent::Arrival(arrival), now);
     }
 
-    /// What the engine admitted and did to its cache since the last call; no line for nothing.
+    /// Writes what the engine admitted and changed in its cache since the last call; no line if that is nothing.
     pub fn step(&mut self, admitted: Vec<CacheAdmission>, events: &[KvEvent], now: Duration) {
         let mut events = events.split(|event| *event == KvEvent::AllBlocksCleared);
         self.changes(admitted, events.next().unwrap_or_default(), now);

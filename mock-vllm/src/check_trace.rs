@@ -6,11 +6,11 @@ use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 use vllm_engine::trace::{self, CheckError, MAX_TRACE_BYTES, Matched};
 
-/// Checks each file and writes one line about it; the exit code: 0 when all match, 1 when one differs, 2 when one
+/// Checks each file and writes one line about it. Returns the exit code: 0 if all match, 1 if one differs, 2 if one
 /// cannot be read (which outweighs 1).
 ///
 /// # Errors
-/// When `out` cannot be written.
+/// Fails if `out` cannot be written.
 pub fn check_files(paths: &[PathBuf], out: &mut impl Write) -> io::Result<u8> {
     let mut code = 0;
     for path in paths {

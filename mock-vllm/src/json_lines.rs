@@ -1,4 +1,4 @@
-//! A file that is appended to, one JSON value per line, each written whole at once.
+//! A file of JSON values, one per line. Each line is appended with a single write.
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -14,14 +14,16 @@ pub struct JsonLines {
 // === impl JsonLines ===
 
 impl JsonLines {
+    /// Opens the file.
+    ///
     /// # Errors
-    /// When the file cannot be opened for appending.
+    /// Fails if the file cannot be opened for appending.
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::options().create(true).append(true).open(path)?;
         Ok(Self { file: Mutex::new(file) })
     }
 
-    /// `line` must be plain data. A file that cannot be written is logged as an error.
+    /// Appends `line`, which must be plain data. A failed write is logged as an error.
     pub fn append(&self, line: &impl Serialize) {
         let mut text = serde_json::to_vec(line).expect("a line is plain data");
         text.push(b'\n');

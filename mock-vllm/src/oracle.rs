@@ -1,5 +1,5 @@
-//! `oracle`: tells for each request of a fleet what every pod had cached for it, and so what the router's choice cost.
-//! Pure but for reading the files: the caches are told again from the pods' cache logs, block by block.
+//! `oracle`: reports for each request of a fleet what every pod had cached for it, and so what the router's choice
+//! cost. It is pure except for reading the files: it rebuilds the caches from the pods' cache logs, block by block.
 //!
 //! ```text
 //! --cache-log files ─read─► lines in order of time ─replay─► choices, one per request ─report─► table | JSON
@@ -24,22 +24,22 @@ pub struct OracleArgs {
     /// Files that `serve --cache-log` wrote, of all pods that the router could choose from
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The moment at which all pods are asked
+    /// Moment at which all pods are asked
     #[arg(long, value_name = "MOMENT", value_enum, default_value = "arrival")]
     at: Moment,
-    /// One JSON object on stdout instead of a table
+    /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// Exit with 1 when all requests together lost more tokens than this
+    /// Exit with 1 if all requests together lost more tokens than this
     #[arg(long, value_name = "TOKENS")]
     max_regret: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Moment {
-    /// When the request came to its pod: what a router could have known
+    /// When the request arrived at its pod: what a router could have known
     Arrival,
-    /// When its pod's engine admitted it: also counts what came while it waited
+    /// When its pod's engine admitted it: also counts what arrived while it waited
     Admission,
 }
 
@@ -47,7 +47,7 @@ const EXPLANATION: &str = "\
 Columns:
   cached   prompt tokens that the pod really had when it admitted the request
   here     what its pod had at the moment of --at
-  best     the most that any pod had at that moment, and which (its own pod when that is as good)
+  best     the most that any pod had at that moment, and which pod (its own if no other had more)
   regret   best - here, in tokens
   cost     time that the pod's latency model spends on the regret, alone in its engine, in virtual milliseconds
 
@@ -57,7 +57,7 @@ A request with several prompts or choices has a row for each. Pods must hash ali
 Exit codes:
   0  done
   1  regret is above --max-regret, or the logs contradict what the pods really hit
-  2  a file cannot be read, is no cache log, or lacks lines
+  2  a file cannot be read, is not a cache log, or lacks lines
 
 Try:
   mock-vllm serve MODEL --port 8001 --pod-name a --cache-log cache.jsonl &
@@ -65,10 +65,10 @@ Try:
   ... send requests through a router ...
   mock-vllm oracle cache.jsonl";
 
-/// Reads the logs, writes the report and tells the exit code.
+/// Reads the logs, writes the report and returns the exit code.
 ///
 /// # Errors
-/// When `out` cannot be written.
+/// Fails if `out` cannot be written.
 pub fn run(args: &OracleArgs, out: &mut impl Write, talk: &mut impl Write) -> std::io::Result<u8> {
     let Replayed { choices, agreement } = match tell(args) {
         Ok(replayed) => replayed,

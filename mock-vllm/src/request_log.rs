@@ -1,4 +1,5 @@
-//! One JSON line per request that ended, whatever its outcome, on disk before the client sees the end.
+//! Writes one JSON line per request that ended, whatever its outcome. The line is on disk before the client sees the
+//! end.
 
 use crate::json_lines::JsonLines;
 use serde::Serialize;
@@ -11,24 +12,25 @@ use time::macros::format_description;
 const TIME: StaticFormatDescription =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
-/// Appends; without a file it forgets.
+/// Log of requests; without a file it drops the lines.
 #[derive(Debug, Default)]
 pub struct RequestLog {
     lines: Option<JsonLines>,
 }
 
-/// Durations are virtual milliseconds since the request's arrival. What a request never came to is null.
+/// A line of the log. Durations are virtual milliseconds since the request's arrival; stages that a request did not
+/// reach are null.
 #[derive(Clone, Debug, Serialize)]
 pub struct RequestLine {
-    /// When it ended, UTC, RFC 3339 with microseconds.
+    /// Time of its end: UTC, RFC 3339 with microseconds.
     pub time: String,
     pub pod: String,
-    /// As in the response's `id`, without its prefix.
+    /// Id like in the response, without its prefix.
     pub request_id: String,
     pub endpoint: &'static str,
     pub model: Option<String>,
     pub stream: bool,
-    /// HTTP status; 499 when the client went before there was one.
+    /// HTTP status; 499 if the client left before there was one.
     pub status: u16,
     pub finish_reason: Option<&'static str>,
     pub prompt_tokens: Option<usize>,
@@ -37,15 +39,17 @@ pub struct RequestLine {
     pub queue_ms: Option<f64>,
     pub ttft_ms: Option<f64>,
     pub e2e_ms: f64,
-    /// Of the prompt's token ids, each as 4 bytes, little endian.
+    /// Digest of the prompt's token ids, each as 4 bytes, little endian.
     pub prompt_sha256: Option<String>,
 }
 
 // === impl RequestLog ===
 
 impl RequestLog {
+    /// Opens a file.
+    ///
     /// # Errors
-    /// When the file cannot be opened for appending.
+    /// Fails if the file cannot be opened for appending.
     pub fn open(path: &Path) -> std::io::Result<Self> {
         Ok(Self { lines: Some(JsonLines::open(path)?) })
     }
@@ -57,7 +61,7 @@ impl RequestLog {
     }
 }
 
-/// Time since the Unix epoch, as the log writes it.
+/// Formats a time since the Unix epoch.
 pub fn timestamp(unix_time: Duration) -> String {
     (OffsetDateTime::UNIX_EPOCH + unix_time).format(TIME).expect("UTC has every part of the format")
 }

@@ -1,5 +1,5 @@
-//! Text with a shape: JSON of a schema, a choice, a regular expression, calls of tools. Pure: bodies and randomness in,
-//! text out; knows nothing of HTTP, tokens or time.
+//! Text with a required form: JSON of a schema, a choice, a regular expression, or tool calls. It is pure: bodies and
+//! randomness come in, text comes out, and it does not know HTTP, tokens or time.
 //!
 //! ```text
 //! body ─┬─ Constraint::parse ── Constraint::generate ─────────────────────────► text of the reply

@@ -1,4 +1,4 @@
-//! Values in Python's spelling: `json.dumps`, `repr` and `str`, for texts that vLLM makes of them.
+//! Writes values in Python's spelling (`json.dumps`, `repr` and `str`), for texts that vLLM makes of them.
 
 use serde_json::{Map, Number, Value};
 use std::fmt::Write;
@@ -7,7 +7,7 @@ use std::fmt::Write;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonStyle {
     pub ensure_ascii: bool,
-    /// What each level is indented by; `None`: all on one line.
+    /// Indentation of each level; `None` writes all on one line.
     pub indent: Option<String>,
     pub item_separator: String,
     pub key_separator: String,
@@ -17,7 +17,7 @@ pub struct JsonStyle {
 // === impl JsonStyle ===
 
 impl JsonStyle {
-    /// `json.dumps(value, ensure_ascii=False)`
+    /// Style of `json.dumps(value, ensure_ascii=False)`.
     pub fn unicode() -> Self {
         Self {
             ensure_ascii: false,
@@ -28,7 +28,7 @@ impl JsonStyle {
         }
     }
 
-    /// `json.dumps(value, ..)`
+    /// Writes a value like `json.dumps(value, ..)`.
     pub fn dumps(&self, value: &Value) -> String {
         let mut text = String::new();
         self.write(&mut text, value, 0);
@@ -56,7 +56,7 @@ impl JsonStyle {
         }
     }
 
-    /// Items with their keys, if they have any.
+    /// Writes items with their keys, if they have any.
     fn write_items(
         &self,
         text: &mut String,
@@ -88,7 +88,7 @@ impl JsonStyle {
     }
 
     fn write_string(&self, text: &mut String, string: &str) {
-        // JSON's own escapes are Python's.
+        // JSON's own escapes are the same in Python.
         let quoted = Value::from(string).to_string();
         if !self.ensure_ascii {
             text.push_str(&quoted);
@@ -106,14 +106,14 @@ impl JsonStyle {
     }
 }
 
-/// `repr(value)`
+/// Writes a value like `repr(value)`.
 pub fn repr(value: &Value) -> String {
     let mut text = String::new();
     write_repr(&mut text, value);
     text
 }
 
-/// `repr(float)`
+/// Writes a float like `repr(float)`.
 pub fn float_repr(value: f64) -> String {
     if !value.is_finite() {
         return if value.is_nan() {
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn json_is_pythons() {
-        // json.dumps(..) of Python 3.11
+        // Output of json.dumps(..) of Python 3.11.
         let value = json!({"b": [1, -0.0, 1e22, 1.5e-7, {}], "a": {"é\u{7f}\"\u{1}\u{8}😀/": "x,y:z"}, "n": null, "e": []});
         let unicode = "{\"b\": [1, -0.0, 1e+22, 1.5e-07, {}], \"a\": {\"é\u{7f}\\\"\\u0001\\b😀/\": \"x,y:z\"}, \"n\": null, \"e\": []}";
         assert_eq!(JsonStyle::unicode().dumps(&value), unicode);

@@ -1,4 +1,5 @@
-//! What the mock answers: decided when the request arrives, from the prompt alone, so that the engine only spends time on it.
+//! Replies of the mock, decided when the request arrives, from the prompt alone, so that the engine only spends time on
+//! them.
 
 pub mod scores;
 pub mod scripted;
@@ -15,7 +16,7 @@ use stop_strings::StopStrings;
 use synthetic::Synthesizer;
 use vllm_engine::request::FinishReason;
 
-/// Answers by the script where it knows the prompt, else with made-up text of real tokens.
+/// Source of replies: the script if it has the prompt, otherwise made-up text of real tokens.
 #[derive(Debug)]
 pub struct Replier {
     script: Arc<Script>,
@@ -25,48 +26,48 @@ pub struct Replier {
     eos: u32,
 }
 
-/// What the reply depends on.
+/// Facts that a reply depends on.
 #[derive(Clone, Debug)]
 pub struct Prompt<'a> {
     pub ids: &'a [u32],
-    /// Content of the last message of role `user`; for a completion the whole prompt when it was given as text.
+    /// Content of the last message of role `user`; for a completion the whole prompt, if it was given as text.
     pub last_user_text: Option<&'a str>,
     pub limits: &'a Limits,
-    /// Which of the request's samples this is, from 0: each has its own seed.
+    /// Index of the request's sample, from 0: each has its own seed.
     pub sample_idx: u32,
-    /// What the reply must be, when that is decided already. It ends by itself, whatever the limits say of the EOS.
+    /// Text of the reply, if it is decided already. It ends with the EOS, even if the limits ignore it.
     pub text: Option<&'a str>,
 }
 
-/// When a reply ends, beside its own end.
+/// Limits that end a reply before its own end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Tokens, at least 1.
+    /// Most tokens, at least 1.
     pub max_tokens: u32,
-    /// No EOS, no stop token and no stop string before this many tokens.
+    /// Number of tokens before which no EOS, stop token or stop string ends the reply.
     pub min_tokens: u32,
     pub ignore_eos: bool,
     pub stop_token_ids: Vec<u32>,
     pub stop: StopStrings,
-    /// The request's own `seed`, beside the server's.
+    /// The request's own `seed`, in addition to the server's.
     pub seed: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// At least one; the last is the EOS or the stop token when it stops by one.
+    /// Tokens, at least one. The last is the EOS or the stop token, if one of them ends the reply.
     pub tokens: Arc<[u32]>,
     pub end: ReplyEnd,
 }
 
-/// Why a reply ends after its last token.
+/// Reason why a reply ends after its last token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyEnd {
     Length,
     Eos,
-    /// By one of the request's own stop tokens.
+    /// Ended by one of the request's stop tokens.
     StopToken(u32),
-    /// By a stop string, which the last token completes.
+    /// Ended by a stop string, which the last token completes.
     StopString {
         text: Arc<str>,
         /// Bytes of the reply's text that the client gets.
@@ -88,7 +89,7 @@ impl Replier {
         }
     }
 
-    /// The text that is written down for a prompt.
+    /// Returns the scripted text for a prompt.
     pub fn scripted(&self, last_user_text: &str) -> Option<String> {
         let tokens = self.script.find(last_user_text)?;
         Some(self.tokenizer.decode(tokens, SpecialTokens::Show))
@@ -98,7 +99,7 @@ impl Replier {
         &self.scorer
     }
 
-    /// For what else is drawn for a sample.
+    /// Returns the generator for everything else that is drawn for a sample.
     pub fn rng(&self, ids: &[u32], seed: Option<i64>, sample_idx: u32) -> ChaCha8Rng {
         self.synthesizer.rng(ids, sample_seed(seed, sample_idx))
     }
@@ -121,7 +122,7 @@ impl Replier {
         self.cut(tokens, limits)
     }
 
-    /// Ends `tokens` where the limits do, with the EOS where none does.
+    /// Ends `tokens` at the first limit, or with the EOS if they reach none.
     fn cut(&self, mut tokens: Vec<u32>, limits: &Limits) -> Reply {
         let max_tokens = limits.max_tokens.max(1) as usize;
         if !limits.ignore_eos {
@@ -142,7 +143,7 @@ impl Replier {
             None => ReplyEnd::Eos,
         };
         tokens.truncate(max_tokens);
-        // The engine's checks come first; a string that the last token completes stops all the same.
+        // The engine's checks come first, but a string that the last token completes stops too.
         let n_text_tokens = match end {
             ReplyEnd::Length => tokens.len(),
             ReplyEnd::Eos | ReplyEnd::StopToken(_) | ReplyEnd::StopString { .. } => {
@@ -173,7 +174,7 @@ impl ReplyEnd {
     }
 }
 
-/// As in vLLM, the request's seed plus the index of the sample.
+/// Returns the request's seed plus the index of the sample, as vLLM does.
 fn sample_seed(seed: Option<i64>, sample_idx: u32) -> i64 {
     seed.unwrap_or_default().wrapping_add(i64::from(sample_idx))
 }

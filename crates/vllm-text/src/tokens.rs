@@ -1,5 +1,5 @@
-//! Text to token ids and back: the built-in Qwen tokenizers, or any `tokenizer.json`, and the chat template.
-//! Knows nothing of requests, replies or HTTP.
+//! Text to token ids and back: the built-in Qwen tokenizers, or any `tokenizer.json`, and the chat template. It does
+//! not know requests, replies or HTTP.
 
 mod added_tokens;
 pub mod chat;
@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Cheap to clone; shared by all requests.
+/// Tokenizer that all requests share; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     backend: Arc<Backend>,
@@ -34,14 +34,14 @@ pub enum TokenizerError {
     Invalid { path: PathBuf, reason: String },
 }
 
-/// Whether tokens like `<|im_end|>` appear in decoded text.
+/// Visibility of tokens like `<|im_end|>` in decoded text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpecialTokens {
     Show,
     Skip,
 }
 
-/// Where a tokenizer comes from.
+/// Source of a tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenizerSource {
     BuiltIn(QwenFamily),
@@ -58,8 +58,10 @@ enum Backend {
 // === impl Tokenizer ===
 
 impl Tokenizer {
+    /// Opens a tokenizer.
+    ///
     /// # Errors
-    /// When files are named that are not there, or not what the `tokenizers` library reads.
+    /// Fails for files that are missing or that the `tokenizers` library cannot read.
     pub fn open(source: &TokenizerSource) -> Result<Self, TokenizerError> {
         match source {
             TokenizerSource::BuiltIn(family) => Ok(Self::qwen(*family)),
@@ -67,12 +69,12 @@ impl Tokenizer {
         }
     }
 
-    /// Qwen2.5's vocabulary of 151,665 tokens.
+    /// Returns Qwen2.5's tokenizer, with a vocabulary of 151,665 tokens.
     pub fn qwen25() -> Self {
         Self::qwen(QwenFamily::Qwen25)
     }
 
-    /// A tokenizer that is compiled into the program.
+    /// Returns a tokenizer that is compiled into the program.
     pub fn qwen(family: QwenFamily) -> Self {
         Self { backend: Arc::new(Backend::Qwen(Box::new(QwenTokenizer::new(family)))) }
     }
@@ -80,13 +82,14 @@ impl Tokenizer {
     /// Loads `tokenizer.json` from a directory, or the file itself.
     ///
     /// # Errors
-    /// When there is no such file, or it is not one that the `tokenizers` library reads.
+    /// Fails if there is no such file, or if the `tokenizers` library cannot read it.
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
         let tokenizer = HuggingFaceTokenizer::load(path)?;
         Ok(Self { backend: Arc::new(Backend::HuggingFace(Box::new(tokenizer))) })
     }
 
-    /// Ids of `text`. Added tokens that are spelled out in it become their own ids, as vLLM does; no BOS is put first.
+    /// Returns the ids of `text`. Added tokens that are spelled out in it become their own ids, as in vLLM; no BOS is
+    /// added.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         self.split(text, |segment| match segment {
@@ -96,7 +99,7 @@ impl Tokenizer {
         ids
     }
 
-    /// With what the model puts around every text, like BOS; Qwen puts nothing.
+    /// Returns the ids of `text` with the tokens that the model adds to every text, like BOS; Qwen adds none.
     pub fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
         match &*self.backend {
             Backend::Qwen(_) => self.encode(text),
@@ -104,7 +107,7 @@ impl Tokenizer {
         }
     }
 
-    /// Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
+    /// Returns the text of `ids`. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary become nothing.
     pub fn decode(&self, ids: &[u32], special_tokens: SpecialTokens) -> String {
         match &*self.backend {
             Backend::Qwen(qwen) => {
@@ -118,7 +121,7 @@ impl Tokenizer {
         }
     }
 
-    /// The vocabulary's own spelling of one id: for `/tokenize` with `return_token_strs`.
+    /// Returns the vocabulary's own spelling of an id, for `/tokenize` with `return_token_strs`.
     pub fn token_string(&self, id: u32) -> Cow<'_, str> {
         match &*self.backend {
             Backend::Qwen(qwen) => Cow::Owned(qwen.token_string(id)),
@@ -126,17 +129,18 @@ impl Tokenizer {
         }
     }
 
-    /// For one reply: takes its tokens in order and gives the text that is certain, without special tokens.
+    /// Returns a detokenizer for one reply: it takes the tokens in order and returns the text that is certain, without
+    /// special tokens.
     pub fn detokenizer(&self) -> Detokenizer {
         self.detokenizer_with(SpecialTokens::Skip)
     }
 
-    /// As the request's `skip_special_tokens` wants it.
+    /// Returns a detokenizer for the request's `skip_special_tokens`.
     pub fn detokenizer_with(&self, special_tokens: SpecialTokens) -> Detokenizer {
         Detokenizer::new(self.clone(), special_tokens)
     }
 
-    /// The token that ends a chat turn, and is never shown.
+    /// Returns the token that ends a chat turn and is never shown.
     pub fn eos(&self) -> u32 {
         match &*self.backend {
             Backend::Qwen(_) => QwenFamily::IM_END,
@@ -144,7 +148,7 @@ impl Tokenizer {
         }
     }
 
-    /// One above the highest id that can appear in a prompt.
+    /// Returns the highest id that a prompt may have, plus 1.
     pub fn vocabulary_len(&self) -> u32 {
         match &*self.backend {
             Backend::Qwen(qwen) => qwen.family().model_vocabulary_len(),
@@ -152,7 +156,7 @@ impl Tokenizer {
         }
     }
 
-    /// What `tokenizer_config.json` says; for `/tokenizer_info`.
+    /// Returns the contents of `tokenizer_config.json`, for `/tokenizer_info`.
     pub fn config(&self) -> Cow<'_, Map<String, Value>> {
         match &*self.backend {
             Backend::Qwen(qwen) => Cow::Owned(qwen.family().config()),
@@ -160,7 +164,7 @@ impl Tokenizer {
         }
     }
 
-    /// The model's own chat template, for chats with tools or without; `None` when it has none.
+    /// Returns the model's own chat template, for chats with tools or without; `None` if it has none.
     pub fn chat_template(&self, with_tools: bool) -> Option<&str> {
         match &*self.backend {
             Backend::Qwen(qwen) => Some(qwen.family().chat_template()),

@@ -1,10 +1,10 @@
-//! Cache logs of many pods, brought into one order.
+//! Reads the cache logs of many pods into one order.
 
 use crate::cache_log::CacheLine;
 use anyhow::{Context as _, ensure};
 use std::path::PathBuf;
 
-/// A line, and where it was.
+/// A line and its place in the files.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) line: CacheLine,
@@ -12,10 +12,11 @@ pub(super) struct Placed {
     pub(super) place: String,
 }
 
-/// All lines by time; those of a pod stay in their order. A last line that the end of its pod cut off is left out.
+/// Reads all lines in order of time; those of one pod stay in their order. A last line that the end of its pod cut off
+/// is left out.
 ///
 /// # Errors
-/// For a file that cannot be read or has a line of another kind.
+/// Fails for a file that cannot be read, or that has a line of another kind.
 pub(super) fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Placed>> {
     let mut lines = Vec::new();
     for file in files {

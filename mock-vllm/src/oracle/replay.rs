@@ -1,5 +1,5 @@
-//! The caches of all pods, told again line by line, and each request held against all of them. The pods' own counts prove
-//! the tale: what a request really hit must follow from it.
+//! Rebuilds the caches of all pods line by line, and compares each request with all of them. The pods' own counts check
+//! the replay: what a request really hit must follow from it.
 
 use super::Moment;
 use super::read::Placed;
@@ -12,27 +12,27 @@ use vllm_engine::latency::LatencyModel;
 use vllm_engine::request::RequestId;
 use vllm_engine::step::{Origin, ScheduledRequest, StepPlan};
 
-/// What a router decided, and what it could have had.
+/// A router's decision, and what the alternatives had.
 #[derive(Clone, Debug)]
 pub(super) struct Choice {
     pub(super) request_id: String,
     pub(super) pod: String,
-    /// Unix time of the moment, nanoseconds.
+    /// Unix time of the moment, in nanoseconds.
     pub(super) time_ns: u64,
     pub(super) prompt_tokens: u32,
-    /// What the pod really had; `None` when the request was never admitted.
+    /// Tokens that the pod really had; `None` if the request was never admitted.
     pub(super) cached_tokens: Option<u32>,
-    /// Tokens that each pod had, by name.
+    /// Tokens that each pod had, by the pod's name.
     pub(super) hits: BTreeMap<String, u32>,
-    /// The request's own pod, unless another had more.
+    /// Pod with the most tokens; the request's own unless another had more.
     pub(super) best_pod: String,
     pub(super) here_tokens: u32,
     pub(super) best_tokens: u32,
-    /// Virtual time that the tokens between the two take.
+    /// Virtual time for computing the tokens that `best_pod` had and this pod did not.
     pub(super) cost: Duration,
 }
 
-/// How often the replay says what the pod said.
+/// Count of admissions that the replay explains.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Agreement {
     pub(super) n_admissions: usize,
@@ -42,7 +42,7 @@ pub(super) struct Agreement {
 
 #[derive(Debug, Default)]
 pub(super) struct Replayed {
-    /// In order of time.
+    /// Choices in order of time.
     pub(super) choices: Vec<Choice>,
     pub(super) agreement: Agreement,
 }
@@ -51,19 +51,21 @@ pub(super) struct Replayed {
 #[derive(Debug)]
 struct PodRun {
     start: Box<CacheStart>,
-    /// Blocks that have each hash.
+    /// Number of blocks with each hash.
     cached: HashMap<u64, u32>,
     next_seq: u64,
     stopped: bool,
-    /// Not admitted yet; with the index of the choice, when it was made already.
+    /// Requests that are not admitted yet, each with the index of its choice if that is already made.
     waiting: HashMap<u64, (CacheArrival, Option<usize>)>,
 }
 
-/// By name, so that reports are stable.
+/// Runs of pods by name, so that reports are stable.
 type Fleet = BTreeMap<String, PodRun>;
 
+/// Replays the lines.
+///
 /// # Errors
-/// When lines are missing or pods cannot be compared.
+/// Fails if lines are missing or pods cannot be compared.
 pub(super) fn replay(lines: Vec<Placed>, at: Moment) -> anyhow::Result<Replayed> {
     let mut fleet = Fleet::new();
     let mut replayed = Replayed::default();
@@ -107,7 +109,7 @@ pub(super) fn replay(lines: Vec<Placed>, at: Moment) -> anyhow::Result<Replayed>
     Ok(replayed)
 }
 
-/// A pod says what a request really hit: checks the replay by it, and makes the choice unless it was made at arrival.
+/// Compares what a request really hit with the replay, and makes the choice unless it was made at arrival.
 fn admit(
     fleet: &mut Fleet,
     replayed: &mut Replayed,
@@ -136,7 +138,7 @@ fn admit(
     Ok(())
 }
 
-/// Asks every pod. `cached_tokens`, when it is known, is the answer of the request's own.
+/// Asks every pod. If `cached_tokens` is known, it is the answer of the request's own pod.
 fn choose(
     fleet: &Fleet,
     pod: &str,
@@ -151,7 +153,7 @@ fn choose(
     *here = cached_tokens.unwrap_or(*here);
     let here_tokens = *here;
     let better = hits.iter().filter(|(_, tokens)| **tokens > here_tokens);
-    // The first by name of the best.
+    // Takes the first by name among the best.
     let best = better.rev().max_by_key(|(_, tokens)| **tokens);
     let (best_pod, best_tokens) = best.map_or((pod.to_owned(), here_tokens), |(name, n)| (name.clone(), *n));
     let start = &fleet[pod].start;
@@ -171,7 +173,7 @@ fn choose(
     }
 }
 
-/// Until the first token of a prompt that is alone in the engine.
+/// Returns the time to the first token of a prompt that is alone in the engine.
 fn prefill_time(start: &CacheStart, n_prompt: u32, n_cached: u32) -> Duration {
     let CacheStart { max_chunk_tokens, latency, block_size: _, none_hash: _ } = start;
     let mut n_computed = n_cached;
@@ -232,7 +234,8 @@ impl PodRun {
         Ok(())
     }
 
-    /// Whether a request that is admitted in a step can have hit so much: the step's own changes may come before it.
+    /// Returns whether a request that is admitted in a step can have hit this much: the step's own changes may come
+    /// before it.
     fn explains(&self, hashes: &[u64], cached_tokens: u32, stored: &[u64], removed: &[u64]) -> bool {
         let n_hits = (cached_tokens / self.start.block_size) as usize;
         let Some((hits, rest)) = hashes.split_at_checked(n_hits) else { return false };

@@ -1,4 +1,4 @@
-//! Choices and their sums, for people and for programs.
+//! Report of choices and their sums, for people and for programs.
 
 use super::replay::{Agreement, Choice};
 use comfy_table::{CellAlignment, Table, presets};
@@ -10,7 +10,7 @@ use std::io::Write;
 pub(super) struct Totals {
     requests: usize,
     pods: usize,
-    /// Of `requests`, those that no engine took in.
+    /// Number of `requests` that no engine admitted.
     not_admitted: usize,
     prompt_tokens: u64,
     cached_tokens: u64,
@@ -20,7 +20,7 @@ pub(super) struct Totals {
     requests_with_regret: usize,
     cost_ms: f64,
     admissions: usize,
-    /// Admissions that the replay explains; all, or the logs are not to be trusted.
+    /// Admissions that the replay explains. If these are not all, the logs are not reliable.
     admissions_explained: usize,
 }
 

@@ -1,5 +1,5 @@
-//! `response_format` and vLLM's own fields (`structured_outputs`; before 0.12 `guided_json`, `guided_regex`, `guided_choice`,
-//! `guided_grammar`), parsed and checked with vLLM's texts.
+//! Reads `response_format` and vLLM's own fields (`structured_outputs`; before 0.12 `guided_json`, `guided_regex`,
+//! `guided_choice`, `guided_grammar`), and checks them with vLLM's error texts.
 
 use super::json_text;
 use super::pattern::{Anchoring, Pattern};
@@ -7,7 +7,7 @@ use super::schema::{Schema, SchemaError};
 use rand::{Rng, RngExt};
 use serde_json::{Map, Value};
 
-/// What a reply's text must be.
+/// Form that a reply's text must have.
 #[derive(Clone, Debug)]
 pub enum Constraint {
     Json(Box<Schema>),
@@ -15,7 +15,7 @@ pub enum Constraint {
     Regex(Box<Pattern>),
 }
 
-/// Each is a 400 of type `BadRequestError` whose message is the `Display` text.
+/// Errors, each of which is a 400 of type `BadRequestError` with the `Display` text as message.
 #[derive(Debug, thiserror::Error)]
 pub enum ConstraintError {
     #[error("When response_format type is 'json_schema', the 'json_schema' field must be provided.")]
@@ -48,7 +48,7 @@ pub enum ConstraintError {
     Regex { reason: String },
 }
 
-/// Where a field of one kind is found.
+/// Fields that set a constraint, by kind.
 struct Kinds<'a> {
     json: Option<&'a Value>,
     regex: Option<&'a Value>,
@@ -58,10 +58,12 @@ struct Kinds<'a> {
 // === impl Constraint ===
 
 impl Constraint {
-    /// What a request's body asks for; `None` is free text. vLLM's fields win over `response_format`.
+    /// Reads the constraint of a request's body; `None` is free text. vLLM's fields have priority over
+    /// `response_format`.
     ///
     /// # Errors
-    /// For several constraints at once, shapes that are none, and schemas or expressions that are not supported.
+    /// Fails for several constraints at once, for malformed ones, and for schemas or expressions that are not
+    /// supported.
     pub fn parse(body: &Map<String, Value>) -> Result<Option<Self>, ConstraintError> {
         let from_format = match given(body, "response_format") {
             Some(format) => response_format(format)?,
@@ -74,10 +76,10 @@ impl Constraint {
         Ok(from_fields.or(from_format))
     }
 
-    /// A text that satisfies it. JSON is on one line, with a space after `:` and `,`.
+    /// Makes a text that satisfies it. JSON is on one line, with a space after `:` and `,`.
     ///
     /// # Errors
-    /// When nothing satisfies it, or nothing was found within bounds.
+    /// Fails if nothing satisfies it, or nothing was found within bounds.
     pub fn generate(&self, rng: &mut dyn Rng) -> Result<String, ConstraintError> {
         match self {
             Self::Json(schema) => Ok(json_text::to_text(&schema.generate(rng)?)),
@@ -88,7 +90,7 @@ impl Constraint {
         }
     }
 
-    /// Whether a text satisfies it.
+    /// Returns whether a text satisfies it.
     pub fn accepts(&self, text: &str) -> bool {
         match self {
             Self::Json(schema) => serde_json::from_str(text).is_ok_and(|value| schema.accepts(&value)),
@@ -97,7 +99,7 @@ impl Constraint {
         }
     }
 
-    /// Any JSON object.
+    /// Allows any JSON object.
     fn json_object() -> Self {
         Self::Json(Box::new(Schema::any_object()))
     }
@@ -145,7 +147,7 @@ impl Constraint {
 // === impl ConstraintError ===
 
 impl ConstraintError {
-    /// `param` of the error on the wire.
+    /// Returns the `param` of the error on the wire.
     pub fn param(&self) -> Option<&'static str> {
         match self {
             Self::MissingJsonSchema | Self::InvalidResponseFormat(_) | Self::UnsupportedResponseFormat(_) => {
@@ -187,7 +189,7 @@ fn response_format(format: &Value) -> Result<Option<Constraint>, ConstraintError
             }
             match wrapper.get("schema").filter(|schema| !schema.is_null()) {
                 Some(schema) => Constraint::json(schema).map(Some),
-                // vLLM: without a schema there is nothing to hold the text to.
+                // In vLLM the text is free without a schema.
                 None => Ok(None),
             }
         }

@@ -1,12 +1,13 @@
-//! Exact decimal numbers for the bounds of a JSON Schema, where binary fractions would be off: 0.3 is a multiple of 0.1.
+//! Exact decimal numbers for the bounds of a JSON Schema. Binary fractions would be wrong: 0.3 is a multiple of 0.1.
 
 use serde_json::Number;
 
-/// Beyond these a bound is no bound that a sampled number would meet; the digits of the rest fit an `i128`.
+/// Largest exponent and most decimal places of a bound. No sampled number would meet a bound beyond them, and the
+/// digits of all others fit an `i128`.
 const EXPONENT_MAX: i32 = 18;
 const SCALE_MAX: u32 = 15;
 
-/// `units` / 10^`scale`.
+/// The number `units` / 10^`scale`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decimal {
     pub(super) units: i128,
@@ -16,7 +17,7 @@ pub(super) struct Decimal {
 // === impl Decimal ===
 
 impl Decimal {
-    /// `None` when it is too large or has too many digits to be handled exactly.
+    /// Reads a number; `None` if it is too large or has too many digits to be exact.
     pub(super) fn from_number(number: &Number) -> Option<Self> {
         let text = number.to_string();
         let (mantissa, exponent) = match text.split_once(['e', 'E']) {
@@ -41,7 +42,7 @@ impl Decimal {
         is_small.then_some(Self { units, scale })
     }
 
-    /// The units at another scale, which must not be smaller.
+    /// Returns the units at another scale, which must not be smaller.
     pub(super) fn at(self, scale: u32) -> Option<i128> {
         let factor = 10i128.checked_pow(scale.checked_sub(self.scale)?)?;
         self.units.checked_mul(factor)
@@ -51,7 +52,7 @@ impl Decimal {
         self.units % 10i128.pow(self.scale) == 0
     }
 
-    /// Compares exactly.
+    /// Compares two numbers exactly.
     pub(super) fn compare(self, other: Self) -> std::cmp::Ordering {
         let scale = self.scale.max(other.scale);
         match (self.at(scale), other.at(scale)) {
@@ -68,7 +69,7 @@ impl Decimal {
         }
     }
 
-    /// A whole number becomes a JSON integer.
+    /// Converts it to a JSON number; a whole number becomes an integer.
     pub(super) fn to_number(self) -> Option<Number> {
         if self.is_whole() {
             return Number::from_i128(self.units / 10i128.pow(self.scale));
@@ -90,7 +91,7 @@ pub(super) fn gcd(left: i128, right: i128) -> i128 {
     left
 }
 
-/// `None` when it does not fit.
+/// Returns the least common multiple; `None` if it does not fit.
 pub(super) fn lcm(left: i128, right: i128) -> Option<i128> {
     (left / gcd(left, right).max(1)).checked_mul(right)
 }

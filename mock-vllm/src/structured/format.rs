@@ -1,9 +1,9 @@
-//! Texts of the `format`s that JSON Schema defines. Other formats say nothing about a text: they are annotations.
+//! Texts of the `format`s that JSON Schema defines. Other formats are only annotations and do not limit a text.
 
 use super::words::word;
 use rand::{Rng, RngExt};
 
-/// `None` for a format that is not one of JSON Schema's own.
+/// Makes a text of the format; `None` if JSON Schema does not define the format.
 pub(super) fn text(format: &str, rng: &mut dyn Rng) -> Option<String> {
     Some(match format {
         "date" => date(rng),
@@ -41,7 +41,7 @@ fn time(rng: &mut dyn Rng) -> String {
     format!("{:02}:{minute:02}:{second:02}Z", rng.random_range(0..24))
 }
 
-/// Version 4.
+/// Makes a UUID of version 4.
 fn uuid(rng: &mut dyn Rng) -> String {
     let bits: u128 = rng.random();
     let version = 0x4 << 76;

@@ -1,4 +1,5 @@
-//! JSON as models write it and as Python's `json.dumps(value, ensure_ascii=False)` prints it: a space after `:` and `,`.
+//! Writes JSON like models do, and like Python's `json.dumps(value, ensure_ascii=False)`: with a space after `:` and
+//! `,`.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -7,7 +8,7 @@ use std::io::{self, Write};
 
 struct Spaced;
 
-/// One line, keys in the value's order.
+/// Writes a value on one line, with keys in its own order.
 pub fn to_text(value: &Value) -> String {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Spaced);

@@ -1,22 +1,22 @@
 //! Texts that match a regular expression.
 //!
-//! The syntax is that of the `regex` crate, which shares with JSON Schema's (ECMA-262) all but look-around, backreferences
-//! and `\c`: those are refused. A text is made from the syntax tree with ASCII wherever a class has some, so that it matches
-//! whether `\d` and `\w` mean Unicode or ASCII, and is then held against the expression.
+//! The syntax is that of the `regex` crate. It has everything of JSON Schema's (ECMA-262) except look-around,
+//! backreferences and `\c`, which are rejected. A text is made from the syntax tree, with ASCII characters if a class
+//! has some, so that it matches whether `\d` and `\w` mean Unicode or ASCII. Then the expression checks it.
 
 use rand::{Rng, RngExt};
 use regex::{Regex, RegexBuilder};
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, ClassUnicode, Hir, HirKind, Repetition};
 
-/// Groups within groups.
+/// Most groups within groups.
 const NEST_LIMIT: u32 = 100;
-/// Bytes of the compiled expression.
+/// Largest compiled expression, in bytes.
 const COMPILED_LIMIT: usize = 1 << 20;
-/// The shortest match may be this long.
+/// Longest allowed shortest match, in bytes.
 const MATCH_LIMIT: usize = 10_000;
 const N_ATTEMPTS: usize = 64;
-/// Repetitions beyond what an expression asks for, altogether.
+/// Most repetitions, in all, beyond those that an expression requires.
 const SLACK: usize = 8;
 
 #[derive(Clone, Debug)]
@@ -25,30 +25,30 @@ pub struct Pattern {
     regex: Regex,
 }
 
-/// Where a text must match.
+/// Place where a text must match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anchoring {
-    /// From its start to its end, as a guided regex does.
+    /// The whole text, as for a guided regex.
     Whole,
-    /// Somewhere, as JSON Schema's `pattern` does.
+    /// Any part of the text, as for JSON Schema's `pattern`.
     Anywhere,
 }
 
-/// Why an expression cannot be used.
+/// Reason why an expression cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct PatternError {
     reason: String,
 }
 
-/// How many characters a text may have.
+/// Least and most characters of a text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lengths {
     pub(super) min: usize,
     pub(super) max: usize,
 }
 
-/// Spends repetitions while writing one text.
+/// Writer of one text, which uses up the allowed repetitions.
 struct Writer<'a> {
     text: String,
     slack: usize,
@@ -59,15 +59,17 @@ struct Writer<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Spending {
     Random,
-    /// All at the first repetition that takes them: for texts that must be long.
+    /// All at the first repetition that takes them, for texts that must be long.
     Full,
 }
 
 // === impl Pattern ===
 
 impl Pattern {
+    /// Parses an expression.
+    ///
     /// # Errors
-    /// When the expression is not one, uses what the syntax lacks, or has only very long matches.
+    /// Fails if the expression is invalid, uses something that the syntax lacks, or has only very long matches.
     pub fn parse(source: &str, anchoring: Anchoring) -> Result<Self, PatternError> {
         let source = match anchoring {
             Anchoring::Whole => format!("^(?:{source})$"),
@@ -92,12 +94,12 @@ impl Pattern {
         self.regex.is_match(text)
     }
 
-    /// A short text that matches; `None` when none was found, as for contradictory assertions.
+    /// Makes a short text that matches; `None` if none was found, as for contradictory assertions.
     pub fn generate(&self, rng: &mut dyn Rng) -> Option<String> {
         self.generate_within(Lengths { min: 0, max: usize::MAX }, |_text| true, rng)
     }
 
-    /// The same of a length, and only a text that `accepts` takes.
+    /// Makes a text of such a length that matches and that `accepts` takes.
     pub(super) fn generate_within(
         &self,
         lengths: Lengths,
@@ -178,7 +180,7 @@ impl Writer<'_> {
         if characters.is_empty() {
             return class.iter().next().map(regex_syntax::hir::ClassUnicodeRange::start);
         }
-        // A wide class reads best in small letters.
+        // Small letters are the most readable of a wide class.
         let small = characters.iter().take_while(|character| character.is_ascii_lowercase()).count();
         let n_choices = if small == 26 && self.rng.random_range(0..8) > 0 { small } else { characters.len() };
         Some(characters[self.rng.random_range(0..n_choices)])
@@ -189,7 +191,7 @@ fn contains(class: &ClassUnicode, character: char) -> bool {
     class.iter().any(|range| (range.start()..=range.end()).contains(&character))
 }
 
-/// Without the source text and its markers, which take several lines.
+/// Returns the reason without the source text and its markers, which take several lines.
 fn syntax_reason(error: &regex_syntax::Error) -> String {
     match error {
         regex_syntax::Error::Parse(error) => error.kind().to_string(),

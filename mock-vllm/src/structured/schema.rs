@@ -1,11 +1,11 @@
-//! A JSON Schema that values can be made for: checked once, then sampled with the caller's randomness.
+//! A JSON Schema for which values can be made: checked once, then sampled with the caller's randomness.
 //!
 //! Supported: `type` (also a list), `enum`, `const`, `properties`, `required`, `additionalProperties`, `minProperties`,
 //! `maxProperties`, `items`, `prefixItems` (and the older `items: []` with `additionalItems`), `minItems`, `maxItems`,
 //! `uniqueItems`, `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum`, `multipleOf`, `minLength`, `maxLength`,
-//! `pattern`, `format`, `anyOf`, `oneOf`, `allOf`, `not`, and `$ref` into the same document. The other keywords that assert
-//! are refused by name. A `format` is kept unless a `pattern` beside it has no such texts. Keywords that only annotate are
-//! ignored, OpenAPI's `nullable` too: null is never made for it.
+//! `pattern`, `format`, `anyOf`, `oneOf`, `allOf`, `not`, and `$ref` into the same document. Other keywords that assert
+//! are rejected by name. A `format` is obeyed unless a `pattern` beside it has no such texts. Keywords that only
+//! annotate are ignored, and so is OpenAPI's `nullable`: null is never made for it.
 
 mod check;
 mod compose;
@@ -19,17 +19,17 @@ use serde_json::Value;
 use std::collections::HashMap;
 use validate::Validator;
 
-/// A value is drawn again when it fails the schema, which only `oneOf` and `not` can cause.
+/// Draws of a value that fails the schema, which only `oneOf` and `not` can cause.
 const N_ATTEMPTS: usize = 8;
 
 #[derive(Clone, Debug)]
 pub struct Schema {
     root: Value,
-    /// By their source.
+    /// Patterns by their source.
     patterns: HashMap<String, Pattern>,
 }
 
-/// Paths are JSON pointers into the schema; the root is `#`.
+/// Error of a schema. Paths are JSON pointers into the schema; the root is `#`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
     #[error("{path}: {reason}")]
@@ -53,22 +53,24 @@ pub enum SchemaError {
 // === impl Schema ===
 
 impl Schema {
+    /// Checks a schema.
+    ///
     /// # Errors
-    /// When `root` is no schema, or has keywords, references or sizes beyond what is supported.
+    /// Fails if `root` is not a schema, or has keywords, references or sizes that are not supported.
     pub fn parse(root: &Value) -> Result<Self, SchemaError> {
         let patterns = check::check(root)?;
         Ok(Self { root: root.clone(), patterns })
     }
 
-    /// Any object: what `json_object` asks for.
+    /// Returns the schema of any object, which `json_object` asks for.
     pub fn any_object() -> Self {
         Self { root: serde_json::json!({"type": "object"}), patterns: HashMap::new() }
     }
 
-    /// A valid value; the same for the same schema and the same randomness. Properties come in the schema's order.
+    /// Makes a valid value, equal for equal schema and randomness. Properties are in the schema's order.
     ///
     /// # Errors
-    /// When there is no valid value, or none was found within bounds of size, depth and work.
+    /// Fails if there is no valid value, or if none was found within bounds of size, depth and work.
     pub fn generate(&self, rng: &mut dyn Rng) -> Result<Value, SchemaError> {
         let mut last_error = SchemaError::Unsatisfiable;
         for _ in 0..N_ATTEMPTS {
@@ -82,12 +84,12 @@ impl Schema {
         Err(last_error)
     }
 
-    /// Whether a value is valid. `format` is not checked.
+    /// Returns whether a value is valid. `format` is not checked.
     pub fn accepts(&self, value: &Value) -> bool {
         Validator::new(self).accepts(&self.root, value)
     }
 
-    /// What `$ref` names; only fragments that are JSON pointers.
+    /// Returns the schema that `$ref` names; only fragments that are JSON pointers are known.
     fn resolve(&self, reference: &str) -> Option<&Value> {
         resolve(&self.root, reference)
     }

@@ -1,8 +1,9 @@
-//! `tools`, `tool_choice` and `parallel_tool_calls`, parsed and checked with vLLM's texts, and which tools are called.
+//! Reads `tools`, `tool_choice` and `parallel_tool_calls`, checks them with vLLM's error texts, and decides which tools
+//! are called.
 //!
-//! With `tool_choice: auto` a tool is called when the conversation's last message is the user's and names the tool: its name
-//! as a whole word, in any case. All named tools are called in the order of their mention, one only without
-//! `parallel_tool_calls`. Nothing else ever calls one, but for a scripted reply that is written as calls
+//! `tool_choice: auto` calls a tool if the conversation's last message is the user's and names the tool: its
+//! name as a whole word, in any case. All named tools are called in the order of their mention, but only one without
+//! `parallel_tool_calls`. Nothing else makes a call, except a scripted reply that is written as calls
 //! ([`reply::ToolReply::parse`]). `required` calls the named tools too, or else one drawn at random.
 
 pub mod reply;
@@ -16,7 +17,7 @@ use serde_json::{Map, Value, json};
 /// Tools that may be called.
 #[derive(Clone, Debug)]
 pub struct ToolRequest {
-    /// At least one.
+    /// Tools, at least one.
     tools: Vec<Tool>,
     choice: ToolChoice,
     multiplicity: Multiplicity,
@@ -43,16 +44,16 @@ enum Multiplicity {
     Many,
 }
 
-/// The last message of the conversation.
+/// Last message of the conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastMessage<'a> {
-    /// Its text.
+    /// Message of the user, with its text.
     User(&'a str),
-    /// Of a tool, the assistant or the system.
+    /// Message of a tool, the assistant or the system.
     Other,
 }
 
-/// Each is a 400 of type `BadRequestError` whose message is the `Display` text.
+/// Errors, each of which is a 400 of type `BadRequestError` with the `Display` text as message.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
     #[error(
@@ -85,10 +86,11 @@ const CORRECT_USAGE: &str =
 // === impl ToolRequest ===
 
 impl ToolRequest {
-    /// `None` when no tool may be called: there are none, or `tool_choice` is `none`. (The prompt may show them all the same.)
+    /// Reads the fields; `None` if no tool may be called: there are none, or `tool_choice` is `none`. (The prompt may
+    /// still show them.)
     ///
     /// # Errors
-    /// For what vLLM refuses, for shapes that are no tools, and for parameters whose schema is not supported.
+    /// Fails for what vLLM rejects, for malformed tools, and for parameters whose schema is not supported.
     pub fn parse(body: &Map<String, Value>) -> Result<Option<Self>, ToolError> {
         let tools = body.get("tools").filter(|tools| !tools.is_null());
         if tools.and_then(Value::as_array).is_some_and(Vec::is_empty) {
@@ -117,15 +119,15 @@ impl ToolRequest {
         self.choice
     }
 
-    /// At least one.
+    /// Returns the tools, at least one.
     pub fn tools(&self) -> &[Tool] {
         &self.tools
     }
 
-    /// The calls that answer, with arguments drawn from the parameters' schemas; `None` for a reply in words.
+    /// Decides the calls of the reply, with arguments drawn from the parameters' schemas; `None` for a reply in words.
     ///
     /// # Errors
-    /// When no arguments satisfy a tool's schema.
+    /// Fails if no arguments satisfy a tool's schema.
     pub fn decide(
         &self,
         last_message: LastMessage<'_>,
@@ -153,7 +155,7 @@ impl ToolRequest {
         Ok((!calls.is_empty()).then(|| ToolReply::new(calls, self.choice, syntax)))
     }
 
-    /// Tools in the order of their first mention.
+    /// Returns the indices of tools in the order of their first mention.
     fn named_in(&self, last_message: LastMessage<'_>) -> Vec<usize> {
         let LastMessage::User(text) = last_message else { return Vec::new() };
         let text = text.to_lowercase();
@@ -179,7 +181,7 @@ impl Tool {
         let name = function.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| invalid("`function.name` must be a non-empty string"))?.to_owned();
         let parameters = match function.get("parameters").filter(|parameters| !parameters.is_null()) {
-            // Arguments are an object whatever their schema leaves open.
+            // Arguments are an object, even if their schema does not say so.
             Some(Value::Object(keywords)) if !keywords.contains_key("type") => {
                 let mut keywords = keywords.clone();
                 keywords.insert("type".to_owned(), "object".into());
@@ -196,7 +198,7 @@ impl Tool {
 // === impl ToolError ===
 
 impl ToolError {
-    /// `param` of the error on the wire.
+    /// Returns the `param` of the error on the wire.
     pub fn param(&self) -> Option<&'static str> {
         match self {
             Self::EmptyTools | Self::InvalidTool { .. } => Some("tools"),
@@ -235,7 +237,7 @@ fn parse_choice(choice: Option<&Value>, tools: &[Value]) -> Result<ToolChoice, T
     Ok(ToolChoice::Named { tool_idx })
 }
 
-/// Where `word` stands in `text` with nothing of a name around it, in bytes.
+/// Returns the place of `word` in `text`, in bytes, without characters of a name around it.
 fn find_word(text: &str, word: &str) -> Option<usize> {
     let is_of_name = |character: char| character.is_alphanumeric() || "_-".contains(character);
     text.match_indices(word).map(|(offset, _)| offset).find(|offset| {

@@ -1,4 +1,4 @@
-//! Short English for values that may be any text.
+//! Short English texts for values that may be any text.
 
 use rand::{Rng, RngExt};
 
@@ -6,13 +6,13 @@ const WORDS: &str = "answer bridge city corner doctor early engine evening fores
     island kitchen letter light market memory morning music number open orange paper people picture place quiet \
     reason river road sample school simple small stone story street summer table teacher temple travel tree useful \
     valley village water window winter word yellow";
-/// What a value is named that no schema names.
+/// Names for values that the schema does not name.
 const KEYS: &str = "name value status message count result note label kind detail";
 
-/// Words are drawn up to this many characters; longer texts repeat what there is.
+/// Most characters that are drawn as words; longer texts repeat these.
 const WORDS_MAX_CHARS: usize = 4_096;
 
-/// Text of `min..=max` characters; of a few words where that allows it. No space at either end.
+/// Makes a text of `min..=max` characters, of a few words if that is enough, without spaces at its ends.
 pub(super) fn text(rng: &mut dyn Rng, min: usize, max: usize) -> String {
     let words: Vec<&str> = WORDS.split_whitespace().collect();
     let n_words = rng.random_range(1..=4);

@@ -1,5 +1,6 @@
-//! Log probabilities of a reply's tokens, made up: well formed, and the same for the same seed, place and token. The token
-//! itself is the likeliest, the others follow in order, and all of them leave something for the rest of the vocabulary.
+//! Made-up log probabilities of a reply's tokens: well formed, and equal for equal seed, place and token. The token
+//! itself is the likeliest, the others follow in order, and all together leave something for the rest of the
+//! vocabulary.
 
 use crate::tokens::{SpecialTokens, Tokenizer};
 use rand::seq::index;
@@ -7,30 +8,30 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 
-/// Of the token itself.
+/// Range of the token's own probability.
 const TOP_PROBABILITY: std::ops::Range<f64> = 0.4..0.98;
-/// What each other token leaves to those after it, of what those before it left.
+/// Share of the remaining probability that each other token leaves to those after it.
 const TAIL: std::ops::Range<f64> = 0.5..0.8;
-/// Bytes of a character that are not a whole one.
+/// Character that replaces bytes of an incomplete character.
 const REPLACEMENT: char = '\u{fffd}';
-/// A character is at most so many tokens.
+/// Most tokens of one character.
 const MAX_CONTEXT: usize = 4;
 
-/// Cheap to clone.
+/// Source of log probabilities; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Scorer {
     tokenizer: Tokenizer,
-    /// What might have been said instead: tokens of different words.
+    /// Tokens of different words, which the model might have chosen instead.
     alternatives: Arc<[u32]>,
     seed: u64,
 }
 
-/// One token that might stand in a place.
+/// A token that may take a place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
     pub id: u32,
     pub logprob: f64,
-    /// From 1.
+    /// Rank, from 1.
     pub rank: u32,
     pub text: String,
 }
@@ -45,14 +46,14 @@ impl Scorer {
         Self { tokenizer: tokenizer.clone(), alternatives: alternatives.into(), seed }
     }
 
-    /// The last token of `context` and `n - 1` others, or none but it when `n` is 0: in order, likeliest first.
+    /// Returns the last token of `context` and `n - 1` others, the likeliest first; that token alone if `n` is 0.
     pub fn scores(&self, context: &[u32], n: usize) -> Vec<Score> {
         let Some(token) = context.last() else { return Vec::new() };
         let mut rng = self.rng(context.len(), *token);
         let top = rng.random_range(TOP_PROBABILITY);
         let tail = rng.random_range(TAIL);
         let score = |id: u32, probability: f64, rank: usize, text: String| {
-            // The sampler's numbers are single precision.
+            // The sampler's numbers have single precision.
             #[expect(clippy::cast_possible_truncation, reason = "that precision is meant")]
             let logprob = f64::from(probability.ln() as f32);
             Score { id, logprob, rank: u32::try_from(rank).unwrap_or(u32::MAX), text }
@@ -60,7 +61,7 @@ impl Scorer {
         let mut scores = vec![score(*token, top, 1, self.text(context))];
         let n_others = n.saturating_sub(1).min(self.alternatives.len());
         let mut left = 1.0 - top;
-        // One more than needed: the token itself may be among them.
+        // One more than needed, because the token itself may be among them.
         let n_drawn = (n_others + 1).min(self.alternatives.len());
         let drawn = index::sample(&mut rng, self.alternatives.len(), n_drawn);
         let others = drawn.into_iter().map(|idx| self.alternatives[idx]).filter(|id| id != token);
@@ -71,8 +72,8 @@ impl Scorer {
         scores
     }
 
-    /// Text of the last token of `context`; of a token that completes a character, the character, and of one that only
-    /// begins it, nothing. vLLM's `_correct_decoded_token`.
+    /// Returns the text of the last token of `context`, like vLLM's `_correct_decoded_token`: the whole character for a
+    /// token that completes it, and nothing for a token that only begins it.
     pub fn text(&self, context: &[u32]) -> String {
         let decode = |ids: &[u32]| self.tokenizer.decode(ids, SpecialTokens::Show);
         let [before @ .., token] = context else { return String::new() };

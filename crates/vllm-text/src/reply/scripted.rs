@@ -1,14 +1,14 @@
-//! Replies that are written down, by prompt: a YAML (or JSON) list, whose format the built-in file shows and explains.
+//! Scripted replies by prompt: a YAML (or JSON) list, whose format the built-in file shows and explains.
 
 use crate::tokens::Tokenizer;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::Path;
 
-/// The tutorial's conversation.
+/// Script of the tutorial's conversation.
 const BUILT_IN: &str = include_str!("scripted.yaml");
 
-/// Whitespace counts when prompts are compared; letter case too.
+/// Replies by prompt. Prompts are compared exactly, with whitespace and letter case.
 #[derive(Debug, Default)]
 pub struct Script {
     tokens_by_text: HashMap<String, Vec<u32>>,
@@ -36,8 +36,10 @@ impl Script {
         Self::parse(BUILT_IN, "the built-in file", tokenizer).expect("the built-in file is tested")
     }
 
+    /// Reads a file.
+    ///
     /// # Errors
-    /// When the file cannot be read, has other fields, an empty reply, or the same prompt twice.
+    /// Fails if the file cannot be read, or has other fields, an empty reply, or the same prompt twice.
     pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Self, ScriptError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
@@ -45,7 +47,7 @@ impl Script {
         Self::parse(&text, &name, tokenizer)
     }
 
-    /// The tokens of the reply, without EOS.
+    /// Returns the tokens of the reply, without EOS.
     pub fn find(&self, last_user_text: &str) -> Option<&[u32]> {
         self.tokens_by_text.get(last_user_text).map(Vec::as_slice)
     }

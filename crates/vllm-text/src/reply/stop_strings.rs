@@ -1,15 +1,15 @@
-//! `stop`: strings that end a reply, matched in its text as vLLM matches them.
+//! `stop`: strings that end a reply, matched in its text like in vLLM.
 
 use std::sync::Arc;
 
-/// None of them is empty.
+/// Stop strings, none of them empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopStrings {
     strings: Vec<Arc<str>>,
     visibility: Visibility,
 }
 
-/// `include_stop_str_in_output`: whether the client gets what stopped a reply, be it a string or a token.
+/// Visibility of the string or token that stopped a reply: `include_stop_str_in_output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Visibility {
     #[default]
@@ -29,7 +29,7 @@ pub(super) struct StopMatch {
 // === impl StopStrings ===
 
 impl StopStrings {
-    /// Empty strings are left out.
+    /// Makes the set, without empty strings.
     pub fn new(strings: impl IntoIterator<Item = String>, visibility: Visibility) -> Self {
         let strings = strings.into_iter().filter(|text| !text.is_empty());
         Self { strings: strings.map(Arc::from).collect(), visibility }
@@ -39,7 +39,8 @@ impl StopStrings {
         self.visibility
     }
 
-    /// Characters at the end of a growing text that may yet turn out to begin a stop string, so that a stream keeps them back.
+    /// Returns how many characters at the end of a growing text a stream must hold back, because they may begin a stop
+    /// string.
     pub fn n_held_chars(&self) -> usize {
         let longest = self.strings.iter().map(|text| text.chars().count()).max().unwrap_or_default();
         match self.visibility {
@@ -48,7 +49,7 @@ impl StopStrings {
         }
     }
 
-    /// Of `n_tokens`, of which the last one stopped the reply, those whose text the client gets.
+    /// Returns how many of `n_tokens` tokens the client gets the text of, if the last of them stopped the reply.
     pub fn n_visible_tokens(&self, n_tokens: usize) -> usize {
         match self.visibility {
             Visibility::Hidden => n_tokens.saturating_sub(1),
@@ -56,8 +57,8 @@ impl StopStrings {
         }
     }
 
-    /// The string that is complete first, in the text that the tokens make one by one; of several in one token the one that
-    /// ends first. Text of the first `min_tokens` tokens completes none.
+    /// Returns the first string that the text of the tokens, added one by one, completes; of several in one token, the
+    /// one that ends first. The text of the first `min_tokens` tokens completes none.
     pub(super) fn first_match(
         &self,
         texts: impl Iterator<Item = String>,
@@ -74,7 +75,7 @@ impl StopStrings {
                 continue;
             }
             let ends = self.strings.iter().filter_map(|stop| {
-                // A match ends in the new text, so it begins less than its own length before it.
+                // A match ends in the new text, so its begin is less than its own length before that text.
                 let mut from = (n_before + 1).saturating_sub(stop.len());
                 while !text.is_char_boundary(from) {
                     from += 1;

@@ -1,4 +1,4 @@
-//! Made-up English of real tokens: the same prompt, seed and limits give the same text.
+//! Made-up English of real tokens: equal prompts, seeds and limits give equal text.
 
 use crate::tokens::Tokenizer;
 use rand::{RngExt, SeedableRng};
@@ -6,7 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, LogNormal};
 use sha2::{Digest, Sha256};
 
-/// Replies have a median of 90 tokens and a mean of about 120: the range of answers in chat data (ShareGPT: mean 190, long tail).
+/// Median length of replies in tokens, with a mean of about 120: the range of answers in chat data (ShareGPT: mean 190,
+/// long tail).
 const LENGTH_MEDIAN: f64 = 90.0;
 const LENGTH_SIGMA: f64 = 0.75;
 const LENGTH_MIN: f64 = 4.0;
@@ -26,11 +27,12 @@ const WORDS: &str = "answer way idea part time work place house door road city r
     with for from into over under after before between because while when where so that which the a of to in on at \
     also always never only still very more less again soon together";
 
-/// Pieces of text and their ids. Pieces never merge with a neighbour: each is its own match of the split pattern.
+/// Pieces of text with their ids. A piece never merges with a neighbour, because each is its own match of the split
+/// pattern.
 #[derive(Debug)]
 pub struct Synthesizer {
     openers: Vec<Vec<u32>>,
-    /// The same with a space in front: where a sentence follows another.
+    /// Openers with a space before them, for a sentence after another.
     spaced_openers: Vec<Vec<u32>>,
     words: Vec<Vec<u32>>,
     comma: Vec<u32>,
@@ -57,14 +59,14 @@ impl Synthesizer {
         }
     }
 
-    /// Words that are one token each.
+    /// Returns the words that are one token each.
     pub(super) fn words(&self) -> impl Iterator<Item = u32> {
         let single = |word: &Vec<u32>| (word.len() == 1).then(|| word[0]);
         self.words.iter().filter_map(single)
     }
 
-    /// Whole sentences of about the length that the prompt's own draw gives, at least `n_min` tokens of them (the last
-    /// sentence may go over), and without the rest of what `n_max` would cut off. No EOS.
+    /// Returns whole sentences, without EOS. Their length is drawn from the prompt, up to `n_max`; they have at least
+    /// `n_min` tokens, and the last sentence may exceed the length.
     pub fn tokens(&self, prompt: &[u32], request_seed: i64, n_min: u32, n_max: u32) -> Vec<u32> {
         let mut rng = self.rng(prompt, request_seed);
         let lengths = LogNormal::new(LENGTH_MEDIAN.ln(), LENGTH_SIGMA).expect("sigma is finite");
@@ -88,7 +90,7 @@ impl Synthesizer {
         }
     }
 
-    /// A sentence without its full stop.
+    /// Appends a sentence without its full stop.
     fn push_sentence(&self, tokens: &mut Vec<u32>, openers: &[Vec<u32>], rng: &mut ChaCha8Rng) {
         tokens.extend_from_slice(pick(openers, rng));
         let n_words = rng.random_range(SENTENCE_WORDS);
@@ -100,7 +102,7 @@ impl Synthesizer {
         }
     }
 
-    /// The same for the same server, prompt and seed.
+    /// Returns a generator, equal for equal server, prompt and seed.
     pub(super) fn rng(&self, prompt: &[u32], request_seed: i64) -> ChaCha8Rng {
         let mut hasher = Sha256::new();
         hasher.update(self.seed.to_le_bytes());

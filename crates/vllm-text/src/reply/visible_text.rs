@@ -1,5 +1,5 @@
-//! A reply's text as the client gets it: token by token, without what stopped it, and not before it is certain that no stop
-//! string begins in it.
+//! Text of a reply that the client gets: token by token, without what stopped it, and held back as long as a stop
+//! string may begin in it.
 
 use super::ReplyEnd;
 use super::stop_strings::{StopStrings, Visibility};
@@ -31,7 +31,7 @@ impl VisibleText {
         }
     }
 
-    /// Takes the next token; `finish` is the engine's on the last one.
+    /// Adds the next token; `finish` is the engine's reason on the last one.
     pub fn push(&mut self, token: u32, finish: Option<FinishReason>) {
         let is_hidden = match (&self.end, finish) {
             (ReplyEnd::Eos | ReplyEnd::StopToken(_), Some(FinishReason::Stop)) => {
@@ -49,7 +49,7 @@ impl VisibleText {
         }
     }
 
-    /// What is certain by now and was not taken before.
+    /// Takes the text that is certain by now.
     pub fn take(&mut self) -> String {
         let text = match self.n_held_chars {
             0 => std::mem::take(&mut self.pending),
@@ -63,7 +63,7 @@ impl VisibleText {
         text
     }
 
-    /// All that is left, once the last token was pushed.
+    /// Takes the rest of the text, after the last token was added.
     pub fn take_rest(&mut self, finish: FinishReason) -> String {
         if let (ReplyEnd::StopString { n_visible, .. }, FinishReason::Stop) = (&self.end, finish) {
             self.pending.truncate(n_visible.saturating_sub(self.n_taken));
@@ -72,7 +72,8 @@ impl VisibleText {
         std::mem::take(&mut self.pending)
     }
 
-    /// Why the reply ended, when the engine says that it ended with `finish`: the context may have cut it before its own end.
+    /// Returns the end of the reply if it matches the engine's `finish`: the context may have cut the reply before its
+    /// own end.
     pub fn end(&self, finish: FinishReason) -> Option<&ReplyEnd> {
         (finish == self.end.finish_reason()).then_some(&self.end)
     }

@@ -1,17 +1,17 @@
-//! Tokens that stand for a fixed text wherever it is spelled out, before anything else looks at a text.
+//! Added tokens, which represent a fixed text. They are found in a text before anything else.
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
 /// A set of added tokens.
 pub(super) struct AddedTokens {
     contents: AhoCorasick,
-    /// By pattern of `contents`.
+    /// Ids by pattern of `contents`.
     ids: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Segment<'a> {
-    /// Not empty, without an added token.
+    /// Text that is not empty and has no added token.
     Plain(&'a str),
     Added(u32),
 }
@@ -19,11 +19,11 @@ pub(super) enum Segment<'a> {
 // === impl AddedTokens ===
 
 impl AddedTokens {
-    /// `None` when the contents are too many or too long to search for.
+    /// Makes the set; `None` if the contents are too many or too long for the search.
     pub(super) fn new<'a>(tokens: impl IntoIterator<Item = (&'a str, u32)>) -> Option<Self> {
         let (contents, ids): (Vec<_>, _) =
             tokens.into_iter().filter(|(content, _)| !content.is_empty()).unzip();
-        // As in the `tokenizers` library: the first in the text, of several there the longest.
+        // Matches like the `tokenizers` library: the first in the text, and the longest if several begin there.
         let contents = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(contents).ok()?;
         Some(Self { contents, ids })
     }

@@ -1,18 +1,18 @@
-//! A conversation as chat templates take it: what is left of a request's messages once they are checked.
+//! A conversation in the form that chat templates take: the checked messages of a request.
 
 use serde_json::{Map, Value};
 
-/// One conversation, and what its template is told besides.
+/// One conversation, with the other inputs of its template.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chat {
     pub messages: Vec<ChatMessage>,
-    /// Functions that may be called, each `{"type": .., "function": {..}}`; `None` when the request has no such field.
+    /// Functions that may be called, each `{"type": .., "function": {..}}`; `None` if the request has no such field.
     pub tools: Option<Vec<Value>>,
     /// Variables of the template: `add_generation_prompt`, `chat_template_kwargs`, ...
     pub variables: Map<String, Value>,
-    /// The request's own template.
+    /// Template of the request itself.
     pub template: Option<String>,
-    /// The tokenizer puts BOS and the like around what the template made.
+    /// True if the tokenizer adds BOS and the like to the template's text.
     pub add_special_tokens: bool,
 }
 
@@ -20,28 +20,28 @@ pub struct Chat {
 pub struct ChatMessage {
     pub role: String,
     pub content: Vec<ContentPart>,
-    /// What templates see besides role and content: `tool_calls` (arguments as objects), `reasoning`, `name`, ...
+    /// Fields for templates besides role and content: `tool_calls` (arguments as objects), `reasoning`, `name`, ...
     pub extra: Map<String, Value>,
 }
 
-/// Clients that send a string send one text.
+/// Part of a message's content. A string in a request is a single text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ContentPart {
     Text {
         text: String,
-        /// Fields that the API does not know, which templates may read.
+        /// Fields that the API does not know, but that templates may read.
         extra: Map<String, Value>,
     },
-    /// The name of a tool that the template is to show in full.
+    /// Name of a tool that the template should show in full.
     ToolReference(String),
-    /// An image or a sound, which no model here can take.
+    /// An image or a sound, which no model here takes.
     Media,
 }
 
 // === impl Chat ===
 
 impl Chat {
-    /// The content of the last message of role `user`.
+    /// Returns the content of the last message of role `user`.
     pub fn last_user_text(&self) -> Option<String> {
         self.messages.iter().rfind(|message| message.role == "user").map(ChatMessage::text)
     }
@@ -54,7 +54,7 @@ impl ChatMessage {
         Self { role: role.to_owned(), content: vec![ContentPart::text(text)], extra: Map::new() }
     }
 
-    /// The parts that are not empty, a line each: the content for templates that take a string.
+    /// Joins the parts that are not empty, one per line: the content for templates that take a string.
     pub fn text(&self) -> String {
         let texts = self.content.iter().map(|part| match part {
             ContentPart::Text { text, extra: _ } => text.as_str(),

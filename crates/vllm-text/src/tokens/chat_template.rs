@@ -1,4 +1,5 @@
-//! Chats to prompts: a model's Jinja template rendered as vLLM has transformers render it, and its text to token ids.
+//! Converts chats to prompts: renders a model's Jinja template like vLLM and transformers do, and converts the text to
+//! token ids.
 
 mod continuation;
 mod conversation;
@@ -13,12 +14,12 @@ use serde_json::{Map, Value};
 use std::time::Duration;
 use template::Template;
 
-/// Flags of `serve` about chats.
+/// Configuration from the flags of `serve` about chats.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChatTemplateConfig {
-    /// Jinja text in place of the model's own.
+    /// Jinja text that replaces the model's own.
     pub template: Option<String>,
-    /// `None`: found out from the template.
+    /// Format of contents; `None` to find it out from the template.
     pub content_format: Option<ContentFormat>,
     /// `--default-chat-template-kwargs`
     pub default_variables: Map<String, Value>,
@@ -26,15 +27,15 @@ pub struct ChatTemplateConfig {
     pub trusts_requests: bool,
 }
 
-/// How a template takes the content of a message.
+/// Form in which a template takes the content of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentFormat {
     String,
-    /// A list of `{"type": "text", "text": ..}`.
+    /// List of `{"type": "text", "text": ..}`.
     OpenAi,
 }
 
-/// Why a chat has no prompt: the client's fault.
+/// Reason why a chat has no prompt; the client is at fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChatError {
     #[error(
@@ -49,12 +50,12 @@ pub enum ChatError {
     NoTemplate,
     #[error("the model is not a multimodal model")]
     Media,
-    /// The template's own words, or what is wrong with it.
+    /// Error that the template raised itself, or that its rendering met.
     #[error("{0}")]
     Rejected(String),
 }
 
-/// The template does not compile.
+/// Error of a template that does not compile.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TemplateSyntaxError(String);
@@ -62,25 +63,25 @@ pub struct TemplateSyntaxError(String);
 #[derive(Debug)]
 pub struct ChatTemplate {
     encoder: PromptEncoder,
-    /// For chats without tools and with; one and the same for most models. `None` when the model has none.
+    /// Templates for chats without tools and with tools, which are equal for most models. `None` if the model has none.
     templates: Option<[Template; 2]>,
     config: ChatTemplateConfig,
-    /// `bos_token`, `eos_token`, ...: variables of every template.
+    /// Variables of every template: `bos_token`, `eos_token`, ...
     special_tokens: Map<String, Value>,
     now: fn() -> Duration,
 }
 
-/// What tokenizer_config.json may define, and templates may read.
+/// Tokens that tokenizer_config.json may define and templates may read.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 // === impl ChatTemplate ===
 
 impl ChatTemplate {
-    /// `now` gives the time since 1970, which templates may print.
+    /// Compiles the templates. `now` returns the time since 1970, which templates may print.
     ///
     /// # Errors
-    /// When the template of `config`, or else the tokenizer's, is no Jinja.
+    /// Fails if the template of `config`, or else the tokenizer's, is not valid Jinja.
     pub fn try_new(
         tokenizer: Tokenizer,
         config: ChatTemplateConfig,
@@ -100,10 +101,10 @@ impl ChatTemplate {
         Ok(Self { encoder, templates, config, special_tokens, now })
     }
 
-    /// The text that the model would see.
+    /// Returns the text that the model would see.
     ///
     /// # Errors
-    /// When the template raises or fails on the chat, or a message that is to be continued is not in its text.
+    /// Fails if the template raises or fails on the chat, or if a message to continue is not in its text.
     pub fn render(&self, chat: &Chat) -> Result<String, ChatError> {
         let mut parts = chat.messages.iter().flat_map(|message| &message.content);
         if parts.any(|part| *part == ContentPart::Media) {
@@ -124,10 +125,10 @@ impl ChatTemplate {
         template.render(chat, self.variables(chat)).map_err(ChatError::Rejected)
     }
 
-    /// The ids of [`Self::render`]'s text.
+    /// Returns the ids of [`Self::render`]'s text.
     ///
     /// # Errors
-    /// Those of [`Self::render`].
+    /// Fails like [`Self::render`].
     pub fn encode(&self, chat: &Chat) -> Result<Vec<u32>, ChatError> {
         let text = self.render(chat)?;
         Ok(if chat.add_special_tokens {
@@ -137,17 +138,17 @@ impl ChatTemplate {
         })
     }
 
-    /// What turns the texts into ids, and remembers them.
+    /// Returns the encoder, which converts texts to ids and remembers them.
     pub fn encoder(&self) -> &PromptEncoder {
         &self.encoder
     }
 
-    /// `--chat-template`
+    /// Returns the value of `--chat-template`.
     pub fn configured(&self) -> Option<&str> {
         self.config.template.as_deref()
     }
 
-    /// vLLM's `merge_kwargs`: the request's variables over the server's, where they are set.
+    /// Merges variables like vLLM's `merge_kwargs`: those that the request sets have priority over the server's.
     fn variables(&self, chat: &Chat) -> Map<String, Value> {
         let mut variables = self.special_tokens.clone();
         let unset = [("documents", Value::Null), ("add_generation_prompt", Value::from(false))];

@@ -1,4 +1,4 @@
-//! Token by token to text, as vLLM streams it: bytes that do not yet make a character are held back.
+//! Converts tokens to text one by one, as vLLM streams them: bytes of an incomplete character are held back.
 
 use super::hugging_face::DecodeState;
 use super::{Backend, SpecialTokens, Tokenizer};
@@ -14,18 +14,18 @@ pub struct Detokenizer {
 
 #[derive(Debug)]
 enum State {
-    /// A text is the bytes of its tokens.
+    /// The text is the bytes of the tokens.
     Bytes(HeldBytes),
-    /// How a token reads depends on those before it.
+    /// The text of a token depends on the tokens before it.
     Context(DecodeState),
 }
 
-/// What has been taken and not given out: never more work per token than the token has bytes.
+/// Bytes that were taken and are held back. The work per token is never more than its bytes.
 #[derive(Debug, Default)]
 struct HeldBytes {
-    /// Ends with U+FFFD when it is not empty.
+    /// Complete characters; they end with U+FFFD unless there are none.
     text: String,
-    /// The start of a character, at most 3 bytes.
+    /// Begin of a character, at most 3 bytes.
     partial: Vec<u8>,
 }
 
@@ -40,8 +40,8 @@ impl Detokenizer {
         Self { tokenizer, special_tokens, state }
     }
 
-    /// The text that `id` completes. Nothing is given out that ends in a broken character, since the next token may complete it;
-    /// what is still held at the end never shows, as in vLLM.
+    /// Returns the text that `id` completes. A text that ends in a broken character is held back, since the next token
+    /// may complete it. What is still held at the end never shows, as in vLLM.
     pub fn push(&mut self, id: u32) -> String {
         match (&*self.tokenizer.backend, &mut self.state) {
             (Backend::Qwen(qwen), State::Bytes(held)) => held.push(qwen.token_bytes(id, self.special_tokens)),
@@ -65,7 +65,7 @@ impl HeldBytes {
             self.text.push_str(chunk.valid());
             n_decided += chunk.valid().len();
             let invalid = chunk.invalid();
-            // Only the last chunk can be the start of a character: a byte follows the others and does not continue them.
+            // Only the last chunk can begin a character: the others are followed by a byte that does not continue them.
             if n_decided + invalid.len() < self.partial.len() || !may_continue(invalid) {
                 if !invalid.is_empty() {
                     self.text.push(REPLACEMENT);
@@ -82,7 +82,7 @@ impl HeldBytes {
     }
 }
 
-/// Whether more bytes can make `invalid` a character.
+/// Returns whether more bytes can make `invalid` a character.
 fn may_continue(invalid: &[u8]) -> bool {
     std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none())
 }

@@ -1,4 +1,4 @@
-//! Any `tokenizer.json`, read by the `tokenizers` library, and the `tokenizer_config.json` beside it.
+//! Any `tokenizer.json`, read by the `tokenizers` library, with the `tokenizer_config.json` beside it.
 
 use super::added_tokens::{AddedTokens, Segment};
 use super::{SpecialTokens, TokenizerError};
@@ -9,15 +9,15 @@ use tokenizers::PostProcessor as _;
 pub(super) struct HuggingFaceTokenizer {
     inner: tokenizers::Tokenizer,
     eos: u32,
-    /// `None` when the text around added tokens changes how a piece is read.
+    /// Added tokens; `None` if the text around them changes how a piece is read.
     added: Option<AddedTokens>,
-    /// `tokenizer_config.json`; empty without the file.
+    /// Contents of `tokenizer_config.json`; empty without the file.
     config: Map<String, Value>,
-    /// `chat_template.jinja`, which newer models have instead of the field in the configuration.
+    /// Contents of `chat_template.jinja`, which newer models have instead of the field in the configuration.
     template_file: Option<String>,
 }
 
-/// Where one reply's decoding stands: what the library keeps in its `DecodeStream`.
+/// State of one reply's decoding, which the library keeps in its `DecodeStream`.
 #[derive(Debug, Default)]
 pub(super) struct DecodeState {
     ids: Vec<u32>,
@@ -25,9 +25,10 @@ pub(super) struct DecodeState {
     prefix_idx: usize,
 }
 
-/// Tokens that end a turn in models whose `tokenizer_config.json` is missing or names none, the likelier first.
+/// Tokens that end a turn in models whose `tokenizer_config.json` is missing or names none, the likelier ones first.
 const EOS_CANDIDATES: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>"];
-/// Texts around an added token that tokenizers with context read in another way: with a word's start, spaces, line breaks.
+/// Texts around an added token that a tokenizer with context would read differently: the start of a word, spaces, line
+/// breaks.
 const PROBES: [(&str, &str); 5] = [("a", "b"), ("a ", " b"), ("\n", "\n\nb"), ("It's 1", "2 x"), ("", "b")];
 
 // === impl HuggingFaceTokenizer ===
@@ -64,12 +65,12 @@ impl HuggingFaceTokenizer {
         }
     }
 
-    /// Appends the ids of a piece that `split` gave.
+    /// Appends the ids of a piece that `split` returned.
     pub(super) fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
         ids.extend(encode(&self.inner, text, false));
     }
 
-    /// With what the model's post-processor puts around a text, like BOS.
+    /// Returns the ids with what the model's post-processor adds to a text, like BOS.
     pub(super) fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
         encode(&self.inner, text, true)
     }
@@ -82,7 +83,7 @@ impl HuggingFaceTokenizer {
         self.inner.decode(ids, special_tokens == SpecialTokens::Skip).unwrap_or_default()
     }
 
-    /// The text that `id` completes, as vLLM's `FastIncrementalDetokenizer` gives it out.
+    /// Returns the text that `id` completes, like vLLM's `FastIncrementalDetokenizer`.
     pub(super) fn decode_next(
         &self,
         state: &mut DecodeState,
@@ -95,7 +96,7 @@ impl HuggingFaceTokenizer {
             tokenizers::step_decode_stream(&self.inner, vec![id], skips, ids, prefix, prefix_idx)
         };
         let piece = step(state).or_else(|_invalid_prefix| {
-            // vLLM starts anew when a decoder takes back what it has given.
+            // vLLM starts again when a decoder takes back what it has returned.
             *state = DecodeState::default();
             step(state)
         });
@@ -118,7 +119,7 @@ impl HuggingFaceTokenizer {
         &self.config
     }
 
-    /// The model's template for chats, with tools or without.
+    /// Returns the model's template for chats, with tools or without.
     pub(super) fn chat_template(&self, with_tools: bool) -> Option<&str> {
         if let Some(template) = &self.template_file {
             return Some(template);
@@ -143,7 +144,8 @@ impl std::fmt::Debug for HuggingFaceTokenizer {
     }
 }
 
-/// The text of `eos_token`, `bos_token`, ... in `tokenizer_config.json`, which has it bare or in an object.
+/// Returns the text of `eos_token`, `bos_token`, ... in `tokenizer_config.json`, which has it either bare or in an
+/// object.
 pub(super) fn special_token<'a>(config: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     let token = config.get(name)?;
     token.as_str().or_else(|| token.get("content")?.as_str())
@@ -165,10 +167,11 @@ fn encode(inner: &tokenizers::Tokenizer, text: &str, add_special_tokens: bool) -
     }
 }
 
-/// The added tokens, if cutting a text at them and reading the pieces one by one gives the ids of the whole.
+/// Returns the added tokens, if cutting a text at them and reading the pieces one by one gives the same ids as the
+/// whole.
 fn splitting_tokens(inner: &tokenizers::Tokenizer) -> Option<AddedTokens> {
     let decoder = inner.get_added_tokens_decoder();
-    // The others are searched for after normalization, within the pieces.
+    // Other tokens are searched for after normalization, within the pieces.
     let tokens: Vec<(u32, tokenizers::AddedToken)> =
         decoder.into_iter().filter(|(_, token)| !token.normalized).collect();
     if tokens.iter().any(|(_, token)| token.lstrip || token.rstrip || token.single_word) {

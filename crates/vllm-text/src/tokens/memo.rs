@@ -1,5 +1,5 @@
-//! Prompts to ids, with a memory: added tokens cut a text into pieces whose ids depend on nothing else, so a conversation
-//! that has grown by a turn tokenizes that turn only.
+//! Converts prompts to ids, with a memory. Added tokens cut a text into pieces whose ids do not depend on each other,
+//! so that for a conversation with one more turn only that turn is tokenized.
 
 use super::Tokenizer;
 use super::added_tokens::Segment;
@@ -9,12 +9,12 @@ use rapidhash::fast::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of texts and ids that are remembered by default: some hundred conversations of 32,000 tokens.
+/// Default limit of remembered texts and ids, in bytes: some hundred conversations of 32,000 tokens.
 pub const DEFAULT_LIMIT: usize = 64 << 20;
-/// What an entry takes beside its text and ids: pointers, lengths, counts, a place in the table.
+/// Bytes of an entry beside its text and ids: pointers, lengths, counts, a place in the table.
 const ENTRY_OVERHEAD: usize = 128;
 
-/// Shared by all requests.
+/// Encoder that all requests share.
 #[derive(Debug)]
 pub struct PromptEncoder {
     tokenizer: Tokenizer,
@@ -22,7 +22,7 @@ pub struct PromptEncoder {
     n_encoded_bytes: AtomicU64,
 }
 
-/// The least recently used go first.
+/// Remembered texts; the least recently used are dropped first.
 #[derive(Debug)]
 struct Memo {
     ids: LruCache<Box<str>, Arc<[u32]>, RandomState>,
@@ -41,13 +41,13 @@ enum Piece<'a> {
 // === impl PromptEncoder ===
 
 impl PromptEncoder {
-    /// `limit`: of remembered texts and ids, in bytes; 0 remembers nothing.
+    /// Makes an encoder. `limit` is that of remembered texts and ids, in bytes; 0 remembers nothing.
     pub fn new(tokenizer: Tokenizer, limit: usize) -> Self {
         let memo = Memo { ids: LruCache::unbounded_with_hasher(RandomState::default()), n_bytes: 0, limit };
         Self { tokenizer, memo: Mutex::new(memo), n_encoded_bytes: AtomicU64::new(0) }
     }
 
-    /// The same ids as [`Tokenizer::encode`].
+    /// Returns the same ids as [`Tokenizer::encode`].
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let pieces = self.look_up(text);
         let mut ids = Vec::new();
@@ -72,7 +72,8 @@ impl PromptEncoder {
         ids
     }
 
-    /// The same ids as [`Tokenizer::encode_with_special_tokens`]; remembers nothing where those depend on the whole text.
+    /// Returns the same ids as [`Tokenizer::encode_with_special_tokens`]; remembers nothing if these depend on the
+    /// whole text.
     pub fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
         if self.tokenizer.adds_special_tokens() {
             self.tokenizer.encode_with_special_tokens(text)
@@ -81,12 +82,12 @@ impl PromptEncoder {
         }
     }
 
-    /// Bytes of text that were not remembered when they were asked for, since the start.
+    /// Returns the bytes of text that had to be tokenized since the start, because they were not remembered.
     pub fn n_encoded_bytes(&self) -> u64 {
         self.n_encoded_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that are remembered now, at most the limit.
+    /// Returns the bytes that are remembered now, at most the limit.
     pub fn n_remembered_bytes(&self) -> usize {
         self.memo.lock().n_bytes
     }
@@ -113,7 +114,7 @@ impl PromptEncoder {
 impl Memo {
     fn insert(&mut self, text: &str, ids: &[u32]) {
         let n_new = cost(text, ids);
-        // One text that takes most of the memory would push out all conversations.
+        // One text that takes most of the memory would drop all conversations.
         if n_new > self.limit / 4 {
             return;
         }

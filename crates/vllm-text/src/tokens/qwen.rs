@@ -1,4 +1,5 @@
-//! Qwen's tokenizers: the byte-pair vocabulary of `bpe-openai`, which all share, and each family's added tokens on top of it.
+//! Qwen's tokenizers: the byte-pair vocabulary of `bpe-openai`, which all of them share, and each family's added
+//! tokens.
 
 mod family;
 
@@ -59,7 +60,7 @@ impl QwenTokenizer {
         }
     }
 
-    /// vLLM shows a vocabulary entry in the byte-level spelling: a space is `Ġ`.
+    /// Returns a vocabulary entry like vLLM shows it, in the byte-level spelling: a space is `Ġ`.
     pub(super) fn token_string(&self, id: u32) -> String {
         if id >= FIRST_ADDED {
             return String::from_utf8_lossy(self.token_bytes(id, SpecialTokens::Show)).into_owned();
@@ -74,7 +75,7 @@ impl std::fmt::Debug for QwenTokenizer {
     }
 }
 
-/// NFC as the `tokenizers` library has it, whose tables know fewer compositions than today's Unicode.
+/// Composes a text to the NFC of the `tokenizers` library, whose tables know fewer compositions than today's Unicode.
 fn composed(text: &str) -> Cow<'_, str> {
     if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
         return Cow::Borrowed(text);
@@ -86,7 +87,7 @@ fn composed(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// GPT-2's printable stand-in for each byte, which byte-level vocabularies are written in.
+/// Returns GPT-2's printable character for each byte, in which byte-level vocabularies are written.
 fn byte_spelling() -> [char; 256] {
     let mut spelling = ['\0'; 256];
     let mut n_shifted = 0;

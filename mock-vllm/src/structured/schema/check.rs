@@ -1,4 +1,4 @@
-//! Looks once at every schema that a value could meet, so that making values can rely on its shape.
+//! Checks every schema that a value could meet once, so that making values can rely on its shape.
 
 use super::{SchemaError, resolve};
 use crate::structured::decimal::Decimal;
@@ -6,9 +6,9 @@ use crate::structured::pattern::{Anchoring, Pattern};
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 
-/// Schemas within schemas; `serde_json` reads no deeper.
+/// Deepest nesting of schemas; `serde_json` reads no deeper.
 const DEPTH_LIMIT: usize = 128;
-/// Schemas in one document, references counted once.
+/// Most schemas in one document, each reference counted once.
 const N_SCHEMAS_LIMIT: usize = 20_000;
 const MIN_LENGTH_LIMIT: u64 = 10_000;
 const MIN_ITEMS_LIMIT: u64 = 1_000;
@@ -16,7 +16,7 @@ const MIN_PROPERTIES_LIMIT: u64 = 100;
 
 pub(super) const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
 
-/// Keywords of JSON Schema that assert and are not sampled for.
+/// Keywords of JSON Schema that assert but are not supported.
 const UNSUPPORTED: [&str; 16] = [
     "if",
     "then",
@@ -36,11 +36,11 @@ const UNSUPPORTED: [&str; 16] = [
     "$anchor",
 ];
 
-/// What is left to look at.
+/// Schemas that are still to be checked, and what is known so far.
 struct Survey<'s> {
     root: &'s Value,
     pending: Vec<Pending<'s>>,
-    /// References that were followed.
+    /// References that were followed already.
     followed: HashSet<&'s str>,
     patterns: HashMap<String, Pattern>,
 }
@@ -51,7 +51,7 @@ struct Pending<'s> {
     depth: usize,
 }
 
-/// The compiled patterns, by their source.
+/// Checks a schema and returns its compiled patterns by their source.
 pub(super) fn check(root: &Value) -> Result<HashMap<String, Pattern>, SchemaError> {
     let first = Pending { schema: root, path: "#".to_owned(), depth: 0 };
     let mut survey =
@@ -122,7 +122,7 @@ impl<'s> Survey<'s> {
                 "items" if value.is_array() => self.add_list(value, &at, depth)?,
                 "prefixItems" | "anyOf" | "oneOf" | "allOf" => self.add_list(value, &at, depth)?,
                 "items" | "additionalItems" | "additionalProperties" | "not" => self.add(value, at, depth),
-                // Definitions are looked at when something refers to them; the rest are annotations.
+                // Definitions are checked when something refers to them; all others are annotations.
                 _ => {}
             }
         }
@@ -167,7 +167,7 @@ impl<'s> Survey<'s> {
     }
 }
 
-/// A whole number of at least 0; JSON Schema takes 1.0 for one.
+/// Returns a whole number of at least 0; in JSON Schema 1.0 is one too.
 pub(super) fn count(value: &Value) -> Option<u64> {
     #[expect(
         clippy::cast_possible_truncation,

@@ -1,5 +1,5 @@
-//! Makes one value. A value must satisfy several schemas at once (`allOf`, `$ref` and its neighbours, a branch of `anyOf`
-//! and what stands beside it): they are kept as a list of conjuncts and only combined where they meet a value.
+//! Makes one value. A value must satisfy several schemas at once (`allOf`, `$ref` and its neighbours, a branch of
+//! `anyOf` and the keywords beside it). They are kept as a list of conjuncts, and combined only for the value at hand.
 
 use super::check::TYPES;
 use super::number::{self, Kind};
@@ -11,47 +11,47 @@ use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 use serde_json::{Map, Value};
 
-/// Deeper than this only what is required is made, and the simplest branch is tried first.
+/// Depth beyond which only required parts are made, and the simplest branch is tried first.
 const SOFT_DEPTH: usize = 4;
-/// Deeper than this the branch is given up.
+/// Depth beyond which a branch is given up.
 const DEPTH_LIMIT: usize = 48;
-/// Values tried for one schema, those given up included.
+/// Most values tried for one schema, those that are given up included.
 const N_STEPS_LIMIT: usize = 20_000;
-/// Bytes of text in one value.
+/// Most bytes of text in one value.
 const TEXT_LIMIT: usize = 256 << 10;
-/// Draws for what can only be tested afterwards.
+/// Most draws of a value that can only be tested afterwards.
 const N_RETRIES: usize = 16;
 const N_UNIQUE_RETRIES: usize = 100;
-/// Items and extra properties where the schema leaves the number open.
+/// Most items and extra properties if the schema leaves the number open.
 const N_OPEN: usize = 3;
-/// Characters of a text whose length is open.
+/// Most characters of a text whose length is open.
 const OPEN_LENGTH: usize = 40;
 
-/// Why a branch was given up.
+/// Reason why a branch was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     Unsatisfiable,
     TooDeep,
-    /// Ends everything.
+    /// Ends the search.
     TooComplex,
 }
 
 pub(super) struct Composer<'s, 'r> {
     schema: &'s Schema,
-    /// One for all tests, so that its limit is one for the value.
+    /// Validator of all tests, so that its limit holds for the value as a whole.
     validator: Validator<'s>,
     rng: &'r mut dyn Rng,
     n_steps: usize,
     n_text_bytes: usize,
 }
 
-/// The schemas of one value, with references and `allOf` unfolded.
+/// Schemas of one value, with references and `allOf` unfolded.
 #[derive(Clone, Default)]
 struct Demand<'s> {
     conjuncts: Vec<&'s Map<String, Value>>,
-    /// `anyOf` and `oneOf` of which no branch has been chosen.
+    /// `anyOf` and `oneOf` without a chosen branch yet.
     choices: Vec<&'s [Value]>,
-    /// Something holds that can only be tested on the value.
+    /// True if something can only be tested on the value.
     needs_test: bool,
     has_false: bool,
 }
@@ -84,7 +84,8 @@ impl<'s> Demand<'s> {
             self.conjuncts.push(keywords);
             pending
                 .extend(keywords.get("$ref").and_then(Value::as_str).and_then(|name| schema.resolve(name)));
-            // In reverse: the first schema of the list is unfolded first, for the order of properties.
+            // In reverse order, because the first schema of the list must be unfolded first, for the order of
+            // properties.
             pending.extend(keywords.get("allOf").and_then(Value::as_array).into_iter().flatten().rev());
             for keyword in ["anyOf", "oneOf"] {
                 self.choices.extend(keywords.get(keyword).and_then(Value::as_array).map(Vec::as_slice));
@@ -101,20 +102,20 @@ impl<'s> Demand<'s> {
         self.values(keyword).filter_map(super::check::count).filter_map(|count| usize::try_from(count).ok())
     }
 
-    /// The strictest of a lower and an upper bound.
+    /// Returns the strictest lower and upper bound.
     fn size(&self, min: &str, max: &str) -> Result<Lengths, Stop> {
         let min = self.counts(min).max().unwrap_or_default();
         let max = self.counts(max).min().unwrap_or(usize::MAX);
         if min <= max { Ok(Lengths { min, max }) } else { Err(Stop::Unsatisfiable) }
     }
 
-    /// The types that all schemas allow; all of them when none says any.
+    /// Returns the types that all schemas allow; all types if no schema has `type`.
     fn types(&self) -> Vec<&'static str> {
         let allows = |types: &Value, name: &str| match types {
             Value::Array(types) => types.iter().any(|of| of == name),
             of => of == name,
         };
-        // An integer is a number, so a number and an integer meet in the integers.
+        // An integer is a number, so integers are what both types have in common.
         let is_allowed = |name: &str| {
             self.values("type")
                 .all(|types| allows(types, name) || name == "integer" && allows(types, "number"))
@@ -138,7 +139,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         self.value(&[root], 0).map_err(SchemaError::from)
     }
 
-    /// A value that satisfies all of `schemas`.
+    /// Makes a value that satisfies all of `schemas`.
     fn value(&mut self, schemas: &[&'s Value], depth: usize) -> Result<Value, Stop> {
         if depth > DEPTH_LIMIT {
             return Err(Stop::TooDeep);
@@ -207,7 +208,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         Err(last)
     }
 
-    /// How much a schema is likely to nest, for the choice of a way out of a recursion.
+    /// Estimates how deep a schema nests, to find a way out of a recursion.
     fn complexity(&self, schema: &'s Value) -> usize {
         let mut demand = Demand::default();
         demand.add(self.schema, schema);
@@ -222,7 +223,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         }
     }
 
-    /// A value of a demand without open choices.
+    /// Makes a value of a demand without open choices.
     fn plain(&mut self, demand: &Demand<'s>, depth: usize) -> Result<Value, Stop> {
         let mut last = Stop::Unsatisfiable;
         for name in self.ordered_types(demand, depth) {
@@ -244,13 +245,14 @@ impl<'s, 'r> Composer<'s, 'r> {
         Err(last)
     }
 
-    /// The allowed types, first the one to try first: what the schema talks about, null last or now and then first.
+    /// Returns the allowed types in the order of trying: first those that the schema's keywords are about; null last,
+    /// but sometimes first.
     fn ordered_types(&mut self, demand: &Demand<'s>, depth: usize) -> Vec<&'static str> {
         let mut types = demand.types();
         types.shuffle(&mut self.rng);
         let has = |keywords: &[&str]| keywords.iter().any(|keyword| demand.values(keyword).next().is_some());
         if demand.needs_test && !has(&["type"]) {
-            // Only a draw shows which types `not` and `oneOf` leave.
+            // Only draws show which types `not` and `oneOf` leave.
             return types;
         }
         let is_deep = depth >= SOFT_DEPTH;
@@ -348,7 +350,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         Ok(Value::Array(items))
     }
 
-    /// A value that is none of `others`.
+    /// Makes a value that is not among `others`.
     fn unlike(&mut self, others: &[Value], schemas: &[&'s Value], depth: usize) -> Result<Value, Stop> {
         for _ in 0..N_UNIQUE_RETRIES {
             let value = self.value(schemas, depth)?;
@@ -393,7 +395,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         Ok(Value::Object(fields))
     }
 
-    /// The properties to make, in the schema's order, each with whether it is required.
+    /// Returns the properties to make, in the schema's order, each with whether it is required.
     fn property_names(
         &mut self,
         demand: &Demand<'s>,
@@ -430,13 +432,13 @@ impl<'s, 'r> Composer<'s, 'r> {
     }
 }
 
-/// The values of the first `const` or `enum`.
+/// Returns the values of the first `const` or `enum`.
 fn listed_values<'s>(demand: &Demand<'s>) -> Option<&'s [Value]> {
     let constant = demand.values("const").next().map(std::slice::from_ref);
     constant.or_else(|| demand.values("enum").filter_map(Value::as_array).map(Vec::as_slice).next())
 }
 
-/// What all schemas together say about a property.
+/// Returns the schemas of a property from all schemas.
 fn property_schemas<'s>(demand: &Demand<'s>, name: &str) -> Vec<&'s Value> {
     demand.conjuncts.iter().filter_map(|keywords| property_schema(keywords, name)).collect()
 }

@@ -1,13 +1,13 @@
-//! Numbers between bounds and on steps, drawn in whole units of a common decimal scale so that nothing is rounded.
+//! Draws numbers between bounds and on steps, in whole units of a common decimal scale, so that nothing is rounded.
 
 use super::compose::Stop;
 use crate::structured::decimal::{Decimal, lcm};
 use rand::{Rng, RngExt};
 use serde_json::{Map, Number, Value};
 
-/// Where one side is open, values lie within this of the other.
+/// Span of values from the one bound, if the other side is open.
 const OPEN_SPAN: i128 = 100;
-/// Beyond this a bound never matters.
+/// Value beyond which a bound has no effect.
 const BOUND_MAX: f64 = 1e17;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ struct Bound {
     is_exclusive: bool,
 }
 
-/// What all schemas together ask of a number.
+/// Bounds and steps of a number, from all schemas.
 #[derive(Default)]
 struct Limits {
     lower: Vec<Bound>,
@@ -65,7 +65,7 @@ impl Limits {
 }
 
 impl Bound {
-    /// `None` for a bound so far off that it is none.
+    /// Returns the bound; `None` if it is so large that it has no effect.
     fn of(number: &Number, is_exclusive: bool, is_open: bool) -> Result<Option<Self>, Stop> {
         if is_open {
             return Ok(None);
@@ -75,7 +75,7 @@ impl Bound {
     }
 }
 
-/// `None` when no number fits or the digits do not.
+/// Draws a number; `None` if none fits, or if its digits are too many.
 fn draw_exact(limits: &Limits, kind: Kind, rng: &mut dyn Rng) -> Option<Number> {
     let Limits { lower, upper, steps } = limits;
     let bounds = lower.iter().chain(upper).map(|bound| bound.at.scale);
@@ -107,7 +107,7 @@ fn draw_exact(limits: &Limits, kind: Kind, rng: &mut dyn Rng) -> Option<Number> 
     Decimal { units, scale }.to_number()
 }
 
-/// A tenth, or smaller where the bounds leave less room than ten tenths.
+/// Returns a tenth, or a smaller step if the bounds leave less room than ten tenths.
 fn readable_step(lowest: Option<i128>, highest: Option<i128>, one: i128) -> i128 {
     let mut step = one / 10;
     if let (Some(lowest), Some(highest)) = (lowest, highest) {
@@ -118,7 +118,7 @@ fn readable_step(lowest: Option<i128>, highest: Option<i128>, one: i128) -> i128
     step.max(1)
 }
 
-/// The range of factors of `step` to draw from.
+/// Returns the range of factors of `step` to draw from.
 fn multiples(lowest: Option<i128>, highest: Option<i128>, step: i128, one: i128) -> Option<(i128, i128)> {
     let span = (one.checked_mul(OPEN_SPAN)? / step).max(9);
     let first = lowest.map(|lowest| lowest.div_euclid(step) + i128::from(lowest.rem_euclid(step) != 0));

@@ -1,4 +1,4 @@
-//! Whether a value is valid against a checked schema: the judge of `oneOf`, `not` and contradictions.
+//! Decides whether a value is valid for a checked schema; it judges `oneOf`, `not` and contradictions.
 
 use super::Schema;
 use super::check::count;
@@ -7,9 +7,10 @@ use serde_json::{Map, Number, Value};
 use std::cell::Cell;
 use std::cmp::Ordering;
 
-/// Schemas within schemas within one value; only a reference to itself gets there.
+/// Deepest nesting of schemas within one value; only a reference to itself reaches it.
 const DEPTH_LIMIT: usize = 200;
-/// Comparisons of a schema with a value, after which nothing is accepted: references can ask for exponentially many.
+/// Most comparisons of a schema with a value. After them nothing is accepted, because references can ask for
+/// exponentially many.
 const N_STEPS_LIMIT: u32 = 200_000;
 
 pub(super) struct Validator<'s> {
@@ -28,7 +29,7 @@ impl<'s> Validator<'s> {
         self.is_valid(schema, value, 0)
     }
 
-    /// Too much was asked: nothing is accepted any more.
+    /// Returns whether the limit is reached, so that nothing is accepted any more.
     pub(super) fn is_exhausted(&self) -> bool {
         self.n_steps.get() > N_STEPS_LIMIT
     }
@@ -111,13 +112,13 @@ impl<'s> Validator<'s> {
     }
 }
 
-/// What one schema says about a property.
+/// Returns the schema of a property in one schema.
 pub(super) fn property_schema<'s>(keywords: &'s Map<String, Value>, name: &str) -> Option<&'s Value> {
     let named = keywords.get("properties").and_then(|properties| properties.get(name));
     named.or_else(|| keywords.get("additionalProperties"))
 }
 
-/// What one schema says about an item, with either spelling of tuples.
+/// Returns the schema of an item in one schema, for both spellings of tuples.
 pub(super) fn item_schema(keywords: &Map<String, Value>, item_idx: usize) -> Option<&Value> {
     match keywords.get("items") {
         Some(Value::Array(prefix)) => prefix.get(item_idx).or_else(|| keywords.get("additionalItems")),
@@ -128,7 +129,7 @@ pub(super) fn item_schema(keywords: &Map<String, Value>, item_idx: usize) -> Opt
     }
 }
 
-/// JSON Schema's equality: 1 is 1.0, and objects have no order.
+/// Compares like JSON Schema: 1 equals 1.0, and objects have no order.
 pub(super) fn equal(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Number(left), Value::Number(right)) => compare(left, right) == Ordering::Equal,

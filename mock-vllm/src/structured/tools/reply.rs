@@ -1,4 +1,4 @@
-//! Calls of tools as the model writes them and as the API tells them.
+//! Tool calls in the form that the model writes and in the form of the API.
 
 use super::ToolChoice;
 use crate::structured::json_text;
@@ -10,17 +10,18 @@ use std::ops::Range;
 pub(super) const OPEN: &str = "<tool_call>";
 pub(super) const CLOSE: &str = "</tool_call>";
 
-/// How the model is made to write its calls.
+/// Form in which the model writes its calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Syntax {
-    /// `<tool_call>\n{"name": .., "arguments": ..}\n</tool_call>`, as Qwen's template asks for and vLLM's parser `hermes` reads.
+    /// `<tool_call>\n{"name": .., "arguments": ..}\n</tool_call>`, which Qwen's template asks for and vLLM's parser
+    /// `hermes` reads.
     Hermes,
-    /// As Hermes with `auto`. With a named tool the text is its arguments, with `required` a list of `{"name", "parameters"}`:
-    /// the guided decoding of vLLM 0.8 to 0.11.
+    /// Guided decoding of vLLM 0.8 to 0.11: like Hermes with `auto`. With a named tool the text is its arguments; with
+    /// `required` it is a list of `{"name", "parameters"}`.
     GuidedChoice,
 }
 
-/// One call, before it is text.
+/// One call, before it becomes text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
     pub id: String,
@@ -28,11 +29,11 @@ pub struct Call {
     pub arguments: Value,
 }
 
-/// A reply that calls tools: the text that the model generates and where the calls are in it.
+/// A reply with tool calls: the text that the model generates, and the places of the calls in it.
 #[derive(Clone, Debug)]
 pub struct ToolReply {
     text: String,
-    /// Of the text before the first call, in bytes.
+    /// Length of the text before the first call, in bytes.
     n_content_bytes: usize,
     calls: Vec<PlacedCall>,
     choice: ToolChoice,
@@ -43,16 +44,16 @@ pub struct ToolReply {
 pub(super) struct PlacedCall {
     pub(super) id: String,
     pub(super) name: String,
-    /// After the opening tag.
+    /// Place after the opening tag.
     pub(super) begin: usize,
-    /// After the closing quote of its name: from here on the call can be announced.
+    /// Place after the closing quote of its name, from which on the call can be announced.
     pub(super) name_end: usize,
     pub(super) arguments: Range<usize>,
-    /// After the last byte of its JSON.
+    /// Place after the last byte of its JSON.
     pub(super) end: usize,
 }
 
-/// A call as `message.tool_calls` has it.
+/// A call in the form of `message.tool_calls`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ToolCall {
     pub id: String,
@@ -64,15 +65,15 @@ pub struct ToolCall {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FunctionCall {
     pub name: String,
-    /// JSON as text.
+    /// Arguments: JSON as text.
     pub arguments: String,
 }
 
-/// What a reply that does not stream says.
+/// Message of a reply that does not stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolMessage {
     pub content: Option<String>,
-    /// Empty when generation was cut off within a call.
+    /// Calls; empty if the generation was cut off within the first call.
     pub tool_calls: Vec<ToolCall>,
 }
 
@@ -94,7 +95,7 @@ impl ToolReply {
         reply
     }
 
-    /// A text that is already written as Hermes calls, with or without words before them; `None` for other texts.
+    /// Reads a text that has Hermes calls, with or without words before them; `None` for other texts.
     pub fn parse(text: &str, rng: &mut dyn Rng) -> Option<Self> {
         let first = text.find(OPEN)?;
         let (content, mut rest) = text.split_at(first);
@@ -119,18 +120,18 @@ impl ToolReply {
         Some(reply)
     }
 
-    /// What the model generates: completion tokens are counted on it, the end of the turn comes on top.
+    /// Returns the text that the model generates. Completion tokens are counted on it, plus the end of the turn.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The calls, each as if generation were not cut off.
+    /// Returns the calls as if the generation were not cut off.
     pub fn tool_calls(&self) -> Vec<ToolCall> {
         self.calls.iter().map(|call| self.tool_call(call, call.arguments.end)).collect()
     }
 
-    /// What a client gets that does not stream. `generated` is the text that was generated, all of [`Self::text`] or, where
-    /// generation was cut off, its beginning.
+    /// Returns the message for a client that does not stream. `generated` is the generated text: all of [`Self::text`],
+    /// or its beginning if the generation was cut off.
     pub fn message(&self, generated: &str) -> ToolMessage {
         let n_generated = generated.len();
         let begun: Vec<_> = self.calls.iter().filter(|call| call.begin <= n_generated).collect();
@@ -224,7 +225,7 @@ enum Form {
     Bare,
 }
 
-/// vLLM's `make_tool_call_id`: the prefix and 128 random bits.
+/// Makes an id like vLLM's `make_tool_call_id`: the prefix and 128 random bits.
 pub(super) fn new_id(rng: &mut dyn Rng) -> String {
     let bits: u128 = rng.random();
     format!("chatcmpl-tool-{bits:032x}")

@@ -1,10 +1,11 @@
-//! `continue_final_message`: the prompt ends within the last message, where transformers leaves a mark and cuts.
+//! `continue_final_message`: the prompt ends within the last message. Like transformers, this puts a mark there and
+//! cuts the text at it.
 
 use serde_json::{Map, Value};
 
-/// What is left behind the text that is to be continued, until the template has been rendered.
+/// Mark after the text to continue, until the template is rendered.
 const MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
-/// Copies of the same text, of which a template reads one.
+/// Names of the fields that hold the reasoning: templates read one of these copies.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 #[derive(Debug)]
@@ -15,10 +16,11 @@ pub(super) struct Continuation {
 // === impl Continuation ===
 
 impl Continuation {
-    /// Marks the last message if `variables` want it continued: their `continue_final_message` is true, or names the field.
+    /// Marks the last message if `variables` ask to continue it: their `continue_final_message` is true, or names the
+    /// field.
     ///
     /// # Errors
-    /// When there is nothing to continue, or an answer is to begin as well.
+    /// Fails if there is nothing to continue, or if the prompt should begin a new answer too.
     pub(super) fn begin(
         variables: &Map<String, Value>,
         messages: &mut [Value],
@@ -61,10 +63,10 @@ impl Continuation {
         Ok(Some(Self { final_text }))
     }
 
-    /// `text` up to the mark.
+    /// Returns `text` up to the mark.
     ///
     /// # Errors
-    /// When the template has dropped the message.
+    /// Fails if the template has dropped the message.
     pub(super) fn end(self, mut text: String) -> Result<String, String> {
         let final_text = self.final_text.trim();
         let mark_start = text.rfind(MARK.trim_end()).filter(|_| text.contains(final_text));
@@ -79,14 +81,14 @@ impl Continuation {
         let keeps_spaces = text[mark_start..].starts_with(MARK);
         text.truncate(mark_start);
         if !keeps_spaces {
-            // The template trims the message, so what stood before the mark would have gone too.
+            // The template trims the message, so it would have trimmed the text before the mark too.
             text.truncate(text.trim_end().len());
         }
         Ok(text)
     }
 }
 
-/// Appends the mark to a text, or to the last text of a list of parts; gives the text before.
+/// Appends the mark to a text, or to the last text of a list of parts. Returns the text before it.
 fn mark(content: &mut Value) -> Option<String> {
     let text = match content {
         Value::Array(parts) => parts.iter_mut().rev().find_map(|part| part.get_mut("text"))?,

@@ -1,13 +1,13 @@
-//! Messages as vLLM hands them to a template.
+//! Messages in the form that vLLM gives to a template.
 
 use super::ContentFormat;
 use crate::tokens::chat::{Chat, ChatMessage, ContentPart};
 use serde_json::{Map, Value, json};
 
-/// Names of a message's reasoning, in the order in which transformers looks for it.
+/// Names of a message's reasoning, in the order in which transformers looks for them.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// The messages of `chat` for the template `source`.
+/// Returns the messages of `chat` for the template `source`.
 pub(super) fn conversation(chat: &Chat, format: ContentFormat, source: &str) -> Vec<Value> {
     let has_developer = chat.messages.iter().any(|message| message.role == "developer");
     let knows_developer = source.contains("\"developer\"") || source.contains("'developer'");
@@ -16,7 +16,8 @@ pub(super) fn conversation(chat: &Chat, format: ContentFormat, source: &str) -> 
     messages.iter().map(|message| Value::Object(fields(message, format))).collect()
 }
 
-/// vLLM's way out for templates that know no developer: they are system messages, and all of those become the first message.
+/// Works around templates that do not know the role developer, like vLLM: those messages become system messages, and
+/// all system messages become the first message.
 fn system_first(messages: &[ChatMessage]) -> Vec<ChatMessage> {
     let as_system = |message: &ChatMessage| {
         let mut message = message.clone();

@@ -1,5 +1,5 @@
-//! The environment that transformers renders chat templates in, on top of minijinja: block trimming, loop controls, Python's
-//! methods and spellings, `raise_exception`, `strftime_now`, `tojson`, `{% generation %}`.
+//! Environment for chat templates like that of transformers, on top of minijinja: block trimming, loop controls,
+//! Python's methods and spellings, `raise_exception`, `strftime_now`, `tojson`, `{% generation %}`.
 
 use crate::python_text::{self, JsonStyle};
 use minijinja::syntax::SyntaxConfig;
@@ -12,16 +12,16 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description;
 
-/// Work that one rendering may do, in instructions; a chat of a million tokens takes about a tenth. vLLM has a time limit
+/// Most instructions of one rendering; a chat of a million tokens takes about a tenth. vLLM has a time limit instead
 /// (`VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT`).
 const FUEL: u64 = 10_000_000;
 
-/// What a template raised itself: its text is for the client.
+/// Error that a template raised itself, whose text is for the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 struct Raised(String);
 
-/// `now` gives the time since 1970, for `strftime_now`.
+/// Makes the environment. `now` returns the time since 1970, for `strftime_now`.
 pub(super) fn environment(now: fn() -> Duration) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(
@@ -42,8 +42,8 @@ pub(super) fn environment(now: fn() -> Duration) -> Environment<'static> {
     environment
 }
 
-/// The source with what Jinja reads in another way than minijinja: line ends, and `{% generation %}` blocks, which mark what
-/// was generated and change no text.
+/// Adapts a source where Jinja and minijinja differ: in line ends, and in `{% generation %}` blocks, which mark
+/// generated text and do not change it.
 pub(super) fn portable(source: &str) -> String {
     static GENERATION: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})").expect("the pattern is valid")
@@ -56,7 +56,7 @@ pub(super) fn portable(source: &str) -> String {
     GENERATION.replace_all(&source, replace).into_owned()
 }
 
-/// What vLLM tells the client of a template that failed.
+/// Returns what vLLM reports to the client about a failed template.
 pub(super) fn reason(error: &Error) -> String {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
@@ -73,7 +73,7 @@ pub(super) fn reason(error: &Error) -> String {
     }
 }
 
-/// `str(value)`
+/// Writes a value like `str(value)`.
 fn write_str(output: &mut Output<'_>, _state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
     if let Some(text) = value.as_str() {
         return Ok(output.write_str(text)?);
@@ -95,7 +95,7 @@ fn plain(value: &Value) -> Result<serde_json::Value, Error> {
     serde_json::to_value(value).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
-/// transformers' own filter: not HTML-safe, Unicode as it is, `json.dumps`'s arguments.
+/// Filter of transformers: not HTML-safe, Unicode unchanged, with the arguments of `json.dumps`.
 fn to_json(value: &Value, args: Kwargs) -> Result<Value, Error> {
     let style = JsonStyle::unicode();
     let indent: Option<Value> = args.get("indent")?;
@@ -135,7 +135,8 @@ fn strftime(now: Duration, format: &str) -> Result<String, Error> {
     now.format(&items).map_err(|error| failed(error.to_string()))
 }
 
-/// Python's methods of strings, lists and dictionaries: those of `minijinja-contrib`, and some that templates use besides.
+/// Calls Python's methods of strings, lists and dictionaries: those of `minijinja-contrib`, and others that templates
+/// use.
 fn call_method(
     state: &mut State<'_, '_>,
     value: &Value,

@@ -1,4 +1,4 @@
-//! One compiled template, and how it wants its chats.
+//! One compiled template, and the form of chats that it takes.
 
 use super::continuation::Continuation;
 use super::conversation::conversation;
@@ -11,21 +11,23 @@ use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) struct Template {
-    /// Holds the template under [`NAME`].
+    /// Environment that holds the template under [`NAME`].
     environment: Environment<'static>,
     source: String,
     content_format: ContentFormat,
 }
 
 const NAME: &str = "chat";
-/// Text that no template has.
+/// Text that no template contains.
 const PROBE: &str = "e4c1f7b0";
 
 // === impl Template ===
 
 impl Template {
+    /// Compiles a template.
+    ///
     /// # Errors
-    /// When `source` is no Jinja.
+    /// Fails if `source` is not valid Jinja.
     pub(super) fn try_new(
         source: &str,
         content_format: Option<ContentFormat>,
@@ -41,15 +43,17 @@ impl Template {
         Ok(template)
     }
 
+    /// Renders a chat.
+    ///
     /// # Errors
-    /// What vLLM tells the client.
+    /// Returns the message that vLLM sends to the client.
     pub(super) fn render(&self, chat: &Chat, mut variables: Map<String, Value>) -> Result<String, String> {
         let mut messages = conversation(chat, self.content_format, &self.source);
         let continuation = Continuation::begin(&variables, &mut messages, &self.source)?;
         let is_empty = messages.is_empty();
         variables.insert("messages".to_owned(), Value::Array(messages));
         let text = self.render_variables(variables).map_err(|error| match error.kind() {
-            // Jinja's words where templates look at the first message.
+            // Jinja's message for templates that look at the first message.
             ErrorKind::UndefinedError if is_empty => "list object has no element 0".to_owned(),
             _ => jinja::reason(&error),
         })?;
@@ -63,7 +67,8 @@ impl Template {
         self.environment.get_template(NAME)?.render(Serde(variables))
     }
 
-    /// vLLM looks in the syntax tree for a loop over the content of a message; here a template shows whether it has one.
+    /// Finds the format of contents. vLLM searches the syntax tree for a loop over the content of a message; here a
+    /// test rendering shows whether the template has one.
     fn detect_content_format(&self) -> ContentFormat {
         let part = json!({"type": "text", "text": PROBE});
         let Value::Object(variables) =
@@ -72,7 +77,7 @@ impl Template {
             unreachable!("an object is written above")
         };
         let text = self.render_variables(variables).unwrap_or_default();
-        // A template that expects a string prints the list whole.
+        // A template that expects a string prints the whole list.
         let is_whole =
             [r#"'text': '"#, r#""text": ""#].iter().any(|key| text.contains(&format!("{key}{PROBE}")));
         if text.contains(PROBE) && !is_whole { ContentFormat::OpenAi } else { ContentFormat::String }

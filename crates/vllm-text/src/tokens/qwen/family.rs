@@ -1,15 +1,15 @@
-//! What differs between the families of Qwen models: added tokens, template, size of the embedding.
+//! Differences between the families of Qwen models: added tokens, template, size of the embedding.
 
 use serde_json::{Map, Value, json};
 
-/// Models with one tokenizer and one chat template.
+/// Models with the same tokenizer and chat template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QwenFamily {
     Qwen25,
     Qwen3,
 }
 
-/// The ids below are the byte-pair vocabulary's.
+/// First id of the added tokens; the ids below are the byte-pair vocabulary's.
 pub(super) const FIRST_ADDED: u32 = 151_643;
 /// `added_tokens_decoder` of Qwen2.5's tokenizer_config.json, in order of id from [`FIRST_ADDED`].
 const ADDED: [&str; 22] = [
@@ -36,20 +36,21 @@ const ADDED: [&str; 22] = [
     "<|repo_name|>",
     "<|file_sep|>",
 ];
-/// What Qwen3's file has after those.
+/// Tokens that Qwen3's file has after those.
 const ADDED_BY_QWEN3: [&str; 4] = ["<tool_response>", "</tool_response>", "<think>", "</think>"];
-/// `"special": true` ends before `<tool_call>`: the tokens from there on are shown even when special ones are skipped.
+/// Number of tokens with `"special": true`. From `<tool_call>` on, tokens are shown even if special ones are skipped.
 pub(super) const N_SPECIAL: usize = 14;
 
 // === impl QwenFamily ===
 
 impl QwenFamily {
-    /// The end of a turn: `eos_token`, and the first of `eos_token_id` in generation_config.json.
+    /// End of a turn: `eos_token`, and the first of `eos_token_id` in generation_config.json.
     pub const IM_END: u32 = 151_645;
     /// `pad_token`, which generation_config.json names as another end.
     pub const ENDOFTEXT: u32 = 151_643;
 
-    /// By the name of a model, like `Qwen/Qwen3-8B`; `None` for models whose tokenizer is not built in.
+    /// Finds the family by the name of a model, like `Qwen/Qwen3-8B`; `None` for models whose tokenizer is not built
+    /// in.
     pub fn of_model(name: &str) -> Option<Self> {
         let name = name.to_lowercase();
         if name.contains("qwen2.5") {
@@ -61,7 +62,7 @@ impl QwenFamily {
         is_qwen3.then_some(Self::Qwen3)
     }
 
-    /// The template in tokenizer_config.json.
+    /// Returns the template in tokenizer_config.json.
     pub fn chat_template(self) -> &'static str {
         match self {
             Self::Qwen25 => include_str!("qwen2.5.jinja"),
@@ -69,14 +70,14 @@ impl QwenFamily {
         }
     }
 
-    /// `init_kwargs` of transformers 5 for the family's tokenizer_config.json.
+    /// Returns the `init_kwargs` of transformers 5 for the family's tokenizer_config.json.
     pub fn config(self) -> Map<String, Value> {
         let added: Map<String, Value> = self
             .added()
             .zip(FIRST_ADDED..)
             .map(|(content, id)| (id.to_string(), Value::from(content)))
             .collect();
-        // All special ones but the first, which is there as the padding.
+        // All special tokens except the first, which is the padding.
         let extra: Vec<&str> = self.added().take(N_SPECIAL).skip(1).collect();
         let config = json!({
             "unk_token": null,
@@ -102,7 +103,8 @@ impl QwenFamily {
         }
     }
 
-    /// `vocab_size` of config.json (Qwen2.5-7B, Qwen3-8B); prompts by id may use ids up to here, though nothing decodes them.
+    /// Returns `vocab_size` of config.json (Qwen2.5-7B, Qwen3-8B). Prompts may use ids up to it, although the last ones
+    /// have no text.
     pub fn model_vocabulary_len(self) -> u32 {
         match self {
             Self::Qwen25 => 152_064,
@@ -110,7 +112,7 @@ impl QwenFamily {
         }
     }
 
-    /// In order of id.
+    /// Returns the added tokens in order of id.
     pub(super) fn added(self) -> impl Iterator<Item = &'static str> {
         let more: &[&str] = match self {
             Self::Qwen25 => &[],
