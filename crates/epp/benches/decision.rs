@@ -1,7 +1,7 @@
 //! One request through exchange and director, without sockets: scan, hash, look up, pick, record, answer.
 //!
-//! Bodies are chats whose turns extend each other, so that most lookups match. Ten pods, or as many as
-//! the largest fleets have.
+//! Bodies are chats whose turns extend each other, so that most lookups match. The fleet is ten pods, or as many as the
+//! largest fleets have.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
@@ -34,11 +34,11 @@ metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 const N_PODS: u16 = 10;
-/// Of fleets that grow; the last one is larger than any that is known to run behind one picker.
+/// Sizes of growing fleets; the last one is larger than any that is known to run behind one picker.
 const FLEETS: [u16; 4] = [10, 100, 1000, 10_000];
-/// Body sizes of issue reports upstream: a short chat, a long one, and a whole document.
+/// Body sizes from upstream's issue reports: a short chat, a long one, and a whole document.
 const BODY_BYTES: [usize; 3] = [2_000, 10_000, 220_000];
-/// Envoy sends a body in pieces of at most this size.
+/// Largest piece of a body that Envoy sends.
 const CHUNK: usize = 16_384;
 
 fn main() {
@@ -96,7 +96,7 @@ fn director(n_pods: u16) -> Director {
     director
 }
 
-/// A chat of turns of about 200 bytes, cut to `n_bytes`; it has nothing in common with one of another number.
+/// A chat of turns of about 200 bytes, cut to `n_bytes`. Chats with different numbers share nothing.
 fn body(n_bytes: usize, number: u64) -> Bytes {
     let mut text = String::from(r#"{"model":"m","messages":["#);
     for turn in 0.. {
@@ -141,13 +141,13 @@ fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
     bench(bencher, N_PODS, n_bytes, || 0);
 }
 
-/// The smallest body, so that it is the fleet that counts.
+/// Decides for the smallest body, so that the fleet's size dominates.
 #[divan::bench(args = FLEETS)]
 fn decision_by_pods(bencher: divan::Bencher<'_, '_>, n_pods: u16) {
     bench(bencher, n_pods, BODY_BYTES[0], || 0);
 }
 
-/// The same for requests of which no endpoint holds anything: all are compared by their load.
+/// Decides for requests of which no endpoint holds anything: all are compared by their load.
 #[divan::bench(args = FLEETS)]
 fn decision_by_pods_without_a_match(bencher: divan::Bencher<'_, '_>, n_pods: u16) {
     let next = AtomicU64::new(0);

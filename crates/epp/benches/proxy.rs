@@ -1,4 +1,4 @@
-//! A proxy that sends requests as Envoy does in FULL_DUPLEX_STREAMED, each with a short response.
+//! A proxy that sends requests like Envoy in FULL_DUPLEX_STREAMED, each with a short response.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-/// What Envoy sends at once of a body that it has whole.
+/// Bytes that Envoy sends at once of a body that it has completely.
 const CHUNK: usize = 16 << 10;
 const ANSWER: &[u8] = br#"data: {"choices":[],"usage":{"prompt_tokens":500,"completion_tokens":3}}"#;
 
@@ -31,7 +31,7 @@ impl Proxy {
         Self(ExternalProcessorClient::new(endpoint.connect().await.expect("the picker listens")))
     }
 
-    /// One request and its response; the time from the end of the request's body to the pick.
+    /// Runs one request and its response. Returns the time from the end of the request's body to the pick.
     pub(crate) async fn exchange(&self, body: &Bytes) -> Duration {
         let (requests, rx) = mpsc::channel(64);
         let answers = self.0.clone().process(ReceiverStream::new(rx)).await.expect("a stream");
@@ -101,7 +101,7 @@ fn chunk(body: Bytes, end_of_stream: bool) -> HttpBody {
     HttpBody { body, end_of_stream, ..HttpBody::default() }
 }
 
-/// Length of a chunk, and whether it is the last.
+/// Length of a chunk, and true if it is the last.
 fn streamed(answer: envoy_proto::service::ext_proc::v3::BodyResponse) -> (usize, bool) {
     use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
     match answer.response.and_then(|common| common.body_mutation?.mutation) {
@@ -112,5 +112,5 @@ fn streamed(answer: envoy_proto::service::ext_proc::v3::BodyResponse) -> (usize,
 
 async fn next(answers: &mut Streaming<ProcessingResponse>) -> Response {
     let answer = answers.message().await.expect("the stream lives").expect("an answer");
-    answer.response.expect("an answer says something")
+    answer.response.expect("an answer is not empty")
 }

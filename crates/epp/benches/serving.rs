@@ -1,6 +1,6 @@
-//! What a whole picker costs on this machine: decisions by each second of its CPU time, ext_proc over loopback as Envoy speaks
-//! it; the latency of a decision at half of the rate that is aimed at; and a hundred pods whose metrics are read while
-//! nothing happens. The program itself; the proxy and the pods share the machine's cores with it.
+//! Costs of a whole picker on this machine: decisions per second of its CPU time, with ext_proc over loopback as Envoy
+//! speaks it; the latency of a decision at half of the target rate; and the cost of scraping a hundred idle pods. It is
+//! the program itself; the proxy and the pods share the machine's cores with it.
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock and spawns its clients")]
 
@@ -25,9 +25,9 @@ kind: InferencePool
 metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE}}
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
-/// A page of vLLM, some 40 KB, such as every scrape reads.
+/// A page of vLLM, some 40 KB, which every scrape reads.
 const METRICS: &str = include_str!("../../../mock-vllm/tests/fixtures/metrics/0.11_scenario.txt");
-/// Metrics of the page that a filter keeps.
+/// Metrics that a filter keeps.
 const WANTED: [&str; 6] = [
     "vllm:num_requests_waiting",
     "vllm:num_requests_running",
@@ -36,7 +36,7 @@ const WANTED: [&str; 6] = [
     "vllm:cache_config_info",
     "process_start_time_seconds",
 ];
-/// Length of a body in bytes, and the rate that is aimed at, in decisions per second of one core.
+/// Length of a body in bytes, and the target rate in decisions per second of one core.
 const SIZES: [(usize, u32); 3] = [(2_000, 4_000), (10_000, 2_500), (220_000, 300)];
 const N_PODS: usize = 8;
 const N_STREAMS: usize = 64;
@@ -65,7 +65,7 @@ fn main() {
     });
 }
 
-/// As many streams as fit, one after the other each.
+/// Runs as many streams as possible, each request after the last one is answered.
 async fn saturated(picker: &Picker, n_bytes: usize) {
     let bodies = bodies(n_bytes);
     let proxy = Proxy::connect(picker.grpc).await;
@@ -96,7 +96,7 @@ async fn saturated(picker: &Picker, n_bytes: usize) {
     );
 }
 
-/// One request after the other at an even pace, whether those before are answered or not.
+/// Sends requests at a constant rate, even if earlier ones are not answered.
 async fn at_rate(picker: &Picker, n_bytes: usize, rate: u32) {
     let bodies = bodies(n_bytes);
     let proxy = Proxy::connect(picker.grpc).await;
@@ -123,7 +123,7 @@ async fn at_rate(picker: &Picker, n_bytes: usize, rate: u32) {
 }
 
 async fn idle(picker: &Picker) {
-    // The first reads take longer.
+    // The first scrapes take longer.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (before, start) = (picker.cpu_seconds(), Instant::now());
     tokio::time::sleep(RUN * 2).await;
@@ -135,13 +135,13 @@ async fn idle(picker: &Picker) {
     );
 }
 
-/// 512 chats that share starts with each other, as conversations do.
+/// 512 chats that share their beginnings, as conversations do.
 fn bodies(n_bytes: usize) -> Arc<Vec<Bytes>> {
     let body = |idx: usize| {
         let mut text = String::from(r#"{"model":"m","messages":["#);
         for turn in 0.. {
             let role = if turn % 2 == 0 { "user" } else { "assistant" };
-            // Conversations part from each other after the first turn.
+            // Conversations differ after the first turn.
             let own = if turn == 0 { idx % 8 } else { idx };
             let content = format!("turn {turn} of conversation {own}: {}", "word ".repeat(30));
             let message = format!(r#"{{"role":"{role}","content":"{content}"}}"#);
@@ -156,7 +156,7 @@ fn bodies(n_bytes: usize) -> Arc<Vec<Bytes>> {
     Arc::new((0..512).map(body).collect())
 }
 
-/// Servers that answer every request with the page, or with what of it is asked for.
+/// Servers that answer every request with the page, or with the metrics that the request asks for.
 async fn start_pods(n_pods: usize) -> (Vec<SocketAddr>, JoinSet<()>) {
     let answer = |page: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len());
     let is_wanted = |line: &&str| WANTED.iter().any(|name| line.contains(name));
@@ -215,12 +215,12 @@ impl Picker {
         Self { child, grpc, _dir: dir }
     }
 
-    /// User and system time since the start, of all threads.
+    /// User and system time of all threads since the start.
     fn cpu_seconds(&self) -> f64 {
         /// `getconf CLK_TCK` on Linux.
         const TICKS_PER_SECOND: f64 = 100.0;
         let stat = self.proc_file("stat");
-        // Behind the name, which is in parentheses: state is field 3, the times are 14 and 15.
+        // Fields after the name in parentheses: state is field 3, the times are 14 and 15.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
         ticks.sum::<f64>() / TICKS_PER_SECOND
@@ -233,7 +233,7 @@ impl Picker {
         kib.unwrap_or_default() / 1024.0
     }
 
-    /// A file of the process in /proc; empty where there is none.
+    /// A file of the process in /proc; empty if it does not exist.
     fn proc_file(&self, name: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap_or_default()
     }

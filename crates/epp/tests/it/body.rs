@@ -1,4 +1,4 @@
-//! The body scanner: what is read, what is refused, wherever the chunks are cut.
+//! The body scanner: what it reads and what it refuses, for every way to cut the chunks.
 
 use bytes::Bytes;
 use epp::body::{Api, BodyError, BodyScanner, MAX_MODEL_NAME, MAX_PROMPTS, RequestBody};
@@ -24,7 +24,7 @@ fn chain(text: &[u8]) -> Chain {
     builder.finish(&SEED)
 }
 
-/// The only prompt of `body` is `text`, however the body is cut in two and when it comes byte by byte.
+/// Asserts that `text` is the only prompt of `body`, cut in two anywhere or byte by byte.
 fn check_prompt(api: Api, body: &str, text: &[u8]) {
     check_prompts(api, body, &[text]);
 }
@@ -53,7 +53,7 @@ fn check_error(api: Api, body: &[u8], expected: BodyError) {
     }
 }
 
-/// The body is read, and has no model or no prompt for this reason.
+/// Asserts that the body is read, and has no model or no prompt for the reason `expected`.
 fn check_lack(api: Api, body: &[u8], expected: BodyError) {
     for size in 1..=body.len() {
         let read = scan(api, &body.chunks(size).collect::<Vec<_>>()).unwrap();
@@ -118,7 +118,7 @@ fn each_prompt_of_an_array_is_one_of_its_own() {
     );
     check_prompts(Api::Pooling, r#"{"model":"m","query":"q","documents":["a","b"]}"#, &[b"q", b"a", b"b"]);
     check_prompts(Api::Pooling, r#"{"model":"m","text_1":"q","text_2":"a"}"#, &[b"q", b"a"]);
-    // So many that the first count.
+    // Too many prompts: only the first ones are read.
     let body = format!(r#"{{"model":"m","prompt":[{}"z"]}}"#, r#""x","#.repeat(MAX_PROMPTS));
     let read = scan(Api::Completions, &[body.as_bytes()]).unwrap();
     assert_eq!(read.prompts.unwrap().len(), MAX_PROMPTS);
@@ -217,7 +217,7 @@ fn a_prompt_that_is_not_read_is_one_all_the_same() {
     check_prompt(Api::Completions, r#"{"model":"m","prompt":null,"prompt":"p","prompt_embeds":[]}"#, b"p");
     let missing = BodyError::PromptMissing { key: "messages" };
     check_lack(Api::Chat, br#"{"model":"m","prompt_embeds":"AAAA"}"#, missing);
-    // For clients of the older picker, an empty prompt is none.
+    // The older picker treats an empty prompt as missing.
     check_lack(
         Api::Any,
         br#"{"model":"m","prompt":"","prompt_embeds":"AAAA"}"#,
@@ -256,7 +256,7 @@ fn a_byte_order_mark_is_skipped() {
         "\u{feff}{\"messages\":[{\"content\":\"hi\",\"role\":\"user\"}],\"model\":\"m\"}",
         b"user: hi\n",
     );
-    // Control: it is one only in front.
+    // Control: the byte order mark is allowed only at the start.
     let problem = "expected a key in double quotes";
     check_error(
         Api::Completions,
@@ -277,7 +277,7 @@ fn a_model_name_is_bounded() {
         let read = scan(Api::Completions, &[body(n).as_bytes()]).unwrap();
         assert_eq!(read.model, Err(BodyError::ModelTooLong { limit }));
     }
-    // A later, short name counts.
+    // The last name counts, here a short one.
     let twice = body(limit + 9).replace("\"prompt\"", "\"model\":\"m\",\"prompt\"");
     assert_eq!(name(&twice), "m");
 }
@@ -299,7 +299,7 @@ fn json() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Whatever serde_json writes is accepted, and what it reads is what we read.
+    /// All documents of serde_json are accepted, and read as serde_json reads them.
     #[test]
     fn agrees_with_serde_json_on_documents(extra in json(), content in any::<String>(), size in 1..40_usize) {
         let body = serde_json::json!({"extra": extra, "messages": [{"role": "user", "content": content}], "model": "m"});
@@ -309,8 +309,8 @@ proptest! {
         prop_assert_eq!(read.prompts.unwrap().remove(0).chain.finish(&SEED), chain(text.as_bytes()));
     }
 
-    /// Damaged documents are refused exactly when serde_json refuses them. It is stricter in two things that the
-    /// engine decides: lone surrogates, and numbers that do not fit a float.
+    /// Damaged documents are refused exactly if serde_json refuses them, except for two things that serde_json refuses
+    /// and the engine decides: lone surrogates, and numbers that do not fit a float.
     #[test]
     fn agrees_with_serde_json_on_damage(at in 0..60_usize, byte in any::<u8>(), size in 1..40_usize) {
         let mut body = br#"{"a":[1,-2.5e3,true,null,"\n\u0041x"],"model":"m","prompt":"p"}"#.to_vec();

@@ -1,4 +1,4 @@
-//! Bodies that are held: their memory in sum, and their time.
+//! Bodies that are held: their total memory, and their time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ async fn three_hundred_slow_uploads_take_no_more_than_the_budget() {
     until(async || metric(&picker, refused).await >= 300 - n_most).await;
     let held = metric(&picker, "epp_buffered_bytes ").await;
     assert!(held <= budget && held > budget - n_bytes, "{held} bytes of {budget} are held");
-    // Those that found room are answered when they end, the others were told when to come back.
+    // Uploads that found room are answered when they end; the others were told when to try again.
     let (mut n_picked, mut n_refused) = (0, 0);
     for mut call in uploads {
         call.send_body(b"}", true).await;
@@ -111,7 +111,7 @@ async fn long_bodies_leave_room_for_short_ones() {
     }
     until(async || metric(&picker, r#"epp_refusals_total{outcome="buffers_full"} "#).await == 1).await;
     assert_eq!(picker.proxy().await.chat(CHAT).await.refused, None);
-    // What could never find room is too long, whatever else is held.
+    // A body that can never find room is too long, whatever else is held.
     drop(uploads);
     let proxy = picker.proxy().await;
     let body = completion(4 * MIB);
@@ -163,7 +163,7 @@ async fn a_body_that_does_not_come_is_given_up() {
         }
         assert_eq!(metric(&picker, r#"epp_refusals_total{outcome="body_timeout"} "#).await, 2);
         until(async || metric(&picker, "epp_buffered_bytes ").await == 0).await;
-        // A stream on which nothing comes at all has nobody to tell.
+        // A stream on which nothing arrives at all cannot be answered.
         let mut silent = picker.proxy().await.open().await;
         assert_eq!(silent.try_next().await.unwrap_err().code(), tonic::Code::FailedPrecondition);
     }
@@ -183,7 +183,7 @@ async fn a_body_that_trickles_in_is_given_up_in_total() {
 
 #[tokio::test]
 async fn a_response_may_take_its_time() {
-    // The control: what limits bodies ends no request that was answered.
+    // Control: the limits for bodies end no request that was answered.
     let timeouts = Timeouts { idle: 10 * SHORT, total: 10 * SHORT };
     let picker = Scenario::new(1).body_timeouts(timeouts).start().await;
     let mut call = picker.proxy().await.open().await;
@@ -219,7 +219,7 @@ fn a_refused_body_is_not_counted_and_a_sent_one_no_longer() {
 }
 
 proptest! {
-    /// Whatever is taken and given back, the sum is right and within the bound.
+    /// The sum is right and within the bound after any reservations and releases.
     #[test]
     fn the_sum_is_bounded(steps in prop::collection::vec((0_usize..8, 0_usize..(600 * KIB)), 1..200)) {
         let gauge = Gauge::default();

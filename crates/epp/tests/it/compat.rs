@@ -99,7 +99,7 @@ fn a_body_that_is_not_json_is_repeated_when_it_is_complete() {
         body -> 400  inference gateway: BadRequest - Error unmarshaling request body: {] and é more
     "#]],
     );
-    // Control: the picker's own answer comes at the first fault.
+    // Control: the picker's own style answers at the first fault.
     check_with(
         compatible_exchange(10_000, Compat::None),
         Mode::FULL_DUPLEX,

@@ -1,4 +1,4 @@
-//! What an exchange answers, as text: messages in, one line each with what comes out.
+//! The answers of an exchange as text: for each message that goes in, one line with what comes out.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 pub(crate) const BODY: &str = r#"{"prompt":"Once upon a time","model":"m","max_tokens":9007199254740993}"#;
 
-/// A director that sends everything to one place, knows one model, and takes no body without a prompt.
+/// A director that sends everything to one endpoint, knows one model, and refuses bodies without a prompt.
 pub(crate) fn decide(inquiry: Inquiry) -> Result<Pick<()>, Refusal> {
     let rewrite = match inquiry.content {
         Content::Fault(fault) => return Err(fault.into()),
@@ -87,7 +87,7 @@ pub(crate) fn body(text: &str, end_of_stream: bool) -> Request {
     })
 }
 
-/// A chunk behind which more comes.
+/// A chunk that is not the last.
 pub(crate) fn body_of(body: Bytes) -> Request {
     Request::RequestBody(HttpBody { body, ..HttpBody::default() })
 }
@@ -133,7 +133,7 @@ impl Mode {
     }
 }
 
-/// One line per message in, with what comes out behind the arrow.
+/// Checks the conversation: one line per message, with the answers after the arrow.
 pub(crate) fn check(mode: Mode, requests: Vec<Request>, expected: Expect) {
     check_with(exchange(10_000), mode, requests, expected);
 }
@@ -184,7 +184,7 @@ pub(crate) fn header_mutation(mutation: Option<&HeaderMutation>) -> String {
     let mut text = String::new();
     for option in mutation.iter().flat_map(|mutation| &mutation.set_headers) {
         let header = option.header.as_ref().unwrap();
-        // A header that is appended, not replaced.
+        // Marks a header that is appended, not replaced.
         let appended = if option.append_action == 0 { "+" } else { "" };
         text += &format!(" {appended}{}={}", header.key, String::from_utf8_lossy(&header.raw_value));
     }

@@ -1,4 +1,4 @@
-//! The Grafana dashboard asks for metrics that there are, with labels that they have.
+//! The Grafana dashboard uses only metrics and labels that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ const DASHBOARD: &str = include_str!("../../../../manifests/grafana/epp.json");
 const CHAT: &str = r#"{"model":"/model/qwen","messages":[{"role":"user","content":"hello"}]}"#;
 const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}"#;
 
-/// Every string under the key, anywhere.
+/// Collects every string under the key, at any depth.
 fn strings<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
     match value {
         Value::Object(fields) => {
@@ -22,13 +22,13 @@ fn strings<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
     }
 }
 
-/// Metrics in an expression: words with our prefixes.
+/// The metrics in an expression: words with our prefixes.
 fn metrics(expr: &str) -> impl Iterator<Item = &str> {
     let words = expr.split(|char: char| !(char.is_ascii_alphanumeric() || char == '_'));
     words.filter(|word| word.starts_with("inference_") || word.starts_with("epp_"))
 }
 
-/// Labels of `by (…)` and `{{…}}`.
+/// The labels in `by (…)` and `{{…}}`.
 fn labels(expr: &str, legend: &str) -> BTreeSet<String> {
     let between = |text: &str, from: &str, to: char| -> Vec<String> {
         let parts = text.split(from).skip(1).filter_map(|part| part.split(to).next().map(str::to_owned));
@@ -48,7 +48,7 @@ async fn every_panel_asks_for_what_there_is() {
     call.respond(&[(":status", "200"), ("content-type", "application/json")], &[USAGE.as_bytes()]).await;
     picker.proxy().await.chat("{").await.code();
     crate::fixtures::until(async || picker.decisions(0).await[0]["response"]["complete"] == true).await;
-    // By name, the labels of its samples.
+    // Labels of each metric's samples, by its name.
     let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for line in picker.metrics().await.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap();
@@ -71,6 +71,6 @@ async fn every_panel_asks_for_what_there_is() {
             }
         }
     }
-    // Control: a name that there is not is found out.
+    // Control: a name that does not exist is found.
     assert!(metrics("rate(epp_no_such_metric[5m])").any(|metric| !known.contains_key(metric)));
 }

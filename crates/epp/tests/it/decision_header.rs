@@ -1,4 +1,4 @@
-//! Why this pod, told to the client that asks.
+//! The decision in a response header, for clients that ask for it.
 
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_proto::service::ext_proc::v3::HttpHeaders;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::fixtures::{Answer, Picker, Scenario, modes, post};
 
-/// The decision on the response's headers, for a request with `x-warmpath-explain: <asked>`.
+/// The decision in the response's headers, for a request with `x-warmpath-explain: <asked>`.
 async fn told(picker: &Picker, asked: Option<&str>) -> Option<Value> {
     let mut call = picker.proxy().await.open().await;
     let mut headers = post("/v1/completions").to_vec();

@@ -1,4 +1,4 @@
-//! The estimate corrects itself: by what answers tell of the cache, by its size, and by counters that begin anew.
+//! The estimate corrects itself: by cached tokens in answers, by the cache's size, and by counters that start again.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::fixtures::{Call, Picker, Proxy, Scenario, get, post, until};
 
 const JSON: [(&str, &str); 2] = [(":status", "200"), ("content-type", "application/json")];
 
-/// A completion that was picked for and is not answered yet.
+/// Sends a completion that is picked for, and not answered yet.
 async fn ask(proxy: &Proxy, prompt: &str) -> Call {
     let body = format!(r#"{{"model":"/model/qwen","prompt":"{prompt}"}}"#);
     let mut call = proxy.open().await;
@@ -16,7 +16,7 @@ async fn ask(proxy: &Proxy, prompt: &str) -> Call {
     call
 }
 
-/// The same with an answer: prompts have four bytes a token.
+/// Sends a completion and its answer; prompts have four bytes a token.
 async fn complete(proxy: &Proxy, prompt: &str, cached_tokens: Option<usize>) {
     let details = cached_tokens
         .map(|n| format!(r#","prompt_tokens_details":{{"cached_tokens":{n}}}"#))
@@ -27,9 +27,9 @@ async fn complete(proxy: &Proxy, prompt: &str, cached_tokens: Option<usize>) {
     ask(proxy, prompt).await.respond(&JSON, &[answer.as_bytes()]).await;
 }
 
-/// Bytes of `prompt` that the picker believes the only pod to hold; asking adds nothing that a test looks at.
+/// Bytes of `prompt` that the only pod is assumed to hold. Asking does not change what the tests look at.
 async fn believed(picker: &Picker, proxy: &Proxy, prompt: &str) -> u64 {
-    // Ends in a new letter, so that each question has a decision of its own; not answered, so that it teaches nothing.
+    // Not answered, so that it teaches the picker nothing.
     drop(ask(proxy, prompt).await);
     let decision = picker.decisions(0).await.pop().unwrap();
     decision["candidates"][0]["matched_bytes"].as_u64().unwrap()
@@ -39,7 +39,8 @@ fn prompts() -> [String; 4] {
     ["a", "b", "c", "d"].map(|letter| letter.repeat(2048))
 }
 
-/// Four prompts, then the second once more, answered with `cached_tokens`; which of them are believed to be there.
+/// Sends four prompts, then the second again, answered with `cached_tokens`. Returns which of them are assumed to be
+/// cached.
 async fn after_answer(cached_tokens: Option<usize>) -> ([bool; 4], Picker) {
     let picker = Scenario::new(1).start().await;
     let proxy = picker.proxy().await;
@@ -63,7 +64,7 @@ async fn what_is_older_than_a_lost_prefix_is_lost_too() {
     assert_eq!(held, [false, true, true, true]);
     let metrics = picker.metrics().await;
     assert!(metrics.contains("epp_prefix_corrections_total 1\n"), "{metrics}");
-    // Control: an answer as predicted, but for the block that is always computed, and the rest of a block.
+    // Control: an answer as predicted, except for the block that is always computed and the rest of a block.
     let (held, picker) = after_answer(Some(480)).await;
     assert_eq!(held, [true; 4]);
     let metrics = picker.metrics().await;
@@ -94,7 +95,7 @@ async fn a_prompt_that_is_still_computed_is_no_evidence() {
     let proxy = picker.proxy().await;
     let [old, twin, ..] = prompts();
     complete(&proxy, &old, Some(0)).await;
-    // Both are sent before either is computed: the second finds nothing, though nothing was evicted.
+    // Both are sent before either is computed: the second finds nothing, although nothing was evicted.
     let first = ask(&proxy, &twin).await;
     complete(&proxy, &twin, Some(0)).await;
     drop(first);
@@ -148,7 +149,7 @@ async fn the_caches_size_bounds_what_is_believed() {
     until(async || pools().await["pools"][0]["endpoints"][0]["kv_tokens"] == 1536).await;
     until(async || pools().await["pools"][0]["endpoints"][0]["max_believed_bytes"] == 6144).await;
     assert_eq!(pools().await["pools"][0]["endpoints"][0]["bytes_per_token"], 4.0);
-    // The first was asked for last, so it is the second that has no room.
+    // The first was used last, so the second has no room.
     assert_eq!(believed(&picker, &proxy, &prompts[1]).await, 0);
     assert!(believed(&picker, &proxy, &prompts[0]).await > 0);
 }
@@ -169,7 +170,7 @@ async fn a_counter_that_begins_anew_is_a_new_process() {
     assert_eq!(counted(50).await, 2048);
 }
 
-/// Asks at `path`, and is answered with `usage`.
+/// Sends a request to `path` and answers it with `usage`.
 async fn answered(proxy: &Proxy, path: &str, body: &Value, usage: &Value) {
     let mut call = proxy.open().await;
     call.send_headers(None, &post(path), None, false).await;
@@ -178,8 +179,8 @@ async fn answered(proxy: &Proxy, path: &str, body: &Value, usage: &Value) {
     call.respond(&JSON, &[json!({"choices": [], "usage": usage}).to_string().as_bytes()]).await;
 }
 
-/// Six prompts, then a request with the fields `first` and one with the fields `second`, which finds nothing in the cache;
-/// how many of the six are forgotten.
+/// Sends six prompts, then a request with the fields `first` and one with the fields `second`, which finds nothing in
+/// the cache. Returns how many of the six are forgotten.
 async fn forgotten(path: &str, [first, second]: [Value; 2], completion_tokens: u32) -> usize {
     let picker = Scenario::new(1).start().await;
     let proxy = picker.proxy().await;
@@ -248,9 +249,9 @@ async fn only_a_request_that_looks_for_the_whole_text_is_evidence() {
         let what = format!("{path} {}", bodies[1]);
         assert_eq!(forgotten(path, bodies, 1).await, 0, "{what}");
     }
-    // Of one that nothing was computed for, neither.
+    // A request for which nothing was computed does not correct the estimate either.
     assert_eq!(forgotten(completions, twice(&complete, &json!({})), 0).await, 0);
-    // Controls: the same without what makes them different, and with fields that change nothing.
+    // Controls: requests without the difference, and with fields that change nothing.
     for (path, body) in [
         (completions, &complete),
         (chats, &chat),
@@ -279,7 +280,7 @@ async fn a_request_that_skips_the_cache_finds_nothing_in_it() {
     answered(&proxy, "/v1/completions", &body, &usage).await;
     let decision = picker.decisions(0).await.pop().unwrap();
     assert_eq!((&decision["matched_bytes"], &decision["total_bytes"]), (&0.into(), &2048.into()));
-    // Its prompt is in the cache all the same.
+    // Its prompt is cached nevertheless.
     let other = "n".repeat(2048);
     let body = json!({"model": "/model/qwen", "prompt": other, "prompt_logprobs": 1});
     answered(&proxy, "/v1/completions", &body, &usage).await;

@@ -1,4 +1,4 @@
-//! The exchange alone: a table of protocol cases.
+//! The exchange without a server: a table of protocol cases.
 
 use envoy_proto::service::ext_proc::v3::ProcessingRequest;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
@@ -183,7 +183,7 @@ fn what_is_not_json_waits_no_longer_where_it_need_not_be() {
         trailers -> trailers
     "#]],
     );
-    // Control: where it must be, it is refused.
+    // Control: on a path that requires JSON, it is refused.
     check(
         Mode::FULL_DUPLEX,
         vec![post(), body("{not json", false)],
@@ -192,7 +192,7 @@ fn what_is_not_json_waits_no_longer_where_it_need_not_be() {
         body -> 400 epp_bad_request content-type=application/json x-request-id=4c9f {"error":{"message":"the body is not valid JSON: expected a key in double quotes at byte 1","type":"BadRequestError","param":null,"code":400}}
     "#]],
     );
-    // Another method is not read at all.
+    // The body of another method is not read at all.
     check(
         Mode::FULL_DUPLEX,
         vec![headers("PUT", "/tokenize", false), body("{}", true)],

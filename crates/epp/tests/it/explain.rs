@@ -1,4 +1,4 @@
-//! `epp explain`: decisions made once more from their records, and requests that were never sent.
+//! `epp explain`: decisions repeated from their records, and requests that were never sent.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -20,7 +20,7 @@ fn explain(args: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// What was explained, and the exit code.
+/// Runs `epp explain --json` and returns its output and the exit code.
 fn explained(args: &[&str], input: &str) -> (Vec<Value>, i32) {
     let output = explain(&[&["--json"], args].concat(), input);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -28,7 +28,7 @@ fn explained(args: &[&str], input: &str) -> (Vec<Value>, i32) {
     (lines, output.status.code().unwrap())
 }
 
-/// A pod gets a prefix, and then more of it.
+/// A picker with two decisions: a pod gets a prefix, then a longer text with it.
 async fn busy_picker() -> Picker {
     let picker = Scenario::new(3).start().await;
     let proxy = picker.proxy().await;
@@ -49,7 +49,7 @@ fn the_tutorials_second_round_finds_the_first() {
     assert_eq!((&first["replayed"]["reason"], code), (&"load".into(), 0));
     assert_eq!(second["replayed"]["reason"], "prefix");
     assert_eq!(second["replayed"]["pod"], first["replayed"]["pod"]);
-    // Control: with a threshold above its share the second round is placed by load.
+    // Control: with a threshold above its share, the second round is placed by load.
     let (rounds, _) = explained(&["--threshold", "0.6"], &ROUNDS.concat());
     assert_eq!(rounds[1]["replayed"]["reason"], "load");
     let words = String::from_utf8(explain(&[], &ROUNDS.concat()).stdout).unwrap();
@@ -65,11 +65,11 @@ async fn records_replay_to_the_same_decisions() {
     assert!(all[..3].iter().all(|one| one["verdict"] == "same" || one["verdict"] == "draw"), "{all:?}");
     assert_eq!(all[1]["replayed"]["reason"], "prefix");
     assert_eq!((&all[3]["verdict"], &all[3]["outcome"]), (&"refused".into(), &"model_not_found".into()));
-    // One decision alone, as it stands in the list.
+    // A single decision, as it is in the list.
     let decisions = picker.decisions(0).await;
     let (one, _) = explained(&[], &decisions[1].to_string());
     assert_eq!(one[0]["verdict"], "same");
-    // What would have been: 256 of 400 bytes are not more than 0.9 of them.
+    // With another threshold: 256 of 400 bytes are not more than 0.9 of them.
     let (changed, code) = explained(&["--threshold", "0.9"], &decisions[1].to_string());
     assert_eq!((&changed[0]["replayed"]["reason"], code), (&"load".into(), 0));
     assert_eq!(changed[0]["verdict"], "differs");
@@ -87,7 +87,7 @@ async fn a_record_that_does_not_add_up_is_told() {
     }
     let (told, code) = explained(&[], &decision.to_string());
     assert_eq!((&told[0]["verdict"], code), (&"differs".into(), 1));
-    // Its own knobs count, not the defaults.
+    // The record's own knobs count, not the defaults.
     let mut decision = picker.decisions(0).await.swap_remove(1);
     decision["policy"]["threshold"] = 0.99.into();
     assert_eq!(explained(&[], &decision.to_string()).0[0]["verdict"], "differs");
@@ -106,7 +106,7 @@ fn input_that_is_not_understood_is_an_error_that_says_where() {
         assert_eq!(output.status.code(), Some(2), "{input}");
         assert!(error.contains(said), "{input}: {error}");
     }
-    // A body that cannot be routed is no error of the input: it is what the picker would say.
+    // A body that cannot be routed is not an error of the input: the answer is the picker's refusal.
     let (told, code) = explained(&[], "17");
     assert_eq!((&told[0]["outcome"], code), (&"bad_request".into(), 0));
 }

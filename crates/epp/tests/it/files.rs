@@ -1,4 +1,4 @@
-//! The picker's files while requests come: rewritten in place, and replaced by what cannot be read.
+//! The picker's files while requests arrive: rewritten in place, and replaced by files that cannot be read.
 
 use crate::fixtures::{Picker, Scenario, post, until};
 
@@ -29,7 +29,7 @@ async fn a_pool_file_that_is_rewritten_in_place_costs_no_request_and_no_prefix()
     let reasons: Vec<_> =
         picker.decisions(1).await.iter().map(|decision| decision["reason"].clone()).collect();
     assert_eq!(reasons, ["prefix"; 4]);
-    // Control: when it stays empty, that counts, and the log says so.
+    // Control: if the file stays empty, that counts, and the log says so.
     picker.rewrite_pools("");
     until(async || complete(&picker, &prompt).await == Err(503)).await;
     let lines = picker.log.lines();
@@ -44,7 +44,7 @@ async fn a_fifo_instead_of_a_file_holds_nothing_up() {
     picker.replace_endpoints_by_fifo();
     until(async || picker.log.lines().iter().any(|line| line.contains("is a FIFO"))).await;
     complete(&picker, "p").await.unwrap();
-    // The pools are followed all the same, and the endpoints stay.
+    // The pools are still followed, and the endpoints stay.
     picker.change_strategy("DEFAULT").await;
     complete(&picker, "p").await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! A picker with model servers around it, and a proxy that talks to it as Envoy does.
+//! A picker with model servers around it, and a proxy that talks to it like Envoy.
 
 mod engine;
 pub(crate) mod http2;
@@ -36,7 +36,7 @@ pub(crate) use self::engine::{Engine, Form};
 pub(crate) use self::pod::{IMAGE_TOKENS, Pages, Pod};
 pub(crate) use self::proxy::{Answer, Call, Proxy, http_headers, modes, post};
 
-/// Longest wait for something that must happen; a test fails behind it.
+/// Longest wait for something that must happen; after it the test fails.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Longer than any test takes.
@@ -65,13 +65,13 @@ spec:
   poolRef: {group: inference.networking.x-k8s.io, kind: InferencePool, name: vllm-qwen-pool}
   targetModels: [TARGETS]
 ";
-/// The tutorial's targets of its model.
+/// The targets of the tutorial's model.
 const TARGETS: &str = "{name: /model/qwen, weight: 100}";
 
-/// What a picker is started with.
+/// Configuration of a picker.
 pub(crate) struct Scenario {
     strategy: &'static str,
-    /// More annotations of the pool, each with a comma in front.
+    /// Further annotations of the pool, each with a comma in front.
     annotations: &'static str,
     models: String,
     n_pods: usize,
@@ -100,7 +100,7 @@ pub(crate) struct Picker {
     _subscriber: DefaultGuard,
 }
 
-/// What was logged so far.
+/// The log so far.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -166,7 +166,7 @@ impl Scenario {
         Self { compat, ..self }
     }
 
-    /// More objects for the pool file, which begins with the pool.
+    /// Adds objects to the pool file, after the pool.
     pub(crate) fn objects(self, yaml: &str) -> Self {
         Self { models: self.models + yaml, ..self }
     }
@@ -230,7 +230,7 @@ impl Picker {
         Proxy::connect(self.ports.grpc).await
     }
 
-    /// Writes the pool anew and waits until the picker follows.
+    /// Rewrites the pool and waits until the picker follows.
     pub(crate) async fn change_strategy(&self, strategy: &str) {
         let n_changes = || self.log.lines().iter().filter(|line| line.contains("Changing strategy")).count();
         let before = n_changes();
@@ -238,7 +238,7 @@ impl Picker {
         until(async || n_changes() > before).await;
     }
 
-    /// Writes the pool file in place, as a shell does: it is empty until the text comes.
+    /// Writes the pool file in place, like a shell: it is empty until the text comes.
     pub(crate) fn rewrite_pools(&self, text: &str) {
         std::fs::write(&self.pool_file, text).unwrap();
     }
@@ -248,25 +248,25 @@ impl Picker {
         std::fs::read_to_string(&self.pool_file).unwrap()
     }
 
-    /// Puts a FIFO that has no writer where the file of endpoints was.
+    /// Replaces the endpoints file by a FIFO without a writer.
     pub(crate) fn replace_endpoints_by_fifo(&self) {
         std::fs::remove_file(&self.endpoints_file).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&self.endpoints_file).status();
         assert!(made.unwrap().success());
     }
 
-    /// Leaves the picker without pools and models.
+    /// Removes all pools and models.
     pub(crate) fn remove_pools(&self) {
         replace(&self.pool_file, "");
     }
 
-    /// Annotates the pool under PREFIX_CACHE with a policy.
+    /// Sets the policy annotation of the pool, under PREFIX_CACHE.
     pub(crate) fn annotate_policy(&self, policy: &str) {
         let annotation = format!(", inference.networking.x-k8s.io/routing-policy: '{policy}'");
         write_pool(&self.pool_file, "PREFIX_CACHE", &annotation, &self.models);
     }
 
-    /// Writes the endpoints anew, all of them, and waits until the picker follows.
+    /// Rewrites the endpoints that remain, and waits until the picker follows.
     pub(crate) async fn keep_pods(&mut self, keep: impl Fn(&Pod) -> bool) {
         let logged = |what: &str| self.log.lines().iter().filter(|line| line.contains(what)).count();
         let removed = self.pods.iter().filter(|pod| !keep(pod)).count();
@@ -289,7 +289,7 @@ impl Picker {
         get(self.ports.metrics, "/metrics").await
     }
 
-    /// Waits until every pod was scraped twice since now.
+    /// Waits until every pod was scraped twice more.
     pub(crate) async fn wait_for_scrapes(&self) {
         let before: Vec<usize> = self.pods.iter().map(Pod::n_scrapes).collect();
         until(async || self.pods.iter().zip(&before).all(|(pod, before)| pod.n_scrapes() >= before + 2))
@@ -309,7 +309,7 @@ impl Log {
         String::from_utf8(self.0.lock().clone()).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// The part of each `Do prefix-aware routing!` line behind the message.
+    /// The part of each `Do prefix-aware routing!` line after the message.
     pub(crate) fn prefix_lines(&self) -> Vec<String> {
         let fields =
             |line: String| line.split_once("\tDo prefix-aware routing!\t").map(|(_, rest)| rest.to_owned());
@@ -380,7 +380,7 @@ pub(crate) fn options() -> Options {
     }
 }
 
-/// Polls until `condition` holds; fails when it does not soon.
+/// Polls until `condition` holds; fails after [`SOON`].
 pub(crate) async fn until(mut condition: impl AsyncFnMut() -> bool) {
     let poll = async {
         while !condition().await {
@@ -395,7 +395,7 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    // The body of an answer to HTTP/1.0 comes as it is, and ends with the connection.
+    // The body of an answer to HTTP/1.0 is sent as it is and ends with the connection.
     let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -421,7 +421,7 @@ fn write_endpoints(path: &std::path::Path, pods: &[Pod]) {
     replace(path, if text.is_empty() { "[]\n" } else { &text });
 }
 
-/// Replaces a file at once, as an editor does.
+/// Replaces a file atomically, like an editor.
 fn replace(path: &std::path::Path, text: &str) {
     let part = path.with_extension("part");
     std::fs::write(&part, text).unwrap();

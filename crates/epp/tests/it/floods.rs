@@ -1,4 +1,4 @@
-//! What one client can make the proxy send, however finely cut: no other stream of the same connection suffers.
+//! Floods that one client can make the proxy send, cut however finely: no other stream of the connection suffers.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use crate::fixtures::{Picker, Scenario, until};
 const N_OTHERS: usize = 16;
 /// Length of the body that is cut.
 const BODY_BYTES: usize = 65_535;
-/// Tiny chunks of a response.
+/// Number of tiny chunks in a response.
 const N_CHUNKS: usize = 20_000;
 
 /// A completion of exactly `n_bytes`.
@@ -21,13 +21,13 @@ fn completion(n_bytes: usize) -> Vec<u8> {
     format!("{head}{}{tail}", "x".repeat(n_bytes - head.len() - tail.len())).into_bytes()
 }
 
-/// The body of a request in chunks of `size`, each in a message.
+/// The body of a request in chunks of `size`, one per message.
 fn cut(text: &[u8], size: usize) -> Vec<Bytes> {
     let n_chunks = text.len().div_ceil(size);
     text.chunks(size).enumerate().map(|(idx, chunk)| request_body(chunk, idx + 1 == n_chunks)).collect()
 }
 
-/// Runs `flood` on a connection on which other requests are half sent, then ends those; each must be answered.
+/// Runs `flood` on a connection on which other requests are half sent, then completes those; each must be answered.
 async fn others_survive(
     what: &str,
     open: impl AsyncFnOnce(SocketAddr) -> Connection,
@@ -51,7 +51,7 @@ async fn others_survive(
     }
 }
 
-/// A whole request on one stream, in `frames` as fast as the connection takes them.
+/// Sends a whole request on one stream, in `frames`, as fast as the connection takes them.
 async fn send_frames(connection: &Connection, what: &str, frames: impl IntoIterator<Item = Bytes>) {
     let mut stream = connection.stream().await;
     frames.into_iter().for_each(|frame| stream.send(frame));
@@ -60,7 +60,7 @@ async fn send_frames(connection: &Connection, what: &str, frames: impl IntoItera
 
 #[tokio::test]
 async fn a_body_of_tiny_chunks_cuts_nobody_else() {
-    // Chunks of 1,000 bytes are the control: they never cut anything.
+    // Control: chunks of 1,000 bytes never do harm.
     for size in [1_000, 16, 1] {
         let what = format!("chunks of {size}");
         others_survive(&what, Connection::open, async |_, connection| {
@@ -129,7 +129,7 @@ async fn streams_that_the_picker_ended_while_more_came_cut_nobody_else() {
         let mut ended = Vec::new();
         for _ in 0..1_500 {
             let mut stream = connection.stream().await;
-            // A body without headers breaks the protocol: the picker ends the stream.
+            // A body without headers breaks the protocol, so the picker ends the stream.
             stream.send(request_body(b"x", false));
             ended.push(stream);
         }

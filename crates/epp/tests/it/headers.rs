@@ -1,4 +1,4 @@
-//! Headers near the proxy's limits: what the picker adds never breaks them.
+//! Headers near the proxy's limits: the picker's additions never exceed them.
 
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
@@ -7,7 +7,7 @@ use envoy_proto::service::ext_proc::v3::{HeaderMutation, HttpHeaders, Processing
 
 use crate::conversation::{Mode, body, exchange, step};
 
-/// Envoy's limits unless they are configured.
+/// Envoy's default limits.
 const MAX_HEADERS: usize = 100;
 const MAX_BYTES: usize = 60 << 10;
 
@@ -17,7 +17,8 @@ fn header(key: &str, value: &str) -> HeaderValue {
     HeaderValue { key: key.to_owned(), raw_value: value.to_owned().into(), ..HeaderValue::default() }
 }
 
-/// `n_headers` in all, of which the last makes the names and values `n_bytes` long if they are shorter.
+/// `n_headers` headers, which begin with `first`. The last one makes names and values `n_bytes` long in total if they
+/// are shorter.
 fn headers(first: &[(&str, &str)], n_headers: usize, n_bytes: usize) -> HttpHeaders {
     let mut headers: Vec<HeaderValue> = first.iter().map(|(key, value)| header(key, value)).collect();
     headers.extend((headers.len()..n_headers).map(|number| header(&format!("x-client-{number}"), "1")));
@@ -27,7 +28,7 @@ fn headers(first: &[(&str, &str)], n_headers: usize, n_bytes: usize) -> HttpHead
     HttpHeaders { headers: Some(HeaderMap { headers }), ..HttpHeaders::default() }
 }
 
-/// The headers as the proxy has them after `mutation`: how many, and how long together.
+/// Number and total length of the headers after the proxy has applied `mutation`.
 fn after(headers: &HttpHeaders, mutation: &HeaderMutation) -> (usize, usize) {
     let mut all = headers.headers.clone().unwrap().headers;
     for option in &mutation.set_headers {
@@ -38,7 +39,7 @@ fn after(headers: &HttpHeaders, mutation: &HeaderMutation) -> (usize, usize) {
     (all.len(), all.iter().map(|header| header.key.len() + header.raw_value.len()).sum())
 }
 
-/// What the picker answers to a request with these headers: the refusal's status, or the headers that go on.
+/// The picker's answer to a request with these headers: the headers that go on, or the refusal's status.
 fn send(headers: &HttpHeaders) -> Result<(usize, usize), (i32, String)> {
     let mut exchange = exchange(1 << 20);
     let mut answers =
@@ -74,7 +75,7 @@ fn a_request_that_leaves_no_room_is_told_so() {
     }
 }
 
-/// A request without an id gets one, which takes a place of its own.
+/// A request without an id gets one, which is one more header.
 #[test]
 fn a_fresh_request_id_takes_room_too() {
     assert_eq!(send(&headers(&POST[..2], MAX_HEADERS - 2, 0)).unwrap().0, MAX_HEADERS);
@@ -90,14 +91,14 @@ fn long_headers_are_told_so() {
     assert!(text.contains("61432 bytes"), "{text}");
 }
 
-/// Envoy checks the client's headers first and adds its own then, so that more than the limit may come.
+/// Envoy checks the client's headers first and then adds its own, so a request may arrive with more than the limit.
 #[test]
 fn headers_of_the_proxy_itself_may_have_passed_the_limit() {
     assert_eq!(send(&headers(&POST, MAX_HEADERS + 6, 0)).unwrap_err().0, 431);
     assert_eq!(send(&headers(&POST, 10, MAX_BYTES + 500)).unwrap_err().0, 431);
 }
 
-/// Headers far beyond the default limit show that the proxy was configured with another one.
+/// Headers far beyond the default limit mean that the proxy is configured with another one.
 #[test]
 fn a_proxy_with_higher_limits_is_believed() {
     assert_eq!(send(&headers(&POST, 150, 0)).unwrap().0, 151);

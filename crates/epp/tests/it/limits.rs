@@ -1,4 +1,4 @@
-//! Bodies of any size and cut: what goes on, what is refused, and how much memory they take.
+//! Bodies of any size and cut: which pass, which are refused, and how much memory they take.
 
 use bytes::{Bytes, BytesMut};
 use envoy_proto::service::ext_proc::v3::ProcessingResponse;
@@ -9,7 +9,7 @@ use epp::reply::{MAX_CHUNK, Pieces};
 use crate::conversation::{Mode, body, body_of, exchange, post, step};
 
 const MIB: usize = 1 << 20;
-/// The default of `--max-body-bytes`.
+/// Default of `--max-body-bytes`.
 const LIMIT: usize = 64 * MIB;
 
 /// A request of exactly `n_bytes`.
@@ -18,7 +18,7 @@ fn request(n_bytes: usize) -> String {
     format!("{head}{}{tail}", "x".repeat(n_bytes - head.len() - tail.len()))
 }
 
-/// The answers to a body that comes in chunks of `size`.
+/// The answers to a body that arrives in chunks of `size`.
 fn send(mode: Mode, max_body_bytes: usize, text: &str, size: usize) -> Vec<ProcessingResponse> {
     let mut exchange = exchange(max_body_bytes);
     let mut answers = step(&mut exchange, mode, post()).unwrap();
@@ -39,7 +39,7 @@ fn refused(answers: &[ProcessingResponse]) -> Option<(i32, String)> {
     })
 }
 
-/// The chunks that go on: their lengths, all of them together, and which say that the body ends.
+/// The chunks that go on: their lengths, their bytes together, and their end-of-stream flags.
 fn sent_on(answers: &[ProcessingResponse]) -> (Vec<usize>, Vec<u8>, Vec<bool>) {
     let (mut lengths, mut text, mut ends) = (Vec::new(), Vec::new(), Vec::new());
     for answer in answers {
@@ -108,15 +108,15 @@ fn a_body_that_trickles_in_takes_no_more_memory() {
     let (trickling, answers) = peak(Mode::FULL_DUPLEX, MIB, &text, 1);
     assert!(trickling < 2 * at_once, "{trickling} bytes, and {at_once} in large chunks");
     assert_eq!(refused(&answers), None);
-    // Where every chunk is answered, the answers count.
+    // If every chunk is answered, the answers count too.
     let (trickling, answers) = peak(Mode::STREAMED_AHEAD, MIB, &text, 1);
     assert_eq!(refused(&answers).unwrap().0, 413);
     assert!(trickling < 2 * at_once, "{trickling} bytes, and {at_once} in large chunks");
     assert_eq!(refused(&peak(Mode::STREAMED_AHEAD, MIB, &text, 65_536).1), None);
 }
 
-/// Memory that is taken while all of a body but its end has come in chunks of `size`, as the reader of a stream hands them
-/// out: each a slice of a buffer that was grown for it.
+/// Memory that is used when all of a body but its end has arrived in chunks of `size`. The chunks are those of a
+/// stream's reader: each is a slice of a buffer that was grown for it.
 fn held(mode: Mode, n_bytes: usize, size: usize) -> u64 {
     let text = request(n_bytes);
     let mut exchange = exchange(n_bytes);

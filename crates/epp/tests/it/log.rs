@@ -1,4 +1,4 @@
-//! The log's bytes, compared whole.
+//! The bytes of the log, compared as a whole.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ impl Write for Buffer {
     }
 }
 
-/// The instant of the tutorial's line, and some.
+/// The time of the tutorial's line, and some milliseconds.
 fn clock() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(1_747_971_189_987)
 }
 
-/// What `events` log, with tabs as arrows and this file's line numbers left out.
+/// Compares what `events` log, with tabs as arrows and without this file's line numbers.
 fn check(filter: &str, events: impl FnOnce(), expected: Expect) {
     let buffer = Buffer::default();
     let subscriber = subscriber(&filter.parse().unwrap(), clock, buffer.clone());

@@ -1,4 +1,4 @@
-//! The picker from outside: its pure parts by tables, the whole of it by a proxy of our own over real sockets.
+//! Tests of the picker from outside: its pure parts by tables, the whole by our own proxy over real sockets.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -52,7 +52,7 @@ async fn a_saturated_pool_serves_what_is_critical() {
         assert_eq!(body, expected);
         assert_eq!(last_decision(&picker).await["criticality"], criticality);
     }
-    // What has no model is not shed.
+    // Requests without a model are never shed.
     let get = [(":method", "GET"), (":path", "/v1/models")];
     let mut call = proxy.open().await;
     call.send_headers(None, &get, None, true).await;
@@ -94,17 +94,17 @@ async fn a_pod_with_the_adapter_goes_before_an_idle_one() {
     picker.wait_for_scrapes().await;
     assert_eq!(complete(&proxy, "adapter").await.picked(), picker.pods[1].address.to_string());
     assert_eq!(last_decision(&picker).await["reason"], "lora");
-    // Not loaded anywhere: where there is room.
+    // Loaded on no pod: the pod with room gets it.
     picker.pods[1].set_load(4, 0, 0.1);
     picker.pods[1].set_adapters("x", "y");
     picker.wait_for_scrapes().await;
     assert_eq!(complete(&proxy, "adapter").await.picked(), picker.pods[2].address.to_string());
-    // Waited for is as good as loaded.
+    // An adapter that requests wait for counts as loaded.
     picker.pods[1].set_load(4, 0, 0.1);
     picker.pods[1].set_adapters("x", "adapter");
     picker.wait_for_scrapes().await;
     assert_eq!(complete(&proxy, "adapter").await.picked(), picker.pods[1].address.to_string());
-    // The base model is nobody's adapter.
+    // The base model is not an adapter.
     assert_eq!(complete(&proxy, "/model/qwen").await.picked(), picker.pods[0].address.to_string());
     assert_eq!(last_decision(&picker).await["reason"], "load");
 }
@@ -142,7 +142,7 @@ async fn conflicts_and_waiting_models_are_reported() {
     );
 }
 
-/// A pool of v1, whose pods are the tutorial's, with a model server of its own.
+/// A v1 pool that selects the tutorial's pods.
 const V1_POOL: &str = "---\napiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: v1}\n\
     spec:\n  selector: {matchLabels: {app: qwen}}\n  targetPorts: [{number: 8000}]\n  endpointPickerRef: {name: e}\n";
 
@@ -154,10 +154,10 @@ async fn pools_of_both_versions_share_a_picker() {
         let answer = complete(proxy, model).await;
         (answer.refused.map(|(code, ..)| code), last_decision(&picker).await["pool"].clone())
     };
-    // The model tells them apart: the tutorial's pool has it, the other takes any.
+    // The model decides between them: the tutorial's pool has it, the other one takes any.
     assert_eq!(pool(&proxy, "/model/qwen").await, (None, "default/vllm-qwen-pool".into()));
     assert_eq!(pool(&proxy, "other").await, (None, "default/v1".into()));
-    // The proxy's word goes before it.
+    // A pool that the proxy names comes first.
     let v1 = proxy.for_pool("default/v1");
     assert_eq!(pool(&v1, "/model/qwen").await, (None, "default/v1".into()));
     let v1alpha2 = proxy.for_pool("default/vllm-qwen-pool");
@@ -195,7 +195,7 @@ const PATHS: [&str; 22] = [
     "/some/new/api",
 ];
 
-/// A body that has something for each of them.
+/// A body that is valid for each of them.
 fn body_for_all(model: &str) -> String {
     format!(
         r#"{{"messages":[{{"role":"user","content":"hi"}}],"prompt":"p","input":"i","token_ids":[1],"query":"q",
@@ -219,7 +219,7 @@ async fn a_model_is_mapped_wherever_it_is_named() {
         let answer = proxy.full_duplex(&post(path), &[unknown.as_bytes(), b""]).await;
         assert_eq!(answer.code(), 404, "{path}");
     }
-    // Controls: the name of a body that is not JSON, and of another method, is not the picker's.
+    // Controls: the picker does not look for a model in a body that is not JSON, or for another method.
     for headers in [
         [(":method", "POST"), (":path", "/some/new/api"), ("content-type", "text/plain")],
         [(":method", "PUT"), (":path", "/v1/chat/completions"), ("content-type", "application/json")],
@@ -228,7 +228,7 @@ async fn a_model_is_mapped_wherever_it_is_named() {
         let answer = proxy.full_duplex(&headers, &[named.as_bytes(), b""]).await;
         assert_eq!(answer.body, named.as_bytes());
     }
-    // It sheds where it serves.
+    // Without capacity, requests are shed on all of these paths.
     picker.pods[0].set_load(6, 0, 0.0);
     picker.wait_for_scrapes().await;
     for path in PATHS {
@@ -251,7 +251,7 @@ async fn a_prompt_that_is_not_computed_is_not_believed_to_be_cached() {
         assert_eq!(answer.refused, None);
     }
     assert_eq!(matched().await, 0);
-    // Control: it is when it was.
+    // Control: after it is computed, it matches.
     assert_eq!(matched().await, 496);
 }
 
@@ -274,13 +274,13 @@ async fn what_engines_can_do_without_is_theirs_to_ask_for() {
             let chunks: [&[u8]; 2] = [body.as_bytes(), b""];
             let answer = without.full_duplex(&post(path), &chunks).await;
             assert_eq!((answer.refused, answer.body.as_slice()), (None, body.as_bytes()), "{path} {body}");
-            // Control: a pool that maps models must be told which.
+            // Control: a pool that maps models needs the name.
             let answer = with.full_duplex(&post(path), &chunks).await;
             let names_it = body.contains("/model/qwen");
             assert_eq!(answer.refused.map(|(code, ..)| code), (!names_it).then_some(400), "{path} {body}");
         }
     }
-    // Where the path does not say that there is one, nothing is asked for.
+    // If the path does not imply a model, none is required.
     for path in ["/tokenize", "/v1/load_lora_adapter", "/invocations", "/some/new/api"] {
         for body in [r#"{"lora_name":"l"}"#, "[1]", "not JSON", "{\"model\"", ""] {
             let answer = with.full_duplex(&post(path), &[body.as_bytes(), b""]).await;
@@ -311,7 +311,7 @@ async fn a_compressed_body_is_refused_by_its_encoding() {
             assert!(message.contains(&format!("`{encoding}`")), "{message}");
         }
     }
-    // Controls: none, and a body that is not read.
+    // Controls: no encoding, and a body that is not read.
     assert_eq!(send("/v1/chat/completions", "application/json", "identity").await.refused, None);
     let headers = [
         (":method", "POST"),

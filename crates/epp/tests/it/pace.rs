@@ -1,4 +1,4 @@
-//! How often endpoints are asked, and how old their numbers may be: times are the test's own.
+//! Times between scrapes, and the age of their numbers, at times that the test chooses.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,12 +29,12 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// The limits that flags have by default.
+/// The default limits of the flags.
 fn default_limits() -> Options {
     Options { max_metrics_age: millis(2000), saturation: Thresholds::default(), ..options() }
 }
 
-/// The oldest that numbers become before the next ones are there, if an answer takes nearly an interval.
+/// The load just before the next numbers arrive, if an answer takes nearly an interval.
 fn oldest(limits: &Options, period: Duration, is_idle: bool) -> Load {
     let pace = Pace::new(period, limits.shortest_metrics_age());
     let age = pace.gap(is_idle) + period.mul_f64(0.9);
@@ -51,7 +51,7 @@ fn an_idle_pool_has_capacity_however_long_the_interval_is() {
             assert!(load.age <= Some(limits.max_metrics_age), "{period:?}: {load:?}");
         }
     }
-    // Control: limits that do not follow the interval are exceeded by a pool that is idle.
+    // Control: an idle pool exceeds limits that do not depend on the interval.
     let limits = default_limits();
     assert!(limits.saturation.are_exceeded_by_all([&oldest(&limits, millis(200), true)]));
 }
@@ -86,15 +86,15 @@ fn endpoints_that_do_not_answer_are_asked_more_and_more_seldom() {
         let gaps: Vec<Duration> = (0..100).map(|_| pace.backoff(n_failures, &mut rng)).collect();
         let (least, most) = (*gaps.iter().min().unwrap(), *gaps.iter().max().unwrap());
         assert!(least >= millis(base) && most <= millis(base * 3 / 2), "{n_failures}: {least:?} to {most:?}");
-        // They do not stay together.
+        // Their attempts spread.
         assert!(most - least > millis(base) / 4, "{n_failures}: {least:?} to {most:?}");
     }
-    // 3,000 of them were 60,000 attempts a second.
+    // Without a pause, 3,000 of them would make 60,000 attempts a second.
     let attempts: f64 = (0..3000).map(|_| 1.0 / pace.backoff(10, &mut rng).as_secs_f64()).sum();
     assert!(attempts < 3000.0, "{attempts} a second");
 }
 
-/// A member of a roster of its own.
+/// A member of its own roster.
 fn member() -> Arc<Member> {
     let (mut index, reader) = Index::new();
     let pools = manifest::parse(POOL, "pool").unwrap().into_iter().map(|object| match object {
@@ -133,7 +133,7 @@ fn a_scrape_settles_the_doubts_that_were_there_when_it_began() {
     };
     report(member.doubts());
     assert!(is_fresh());
-    // It dies while it is being asked, and its last answer arrives behind the proxy's report.
+    // It dies during a scrape, and its last answer arrives after the proxy's report.
     let begun = member.doubts();
     member.distrust();
     report(begun);

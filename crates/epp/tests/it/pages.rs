@@ -1,4 +1,4 @@
-//! The metrics port: where it listens, what its pages show while others are made, and the times that flags take.
+//! The metrics port: its address, its pages while others are rendered, and the times that flags accept.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -19,7 +19,7 @@ kind: InferencePool
 metadata: {name: p}
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
-/// Has the name of the scenario's pool, and no pods.
+/// A pool with the same name as the scenario's, and no pods.
 const NAMESAKE: &str = "\
 ---
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -59,12 +59,12 @@ fn addresses(flags: &[&str]) -> [IpAddr; 2] {
 fn the_host_of_requests_does_not_open_the_metrics_port() {
     let [grpc, metrics] = addresses(&["--host", "0.0.0.0"]);
     assert!(grpc.is_unspecified() && metrics.is_loopback(), "{grpc} {metrics}");
-    // Control: its own host does.
+    // Control: the metrics port has its own host flag.
     let [grpc, metrics] = addresses(&["--metrics-host", "0.0.0.0"]);
     assert!(grpc.is_loopback() && metrics.is_unspecified(), "{grpc} {metrics}");
 }
 
-/// The exit code of a picker whose pool file is not there: 1 if the flags were understood, 2 if not.
+/// The exit code of a picker whose pool file does not exist: 1 if the flags are valid, 2 if not.
 fn exit_code(flag: &str, time: &str) -> Option<i32> {
     let missing = Path::new("/does/not/exist.yaml");
     let mut command = Command::new(env!("CARGO_BIN_EXE_epp"));
@@ -136,7 +136,7 @@ fn each_page_is_whole_while_others_are_made() {
             });
         }
     });
-    // Control: pods that are not there are not shown.
+    // Control: pods that do not exist are not shown.
     let few = director(2, 0);
     assert_eq!(n_pods(&page(&few)), 2);
 }

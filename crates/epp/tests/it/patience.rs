@@ -1,4 +1,4 @@
-//! Peers that vanish, say nothing or come in numbers: what they hold is given back.
+//! Peers that vanish, say nothing or come in large numbers: the picker releases what they hold.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::fixtures::program::Program;
 use crate::fixtures::{Picker, SOON, Scenario, get, settings, until};
 
 const COMPLETION: &[u8] = br#"{"model":"/model/qwen","prompt":"hello"}"#;
-/// Short enough for a test; nothing depends on how exactly it is kept.
+/// Short enough for a test; nothing depends on its exact length.
 const SHORT: Duration = Duration::from_millis(100);
 /// Longer than any test takes.
 const LONG: Duration = Duration::from_secs(600);
@@ -30,14 +30,14 @@ metadata: {name: p}
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 
-/// Requests that the picker believes to be with the pods.
+/// Requests in flight to the pods, as the picker counts them.
 async fn n_in_flight(picker: &Picker) -> u64 {
     let status: Value = serde_json::from_str(&get(picker.ports.metrics, "/debug/pools").await).unwrap();
     let endpoints = status["pools"][0]["endpoints"].as_array().unwrap();
     endpoints.iter().map(|endpoint| endpoint["in_flight"].as_u64().unwrap()).sum()
 }
 
-/// A proxy with `n_streams` requests in flight that reads nothing any more.
+/// A proxy with `n_streams` requests in flight that does not read any more.
 async fn vanished(picker: &Picker, n_streams: usize) -> (Connection, Vec<Stream>) {
     let connection = Connection::relayed(picker.ports.grpc).await;
     let mut streams = Vec::new();
@@ -71,7 +71,7 @@ async fn requests_of_a_proxy_that_is_not_pinged_stay_in_flight() {
 
 #[tokio::test]
 async fn a_proxy_that_answers_pings_keeps_its_streams() {
-    // Many pings fit into the wait, and an answer has all the time that it may need.
+    // Many pings fit into the wait, and an answer to them may take all the time that it needs.
     let patience = Patience { ping_interval: SHORT / 10, ping_timeout: SOON, ..PATIENT };
     let picker = Scenario::new(1).patience(patience).start().await;
     let connection = Connection::open(picker.ports.grpc).await;
@@ -82,7 +82,7 @@ async fn a_proxy_that_answers_pings_keeps_its_streams() {
     stream.expect_pick("after many pings").await;
 }
 
-/// Whether the other side closes a connection on which nothing is said.
+/// Returns true if the other side closes a connection on which nothing is sent.
 async fn closes(address: SocketAddr, wait: Duration) -> bool {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let mut bytes = Vec::new();
@@ -91,7 +91,7 @@ async fn closes(address: SocketAddr, wait: Duration) -> bool {
 
 #[tokio::test]
 async fn a_handshake_that_is_not_begun_ends() {
-    // HTTP/1 has no handshake: a client's silence is idleness.
+    // HTTP/1 has no handshake: a silent client counts as idle.
     let patience = Patience { handshake: SHORT, idle: 2 * SHORT, ..PATIENT };
     let picker = Scenario::new(1).patience(patience).start().await;
     for address in [picker.ports.grpc, picker.ports.health, picker.ports.metrics] {

@@ -24,8 +24,8 @@ metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 
-/// A start of a process that JSON does not carry whole: one in eight is such, unless another crate
-/// has serde_json read numbers whole.
+/// A start time that does not survive a round trip through JSON. One in eight is such, unless another crate enables
+/// exact floats in serde_json.
 fn awkward_start() -> f64 {
     let through_json =
         |start: &f64| serde_json::from_str::<f64>(&serde_json::to_string(start).unwrap()).unwrap();
@@ -34,7 +34,7 @@ fn awkward_start() -> f64 {
     starts.find(is_awkward).unwrap_or(1_795_000_000.123_456_8)
 }
 
-/// Pods, and the files that name them.
+/// Pods, and the files that list them.
 struct Fleet {
     pods: Vec<Pod>,
     pool: PathBuf,
@@ -42,7 +42,7 @@ struct Fleet {
     _dir: TempDir,
 }
 
-/// One picker.
+/// A running picker.
 struct Picker {
     ports: Ports,
     shutdown: Shutdown,
@@ -122,7 +122,7 @@ async fn what_one_placed_the_other_finds() {
         until(async || second.metric("epp_peer_insertions_total").await > f64::from(number)).await;
         let (followed, decision) = second.ask(&(prompt.clone() + "and more")).await;
         assert_eq!((&followed, &decision["reason"]), (&picked, &"prefix".into()));
-        // Control: one that follows nobody knows nothing.
+        // Control: a picker without peers knows nothing.
         assert_eq!(alone.ask(&prompt).await.1["reason"], "load");
     }
     assert!((second.metric("epp_peer_staleness_seconds_count").await - 6.0).abs() < 0.5);
@@ -137,7 +137,7 @@ async fn one_that_begins_anew_is_told_what_was() {
     let (picked, _) = first.ask(&prompt).await;
     let second = fleet.picker(2, |settings| settings.peers = vec![first.address()]).await;
     until(async || second.metric("epp_peer_insertions_total").await > 0.0).await;
-    // The first may die: the second knows.
+    // The first picker may die: the second knows its prefixes.
     first.die().await;
     until(async || second.metric("epp_peer_connected").await < 0.5).await;
     let (followed, decision) = second.ask(&prompt).await;
@@ -154,7 +154,7 @@ async fn a_picker_that_restarts_is_followed_again() {
     until(async || second.metric("epp_peer_insertions_total").await > 0.0).await;
     first.die().await;
     until(async || second.metric("epp_peer_connected").await < 0.5).await;
-    // Its numbers begin anew, too: nothing of that counts as missed.
+    // Its numbers also start again, which does not count as missed events.
     let again = fleet.picker(4, |settings| settings.metrics_port = port).await;
     let prompt = "y".repeat(1024);
     let (picked, _) = again.ask(&prompt).await;
@@ -196,7 +196,7 @@ fn a_journal_is_bounded_and_says_from_where_it_tells() {
         other => panic!("{other:?}"),
     };
     assert_eq!((next_seq(0), next_seq(9)), (1, 1));
-    // 72 blocks and an envelope make about 700 bytes each.
+    // 72 blocks and an envelope are about 700 bytes each.
     for number in 0..100 {
         journal.note(&"10.0.0.1:8000".into(), None, &chain(1024, number), std::time::SystemTime::now());
     }
@@ -206,7 +206,7 @@ fn a_journal_is_bounded_and_says_from_where_it_tells() {
     assert_eq!(journal.after(99).unwrap().seq, 100);
     assert!(journal.after(100).is_none());
     assert_eq!(next_seq(100), 101);
-    // One that is larger than the bound is kept as long as it is the newest.
+    // An event that is larger than the bound is kept while it is the newest.
     let small = Journal::new("me".to_owned(), 100);
     for number in 0..3 {
         small.note(&"10.0.0.1:8000".into(), None, &chain(1024, number), std::time::SystemTime::now());
@@ -223,18 +223,18 @@ async fn a_peer_that_is_gone_leaves_no_series() {
         let page = director.metrics().encode(&director.standing(Instant::now()));
         page.contains(&peer.to_string())
     };
-    // Peers come and go at ever new addresses, as pods do.
+    // Peers come and go at new addresses, like pods.
     for _ in 0..20 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer = listener.local_addr().unwrap();
         followers.follow([peer].into());
-        // Control: while it is there, so are they.
+        // Control: while the peer is there, so are its series.
         until(async || has_series(&peer)).await;
         followers.follow([].into());
         tokio::time::timeout(SOON, followers.reap()).await.unwrap();
         assert!(!has_series(&peer));
     }
-    // No task is left that could end.
+    // No follower is left that could end.
     assert!(tokio::time::timeout(Duration::from_millis(20), followers.reap()).await.is_err());
 }
 

@@ -1,4 +1,4 @@
-//! Which endpoint, and why: through the whole picker, with pods whose load the test sets.
+//! Picks and their reasons through the whole picker, with pods whose load the test sets.
 
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use serde_json::Value;
@@ -44,7 +44,7 @@ async fn a_few_common_words_do_not_bind_to_a_pod() {
         complete(&proxy, &format!("hello, number {n}")).await;
     }
     assert_eq!(picker.log.prefix_lines(), Vec::<String>::new());
-    // Control: the same with as many common words as fill a block of the engine's cache.
+    // Control: prompts whose common words fill a block of the engine's cache.
     for n in 0..6 {
         complete(&proxy, &format!("{} number {n}", "hello, ".repeat(10))).await;
     }
@@ -62,7 +62,7 @@ async fn load_decides_without_a_prefix() {
         picker.wait_for_scrapes().await;
         assert_eq!(complete(&proxy, "hello").await, picker.pods[idle_idx].address.to_string());
     }
-    // Equal queues: the cache that is least full.
+    // With equal queues, the pod with the emptiest cache gets the request.
     for (pod, kv_usage) in picker.pods.iter().zip([0.5, 0.2, 0.9]) {
         pod.set_load(0, 2, kv_usage);
     }
@@ -110,7 +110,7 @@ async fn picks_count_before_any_metric_moves() {
         values.map(|(_, value)| value.parse::<u32>().unwrap()).sum::<u32>()
     };
     assert_eq!(in_flight().await, 12);
-    // Streams that break off are in flight no more.
+    // Streams that break off are not in flight any more.
     drop(open);
     until(async || in_flight().await == 0).await;
 }
@@ -125,7 +125,7 @@ async fn a_pod_that_leaves_takes_its_prefixes_along() {
     let next = complete(&proxy, &prompt).await;
     assert_ne!(next, holder);
     assert_eq!(last_decision(&picker).await["reason"], "load");
-    // Control: the pod that got it keeps it.
+    // Control: the pod that got the prompt keeps it.
     assert_eq!(complete(&proxy, &prompt).await, next);
     assert_eq!(last_decision(&picker).await["reason"], "prefix");
 }
@@ -136,7 +136,7 @@ async fn a_pod_that_dies_is_not_picked_and_returns_empty() {
     let proxy = picker.proxy().await;
     let prompt = "x".repeat(200);
     let holder = complete(&proxy, &prompt).await;
-    // The endpoint stays in the file: only the scrape can tell.
+    // The endpoint stays in the file, so only the scrape can notice.
     let dead = picker.pods.iter().position(|pod| pod.address.to_string() == holder).unwrap();
     drop(picker.pods.remove(dead));
     until(async || complete(&proxy, "short").await != holder && last_candidates(&picker).await == 1).await;
@@ -252,7 +252,7 @@ async fn who_served_instead_has_the_prefix_and_the_load() {
     };
     assert_eq!((in_flight(picked).as_str(), in_flight(fallback).as_str()), ("0", "1"));
     drop(call);
-    // Both are believed to hold the prefix now; with the picked one busy, the other gets it.
+    // Both pods hold the prefix now, as far as the picker knows. If the picked one is busy, the other gets it.
     let busy = picker.pods.iter().find(|pod| pod.address.to_string() == picked).unwrap();
     busy.set_load(9, 0, 0.0);
     picker.wait_for_scrapes().await;

@@ -1,4 +1,4 @@
-//! Pools that go by their engines' KV events: bytes of the events, gaps and losses, and the picks that follow from them.
+//! Pools that use their engines' KV events: bytes of the events, gaps and losses, and the picks that follow from them.
 
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ metadata:
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 const PODS: usize = 4;
-/// A text of as many tokens, of which the last one is computed in any case.
+/// Characters of a prompt, which are its tokens; the last one is always computed.
 const PROMPT: usize = 101;
 
 struct Lab {
@@ -70,13 +70,13 @@ impl Lab {
         lab
     }
 
-    /// Asks for an answer to `prompt`, and returns what was decided.
+    /// Sends a chat with `prompt` and returns the decision.
     async fn ask(&self, prompt: &str) -> Value {
         let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{prompt}"}}]}}"#);
         self.send("/v1/chat/completions", &body).await
     }
 
-    /// Sends a request, and returns what was decided.
+    /// Sends a request and returns the decision.
     async fn send(&self, path: &str, body: &str) -> Value {
         let proxy = Proxy::connect(self.ports.grpc).await;
         proxy.full_duplex(&crate::fixtures::post(path), &[body.as_bytes(), b""]).await;
@@ -118,12 +118,12 @@ fn text(letter: char) -> String {
     std::iter::repeat_n(letter, PROMPT).collect()
 }
 
-/// The ids that pods of these tests give a text: its bytes.
+/// Token ids of a text in these tests: its bytes.
 fn tokens(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
 }
 
-/// What the record says of each pod's cache.
+/// Cached tokens of each pod in the record.
 fn cached(decision: &Value) -> Vec<Option<u64>> {
     let candidates = decision["candidates"].as_array().unwrap();
     candidates.iter().map(|candidate| candidate["cached_tokens"].as_u64()).collect()
@@ -135,13 +135,13 @@ async fn an_engines_word_decides(form: Form) {
     let decision = lab.ask(&prompt).await;
     assert_eq!(decision["reason"], "load", "{decision}");
     let prompt = text('y');
-    // Nobody was asked for this one: the engine has it from elsewhere.
+    // This picker sent the prompt to no pod: the engine got it from elsewhere.
     let stored = lab.engines[2].stored(&tokens(&prompt), 70);
     lab.publish(2, vec![stored]).await;
     let decision = lab.ask(&prompt).await;
     assert_eq!((&decision["pod"], &decision["reason"]), (&"pod-2".into(), &"prefix".into()), "{decision}");
     assert_eq!(cached(&decision), [Some(0), Some(0), Some(96), Some(0)]);
-    // It is evicted from its end on, and held by another one.
+    // The prompt is evicted from its end on, and another pod holds it.
     let stored = lab.engines[1].stored(&tokens(&prompt), 7);
     lab.publish(1, vec![stored]).await;
     let removed = [75, 74, 73, 72].map(|hash| lab.engines[2].removed(hash)).to_vec();
@@ -173,7 +173,7 @@ async fn the_annotation_chooses_live_what_is_gone_by() {
     assert_eq!((&decision["reason"], cached(&decision)), (&"load".into(), vec![None; PODS]), "{decision}");
     lab.set_mode("precise");
     until(async || lab.metric("epp_kv_event_streams ").await >= 4.0).await;
-    // The past is asked for again.
+    // The picker asks for past events again.
     assert_eq!(cached(&lab.ask(&prompt).await)[3], Some(96));
     lab.stop().await;
 }
@@ -188,7 +188,7 @@ async fn what_was_stored_before_is_asked_for_and_so_is_what_was_missed() {
     })
     .await;
     assert_eq!(cached(&lab.ask(&prompt).await)[0], Some(96));
-    // One batch gets lost on its way.
+    // A batch is lost on its way.
     let missed = lab.engines[0].removed(6);
     lab.engines[0].keep(vec![missed]);
     let next = lab.engines[0].removed(5);
@@ -258,7 +258,7 @@ async fn a_request_without_ids_and_a_pod_without_events_are_estimated() {
     assert_eq!((&second["pod"], &second["reason"]), (&first["pod"], &"prefix".into()));
     assert_eq!(cached(&second), [None; PODS]);
     assert!(lab.metric("epp_tokenize_failures_total ").await >= 2.0);
-    // The second pod's events end: it alone is estimated.
+    // The second pod's events end: only this pod is estimated.
     lab.pods.iter().for_each(Pod::tokenize);
     drop(lab.engines.remove(1));
     until(async || lab.metric("epp_kv_event_streams ").await <= 3.0).await;
@@ -279,7 +279,7 @@ async fn requests_of_every_api_are_rendered() {
         ("/v1/messages", format!(r#"{{"messages":[{{"role":"user","content":"{x}"}}],"model":"m"}}"#), 96),
         ("/v1/responses", format!(r#"{{"model":"m","input":"{x}","instructions":"-"}}"#), 96),
         ("/v1/completions", format!(r#"{{"model":"m","prompt":"{x}"}}"#), 96),
-        // Each of several prompts, the third of which is nowhere.
+        // Several prompts, the third of which is cached nowhere.
         ("/v1/completions", format!(r#"{{"model":"m","prompt":["{x}","{y}","nowhere"]}}"#), 192),
     ] {
         let decision = lab.send(path, &body).await;
@@ -315,7 +315,7 @@ async fn the_same_text_behind_another_image_is_another_prompt() {
     let prompt = text('x');
     let ids: Vec<u32> = std::iter::repeat_n(0, IMAGE_TOKENS).chain(tokens(&prompt)).collect();
     let Msgpack::Map(mut stored) = lab.engines[2].stored(&ids, 1) else { unreachable!("events are maps") };
-    // The image begins with the first block and ends in the second.
+    // The image begins in the first block and ends in the second.
     let key = |offset: i64| Msgpack::Array(vec![Msgpack::Array(vec!["one".into(), offset.into()])]);
     let mut keys = vec![Msgpack::Nil; ids.len() / 16];
     (keys[0], keys[1]) = (key(0), key(-16));
@@ -333,14 +333,14 @@ async fn the_same_text_behind_another_image_is_another_prompt() {
     lab.stop().await;
 }
 
-/// Engines before vLLM 0.33, and those without `--enable-scale-out`.
+/// Engines before vLLM 0.33, and those without `--enable-scale-out`, do not render.
 #[tokio::test]
 async fn what_an_engine_cannot_tell_is_estimated_and_the_record_says_so() {
     let mut lab = Lab::start(Form::Map, |_, _| {}).await;
     let prompt = text('x');
     let stored = lab.engines[1].stored(&tokens(&prompt), 1);
     lab.publish(1, vec![stored]).await;
-    // They are asked once.
+    // Each pod is asked to render only once.
     for _ in 0..2 * PODS {
         assert_eq!(cached(&lab.ask(&prompt).await)[1], Some(96));
     }
@@ -366,7 +366,7 @@ async fn what_an_engine_cannot_tell_is_estimated_and_the_record_says_so() {
         let told = decision["untokenized"].as_str().unwrap_or_default();
         assert!(told.contains(reason), "{path} {fields}: {told:?}");
     }
-    // Token ids are what they are.
+    // Token ids need no tokenizer.
     let ids = tokens(&prompt);
     let given = lab.send("/v1/completions", &format!(r#"{{"model":"m","prompt":[{ids:?},[1]]}}"#)).await;
     assert_eq!(cached(&given)[1], Some(96), "{given}");
@@ -429,7 +429,8 @@ fn bytes(hex: &str) -> Vec<u8> {
     digits.chunks(2).map(byte).collect()
 }
 
-/// What msgspec wrote for the classes of vLLM 0.33, 0.11 and 0.8: one block stored, the same removed, all cleared.
+/// Bytes that msgspec wrote for the classes of vLLM 0.33, 0.11 and 0.8: one block stored, the same removed, all
+/// cleared.
 #[test]
 fn every_form_that_vllm_has_had_is_read() {
     const V33: &str = "93cb3ff800000000000093de000ba474797065ab426c6f636b53746f726564ac626c6f636b5f6861736865739107b1706172\

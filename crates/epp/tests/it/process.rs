@@ -1,4 +1,4 @@
-//! The program: health, metrics, ports, drain, the command line.
+//! The program: health, metrics, ports, drain, command line.
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
@@ -46,7 +46,7 @@ async fn health_answers_for_upstreams_names() {
         assert_eq!(health(&picker, service).await, Ok(ServingStatus::Serving), "{service}");
     }
     assert_eq!(health(&picker, "other").await, Err(Code::NotFound));
-    // A proxy asks where it sends its streams.
+    // A proxy checks the health on the port of its streams.
     let grpc = health_at(picker.ports.grpc, "envoy.service.ext_proc.v3.ExternalProcessor").await;
     assert_eq!(grpc, Ok(ServingStatus::Serving));
 }
@@ -76,7 +76,7 @@ async fn a_picker_is_ready_when_it_has_asked_its_endpoints() {
     tasks.spawn(server.run(shutdown.clone()));
     until(async || health_at(ports.health, "liveness").await == Ok(ServingStatus::Serving)).await;
     assert_eq!(health_at(ports.health, "readiness").await, Ok(ServingStatus::NotServing));
-    // A pod that hangs is given up on after half a second.
+    // The picker gives up on a hanging pod after half a second.
     until(async || health_at(ports.health, "readiness").await == Ok(ServingStatus::Serving)).await;
     shutdown.abort.cancel();
     tasks.join_next().await.unwrap().unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The program itself: its signals, its log, and what it does when nobody reads that.
+//! The program itself: its signals, its log, and its behaviour if nobody reads the log.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -18,10 +18,10 @@ metadata:
   annotations: {inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE}
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
-/// Longest wait for anything that must come.
+/// Longest wait for something that must happen.
 const SOON: Duration = Duration::from_secs(30);
 
-/// A running `epp`; killed when it is dropped.
+/// A running `epp`, killed when dropped.
 struct Program {
     child: Child,
     metrics: SocketAddr,
@@ -29,15 +29,15 @@ struct Program {
     _dir: TempDir,
 }
 
-/// A chat that is routed by prefix from its second time on, which the log tells of.
+/// A chat that is routed by prefix from its second time on, with a line in the log.
 const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"A text that is long enough to be worth a line in the log, again and again."}]}"#;
-/// More lines than the queue and the pipe of a log hold.
+/// More lines than the log's queue and pipe hold.
 const MANY: usize = 2500;
 /// Requests at a time.
 const AT_A_TIME: usize = 50;
 
 impl Program {
-    /// Waits until its ports are bound. Nobody reads its stderr unless [`Program::end`] is called.
+    /// Starts the program and waits until its ports are bound. Nobody reads its stderr until [`Program::end`].
     fn start(arguments: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         let (pool, port_file) = (dir.path().join("pool.yaml"), dir.path().join("ports.json"));
@@ -69,13 +69,12 @@ impl Program {
         Self { metrics: port("metrics"), grpc: port("grpc"), child, _dir: dir }
     }
 
-    /// Sends the chat so many times; each is one line of the log.
+    /// Sends the chat `n_times`; each time adds a line to the log.
     async fn chat(&self, n_times: usize) {
         let proxy = Proxy::connect(self.grpc).await;
         for _ in 0..n_times / AT_A_TIME {
             let answers = join_all((0..AT_A_TIME).map(|_| proxy.chat(CHAT)));
-            let answers =
-                tokio::time::timeout(SOON, answers).await.expect("the picker has stopped to answer");
+            let answers = tokio::time::timeout(SOON, answers).await.expect("the picker answers");
             assert!(answers.iter().all(|answer| answer.refused.is_none()));
         }
     }
@@ -85,7 +84,7 @@ impl Program {
         assert!(Command::new("kill").args([format!("-{name}"), pid]).status().unwrap().success());
     }
 
-    /// The page behind its metrics port; an error when no answer comes.
+    /// A page of the metrics port; an error if no answer comes.
     fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.metrics)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -104,7 +103,7 @@ impl Program {
         wait_for(|| self.child.try_wait().unwrap())
     }
 
-    /// Ends it, and returns its log.
+    /// Ends the program and returns its log.
     fn end(mut self) -> (ExitStatus, String) {
         let mut stderr = self.child.stderr.take().unwrap();
         let reader = std::thread::spawn(move || text(&mut stderr));
@@ -147,7 +146,7 @@ fn it_serves_and_ends_on_a_signal() {
     assert!(log.trim_end().ends_with("\tEnded"), "the last line is written: {log}");
 }
 
-/// A pager that is left alone, or a log shipper that hangs: a pipe takes 64 KiB and no more.
+/// A pager that is left alone, or a log shipper that hangs: a pipe holds 64 KiB and no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_nobody_reads_holds_nothing_up() {
     let mut program = Program::start(&["--drain-delay", "0s"]);
@@ -172,7 +171,7 @@ async fn a_log_that_is_read_again_says_what_it_lacks() {
     assert!(n_dropped > 0.0 && told.sum::<f64>() >= n_dropped, "{n_dropped} lines");
 }
 
-/// The control: a log that is read loses nothing.
+/// Control: a log that is read loses nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_read_is_whole() {
     let mut program = Program::start(&["--drain-delay", "0s"]);

@@ -1,5 +1,5 @@
-//! Which requests share how much of their prompts: what the engine renders differently is another prefix from there on, and
-//! what it renders alike is the same one, whatever API says it.
+//! Shares of prompts that requests have in common: text that the engine renders differently ends the common prefix, and
+//! text that it renders alike continues it, whatever the API.
 
 use bytes::Bytes;
 use epp::body::{Api, BodyScanner};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const SEED: ChainSeed<'_> = ChainSeed { target_model: "m", adapter: None, cache_salt: None };
 
-/// About `n_bytes` of words that have nothing in common with those of another tag.
+/// About `n_bytes` of words that share nothing with the words of another tag.
 fn words(tag: &str, n_bytes: usize) -> String {
     (0..)
         .map(|n| format!("{tag}{n} stands beside the {tag} gate. "))
@@ -57,7 +57,7 @@ fn chains(api: Api, text: &str, size: usize) -> Vec<Chain> {
     prompts.into_iter().map(|prompt| prompt.chain.finish(&SEED)).collect()
 }
 
-/// The chain of a body with one prompt; it is the same for every cut and every order of the body's fields.
+/// The chain of a body with one prompt; asserts that it is the same for every cut and every order of the body's fields.
 fn chain(api: Api, body: &Value) -> Chain {
     let object = body.as_object().unwrap();
     let mut fields: Vec<String> = object.iter().map(|(key, value)| format!("\"{key}\": {value}")).collect();
@@ -71,21 +71,21 @@ fn chain(api: Api, body: &Value) -> Chain {
     all[0].remove(0)
 }
 
-/// How much of the prompt of `b` one of `a` has in its cache.
+/// Share of the prompt of `b` that is cached after `a`.
 fn share(a: &Chain, b: &Chain) -> f64 {
     let n_shared = a.hashes().iter().zip(b.hashes()).take_while(|(a, b)| a == b).count();
     let n_bytes = |n_blocks: u32| f64::from(u32::try_from(bytes_in_blocks(n_blocks)).unwrap());
     n_bytes(u32::try_from(n_shared).unwrap()) / n_bytes(b.n_blocks())
 }
 
-/// A pair of bodies, and the share of bytes that they have in common: between these bounds as they are, and outside of
-/// them once `field` is taken out of both, which shows that it is hashed.
+/// Two bodies and the share of bytes that they have in common: within these bounds as they are, and outside of them
+/// without `field`, which shows that the field is hashed.
 struct Row {
     api: Api,
     a: Value,
     b: Value,
     shared: std::ops::RangeInclusive<f64>,
-    /// A JSON pointer.
+    /// Field to remove from both, as a JSON pointer.
     field: &'static str,
 }
 
@@ -117,7 +117,7 @@ fn tools_stand_between_the_system_message_and_the_others() {
     let messages = |question: &str| json!([system(words("sys", 1000)), user(words(question, 1000))]);
     let (one, other) = (json!([tool("one")]), json!([tool("other")]));
     check(vec![
-        // Nearly all of it is shared; without the tools, half.
+        // Nearly everything is shared; without the tools, half.
         Row {
             api: Api::Chat,
             a: chat(messages("x"), "tools", one.clone()),
@@ -283,10 +283,10 @@ fn images_audio_and_video_are_known_by_what_they_are() {
         assert_eq!(share(&chain(Api::Chat, &a), &chain(Api::Chat, &a)), 1.0);
         check(vec![Row { api: Api::Chat, a, b, shared: 0.35..=0.5, field: "/messages/0/content/1" }]);
     }
-    // How it is to be looked at, and in which form the URL is written, makes no other prompt.
+    // The level of detail and the form in which the URL is written do not change the prompt.
     let [image, plain, ..] = parts("one");
     assert_eq!(chain(Api::Chat, &body(image)), chain(Api::Chat, &body(plain)));
-    // An image is worth many words: two short questions about it share most of their prompts.
+    // An image counts as many words: two short questions about it share most of their prompts.
     let ask = |question: &str| {
         let image = json!({"type": "image_url", "image_url": {"url": "https://x/y.png"}});
         json!({"model": "m", "messages": [user(json!([image, {"type": "text", "text": words(question, 200)}]))]})
@@ -327,7 +327,7 @@ fn reasoning_is_shown_behind_the_last_question_only() {
 #[test]
 fn options_change_the_prompt_where_templates_use_them() {
     let messages = || json!([user(words("ask", 1000))]);
-    // A template of its own changes everything.
+    // A chat template in the request changes everything.
     check(vec![Row {
         api: Api::Chat,
         a: chat(messages(), "chat_template", "{{ one }}".into()),
@@ -355,7 +355,7 @@ fn options_change_the_prompt_where_templates_use_them() {
             field: pointer,
         }]);
     }
-    // What is not rendered changes nothing.
+    // Fields that are not rendered change nothing.
     let plain = chain(Api::Chat, &json!({"model": "m", "messages": messages()}));
     for (field, value) in [
         ("tool_choice", json!("none")),
@@ -384,7 +384,7 @@ fn spaces_and_escapes_in_tools_and_calls_make_no_difference() {
         )
     });
     assert_eq!(chains(Api::Chat, &texts[0], 1000), chains(Api::Chat, &texts[1], 1));
-    // Control: other values do.
+    // Control: other values change it.
     let other = texts[1].replace("-2.5e3", "-2.5e4");
     assert_ne!(chains(Api::Chat, &texts[0], 1000), chains(Api::Chat, &other, 1000));
 }
@@ -399,7 +399,7 @@ fn a_line_that_differs_from_request_to_request_is_left_out() {
     assert_eq!(chain(Api::Messages, &blocks(1)), chain(Api::Messages, &blocks(2)));
     let chat = |n: u32| json!({"model": "m", "messages": [system(header(n) + "\n" + &words("sys", 500)), user("hi")]});
     assert_eq!(chain(Api::Chat, &chat(1)), chain(Api::Chat, &chat(2)));
-    // Control: in a user's words it stays.
+    // Control: in a user's message it stays.
     let user = |n: u32| json!({"model": "m", "messages": [user(header(n) + "\n" + &words("ask", 500))]});
     assert_ne!(chain(Api::Chat, &user(1)), chain(Api::Chat, &user(2)));
 }
@@ -439,7 +439,7 @@ fn the_same_conversation_is_the_same_prompt_in_every_api() {
     assert_eq!(chain(Api::Responses, &responses), expected);
     assert_eq!(chain(Api::Messages, &messages), expected);
     assert_eq!(chain(Api::Invocations, &chat), expected);
-    // An image by its data is the same as by a data URL.
+    // An image given by its data equals one given by a data URL.
     let image = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}});
     let source =
         json!({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}});
@@ -497,12 +497,12 @@ fn message() -> impl Strategy<Value = Value> {
         any::<String>().prop_map(Value::from),
         Just(json!([{"content": "no"}]))
     ];
-    // The role first, as clients write it: otherwise the chat is not hashed as it arrives.
+    // The role comes first, as clients write it: otherwise the chat is not hashed as it arrives.
     (role, content(), name).prop_map(|(role, content, name)| json!([role, content, name]))
 }
 
 proptest! {
-    /// A chat is hashed as it arrives, or read again for the sake of a field beside its messages: to the same text.
+    /// A chat is hashed as it arrives, or read again because of a field besides its messages: the text is the same.
     #[test]
     fn what_is_hashed_at_once_and_what_is_read_again_are_the_same(
         messages in proptest::collection::vec(message(), 1..6), size in 1..80_usize

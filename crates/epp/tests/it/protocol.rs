@@ -73,7 +73,7 @@ async fn a_body_over_the_limit_is_413() {
 async fn bad_json_is_400() {
     let picker = Scenario::new(1).start().await;
     let proxy = picker.proxy().await;
-    // What dash makes of the tutorial's request, sent with `--data-binary`.
+    // The tutorial's request as dash makes it, sent with `--data-binary`.
     let broken = CHAT.replace("\\n", "\n");
     for answer in [
         proxy.chat(&broken).await,
@@ -86,7 +86,7 @@ async fn bad_json_is_400() {
     let outcomes = picker.decisions(0).await;
     assert!(outcomes.iter().all(|decision| decision["outcome"] == "bad_request"));
     assert_eq!(outcomes.len(), 4);
-    // Control: what is JSON and lacks a prompt, the engine refuses in its own words.
+    // Control: JSON without a prompt is for the engine to refuse, in its own words.
     assert_eq!(proxy.chat(&CHAT.replace("messages", "prompt")).await.refused, None);
 }
 
@@ -119,7 +119,7 @@ async fn a_stream_without_config_is_full_duplex() {
     assert!(call.is_silent().await, "the headers wait for the body");
     call.send_body(CHAT.as_bytes(), true).await;
     assert_eq!(call.full_duplex_answer().await.body, CHAT.as_bytes());
-    // A duplicate end of stream is not answered.
+    // A second end of stream is not answered.
     call.send_body(b"", true).await;
     assert!(call.is_silent().await);
 }

@@ -1,4 +1,4 @@
-//! Decision records: bounded, whatever the pool and the traffic.
+//! Decision records are bounded for every pool and any traffic.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -22,7 +22,7 @@ metadata: {name: p}
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 
-/// Picks from a pool of `n_endpoints`.
+/// A director with a pool of `n_endpoints`.
 pub(crate) fn director(n_endpoints: u16, n_decisions: usize) -> Director {
     let (mut index, reader) = Index::new();
     let mut changes: Vec<Change> = Vec::new();
@@ -63,7 +63,7 @@ fn decide(director: &Director, n_requests: usize) {
     }
 }
 
-/// The records that are kept of `n_requests` to a pool of `n_endpoints`.
+/// The records that are kept after `n_requests` to a pool of `n_endpoints`.
 fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<Decision>> {
     let director = director(n_endpoints, n_decisions);
     decide(&director, n_requests);
@@ -79,7 +79,7 @@ fn a_record_of_a_large_pool_shows_a_part_and_the_picked_one() {
             record.candidates.iter().any(|candidate| Some(&candidate.endpoint) == record.endpoint.as_ref())
         );
     }
-    // Control: a small pool is shown whole.
+    // Control: the record of a small pool shows all endpoints.
     assert_eq!(records(10, 1, 1)[0].candidates.len(), 10);
 }
 
@@ -98,13 +98,13 @@ fn a_listing_holds_nothing_between_its_parts() {
     let decisions = director.decisions();
     let mut listing = decisions.listing(0);
     let mut text = listing.next_part(decisions).unwrap();
-    // The ring has each record, and this list.
+    // Only the ring and this list hold the records.
     let records = decisions.after(0, usize::MAX);
     assert_eq!(records.iter().map(Arc::strong_count).collect::<Vec<_>>(), [2; 100]);
     let n_bytes: usize = records.iter().map(|record| serde_json::to_string(record).unwrap().len()).sum();
     assert!(text.len() < n_bytes / 5, "the first part has {} of {n_bytes} bytes", text.len());
     drop(records);
-    // The ring moves on meanwhile, and the listing ends with what was the newest when it began.
+    // The ring moves on meanwhile; the listing ends with the decision that was the newest at its start.
     decide(&director, 50);
     while let Some(part) = listing.next_part(decisions) {
         assert!(part.len() < n_bytes / 5);

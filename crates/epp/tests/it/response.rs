@@ -1,4 +1,4 @@
-//! Responses: usage found and the model's name restored, wherever chunks are cut; every other byte as it came.
+//! Responses: the usage is found and the model's name restored wherever chunks are cut; all other bytes pass unchanged.
 
 use bytes::Bytes;
 use epp::response::{Layout, ResponseReader, Usage};
@@ -36,7 +36,7 @@ fn usage(prompt: u32, completion: u32, cached: u32) -> Usage {
     Usage { prompt_tokens: Some(prompt), completion_tokens: Some(completion), cached_tokens: Some(cached) }
 }
 
-/// What comes out of chunks, and what was read.
+/// The output for these chunks, and the usage that was read.
 fn read(layout: Layout, model: Option<&str>, chunks: &[&[u8]]) -> (String, Option<Usage>) {
     let model = model.map(|model| Bytes::from(serde_json::to_string(model).unwrap()));
     let mut reader = ResponseReader::new(layout, model);
@@ -50,7 +50,7 @@ fn read(layout: Layout, model: Option<&str>, chunks: &[&[u8]]) -> (String, Optio
     (String::from_utf8(out).unwrap(), reader.usage())
 }
 
-/// Cut in two anywhere, in three at some places, and byte by byte: the same comes out, renamed `n_renamed` times.
+/// Checks the output for the body cut in two anywhere, in three at some places, and byte by byte.
 fn check(layout: Layout, body: &str, renamed: &str, expected: Option<Usage>) {
     let bytes = body.as_bytes();
     let mut cuts: Vec<Vec<&[u8]>> = (0..=bytes.len()).map(|at| vec![&bytes[..at], &bytes[at..]]).collect();
@@ -88,7 +88,7 @@ fn the_responses_api_wraps_its_document() {
 fn the_messages_api_counts_what_is_cached_beside_the_rest() {
     let renamed = MESSAGES_API.replace(r#""target""#, r#""al\"ias""#);
     check(Layout::EventStream, MESSAGES_API, &renamed, Some(usage(123, 6, 100)));
-    // Control: engines that do not tell it count all of the prompt.
+    // Control: engines that do not report cached tokens count the whole prompt.
     let older = r#"{"usage":{"input_tokens":123,"output_tokens":6}}"#;
     let expected = Usage { cached_tokens: None, ..usage(123, 6, 0) };
     check(Layout::Json, older, older, Some(expected));
@@ -148,7 +148,7 @@ fn the_layout_is_told_by_the_headers() {
 }
 
 proptest! {
-    /// Without a name to restore, whatever comes goes out.
+    /// Without a name to restore, all bytes pass unchanged.
     #[test]
     fn any_bytes_pass(body: Vec<u8>, size in 1_usize..20, stream in any::<bool>()) {
         let layout = if stream { Layout::EventStream } else { Layout::Json };
@@ -160,7 +160,7 @@ proptest! {
 
 const REQUEST: &str = r#"{"model":"/model/qwen","prompt":"hello"}"#;
 
-/// Sends the tutorial's model a request and it a response; what the client gets.
+/// Sends a request for the tutorial's model and this response. Returns what the client gets.
 async fn respond(picker: &Picker, content_type: &str, chunks: &[&[u8]]) -> String {
     let mut call = picker.proxy().await.open().await;
     call.send_headers(None, &post("/v1/completions"), None, false).await;
@@ -186,7 +186,7 @@ async fn the_clients_name_comes_back_and_usage_is_recorded() {
         "usage": {"prompt_tokens": 11, "completion_tokens": 100, "cached_tokens": 7},
         "predicted_cached_tokens": 0.0});
     assert_eq!(last_response(&picker).await, expected);
-    // Control: a model under its own name is left alone.
+    // Control: the response of a model under its own name does not change.
     let picker = Scenario::new(1).start().await;
     let chunks: Vec<&[u8]> = SSE.as_bytes().chunks(29).collect();
     assert_eq!(respond(&picker, "text/event-stream", &chunks).await, SSE);

@@ -1,4 +1,4 @@
-//! Engines' metrics: read by the names of each, and worth nothing once they are not current.
+//! Engines' metrics: each engine's names are read, and numbers that are out of date do not count.
 
 use epp::candidates::Adapters;
 use epp::scrape::exposition::{Gauges, parse};
@@ -15,7 +15,7 @@ fn check(runtime: ModelServerRuntime, text: &str, expected: Gauges) {
     assert_eq!(parse(text.as_bytes(), runtime), Ok(expected), "{text}");
 }
 
-/// vLLM's load with the given values, and what else its page has.
+/// vLLM's page with these values of the load, and `rest`.
 fn vllm([waiting, running, kv_usage]: [&str; 3], rest: &str) -> String {
     format!(
         "vllm:num_requests_waiting {waiting}\nvllm:num_requests_running {running}\n\
@@ -23,7 +23,7 @@ fn vllm([waiting, running, kv_usage]: [&str; 3], rest: &str) -> String {
     )
 }
 
-/// The text tells no load, for want of these.
+/// Asserts that the text does not contain the load, because these metrics are missing.
 #[track_caller]
 fn check_no_load(text: &str, lacking: &[&str]) {
     let error = parse(text.as_bytes(), Vllm).expect_err(text);
@@ -31,7 +31,7 @@ fn check_no_load(text: &str, lacking: &[&str]) {
     lacking.iter().for_each(|metric| assert!(error.to_string().contains(metric), "{error}"));
 }
 
-/// What each engine writes, and nothing that it does not.
+/// Metrics that each engine writes, and no others.
 const TEXTS: [(ModelServerRuntime, &str); 5] = [
     (
         Vllm,
@@ -88,7 +88,7 @@ fn engines_of_one_process_add_up_and_values_are_tolerated() {
         Gauges { started: Some(1.7e9), ..gauges(7, 1000, 1.0) },
     );
     check(Vllm, &vllm(["1e300", "0", "0.5"], ""), gauges(u32::MAX, 0, 0.5));
-    // An exemplar and a timestamp are no values, and an exemplar's labels are not the series'.
+    // Exemplars and timestamps are not values, and an exemplar's labels are not those of the series.
     let text = "vllm:num_requests_waiting{engine=\"0\"} 3 1700000000.5 # {trace_id=\"a}b\"} 1.0 1700000000\n\
         vllm:num_requests_running 2 # {} 9\nvllm:kv_cache_usage_perc\t0.5 # {trace_id=\"c\",engine=\"7\"} 0.9\n# EOF\n";
     check(Vllm, text, gauges(3, 2, 0.5));
@@ -109,7 +109,7 @@ fn what_is_not_a_count_or_a_share_is_no_value() {
             let mut values = ["1", "1", "1"];
             values[idx] = value;
             check_no_load(&vllm(values, ""), &names[idx..=idx]);
-            // What one engine of several has is not what they have together.
+            // If one of several engines cannot be read, their sum is unknown.
             check_no_load(&(vllm(["1"; 3], "") + names[idx] + "{engine=\"1\"} " + value), &names[idx..=idx]);
         }
         check(
@@ -121,7 +121,7 @@ fn what_is_not_a_count_or_a_share_is_no_value() {
             vllm(["1", "1", "1"], &format!("vllm:prompt_tokens_total 5\nvllm:prompt_tokens_total {value}\n"));
         check(Vllm, &text, gauges(1, 1, 1.0));
     }
-    // Control.
+    // Control: a valid page.
     let text = vllm(["1", "1", "1"], "process_start_time_seconds 2\nvllm:prompt_tokens_total 5\n");
     check(Vllm, &text, Gauges { started: Some(2.0), prompt_tokens: Some(5.0), ..gauges(1, 1, 1.0) });
 }
@@ -209,7 +209,7 @@ async fn what_is_read_is_asked_for_and_else_the_whole_page() {
     {
         pod.set_pages(pages);
     }
-    // One that ends each connection behind its answer is asked over the next one.
+    // A pod that closes each connection after its answer is scraped over a new one.
     picker.pods[3].close_connections();
     for (idx, pod) in picker.pods.iter().enumerate() {
         pod.set_load(u32::try_from(idx).unwrap() + 1, 0, 0.0);
@@ -236,7 +236,7 @@ async fn one_answer_that_is_not_200_does_not_end_the_filter() {
     until(async || pod.paths().contains("/metrics")).await;
     pod.set_pages(Pages::Any);
     let is_filtered = |path: &String| path.starts_with("/metrics/?");
-    // The pod is read whole for a while.
+    // The whole page is read for a while.
     pod.forget_paths();
     picker.wait_for_scrapes().await;
     assert_eq!(pod.paths(), ["/metrics".to_owned()].into());
@@ -273,11 +273,11 @@ async fn a_pod_that_stops_answering_loses_its_prefixes_at_once() {
     assert_eq!(complete(&picker, &prompt).await, holder);
     let hung = picker.pods.iter().position(|pod| pod.address.to_string() == holder).unwrap();
     picker.pods[hung].hang();
-    // The limit on metrics' age is a minute in this test: the scrape that fails is what counts.
+    // The limit on the metrics' age is a minute in this test: the failed scrape is what counts.
     until(async || endpoint(&picker, hung).await["fresh"] == false).await;
     assert_eq!(endpoint(&picker, hung).await["metrics_age_ms"], Value::Null);
     assert_ne!(complete(&picker, &prompt).await, holder);
-    // Control: it still counts as there, for a pool in which no other is.
+    // Control: it still counts as reachable, for a pool without other endpoints.
     assert_eq!(endpoint(&picker, hung).await["reachable"], true);
 }
 
@@ -292,7 +292,7 @@ async fn an_idle_pod_is_asked_half_as_often() {
     assert!((20..45).contains(&asked), "{asked} scrapes of an idle pod while a busy one had 60");
 }
 
-/// A page of an idle vLLM.
+/// The page of an idle vLLM.
 const IDLE: &str = "# TYPE vllm:num_requests_running gauge\n\
     vllm:num_requests_running{engine=\"0\",model_name=\"/model/qwen\"} 0.0\n\
     # TYPE vllm:num_requests_waiting gauge\n\
@@ -300,13 +300,13 @@ const IDLE: &str = "# TYPE vllm:num_requests_running gauge\n\
     # TYPE vllm:kv_cache_usage_perc gauge\n\
     vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"/model/qwen\"} 0.0\n";
 
-/// The page as an answer with status 200, with more headers in front.
+/// An answer with status 200, these headers and the page.
 fn ok(headers: &str, page: &str) -> Vec<u8> {
     let length = page.len();
     format!("HTTP/1.1 200 OK\r\n{headers}content-length: {length}\r\n\r\n{page}").into_bytes()
 }
 
-/// The idle page with one of its metrics changed.
+/// The idle page with another value of one metric.
 fn idle_with(metric: &str, value: &str) -> Vec<u8> {
     let lines = IDLE.lines().map(|line| match line.strip_suffix(" 0.0") {
         Some(series) if series.contains(metric) => format!("{series} {value}\n"),
@@ -320,7 +320,7 @@ fn idle_without(metric: &str) -> Vec<u8> {
     ok("", &lines.map(|line| format!("{line}\n")).collect::<String>())
 }
 
-/// Answers that say nothing of the load, and why the scrape fails.
+/// Answers without the load, and the reason for which the scrape fails.
 fn answers_without_load() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let gzip =
         [&ok("content-encoding: gzip\r\n", "")[..], b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"].concat();
@@ -389,12 +389,12 @@ async fn a_pod_that_says_nothing_of_its_load_does_not_count_as_idle() {
         for _ in 0..4 {
             assert_eq!(complete(&picker, "p").await, busy.address.to_string(), "{kind}");
         }
-        // Control: an idle pod that says so.
+        // Control: a page with an idle load.
         silent.set_answer(&ok("", IDLE));
         until(async || endpoint(&picker, 0).await["fresh"] == true).await;
         assert_eq!(complete(&picker, "p").await, silent.address.to_string(), "{kind}");
     }
-    // Each reason is said once for the pod, however often it came.
+    // Each reason is logged once for the pod, however often it occurs.
     let said = |reason: &str| {
         let lines = picker.log.lines();
         lines.iter().filter(|line| line.contains("Scrape failed") && line.contains(reason)).count()

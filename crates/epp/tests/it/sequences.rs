@@ -1,4 +1,4 @@
-//! The exchange under any sequence of messages at all.
+//! The exchange with arbitrary sequences of messages.
 
 use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
@@ -47,8 +47,8 @@ fn any_mode() -> impl Strategy<Value = Mode> {
 }
 
 proptest! {
-    /// Whatever comes, the answers keep the protocol's order: at most one pick or refusal, nothing of the request
-    /// after a refusal or after the end of its body, and chunks only behind the pick.
+    /// The answers keep the protocol's order for any messages: at most one pick or refusal, nothing of the request
+    /// after a refusal or after the end of its body, and chunks only after the pick.
     #[test]
     fn any_sequence_gets_legal_answers(
         mode in any_mode(),

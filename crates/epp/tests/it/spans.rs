@@ -1,4 +1,4 @@
-//! Spans over OTLP, as a collector gets them.
+//! Spans over OTLP, as a collector receives them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 
 use crate::fixtures::{Picker, Scenario, post, until};
 
-/// `00-<trace>-<parent>-01`: sampled.
+/// A sampled parent: `00-<trace>-<parent>-01`.
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
 const CHAT: &str = r#"{"model":"/model/qwen","messages":[{"role":"user","content":"hello"}]}"#;
@@ -89,7 +89,7 @@ async fn ask(picker: &Picker, body: &str, traceparent: Option<&str>) {
     }
 }
 
-/// Ends the picker, which sends what it has.
+/// Ends the picker, which first sends its remaining spans.
 async fn end(mut picker: Picker) {
     picker.shutdown.drain.cancel();
     picker.server.join_next().await.unwrap().unwrap().unwrap();
@@ -101,7 +101,7 @@ async fn a_request_is_a_span_with_its_decision_below_the_proxys() {
     let (address, _tasks) = collector.start().await;
     let picker = start(Some(Otlp { endpoint: format!("http://{address}"), sample_ratio: 0.0 })).await;
     ask(&picker, CHAT, Some(PARENT)).await;
-    // The proxy has decided against this one, and nobody about that one: none of them is sampled.
+    // The proxy decided against the first, and nobody decided about the second: neither is sampled.
     ask(&picker, CHAT, Some(UNSAMPLED)).await;
     ask(&picker, CHAT, None).await;
     ask(&picker, &CHAT.replace("/model/qwen", "unknown"), Some(PARENT)).await;

@@ -1,10 +1,10 @@
-//! `PREFIX_CACHE` under load, through the whole picker: work is counted at the pick, and until the first token.
+//! `PREFIX_CACHE` under load, through the whole picker: work counts from the pick to the first token.
 
 use serde_json::Value;
 
 use crate::fixtures::{Call, Picker, Proxy, Scenario, post};
 
-/// A completion that is not answered yet.
+/// Sends a completion that is not answered yet.
 async fn ask(proxy: &Proxy, prompt: &str) -> (Call, String) {
     let body = format!(r#"{{"model":"/model/qwen","prompt":"{prompt}"}}"#);
     let mut call = proxy.open().await;
@@ -22,7 +22,7 @@ async fn last_decision(picker: &Picker) -> Value {
 async fn a_holder_that_still_computes_a_long_prompt_lets_go() {
     let picker = Scenario::new(2).start().await;
     let proxy = picker.proxy().await;
-    // One pod gets everything while the other looks full.
+    // One pod gets everything while the other reports a long queue.
     let (holder, other) = (picker.pods[0].address.to_string(), &picker.pods[1]);
     other.set_load(1000, 0, 0.0);
     picker.wait_for_scrapes().await;
@@ -48,7 +48,7 @@ async fn a_holder_that_still_computes_a_long_prompt_lets_go() {
     assert!(candidate(&decision, &holder)["work"].as_f64() > candidate(&decision, &at)["work"].as_f64());
     drop(spilled);
 
-    // Its first token shows that it is computed, though it goes on.
+    // Its first token shows that the prompt is computed, although the answer goes on.
     long.start_response().await;
     let (_call, at) = ask(&proxy, &prefixes[1]).await;
     let decision = last_decision(&picker).await;

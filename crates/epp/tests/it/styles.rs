@@ -1,11 +1,11 @@
-//! The conversations that a picker must hold, as a table: pods with their loads and adapters, a request in whatever chunks,
-//! the proxy's subset, and who must answer. Each holds under our own replies and under upstream's.
+//! Conversations that a picker must hold, as a table: pods with their loads and adapters, a request in some chunks, the
+//! proxy's subset, and the expected answer. Each holds in our own reply style and in upstream's.
 
 use epp::compat::Compat;
 
 use crate::fixtures::{Picker, Scenario, post};
 
-/// Queue, KV-cache usage and loaded adapters, by pod. An address in a case is a pod's position.
+/// Queue, KV-cache usage and loaded adapters of each pod. An address in a case is a pod's position.
 type Pods = [(u32, f64, &'static str); 3];
 
 #[derive(Clone, Copy)]
@@ -13,7 +13,7 @@ struct Case {
     name: &'static str,
     pods: Pods,
     model: &'static str,
-    /// How many chunks the body comes in.
+    /// Number of chunks of the body.
     n_chunks: usize,
     /// Pods in the subset hint; 9 is an address that no pod has.
     subset: Option<&'static [usize]>,
@@ -162,7 +162,7 @@ async fn run(picker: &Picker, compat: Compat, case: Case) {
     }
 }
 
-/// A JSON response to one of the cases, an event stream to the next: each comes through whole.
+/// Sends a JSON response in every second case and an event stream in the others: each passes unchanged.
 async fn respond(call: crate::fixtures::Call, name: &str) {
     let is_json = name.len().is_multiple_of(2);
     let (content_type, text) = if is_json {

@@ -1,8 +1,8 @@
-//! The proxy's subset hint: every spelling of an address names the same endpoint, and no other.
+//! The proxy's subset hint: every way to write an address selects the same endpoint, and no other.
 
 use epp::subset::Subset;
 
-/// `entry` names `endpoint`, and neither another port nor another address unless it says so.
+/// Asserts that `entry` selects `endpoint`, and another port only if `names_every_port`.
 #[track_caller]
 fn check(entry: &str, endpoint: &str, names_every_port: bool) {
     let subset = Subset::parse([entry]);
@@ -47,7 +47,7 @@ fn an_entry_that_is_not_an_address_names_no_endpoint() {
         for endpoint in ["10.0.0.1:8000", "[::1]:8000", "0.0.0.0:8000", "[::]:8000"] {
             assert!(!subset.contains(endpoint.parse().unwrap()), "{entry} names {endpoint}");
         }
-        // Control: an entry beside it counts.
+        // Control: a valid entry beside it counts.
         assert!(Subset::parse([entry, "10.0.0.1"]).contains("10.0.0.1:8000".parse().unwrap()));
     }
 }

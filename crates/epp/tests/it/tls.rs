@@ -1,4 +1,4 @@
-//! ext_proc over TLS: with the operator's certificate or a made one, and for those only who trust it.
+//! ext_proc over TLS, with the operator's certificate or a generated one: only clients that trust it can connect.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,13 +22,13 @@ spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
 
-/// A picker without endpoints; it answers every request with 503, which shows that it was reached.
+/// A picker without endpoints. It answers every request with 503, which shows that it was reached.
 async fn start(dir: &Path, security: Security) -> anyhow::Result<(SocketAddr, JoinSet<anyhow::Result<()>>)> {
     let (address, tasks, _reload) = start_reloading(dir, security).await?;
     Ok((address, tasks))
 }
 
-/// The same, with what makes it read its certificate again.
+/// A picker without endpoints, and the notification with which it reads its certificate again.
 async fn start_reloading(
     dir: &Path,
     security: Security,

@@ -1,4 +1,4 @@
-//! The policy's knobs: where values come from, what is refused and how, and that changes count at once.
+//! The policy's knobs: sources of values, refusals and their texts; changes count at once.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -53,13 +53,13 @@ fn what_is_wrong_is_named() {
         let message = refused(text);
         assert!(message.contains(expected), "{text}: {message}");
     }
-    // Control: what is right is taken, and so is nothing at all.
+    // Control: valid texts are accepted, and so is an empty one.
     for text in ["", "# nothing yet\n", "default: {threshold: 0.5}"] {
         Patch::parse_file(text).unwrap();
     }
 }
 
-/// The published schema says what the parser does.
+/// The published schema agrees with the parser.
 #[test]
 fn the_schema_has_every_knob_and_its_range() {
     let schema: Value = serde_json::from_str(include_str!("../../policy.schema.json")).unwrap();
@@ -95,7 +95,7 @@ fn a_bad_file_keeps_the_last_good_one() {
     assert_eq!(threshold(), 0.6);
     rewrite("default: {threshold: 0.7}", Duration::ZERO);
     assert_eq!(threshold(), 0.7);
-    // A knob that is absent for a moment, alone or with all others, is kept; one that stays absent is not.
+    // A knob that is missing for a moment, alone or with all others, is kept; one that stays missing is not.
     for moment in ["", "# a comment", "default: {stall: 4}"] {
         rewrite(moment, SETTLE / 2);
         assert_eq!(threshold(), 0.7, "{moment}");
@@ -106,7 +106,7 @@ fn a_bad_file_keeps_the_last_good_one() {
     }
     rewrite("", SETTLE);
     assert_eq!((threshold(), policies.of(&pool).affinity(4.0).stall), (0.5, 3.0));
-    // A file that is bad from the start is an error that names it.
+    // A file that is not valid at the start is an error with its name.
     std::fs::write(file.path(), "default: {threshold: 7}").unwrap();
     let load = |path: &Path| WatchedFile::load(path.to_owned(), &policies).unwrap_err().to_string();
     let error = load(file.path());

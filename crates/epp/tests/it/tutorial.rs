@@ -9,7 +9,7 @@ const HEAD: &str = "hi hi hi hi hi hi hi hi hi hi.For user 3, here are some othe
 const TAIL: &str =
     r#""model":"/model/qwen","stream":true,"stream_options":{"include_usage":true},"temperature":0}"#;
 
-/// What a shell leaves of the documents' apostrophes and `\n`.
+/// Form in which a shell passes on the documents' apostrophes and `\n`.
 struct Shell {
     you_are: &'static str,
     i_am: &'static str,
@@ -20,7 +20,7 @@ struct Shell {
 
 /// The quotes around `you're` and `I'm` toggle, and the apostrophes are lost.
 const BASH: Shell = Shell { you_are: "youre", i_am: "Im", newline: r"\n", round2_bytes: 969 };
-/// What the tutorial means.
+/// The form that the tutorial intends.
 const QUOTED: Shell = Shell { you_are: "you're", i_am: "I'm", newline: r"\n", round2_bytes: 971 };
 /// `echo` turns `\n` into newlines, which `curl -d` strips.
 const DASH: Shell = Shell { you_are: "youre", i_am: "Im", newline: "", round2_bytes: 955 };
@@ -102,7 +102,7 @@ async fn round2_first_prints_nothing() {
     let proxy = picker.proxy().await;
     chat(&proxy, &BASH.round2()).await;
     assert_eq!(picker.log.prefix_lines(), Vec::<String>::new());
-    // Control: the same request again has all of its prefix cached.
+    // Control: the whole prefix of a repeated request is cached.
     chat(&proxy, &BASH.round2()).await;
     assert!(picker.log.prefix_lines()[0].contains("\" 1.00 > 0.50\""));
 }
@@ -115,7 +115,7 @@ async fn the_strategy_is_swapped_live() {
     picker.change_strategy("DEFAULT").await;
     chat(&proxy, &BASH.round2()).await;
     assert_eq!(picker.log.prefix_lines(), Vec::<String>::new());
-    // Control: under the other strategy the same request is routed by what round 1 left behind.
+    // Control: with the other strategy, the same request is routed by the prefixes of round 1.
     picker.change_strategy("PREFIX_CACHE").await;
     chat(&proxy, &BASH.round2()).await;
     assert_eq!(picker.log.prefix_lines().len(), 1);
