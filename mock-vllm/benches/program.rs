@@ -1,21 +1,21 @@
-//! The program itself under a bench: started on a free port, asked over real sockets, killed when dropped.
+//! The program for a bench: started on a free port, asked over real sockets, killed when dropped.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
-/// In every frame that carries a token.
+/// Text in every frame that carries a token.
 const TOKEN_FRAME: &[u8] = b"\"delta\":{\"content\"";
 const LAST_FRAME: &[u8] = b"data: [DONE]";
 
-/// Killed when dropped.
+/// A running program, which is killed when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
 }
 
 impl Server {
-    /// The address is read from the log; then polls `/health` until it answers 200.
+    /// Starts the program, reads its address from the log, and polls `/health` until it answers 200.
     pub(crate) fn start(flags: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_mock-vllm"))
             .args(["serve", "Qwen/Qwen2.5-7B-Instruct", "--host", "127.0.0.1", "--port", "0"])
@@ -40,7 +40,7 @@ impl Server {
         server
     }
 
-    /// An answer with its head; `None` when there is none.
+    /// Returns an answer with its head; `None` if there is none.
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         let mut socket = TcpStream::connect(self.address).ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
@@ -54,12 +54,12 @@ impl Server {
         self.get("/health").is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
-    /// A file of the process in /proc; empty where there is none.
+    /// Returns a file of the process in /proc; empty if there is none.
     pub(crate) fn proc_file(&self, name: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap_or_default()
     }
 
-    /// A line of /proc/PID/status in MiB.
+    /// Returns a line of /proc/PID/status in MiB.
     pub(crate) fn memory_mib(&self, field: &str) -> f64 {
         let status = self.proc_file("status");
         let line = status.lines().find_map(|line| line.strip_prefix(field));
@@ -75,7 +75,7 @@ impl Drop for Server {
     }
 }
 
-/// A streamed conversation with its head; each client's prompt is its own.
+/// Makes a request for a streamed conversation, with its head; each client's prompt is different.
 pub(crate) fn chat_request(client_idx: usize, n_tokens: usize) -> String {
     let body = format!(
         r#"{{"messages":[{{"role":"user","content":"I am client {client_idx}."}}],"max_tokens":{n_tokens},"ignore_eos":true,"stream":true}}"#
@@ -87,13 +87,13 @@ pub(crate) fn chat_request(client_idx: usize, n_tokens: usize) -> String {
     )
 }
 
-/// Whether the last frame is among the `n_new` bytes that came last.
+/// Returns whether the last frame is among the `n_new` last bytes.
 pub(crate) fn is_complete(received: &[u8], n_new: usize) -> bool {
     let tail = &received[received.len().saturating_sub(n_new + LAST_FRAME.len())..];
     count(tail, LAST_FRAME) > 0
 }
 
-/// Tokens in a stream so far.
+/// Counts the tokens in a stream so far.
 pub(crate) fn count_tokens(received: &[u8]) -> usize {
     count(received, TOKEN_FRAME)
 }

@@ -1,5 +1,6 @@
-//! What a whole server does on this machine: how soon it is healthy, how many tokens it streams to 512 clients at once, how
-//! much memory it takes, and what a hundred idle pods cost. The program itself over real sockets; clients and server share the machine's cores.
+//! Figures of a whole server on this machine: how soon it is healthy, how many tokens it streams to 512 clients at
+//! once, how much memory it takes, and what a hundred idle pods cost. The program runs over real sockets; clients and
+//! server share the machine's cores.
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock and spawns its clients")]
 
@@ -12,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 
 const N_CLIENTS: usize = 512;
-/// Enough that start-up of the streams is a small part.
+/// Tokens per client, enough to make the start of the streams a small part.
 const TOKENS_PER_CLIENT: usize = 400;
 const N_STARTS: usize = 10;
 const N_IDLE_PODS: usize = 100;
@@ -43,12 +44,12 @@ fn start_to_health() {
     );
 }
 
-/// User and system time since the start, of all threads.
+/// Returns user and system time since the start, of all threads.
 fn cpu_seconds(server: &Server) -> f64 {
-    /// `getconf CLK_TCK` on Linux.
+    /// Value of `getconf CLK_TCK` on Linux.
     const TICKS_PER_SECOND: f64 = 100.0;
     let stat = server.proc_file("stat");
-    // Behind the name, which is in parentheses and may hold spaces: state is field 3, the times are 14 and 15.
+    // The name is in parentheses and may contain spaces. After it, state is field 3, and the times are 14 and 15.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
     ticks.sum::<f64>() / TICKS_PER_SECOND
@@ -67,7 +68,7 @@ fn idle_pods() {
     );
 }
 
-/// The virtual clock runs so fast that the server itself is what limits it.
+/// Streams with so fast a virtual clock that the server itself is the limit.
 fn streaming(runtime: &tokio::runtime::Runtime) {
     let server =
         Server::start("--max-num-seqs 512 --time-scale 1000 --jitter 0 --log-filter warn,mock_vllm=info");
@@ -90,7 +91,7 @@ fn streaming(runtime: &tokio::runtime::Runtime) {
     );
 }
 
-/// One conversation over a connection of its own; the tokens that came.
+/// Runs one conversation over a connection of its own, and returns the tokens that arrived.
 async fn stream(address: SocketAddr, client_idx: usize) -> usize {
     let mut socket = tokio::net::TcpStream::connect(address).await.expect("the server accepts");
     let request = chat_request(client_idx, TOKENS_PER_CLIENT);

@@ -1,5 +1,6 @@
-//! How close tokens leave to their virtual time: 256 streams at time scale 1, each over a connection of its own, from the
-//! program itself over real sockets. The server tells its lateness in /metrics; clients and server share the machine's cores.
+//! Distance of tokens from their virtual time: 256 streams at time scale 1, each over a connection of its own, from the
+//! program itself over real sockets. The server reports its lateness in /metrics; clients and server share the
+//! machine's cores.
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
 mod program;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 const N_STREAMS: usize = 256;
 const TOKENS_PER_STREAM: usize = 200;
-/// Clients that read seldom leave the cores to the server, as clients on another machine would.
+/// Pause between reads. Clients that read seldom leave the cores to the server, like clients on another machine.
 const PAUSE: Duration = Duration::from_secs(1);
 
 fn main() {
@@ -51,7 +52,7 @@ impl Stream {
         Self { socket, received: Vec::new(), is_complete: false }
     }
 
-    /// What has come by now.
+    /// Takes what has arrived so far.
     fn read(&mut self) {
         while !self.is_complete {
             let mut buffer = [0; 16 << 10];
@@ -68,7 +69,7 @@ impl Stream {
     }
 }
 
-/// Upper bound of the bucket that the quantile falls into.
+/// Returns the upper bound of the bucket that holds the quantile.
 fn quantile_ms(page: &str, quantile: f64) -> f64 {
     let n_all = value(page, "mock_vllm:token_lateness_seconds_count{");
     let buckets = page.lines().filter(|line| line.starts_with("mock_vllm:token_lateness_seconds_bucket{"));

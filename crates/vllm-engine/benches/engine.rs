@@ -1,4 +1,4 @@
-//! How fast the engine itself is: tokens scheduled at batch 64, blocks hashed, prefixes found.
+//! Speed of the engine itself: tokens scheduled at batch 64, blocks hashed, prefixes found.
 
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, black_box};
@@ -35,7 +35,7 @@ fn request(id: u32, prompt: Vec<u32>, n_output: u32) -> EngineRequest {
     }
 }
 
-/// An engine in which `BATCH` requests with a context of 500 tokens decode.
+/// Makes an engine in which `BATCH` requests with a context of 500 tokens decode.
 fn decoding(n_steps: u32) -> (Engine, StepOutput) {
     let mut engine = Engine::try_new(config()).expect("the settings are sound");
     let mut output = StepOutput::default();
@@ -50,7 +50,7 @@ fn decoding(n_steps: u32) -> (Engine, StepOutput) {
     (engine, output)
 }
 
-/// Schedule, time and complete 160 decode steps.
+/// Schedules, times and completes 160 decode steps.
 #[divan::bench]
 fn decode_at_batch_64(bencher: Bencher<'_, '_>) {
     const N_STEPS: u32 = 160;
@@ -66,7 +66,7 @@ fn decode_at_batch_64(bencher: Bencher<'_, '_>) {
     );
 }
 
-/// A chain of 128 blocks of 16 tokens; items are tokens.
+/// Hashes a chain of 128 blocks of 16 tokens; items are tokens.
 #[divan::bench(args = [HashAlgorithm::Sha256, HashAlgorithm::Sha256Cbor])]
 fn hash_2048_tokens(bencher: Bencher<'_, '_>, algorithm: HashAlgorithm) {
     let tokens: Vec<u32> = (100_000..102_048).collect();
@@ -78,7 +78,7 @@ fn hash_2048_tokens(bencher: Bencher<'_, '_>, algorithm: HashAlgorithm) {
     });
 }
 
-/// Admission of a prompt of 32,000 tokens that is cached but for its last block: hashed, found, held and released.
+/// Admits a prompt of 32,000 tokens that is cached except for its last block: hashed, found, held and released.
 #[divan::bench]
 fn admit_a_cached_prompt_of_32000_tokens(bencher: Bencher<'_, '_>) {
     let mut engine = Engine::try_new(config()).expect("the settings are sound");

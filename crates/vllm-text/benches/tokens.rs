@@ -1,5 +1,5 @@
-//! What a long chat costs before the engine sees it: its template rendered and its text turned into ids, with nothing
-//! remembered and with all but the last turn remembered.
+//! Cost of a long chat before the engine: its template is rendered and its text converted to ids, once with nothing
+//! remembered and once with all except the last turn remembered.
 
 use divan::Bencher;
 use serde_json::{Map, Value};
@@ -9,9 +9,9 @@ use vllm_text::tokens::chat::{Chat, ChatMessage};
 use vllm_text::tokens::chat_template::{ChatTemplate, ChatTemplateConfig};
 use vllm_text::tokens::qwen::QwenFamily;
 
-/// The longest context of Qwen2.5 without scaling.
+/// Longest context of Qwen2.5 without scaling.
 const N_TOKENS: usize = 32_000;
-/// Prose, code and Chinese, as users paste them.
+/// Prose, code and Chinese, like users paste them.
 const PASTED: [&str; 3] = [
     "The scheduler keeps two queues. Requests that wait for their first step stand in the one, those that have blocks in the \
      other; when blocks run out, the request that came last gives up its own and waits again. That isn't free: what it had \
@@ -31,7 +31,7 @@ fn new_template(family: QwenFamily) -> ChatTemplate {
         .expect("the family's template is Jinja")
 }
 
-/// Turns of user and assistant whose prompt has just over [`N_TOKENS`] tokens, each of which begins in its own way.
+/// Makes turns of user and assistant whose prompt has just over [`N_TOKENS`] tokens. Each turn begins differently.
 fn long_chat(template: &ChatTemplate) -> Chat {
     let variables = Map::from_iter([("add_generation_prompt".to_owned(), Value::from(true))]);
     let mut chat = Chat { variables, ..Chat::default() };

@@ -1,5 +1,5 @@
 //! The text of a model that has no weights: token ids, chat templates, and replies made up of real tokens.
-//! It knows nothing of HTTP, requests or time.
+//! It does not know HTTP, requests or time.
 pub mod reply;
 
 pub mod tokens;

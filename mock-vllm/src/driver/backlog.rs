@@ -1,4 +1,4 @@
-//! Requests that the engine has not taken in yet, and the limits on them: vLLM 0.33's `--max-num-queued-reqs` and
+//! Requests that the engine has not admitted yet, and the limits on them: vLLM 0.33's `--max-num-queued-reqs` and
 //! `--max-num-queued-tokens`.
 
 use super::EngineDead;
@@ -6,14 +6,14 @@ use crate::metrics::AdmissionLimit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// `None`: no limit.
+/// Limits of the queue; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueLimits {
     pub max_requests: Option<usize>,
     pub max_tokens: Option<usize>,
 }
 
-/// Why a request was not taken.
+/// Reason why a request was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     #[error(transparent)]
@@ -22,7 +22,7 @@ pub enum SubmitError {
     QueueFull(AdmissionLimit),
 }
 
-/// Counts what is queued; one per pod.
+/// Counter of queued requests and tokens, one per pod.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     limits: QueueLimits,
@@ -30,7 +30,7 @@ pub(super) struct Backlog {
     n_tokens: AtomicUsize,
 }
 
-/// A request's place in the backlog, given back when dropped.
+/// Place of a request in the backlog, which is free again when this is dropped.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct QueuePlace {
@@ -45,8 +45,10 @@ impl Backlog {
         Self { limits, ..Self::default() }
     }
 
+    /// Takes a place for a request.
+    ///
     /// # Errors
-    /// When the backlog is at a limit already: the request that reaches it is the last one taken.
+    /// Fails if the backlog has reached a limit: the request that reaches it is the last one taken.
     pub(super) fn enter(self: &Arc<Self>, n_tokens: usize) -> Result<QueuePlace, SubmitError> {
         let QueueLimits { max_requests, max_tokens } = self.limits;
         let place = QueuePlace { backlog: self.clone(), n_tokens };

@@ -1,4 +1,4 @@
-//! What the driver writes into the cache log, and the engine's events that wait for their publisher meanwhile.
+//! Writes the cache log of the driver, and keeps the engine's events that wait for their publisher meanwhile.
 
 use super::{Driver, Submission};
 use crate::cache_log::CacheAdmission;
@@ -11,7 +11,7 @@ impl Driver {
         }
     }
 
-    /// A step was composed: the cache changes then, not when the step ends.
+    /// Logs a composed step: the cache changes then, not at the step's end.
     pub(super) fn log_step(&mut self) {
         if self.cache_log.is_none() {
             return;
@@ -46,7 +46,7 @@ impl Driver {
         }
     }
 
-    /// All events since the last call, as one batch.
+    /// Publishes all events since the last call as one batch.
     pub(super) fn publish_events(&mut self) {
         if let Some(publisher) = &mut self.kv_events {
             let mut events = std::mem::take(&mut self.logged_events);

@@ -1,4 +1,4 @@
-//! A look at the engine from outside of its thread. Nothing changes by it, and no step waits for it.
+//! A view of the engine from outside its thread. It changes nothing, and no step waits for it.
 
 use super::live::Live;
 use super::{Command, DriverHandle, EngineDead};
@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use vllm_engine::engine::Engine;
 use vllm_engine::request::RequestId;
 
-/// The engine between two moments of its life, and what its requests are called outside.
+/// The engine between two events, with the outside names of its requests.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineView<'a> {
     pub engine: &'a Engine,
@@ -23,17 +23,17 @@ impl<'a> EngineView<'a> {
         Self { engine, live }
     }
 
-    /// As in the request log; `None` for a request whose client has gone.
+    /// Returns the id in the request log; `None` for a request whose client has gone.
     pub fn request_id(&self, id: RequestId) -> Option<&'a str> {
         self.live.get(&id).map(|live| &*live.request_id)
     }
 }
 
 impl DriverHandle {
-    /// What `look` makes of the engine, on the engine's own thread.
+    /// Runs `look` on the engine's own thread and returns its result.
     ///
     /// # Errors
-    /// When the driver's thread is gone.
+    /// Fails if the driver's thread is gone.
     pub async fn inspect<T: Send + 'static>(
         &self,
         look: impl FnOnce(EngineView<'_>) -> T + Send + 'static,

@@ -1,4 +1,5 @@
-//! A request from its submission to the end of its stream: where it is, when it came there, and what the metrics hear of it.
+//! A request from its submission to the end of its stream: its stage, the times at which it changed, and its part in
+//! the metrics.
 
 use super::clock::SimTime;
 use super::{Outlets, Submission};
@@ -25,7 +26,7 @@ pub(super) struct Live {
     last_token: SimTime,
     n_tokens: u32,
     n_preemptions: u32,
-    /// Preemptions since its last token.
+    /// Number of preemptions since its last token.
     pub(super) n_new_preemptions: u32,
 }
 
@@ -34,7 +35,7 @@ pub(super) enum Stage {
     /// On its way to the engine.
     Arriving(Box<EngineRequest>),
     InEngine,
-    /// The engine is done with it, its last token is on its way out.
+    /// Done in the engine; its last token is on its way to the client.
     Leaving,
 }
 
@@ -62,7 +63,7 @@ impl Live {
         }
     }
 
-    /// Its step ended `now`, and the API server has the token at `observed`.
+    /// Records a token of a step that ended `now` and that the API server has at `observed`.
     pub(super) fn record_token(
         &mut self,
         output: &OutputToken,
@@ -94,12 +95,13 @@ impl Live {
         }
     }
 
-    /// `None` without an adapter.
+    /// Returns the change of an arrival; `None` without an adapter.
     pub(super) fn joins_adapter(&self) -> Option<LoraShift> {
         self.shift(None, Some(LoraStage::Waiting))
     }
 
-    /// `None` without an adapter, and for a request that has finished and so left it.
+    /// Returns the change of a departure; `None` without an adapter, and for a request that has finished and so left it
+    /// already.
     pub(super) fn leaves_adapter(&self) -> Option<LoraShift> {
         let from = match (&self.stage, self.n_tokens) {
             (Stage::Leaving, _) => return None,
@@ -114,7 +116,7 @@ impl Live {
         Some(LoraShift { adapter, from, to })
     }
 
-    /// What vLLM observes of it when it ends by itself; its first and last tokens are known.
+    /// Returns vLLM's observations of a request that ends by itself; its first and last tokens are known.
     fn finished(&self, reason: FinishReason, cached_tokens: u32, observed: SimTime) -> FinishedRequest {
         let n_generation_tokens = self.n_tokens;
         let alone = Sampling { n: 1, max_generation_tokens: n_generation_tokens };

@@ -1,4 +1,4 @@
-//! Holding the scheduler: what `/sleep` and `/pause` do to requests in flight and to those that come meanwhile.
+//! Pauses the scheduler: what `/sleep` and `/pause` do to requests in flight and to those that arrive meanwhile.
 //!
 //! ```text
 //! Runs ──pause(wait)──► Draining ──last request ends──► Paused ──resume──► Runs
@@ -10,24 +10,24 @@ use super::{Command, Delivery, Driver, DriverHandle, EngineDead, Outlets, Submis
 use tokio::sync::oneshot;
 use vllm_engine::request::RequestId;
 
-/// vLLM's `mode` of `/pause` and `/sleep`: what becomes of requests in flight.
+/// vLLM's `mode` of `/pause` and `/sleep`: what happens to requests in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PauseMode {
-    /// They end at once, with finish reason `abort` and what they have.
+    /// They end at once, with finish reason `abort` and the tokens that they have.
     #[default]
     Abort,
-    /// They run to their end first.
+    /// They finish first.
     Wait,
-    /// They stop where they are and go on when the scheduler does.
+    /// They stop, and continue when the scheduler does.
     Keep,
 }
 
-/// Whether steps start. New requests are held back unless they do freely.
+/// State of the scheduler. New requests are held back unless it runs.
 #[derive(Debug, Default)]
 pub(super) enum Scheduling {
     #[default]
     Runs,
-    /// Steps go on for the requests that are there; told when they have ended.
+    /// Steps continue for the requests that are there; the receivers learn when these have ended.
     Draining(Vec<oneshot::Sender<()>>),
     Paused,
 }
@@ -35,28 +35,28 @@ pub(super) enum Scheduling {
 // === impl DriverHandle ===
 
 impl DriverHandle {
-    /// Returns when no step will start any more.
+    /// Pauses the scheduler; returns when no further step will start.
     ///
     /// # Errors
-    /// When the driver's thread is gone.
+    /// Fails if the driver's thread is gone.
     pub async fn pause(&self, mode: PauseMode) -> Result<(), EngineDead> {
         let (tx, paused) = oneshot::channel();
         self.commands.send(Command::Pause(mode, tx)).map_err(|_closed| EngineDead)?;
         paused.await.map_err(|_closed| EngineDead)
     }
 
-    /// Lets steps start again, and held requests in.
+    /// Lets steps start again, and admits held requests.
     ///
     /// # Errors
-    /// When the driver's thread is gone.
+    /// Fails if the driver's thread is gone.
     pub fn resume(&self) -> Result<(), EngineDead> {
         self.commands.send(Command::Resume).map_err(|_closed| EngineDead)
     }
 
-    /// Ends requests by the names that they have outside, or all: they get finish reason `abort`.
+    /// Ends the requests with these outside names, or all: they get finish reason `abort`.
     ///
     /// # Errors
-    /// When the driver's thread is gone.
+    /// Fails if the driver's thread is gone.
     pub fn abort_requests(&self, request_ids: Option<Vec<String>>) -> Result<(), EngineDead> {
         self.commands.send(Command::AbortRequests(request_ids)).map_err(|_closed| EngineDead)
     }
@@ -100,7 +100,7 @@ impl Driver {
         }
     }
 
-    /// A request that arrives; held back while the scheduler is not free to take it.
+    /// Takes a request that arrives, or holds it back while the scheduler does not run.
     pub(super) fn receive(&mut self, submission: Box<Submission>, outlets: Outlets) {
         match self.scheduling {
             Scheduling::Runs => self.submit(submission, outlets),
@@ -112,7 +112,7 @@ impl Driver {
         self.held.retain(|(submission, _)| submission.request.id != id);
     }
 
-    /// To be called whenever a request has left.
+    /// Ends a drain if no request is left. It must be called whenever a request has left.
     pub(super) fn settle_drain(&mut self) {
         let is_over = |live: &Live| matches!(live.stage, Stage::Leaving);
         if matches!(self.scheduling, Scheduling::Draining(_)) && self.live.values().all(is_over) {
@@ -121,7 +121,7 @@ impl Driver {
         }
     }
 
-    /// Ends the requests that `wanted` picks; a step that runs goes on without them.
+    /// Ends the requests that `wanted` picks; a running step continues without them.
     pub(super) fn abort_requests(&mut self, wanted: impl Fn(&str) -> bool) {
         self.now = self.now.max(self.clock.now());
         let (aborted, kept) =

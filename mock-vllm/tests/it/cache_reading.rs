@@ -1,5 +1,5 @@
-//! Which requests look into the prefix cache: vLLM's `skip_reading_prefix_cache`, on the wire, in counters and in what the pod
-//! tells of its cache.
+//! Requests that look into the prefix cache or skip it (vLLM's `skip_reading_prefix_cache`): on the wire, in counters,
+//! and in what the pod reports of its cache.
 
 use crate::server_fixtures::{TestPod, start};
 use http::StatusCode;
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 const CHATS: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
-/// Tokens of the prompt that are in the cache once it was answered.
+/// Tokens of the prompt that are in the cache after its answer.
 const CACHED: u64 = 48;
 
-/// A request of 64 tokens with `fields` on top.
+/// Makes a request of 64 tokens with `fields` in addition.
 fn body(path: &str, fields: &Value) -> Value {
     let mut body = match path {
         CHATS => json!({"messages": [{"role": "user", "content": "word ".repeat(28)}], "max_tokens": 1}),
@@ -20,7 +20,7 @@ fn body(path: &str, fields: &Value) -> Value {
     body
 }
 
-/// Tokens that the request found, as its answer's head tells.
+/// Returns the tokens that the request found, from its answer's head.
 async fn found(pod: &TestPod, path: &str, body: &Value) -> u64 {
     let answer = pod.post(path, body.to_string()).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
@@ -28,7 +28,7 @@ async fn found(pod: &TestPod, path: &str, body: &Value) -> u64 {
     let cached = told.split(", ").find_map(|part| part.strip_prefix("cached_tokens=")).unwrap();
     let cached = cached.parse().unwrap();
     if body.get("stream").is_none() {
-        // Older ones leave a zero out, and 0.8 tells chats only.
+        // Older versions leave out a zero, and 0.8 reports only chats.
         if let Some(told) = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() {
             assert_eq!(told, cached, "{}", answer.body);
         }
@@ -36,7 +36,7 @@ async fn found(pod: &TestPod, path: &str, body: &Value) -> u64 {
     cached
 }
 
-/// Each request comes behind an equal one without `fields`, whose prompt it could have found.
+/// Checks a request that follows an equal one without `fields`, whose prompt it could have found.
 async fn check(version: &str, path: &str, fields: Value, expected: u64) {
     let pod = start(&format!("--enable-prompt-tokens-details --vllm-version {version}")).await;
     let plain = body(path, &json!({}));
@@ -68,7 +68,7 @@ async fn a_prompt_whose_log_probabilities_are_asked_for_is_computed() {
     check("0.33", COMPLETIONS, json!({"echo": true, "logprobs": 1, "max_tokens": 0}), 0).await;
 }
 
-/// The same fields without what makes the difference.
+/// These requests have the same fields without what makes the difference.
 #[tokio::test]
 async fn other_log_probabilities_and_an_echo_alone_look_into_the_cache() {
     for version in ["0.8", "0.11", "0.33"] {

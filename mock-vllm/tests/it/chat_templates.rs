@@ -1,4 +1,4 @@
-//! Prompts of chats against what the official chat templates give: `make.py` beside their file asked them.
+//! Compares prompts of chats with those of the official chat templates, which `make.py` beside their file recorded.
 
 use crate::server_fixtures::{TestPod, start};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ const CHATS: &str = include_str!("../../../crates/vllm-text/tests/fixtures/token
 struct ChatRow {
     name: String,
     family: String,
-    /// A body of `/v1/chat/completions` without its model.
+    /// Body of `/v1/chat/completions` without its model.
     body: Value,
     text: String,
     ids: Vec<u32>,

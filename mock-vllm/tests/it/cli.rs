@@ -90,7 +90,7 @@ fn sigterm_ends_it_with_success_though_a_stream_is_open() {
     assert!(TcpStream::connect(&address).is_err());
 }
 
-/// More than a pipe holds, before the first port is open: a line for each flag that is ignored.
+/// Flags whose log, a line for each ignored one, is more than a pipe holds before the first port is open.
 fn with_much_to_say() -> String {
     " --dtype auto".repeat(2_000)
 }

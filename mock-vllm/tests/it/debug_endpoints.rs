@@ -1,4 +1,4 @@
-//! The pool as `/debug/cache` shows it, and what `/debug/lookup` says a prompt would hit.
+//! The pool that `/debug/cache` shows, and what a prompt would hit according to `/debug/lookup`.
 
 use crate::engine_fixtures::round1_ids;
 use crate::server_fixtures::{TestPod, start};
@@ -11,7 +11,7 @@ async fn cache(pod: &TestPod, query: &str) -> Value {
     pod.get(&format!("/debug/cache{query}")).await.json()
 }
 
-/// Cached tokens and blocks, prompt tokens and blocks.
+/// Returns cached tokens and blocks, prompt tokens and blocks.
 async fn look_up(pod: &TestPod, body: impl Into<String>) -> [u64; 4] {
     let answer = pod.post("/debug/lookup", body.into()).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);

@@ -1,4 +1,4 @@
-//! Small engines and requests, for what stands around the engine.
+//! Small engines and requests, for tests of the code around the engine.
 
 use crate::tutorial;
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ pub(crate) fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
     Engine::try_new(config).unwrap()
 }
 
-/// A request that stops after `n_output` tokens (1000, 1001, …).
+/// Makes a request that stops after `n_output` tokens (1000, 1001, …).
 pub(crate) fn request(id: u64, prompt: &[u32], n_output: u32) -> EngineRequest {
     EngineRequest {
         id: RequestId(id),
@@ -32,7 +32,7 @@ pub(crate) fn request(id: u64, prompt: &[u32], n_output: u32) -> EngineRequest {
     }
 }
 
-/// `n` different tokens.
+/// Makes `n` different tokens.
 pub(crate) fn prompt(n: u32) -> Vec<u32> {
     (0..n).collect()
 }
@@ -45,7 +45,7 @@ pub(crate) fn run(engine: &mut Engine) {
     }
 }
 
-/// The tutorial's first request under Qwen2.5's template: 127 tokens.
+/// Returns the tutorial's first request with Qwen2.5's template: 127 tokens.
 pub(crate) fn round1_ids() -> Vec<u32> {
     let body: Value = serde_json::from_str(tutorial::ROUND1).unwrap();
     let message = ChatMessage::new("user", body["messages"][0]["content"].as_str().unwrap());

@@ -1,5 +1,5 @@
-//! What FastAPI and Starlette answer around vLLM's endpoints: redirects, methods, CORS, and bodies in other encodings. The expected lines
-//! under `fixtures/fastapi/` were recorded by `record.py` beside them.
+//! Answers of FastAPI and Starlette around vLLM's endpoints: redirects, methods, CORS, and bodies in other encodings.
+//! The expected lines under `fixtures/fastapi/` were recorded by `record.py` beside them.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use http::{HeaderMap, Method, StatusCode};
@@ -19,7 +19,7 @@ struct Exchange {
     method: String,
     path: String,
     headers: BTreeMap<String, String>,
-    /// Its characters are the bytes of the same numbers.
+    /// Body whose characters are the bytes of the same numbers.
     #[serde(default)]
     body: String,
     status: u16,
@@ -38,13 +38,13 @@ impl Exchange {
         pod.send(Method::from_bytes(self.method.as_bytes()).unwrap(), &self.path, &headers, body).await
     }
 
-    /// Whether an endpoint answered, whose own headers and body are vLLM's.
+    /// Returns whether an endpoint answered, whose headers and body are vLLM's own.
     fn is_endpoints(&self) -> bool {
         self.status == 200 && self.answer != "OK"
     }
 }
 
-/// Those that are to be the same, in the order of their names.
+/// Returns the headers that must be the same, in the order of their names.
 fn kept(headers: impl Iterator<Item = (String, String)>, is_endpoints: bool) -> Vec<(String, String)> {
     let is_kept = |name: &str| match name {
         "date" => false,
@@ -94,7 +94,7 @@ async fn every_route_is_redirected_to_and_no_other_path() {
         assert_eq!(redirect(path).await, None, "the path itself is no redirect");
     }
     assert_eq!(redirect("/v1/complete/").await, None);
-    // The page of metrics takes all that begins as it does.
+    // The page of metrics takes all paths that begin like it.
     assert_eq!(pod.get("/metrics/").await.status, StatusCode::OK);
     assert_eq!(pod.send(Method::HEAD, "/metrics", &[], "").await.status, StatusCode::OK);
 }

@@ -1,4 +1,5 @@
-//! Each fault through a real socket, beside the same request without it; the live endpoint; the scope of a header.
+//! Tests each fault through a real socket, beside the same request without it; also the live endpoint and the scope of
+//! a header.
 
 use crate::server_fixtures::{TestPod, is_silent, start};
 use crate::server_lifecycle::{PATIENCE, wait_for};
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 const JSON: (&str, &str) = ("content-type", "application/json");
 const FAULT: &str = "x-mock-vllm-fault";
 
-/// All that came on a connection, and how it ended.
+/// Bytes that arrived on a connection, and how it ended.
 struct Wire {
     text: String,
     end: io::Result<()>,
@@ -40,7 +41,7 @@ async fn read_to_end(socket: &mut TcpStream) -> Wire {
     Wire { text: String::from_utf8(bytes).unwrap(), end: read.map(|_n_bytes| ()) }
 }
 
-/// A completion of 20 tokens with these faults.
+/// Sends a completion of 20 tokens with these faults.
 async fn complete(pod: &TestPod, stream: bool, faults: &str) -> Wire {
     let header = if faults.is_empty() { String::new() } else { format!("{FAULT}: {faults}\r\n") };
     let body = format!(r#"{{"prompt":"one two three","max_tokens":20,"ignore_eos":true,"stream":{stream}}}"#);
@@ -58,7 +59,7 @@ async fn clear(pod: &TestPod) {
     assert_eq!((answer.status, &answer.json()["faults"]), (StatusCode::OK, &json!([])));
 }
 
-/// The status of a completion.
+/// Returns the status of a completion.
 async fn status(pod: &TestPod) -> u16 {
     pod.post("/v1/completions", r#"{"prompt":"x","max_tokens":1}"#).await.status.as_u16()
 }
@@ -74,7 +75,7 @@ impl Wire {
         self.end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
     }
 
-    /// A whole stream, or a plain answer of the length that it declares.
+    /// Returns whether it is a whole stream, or a plain answer of the declared length.
     fn is_whole(&self) -> bool {
         if self.text.contains("transfer-encoding: chunked") {
             return self.end.is_ok() && self.text.ends_with("0\r\n\r\n");
@@ -86,7 +87,7 @@ impl Wire {
         self.text.split_once("\r\n\r\n").unwrap().1
     }
 
-    /// Bytes of the body beyond those that are declared.
+    /// Counts the bytes of the body beyond the declared ones.
     fn body_excess(&self) -> i64 {
         let declared = self.text.split("content-length: ").nth(1).unwrap_or_else(|| panic!("{}", self.text));
         let declared: i64 = declared.split("\r\n").next().unwrap().parse().unwrap();
@@ -150,7 +151,7 @@ async fn a_stalled_stream_says_nothing_more_while_others_end() {
         let n_read = tokio::time::timeout(PATIENCE, socket.read(&mut buffer)).await.unwrap().unwrap();
         text.push_str(&String::from_utf8_lossy(&buffer[..n_read]));
     }
-    // The engine is through with it, and a request that came later has its whole answer.
+    // The engine is done with it, and a later request gets its whole answer.
     wait_for(&pod, |gauges| gauges.running == 0).await;
     assert!(complete(&pod, true, "").await.is_whole());
     assert!(is_silent(&socket), "neither bytes nor an end");
@@ -220,7 +221,7 @@ async fn errors_follow_the_version_and_can_be_cut_off_too() {
     assert!(cut.text.starts_with("HTTP/1.1 500") && cut.end.is_ok() && cut.body_excess() < 0, "{}", cut.text);
 }
 
-/// Which of 60 requests are hit.
+/// Returns which of 60 requests are hit.
 async fn hits(seed: u64, rate: &str) -> Vec<bool> {
     let pod = start(&format!("--seed {seed} --fault status:code=500{rate}")).await;
     let mut hits = Vec::new();
@@ -242,7 +243,7 @@ async fn rates_hit_the_same_requests_for_the_same_seed() {
     assert_ne!(hits(2, ",rate=0.3").await, first);
     let n_hits = first.iter().filter(|hit| **hit).count();
     assert!((8..30).contains(&n_hits), "{n_hits} of 60 at 0.3");
-    // In every process: a promise of the generator.
+    // The generator promises the same in every process.
     let seen: String = first[..20].iter().map(|hit| if *hit { 'x' } else { '.' }).collect();
     assert_eq!(seen, ".x.xx..x....xx.x...x");
     assert!(hits(1, "").await.into_iter().all(|hit| hit));
@@ -309,7 +310,7 @@ async fn a_refusing_pod_listens_again_when_it_is_told_to() {
     let pod = start("").await;
     let connect = async || TcpStream::connect(pod.address).await;
     assert!(connect().await.is_ok());
-    // This client keeps its connection, by which the pod can still be told.
+    // This client keeps its connection, so that it can still reach the pod.
     set(&pod, json!(["refuse"])).await;
     let is_refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
     while !connect().await.is_err_and(is_refused) {
@@ -330,7 +331,7 @@ async fn a_refusal_ends_by_itself() {
     let connect = async || TcpStream::connect(pod.address).await;
     let mut n_refused = 0;
     while let Err(error) = connect().await {
-        // Those who come while it closes are reset.
+        // Connections that arrive while it closes are reset.
         n_refused += u32::from(error.kind() == io::ErrorKind::ConnectionRefused);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -421,7 +422,7 @@ async fn metrics_freeze_at_their_moment_and_not_at_the_next_scrape() {
     set(&pod, json!(["metrics-freeze"])).await;
     status(&pod).await;
     assert_eq!(pod.metric("vllm:prompt_tokens_total").await, 0.0);
-    // A moment to come: 20 ms from now, and then some for a machine that is busy; one try in a hundred is enough.
+    // Its time begins in 20 ms, or later on a busy machine; one try in a hundred is enough.
     for _ in 0..100 {
         clear(&pod).await;
         let before = pod.metric("vllm:prompt_tokens_total").await;
@@ -448,7 +449,7 @@ async fn metrics_lie_about_what_they_are_told_to() {
     assert_eq!(pod.metric("vllm:num_requests_running").await, 0.0, "the rest is true");
     let page = pod.get("/metrics").await.body;
     assert!(page.contains("# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{"));
-    // The value at the end of a ramp of a virtual millisecond.
+    // Value at the end of a ramp of a virtual millisecond.
     set(&pod, json!(["metrics-lie:metric=vllm:num_requests_running,value=ramp:0:3:1ms"])).await;
     assert_eq!(pod.metric("vllm:num_requests_running").await, 3.0);
     clear(&pod).await;

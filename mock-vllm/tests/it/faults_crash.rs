@@ -1,4 +1,4 @@
-//! Pods that die, and pods of one process that have faults of their own.
+//! Pods that die, and pods of one process with different faults.
 
 use crate::process::{Server, connect, request};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -7,7 +7,7 @@ use std::process::Command;
 
 const PROMPT: &str = r#"{"prompt":"x","max_tokens":1}"#;
 
-/// Posts a completion, as much of it as `n_bytes_of_body` says, that nobody answers.
+/// Posts a completion that is never answered, with `n_bytes_of_body` bytes of its body.
 fn post_in_vain(address: &str, n_bytes_of_body: usize) -> String {
     let mut socket = connect(address);
     let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
@@ -39,7 +39,7 @@ fn a_pod_among_others_dies_alone() {
     let mut idle = connect(server.address(1));
     assert_eq!(post_in_vain(server.address(1), PROMPT.len()), "");
     assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0, "its idle connections end too");
-    // Connections that come while its port closes are reset.
+    // Connections that arrive while its port closes are reset.
     let is_refused = |_attempt: &u32| {
         TcpStream::connect(server.address(1)).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     };

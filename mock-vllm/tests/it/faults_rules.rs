@@ -1,4 +1,4 @@
-//! Rules as text and as JSON, and the values of metrics that lie.
+//! Rules as text and as JSON, and the false values of metrics.
 
 use mock_vllm::faults::guide::{FAULTS, LIES};
 use mock_vllm::faults::wave::Wave;
@@ -81,7 +81,7 @@ fn the_list_shows_every_fault_and_its_examples_work() {
         .map(|example| example.parse::<Rule>().unwrap_or_else(|error| panic!("{example}: {error}")))
         .map(|rule| serde_json::to_value(rule.fault).unwrap()["fault"].as_str().unwrap().to_owned())
         .collect();
-    // serde names all variants in its complaint.
+    // serde names all variants in its error.
     let complaint = serde_json::from_value::<Fault>(json!({"fault": ""})).unwrap_err().to_string();
     let names: BTreeSet<String> = complaint
         .split("expected one of ")

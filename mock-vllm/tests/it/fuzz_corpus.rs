@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets, and the crashes that they once found, on any compiler.
+//! Seeds of the fuzz targets, and the crashes that they once found, on any compiler.
 
 use crate::server_fixtures::{Answer, start};
 use futures::future::join_all;
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use vllm_engine::trace;
 
-/// Every endpoint that takes a body.
+/// Endpoints that take a body.
 const PATHS: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/chat/completions/render",
@@ -24,7 +24,7 @@ const PATHS: [&str; 14] = [
     "/v1/load_lora_adapter",
     "/debug/lookup",
 ];
-/// Bodies that are right but for the field that is added, by the field.
+/// Paths and bodies that are right except for the field that is added.
 const REQUESTS: [(&str, &str); 5] = [
     ("/v1/chat/completions", r#""messages":[{"role":"user","content":"hi"}],"max_tokens":2"#),
     ("/v1/completions", r#""prompt":"hi","max_tokens":2"#),
@@ -38,7 +38,7 @@ const FIELDS: &str = "model messages prompt input max_tokens max_completion_toke
     logit_bias response_format structured_outputs tools tool_choice chat_template_kwargs reasoning_effort documents \
     instructions previous_response_id continue_final_message prompt_embeds system thinking output_config stop_sequences \
     reasoning text background store parallel_tool_calls";
-/// As JSON that Python reads.
+/// Values as JSON that Python reads.
 const ODD_VALUES: [&str; 20] = [
     "NaN",
     "-Infinity",
@@ -62,7 +62,7 @@ const ODD_VALUES: [&str; 20] = [
     r#"{"":{"":[NaN]},"type":"\u0000"}"#,
 ];
 
-/// As the fuzz target starts its pod, as far as it matters which requests get through.
+/// Flags of the fuzz target's pod, as far as they decide which requests are accepted.
 const FLAGS: &str = "--max-model-len 512 --num-gpu-blocks-override 128 --time-scale 1000000 \
     --enable-auto-tool-choice --tool-call-parser hermes";
 
@@ -84,7 +84,7 @@ fn trace_files_end_in_a_result() {
     }
 }
 
-/// Served, or refused as the web framework, vLLM or Anthropic refuses.
+/// Checks that a request is served, or rejected like the web framework, vLLM or Anthropic would.
 fn is_proper(answer: &Answer) -> bool {
     let status = answer.status;
     if status == StatusCode::OK {
@@ -98,7 +98,7 @@ fn is_proper(answer: &Answer) -> bool {
     status.is_client_error() && (is_vllms || is_anthropics || body["detail"].is_string())
 }
 
-/// The first byte of a seed chooses the endpoint in the fuzz target; here each body goes to all of them.
+/// In the fuzz target the first byte of a seed chooses the endpoint; here each body goes to all of them.
 #[tokio::test]
 async fn bodies_never_kill_the_pod() {
     let pod = start(FLAGS).await;

@@ -1,4 +1,4 @@
-//! What the pod tells of its real cache: the header on answers.
+//! The header of answers that reports the pod's real cache.
 
 use crate::server_fixtures::{is_silent, start};
 use crate::server_lifecycle::{PATIENCE, open, wait_for};
@@ -48,7 +48,7 @@ async fn what_is_never_admitted_tells_nothing() {
     }
 }
 
-/// One seat: the second request's head waits until the first one has gone.
+/// The second request's head waits until the first one has gone, because there is one seat.
 #[tokio::test]
 async fn the_head_waits_for_admission() {
     let pod = start("--max-num-seqs 1 --time-scale 10").await;
@@ -62,7 +62,7 @@ async fn the_head_waits_for_admission() {
     assert!(head.contains("x-mock-vllm-cache: cached_tokens=16"), "{head}");
 }
 
-/// One step of 8,000 tokens: 19 wall seconds at this scale, of which the test sees the first.
+/// One step of 8,000 tokens takes 19 wall seconds at this scale; the test sees the first of them.
 #[tokio::test]
 async fn the_head_does_not_wait_for_the_first_token() {
     let pod = start("--time-scale 0.1 --max-num-batched-tokens 8192").await;
@@ -78,7 +78,7 @@ async fn the_head_does_not_wait_for_the_first_token() {
     assert!(head.ends_with("\r\n\r\n"), "nothing but the head: {head}");
 }
 
-/// What comes until a head is complete.
+/// Reads until a head is complete.
 async fn read_head(socket: &mut TcpStream) -> String {
     let (mut text, mut buffer) = (String::new(), [0; 4096]);
     while !text.contains("\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! KV events: bytes of the batches and the flag that configures them.
+//! KV events: the bytes of batches, and the flag that configures them.
 
 use expect_test::{Expect, expect};
 use mock_vllm::kv_events::config::{Endpoint, KvEventsConfig};
@@ -11,7 +11,7 @@ use vllm_engine::hash::BlockHash;
 use vllm_engine::request::LoraAdapter;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// What msgspec wrote for vLLM 0.33's, 0.11's and 0.8's classes.
+/// Bytes that msgspec wrote for the classes of vLLM 0.33, 0.11 and 0.8.
 const GOLDEN_V0_33: &str = "93cb3ff800000000000093de000ba474797065ab426c6f636b53746f726564ac626c6f636b5f6861736865739107\
     b1706172656e745f626c6f636b5f68617368c0a9746f6b656e5f696473920102aa626c6f636b5f73697a6502a76c6f72615f6964c0a66d656469756d\
     a3475055a96c6f72615f6e616d65c0aa65787472615f6b65797391c0a967726f75705f69647800b26b765f63616368655f737065635f6b696e64\
@@ -23,14 +23,14 @@ const GOLDEN_V0_11: &str = "93cb3ff80000000000009397ab426c6f636b53746f7265649107
 const GOLDEN_V0_8: &str = "92cb3ff80000000000009396ab426c6f636b53746f7265649107c092010202c092ac426c6f636b52656d6f76656491\
     0791b0416c6c426c6f636b73436c6561726564";
 
-/// A hash whose event form is `int`.
+/// Makes a hash whose event form is `int`.
 pub(crate) fn hash(int: u64) -> BlockHash {
     let mut digest = [0xaa; 32];
     digest[24..].copy_from_slice(&int.to_be_bytes());
     BlockHash(digest)
 }
 
-/// Blocks of two tokens.
+/// Makes an event of blocks of two tokens.
 pub(crate) fn stored(hashes: &[u64], parent: Option<u64>) -> KvEvent {
     KvEvent::BlockStored {
         block_hashes: hashes.iter().map(|int| hash(*int)).collect(),
@@ -86,7 +86,7 @@ fn hashes_are_all_their_bytes_on_request() {
     );
 }
 
-/// The entries of `extra_keys`, in hex: name of the adapter in both blocks, salt in the first.
+/// Checks the entries of `extra_keys`, in hex: the adapter's name in both blocks, the salt in the first.
 #[test]
 fn extra_keys_come_per_block() {
     let event = |lora: Option<Arc<LoraAdapter>>, salt: Option<&str>| {
@@ -186,7 +186,7 @@ fn events_are_off_unless_enabled_for_a_publisher_that_sends() {
     assert!(!is_on(&[r#"{"publisher":"zmq"}"#]));
     assert!(!is_on(&[r#"{"enable_kv_cache_events":true,"publisher":"null"}"#]));
     assert!(is_on(&[r#"{"enable_kv_cache_events":true,"publisher":null}"#]));
-    // Dotted keys, a later object in place of all before it.
+    // Dotted keys, and a later object that replaces everything before it.
     assert!(is_on(&["enable_kv_cache_events=true", "topic=kv"]));
     assert!(!is_on(&["enable_kv_cache_events=true", "{}"]));
     assert!(is_on(&["{}", "enable_kv_cache_events=true"]));

@@ -23,21 +23,21 @@ use vllm_engine::event::KvEvent;
 use vllm_engine::vllm_version::VllmVersion;
 use zeromq::{DealerSocket, Socket as _, SocketSend as _, SubSocket, ZmqMessage};
 
-/// Far beyond what any of this takes.
+/// Timeout, far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TOPIC: &str = "kv@pod-0@qwen";
 const AT: Duration = Duration::from_millis(1_500);
 
 struct Served {
     publisher: KvEventPublisher,
-    /// Of the PUB socket, as seen from here; nowhere when it dials.
+    /// Address of the PUB socket for a client here; `None` if the service connects itself.
     address: Option<SocketAddr>,
     replay: SocketAddr,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-/// A service on ports of its own; `keys` of the flag besides.
+/// Starts a service on ports of its own, with more `keys` of the flag.
 async fn serve(version: VllmVersion, keys: &[&str]) -> Served {
     let args = [
         "enable_kv_cache_events=true",
@@ -75,7 +75,7 @@ impl Served {
         self.publisher.monitor().stats()
     }
 
-    /// Until the counters are so.
+    /// Waits until the counters fulfil the condition.
     async fn wait_for(&self, what: &str, is_so: impl Fn(KvEventStats) -> bool) {
         let wait = async {
             while !is_so(self.stats()) {
@@ -85,7 +85,7 @@ impl Served {
         tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}: {:?}", self.stats()));
     }
 
-    /// A subscriber whose subscription has arrived.
+    /// Returns a subscriber whose subscription has arrived.
     async fn subscribe(&self, topic: &str) -> SubSocket {
         let n_before = self.stats().subscribers;
         let mut socket = SubSocket::new();
@@ -95,7 +95,7 @@ impl Served {
         socket
     }
 
-    /// The frames that follow the delimiter in each answer, the end marker's included.
+    /// Returns the frames after the delimiter in each answer, the end marker's included.
     async fn replay(&self, start: u64) -> Vec<Vec<Vec<u8>>> {
         let mut socket = DealerSocket::new();
         socket.connect(&format!("tcp://{}", self.replay)).await.unwrap();
@@ -126,7 +126,7 @@ fn message(version: VllmVersion, seq: u64, events: &[KvEvent]) -> Vec<Vec<u8>> {
     vec![TOPIC.into(), seq.to_be_bytes().to_vec(), payload(version, events)]
 }
 
-/// One batch that names its number.
+/// Makes a batch that contains its number.
 fn batch(seq: u64) -> Vec<KvEvent> {
     vec![stored(&[seq], None)]
 }
@@ -141,7 +141,7 @@ async fn each_step_is_one_message_in_sequence() {
     let events = engine.take_events();
     assert!(events.len() > 1, "prompt and decode blocks");
     served.publisher.publish(AT, events.clone());
-    // No events: no message, and no number.
+    // A step without events sends no message and uses no number.
     served.publisher.publish(AT, Vec::new());
     served.publisher.publish(AT, batch(1));
     assert_eq!(receive(&mut subscriber).await, message(VllmVersion::V0_33, 0, &events));
@@ -157,7 +157,7 @@ async fn an_engine_without_events_sends_nothing() {
     run(&mut engine);
     served.publisher.publish(AT, engine.take_events());
     served.publisher.publish(AT, batch(0));
-    // The first message is the one that was sent to have an end.
+    // The first message is the one that was sent to mark an end.
     assert_eq!(receive(&mut subscriber).await, message(VllmVersion::V0_33, 0, &batch(0)));
     assert_eq!(served.stats().published, 1);
 }
@@ -168,7 +168,7 @@ async fn a_topic_is_a_prefix() {
     let mut subscriber = SubSocket::new();
     subscriber.connect(&format!("tcp://{}", served.address())).await.unwrap();
     subscriber.subscribe("kv@pod-1").await.unwrap();
-    // Subscriptions of one connection arrive in order, so the first has arrived with the second.
+    // Subscriptions of one connection arrive in order, so that the first has arrived with the second.
     let mut all = served.subscribe("").await;
     served.publisher.publish(AT, batch(0));
     assert_eq!(receive(&mut all).await, message(VllmVersion::V0_33, 0, &batch(0)));
@@ -204,7 +204,7 @@ async fn replay_answers_in_both_generations() {
     }
 }
 
-/// ZMTP by hand: a subscriber in the manner of 3.0 that does not read, and libzmq's heartbeat.
+/// ZMTP by hand: a subscriber of version 3.0 that does not read, and libzmq's heartbeat.
 #[tokio::test]
 async fn a_slow_subscriber_loses_messages_and_replay_has_them() {
     let mut served = serve(VllmVersion::V0_33, &["hwm=2"]).await;
@@ -246,7 +246,7 @@ async fn a_full_queue_never_blocks_and_leaves_a_gap() {
         KvEventsConfig::from_args(args.into_iter().chain(["max_queue_size=2", "topic=kv@pod-0@qwen"]));
     let KvEventsConfig::Zmq(config) = config.unwrap() else { panic!("events are on") };
     let (mut publisher, service) = channel(config, WireFormat::default(), 0);
-    // Nobody takes from the queue yet.
+    // No task takes from the queue yet.
     (0..5).for_each(|seq| publisher.publish(AT, batch(seq)));
     let stats = publisher.monitor().stats();
     assert_eq!((stats.published, stats.dropped_batches), (5, 3));
@@ -277,7 +277,7 @@ async fn a_full_queue_never_blocks_and_leaves_a_gap() {
 
 #[tokio::test]
 async fn dials_a_subscriber_that_listens_and_comes_back() {
-    // The subscriber's side of the connection by hand: what libzmq sends, in 3.1's commands.
+    // The subscriber's side of the connection by hand: what libzmq sends, in commands of 3.1.
     async fn accept(listener: &TcpListener) -> TcpStream {
         let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
         let mut greeting = [0; 64];
@@ -338,7 +338,7 @@ async fn a_taken_port_is_named() {
     assert_eq!(error.to_string(), format!("cannot listen on {} for KV events", served.replay));
 }
 
-/// From the command line to the socket: the tutorial's first request fills seven blocks at once and two one by one.
+/// The whole way from the command line to the socket: the tutorial's first request fills seven blocks at once and two one by one.
 #[tokio::test]
 async fn a_pod_sends_what_its_engine_stores() {
     let on = "--kv-events-config {\"enable_kv_cache_events\":true} --kv-events-config.endpoint tcp://*:0";
@@ -368,7 +368,7 @@ async fn a_pod_sends_what_its_engine_stores() {
         for seq in 0_u64..3 {
             let [topic, seq_bytes, payload] = <[_; 3]>::try_from(receive(&mut subscriber).await).unwrap();
             assert_eq!((topic, seq_bytes), (b"kv".to_vec(), seq.to_be_bytes().to_vec()));
-            // Head of the array and of the float, then the time.
+            // The head of the array and of the float, then the time.
             assert_eq!(payload[..2], expected[..2]);
             assert!(f64::from_be_bytes(payload[2..10].try_into().unwrap()) > 1.7e9, "a time of our days");
             assert_eq!(payload[10..] == expected[10..], seq == 0);
@@ -421,7 +421,7 @@ async fn python_decodes_the_stream_and_fills_its_gap() {
             while let Some(line) = lines.next_line().await.unwrap() {
                 rest.push(serde_json::from_str::<Value>(&line).unwrap());
             }
-            // A buffer of two holds 6 and 7 only: 3 to 5 are lost, and the script says so.
+            // A buffer of two holds only 6 and 7: 3 to 5 are lost, and the script says so.
             let first_replayed = if is_filled { 3 } else { 6 };
             let expected: Vec<Value> = std::iter::once(("live", 7))
                 .chain((first_replayed..7).map(|seq| ("replayed", seq)))
@@ -441,7 +441,7 @@ fn python_batch(seq: u64) -> Vec<KvEvent> {
     vec![stored(&[u64::MAX - seq, seq], Some(9)), removed, KvEvent::AllBlocksCleared]
 }
 
-/// What Python is to decode from `python_batch`.
+/// Returns what Python should decode from `python_batch`.
 fn python_events(shape: &str, seq: u64) -> Value {
     let mut stored = json!({"type": "BlockStored", "block_hashes": [u64::MAX - seq, seq], "parent_block_hash": 9,
         "token_ids": [1, 2, 3, 4], "block_size": 2, "lora_id": null, "medium": "GPU"});

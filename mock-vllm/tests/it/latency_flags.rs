@@ -1,4 +1,5 @@
-//! What the latency flags come to: presets by GPU, several GPUs, constants, calibration files, and the tables that show it.
+//! Results of the latency flags: presets by GPU, several GPUs, constants, calibration files, and the tables that show
+//! them.
 
 use mock_vllm::cli;
 use mock_vllm::server::PodSettings;
@@ -24,7 +25,7 @@ fn refused(flags: &str, part: &str) {
     assert!(error.contains(part), "{error}");
 }
 
-/// Milliseconds of a prefill of 2,048 tokens and of a decode of 16 requests, and the KV blocks.
+/// Returns the milliseconds of a prefill of 2,048 tokens and of a decode of 16 requests, and the KV blocks.
 fn figures(flags: &str) -> (f64, f64, u32) {
     let PodSettings { latency, engine, .. } = settings(flags).unwrap();
     let ms = |plan| latency.step_time(&plan).as_secs_f64() * 1e3;
@@ -51,11 +52,11 @@ fn gpus_share_work_and_kv_and_pay_for_it() {
     // Half the GEMM of 275 ms, and the exchange of 2,048 tokens x 983,040 bytes at 230 GB/s.
     assert!((two.0 - (one.0 / 2.0 + 8.8 + 1.5 + 2.0)).abs() < 5.0, "{one:?} {two:?}");
     assert!(two.1 < one.1 && eight.1 < two.1, "{one:?} {two:?} {eight:?}");
-    // Weights take 27.5 of 72.9 GiB on one card and half of that on each of two, where a block is half as large.
+    // Weights take 27.5 of 72.9 GiB on one card, and half of that on each of two, where a block is half as large.
     let expected = f64::from(one.2) * 2.0 * (72.864 - 13.75 - 1.5) / (72.864 - 27.5 - 1.5);
     assert!((f64::from(two.2) / expected - 1.0).abs() < 0.001, "{} and {expected}", two.2);
     refused("m --tensor-parallel-size 3", "Total number of attention heads (28) must be divisible");
-    // Four KV heads on seven GPUs: each has one of them whole.
+    // With four KV heads on seven GPUs, each GPU has one whole head.
     let seven = settings("m --tensor-parallel-size 7").unwrap().latency;
     assert_eq!(seven.model.kv_bytes, 57_344.0 / 4.0);
 }
@@ -91,7 +92,7 @@ fn calibrated(yaml: &str) -> (Option<i32>, String, String) {
 
 #[test]
 fn measured_steps_give_the_constants_back() {
-    // The steps of a10-doc; the fit starts from another card.
+    // Steps of a10-doc; the fit starts from another card.
     let yaml = "
 base: l40s/qwen2.5-7b
 points:
@@ -112,7 +113,7 @@ points:
         let [measured, modelled] = ["measured_ms", "modelled_ms"].map(|key| point[key].as_f64().unwrap());
         assert!((modelled / measured - 1.0).abs() < 0.02, "{point}");
     }
-    // Steps that were not measured come out as well.
+    // Steps that were not measured come out right too.
     let ms = |key: &str, name: &str, value: u64| {
         let rows = fitted[key].as_array().unwrap();
         rows.iter().find(|row| row[name] == value).unwrap()["ms"].as_f64().unwrap()

@@ -1,4 +1,4 @@
-//! guidellm, a public load generator for vLLM, unmodified: what it counts is what the pod counted.
+//! guidellm, a public load generator for vLLM, unmodified: its counts must equal the pod's.
 
 use crate::python;
 use crate::server_fixtures::{MODEL, TestPod, start};
@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-/// guidellm from 0.4 on needs torch.
+/// Versions of packages. guidellm from 0.4 on needs torch.
 const PACKAGES: [&str; 3] = ["guidellm==0.3.1", "transformers==5.17.0", "datasets==5.0.1"];
 const N_REQUESTS: usize = 32;
 const N_OUTPUT_TOKENS: u64 = 16;
@@ -30,7 +30,7 @@ impl LoadTool {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// Whether Python ended well, and what it said on stderr when it did not.
+    /// Returns whether Python ended well, and its stderr if it did not.
     async fn run(&self, args: &[&str], route: &str) -> (bool, String) {
         let output = tokio::process::Command::new(&self.python)
             .args(args)
@@ -47,7 +47,7 @@ impl LoadTool {
         (is_ok, if is_ok { String::new() } else { stderr })
     }
 
-    /// 4 streams at once, until `N_REQUESTS` have ended.
+    /// Runs 4 streams at once, until `N_REQUESTS` have ended.
     async fn benchmark(&self, pod: &TestPod, route: &str) -> (bool, String) {
         let target = format!("http://{}", pod.address);
         let columns = r#"{"prompt_column":"prompt","output_tokens_count_column":"output_tokens_count"}"#;
@@ -92,7 +92,7 @@ async fn check(tool: &LoadTool, route: &str) {
     }
     let n_distinct: std::collections::HashSet<String> = requests.iter().map(prompt_of).collect();
     assert_eq!(n_distinct.len(), N_REQUESTS, "no request was counted twice");
-    // Beside the counted requests guidellm sends a few of one token to see whether the server works.
+    // guidellm sends a few more requests of one token, to see whether the server works.
     let n_generated = pod.metric("vllm:generation_tokens_total").await;
     let n_counted = (N_REQUESTS as u64 * N_OUTPUT_TOKENS) as f64;
     assert!((n_counted..n_counted + 16.0).contains(&n_generated), "{n_generated} tokens generated");

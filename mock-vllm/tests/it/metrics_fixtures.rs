@@ -1,4 +1,4 @@
-//! An engine under its driver, with requests that all arrive at known virtual times, and the page that it leaves behind.
+//! An engine under its driver, with requests that all arrive at known virtual times, and the metrics page that results.
 
 use mock_vllm::driver::backlog::QueueLimits;
 use mock_vllm::driver::clock::{Clock, SimTime};
@@ -17,7 +17,7 @@ use vllm_engine::latency::LatencyModel;
 use vllm_engine::request::EngineRequest;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Virtual seconds per second.
+/// Virtual seconds per wall second.
 const SCALE: NonZeroU64 = NonZeroU64::new(100).unwrap();
 const MAX_LORAS: u32 = 2;
 
@@ -26,7 +26,7 @@ pub(crate) struct Lab {
     pub(crate) metrics: Arc<Mutex<Metrics>>,
 }
 
-/// Values by series, as the page spells them, without the labels that all of vLLM's have.
+/// Values by series, as the page spells them, without the labels that all of vLLM's series have.
 pub(crate) struct Page(BTreeMap<String, f64>);
 
 pub(crate) fn latency() -> LatencyModel {
@@ -69,7 +69,7 @@ impl Lab {
         Self { driver, metrics }
     }
 
-    /// Submits all before the driver looks at the first. They arrive in milliseconds of virtual time.
+    /// Submits all requests before the driver looks at the first. Arrivals are in milliseconds of virtual time.
     pub(crate) async fn submit(&self, requests: Vec<(u64, EngineRequest)>) -> Vec<Ticket> {
         let (release, held) = std::sync::mpsc::channel();
         let hold = self.driver.inspect(move |_engine| held.recv());
@@ -91,7 +91,7 @@ impl Lab {
         tickets
     }
 
-    /// Runs all to their ends.
+    /// Runs all requests to their ends.
     pub(crate) async fn run(&self, requests: Vec<(u64, EngineRequest)>) {
         for mut ticket in self.submit(requests).await {
             while let Some(delivery) = ticket.next().await {
@@ -104,7 +104,7 @@ impl Lab {
         Page::of(&self.metrics.lock())
     }
 
-    /// The page once `reached` holds.
+    /// Returns the page once `reached` holds.
     pub(crate) async fn page_when(&self, reached: impl Fn(&Page) -> bool) -> Page {
         let page = async {
             loop {
@@ -134,7 +134,7 @@ impl Page {
         Self(series.collect())
     }
 
-    /// `vllm:` goes without saying.
+    /// Returns the value of a series, whose name comes without `vllm:`.
     #[track_caller]
     pub(crate) fn get(&self, series: &str) -> f64 {
         *self.0.get(&format!("vllm:{series}")).unwrap_or_else(|| panic!("no {series} in {:#?}", self.0))

@@ -1,4 +1,4 @@
-//! The web server's own metrics: which exchanges count, under which handler, with which sizes, and when.
+//! Metrics of the web server: which exchanges count, under which handler, with which sizes, and when.
 
 use crate::server_fixtures::{TestPod, start};
 use crate::server_lifecycle::{LONG, PATIENCE, open, read_tokens};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
-/// All `http_*` values but those of durations, by series.
+/// Returns all `http_*` values except those of durations, by series.
 async fn counted(pod: &TestPod) -> BTreeMap<String, f64> {
     let page = pod.get("/metrics").await.body;
     let lines = page.lines().filter(|line| line.starts_with("http_"));
@@ -46,7 +46,7 @@ async fn exchanges_count_by_handler_method_and_class_of_status_with_their_sizes(
     let stream_body = r#"{"prompt":"x","max_tokens":1,"stream":true}"#;
     pod.send(Method::POST, "/v1/completions", &[key, JSON], stream_body).await;
     pod.send(Method::POST, "/v1/completions", &[key, JSON], "{").await;
-    // vLLM's keys are asked for before its instruments.
+    // vLLM checks keys before its instruments count.
     pod.get("/v1/models").await;
     let unknown = pod.get("/nowhere").await;
     let method = pod.get("/tokenize").await;
@@ -76,7 +76,7 @@ async fn exchanges_count_by_handler_method_and_class_of_status_with_their_sizes(
     assert_eq!(sum("request", "/v1/models"), 0.0);
     assert_eq!(sum("response", "/v1/models"), models.body.len() as f64);
     assert_eq!(sum("response", "none"), (unknown.body.len() + method.body.len()) as f64);
-    // The stream has no length to count, the refusal has.
+    // The stream has no length to count, but the rejection has one.
     assert!(sum("response", "/v1/completions") > answer.body.len() as f64);
     assert_eq!(counted[r#"http_response_size_bytes_count{handler="/v1/completions"}"#], 3.0);
     assert_eq!(counted["http_request_duration_highr_seconds_count"], 6.0);
@@ -96,7 +96,7 @@ async fn a_stream_counts_when_it_ends() {
     assert_eq!(counted[r#"http_response_size_bytes_sum{handler="/v1/chat/completions"}"#], 0.0);
 }
 
-/// vLLM writes an empty answer, before 0.33 a `null`, to the client that has gone.
+/// If the client has gone, vLLM writes an empty answer, and before 0.33 a `null`.
 #[tokio::test]
 async fn a_client_that_goes_before_its_answer_counts_as_answered() {
     const SERIES: &str = r#"http_requests_total{handler="/v1/chat/completions",method="POST",status="2xx"}"#;

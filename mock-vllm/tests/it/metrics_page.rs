@@ -1,5 +1,5 @@
-//! The whole page of `/metrics`, per version of vLLM. What a fresh pod shows was compared line by line with the page that
-//! vLLM's own `PrometheusStatLogger` (0.8.5.post1, 0.11.0, 0.33.0) and `prometheus-fastapi-instrumentator` 8.1 make.
+//! The whole page of `/metrics`, per version of vLLM. A fresh pod's page was compared line by line with the page of
+//! vLLM's own `PrometheusStatLogger` (0.8.5.post1, 0.11.0, 0.33.0) and of `prometheus-fastapi-instrumentator` 8.1.
 
 use crate::server_fixtures::{TestPod, start};
 use crate::tutorial::{ROUND1, round2_bash};
@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 
 const VERSIONS: [&str; 3] = ["0.8", "0.11", "0.33"];
 
-/// The page without what differs from run to run, the process, moments, and durations in wall time, and without the
-/// sizes of answers, which are another test's.
+/// Returns the page without what differs from run to run (the process, times, and durations in wall time), and without
+/// the sizes of answers, which another test checks.
 fn masked(page: &str) -> String {
     let mut text = String::new();
     for line in page.lines() {
@@ -30,7 +30,7 @@ fn masked(page: &str) -> String {
     text
 }
 
-/// What vLLM shows before any request.
+/// The page that vLLM shows before any request.
 #[tokio::test]
 async fn a_fresh_pod_shows_every_family_of_its_version() {
     for version in VERSIONS {

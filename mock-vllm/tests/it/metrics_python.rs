@@ -1,4 +1,4 @@
-//! Python's own parsers of `prometheus_client` read the pages, and see the families that vLLM has.
+//! Python's own parsers of `prometheus_client` read the pages, and find the families that vLLM has.
 
 use crate::python;
 use crate::server_fixtures::start;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 const PACKAGE: &str = "prometheus_client==0.26.0";
 
-/// Prints, of the text and of the OpenMetrics page, each family's type and each sample, as JSON.
+/// Prints, for the text and the OpenMetrics page, each family's type and each sample, as JSON.
 const READ: &str = r#"
 import json, sys, urllib.request
 from prometheus_client.openmetrics import parser as openmetrics
@@ -32,7 +32,7 @@ print(json.dumps({
 }))
 "#;
 
-/// A sample's value, by its name and one of its labels.
+/// Returns a sample's value, by its name and one of its labels.
 fn value(families: &Value, family: &str, sample: &str, label: Option<(&str, &str)>) -> f64 {
     let samples = families[family]["samples"].as_array().unwrap_or_else(|| panic!("no {family}"));
     let found = samples
@@ -61,7 +61,7 @@ async fn prometheus_client_reads_both_pages() {
                     .unwrap()
                     .keys()
                     .filter(|name| {
-                        // The text format has creation times as families of their own.
+                        // In the text format, creation times are families of their own.
                         name.starts_with(prefix) && !name.ends_with("_created")
                     })
                     .count()

@@ -1,4 +1,4 @@
-//! What the metrics count under queueing, preemption, aborts and prefix hits, on an engine with requests at known times.
+//! Counts of the metrics with queueing, preemption, aborts and prefix hits, on an engine with requests at known times.
 //! Expected times come from an engine that is stepped here, without a driver.
 
 use crate::engine_fixtures::{prompt, request};
@@ -14,7 +14,7 @@ use vllm_engine::vllm_version::VllmVersion;
 
 const VERSIONS: [VllmVersion; 3] = [VllmVersion::V0_8, VllmVersion::V0_11, VllmVersion::V0_33];
 
-/// What an engine of its own takes to prefill one request, and to decode it.
+/// Returns how long an engine takes to prefill one request, and to decode it.
 fn alone(request: EngineRequest) -> (f64, f64) {
     let mut engine = Engine::try_new(vllm_engine::config::EngineConfig::default()).unwrap();
     engine.add(request).unwrap();
@@ -30,7 +30,7 @@ fn alone(request: EngineRequest) -> (f64, f64) {
     (prefill, decode)
 }
 
-/// Tokens that no other request shares.
+/// Makes tokens that no other request has.
 fn own_prompt(id: u32, n: u32) -> Vec<u32> {
     (id * 10_000..id * 10_000 + n).collect()
 }
@@ -97,7 +97,7 @@ async fn requests_without_a_seat_wait_for_capacity() {
     check(&page, &[("num_requests_waiting", 0.0), ("kv_cache_usage_perc", 0.0)]);
 }
 
-/// Prompt tokens count with the first token, a step only when it puts something out.
+/// Prompt tokens count with the first token, a step only if it has output.
 #[tokio::test]
 async fn a_prompt_in_chunks_counts_once_and_at_its_end() {
     for version in VERSIONS {
@@ -146,7 +146,7 @@ async fn cached_tokens_are_no_work_in_0_33_and_count_by_source() {
     }
 }
 
-/// Two requests of 4000 tokens, and blocks for 8192: the later gives way while the first grows.
+/// Makes two requests of 4000 tokens, for blocks for 8192: the later one is preempted while the first grows.
 fn contenders() -> Vec<(u64, EngineRequest)> {
     [1, 2].map(|id| (0, request(u64::from(id), &own_prompt(id, 4_000), 4_000))).into()
 }
@@ -177,7 +177,7 @@ async fn preemptions_count_once_in_the_engine_and_in_their_request() {
             ("request_num_preemptions_sum", 1.0),
             ("request_num_preemptions_count", 2.0),
             (r#"request_num_preemptions_bucket{le="1.0"}"#, 2.0),
-            // Not what the second look-up found: 0.33 counts it apart.
+            // These do not include what the second look-up found: 0.33 counts it apart.
             ("prefix_cache_queries_total", 8_000.0),
             ("prefix_cache_hits_total", 0.0),
             ("prompt_tokens_total", 8_000.0),
@@ -215,7 +215,7 @@ fn with_adapter(name: &str, id: u32, n_output: u32) -> (u64, EngineRequest) {
     (0, EngineRequest { lora: Some(Arc::new(lora)), ..request(id.into(), &own_prompt(id, 20), n_output) })
 }
 
-/// 0.33 knows an adapter from the first output of a request on, and says so twice.
+/// 0.33 knows an adapter from the first output of a request on, and shows it in both lists.
 #[tokio::test]
 async fn every_combination_of_adapters_leaves_a_series() {
     let series = |running: &str, waiting: &str| {

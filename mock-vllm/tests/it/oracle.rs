@@ -1,4 +1,5 @@
-//! What the oracle tells of a fleet: scripted routings with known regrets, and its caches against the pods' own word.
+//! Reports of the oracle about a fleet: scripted routings with known regrets, and its caches compared with the pods'
+//! own counts.
 
 use crate::server_fixtures::{TestPod, start};
 use crate::server_lifecycle::{open, wait_for};
@@ -33,7 +34,7 @@ fn oracle(log: &Path, flags: &str) -> Verdict {
     Verdict { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// `n` token ids from `first` on.
+/// Makes `n` token ids from `first` on.
 fn ids(first: u32, n: u32) -> Vec<u32> {
     (first..first + n).collect()
 }
@@ -71,7 +72,7 @@ impl Fleet {
         self.directory.path().join("cache.jsonl")
     }
 
-    /// The request's id counts from `r0`.
+    /// Sends a request whose id counts from `r0`.
     async fn send(&mut self, pod: usize, prompt: &[u32], extra: &str) {
         let id = format!("r{}", self.n_sent);
         self.n_sent += 1;
@@ -81,7 +82,7 @@ impl Fleet {
         assert!(answer.status.is_success(), "{}", answer.body);
     }
 
-    /// What each pod would hit now.
+    /// Returns what each pod would hit now.
     async fn look_up(&self, prompt: &[u32], extra: &str) -> Vec<u64> {
         let mut hits = Vec::new();
         for pod in &self.pods {
@@ -97,11 +98,11 @@ async fn a_scripted_routing_has_the_regrets_that_it_was_given() {
     let mut fleet = Fleet::start(&["a", "b", "c"], "").await;
     let short = ids(100, 160);
     let long = [short.clone(), ids(1_000, 160)].concat();
-    // Cold; warm on its own pod; cold although `a` has 9 of 10 blocks.
+    // Cold; then warm on its own pod; then cold although `a` has 9 of 10 blocks.
     fleet.send(0, &short, "").await;
     fleet.send(0, &short, "").await;
     fleet.send(1, &short, "").await;
-    // Cold although `a` and `b` have its first ten blocks; 10 blocks although `c` has 19; new everywhere.
+    // Cold although `a` and `b` have its first ten blocks; 10 blocks although `c` has 19; then new everywhere.
     fleet.send(2, &long, "").await;
     fleet.send(1, &long, "").await;
     fleet.send(1, &ids(5_000, 40), "").await;
@@ -138,7 +139,7 @@ async fn a_scripted_routing_has_the_regrets_that_it_was_given() {
     oracle(&fleet.log(), "--max-regret 448").check(0, "");
 }
 
-/// Four conversations of four turns over three pods.
+/// Sends four conversations of four turns over three pods.
 async fn converse(fleet: &mut Fleet, greedy: bool) {
     let mut histories: Vec<Vec<u32>> = (0..4).map(|session| ids(1_000 * session, 100)).collect();
     for turn in 0..4 {
@@ -164,7 +165,7 @@ async fn perfect_routing_regrets_nothing_and_round_robin_does() {
     oracle(&round_robin.log(), "--max-regret 0").check(1, "above --max-regret 0");
 }
 
-/// A request that does not look into the cache loses nothing wherever it goes, and contradicts nothing.
+/// A request that does not look into the cache has no regret on any pod, and contradicts nothing.
 #[tokio::test]
 async fn who_does_not_look_into_the_cache_misses_nothing() {
     let mut fleet = Fleet::start(&["a", "b"], "").await;
@@ -175,13 +176,14 @@ async fn who_does_not_look_into_the_cache_misses_nothing() {
     oracle(&fleet.log(), "--max-regret 0").check(0, "");
     let totals = oracle(&fleet.log(), "--json").json()["totals"].clone();
     assert_eq!(totals["admissions_explained"], totals["admissions"], "{totals}");
-    // The same without the field is a miss.
+    // The same request without the field is a miss.
     fleet.send(0, &ids(5000, 160), "").await;
     fleet.send(1, &ids(5000, 160), "").await;
     oracle(&fleet.log(), "--max-regret 0").check(1, "above --max-regret 0");
 }
 
-/// Pools that hold about three prompts, prompts of common beginnings, salts: what the oracle tells is what the pods said.
+/// Pools that hold about three prompts, prompts with common beginnings, and salts: the oracle reports what the pods
+/// counted.
 #[tokio::test]
 async fn the_told_caches_are_the_pods_own() {
     let mut fleet = Fleet::start(&["a", "b", "c"], "--max-model-len 512 --num-gpu-blocks-override 40").await;
@@ -306,7 +308,7 @@ async fn logs_that_tell_no_story_are_refused() {
     oracle(Path::new("/nonexistent"), "").check(2, "cannot read /nonexistent");
 }
 
-/// The log takes the engine's events, and subscribers get them all the same.
+/// The log takes the engine's events, and subscribers still get them.
 #[tokio::test]
 async fn kv_events_are_published_beside_the_log() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Many pods in one process: what they have of their own, their ports, and how they end together.
+//! Many pods in one process: their names and caches, their ports, and their common end.
 
 use crate::process::Server;
 use mock_vllm::cli;
@@ -112,7 +112,7 @@ fn data_parallel_ranks_carry_their_label() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("--data-parallel-rank 2 must be below"));
 }
 
-/// Two neighbouring ports, the second of which is held.
+/// Finds two neighbouring ports, and holds the second.
 fn taken_neighbour() -> (u16, TcpListener) {
     for _ in 0..100 {
         let first = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -129,7 +129,7 @@ fn taken_neighbour() -> (u16, TcpListener) {
 #[test]
 fn a_taken_port_is_named_with_the_way_out_before_anything_is_built() {
     let (port, held) = taken_neighbour();
-    // What is built would fail: the script does not exist.
+    // A pod that is built would fail: the script does not exist.
     let flags = format!("serve m --host 127.0.0.1 --port {port} --pods 2 --scripted-replies nowhere.yaml");
     let output = run(&flags);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -204,7 +204,7 @@ fn a_shutdown_timeout_lets_requests_end_and_a_second_signal_does_not() {
     let mut server = Server::start(1, "--time-scale 1 --shutdown-timeout 600");
     let _stream = open_stream(server.address(0));
     server.signal("-TERM");
-    // The first signal has been seen once nobody is let in any more.
+    // The first signal has been seen once new connections are refused.
     while TcpStream::connect(server.address(0)).is_ok() {}
     server.signal("-TERM");
     assert!(server.wait().success());
@@ -246,11 +246,11 @@ fn a_socket_in_the_file_system_serves_and_is_removed() {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    // Somebody answers there: it is not taken away from it.
+    // A server answers there, so the socket is not removed.
     let second = run(&format!("serve m --uds {}", path.display()));
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("vllm.sock is taken"));
-    // Left behind by a server that was killed: it can be had again.
+    // The socket of a server that was killed can be used again.
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(path.exists());

@@ -6,10 +6,10 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// A server that has printed no address by then never will.
+/// Longest time until a server prints its address.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Killed when dropped.
+/// A running program, which is killed when dropped.
 pub(crate) struct Server {
     child: Child,
     /// Name and address of each pod, as printed.
@@ -19,8 +19,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// On ports of the system's choice, a thousand times faster unless `flags` say otherwise; returns when all `n_pods` are
-    /// there.
+    /// Starts the program on ports of the system's choice, a thousand times faster unless `flags` say otherwise.
+    /// Returns when all `n_pods` addresses are printed.
     pub(crate) fn start(n_pods: usize, flags: &str) -> Self {
         let pace = if flags.contains("--virtual-clock") { "" } else { "--time-scale 1000 --jitter 0" };
         let mut child = Command::new(env!("CARGO_BIN_EXE_mock-vllm"))
@@ -77,7 +77,7 @@ impl Server {
         self.child.wait().unwrap()
     }
 
-    /// What it said until its end, and what else it printed.
+    /// Returns the log until its end, and what else it printed.
     pub(crate) fn into_output(mut self) -> (String, String) {
         let (mut log, mut printed) = (String::new(), String::new());
         self.stderr.take().unwrap().read_to_string(&mut log).unwrap();
@@ -93,14 +93,14 @@ impl Drop for Server {
     }
 }
 
-/// A connection that a server which forgets it does not keep waiting for ever.
+/// Connects with a timeout, so that a server that does not answer cannot block the test for ever.
 pub(crate) fn connect(address: &str) -> TcpStream {
     let socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     socket
 }
 
-/// The whole answer to one request on a connection of its own.
+/// Returns the whole answer to one request on a connection of its own.
 pub(crate) fn request(address: &str, head: &str, body: &str) -> String {
     let mut socket = connect(address);
     write!(socket, "{head}host: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())

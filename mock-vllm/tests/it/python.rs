@@ -1,14 +1,14 @@
-//! A Python interpreter with packages from PyPI, for clients that are not Rust's.
+//! A Python interpreter with packages from PyPI, for clients that are not written in Rust.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// An environment with `packages` (`name==version`), made once under the target folder and kept. `None` after a line on
-/// stderr that names what is missing: Python itself, or the network on the first run.
+/// Returns an environment with `packages` (`name==version`), which is made once under the target folder and kept.
+/// Returns `None` after a line on stderr that names what is missing: Python itself, or the network on the first run.
 ///
 /// # Panics
-/// Instead of the line, with `WARMPATH_REQUIRE_PYTHON=1`.
+/// Panics instead of printing the line, with `WARMPATH_REQUIRE_PYTHON=1`.
 pub(crate) fn interpreter(test: &str, packages: &[&str]) -> Option<PathBuf> {
     let name = format!("python-{}", packages.join("-").replace('=', ""));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -18,14 +18,15 @@ pub(crate) fn interpreter(test: &str, packages: &[&str]) -> Option<PathBuf> {
         Err(missing) => {
             let required = std::env::var_os("WARMPATH_REQUIRE_PYTHON").is_some_and(|value| value == "1");
             assert!(!required, "{test} needs Python: {missing}");
-            // Past the capture of test output: a skip is to be seen.
+            // Writes past the capture of test output, so that a skip is visible.
             let _stderr_gone = writeln!(std::io::stderr(), "skipped: {test}: {missing}");
             None
         }
     }
 }
 
-/// Beside its place first, so that an environment in place is complete, whoever else makes one at the same time.
+/// Makes the environment beside its place first, so that one in place is complete, even if two tests make it at the
+/// same time.
 fn make(folder: &Path, packages: &[&str]) -> Result<(), String> {
     let draft = folder.with_extension(std::process::id().to_string());
     run(Command::new("python3").args(["-m", "venv"]).arg(&draft))?;
@@ -35,7 +36,7 @@ fn make(folder: &Path, packages: &[&str]) -> Result<(), String> {
         Err(error) if !folder.exists() => Err(error.to_string()),
         Ok(()) | Err(_) => Ok(()),
     });
-    // Gone already when it was placed.
+    // It is gone already if it was moved to its place.
     let _nothing_left = std::fs::remove_dir_all(&draft);
     placed
 }

@@ -1,4 +1,4 @@
-//! Clients in Python, unmodified: what programs do with vLLM works here, and what fails there fails here alike.
+//! Unmodified clients in Python: what programs do with vLLM works here, and what fails there fails here too.
 
 use crate::python;
 use crate::server_fixtures::{MODEL, start};
@@ -11,7 +11,7 @@ const TOOLS: &str = "--enable-auto-tool-choice --tool-call-parser hermes";
 /// A script that uses a server through a client.
 struct Script {
     path: &'static str,
-    /// Of the server, after its address.
+    /// Path after the server's address.
     base: &'static str,
     n_checks: usize,
 }
@@ -28,7 +28,7 @@ const ANTHROPIC: Script = Script {
 };
 
 impl Script {
-    /// How many checks passed against a pod with `flags`, and what the script said when it ended badly.
+    /// Returns how many checks passed against a pod with `flags`, and the script's error if it failed.
     async fn run(&self, python: &Path, flags: &str) -> (usize, String) {
         let pod = start(flags).await;
         let output = tokio::process::Command::new(python)
@@ -43,7 +43,7 @@ impl Script {
         (n_passed, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    /// The script sees what is not vLLM's: with `flags` the checks after the first `n_passed` fail by `words`.
+    /// Checks that the script sees differences: with `flags`, the checks after the first `n_passed` fail with `words`.
     async fn fails(&self, python: &Path, flags: &str, (n_passed, words): (usize, &str)) {
         let (n_really_passed, complaint) = self.run(python, flags).await;
         assert_eq!(n_really_passed, n_passed, "{complaint}");
@@ -59,7 +59,7 @@ async fn openais_client_works_unmodified() {
     assert_eq!((n_passed, complaint.as_str()), (OPENAI.n_checks, ""));
     let without_cache = format!("{FLAGS} {TOOLS} --no-enable-prefix-caching");
     OPENAI.fails(&python, &without_cache, (1, "cached_tokens")).await;
-    // Without a parser of calls the model's calls are words.
+    // Without a parser of tool calls, the model's calls are words.
     OPENAI.fails(&python, FLAGS, (6, "tool-call-parser")).await;
 }
 

@@ -1,4 +1,4 @@
-//! `/…/render`: what a router is told of a request is what the engine would get of it.
+//! `/…/render`: what a router is told about a request is what the engine would get of it.
 
 use crate::server_fixtures::{TestPod, start};
 use http::StatusCode;
@@ -19,7 +19,7 @@ fn ids(rendered: &Value) -> Vec<u64> {
     rendered["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
 }
 
-/// What the answer to the request itself says of its prompt.
+/// Returns what the answer to the request itself reports of its prompt.
 async fn prompt_tokens(pod: &TestPod, path: &str, body: &Value) -> usize {
     let usage = pod.post(path, body.to_string()).await.json()["usage"].clone();
     let tokens = usage.get("prompt_tokens").or_else(|| usage.get("input_tokens")).unwrap();
@@ -93,7 +93,7 @@ async fn a_message_is_rendered_as_the_chat_that_it_asks_for() {
     let messages = [json!({"role": "system", "content": "be brief"}), user];
     assert_eq!(ids(&rendered), ids(&render(&pod, CHATS, &json!({"messages": messages})).await));
     assert_eq!(ids(&rendered).len(), prompt_tokens(&pod, MESSAGES, &message).await);
-    // Errors are told as the other renderings tell them.
+    // Errors are the same as for the other renderings.
     let answer = pod.post("/v1/messages/render", r#"{"model":"gpt","max_tokens":1,"messages":[]}"#).await;
     assert_eq!(
         (answer.status, &answer.json()["error"]["type"]),
@@ -101,7 +101,7 @@ async fn a_message_is_rendered_as_the_chat_that_it_asks_for() {
     );
 }
 
-/// The model's name is checked like any other's; none and the empty one are the base model's.
+/// The model's name is checked like in other requests; no name and the empty one mean the base model.
 #[tokio::test]
 async fn what_the_request_itself_would_be_refused_for_is_refused() {
     let pod = start("--enable-scale-out").await;

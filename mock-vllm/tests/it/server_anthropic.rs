@@ -1,4 +1,5 @@
-//! `/v1/messages` and `/v1/messages/count_tokens`: which prompt a request becomes, and in which blocks and events it is answered.
+//! `/v1/messages` and `/v1/messages/count_tokens`: the prompt that a request becomes, and the blocks and events of its
+//! answer.
 
 use crate::server_fixtures::{Answer, TestPod, last_prompt, start};
 use http::{Method, StatusCode};
@@ -12,7 +13,7 @@ fn weather() -> Value {
         "properties": {"city": {"const": "Oslo"}}, "required": ["city"]}})
 }
 
-/// A body with what every one needs.
+/// Makes a body with the fields that every request needs.
 fn body(messages: Value, more: Value) -> Value {
     let mut body = json!({"model": "/model/qwen", "max_tokens": 16, "messages": messages});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -29,7 +30,7 @@ async fn ask(pod: &TestPod, body: &Value) -> Answer {
     answer
 }
 
-/// Messages of this API with other fields, and the chats that they are.
+/// Messages of this API with other fields, and the chats that they become.
 fn equals() -> Vec<(Value, Value)> {
     let parameters =
         json!({"properties": {"city": {"const": "Oslo"}}, "required": ["city"], "type": "object"});
@@ -47,7 +48,7 @@ fn equals() -> Vec<(Value, Value)> {
             body(user("hi"), json!({"system": "Be brief."})),
             json!({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]}),
         ),
-        // The texts of a system prompt are one text, without what differs from request to request.
+        // The texts of a system prompt become one text, without what differs from request to request.
         (
             body(
                 user(vec![text("a"), text(""), text("b")]),
@@ -80,7 +81,7 @@ fn equals() -> Vec<(Value, Value)> {
             body(user("Go."), json!({"tools": [weather()], "tool_choice": {"type": "none"}})),
             json!({"messages": user("Go."), "tools": tools, "tool_choice": "none"}),
         ),
-        // A choice says nothing without tools.
+        // A choice has no meaning without tools.
         (body(user("No."), json!({"tool_choice": {"type": "any"}})), json!({"messages": user("No.")})),
         (
             body(
@@ -109,7 +110,7 @@ fn equals() -> Vec<(Value, Value)> {
 async fn a_request_has_the_prompt_of_the_chat_that_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("requests");
-    // A template that shows what Qwen2.5's leaves out: reasoning, effort and whether it may think.
+    // This template shows what Qwen2.5's leaves out: reasoning, effort and whether it may think.
     let template = folder.path().join("template");
     let text = "{{ tools | tojson }}{{ enable_thinking }}{{ reasoning_effort }}{{ x }}\
         {% for message in messages %}<{{ message | tojson }}>{% endfor %}";
@@ -129,14 +130,14 @@ async fn a_request_has_the_prompt_of_the_chat_that_it_is() {
             digests.push(as_message);
         }
     }
-    // The digest tells prompts apart.
+    // The digest distinguishes prompts.
     let n_digests = digests.len();
     digests.sort_unstable();
     digests.dedup();
     assert_eq!(digests.len(), n_digests);
 }
 
-/// Templates with Qwen3.5's guard take a system message at the beginning only.
+/// Templates with Qwen3.5's guard take a system message only at the beginning.
 #[tokio::test]
 async fn late_system_messages_go_where_the_template_takes_them() {
     let folder = tempfile::tempdir().unwrap();
@@ -155,7 +156,7 @@ async fn late_system_messages_go_where_the_template_takes_them() {
         {"role": "user", "content": "a"}, {"role": "user", "content": "b"}]});
     pod.post("/v1/chat/completions", chat.to_string()).await;
     assert_eq!(merged, last_prompt(&log).0);
-    // The same messages as a chat are refused.
+    // The same messages as a chat are rejected.
     let chat = json!({"max_tokens": 1, "messages": messages});
     assert_eq!(pod.post("/v1/chat/completions", chat.to_string()).await.status, StatusCode::BAD_REQUEST);
 }
@@ -238,7 +239,7 @@ async fn a_stream_tells_block_after_block() {
     let last = &events[events.len() - 2];
     assert_eq!(last["delta"], json!({"stop_reason": "tool_use", "stop_sequence": null}));
     assert_eq!(last["usage"], whole["usage"]);
-    // Words come as they are; the end of a stream is what the end of a whole message is.
+    // Words are sent as they arrive; a stream ends like a whole message.
     let words = |stream: bool| body(user("hi"), json!({"stream": stream}));
     let answer = ask(&pod, &words(true)).await;
     let head = "event: content_block_start\ndata: {\"type\":\"content_block_start\",\
@@ -342,7 +343,7 @@ async fn what_cannot_be_served_is_refused() {
     }
 }
 
-/// Adapters, keys, the log and the metrics know the endpoint as they know a chat's.
+/// Adapters, keys, the log and the metrics treat the endpoint like a chat's.
 #[tokio::test]
 async fn a_message_counts_as_a_chat_does() {
     let folder = tempfile::tempdir().unwrap();
@@ -353,7 +354,7 @@ async fn a_message_counts_as_a_chat_does() {
         let headers = [("content-type", "application/json"), ("x-request-id", "abc"), header];
         pod.send(Method::POST, PATH, &headers, body(user("hi"), json!({"model": model})).to_string()).await
     };
-    // vLLM looks for a bearer token alone.
+    // vLLM looks only for a bearer token.
     assert_eq!(post(("x-api-key", "secret"), "sql").await.status, StatusCode::UNAUTHORIZED);
     let bearer = ("authorization", "Bearer secret");
     let answer = post(bearer, "sql").await.json();

@@ -1,4 +1,4 @@
-//! Answers byte for byte, and what the cache makes of the tutorial's two rounds.
+//! Answers byte for byte, and the cache hits of the tutorial's two rounds.
 
 use crate::server_fixtures::{Answer, start};
 use crate::tutorial::{ROUND1, ROUND2_QUOTED, round2_bash, round2_dash};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 const ID: &str = "0123abcd";
 
-/// The frame with its time of creation and configuration hash taken out.
+/// Removes the time of creation and the configuration hash from the frame.
 fn masked(frame: &str) -> String {
     let Ok(value) = serde_json::from_str::<Value>(frame) else { return frame.to_owned() };
     let created = format!("\"created\":{}", value["created"]);
@@ -113,7 +113,7 @@ async fn a_reply_that_ends_by_itself_stops() {
     assert_eq!(choice["message"]["content"], "Read");
 }
 
-/// Sends both rounds to one fresh pod: tokens of the prompts, cached tokens, tokens of the answers.
+/// Sends both rounds to one fresh pod and checks tokens of the prompts, cached tokens, and tokens of the answers.
 #[track_caller]
 fn check_rounds(answers: &[Answer; 2], prompt: [u64; 2], cached: [u64; 2]) {
     for (answer, round_idx) in answers.iter().zip(0..) {

@@ -1,4 +1,4 @@
-//! Answers with several choices: `n` samples, several prompts, and what of them is shared.
+//! Answers with several choices: `n` samples, several prompts, and what they share.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use crate::server_lifecycle::wait_for;
@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Each choice of a stream: its text, the reason why it ended, and the frames that carried it.
+/// Returns each choice of a stream: its text, the reason why it ended, and the number of its frames.
 fn streamed(answer: &Answer) -> BTreeMap<u64, (String, String, usize)> {
     let mut choices: BTreeMap<u64, (String, String, usize)> = BTreeMap::new();
     for frame in answer.frames().into_iter().filter(|frame| *frame != "[DONE]") {
@@ -38,7 +38,7 @@ async fn samples_differ_and_their_prompt_counts_once() {
     let first = texts(&pod, body.clone()).await;
     assert!(first[0] != first[1] && first[1] != first[2] && first[0] != first[2], "{first:?}");
     assert_eq!(texts(&pod, body.clone()).await, first);
-    // A sample of a seeded request is the request with the seed that many further.
+    // Sample i of a seeded request is the request with the seed plus i.
     let seeded =
         |seed: u32, n: u32| json!({"prompt": "Tell me of the sea.", "n": n, "max_tokens": 30, "seed": seed});
     assert_eq!(texts(&pod, seeded(41, 2)).await[1], texts(&pod, seeded(42, 1)).await[0]);
@@ -63,7 +63,7 @@ async fn a_stream_has_a_role_and_an_end_for_every_choice() {
         assert_eq!((finish.as_str(), *n_frames), ("length", 6), "{text}");
     }
     assert_eq!(answer.stream_usage()["completion_tokens"], 15);
-    // Plain, it is the same text.
+    // A plain answer has the same text.
     let mut plain = body;
     plain["stream"] = json!(false);
     plain["stream_options"] = Value::Null;
@@ -96,7 +96,7 @@ async fn siblings_share_the_prompts_blocks() {
     let pod = start("--jitter 0").await;
     let body = json!({"prompt": vec![785; 200], "n": 4, "max_tokens": 2, "ignore_eos": true});
     pod.post("/v1/completions", body.to_string()).await;
-    // The first computes all, the others find its twelve full blocks.
+    // The first computes everything; the others find its twelve full blocks.
     assert_eq!(pod.metric("vllm:prefix_cache_queries_total").await, 800.0);
     assert_eq!(pod.metric("vllm:prefix_cache_hits_total").await, 3.0 * 192.0);
     assert_eq!(pod.metric("vllm:request_params_n_sum").await, 4.0);

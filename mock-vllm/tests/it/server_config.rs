@@ -1,4 +1,4 @@
-//! `--config`, `--root-path`, and the endpoint that is two.
+//! `--config`, `--root-path`, and the endpoint that serves both APIs.
 
 use crate::server_fixtures::{MODEL, start};
 use http::StatusCode;
@@ -11,7 +11,7 @@ async fn a_config_file_gives_flags_and_the_command_line_wins() {
     std::fs::write(&file, "max_model_len: 64\nblock-size: 32\nenable_prompt_tokens_details: true\n").unwrap();
     let file = file.display();
     let asked = json!({"prompt": vec![785; 40], "max_tokens": 2}).to_string();
-    // Behind the fixture's own --max-model-len 8192, which wins over the file wherever it stands.
+    // It comes after the fixture's own --max-model-len 8192, which still wins over the file.
     let pod = start(&format!("--config {file}")).await;
     assert_eq!(pod.get("/v1/models").await.json()["data"][0]["max_model_len"], 8192);
     pod.post("/v1/completions", asked.clone()).await;

@@ -1,4 +1,4 @@
-//! Sleeping, pausing, forgetting, and the limits of the queue.
+//! Sleep, pause, reset of the cache, and the limits of the queue.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use http::StatusCode;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const DEV: &str = "--server-dev-mode --enable-sleep-mode --enable-prompt-tokens-details";
-/// Far beyond what anything here takes.
+/// Timeout, far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn completion(max_tokens: u32) -> String {
@@ -142,7 +142,7 @@ async fn requests_can_be_aborted_by_name() {
 #[tokio::test]
 async fn a_full_queue_refuses_with_503() {
     let check = async |limits: &str, n_refused: usize, reason: &str, text: &str| {
-        // One seat, so that all but the first wait.
+        // One seat, so that all except the first wait.
         let pod = start(&format!("--time-scale 20 --max-num-seqs 1 {limits}")).await;
         let first = pod.post("/v1/completions", completion(60));
         let others = async {

@@ -22,15 +22,15 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 pub(crate) const MODEL: &str = "/model/qwen";
-/// The tutorial's command line.
+/// Command line of the tutorial.
 pub(crate) const TUTORIAL_FLAGS: &str = "--served-model-name /model/qwen --max-model-len 8192 \
     --gpu-memory-utilization 0.95 --enforce-eager --enable-prefix-caching";
 
-/// Stops when dropped.
+/// A pod that stops when this is dropped.
 pub(crate) struct TestPod {
     pub(crate) pod: Arc<Pod>,
     pub(crate) address: SocketAddr,
-    /// Where its KV events are, when they are on.
+    /// Address and counters of its KV events, if they are on.
     pub(crate) kv_events: Option<(SocketAddr, KvEventMonitor)>,
     client: Client<HttpConnector, Full<Bytes>>,
     _stop: oneshot::Sender<()>,
@@ -42,7 +42,8 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-/// A pod with the tutorial's flags and `flags`, without jitter, a thousand times faster unless `flags` say otherwise.
+/// Starts a pod with the tutorial's flags and `flags`, without jitter, a thousand times faster unless `flags` say
+/// otherwise.
 pub(crate) async fn start(flags: &str) -> TestPod {
     let pace = if flags.contains("--virtual-clock") { "" } else { "--time-scale 1000" };
     let line = format!("mock-vllm serve Qwen/Qwen2.5-7B-Instruct {TUTORIAL_FLAGS} --jitter 0 {pace} {flags}");
@@ -71,11 +72,11 @@ pub(crate) async fn start(flags: &str) -> TestPod {
     }
 }
 
-/// Takes what has arrived, as the kernel knows it: `try_read` tells only what tokio's reactor has seen of a socket, which is nothing
-/// until it has run.
+/// Takes what has arrived according to the kernel. (`try_read` knows only what tokio's reactor has seen of a socket,
+/// which is nothing until it has run.)
 ///
 /// # Errors
-/// `WouldBlock` when nothing has arrived.
+/// Returns `WouldBlock` if nothing has arrived.
 pub(crate) fn take_arrived(socket: &TcpStream) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; 4096];
     let n_read = (&*SockRef::from(socket)).read(&mut buffer)?;
@@ -83,7 +84,7 @@ pub(crate) fn take_arrived(socket: &TcpStream) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-/// Open, and nothing has arrived.
+/// Returns whether the connection is open and nothing has arrived.
 pub(crate) fn is_silent(socket: &TcpStream) -> bool {
     take_arrived(socket).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
@@ -111,7 +112,7 @@ impl TestPod {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
-    /// The body of an answer that may be no text.
+    /// Returns the body of an answer that may be no text.
     pub(crate) async fn fetch_bytes(&self, path: &str, headers: &[(&str, &str)]) -> Bytes {
         self.exchange(Method::GET, path, headers, Bytes::new()).await.1
     }
@@ -134,7 +135,7 @@ impl TestPod {
         (parts, body)
     }
 
-    /// The value of a metric without labels beside the pod's own.
+    /// Returns the value of a metric that has no labels beside the pod's own.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let series = format!("{name}{{engine=\"0\",model_name=\"{MODEL}\"}} ");
         let text = self.get("/metrics").await.body;
@@ -150,13 +151,13 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 
-    /// The frames of a stream, without `data: ` and the blank lines, which are checked.
+    /// Returns the frames of a stream, without `data: ` and the blank lines, which are checked.
     pub(crate) fn frames(&self) -> Vec<&str> {
         let body = self.body.strip_suffix("\n\n").expect("the stream ends with a blank line");
         body.split("\n\n").map(|frame| frame.strip_prefix("data: ").expect("frames are data")).collect()
     }
 
-    /// The events of a stream, whose types are told twice: beside the data and in it.
+    /// Returns the events of a stream, whose type is beside the data and in it.
     pub(crate) fn events(&self) -> Vec<Value> {
         let body = self.body.strip_suffix("\n\n").expect("the stream ends with a blank line");
         let events = body.split("\n\n").map(|event| {
@@ -169,7 +170,7 @@ impl Answer {
         events.collect()
     }
 
-    /// The stream's text, put together.
+    /// Joins the text of the stream.
     pub(crate) fn text(&self) -> String {
         let frames = self.frames().into_iter().filter(|frame| *frame != "[DONE]");
         let choices = frames.map(|frame| {
@@ -181,7 +182,7 @@ impl Answer {
         choices.collect()
     }
 
-    /// `usage` of the stream's last frame before `[DONE]`.
+    /// Returns `usage` of the stream's last frame before `[DONE]`.
     pub(crate) fn stream_usage(&self) -> Value {
         let frames = self.frames();
         assert_eq!(frames.last(), Some(&"[DONE]"));
@@ -190,7 +191,7 @@ impl Answer {
     }
 }
 
-/// The digest of the last prompt in a request log, and the endpoint that it came to.
+/// Returns the digest of the last prompt in a request log, and its endpoint.
 pub(crate) fn last_prompt(log: &Path) -> (String, String) {
     let text = std::fs::read_to_string(log).expect("the log is readable");
     let line = text.lines().last().expect("there was a request");

@@ -8,10 +8,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use vllm_engine::engine::EngineStats;
 
-/// Far beyond what anything here takes: a bound for a failing test, not an expectation.
+/// Timeout, far longer than anything here takes: it bounds a failing test and is not an expectation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// 7,000 tokens at 38 ms: 27 wall seconds at this scale, so a test sees the middle of it.
+/// 7,000 tokens at 38 ms take 27 wall seconds at this scale, so that a test sees the middle of it.
 pub(crate) const LONG: &str = "--time-scale 10";
 
 pub(crate) async fn wait_for(pod: &TestPod, condition: impl Fn(&EngineStats) -> bool) -> EngineStats {
@@ -32,7 +32,7 @@ pub(crate) async fn open(pod: &TestPod, stream: bool) -> TcpStream {
         r#"{{"messages":[{{"role":"user","content":"hi"}}],"max_tokens":7000,"ignore_eos":true,"stream":{stream}}}"#
     );
     let mut socket = TcpStream::connect(pod.address).await.unwrap();
-    // Two chunks, as a gateway sends a body that it streams.
+    // Two chunks, like a gateway sends a body that it streams.
     let (first, second) = body.split_at(10);
     let request = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
@@ -44,7 +44,7 @@ pub(crate) async fn open(pod: &TestPod, stream: bool) -> TcpStream {
     socket
 }
 
-/// Reads until `n` tokens have come.
+/// Reads until `n` tokens have arrived.
 pub(crate) async fn read_tokens(socket: &mut TcpStream, n: usize) {
     let (mut text, mut buffer) = (String::new(), [0; 4096]);
     while text.matches("\"delta\":{\"content\"").count() < n {
@@ -64,7 +64,7 @@ async fn a_client_that_goes_frees_its_blocks_and_one_that_stays_keeps_them() {
     read_tokens(&mut goes, 3).await;
     let both = wait_for(&pod, |gauges| gauges.running == 2).await;
     assert!(both.free_blocks < alone.free_blocks);
-    // Connected and reading: nothing is freed.
+    // While the client is connected and reads, nothing is freed.
     read_tokens(&mut stays, 5).await;
     assert_eq!(pod.pod.metrics.lock().gauges().running, 2);
     drop(goes);
@@ -72,7 +72,7 @@ async fn a_client_that_goes_frees_its_blocks_and_one_that_stays_keeps_them() {
     assert!(after.free_blocks > both.free_blocks);
     read_tokens(&mut stays, 5).await;
     assert_eq!(pod.pod.metrics.lock().gauges().running, 1);
-    // vLLM's API server drops what it knew of a request whose client went, before it could count it.
+    // vLLM's API server forgets a request whose client left, before it could count it.
     let aborted =
         r#"vllm:request_success_total{engine="0",finished_reason="abort",model_name="/model/qwen"} 0.0"#;
     assert!(pod.get("/metrics").await.body.contains(aborted));

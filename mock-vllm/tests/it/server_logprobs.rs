@@ -1,4 +1,4 @@
-//! Log probabilities: made up, but of the right shape, and all that vLLM says about them.
+//! Log probabilities: made up, but of the right shape, and with all of vLLM's errors about them.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use http::StatusCode;
@@ -17,7 +17,7 @@ fn chat(fields: Value) -> Value {
     body
 }
 
-/// Held against the rules that log probabilities of one place keep: in order, and together not more than 1.
+/// Checks the rules for the log probabilities of one place: they are in order, and their sum is not more than 1.
 fn check_place(logprobs: &[f64]) {
     assert!(logprobs.is_sorted_by(|first, second| first >= second), "{logprobs:?}");
     let sum: f64 = logprobs.iter().map(|logprob| logprob.exp()).sum();
@@ -76,7 +76,7 @@ async fn the_eos_and_split_characters_are_told_too() {
     let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
     let tokens: Vec<_> = content.iter().map(|place| place["token"].as_str().unwrap()).collect();
     assert_eq!(tokens.last(), Some(&"<|im_end|>"));
-    // The token that completes a character has all of it, those before have nothing.
+    // The token that completes a character has all of it; those before have nothing.
     assert_eq!(tokens[..tokens.len() - 1].concat(), "𒀀🦡");
     assert!(tokens.contains(&"") && !tokens.concat().contains('\u{fffd}'), "{tokens:?}");
     let ids = chat(json!({"return_tokens_as_token_ids": true, "top_logprobs": 1, "max_tokens": 1}));
@@ -93,7 +93,7 @@ fn scripted(text: &str, reply: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// `logprobs` of a completion, checked in itself.
+/// Returns `logprobs` of a completion, after a check.
 fn check_completion(logprobs: &Value, text: &str, first_offset: u64, n_first_null: usize) {
     let tokens: Vec<&str> =
         logprobs["tokens"].as_array().unwrap().iter().map(|token| token.as_str().unwrap()).collect();

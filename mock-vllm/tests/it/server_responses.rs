@@ -1,4 +1,4 @@
-//! `/v1/responses`: which prompt a request becomes, and in which items and events its answer is told.
+//! `/v1/responses`: the prompt that a request becomes, and the items and events of its answer.
 
 use crate::server_fixtures::{Answer, TestPod, last_prompt, start};
 use http::StatusCode;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 const TOOLS: &str = "--enable-auto-tool-choice --tool-call-parser hermes";
 
-/// `get_weather` with constant arguments, flat as this API declares it.
+/// Declares `get_weather` with constant arguments, flat as in this API.
 fn weather() -> Value {
     json!({"type": "function", "name": "get_weather", "description": "The weather.", "parameters": {
         "type": "object", "properties": {"city": {"const": "Oslo"}}, "required": ["city"]}})
@@ -18,7 +18,7 @@ async fn respond(pod: &TestPod, body: Value) -> Answer {
     answer
 }
 
-/// Bodies of this API, and the chats that they are.
+/// Bodies of this API, and the chats that they become.
 fn equals() -> Vec<(Value, Value)> {
     let chat_tool = {
         let mut function = weather();
@@ -89,7 +89,7 @@ fn equals() -> Vec<(Value, Value)> {
 async fn a_request_has_the_prompt_of_the_chat_that_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("requests");
-    // A template that shows what Qwen2.5's leaves out: reasoning and whether it may think.
+    // This template shows what Qwen2.5's leaves out: reasoning and whether it may think.
     let template = folder.path().join("template");
     let text = "{{ tools | tojson }}{{ enable_thinking }}{% for message in messages %}<{{ message | tojson }}>{% endfor %}\
         {% if add_generation_prompt %}go{% endif %}";
@@ -115,7 +115,7 @@ async fn a_request_has_the_prompt_of_the_chat_that_it_is() {
             digests.push(as_response);
         }
     }
-    // The digest tells prompts apart.
+    // The digest distinguishes prompts.
     let n_digests = digests.len();
     digests.sort_unstable();
     digests.dedup();
@@ -137,7 +137,7 @@ async fn calls_of_tools_are_items() {
     let told = json!([{"name": "get_weather", "parameters": weather()["parameters"], "strict": null,
         "type": "function", "defer_loading": null, "description": "The weather."}]);
     assert_eq!(response["tools"], told);
-    // Nothing is called when nothing may be, or without a parser; the tools are in the prompt all the same.
+    // Nothing is called if nothing may be, or without a parser; the tools are still in the prompt.
     let n_prompt_tokens = &response["usage"]["input_tokens"];
     let forbidden = json!({"input": "Use get_weather twice.", "tools": [weather()], "tool_choice": "none"});
     let without_parser = start("").await;
@@ -205,7 +205,7 @@ async fn a_stream_tells_item_after_item() {
     }
     assert_eq!((&output[1]["name"], &output[1]["namespace"]), (&json!("search"), &json!("web")));
     assert_eq!((&output[2]["type"], &output[2]["name"]), (&json!("custom_tool_call"), &json!("note")));
-    // What does not stream says the same.
+    // A plain answer has the same content.
     let mut body = body;
     body["stream"] = false.into();
     let whole = respond(&pod, body).await.json();
@@ -232,7 +232,7 @@ async fn an_answer_that_is_cut_off_is_incomplete() {
         (&json!("response.incomplete"), &json!("incomplete"))
     );
     assert_eq!(last["response"]["output"][0]["content"], whole["output"][0]["content"]);
-    // One that ends by itself is not.
+    // A reply that ends by itself is complete.
     let mut body = body(false);
     body["max_output_tokens"] = Value::Null;
     assert_eq!(respond(&pod, body).await.json()["status"], "completed");

@@ -1,4 +1,4 @@
-//! When replies stop, and which parameters are refused, with vLLM's texts.
+//! Ends of replies, and rejected parameters with vLLM's error texts.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use http::StatusCode;
@@ -22,7 +22,7 @@ async fn choice(pod: &TestPod, fields: Value) -> Value {
 async fn stop_strings_stop_and_are_named() {
     let pod = start("").await;
     let whole = choice(&pod, json!({})).await["text"].as_str().unwrap().to_owned();
-    // Across tokens, from within one.
+    // This string spans tokens and begins within one.
     let stop = &whole[30..42];
     let cut = &whole[..whole.find(stop).unwrap()];
     let hidden = choice(&pod, json!({"stop": [stop]})).await;
@@ -104,7 +104,7 @@ async fn values_out_of_range_are_refused() {
     let prompt = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)";
     check(json!({"prompt": ""}), Some("prompt"), prompt).await;
     check(json!({"prompt": []}), None, "The decoder prompt cannot be empty").await;
-    // On the edges, all is well.
+    // Values at the edges are accepted.
     let edges =
         json!({"top_p": 1, "top_k": -1, "min_p": 0, "presence_penalty": -2, "temperature": 2, "n": 1});
     assert_eq!(complete(&pod, edges).await.status, StatusCode::OK);

@@ -1,4 +1,4 @@
-//! How streams are cut into frames, and kept alive between them.
+//! Frames of streams, and comments that keep streams alive between them.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use crate::server_lifecycle::{LONG, open, wait_for};
@@ -12,7 +12,7 @@ async fn stream(pod: &TestPod, fields: Value) -> Answer {
     pod.post("/v1/completions", body.to_string()).await
 }
 
-/// Tokens of each frame.
+/// Returns the number of tokens in each frame.
 fn sizes(answer: &Answer) -> Vec<usize> {
     let frames = answer.frames().into_iter().filter_map(|frame| serde_json::from_str::<Value>(frame).ok());
     let sizes = frames.filter_map(|frame| Some(frame["choices"].get(0)?["token_ids"].as_array()?.len()));
@@ -28,7 +28,7 @@ async fn an_interval_puts_tokens_together() {
     // The first and the last frame do not wait.
     assert_eq!(sizes(&batched), [1, 4, 4, 2]);
     assert_eq!(batched.text(), whole.text());
-    // A request may raise the server's interval, and not lower it.
+    // A request may raise the server's interval, but not lower it.
     assert_eq!(sizes(&stream(&pod, json!({"stream_interval": 6})).await), [1, 6, 4]);
     assert_eq!(sizes(&stream(&pod, json!({"stream_interval": 2})).await), [1, 4, 4, 2]);
     let counted = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
@@ -42,7 +42,7 @@ async fn an_interval_puts_tokens_together() {
     assert_eq!(counts, [1, 5, 9, 11, 11].map(|n| json!(n)));
 }
 
-/// Each is timed where it leaves, which those of a plain answer never do.
+/// Each token is timed when it leaves; tokens of a plain answer never leave alone.
 #[tokio::test]
 async fn every_streamed_token_leaves_through_the_outbox() {
     let pod = start("--mock-metrics").await;
@@ -52,7 +52,7 @@ async fn every_streamed_token_leaves_through_the_outbox() {
     assert_eq!(pod.metric("mock_vllm:token_lateness_seconds_count").await, 22.0);
 }
 
-/// One seat: the second stream waits, and says so.
+/// The second stream waits and sends comments, because there is one seat.
 #[tokio::test]
 async fn a_silent_stream_sends_comments() {
     let pod = start(&format!("{LONG} --max-num-seqs 1 --sse-keep-alive-interval 0.5")).await;

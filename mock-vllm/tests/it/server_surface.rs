@@ -82,7 +82,7 @@ async fn bodies_of_the_wrong_shape_are_bad_requests() {
     check(r#"{"model":"/model/qwen"}"#, "body.messages", "1 validation error:\n  {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', 'input': '<dict of 1 items>'}").await;
     check(&chat(r#""max_tokens":"many""#), "body.max_tokens", "Input should be a valid integer").await;
     check("{", "body.1", "JSON decode error").await;
-    // dash's file, sent unchanged: a raw line feed inside a string.
+    // dash's file, sent unchanged, has a raw line feed inside a string.
     let offset = round2_dash().find('\n').unwrap();
     check(&round2_dash(), &format!("body.{offset}"), "Invalid control character at").await;
 }

@@ -1,4 +1,4 @@
-//! Calls of tools and constrained replies over HTTP: plain and streamed, for each generation.
+//! Tool calls and constrained replies over HTTP: plain and streamed, for each generation.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use http::StatusCode;
@@ -28,7 +28,7 @@ async fn chat(pod: &TestPod, body: Value) -> Answer {
     answer
 }
 
-/// The deltas of the only choice, each as it was written, and the last frame's finish reason.
+/// Returns the deltas of the only choice, each as it was written, and the last frame's finish reason.
 fn deltas(answer: &Answer) -> (Vec<String>, String) {
     let mut finish = String::new();
     let mut deltas = Vec::new();
@@ -43,7 +43,7 @@ fn deltas(answer: &Answer) -> (Vec<String>, String) {
     (deltas, finish)
 }
 
-/// Ids are random to the client: taken out.
+/// Removes the id, which is random for the client.
 fn without_ids(delta: &str) -> String {
     match delta.split_once("\"id\":\"chatcmpl-tool-") {
         Some((before, after)) => format!("{before}\"id\":\"ID{}", &after[32..]),
@@ -98,7 +98,7 @@ async fn a_plain_call_has_vllms_message() {
     assert_eq!((named_message, finish.as_str()), (expected, "stop"));
     let (_, finish) = message(TOOLS, json!("required")).await;
     assert_eq!(finish, "tool_calls");
-    // Guided decoding in older ones needs no parser.
+    // Guided decoding of older versions needs no parser.
     let (old, finish) = message("--vllm-version 0.11", named.clone()).await;
     let expected = format!(
         r#"{{"role":"assistant","content":"",{nulls},"tool_calls":{calls},"reasoning_content":null}}"#
@@ -120,7 +120,7 @@ async fn replies_in_words_pass_through_the_parser() {
     assert_eq!(finish, "length");
     body["max_tokens"] = Value::Null;
     let (deltas, finish) = self::deltas(&chat(&pod, body).await);
-    // The EOS, which the parser swallows.
+    // The delta of the EOS, which the parser drops.
     assert_eq!((deltas.last().unwrap().as_str(), finish.as_str()), ("{}", "stop"));
 }
 

@@ -1,4 +1,4 @@
-//! Values made for schemas, judged by an independent validator; and what is refused.
+//! Values that are made for schemas, judged by an independent validator; and schemas that are rejected.
 
 use mock_vllm::structured::schema::{Schema, SchemaError};
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_oneof, proptest};
@@ -12,7 +12,7 @@ fn is_valid(schema: &Value, value: &Value) -> bool {
     jsonschema::options().should_validate_formats(true).build(schema).unwrap().is_valid(value)
 }
 
-/// With `format` as the annotation that it is by default: beside `not`, `oneOf` or a `pattern` it may not hold.
+/// Validates with `format` as an annotation, its default meaning: beside `not`, `oneOf` or a `pattern` it may not hold.
 fn is_valid_but_for_formats(schema: &Value, value: &Value) -> bool {
     jsonschema::options().should_validate_formats(false).build(schema).unwrap().is_valid(value)
 }
@@ -288,7 +288,7 @@ fn what_is_not_supported_is_named_with_its_path() {
     check_refused(json!({"multipleOf": 0}), "#/multipleOf");
     check_refused(json!({"exclusiveMinimum": true}), "#/exclusiveMinimum: must be a number");
     check_refused(json!("string"), "#: a schema is an object or a boolean");
-    // Not used, so not looked at; and annotations are no keywords to refuse.
+    // Unused definitions are not checked, and annotations are not rejected.
     check(json!({"type": "null", "$defs": {"a": {"if": true}}, "title": "T", "x-order": 1, "default": 3}));
 }
 
@@ -344,7 +344,7 @@ fn schema() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
-    /// What is made is valid; what is not made may be impossible, but no possible scalar is missed.
+    /// Every made value is valid. Where none is made, none may exist; but no possible scalar is missed.
     #[test]
     fn any_schema_gives_a_valid_value_or_an_error(schema in schema(), seed in any::<u64>()) {
         let mut root = schema.as_object().unwrap().clone();
@@ -360,7 +360,7 @@ proptest! {
         }
     }
 
-    /// Anything that is JSON may be sent as a schema.
+    /// Any JSON may be sent as a schema.
     #[test]
     fn no_json_panics(text in "\\{(\"(type|enum|items|\\$ref|minimum|pattern|anyOf|required)\":(1|-0.5e3|true|null|\\[\\]|\\{\\}|\"#\"|\"string\"),?){0,4}\\}", seed in any::<u64>()) {
         if let Ok(schema) = serde_json::from_str::<Value>(&text.replace(",}", "}")) {

@@ -1,4 +1,4 @@
-//! Constraints and calls of tools: what is parsed, what is refused, and what a stream of pieces becomes.
+//! Constraints and tool calls: what is parsed, what is rejected, and what a stream of pieces becomes.
 
 use mock_vllm::structured::constraint::Constraint;
 use mock_vllm::structured::tools::reply::{Syntax, ToolReply};
@@ -37,7 +37,7 @@ fn names(reply: Option<ToolReply>) -> Vec<String> {
     reply.map_or(Vec::new(), |reply| reply.tool_calls().into_iter().map(|call| call.function.name).collect())
 }
 
-/// What a client puts together: content, and name and arguments of each call.
+/// Returns what a client puts together: the content, and name and arguments of each call.
 fn collect(deltas: &[Delta]) -> (String, Vec<(String, String)>) {
     let mut content = String::new();
     let mut calls: Vec<(String, String)> = Vec::new();
@@ -269,7 +269,7 @@ fn a_reply_that_is_cut_off_within_a_call_is_text() {
     let cut = &reply.text()[..reply.text().len() - 20];
     let message = reply.message(cut);
     assert_eq!((message.content.as_deref(), message.tool_calls.len()), (Some(cut), 0));
-    // The closing tag may be missing: its JSON is whole.
+    // The closing tag may be missing: the JSON is whole.
     let untagged = reply.text().strip_suffix("\n</tool_call>").unwrap();
     assert_eq!(reply.message(untagged).tool_calls, reply.tool_calls());
 }
@@ -330,7 +330,7 @@ fn a_stream_of_tokens_tells_the_name_first() {
 }
 
 proptest! {
-    /// However the text is cut into pieces, the client gets the same.
+    /// The client gets the same for every way to cut the text into pieces.
     #[test]
     fn any_pieces_add_up(text in "[ -~é\n]{0,20}", value in "[ -~<é]{0,20}", n_calls in 1..4usize, cuts in any::<Vec<u8>>()) {
         let call = format!("<tool_call>\n{}\n</tool_call>", json!({"name": "f", "arguments": {"v": value}}));

@@ -1,5 +1,6 @@
-//! Answers byte for byte, for each generation of vLLM. The expected lines under `fixtures/wire_versions/` were written by the response models
-//! of vLLM 0.8.5.post1, 0.11.0 and 0.33.0 themselves, called with the arguments of its serving code.
+//! Answers byte for byte, for each generation of vLLM. The expected lines under `fixtures/wire_versions/` were written
+//! by the response models of vLLM 0.8.5.post1, 0.11.0 and 0.33.0 themselves, called with the arguments of its serving
+//! code.
 
 use crate::server_fixtures::{Answer, TestPod, start};
 use http::Method;
@@ -16,7 +17,7 @@ async fn post(pod: &TestPod, path: &str, body: &Value) -> Answer {
     pod.send(Method::POST, path, &headers, body.to_string()).await
 }
 
-/// The text with its time of creation and configuration hash taken out.
+/// Removes the time of creation and the configuration hash from the text.
 fn masked(text: &str) -> String {
     let value: Value = serde_json::from_str(text).unwrap();
     let created = format!("\"created\":{}", value["created"]);
@@ -43,7 +44,7 @@ async fn answers_have_their_generations_bytes() {
         let text = "Opening the mailbox reveals:\n A leaflet.\n>";
         let chat = json!({"messages": [{"role": "user", "content": text}], "max_tokens": 2});
         let mut lines = Vec::new();
-        // So that the prompt is cached.
+        // This request puts the prompt into the cache.
         post(&pod, "/v1/chat/completions", &chat).await;
         lines.extend(streamed(&post(&pod, "/v1/chat/completions", &with(&chat, stream.clone())).await));
         lines.push(masked(&post(&pod, "/v1/chat/completions", &chat).await.body));

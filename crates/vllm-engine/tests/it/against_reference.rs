@@ -1,5 +1,5 @@
-//! Random arrivals, aborts, resets and losses of memory, at any moment of a step: the engine against the reference, field by
-//! field. And what deferral may not do to others.
+//! Compares the engine with the reference, field by field, under random arrivals, aborts, resets and losses of memory
+//! at any moment of a step. Also tests that deferral does not harm other requests.
 
 use crate::fixtures::{engine, request};
 use crate::reference::{Event, Prefix, Reference, owner};
@@ -17,14 +17,14 @@ use vllm_engine::request::{CacheReading, EngineRequest, FinishReason, LoraAdapte
 use vllm_engine::step::StepOutput;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Usable blocks are one fewer; the longest request takes 10.
+/// Blocks of the pool, one more than usable; the longest request takes 10.
 const N_BLOCKS: u32 = 18;
 const MAX_MODEL_LEN: u32 = 160;
 
 #[derive(Clone, Debug)]
 enum Action {
     Arrive(Arrival),
-    /// One of those that have arrived, alive or not.
+    /// Aborts one of those that have arrived, alive or not.
     Abort(usize),
     /// Ends the step that runs, or composes the next one.
     Advance(u8),
@@ -34,7 +34,7 @@ enum Action {
 
 #[derive(Clone, Debug)]
 struct Arrival {
-    /// Which long text the prompt starts with, how much of it, and how many tokens of its own follow.
+    /// Index of the long text that the prompt starts with, how much of it, and how many tokens of its own follow.
     text: u32,
     n_shared: u32,
     n_own: u32,
@@ -44,18 +44,18 @@ struct Arrival {
     priority: i32,
 }
 
-/// The first two are one adapter, loaded twice.
+/// Returns an adapter. The first two are the same one, loaded twice.
 fn adapter(idx: usize) -> Option<Arc<LoraAdapter>> {
     let (id, name, path) = [(1, "a", "/p"), (2, "a", "/p"), (3, "a", "/q"), (4, "b", "/p")].get(idx)?;
     Some(Arc::new(LoraAdapter { id: *id, name: (*name).to_owned(), path: (*path).to_owned() }))
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    // Often to the end of a block, so that all of a prompt may be known.
+    // Often this is the end of a block, so that the whole prompt may be known.
     let n_shared = prop_oneof![1..100_u32, (1..7_u32).prop_map(|n_blocks| n_blocks * 16)];
     let n_own = prop_oneof![Just(0), 1..40_u32];
     let lengths = (0..2_u32, n_shared, n_own, 1..50_u32);
-    // From index 4 on: no adapter.
+    // Indices from 4 on mean no adapter.
     (lengths, (0..7_usize, option::weighted(0.3, any::<bool>()), 0..3_i32)).prop_map(
         |((text, n_shared, n_own, n_output), (lora, salt, priority))| Arrival {
             text,
@@ -122,7 +122,7 @@ fn engine_request(id: u64, arrival: &Arrival) -> EngineRequest {
     }
 }
 
-/// Both engines, and what has become of the hashes that the real one has named so far.
+/// Both engines, and the meanings of the hashes that the real one has named so far.
 struct Pair {
     real: Engine,
     naive: Reference,
@@ -205,7 +205,7 @@ impl Pair {
         }
     }
 
-    /// What the engine says that this prompt would hit, before it is added.
+    /// Returns what the engine would hit for this prompt, before it is added.
     fn compare_probe(&self, request: &EngineRequest) {
         let EngineRequest { prompt, lora, cache_salt, .. } = request;
         let prompt = PromptPrefix {
@@ -219,7 +219,7 @@ impl Pair {
         assert_eq!(found, self.naive.look_up(request, n_tokens));
     }
 
-    /// Replaces hashes by what they stand for; one hash is one text, and one text is one hash.
+    /// Replaces hashes by their texts; one hash is one text, and one text is one hash.
     fn in_words(&mut self, event: KvEvent) -> Event {
         match event {
             KvEvent::BlockStored { block_hashes, parent, token_ids, lora, cache_salt, block_size } => {
@@ -245,7 +245,7 @@ impl Pair {
     }
 }
 
-/// Applies the actions to both, then lets everybody end.
+/// Applies the actions to both, then lets all requests end.
 fn check(config: &EngineConfig, actions: &[Action]) {
     let mut pair = Pair::new(config);
     actions.iter().for_each(|action| pair.act(action));
@@ -280,7 +280,8 @@ proptest! {
 
 // === what deferral may not do ===
 
-/// Who computes how many tokens in each of the first steps; the first request has adapter 1 in all of them.
+/// Returns which requests compute how many tokens in each of the first steps; the first request has adapter 1 in all
+/// cases.
 fn timeline(arrivals: &[(u32, u32, u32, u8)], is_there: impl Fn(u32) -> bool) -> Vec<Vec<(u64, u32)>> {
     const N_STEPS: u32 = 60;
     let mut engine = engine(|config| {
@@ -318,7 +319,7 @@ fn timeline(arrivals: &[(u32, u32, u32, u8)], is_there: impl Fn(u32) -> bool) ->
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// While one adapter has the only place, requests for another might as well not be there.
+    /// While one adapter has the only place, requests for another must have no effect.
     #[test]
     fn a_deferred_request_costs_others_nothing(
         arrivals in collection::vec((0..3_u32, 1..100_u32, 1..20_u32, 0..8_u8), 1..25),

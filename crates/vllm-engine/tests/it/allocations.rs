@@ -1,4 +1,4 @@
-//! In steady state a decode step allocates nothing, whatever it does: filling blocks, hashing, evicting.
+//! In steady state a decode step allocates nothing, whether it fills blocks, hashes or evicts.
 
 use crate::fixtures::{engine, request};
 use vllm_engine::engine::Engine;
@@ -8,7 +8,7 @@ use vllm_engine::step::StepOutput;
 const BATCH: u32 = 64;
 const N_STEPS: u32 = 200;
 
-/// An engine in which `BATCH` requests decode, after a first round that filled the pool with blocks to evict.
+/// Makes an engine in which `BATCH` requests decode, after a first round that filled the pool with blocks to evict.
 fn decoding(kv_events: bool) -> (Engine, StepOutput) {
     let mut engine = engine(|config| {
         config.kv_events = kv_events;

@@ -1,4 +1,4 @@
-//! What vLLM 0.8 and 0.11 did otherwise: order of free blocks, admission, counters, names of blocks.
+//! Differences of vLLM 0.8 and 0.11: order of free blocks, admission, counters, names of blocks.
 
 use crate::fixtures::{ROUND1, cached_tokens, engine, prompt, request};
 use vllm_engine::config::{ConfigError, EngineConfig};
@@ -26,7 +26,7 @@ fn step(engine: &mut Engine) -> usize {
 fn partial_tails_are_reused_first_since_0_33() {
     let order = |version| {
         let mut engine = of(version, 13);
-        // Blocks 1..=3, the last of them partly filled; then 4..=5, likewise.
+        // Blocks 1..=3, the last of them partly filled; then blocks 4..=5, likewise.
         cached_tokens(&mut engine, request(1, &prompt(40), 1));
         cached_tokens(&mut engine, request(2, &[7; 20], 1));
         engine.block_pool().free_order().collect::<Vec<_>>()
@@ -40,7 +40,7 @@ fn partial_tails_are_reused_first_since_0_33() {
 
 #[test]
 fn the_whole_input_must_fit_since_0_33() {
-    // 10 blocks; the first request holds 5, the second needs 7 in all and 4 for its first chunk.
+    // Of 10 blocks the first request holds 5; the second needs 7 in all, and 4 for its first chunk.
     let admitted = |version| {
         let mut engine = engine(|config| {
             config.version = version;
@@ -70,7 +70,7 @@ fn a_look_up_that_leads_nowhere_counted_before_0_33() {
     };
     assert_eq!(counted(VllmVersion::V0_33), 100);
     assert_eq!(counted(VllmVersion::V0_11), 100 + 3 * 100);
-    // In blocks: a 100-token prompt has 6 full ones.
+    // The unit is blocks: a 100-token prompt has 6 full ones.
     assert_eq!(counted(VllmVersion::V0_8), 6 + 3 * 6);
 }
 
@@ -82,7 +82,7 @@ fn the_null_block_counted_in_the_usage_of_0_8() {
     assert!(idle(VllmVersion::V0_33).abs() < 1e-9);
 }
 
-/// Digests by Python: `sha256(pickle.dumps((none_hash, ids, extra), protocol=5))`, extra as vLLM 0.11 makes it.
+/// Digests computed by Python: `sha256(pickle.dumps((none_hash, ids, extra), protocol=5))`, with extra as in vLLM 0.11.
 #[test]
 fn extra_keys_had_no_names_before_0_33() {
     let lora = LoraAdapter { id: 7, name: "x".to_owned(), path: "/p".to_owned() };
@@ -119,14 +119,14 @@ fn a_watermark_stays_free_at_admission_and_not_after() {
             config.max_model_len = 160;
             config.watermark = watermark;
         });
-        // 16 of 20 blocks, then 4 in all for the second.
+        // The first takes 16 of 20 blocks, the second needs 4 in all.
         engine.add(request(1, &[1; 120], 1)).unwrap();
         engine.add(request(2, &[2; 120], 20)).unwrap();
         engine.add(request(3, &[3; 60], 1)).unwrap();
         step(&mut engine)
     };
     assert_eq!(with_watermark(0.0), 3);
-    // 10 % of 21 blocks are 2, which the third request would leave short.
+    // 10 % of 21 blocks are 2 blocks, which the third request would take.
     assert_eq!(with_watermark(0.1), 2);
     let invalid = EngineConfig { watermark: 1.0, ..EngineConfig::default() };
     assert_eq!(Engine::try_new(invalid).unwrap_err(), ConfigError::Watermark("1".to_owned()));

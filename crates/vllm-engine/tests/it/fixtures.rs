@@ -1,4 +1,4 @@
-//! Small engines and requests for the engine's tests.
+//! Small engines and requests for the tests of the engine.
 
 use std::sync::Arc;
 use vllm_engine::config::EngineConfig;
@@ -6,7 +6,7 @@ use vllm_engine::engine::Engine;
 use vllm_engine::request::{CacheReading, EngineRequest, FinishReason, RequestId};
 use vllm_engine::step::{OutputToken, StepOutput};
 
-/// The tutorial's first request under Qwen2.5's template: 127 tokens.
+/// The tutorial's first request with Qwen2.5's template: 127 tokens.
 pub(crate) const ROUND1: [u32; 127] = [
     151644, 8948, 198, 2610, 525, 1207, 16948, 11, 3465, 553, 54364, 14817, 13, 1446, 525, 264, 10950, 17847,
     13, 151645, 198, 151644, 872, 198, 13048, 11, 1588, 594, 1045, 1849, 9934, 25, 15588, 15588, 15588,
@@ -18,7 +18,7 @@ pub(crate) const ROUND1: [u32; 127] = [
     151645, 198, 151644, 77091, 198,
 ];
 
-/// The system turn that Qwen2.5's template puts first and Qwen3's does not.
+/// Length of the system turn that Qwen2.5's template puts first and Qwen3's does not.
 pub(crate) const N_SYSTEM_TURN: usize = 21;
 
 pub(crate) fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
@@ -27,7 +27,7 @@ pub(crate) fn engine(change: impl FnOnce(&mut EngineConfig)) -> Engine {
     Engine::try_new(config).unwrap()
 }
 
-/// A request that stops after `n_output` tokens (1000, 1001, …).
+/// Makes a request that stops after `n_output` tokens (1000, 1001, …).
 pub(crate) fn request(id: u64, prompt: &[u32], n_output: u32) -> EngineRequest {
     EngineRequest {
         id: RequestId(id),
@@ -41,12 +41,12 @@ pub(crate) fn request(id: u64, prompt: &[u32], n_output: u32) -> EngineRequest {
     }
 }
 
-/// `n` different tokens.
+/// Makes `n` different tokens.
 pub(crate) fn prompt(n: u32) -> Vec<u32> {
     (0..n).collect()
 }
 
-/// Steps until nothing is left to do; all tokens in order.
+/// Steps until nothing is left to do, and returns all tokens in order.
 pub(crate) fn run(engine: &mut Engine) -> Vec<OutputToken> {
     let mut tokens = Vec::new();
     let mut output = StepOutput::default();
@@ -57,7 +57,7 @@ pub(crate) fn run(engine: &mut Engine) -> Vec<OutputToken> {
     tokens
 }
 
-/// Adds a request, runs it to its end and tells how many of its prompt tokens were cached.
+/// Adds a request, runs it to its end and returns how many of its prompt tokens were cached.
 pub(crate) fn cached_tokens(engine: &mut Engine, request: EngineRequest) -> u32 {
     engine.add(request).unwrap();
     run(engine).last().unwrap().cached_tokens

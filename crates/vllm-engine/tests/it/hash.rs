@@ -1,4 +1,4 @@
-//! Block hashes against digests that vLLM 0.33 computed.
+//! Compares block hashes with digests that vLLM 0.33 computed.
 
 use crate::fixtures::{N_SYSTEM_TURN, ROUND1};
 use vllm_engine::hash::{BlockHash, BlockHasher, DEFAULT_SEED, ExtraKeys, HashAlgorithm};
@@ -10,11 +10,11 @@ fn qwen3() -> &'static [u32] {
     &ROUND1[N_SYSTEM_TURN..]
 }
 
-/// Hash of block `block` of `tokens`.
+/// Returns the hash of block `block` of `tokens`.
 fn hash(algorithm: HashAlgorithm, seed: &str, tokens: &[u32], block: usize) -> BlockHash {
     let mut hasher = BlockHasher::new(algorithm, seed);
     let chain = tokens.chunks_exact(BLOCK_SIZE).take(block + 1).fold(None, |parent, tokens| {
-        // Split anywhere: a block may span the end of the prompt.
+        // The parts may split anywhere: a block may span the end of the prompt.
         let (prompt, output) = tokens.split_at(5);
         Some(hasher.hash(parent, [prompt, output], ExtraKeys::default()))
     });
@@ -81,8 +81,8 @@ fn extra_keys_are_tagged() {
     check(adapted, "ceaf10856673233a8eaf99914af386a2fe8ae3a063b6e965e2ba7c4dab4a1b72");
 }
 
-/// Values that CPython's pickle 5 gave for what has opcodes of its own: one-byte and two-byte ints, tuples of up to
-/// three items, strings of 256 bytes and more, both keys at once.
+/// Values of CPython's pickle 5 for cases with opcodes of their own: one-byte and two-byte ints, tuples of up to three
+/// items, strings of 256 bytes and more, both keys at once.
 #[test]
 fn rare_pickle_opcodes() {
     let of = |tokens: &[u32], extra| {

@@ -1,4 +1,4 @@
-//! The latency model against its published check values, within 2 %.
+//! Compares the latency model with its published check values, within 2 %.
 
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -55,7 +55,7 @@ fn prefill_of_an_idle_replica() {
         (16_384, 5_669.0),
     ];
     for (n_new, expected_ms) in expected {
-        // Below 2,048 new tokens the rest of a context of 2,400 is there already.
+        // Below 2,048 new tokens, the rest of a context of 2,400 is cached already.
         let n_before = if n_new < 2_048 { 2_400 - n_new } else { 0 };
         check(a10_doc().step_time(&prefill(n_before, n_new)), expected_ms);
     }
@@ -95,8 +95,8 @@ fn time_to_first_token_as_a_client_sees_it() {
     check(around + cold, 690.0);
 }
 
-/// Step times of the tuned host: a cold prompt of 2,165 tokens, 80 new on 2,400, decode at batch 1 and 32 \[ms\]. The
-/// table gives whole milliseconds for most, so within half of one besides.
+/// Step times of the tuned host in ms: a cold prompt of 2,165 tokens, 80 new tokens on 2,400, decode at batch 1 and 32.
+/// The table has mostly whole milliseconds, so that half of one is allowed too.
 #[test]
 fn other_gpus_and_models() {
     let expected = [
@@ -132,7 +132,7 @@ fn kv_blocks_by_memory() {
     assert_eq!(a10_doc().n_kv_blocks(0.95, 16), 6_226);
     assert_eq!(a10_doc().n_kv_blocks(0.90, 16), 4_926);
     assert_eq!(a10_doc().n_kv_blocks(0.5, 16), 0, "the weights alone take more");
-    // Tokens that fit at 0.9, by the table of models; to its last digit.
+    // Tokens that fit at 0.9, to the last digit of the table of models.
     let expected = [
         ("a10/qwen2.5-7b", 80e3, 2e3),
         ("l40s/qwen2.5-7b", 455e3, 5e3),

@@ -1,4 +1,4 @@
-//! At most `max_loras` adapters in a step: others wait without holding anybody up.
+//! A step has at most `max_loras` adapters: requests for others wait and do not delay anyone else.
 
 use crate::fixtures::{engine, prompt, request};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use vllm_engine::request::{EngineRequest, LoraAdapter, RequestId};
 use vllm_engine::step::StepOutput;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// A request computed by adapter `lora`, 0 for none.
+/// Makes a request for adapter `lora`; 0 means none.
 fn with_lora(request: EngineRequest, lora: u32) -> EngineRequest {
     let adapter = (lora > 0)
         .then(|| Arc::new(LoraAdapter { id: lora, name: format!("lora-{lora}"), path: "/p".into() }));
@@ -22,7 +22,7 @@ fn limited(config: &mut EngineConfig, max_loras: u32) {
     config.max_loras = NonZeroU32::new(max_loras);
 }
 
-/// One step: who is in it, then how many wait and how many of these are deferred.
+/// Runs one step. Returns the requests in it, how many wait, and how many of these are deferred.
 fn step(engine: &mut Engine) -> (Vec<u64>, usize, usize) {
     let in_step =
         engine.schedule().map(|plan| plan.scheduled.iter().map(|scheduled| scheduled.id.0).collect());
@@ -100,7 +100,7 @@ fn a_deferred_request_can_be_aborted() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever arrives and is aborted: no step has more adapters than it may, and everybody ends.
+    /// For all arrivals and aborts, no step has more adapters than it may, and every request ends.
     #[test]
     fn the_limit_holds_and_nobody_starves(
         arrivals in prop::collection::vec((0_u32..5, 1_u32..200, 1_u32..20, 0_i32..3, 0_usize..3), 1..40),

@@ -1,4 +1,4 @@
-//! Random workloads against naive models: the block pool against lists, the engine against sets of prefixes.
+//! Compares random workloads with naive models: the block pool with lists, the engine with sets of prefixes.
 
 use crate::fixtures::engine;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any};
@@ -18,11 +18,11 @@ const N_BLOCKS: u32 = 12;
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// Takes this many blocks, as one more holder.
+    /// Takes this many blocks for a new holder.
     Allocate(usize),
-    /// One more holder takes the same blocks as an earlier one.
+    /// Takes the same blocks as an earlier holder, for a new one.
     Share(usize),
-    /// Gives the first unhashed blocks of a holder these hashes.
+    /// Gives the first blocks of a holder without a hash these hashes.
     Insert(usize, Vec<u8>),
     Release(usize),
 }
@@ -42,7 +42,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 struct NaivePool {
     free: VecDeque<BlockIdx>,
     refs: Vec<u32>,
-    /// In order of insertion.
+    /// Cached blocks in order of insertion.
     cached: Vec<(BlockHash, BlockIdx)>,
 }
 
@@ -160,16 +160,16 @@ proptest! {
 
 #[derive(Clone, Debug)]
 struct Arrival {
-    /// Steps after the arrival before.
+    /// Steps since the previous arrival.
     gap: u8,
-    /// Which of a few long texts the prompt starts with, how long, and how many tokens of its own follow.
+    /// Index of the long text that the prompt starts with, how long, and how many tokens of its own follow.
     text: u32,
     n_shared: u32,
     n_own: u32,
     n_output: u32,
     salt: Option<bool>,
     priority: i32,
-    /// Aborted this many steps after its arrival.
+    /// Number of steps after its arrival at which it is aborted.
     abort_after: Option<u8>,
 }
 
@@ -204,7 +204,7 @@ fn engine_request(id: u64, arrival: &Arrival) -> EngineRequest {
     }
 }
 
-/// Drives `engine` with the arrivals; `observe` sees it after each `schedule` and after each `complete`.
+/// Drives `engine` with the arrivals; `observe` sees it after each `schedule` and each `complete`.
 fn drive(engine: &mut Engine, arrivals: &[Arrival], mut observe: impl FnMut(&mut Engine, bool)) {
     let mut due = Vec::new();
     let mut at = 0_u32;
@@ -234,7 +234,7 @@ fn drive(engine: &mut Engine, arrivals: &[Arrival], mut observe: impl FnMut(&mut
     }
 }
 
-/// Every block is free or held by exactly the requests that list it, and the gauges say so.
+/// Checks that every block is free or held by exactly the requests that list it, and that the gauges agree.
 fn check_blocks(engine: &Engine, n_requests: usize) {
     let pool = engine.block_pool();
     let mut n_refs = BTreeMap::<BlockIdx, u32>::new();
@@ -260,7 +260,7 @@ fn check_blocks(engine: &Engine, n_requests: usize) {
     assert!((stats.kv_usage - usage).abs() < 1e-12);
 }
 
-/// Every full block of known tokens, as the whole text up to its end.
+/// Returns every full block of known tokens, as the whole text up to its end.
 fn prefixes(request: &EngineRequest, n_computed: u32) -> impl Iterator<Item = (Option<String>, Vec<u32>)> {
     let tokens: Vec<u32> =
         request.prompt.iter().chain(&*request.output).copied().take(n_computed as usize).collect();
@@ -285,7 +285,7 @@ proptest! {
         let mut cached = BTreeMap::<[u8; 32], u32>::new();
         drive(&mut engine, &arrivals, |engine, _| {
             check_blocks(engine, arrivals.len());
-            // A subscriber that believes the events knows what the pool has.
+            // A subscriber that follows the events knows what the pool has.
             for event in engine.take_events() {
                 match event {
                     KvEvent::BlockStored { block_hashes, .. } => {

@@ -1,4 +1,4 @@
-//! An engine that has to make do with fewer blocks.
+//! An engine that loses some of its blocks.
 
 use crate::fixtures::{cached_tokens, engine, prompt, request, run};
 use vllm_engine::event::KvEvent;
@@ -17,7 +17,7 @@ fn reserved_blocks_are_neither_free_nor_cached() {
     let stats = engine.stats();
     assert_eq!(stats.free_blocks, 7);
     assert!((stats.kv_usage - 505.0 / 512.0).abs() < 1e-9);
-    // 502 blocks never held anything; the other three are the tail of the cached prompt, which goes first.
+    // 502 blocks never held anything; the other three are the tail of the cached prompt, which is lost first.
     let removed = engine.take_events();
     assert_eq!(removed.len(), 3);
     assert!(removed.iter().all(|event| matches!(event, KvEvent::BlockRemoved { .. })));
@@ -36,7 +36,7 @@ fn a_reserve_waits_for_requests_to_let_go_and_holds_others_back() {
     engine.set_reserved_blocks(512);
     assert_eq!(engine.stats().free_blocks, 0);
     assert_eq!(engine.block_pool().n_reserved(), 502);
-    // The running request needs an eleventh block, has to give up its ten, and they are taken.
+    // The running request needs an eleventh block, has to give up its ten, and these are taken.
     run(&mut engine);
     assert_eq!(engine.stats().preemptions, 1);
     assert_eq!((engine.stats().waiting, engine.stats().free_blocks), (1, 0));

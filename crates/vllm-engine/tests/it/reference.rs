@@ -1,5 +1,5 @@
-//! The engine's rules once more, as vLLM states them, in lists that are searched from end to end: no hashes, no links,
-//! no slots. Slow and short, for the engine to be held against.
+//! The engine's rules a second time, as vLLM states them, with lists that are searched from end to end: no hashes, no
+//! links, no slots. It is slow and short, and the engine is compared with it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use vllm_engine::block_pool::BlockIdx;
@@ -9,7 +9,7 @@ use vllm_engine::request::{EngineRequest, FinishReason, LoraAdapter, RequestId};
 use vllm_engine::step::{Origin, OutputToken, ScheduledRequest};
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Whose block it is, and all tokens up to its end: what a block's hash stands for.
+/// Owner of a block, and all tokens up to the block's end: what a block's hash stands for.
 pub(crate) type Prefix = (String, Vec<u32>);
 
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +26,7 @@ struct Live {
     n_outputs: u32,
     n_computed: u32,
     blocks: Vec<BlockIdx>,
-    /// How many of `blocks` are in the cache.
+    /// Number of `blocks` that are in the cache.
     n_cached: usize,
     cached_tokens: Option<u32>,
 }
@@ -41,15 +41,15 @@ pub(crate) struct Reference {
     running: Vec<RequestId>,
     pub(crate) scheduled: Vec<ScheduledRequest>,
     pub(crate) preempted: Vec<RequestId>,
-    /// Front first.
+    /// Free blocks, the front first.
     pub(crate) free: VecDeque<BlockIdx>,
     pub(crate) n_refs: Vec<u32>,
-    /// In order of insertion.
+    /// Cached blocks in order of insertion.
     pub(crate) cached: Vec<(Prefix, BlockIdx)>,
     reserved: Vec<BlockIdx>,
     n_to_reserve: u32,
     pub(crate) events: Vec<Event>,
-    /// Only its counters are kept up to date.
+    /// Statistics of which only the counters are kept up to date.
     counters: EngineStats,
 }
 
@@ -137,7 +137,7 @@ impl Reference {
         true
     }
 
-    /// What a prompt's look-up would find, in tokens and blocks.
+    /// Returns the blocks that a prompt's look-up would find.
     pub(crate) fn look_up(&self, request: &EngineRequest, n_known: u32) -> Vec<BlockIdx> {
         if !self.config.prefix_caching {
             return Vec::new();
@@ -354,7 +354,7 @@ impl Reference {
         }
     }
 
-    /// Blocks for `n_computed` tokens, and those that are full by then into the cache; false when too few are free.
+    /// Takes blocks for `n_computed` tokens and caches those that are full by then; false if too few are free.
     fn grow(&mut self, id: RequestId, n_computed: u32) -> bool {
         let n_held = self.live[&id].blocks.len();
         let n_new = (n_computed.div_ceil(self.config.block_size) as usize).saturating_sub(n_held);
@@ -395,7 +395,7 @@ impl Reference {
         self.let_go(&blocks);
     }
 
-    /// Of blocks in order of position, the last goes first.
+    /// Frees blocks that come in order of position; the last is freed first.
     fn let_go(&mut self, blocks: &[BlockIdx]) {
         let mut to_front = Vec::new();
         for block in blocks.iter().rev() {
@@ -417,7 +417,7 @@ impl Reference {
         self.cached.iter().find(|(cached, _)| cached == prefix).map(|(_, block)| *block)
     }
 
-    /// The first `n_blocks` blocks of what a request knows or will know.
+    /// Returns the first `n_blocks` blocks of what a request knows or will know.
     fn prefix(&self, request: &EngineRequest, n_blocks: usize) -> Prefix {
         let n_tokens = n_blocks * self.config.block_size as usize;
         let owner = owner(self.config.version, request.lora.as_deref(), request.cache_salt.as_deref());
@@ -425,7 +425,7 @@ impl Reference {
     }
 }
 
-/// Adapters are told apart by name and path since 0.33, by their number before.
+/// Names the owner. Adapters differ by name and path since 0.33, and by their number before.
 pub(crate) fn owner(version: VllmVersion, lora: Option<&LoraAdapter>, salt: Option<&str>) -> String {
     let lora = lora.map(|LoraAdapter { id, name, path }| match version {
         VllmVersion::V0_8 | VllmVersion::V0_11 => id.to_string(),

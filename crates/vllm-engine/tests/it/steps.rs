@@ -1,4 +1,4 @@
-//! What the engine decides, request by request: hits, chunks, seats, preemption, aborts.
+//! Decisions of the engine, request by request: hits, chunks, seats, preemption, aborts.
 
 use crate::fixtures::{ROUND1, cached_tokens, engine, prompt, request, run};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use vllm_engine::event::KvEvent;
 use vllm_engine::request::{AddError, CacheReading, EngineRequest, FinishReason, LoraAdapter, RequestId};
 use vllm_engine::step::{Origin, ScheduledRequest, StepOutput};
 
-/// One step: who computes how many tokens.
+/// Runs one step and returns which requests compute how many tokens.
 fn step(engine: &mut Engine) -> Vec<(u64, u32)> {
     let scheduled = engine
         .schedule()
@@ -18,7 +18,7 @@ fn step(engine: &mut Engine) -> Vec<(u64, u32)> {
     scheduled
 }
 
-/// A follow-up: all of an earlier request, its output included, and `n_new` other tokens.
+/// Makes a follow-up: all of an earlier request, its output included, and `n_new` other tokens.
 fn follow_up(id: u64, earlier: &EngineRequest, n_new: u32) -> EngineRequest {
     let tokens: Vec<u32> =
         earlier.prompt.iter().chain(&*earlier.output).copied().chain(50_000..50_000 + n_new).collect();
@@ -32,7 +32,7 @@ fn a_second_round_hits_the_first_with_its_answer() {
     let round2 = follow_up(2, &round1, 79);
     assert_eq!((round1.prompt.len(), round2.prompt.len()), (127, 230));
     assert_eq!(cached_tokens(&mut engine, round1), 0);
-    // 127 + 24 tokens without the last, whose KV was never written: 9 full blocks.
+    // 127 + 24 tokens without the last, whose KV was never written, are 9 full blocks.
     assert_eq!(cached_tokens(&mut engine, round2), 144);
     let stats = engine.stats();
     assert_eq!((stats.prefix_cache_queries, stats.prefix_cache_hits), (357, 144));
@@ -154,13 +154,13 @@ fn a_prompt_waits_until_all_of_it_fits() {
     engine.add(request(1, &prompt(90), 2)).unwrap();
     engine.add(request(2, &(1_000..1_100).collect::<Vec<_>>(), 2)).unwrap();
     (0..5).for_each(|_| assert_eq!(step(&mut engine), [(1, 16)]));
-    // Six tokens of budget are left, and four blocks, but the second prompt needs seven in all.
+    // Six tokens of budget and four blocks are left, but the second prompt needs seven in all.
     assert_eq!(step(&mut engine), [(1, 10)]);
     assert_eq!(engine.stats().waiting, 1);
     assert_eq!(run(&mut engine).iter().filter(|token| token.finished.is_some()).count(), 2);
 }
 
-/// Two requests that outgrow a pool of ten usable blocks.
+/// Makes two requests that outgrow a pool of ten usable blocks.
 fn crowded(policy: SchedulingPolicy, priorities: [i32; 2]) -> Engine {
     let mut engine = engine(|config| {
         config.n_blocks = 11;
@@ -187,7 +187,7 @@ fn fcfs_preempts_the_last_and_it_comes_back_to_its_blocks() {
     }
     assert_eq!(preempted, [RequestId(2)]);
     assert_eq!(resumed.len(), 1);
-    // The first request goes on to need all ten blocks but one: it evicts the second's from the tail.
+    // The first request needs all ten blocks except one: it evicts the second's from the tail.
     assert_eq!((resumed[0].id, resumed[0].n_computed_before), (RequestId(2), 16));
     let stats = engine.stats();
     assert_eq!((stats.preemptions, stats.preempted_queries, stats.preempted_hits), (1, 81, 16));

@@ -1,4 +1,4 @@
-//! The engine against vLLM's recorded steps, and against copies with one thing changed.
+//! Compares the engine with vLLM's recorded steps, and with copies in which one thing is changed.
 
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn traces() -> Vec<PathBuf> {
     paths
 }
 
-/// The trace with preemptions, salts and aborts.
+/// Returns the trace with preemptions, salts and aborts.
 fn recorded() -> Value {
     let mut text = String::new();
     GzDecoder::new(fs::File::open(&traces()[0]).unwrap()).read_to_string(&mut text).unwrap();
@@ -45,7 +45,7 @@ fn invalid(bytes: &[u8]) -> String {
     }
 }
 
-/// Index of the first step for which `matches` holds.
+/// Returns the index of the first step for which `matches` holds.
 #[track_caller]
 fn find_step(trace: &Value, matches: impl Fn(&Value) -> bool) -> usize {
     trace["steps"].as_array().unwrap().iter().position(matches).unwrap()

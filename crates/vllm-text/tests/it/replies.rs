@@ -69,7 +69,7 @@ fn scripts_are_read_from_yaml_and_json_and_errors_name_the_file() {
     assert!(load("- last_user_text: [a]\n  reply: ''\n").unwrap_err().contains("empty reply"));
 }
 
-/// The reply to a prompt that is cut by `stop`, and the text that a client gets of it.
+/// Returns the reply to a prompt that is cut by `stop`, and the text of it that a client gets.
 fn stopped(stop: &[&str], visibility: Visibility, min_tokens: u32) -> (Reply, String) {
     let tokenizer = Tokenizer::qwen25();
     let stop = StopStrings::new(stop.iter().map(|text| (*text).to_owned()), visibility);
@@ -88,7 +88,7 @@ fn stopped(stop: &[&str], visibility: Visibility, min_tokens: u32) -> (Reply, St
 #[test]
 fn a_stop_string_ends_the_reply_and_is_not_shown() {
     let (_, whole) = stopped(&[], Visibility::Hidden, 0);
-    // From the middle of one token to the middle of another: no token boundary helps.
+    // From the middle of one token to the middle of another, so that no token boundary helps.
     let (begin, end) = (20, 31);
     let stop = &whole[begin..end];
     let at = whole.find(stop).unwrap();

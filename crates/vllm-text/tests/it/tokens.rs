@@ -1,4 +1,4 @@
-//! Token ids against the counts and ids that transformers gives for Qwen2.5.
+//! Compares token ids with the counts and ids that transformers gives for Qwen2.5.
 #![expect(clippy::unwrap_used, reason = "a template that fails fails its test")]
 
 use crate::tutorial::{ROUND1, ROUND2_QUOTED, round2_bash};
@@ -145,14 +145,14 @@ fn split_characters_are_held_back() {
     assert_eq!(pieces.concat(), text);
     assert!(pieces.iter().any(String::is_empty), "no character of the text is split over tokens");
     assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')));
-    // What is still split at the end never shows.
+    // What is still incomplete at the end never shows.
     let mut cut = tokenizer.detokenizer();
     let first_split = pieces.iter().position(String::is_empty).expect("one is held back");
     let shown: String = ids[..=first_split].iter().map(|id| cut.push(*id)).collect();
     assert!(text.starts_with(&shown) && !shown.contains('\u{fffd}'));
 }
 
-/// The smallest tokenizer.json: three words and an end.
+/// Smallest tokenizer.json: three words and an end.
 const TINY: &str = r#"{"version":"1.0","truncation":null,"padding":null,
     "added_tokens":[{"id":3,"content":"</s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
     "normalizer":null,"pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,

@@ -1,4 +1,4 @@
-//! Every id against what the official tokenizers give: `tests/fixtures/tokens/make.py` asked them.
+//! Compares every id with the official tokenizers', which `tests/fixtures/tokens/make.py` recorded.
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be read fails its test")]
 
 use serde::Deserialize;
@@ -11,7 +11,7 @@ const STRINGS: &str = include_str!("../fixtures/tokens/strings.json");
 #[derive(Deserialize)]
 struct Row {
     text: String,
-    /// Of Qwen2.5, and of Qwen3 unless it has others.
+    /// Ids of Qwen2.5, and of Qwen3 unless it has others.
     ids: Vec<u32>,
     qwen3_ids: Option<Vec<u32>>,
 }
@@ -42,7 +42,7 @@ fn ids_give_their_text_back_in_any_pieces() {
         assert_eq!(decoded.nfc().collect::<String>(), text.nfc().collect::<String>());
         let mut detokenizer = tokenizer.detokenizer_with(SpecialTokens::Show);
         let streamed: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
-        // What ends in U+FFFD could still be half a character, and is held back.
+        // A text that ends in U+FFFD could end in half a character, which is held back.
         match decoded.ends_with('\u{fffd}') {
             true => assert!(decoded.starts_with(&streamed), "{text:?}"),
             false => assert_eq!(streamed, decoded, "{text:?}"),
