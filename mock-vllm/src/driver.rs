@@ -1,10 +1,10 @@
-//! The one thread that owns a pod's engine and its virtual clock. It takes requests and aborts from a channel, lets steps
-//! last as long as the latency model says, and sends tokens out when their time has come.
+//! The one thread that owns a pod's engine and its virtual clock. It takes requests and aborts from a channel, lets
+//! steps last as long as the latency model says, and sends tokens out when they are due.
 //!
 //! ```text
 //! submit ──c_pre──► Enter ──► engine: step ─ step ─ step ──c_post──► Deliver ──► the request's channel
 //! ```
-//! Deadlines are absolute, so a late wake-up delays one event and not the ones after it.
+//! Deadlines are absolute, so that a late wake-up delays one event and not the events after it.
 
 pub mod backlog;
 pub mod clock;
@@ -48,22 +48,22 @@ use vllm_engine::latency::LatencyModel;
 use vllm_engine::request::{AddError, EngineRequest, FinishReason, RequestId};
 use vllm_engine::step::{Origin, OutputToken, StepOutput};
 
-/// From the last token to the end of the stream: the part of the API server's time that no token waits for.
+/// Time from the last token to the end of the stream: the part of the API server's time that no token waits for.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 
-/// Never given to a request.
+/// Id that no request gets.
 const NO_REQUEST: RequestId = RequestId(u64::MAX);
 
 #[derive(Debug)]
 pub struct DriverConfig {
     pub engine: Engine,
     pub latency: LatencyModel,
-    /// Relative standard deviation of each step and of `c_pre`; 0 = none.
+    /// Relative standard deviation of each step and of `c_pre`; 0 for none.
     pub jitter: f64,
     pub seed: u64,
-    /// Gets the engine's KV events, once per step.
+    /// Publisher of the engine's KV events, once per step.
     pub kv_events: Option<KvEventPublisher>,
-    /// Gets what happens to the prefix cache; needs `EngineConfig::kv_events`.
+    /// Log of the prefix cache; needs `EngineConfig::kv_events`.
     pub cache_log: Option<CacheLog>,
     /// Where streams wait for their time: tickets then get their tokens when the step ends, ahead of time. `None`: when they
     /// are due.
@@ -71,7 +71,7 @@ pub struct DriverConfig {
     pub queue_limits: QueueLimits,
 }
 
-/// Submits to a driver; the thread ends when the last handle is gone.
+/// Handle that submits to a driver; the thread ends when the last handle is gone.
 #[derive(Clone, Debug)]
 pub struct DriverHandle {
     commands: Commands,
@@ -80,7 +80,7 @@ pub struct DriverHandle {
     backlog: Arc<Backlog>,
 }
 
-/// A request in the hands of the driver. Dropping it before the end aborts the request.
+/// A request that the driver has. Dropping this before the end aborts the request.
 #[derive(Debug)]
 #[must_use]
 pub struct Ticket {
@@ -94,27 +94,27 @@ pub struct Ticket {
     ended: bool,
 }
 
-/// What to run; the driver chooses the id.
+/// A request to run; the driver chooses its id.
 #[derive(Debug)]
 pub struct Submission {
     pub request: EngineRequest,
-    /// What it is called outside, as in the request log.
+    /// Name outside the engine, as in the request log.
     pub request_id: Arc<str>,
     pub arrival: SimTime,
-    /// What it may generate, for the metrics.
+    /// Most tokens that it may generate, for the metrics.
     pub max_tokens: u32,
-    /// `None` when it is the only sample of its request.
+    /// Samples of the same request; `None` if it is the only one.
     pub group: Option<Arc<SampleGroup>>,
 }
 
-/// A request's first schedule: from then on it is known what the prefix cache had for it.
+/// First scheduling of a request: from then on it is known what the prefix cache had for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Admission {
     pub at: SimTime,
     pub cached_tokens: u32,
 }
 
-/// What a request receives, in order: tokens, then the end.
+/// Message to a request, in order: tokens, then the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
     Token {
@@ -124,7 +124,7 @@ pub enum Delivery {
         queue_time: Duration,
         finish: Option<FinishReason>,
     },
-    /// Ended by an operator's hand; the end follows.
+    /// The operator has aborted it; the end follows.
     Aborted {
         at: SimTime,
     },
@@ -150,16 +150,16 @@ enum Command {
     Wake,
 }
 
-/// The driver's ends of a ticket.
+/// The driver's ends of a ticket's channels.
 #[derive(Debug)]
 struct Outlets {
-    /// Until the engine takes the request in.
+    /// Place in the queue, until the engine admits the request.
     queue_place: Option<QueuePlace>,
     admission: Option<oneshot::Sender<Admission>>,
     deliveries: UnboundedSender<Delivery>,
 }
 
-/// Ordered by time, then by when it was planned.
+/// A planned event, ordered by time, then by the order of planning.
 #[derive(Debug)]
 struct Planned {
     at: SimTime,
@@ -173,7 +173,7 @@ enum Event {
     /// Time has passed the moment of `Driver::arrivals`: nobody joins them any more.
     SortArrivals,
     StepEnd,
-    /// The tokens of one step, which are due then.
+    /// Tokens of one step, which are due then.
     Deliver(Vec<OutputToken>),
     /// What waits in the outboxes and is due by that time.
     Depart(SimTime),
@@ -189,20 +189,20 @@ struct Driver {
     metrics: Arc<Mutex<Metrics>>,
     kv_events: Option<KvEventPublisher>,
     cache_log: Option<CacheLog>,
-    /// In the cache log, and not yet published.
+    /// Events that are in the cache log, but not yet published.
     logged_events: Vec<KvEvent>,
     agenda: BinaryHeap<Reverse<Planned>>,
     next_seq: u64,
     live: HashMap<RequestId, Live>,
     /// With a detached clock: who came at this very moment, in whatever order threads brought them.
     arrivals: Vec<RequestId>,
-    /// Arrived during a step; applied when it ends.
+    /// Aborts that arrived during a step; they are applied at its end.
     aborts: Vec<RequestId>,
     step_runs: bool,
     scheduling: Scheduling,
-    /// Came while the scheduler was held; in order.
+    /// Requests that arrived while the scheduler was paused, in order.
     held: Vec<(Box<Submission>, Outlets)>,
-    /// The time of the last event: never goes back.
+    /// Time of the last event, which never goes back.
     now: SimTime,
     departures: Option<Arc<Departures>>,
     output: StepOutput,
@@ -212,7 +212,7 @@ struct Driver {
 /// Starts the thread of one pod.
 ///
 /// # Errors
-/// When the operating system gives no thread.
+/// Fails if the operating system has no thread left.
 pub fn start(
     config: DriverConfig,
     clock: Clock,
@@ -253,7 +253,7 @@ pub fn start(
 
 impl DriverHandle {
     /// # Errors
-    /// When the queue is full, or the driver's thread is gone.
+    /// Fails if the queue is full, or if the driver's thread is gone.
     pub fn submit(&self, mut submission: Submission) -> Result<Ticket, SubmitError> {
         let queue_place = Some(self.backlog.enter(submission.request.prompt.len())?);
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -268,10 +268,10 @@ impl DriverHandle {
         Ok(Ticket { id, commands, attendance, admission, deliveries, ended: false })
     }
 
-    /// Lets `work` see or change the engine on its own thread, at once; what it returns. A step may be under way.
+    /// Runs `work` on the engine's own thread, at once, and returns its result. A step may be running.
     ///
     /// # Errors
-    /// When the driver's thread is gone.
+    /// Fails if the driver's thread is gone.
     pub async fn with_engine<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Engine) -> T + Send + 'static,
@@ -285,7 +285,7 @@ impl DriverHandle {
         result.await.map_err(|_closed| EngineDead)
     }
 
-    /// False when the driver's thread is gone, which only a bug can do.
+    /// Returns false if the driver's thread is gone, which only a bug can cause.
     pub fn is_alive(&self) -> bool {
         self.commands.send(Command::Abort(NO_REQUEST)).is_ok()
     }
@@ -298,8 +298,8 @@ impl DriverHandle {
 // === impl Ticket ===
 
 impl Ticket {
-    /// Waits until the engine takes the request in, which is before its first token; `None` when it never does, and then
-    /// `next` tells why. To be asked once.
+    /// Waits until the engine admits the request, which is before its first token. `None` if it never does; then `next`
+    /// says why. It must be called only once.
     pub async fn admission(&mut self) -> Option<Admission> {
         let Self { attendance, admission, .. } = self;
         std::future::poll_fn(|ctx| match attendance {
@@ -312,7 +312,7 @@ impl Ticket {
         .await
     }
 
-    /// The next delivery; `None` after the end, or when the driver died.
+    /// Returns the next delivery; `None` after the end, or if the driver died.
     pub async fn next(&mut self) -> Option<Delivery> {
         std::future::poll_fn(|ctx| self.poll_next(ctx)).await
     }
@@ -392,7 +392,7 @@ impl Driver {
         }
     }
 
-    /// Begins its way to the engine.
+    /// Sends a request on its way to the engine.
     fn submit(&mut self, submission: Box<Submission>, outlets: Outlets) {
         let (id, arrival) = (submission.request.id, submission.arrival);
         self.log_arrival(&submission);
@@ -404,7 +404,7 @@ impl Driver {
         self.arrive(id, arrival);
     }
 
-    /// Everything planned for the next moment, then a new step if none runs.
+    /// Runs everything that is planned for the next moment, then starts a step if none runs.
     fn advance(&mut self) {
         let Some(Reverse(Planned { at, .. })) = self.agenda.peek() else { return };
         let moment = (*at).max(self.now);
@@ -431,7 +431,7 @@ impl Driver {
         self.settle_drain();
     }
 
-    /// What the work changed shows in the events and the gauges, and may let a waiting request in.
+    /// Runs `work`. Its changes go into the events and the gauges, and may let a waiting request in.
     fn with_engine(&mut self, work: EngineWork) {
         let answer = work(&mut self.engine);
         self.log_cache(Vec::new());
@@ -460,7 +460,7 @@ impl Driver {
             return;
         }
         let Some(plan) = self.engine.schedule() else {
-            // Also when what waits cannot be let in.
+            // The gauges change even if no waiting request can be admitted.
             if self.engine.has_requests() {
                 self.metrics.lock().set_gauges(&self.engine.stats());
             }
@@ -497,7 +497,7 @@ impl Driver {
         let mut record = StepRecord::default();
         let observed = self.now + self.latency.c_post;
         for token in &output.tokens {
-            // vLLM's API server ignores the token of a request whose client has gone.
+            // vLLM's API server ignores the token of a request whose client has left.
             if let Some(live) = self.live.get_mut(&token.id) {
                 live.record_token(token, self.now, observed, &mut record);
             }
@@ -510,7 +510,7 @@ impl Driver {
         self.output = output;
     }
 
-    /// vLLM counts nothing of a request whose client went, but its adapter has one less.
+    /// Forgets a request whose client left. vLLM counts nothing of it, but its adapter has one request less.
     fn forget_aborted(&mut self, id: RequestId) {
         let Some(live) = self.live.remove(&id) else { return };
         if let Some(shift) = live.leaves_adapter() {
@@ -524,7 +524,7 @@ impl Driver {
         }
     }
 
-    /// No step runs although the engine has requests: none could be scheduled until one of them went.
+    /// Applies aborts while no step runs although the engine has requests, because none could be scheduled.
     fn abort_between_steps(&mut self) {
         self.apply_aborts();
         self.metrics.lock().set_gauges(&self.engine.stats());

@@ -338,7 +338,8 @@ async fn a_taken_port_is_named() {
     assert_eq!(error.to_string(), format!("cannot listen on {} for KV events", served.replay));
 }
 
-/// The whole way from the command line to the socket: the tutorial's first request fills seven blocks at once and two one by one.
+/// The whole way from the command line to the socket. The tutorial's first request fills seven blocks at once, and two
+/// more one by one.
 #[tokio::test]
 async fn a_pod_sends_what_its_engine_stores() {
     let on = "--kv-events-config {\"enable_kv_cache_events\":true} --kv-events-config.endpoint tcp://*:0";
