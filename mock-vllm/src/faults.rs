@@ -80,7 +80,7 @@ pub struct Rule {
     pub fault: Fault,
     pub on: Endpoints,
     pub when: When,
-    /// Only pod of the process that has it; `None` for all pods.
+    /// Name of the only pod of the process that has the fault; `None` for all pods.
     pub pod: Option<String>,
 }
 

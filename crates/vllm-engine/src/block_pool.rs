@@ -20,9 +20,9 @@ pub type BlockIdx = u32;
 /// Place in the free queue for blocks without a hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FreeOrder {
-    /// To the back with all others, as before vLLM 0.33.
+    /// Puts them at the back with all others, as before vLLM 0.33.
     AsReleased,
-    /// To the front, to be reused first.
+    /// Puts them at the front, to be reused first.
     #[default]
     UnhashedFirst,
 }

@@ -28,7 +28,7 @@ pub(super) struct Ignored {
 #[error("argument {0:?} is not valid UTF-8")]
 pub(super) struct NotUtf8(OsString);
 
-/// The flags of `serve` that vLLM spells in a way of its own, found in their definitions.
+/// The flags of `serve` that vLLM spells differently from clap, found in their definitions.
 struct Dialect<'a> {
     /// Switches: `--x`, `--no-x`. Their values are called `BOOL`.
     switches: Vec<&'a str>,

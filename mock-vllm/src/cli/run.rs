@@ -77,7 +77,7 @@ fn start_log(filter: &str) -> anyhow::Result<Log> {
     Log::start(filter).context("start the log's thread")
 }
 
-/// Prints one line per pod. A closed stdout is no error: the log has the addresses too.
+/// Prints one line per pod. A closed stdout is not an error: the log has the addresses too.
 fn print_addresses(addresses: &[(String, String)]) {
     let mut stdout = std::io::stdout().lock();
     let _reader_gone = stdout.write_all(address_lines(addresses).as_bytes()).and_then(|()| stdout.flush());

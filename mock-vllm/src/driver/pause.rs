@@ -13,12 +13,12 @@ use vllm_engine::request::RequestId;
 /// vLLM's `mode` of `/pause` and `/sleep`: what happens to requests in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PauseMode {
-    /// They end at once, with finish reason `abort` and the tokens that they have.
+    /// Requests end at once, with finish reason `abort` and the tokens that they have.
     #[default]
     Abort,
-    /// They finish first.
+    /// Requests finish first.
     Wait,
-    /// They stop, and continue when the scheduler does.
+    /// Requests stop, and continue when the scheduler does.
     Keep,
 }
 

@@ -29,7 +29,7 @@ struct AnswerStream {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Before the first frame.
+    /// State before the first frame.
     Waiting,
     Running,
     Ended,

@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// Configuration that the flag asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KvEventsConfig {
-    /// Not enabled, or enabled with the publisher `null`: the engine need not record events.
+    /// No events, or events with the publisher `null`: the engine need not record events.
     #[default]
     Off,
     Zmq(ZmqConfig),

@@ -35,7 +35,7 @@ struct Adapter {
 pub enum LoraStage {
     /// Submitted, without output yet.
     Waiting,
-    /// After its first output.
+    /// Running, after its first output.
     Running,
 }
 

@@ -68,7 +68,7 @@ async fn a_prompt_whose_log_probabilities_are_asked_for_is_computed() {
     check("0.33", COMPLETIONS, json!({"echo": true, "logprobs": 1, "max_tokens": 0}), 0).await;
 }
 
-/// These requests have the same fields without what makes the difference.
+/// Log probabilities or an echo alone do not make a request skip the cache.
 #[tokio::test]
 async fn other_log_probabilities_and_an_echo_alone_look_into_the_cache() {
     for version in ["0.8", "0.11", "0.33"] {

@@ -28,7 +28,7 @@ pub(super) struct MessageAnswer {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Before the first token.
+    /// State before the first token.
     Unstarted,
     BetweenBlocks,
     Text,

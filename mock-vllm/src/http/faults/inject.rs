@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Faults of this request; in an answer, those that the answer has.
 const FAULT_HEADER: HeaderName = HeaderName::from_static("x-mock-vllm-fault");
-/// Value of an overloaded server that knows no better one.
+/// Time in the `Retry-After` of an overloaded server, unless the fault has its own.
 const DEFAULT_RETRY: Duration = Duration::from_secs(1);
 
 pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Request, next: Next) -> Response {
