@@ -1,9 +1,9 @@
-//! What a request body asks for, scanned as its chunks arrive; the bytes themselves are never touched.
+//! Scanner of request bodies: finds what a body asks for while its chunks arrive. It never changes the bytes.
 //!
-//! The document is checked and its fields are found in one pass, in which a plain prompt is hashed as well ([`live`]). What
-//! the engine renders in another order than it stands in the body is read again from the chunks once they are complete
-//! ([`conversation`]); no copy of the text is kept. A key that appears twice counts the last time, as in the engine.
-//! Limits: [`MAX_NESTING`] levels, [`MAX_PROMPTS`] prompts; the caller bounds the size.
+//! One pass checks the document, finds its fields, and hashes a plain prompt ([`live`]). If the engine renders text in
+//! another order than the body has it, the text is read again from the complete chunks ([`conversation`]); no copy of
+//! it is kept. If a key appears twice, the last one counts, the same as in the engine. Limits: [`MAX_NESTING`] levels,
+//! [`MAX_PROMPTS`] prompts; the caller bounds the size.
 
 mod conversation;
 mod fields;
@@ -30,14 +30,15 @@ use crate::json::{Container, Event, JsonError, Lexer, Literal, MAX_DEPTH};
 
 /// Deepest nesting of arrays and objects in a body.
 pub const MAX_NESTING: u32 = MAX_DEPTH;
-/// Longest model name that is taken [bytes]: the 256 characters of an InferenceModel's, each of up to four.
+/// Longest model name that is accepted, in bytes: the 256 characters of an InferenceModel's name, up to four bytes
+/// each.
 pub const MAX_MODEL_NAME: usize = 1024;
-/// More of a salt is not told apart [bytes]; vLLM 0.33 allows 128 characters.
+/// Bytes of a salt that are read; the rest is ignored. vLLM 0.33 allows 128 characters.
 const MAX_SALT: usize = 1024;
-/// U+FEFF in UTF-8, in front of a document: engines skip it.
+/// U+FEFF in UTF-8 at the start of a document: engines skip it.
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
-/// Why a body is refused. Displayed to the client.
+/// Reason why a body is refused, as the client sees it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
     #[error("the body is not valid JSON: {problem} at byte {offset}")]
@@ -63,7 +64,7 @@ pub enum BodyError {
 }
 
 impl BodyError {
-    /// The field that is at fault, if one is.
+    /// The field that is at fault, if it is one.
     #[must_use]
     pub fn param(&self) -> Option<&'static str> {
         match self {
@@ -83,27 +84,27 @@ impl From<JsonError> for BodyError {
     }
 }
 
-/// The API that a body is for: it decides where the prompt stands and how the engine reads it.
+/// The API that a body is for. It decides where the prompt is and how the engine reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// Chat completions: `messages` and `tools`.
     Chat,
-    /// Completions: `prompt`, or `prompt_embeds`, which says nothing of a prefix.
+    /// Completions: `prompt`, or `prompt_embeds`, which do not show a prefix.
     Completions,
     /// Responses: `instructions`, `tools` and `input`.
     Responses,
     /// Anthropic's messages: `system`, `tools` and `messages`.
     Messages,
-    /// Embeddings, scores and the like, which generate nothing: `input`, `messages`, or pairs of texts.
+    /// Embeddings, scores and others that generate nothing: `input`, `messages`, or pairs of texts.
     Pooling,
-    /// vLLM's own API for prompts that are tokens: `token_ids`.
+    /// vLLM's own API, whose prompts are tokens: `token_ids`.
     Generate,
-    /// The path says nothing, and whoever sends the body means one of OpenAI's: `messages`, or `prompt` where there are
-    /// none. It must have one.
+    /// A request without a path, which must be one of OpenAI's: `messages`, or `prompt` if there are none. It must have
+    /// one of them.
     Any,
-    /// The path says nothing, and the body need not have a prompt: any of the above.
+    /// The path does not name an API, and the body need not have a prompt: any of the above.
     Invocations,
-    /// The engine computes nothing of the prompt, or it is not known where it stands: the model's name is all that is read.
+    /// The engine computes no prompt, or the prompt's place is unknown: only the model's name is read.
     ModelOnly,
 }
 
@@ -111,23 +112,24 @@ pub enum Api {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelName {
     pub name: String,
-    /// The bytes of the value in the body, quotes included.
+    /// Bytes of the value in the body, with its quotes.
     pub span: Range<usize>,
 }
 
-/// What was read from a complete body.
+/// The contents of a complete body.
 #[derive(Debug)]
 pub struct RequestBody {
     pub api: Api,
-    /// Engines take a missing or empty name for their own model, so that the pool decides whether it is a fault.
+    /// The model's name. Engines take a missing or empty name for their own model, so the pool decides if it is a
+    /// fault.
     pub model: Result<ModelName, BodyError>,
     pub cache_salt: Option<String>,
-    /// The text of each prompt, as the engine renders it: messages as `role: content\n`, tools and calls as JSON, text as
-    /// it is, token ids as 4 bytes each (little endian). Engines know prompts that are not read, so that a missing one is
-    /// theirs to refuse.
+    /// The text of each prompt, as the engine renders it: messages as `role: content\n`, tools and calls as JSON, text
+    /// as it is, token ids as 4 bytes each (little endian). Engines know prompts that are not read here, so they refuse
+    /// a missing one themselves.
     pub prompts: Result<Vec<PromptText>, BodyError>,
     pub lookup: Lookup,
-    /// Length of the body.
+    /// Length of the body in bytes.
     pub n_bytes: u64,
 }
 
@@ -136,13 +138,13 @@ pub struct RequestBody {
 pub struct BodyScanner {
     n_bytes: u64,
     utf8: Utf8Checker,
-    /// Bytes of a byte order mark that were seen; all of them once the document has begun.
+    /// Number of bytes of a byte order mark so far; all of them once the document has begun.
     n_marked: usize,
     lexer: Lexer,
     root: Root,
 }
 
-/// The root object, as far as it was scanned.
+/// The scanned part of the root object.
 #[derive(Debug)]
 struct Root {
     api: Api,
@@ -153,7 +155,7 @@ struct Root {
     field: Field,
     value_start: usize,
     fields: Fields,
-    /// Of the current value, while it is plain.
+    /// The hashed text of the current value, while the value is plain.
     live: Option<Live>,
     /// The prompt that was hashed as it arrived, and its field.
     plain: Option<(Field, PromptText)>,
@@ -162,7 +164,8 @@ struct Root {
 // === impl Api ===
 
 impl Api {
-    /// Whether the body must be JSON, with a model for a pool with InferenceModels. What else is sent there goes on as it is.
+    /// Returns true if the body must be JSON, and must name a model if the pool has InferenceModels. Any other body
+    /// goes on unchanged.
     #[must_use]
     pub fn names_its_model(self) -> bool {
         match self {
@@ -177,7 +180,7 @@ impl Api {
         }
     }
 
-    /// The shape that `field` must have to be hashed as it arrives.
+    /// The shape that the value of `field` must have to be hashed as it arrives.
     fn shape(self, field: Field) -> Option<Shape> {
         match (self, field) {
             (Self::Chat | Self::Any | Self::Invocations, Field::Messages) => Some(Shape::Chat),
@@ -204,8 +207,9 @@ impl BodyScanner {
         }
     }
 
-    /// # Errors
-    /// When the body cannot become valid JSON any more, or is too deep.
+    /// Scans the next chunk.
+    ///
+    /// # Errors If the body cannot become valid JSON any more, or is nested too deeply.
     pub fn push(&mut self, mut chunk: &[u8]) -> Result<(), BodyError> {
         self.n_bytes += chunk.len() as u64;
         self.utf8.push(chunk)?;
@@ -240,10 +244,9 @@ impl BodyScanner {
         }
     }
 
-    /// Reads what the body asks for. `chunks` are all that were pushed, in any cut.
+    /// Returns what the body asks for. `chunks` are all chunks that were pushed, cut in any way.
     ///
-    /// # Errors
-    /// When the document is incomplete, or no object.
+    /// # Errors If the document is incomplete or not an object.
     pub fn finish(self, chunks: &[Bytes]) -> Result<RequestBody, BodyError> {
         let Self { n_bytes, utf8, n_marked: _, lexer, root } = self;
         utf8.finish()?;
@@ -283,7 +286,7 @@ impl Root {
         }
     }
 
-    /// Text of the current key or string.
+    /// Takes text of the current key or string.
     fn push_text(&mut self, text: &[u8]) {
         if self.is_key {
             self.key.push(text);
@@ -294,7 +297,7 @@ impl Root {
         }
     }
 
-    /// Any other event.
+    /// Takes any other event.
     fn apply(&mut self, event: Event<'_>, lexer: &Lexer) {
         match event {
             Event::Open(container) => {
@@ -389,6 +392,6 @@ fn short_text(source: &Source<'_>, span: &Span, limit: usize) -> String {
         let n_kept = text.len().min(limit - bytes.len());
         bytes.extend_from_slice(&text[..n_kept]);
     });
-    // The first pass has checked the bytes: no more than a character that the limit cuts is lost.
+    // The first pass has checked the bytes, so only a character that the limit cuts is lost.
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

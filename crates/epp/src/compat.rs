@@ -1,7 +1,8 @@
-//! Replies as Gateway API Inference Extension v0.4 gives them, where they differ from ours: `--compat gie-v0.4`.
+//! Replies like those of Gateway API Inference Extension v0.4, where they differ from ours: `--compat gie-v0.4`.
 //!
-//! It answers the headers of a request that has a body with all of them and the body's length, response headers with every
-//! header of the response, JSON responses when they are complete, and refusals in plain text. It knows no paths.
+//! The answer to the headers of a request with a body contains all of them and the body's length, the answer to
+//! response headers every header of the response. JSON responses are answered when they are complete, and refusals are
+//! plain text. It knows no paths.
 
 use bytes::Bytes;
 use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
@@ -18,7 +19,7 @@ use crate::refusal::{BodyFault, Refusal};
 
 /// Set on every response, "for debugging purpose only".
 const WENT_INTO_RESPONSE_HEADERS: &str = "x-went-into-resp-headers";
-/// What upstream says in front of a body that is no JSON object.
+/// Start of upstream's message for a body that is not a JSON object.
 const UNPARSABLE: &str = "Error unmarshaling request body: ";
 /// Headers that upstream never echoes.
 const SYSTEM_OWNED: [&str; 7] = [
@@ -31,18 +32,18 @@ const SYSTEM_OWNED: [&str; 7] = [
     "content-length",
 ];
 
-/// Whose replies the picker gives.
+/// The style of the picker's replies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Compat {
-    /// Its own.
+    /// The picker's own.
     #[default]
     None,
-    /// Those of Gateway API Inference Extension v0.4.
+    /// The style of Gateway API Inference Extension v0.4.
     #[value(name = "gie-v0.4")]
     GieV04,
 }
 
-/// The request's headers that are echoed, as upstream sets them.
+/// Headers of the request that are echoed, in upstream's form.
 #[must_use]
 pub(crate) fn echoed(headers: &HttpHeaders) -> Vec<HeaderValueOption> {
     let headers = headers.headers.iter().flat_map(|map| &map.headers);
@@ -50,8 +51,8 @@ pub(crate) fn echoed(headers: &HttpHeaders) -> Vec<HeaderValueOption> {
     headers.map(|header| set(&header.key, header_value(header))).collect()
 }
 
-/// Turns the picker's answer to request headers into upstream's; other answers stay as they are. `n_bytes` is the length
-/// of a body that was read.
+/// Changes the picker's answer to request headers into upstream's; other answers stay as they are. `n_bytes` is the
+/// length of a body that was read.
 pub(crate) fn picked(answers: &mut [ProcessingResponse], echo: &[HeaderValueOption], n_bytes: usize) {
     for answer in answers {
         let Some(Response::RequestHeaders(headers)) = &mut answer.response else { continue };
@@ -71,7 +72,7 @@ pub(crate) fn picked(answers: &mut [ProcessingResponse], echo: &[HeaderValueOpti
     }
 }
 
-/// Turns the picker's answer to response headers into upstream's.
+/// Changes the picker's answer to response headers into upstream's.
 pub(crate) fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) {
     let Some(Response::ResponseHeaders(response)) = &mut answer.response else { return };
     let mut set_headers = vec![set(WENT_INTO_RESPONSE_HEADERS, "true")];
@@ -80,7 +81,7 @@ pub(crate) fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) 
     response.response.get_or_insert_default().header_mutation = Some(mutation);
 }
 
-/// Upstream's word for an error, its `error_code` in metrics.
+/// Upstream's name of an error, its `error_code` in metrics.
 #[must_use]
 pub(crate) fn error_code(refusal: &Refusal) -> &'static str {
     match refusal {
@@ -93,8 +94,8 @@ pub(crate) fn error_code(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// Upstream's ImmediateResponse. `body` is the request's if it was read: upstream repeats one that it does not understand,
-/// and takes a request without one for a GET, and a pool without pods for an error of its own.
+/// Upstream's ImmediateResponse. `body` is the request's body if it was read. Upstream repeats a body that it does not
+/// understand, takes a request without a body for a GET, and a pool without pods for an error of its own.
 #[must_use]
 pub(crate) fn refused(refusal: &Refusal, body: Option<&[Bytes]>) -> ImmediateResponse {
     let message = message(refusal);
@@ -132,7 +133,7 @@ fn message(refusal: &Refusal) -> String {
         Refusal::Saturated { .. } => "system saturated, non-critical request dropped".to_owned(),
         Refusal::NoEndpoints { .. } => "failed to find target pod: no pods available".to_owned(),
         Refusal::SubsetEmpty { .. } => "failed to find candidate pods for serving the request".to_owned(),
-        // It has no limits, knows no encodings, and serves one pool.
+        // Upstream has no limits, knows no encodings, and serves one pool.
         Refusal::Body(
             BodyFault::TooLarge { .. }
             | BodyFault::Encoded { .. }
@@ -163,7 +164,7 @@ fn malformed(error: &BodyError) -> &'static str {
     }
 }
 
-/// As upstream's: without an action, which Envoy takes for "append".
+/// A header in upstream's form: without an action, which Envoy treats as "append".
 fn set(key: &str, value: &str) -> HeaderValueOption {
     let raw_value = value.to_owned().into();
     let header = HeaderValue { key: key.to_owned(), value: String::new(), raw_value };

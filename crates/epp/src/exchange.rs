@@ -5,7 +5,7 @@
 //!          └─(opaque, no body)─────────────┤
 //!                                          └─► Refused          (ImmediateResponse; the rest is ignored)
 //! ```
-//! What is answered when depends on the body mode that the proxy announces in `protocol_config`.
+//! The order of messages and answers depends on the body mode that the proxy announces in `protocol_config`.
 
 mod collecting;
 mod mode;
@@ -31,43 +31,43 @@ use crate::inquiry::{Content, Inquiry, PromptTokens, RequestHead, RequestId, Rou
 use crate::refusal::{BodyFault, Refusal};
 use crate::reply::{self, Pieces};
 
-/// Where a request goes.
+/// The endpoints for a request.
 #[derive(Debug)]
 pub struct Pick<L> {
-    /// `ip:port`, or several in the order in which the proxy shall try them, with commas.
+    /// `ip:port`, or several separated by commas, in the order in which the proxy must try them.
     pub destination: String,
-    /// `None` when the client's name of the model is the target's.
+    /// `None` if the client's name of the model is also the target's.
     pub rewrite: Option<Rewrite>,
-    /// Why, as JSON for a header, where the sender wants it.
+    /// The decision as JSON for a header, if the client asked for it.
     pub reason: Option<String>,
-    /// Held as long as the stream lives.
+    /// Held while the stream lives.
     pub lease: L,
 }
 
-/// The model has another name behind the picker than in front of it.
+/// Names of a model that has another name in the engine than for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rewrite {
-    /// The client's name, which the response gets back.
+    /// The client's name, which the response gets again.
     pub model: String,
-    /// The name in the request that goes on.
+    /// The name in the request that goes to the endpoint.
     pub target_model: String,
 }
 
-/// What is known of a stream before its first message.
+/// Facts about a stream before its first message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening {
-    /// Bounds what is kept of a request's body until it is complete.
+    /// Most bytes of a request's body that are kept until it is complete.
     pub max_body_bytes: usize,
-    /// The request's id if it comes without one.
+    /// Id of the request if it has none.
     pub fresh_request_id: String,
     /// The pool that the proxy names for the stream.
     pub pool: Option<ObjectKey>,
     pub compat: Compat,
-    /// Whether a client that asks is told which endpoint was picked, and why.
+    /// True if a client that asks is told which endpoint was picked, and why.
     pub explains: bool,
 }
 
-/// A message that the protocol does not allow where it came.
+/// A message that the protocol does not allow at this point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     #[error("the first message must carry the request headers")]
@@ -78,12 +78,12 @@ pub enum ProtocolError {
     Empty,
 }
 
-/// What a message leads to.
+/// Result of a message.
 #[derive(Debug)]
 #[must_use]
 pub enum Received {
     Answers(Vec<ProcessingResponse>),
-    /// Where the request goes must be decided first.
+    /// The endpoint must be decided before the answer.
     Question(Box<Question>),
 }
 
@@ -94,17 +94,17 @@ pub struct Question {
     pub waiting: Waiting,
 }
 
-/// What waits for the decision.
+/// The part of a request that waits for the decision.
 #[derive(Debug)]
 pub enum Waiting {
     Headers {
         end_of_stream: bool,
     },
-    /// The body is complete.
+    /// A complete body.
     Body {
         body: CollectedBody,
         end: BodyEnd,
-        /// Whether the trailers came too, and are to be answered.
+        /// True if the trailers also came and need an answer.
         has_trailers: bool,
     },
     /// The body cannot be routed.
@@ -117,17 +117,17 @@ pub struct Exchange<L> {
     opening: Opening,
     modes: Modes,
     phase: Phase,
-    /// The header's, once it came.
+    /// The value of the header, after it came.
     request_id: RequestId,
     lease: Option<L>,
-    /// What the proxy was told.
+    /// Destination that the proxy was told.
     destination: Option<String>,
     responding: Responding,
-    /// Headers of the request, where the answer repeats them.
+    /// Headers of the request that the answer repeats in upstream's style.
     echo: Vec<HeaderValueOption>,
-    /// Room for the request's body, until the proxy has it again.
+    /// Memory of the request's body, until the proxy has it again.
     held: Reservation,
-    /// Whether the proxy takes no answers to its last message.
+    /// True if the proxy takes no answer to its last message.
     is_observed: bool,
 }
 
@@ -135,9 +135,9 @@ pub struct Exchange<L> {
 enum Phase {
     Headers,
     Collecting(Box<Collecting>),
-    /// The request's headers are answered; what is left of the body passes.
+    /// The request's headers are answered; the rest of the body passes unchanged.
     Passing,
-    /// The request is answered whole. The response may follow.
+    /// The request is answered completely. The response may follow.
     Ended,
     Refused,
 }
@@ -161,7 +161,7 @@ impl<L> Exchange<L> {
         }
     }
 
-    /// Whether the stream may end now without harm: nothing of the request waits for an answer.
+    /// Returns true if the stream may end now without harm: no part of the request waits for an answer.
     #[must_use]
     pub fn may_end(&self) -> bool {
         match self.phase {
@@ -171,16 +171,16 @@ impl<L> Exchange<L> {
         }
     }
 
-    /// Whether the request's headers or more of its body must come before anything can be answered.
+    /// Returns true if the request's headers or more of its body must come before the next answer.
     #[must_use]
     pub fn expects_request(&self) -> bool {
         matches!(self.phase, Phase::Headers | Phase::Collecting(_))
     }
 
-    /// The request did not come in time, as `fault` says. [`Self::answer`] must follow a question.
+    /// Gives up on a request that did not come in time, for the reason `fault`. If the result is a question,
+    /// [`Self::answer`] must follow.
     ///
-    /// # Errors
-    /// When not even the headers came; the stream must then end with an error.
+    /// # Errors If not even the headers came; the stream must then end with an error.
     pub fn give_up(&mut self, fault: BodyFault) -> Result<Received, ProtocolError> {
         if matches!(self.phase, Phase::Headers) {
             Err(ProtocolError::NoHeaders)
@@ -189,35 +189,34 @@ impl<L> Exchange<L> {
         }
     }
 
-    /// All answers were taken. A body that came in one message is kept by the stream's reader to its end.
+    /// Releases the body's memory after all answers were sent. A body in one message stays in memory until the stream
+    /// ends, because its reader keeps it.
     pub fn note_sent(&mut self) {
         if !self.expects_request() && !self.modes.request.is_buffered() {
             self.held.release();
         }
     }
 
-    /// The endpoint that served, when it is not the first of those that were picked. Taken once.
+    /// The endpoint that served, if it is not the first of the picked ones. Returned only once.
     pub fn take_served_elsewhere(&mut self) -> Option<String> {
         let served = self.responding.served.take()?;
         let picked = self.destination.as_deref()?.split(',').next();
         (Some(served.as_str()) != picked).then_some(served)
     }
 
-    /// What is held for the request, once it was picked for.
+    /// The lease of the request, after the pick.
     pub fn lease_mut(&mut self) -> Option<&mut L> {
         self.lease.as_mut()
     }
 
-    /// The stream is over: what was held for it, and what became of the response. `None` if nothing was picked, or
-    /// the second time.
+    /// Ends the stream. Returns its lease and the report of the response; `None` without a pick, and when called again.
     pub fn end(&mut self) -> Option<(L, ResponseReport)> {
         Some((self.lease.take()?, self.responding.report()))
     }
 
-    /// The proxy's next message, and the answers to it, in order. `decide` is called at most once in a stream.
+    /// Takes the proxy's next message and returns the answers in order. Calls `decide` at most once in a stream.
     ///
-    /// # Errors
-    /// When the message cannot stand here; the stream must then end with an error.
+    /// # Errors If the protocol does not allow the message here; the stream must then end with an error.
     pub fn step(
         &mut self,
         message: ProcessingRequest,
@@ -232,11 +231,10 @@ impl<L> Exchange<L> {
         })
     }
 
-    /// Takes the proxy's next message in. A question comes at most once in a stream; [`Self::answer`] must follow before
+    /// Takes the proxy's next message. A question comes at most once in a stream; [`Self::answer`] must follow before
     /// the next message.
     ///
-    /// # Errors
-    /// As [`Self::step`].
+    /// # Errors The errors of [`Self::step`].
     pub fn receive(&mut self, message: ProcessingRequest) -> Result<Received, ProtocolError> {
         let ProcessingRequest {
             metadata_context,
@@ -273,7 +271,7 @@ impl<L> Exchange<L> {
         })
     }
 
-    /// What the proxy is told once it was `decided` where a request goes that has been `waiting` for it.
+    /// The answers for what was `waiting`, after it was `decided` where the request goes.
     pub fn answer(&mut self, waiting: Waiting, decided: Result<Pick<L>, Refusal>) -> Vec<ProcessingResponse> {
         let answers = match (waiting, decided) {
             (Waiting::Headers { .. }, Err(refusal)) => self.refuse(&refusal, None),
@@ -339,7 +337,8 @@ impl<L> Exchange<L> {
             }
         };
         self.phase = Phase::Collecting(Box::new(Collecting::new(head, mode, api, &self.opening)));
-        // A proxy that buffers wants the headers answered before it sends the body; the others wait for the pick.
+        // A buffering proxy needs the answer to the headers before it sends the body; in other modes the answer waits
+        // for the pick.
         Ok(Received::Answers(match mode {
             BodyMode::Buffered | BodyMode::BufferedPartial => {
                 vec![reply::request_headers(&self.request_id)]
@@ -353,7 +352,7 @@ impl<L> Exchange<L> {
     fn request_body(&mut self, body: HttpBody) -> Result<Received, ProtocolError> {
         match &mut self.phase {
             Phase::Headers => Err(ProtocolError::NoHeaders),
-            // Envoy may send one more empty chunk behind the end of a large body.
+            // Envoy may send one more empty chunk after the end of a large body.
             Phase::Ended | Phase::Refused => Ok(Received::Answers(Vec::new())),
             Phase::Passing => {
                 if body.end_of_stream {
@@ -363,7 +362,7 @@ impl<L> Exchange<L> {
             }
             Phase::Collecting(collecting) => {
                 let end_of_stream = body.end_of_stream;
-                // A buffering proxy sends the body in one message, and says so only if no trailers follow.
+                // A buffering proxy sends the body in one message, and marks its end only if no trailers follow.
                 let complete = end_of_stream || self.modes.request.is_buffered();
                 match collecting.push(body.body, &mut self.held) {
                     Err(fault) => Ok(self.fault(fault)),
@@ -387,7 +386,7 @@ impl<L> Exchange<L> {
         }
     }
 
-    /// The body cannot be routed: whoever decides records it and says what the client is told.
+    /// The body cannot be routed: a question with the fault, because the director records it and decides the refusal.
     fn fault(&mut self, fault: BodyFault) -> Received {
         let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Refused) else {
             return Received::Answers(Vec::new());
@@ -395,7 +394,7 @@ impl<L> Exchange<L> {
         self.ask(collecting.into_head(), Content::Fault(fault.clone()), Waiting::Fault(fault))
     }
 
-    /// The body need not be JSON, and is not: it waits no longer.
+    /// The body is not JSON and need not be: it waits no longer.
     fn pass(&mut self) -> Received {
         let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Passing) else {
             return Received::Answers(Vec::new());
@@ -413,7 +412,7 @@ impl<L> Exchange<L> {
         self.ask(head, content, Waiting::Body { body, end, has_trailers })
     }
 
-    /// `body` is the request's, as far as it was kept; `None` if none was read.
+    /// `body` is the part of the request's body that was kept; `None` if none was read.
     fn refuse(&mut self, refusal: &Refusal, body: Option<&[Bytes]>) -> Vec<ProcessingResponse> {
         self.phase = Phase::Refused;
         self.held.release();
@@ -451,7 +450,7 @@ impl<L> Exchange<L> {
     }
 }
 
-/// What follows a request's body.
+/// What comes after a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyEnd {
     EndOfStream,
@@ -468,7 +467,7 @@ fn trailers() -> ProcessingResponse {
     reply::message(Response::RequestTrailers(reply::unchanged_trailers()))
 }
 
-/// Sends a chunk of the request back as it came.
+/// Returns a chunk of the request unchanged.
 fn echo(mode: BodyMode, body: HttpBody) -> Vec<ProcessingResponse> {
     let answer = |body| reply::message(Response::RequestBody(body));
     match mode {

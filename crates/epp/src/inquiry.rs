@@ -1,4 +1,4 @@
-//! What is asked of the director, as read from a request's headers, metadata and body.
+//! The director's input, read from a request's headers, metadata and body.
 
 use envoy_proto::config::core::v3::{HeaderValue, Metadata};
 use envoy_proto::service::ext_proc::v3::HttpHeaders;
@@ -10,36 +10,36 @@ use crate::body::{Api, RequestBody};
 use crate::refusal::BodyFault;
 use crate::subset::Subset;
 
-/// One request that needs an endpoint.
+/// A request that needs an endpoint.
 #[derive(Debug)]
 pub struct Inquiry {
-    /// `x-request-id`, as the client, the proxy or the picker set it.
+    /// `x-request-id` that the client, the proxy or the picker has set.
     pub x_request_id: String,
     /// The pool that the proxy names.
     pub pool: Option<ObjectKey>,
     pub subset: Option<Subset>,
-    /// Whether the sender wants to be told why.
+    /// True if the client asks for the decision.
     pub wants_reason: bool,
     pub content: Content,
     pub tokens: PromptTokens,
 }
 
-/// The tokens of a request's prompts.
+/// The token ids of a request's prompts.
 #[derive(Debug, Default)]
 pub enum PromptTokens {
-    /// No pool goes by them.
+    /// Not asked for, because the pool does not use them.
     #[default]
     Unasked,
-    /// Without adapter and salt.
+    /// The ids, without adapter and salt.
     Known(Vec<TokenPrompt>),
-    /// Why they cannot be had: the request is placed by the estimate.
+    /// The reason why they are missing: the request is placed by the estimate.
     Unknown(String),
 }
 
-/// What is known of the request's body.
+/// The content of the request's body.
 #[derive(Debug)]
 pub enum Content {
-    /// Nothing: it has none, or its path is not one that the picker reads. Placed by load.
+    /// Unknown: there is no body, or the picker does not read bodies on this path. Placed by load.
     Opaque,
     Body(RequestBody),
     Fault(BodyFault),
@@ -49,16 +49,16 @@ pub enum Content {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RequestId {
     pub(crate) text: String,
-    /// Whether it is the picker's, so that the request must be told.
+    /// True if the picker created it, so that the request must get it.
     pub(crate) is_fresh: bool,
 }
 
-/// How a request's body is read, by its path and what its headers say of it.
+/// The way to read the body of a request, according to its path and headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// JSON of this API.
     Json(Api),
-    /// JSON that is compressed, and so cannot be read.
+    /// Compressed JSON, which cannot be read.
     Encoded { encoding: String },
     /// Not read; placed by load.
     Opaque,
@@ -104,7 +104,7 @@ impl RequestHead {
     }
 }
 
-/// The header's text, in whichever of its two fields the proxy put it; empty when it is not UTF-8.
+/// The header's text, in whichever of its two fields the proxy put it; empty if it is not UTF-8.
 pub(crate) fn header_value(header: &HeaderValue) -> &str {
     if header.raw_value.is_empty() {
         return &header.value;
@@ -112,7 +112,7 @@ pub(crate) fn header_value(header: &HeaderValue) -> &str {
     std::str::from_utf8(&header.raw_value).unwrap_or_default()
 }
 
-/// What decides about the route.
+/// The inputs of the route.
 #[derive(Clone, Copy, Debug, Default)]
 struct RequestLine<'a> {
     method: &'a str,
@@ -121,7 +121,7 @@ struct RequestLine<'a> {
     content_encoding: Option<&'a str>,
 }
 
-/// How paths of prompts end. The longer suffix first: two end in `/completions`.
+/// Suffixes of paths with prompts. Longer suffixes come first: two end in `/completions`.
 const PROMPT_PATHS: [(&str, Api); 11] = [
     ("/chat/completions", Api::Chat),
     ("/completions", Api::Completions),
@@ -137,8 +137,8 @@ const PROMPT_PATHS: [(&str, Api); 11] = [
 ];
 
 impl Route {
-    /// A request without a path is none of HTTP's: whoever sends it means OpenAI's JSON. On a path that is not known, what
-    /// may be JSON is read for the model's name.
+    /// The route of a request. Without a path it does not come from HTTP: the sender means OpenAI's JSON. On an unknown
+    /// path, a body that may be JSON is read for the model's name.
     fn new(line: RequestLine<'_>) -> Self {
         let RequestLine { method, path, content_type, content_encoding } = line;
         if path.is_empty() {

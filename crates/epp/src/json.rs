@@ -1,19 +1,19 @@
-//! Incremental JSON lexer: bytes in as they arrive, events out, the whole grammar checked (RFC 8259).
+//! Incremental JSON lexer: takes bytes as they arrive, returns events, checks the whole grammar (RFC 8259).
 //!
 //! ```text
 //! Value ─► String │ Number │ Literal ─► AfterValue ─► (',' Key ─► Colon ─► Value) │ close ─► AfterValue
 //! ```
-//! It holds no text: a string's content is lent from the chunk, escapes come one character at a time. It must not
+//! It keeps no text: the content of a string is borrowed from the chunk, escapes come as single characters. It does not
 //! know what the document means.
 
 /// Deepest nesting of arrays and objects (serde_json's `recursion_limit` default).
 pub(crate) const MAX_DEPTH: u32 = 128;
 
-/// Why a text is no JSON, or none that is read.
+/// Reason why a text is not JSON, or not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JsonError {
     Syntax {
-        /// Of the first byte that cannot stand where it does.
+        /// Offset of the first byte that is not allowed.
         offset: usize,
         problem: &'static str,
     },
@@ -22,22 +22,22 @@ pub(crate) enum JsonError {
     },
 }
 
-/// One step of the document. Text between a start and an end belongs to that string or key.
+/// An event of the document. Text between a start and an end belongs to that string or key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Event<'a> {
     Open(Container),
     Close(Container),
     KeyStart,
     KeyEnd,
-    /// `at`: offset of the opening quote in the body.
+    /// `at` is the offset of the opening quote in the body.
     StringStart {
         at: usize,
     },
-    /// `end`: offset behind the closing quote.
+    /// `end` is the offset after the closing quote.
     StringEnd {
         end: usize,
     },
-    /// Part of the current string or key, free of escapes.
+    /// Part of the current string or key, without escapes.
     Text(&'a [u8]),
     /// One unescaped character of the current string or key; a lone surrogate is U+FFFD.
     Char(char),
@@ -45,12 +45,12 @@ pub(crate) enum Event<'a> {
     Literal(Literal),
 }
 
-/// What is kept of a number.
+/// The properties of a number that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Number {
-    /// The value when it is an integer of 32 bits without sign, fraction or exponent.
+    /// The value, if it is an integer of 32 bits without sign, fraction or exponent.
     pub(crate) value: Option<u32>,
-    /// FNV-1a hash of the digits and signs: numbers that are written alike have the same.
+    /// FNV-1a hash of the digits and signs: equal for numbers that are written in the same way.
     pub(crate) fingerprint: u64,
 }
 
@@ -70,39 +70,39 @@ pub(crate) enum Container {
 #[derive(Debug)]
 pub(crate) struct Lexer {
     state: State,
-    /// One bit per open container, the innermost lowest: 1 = object.
+    /// One bit per open container, the innermost lowest: 1 means object.
     containers: u128,
     depth: u32,
-    /// Offset in the body of the next byte.
+    /// Offset of the next byte in the body.
     offset: usize,
-    /// Offset of the first byte of the value that began last.
+    /// Offset of the first byte of the last value that began.
     value_start: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     Value,
-    /// Behind `[`: a value or `]`.
+    /// After `[`: a value or `]`.
     FirstElement,
-    /// Behind `{`: a key or `}`.
+    /// After `{`: a key or `}`.
     FirstKey,
-    /// Behind `,` in an object.
+    /// After `,` in an object.
     Key,
     Colon,
     AfterValue,
     Str(Owner),
     Escape(Owner),
     Unicode(Owner, Unicode),
-    /// A high surrogate was read; its other half may follow.
+    /// After a high surrogate; its other half may follow.
     Surrogate(Owner, u16),
-    /// The same, and a backslash behind it.
+    /// After a high surrogate and a backslash.
     SurrogateEscape(Owner, u16),
     Number(NumberPart, Number),
-    /// The bytes that must follow.
+    /// In a literal, before these bytes.
     Literal(&'static [u8], Literal),
 }
 
-/// What a string is.
+/// Role of a string.
 #[derive(Clone, Copy, Debug)]
 enum Owner {
     Key,
@@ -113,7 +113,7 @@ enum Owner {
 struct Unicode {
     n_digits: u8,
     code: u16,
-    /// The high surrogate in front of this escape.
+    /// The high surrogate before this escape.
     high: Option<u16>,
 }
 
@@ -134,7 +134,7 @@ impl Lexer {
         Self::starting_at(0)
     }
 
-    /// For a value that begins at `offset` of the body.
+    /// A lexer for a value that begins at `offset` of the body.
     pub(crate) fn starting_at(offset: usize) -> Self {
         Self { state: State::Value, containers: 0, depth: 0, offset, value_start: offset }
     }
@@ -144,15 +144,14 @@ impl Lexer {
         self.offset
     }
 
-    /// Offset of the first byte of the value that began last.
+    /// Offset of the first byte of the last value that began.
     pub(crate) fn value_start(&self) -> usize {
         self.value_start
     }
 
-    /// The next event of `chunk`, which is shortened by what was read; `None` when the chunk is used up.
+    /// The next event in `chunk`, which is shortened by the bytes that were read; `None` at its end.
     ///
-    /// # Errors
-    /// The first byte that JSON does not allow where it stands.
+    /// # Errors If a byte is not allowed by JSON at its place.
     pub(crate) fn next<'a>(&mut self, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, JsonError> {
         while let Some(&byte) = chunk.first() {
             let event = match self.state {
@@ -189,8 +188,8 @@ impl Lexer {
         Ok(None)
     }
 
-    /// Reads on in the current string, up to its end or what [`Self::next`] must look at: what most text is, without an
-    /// event for each piece of it. Does nothing outside of a string.
+    /// Reads on in the current string, up to its end or to a byte that [`Self::next`] must handle. Most text is read in
+    /// this way, without an event for each piece. Does nothing outside of a string.
     pub(crate) fn read_text(&mut self, chunk: &mut &[u8], mut each: impl FnMut(&[u8])) {
         if !matches!(self.state, State::Str(_)) {
             return;
@@ -208,8 +207,9 @@ impl Lexer {
         }
     }
 
-    /// # Errors
-    /// When the document is not complete.
+    /// Checks the end of the document.
+    ///
+    /// # Errors If the document is not complete.
     pub(crate) fn finish(&self) -> Result<(), JsonError> {
         let complete = match self.state {
             State::AfterValue => self.depth == 0,
@@ -237,7 +237,7 @@ impl Lexer {
         self.offset += 1;
     }
 
-    /// A fault at the byte that was read last.
+    /// An error at the byte that was read last.
     fn fault(&self, problem: &'static str) -> JsonError {
         JsonError::Syntax { offset: self.offset.saturating_sub(1), problem }
     }
@@ -474,7 +474,7 @@ impl Lexer {
 }
 
 impl Number {
-    /// The offset basis and the prime of FNV-1a with 64 bits.
+    /// Offset basis and prime of FNV-1a with 64 bits.
     const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0100_0000_01b3);
 
     fn new(value: Option<u32>, first: u8) -> Self {
@@ -493,7 +493,7 @@ impl NumberPart {
     }
 }
 
-/// What the byte behind a backslash stands for, if that is one byte.
+/// The byte that an escape with this letter denotes, if it is a single byte.
 fn unescaped(byte: u8) -> Option<u8> {
     Some(match byte {
         b'"' | b'\\' | b'/' => byte,
@@ -506,7 +506,7 @@ fn unescaped(byte: u8) -> Option<u8> {
     })
 }
 
-/// Number of leading bytes that stand for themselves in a string.
+/// Number of leading bytes that need no special treatment in a string.
 fn plain_prefix(bytes: &[u8]) -> usize {
     const LANES: usize = 16;
     let is_special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';

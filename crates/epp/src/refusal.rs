@@ -1,6 +1,6 @@
-//! Requests that get no endpoint: the reasons, and the one conversion to what the client sees.
+//! Requests that get no endpoint: the reasons, and the only conversion to the client's answer.
 //!
-//! Every refusal is an ImmediateResponse with an OpenAI-shaped body, as vLLM writes its errors:
+//! Every refusal is an ImmediateResponse with an OpenAI-shaped body, like vLLM's errors:
 //! `{"error":{"message":"…","type":"NotFoundError","param":"model","code":404}}`.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::body::BodyError;
 
-/// Why a body cannot be routed.
+/// Reason why a body cannot be routed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyFault {
     #[error(transparent)]
@@ -35,7 +35,7 @@ pub enum BodyFault {
     Headers(#[from] HeadersFault),
 }
 
-/// Why there is no room in a request's headers for those that the picker adds.
+/// Limit because of which a request's headers have no room for the picker's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadersFault {
     #[error(
@@ -48,7 +48,7 @@ pub enum HeadersFault {
     TooLong { n_bytes: usize, limit: usize },
 }
 
-/// Why a request gets no endpoint. Displayed to the client.
+/// Reason why a request gets no endpoint, as the client sees it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(transparent)]
@@ -87,7 +87,7 @@ impl Refusal {
         }
     }
 
-    /// The outcome in decision records, metrics, and, behind `epp_`, in the proxy's response-code details.
+    /// The outcome in decision records, metrics and, after `epp_`, in the proxy's response-code details.
     #[must_use]
     pub fn outcome(&self) -> &'static str {
         match self {
@@ -105,8 +105,8 @@ impl Refusal {
         }
     }
 
-    /// When to try again [s], for a client that was shed. One second is twenty scrapes: long enough for a queue to have
-    /// moved, short enough to be worth waiting for.
+    /// Seconds after which a client whose request was shed may try again. One second is twenty scrapes: long enough for
+    /// a queue to have moved, short enough to be worth waiting for.
     fn retry_after_s(&self) -> Option<u32> {
         matches!(self, Self::Saturated { .. } | Self::Body(BodyFault::NoRoom)).then_some(1)
     }
@@ -184,7 +184,7 @@ impl From<&Refusal> for ImmediateResponse {
     }
 }
 
-/// A header that replaces what the request or response has under that name.
+/// A header that replaces the one of that name in the request or response.
 #[must_use]
 pub fn header(key: &str, raw_value: Bytes) -> HeaderValueOption {
     HeaderValueOption {

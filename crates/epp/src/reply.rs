@@ -1,4 +1,4 @@
-//! The messages that the picker sends to the proxy, and the body cut to the sizes it accepts.
+//! The messages that the picker sends to the proxy; bodies are cut to the sizes that the proxy accepts.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -18,11 +18,11 @@ use inference_api::keys;
 use crate::inquiry::RequestId;
 use crate::refusal::{Refusal, header};
 
-/// Most bytes of body in one message: below Envoy's 64 KiB, as upstream's `BodyByteLimit`.
+/// Most bytes of body in a message: below Envoy's 64 KiB, the same as upstream's `BodyByteLimit`.
 pub const MAX_CHUNK: usize = 62_000;
 const CONTENT_LENGTH: &str = "content-length";
 
-/// A body as it came, or with one range replaced.
+/// A body, unchanged or with one range replaced.
 #[derive(Debug, Default)]
 pub struct Pieces {
     pieces: VecDeque<Bytes>,
@@ -36,7 +36,7 @@ impl Pieces {
         Self { pieces }
     }
 
-    /// The body with `replacement` in the place of `span`.
+    /// The body with `replacement` in place of `span`.
     #[must_use]
     pub fn with_replaced(chunks: Vec<Bytes>, span: &Range<usize>, replacement: &Bytes) -> Self {
         let mut pieces = VecDeque::with_capacity(chunks.len() + 2);
@@ -48,7 +48,7 @@ impl Pieces {
         Self { pieces }
     }
 
-    /// Whether this is `chunk`, unchanged.
+    /// Returns true if this is `chunk`, unchanged.
     #[must_use]
     pub fn is_whole(&self, chunk: &Bytes) -> bool {
         match self.pieces.as_slices() {
@@ -64,14 +64,14 @@ impl Pieces {
         self.pieces.iter().map(Bytes::len).sum()
     }
 
-    /// The whole body as one buffer.
+    /// The whole body in one buffer.
     #[must_use]
     pub fn concat(mut self) -> Bytes {
         self.next_up_to(usize::MAX)
     }
 
-    /// The body in messages of [`MAX_CHUNK`] bytes, the last one of what is left; an empty body is one empty message.
-    /// `end_of_stream` is what the last one says.
+    /// The body in messages of [`MAX_CHUNK`] bytes; the last one has the rest, and an empty body is one empty message.
+    /// The last message has this `end_of_stream`.
     #[must_use]
     pub fn into_messages(mut self, end_of_stream: bool) -> Vec<StreamedBodyResponse> {
         let mut messages = Vec::with_capacity(self.n_bytes() / MAX_CHUNK + 1);
@@ -89,7 +89,7 @@ impl Pieces {
         }
     }
 
-    /// Takes `limit` bytes from the front, or what there is; copies only to join pieces.
+    /// Removes and returns `limit` bytes from the front, or all if there are fewer; copies only to join pieces.
     pub(crate) fn next_up_to(&mut self, limit: usize) -> Bytes {
         let Some(first) = self.take_up_to(limit) else { return Bytes::new() };
         if first.len() == limit || self.pieces.is_empty() {
@@ -105,7 +105,7 @@ impl Pieces {
         joined.freeze()
     }
 
-    /// The first piece, or the front of it.
+    /// Removes the first piece, or the front of it.
     fn take_up_to(&mut self, limit: usize) -> Option<Bytes> {
         let mut first = self.pieces.pop_front()?;
         if first.len() > limit {
@@ -116,7 +116,7 @@ impl Pieces {
     }
 }
 
-/// The parts of a chunk that starts at byte `start` of the body, with `replacement` where `span` begins.
+/// The parts of a chunk that starts at byte `start` of the body; `replacement` is where `span` begins.
 pub fn replace_in_chunk(
     chunk: &Bytes,
     start: usize,
@@ -135,7 +135,7 @@ pub fn replace_in_chunk(
     parts.into_iter().filter(|part| !part.is_empty())
 }
 
-/// The header, and a new content-length where the body's length changed.
+/// The destination header, and a new content-length if the body's length changes.
 fn destination_headers(destination: &str, content_length: Option<usize>) -> HeaderMutation {
     let mut set_headers =
         vec![header(keys::DESTINATION_ENDPOINT, Bytes::copy_from_slice(destination.as_bytes()))];
@@ -155,7 +155,7 @@ fn destination_metadata(destination: &str) -> Struct {
     Struct { fields: [(keys::LB_METADATA.to_owned(), inner)].into() }
 }
 
-/// The answer to request headers that says where to go.
+/// The answer to request headers, with the destination.
 #[must_use]
 pub(crate) fn picked_headers(
     destination: &str,
@@ -171,7 +171,7 @@ pub(crate) fn picked_headers(
     }
 }
 
-/// The answer to request headers whose body is still to come; the pick follows.
+/// The answer to request headers before the pick, while the body is still to come.
 #[must_use]
 pub(crate) fn request_headers(request_id: &RequestId) -> ProcessingResponse {
     let header_mutation = request_id.is_fresh.then(|| HeaderMutation {
@@ -182,14 +182,14 @@ pub(crate) fn request_headers(request_id: &RequestId) -> ProcessingResponse {
     message(Response::RequestHeaders(HeadersResponse { response: Some(common) }))
 }
 
-/// Headers that the client gets beside the engine's: the request's id, and the decision if it was asked for.
+/// Additional response headers for the client: the request's id, and the decision if it asked for it.
 #[must_use]
 pub(crate) fn response_additions(request_id: &str, reason: Option<String>) -> Vec<HeaderValueOption> {
     let reason = reason.map(|reason| header(keys::DECISION, reason.into()));
     std::iter::once(request_id_header(request_id)).chain(reason).collect()
 }
 
-/// The answer to response headers. If the body's length will change, the one that was announced must go.
+/// The answer to response headers. If the body's length will change, the announced content-length is removed.
 #[must_use]
 pub(crate) fn response_headers(
     set_headers: Vec<HeaderValueOption>,
@@ -201,7 +201,7 @@ pub(crate) fn response_headers(
     message(Response::ResponseHeaders(HeadersResponse { response: Some(common) }))
 }
 
-/// The answer to a buffered body: where to go, and the body when it changed.
+/// The answer to a buffered body: the destination, and the body if it changed.
 #[must_use]
 pub fn picked_body(destination: &str, changed: Option<Bytes>) -> ProcessingResponse {
     let content_length = changed.as_ref().map(Bytes::len);
@@ -216,20 +216,20 @@ pub fn picked_body(destination: &str, changed: Option<Bytes>) -> ProcessingRespo
     }
 }
 
-/// One message of a body in a full-duplex mode.
+/// A message of a body in full-duplex mode.
 #[must_use]
 pub fn streamed(body: StreamedBodyResponse) -> BodyResponse {
     let mutation = Some(BodyMutation { mutation: Some(Mutation::StreamedResponse(body)) });
     BodyResponse { response: Some(CommonResponse { body_mutation: mutation, ..CommonResponse::default() }) }
 }
 
-/// A body chunk that stays as it is, in a mode where each chunk is answered.
+/// An unchanged body chunk, in a mode where each chunk is answered.
 #[must_use]
 pub fn unchanged_body() -> BodyResponse {
     BodyResponse { response: Some(CommonResponse::default()) }
 }
 
-/// A body chunk that is replaced, in a mode where each chunk is answered.
+/// A replaced body chunk, in a mode where each chunk is answered.
 #[must_use]
 pub fn changed_body(body: Bytes) -> BodyResponse {
     let mutation = if body.is_empty() { Mutation::ClearBody(true) } else { Mutation::Body(body) };
@@ -237,7 +237,7 @@ pub fn changed_body(body: Bytes) -> BodyResponse {
     BodyResponse { response: Some(CommonResponse { body_mutation, ..CommonResponse::default() }) }
 }
 
-/// The whole body, replaced in a mode in which it is one message.
+/// A replaced body, in a mode where it is one message.
 #[must_use]
 pub fn changed_whole_body(body: Bytes) -> BodyResponse {
     let length = header(CONTENT_LENGTH, body.len().to_string().into());

@@ -1,8 +1,8 @@
-//! What a response says about itself, read as its chunks pass: token usage, and the model name where it must be
-//! restored. All other bytes go on as they came, at once; nothing is kept.
+//! Reads a response while its chunks pass: token usage, and the model's name if it must be restored. All other bytes go
+//! on unchanged and at once; nothing is kept.
 //!
-//! JSON is one document, an event stream has one in each event's `data`. Whatever is neither, or breaks the grammar,
-//! passes unread.
+//! JSON is one document; an event stream has one in the `data` of each event. Anything else, or a body that breaks the
+//! grammar, passes unread.
 
 mod document;
 mod events;
@@ -14,11 +14,11 @@ use bytes::Bytes;
 use self::document::Document;
 use self::events::{Events, Step};
 
-/// Tokens of a request and its response, as the engine counted them.
+/// Tokens of a request and its response, counted by the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
-    /// `prompt_tokens`, or `input_tokens` in the Responses API; in the Messages API `input_tokens` and what was read from
-    /// the cache or written to it.
+    /// `prompt_tokens`, or `input_tokens` in the Responses API; in the Messages API the sum of `input_tokens` and the
+    /// tokens read from and written to the cache.
     pub prompt_tokens: Option<u32>,
     /// `completion_tokens`, or `output_tokens`.
     pub completion_tokens: Option<u32>,
@@ -26,17 +26,17 @@ pub struct Usage {
     pub cached_tokens: Option<u32>,
 }
 
-/// The numbers as the body has them.
+/// The numbers in the body.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     usage: Usage,
-    /// `cache_read_input_tokens`, which `input_tokens` do not count.
+    /// `cache_read_input_tokens`, which are not part of `input_tokens`.
     read: Option<u32>,
-    /// `cache_creation_input_tokens`, likewise.
+    /// `cache_creation_input_tokens`, which are not part of `input_tokens`.
     written: Option<u32>,
 }
 
-/// How the response's body is laid out.
+/// Layout of the response's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     Json,
@@ -46,7 +46,8 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// By the response's headers; a body without a type is taken for JSON, as engines send nothing else.
+    /// The layout according to the response's headers. A body without a type counts as JSON, because engines send
+    /// nothing else.
     #[must_use]
     pub fn new(content_type: Option<&str>, content_encoding: Option<&str>) -> Self {
         if content_encoding.is_some_and(|encoding| !encoding.trim().eq_ignore_ascii_case("identity")) {
@@ -66,7 +67,7 @@ impl Layout {
 pub struct ResponseReader {
     framing: Framing,
     counts: Counts,
-    /// What every `model` value becomes, as a JSON string; `None` leaves them alone.
+    /// JSON string that replaces every `model` value; `None` changes nothing.
     model: Option<Bytes>,
     n_bytes: u64,
 }
@@ -79,7 +80,7 @@ enum Framing {
 }
 
 impl ResponseReader {
-    /// `model` is the JSON string that takes the place of each `model` value.
+    /// Creates a reader; `model` is the JSON string that replaces each `model` value.
     #[must_use]
     pub fn new(layout: Layout, model: Option<Bytes>) -> Self {
         let framing = match layout {
@@ -90,7 +91,7 @@ impl ResponseReader {
         Self { framing, counts: Counts::default(), model, n_bytes: 0 }
     }
 
-    /// The chunk as it goes on: whole, or in parts when a model name in it is replaced.
+    /// The outgoing chunk: whole, or in parts if a model name in it is replaced.
     pub fn push(&mut self, chunk: &Bytes) -> Vec<Bytes> {
         self.n_bytes += chunk.len() as u64;
         let mut out = Parts { chunk, replacement: self.model.as_ref(), parts: Vec::new(), n_done: 0 };
@@ -120,14 +121,14 @@ impl ResponseReader {
         out.finish(swallows)
     }
 
-    /// What the body said so far; `None` when it named no tokens.
+    /// The usage so far; `None` if the body contained no token counts.
     #[must_use]
     pub fn usage(&self) -> Option<Usage> {
         let usage = self.counts.usage();
         (usage != Usage::default()).then_some(usage)
     }
 
-    /// Bytes that came.
+    /// Bytes of the body so far.
     #[must_use]
     pub fn n_bytes(&self) -> u64 {
         self.n_bytes
@@ -146,7 +147,7 @@ impl Counts {
     }
 }
 
-/// One chunk on its way out.
+/// The outgoing parts of one chunk.
 struct Parts<'a> {
     chunk: &'a Bytes,
     replacement: Option<&'a Bytes>,
@@ -156,7 +157,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// A model's value begins at `at`: its replacement goes out, whatever comes of the rest.
+    /// A model's value begins at `at`: its replacement goes out, whatever follows.
     fn begin_model(&mut self, at: usize) {
         if let Some(replacement) = self.replacement {
             self.keep(self.n_done..at);
@@ -165,7 +166,7 @@ impl Parts<'_> {
         }
     }
 
-    /// The value ended in front of `at`.
+    /// The value ended before `at`.
     fn end_model(&mut self, at: usize) {
         if self.replacement.is_some() {
             self.n_done = at;

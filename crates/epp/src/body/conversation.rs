@@ -1,12 +1,13 @@
-//! Conversations of the three APIs as one text, in the order in which the engine's chat template puts them: the leading
-//! system message, the tools, the other messages, and what decides about the prompt behind them.
+//! Writes the conversations of the three APIs as one text, in the order of the engine's chat template: the leading
+//! system message, the tools, the other messages, and then what else decides about the prompt.
 
 use super::source::{Inner, Kind, Source, Span, Walk, Word};
 use super::text::BillingLine;
 use super::writer::{Part, Writer, Written};
 use super::{Api, Field, Fields};
 
-/// A message or an item, by where its fields stand. The Responses API spreads an assistant's message over items.
+/// A message or an item, as the positions of its fields. The Responses API spreads an assistant's message over several
+/// items.
 #[derive(Debug, Default)]
 struct Message {
     kind: Option<Span>,
@@ -14,26 +15,27 @@ struct Message {
     content: Option<Span>,
     reasoning: Option<Span>,
     tool_calls: Option<Span>,
-    /// Of an item that is a call, or the output of one.
+    /// Name in an item that is a call, or the output of one.
     name: Option<Span>,
     arguments: Option<Span>,
     output: Option<Span>,
     summary: Option<Span>,
 }
 
-/// What must be known of all messages before the first is written.
+/// Facts about all messages that must be known before the first is written.
 #[derive(Debug, Default)]
 struct Survey {
     leads_with_system: bool,
-    /// Chat templates do not know the role, so that the engine makes one system message of these and the system's.
+    /// True if there are developer messages. Chat templates do not know the role, so the engine merges these and the
+    /// system's into one system message.
     has_developer: bool,
-    /// Inside the conversation of the Messages API.
+    /// True if a conversation of the Messages API contains system messages.
     has_system: bool,
-    /// Reasoning is shown behind the last question only.
+    /// Position of the last question: reasoning is shown only after it.
     last_user: Option<usize>,
 }
 
-/// What of an assistant's message is written, in the Responses API.
+/// The part of an assistant's message that is open, in the Responses API.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Open {
     None,
@@ -49,7 +51,7 @@ struct Conversation<'a> {
     survey: Survey,
 }
 
-/// The text of the conversation whose messages stand at `messages`.
+/// The text of the conversation in the array at `messages`.
 pub(super) fn write(source: &Source<'_>, api: Api, fields: &Fields, messages: &Span) -> Written {
     let survey = Survey::new(source, api, messages);
     let mut conversation = Conversation { writer: Writer::new(source), api, fields, messages, survey };
@@ -81,7 +83,7 @@ impl Message {
     }
 }
 
-/// Calls `each` with every message in the array at `span`, its number and its role.
+/// Calls `each` with every message in the array at `span`: its number, its fields, its role and its position.
 fn each_message(
     source: &Source<'_>,
     span: &Span,
@@ -127,7 +129,7 @@ impl Survey {
     }
 }
 
-/// Whether a user's message of the Messages API is more than the results of tools.
+/// Returns true if a user's message of the Messages API contains more than results of tools.
 fn asks(source: &Source<'_>, message: &Message) -> bool {
     let Some(content) = &message.content else { return false };
     let mut asks = source.kind(content) == Kind::Text;
@@ -181,7 +183,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// The instructions, and the system messages that the engine puts in front of the tools.
+    /// Writes the instructions, and the system messages that the engine puts before the tools.
     fn leading_system(&mut self) {
         let field = match self.api {
             Api::Responses => self.fields.get(Field::Instructions),
@@ -218,7 +220,7 @@ impl Conversation<'_> {
         self.writer.end_message();
     }
 
-    /// Whether the engine puts the message of this number and role in front of the tools.
+    /// Returns true if the engine puts the message with this number and role before the tools.
     fn leads(&self, message_idx: usize, role: &[u8]) -> bool {
         let Survey { leads_with_system, has_developer, .. } = self.survey;
         match (self.api, role) {
@@ -245,7 +247,7 @@ impl Conversation<'_> {
         });
     }
 
-    /// A chat's message.
+    /// Writes a chat's message.
     fn message(&mut self, message: &Message, role: &[u8], shows_reasoning: bool) {
         self.writer.begin_message(role);
         if let Some(reasoning) = message.reasoning.as_ref().filter(|_| shows_reasoning) {
@@ -289,7 +291,7 @@ impl Conversation<'_> {
         });
     }
 
-    /// A message of the Messages API: results of tools are messages of their own, in front of the user's words.
+    /// Writes a message of the Messages API. Results of tools become messages of their own, before the user's text.
     fn blocks(&mut self, message: &Message, role: &[u8], shows_reasoning: bool) {
         let source = self.writer.source;
         let Some(content) = message.content.as_ref().filter(|content| source.kind(content) == Kind::Array)
@@ -340,7 +342,7 @@ impl Conversation<'_> {
         self.writer.end_message();
     }
 
-    /// Items of the Responses API, or a text that is the user's.
+    /// Writes items of the Responses API, or a text, which is the user's message.
     fn items(&mut self) {
         let (source, messages) = (self.writer.source, self.messages);
         if source.kind(messages) == Kind::Text {
@@ -364,7 +366,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Writes an item; returns what of an assistant's message is open behind it.
+    /// Writes an item. Returns which part of an assistant's message is open after it.
     fn item(
         &mut self,
         item: &Message,
@@ -406,7 +408,7 @@ impl Conversation<'_> {
                 let (role, content): (_, Option<&Span>) = match kind {
                     b"" | b"message" => (role, item.content.as_ref()),
                     b"function_call_output" => (b"tool".as_slice(), item.output.as_ref()),
-                    // What is not known is told apart by its whole value.
+                    // Unknown items are distinguished by their whole value.
                     _ => {
                         self.writer.option("item", span);
                         return Open::None;
@@ -419,7 +421,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Begins an assistant's message unless one is open that `takes` more.
+    /// Begins an assistant's message, unless one is open that `takes` more.
     fn continue_assistant(&mut self, open: Open, takes: impl FnOnce(Open) -> bool) {
         match open {
             Open::None => self.writer.begin_message(b"assistant"),

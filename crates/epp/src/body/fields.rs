@@ -1,4 +1,4 @@
-//! The fields of a body that are read, by where their values stand.
+//! The fields of a body that are read, and the positions of their values.
 
 use super::source::Span;
 
@@ -14,11 +14,11 @@ pub(super) enum Field {
     Instructions,
     System,
     Tools,
-    /// `text_1`, `query` and the like: the first of pairs.
+    /// The first texts of pairs: `text_1`, `query` and the like.
     First,
-    /// `text_2`, `documents` of a request for scores, and the like: the second of pairs.
+    /// The second texts of pairs: `text_2`, `documents` of a request for scores, and the like.
     Second,
-    /// Of a chat, or of a request for scores.
+    /// Documents of a chat or of a request for scores.
     Documents,
     ChatTemplate,
     ChatTemplateKwargs,
@@ -34,11 +34,11 @@ pub(super) enum Field {
     Logprobs,
     SamplingParams,
     Task,
-    /// Not read.
+    /// Any field that is not read.
     Other,
 }
 
-/// Where the values stand.
+/// Positions of the values.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     values: [Value; Field::Other as usize],
@@ -91,14 +91,14 @@ impl Field {
 // === impl Fields ===
 
 impl Fields {
-    /// A later value replaces an earlier one.
+    /// Notes the value of `field`; a later value replaces an earlier one.
     pub(super) fn note(&mut self, field: Field, span: Span, is_null: bool) {
         if let Some(value) = self.values.get_mut(field as usize) {
             *value = if is_null { Value::Null } else { Value::At(span) };
         }
     }
 
-    /// Where the value stands; `None` when it is absent or `null`.
+    /// Position of the value; `None` if it is absent or `null`.
     pub(super) fn get(&self, field: Field) -> Option<&Span> {
         match self.values.get(field as usize)? {
             Value::At(span) => Some(span),

@@ -1,54 +1,54 @@
-//! A plain prompt, hashed while its chunks arrive: a text, token ids, or a chat of texts.
+//! Hashes a plain prompt while its chunks arrive: a text, token ids, or a chat of texts.
 //!
-//! It gives up on whatever else is in it, or is not in the order in which it is hashed; such a prompt is rendered when the
-//! body is complete. For what it does not give up on, it makes the same text.
+//! It gives up on any other value, and on fields that are not in the order in which they are hashed; such a prompt is
+//! rendered when the body is complete. In all other cases the text is the same as the rendered one.
 
 use super::source::{MAX_WORD, Word};
 use super::text::{BillingLine, PromptText, SystemText, TextWriter};
 use crate::json::{Container, Event};
 
-/// What the value must be.
+/// The shape that the value must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     /// An array of messages.
     Chat,
     /// A text, or an array of token ids.
     Prompt,
-    /// A text that is the only message, the user's.
+    /// A text that is the only message, and the user's.
     UserText,
 }
 
-/// Whether the value is plain so far.
+/// The state of the value: plain so far, or given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     Plain,
     GivenUp,
 }
 
-/// The events of one value, from its first to its last.
+/// Takes the events of one value, from the first to the last.
 #[derive(Debug)]
 pub(super) struct Live {
     shape: Shape,
     place: Place,
-    /// Open containers of a value that is not part of the prompt.
+    /// Number of open containers of a value that is not part of the prompt.
     n_skipped: u32,
     reads: Reads,
     key: Word,
     role: Word,
     part_type: Word,
     message: MessageState,
-    /// Of the current text in a system message.
+    /// State of the current text, in a system message.
     system: Option<SystemText>,
     text: TextWriter,
 }
 
-/// Where the next value stands.
+/// Place of the next value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     Start,
     TokenIds,
     Messages,
-    /// In a message, behind this key.
+    /// In a message, after this key.
     Message(MessageKey),
     /// In the array of a message's content.
     Parts,
@@ -59,7 +59,7 @@ enum Place {
 enum MessageKey {
     Role,
     Content,
-    /// Not part of the prompt.
+    /// A key whose value is not part of the prompt.
     Other,
 }
 
@@ -70,7 +70,7 @@ enum PartKey {
     Other,
 }
 
-/// Where the text of the current string goes.
+/// Target of the current string's text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reads {
     Nothing,
@@ -78,19 +78,19 @@ enum Reads {
     Role,
     PartType,
     Prompt,
-    /// The same, of a system message.
+    /// The prompt; the string is in a system message.
     System,
-    /// The same, and this is the start of a part.
+    /// The prompt; the string begins a part of the content.
     Part,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum MessageState {
-    /// Nothing of it is hashed.
+    /// Nothing of the message is hashed.
     Fresh,
-    /// Its role is, and its content is open or was.
+    /// Its role is hashed, and its content has begun.
     Begun,
-    /// The same, and a part with a text is behind it.
+    /// Its role and a part with a text are hashed.
     HasPart,
 }
 
@@ -112,12 +112,12 @@ impl Live {
         }
     }
 
-    /// The prompt, once its last event was applied.
+    /// The prompt, after its last event.
     pub(super) fn finish(self) -> PromptText {
         self.text.finish()
     }
 
-    /// Takes an event that is not text of a key or a string.
+    /// Takes an event that is not text of a key or string.
     pub(super) fn apply(&mut self, event: Event<'_>) -> Progress {
         if self.n_skipped > 0 {
             match event {
@@ -154,12 +154,12 @@ impl Live {
         Progress::Plain
     }
 
-    /// Where the text of the current string goes, if it is part of the prompt as it is.
+    /// Target of the current string's text, if the text is part of the prompt as it is.
     pub(super) fn current_text(&mut self) -> Option<&mut TextWriter> {
         (self.reads == Reads::Prompt).then_some(&mut self.text)
     }
 
-    /// Takes text of the current key or string, of which this may be a part.
+    /// Takes text of the current key or string, or a piece of it.
     #[inline]
     pub(super) fn push_text(&mut self, text: &[u8]) -> Progress {
         match self.reads {
@@ -197,7 +197,7 @@ impl Live {
             (Place::Message(_), b"content") if self.message == MessageState::Fresh => {
                 Place::Message(MessageKey::Content)
             }
-            // A key that came before, or one that changes what is rendered.
+            // A key that occurred before, or one that changes what is rendered.
             (
                 Place::Message(_),
                 b"role" | b"content" | b"tool_calls" | b"reasoning" | b"reasoning_content" | b"thinking",
@@ -248,7 +248,7 @@ impl Live {
         self.reads = Reads::Nothing;
     }
 
-    /// A number, `null` and the like, where it says nothing; elsewhere it is not plain.
+    /// Takes a number, `null` or the like: ignored in some places, otherwise the value is not plain.
     fn scalar(&mut self) -> Progress {
         match self.place {
             Place::Message(MessageKey::Content | MessageKey::Other) | Place::Part(PartKey::Other) => {
@@ -314,7 +314,7 @@ impl Live {
         Progress::Plain
     }
 
-    /// Hashes the role, which must be known by now.
+    /// Hashes the role, which must be known before.
     fn begin_message(&mut self) -> Progress {
         let role = self.role.as_bytes();
         match role {

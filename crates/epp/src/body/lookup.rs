@@ -1,49 +1,49 @@
-//! How the engine's prefix cache stands to the text that is hashed.
+//! Relation of the hashed text to the lookup in the engine's prefix cache.
 
 use super::fields::{Field, Fields};
 use super::prompts::Prompts;
 use super::source::{Kind, Source};
 use super::{Api, Literal};
 
-/// What the engine looks for in its cache.
+/// The engine's lookup in its cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// The tokens of the hashed text: how many it finds is evidence of what it holds.
+    /// The engine looks up the tokens of the hashed text, so the number of cached tokens is evidence of what it holds.
     Text,
-    /// Tokens that the text does not tell all of, or in an order that the picker does not know: that it finds few of them is
-    /// no evidence.
+    /// The engine looks up tokens that the text does not fully determine, or in an order that the picker does not know.
+    /// If it finds few of them, that is no evidence.
     Beside(Unseen),
-    /// None: the request wants the log probabilities of its prompt, or the output for each of its tokens, so that the engine
-    /// computes all of them.
+    /// The engine looks up nothing: the request wants the log probabilities of its prompt, or the output for each of
+    /// its tokens, so the engine computes all of them.
     Skipped,
 }
 
-/// Why the hashed text is not what the engine looks for.
+/// Reason why the engine does not look up the hashed text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unseen {
     /// No prompt was read.
     NoPrompt,
-    /// What an answer says of the cache is one number for all prompts.
+    /// The prompt is one of several, for which an answer reports one number of cached tokens.
     SeveralPrompts,
-    /// `prompt_embeds` are prompts besides.
+    /// There are also prompts in `prompt_embeds`.
     PromptEmbeds,
     /// The engine cuts the prompt to a number of tokens.
     Truncated,
-    /// The conversation goes on from one that the engine keeps.
+    /// The conversation continues one that the engine keeps.
     StoredResponse,
-    /// The request has a chat template of its own, or values for the engine's.
+    /// The request has its own chat template, or values for the engine's.
     Template,
     /// Documents of a chat, which some templates show.
     Documents,
-    /// What effort is shown, and where, the template decides.
+    /// The template decides whether and where the reasoning effort is shown.
     ReasoningEffort,
-    /// Images, sounds and videos are known by their URL or data; how many tokens they are, the engine knows.
+    /// Images, sounds and videos are hashed by their URL or data; only the engine knows how many tokens they are.
     Media,
-    /// A line that some engines leave out of the prompt.
+    /// There is a line that some engines leave out of the prompt.
     BillingLine,
-    /// Pooling answers do not tell of the cache.
+    /// Answers to pooling requests do not report cached tokens.
     Pooling,
-    /// Answers of the Messages API do not tell of the cache in all engines.
+    /// Not all engines report cached tokens in the Messages API.
     MessagesUsage,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn of(source: &Source<'_>, api: Api, fields: &Fields, prompts: &Promp
     let is_set = |field| fields.get(field).is_some();
     let has_options = fields.get(Field::ChatTemplateKwargs).is_some_and(|kwargs| {
         let mut has_options = false;
-        // What these say stands behind the last message.
+        // These two only change what follows the last message.
         source.fields(kwargs, |key, _| has_options |= !matches!(key, b"enable_thinking" | b"thinking"));
         has_options
     });
@@ -76,13 +76,13 @@ pub(super) fn of(source: &Source<'_>, api: Api, fields: &Fields, prompts: &Promp
     unseen.into_iter().find(|(is_so, _)| *is_so).map_or(Lookup::Text, |(_, unseen)| Lookup::Beside(unseen))
 }
 
-/// vLLM's `skip_reading_prefix_cache`: with log probabilities of the prompt, which `echo` asks for too where it asks for those
-/// of the reply, and for the pooling of each token.
+/// vLLM's `skip_reading_prefix_cache`: true if log probabilities of the prompt are wanted (which `echo` implies if
+/// those of the reply are wanted), or the pooling of each token.
 fn skips_the_cache(source: &Source<'_>, api: Api, fields: &Fields) -> bool {
     let is_set = |field| fields.get(field).is_some();
     let echoes =
         fields.get(Field::Echo).is_some_and(|echo| source.kind(echo) == Kind::Literal(Literal::True));
-    // `top_logprobs` of a chat are 0 by default, and not absent.
+    // A chat's `top_logprobs` are 0 by default, not absent.
     let is_chat = api == Api::Chat || is_set(Field::Messages) && !is_set(Field::Prompt);
     let mut has_prompt_logprobs = is_set(Field::PromptLogprobs);
     if let Some(params) = fields.get(Field::SamplingParams) {

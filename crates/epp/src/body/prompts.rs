@@ -1,4 +1,4 @@
-//! The prompts of a body: one in most, several in an array, none in some.
+//! The prompts of a body: usually one, several in an array, or none.
 
 use super::fields::{Field, Fields};
 use super::source::{Inner, Kind, Source, Span, Walk};
@@ -6,10 +6,11 @@ use super::text::PromptText;
 use super::writer::Writer;
 use super::{Api, BodyError, conversation};
 
-/// Most prompts of a body that are read, the first ones: all of them are looked up and noted under the lock of the picks.
+/// Most prompts of a body that are read, from the first on: all are looked up and noted while the lock of the picks is
+/// held.
 pub const MAX_PROMPTS: usize = 128;
 
-/// Fields that change a conversation besides its messages.
+/// Fields besides the messages that change a conversation.
 const BESIDE_MESSAGES: [Field; 9] = [
     Field::Tools,
     Field::Instructions,
@@ -22,7 +23,7 @@ const BESIDE_MESSAGES: [Field; 9] = [
     Field::ContinueFinalMessage,
 ];
 
-/// The prompts, and what of them is not in their texts.
+/// The prompts, and properties that are not in their texts.
 #[derive(Debug)]
 pub(super) struct Prompts {
     pub(super) texts: Result<Vec<PromptText>, BodyError>,
@@ -30,7 +31,7 @@ pub(super) struct Prompts {
     pub(super) has_billing_line: bool,
 }
 
-/// Reads the prompts. `hashed` is the one that was hashed as it arrived, and its field.
+/// Reads the prompts. `hashed` is the prompt that was hashed as it arrived, and its field.
 pub(super) fn read(
     source: &Source<'_>,
     api: Api,
@@ -67,7 +68,7 @@ pub(super) fn read(
 // === impl Api ===
 
 impl Api {
-    /// The fields that may hold the prompt, and their keys; of several in one body the first of these counts.
+    /// Fields that may contain the prompt, and their keys; if a body has several, the first in this list counts.
     fn fields(self) -> &'static [(Field, &'static str)] {
         match self {
             Self::Chat | Self::Messages => &[(Field::Messages, "messages")],
@@ -91,7 +92,7 @@ impl Api {
         }
     }
 
-    /// Whether `field` holds what a chat template makes a prompt of.
+    /// Returns true if the value of `field` is a conversation, from which a chat template makes the prompt.
     fn is_conversation(self, field: Field) -> bool {
         field == Field::Messages || self == Self::Responses
     }
@@ -118,7 +119,7 @@ fn conversation(source: &Source<'_>, api: Api, fields: &Fields, messages: &Span)
     }
 }
 
-/// A prompt for each text or array of token ids in the fields; `None` when one is neither.
+/// A prompt for each text or array of token ids in the fields; `None` if an element is neither.
 fn several(source: &Source<'_>, api: Api, fields: &Fields, field: Field) -> Option<Vec<PromptText>> {
     let mut texts = Vec::new();
     let pairs = [Field::First, Field::Second, Field::Documents];
@@ -143,7 +144,7 @@ fn push_each(source: &Source<'_>, api: Api, span: &Span, texts: &mut Vec<PromptT
             match source.kind(&element) {
                 Kind::Text => are_read &= push_text(source, &element, texts),
                 Kind::Array => are_read &= push_ids(source, &element, texts),
-                // One prompt of token ids, or something that is neither.
+                // A single prompt of token ids, or an element that is neither text nor ids.
                 Kind::Number => {
                     are_read &= push_ids(source, span, texts);
                     return Walk::Stop;

@@ -1,4 +1,4 @@
-//! A complete body, read again by position. The first reading has checked its grammar.
+//! A complete body, read again by position. The first pass has checked its grammar.
 
 use std::ops::Range;
 
@@ -7,13 +7,13 @@ use bytes::Bytes;
 use super::text::JsonText;
 use crate::json::{Event, Lexer, Literal};
 
-/// Longest key or short text that is told apart [bytes]; `continue_final_message` is the longest that is read.
+/// Longest key or short text that is compared, in bytes; the longest known one is `continue_final_message`.
 pub(super) const MAX_WORD: usize = 24;
 
-/// Where a value stands in the body.
+/// Position of a value in the body.
 pub(super) type Span = Range<usize>;
 
-/// Chunks of a body, found by offset.
+/// The chunks of a body, indexed by offset.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
     chunks: &'a [Bytes],
@@ -21,7 +21,7 @@ pub(super) struct Source<'a> {
     starts: Vec<usize>,
 }
 
-/// What a value is, by its first byte.
+/// The kind of a value, from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -31,23 +31,24 @@ pub(super) enum Kind {
     Literal(Literal),
 }
 
-/// A key or another short text; what is longer than [`MAX_WORD`] is cut behind it, so that it is none that is known.
+/// A key or another short text. Text longer than [`MAX_WORD`] is cut to one byte more, so that it equals no known word.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Word {
     bytes: [u8; MAX_WORD + 1],
     len: usize,
 }
 
-/// A value inside a container.
+/// A value in a container.
 #[derive(Debug)]
 pub(super) enum Inner<'w> {
-    /// A value of an object right inside the container; the [`Self::Value`] of that object follows its last field.
+    /// A field of an object that is directly in the container; the [`Self::Value`] of that object follows its last
+    /// field.
     Field(&'w [u8], Span),
-    /// A value right inside the container, with its key in an object.
+    /// A value directly in the container, with its key if the container is an object.
     Value(&'w [u8], Span),
 }
 
-/// Whether a walk goes on.
+/// Result of a visit: the walk continues, or stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Walk {
     On,
@@ -104,16 +105,17 @@ impl<'a> Source<'a> {
         Self { chunks, starts: starts.collect() }
     }
 
-    /// What the value at `span` is.
+    /// The kind of the value at `span`.
     pub(super) fn kind(&self, span: &Span) -> Kind {
         Kind::of(self.pieces(span).next().and_then(|piece| piece.first()).copied().unwrap_or_default())
     }
 
-    /// Every value right inside the container at `span`, and the fields of those that are objects in front of each.
+    /// Calls `each` with every value directly in the container at `span`; the fields of a value that is an object come
+    /// before it.
     pub(super) fn walk(&self, span: &Span, mut each: impl FnMut(Inner<'_>) -> Walk) {
         let mut lexer = Lexer::starting_at(span.start);
         let (mut depth, mut starts, mut is_key) = (0_usize, [0; 3], false);
-        // Keys of the container, and of the value right inside it.
+        // Current keys of the container and of the value in it.
         let mut keys = [Word::default(); 2];
         for mut piece in self.pieces(span) {
             while let Ok(Some(event)) = lexer.next(&mut piece) {
@@ -170,7 +172,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The fields of the object at `span`, in their order; none if it is not one.
+    /// Calls `each` with the fields of the object at `span`, in their order; never if it is not an object.
     pub(super) fn fields(&self, span: &Span, mut each: impl FnMut(&[u8], Span)) {
         if self.kind(span) == Kind::Object {
             self.walk(span, |inner| {
@@ -182,7 +184,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The text of the string at `span`, without escapes; none if it is not one.
+    /// Calls `each` with the pieces of the string at `span`, without escapes; never if it is not a string.
     pub(super) fn text(&self, span: &Span, mut each: impl FnMut(&[u8])) {
         if self.kind(span) != Kind::Text {
             return;
@@ -201,14 +203,14 @@ impl<'a> Source<'a> {
         });
     }
 
-    /// The same, of a string that is short.
+    /// The short string at `span`.
     pub(super) fn word(&self, span: &Span) -> Word {
         let mut word = Word::default();
         self.text(span, |text| word.push(text));
         word
     }
 
-    /// The value at `span` as Python writes JSON.
+    /// Calls `each` with the pieces of the value at `span`, written as Python writes JSON.
     pub(super) fn json(&self, span: &Span, mut each: impl FnMut(&[u8])) {
         let mut writer = JsonText::default();
         self.events(span, |event| writer.write(event, &mut each));
@@ -216,7 +218,7 @@ impl<'a> Source<'a> {
 
     pub(super) fn events(&self, span: &Span, mut each: impl FnMut(Event<'_>)) {
         let mut lexer = Lexer::starting_at(span.start);
-        // A number ends where something else begins.
+        // The space ends a number at the end of the value.
         for mut piece in self.pieces(span).chain([b" ".as_slice()]) {
             while let Ok(Some(event)) = lexer.next(&mut piece) {
                 each(event);

@@ -1,19 +1,19 @@
-//! The text of one prompt, hashed as it is written; what it says of strings, JSON and media.
+//! The text of a prompt, hashed while it is written: strings, JSON and media.
 
 use prefix_index::chain::ChainBuilder;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::json::{Container, Event, Lexer, Literal, Number};
 
-/// What one image, sound or video weighs in the text [bytes]. An image is some hundred tokens, whatever its URL is; more
-/// than this would let a small body ask for much hashing.
+/// Bytes that an image, sound or video counts as in the text. An image is some hundred tokens, however long its URL is;
+/// with more bytes than this, a small body could cause much hashing.
 const MEDIA_BYTES: usize = 512;
-/// Text that is hashed at once [bytes].
+/// Bytes of text that are hashed at once.
 const WRITE_BYTES: usize = 2048;
-/// Claude Code's line about itself, which differs from request to request; vLLM leaves it out of system prompts.
+/// Start of Claude Code's line about itself, which changes with each request; vLLM leaves it out of system prompts.
 const BILLING_HEADER: &[u8] = b"x-anthropic-billing-header";
 
-/// One prompt of a request: what of it is hashed. The seed is missing.
+/// The hashed text of one prompt, without the seed.
 #[derive(Clone, Debug, Default)]
 pub struct PromptText {
     pub chain: ChainBuilder,
@@ -21,25 +21,25 @@ pub struct PromptText {
     pub n_bytes: u64,
 }
 
-/// Writes the text of a prompt. Strings come in pieces as short as their escapes are close, and hashing them one by one takes
-/// longer than putting them together.
+/// Writes the text of a prompt. Escapes cut strings into short pieces; it collects them, because hashing them one by
+/// one would take longer.
 #[derive(Debug, Default)]
 pub(super) struct TextWriter {
     text: PromptText,
-    /// What is written and not hashed yet: less than [`WRITE_BYTES`].
+    /// Text that is written but not hashed yet: less than [`WRITE_BYTES`].
     pending: Vec<u8>,
 }
 
-/// What becomes of a line of Claude Code's in a system prompt.
+/// Treatment of Claude Code's line in a system prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BillingLine {
-    /// In a chat: left out up to its end.
+    /// Left out up to the end of the line (chat).
     Cut,
-    /// In a request to the Messages API: left out with the block that begins with it.
+    /// Left out with the block that begins with it (Messages API).
     CutBlock,
 }
 
-/// Leaves the billing line out of a text that is given piece by piece.
+/// Leaves the billing line out of a text that arrives in pieces.
 #[derive(Debug)]
 pub(super) struct SystemText {
     line: BillingLine,
@@ -49,28 +49,28 @@ pub(super) struct SystemText {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum SystemState {
-    /// So many bytes of the header were seen, and nothing else.
+    /// Only the first bytes of the header were seen, as many as this.
     Start(usize),
     InLine,
     Text,
 }
 
-/// Writes JSON as Python's `json.dumps` does by default, so that the client's spacing makes no difference.
+/// Writes JSON like Python's `json.dumps` with its defaults, so that the client's spacing makes no difference.
 #[derive(Debug, Default)]
 pub(super) struct JsonText {
-    /// One bit per open container, the innermost lowest: 1 = it has a value.
+    /// One bit per open container, the innermost lowest: 1 means that it already has a value.
     has_values: u128,
     is_behind_key: bool,
 }
 
-/// Reads a text that is JSON itself, piece by piece, as [`JsonText`].
+/// Reads a text that is itself JSON, in pieces, and writes it like [`JsonText`].
 #[derive(Debug)]
 pub(super) struct EmbeddedJson {
     lexer: Lexer,
     writer: JsonText,
 }
 
-/// The identity of something that is not text.
+/// Hash that identifies a value that is not text.
 #[derive(Default)]
 pub(super) struct Identity(Xxh3);
 
@@ -96,7 +96,7 @@ impl TextWriter {
         self.pending.clear();
     }
 
-    /// A field whose value decides about the prompt in a way that only the engine knows.
+    /// Writes a field whose effect on the prompt only the engine knows.
     pub(super) fn push_option(&mut self, key: &str, value: Identity) {
         self.push(key.as_bytes());
         self.push(&value.0.digest128().to_le_bytes());
@@ -127,7 +127,7 @@ impl SystemText {
         Self { line, state: SystemState::Start(0), has_line: false }
     }
 
-    /// Gives `keep` what of `piece` is left.
+    /// Calls `keep` with the parts of `piece` that stay.
     pub(super) fn push(&mut self, mut piece: &[u8], mut keep: impl FnMut(&[u8])) {
         while let SystemState::Start(n_seen) = self.state {
             let Some((first, rest)) = piece.split_first() else { return };
@@ -155,14 +155,14 @@ impl SystemText {
         }
     }
 
-    /// The text is over: gives `keep` what was held back.
+    /// Ends the text: calls `keep` with the bytes that were held back.
     pub(super) fn finish(self, mut keep: impl FnMut(&[u8])) {
         if let SystemState::Start(n_seen @ 1..) = self.state {
             keep(&BILLING_HEADER[..n_seen]);
         }
     }
 
-    /// Whether the text begins with such a line.
+    /// Returns true if the text begins with such a line.
     pub(super) fn has_line(&self) -> bool {
         self.has_line
     }
@@ -232,7 +232,7 @@ impl EmbeddedJson {
         Self { lexer: Lexer::new(), writer: JsonText::default() }
     }
 
-    /// What is not JSON ends the text: the engine does not show it either.
+    /// Takes the next piece. Text after the first fault in the JSON is ignored: the engine does not show it either.
     pub(super) fn push(&mut self, mut piece: &[u8], mut out: impl FnMut(&[u8])) {
         while let Ok(Some(event)) = self.lexer.next(&mut piece) {
             self.writer.write(event, &mut out);

@@ -1,8 +1,8 @@
-//! UTF-8 checked across chunk borders.
+//! Checks UTF-8 across the borders of chunks.
 
 use super::BodyError;
 
-/// A character that a chunk border cut: at most three bytes.
+/// Bytes of a character that the border of a chunk has cut: at most three.
 #[derive(Debug, Default)]
 pub(crate) struct Utf8Checker {
     carry: [u8; 4],
@@ -12,8 +12,9 @@ pub(crate) struct Utf8Checker {
 }
 
 impl Utf8Checker {
-    /// # Errors
-    /// The offset of the first byte that is not UTF-8.
+    /// Checks the next chunk.
+    ///
+    /// # Errors The offset of the first byte that is not UTF-8.
     pub(crate) fn push(&mut self, mut chunk: &[u8]) -> Result<(), BodyError> {
         while self.n_carry > 0 {
             let Some((&byte, rest)) = chunk.split_first() else { return Ok(()) };
@@ -39,8 +40,9 @@ impl Utf8Checker {
         Ok(())
     }
 
-    /// # Errors
-    /// When the body ends inside a character.
+    /// Checks the end of the body.
+    ///
+    /// # Errors If the body ends inside a character.
     pub(crate) fn finish(&self) -> Result<(), BodyError> {
         if self.n_carry == 0 {
             return Ok(());

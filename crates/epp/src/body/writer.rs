@@ -1,10 +1,10 @@
-//! Writes messages, tools and calls as the text of a prompt, in one way for every API.
+//! Writes messages, tools and calls as the text of a prompt, the same for every API.
 
 use super::source::{Inner, Kind, Source, Span, Walk};
 use super::text::{BillingLine, EmbeddedJson, Identity, PromptText, SystemText, TextWriter};
 use crate::json::{Event, Literal};
 
-/// Fields of a content part that hold an image, a sound or a video, or say where it is.
+/// Fields of a content part that contain an image, sound or video, or its location.
 const MEDIA: [&[u8]; 12] = [
     b"image_url",
     b"input_audio",
@@ -20,13 +20,13 @@ const MEDIA: [&[u8]; 12] = [
     b"file_id",
 ];
 
-/// What a part of a message is, and where what it holds stands.
+/// The type of a message's part, and the positions of its fields.
 #[derive(Debug, Default)]
 pub(super) struct Part {
     pub(super) kind: Option<Span>,
     pub(super) text: Option<Span>,
     media: Option<Span>,
-    /// vLLM's name for a medium that the client chooses.
+    /// Id that the client gives a medium (vLLM's `uuid`).
     uuid: Option<Span>,
     refusal: Option<Span>,
     pub(super) thinking: Option<Span>,
@@ -39,18 +39,18 @@ pub(super) struct Part {
 pub(super) struct Writer<'a> {
     pub(super) source: &'a Source<'a>,
     text: TextWriter,
-    /// Whether something of the current message's content is written.
+    /// True if a part of the current message's content is written.
     has_part: bool,
     has_media: bool,
     has_billing_line: bool,
 }
 
-/// A text that was written, and what of the prompt is not in it as the engine has it.
+/// A written text, and its differences from the engine's prompt.
 #[derive(Debug)]
 pub(super) struct Written {
     pub(super) text: PromptText,
     pub(super) has_media: bool,
-    /// A line was left out that older engines keep.
+    /// True if a line was left out that older engines keep.
     pub(super) has_billing_line: bool,
 }
 
@@ -102,7 +102,7 @@ impl<'a> Writer<'a> {
         self.text.push(b"\n");
     }
 
-    /// What stands between two texts that the engine makes one message of.
+    /// Writes `text` between two texts that the engine joins into one message.
     pub(super) fn separator(&mut self, text: &[u8]) {
         if self.has_part {
             self.text.push(text);
@@ -110,13 +110,13 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A text as it is.
+    /// Writes a text as it is.
     pub(super) fn text(&mut self, span: &Span) {
         let Self { source, text, .. } = self;
         source.text(span, |piece| text.push(piece));
     }
 
-    /// Token ids, four bytes each, little endian. False when one is not an integer of 32 bits.
+    /// Writes token ids, four bytes each, little endian. Returns false if one is not an integer of 32 bits.
     pub(super) fn token_ids(&mut self, span: &Span) -> bool {
         let mut are_ids = true;
         let Self { source, text, .. } = self;
@@ -131,7 +131,7 @@ impl<'a> Writer<'a> {
         are_ids
     }
 
-    /// A message's content: a text, or parts with a line for each.
+    /// Writes a message's content: a text, or parts with a line each.
     pub(super) fn content(&mut self, span: &Span) {
         match self.source.kind(span) {
             Kind::Text => self.part_text(span),
@@ -140,7 +140,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The content of a system message.
+    /// Writes the content of a system message.
     pub(super) fn system_content(&mut self, span: &Span, line: BillingLine) {
         match self.source.kind(span) {
             Kind::Text => self.system_text(span, line),
@@ -153,7 +153,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Calls `each` with every part in the array at `span`, and where it stands.
+    /// Calls `each` with every part in the array at `span`, and its position.
     pub(super) fn each_part(&mut self, span: &Span, mut each: impl FnMut(&mut Self, &Part, &Span)) {
         let mut part = Part::default();
         self.source.walk(span, |inner| {
@@ -189,7 +189,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Declarations of functions; a chat's, or the flat ones of the Responses and Messages APIs.
+    /// Writes declarations of functions: a chat's, or the flat ones of the Responses and Messages APIs.
     pub(super) fn tools(&mut self, span: &Span) {
         if self.source.kind(span) != Kind::Array {
             return;
@@ -206,7 +206,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A call of a function by the model: `arguments` is an object, or a text that is one.
+    /// Writes the model's call of a function; `arguments` is an object, or a text that contains one.
     pub(super) fn call(&mut self, name: Option<&Span>, arguments: Option<&Span>) {
         self.text.push(b"\n{\"name\": ");
         self.json(name);
@@ -223,7 +223,7 @@ impl<'a> Writer<'a> {
         self.has_part = true;
     }
 
-    /// A field that changes the prompt in a way that the picker does not know.
+    /// Writes a field whose effect on the prompt the picker does not know.
     pub(super) fn option(&mut self, key: &str, span: &Span) {
         let mut value = Identity::default();
         self.source.json(span, |piece| value.push(piece));
@@ -266,7 +266,7 @@ impl<'a> Writer<'a> {
         self.has_part = has_part;
     }
 
-    /// Writes the declaration behind `joint`, unless it is none of a function.
+    /// Writes `joint` and the declaration, unless it does not declare a function.
     fn tool(&mut self, span: &Span, joint: &[u8]) -> bool {
         let source = self.source;
         let (mut kind, mut function) = (None, None);
@@ -275,7 +275,7 @@ impl<'a> Writer<'a> {
             b"function" => function = Some(span),
             _ => {}
         });
-        // Engines show functions only; the others are for services that run tools themselves.
+        // Engines show only functions; other tools are for services that run them themselves.
         if kind.is_some_and(|kind| !matches!(kind.as_bytes(), b"" | b"function" | b"custom")) {
             return false;
         }
@@ -316,7 +316,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The same for the same URL or data, whatever stands beside it; of a part that is not known, that of its whole value.
+    /// Identity of a part: equal for equal URLs or data, whatever its other fields are. An unknown part is identified
+    /// by its whole value.
     fn identity(&self, part: &Part, span: &Span) -> Identity {
         let mut identity = Identity::default();
         let mut push = |piece: &[u8]| identity.push(piece);
@@ -334,7 +335,7 @@ impl<'a> Writer<'a> {
         match (self.source.kind(media), url, data, media_type) {
             (Kind::Text, ..) => self.source.text(media, push),
             (_, Some(url), ..) => self.source.text(&url, push),
-            // The Messages API's way to write a data URL.
+            // The data URL that the Messages API writes in this form.
             (_, None, Some(data), Some(media_type)) => {
                 push(b"data:");
                 self.source.text(&media_type, &mut push);

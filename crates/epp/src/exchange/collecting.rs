@@ -1,4 +1,4 @@
-//! A request whose body is still arriving, and the answers once it is complete.
+//! A request whose body is still arriving, and the answers after it is complete.
 
 use std::ops::Range;
 
@@ -14,26 +14,26 @@ use crate::inquiry::{Content, RequestHead, RequestId};
 use crate::refusal::BodyFault;
 use crate::reply::{self, MAX_CHUNK, Pieces};
 
-/// What a chunk takes at least in the mode in which each is answered: the answer.
+/// Least memory of a chunk in the mode in which each chunk is answered: the size of the answer.
 const ANSWER_BYTES: usize = 512;
 
-/// What came of a body, and what was read from it.
+/// The part of a body that has arrived, and what was read from it.
 ///
-/// The bytes are copied out of the messages, which they would keep in memory with all that was allocated for them: up to
-/// twice as much. Pieces of the length in which they go on are not copied again.
+/// The bytes are copied out of the messages, because they would keep up to twice as much memory allocated. The copies
+/// have the length of the outgoing pieces, so they are not copied again.
 #[derive(Debug)]
 pub(crate) struct Collecting {
     head: RequestHead,
     mode: BodyMode,
     api: Api,
     scan: Scan,
-    /// Pieces of [`MAX_CHUNK`] bytes; a body that comes in one message is one piece.
+    /// Pieces of [`MAX_CHUNK`] bytes; a body in one message is one piece.
     pieces: Vec<Bytes>,
-    /// What comes behind the pieces.
+    /// Bytes after the last piece.
     tail: Vec<u8>,
-    /// Length of each chunk, if each is answered.
+    /// Length of each chunk, if each chunk is answered.
     lengths: Vec<usize>,
-    /// Memory that the body takes, at least its length.
+    /// Memory of the body in bytes, at least its length.
     n_bytes: usize,
     max_bytes: usize,
     compat: Compat,
@@ -43,7 +43,7 @@ pub(crate) struct Collecting {
 #[expect(clippy::large_enum_variant, reason = "there is one of a stream, and it is boxed with the rest")]
 enum Scan {
     Reading(BodyScanner),
-    /// The fault counts when the body is complete, if at all: a body that names no model need not be JSON.
+    /// The fault of the body. It counts at the end of the body, if at all: a body that names no model need not be JSON.
     Broken(BodyError),
 }
 
@@ -60,9 +60,9 @@ pub(crate) struct Collected {
 pub struct CollectedBody {
     mode: BodyMode,
     pieces: Vec<Bytes>,
-    /// Length of each chunk, if each is answered.
+    /// Length of each chunk, if each chunk is answered.
     lengths: Vec<usize>,
-    /// Where the body names its model, quotes included; `None` when it was not read.
+    /// Position of the model's name in the body, with its quotes; `None` if it was not read.
     model_span: Option<Range<usize>>,
     has_content_length: bool,
 }
@@ -83,7 +83,7 @@ impl Collecting {
         }
     }
 
-    /// Takes a chunk in, if `held` can grow by what it takes.
+    /// Takes a chunk, if `held` can grow by its memory.
     pub(crate) fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), BodyFault> {
         let answers_each = self.mode == BodyMode::StreamedAhead;
         let n_bytes = if answers_each { chunk.len().max(ANSWER_BYTES) } else { chunk.len() };
@@ -125,7 +125,7 @@ impl Collecting {
         match (scanner.push(chunk), self.compat) {
             (Ok(()), _) => Ok(()),
             (Err(error), Compat::None) if self.api.names_its_model() => Err(error.into()),
-            // Upstream reads bodies that are complete, and repeats them.
+            // Upstream reads only complete bodies, and repeats them.
             (Err(error), Compat::None | Compat::GieV04) => {
                 self.scan = Scan::Broken(error);
                 Ok(())
@@ -139,7 +139,7 @@ impl Collecting {
         }
     }
 
-    /// Whether nothing will be read from the body.
+    /// Returns true if nothing will be read from the body.
     pub(crate) fn is_opaque(&self) -> bool {
         matches!(self.scan, Scan::Broken(_)) && !self.api.names_its_model()
     }
@@ -159,7 +159,7 @@ impl Collecting {
         let content = match scanned {
             Ok(body) => Content::Body(body),
             Err(_) if !api.names_its_model() => Content::Opaque,
-            // The proxy cut the body at its buffer's limit: what is missing cannot be blamed on the client.
+            // The proxy cut the body at its buffer's limit: the client is not to blame for the missing part.
             Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
             Err(error) => Content::Fault(BodyFault::Malformed(error)),
         };
@@ -177,12 +177,12 @@ impl Collecting {
 }
 
 impl CollectedBody {
-    /// The body as it came.
+    /// The body as it arrived.
     pub(crate) fn pieces(&self) -> &[Bytes] {
         &self.pieces
     }
 
-    /// Length of the body that goes on, its model renamed to `rewrite`.
+    /// Length of the outgoing body, with its model renamed to `rewrite`.
     pub(crate) fn n_bytes(&self, rewrite: Option<&str>) -> usize {
         let n_bytes: usize = self.pieces.iter().map(Bytes::len).sum();
         match (&self.model_span, rewrite) {
@@ -191,7 +191,7 @@ impl CollectedBody {
         }
     }
 
-    /// The answers that send the request to `destination`, its model renamed to `rewrite`.
+    /// The answers that send the request to `destination`, with its model renamed to `rewrite`.
     pub(crate) fn answers(
         self,
         destination: &str,

@@ -1,4 +1,4 @@
-//! How the proxy sends bodies, from `protocol_config`.
+//! The proxy's modes of sending bodies, from `protocol_config`.
 
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_proto::service::ext_proc::v3::ProtocolConfiguration;
@@ -10,25 +10,25 @@ pub struct Modes {
     pub response: BodyMode,
 }
 
-/// What the proxy sends of a body, and when it wants an answer.
+/// The parts of a body that the proxy sends, and when it needs an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyMode {
-    /// Chunks, answered whenever the picker likes, by chunks of its own.
+    /// Chunks; the picker answers at any time with chunks of its own.
     FullDuplex,
-    /// The whole body in one message, after the headers were answered.
+    /// The whole body in one message, after the answer to the headers.
     Buffered,
-    /// The same, but only the first part of a body that exceeds the proxy's buffer.
+    /// Like `Buffered`, but only the first part of a body that exceeds the proxy's buffer.
     BufferedPartial,
-    /// Chunks, one answer each, after the headers were answered.
+    /// Chunks with one answer each, after the answer to the headers.
     Streamed,
-    /// Chunks, one answer each, sent without waiting for the answer to the headers.
+    /// Chunks with one answer each, sent without waiting for the answer to the headers.
     StreamedAhead,
-    /// Nothing.
+    /// No body.
     None,
 }
 
 impl Default for Modes {
-    /// The Endpoint Picker Protocol's mode, for a proxy that announces none.
+    /// The mode of the Endpoint Picker Protocol, for a proxy that announces none.
     fn default() -> Self {
         Self { request: BodyMode::FullDuplex, response: BodyMode::FullDuplex }
     }
@@ -48,7 +48,7 @@ impl Modes {
             BodySendMode::BufferedPartial => BodyMode::BufferedPartial,
             BodySendMode::Streamed if ahead => BodyMode::StreamedAhead,
             BodySendMode::Streamed => BodyMode::Streamed,
-            // gRPC bodies are full duplex too, but not JSON, so they are never read.
+            // gRPC bodies are also full duplex, but they are not JSON, so they are never read.
             BodySendMode::None | BodySendMode::Grpc => BodyMode::None,
         };
         Self { request: mode(config.request_body_mode()), response: mode(config.response_body_mode()) }
@@ -56,7 +56,7 @@ impl Modes {
 }
 
 impl BodyMode {
-    /// Whether the pick can wait for the body.
+    /// Returns true if the pick can wait for the body.
     pub(crate) fn shows_body_before_pick(self) -> bool {
         match self {
             Self::FullDuplex | Self::Buffered | Self::BufferedPartial | Self::StreamedAhead => true,

@@ -1,4 +1,4 @@
-//! The response's half of a stream: reads what passes, restores the model's name, notes who served.
+//! The response's half of a stream: reads it as it passes, restores the model's name, notes the endpoint that served.
 
 use bytes::Bytes;
 use envoy_proto::config::core::v3::Metadata;
@@ -15,25 +15,25 @@ use crate::inquiry::header_value;
 use crate::reply::{self, Pieces};
 use crate::response::{Layout, ResponseReader, Usage};
 
-/// What became of a response, as far as it came.
+/// The response so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResponseReport {
-    /// HTTP status; `None` when no response came.
+    /// HTTP status; `None` if no response came.
     pub status: Option<u16>,
     pub usage: Option<Usage>,
-    /// Length of the body that came.
+    /// Length in bytes of the body so far.
     pub n_bytes: u64,
-    /// Whether the end was seen; otherwise the client, the proxy or the engine broke off.
+    /// True if the end was seen; otherwise the client, the proxy or the engine broke off.
     pub complete: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Responding {
-    /// The name that the client asked for, as a JSON string, where the request was renamed.
+    /// The client's name of the model, as a JSON string, if the request was renamed.
     pub(crate) restore: Option<Bytes>,
-    /// Why the endpoint was picked, for the client that asked.
+    /// The decision, for a client that asked for it.
     pub(crate) reason: Option<String>,
-    /// The endpoint that served, as the proxy says.
+    /// The endpoint that served, according to the proxy.
     pub(crate) served: Option<String>,
     reader: Option<ResponseReader>,
     status: Option<u16>,
@@ -41,10 +41,10 @@ pub(crate) struct Responding {
     compat: Compat,
     /// Most bytes that are held back until the response is complete.
     max_held: usize,
-    /// What is held back, where responses are sent on whole.
+    /// Parts that are held back, if responses are sent on as a whole.
     held: Option<Vec<Bytes>>,
     n_held: usize,
-    /// Room for what is held back.
+    /// Memory of the parts that are held back.
     room: Reservation,
 }
 
@@ -109,7 +109,7 @@ impl Responding {
             None => vec![body.clone()],
         };
         let Some(parts) = self.hold(parts, end_of_stream) else { return Vec::new() };
-        // A chunk that lies inside a name that was replaced is nothing to send on.
+        // A chunk inside a replaced name leaves nothing to send on.
         let is_swallowed = parts.is_empty() && !body.is_empty() && !end_of_stream;
         let parts = Pieces::new(parts);
         let answer = match mode {
@@ -136,7 +136,7 @@ impl Responding {
         answers
     }
 
-    /// What goes on now: `parts`, all that was held back, or nothing yet.
+    /// The parts that go on now: `parts`, everything that was held back, or nothing yet.
     fn hold(&mut self, parts: Vec<Bytes>, end_of_stream: bool) -> Option<Vec<Bytes>> {
         let Some(held) = &mut self.held else { return Some(parts) };
         let n_bytes = parts.iter().map(Bytes::len).sum();

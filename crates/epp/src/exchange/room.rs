@@ -1,7 +1,7 @@
-//! The room that a message's headers leave for those that the picker adds.
+//! Room in a message's headers for those that the picker adds.
 //!
 //! Envoy checks the headers again after a mutation. If they are too many or too long, the client gets 500 with an empty
-//! body, so the picker must not let it come to that.
+//! body, which the picker must prevent.
 
 use envoy_proto::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_proto::service::ext_proc::v3::HttpHeaders;
@@ -9,20 +9,20 @@ use inference_api::keys;
 
 use crate::refusal::HeadersFault;
 
-/// Most headers of a message, pseudo-headers included: Envoy's `max_headers_count` if nobody configures it.
+/// Most headers of a message, pseudo-headers included: the default of Envoy's `max_headers_count`.
 const MAX_HEADERS: usize = 100;
-/// Most bytes of their names and values together: Envoy's `max_request_headers_kb` if nobody configures it.
+/// Most bytes of their names and values: the default of Envoy's `max_request_headers_kb`.
 const MAX_HEADER_BYTES: usize = 60 << 10;
-/// Headers, and their bytes, that Envoy itself may have added behind its check of the client's. If more came than the limit
-/// and these, Envoy is configured with another limit, which is not known here.
+/// Headers, and their bytes, that Envoy itself may have added after its check of the client's. A message with more than
+/// the limit and these shows that Envoy is configured with another limit, which is unknown here.
 const OWN_HEADERS: usize = 16;
 const OWN_BYTES: usize = 1 << 10;
-/// Longest destination that room is kept for: four endpoints of IPv6 with their ports.
+/// Longest destination that gets room: four IPv6 endpoints with their ports.
 const DESTINATION_BYTES: usize = 192;
-/// Length of a request id that the picker makes, a UUID.
+/// Length of a request id that the picker creates, a UUID.
 const REQUEST_ID_BYTES: usize = 36;
 
-/// The headers that came with a message.
+/// The headers of a message.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room<'a> {
     came: &'a [HeaderValue],
@@ -36,10 +36,9 @@ impl<'a> Room<'a> {
         Self { came, n_headers: came.len(), n_bytes: came.iter().map(length).sum() }
     }
 
-    /// Keeps room for what a pick adds to a request.
+    /// Checks that there is room for the headers that a pick adds to a request.
     ///
-    /// # Errors
-    /// What there is too much of.
+    /// # Errors The limit that would be exceeded.
     pub(super) fn for_pick(mut self) -> Result<(), HeadersFault> {
         let Self { n_headers, n_bytes, .. } = self;
         self.add(keys::DESTINATION_ENDPOINT, DESTINATION_BYTES);
@@ -53,7 +52,7 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// Leaves out of `added` what there is no room for, the last ones first.
+    /// Removes headers from `added` that do not fit, the last ones first.
     pub(super) fn fit(mut self, added: &mut Vec<HeaderValueOption>) {
         added.retain(|option| {
             let Some(header) = &option.header else { return true };
@@ -68,7 +67,7 @@ impl<'a> Room<'a> {
     }
 
     fn add(&mut self, key: &str, n_value_bytes: usize) {
-        // Long values replace shorter ones, so that only the header itself is free.
+        // A longer value may replace a shorter one, so only the header's own place is free.
         if !self.came.iter().any(|header| header.key == key) {
             self.n_headers += 1;
             self.n_bytes += key.len();
@@ -76,7 +75,7 @@ impl<'a> Room<'a> {
         self.n_bytes += n_value_bytes;
     }
 
-    /// Whether the proxy's limit is broken by what was added.
+    /// Returns true if the added headers exceed the proxy's limit.
     fn is_too_many(&self) -> bool {
         self.n_headers > MAX_HEADERS && self.came.len() <= MAX_HEADERS + OWN_HEADERS
     }
@@ -87,7 +86,7 @@ impl<'a> Room<'a> {
     }
 }
 
-/// Bytes of a header's name and value, whichever of its two fields has it.
+/// Bytes of a header's name and of its value, in whichever of the two fields it is.
 fn length(header: &HeaderValue) -> usize {
     header.key.len() + header.value.len().max(header.raw_value.len())
 }

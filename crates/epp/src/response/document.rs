@@ -1,24 +1,24 @@
-//! One JSON document of a response: finds `model` and `usage`, at the top or inside `response` or `message`, as the events
-//! of the Responses and Messages APIs have them.
+//! A JSON document of a response: finds `model` and `usage` at the top level, and in `response` or `message`, where the
+//! events of the Responses and Messages APIs have them.
 
 use std::ops::Range;
 
 use super::{Counts, Parts};
 use crate::json::{Container, Event, Lexer};
 
-/// Longest key that is told apart [bytes]; `cache_creation_input_tokens` is the longest that is read.
+/// Longest key that is compared, in bytes; the longest known one is `cache_creation_input_tokens`.
 const MAX_KEY: usize = 27;
-/// Objects inside each other that are read: the document, `response`, `usage` and its details.
+/// Deepest nesting of objects that are read: the document, `response`, `usage` and its details.
 const MAX_SCOPES: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Document {
     lexer: Lexer,
-    /// The grammar was broken: the rest is not JSON, or none that can be read.
+    /// True if the grammar was broken: the rest is not read.
     broken: bool,
     /// The open objects that are read, outermost first.
     scopes: Vec<Scope>,
-    /// Open containers of a value that nothing is read from.
+    /// Number of open containers of a value that is not read.
     n_skipped: u32,
     name: Vec<u8>,
     key: Key,
@@ -28,7 +28,7 @@ pub(super) struct Document {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Scope {
     Document,
-    /// `response` or `message`, in events.
+    /// `response` or `message` in events.
     Response,
     Usage,
     Details,
@@ -48,7 +48,7 @@ enum Key {
     Other,
 }
 
-/// What the current string is.
+/// Meaning of the current string.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Text {
     Key,
@@ -69,12 +69,12 @@ impl Document {
         }
     }
 
-    /// Whether the chunk ended inside a model's value.
+    /// Returns true if the chunk ended inside a model's value.
     pub(super) fn is_in_model(&self) -> bool {
         self.string == Text::Model
     }
 
-    /// Reads a part of the chunk that `out` holds.
+    /// Reads the bytes `part` of the chunk in `out`.
     pub(super) fn read(&mut self, part: Range<usize>, counts: &mut Counts, out: &mut Parts<'_>) {
         if self.broken {
             return;
@@ -98,7 +98,7 @@ impl Document {
         }
     }
 
-    /// `at` is the position in the chunk behind the event.
+    /// Takes an event; `at` is its end in the chunk.
     fn apply(&mut self, event: Event<'_>, at: usize, counts: &mut Counts, out: &mut Parts<'_>) {
         if self.n_skipped > 0 {
             match event {
@@ -151,7 +151,7 @@ impl Document {
         }
     }
 
-    /// Later figures replace earlier ones: an event stream may report as it goes.
+    /// Notes a count. Later counts replace earlier ones: an event stream may report several times.
     fn number(&self, value: Option<u32>, Counts { usage, read, written }: &mut Counts) {
         let field = match self.key {
             Key::CacheRead => read,

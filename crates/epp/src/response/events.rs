@@ -1,11 +1,11 @@
-//! The lines of a `text/event-stream`, cut wherever chunks are cut.
+//! Splits a `text/event-stream` into lines, wherever chunks are cut.
 
 use super::document::Document;
 
-/// What a line begins with when it carries the event's JSON.
+/// Start of a line that contains an event's JSON.
 const DATA: &[u8] = b"data:";
 
-/// Where the stream stands.
+/// Position in the stream.
 #[derive(Debug)]
 pub(super) struct Events {
     line: Line,
@@ -15,20 +15,20 @@ pub(super) struct Events {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Line {
-    /// So many bytes of `data:` were seen, and nothing else.
+    /// The first bytes of `data:` were seen, as many as this.
     Start(usize),
     Data,
     /// A comment, or a field that is not `data`.
     Other,
 }
 
-/// What the bytes in front are.
+/// Meaning of the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Step {
     Skipped,
     /// JSON of the current event.
     Data,
-    /// The blank line behind an event.
+    /// The blank line after an event.
     EventEnd,
 }
 
@@ -37,7 +37,7 @@ impl Events {
         Self { line: Line::Start(0), document: Document::new() }
     }
 
-    /// The next step, and how many bytes it takes; `bytes` is not empty.
+    /// The next step and its number of bytes; `bytes` must not be empty.
     pub(super) fn next(&mut self, bytes: &[u8]) -> (Step, usize) {
         match (self.line, bytes[0]) {
             (Line::Start(0), b'\n') => (Step::EventEnd, 1),
@@ -45,7 +45,7 @@ impl Events {
                 self.line = Line::Start(0);
                 (Step::Skipped, 1)
             }
-            // The carriage return of a blank line that ends in both.
+            // Carriage return of a blank line that ends in CR LF.
             (Line::Start(0), b'\r') => (Step::Skipped, 1),
             (Line::Start(n_seen), byte) if byte == DATA[n_seen] => {
                 self.line = if n_seen + 1 == DATA.len() { Line::Data } else { Line::Start(n_seen + 1) };
@@ -60,7 +60,7 @@ impl Events {
     }
 }
 
-/// Bytes in front of the line's end.
+/// Number of bytes before the end of the line.
 fn line_len(bytes: &[u8]) -> usize {
     bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len())
 }
