@@ -13,20 +13,20 @@ use std::time::Duration;
 /// Shape of the file, for `--help` and errors.
 pub const SCHEMA: &str = "\
 YAML or JSON, every key optional:
-  base: a10/qwen2.5-7b        # preset whose values hold where the file has none [default: the other flags']
+  base: a10/qwen2.5-7b        # preset with the values that the file does not have [default: the other flags']
   gpu:                        # effective rates
     gemm_tflops: 52.0           # 16-bit matrix products
     attention_tflops: 35.0      # prefill attention
     weight_gb_per_s: 485.0      # reading weights
     kv_gb_per_s: 450.0          # reading KV
-    memory_gib: 22.18           # as torch sees it
+    memory_gib: 22.18           # memory that torch sees
     link_gb_per_s: 12.0         # all-reduce between the GPUs of --tensor-parallel-size
-    link_us: 25.0               # the same, of one small all-reduce
+    link_us: 25.0               # time of one small all-reduce
   model:
     layer_params: 6.525e9       # parameters without embedding and head
-    head_params: 0.545e9        # of the head
+    head_params: 0.545e9        # parameters of the head
     weights_gib: 14.25
-    read_gb: 14.14              # what a step reads: all weights but the input embedding
+    read_gb: 14.14              # weights that a step reads: all except the input embedding
     attention_flops: 401408     # 4 x layers x heads x head size
     kv_bytes: 57344             # KV of one token
     layers: 28
@@ -40,8 +40,8 @@ YAML or JSON, every key optional:
     before_ms: 60.0             # from arrival to the engine
     after_ms: 9.0               # from the end of a step to the client
   points:                     # measured steps; rates and host times that are not given above are fitted to them
-    - {prefill: 2048, context: 0, ms: 556}      # new tokens of one prompt, behind so many that are there
-    - {decode: 16, context: 1300, ms: 39.2}     # requests, tokens of each";
+    - {prefill: 2048, context: 0, ms: 556}      # new tokens of one prompt, after so many cached ones
+    - {decode: 16, context: 1300, ms: 39.2}     # requests decoding, tokens of each";
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -4,7 +4,7 @@ use super::{Knob, Observation, Problem, fit};
 use crate::latency::LatencyModel;
 use nalgebra::{DMatrix, DVector};
 
-/// Share of a measured time that twice the constant must change at least; below it the constant counts as unused.
+/// Smallest relative change of a measured time, if a constant is doubled, for which the constant counts as used (about).
 const TOUCHED: f64 = 0.01;
 /// Largest standard error of a determined constant, as a logarithm.
 const MAX_ERROR: f64 = 0.25;
