@@ -23,7 +23,7 @@ use std::process::ExitCode;
 const EXIT_FAILURE: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
-/// vLLM without the GPU: same tokens, blocks, scheduler steps, metrics and bytes on the wire; made-up text, modelled time.
+/// vLLM without the GPU: same tokens, blocks, scheduler steps, metrics and wire bytes; made-up text, modelled time.
 #[derive(Debug, Parser)]
 #[command(name = "mock-vllm", version, after_help = EXIT_CODES, args_override_self = true)]
 struct Cli {

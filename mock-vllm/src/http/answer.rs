@@ -1,4 +1,4 @@
-//! The parts of an answer beside its choices' text, decided when the request arrives: its head, its prompts, its counts.
+//! The parts of an answer beside its choices' text, decided when the request arrives: head, prompts and counts.
 
 use super::choices::{Choice, Choices, Event};
 use super::error::ApiError;

@@ -1,11 +1,12 @@
-//! Upper bounds of vLLM's histograms: 0.33 `v1/metrics/buckets.py`; earlier versions spell the same ones in `loggers.py`.
+//! Upper bounds of vLLM's histograms, from 0.33 `v1/metrics/buckets.py`; earlier versions have the same ones in
+//! `loggers.py`.
 
-/// Seconds to the first token.
+/// Bounds of seconds to the first token.
 pub(super) const TIME_TO_FIRST_TOKEN: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
     80.0, 160.0, 640.0, 2560.0,
 ];
-/// Seconds per output token.
+/// Bounds of seconds per output token.
 pub(super) const INTER_TOKEN_LATENCY: &[f64] = &[
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
@@ -14,13 +15,13 @@ pub(super) const REQUEST_LATENCY: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 ];
-/// Tokens of one step.
+/// Bounds of tokens in one step.
 pub(super) const ITERATION_TOKENS: &[f64] =
     &[1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 pub(super) const REQUEST_PARAMS_N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 pub(super) const REQUEST_NUM_PREEMPTIONS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0];
 
-/// Tokens of a request: 1, 2, 5, 10, 20, 50, … up to `max_model_len`.
+/// Returns bounds of tokens of a request: 1, 2, 5, 10, 20, 50, … up to `max_model_len`.
 pub(super) fn request_tokens(max_model_len: u32) -> Vec<f64> {
     let max = f64::from(max_model_len);
     let decades = (0..10_i32).map(|exponent| 10_f64.powi(exponent));

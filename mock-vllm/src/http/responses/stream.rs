@@ -1,4 +1,5 @@
-//! The events of a response that streams, in vLLM's order: an item is added, grows by deltas, and is done before the next.
+//! Events of a response that streams, in vLLM's order: an item is added, grows by deltas, and is done before the next
+//! one.
 
 use super::output::{Head, Status, call_item, custom_input, item_id, message_item, text_part};
 use super::tools::Callee;

@@ -4,7 +4,8 @@ use super::{Knob, Observation, Problem, fit};
 use crate::latency::LatencyModel;
 use nalgebra::{DMatrix, DVector};
 
-/// Smallest relative change of a measured time, if a constant is doubled, for which the constant counts as used (about).
+/// Smallest relative change (about) of a measured time, if a constant is doubled, for which the constant counts as
+/// used.
 const TOUCHED: f64 = 0.01;
 /// Largest standard error of a determined constant, as a logarithm.
 const MAX_ERROR: f64 = 0.25;
