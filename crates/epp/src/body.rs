@@ -209,7 +209,8 @@ impl BodyScanner {
 
     /// Scans the next chunk.
     ///
-    /// # Errors If the body cannot become valid JSON any more, or is nested too deeply.
+    /// # Errors
+    /// If the body cannot become valid JSON any more, or is nested too deeply.
     pub fn push(&mut self, mut chunk: &[u8]) -> Result<(), BodyError> {
         self.n_bytes += chunk.len() as u64;
         self.utf8.push(chunk)?;
@@ -246,7 +247,8 @@ impl BodyScanner {
 
     /// Returns what the body asks for. `chunks` are all chunks that were pushed, cut in any way.
     ///
-    /// # Errors If the document is incomplete or not an object.
+    /// # Errors
+    /// If the document is incomplete or not an object.
     pub fn finish(self, chunks: &[Bytes]) -> Result<RequestBody, BodyError> {
         let Self { n_bytes, utf8, n_marked: _, lexer, root } = self;
         utf8.finish()?;

@@ -55,7 +55,8 @@ impl Budget {
 impl Reservation {
     /// Reserves `n_bytes` more.
     ///
-    /// # Errors If the budget has no room for them; the bytes reserved before stay reserved.
+    /// # Errors
+    /// If the budget has no room for them; the bytes reserved before stay reserved.
     pub fn try_grow(&mut self, n_bytes: usize) -> Result<(), Full> {
         let max_bytes = self.budget.max_bytes(self.n_bytes.saturating_add(n_bytes));
         let grown = |held: usize| held.checked_add(n_bytes).filter(|held| *held <= max_bytes);

@@ -180,7 +180,8 @@ impl<L> Exchange<L> {
     /// Gives up on a request that did not come in time, for the reason `fault`. If the result is a question,
     /// [`Self::answer`] must follow.
     ///
-    /// # Errors If not even the headers came; the stream must then end with an error.
+    /// # Errors
+    /// If not even the headers came; the stream must then end with an error.
     pub fn give_up(&mut self, fault: BodyFault) -> Result<Received, ProtocolError> {
         if matches!(self.phase, Phase::Headers) {
             Err(ProtocolError::NoHeaders)
@@ -216,7 +217,8 @@ impl<L> Exchange<L> {
 
     /// Takes the proxy's next message and returns the answers in order. Calls `decide` at most once in a stream.
     ///
-    /// # Errors If the protocol does not allow the message here; the stream must then end with an error.
+    /// # Errors
+    /// If the protocol does not allow the message here; the stream must then end with an error.
     pub fn step(
         &mut self,
         message: ProcessingRequest,
@@ -234,7 +236,8 @@ impl<L> Exchange<L> {
     /// Takes the proxy's next message. A question comes at most once in a stream; [`Self::answer`] must follow before
     /// the next message.
     ///
-    /// # Errors The errors of [`Self::step`].
+    /// # Errors
+    /// The errors of [`Self::step`].
     pub fn receive(&mut self, message: ProcessingRequest) -> Result<Received, ProtocolError> {
         let ProcessingRequest {
             metadata_context,
@@ -450,7 +453,7 @@ impl<L> Exchange<L> {
     }
 }
 
-/// What comes after a request's body.
+/// The part of a request after its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyEnd {
     EndOfStream,

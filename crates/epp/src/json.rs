@@ -151,7 +151,8 @@ impl Lexer {
 
     /// The next event in `chunk`, which is shortened by the bytes that were read; `None` at its end.
     ///
-    /// # Errors If a byte is not allowed by JSON at its place.
+    /// # Errors
+    /// If a byte is not allowed by JSON at its place.
     pub(crate) fn next<'a>(&mut self, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, JsonError> {
         while let Some(&byte) = chunk.first() {
             let event = match self.state {
@@ -209,7 +210,8 @@ impl Lexer {
 
     /// Checks the end of the document.
     ///
-    /// # Errors If the document is not complete.
+    /// # Errors
+    /// If the document is not complete.
     pub(crate) fn finish(&self) -> Result<(), JsonError> {
         let complete = match self.state {
             State::AfterValue => self.depth == 0,

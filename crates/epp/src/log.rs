@@ -39,7 +39,8 @@ impl FromStr for Filter {
 
 /// Installs the log for the whole process, on stderr.
 ///
-/// # Errors If the process already has a log, or no thread can be started for it.
+/// # Errors
+/// If the process already has a log, or no thread can be started for it.
 pub fn init(filter: &Filter) -> anyhow::Result<Log> {
     let for_losses = filter.clone();
     let tell = move |n_lines| {

@@ -139,7 +139,8 @@ impl Layers {
 impl WatchedFile {
     /// Reads the file and puts it in force.
     ///
-    /// # Errors If it cannot be read or is not valid.
+    /// # Errors
+    /// If it cannot be read or is not valid.
     pub fn load(path: PathBuf, policies: &Policies) -> Result<Self, PolicyFileError> {
         let file = Self(Watched::load(path)?);
         policies.set_file(file.0.content().in_force());

@@ -61,7 +61,7 @@ pub struct RecordedCandidate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The same endpoint for the same reason.
+    /// It has the endpoint and the reason of the record.
     Same,
     /// Another endpoint that is equally good: only a draw decided.
     Draw,
@@ -124,7 +124,8 @@ pub enum ReplayError {
 
 /// Makes the decision of `record` again, with the knobs in `changes`.
 ///
-/// # Errors If the record lacks something that the replay needs.
+/// # Errors
+/// If the record lacks something that the replay needs.
 pub fn replay(record: &Record, changes: &Patch) -> Result<Explained, ReplayError> {
     let mut explained = Explained {
         seq: record.seq,

@@ -123,7 +123,8 @@ pub struct Server {
 impl Server {
     /// Reads the files, then binds the ports.
     ///
-    /// # Errors If a file is not valid or a port is taken; the message names the flag.
+    /// # Errors
+    /// If a file is not valid or a port is taken; the message names the flag.
     pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
         let (files, reader) = Files::load(settings.files.clone()).context("read the pools")?;
         let options = settings.director.clone().for_scrapes_every(settings.scrape_interval);
@@ -168,7 +169,8 @@ impl Server {
 
     /// The addresses of the bound ports.
     ///
-    /// # Errors If the system does not know the address of a bound port.
+    /// # Errors
+    /// If the system does not know the address of a bound port.
     pub fn ports(&self) -> anyhow::Result<Ports> {
         let address = |listener: &TcpListener| listener.local_addr().context("read the bound address");
         Ok(Ports {
@@ -180,7 +182,8 @@ impl Server {
 
     /// Serves until `shutdown`.
     ///
-    /// # Errors If a part of the server fails while it is needed.
+    /// # Errors
+    /// If a part of the server fails while it is needed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let ports = self.ports()?;
         let Self {

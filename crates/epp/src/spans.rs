@@ -59,7 +59,8 @@ struct Headers<'a>(&'a HttpHeaders);
 impl Spans {
     /// Sends spans to `otlp`; creates none without it. Must be called in a Tokio runtime.
     ///
-    /// # Errors If the endpoint is not valid.
+    /// # Errors
+    /// If the endpoint is not valid.
     pub fn try_new(otlp: Option<&Otlp>) -> anyhow::Result<Self> {
         let Some(Otlp { endpoint, sample_ratio }) = otlp else { return Ok(Self(None)) };
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();

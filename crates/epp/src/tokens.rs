@@ -122,7 +122,8 @@ impl Tokenizer {
     /// The prompts of the request `body` of `api`, from `member`, without adapter and salt. `model` is the engine's
     /// name for the request's model, if clients use another.
     ///
-    /// # Errors If the member does not answer in time, or cannot tokenize the request.
+    /// # Errors
+    /// If the member does not answer in time, or cannot tokenize the request.
     pub async fn prompts(
         &self,
         api: Api,
@@ -281,7 +282,8 @@ impl TokenizeRequest<'_> {
 
     /// Checks that `/tokenize` returns the ids that the engine would use for the request.
     ///
-    /// # Errors If it would return others.
+    /// # Errors
+    /// If it would return others.
     fn check(&self, api: Api) -> anyhow::Result<()> {
         let untold = [
             ("documents", self.documents),

@@ -121,7 +121,8 @@ impl Knob {
 
     /// Returns `value` if it is in the knob's range.
     ///
-    /// # Errors If it is not.
+    /// # Errors
+    /// If it is not.
     pub fn check(self, value: f64) -> Result<f64, TuningError> {
         let range = self.range();
         if range.contains(&value) { Ok(value) } else { Err(TuningError::Range { knob: self, value, range }) }
@@ -139,7 +140,8 @@ impl fmt::Display for Knob {
 impl Patch {
     /// Creates a patch of these values.
     ///
-    /// # Errors The first value that is not in its knob's range.
+    /// # Errors
+    /// The first value that is not in its knob's range.
     pub fn try_new(values: BTreeMap<Knob, f64>) -> Result<Self, TuningError> {
         for (knob, value) in &values {
             knob.check(*value)?;
@@ -149,7 +151,8 @@ impl Patch {
 
     /// Parses a YAML or JSON mapping of knobs, the form of an annotation: `{"threshold": 0.6}`.
     ///
-    /// # Errors A message with the knob's name.
+    /// # Errors
+    /// A message with the knob's name.
     pub fn parse(text: &str) -> Result<Self, TuningError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -159,7 +162,8 @@ impl Patch {
 
     /// Parses the policy file, a YAML mapping with the knobs under `default`; an empty text sets none.
     ///
-    /// # Errors A message with the line or the knob.
+    /// # Errors
+    /// A message with the line or the knob.
     pub fn parse_file(text: &str) -> Result<Self, TuningError> {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());

@@ -72,19 +72,19 @@ pub struct Media {
 
 /// The blocks that each endpoint holds, in bounded memory.
 ///
-/// A block for which there is no room is not held, and neither are those after it: predictions get lower, never higher.
+/// A block without room is not held, and neither are those after it: predictions become too low, never too high.
 #[derive(Debug, Default)]
 pub struct BlockIndex {
     state: ShardedLock<State>,
 }
 
-/// Largest numbers of blocks that an index holds.
+/// Most blocks that an index holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Stored blocks of one endpoint.
     pub endpoint: usize,
-    /// Stored blocks of all endpoints. Each gets an equal share at most, so that a few large caches do not keep the others
-    /// out.
+    /// Stored blocks of all endpoints. Each endpoint gets at most an equal share, so that a few large caches do not
+    /// displace the others.
     pub stored: usize,
     /// Blocks that requests on their way will compute, at all endpoints.
     pub expected: usize,
@@ -116,9 +116,9 @@ struct State {
     holders: HashMap<u64, SmallVec<[(EndpointId, u32); 2]>>,
     endpoints: HashMap<EndpointId, Endpoint>,
     bounds: Bounds,
-    /// Blocks in `endpoints`.
+    /// Number of blocks in `endpoints`.
     n_stored: usize,
-    /// Names in every [`Expected`].
+    /// Number of names in all [`Expected`] together.
     n_expected: usize,
     n_orphans: u64,
     n_refused: u64,
@@ -137,15 +137,15 @@ struct Endpoint {
 // === impl Bounds ===
 
 impl Default for Bounds {
-    /// An engine has some 100,000 blocks on one GPU: an endpoint may have ten times as many, and the index the blocks of
-    /// forty such engines. A stored block takes 160 bytes at worst (measured), all of them 0.7 GB.
+    /// An engine has some 100,000 blocks on one GPU. An endpoint may have ten times as many, and the index the blocks
+    /// of forty such engines. A stored block takes at most 160 bytes (measured), all of them 0.7 GB.
     fn default() -> Self {
         Self { endpoint: 1 << 20, stored: 1 << 22, expected: 1 << 22 }
     }
 }
 
 impl Bounds {
-    /// Stored blocks of each of `n_endpoints`.
+    /// Most stored blocks of an endpoint, among `n_endpoints`.
     fn share(self, n_endpoints: usize) -> usize {
         self.endpoint.min(self.stored / n_endpoints.max(1))
     }

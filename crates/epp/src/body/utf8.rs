@@ -14,7 +14,8 @@ pub(crate) struct Utf8Checker {
 impl Utf8Checker {
     /// Checks the next chunk.
     ///
-    /// # Errors The offset of the first byte that is not UTF-8.
+    /// # Errors
+    /// The offset of the first byte that is not UTF-8.
     pub(crate) fn push(&mut self, mut chunk: &[u8]) -> Result<(), BodyError> {
         while self.n_carry > 0 {
             let Some((&byte, rest)) = chunk.split_first() else { return Ok(()) };
@@ -42,7 +43,8 @@ impl Utf8Checker {
 
     /// Checks the end of the body.
     ///
-    /// # Errors If the body ends inside a character.
+    /// # Errors
+    /// If the body ends inside a character.
     pub(crate) fn finish(&self) -> Result<(), BodyError> {
         if self.n_carry == 0 {
             return Ok(());

@@ -39,7 +39,7 @@ pub(super) struct BodyArgs {
 }
 
 impl BodyArgs {
-    /// How long a body may take.
+    /// The times in which a body must arrive.
     pub(super) fn timeouts(&self) -> Timeouts {
         Timeouts { idle: self.body_idle_timeout, total: self.body_timeout }
     }

@@ -70,7 +70,7 @@ pub(super) struct EngineArgs {
 }
 
 impl EngineArgs {
-    /// When a pod has no capacity for requests that are not critical.
+    /// The limits above which a pod has no capacity for requests that are not critical.
     pub(super) fn saturation(&self) -> Thresholds {
         Thresholds {
             queue_depth: self.saturation_queue_depth,

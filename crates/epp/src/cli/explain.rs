@@ -54,21 +54,21 @@ pub(super) struct ExplainArgs {
     knobs: KnobArgs,
 }
 
-/// What `/debug/decisions` answers.
+/// Answer of `/debug/decisions`.
 #[derive(Deserialize)]
 struct List<'a> {
     #[serde(borrow)]
     decisions: Vec<&'a RawValue>,
 }
 
-/// What tells a decision from a body.
+/// Fields that distinguish a decision from a body.
 #[derive(Deserialize)]
 struct Shape {
     outcome: Option<String>,
     seq: Option<u64>,
 }
 
-/// Explains; the exit code. `options` are those of bodies.
+/// Explains the input and returns the exit code. `options` are those of bodies.
 pub(super) fn run(args: &ExplainArgs, options: Options) -> ExitCode {
     let explained = explain(args, options);
     let (text, code) = match explained {
@@ -83,7 +83,7 @@ pub(super) fn run(args: &ExplainArgs, options: Options) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Whoever closes the pipe has read enough.
+    // A reader that closes the pipe has read enough.
     let _ = std::io::stdout().write_all(text.as_bytes());
     code
 }

@@ -17,7 +17,7 @@ pub(super) struct PeerArgs {
 }
 
 impl PeerArgs {
-    /// What the director needs to keep a journal for peers; `None` without peers.
+    /// The director's options for a journal; `None` without peers.
     pub(super) fn options(&self) -> Option<Peers> {
         (!self.peers.is_empty()).then(|| Peers {
             instance: uuid::Uuid::new_v4().to_string(),

@@ -78,7 +78,7 @@ pub(super) struct PortArgs {
 }
 
 impl PortArgs {
-    /// How ext_proc is secured.
+    /// The protection of the ext_proc port.
     pub(super) fn security(&self) -> Security {
         match (self.secure_serving, &self.cert_path) {
             (false, _) => Security::Plain,

@@ -38,7 +38,8 @@ impl<'a> Room<'a> {
 
     /// Checks that there is room for the headers that a pick adds to a request.
     ///
-    /// # Errors The limit that would be exceeded.
+    /// # Errors
+    /// The limit that would be exceeded.
     pub(super) fn for_pick(mut self) -> Result<(), HeadersFault> {
         let Self { n_headers, n_bytes, .. } = self;
         self.add(keys::DESTINATION_ENDPOINT, DESTINATION_BYTES);

@@ -58,7 +58,7 @@ struct Follower {
     /// The process whose messages are counted.
     endpoint: EndpointId,
     sequence: Sequence,
-    /// Whether it was said that the index has no room for the endpoint's blocks.
+    /// True after the log has said that the index has no room for the endpoint's blocks.
     has_said_full: bool,
 }
 
@@ -235,7 +235,7 @@ impl Follower {
 }
 
 impl Drop for Follower {
-    /// Events that came after the endpoint was forgotten have left nothing behind.
+    /// Removes what was stored from events that came after the endpoint was forgotten.
     fn drop(&mut self) {
         self.blocks.remove_endpoint(self.endpoint);
     }

@@ -19,7 +19,8 @@ const MAX_MESSAGES: usize = 1_000_000;
 
 /// The messages from number `from` on that the engine still has, in order.
 ///
-/// # Errors If the engine cannot be reached, falls silent, or gives an invalid answer.
+/// # Errors
+/// If the engine cannot be reached, falls silent, or gives an invalid answer.
 pub async fn replay(address: SocketAddr, from: u64) -> anyhow::Result<Vec<Message>> {
     let mut socket = DealerSocket::new();
     let connected = timeout(PATIENCE, socket.connect(&format!("tcp://{address}"))).await;

@@ -56,7 +56,8 @@ struct Event<'a> {
 impl Message {
     /// Creates a message from its frames: a topic, a number of 8 bytes (big endian) and a batch.
     ///
-    /// # Errors If these are not the frames.
+    /// # Errors
+    /// If these are not the frames.
     pub fn new(frames: &[Bytes]) -> Result<Self, WireError> {
         let [_, number, batch] = frames else { return Err(WireError::Frames(frames.len())) };
         Ok(Self { number: number_of(number)?, batch: batch.clone() })
@@ -70,7 +71,8 @@ pub(super) fn number_of(bytes: &Bytes) -> Result<u64, WireError> {
 
 /// The events of a batch `[time, [event, …], rank]`. Unknown types are left out, because later engines may have more.
 ///
-/// # Errors If `batch` is not a batch, or an event lacks a required field.
+/// # Errors
+/// If `batch` is not a batch, or an event lacks a required field.
 pub fn events(batch: &[u8]) -> Result<Vec<BlockEvent>, WireError> {
     let batch = rmpv::decode::read_value_with_max_depth(&mut &*batch, MAX_DEPTH)
         .map_err(|error| WireError::Syntax(error.to_string()))?;

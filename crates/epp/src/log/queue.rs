@@ -53,7 +53,8 @@ impl Queue {
     /// Starts the thread that writes to `writer`. When it can write again after lines were dropped, it calls `tell`
     /// with their number.
     ///
-    /// # Errors If the thread cannot be started.
+    /// # Errors
+    /// If the thread cannot be started.
     pub(super) fn start(
         writer: impl Write + Send + 'static,
         tell: impl Fn(u64) + Send + 'static,

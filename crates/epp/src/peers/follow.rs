@@ -52,7 +52,7 @@ struct Follower {
     seq: u64,
 }
 
-/// What to do after a line: read on or stop.
+/// The next step after a line: read on or stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Line,
@@ -122,7 +122,8 @@ impl Followers {
 
     /// Waits until a follower has ended, because its peer is gone or is this picker, and removes the peer's metrics.
     ///
-    /// # Panics If the follower panicked.
+    /// # Panics
+    /// If the follower panicked.
     pub async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let peer = ended.expect("a follower does not panic").to_string();

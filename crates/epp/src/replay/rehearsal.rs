@@ -48,7 +48,8 @@ impl Rehearsal {
     /// Creates a picker for the pools in `files` (name and text of each), or for one pool that takes any model. Each
     /// pool has `endpoints`.
     ///
-    /// # Errors If a text is not a manifest, or no file contains a pool.
+    /// # Errors
+    /// If a text is not a manifest, or no file contains a pool.
     pub fn try_new(
         options: Options,
         files: &[(String, String)],

@@ -92,7 +92,8 @@ pub fn filter(runtime: ModelServerRuntime) -> String {
 
 /// Parses Prometheus or OpenMetrics text; unknown lines are skipped after their first letters.
 ///
-/// # Errors If the text does not contain the load.
+/// # Errors
+/// If the text does not contain the load.
 pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Result<Gauges, NoLoad> {
     let (prefix, rows) = names(runtime);
     let mut seen = Seen::default();

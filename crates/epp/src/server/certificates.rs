@@ -65,7 +65,8 @@ impl ResolvesServerCert for Served {
 impl Pem {
     /// The certificate with its key.
     ///
-    /// # Errors If the certificate or its key is not valid, or they do not fit together.
+    /// # Errors
+    /// If the certificate or its key is not valid, or they do not fit together.
     pub(super) fn certified(&self) -> anyhow::Result<CertifiedKey> {
         let chain =
             CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
@@ -82,7 +83,8 @@ impl Pem {
 impl Certificates {
     /// Reads `tls.crt` and `tls.key` in `dir`, the layout of a mounted Kubernetes Secret.
     ///
-    /// # Errors If a file cannot be read or is not valid.
+    /// # Errors
+    /// If a file cannot be read or is not valid.
     pub(super) fn load(dir: &Path) -> anyhow::Result<Self> {
         let [mut certificate, mut key] = ["tls.crt", "tls.key"].map(|name| FileReader::new(dir.join(name)));
         let seen = Pem { certificate: read(&mut certificate)?, key: read(&mut key)? };

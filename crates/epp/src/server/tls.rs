@@ -50,7 +50,8 @@ pub struct Tls {
 impl Security {
     /// The TLS configuration; `None` without TLS.
     ///
-    /// # Errors If a file cannot be read or written or is not valid, or a name cannot be in a certificate.
+    /// # Errors
+    /// If a file cannot be read or written or is not valid, or a name cannot be in a certificate.
     pub fn config(&self, now: SystemTime) -> anyhow::Result<Option<Tls>> {
         let (served, certificates) = match self {
             Self::Plain => return Ok(None),

@@ -27,7 +27,8 @@ pub trait Content: From<Self::Parsed> {
 
     /// Parses the text of the file at `path`.
     ///
-    /// # Errors If the text is not valid; the message names `path`.
+    /// # Errors
+    /// If the text is not valid; the message names `path`.
     fn parse(text: &str, path: &Path) -> Result<Self::Parsed, Self::Error>;
 
     /// Notes that the file now contains `parsed` and nothing else. Returns how many objects have disappeared from it.
@@ -53,7 +54,7 @@ pub struct Watched<C> {
     text: Result<String, ReadError>,
     /// The last read's result, if it differs from `text`.
     next: Option<Result<String, ReadError>>,
-    /// Whether `text` could be read and is valid.
+    /// True if `text` could be read and is valid.
     is_good: bool,
     content: C,
 }
@@ -133,7 +134,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Calls `poll` with the time every [`POLL_INTERVAL`] until `shutdown` resolves, in a thread that may block.
 ///
-/// # Panics If `poll` panics.
+/// # Panics
+/// If `poll` panics.
 pub async fn poll_blocking<P>(mut poll: P, shutdown: impl Future<Output = ()>)
 where
     P: FnMut(Instant) + Send + 'static,

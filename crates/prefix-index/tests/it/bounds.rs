@@ -1,4 +1,4 @@
-//! What the index of engines' blocks does when there are more of them than it holds.
+//! The bounds of the index of engines' blocks, with more blocks than it may hold.
 
 use std::collections::BTreeSet;
 use std::slice::from_ref;
@@ -21,7 +21,7 @@ fn live(bounds: Bounds, slots: u32) -> Arc<BlockIndex> {
     index
 }
 
-/// A text of one token a block, whose blocks have the text's tokens for hashes.
+/// A text with one token per block; the hashes of its blocks are its tokens.
 fn text(tokens: impl IntoIterator<Item = u32>) -> TokenPrompt {
     TokenPrompt { tokens: tokens.into_iter().collect(), ..TokenPrompt::default() }
 }
@@ -41,14 +41,14 @@ fn removed(tokens: impl IntoIterator<Item = u32>) -> BlockEvent {
     BlockEvent::Removed(tokens.into_iter().map(hash).collect())
 }
 
-/// Tokens that each of `slots` saves of the text with `tokens`, but for the last one, which is always computed.
+/// Cached tokens of the text `tokens` in each of `slots`, without the last one, which is always computed.
 fn saved(index: &BlockIndex, tokens: impl IntoIterator<Item = u32>, slots: u32) -> Vec<u64> {
     let endpoints: Vec<EndpointId> = (0..slots).map(endpoint).collect();
     let saved = index.saved_tokens(&[text(tokens)], &endpoints, None);
     saved.into_iter().map(|saved| saved.expect("every endpoint is live")).collect()
 }
 
-/// The blocks have 16 tokens each. Their number is one at which half of each table is empty.
+/// The blocks have 16 tokens each, and are so many that half of each table is empty.
 #[test]
 fn a_block_takes_170_bytes_at_most() {
     let index = live(WIDE, 2);
@@ -75,7 +75,7 @@ fn an_endpoint_has_a_million_blocks_at_most() {
     assert_eq!((index.held_blocks(endpoint(0)), n_refused), (Some(bound.into()), 1000));
     let stats = index.stats();
     assert_eq!((stats.n_blocks, stats.n_refused, stats.n_orphans), (bound.into(), 1000, 0));
-    // A block that goes is room for another.
+    // A removed block makes room for another.
     assert_eq!(index.apply(endpoint(0), vec![removed([7]), stored([bound + 1, bound + 2], None)]), 1);
     assert_eq!(index.held_blocks(endpoint(0)), Some(bound.into()));
 }
@@ -83,18 +83,19 @@ fn an_endpoint_has_a_million_blocks_at_most() {
 #[test]
 fn endpoints_share_the_room_equally_when_there_is_not_enough() {
     let index = live(Bounds { endpoint: 8, stored: 12, expected: 0 }, 1);
-    // Alone, an endpoint has as much as one may have.
+    // A single endpoint may hold all stored blocks.
     assert_eq!(index.apply(endpoint(0), vec![stored(0..20, None)]), 12);
     (1..4).for_each(|slot| index.reset(endpoint(slot), true));
     assert_eq!(index.apply(endpoint(1), vec![stored(0..20, None)]), 17);
-    // The first one has more than a quarter, so that there is nothing left for another, and nothing new for itself.
+    // The first endpoint has more than a quarter, so there is no room for another endpoint, or for new blocks of its
+    // own.
     assert_eq!(index.apply(endpoint(2), vec![stored(0..20, None)]), 19);
     assert_eq!(index.apply(endpoint(0), vec![removed(6..8), stored(6..8, Some(5))]), 2);
     assert_eq!(index.apply(endpoint(3), vec![stored(0..20, None)]), 18);
     assert_eq!(saved(&index, 0..20, 4), [6, 3, 1, 2]);
-    // A block that is there is no new one.
+    // A block that is held is not a new one.
     assert_eq!(index.apply(endpoint(0), vec![stored(0..6, None)]), 0);
-    // What an endpoint that went had is room for others: a third for each.
+    // The blocks of a removed endpoint make room for the others: a third for each.
     index.remove_endpoint(endpoint(0));
     assert_eq!(index.apply(endpoint(3), vec![stored(2..3, Some(1)), stored(3..5, Some(2))]), 1);
     index.reset(endpoint(0), true);
@@ -119,7 +120,7 @@ fn what_requests_will_compute_is_bounded_too() {
     assert_eq!((index.stats().n_refused, index.stats().n_blocks), (6, 1));
 }
 
-/// Random events of engines with more blocks than there is room for, against sets of prefixes.
+/// Random events of engines with more blocks than there is room for, compared with sets of prefixes.
 #[test]
 fn a_full_index_predicts_too_little_and_never_too_much() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
@@ -132,7 +133,7 @@ fn a_full_index_predicts_too_little_and_never_too_much() {
         for _ in 0..200 {
             let slot = rng.random_range(0..3_u32);
             let own = &mut held[slot as usize];
-            // Ten texts, which are numbers from a multiple of 10 on.
+            // Ten texts, whose tokens are numbers from a multiple of 10 on.
             let (start, len) = (rng.random_range(0..10) * 10, rng.random_range(1..10));
             if rng.random_bool(0.6) {
                 let from = (start..start + len).take_while(|token| own.contains(token)).count();
@@ -157,7 +158,7 @@ fn a_full_index_predicts_too_little_and_never_too_much() {
             index.apply(endpoint(slot), vec![removed(held)]);
         }
         assert_eq!(index.stats().n_blocks, 0);
-        // The room is there again.
+        // There is room again.
         assert_eq!(index.apply(endpoint(0), vec![stored(0..5, None)]), 0);
         assert_eq!(saved(&index, 0..6, 1), [5]);
     }
@@ -181,7 +182,7 @@ fn a_fresh_endpoint_has_blocks_as_large_as_those_of_its_pool() {
     for n_others in 1..20 {
         let index = live(WIDE, 2 + n_others);
         let pool = [endpoint(0), endpoint(1)];
-        // Other pools' engines have other sizes.
+        // Engines of other pools have other block sizes.
         for slot in 2..2 + n_others {
             let tokens = vec![0; slot as usize];
             let event = Stored { hashes: vec![hash(1)], tokens, block_size: slot, ..Stored::default() };
@@ -199,7 +200,7 @@ fn a_fresh_endpoint_has_blocks_as_large_as_those_of_its_pool() {
             index.saved_tokens(from_ref(&prompt), &pool, index.block_size(pool)),
             [Some(192), Some(0)]
         );
-        // Its own word counts for more.
+        // The endpoint's own block size comes first.
         index.apply(endpoint(0), vec![stored(0..5, None)]);
         assert_eq!(index.saved_tokens(from_ref(&prompt), &pool, index.block_size(pool)), [Some(5), Some(0)]);
         drop(expected);
