@@ -51,8 +51,8 @@ pub struct CalibrateArgs {
     /// CSV of measured steps or requests
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Preset to start from; FILE may leave some of its constants as they are: `a10-doc`, or `<gpu>/<model>` from
-    /// `mock-vllm latency --list`
+    /// Preset to start from, and to take the constants from that FILE does not determine: `a10-doc`, or `<gpu>/<model>`
+    /// from `mock-vllm latency --list`
     #[arg(long, value_name = "NAME", default_value = "a10-doc")]
     latency_preset: String,
     /// Preset of this GPU with the figures of --model, in place of --latency-preset

@@ -310,7 +310,7 @@ pub struct SharegptArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct SoakArgs {
-    /// Seconds in which requests are sent
+    /// Seconds for which requests are sent
     #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u32).range(10..))]
     pub seconds: u32,
     /// Requests per second

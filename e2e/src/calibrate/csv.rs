@@ -153,8 +153,8 @@ impl Cells<'_> {
 
     /// Reads a count; pandas writes the whole numbers of a column with gaps as `3.0`.
     fn count(&self, column: &str) -> Result<u32> {
-        /// Largest count, far above any context. The time to compute a model's step grows with the number of its
-        /// requests.
+        /// Largest count, far above any context. There must be one, because a step of the model has an entry for each
+        /// request.
         const MOST: f64 = 1e7;
         let number = self.number(column)?;
         ensure!(

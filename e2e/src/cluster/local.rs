@@ -69,7 +69,7 @@ pub(super) type Reply = oneshot::Sender<Result<()>>;
 pub(super) struct View {
     pub(super) status: Arc<Status>,
     pub(super) manifests: Arc<Manifests>,
-    /// Longest time that probes delay a pod which answers at once.
+    /// Longest time for which probes delay a pod that answers at once.
     pub(super) patience: Duration,
 }
 

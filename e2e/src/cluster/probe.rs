@@ -70,7 +70,7 @@ impl Probes {
         Ok(Self { startup, readiness, liveness })
     }
 
-    /// Returns the longest time until a pod is ready which answers at once.
+    /// Returns the longest time until a pod that answers at once is ready.
     pub(super) fn patience(&self) -> Duration {
         let delays = [&self.startup, &self.readiness].into_iter().flatten();
         delays.map(|probe| probe.initial_delay + probe.period * (probe.success_threshold - 1)).sum()

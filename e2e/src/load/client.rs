@@ -18,8 +18,7 @@ use crate::load::sse::{Frame, SseReader};
 /// Longest time that an answer may take. Every step of the tutorial is shorter, also in virtual time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest time that an answer of a foreign endpoint may take, which others may load too: OpenAI's SDK has this
-/// default.
+/// Longest time that an answer may take from an endpoint that others use too. OpenAI's SDK has the same default.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Sends requests and keeps their timing.

@@ -21,7 +21,7 @@ pub struct Answer {
     pub content: String,
     /// Time from sending the request to the first chunk with content.
     pub first_content: Option<Duration>,
-    /// Token count in the last chunk that had one.
+    /// Prompt tokens by the last chunk that reported them.
     pub prompt_tokens: Option<u32>,
     pub completion_tokens: Option<u32>,
     /// Prompt tokens that came from a cache, if the endpoint reports them.

@@ -157,8 +157,8 @@ enum Ending {
     Stopped,
 }
 
-/// Warms up, sends until the time is over or `stop` resolves, and waits for every answer; after a stop it waits at most
-/// [`LAST_ANSWERS`]. Returns `None` if it was stopped during the warm-up.
+/// Warms up, sends until the time is over or `stop` resolves, and waits for every answer; after a stop it waits for a few
+/// seconds. Returns `None` if it was stopped during the warm-up.
 ///
 /// # Errors
 /// When the warm-up fails, there is no question to ask, or the CSV cannot be written.

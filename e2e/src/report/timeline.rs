@@ -1,4 +1,4 @@
-//! Time line of a section's requests, one lane per pod. Positions are in per cent of the section's time span.
+//! Timeline of a section's requests, one lane per pod. Positions are in per cent of the section's time span.
 
 use serde::Serialize;
 

@@ -35,7 +35,7 @@ pub struct Pair {
     pub cold_cached: u32,
 }
 
-/// Returns the milliseconds that [`CACHED`] tokens of round 2 save by the latency model.
+/// Returns the milliseconds that `CACHED` tokens of round 2 save by the latency model.
 pub fn modelled_gain_ms() -> f64 {
     millis(idle_ttft(PROMPT, 0).saturating_sub(idle_ttft(PROMPT, CACHED)))
 }

@@ -69,7 +69,7 @@ fn claim(name: &str, title: &str) -> Claim {
     Check::of(Group::Precise, name, title)
 }
 
-/// Sends the first turn of every conversation, then every second turn; by then, some of the first ones are evicted.
+/// Sends the first turn of every conversation, then the second turn of each; by then, some first ones are evicted.
 async fn converse(lab: &Lab<'_>, mode: &str, n_conversations: usize) -> Result<Vec<Trace>> {
     let model = lab.requests.model();
     let mark = lab.mark();

@@ -20,9 +20,9 @@ const QUIET_END: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Death {
     pub(super) address: SocketAddr,
-    /// Time before the order to kill it.
+    /// Moment before the order to kill it.
     pub(super) from: Duration,
-    /// Time after which it was gone.
+    /// Moment after its end.
     pub(super) until: Duration,
 }
 

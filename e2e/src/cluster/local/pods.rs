@@ -20,7 +20,7 @@ use crate::cluster::{log_tail, ports};
 /// Wait before a pod that ended is replaced; it doubles each time until a pod gets ready.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// Pods in a row that may end before they are ready; then the user is told.
+/// Number of pods in a row that end before they are ready until the user is told.
 const MAX_FAILED_STARTS: u32 = 3;
 /// Alphabet of Kubernetes for generated names (`k8s.io/apimachinery/pkg/util/rand`).
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";

@@ -18,7 +18,7 @@ const NOTICED: Duration = Duration::from_secs(1);
 /// Time for which a file is empty during a rewrite.
 const EMPTY_FOR: Duration = Duration::from_millis(100);
 const REWRITES: usize = 10;
-/// Time for which a removal lasts before the check, well beyond what the picker waits.
+/// Time for which a removal lasts before the check, much longer than the picker waits.
 const GONE_FOR: Duration = Duration::from_secs(6);
 
 /// A pod whose metrics do not show its load gets no more than its share, and nothing while other pods report theirs.

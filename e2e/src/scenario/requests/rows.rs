@@ -48,7 +48,7 @@ impl Row {
         Self { field: Some(field), ..self }
     }
 
-    /// Returns the same requests without the field, as a picker sees them that ignores it.
+    /// Returns the same requests without the field, as a picker that ignores it would see them.
     pub(super) fn without_field(mut self) -> Option<Self> {
         let field = self.field?;
         for sent in self.before.iter_mut().chain(&mut self.probes) {
