@@ -3,9 +3,10 @@
 use toml::Table;
 
 /// Workspace crates that each crate may depend on. A crate that is not listed may depend on none.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
-    ("epp", &["pool-index", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
+    ("epp", &["pool-index", "picking", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
     ("pool-index", &["inference-api"]),
+    ("picking", &["scheduling", "prefix-index"]),
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api"]),
     ("e2e", &["inference-api", "gateway-config", "sim"]),
@@ -20,8 +21,9 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
 ];
 
 /// Outside crates that a crate must not use.
-const MUST_NOT_USE: [(&str, &[&str]); 7] = [
+const MUST_NOT_USE: [(&str, &[&str]); 8] = [
     ("pool-index", &["tonic", "prost", "axum"]),
+    ("picking", &["tokio", "kube", "tonic", "axum", "prometheus-client"]),
     ("scheduling", &["tokio", "kube", "tonic", "axum"]),
     ("prefix-index", &["tokio", "kube", "tonic", "axum"]),
     ("gateway-config", &["tokio", "kube", "tonic", "axum", "nix"]),

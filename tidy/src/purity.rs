@@ -3,7 +3,8 @@
 use crate::tree::Source;
 
 /// Prefixes of the paths of decision code.
-pub const PURE: [&str; 5] = [
+pub const PURE: [&str; 6] = [
+    "crates/picking/src/",
     "crates/scheduling/src/",
     "crates/prefix-index/src/",
     "crates/epp/src/exchange",

@@ -15,13 +15,14 @@ use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
 use epp::body::{Api, BodyScanner};
 use epp::budget::Budget;
-use epp::candidates::Sample;
 use epp::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
 use epp::exchange::{Exchange, Opening};
 use epp::metrics::Metrics;
+use epp::scrape::Reading;
 use epp::tuning::Patch;
 use inference_api::manifest::{self, Object};
+use picking::endpoint::Sample;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::KvAddresses;
 use prefix_index::blocks::Bounds;
@@ -88,10 +89,10 @@ fn director(n_pods: u16) -> Director {
             started: Some(1.0),
             prompt_tokens: None,
             kv_tokens: None,
-            taken: now().instant,
             adapters: None,
         };
-        let _ = member.report(sample, member.doubts());
+        let doubts = member.endpoint.doubts();
+        director.note_scrape(member, Reading::Sample { sample, doubts, taken: now().instant });
     }
     director
 }

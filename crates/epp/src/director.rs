@@ -2,50 +2,52 @@
 //!
 //! Synchronous and without I/O: everything it reads is in memory, and the time is handed in.
 
-mod estimate;
-mod matching;
 mod model;
 mod note;
 mod peers;
 mod report;
 mod ticket;
+mod tokens;
 
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use inference_api::object::ObjectKey;
 use inference_api::pool::{Criticality, RoutingStrategy};
 use parking_lot::Mutex;
+use picking::endpoint::Cache;
+use picking::estimate::CacheReading;
+use picking::moment::Moment;
+use picking::picker::{Picker, Placed, Settings, Turn};
+use picking::request::{Request, TokenPrompts};
 use pool_index::snapshot::Snapshot;
 use prefix_index::blocks::{BlockIndex, Bounds};
 use prefix_index::chain::{Chain, ChainSeed};
-use prefix_index::index::PrefixIndex;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
-use scheduling::candidate::{Candidate, Load};
-use scheduling::pick::{Ask, Policy, pick};
+use scheduling::candidate::Load;
+use scheduling::pick::Policy;
 use scheduling::saturation::Thresholds;
+use tracing::debug;
 
-use self::estimate::Estimate;
-use self::matching::{Matched, TokenPrompts};
 use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
 use crate::body::{BodyError, Lookup, ModelName, RequestBody, Unseen};
-use crate::candidates::{Incarnations, Member, Moment, Roll, Roster};
+use crate::candidates::{Member, Roll, Roster};
 use crate::compat::Compat;
 use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
 use crate::inquiry::{Content, Inquiry, PromptTokens};
-use crate::metrics::{Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
+use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::Journal;
 use crate::policies::Policies;
 use crate::refusal::{BodyFault, Refusal};
-use crate::scrape::pace;
+use crate::scrape::{Reading, pace};
 use crate::subset::Subset;
 use crate::tuning::Patch;
 
@@ -116,12 +118,12 @@ pub struct Now {
 pub struct Director {
     options: Options,
     roster: ArcSwap<Roster>,
-    incarnations: Incarnations,
-    index: PrefixIndex,
-    blocks: Arc<BlockIndex>,
+    picker: Picker,
     policies: Arc<Policies>,
-    /// Also the lock under which loads and prefixes are read and noted, so that simultaneous picks see each other.
-    rng: Mutex<ChaCha8Rng>,
+    /// Held from reading loads and prefixes until the pick counts, so that simultaneous picks see each other.
+    turn: Mutex<Turn<ChaCha8Rng>>,
+    /// The first moment that was converted; the others are counted from it.
+    epoch: OnceLock<Instant>,
     /// Of names, so that they take nothing from the picks' draws.
     names: Mutex<ChaCha8Rng>,
     decisions: Decisions,
@@ -129,14 +131,6 @@ pub struct Director {
     journal: Option<Journal>,
     /// Of the endpoints of the start.
     has_asked_all: AtomicBool,
-}
-
-/// The endpoints that may be picked: each at the same position in every list, so that a large pool is not copied about.
-struct Considered<'a> {
-    members: &'a [&'a Arc<Member>],
-    matched: Vec<Matched>,
-    /// As the policy sees them.
-    candidates: Vec<Candidate>,
 }
 
 /// A request whose pool and model are known.
@@ -181,11 +175,14 @@ impl Director {
         names.set_stream(1);
         Self {
             roster: ArcSwap::default(),
-            incarnations: Incarnations::default(),
-            index: PrefixIndex::new(options.index_capacity),
-            blocks: Arc::new(BlockIndex::new(options.kv_bounds)),
+            picker: Picker::new(Settings {
+                index_capacity: options.index_capacity,
+                kv_bounds: options.kv_bounds,
+                max_metrics_age: options.max_metrics_age,
+            }),
             policies: Arc::new(Policies::new(options.policy.clone())),
-            rng: Mutex::new(ChaCha8Rng::seed_from_u64(options.seed)),
+            turn: Mutex::new(Turn::new(ChaCha8Rng::seed_from_u64(options.seed))),
+            epoch: OnceLock::new(),
             names: Mutex::new(names),
             decisions: Decisions::new(options.n_decisions),
             metrics,
@@ -201,20 +198,33 @@ impl Director {
     /// Follows the pool index; returns the roster that holds from now on. Called by one task only.
     pub fn apply(&self, snapshot: &Snapshot) -> Arc<Roster> {
         let previous = self.roster.load_full();
-        let next = Arc::new(previous.follow(snapshot, &self.incarnations));
+        let next = Arc::new(previous.follow(snapshot, &self.picker));
         self.policies.follow(snapshot);
         self.roster.store(Arc::clone(&next));
         for member in next.removed_since(&previous) {
-            self.forget(member);
+            self.picker.forget(&member.endpoint);
         }
         next
     }
 
-    /// The process behind `member` is gone, and its cache with it.
-    pub fn forget(&self, member: &Member) {
-        let gone = member.reincarnate(&self.incarnations);
-        self.index.remove_endpoint(gone);
-        self.blocks.remove_endpoint(gone);
+    /// Follows what a scrape found out about `member`.
+    pub fn note_scrape(&self, member: &Member, reading: Reading) {
+        let (endpoint, pod) = (&*member.destination, &*member.pod);
+        match reading {
+            Reading::Sample { sample, doubts, taken } => {
+                let taken = self.moment(taken);
+                let scraped = self.picker.on_scrape(&member.endpoint, sample, doubts, taken);
+                if scraped.cache == Cache::Lost {
+                    debug!(endpoint, pod, "Endpoint was restarted");
+                }
+                note::bounded(member, scraped.bound);
+            }
+            Reading::Down => {
+                if self.picker.on_down(&member.endpoint) == Cache::Lost {
+                    debug!(endpoint, pod, "Endpoint is down");
+                }
+            }
+        }
     }
 
     /// Whether requests are placed knowingly: there is a pool, and every endpoint was asked for its load, once. Endpoints
@@ -222,7 +232,7 @@ impl Director {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let roster = self.roster.load();
-        let has_asked = || roster.members.iter().all(|member| member.was_asked());
+        let has_asked = || roster.members.iter().all(|member| member.endpoint.was_asked());
         if !self.has_asked_all.load(Ordering::Relaxed) && has_asked() {
             self.has_asked_all.store(true, Ordering::Relaxed);
         }
@@ -257,12 +267,20 @@ impl Director {
     /// What engines say they hold.
     #[must_use]
     pub fn blocks(&self) -> &Arc<BlockIndex> {
-        &self.blocks
+        self.picker.blocks()
     }
 
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    fn moment(&self, instant: Instant) -> Moment {
+        let epoch = *self.epoch.get_or_init(|| instant);
+        match instant.checked_duration_since(epoch) {
+            Some(after) => Moment::after_epoch(after),
+            None => Moment::before_epoch(epoch.saturating_duration_since(instant)),
+        }
     }
 
     /// Picks an endpoint for `inquiry`.
@@ -349,7 +367,7 @@ impl Director {
         let RequestBody { api: _, model, cache_salt, prompts, lookup, n_bytes } = body;
         let model = model.ok().map(|ModelName { name, span: _ }| name);
         let choice = match &model {
-            Some(model) => model::choose(&roll.pool, model, &mut *self.rng.lock())?,
+            Some(model) => model::choose(&roll.pool, model, &mut self.turn.lock().rng)?,
             None => Choice { target_model: None, criticality: None },
         };
         let Choice { target_model, criticality } = choice;
@@ -373,7 +391,8 @@ impl Director {
             cache_salt: cache_salt.as_deref(),
         };
         let chains = prompts.into_iter().map(|prompt| prompt.chain.finish(&seed)).collect();
-        let (tokens, untokenized) = roll.told(tokens, target_model.as_deref(), cache_salt, &self.blocks);
+        let (tokens, untokenized) =
+            roll.told(tokens, target_model.as_deref(), cache_salt, self.picker.blocks());
         record.untokenized = untokenized;
         let rewrite = named.filter(|(model, target_model)| model != target_model);
         let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });
@@ -455,42 +474,30 @@ impl Director {
         };
         let running = RunningLabels { model_name: labels.model_name.clone() };
         let running = self.metrics.running_requests.get_or_create(&running).clone();
-        let ask = Ask { total_bytes: record.total_bytes, n_endpoints: self.options.endpoints_per_pick };
-
-        let (picked, considered, lease, estimate) = {
-            let mut rng = self.rng.lock();
-            let matched = match lookup {
-                Lookup::Text | Lookup::Beside(_) => self.matched(&chains, tokens.as_ref(), &members),
-                Lookup::Skipped => vec![Matched::default(); members.len()],
-            };
-            let considered = self.consider(&members, matched, target_model.as_deref(), now);
-            let picked = pick(&policy, &considered.candidates, ask, &mut *rng)
-                .map_err(|_| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
-            let uncached_bytes = picked.scores[picked.candidate_idx].uncached_bytes;
-            let member = members[picked.candidate_idx];
-            let (insertions, evidence) = self.note_sent(&chains, member);
-            let Matched { estimated_bytes, saved_tokens, .. } = considered.matched[picked.candidate_idx];
-            let estimate = (!chains.is_empty()).then_some(Estimate {
-                endpoint: picked.endpoint,
-                predicted_bytes: estimated_bytes,
-                saved_tokens,
-                n_bytes: prompt_bytes,
-                lookup,
-                evidence,
-            });
-            let expected = tokens.as_ref().and_then(|TokenPrompts { prompts, block_size }| {
-                self.blocks.expect(prompts, picked.endpoint, *block_size)
-            });
-            let lease = member.lease(uncached_bytes, (insertions, expected), running);
-            (picked, considered, lease, estimate)
+        let request = Request {
+            policy,
+            n_endpoints: self.options.endpoints_per_pick,
+            target_model: target_model.as_deref(),
+            chains: &chains,
+            tokens: tokens.as_ref(),
+            prompt_bytes,
+            reading: match lookup {
+                Lookup::Text => CacheReading::Text,
+                Lookup::Beside(_) => CacheReading::Beside,
+                Lookup::Skipped => CacheReading::Skipped,
+            },
         };
+        let placed = self.picker.place(&request, &members, self.moment(now), &mut self.turn.lock());
+        let placed = placed.ok_or_else(|| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
+        let running = Counted::new(running);
         if let Some(n_bytes) = n_bytes {
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
             self.metrics.request_bytes.get_or_create(labels).observe(n_bytes as f64);
         }
-        note::picked(record, &considered, &picked);
+        note::picked(record, &members, &placed);
         let destination = note::destination(record);
-        let lease = Ticket { lease, labels: labels.clone(), chains, estimate, started: now, seq: 0 };
+        let Placed { lease, .. } = placed;
+        let lease = Ticket { lease, running, labels: labels.clone(), chains, started: now, seq: 0 };
         Ok(Pick { destination, rewrite, reason: None, lease })
     }
 
@@ -506,31 +513,13 @@ impl Director {
             None | Some(Criticality::Critical) => return Ok(()),
             Some(criticality @ (Criticality::Standard | Criticality::Sheddable)) => criticality,
         };
-        let now = Moment::from(now);
+        let now = self.moment(now);
         let loads: Vec<Load> =
-            members.iter().map(|member| member.load(now, self.options.max_metrics_age)).collect();
+            members.iter().map(|member| member.endpoint.load(now, self.options.max_metrics_age)).collect();
         if self.options.saturation.are_exceeded_by_all(&loads) {
             return Err(Refusal::Saturated { pool: pool.clone(), criticality });
         }
         Ok(())
-    }
-
-    fn consider<'a>(
-        &self,
-        members: &'a [&'a Arc<Member>],
-        matched: Vec<Matched>,
-        target_model: Option<&str>,
-        now: Instant,
-    ) -> Considered<'a> {
-        let now = Moment::from(now);
-        let candidate = |(member, matched): (&&Arc<Member>, &Matched)| Candidate {
-            endpoint: member.id(),
-            load: member.load(now, self.options.max_metrics_age),
-            adapter: target_model.map(|model| member.adapter_state(model)).unwrap_or_default(),
-            matched_bytes: matched.bytes,
-        };
-        let candidates = members.iter().zip(&matched).map(candidate).collect();
-        Considered { members, matched, candidates }
     }
 }
 
@@ -541,7 +530,7 @@ fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<M
         return Err(Refusal::NoEndpoints { pool: pool() });
     }
     let in_subset = |member: &&Arc<Member>| subset.is_none_or(|subset| subset.contains(member.address));
-    let is_reachable = |member: &&Arc<Member>| in_subset(member) && member.is_reachable();
+    let is_reachable = |member: &&Arc<Member>| in_subset(member) && member.endpoint.is_reachable();
     let reachable: Vec<&Arc<Member>> = roll.members.iter().filter(is_reachable).collect();
     if !reachable.is_empty() {
         return Ok(reachable);

@@ -1,9 +1,9 @@
 //! Endpoint picker: an Envoy ext_proc server that picks a pod by prefix and load.
 //!
 //! ```text
-//! server (tonic) → exchange (one stream, pure) → director → candidates ◄─ scrape
-//!                     └ body, reply                  ├ prefix index ◄─ kv_events (precise mode; tokens)
-//!                                                    └ policy, explain, metrics, log
+//! server (tonic) → exchange (one stream, pure) → director → candidates
+//!                     └ body, reply                  ├ picking ◄─ scrape, kv_events (precise mode; tokens)
+//!                                                    └ policies, explain, metrics, log
 //! ```
 
 pub mod cli;
@@ -23,8 +23,6 @@ pub mod tuning;
 pub mod scrape;
 
 pub mod candidates;
-
-pub mod cache_facts;
 
 pub mod kv_events;
 

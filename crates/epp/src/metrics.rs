@@ -127,6 +127,11 @@ pub struct PeerLabels {
     pub peer: String,
 }
 
+/// One of the things that a gauge counts, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Counted(Gauge);
+
 /// Metrics that the process counts. Those that are computed when they are read are in a [`Standing`].
 pub struct Metrics {
     registry: Registry,
@@ -214,6 +219,19 @@ impl Default for Metrics {
         metrics.register_events();
         metrics.registry.register_collector(Box::new(process::ProcessCollector));
         metrics
+    }
+}
+
+impl Counted {
+    pub fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use inference_api::pool::ModelServerRuntime;
+use picking::endpoint::{Doubts, Sample};
 use rand::Rng;
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -18,9 +19,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use self::attempts::Attempts;
-use self::exposition::{Gauges, NoLoad};
+use self::exposition::NoLoad;
 use self::pace::Pace;
-use crate::candidates::{Cache, Member, Sample};
+use crate::candidates::Member;
 use crate::metrics::{Metrics, OutcomeLabels, ReasonLabels};
 
 pub mod attempts;
@@ -49,6 +50,15 @@ pub struct Scraping {
     pub pace: Pace,
     pub attempts: Arc<Attempts>,
     pub metrics: Arc<Metrics>,
+}
+
+/// Result of a scrape.
+#[derive(Clone, Debug)]
+pub enum Reading {
+    /// The endpoint's answer to a scrape that began after `doubts`.
+    Sample { sample: Sample, doubts: Doubts, taken: std::time::Instant },
+    /// Nothing listens at the address.
+    Down,
 }
 
 /// History of an endpoint's scrapes.
@@ -87,43 +97,38 @@ enum Failure {
     NoLoad(#[from] NoLoad),
 }
 
-/// Scrapes an endpoint until this future is dropped. Calls `noted` when the endpoint's report has changed: after each
-/// sample, and when its process is gone.
-pub async fn scrape(scraping: Scraping, mut rng: impl Rng, noted: impl Fn(&Member, Cache)) {
+/// Scrapes an endpoint until this future is dropped. Calls `note` with each result that tells the load, and if nothing
+/// listens at the address.
+pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&Member, Reading)) {
     let Scraping { member, pace, attempts, metrics: _ } = &scraping;
     let mut course = Course { page: Page::Filtered, n_failures: 0, said: BTreeSet::new() };
     loop {
         let connected = attempts.connect(member.address, course.n_failures, pace.patience()).await;
         let failure = match connected {
-            Ok(stream) => match serve_connection(&scraping, stream, &mut course, &noted).await {
+            Ok(stream) => match serve_connection(&scraping, stream, &mut course, &note).await {
                 End::Closed => continue,
                 End::Failed(failure) => failure,
             },
             Err(failure) => failure,
         };
-        scraping.note_failure(&failure, &mut course, &noted);
+        scraping.note_failure(&failure, &mut course, &note);
         sleep(pace.backoff(course.n_failures, &mut rng)).await;
     }
 }
 
 impl Scraping {
-    fn note_failure(&self, failure: &Failure, course: &mut Course, noted: &impl Fn(&Member, Cache)) {
+    fn note_failure(&self, failure: &Failure, course: &mut Course, note: &impl Fn(&Member, Reading)) {
         let Self { member, metrics, pace: _, attempts: _ } = self;
         course.n_failures = course.n_failures.saturating_add(1);
         // The last numbers may be out of date: they count again after a scrape that succeeds.
-        member.distrust();
+        member.endpoint.distrust();
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
         let reason = failure.reason();
         metrics.scrape_failures.get_or_create(&ReasonLabels { reason }).inc();
         let (endpoint, pod) = (&*member.destination, &*member.pod);
         match failure {
             // Not logged as a warning: pods come and go.
-            Failure::Refused => {
-                if member.report_down() == Cache::Lost {
-                    debug!(endpoint, pod, "Endpoint is down");
-                    noted(member, Cache::Lost);
-                }
-            }
+            Failure::Refused => note(member, Reading::Down),
             Failure::Unreachable(_)
             | Failure::Timeout(_)
             | Failure::Broken(_)
@@ -162,7 +167,7 @@ async fn serve_connection(
     scraping: &Scraping,
     stream: TcpStream,
     course: &mut Course,
-    noted: &impl Fn(&Member, Cache),
+    note: &impl Fn(&Member, Reading),
 ) -> End {
     let Scraping { member, pace, metrics, attempts: _ } = scraping;
     let patience = pace.patience();
@@ -176,26 +181,18 @@ async fn serve_connection(
             if sender.ready().await.is_err() && n_scrapes > 0 {
                 return End::Closed;
             }
-            let (begun, doubts) = (Instant::now(), member.doubts());
-            let gauges = match timeout(patience, fetch(&mut sender, member, &mut course.page)).await {
-                Ok(Ok(gauges)) => gauges,
+            let (begun, doubts) = (Instant::now(), member.endpoint.doubts());
+            let sample = match timeout(patience, fetch(&mut sender, member, &mut course.page)).await {
+                Ok(Ok(sample)) => sample,
                 Ok(Err(failure)) => return End::Failed(failure),
                 Err(_) => return End::Failed(Failure::Timeout(patience)),
             };
-            let Gauges { waiting, running, kv_usage, started, prompt_tokens, kv_tokens, adapters } = gauges;
-            let taken = Instant::now().into_std();
-            let sample =
-                Sample { waiting, running, kv_usage, started, prompt_tokens, kv_tokens, taken, adapters };
-            let cache = member.report(sample, doubts);
-            if cache == Cache::Lost {
-                debug!(endpoint = %member.destination, pod = %member.pod, "Endpoint was restarted");
-            }
-            noted(member, cache);
+            note(member, Reading::Sample { sample, doubts, taken: Instant::now().into_std() });
             n_scrapes += 1;
             course.n_failures = 0;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
             // Most pods of a large pool are idle most of the time.
-            sleep_until(begun + pace.gap(member.is_idle())).await;
+            sleep_until(begun + pace.gap(member.endpoint.is_idle())).await;
         }
     };
     // An endpoint may close the connection after its answer, which must still be read.
@@ -214,7 +211,7 @@ async fn fetch(
     sender: &mut SendRequest<Empty<Bytes>>,
     member: &Member,
     page: &mut Page,
-) -> Result<Gauges, Failure> {
+) -> Result<Sample, Failure> {
     let runtime = member.runtime();
     if runtime == ModelServerRuntime::Vllm && page.asks_filtered() {
         let filtered = format!("/metrics/?{}", exposition::filter(runtime));
@@ -228,11 +225,11 @@ async fn fetch(
             return Err(failure);
         }
     }
-    let gauges = load(sender, member, path(runtime)).await;
-    if gauges.is_err() {
+    let sample = load(sender, member, path(runtime)).await;
+    if sample.is_err() {
         *page = Page::Filtered;
     }
-    gauges
+    sample
 }
 
 /// The load on the page at `path`.
@@ -240,7 +237,7 @@ async fn load(
     sender: &mut SendRequest<Empty<Bytes>>,
     member: &Member,
     path: &str,
-) -> Result<Gauges, Failure> {
+) -> Result<Sample, Failure> {
     Ok(exposition::parse(&get(sender, member, path).await?, member.runtime())?)
 }
 

@@ -140,10 +140,10 @@ impl Tokenizer {
         member: &Member,
     ) -> anyhow::Result<Vec<TokenPrompt>> {
         let path = render_path(api).context("requests of this API are not rendered")?;
-        if !member.facts.lacks(path) {
+        if !member.endpoint.facts.lacks(path) {
             let (status, answer) = self.post(member, path, overridden(body, model)?).await?;
             match status {
-                StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => member.facts.note_lack(path),
+                StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => member.endpoint.facts.note_lack(path),
                 _ => return rendered(&successful(status, &answer)?),
             }
         }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use picking::picker::Placed;
 use scheduling::candidate::Candidate;
-use scheduling::pick::{Decision as Picked, Reason, Score};
+use scheduling::pick::{Reason, Score};
 use tracing::{debug, info};
 
-use super::{Considered, Director};
+use super::Director;
+use crate::candidates::Member;
 use crate::compat::{self, Compat};
 use crate::explain::{CandidateRecord, Decision};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
@@ -77,18 +79,25 @@ impl Director {
     }
 }
 
+/// The text that `member` is believed to hold has another bound.
+pub(super) fn bounded(member: &Member, bound: Option<u64>) {
+    if let Some(max_bytes) = bound {
+        debug!(endpoint = %member.destination, max_bytes, "Bounding the prefixes by the cache's size");
+    }
+}
+
 /// Fills in what was picked and why.
-pub(super) fn picked(record: &mut Decision, considered: &Considered<'_>, picked: &Picked) {
-    let member = considered.members[picked.candidate_idx];
-    record.matched_bytes = considered.candidates[picked.candidate_idx].matched_bytes;
-    record.ratio = picked.ratio;
+pub(super) fn picked(record: &mut Decision, members: &[&Arc<Member>], placed: &Placed<Member>) {
+    let decision = &placed.decision;
+    let member = members[decision.candidate_idx];
+    record.matched_bytes = placed.candidates[decision.candidate_idx].matched_bytes;
+    record.ratio = decision.ratio;
     record.endpoint = Some(Arc::clone(&member.destination));
     record.pod = Some(Arc::clone(&member.pod));
-    record.reason = Some(picked.reason.as_str());
-    record.fallbacks =
-        picked.fallbacks.iter().map(|idx| Arc::clone(&considered.members[*idx].destination)).collect();
-    record.n_candidates = considered.members.len();
-    record.candidates = candidate_records(considered, picked);
+    record.reason = Some(decision.reason.as_str());
+    record.fallbacks = decision.fallbacks.iter().map(|idx| Arc::clone(&members[*idx].destination)).collect();
+    record.n_candidates = members.len();
+    record.candidates = candidate_records(members, placed);
 }
 
 /// The picked endpoint and its fallbacks, as the proxy is told: `ip:port,ip:port`.
@@ -99,16 +108,17 @@ pub(super) fn destination(record: &Decision) -> String {
 }
 
 /// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
-fn candidate_records(considered: &Considered<'_>, picked: &Picked) -> Vec<CandidateRecord> {
+fn candidate_records(members: &[&Arc<Member>], placed: &Placed<Member>) -> Vec<CandidateRecord> {
+    let Placed { decision, candidates, matched, lease: _ } = placed;
     let record = |candidate_idx: usize| {
-        let Candidate { endpoint: _, load, adapter, matched_bytes } = considered.candidates[candidate_idx];
-        let Score { ratio, work, .. } = picked.scores[candidate_idx];
-        let member = considered.members[candidate_idx];
+        let Candidate { endpoint: _, load, adapter, matched_bytes } = candidates[candidate_idx];
+        let Score { ratio, work, .. } = decision.scores[candidate_idx];
+        let member = members[candidate_idx];
         CandidateRecord {
             endpoint: Arc::clone(&member.destination),
             pod: Arc::clone(&member.pod),
             matched_bytes,
-            cached_tokens: considered.matched[candidate_idx].saved_tokens,
+            cached_tokens: matched[candidate_idx].saved_tokens,
             ratio,
             waiting: load.waiting,
             running: load.running,
@@ -121,7 +131,7 @@ fn candidate_records(considered: &Considered<'_>, picked: &Picked) -> Vec<Candid
             metrics_age_ms: load.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     };
-    let first = 0..considered.members.len().min(MAX_RECORDED);
-    let picked_later = (picked.candidate_idx >= MAX_RECORDED).then_some(picked.candidate_idx);
+    let first = 0..members.len().min(MAX_RECORDED);
+    let picked_later = (decision.candidate_idx >= MAX_RECORDED).then_some(decision.candidate_idx);
     first.chain(picked_later).map(record).collect()
 }

@@ -3,7 +3,6 @@
 use prefix_index::chain::Chain;
 
 use super::{Director, Now};
-use crate::cache_facts::Insertion;
 use crate::candidates::Member;
 use crate::peers::{Event, Journal};
 
@@ -31,22 +30,18 @@ impl Director {
         };
         let is_another_process = event
             .started
-            .zip(member.started())
+            .zip(member.endpoint.started())
             .is_some_and(|(theirs, own)| (theirs - own).abs() > SAME_START);
         if is_another_process {
             return;
         }
-        let endpoint = member.id();
-        if let Some(inserted) = self.index.insert(&event.hashes, endpoint) {
-            // Nobody here will learn whether it was ever computed.
-            member.facts.note_sent(Insertion { endpoint, at: inserted.at });
-        }
+        self.picker.on_sent_by_peer(&event.hashes, &member.endpoint);
     }
 
     pub(super) fn tell_peers(&self, chains: &[Chain], member: &Member, now: Now) {
         let Some(journal) = &self.journal else { return };
         for chain in chains {
-            journal.note(&member.destination, member.started(), chain, now.wall);
+            journal.note(&member.destination, member.endpoint.started(), chain, now.wall);
         }
     }
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use inference_api::pool::TargetModel;
+use picking::cache_facts::Shown;
 use pool_index::snapshot::{Model, ModelStatus as ModelState, Pool};
 use scheduling::candidate::Load;
 
 use super::Director;
-use crate::cache_facts::Shown;
-use crate::candidates::{Member, Moment, Roll};
+use crate::candidates::{Member, Roll};
 use crate::compat::Compat;
 use crate::metrics::standing::{PodStanding, PoolNaming, PoolStanding, Standing};
 use crate::status::{EndpointStatus, ModelStatus, PoolStatus, ServedModel, StatusList, Target};
@@ -38,16 +38,16 @@ impl Director {
     #[must_use]
     pub fn standing(&self, now: Instant) -> Standing {
         let roster = self.roster.load();
-        let (stats, blocks) = (self.index.stats(), self.blocks.stats());
-        let now = Moment::from(now);
+        let (stats, blocks) = (self.picker.index().stats(), self.picker.blocks().stats());
+        let now = self.moment(now);
         let pod = |member: &Arc<Member>| {
-            let load = member.load(now, self.options.max_metrics_age);
+            let load = member.endpoint.load(now, self.options.max_metrics_age);
             PodStanding {
                 name: Arc::clone(&member.pod),
                 waiting: load.waiting,
                 kv_usage: load.kv_usage,
                 in_flight: load.in_flight,
-                is_reachable: member.is_reachable(),
+                is_reachable: member.endpoint.is_reachable(),
             }
         };
         let pool = |Roll { pool, members }: &Roll| PoolStanding {
@@ -94,12 +94,12 @@ impl Director {
 
     fn endpoint_status(&self, member: &Member, now: Instant) -> EndpointStatus {
         let Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh } =
-            member.load(now.into(), self.options.max_metrics_age);
-        let Shown { kv_tokens, bytes_per_token, bound } = member.facts.shown();
+            member.endpoint.load(self.moment(now), self.options.max_metrics_age);
+        let Shown { kv_tokens, bytes_per_token, bound } = member.endpoint.facts.shown();
         EndpointStatus {
             endpoint: member.destination.clone(),
             pod: member.pod.clone(),
-            reachable: member.is_reachable(),
+            reachable: member.endpoint.is_reachable(),
             fresh,
             metrics_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             waiting,
@@ -107,7 +107,7 @@ impl Director {
             kv_usage,
             in_flight,
             uncached_bytes,
-            believed_bytes: self.index.held_bytes(member.id()),
+            believed_bytes: self.picker.index().held_bytes(member.endpoint.id()),
             max_believed_bytes: bound,
             kv_tokens,
             bytes_per_token,

@@ -1,28 +1,30 @@
 //! A request that was picked for, until its stream ends: what it holds, and what its response teaches.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use picking::estimate::{Answer, Correction, Learned};
+use picking::lease::Lease;
 use prefix_index::chain::Chain;
 use tracing::debug;
 
-use super::estimate::Estimate;
-use super::{Director, Now};
-use crate::candidates::Lease;
+use super::{Director, Now, note};
+use crate::candidates::Member;
 use crate::exchange::ResponseReport;
 use crate::explain::ResponseRecord;
-use crate::metrics::ModelLabels;
+use crate::metrics::{Counted, ModelLabels};
 use crate::response::Usage;
 
 /// What a request holds while it is served.
 #[derive(Debug)]
 #[must_use]
 pub struct Ticket {
-    pub(super) lease: Lease,
+    pub(super) lease: Lease<Member>,
+    /// Among the running requests of the model.
+    pub(super) running: Counted,
     pub(super) labels: ModelLabels,
     /// Of each prompt, under PREFIX_CACHE.
     pub(super) chains: Vec<Chain>,
-    /// For the endpoint that was picked.
-    pub(super) estimate: Option<Estimate>,
     pub(super) started: Instant,
     /// Of the decision's record.
     pub(super) seq: u64,
@@ -31,7 +33,7 @@ pub struct Ticket {
 impl Ticket {
     /// A part of the response's body came: a stream's first, or the whole of one that is not streamed.
     pub fn note_body(&mut self) {
-        self.lease.note_first_token();
+        self.lease.on_first_token();
     }
 }
 
@@ -41,26 +43,28 @@ impl Director {
     pub fn note_served_elsewhere(&self, ticket: &mut Ticket, served: &str, now: Now) {
         self.metrics().served_elsewhere.inc();
         debug!(picked = %ticket.lease.member().destination, served, "Served by another endpoint");
-        ticket.lease.member().distrust();
+        ticket.lease.member().endpoint.distrust();
         let roster = self.roster.load();
         let Some(member) = roster.members.iter().find(|member| *member.destination == *served) else {
             return;
         };
         self.tell_peers(&ticket.chains, member, now);
-        let (insertions, _) = self.note_sent(&ticket.chains, member);
-        ticket.lease.move_to(member, insertions);
-        ticket.estimate = None;
+        self.picker.on_served_elsewhere(&mut ticket.lease, &ticket.chains, member);
         self.decisions().amend(ticket.seq, |record| record.served = Some(member.destination.clone()));
     }
 
     /// The stream is over.
     pub fn settle(&self, ticket: Ticket, report: &ResponseReport, now: Instant) {
-        let Ticket { lease, labels, chains: _, estimate, started, seq } = ticket;
+        let Ticket { lease, running, labels, chains: _, started, seq } = ticket;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
-        let known = usage.zip(estimate.as_ref()).filter(|_| complete);
-        let predicted_cached_tokens =
-            known.and_then(|(usage, estimate)| self.learn(lease.member(), estimate, usage));
-        drop(lease);
+        let answer = usage.filter(|_| complete).map(|usage| {
+            let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
+            Answer { prompt_tokens, completion_tokens, cached_tokens }
+        });
+        let member = Arc::clone(lease.member());
+        let learned = self.picker.on_end(lease, answer);
+        let predicted_cached_tokens = learned.map(|learned| self.note_learned(&member, learned));
+        drop(running);
         let seconds = now.saturating_duration_since(started).as_secs_f64();
         if complete {
             let metrics = self.metrics();
@@ -73,6 +77,22 @@ impl Director {
         }
         let response = ResponseRecord { status, complete, usage, predicted_cached_tokens };
         self.decisions().amend(seq, |record| record.response = Some(response));
+    }
+
+    /// Writes down what an answer of `member` taught. Returns how many tokens had been predicted to be cached.
+    fn note_learned(&self, member: &Member, learned: Learned) -> f64 {
+        let Learned { predicted_tokens, error, bound, correction } = learned;
+        note::bounded(member, bound);
+        if let Some(error) = error {
+            self.metrics.prefix_estimate_error.observe(error);
+        }
+        if let Some(Correction { estimated_tokens, cached_tokens, n_blocks }) = correction {
+            self.metrics.prefix_corrections.inc();
+            self.metrics.prefix_corrected_blocks.inc_by(n_blocks);
+            let (estimated, cached) = (estimated_tokens, cached_tokens);
+            debug!(endpoint = %member.destination, estimated, cached, n_blocks, "Correcting the estimate");
+        }
+        predicted_tokens
     }
 
     fn note_usage(&self, labels: &ModelLabels, usage: Usage, seconds: f64) {

@@ -9,7 +9,6 @@ use futures::StreamExt as _;
 use pool_index::snapshot::KvAddresses;
 use prefix_index::blocks::BlockIndex;
 use prefix_index::endpoint::EndpointId;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket};
@@ -18,7 +17,7 @@ use super::replay::replay;
 use super::sequence::{Next, Replayed, Sequence};
 use super::wire::{self, Message};
 use crate::candidates::Member;
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 
 /// Time between two tries.
 const RETRY: Duration = Duration::from_millis(500);
@@ -62,9 +61,6 @@ struct Follower {
     has_said_full: bool,
 }
 
-/// Counts a stream of events while it is followed.
-struct Counted(Gauge);
-
 /// Follows `member` until this future is dropped.
 pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<Metrics>, ports: Ports) {
     let KvAddresses { events, replay } = member.kv;
@@ -72,7 +68,7 @@ pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<M
     let mut follower = Follower {
         events: events.unwrap_or_else(|| at(ports.events)),
         replay: replay.or_else(|| ports.replay.map(at)),
-        endpoint: member.id(),
+        endpoint: member.endpoint.id(),
         member,
         blocks,
         metrics,
@@ -100,19 +96,6 @@ pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<M
     }
 }
 
-impl Counted {
-    fn new(gauge: Gauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 impl Follower {
     async fn run_connection(&mut self) -> anyhow::Result<End> {
         let mut socket = SubSocket::new();
@@ -137,7 +120,7 @@ impl Follower {
                 },
                 _ = ticks.tick() => {}
             }
-            if self.member.id() != self.endpoint {
+            if self.member.endpoint.id() != self.endpoint {
                 return Ok(End::Replaced);
             }
             if !self.member.wants_events() {
@@ -148,9 +131,9 @@ impl Follower {
 
     /// Fills the index with what the engine's cache holds, as far as that can be found out.
     async fn begin(&mut self) -> anyhow::Result<()> {
-        if self.member.id() != self.endpoint {
+        if self.member.endpoint.id() != self.endpoint {
             self.blocks.remove_endpoint(self.endpoint);
-            self.endpoint = self.member.id();
+            self.endpoint = self.member.endpoint.id();
             self.sequence.reset();
         }
         match self.replay {

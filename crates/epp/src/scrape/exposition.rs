@@ -1,27 +1,7 @@
 //! Reads the few gauges that the picker needs from an engine's Prometheus text; each engine has its own names for them.
 
 use inference_api::pool::ModelServerRuntime;
-
-use crate::candidates::Adapters;
-
-/// The metrics of an endpoint, from one answer that contains its load.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Gauges {
-    /// Requests in the queue, summed over the engines of the process.
-    pub waiting: u32,
-    /// Requests in the batch, summed over the engines of the process.
-    pub running: u32,
-    /// Share of the KV cache that is in use, of the fullest engine.
-    pub kv_usage: f64,
-    /// Start of the process (`process_start_time_seconds`).
-    pub started: Option<f64>,
-    /// Prompt tokens since the process began, summed over its engines.
-    pub prompt_tokens: Option<f64>,
-    /// Size of the KV cache in tokens, summed over the engines of the process.
-    pub kv_tokens: Option<u64>,
-    /// Adapters in `vllm:lora_requests_info`, if the engine serves adapters.
-    pub adapters: Option<Adapters>,
-}
+use picking::endpoint::{Adapters, Sample};
 
 /// The text does not contain the load. Lists the metrics that are missing or whose value is not a count or a share.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,28 +74,28 @@ pub fn filter(runtime: ModelServerRuntime) -> String {
 ///
 /// # Errors
 /// If the text does not contain the load.
-pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Result<Gauges, NoLoad> {
+pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Result<Sample, NoLoad> {
     let (prefix, rows) = names(runtime);
     let mut seen = Seen::default();
     for line in body.split(|&byte| byte == b'\n') {
         if line.starts_with(STARTED.as_bytes())
-            && let Some(sample) = Sample::new(line)
-            && sample.name == STARTED
+            && let Some(line) = PageLine::new(line)
+            && line.name == STARTED
         {
-            seen.started = sample.value;
+            seen.started = line.value;
         }
         if !line.starts_with(prefix) {
             continue;
         }
-        let Some(sample) = Sample::new(line) else { continue };
+        let Some(line) = PageLine::new(line) else { continue };
         let is_row = |(name, label, _): &&Row| {
-            sample.name == *name && label.is_none_or(|(key, value)| sample.label(key) == Some(value))
+            line.name == *name && label.is_none_or(|(key, value)| line.label(key) == Some(value))
         };
         if let Some((_, _, gauge)) = rows.iter().find(is_row) {
-            seen.note(*gauge, &sample);
+            seen.note(*gauge, &line);
         }
     }
-    seen.gauges().map_err(|absent| {
+    seen.sample().map_err(|absent| {
         let name = |gauge| rows.iter().find(|(_, _, of)| *of == gauge).map(|(name, _, _)| *name);
         NoLoad(absent.into_iter().filter_map(name).collect())
     })
@@ -169,30 +149,30 @@ impl<T: Copy> Total<T> {
 // === impl Seen ===
 
 impl Seen {
-    fn note(&mut self, gauge: Gauge, sample: &Sample<'_>) {
+    fn note(&mut self, gauge: Gauge, line: &PageLine<'_>) {
         let sum = |total: f64, part: f64| Some(total + part);
         match gauge {
             Gauge::Waiting => {
-                self.waiting.add(sample.value, sum);
-                self.base_models.extend(sample.label("model_name").map(str::to_owned));
+                self.waiting.add(line.value, sum);
+                self.base_models.extend(line.label("model_name").map(str::to_owned));
             }
-            Gauge::Running => self.running.add(sample.value, sum),
-            Gauge::KvUsage => self.kv_usage.add(sample.value, |total, part| Some(total.max(part))),
-            Gauge::PromptTokens => self.prompt_tokens.add(sample.value, sum),
-            Gauge::CacheConfig => self.kv_tokens.add(kv_tokens(sample), u64::checked_add),
+            Gauge::Running => self.running.add(line.value, sum),
+            Gauge::KvUsage => self.kv_usage.add(line.value, |total, part| Some(total.max(part))),
+            Gauge::PromptTokens => self.prompt_tokens.add(line.value, sum),
+            Gauge::CacheConfig => self.kv_tokens.add(kv_tokens(line), u64::checked_add),
             // The latest series has the largest value, which is a timestamp.
             Gauge::Adapters => {
                 let is_newer = |at: &f64| self.adapters_at.is_none_or(|newest| *at > newest);
-                if let Some(at) = sample.value.filter(is_newer) {
+                if let Some(at) = line.value.filter(is_newer) {
                     self.adapters_at = Some(at);
-                    self.adapters = adapters(sample);
+                    self.adapters = adapters(line);
                 }
             }
         }
     }
 
     /// The gauges, or the gauges of the load that are unknown.
-    fn gauges(self) -> Result<Gauges, Vec<Gauge>> {
+    fn sample(self) -> Result<Sample, Vec<Gauge>> {
         let Self { prompt_tokens, kv_tokens, started, base_models, .. } = self;
         let load = [
             (Gauge::Waiting, self.waiting.value()),
@@ -202,7 +182,7 @@ impl Seen {
         let [(_, Some(waiting)), (_, Some(running)), (_, Some(kv_usage))] = load else {
             return Err(load.into_iter().filter(|(_, value)| value.is_none()).map(|(of, _)| of).collect());
         };
-        Ok(Gauges {
+        Ok(Sample {
             waiting: count(waiting),
             running: count(running),
             kv_usage: kv_usage.min(1.0),
@@ -215,11 +195,11 @@ impl Seen {
 }
 
 /// The adapters in a line; `None` for an engine that cannot hold any.
-fn adapters(sample: &Sample<'_>) -> Option<Adapters> {
-    let max = sample.label("max_lora")?.parse().ok().filter(|max| *max > 0)?;
+fn adapters(line: &PageLine<'_>) -> Option<Adapters> {
+    let max = line.label("max_lora")?.parse().ok().filter(|max| *max > 0)?;
     let names = ["running_lora_adapters", "waiting_lora_adapters"]
         .into_iter()
-        .filter_map(|key| sample.label(key))
+        .filter_map(|key| line.label(key))
         .flat_map(|names| names.split(','))
         .map(str::trim)
         .filter(|name| !name.is_empty());
@@ -227,13 +207,13 @@ fn adapters(sample: &Sample<'_>) -> Option<Adapters> {
 }
 
 /// Size of the cache; `None` if the labels do not contain it, as before the cache is allocated.
-fn kv_tokens(sample: &Sample<'_>) -> Option<u64> {
-    let number = |key| sample.label(key)?.parse::<u64>().ok();
+fn kv_tokens(line: &PageLine<'_>) -> Option<u64> {
+    let number = |key| line.label(key)?.parse::<u64>().ok();
     number("block_size")?.checked_mul(number("num_gpu_blocks")?).filter(|kv_tokens| *kv_tokens > 0)
 }
 
 /// A line, split into its parts.
-struct Sample<'a> {
+struct PageLine<'a> {
     name: &'a str,
     /// `key="value",…` without the braces.
     labels: &'a str,
@@ -241,7 +221,7 @@ struct Sample<'a> {
     value: Option<f64>,
 }
 
-impl<'a> Sample<'a> {
+impl<'a> PageLine<'a> {
     fn new(line: &'a [u8]) -> Option<Self> {
         let line = std::str::from_utf8(line).ok()?;
         let name_end = line.find(['{', ' ', '\t']).unwrap_or(line.len());

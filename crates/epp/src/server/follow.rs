@@ -89,10 +89,10 @@ impl Follower {
         rng.set_stream(u64::from(member.slot.idx));
         let scraping = Scraping { member, pace: self.pace, attempts: Arc::clone(&self.attempts), metrics };
         async move {
-            let noted = |member: &Member, cache| director.note_scrape(member, cache);
+            let note = |member: &Member, reading| director.note_scrape(member, reading);
             tokio::select! {
                 () = token.cancelled() => {}
-                () = scrape(scraping, rng, noted) => {}
+                () = scrape(scraping, rng, note) => {}
                 () = events => {}
             }
         }

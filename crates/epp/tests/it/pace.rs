@@ -1,29 +1,15 @@
 //! Times between scrapes, and the age of their numbers, at times that the test chooses.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use epp::candidates::{Member, Sample};
-use epp::director::{Director, Options};
-use epp::metrics::Metrics;
+use epp::director::Options;
 use epp::scrape::pace::Pace;
-use inference_api::manifest::{self, Object};
-use inference_api::object::ObjectKey;
-use pool_index::index::{Change, EndpointRecord, Index, Membership};
-use pool_index::snapshot::KvAddresses;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::candidate::Load;
 use scheduling::saturation::Thresholds;
 
 use crate::fixtures::options;
-
-const POOL: &str = "\
-apiVersion: inference.networking.x-k8s.io/v1alpha2
-kind: InferencePool
-metadata: {name: p}
-spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
-";
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -92,53 +78,4 @@ fn endpoints_that_do_not_answer_are_asked_more_and_more_seldom() {
     // Without a pause, 3,000 of them would make 60,000 attempts a second.
     let attempts: f64 = (0..3000).map(|_| 1.0 / pace.backoff(10, &mut rng).as_secs_f64()).sum();
     assert!(attempts < 3000.0, "{attempts} a second");
-}
-
-/// A member of its own roster.
-fn member() -> Arc<Member> {
-    let (mut index, reader) = Index::new();
-    let pools = manifest::parse(POOL, "pool").unwrap().into_iter().map(|object| match object {
-        Object::InferencePool(pool) => Change::ApplyPool(pool),
-        other => panic!("{}", other.kind()),
-    });
-    index.apply(pools.collect::<Vec<_>>());
-    index.apply([Change::ApplyEndpoint(EndpointRecord {
-        key: ObjectKey::new("default", "a-0"),
-        address: ([10, 0, 0, 1], 8000).into(),
-        kv: KvAddresses::default(),
-        membership: Membership::EveryPool,
-        ready: true,
-    })]);
-    let roster = Director::new(options(), Arc::new(Metrics::default())).apply(&reader.snapshot());
-    Arc::clone(&roster.members[0])
-}
-
-#[test]
-#[expect(clippy::disallowed_methods, reason = "any moment will do")]
-fn a_scrape_settles_the_doubts_that_were_there_when_it_began() {
-    let (member, taken) = (member(), Instant::now());
-    let sample = Sample {
-        waiting: 0,
-        running: 0,
-        kv_usage: 0.0,
-        started: None,
-        prompt_tokens: None,
-        kv_tokens: None,
-        taken,
-        adapters: None,
-    };
-    let is_fresh = || member.load(taken.into(), millis(1000)).fresh;
-    let report = |doubts| {
-        let _ = member.report(sample.clone(), doubts);
-    };
-    report(member.doubts());
-    assert!(is_fresh());
-    // It dies during a scrape, and its last answer arrives after the proxy's report.
-    let begun = member.doubts();
-    member.distrust();
-    report(begun);
-    assert!(!is_fresh());
-    // Control: a scrape that began later.
-    report(member.doubts());
-    assert!(is_fresh());
 }

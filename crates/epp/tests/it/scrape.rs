@@ -1,17 +1,17 @@
 //! Engines' metrics: each engine's names are read, and numbers that are out of date do not count.
 
-use epp::candidates::Adapters;
-use epp::scrape::exposition::{Gauges, parse};
+use epp::scrape::exposition::parse;
 use inference_api::pool::ModelServerRuntime::{self, Sglang, TrtLlm, TrtllmServe, Vllm};
+use picking::endpoint::{Adapters, Sample};
 use serde_json::Value;
 
 use crate::fixtures::{Pages, Picker, Scenario, get, post, until};
 
-fn gauges(waiting: u32, running: u32, kv_usage: f64) -> Gauges {
-    Gauges { waiting, running, kv_usage, ..Gauges::default() }
+fn gauges(waiting: u32, running: u32, kv_usage: f64) -> Sample {
+    Sample { waiting, running, kv_usage, ..Sample::default() }
 }
 
-fn check(runtime: ModelServerRuntime, text: &str, expected: Gauges) {
+fn check(runtime: ModelServerRuntime, text: &str, expected: Sample) {
     assert_eq!(parse(text.as_bytes(), runtime), Ok(expected), "{text}");
 }
 
@@ -85,7 +85,7 @@ fn engines_of_one_process_add_up_and_values_are_tolerated() {
         "vllm:num_requests_waiting{engine=\"0\"} 3.0 1700000000\nvllm:num_requests_waiting{engine=\"1\"} 4\r\n\
          vllm:kv_cache_usage_perc{engine=\"0\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\"} 1.5\n\
          vllm:num_requests_running{a=\"}\\\"{\"} 1e3\nprocess_start_time_seconds 1.7e9\n",
-        Gauges { started: Some(1.7e9), ..gauges(7, 1000, 1.0) },
+        Sample { started: Some(1.7e9), ..gauges(7, 1000, 1.0) },
     );
     check(Vllm, &vllm(["1e300", "0", "0.5"], ""), gauges(u32::MAX, 0, 0.5));
     // Exemplars and timestamps are not values, and an exemplar's labels are not those of the series.
@@ -123,7 +123,7 @@ fn what_is_not_a_count_or_a_share_is_no_value() {
     }
     // Control: a valid page.
     let text = vllm(["1", "1", "1"], "process_start_time_seconds 2\nvllm:prompt_tokens_total 5\n");
-    check(Vllm, &text, Gauges { started: Some(2.0), prompt_tokens: Some(5.0), ..gauges(1, 1, 1.0) });
+    check(Vllm, &text, Sample { started: Some(2.0), prompt_tokens: Some(5.0), ..gauges(1, 1, 1.0) });
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_cache_of_a_size_that_is_none_is_not_known() {
         format!("vllm:cache_config_info{{block_size=\"{block_size}\",num_gpu_blocks=\"{n_blocks}\"}} 1.0\n")
     };
     let check = |engines: &[String], kv_tokens: Option<u64>| {
-        check(Vllm, &vllm(["1"; 3], &engines.concat()), Gauges { kv_tokens, ..gauges(1, 1, 1.0) });
+        check(Vllm, &vllm(["1"; 3], &engines.concat()), Sample { kv_tokens, ..gauges(1, 1, 1.0) });
     };
     check(&[engine("16", "100"), engine("16", "20")], Some(1920));
     let largest = u64::MAX.to_string();
@@ -153,7 +153,7 @@ fn the_latest_series_of_adapters_counts() {
         )
     };
     let load = vllm(["1"; 3], "");
-    let adapters = |names: &[&str], base_models: &[&str]| Gauges {
+    let adapters = |names: &[&str], base_models: &[&str]| Sample {
         adapters: Some(Adapters {
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             max: 2,

@@ -1,0 +1,64 @@
+//! What a pool that goes by events knows of a request's tokens, and who tells them.
+
+use std::sync::Arc;
+
+use inference_api::object::ObjectKey;
+use picking::request::TokenPrompts;
+use prefix_index::blocks::{BlockIndex, TokenPrompt};
+use scheduling::candidate::AdapterState;
+
+use super::{Director, model};
+use crate::candidates::{Member, Roll};
+use crate::inquiry::PromptTokens;
+
+impl Roll {
+    /// The name of the adapter that requests for `target_model` get, if it is one.
+    pub(super) fn adapter(&self, target_model: &str) -> Option<String> {
+        let is_adapter =
+            |member: &Arc<Member>| member.endpoint.adapter_state(target_model) != AdapterState::Irrelevant;
+        self.members.iter().any(is_adapter).then(|| target_model.to_owned())
+    }
+
+    /// What engines look for in their caches when a request for `target_model` comes, or why that is not known. Neither in a
+    /// pool that does not go by events.
+    pub(super) fn told(
+        &self,
+        tokens: PromptTokens,
+        target_model: Option<&str>,
+        salt: Option<String>,
+        blocks: &BlockIndex,
+    ) -> (Option<TokenPrompts>, Option<String>) {
+        match tokens {
+            PromptTokens::Known(prompts) if self.pool.goes_by_events() => {
+                let adapter = target_model.and_then(|target_model| self.adapter(target_model));
+                let told = |prompt| TokenPrompt { adapter: adapter.clone(), salt: salt.clone(), ..prompt };
+                let prompts = prompts.into_iter().map(told).collect();
+                // Those of the whole pool, also when the request may go to a part of it only.
+                let block_size = blocks.block_size(self.members.iter().map(|member| member.endpoint.id()));
+                (Some(TokenPrompts { prompts, block_size }), None)
+            }
+            PromptTokens::Unknown(reason) if self.pool.goes_by_events() => (None, Some(reason)),
+            PromptTokens::Unasked | PromptTokens::Known(_) | PromptTokens::Unknown(_) => (None, None),
+        }
+    }
+}
+
+impl Director {
+    /// The endpoint to ask for a prompt's token ids: the least busy of a pool that goes by events; and its name for `model`,
+    /// if that is another. `None` for requests of other pools.
+    #[must_use]
+    pub fn tokenizing_member(
+        &self,
+        pool: Option<&ObjectKey>,
+        model: Option<&str>,
+    ) -> Option<(Arc<Member>, Option<String>)> {
+        let roster = self.roster.load();
+        let roll = model::choose_pool(&roster, pool.or(self.options.pool.as_ref()), model).ok()?;
+        let roll = Some(roll).filter(|roll| roll.pool.goes_by_events())?;
+        let members = roll.members.iter().filter(|member| member.endpoint.is_reachable());
+        let member = members.min_by_key(|member| member.endpoint.in_flight())?;
+        // The ids are the same for all targets.
+        let target = model.and_then(|model| roll.pool.models.get(model)?.targets.first());
+        Some((Arc::clone(member), target.map(|target| target.name.clone())))
+    }
+}

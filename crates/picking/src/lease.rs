@@ -1,0 +1,88 @@
+//! A request that was sent to an endpoint, until its response ends.
+
+use std::borrow::Borrow;
+use std::sync::Arc;
+
+use prefix_index::blocks::Expected;
+
+use crate::cache_facts::Insertion;
+use crate::endpoint::Endpoint;
+use crate::estimate::Estimate;
+
+/// A request that was sent to a member of a pool and whose response has not ended. Dropping it ends that.
+#[derive(Debug)]
+#[must_use]
+pub struct Lease<M: Borrow<Endpoint>> {
+    member: Arc<M>,
+    /// Bytes of the request's prompt that are to be computed, until the first token.
+    uncached_bytes: u64,
+    /// The request's prompts in the index, until the first token.
+    insertions: Vec<Insertion>,
+    /// The blocks that the member will have stored, until the response's end.
+    expected_blocks: Option<Expected>,
+    /// What the response is compared with; `None` if it says nothing of the member's cache.
+    estimate: Option<Estimate>,
+}
+
+impl<M: Borrow<Endpoint>> Lease<M> {
+    /// Counts a request as in flight to `member` from now on, and `uncached_bytes` of its prompt as to be computed.
+    pub(crate) fn new(
+        member: &Arc<M>,
+        uncached_bytes: u64,
+        (insertions, expected_blocks): (Vec<Insertion>, Option<Expected>),
+        estimate: Option<Estimate>,
+    ) -> Self {
+        endpoint(member).add_request(uncached_bytes);
+        Self { member: Arc::clone(member), uncached_bytes, insertions, expected_blocks, estimate }
+    }
+
+    #[must_use]
+    pub fn member(&self) -> &Arc<M> {
+        &self.member
+    }
+
+    #[must_use]
+    pub(crate) fn estimate(&self) -> Option<&Estimate> {
+        self.estimate.as_ref()
+    }
+
+    /// Another member serves the request after all.
+    pub(crate) fn move_to(&mut self, member: &Arc<M>, insertions: Vec<Insertion>) {
+        self.insertions = insertions;
+        self.expected_blocks = None;
+        self.estimate = None;
+        endpoint(member).add_request(self.uncached_bytes);
+        self.endpoint().remove_request();
+        self.endpoint().remove_work(self.uncached_bytes);
+        self.member = Arc::clone(member);
+    }
+
+    /// The prompt is computed: it is in the cache, and is no work ahead of other requests any more.
+    pub fn on_first_token(&mut self) {
+        let insertions = std::mem::take(&mut self.insertions);
+        for insertion in insertions {
+            self.endpoint().facts.note_computed(insertion);
+        }
+        self.drop_work();
+    }
+
+    fn drop_work(&mut self) {
+        let computed = std::mem::take(&mut self.uncached_bytes);
+        self.endpoint().remove_work(computed);
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        endpoint(&self.member)
+    }
+}
+
+impl<M: Borrow<Endpoint>> Drop for Lease<M> {
+    fn drop(&mut self) {
+        self.drop_work();
+        self.endpoint().remove_request();
+    }
+}
+
+fn endpoint<M: Borrow<Endpoint>>(member: &Arc<M>) -> &Endpoint {
+    (**member).borrow()
+}

@@ -1,0 +1,64 @@
+//! How much of a request's prompt each endpoint holds: as its engine says, or else as past picks make believe.
+
+use std::borrow::Borrow;
+use std::sync::Arc;
+
+use prefix_index::blocks::BlockIndex;
+use prefix_index::endpoint::EndpointId;
+use prefix_index::index::PrefixIndex;
+use prefix_index::matches::Matches;
+
+use crate::endpoint::Endpoint;
+use crate::estimate::CacheReading;
+use crate::request::{Request, TokenPrompts};
+
+/// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
+/// bound, all prompts of a few words would match each other's first block and go to one pod.
+const MIN_MATCHED_BYTES: u64 = 64;
+
+/// What an endpoint holds of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Matched {
+    /// Bytes of the prompts' chains: what the policy goes by.
+    pub bytes: u64,
+    /// The same as past picks make believe.
+    pub estimated_bytes: u64,
+    /// Tokens of it that the engine says it has; `None` if that is not known.
+    pub saved_tokens: Option<u64>,
+}
+
+/// What each member holds of the request. If an engine tells what it holds, its word counts.
+pub(crate) fn matched<M: Borrow<Endpoint>>(
+    request: &Request<'_>,
+    members: &[&Arc<M>],
+    (index, blocks): (&PrefixIndex, &BlockIndex),
+    matches: &mut Matches,
+) -> Vec<Matched> {
+    let mut estimated = vec![Matched::default(); members.len()];
+    if request.reading == CacheReading::Skipped {
+        return estimated;
+    }
+    let id = |member: &&Arc<M>| -> EndpointId { (***member).borrow().id() };
+    for chain in request.chains {
+        index.longest_match(chain, matches);
+        for (matched, member) in estimated.iter_mut().zip(members) {
+            let bytes = matches.bytes(id(member));
+            if bytes >= MIN_MATCHED_BYTES {
+                matched.bytes += bytes;
+                matched.estimated_bytes += bytes;
+            }
+        }
+    }
+    let Some(tokens) = request.tokens else { return estimated };
+    let endpoints: Vec<EndpointId> = members.iter().map(id).collect();
+    let TokenPrompts { prompts, block_size } = tokens;
+    let saved = blocks.saved_tokens(prompts, &endpoints, *block_size);
+    let n_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum::<u64>().max(1);
+    let total_bytes = request.total_bytes();
+    let precise = |(estimate, saved_tokens): (Matched, Option<u64>)| Matched {
+        bytes: saved_tokens.map_or(estimate.bytes, |saved| saved * total_bytes / n_tokens),
+        saved_tokens,
+        ..estimate
+    };
+    estimated.into_iter().zip(saved).map(precise).collect()
+}

@@ -1,0 +1,217 @@
+//! Picks an endpoint for each request, and learns from what becomes of it.
+
+use std::borrow::Borrow;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prefix_index::blocks::{BlockIndex, Bounds};
+use prefix_index::chain::Chain;
+use prefix_index::index::PrefixIndex;
+use prefix_index::matches::Matches;
+use rand::Rng;
+use scheduling::candidate::Candidate;
+use scheduling::pick::{Ask, Decision, pick};
+
+use crate::cache_facts::Insertion;
+use crate::endpoint::{Cache, Doubts, Endpoint, Incarnations, Sample};
+use crate::estimate::{Answer, Estimate, Learned, bound, note_sent};
+use crate::lease::Lease;
+use crate::matching::{Matched, matched};
+use crate::moment::Moment;
+use crate::request::{Request, TokenPrompts};
+
+/// What does not change while a picker lives.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Bound of the prefix index for each endpoint, in blocks.
+    pub index_capacity: NonZeroU32,
+    /// Bounds of what engines say they hold.
+    pub kv_bounds: Bounds,
+    /// Scraped numbers older than this do not count.
+    pub max_metrics_age: Duration,
+}
+
+/// What the picker knows of requests and caches; of loads, each [`Endpoint`] knows its own.
+#[derive(Debug)]
+pub struct Picker {
+    settings: Settings,
+    incarnations: Incarnations,
+    index: PrefixIndex,
+    blocks: Arc<BlockIndex>,
+}
+
+/// What one pick at a time may use: whoever shares a picker keeps it under a lock, so that a pick counts before the next one
+/// reads loads and prefixes.
+#[derive(Debug)]
+pub struct Turn<R> {
+    /// Decides between endpoints that are equally good.
+    pub rng: R,
+    /// Memory of a lookup's answer, used again by the next lookup.
+    matches: Matches,
+}
+
+/// The endpoint for a request, and all that it was judged by.
+#[derive(Debug)]
+pub struct Placed<M: Borrow<Endpoint>> {
+    pub decision: Decision,
+    /// The members as the policy saw them, in their order.
+    pub candidates: Vec<Candidate>,
+    /// What each member holds of the request, in the same order.
+    pub matched: Vec<Matched>,
+    pub lease: Lease<M>,
+}
+
+/// What a scrape changed besides the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scraped {
+    pub cache: Cache,
+    /// How much text the endpoint is believed to hold at most from now on, in bytes, if that has changed.
+    pub bound: Option<u64>,
+}
+
+// === impl Turn ===
+
+impl<R> Turn<R> {
+    pub fn new(rng: R) -> Self {
+        Self { rng, matches: Matches::new() }
+    }
+}
+
+// === impl Picker ===
+
+impl Picker {
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            incarnations: Incarnations::default(),
+            index: PrefixIndex::new(settings.index_capacity),
+            blocks: Arc::new(BlockIndex::new(settings.kv_bounds)),
+        }
+    }
+
+    /// An endpoint that owns `slot` of the index from now on.
+    #[must_use]
+    pub fn endpoint(&self, slot: u32) -> Endpoint {
+        Endpoint::new(slot, &self.incarnations)
+    }
+
+    /// What past picks tell of caches.
+    #[must_use]
+    pub fn index(&self) -> &PrefixIndex {
+        &self.index
+    }
+
+    /// What engines say they hold.
+    #[must_use]
+    pub fn blocks(&self) -> &Arc<BlockIndex> {
+        &self.blocks
+    }
+
+    /// Picks one of `members` for `request` and makes the pick count at once. `None` if there are no members.
+    pub fn place<M: Borrow<Endpoint>>(
+        &self,
+        request: &Request<'_>,
+        members: &[&Arc<M>],
+        now: Moment,
+        turn: &mut Turn<impl Rng>,
+    ) -> Option<Placed<M>> {
+        let Request { policy, n_endpoints, target_model, .. } = request;
+        let matched = matched(request, members, (&self.index, &self.blocks), &mut turn.matches);
+        let candidate = |(member, matched): (&&Arc<M>, &Matched)| {
+            let endpoint: &Endpoint = (***member).borrow();
+            Candidate {
+                endpoint: endpoint.id(),
+                load: endpoint.load(now, self.settings.max_metrics_age),
+                adapter: target_model.map(|model| endpoint.adapter_state(model)).unwrap_or_default(),
+                matched_bytes: matched.bytes,
+            }
+        };
+        let candidates: Vec<Candidate> = members.iter().zip(&matched).map(candidate).collect();
+        let ask = Ask { total_bytes: request.total_bytes(), n_endpoints: *n_endpoints };
+        let decision = pick(policy, &candidates, ask, &mut turn.rng).ok()?;
+        let idx = decision.candidate_idx;
+        let uncached_bytes = decision.scores[idx].uncached_bytes;
+        let lease = self.send(request, members[idx], matched[idx], uncached_bytes);
+        Some(Placed { decision, candidates, matched, lease })
+    }
+
+    /// Makes it count that `request` goes to `member`, which is believed to hold `matched` of it and has still to compute
+    /// `uncached_bytes`.
+    pub fn send<M: Borrow<Endpoint>>(
+        &self,
+        request: &Request<'_>,
+        member: &Arc<M>,
+        matched: Matched,
+        uncached_bytes: u64,
+    ) -> Lease<M> {
+        let Request { chains, tokens, prompt_bytes, reading, .. } = *request;
+        let endpoint = (**member).borrow();
+        let (insertions, evidence) = note_sent(chains, endpoint, &self.index);
+        let Matched { estimated_bytes, saved_tokens, .. } = matched;
+        let estimate = (!chains.is_empty()).then_some(Estimate {
+            endpoint: endpoint.id(),
+            predicted_bytes: estimated_bytes,
+            saved_tokens,
+            n_bytes: prompt_bytes,
+            reading,
+            evidence,
+        });
+        let expected = tokens.and_then(|TokenPrompts { prompts, block_size }| {
+            self.blocks.expect(prompts, endpoint.id(), *block_size)
+        });
+        Lease::new(member, uncached_bytes, (insertions, expected), estimate)
+    }
+
+    /// `served` answered instead of the picked member, which therefore could not be reached: that one counts as stale until
+    /// it is scraped again, and what it was believed to get, the other one has.
+    pub fn on_served_elsewhere<M: Borrow<Endpoint>>(
+        &self,
+        lease: &mut Lease<M>,
+        chains: &[Chain],
+        served: &Arc<M>,
+    ) {
+        let (insertions, _) = note_sent(chains, (**served).borrow(), &self.index);
+        lease.move_to(served, insertions);
+    }
+
+    /// The response to a request has ended. Returns what its usage taught, if it reported any that counts.
+    pub fn on_end<M: Borrow<Endpoint>>(&self, lease: Lease<M>, answer: Option<Answer>) -> Option<Learned> {
+        let (answer, estimate) = answer.zip(lease.estimate())?;
+        estimate.learn(answer, (**lease.member()).borrow(), &self.index)
+    }
+
+    /// Another picker has sent a prompt to `endpoint`. Whether it was ever computed is not known.
+    pub fn on_sent_by_peer(&self, chain: &Chain, endpoint: &Endpoint) {
+        let id = endpoint.id();
+        if let Some(inserted) = self.index.insert(chain, id) {
+            endpoint.facts.note_sent(Insertion { endpoint: id, at: inserted.at });
+        }
+    }
+
+    /// A scrape of `endpoint` that began after `doubts` has ended well, at `taken`.
+    pub fn on_scrape(&self, endpoint: &Endpoint, sample: Sample, doubts: Doubts, taken: Moment) -> Scraped {
+        let cache = endpoint.report(sample, doubts, taken);
+        if cache == Cache::Lost {
+            self.forget(endpoint);
+        }
+        Scraped { cache, bound: bound(endpoint, &self.index) }
+    }
+
+    /// Nothing listens at the address of `endpoint`.
+    pub fn on_down(&self, endpoint: &Endpoint) -> Cache {
+        let cache = endpoint.report_down();
+        if cache == Cache::Lost {
+            self.forget(endpoint);
+        }
+        cache
+    }
+
+    /// The process behind `endpoint` is gone, and its cache with it.
+    pub fn forget(&self, endpoint: &Endpoint) {
+        let gone = endpoint.reincarnate(&self.incarnations);
+        self.index.remove_endpoint(gone);
+        self.blocks.remove_endpoint(gone);
+    }
+}
