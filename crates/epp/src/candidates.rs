@@ -1,6 +1,6 @@
-//! The pools and their endpoints of one snapshot, each endpoint with its state as picks see it.
+//! The pools and endpoints of one snapshot; each endpoint has its state as picks see it.
 //!
-//! A [`Roster`] is never changed; its [`Member`]s live as long as their endpoint does.
+//! A [`Roster`] never changes; its [`Member`]s live as long as their endpoints.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
@@ -15,20 +15,20 @@ use picking::endpoint::Endpoint;
 use picking::picker::Picker;
 use pool_index::snapshot::{self, KvAddresses, ModelStatus, Pool, Slot, Snapshot};
 
-/// One endpoint while it lives.
+/// An endpoint while it lives.
 #[derive(Debug)]
 pub struct Member {
-    /// Its state as picks see it.
+    /// The endpoint's state as picks see it.
     pub endpoint: Endpoint,
     pub slot: Slot,
     pub address: SocketAddr,
-    /// `ip:port`, as the proxy is told.
+    /// `ip:port`, in the form for the proxy.
     pub destination: Arc<str>,
     pub pod: Arc<str>,
     runtime: Mutex<ModelServerRuntime>,
-    /// Where its engine tells what its cache holds.
+    /// Addresses of its engine's KV events.
     pub kv: KvAddresses,
-    /// Whether a pool goes by that.
+    /// True if a pool uses these events.
     wants_events: AtomicBool,
 }
 
@@ -39,13 +39,13 @@ pub struct Roll {
     pub members: Vec<Arc<Member>>,
 }
 
-/// Every pool and every endpoint of one snapshot.
+/// All pools and endpoints of one snapshot.
 #[derive(Debug, Default)]
 pub struct Roster {
     /// Version of the snapshot; 0 before the first.
     pub version: u64,
     pub rolls: BTreeMap<ObjectKey, Roll>,
-    /// In the order of slots.
+    /// Members in the order of slots.
     pub members: Vec<Arc<Member>>,
     /// Every InferenceModel, served or not.
     pub models: Arc<BTreeMap<ObjectKey, ModelStatus>>,
@@ -73,13 +73,13 @@ impl Member {
         }
     }
 
-    /// Whether a pool wants to know what its engine says it holds.
+    /// Returns true if a pool uses its engine's KV events.
     #[must_use]
     pub fn wants_events(&self) -> bool {
         self.wants_events.load(Ordering::Relaxed)
     }
 
-    /// The engine, as the pool's annotation names it.
+    /// The engine according to the pool's annotation.
     #[must_use]
     pub fn runtime(&self) -> ModelServerRuntime {
         *self.runtime.lock()
@@ -114,7 +114,7 @@ impl Roster {
         };
         let rolls: BTreeMap<ObjectKey, Roll> =
             snapshot.pools.iter().map(|(key, pool)| (key.clone(), roll(pool))).collect();
-        // Of several pools that select an endpoint, the first by name says what it runs.
+        // If several pools select an endpoint, the first by name determines its engine.
         for Roll { pool, members } in rolls.values().rev() {
             members.iter().for_each(|member| *member.runtime.lock() = pool.runtime);
         }
@@ -127,7 +127,7 @@ impl Roster {
         Self { version: snapshot.version, rolls, members, models: Arc::clone(&snapshot.models) }
     }
 
-    /// Members of `earlier` that are no longer there.
+    /// Members of `earlier` that are gone.
     pub fn removed_since<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = &'a Arc<Member>> {
         let lives =
             |member: &&Arc<Member>| self.members.binary_search_by_key(&member.slot, |own| own.slot).is_ok();

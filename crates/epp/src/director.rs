@@ -1,6 +1,7 @@
-//! Turns an inquiry into an endpoint: pool, model, candidates, policy; then the record, the log line and the metrics.
+//! Finds the endpoint for an inquiry: pool, model, candidates, policy. Then writes the record, the log line and the
+//! metrics.
 //!
-//! Synchronous and without I/O: everything it reads is in memory, and the time is handed in.
+//! Synchronous and without I/O: everything that it reads is in memory, and the time is an argument.
 
 mod model;
 mod note;
@@ -51,38 +52,39 @@ use crate::scrape::{Reading, pace};
 use crate::subset::Subset;
 use crate::tuning::Patch;
 
-/// Letters and length of Kubernetes' `rand.String(10)`, the tutorial's request ids.
+/// Alphabet and length of Kubernetes' `rand.String(10)`, which makes the tutorial's request ids.
 const REQUEST_ID_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const REQUEST_ID_LENGTH: usize = 10;
-/// What does not change while the process runs.
+/// Options that do not change while the process runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The pool to pick from when the proxy names none; `None`: the only one, or the one that has the model.
+    /// The pool to pick from if the proxy names none. `None`: the only pool, or the one that has the model.
     pub pool: Option<ObjectKey>,
     /// Knobs of the policy that flags set.
     pub policy: Patch,
-    /// Scraped numbers older than this do not count.
+    /// Greatest age of scraped numbers that count.
     pub max_metrics_age: Duration,
-    /// Bound of the prefix index for each endpoint, in blocks.
+    /// Most blocks of each endpoint in the prefix index.
     pub index_capacity: NonZeroU32,
-    /// Bounds of the index of what engines say they hold.
+    /// Bounds of the index of KV events.
     pub kv_bounds: Bounds,
     pub compat: Compat,
-    /// Whether clients that ask are told which endpoint was picked, and why.
+    /// True if clients that ask are told which endpoint was picked, and why.
     pub explains: bool,
-    /// Requests that are not critical are refused when no endpoint of their pool stays within these.
+    /// Limits of an endpoint with capacity. If no endpoint of a pool has capacity, requests that are not critical are
+    /// refused.
     pub saturation: Thresholds,
-    /// Most endpoints that the proxy is told for a request: the picked one and its fallbacks.
+    /// Most endpoints that the proxy gets for a request: the picked one and its fallbacks.
     pub endpoints_per_pick: NonZeroUsize,
-    /// Decisions kept for `/debug/decisions`.
+    /// Number of decisions that are kept for `/debug/decisions`.
     pub n_decisions: usize,
     pub seed: u64,
-    /// What other pickers are told; `None` where there are no others.
+    /// Options for reports to other pickers; `None` without any.
     pub peers: Option<Peers>,
 }
 
 impl Options {
-    /// The same, with limits on the age of metrics that scrapes every `period` can keep.
+    /// These options, with limits on the age of metrics that scrapes every `period` can keep.
     #[must_use]
     pub fn for_scrapes_every(self, period: Duration) -> Self {
         let keep = |limit| pace::age_limit(limit, period);
@@ -90,19 +92,19 @@ impl Options {
         Self { max_metrics_age: keep(self.max_metrics_age), saturation, ..self }
     }
 
-    /// The shortest of these limits.
+    /// The shortest limit on the age of metrics.
     #[must_use]
     pub fn shortest_metrics_age(&self) -> Duration {
         self.max_metrics_age.min(self.saturation.metrics_age)
     }
 }
 
-/// For pickers that are not alone.
+/// Options of a picker that has peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peers {
-    /// Another one for each process.
+    /// Id of the process, different in each.
     pub instance: String,
-    /// Most bytes that are kept for those that come late.
+    /// Most bytes of picks that are kept for peers that come late.
     pub journal_bytes: usize,
 }
 
@@ -120,16 +122,16 @@ pub struct Director {
     roster: ArcSwap<Roster>,
     picker: Picker,
     policies: Arc<Policies>,
-    /// Held from reading loads and prefixes until the pick counts, so that simultaneous picks see each other.
+    /// Locked from reading loads and prefixes until the pick counts, so that simultaneous picks see each other.
     turn: Mutex<Turn<ChaCha8Rng>>,
-    /// The first moment that was converted; the others are counted from it.
+    /// The first moment that was converted; the others count from it.
     epoch: OnceLock<Instant>,
-    /// Of names, so that they take nothing from the picks' draws.
+    /// Randomness of names, separate so that names do not change the picks' draws.
     names: Mutex<ChaCha8Rng>,
     decisions: Decisions,
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
-    /// Of the endpoints of the start.
+    /// True after every endpoint that was there at the start has been scraped.
     has_asked_all: AtomicBool,
 }
 
@@ -137,22 +139,22 @@ pub struct Director {
 struct Placement<'a> {
     roll: &'a Roll,
     rewrite: Option<Rewrite>,
-    /// The name that the engines are asked for; `None` when the body was not read.
+    /// The name of the model in the engines; `None` if the body was not read.
     target_model: Option<String>,
     criticality: Option<Criticality>,
-    /// Length of the request's body; `None` when it was not read.
+    /// Length of the request's body; `None` if it was not read.
     n_bytes: Option<u64>,
-    /// Of each prompt, under PREFIX_CACHE.
+    /// Chain of each prompt, under PREFIX_CACHE.
     chains: Vec<Chain>,
-    /// The same in tokens, for a pool that goes by events.
+    /// The prompts as tokens, for a pool that uses KV events.
     tokens: Option<TokenPrompts>,
-    /// Length of the text that the chains are made of.
+    /// Length of the text of the chains, in bytes.
     prompt_bytes: u64,
     lookup: Lookup,
 }
 
 impl<'a> Placement<'a> {
-    /// For a request whose body was not read.
+    /// The placement of a request whose body was not read.
     fn opaque(roll: &'a Roll) -> Self {
         Self {
             roll,
@@ -195,7 +197,7 @@ impl Director {
         }
     }
 
-    /// Follows the pool index; returns the roster that holds from now on. Called by one task only.
+    /// Follows the pool index; returns the new roster. Only one task may call it.
     pub fn apply(&self, snapshot: &Snapshot) -> Arc<Roster> {
         let previous = self.roster.load_full();
         let next = Arc::new(previous.follow(snapshot, &self.picker));
@@ -207,7 +209,7 @@ impl Director {
         next
     }
 
-    /// Follows what a scrape found out about `member`.
+    /// Notes the result of a scrape of `member`.
     pub fn note_scrape(&self, member: &Member, reading: Reading) {
         let (endpoint, pod) = (&*member.destination, &*member.pod);
         match reading {
@@ -227,8 +229,8 @@ impl Director {
         }
     }
 
-    /// Whether requests are placed knowingly: there is a pool, and every endpoint was asked for its load, once. Endpoints
-    /// that come later take nothing away.
+    /// Returns true if requests are placed with knowledge: there is a pool, and every endpoint has been scraped once.
+    /// Endpoints that come later do not change that.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         let roster = self.roster.load();
@@ -264,7 +266,7 @@ impl Director {
         self.options.explains
     }
 
-    /// What engines say they hold.
+    /// The index of KV events.
     #[must_use]
     pub fn blocks(&self) -> &Arc<BlockIndex> {
         self.picker.blocks()
@@ -286,12 +288,12 @@ impl Director {
     /// Picks an endpoint for `inquiry`.
     ///
     /// # Errors
-    /// Why the client is refused.
+    /// The reason why the client is refused.
     pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Ticket>, Refusal> {
         self.decide_on_record(inquiry, now).0
     }
 
-    /// The same, with the record.
+    /// Picks an endpoint for `inquiry`, and returns the decision's record too.
     pub fn decide_on_record(
         &self,
         inquiry: Inquiry,
@@ -322,7 +324,7 @@ impl Director {
         (picked, record)
     }
 
-    /// An id for a request that comes without one: a random UUID, as Envoy's.
+    /// An id for a request without one: a random UUID, like Envoy's.
     #[must_use]
     pub fn fresh_request_id(&self) -> String {
         let mut bytes = [0; 16];
@@ -336,7 +338,7 @@ impl Director {
         (0..REQUEST_ID_LENGTH).map(letter).collect()
     }
 
-    /// Finds the pool and the target model, and hashes the prompt when the strategy wants it.
+    /// Finds the pool and the target model, and hashes the prompt if the strategy needs it.
     fn locate<'a>(
         &self,
         roster: &'a Roster,
@@ -386,7 +388,7 @@ impl Director {
         let prompt_bytes = prompts.iter().map(|prompt| prompt.n_bytes).sum();
         let seed = ChainSeed {
             target_model: target_model.as_deref().unwrap_or_default(),
-            // vLLM's adapters are models of their own name.
+            // In vLLM, an adapter is a model with its own name.
             adapter: None,
             cache_salt: cache_salt.as_deref(),
         };
@@ -410,7 +412,7 @@ impl Director {
         })
     }
 
-    /// What engines can do without, and the pool or the clients of another picker cannot.
+    /// Refuses bodies that engines accept, but the pool or the clients of another picker do not.
     fn check(&self, body: &RequestBody, roll: &Roll) -> Result<(), Refusal> {
         let refused = |fault: &BodyError| Refusal::Body(BodyFault::Malformed(fault.clone()));
         match (self.options.compat, &body.model) {
@@ -452,7 +454,7 @@ impl Director {
         } = placement;
         let Trace { record, labels } = trace;
         let members = match eligible(roll, subset) {
-            // To upstream, a pool without pods is a saturated one.
+            // For upstream, a pool without pods is a saturated one.
             Err(Refusal::NoEndpoints { pool }) if self.options.compat == Compat::GieV04 => {
                 self.admit(&pool, criticality, &[], now)?;
                 return Err(Refusal::NoEndpoints { pool });
@@ -501,7 +503,7 @@ impl Director {
         Ok(Pick { destination, rewrite, reason: None, lease })
     }
 
-    /// Upstream's rule: only what is critical goes to a pool without capacity.
+    /// Refuses a request by upstream's rule: a pool without capacity takes only critical requests.
     fn admit(
         &self,
         pool: &ObjectKey,
@@ -523,7 +525,7 @@ impl Director {
     }
 }
 
-/// The pool's endpoints that may be picked: in the subset, and not known to be down while another is not.
+/// The pool's endpoints that may be picked: those in the subset, without those known to be down if others are not.
 fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<Member>>, Refusal> {
     let pool = || roll.pool.key.clone();
     if roll.members.is_empty() {

@@ -1,4 +1,4 @@
-//! One endpoint as picks see it: which process serves there, what it last reported, and what is in flight to it.
+//! An endpoint as picks see it: the process that serves there, its last report, and the requests in flight to it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,18 +11,18 @@ use crate::cache_facts::CacheFacts;
 use crate::gauges::{Gauges, Outline, Reading};
 use crate::moment::Moment;
 
-/// What an endpoint's `/metrics` said.
+/// The metrics that a scrape found on an endpoint's `/metrics`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     /// Requests in the queue, summed over the engines of the process.
     pub waiting: u32,
-    /// Requests in the batch, summed likewise.
+    /// Requests in the batch, summed over the engines of the process.
     pub running: u32,
-    /// Share of the KV cache that is in use, 0 to 1; the fullest engine's.
+    /// Share of the KV cache that is in use, in 0..=1, of the fullest engine.
     pub kv_usage: f64,
-    /// When the process began, in seconds, if the engine reports it: a new value is a new, empty cache.
+    /// Start of the process in seconds, if the engine reports it. A new value means a new process with an empty cache.
     pub started: Option<f64>,
-    /// Prompt tokens that the process has counted, if the engine reports them: fewer than before is a new process.
+    /// Prompt tokens that the process has counted, if the engine reports them. A lower value means a new process.
     pub prompt_tokens: Option<f64>,
     /// Size of the KV cache in tokens, summed over the engines, if they report it.
     pub kv_tokens: Option<u64>,
@@ -33,30 +33,30 @@ pub struct Sample {
 /// The LoRA adapters of an engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Adapters {
-    /// Those that are loaded, and those that requests wait for.
+    /// Adapters that are loaded, and those that requests wait for.
     pub names: Vec<String>,
-    /// How many can be loaded at once.
+    /// Most adapters that can be loaded at a time.
     pub max: usize,
     /// Names of models that are served without an adapter.
     pub base_models: Vec<String>,
 }
 
-/// What is known of an endpoint by scraping it.
+/// The result of scraping an endpoint.
 #[derive(Clone, Debug, PartialEq)]
 enum Report {
     /// No scrape has ended yet.
     Pending,
-    /// The last scrape that succeeded; later ones may have timed out.
+    /// The last successful scrape; later ones may have timed out.
     Sample(Sample),
     /// Nothing listens there.
     Down,
 }
 
-/// How often an endpoint was doubted, at one moment.
+/// Number of doubts about an endpoint at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doubts(u32);
 
-/// What a scrape means for the endpoint's cache.
+/// Consequence of a scrape for the endpoint's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
     Kept,
@@ -64,37 +64,37 @@ pub enum Cache {
     Lost,
 }
 
-/// One endpoint while it lives. What every pick reads of it comes first, in one line of the processor's cache.
+/// An endpoint while it lives. The fields that every pick reads come first, in one line of the processor's cache.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Endpoint {
     slot: u32,
-    /// Grows with each process that serves under this endpoint.
+    /// Number of the process behind the endpoint, which grows with each process.
     incarnation: AtomicU32,
     in_flight: AtomicU32,
-    /// Bytes of prompts in flight that it has still to compute, as far as is known.
+    /// Bytes of prompts in flight that it still has to compute, as far as is known.
     uncached_bytes: AtomicU64,
-    /// The report's numbers, written with it.
+    /// The numbers of the report, written together with it.
     gauges: Gauges,
-    /// How often something went wrong, after which what was scraped before may be over.
+    /// Number of times that something went wrong, after which the last scrape may be out of date.
     doubts: AtomicU32,
-    /// How often it had when the last scrape that succeeded began.
+    /// Value of `doubts` when the last successful scrape began.
     settled_doubts: AtomicU32,
     report: Mutex<Report>,
     pub facts: CacheFacts,
 }
 
-/// What picks read ends where this begins.
+/// The fields that picks read end before this one.
 const _: () = assert!(std::mem::offset_of!(Endpoint, report) <= 64);
 
-/// Numbers the processes behind endpoints; no number is given twice, so a slot's owners are in order.
+/// Numbers the processes behind endpoints. No number is used twice, so the owners of a slot are in order.
 #[derive(Debug, Default)]
 pub struct Incarnations(AtomicU32);
 
 // === impl Sample ===
 
 impl Sample {
-    /// Whether `later` is another process's. What one of them does not report says nothing.
+    /// Returns true if `later` is from another process. A value that one of them does not report is ignored.
     fn is_outlived_by(&self, later: &Self) -> bool {
         let differs = |(before, after): (f64, f64)| before.to_bits() != after.to_bits();
         let has_restarted = self.started.zip(later.started).is_some_and(differs);
@@ -102,7 +102,7 @@ impl Sample {
         has_restarted || self.prompt_tokens.zip(later.prompt_tokens).is_some_and(has_counted_more)
     }
 
-    /// The same, with what `earlier` told of the process and this one does not.
+    /// This sample, completed with the values of `earlier` that describe the process and that this one does not report.
     fn after(self, earlier: &Self) -> Self {
         let started = self.started.or(earlier.started);
         Self { started, prompt_tokens: self.prompt_tokens.or(earlier.prompt_tokens), ..self }
@@ -112,7 +112,7 @@ impl Sample {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// The endpoint that owns `slot` of the prefix index, not asked yet.
+    /// The endpoint that owns `slot` of the prefix index, not scraped yet.
     #[must_use]
     pub fn new(slot: u32, incarnations: &Incarnations) -> Self {
         Self {
@@ -128,32 +128,32 @@ impl Endpoint {
         }
     }
 
-    /// The process that serves now, in the prefix index.
+    /// Id in the prefix index of the process that serves now.
     #[inline]
     #[must_use]
     pub fn id(&self) -> EndpointId {
         EndpointId::new(self.slot, self.incarnation.load(Ordering::Acquire))
     }
 
-    /// The process that served until now is gone: returns its identity.
+    /// Replaces the process behind the endpoint, which is gone. Returns the old id.
     pub(crate) fn reincarnate(&self, incarnations: &Incarnations) -> EndpointId {
         let old = self.incarnation.swap(incarnations.next(), Ordering::AcqRel);
         self.facts.reset();
         EndpointId::new(self.slot, old)
     }
 
-    /// Counts a request as in flight, and as much of its prompt as to be computed.
+    /// Counts a request in flight, and `uncached_bytes` of its prompt as work.
     pub(crate) fn add_request(&self, uncached_bytes: u64) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed);
     }
 
-    /// A part of a prompt in flight is computed, or will not be.
+    /// Counts a part of a prompt in flight as work no longer: it is computed, or never will be.
     pub(crate) fn remove_work(&self, uncached_bytes: u64) {
         self.uncached_bytes.fetch_sub(uncached_bytes, Ordering::Relaxed);
     }
 
-    /// A request is in flight no longer.
+    /// Counts a request as in flight no longer.
     pub(crate) fn remove_request(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -164,14 +164,14 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Bytes of prompts in flight whose first token has not come back and that are not believed to be cached.
+    /// Bytes of prompts in flight whose first token has not come and that are not assumed to be cached.
     #[inline]
     #[must_use]
     pub fn uncached_bytes(&self) -> u64 {
         self.uncached_bytes.load(Ordering::Relaxed)
     }
 
-    /// Notes what a scrape found that began after `doubts`.
+    /// Notes the result of a scrape that began after `doubts`.
     #[must_use]
     pub(crate) fn report(&self, sample: Sample, doubts: Doubts, taken: Moment) -> Cache {
         let mut report = self.report.lock();
@@ -192,7 +192,7 @@ impl Endpoint {
         if restarted { Cache::Lost } else { Cache::Kept }
     }
 
-    /// When the process began, as its metrics say.
+    /// Start of the process, from its metrics.
     #[must_use]
     pub fn started(&self) -> Option<f64> {
         match &*self.report.lock() {
@@ -201,12 +201,12 @@ impl Endpoint {
         }
     }
 
-    /// A scrape or a request failed: what was scraped before does not count until a scrape succeeds that begins later.
+    /// Notes that a scrape or a request failed: earlier scrapes do not count until one succeeds that begins later.
     pub fn distrust(&self) {
         self.doubts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The doubts so far, which a scrape that begins now settles if it succeeds.
+    /// The doubts so far. A successful scrape that begins now settles them.
     #[must_use]
     pub fn doubts(&self) -> Doubts {
         Doubts(self.doubts.load(Ordering::Relaxed))
@@ -227,27 +227,27 @@ impl Endpoint {
         if was_up { Cache::Lost } else { Cache::Kept }
     }
 
-    /// Whether a scrape has ended, well or not.
+    /// Returns true if a scrape has ended, successfully or not.
     #[must_use]
     pub fn was_asked(&self) -> bool {
         self.is_distrusted() || !matches!(*self.report.lock(), Report::Pending)
     }
 
-    /// Whether nothing was sent to it that has not ended, and it reports no request either.
+    /// Returns true if no request is in flight to it, and it reports none either.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let has_none = |sample: &Sample| sample.waiting == 0 && sample.running == 0;
         self.in_flight() == 0 && matches!(&*self.report.lock(), Report::Sample(sample) if has_none(sample))
     }
 
-    /// Whether the endpoint may be picked: all but those where nothing listens.
+    /// Returns true if the endpoint may be picked: something listens there, as far as is known.
     #[inline]
     #[must_use]
     pub fn is_reachable(&self) -> bool {
         self.gauges.outline() != Outline::Down
     }
 
-    /// Load for the policy. Scraped numbers older than `max_age` are not fresh.
+    /// Load for the policy. Scraped numbers that are older than `max_age` are not fresh.
     #[inline]
     #[must_use]
     pub fn load(&self, now: Moment, max_age: Duration) -> Load {
@@ -260,7 +260,7 @@ impl Endpoint {
         Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh }
     }
 
-    /// What a request for `target_model` would find, if it is an adapter.
+    /// State of `target_model` as an adapter on this endpoint; irrelevant if it is none.
     #[inline]
     #[must_use]
     pub fn adapter_state(&self, target_model: &str) -> AdapterState {
@@ -270,7 +270,7 @@ impl Endpoint {
         }
     }
 
-    /// Apart, so that the rest is short enough to be inlined.
+    /// A separate function, so that its caller is short enough to be inlined.
     #[inline(never)]
     fn reported_adapter_state(&self, target_model: &str) -> AdapterState {
         match &*self.report.lock() {

@@ -1,7 +1,8 @@
-//! The estimate against the truth: what an answer says of the cache corrects what the index believes.
+//! Corrects the estimate: compares the cached tokens of an answer with what the index predicted.
 //!
-//! Engines evict what was used longest ago. When an endpoint turns out to have lost a text, it has lost whatever it used no
-//! later than that text; when its cache is known to be smaller than what the index holds for it, it has lost the oldest.
+//! Engines evict what was used longest ago. If an endpoint turns out to have lost a text, it has also lost everything
+//! that it used no later than that text. If its cache turns out to be smaller than the text that the index holds for
+//! it, it has lost the oldest part.
 
 use prefix_index::chain::Chain;
 use prefix_index::endpoint::EndpointId;
@@ -12,23 +13,23 @@ use scheduling::affinity::Affinity;
 use crate::cache_facts::Insertion;
 use crate::endpoint::Endpoint;
 
-/// A shortfall within this many tokens is no evidence: engines cache blocks of 16, and compute the last one in any case.
+/// A difference within this many tokens is no evidence: engines cache blocks of 16, and always compute the last one.
 const TOLERATED_TOKENS: f64 = 32.0;
-/// Nor is one within this share of what was predicted: texts have more bytes per token here than there.
+/// A difference within this share of the prediction is no evidence: bytes per token vary within a text.
 const TOLERATED_SHARE: f64 = 0.1;
 
-/// How the engine's prefix cache stands to the text that the chains are made of.
+/// Relation of the engine's lookup in its prefix cache to the text of the chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheReading {
-    /// The engine looks for the text's tokens: how many it finds is evidence of what it holds.
+    /// The engine looks up the tokens of the text, so the number of cached tokens is evidence of what it holds.
     Text,
-    /// The engine looks for tokens that the text does not tell all of: that it finds few of them is no evidence.
+    /// The engine looks up tokens that the text does not fully determine: if it finds few of them, that is no evidence.
     Beside,
     /// The engine computes every token of the request.
     Skipped,
 }
 
-/// The usage that a complete response reports.
+/// The usage in a complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub prompt_tokens: Option<u32>,
@@ -36,63 +37,63 @@ pub struct Answer {
     pub cached_tokens: Option<u32>,
 }
 
-/// What an answer taught.
+/// Result of learning from an answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Learned {
-    /// How many tokens were predicted to be cached.
+    /// Number of tokens that were predicted to be cached.
     pub predicted_tokens: f64,
-    /// Share of the prompt by which more tokens were cached than predicted, if the engine told how many.
+    /// Share of the prompt by which more tokens were cached than predicted, if the engine reports cached tokens.
     pub error: Option<f64>,
-    /// How much text the endpoint is believed to hold at most from now on, in bytes, if that has changed.
+    /// New bound of the text that the endpoint is assumed to hold, in bytes, if it has changed.
     pub bound: Option<u64>,
     pub correction: Option<Correction>,
 }
 
-/// The endpoint had lost what it was believed to hold.
+/// A correction of the index: the endpoint had lost what it was assumed to hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Correction {
     pub estimated_tokens: f64,
     pub cached_tokens: f64,
-    /// Blocks that it is not believed to hold any more.
+    /// Number of blocks that it is not assumed to hold any more.
     pub n_blocks: u64,
 }
 
-/// What was believed when an endpoint was picked for a prompt.
+/// The prediction for a prompt when an endpoint was picked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Estimate {
     pub(crate) endpoint: EndpointId,
-    /// Bytes of the prompt that were believed to be cached, as past picks tell.
+    /// Bytes of the prompt that were assumed to be cached, from past picks.
     pub(crate) predicted_bytes: u64,
-    /// Tokens of it that the engine said it had.
+    /// Cached tokens of the prompt according to KV events.
     pub(crate) saved_tokens: Option<u64>,
     /// All bytes of the prompt.
     pub(crate) n_bytes: u64,
     pub(crate) reading: CacheReading,
-    /// When the endpoint used the predicted part before, if it had computed it by then.
+    /// Last use of the predicted part by the endpoint, if it had computed the part by then.
     pub(crate) evidence: Option<Use>,
 }
 
 impl Estimate {
-    /// In tokens, for a prompt of `n_tokens`.
+    /// The estimate in tokens, for a prompt of `n_tokens`.
     #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
     fn estimated_tokens(&self, n_tokens: u32) -> f64 {
         let share = self.predicted_bytes as f64 / self.n_bytes.max(1) as f64;
         share * f64::from(n_tokens)
     }
 
-    /// What was gone by, in tokens.
+    /// The prediction that was used, in tokens.
     #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 tokens")]
     fn predicted_tokens(&self, n_tokens: u32) -> f64 {
         self.saved_tokens.map_or_else(|| self.estimated_tokens(n_tokens), |tokens| tokens as f64)
     }
 
-    /// An answer of `endpoint` came to the request that this was believed of.
+    /// Learns from the answer of `endpoint` to the request of this estimate.
     pub(crate) fn learn(&self, answer: Answer, endpoint: &Endpoint, index: &PrefixIndex) -> Option<Learned> {
         let n_tokens = answer.prompt_tokens.filter(|n_tokens| *n_tokens > 0)?;
         let predicted_tokens = self.predicted_tokens(n_tokens);
         let mut learned = Learned { predicted_tokens, error: None, bound: None, correction: None };
         if endpoint.id() != self.endpoint {
-            // Another process by now: its predecessor's answer says nothing of it.
+            // Another process serves there now: the answer of the earlier one says nothing about it.
             return Some(learned);
         }
         let n_bytes = match self.reading {
@@ -117,8 +118,8 @@ impl Estimate {
     }
 }
 
-/// Notes in the index that `endpoint` gets `chains`. Returns the insertions, and when the endpoint used the prefix of the
-/// last chain before, if it had computed it by then.
+/// Notes in the index that `endpoint` gets `chains`. Returns the insertions, and the endpoint's last use of the last
+/// chain's prefix, if it had computed that by then.
 pub(crate) fn note_sent(
     chains: &[Chain],
     endpoint: &Endpoint,
@@ -137,7 +138,7 @@ pub(crate) fn note_sent(
     (insertions, previous)
 }
 
-/// Bounds the text that `endpoint` is believed to hold by the size of its cache; returns the bound if it has changed.
+/// Bounds the text that `endpoint` is assumed to hold by the size of its cache. Returns the bound if it has changed.
 pub(crate) fn bound(endpoint: &Endpoint, index: &PrefixIndex) -> Option<u64> {
     let max_bytes = endpoint.facts.new_bound(Affinity::BYTES_PER_TOKEN)?;
     index.limit_bytes(endpoint.id(), max_bytes);

@@ -1,42 +1,43 @@
-//! What picks read of a scrape, without a lock: with thousands of endpoints, a lock for each is most of a decision's time.
+//! The numbers of a scrape that picks read without a lock: with thousands of endpoints, locks would take most of a
+//! decision's time.
 
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::moment::Moment;
 
-/// What is known of an endpoint, in a word.
+/// State of an endpoint in one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outline {
     /// No scrape has ended yet.
     Pending,
-    /// Scraped, and without LoRA adapters.
+    /// Scraped, without LoRA adapters.
     Plain,
-    /// Scraped, and with them.
+    /// Scraped, with LoRA adapters.
     Adapters,
     /// Nothing listens there.
     Down,
 }
 
-/// A scrape's numbers.
+/// Numbers of a scrape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Reading {
     pub(crate) waiting: u32,
     pub(crate) running: u32,
     pub(crate) kv_usage: f64,
-    /// How long ago that was.
+    /// Time since the scrape.
     pub(crate) age: Duration,
 }
 
-/// The last reading. One that is written meanwhile may be read in part: then each number is of the last scrape or of the
-/// one before, and both are true enough to pick by.
+/// The last reading. While it is written, a reader may see numbers of this scrape and of the one before; both are
+/// recent enough for a pick.
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
     outline: AtomicU8,
     waiting: AtomicU32,
     running: AtomicU32,
     kv_usage: AtomicU64,
-    /// A [`Moment`].
+    /// Bits of a [`Moment`].
     taken: AtomicI64,
 }
 
@@ -54,7 +55,7 @@ impl Gauges {
         self.outline.store(Outline::Down as u8, Ordering::Release);
     }
 
-    /// Notes what a scrape at `taken` found.
+    /// Notes the numbers of a scrape at `taken`.
     pub(crate) fn note(&self, reading: Reading, taken: Moment, has_adapters: bool) {
         let Reading { waiting, running, kv_usage, age: _ } = reading;
         self.waiting.store(waiting, Ordering::Relaxed);
@@ -65,7 +66,7 @@ impl Gauges {
         self.outline.store(outline as u8, Ordering::Release);
     }
 
-    /// `None` unless the last scrape succeeded.
+    /// The last reading; `None` unless the last scrape succeeded.
     #[inline]
     pub(crate) fn reading(&self, now: Moment) -> Option<Reading> {
         match self.outline() {
@@ -95,7 +96,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let reading = Reading { waiting: 1, running: 2, kv_usage: 0.25, age: second };
         let (before, after) = (Moment::before_epoch(second), Moment::after_epoch(second));
-        // Also of a moment before the one that all are counted from.
+        // Also for a moment before the epoch.
         for (taken, later, has_adapters) in
             [(start, after, false), (after, Moment::after_epoch(2 * second), true), (before, start, false)]
         {

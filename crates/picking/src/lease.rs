@@ -9,23 +9,23 @@ use crate::cache_facts::Insertion;
 use crate::endpoint::Endpoint;
 use crate::estimate::Estimate;
 
-/// A request that was sent to a member of a pool and whose response has not ended. Dropping it ends that.
+/// A request that was sent to a member of a pool and whose response has not ended. Dropping it ends the request.
 #[derive(Debug)]
 #[must_use]
 pub struct Lease<M: Borrow<Endpoint>> {
     member: Arc<M>,
-    /// Bytes of the request's prompt that are to be computed, until the first token.
+    /// Bytes of the request's prompt that are still to be computed; 0 after the first token.
     uncached_bytes: u64,
-    /// The request's prompts in the index, until the first token.
+    /// The request's prompts in the index; empty after the first token.
     insertions: Vec<Insertion>,
-    /// The blocks that the member will have stored, until the response's end.
+    /// Blocks that the member will have stored; expected until the response ends.
     expected_blocks: Option<Expected>,
-    /// What the response is compared with; `None` if it says nothing of the member's cache.
+    /// The prediction to compare with the response; `None` if the response says nothing about the member's cache.
     estimate: Option<Estimate>,
 }
 
 impl<M: Borrow<Endpoint>> Lease<M> {
-    /// Counts a request as in flight to `member` from now on, and `uncached_bytes` of its prompt as to be computed.
+    /// Counts a request as in flight to `member`, and `uncached_bytes` of its prompt as work.
     pub(crate) fn new(
         member: &Arc<M>,
         uncached_bytes: u64,
@@ -46,7 +46,7 @@ impl<M: Borrow<Endpoint>> Lease<M> {
         self.estimate.as_ref()
     }
 
-    /// Another member serves the request after all.
+    /// Moves the request to another member, which serves it in the end.
     pub(crate) fn move_to(&mut self, member: &Arc<M>, insertions: Vec<Insertion>) {
         self.insertions = insertions;
         self.expected_blocks = None;
@@ -57,7 +57,7 @@ impl<M: Borrow<Endpoint>> Lease<M> {
         self.member = Arc::clone(member);
     }
 
-    /// The prompt is computed: it is in the cache, and is no work ahead of other requests any more.
+    /// Notes that the prompt is computed: it is cached, and is no work ahead of other requests any more.
     pub fn on_first_token(&mut self) {
         let insertions = std::mem::take(&mut self.insertions);
         for insertion in insertions {

@@ -1,9 +1,9 @@
-//! A pool as a picker sees it: loads, requests in flight and prefixes; the endpoint for a request, and what its answer
-//! teaches. Pure: no I/O, no clock, no async; the time and randomness are arguments.
+//! The state of a pool as a picker sees it: loads, requests in flight and prefixes. Picks the endpoint for a request,
+//! and learns from its answer. Pure: no I/O, no clock, no async; time and randomness are arguments.
 //!
 //! ```text
-//! place ─► lease ─► on_first_token ─► on_end        of each request
-//! on_scrape, on_lost                                of each endpoint
+//! place ─► lease ─► on_first_token ─► on_end        for each request
+//! on_scrape, on_lost                                for each endpoint
 //! ```
 
 pub mod picker;

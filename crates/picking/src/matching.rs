@@ -1,4 +1,4 @@
-//! How much of a request's prompt each endpoint holds: as its engine says, or else as past picks make believe.
+//! The part of a request's prompt that each endpoint holds: from KV events, or else from past picks.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use crate::endpoint::Endpoint;
 use crate::estimate::CacheReading;
 use crate::request::{Request, TokenPrompts};
 
-/// Shorter matches save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four bytes each. Without this
-/// bound, all prompts of a few words would match each other's first block and go to one pod.
+/// Shortest match that counts. Shorter ones save nothing: vLLM's prefix cache holds blocks of 16 tokens, of about four
+/// bytes each. Without this bound, all prompts of a few words would match each other's first block and go to one pod.
 const MIN_MATCHED_BYTES: u64 = 64;
 
-/// What an endpoint holds of a prompt.
+/// The part of a prompt that an endpoint holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Matched {
-    /// Bytes of the prompts' chains: what the policy goes by.
+    /// Bytes of the prompts' chains, which the policy uses.
     pub bytes: u64,
-    /// The same as past picks make believe.
+    /// Bytes of the prompts' chains according to past picks.
     pub estimated_bytes: u64,
-    /// Tokens of it that the engine says it has; `None` if that is not known.
+    /// Cached tokens of the prompt according to KV events; `None` if they are unknown.
     pub saved_tokens: Option<u64>,
 }
 
-/// What each member holds of the request. If an engine tells what it holds, its word counts.
+/// The part of the request that each member holds. KV events, if there are any, override the estimate.
 pub(crate) fn matched<M: Borrow<Endpoint>>(
     request: &Request<'_>,
     members: &[&Arc<M>],

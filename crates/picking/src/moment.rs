@@ -1,9 +1,9 @@
-//! The time of the picker's decisions, as numbers that are cheap to compare.
+//! The time of decisions, as numbers that are cheap to compare.
 
 use std::time::Duration;
 
-/// A moment in nanoseconds since an epoch that the driver chooses: the difference of two is one subtraction, where that of
-/// [`Instant`](std::time::Instant)s is most of what it takes to read an endpoint's load.
+/// A moment in nanoseconds since an epoch that the driver chooses. The difference of two is one subtraction; that of
+/// two [`Instant`](std::time::Instant)s would be most of the cost of reading an endpoint's load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(i64);
 
@@ -18,7 +18,7 @@ impl Moment {
         Self(-nanos(span))
     }
 
-    /// The moment that [`Self::to_bits`] was asked of.
+    /// The moment with these [`Self::to_bits`].
     #[inline]
     pub(crate) fn from_bits(bits: i64) -> Self {
         Self(bits)
@@ -29,7 +29,7 @@ impl Moment {
         self.0
     }
 
-    /// Zero if `earlier` is later.
+    /// Time since `earlier`; zero if `earlier` is later.
     #[inline]
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

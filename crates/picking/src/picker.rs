@@ -1,4 +1,4 @@
-//! Picks an endpoint for each request, and learns from what becomes of it.
+//! Picks an endpoint for each request, and learns from its outcome.
 
 use std::borrow::Borrow;
 use std::num::NonZeroU32;
@@ -21,18 +21,18 @@ use crate::matching::{Matched, matched};
 use crate::moment::Moment;
 use crate::request::{Request, TokenPrompts};
 
-/// What does not change while a picker lives.
+/// Settings that do not change while a picker lives.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Bound of the prefix index for each endpoint, in blocks.
+    /// Most blocks of each endpoint in the prefix index.
     pub index_capacity: NonZeroU32,
-    /// Bounds of what engines say they hold.
+    /// Bounds of the index of KV events.
     pub kv_bounds: Bounds,
-    /// Scraped numbers older than this do not count.
+    /// Greatest age of scraped numbers that count.
     pub max_metrics_age: Duration,
 }
 
-/// What the picker knows of requests and caches; of loads, each [`Endpoint`] knows its own.
+/// The picker's knowledge about requests and caches; each [`Endpoint`] knows its own load.
 #[derive(Debug)]
 pub struct Picker {
     settings: Settings,
@@ -41,32 +41,32 @@ pub struct Picker {
     blocks: Arc<BlockIndex>,
 }
 
-/// What one pick at a time may use: whoever shares a picker keeps it under a lock, so that a pick counts before the next one
+/// The parts that only one pick at a time may use. Share them under a lock, so that a pick counts before the next one
 /// reads loads and prefixes.
 #[derive(Debug)]
 pub struct Turn<R> {
-    /// Decides between endpoints that are equally good.
+    /// Chooses between endpoints that are equally good.
     pub rng: R,
-    /// Memory of a lookup's answer, used again by the next lookup.
+    /// Memory of a lookup's answer, reused by the next lookup.
     matches: Matches,
 }
 
-/// The endpoint for a request, and all that it was judged by.
+/// The endpoint for a request, and the figures by which it was chosen.
 #[derive(Debug)]
 pub struct Placed<M: Borrow<Endpoint>> {
     pub decision: Decision,
-    /// The members as the policy saw them, in their order.
+    /// The members as the policy sees them, in their order.
     pub candidates: Vec<Candidate>,
-    /// What each member holds of the request, in the same order.
+    /// The part of the request that each member holds, in the same order.
     pub matched: Vec<Matched>,
     pub lease: Lease<M>,
 }
 
-/// What a scrape changed besides the load.
+/// Changes by a scrape, besides the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scraped {
     pub cache: Cache,
-    /// How much text the endpoint is believed to hold at most from now on, in bytes, if that has changed.
+    /// New bound of the text that the endpoint is assumed to hold, in bytes, if it has changed.
     pub bound: Option<u64>,
 }
 
@@ -91,25 +91,25 @@ impl Picker {
         }
     }
 
-    /// An endpoint that owns `slot` of the index from now on.
+    /// A new endpoint, which owns `slot` of the index from now on.
     #[must_use]
     pub fn endpoint(&self, slot: u32) -> Endpoint {
         Endpoint::new(slot, &self.incarnations)
     }
 
-    /// What past picks tell of caches.
+    /// The index of past picks.
     #[must_use]
     pub fn index(&self) -> &PrefixIndex {
         &self.index
     }
 
-    /// What engines say they hold.
+    /// The index of KV events.
     #[must_use]
     pub fn blocks(&self) -> &Arc<BlockIndex> {
         &self.blocks
     }
 
-    /// Picks one of `members` for `request` and makes the pick count at once. `None` if there are no members.
+    /// Picks one of `members` for `request` and makes the pick count at once. `None` without members.
     pub fn place<M: Borrow<Endpoint>>(
         &self,
         request: &Request<'_>,
@@ -137,7 +137,7 @@ impl Picker {
         Some(Placed { decision, candidates, matched, lease })
     }
 
-    /// Makes it count that `request` goes to `member`, which is believed to hold `matched` of it and has still to compute
+    /// Counts `request` as sent to `member`, which is assumed to hold `matched` of it and still has to compute
     /// `uncached_bytes`.
     pub fn send<M: Borrow<Endpoint>>(
         &self,
@@ -164,8 +164,8 @@ impl Picker {
         Lease::new(member, uncached_bytes, (insertions, expected), estimate)
     }
 
-    /// `served` answered instead of the picked member, which therefore could not be reached: that one counts as stale until
-    /// it is scraped again, and what it was believed to get, the other one has.
+    /// Notes that `served` answered instead of the picked member, which therefore could not be reached: the picked
+    /// member counts as stale until it is scraped again, and `served` has the prompt that it was assumed to get.
     pub fn on_served_elsewhere<M: Borrow<Endpoint>>(
         &self,
         lease: &mut Lease<M>,
@@ -176,13 +176,13 @@ impl Picker {
         lease.move_to(served, insertions);
     }
 
-    /// The response to a request has ended. Returns what its usage taught, if it reported any that counts.
+    /// Ends a request. Returns what the usage of its response teaches, if it reports any that counts.
     pub fn on_end<M: Borrow<Endpoint>>(&self, lease: Lease<M>, answer: Option<Answer>) -> Option<Learned> {
         let (answer, estimate) = answer.zip(lease.estimate())?;
         estimate.learn(answer, (**lease.member()).borrow(), &self.index)
     }
 
-    /// Another picker has sent a prompt to `endpoint`. Whether it was ever computed is not known.
+    /// Notes that another picker has sent a prompt to `endpoint`. It is unknown if the prompt was ever computed.
     pub fn on_sent_by_peer(&self, chain: &Chain, endpoint: &Endpoint) {
         let id = endpoint.id();
         if let Some(inserted) = self.index.insert(chain, id) {
@@ -190,7 +190,7 @@ impl Picker {
         }
     }
 
-    /// A scrape of `endpoint` that began after `doubts` has ended well, at `taken`.
+    /// Notes a successful scrape of `endpoint` at `taken`, which began after `doubts`.
     pub fn on_scrape(&self, endpoint: &Endpoint, sample: Sample, doubts: Doubts, taken: Moment) -> Scraped {
         let cache = endpoint.report(sample, doubts, taken);
         if cache == Cache::Lost {
@@ -199,7 +199,7 @@ impl Picker {
         Scraped { cache, bound: bound(endpoint, &self.index) }
     }
 
-    /// Nothing listens at the address of `endpoint`.
+    /// Notes that nothing listens at the address of `endpoint`.
     pub fn on_down(&self, endpoint: &Endpoint) -> Cache {
         let cache = endpoint.report_down();
         if cache == Cache::Lost {
@@ -208,7 +208,7 @@ impl Picker {
         cache
     }
 
-    /// The process behind `endpoint` is gone, and its cache with it.
+    /// Forgets the process behind `endpoint`, which is gone, and its cache.
     pub fn forget(&self, endpoint: &Endpoint) {
         let gone = endpoint.reincarnate(&self.incarnations);
         self.index.remove_endpoint(gone);

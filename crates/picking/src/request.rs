@@ -1,4 +1,4 @@
-//! A request as far as picks depend on it.
+//! The properties of a request that picks depend on.
 
 use std::num::NonZeroUsize;
 
@@ -12,29 +12,29 @@ use crate::estimate::CacheReading;
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub policy: Policy,
-    /// Most endpoints to name: the picked one and its fallbacks.
+    /// Most endpoints to return: the picked one and its fallbacks.
     pub n_endpoints: NonZeroUsize,
-    /// The name that engines are asked for, if it is known.
+    /// The name of the model in the engines, if it is known.
     pub target_model: Option<&'a str>,
-    /// The hash chain of each prompt; none if prefixes do not count.
+    /// Hash chain of each prompt; empty if prefixes do not count.
     pub chains: &'a [Chain],
-    /// The same in tokens, for a pool that goes by events.
+    /// The prompts as tokens, for a pool that uses KV events.
     pub tokens: Option<&'a TokenPrompts>,
-    /// Length of the text that the chains are made of.
+    /// Length of the text of the chains, in bytes.
     pub prompt_bytes: u64,
     pub reading: CacheReading,
 }
 
-/// A request's prompts in tokens, for a pool that goes by events.
+/// A request's prompts as tokens, for a pool that uses KV events.
 #[derive(Debug)]
 pub struct TokenPrompts {
     pub prompts: Vec<TokenPrompt>,
-    /// Tokens of a block of the pool's engines, once one of them has stored any.
+    /// Tokens in a block of the pool's engines, known after one of them has stored any.
     pub block_size: Option<u32>,
 }
 
 impl Request<'_> {
-    /// Bytes of the prompts that lie in full blocks, which matches are measured against.
+    /// Bytes in full blocks of the prompts, with which matches are compared.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.chains.iter().map(Chain::total_bytes).sum()

@@ -1,4 +1,4 @@
-//! Which pool has a model, and under which name the engines know it.
+//! Finds the pool that has a model, and the name of the model in the engines.
 
 use inference_api::object::ObjectKey;
 use inference_api::pool::{Criticality, TargetModel};
@@ -11,7 +11,7 @@ use crate::refusal::Refusal;
 /// The pool for a request: the wanted one, the only one, or the first by name that has the model.
 ///
 /// # Errors
-/// When there is no such pool.
+/// If there is no such pool.
 pub(super) fn choose_pool<'a>(
     roster: &'a Roster,
     wanted: Option<&ObjectKey>,
@@ -36,22 +36,22 @@ pub(super) fn choose_pool<'a>(
         .ok_or_else(|| Refusal::ModelNotFound { model: model.to_owned() })
 }
 
-/// What a pool has to say of a model.
+/// A pool's answer for a model.
 pub(super) struct Choice {
-    /// The name to ask the engine for; `None` where the request leaves it to the engine.
+    /// The name of the model in the engine; `None` if the request leaves it to the engine.
     pub(super) target_model: Option<String>,
     /// `None` in a pool without InferenceModels, which knows no criticality: nothing is shed.
     pub(super) criticality: Option<Criticality>,
 }
 
 /// The InferenceModel's target, drawn by weight. A pool without any InferenceModel takes every model under its own
-/// name, as pools of v1 have none.
+/// name, because pools of v1 have none.
 ///
-/// The draw is upstream's: a number below the sum of weights, from which the weights are taken in order. Targets
+/// The draw is upstream's: a number below the sum of weights, from which the weights are subtracted in order. Targets
 /// without weights have equal chances.
 ///
 /// # Errors
-/// When the pool has InferenceModels and none is named `model`.
+/// If the pool has InferenceModels and none is named `model`.
 pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<Choice, Refusal> {
     if pool.models.is_empty() {
         return Ok(Choice { target_model: Some(model.to_owned()), criticality: None });
@@ -63,7 +63,7 @@ pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<Cho
     Ok(Choice { target_model: Some(target_model), criticality: Some(found.criticality) })
 }
 
-/// One of the targets; `None` if there are none. A single one takes no draw.
+/// Draws one of the targets; `None` if there are none. A single target needs no draw.
 fn draw<'a>(targets: &'a [TargetModel], rng: &mut impl Rng) -> Option<&'a str> {
     let weight = |target: &TargetModel| u64::from(target.weight.unwrap_or(1));
     let total: u64 = targets.iter().map(weight).sum();

@@ -1,4 +1,4 @@
-//! What is written down of a decision: the record, the log line, the counters.
+//! Writes a decision down: the record, the log line, the counters.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use crate::explain::{CandidateRecord, Decision};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
 use crate::refusal::Refusal;
 
-/// Candidates that a record shows: a full ring of 1000 records stays below 8 MB, however large the pool is.
+/// Most candidates in a record: a full ring of 1000 records stays below 8 MB for any size of the pool.
 const MAX_RECORDED: usize = 64;
 
-/// What is written down about a request while it is decided.
+/// Facts about a request that are collected while it is decided.
 pub(super) struct Trace {
     pub(super) record: Decision,
-    /// Names from InferenceModels only, so that clients cannot make up label values.
+    /// Labels with names from InferenceModels only, so that clients cannot make up label values.
     pub(super) labels: ModelLabels,
 }
 
@@ -79,14 +79,14 @@ impl Director {
     }
 }
 
-/// The text that `member` is believed to hold has another bound.
+/// Logs a new bound of the text that `member` is assumed to hold.
 pub(super) fn bounded(member: &Member, bound: Option<u64>) {
     if let Some(max_bytes) = bound {
         debug!(endpoint = %member.destination, max_bytes, "Bounding the prefixes by the cache's size");
     }
 }
 
-/// Fills in what was picked and why.
+/// Adds the pick and its reason to the record.
 pub(super) fn picked(record: &mut Decision, members: &[&Arc<Member>], placed: &Placed<Member>) {
     let decision = &placed.decision;
     let member = members[decision.candidate_idx];
@@ -100,14 +100,14 @@ pub(super) fn picked(record: &mut Decision, members: &[&Arc<Member>], placed: &P
     record.candidates = candidate_records(members, placed);
 }
 
-/// The picked endpoint and its fallbacks, as the proxy is told: `ip:port,ip:port`.
+/// The picked endpoint and its fallbacks in the form for the proxy: `ip:port,ip:port`.
 pub(super) fn destination(record: &Decision) -> String {
     let endpoints: Vec<&str> =
         record.endpoint.iter().chain(&record.fallbacks).map(|endpoint| &**endpoint).collect();
     endpoints.join(",")
 }
 
-/// The candidates in their order: all of them in a small pool, the first ones and the picked one in a large one.
+/// The candidates in their order: all of a small pool, the first ones and the picked one of a large pool.
 fn candidate_records(members: &[&Arc<Member>], placed: &Placed<Member>) -> Vec<CandidateRecord> {
     let Placed { decision, candidates, matched, lease: _ } = placed;
     let record = |candidate_idx: usize| {

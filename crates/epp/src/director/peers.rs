@@ -1,4 +1,4 @@
-//! What other pickers send where, in this picker's index.
+//! Adds the picks of other pickers to this picker's index.
 
 use prefix_index::chain::Chain;
 
@@ -6,12 +6,12 @@ use super::{Director, Now};
 use crate::candidates::Member;
 use crate::peers::{Event, Journal};
 
-/// Two starts of an endpoint are further apart than this [s], and two readings of one start are not: JSON's numbers may
-/// lose the last bit.
+/// Seconds by which two starts of an endpoint differ at least, and two readings of one start never: a number in JSON
+/// may lose its last bit.
 const SAME_START: f64 = 0.001;
 
 impl Director {
-    /// What this picker tells others; `None` when it has no peers.
+    /// The journal of this picker; `None` without peers.
     #[must_use]
     pub fn journal(&self) -> Option<&Journal> {
         self.journal.as_ref()
@@ -22,7 +22,7 @@ impl Director {
         self.journal().is_some_and(|journal| journal.instance() == instance)
     }
 
-    /// A peer has sent a prompt to an endpoint.
+    /// Notes that a peer has sent a prompt to an endpoint.
     pub fn believe(&self, event: &Event) {
         let roster = self.roster.load();
         let Some(member) = roster.members.iter().find(|member| member.destination == event.endpoint) else {

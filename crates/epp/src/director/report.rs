@@ -1,4 +1,4 @@
-//! The director's state for those who ask: pools, endpoints, models.
+//! The director's state for pages and metrics: pools, endpoints, models.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::metrics::standing::{PodStanding, PoolNaming, PoolStanding, Standing};
 use crate::status::{EndpointStatus, ModelStatus, PoolStatus, ServedModel, StatusList, Target};
 
 impl Director {
-    /// What holds now.
+    /// The current state, for `/debug/pools`.
     #[must_use]
     pub fn status(&self, now: Instant) -> StatusList {
         let roster = self.roster.load();
@@ -34,7 +34,7 @@ impl Director {
         }
     }
 
-    /// What the metrics page shows of this moment.
+    /// The current state, for the metrics page.
     #[must_use]
     pub fn standing(&self, now: Instant) -> Standing {
         let roster = self.roster.load();

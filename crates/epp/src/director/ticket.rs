@@ -1,4 +1,4 @@
-//! A request that was picked for, until its stream ends: what it holds, and what its response teaches.
+//! A request after its pick, until its stream ends: what it holds, and what its response teaches.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,31 +15,31 @@ use crate::explain::ResponseRecord;
 use crate::metrics::{Counted, ModelLabels};
 use crate::response::Usage;
 
-/// What a request holds while it is served.
+/// Everything that a request holds while it is served.
 #[derive(Debug)]
 #[must_use]
 pub struct Ticket {
     pub(super) lease: Lease<Member>,
-    /// Among the running requests of the model.
+    /// Counts the request among the running ones of the model.
     pub(super) running: Counted,
     pub(super) labels: ModelLabels,
-    /// Of each prompt, under PREFIX_CACHE.
+    /// Chain of each prompt, under PREFIX_CACHE.
     pub(super) chains: Vec<Chain>,
     pub(super) started: Instant,
-    /// Of the decision's record.
+    /// Number of the decision's record.
     pub(super) seq: u64,
 }
 
 impl Ticket {
-    /// A part of the response's body came: a stream's first, or the whole of one that is not streamed.
+    /// Notes a part of the response's body: a stream's first, or the whole body of a response that is not streamed.
     pub fn note_body(&mut self) {
         self.lease.on_first_token();
     }
 }
 
 impl Director {
-    /// The proxy says that `served` answered instead of the picked endpoint, which therefore could not be reached: it
-    /// counts as stale until it is scraped again, and what it was believed to get, the other one has.
+    /// Notes that `served` answered instead of the picked endpoint, which therefore could not be reached. The picked
+    /// endpoint counts as stale until it is scraped again, and `served` has the prompt that it was assumed to get.
     pub fn note_served_elsewhere(&self, ticket: &mut Ticket, served: &str, now: Now) {
         self.metrics().served_elsewhere.inc();
         debug!(picked = %ticket.lease.member().destination, served, "Served by another endpoint");
@@ -53,7 +53,7 @@ impl Director {
         self.decisions().amend(ticket.seq, |record| record.served = Some(member.destination.clone()));
     }
 
-    /// The stream is over.
+    /// Ends the request: its stream is over.
     pub fn settle(&self, ticket: Ticket, report: &ResponseReport, now: Instant) {
         let Ticket { lease, running, labels, chains: _, started, seq } = ticket;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
@@ -79,7 +79,8 @@ impl Director {
         self.decisions().amend(seq, |record| record.response = Some(response));
     }
 
-    /// Writes down what an answer of `member` taught. Returns how many tokens had been predicted to be cached.
+    /// Logs and counts what an answer of `member` taught. Returns the number of tokens that were predicted to be
+    /// cached.
     fn note_learned(&self, member: &Member, learned: Learned) -> f64 {
         let Learned { predicted_tokens, error, bound, correction } = learned;
         note::bounded(member, bound);

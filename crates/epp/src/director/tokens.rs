@@ -1,4 +1,4 @@
-//! What a pool that goes by events knows of a request's tokens, and who tells them.
+//! The tokens of a request for a pool that uses KV events, and the engine that provides them.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::candidates::{Member, Roll};
 use crate::inquiry::PromptTokens;
 
 impl Roll {
-    /// The name of the adapter that requests for `target_model` get, if it is one.
+    /// The name of the adapter for requests for `target_model`, if it is an adapter.
     pub(super) fn adapter(&self, target_model: &str) -> Option<String> {
         let is_adapter =
             |member: &Arc<Member>| member.endpoint.adapter_state(target_model) != AdapterState::Irrelevant;
         self.members.iter().any(is_adapter).then(|| target_model.to_owned())
     }
 
-    /// What engines look for in their caches when a request for `target_model` comes, or why that is not known. Neither in a
-    /// pool that does not go by events.
+    /// The tokens that engines look up in their caches for a request for `target_model`, or the reason why they are
+    /// unknown. Neither in a pool that does not use KV events.
     pub(super) fn told(
         &self,
         tokens: PromptTokens,
@@ -33,7 +33,7 @@ impl Roll {
                 let adapter = target_model.and_then(|target_model| self.adapter(target_model));
                 let told = |prompt| TokenPrompt { adapter: adapter.clone(), salt: salt.clone(), ..prompt };
                 let prompts = prompts.into_iter().map(told).collect();
-                // Those of the whole pool, also when the request may go to a part of it only.
+                // The block size of the whole pool, even if the request may go only to a part of it.
                 let block_size = blocks.block_size(self.members.iter().map(|member| member.endpoint.id()));
                 (Some(TokenPrompts { prompts, block_size }), None)
             }
@@ -44,8 +44,8 @@ impl Roll {
 }
 
 impl Director {
-    /// The endpoint to ask for a prompt's token ids: the least busy of a pool that goes by events; and its name for `model`,
-    /// if that is another. `None` for requests of other pools.
+    /// The endpoint to ask for a prompt's token ids, which is the least busy one of a pool that uses KV events, and its
+    /// name for `model` if that is another. `None` for requests of other pools.
     #[must_use]
     pub fn tokenizing_member(
         &self,

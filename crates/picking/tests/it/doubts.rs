@@ -1,4 +1,4 @@
-//! What was scraped counts while nothing has gone wrong since the scrape began.
+//! A scrape counts if nothing has gone wrong since it began.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
