@@ -274,7 +274,7 @@ impl<L> Exchange<L> {
         })
     }
 
-    /// The answers for what was `waiting`, after it was `decided` where the request goes.
+    /// The answers for the request that was `waiting`, after its destination was `decided`.
     pub fn answer(&mut self, waiting: Waiting, decided: Result<Pick<L>, Refusal>) -> Vec<ProcessingResponse> {
         let answers = match (waiting, decided) {
             (Waiting::Headers { .. }, Err(refusal)) => self.refuse(&refusal, None),

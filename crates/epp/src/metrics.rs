@@ -127,7 +127,7 @@ pub struct PeerLabels {
     pub peer: String,
 }
 
-/// One of the things that a gauge counts, until it is dropped.
+/// Counts one thing in a gauge, until it is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Counted(Gauge);

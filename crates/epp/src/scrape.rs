@@ -97,8 +97,8 @@ enum Failure {
     NoLoad(#[from] NoLoad),
 }
 
-/// Scrapes an endpoint until this future is dropped. Calls `note` with each result that tells the load, and if nothing
-/// listens at the address.
+/// Scrapes an endpoint until this future is dropped. Calls `note` with each result that contains the load, and if
+/// nothing listens at the address.
 pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&Member, Reading)) {
     let Scraping { member, pace, attempts, metrics: _ } = &scraping;
     let mut course = Course { page: Page::Filtered, n_failures: 0, said: BTreeSet::new() };

@@ -250,8 +250,8 @@ impl Tree {
         }
     }
 
-    /// Adds `slot` to every node of the chain, creates missing nodes, and lists the nodes from the root. Returns when
-    /// the slot used the deepest node that it already held.
+    /// Adds `slot` to every node of the chain, creates missing nodes, and lists the nodes from the root. Returns the
+    /// slot's last use of the deepest node that it already held.
     fn hold_path(&mut self, hashes: &[BlockHash], slot: u32, path: &mut Vec<NodeId>) -> Option<Use> {
         let mut previous = None;
         let mut depth = 0;

@@ -1,4 +1,4 @@
-//! Accepts connections, and closes those that nobody uses: half-open handshakes, vanished peers, idle ones.
+//! Accepts connections, and closes unused ones: half-open handshakes, vanished peers, idle ones.
 //!
 //! A proxy sends the streams of all its clients over a few connections, so nothing that one client causes may end a
 //! connection: HTTP/2's guards against abuse are set so that only the peer itself can trigger them.

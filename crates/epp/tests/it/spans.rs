@@ -101,7 +101,7 @@ async fn a_request_is_a_span_with_its_decision_below_the_proxys() {
     let (address, _tasks) = collector.start().await;
     let picker = start(Some(Otlp { endpoint: format!("http://{address}"), sample_ratio: 0.0 })).await;
     ask(&picker, CHAT, Some(PARENT)).await;
-    // The proxy decided against the first, and nobody decided about the second: neither is sampled.
+    // The proxy decided against the first, and there is no decision about the second: neither is sampled.
     ask(&picker, CHAT, Some(UNSAMPLED)).await;
     ask(&picker, CHAT, None).await;
     ask(&picker, &CHAT.replace("/model/qwen", "unknown"), Some(PARENT)).await;
