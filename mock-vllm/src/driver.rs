@@ -10,7 +10,6 @@ pub mod backlog;
 pub mod clock;
 pub mod inspect;
 pub mod pause;
-pub mod timeline;
 
 mod arrivals;
 mod commands;
@@ -34,12 +33,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use timeline::{Attendance, Polled};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use vllm_engine::engine::Engine;
@@ -86,8 +83,6 @@ pub struct DriverHandle {
 pub struct Ticket {
     id: RequestId,
     commands: Commands,
-    /// With a detached clock, which waits for who holds this.
-    attendance: Option<Attendance>,
     admission: oneshot::Receiver<Admission>,
     /// At most one message per output token and one for the end.
     deliveries: UnboundedReceiver<Delivery>,
@@ -146,8 +141,6 @@ enum Command {
     Pause(PauseMode, oneshot::Sender<()>),
     Resume,
     AbortRequests(Option<Vec<String>>),
-    /// A detached clock has come to the next event.
-    Wake,
 }
 
 /// The driver's ends of a ticket's channels.
@@ -170,8 +163,6 @@ struct Planned {
 #[derive(Debug)]
 enum Event {
     Enter(RequestId),
-    /// Time has passed the moment of `Driver::arrivals`: nobody joins them any more.
-    SortArrivals,
     StepEnd,
     /// Tokens of one step, which are due then.
     Deliver(Vec<OutputToken>),
@@ -194,8 +185,6 @@ struct Driver {
     agenda: BinaryHeap<Reverse<Planned>>,
     next_seq: u64,
     live: HashMap<RequestId, Live>,
-    /// With a detached clock: who came at this very moment, in whatever order threads brought them.
-    arrivals: Vec<RequestId>,
     /// Aborts that arrived during a step; they are applied at its end.
     aborts: Vec<RequestId>,
     step_runs: bool,
@@ -234,7 +223,6 @@ pub fn start(
         agenda: BinaryHeap::new(),
         next_seq: 0,
         live: HashMap::new(),
-        arrivals: Vec::new(),
         aborts: Vec::new(),
         step_runs: false,
         scheduling: Scheduling::default(),
@@ -261,11 +249,9 @@ impl DriverHandle {
         let (tx, deliveries) = unbounded_channel();
         let (admission_tx, admission) = oneshot::channel();
         let outlets = Outlets { queue_place, admission: Some(admission_tx), deliveries: tx };
-        let is_alone = submission.group.is_none();
-        let submit = Command::Submit(Box::new(submission), outlets);
-        let attendance = self.commands.send_request(id, is_alone, submit)?;
+        self.commands.send(Command::Submit(Box::new(submission), outlets))?;
         let commands = self.commands.clone();
-        Ok(Ticket { id, commands, attendance, admission, deliveries, ended: false })
+        Ok(Ticket { id, commands, admission, deliveries, ended: false })
     }
 
     /// Runs `work` on the engine's own thread, at once, and returns its result. A step may be running.
@@ -301,15 +287,7 @@ impl Ticket {
     /// Waits until the engine admits the request, which is before its first token. `None` if it never does; then `next`
     /// says why. It must be called only once.
     pub async fn admission(&mut self) -> Option<Admission> {
-        let Self { attendance, admission, .. } = self;
-        std::future::poll_fn(|ctx| match attendance {
-            Some(attendance) => attendance.poll(|| match Pin::new(&mut *admission).poll(ctx) {
-                Poll::Ready(admitted) => Polled::Ready(admitted.ok()),
-                Poll::Pending => Polled::Empty,
-            }),
-            None => Pin::new(&mut *admission).poll(ctx).map(Result::ok),
-        })
-        .await
+        (&mut self.admission).await.ok()
     }
 
     /// Returns the next delivery; `None` after the end, or if the driver died.
@@ -318,15 +296,7 @@ impl Ticket {
     }
 
     pub fn poll_next(&mut self, ctx: &mut Context<'_>) -> Poll<Option<Delivery>> {
-        let Self { attendance, deliveries, .. } = self;
-        let delivery = ready!(match attendance {
-            Some(attendance) => attendance.poll(|| match deliveries.poll_recv(ctx) {
-                Poll::Ready(delivery) => Polled::Ready(delivery),
-                Poll::Pending if deliveries.is_empty() => Polled::Empty,
-                Poll::Pending => Polled::Paused,
-            }),
-            None => deliveries.poll_recv(ctx),
-        });
+        let delivery = ready!(self.deliveries.poll_recv(ctx));
         match &delivery {
             None | Some(Delivery::End { .. } | Delivery::Rejected(_)) => self.ended = true,
             Some(Delivery::Token { .. } | Delivery::Aborted { .. }) => {}
@@ -377,7 +347,6 @@ impl Driver {
                 self.abort_requests(|id| ids.as_ref().is_none_or(|ids| ids.iter().any(|known| known == id)));
                 self.settle_drain();
             }
-            Command::Wake => {}
             Command::Abort(id) => match self.live.get(&id).map(|live| &live.stage) {
                 Some(Stage::InEngine) => {
                     self.forget_aborted(id);
@@ -415,7 +384,6 @@ impl Driver {
             let Some(Reverse(Planned { at, event, .. })) = self.agenda.pop() else { return };
             match event {
                 Event::Enter(id) => self.enter(id),
-                Event::SortArrivals => self.sort_arrivals(),
                 Event::StepEnd => self.end_step(),
                 Event::Deliver(tokens) => {
                     self.departures.iter().for_each(|departures| departures.pass(at));
@@ -450,7 +418,7 @@ impl Driver {
         live.entered = self.now;
         let Stage::Arriving(request) = std::mem::replace(&mut live.stage, Stage::InEngine) else { return };
         if let Err(error) = self.engine.add(*request) {
-            self.inbox.deliver(id, live, Delivery::Rejected(error));
+            live.deliver(Delivery::Rejected(error));
             self.forget_aborted(id);
         }
     }
@@ -474,9 +442,7 @@ impl Driver {
                 if let Some(admission) = live.outlets.admission.take() {
                     let cached_tokens = scheduled.n_computed_before;
                     let admitted = Admission { at: self.now, cached_tokens };
-                    self.inbox.hand(scheduled.id, || {
-                        let _client_gone = admission.send(admitted);
-                    });
+                    let _client_gone = admission.send(admitted);
                 }
             }
         }
@@ -504,7 +470,7 @@ impl Driver {
         }
         self.apply_aborts();
         self.publish_events();
-        let unix_now = self.clock.unix_time().as_secs_f64();
+        let unix_now = Clock::unix_now().as_secs_f64();
         self.metrics.lock().record_step(&record, &self.engine.stats(), unix_now);
         self.send_out(observed, &output.tokens);
         self.output = output;
@@ -558,7 +524,7 @@ impl Driver {
             let Some(live) = self.live.get(&id) else { continue };
             let queue_time = live.scheduled.since(live.entered);
             let delivery = Delivery::Token { token, at: due, cached_tokens, queue_time, finish: finished };
-            self.inbox.deliver(id, live, delivery);
+            live.deliver(delivery);
             if finished.is_some() {
                 self.plan(due + END_OF_STREAM, Event::EndStream(id));
             }
@@ -567,7 +533,7 @@ impl Driver {
 
     fn end_stream(&mut self, id: RequestId) {
         if let Some(live) = self.live.remove(&id) {
-            self.inbox.deliver(id, &live, Delivery::End { at: self.now });
+            live.deliver(Delivery::End { at: self.now });
         }
     }
 

@@ -3,7 +3,6 @@
 
 pub mod dev;
 pub mod lora;
-pub mod request_ids;
 
 mod answer;
 mod anthropic;
@@ -27,6 +26,7 @@ mod python_json;
 mod record;
 mod render;
 mod request;
+mod request_ids;
 mod responses;
 mod sampling;
 mod scrape;
@@ -37,6 +37,7 @@ mod wire;
 
 use crate::departures::Departures;
 use crate::driver::DriverHandle;
+use crate::driver::clock::Clock;
 use crate::faults::active::PodFaults;
 use crate::metrics::Metrics;
 use crate::metrics::http::HttpMetrics;
@@ -59,7 +60,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use keep_alive::KeepAlive;
 use lora::LoraRegistry;
 use parking_lot::Mutex;
-use request_ids::RequestIds;
 use serde_json::{Value, json};
 use shape::ToolCalling;
 use std::num::NonZeroU32;
@@ -150,12 +150,11 @@ pub struct Pod {
     pub template: Arc<ChatTemplate>,
     pub replier: Replier,
     pub driver: DriverHandle,
-    /// Queue in which streams wait for their time; `None` with a detached clock.
+    /// Queue in which streams wait for their time.
     pub departures: Option<Arc<Departures>>,
     pub metrics: Arc<Mutex<Metrics>>,
     pub http_metrics: HttpMetrics,
     pub log: Arc<RequestLog>,
-    pub request_ids: RequestIds,
     pub server_load: ServerLoad,
     pub loras: LoraRegistry,
     pub sleep: SleepSwitch,
@@ -393,7 +392,7 @@ async fn tokenizer_info(State(pod): State<Arc<Pod>>) -> Response {
 }
 
 async fn models(State(pod): State<Arc<Pod>>) -> Json<Value> {
-    let created = pod.driver.clock().unix_time().as_secs();
+    let created = Clock::unix_now().as_secs();
     let bases = pod.config.served_model_names.iter().map(|name| model_card(&pod.config, name, created));
     let cards: Vec<Value> = bases.chain(pod.loras.cards(&pod.config, created)).collect();
     Json(json!({"object": "list", "data": cards}))

@@ -9,7 +9,6 @@ use crate::cache_log::CacheLog;
 use crate::departures::Departures;
 use crate::driver::backlog::QueueLimits;
 use crate::driver::clock::{Clock, TimeScale};
-use crate::driver::timeline::Pace;
 use crate::driver::{self, DriverConfig};
 use crate::faults::Rule;
 use crate::faults::active::PodFaults;
@@ -17,7 +16,6 @@ use crate::faults::socket::{Connection, Door, FaultListener, TcpDoor};
 use crate::http::dev::SleepSwitch;
 use crate::http::faults::{SetFaultsError, keeper};
 use crate::http::lora::{LoraModule, LoraRegistry};
-use crate::http::request_ids::RequestIds;
 use crate::http::{self, Pod, PodConfig, ServerLoad};
 use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::WireFormat;
@@ -54,8 +52,6 @@ pub struct PodSettings {
     pub jitter: f64,
     pub seed: u64,
     pub time_scale: TimeScale,
-    /// Pace of a detached clock that replaces the wall's; one clock for all pods of a process.
-    pub virtual_clock: Option<Pace>,
     pub tokenizer: TokenizerSource,
     pub chat: ChatTemplateConfig,
     /// File of scripted replies; `None` for the built-in one.
@@ -152,10 +148,7 @@ impl Shared {
             tokenizer,
             script: Arc::new(script),
             log: Arc::new(log),
-            clock: match settings.virtual_clock {
-                Some(pace) => Clock::detached(pace),
-                None => Clock::start(settings.time_scale),
-            },
+            clock: Clock::start(settings.time_scale),
         })
     }
 }
@@ -200,7 +193,7 @@ pub fn build_pod(
     settings: PodSettings,
     kv_events: Option<KvEventPublisher>,
 ) -> Result<Arc<Pod>, BuildError> {
-    let metrics_config = metrics_config(&settings, shared.clock.unix_time());
+    let metrics_config = metrics_config(&settings, Clock::unix_now());
     let PodSettings {
         http: config,
         engine,
@@ -218,13 +211,11 @@ pub fn build_pod(
         Engine::try_new(EngineConfig { kv_events: engine.kv_events || cache_log.is_some(), ..engine })?;
     let open_cache_log = |path: PathBuf| {
         let (pod, config) = (config.pod_name.clone(), engine.config().clone());
-        CacheLog::start(&path, pod, config, latency, clock.unix_time())
+        CacheLog::start(&path, pod, config, latency, Clock::unix_now())
             .map_err(|source| BuildError::CacheLog { path, source })
     };
     let cache_log = cache_log.map(open_cache_log).transpose()?;
-    let departures = clock
-        .scale()
-        .map(|_of_wall| Arc::new(Departures::new(clock.clone(), metrics_config.lateness.clone())));
+    let departures = Some(Arc::new(Departures::new(clock.clone(), metrics_config.lateness.clone())));
     let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
     let driver_config = DriverConfig {
@@ -237,10 +228,6 @@ pub fn build_pod(
         departures: departures.clone(),
         queue_limits,
     };
-    let request_ids = match clock.timeline() {
-        Some(_) => RequestIds::derived(seed),
-        None => RequestIds::Random,
-    };
     let driver = driver::start(driver_config, clock.clone(), metrics.clone()).map_err(BuildError::Thread)?;
     let pod = Pod {
         config,
@@ -252,7 +239,6 @@ pub fn build_pod(
         metrics,
         http_metrics,
         log,
-        request_ids,
         server_load: ServerLoad::default(),
         loras: LoraRegistry::new(lora_modules),
         sleep: SleepSwitch::default(),

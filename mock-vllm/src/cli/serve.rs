@@ -8,7 +8,6 @@ mod listen;
 mod lora;
 mod mock;
 mod output;
-mod time;
 mod values;
 
 use crate::http::PodConfig;
@@ -86,7 +85,7 @@ impl ServeArgs {
         } = self;
         let model = model_tag.or(model).ok_or("which model? give its name: mock-vllm serve MODEL")?;
         let MockArgs {
-            time,
+            time_scale,
             scripted_replies,
             request_log,
             cache_log,
@@ -120,8 +119,7 @@ impl ServeArgs {
             latency,
             jitter,
             seed,
-            time_scale: time.time_scale,
-            virtual_clock: time.pace(),
+            time_scale,
             tokenizer,
             chat: chat.config()?,
             scripted_replies,

@@ -1,6 +1,5 @@
-//! Virtual time: what the latency model counts in, and how it maps to the wall clock, or that it does not.
+//! Virtual time: what the latency model counts in, and how it maps to the wall clock.
 
-use super::timeline::{Pace, Timeline};
 use std::num::NonZeroU64;
 use std::ops::Add;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,16 +18,10 @@ pub struct InvalidTimeScale(String);
 
 /// One per process, shared by drivers and HTTP handlers.
 #[derive(Clone, Debug)]
-pub struct Clock(Kind);
-
-#[derive(Clone, Debug)]
-enum Kind {
-    Wall { start: Instant, scale: TimeScale },
-    Virtual(Timeline),
+pub struct Clock {
+    start: Instant,
+    scale: TimeScale,
 }
-
-/// The Unix time at which a virtual clock starts: 2026-01-01, so that equal runs write equal dates.
-const VIRTUAL_EPOCH: Duration = Duration::from_secs(1_767_225_600);
 
 // === impl SimTime ===
 
@@ -87,84 +80,41 @@ impl std::fmt::Display for TimeScale {
 impl Clock {
     #[expect(clippy::disallowed_methods, reason = "the pod's clock is where wall time enters")]
     pub fn start(scale: TimeScale) -> Self {
-        Self(Kind::Wall { start: Instant::now(), scale })
+        Self { start: Instant::now(), scale }
     }
 
-    /// A clock of its own, which nothing but its events moves.
-    pub fn detached(pace: Pace) -> Self {
-        Self(Kind::Virtual(Timeline::new(pace)))
-    }
-
-    /// The wall's time since the Unix epoch, whatever the clock.
+    /// The wall's time since the Unix epoch, whatever the scale.
     #[expect(clippy::disallowed_methods, reason = "the pod's clock is where wall time enters")]
     pub fn unix_now() -> Duration {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
     pub fn now(&self) -> SimTime {
-        match &self.0 {
-            Kind::Wall { start, scale } => SimTime(start.elapsed().mul_f64(scale.0)),
-            Kind::Virtual(timeline) => timeline.now(),
-        }
-    }
-
-    /// Time since the Unix epoch: the wall's, whatever the scale; of a detached clock the virtual one.
-    pub fn unix_time(&self) -> Duration {
-        match &self.0 {
-            Kind::Wall { .. } => Self::unix_now(),
-            Kind::Virtual(timeline) => VIRTUAL_EPOCH + timeline.now().0,
-        }
+        SimTime(self.start.elapsed().mul_f64(self.scale.0))
     }
 
     /// Lets virtual time pass.
     pub async fn sleep_until(&self, deadline: SimTime) {
-        match &self.0 {
-            Kind::Wall { .. } => tokio::time::sleep(self.until(deadline)).await,
-            Kind::Virtual(timeline) => timeline.sleep_until(deadline).await,
-        }
+        tokio::time::sleep(self.until(deadline)).await;
     }
 
-    /// Never goes on; time does.
-    pub async fn stall(&self) -> ! {
-        match &self.0 {
-            Kind::Wall { .. } => std::future::pending().await,
-            Kind::Virtual(timeline) => timeline.stall().await,
-        }
-    }
-
-    /// `None` for a clock that follows the wall's.
-    pub fn timeline(&self) -> Option<&Timeline> {
-        match &self.0 {
-            Kind::Wall { .. } => None,
-            Kind::Virtual(timeline) => Some(timeline),
-        }
-    }
-
-    /// Virtual seconds per wall second; `None` for a detached clock.
-    pub fn scale(&self) -> Option<TimeScale> {
-        match &self.0 {
-            Kind::Wall { scale, .. } => Some(*scale),
-            Kind::Virtual(_) => None,
-        }
-    }
-
-    /// Wall time between now and `moment`, which may lie behind or ahead. Of a detached clock the virtual time.
+    /// Wall time between now and `moment`, which may lie behind or ahead.
     pub fn distance(&self, moment: SimTime) -> Duration {
         let now = self.now();
         self.in_wall(now.since(moment).max(moment.since(now)))
     }
 
-    /// What passes of virtual time in so much wall time; none of a detached clock's.
+    /// Virtual time that passes in so much wall time.
     pub fn in_virtual(&self, wall: Duration) -> Duration {
-        self.scale().map_or(Duration::ZERO, |scale| wall.mul_f64(scale.0))
+        wall.mul_f64(self.scale.0)
     }
 
-    /// How much wall time so much virtual time takes; of a detached clock the same.
+    /// Wall time that so much virtual time takes.
     pub fn in_wall(&self, span: Duration) -> Duration {
-        span.div_f64(self.scale().unwrap_or_default().0)
+        span.div_f64(self.scale.0)
     }
 
-    /// Wall time until `deadline`; zero when it has passed. Of a detached clock the virtual time.
+    /// Wall time until `deadline`; zero when it has passed.
     pub fn until(&self, deadline: SimTime) -> Duration {
         self.in_wall(deadline.since(self.now()))
     }

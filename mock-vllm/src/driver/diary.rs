@@ -1,5 +1,6 @@
 //! Writes the cache log of the driver, and keeps the engine's events that wait for their publisher meanwhile.
 
+use super::clock::Clock;
 use super::{Driver, Submission};
 use crate::cache_log::CacheAdmission;
 use vllm_engine::step::Origin;
@@ -7,7 +8,7 @@ use vllm_engine::step::Origin;
 impl Driver {
     pub(super) fn log_arrival(&mut self, submission: &Submission) {
         if let Some(log) = &mut self.cache_log {
-            log.arrival(&submission.request, &submission.request_id, self.clock.unix_time());
+            log.arrival(&submission.request, &submission.request_id, Clock::unix_now());
         }
     }
 
@@ -34,7 +35,7 @@ impl Driver {
     pub(super) fn log_cache(&mut self, admitted: Vec<CacheAdmission>) {
         let Some(log) = &mut self.cache_log else { return };
         let events = self.engine.take_events();
-        log.step(admitted, &events, self.clock.unix_time());
+        log.step(admitted, &events, Clock::unix_now());
         if self.kv_events.is_some() {
             self.logged_events.extend(events);
         }
@@ -42,7 +43,7 @@ impl Driver {
 
     pub(super) fn log_stop(&mut self) {
         if let Some(log) = &mut self.cache_log {
-            log.stop(self.clock.unix_time());
+            log.stop(Clock::unix_now());
         }
     }
 
@@ -51,7 +52,7 @@ impl Driver {
         if let Some(publisher) = &mut self.kv_events {
             let mut events = std::mem::take(&mut self.logged_events);
             events.extend(self.engine.take_events());
-            publisher.publish(self.clock.unix_time(), events);
+            publisher.publish(Clock::unix_now(), events);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! the metrics.
 
 use super::clock::SimTime;
-use super::{Outlets, Submission};
+use super::{Delivery, Outlets, Submission};
 use crate::metrics::lora::LoraStage;
 use crate::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
 use crate::metrics::{FirstToken, LoraShift, StepRecord};
@@ -61,6 +61,11 @@ impl Live {
             n_preemptions: 0,
             n_new_preemptions: 0,
         }
+    }
+
+    /// Sends its request what comes next; the client may have gone.
+    pub(super) fn deliver(&self, delivery: Delivery) {
+        let _client_gone = self.outlets.deliveries.send(delivery);
     }
 
     /// Records a token of a step that ended `now` and that the API server has at `observed`.

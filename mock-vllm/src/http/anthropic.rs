@@ -12,6 +12,7 @@ use super::error::ApiError;
 use super::events::{self, Events as _};
 use super::prepare::{Incoming, rendered};
 use super::request::TextRequest;
+use super::request_ids;
 use super::wire::Api;
 use axum::response::{IntoResponse as _, Json, Response};
 use bytes::Bytes;
@@ -55,7 +56,7 @@ fn count(pod: &Pod, body: &[u8]) -> Result<usize, ApiError> {
     let request = MessagesRequest::parse(body, Purpose::Count)?.into_chat(&pod.template)?;
     let incoming = Incoming {
         api: Api::Chat,
-        request_id: pod.request_ids.next(body).into(),
+        request_id: request_ids::random().into(),
         arrival: pod.driver.clock().now(),
         model: pod.resolve_model(request.model.as_deref())?,
     };

@@ -1,8 +1,7 @@
 //! `/debug/cache` shows the block pool as it is now, and `/debug/lookup` what a prompt would hit now. Neither changes
-//! anything. `/debug/clock` shows and sets the time.
+//! anything.
 
 mod cache;
-mod clock;
 mod lookup;
 
 use super::error::ApiError;
@@ -19,11 +18,7 @@ use http::HeaderMap;
 use std::sync::Arc;
 
 pub(super) fn routes() -> Router<Arc<Pod>> {
-    Router::new()
-        .route("/debug/cache", get(show_cache))
-        .route("/debug/lookup", post(look_up))
-        .route("/debug/clock", get(show_clock).post(set_clock))
-        .route("/debug/clock/advance", post(advance_clock))
+    Router::new().route("/debug/cache", get(show_cache)).route("/debug/lookup", post(look_up))
 }
 
 async fn show_cache(
@@ -41,16 +36,4 @@ async fn look_up(
 ) -> Result<Response, ApiError> {
     let body = json_body(&headers, body)?;
     Ok(Json(lookup::look_up(pod, body).await?).into_response())
-}
-
-async fn show_clock(State(pod): State<Arc<Pod>>) -> Response {
-    Json(clock::show(pod.driver.clock())).into_response()
-}
-
-async fn set_clock(State(pod): State<Arc<Pod>>, body: Bytes) -> Result<Response, ApiError> {
-    Ok(Json(clock::set(pod.driver.clock(), &body)?).into_response())
-}
-
-async fn advance_clock(State(pod): State<Arc<Pod>>, body: Bytes) -> Result<Response, ApiError> {
-    Ok(Json(clock::advance(pod.driver.clock(), &body).await?).into_response())
 }

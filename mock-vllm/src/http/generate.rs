@@ -11,6 +11,7 @@ use super::ground_truth::PrefixHit;
 use super::prepare::{Incoming, Prepared, PreparedChoice, prepare};
 use super::record::Record;
 use super::request::{DeliveryMode, PromptInput, StreamUsageMode, TextRequest};
+use super::request_ids;
 use super::stream;
 use super::wire::Api;
 use crate::driver::backlog::SubmitError;
@@ -123,7 +124,7 @@ pub(super) async fn start(
 ) -> Result<Started, ApiError> {
     let Received { api, header_id, body } = received;
     let body_id = parsed.as_ref().ok().and_then(|request| request.request_id.clone());
-    record.line.request_id = header_id.or(body_id).unwrap_or_else(|| pod.request_ids.next(&body));
+    record.line.request_id = header_id.or(body_id).unwrap_or_else(request_ids::random);
     let request = parsed?;
     record.line.model.clone_from(&request.model);
     record.line.stream = matches!(request.delivery, DeliveryMode::Stream(_));

@@ -11,7 +11,7 @@ use super::wire::logprobs::{LogprobsWriter, prompt_logprobs};
 use super::wire::{Api, Envelope};
 use super::{Pod, PodConfig};
 use crate::driver::Submission;
-use crate::driver::clock::SimTime;
+use crate::driver::clock::{Clock, SimTime};
 use crate::metrics::requests::SampleGroup;
 use crate::structured::tools::reply::ToolReply;
 use std::sync::Arc;
@@ -240,7 +240,7 @@ impl Preparation<'_> {
             api: *api,
             version: config.version,
             id: format!("{}{request_id}", api.id_prefix()),
-            created: self.pod.driver.clock().unix_time().as_secs(),
+            created: Clock::unix_now().as_secs(),
             model: model.name.clone(),
             role: config.response_role.clone(),
             fingerprint: config.fingerprint.clone(),

@@ -4,7 +4,7 @@
 use super::Pod;
 use super::error::ApiError;
 use super::wire::Api;
-use crate::driver::clock::SimTime;
+use crate::driver::clock::{Clock, SimTime};
 use crate::request_log::{RequestLine, timestamp};
 use http::StatusCode;
 use sha2::{Digest, Sha256};
@@ -77,7 +77,7 @@ impl Record {
         if self.ended.replace(at).is_some() {
             return;
         }
-        self.line.time = timestamp(self.pod.driver.clock().unix_time());
+        self.line.time = timestamp(Clock::unix_now());
         self.line.e2e_ms = milliseconds(at.since(self.arrival));
         self.pod.log.write(&self.line);
         self.pod.server_load.leave();

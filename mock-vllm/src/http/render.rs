@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::prepare::{Incoming, MeasuredPrompt, rendered};
 use super::request::{DeliveryMode, StreamUsageMode, TextRequest};
 use super::wire::Api;
-use super::{Pod, anthropic, json_body, responses};
+use super::{Pod, anthropic, json_body, request_ids, responses};
 use axum::Router;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -151,7 +151,7 @@ fn generate_requests(pod: &Pod, kind: Rendered, body: &[u8]) -> Result<Vec<Gener
         Rendered::Message => (Api::Chat, anthropic::as_chat(&pod.template, body)?),
         Rendered::Response => (Api::Chat, responses::as_chat(&pod.config, body)?),
     };
-    let own_id = request.request_id.clone().unwrap_or_else(|| pod.request_ids.next(body));
+    let own_id = request.request_id.clone().unwrap_or_else(request_ids::random);
     let id_prefix = match kind {
         Rendered::Chat | Rendered::Completion | Rendered::Message => api.id_prefix(),
         Rendered::Response => "resp_",

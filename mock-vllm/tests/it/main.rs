@@ -46,5 +46,4 @@ mod server_tools;
 mod structured_schema;
 mod structured_tools;
 mod tutorial;
-mod virtual_clock;
 mod wire_versions;

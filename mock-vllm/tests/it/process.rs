@@ -22,10 +22,8 @@ impl Server {
     /// Starts the program on ports of the system's choice, a thousand times faster unless `flags` say otherwise.
     /// Returns when all `n_pods` addresses are printed.
     pub(crate) fn start(n_pods: usize, flags: &str) -> Self {
-        let pace = if flags.contains("--virtual-clock") { "" } else { "--time-scale 1000 --jitter 0" };
         let mut child = Command::new(env!("CARGO_BIN_EXE_mock-vllm"))
-            .args("serve m --host 127.0.0.1 --port 0".split(' '))
-            .args(pace.split_whitespace())
+            .args("serve m --host 127.0.0.1 --port 0 --time-scale 1000 --jitter 0".split(' '))
             .args(flags.split_whitespace())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -45,8 +45,9 @@ pub(crate) struct Answer {
 /// Starts a pod with the tutorial's flags and `flags`, without jitter, a thousand times faster unless `flags` say
 /// otherwise.
 pub(crate) async fn start(flags: &str) -> TestPod {
-    let pace = if flags.contains("--virtual-clock") { "" } else { "--time-scale 1000" };
-    let line = format!("mock-vllm serve Qwen/Qwen2.5-7B-Instruct {TUTORIAL_FLAGS} --jitter 0 {pace} {flags}");
+    let line = format!(
+        "mock-vllm serve Qwen/Qwen2.5-7B-Instruct {TUTORIAL_FLAGS} --jitter 0 --time-scale 1000 {flags}"
+    );
     let settings = cli::pod_settings(line.split_whitespace().map(Into::into)).expect("the flags are valid");
     let BuiltPod { pod, kv_events } = server::build(settings).expect("the pod starts");
     let kv_events = match kv_events {

@@ -1,6 +1,6 @@
 //! Flags of `serve` that vLLM does not have: time, replies, logs.
 
-use super::time::TimeArgs;
+use crate::driver::clock::TimeScale;
 use crate::faults::Rule;
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -10,8 +10,9 @@ use vllm_engine::vllm_version::VllmVersion;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mock")]
 pub(super) struct MockArgs {
-    #[command(flatten)]
-    pub(super) time: TimeArgs,
+    /// Virtual seconds per second of yours: 10 makes everything ten times faster
+    #[arg(long, value_name = "F", default_value_t = TimeScale::default())]
+    pub(super) time_scale: TimeScale,
     /// Scripted replies, a YAML list of {last_user_text: [..], reply: ..}; default: the tutorial's
     #[arg(long, value_name = "FILE")]
     pub(super) scripted_replies: Option<PathBuf>,

@@ -159,7 +159,7 @@ impl Cutting {
                 self.clock.sleep_until(self.clock.now() + delay).await;
                 return Ok(());
             }
-            Cut::Stall(None) => self.clock.stall().await,
+            Cut::Stall(None) => std::future::pending().await,
             Cut::Reset => {
                 if let Some(connection) = &self.connection {
                     connection.reset();
