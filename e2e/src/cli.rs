@@ -35,7 +35,7 @@ Exit codes:
 /// Starts the prefix-cache-aware routing tutorial on this machine (real Envoy, the endpoint picker, mock vLLM pods),
 /// runs its steps, checks its claims, ends everything and writes a report.
 #[derive(Debug, Parser)]
-#[command(name = "e2e", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(name = "e2e", version = env!("PROGRAM_VERSION"), after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

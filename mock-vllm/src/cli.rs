@@ -25,7 +25,7 @@ const EXIT_USAGE: u8 = 2;
 
 /// vLLM without the GPU: same tokens, blocks, scheduler steps, metrics and wire bytes; made-up text, modelled time.
 #[derive(Debug, Parser)]
-#[command(name = "mock-vllm", version, after_help = EXIT_CODES, args_override_self = true)]
+#[command(name = "mock-vllm", version = env!("PROGRAM_VERSION"), after_help = EXIT_CODES, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

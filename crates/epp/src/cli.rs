@@ -75,7 +75,7 @@ Exit codes: 0 after such a signal, 1 if the picker fails, 2 if the command line 
 #[derive(Debug, Parser)]
 #[command(
     name = "epp",
-    version,
+    version = env!("PROGRAM_VERSION"),
     after_help = AFTER_HELP,
     after_long_help = AFTER_LONG_HELP,
     args_conflicts_with_subcommands = true,

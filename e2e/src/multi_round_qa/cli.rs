@@ -37,7 +37,7 @@ Exit codes: 0 when every request was answered, 1 when some failed, 2 for wrong u
 
 /// Loads an OpenAI endpoint with conversations of many rounds, as vLLM production-stack's multi-round-qa.py does.
 #[derive(Debug, Parser)]
-#[command(name = "multi-round-qa", version, after_help = AFTER_HELP)]
+#[command(name = "multi-round-qa", version = env!("PROGRAM_VERSION"), after_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     args: QaArgs,

@@ -128,3 +128,10 @@ fn a_reader_that_goes_on_is_told_what_is_lost() {
     assert!(lost.iter().sum::<usize>() > 1_000 && n_told > 4_096, "{lost:?} {n_told}");
     assert_eq!(n_told + lost.iter().sum::<usize>(), 8_002, "the flags, the address and the end");
 }
+
+#[test]
+fn the_version_is_told_with_the_revision() {
+    let said = String::from_utf8(run("--version").stdout).unwrap();
+    assert_eq!(said, format!("mock-vllm {}\n", env!("PROGRAM_VERSION")));
+    assert!(said.starts_with(concat!("mock-vllm ", env!("CARGO_PKG_VERSION"))), "{said}");
+}

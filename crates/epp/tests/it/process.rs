@@ -231,3 +231,15 @@ fn a_file_that_is_not_there_is_an_error_before_any_port_is_bound() {
     assert!(text.contains("/does/not/exist.yaml") && !text.contains("--grpc-port"), "{text}");
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn the_version_is_told_with_the_revision() {
+    let said = String::from_utf8(epp(&["--version"]).stdout).unwrap();
+    assert_eq!(said, format!("epp {}\n", env!("PROGRAM_VERSION")));
+    assert!(said.starts_with(concat!("epp ", env!("CARGO_PKG_VERSION"))), "{said}");
+    let git = Command::new("git").args(["ls-files", "--error-unmatch", "Cargo.toml"]).output();
+    let has_history = git.is_ok_and(|output| output.status.success());
+    let is_hash = |word: &str| word.len() >= 10 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let names_revision = said.split(|c: char| !c.is_ascii_alphanumeric()).any(is_hash);
+    assert_eq!(names_revision, has_history, "{said}");
+}
