@@ -14,31 +14,39 @@ up *args:
 down:
     cargo e2e down
 
-# All tests, without a cluster.
-test:
-    cargo test --workspace
-
 # Format the code.
 fmt:
     cargo fmt --all
 
-# Fail when the code is not formatted.
-fmt-check:
-    cargo fmt --all --check
+# Fail when the code is not formatted, or when a dependency's licence, source or version is not allowed.
+format:
+    bash .ci/recipe format
 
 # Lints, on all targets.
 lint:
-    cargo clippy --workspace --all-targets -- -D warnings
+    bash .ci/recipe lint
 
-# Every crate builds alone.
-check-each:
-    for manifest in crates/*/Cargo.toml mock-vllm/Cargo.toml e2e/Cargo.toml; do cargo check --quiet --manifest-path $manifest || exit 1; done
+# All tests, without a cluster.
+tests:
+    bash .ci/recipe tests
 
-# Licences, sources and banned crates.
-deny:
-    cargo deny check bans licenses sources
+# Every crate and the fuzz targets build alone.
+each:
+    bash .ci/recipe each
 
-# Generate the ext_proc code from its protos anew.
+# The tutorial, end to end, twice.
+main-job:
+    bash .ci/recipe main-job
+
+# Step 5's table, and the comparison of policies.
+step5:
+    bash .ci/recipe step5
+
+# Pods die and pickers are replaced for three minutes; and the control that must lose requests.
+soak:
+    bash .ci/recipe soak
+
+# Generate the ext_proc code from its protos again.
 proto:
     REGENERATE_PROTO=1 cargo test --package envoy-proto
 
@@ -46,7 +54,7 @@ proto:
 bench *args:
     cargo bench --workspace --bench '*' {{args}}
 
-# What CI runs.
+# All that CI runs, in one go.
 ci:
     bash .ci/run
 

@@ -102,7 +102,8 @@ async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
     };
     let mut command = Command::new(cargo);
     // Select the whole workspace, as `cargo e2e` does: with the same features, shared dependencies are compiled once.
-    command.args(["build", "--profile", profile, "--workspace", "--bin", "epp", "--bin", "mock-vllm"]);
+    command.args(["build", "--locked", "--profile", profile, "--workspace"]);
+    command.args(["--bin", "epp", "--bin", "mock-vllm"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     for name in OF_THE_RUN {
         command.env_remove(name);

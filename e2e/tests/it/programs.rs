@@ -65,7 +65,9 @@ async fn under_cargo_they_are_built_first_with_the_same_profile() {
     let target_dir = dir.path().display();
     assert_eq!(
         read(&said),
-        format!("build --profile release --workspace --bin epp --bin mock-vllm --target-dir {target_dir}\n")
+        format!(
+            "build --locked --profile release --workspace --bin epp --bin mock-vllm --target-dir {target_dir}\n"
+        )
     );
     options.cargo = Some(script(dir.path(), "cargo", "exit 101"));
     let error = resolve(&release, &options).await.unwrap_err();
