@@ -6,19 +6,63 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use lab::cluster::Status;
+use lab::cluster::programs::Programs;
+use lab::cluster::supervisor::{self, Phase, State};
+use lab::flags::ClusterArgs;
+use lab::flags::{doc_manifests, manifests, options};
+use lab::ui::Ui;
+use load::ending::End;
+use load::interrupt::Interrupt;
+use load::output;
+use load::table::new_table;
 
-use crate::cli::{End, LogsArgs, StateArgs, StatusArgs, UpArgs};
-use crate::cluster::Status;
-use crate::cluster::programs::Programs;
-use crate::cluster::supervisor::{self, Phase, State};
 use crate::follow::Followed;
-use crate::interrupt::Interrupt;
-use crate::report::summary::new_table;
-use crate::run::{doc_manifests, manifests, options};
-use crate::ui::{self, Ui};
 
 /// Time between two looks of `logs --follow`.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// The place in which `up` keeps its state.
+#[derive(Debug, Clone, Args)]
+pub struct StateArgs {
+    /// State directory of `up` [default: warmpath in $XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, env = "WARMPATH_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    #[arg(long, env = "XDG_STATE_HOME", hide = true)]
+    pub xdg_state_home: Option<PathBuf>,
+    #[arg(long, env = "HOME", hide = true)]
+    pub user_home: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// Logs whose names contain this: `epp`, `envoy`, `access`, a pod's name [default: all logs]
+    #[arg(value_name = "NAME", default_value = "")]
+    pub part: String,
+    /// Print what is added, too, until Ctrl-C
+    #[arg(long, short)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub state: StateArgs,
+}
 
 pub async fn up(args: UpArgs) -> Result<End> {
     let interrupt = Interrupt::listen()?;
@@ -39,7 +83,7 @@ pub async fn up(args: UpArgs) -> Result<End> {
     let Phase::Running { status } = &state.phase else { bail!("the cluster is not running") };
     let own = manifests(&args.cluster).join("requests");
     let requests = if own.is_dir() { own } else { doc_manifests().join("requests") };
-    ui::print(&instructions(status, &requests)?);
+    output::print(&instructions(status, &requests)?);
     Ok(End::Good)
 }
 
@@ -79,16 +123,16 @@ fn address(status: &Status, listener: &str) -> Result<std::net::SocketAddr> {
 
 pub async fn down(state: &StateArgs) -> Result<End> {
     let was_up = supervisor::down(&state_dir(state)?).await?;
-    ui::print(if was_up { "everything has ended\n" } else { "nothing was up\n" });
+    output::print(if was_up { "everything has ended\n" } else { "nothing was up\n" });
     Ok(End::Good)
 }
 
 pub fn status(args: &StatusArgs) -> Result<End> {
     let state = supervisor::status(&state_dir(&args.state)?)?;
     if args.json {
-        ui::print(&format!("{}\n", serde_json::to_string_pretty(&state)?));
+        output::print(&format!("{}\n", serde_json::to_string_pretty(&state)?));
     } else {
-        ui::print(&state.as_ref().map_or_else(|| "nothing is up\n".to_owned(), describe));
+        output::print(&state.as_ref().map_or_else(|| "nothing is up\n".to_owned(), describe));
     }
     let running = state.is_some_and(|state| matches!(state.phase, Phase::Running { .. }));
     Ok(if running { End::Good } else { End::Failed })
@@ -136,7 +180,7 @@ pub async fn logs(args: &LogsArgs) -> Result<End> {
     }
     loop {
         for added in followed.read(&logs)? {
-            ui::print(&String::from_utf8_lossy(&added));
+            output::print(&String::from_utf8_lossy(&added));
         }
         if !args.follow {
             return Ok(End::Good);
@@ -166,9 +210,8 @@ fn state_dir(args: &StateArgs) -> Result<PathBuf> {
 mod tests {
     use std::path::Path;
 
-    use super::{instructions, state_dir};
-    use crate::cli::StateArgs;
-    use crate::cluster::{GatewayAddress, Status};
+    use super::{StateArgs, instructions, state_dir};
+    use lab::cluster::{GatewayAddress, Status};
 
     fn status(port: u16) -> Status {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));

@@ -1,6 +1,5 @@
-//! The lab: stands the tutorial up, runs its steps, checks its claims and reports.
-//! It starts the other programs and talks to them over the network, and shares no code with them. Only the studies
-//! (step5, compare, sweep, calibrate) run their code, in the simulator.
+//! The driver's commands: `e2e` stands the tutorial up, runs its steps, asserts what it claims and reports.
+//! The crates `lab`, `load` and `studies` do the work.
 
 pub mod cli;
 
@@ -13,45 +12,3 @@ pub mod follow;
 pub mod overhead;
 
 pub mod soak;
-
-pub mod step5;
-
-pub mod compare;
-
-pub mod sweep;
-
-pub mod calibrate;
-
-pub mod scenario;
-
-pub mod journal;
-
-pub mod ui;
-
-pub mod cluster;
-pub mod envoy_install;
-pub mod guard;
-
-pub mod report;
-
-pub mod requests;
-
-pub mod conversation;
-
-pub mod expectation;
-
-pub mod evidence;
-
-pub mod load;
-
-pub mod check;
-
-pub mod multi_round_qa;
-
-pub mod stats;
-
-pub mod rows;
-
-pub mod interrupt;
-
-pub mod clock;

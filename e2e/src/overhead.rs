@@ -1,29 +1,59 @@
 //! `e2e overhead`: measures what the picker adds. It sends the same small request through 8081 and 8080 in turns, on
 //! one connection each, to pods whose clock runs a thousand times faster.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use clap::Args;
+use lab::cluster::Cluster;
+use lab::cluster::programs::Programs;
+use lab::flags::ClusterArgs;
+use lab::flags::options;
+use lab::requests::body;
+use lab::ui::Ui;
+use load::client::Client;
+use load::ending::End;
+use load::interrupt::Interrupt;
+use load::output;
+use load::pacer::Beat;
+use load::stats::{millis, quantile};
+use load::table::new_table;
 use serde::Serialize;
 use tokio::task::JoinSet;
-
-use crate::cli::{End, OverheadArgs};
-use crate::cluster::Cluster;
-use crate::cluster::programs::Programs;
-use crate::interrupt::Interrupt;
-use crate::load::client::Client;
-use crate::load::pacer::Beat;
-use crate::report::summary::new_table;
-use crate::requests::body;
-use crate::run::options;
-use crate::stats::{millis, quantile};
-use crate::ui::{self, Ui};
 
 /// Time scale that makes the engine's time negligible: a step of 120 ms takes 0.12 ms.
 const TIME_SCALE: f64 = 1000.0;
 /// Requests that are first sent to each path and not counted.
 const WARM_UP: u32 = 50;
+
+#[derive(Debug, Clone, Args)]
+pub struct OverheadArgs {
+    /// Requests on each path
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(10..))]
+    pub requests: u32,
+    /// Bytes of each request body
+    #[arg(long, value_name = "BYTES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..=1_000_000))]
+    pub body_bytes: u32,
+    /// Requests per second on each path [default: as fast as they are answered]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub rate: Option<u32>,
+    /// Fail if the picker adds more than this at the median
+    #[arg(long, value_name = "MS")]
+    pub max_added_p50_ms: Option<f64>,
+    /// Fail if the picker adds more than this at the 99th percentile
+    #[arg(long, value_name = "MS")]
+    pub max_added_p99_ms: Option<f64>,
+    /// Directory for generated files and logs
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
+    /// Print JSON in place of the table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
 
 /// Milliseconds from sending a request to the last byte of its answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,7 +91,7 @@ pub async fn run(args: OverheadArgs) -> Result<End> {
     cluster.stop().await?;
     ui.finish();
     let Some(overhead) = measured.transpose()? else { return Ok(End::Interrupted) };
-    ui::print(&match args.json {
+    output::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&overhead)?),
         false => table(&overhead),
     });

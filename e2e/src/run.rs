@@ -3,25 +3,41 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use clap::Args;
+use lab::check::Group;
+use lab::cluster::Cluster;
+use lab::cluster::programs::Programs;
+use lab::flags::{ClusterArgs, doc_manifests, manifests, options};
+use lab::journal::Journal;
+use lab::report::summary;
+use lab::report::{Outcome, Part, Report, Run};
+use lab::requests::Requests;
+use lab::scenario;
+use lab::scenario::lab::Lab;
+use lab::ui::{Ui, stdout_style};
+use load::clock::{Stopwatch, utc_now};
+use load::ending::End;
+use load::interrupt::Interrupt;
+use load::output;
 use time::format_description::well_known::Rfc3339;
 
-use crate::check::Group;
-use crate::cli::{ClusterArgs, End, RunArgs};
-use crate::clock::{Stopwatch, utc_now};
-use crate::cluster::programs::Programs;
-use crate::cluster::{Cluster, Options};
-use crate::interrupt::Interrupt;
-use crate::journal::Journal;
-use crate::report::summary;
-use crate::report::{Outcome, Part, Report, Run};
-use crate::requests::Requests;
-use crate::scenario;
-use crate::scenario::lab::Lab;
-use crate::ui::{self, Ui};
-
-/// Checkout from which this program was built, for its manifests.
-const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-const DOC_MANIFESTS: &str = "manifests/doc";
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Run this group only; repeat for several
+    #[arg(long, value_name = "GROUP")]
+    pub only: Vec<Group>,
+    /// Directory for report.html, report.json, junit.xml and the logs
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
+    /// Keep everything running after the last check, until Ctrl-C
+    #[arg(long)]
+    pub keep: bool,
+    /// Print the JSON report on standard output in place of the summary
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
 
 pub async fn run(args: RunArgs) -> Result<End> {
     let interrupt = Interrupt::listen()?;
@@ -34,7 +50,7 @@ pub async fn run(args: RunArgs) -> Result<End> {
     ui.finish();
     let report = journal.report(facts.run(&cluster, outcome, &only));
     let written = report.write(&report_dir)?;
-    ui::print(&match json {
+    output::print(&match json {
         true => format!("{}\n", serde_json::to_string_pretty(&report)?),
         false => text(&report, &written),
     });
@@ -46,7 +62,7 @@ pub async fn run(args: RunArgs) -> Result<End> {
 }
 
 fn text(report: &Report, written: &[PathBuf]) -> String {
-    let summary = summary::render(report, ui::stdout_style());
+    let summary = summary::render(report, stdout_style());
     let html = written.last().map_or_else(String::new, |path| format!("report: {}\n", path.display()));
     format!("\n{summary}{html}")
 }
@@ -142,27 +158,6 @@ async fn keep_running(lab: &Lab<'_>, ui: &Ui) {
     ui.note("everything keeps running, with empty caches; Ctrl-C ends it");
     ui.step("kept running");
     std::future::pending().await
-}
-
-/// Returns the options of the cluster from the flags.
-pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
-    let mut options = Options::new(manifests(args), run_dir);
-    options.replicas = args.replicas;
-    options.pickers = args.pickers.unwrap_or(1);
-    options.time_scale = args.time_scale();
-    options
-}
-
-/// Returns the directory of the manifests to apply: the one asked for, otherwise the tutorial's.
-pub fn manifests(args: &ClusterArgs) -> PathBuf {
-    args.manifests.clone().unwrap_or_else(doc_manifests)
-}
-
-/// Returns the tutorial's manifests: those in the working directory if it is a checkout, otherwise those of the
-/// checkout that this program was built from.
-pub fn doc_manifests() -> PathBuf {
-    let here = PathBuf::from(DOC_MANIFESTS);
-    if here.is_dir() { here } else { Path::new(CHECKOUT).join(DOC_MANIFESTS) }
 }
 
 /// Removes what an earlier run left in its subdirectory of the report.

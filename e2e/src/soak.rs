@@ -9,10 +9,26 @@ mod memory;
 mod users;
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use lab::cluster::Cluster;
+use lab::cluster::programs::Programs;
+use lab::evidence::access_log::{self, AccessEntry};
+use lab::flags::ClusterArgs;
+use lab::flags::options;
+use lab::ui::Ui;
+use load::client::Client;
+use load::clock::Stopwatch;
+use load::ending::End;
+use load::interrupt::Interrupt;
+use load::output;
+use load::pacer::Beat;
+use load::stats::as_f64;
+use load::table::new_table;
 use parking_lot::Mutex;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -24,18 +40,6 @@ use self::chaos::Chaos;
 use self::ledger::{Ledger, Sent, Tally};
 use self::memory::{Growth, Memory};
 use self::users::Users;
-use crate::cli::{End, SoakArgs};
-use crate::clock::Stopwatch;
-use crate::cluster::Cluster;
-use crate::cluster::programs::Programs;
-use crate::evidence::access_log::{self, AccessEntry};
-use crate::interrupt::Interrupt;
-use crate::load::client::Client;
-use crate::load::pacer::Beat;
-use crate::report::summary::new_table;
-use crate::run::options;
-use crate::stats::as_f64;
-use crate::ui::{self, Ui};
 
 /// Default number of pickers: while one is replaced, Envoy needs another.
 const PICKERS: u32 = 2;
@@ -49,6 +53,33 @@ const LOG_FLUSH: Duration = Duration::from_millis(500);
 /// its life.
 const MAX_PICKER_BYTES: f64 = 150e6;
 const MAX_GROWTH_BYTES: f64 = 8e6;
+
+#[derive(Debug, Clone, Args)]
+pub struct SoakArgs {
+    /// Seconds for which requests are sent
+    #[arg(long, value_name = "N", default_value_t = 1800, value_parser = clap::value_parser!(u32).range(10..))]
+    pub seconds: u32,
+    /// Requests per second
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    pub rate: u32,
+    /// Seconds between two kills of a pod
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub kill_every: u32,
+    /// Number of times that a picker is replaced, evenly over the run
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub replacements: u32,
+    /// Seed that chooses the texts and the pods that die
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub seed: u64,
+    /// Directory for generated files and logs
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
+    /// Print JSON in place of the table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
 
 /// Results of a run.
 #[derive(Debug, Serialize)]
@@ -78,7 +109,7 @@ pub async fn run(args: SoakArgs) -> Result<End> {
     cluster.stop().await?;
     ui.finish();
     let outcome = soaked?;
-    ui::print(&match args.json {
+    output::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&outcome)?),
         false => table(&outcome),
     });

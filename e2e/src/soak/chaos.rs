@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::cluster::Cluster;
+use load::clock::Stopwatch;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use tokio::time::sleep;
-
-use crate::clock::Stopwatch;
-use crate::cluster::Cluster;
 
 /// Time before the end without kills, so that requests which were cut can be distinguished from lost ones.
 const QUIET_END: Duration = Duration::from_secs(2);

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use lab::evidence::access_log::AccessEntry;
+use load::chat::Usage;
 use serde::Serialize;
 
-use crate::evidence::access_log::AccessEntry;
-use crate::load::chat::Usage;
 use crate::soak::chaos::Death;
 
 /// Time in which Envoy may still write to a dead pod's connection, until it has read the end of that connection.
@@ -110,8 +110,8 @@ mod tests {
     use std::time::Duration;
 
     use super::{Ledger, Sent};
-    use crate::evidence::access_log::{AccessEntry, parse};
     use crate::soak::chaos::Death;
+    use lab::evidence::access_log::{AccessEntry, parse};
 
     fn ledger(failures: &[(u64, u64, u64)]) -> Ledger {
         let mut ledger = Ledger { n_sent: failures.len(), ..Ledger::default() };

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::cluster::Cluster;
+use load::client::Client;
+use load::clock::Stopwatch;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{interval, sleep};
-
-use crate::clock::Stopwatch;
-use crate::cluster::Cluster;
-use crate::load::client::Client;
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// Number of samples that a process must have to show growth.

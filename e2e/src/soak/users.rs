@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use lab::requests::body;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-
-use crate::requests::body;
 
 /// Turns of a conversation, after which its user begins another one.
 const TURNS: usize = 6;

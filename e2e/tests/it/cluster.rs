@@ -6,9 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use e2e::cluster::programs::Programs;
-use e2e::cluster::supervisor::{self, Phase, State};
-use e2e::cluster::{Cluster, Event, Fresh, Options, Progress, Status};
+use lab::cluster::programs::Programs;
+use lab::cluster::supervisor::{self, Phase, State};
+use lab::cluster::{Cluster, Event, Fresh, Options, Progress, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;

@@ -1,10 +1,10 @@
 //! The page of a comparison: it fits, and its numbers are those of the document.
 
-use e2e::compare::matrix::{Plan, Source};
-use e2e::compare::output::document;
-use e2e::compare::page::render;
-use e2e::compare::workloads::WORKLOADS;
 use serde_json::Value;
+use studies::compare::matrix::{Plan, Source};
+use studies::compare::output::document;
+use studies::compare::page::render;
+use studies::compare::workloads::WORKLOADS;
 
 use crate::browser::Browser;
 

@@ -61,7 +61,7 @@ async fn the_kill_order_kills_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut guard = spawn(dir.path(), "");
     let ids = ids(dir.path()).await;
-    guard.stdin.as_mut().unwrap().write_all(&[e2e::guard::KILL]).unwrap();
+    guard.stdin.as_mut().unwrap().write_all(&[lab::guard::KILL]).unwrap();
     assert_eq!(guard.wait().unwrap().code(), Some(128 + 9));
     check_ended(&ids).await;
 }

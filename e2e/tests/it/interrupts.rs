@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
-use e2e::cluster::supervisor::{self, Phase};
+use lab::cluster::supervisor::{self, Phase};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

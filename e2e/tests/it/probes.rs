@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use e2e::cluster::{Cluster, Event, Pod};
+use lab::cluster::{Cluster, Event, Pod};
 use tokio::time::sleep;
 
 use crate::stubs::{Lab, read, until};

@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use e2e::cluster::Progress;
-use e2e::cluster::programs::{ProgramOptions, Programs};
+use lab::cluster::Progress;
+use lab::cluster::programs::{ProgramOptions, Programs};
 use tempfile::TempDir;
 
 use crate::stubs::read;

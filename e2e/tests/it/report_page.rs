@@ -1,6 +1,6 @@
 //! The page of a recorded run, opened with the width of a desktop and of a phone.
 
-use e2e::report::{Report, html};
+use lab::report::{Report, html};
 
 use crate::browser::Browser;
 

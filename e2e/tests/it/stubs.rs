@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use e2e::cluster::manifests::Manifests;
-use e2e::cluster::programs::Programs;
-use e2e::cluster::{Cluster, Event, Options, Progress};
+use lab::cluster::manifests::Manifests;
+use lab::cluster::programs::Programs;
+use lab::cluster::{Cluster, Event, Options, Progress};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;

@@ -50,17 +50,12 @@ fn nothing_is_left_undone_or_silenced() {
 
 /// Code that judges the programs over the wire does not know how they are made.
 #[test]
-fn only_the_reproduction_uses_the_simulator() {
+fn only_studies_use_the_simulator() {
     let uses = |source: &&Source| source.text.contains("use sim::") || source.text.contains(" sim::");
     let users: Vec<String> = project().iter().filter(uses).map(|source| source.path.clone()).collect();
     assert!(!users.is_empty());
     let strangers = users.iter().filter(|path| {
-        !path.starts_with("e2e/src/step5")
-            && !path.starts_with("e2e/src/compare")
-            && !path.starts_with("e2e/src/sweep")
-            && !path.starts_with("e2e/src/calibrate")
-            && !path.starts_with("crates/sim/")
-            && !path.starts_with("tidy/")
+        !path.starts_with("crates/studies/") && !path.starts_with("crates/sim/") && !path.starts_with("tidy/")
     });
     none(&strangers.cloned().collect::<Vec<_>>());
 }

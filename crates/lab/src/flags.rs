@@ -1,0 +1,73 @@
+//! The flags that say what to stand up, which every command with a cluster takes.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::cluster::Options;
+use crate::cluster::programs::ProgramOptions;
+
+/// Checkout from which this program was built, for its manifests.
+const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+const DOC_MANIFESTS: &str = "manifests/doc";
+
+/// The cluster to start.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterArgs {
+    /// Directory of the Kubernetes objects to apply [default: manifests/doc of this checkout]
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Pods of every Deployment, in place of `spec.replicas`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub replicas: Option<u32>,
+    /// Picker processes, which report to each other where they send requests [default: 1; for `soak` 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub pickers: Option<u32>,
+    /// Virtual seconds per second of wall time; 10 makes every GPU ten times faster [default: 1]
+    #[arg(long, value_name = "F", value_parser = time_scale)]
+    pub time_scale: Option<f64>,
+    /// Write more to standard error
+    #[arg(long, short)]
+    pub verbose: bool,
+    #[command(flatten, next_help_heading = "Programs")]
+    pub programs: ProgramOptions,
+}
+
+impl ClusterArgs {
+    pub fn time_scale(&self) -> f64 {
+        self.time_scale.unwrap_or(1.0)
+    }
+}
+
+/// Returns the options of the cluster from the flags.
+pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
+    let mut options = Options::new(manifests(args), run_dir);
+    options.replicas = args.replicas;
+    options.pickers = args.pickers.unwrap_or(1);
+    options.time_scale = args.time_scale();
+    options
+}
+
+/// Returns the directory of the manifests to apply: the one asked for, otherwise the tutorial's.
+pub fn manifests(args: &ClusterArgs) -> PathBuf {
+    args.manifests.clone().unwrap_or_else(doc_manifests)
+}
+
+/// Returns the tutorial's manifests: those in the working directory if it is a checkout, otherwise those of the
+/// checkout that this program was built from.
+pub fn doc_manifests() -> PathBuf {
+    let here = PathBuf::from(DOC_MANIFESTS);
+    if here.is_dir() { here } else { Path::new(CHECKOUT).join(DOC_MANIFESTS) }
+}
+
+/// Reads a positive factor of time.
+///
+/// # Errors
+/// If it is not a number, or out of range.
+pub fn time_scale(text: &str) -> Result<f64, String> {
+    let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match scale > 0.0 && scale <= 1000.0 {
+        true => Ok(scale),
+        false => Err("must be above 0 and at most 1000".to_owned()),
+    }
+}

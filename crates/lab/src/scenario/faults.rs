@@ -1,0 +1,212 @@
+//! Faults: a pod dies, the picker dies, a request is broken. The rest must go on, and failures must be clear.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use futures::future::join_all;
+use load::clock::{Stopwatch, utc_now};
+
+use crate::check::{Check, Claim, Group};
+use crate::cluster::authority::{Authority, picker_host};
+use crate::conversation::Conversation;
+use crate::requests::{Form, body};
+use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
+use crate::scenario::part;
+
+/// Longest time of a failure that counts as "at once". A request that hangs takes Envoy's keepalive, 6.5 s.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// Requests sent beside round 2 right after the pod's death, enough to reach every pod.
+const BYSTANDERS: usize = 9;
+
+pub async fn run(lab: &Lab<'_>) {
+    let group = Group::Faults;
+    part(lab, group, "matched pod killed", matched_pod_killed(lab)).await;
+    part(lab, group, "picker killed", picker_killed(lab)).await;
+    part(lab, group, "strange picker", strange_picker(lab)).await;
+    part(lab, group, "broken request", broken_request(lab)).await;
+}
+
+fn claim(name: &str, title: &str) -> Claim {
+    Check::of(Group::Faults, name, title)
+}
+
+async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let mark = lab.mark();
+    let round = |number: u32| -> Result<Shot> {
+        let label = if number == 1 { "round 1, pod alive" } else { "round 2, pod killed" };
+        Ok(Shot::new(Group::Faults, label, Via::Picker, lab.requests.curl(Form::Bash, number)?))
+    };
+    let first = lab.send(round(1)?).await;
+    let verdict = first.verdict();
+    let evidence = lab.collect(&mark, vec![first.side]).await?;
+    let Ok(pod) = evidence.traces[0].agreed_pod() else { bail!("round 1 has no agreed pod: {verdict}") };
+    lab.cluster.kill_pod(pod).await.with_context(|| format!("kill {pod}"))?;
+    let model = lab.requests.model();
+    let bystanders = (0..BYSTANDERS).map(|number| {
+        let mut conversation = Conversation::new(2, number);
+        conversation.ask();
+        let label = format!("bystander {}", number + 1);
+        lab.send(Shot::new(Group::Faults, label, Via::Picker, body(&conversation.request(&model, 2))))
+    });
+    let (second, others) = tokio::join!(lab.send(round(2)?), join_all(bystanders));
+    lab.check(
+        claim("pod-killed/answer", "Round 2 is answered although the pod of round 1 is dead")
+            .equal(GOOD.to_owned(), second.verdict()),
+    );
+    let good = others.iter().filter(|answer| answer.chat.is_some()).count();
+    lab.check(
+        claim("pod-killed/bystanders", "No other client sees an error when a pod dies")
+            .equal(
+                format!("{BYSTANDERS} of {BYSTANDERS} answered"),
+                format!("{good} of {BYSTANDERS} answered"),
+            )
+            .detail(
+                others
+                    .iter()
+                    .filter(|answer| answer.chat.is_none())
+                    .map(Answer::verdict)
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+            ),
+    );
+    let sides = std::iter::once(second).chain(others).map(|answer| answer.side).collect();
+    let traces = lab.collect(&mark, sides).await?.traces;
+    let served = traces[0].pod.as_ref().map_or("no pod", |entry| entry.pod.as_str());
+    lab.check(claim("pod-killed/other-pod", "Round 2 is served by another pod").holds(
+        format!("a pod other than {pod}"),
+        served,
+        traces[0].pod.is_some() && served != pod,
+    ));
+    let settled = lab.cluster.settled().await.context("wait for a new pod")?;
+    let names: Vec<&str> = settled.pods.iter().filter(|pod| pod.ready).map(|pod| pod.name.as_str()).collect();
+    lab.check(claim("pod-killed/replaced", "The dead pod is replaced").holds(
+        format!("{} ready pods, without {pod}", lab.replicas(&mark)),
+        format!("{} ready pods: {}", names.len(), names.join(", ")),
+        names.len() == lab.replicas(&mark) && !names.contains(&pod),
+    ));
+    Ok(())
+}
+
+async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let send = async |label: &str, via: Via| {
+        let body = lab.requests.curl(Form::Quoted, 1)?;
+        let stopwatch = Stopwatch::start();
+        let answer = lab.send(Shot::new(Group::Faults, label, via, body)).await;
+        anyhow::Ok((answer, stopwatch.elapsed()))
+    };
+    lab.cluster.kill_pickers().await.context("kill the picker")?;
+    let (down, took) = send("8081, picker dead", Via::Picker).await?;
+    lab.check(
+        claim("picker-killed/fails", "Without a picker 8081 answers 500 at once")
+            .holds(
+                format!("500 within {} ms", AT_ONCE.as_millis()),
+                format!("{} after {} ms", down.side.status, took.as_millis()),
+                down.side.status == 500 && took < AT_ONCE,
+            )
+            .detail(down.body),
+    );
+    let (plain, _) = send("8080, picker dead", Via::Plain).await?;
+    lab.check(
+        claim("picker-killed/plain", "8080 works without a picker").equal(GOOD.to_owned(), plain.verdict()),
+    );
+    lab.cluster.start_pickers().await.context("start the picker again")?;
+    let mark = lab.mark();
+    let (back, _) = send("8081, picker back", Via::Picker).await?;
+    lab.check(
+        claim("picker-killed/back", "8081 works again when the picker is back")
+            .equal(GOOD.to_owned(), back.verdict()),
+    );
+    lab.collect(&mark, vec![down.side, plain.side, back.side]).await?;
+    Ok(())
+}
+
+/// Another picker answers on the picker's port, with a certificate for the same name from an authority that is not
+/// trusted.
+async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let send = async |label: &str| {
+        let body = lab.requests.curl(Form::Quoted, 1)?;
+        anyhow::Ok(lab.send(Shot::new(Group::Faults, label, Via::Picker, body)).await)
+    };
+    let names: Vec<String> = lab.cluster.status().pickers.iter().map(|picker| picker.name.clone()).collect();
+    let identities: Vec<Vec<(PathBuf, Vec<u8>)>> =
+        names.iter().map(|name| files_in(&lab.cluster.files().identity(name))).collect::<Result<_>>()?;
+    lab.cluster.kill_pickers().await.context("kill the picker")?;
+    let stranger = Authority::new(utc_now())?;
+    for name in &names {
+        stranger.write_identity(&lab.cluster.files().identity(name), &picker_host(name))?;
+    }
+    lab.cluster.start_pickers().await.context("start the strange picker")?;
+    let mark = lab.mark();
+    let strange = send("8081, strange picker").await?;
+    lab.check(
+        claim("strange-picker/fails", "A picker whose certificate is not trusted sees no request")
+            .equal("500".to_owned(), strange.side.status.to_string())
+            .detail(strange.body),
+    );
+    lab.cluster.kill_pickers().await.context("kill the strange picker")?;
+    for (path, text) in identities.iter().flatten() {
+        std::fs::write(path, text).with_context(|| format!("restore {}", path.display()))?;
+    }
+    lab.cluster.start_pickers().await.context("start the picker again")?;
+    let back = send("8081, own picker").await?;
+    lab.check(
+        claim("strange-picker/back", "The real picker is trusted again")
+            .equal(GOOD.to_owned(), back.verdict()),
+    );
+    lab.collect(&mark, vec![strange.side, back.side]).await?;
+    Ok(())
+}
+
+fn files_in(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry?.path();
+        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        files.push((path, text));
+    }
+    Ok(files)
+}
+
+/// Sends dash's file as `--data-binary` would, with line breaks inside its strings.
+async fn broken_request(lab: &Lab<'_>) -> Result<()> {
+    let raw = lab.requests.raw(Form::Dash, 2)?;
+    lab.check(claim("broken/premise", "dash's file is not valid JSON").equal(
+        "refused by a JSON parser",
+        if serde_json::from_slice::<serde_json::Value>(&raw).is_ok() {
+            "valid"
+        } else {
+            "refused by a JSON parser"
+        },
+    ));
+    let mark = lab.mark();
+    let shot = Shot::new(Group::Faults, "dash's file by --data-binary", Via::Picker, raw);
+    let broken = lab.send(shot).await;
+    lab.check(
+        claim("broken/status", "Broken JSON gets 400 with an OpenAI error body")
+            .equal("400 with error.message and error.code 400".to_owned(), describe(&broken))
+            .detail(&broken.body),
+    );
+    let shot =
+        Shot::new(Group::Faults, "after the broken one", Via::Picker, lab.requests.curl(Form::Dash, 2)?);
+    let after = lab.send(shot).await;
+    lab.check(
+        claim("broken/after", "The next request is answered as if nothing had happened")
+            .equal(GOOD.to_owned(), after.verdict()),
+    );
+    lab.collect(&mark, vec![broken.side, after.side]).await?;
+    Ok(())
+}
+
+fn describe(answer: &Answer) -> String {
+    let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    let error = &body["error"];
+    let shape = match (error["message"].as_str(), error["code"].as_u64()) {
+        (Some(message), Some(code)) if !message.is_empty() => format!("error.message and error.code {code}"),
+        _ => "another body".to_owned(),
+    };
+    format!("{} with {shape}", answer.side.status)
+}

@@ -1,0 +1,486 @@
+//! The common tools of all scenarios: a fresh cluster, a client that keeps records, and the records of the other
+//! programs.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use load::chat::ChatStream;
+use load::client::{Client, Reply};
+use load::clock::Stopwatch;
+use load::stats::millis;
+
+use crate::check::{Check, Group};
+use crate::cluster::manifests::Manifests;
+use crate::cluster::{Cluster, Fresh, Pod};
+use crate::evidence::join::{ClientSide, Trace, join, request_id};
+use crate::evidence::pod::{CacheCounters, PodEntry};
+use crate::evidence::{access_log, picker, pod};
+use crate::journal::Journal;
+use crate::requests::Requests;
+use crate::ui::Ui;
+
+/// Longest wait for a record. Logs are written when requests end and flushed within 100 ms, so a record that is missing
+/// after this time will not come.
+const LOG_PATIENCE: Duration = Duration::from_secs(3);
+const LOG_POLL: Duration = Duration::from_millis(20);
+/// Time between two looks at what pickers and pods have in memory.
+const POLL: Duration = Duration::from_millis(2);
+
+pub(super) const CHAT: &str = "/v1/chat/completions";
+
+/// Tools of a scenario. Scenarios borrow them; the cluster belongs to the run.
+#[derive(Debug)]
+pub struct Lab<'a> {
+    pub cluster: &'a Cluster,
+    pub journal: &'a Journal,
+    pub ui: &'a Ui,
+    pub requests: Requests,
+    pub time_scale: f64,
+    pub started: Stopwatch,
+    /// HTTP client, replaced after each edit of the manifests, because a connection keeps its listener's old
+    /// configuration.
+    client: Mutex<Client>,
+    edited: AtomicBool,
+    section: Mutex<String>,
+}
+
+/// Target of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Listener `llm-gw`, the tutorial's 8081, where the picker chooses the pod.
+    Picker,
+    /// Listener `http`, the tutorial's 8080, with least request.
+    Plain,
+    Pod(SocketAddr),
+}
+
+/// A request, and its name in reports.
+#[derive(Debug, Clone)]
+pub struct Shot {
+    pub group: Group,
+    pub label: String,
+    pub via: Via,
+    pub headers: Vec<(HeaderName, String)>,
+    pub body: Bytes,
+}
+
+/// Answer to a request, or the failure.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub side: ClientSide,
+    /// The answer, if it is a well-formed stream.
+    pub chat: Option<ChatStream>,
+    /// Body of an answer that is not a stream.
+    pub body: String,
+    headers: HeaderMap,
+}
+
+/// Positions in the logs when a part began, and its pods.
+#[derive(Debug)]
+pub struct Mark {
+    picker_logs: BTreeMap<PathBuf, usize>,
+    pods: Vec<Pod>,
+}
+
+/// Records of all programs since a mark.
+#[derive(Debug)]
+pub struct Evidence {
+    /// Traces of the requests, in the order in which they were given to [`Lab::collect`].
+    pub traces: Vec<Trace>,
+    /// The picker's log lines about prefix-aware routing.
+    pub prefix_lines: Vec<picker::LogLine>,
+}
+
+impl Shot {
+    pub fn new(group: Group, label: impl Into<String>, via: Via, body: Bytes) -> Self {
+        Self { group, label: label.into(), via, headers: Vec::new(), body }
+    }
+
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((HeaderName::from_static(name), value.into()));
+        self
+    }
+}
+
+impl Answer {
+    /// Returns `200, well-formed stream`, or what the answer is instead.
+    pub fn verdict(&self) -> String {
+        match (&self.chat, &self.side.error) {
+            (Some(_), _) => format!("{}, well-formed stream", self.side.status),
+            (None, Some(error)) => format!("{}: {error}", self.side.status),
+            (None, None) => self.side.status.to_string(),
+        }
+    }
+
+    pub fn has_header(&self, name: &str) -> bool {
+        self.headers.contains_key(name)
+    }
+
+    pub fn cached_tokens(&self) -> Option<u32> {
+        self.chat.as_ref().map(|chat| chat.usage.cached_tokens())
+    }
+}
+
+/// Verdict of a good answer, see [`Answer::verdict`].
+pub const GOOD: &str = "200, well-formed stream";
+
+impl<'a> Lab<'a> {
+    pub fn new(
+        cluster: &'a Cluster,
+        journal: &'a Journal,
+        ui: &'a Ui,
+        run: (Requests, f64, Stopwatch),
+    ) -> Self {
+        let (requests, time_scale, started) = run;
+        let (client, edited, section) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Self { cluster, journal, ui, requests, time_scale, started, client, edited, section }
+    }
+
+    /// Records a check and shows it.
+    pub fn check(&self, check: Check) {
+        self.ui.check(&check);
+        self.journal.check(check);
+    }
+
+    /// Sets the section of the following requests, and shows it to the user.
+    pub fn enter(&self, group: Group, section: &str) {
+        self.ui.step(&format!("{group}: {section}"));
+        section.clone_into(&mut self.section.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Starts over with empty caches, an empty index and the user's manifests; engines get these further arguments.
+    pub async fn fresh(&self, engine_args: &[&str]) -> Result<()> {
+        let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
+        self.start_anew(Fresh { engine_args, ..Fresh::default() }).await
+    }
+
+    /// Starts over like [`Lab::fresh`], with further settings for pickers too.
+    pub async fn start_anew(&self, fresh: Fresh) -> Result<()> {
+        if self.edited.swap(false, Ordering::Relaxed) {
+            self.cluster.reset_manifests().await.context("take the edited manifests back")?;
+            self.reconnect();
+        }
+        self.cluster.restart(fresh).await.context("restart pods and picker")?;
+        self.cluster.settled().await.map(|_| ())
+    }
+
+    /// Puts edited manifests in force until the next [`Lab::fresh`].
+    pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
+        self.edited.store(true, Ordering::Relaxed);
+        self.cluster.apply(manifests).await.context("apply the edited manifests")?;
+        self.cluster.settled().await?;
+        self.reconnect();
+        Ok(())
+    }
+
+    /// Goes back to the user's manifests without a restart.
+    pub async fn reset(&self) -> Result<()> {
+        self.edited.store(false, Ordering::Relaxed);
+        self.cluster.reset_manifests().await?;
+        self.cluster.settled().await?;
+        self.reconnect();
+        Ok(())
+    }
+
+    fn reconnect(&self) {
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Client::default();
+    }
+
+    fn client(&self) -> Client {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sleeps for virtual time.
+    pub async fn pause(&self, virtual_time: Duration) {
+        tokio::time::sleep(virtual_time.div_f64(self.time_scale)).await;
+    }
+
+    /// Converts wall time to virtual milliseconds.
+    pub fn virtual_ms(&self, wall: Duration) -> f64 {
+        millis(wall) * self.time_scale
+    }
+
+    /// Sends one chat request. A failure is an answer too, and scenarios judge it.
+    pub async fn send(&self, shot: Shot) -> Answer {
+        let Shot { group, label, via, headers, body } = shot;
+        let sent_at = self.started.elapsed().as_secs_f64();
+        let stopwatch = Stopwatch::start();
+        let reply = match self.url(via) {
+            Ok(url) => {
+                let headers: Vec<(HeaderName, &str)> =
+                    headers.iter().map(|(name, value)| (name.clone(), value.as_str())).collect();
+                self.client().post(&url, &headers, body).await
+            }
+            Err(error) => Err(error),
+        };
+        let side = ClientSide {
+            label,
+            group: group.name().to_owned(),
+            section: self.section.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            via: via.name().to_owned(),
+            sent_at,
+            status: 0,
+            request_id: None,
+            ttft_ms: None,
+            e2e_ms: self.virtual_ms(stopwatch.elapsed()),
+            usage: None,
+            error: None,
+        };
+        self.answer(side, reply)
+    }
+
+    /// Posts JSON to any path, for scenarios that judge the answer themselves.
+    pub async fn post(
+        &self,
+        via: Via,
+        path: &str,
+        headers: &[(HeaderName, &str)],
+        body: Bytes,
+    ) -> Result<Reply> {
+        self.client().post(&format!("http://{}{path}", self.address(via)?), headers, body).await
+    }
+
+    /// Gets a page from Envoy's admin port or from a picker.
+    pub async fn page(&self, address: SocketAddr, path: &str) -> Result<String> {
+        let reply = self.client().get(&format!("http://{address}{path}")).await?;
+        anyhow::ensure!(reply.status.is_success(), "{address}{path} answers {}", reply.status);
+        Ok(reply.text())
+    }
+
+    /// Returns the sum of a metric over all running pickers. `series` is the beginning of the metric's lines.
+    pub async fn picker_metric(&self, series: &str) -> Result<f64> {
+        let mut sum = 0.0;
+        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
+            let page = self.page(picker.metrics, "/metrics").await?;
+            let lines = page.lines().filter(|line| line.starts_with(series));
+            let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+            sum += values.sum::<f64>();
+        }
+        Ok(sum)
+    }
+
+    fn answer(&self, side: ClientSide, reply: Result<Reply>) -> Answer {
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(error) => {
+                let side = ClientSide { error: Some(format!("{error:#}")), ..side };
+                return Answer { side, chat: None, body: String::new(), headers: HeaderMap::new() };
+            }
+        };
+        let (chat, error) = match reply.chat() {
+            Ok(chat) => (Some(chat), None),
+            Err(error) => (None, Some(error)),
+        };
+        let side = ClientSide {
+            status: reply.status.as_u16(),
+            request_id: chat.as_ref().and_then(|chat| request_id(&chat.id)).map(str::to_owned),
+            ttft_ms: chat.as_ref().map(|chat| self.virtual_ms(chat.ttft)),
+            usage: chat.as_ref().map(|chat| chat.usage),
+            error,
+            ..side
+        };
+        Answer { side, chat, body: reply.text(), headers: reply.headers }
+    }
+
+    fn url(&self, via: Via) -> Result<String> {
+        Ok(format!("http://{}{CHAT}", self.address(via)?))
+    }
+
+    pub fn address(&self, via: Via) -> Result<SocketAddr> {
+        match via {
+            Via::Picker => self.cluster.gateway("llm-gw"),
+            Via::Plain => self.cluster.gateway("http"),
+            Via::Pod(address) => Ok(address),
+        }
+    }
+
+    /// Returns the number of pods that were ready at `mark`.
+    pub fn replicas(&self, mark: &Mark) -> usize {
+        mark.pods.len()
+    }
+
+    pub fn mark(&self) -> Mark {
+        let logs = self.cluster.status().pickers.iter().map(|picker| picker.log.clone()).collect::<Vec<_>>();
+        let picker_logs = logs
+            .into_iter()
+            .map(|log| {
+                let len = read(&log).len();
+                (log, len)
+            })
+            .collect();
+        Mark { picker_logs, pods: self.cluster.pods() }
+    }
+
+    /// Collects and journals the records of `answers` since `mark`, and waits for logs that lag.
+    pub async fn collect(&self, mark: &Mark, answers: Vec<ClientSide>) -> Result<Evidence> {
+        let ids: Vec<&str> = answers.iter().filter_map(|side| side.request_id.as_deref()).collect();
+        let gateway_ids: Vec<&str> = answers
+            .iter()
+            .filter(|side| side.via != Via::POD)
+            .filter_map(|side| side.request_id.as_deref())
+            .collect();
+        let waiting = Stopwatch::start();
+        let (accesses, pods) = loop {
+            let accesses = access_log::parse(&read(&self.cluster.files().access_log()))
+                .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))?;
+            let pods = self.pod_entries(mark)?;
+            let complete = gateway_ids
+                .iter()
+                .all(|id| accesses.iter().any(|entry| entry.request_id.as_deref() == Some(*id)))
+                && ids.iter().all(|id| pods.iter().any(|entry| entry.request_id == *id));
+            if complete || waiting.elapsed() > LOG_PATIENCE {
+                break (accesses, pods);
+            }
+            tokio::time::sleep(LOG_POLL).await;
+        };
+        let decisions = self.decisions_after(0).await?;
+        let mut traces = join(answers, &accesses, &decisions, &pods);
+        for trace in &mut traces {
+            trace.served_by = trace.envoy_upstream.as_deref().and_then(|address| mark.pod_at(address));
+            if trace.client.via == Via::POD {
+                trace.served_by = trace.pod.as_ref().map(|entry| entry.pod.clone());
+            }
+        }
+        self.journal.requests(&traces);
+        Ok(Evidence { traces, prefix_lines: self.prefix_lines(mark) })
+    }
+
+    /// Returns the picker's log lines about prefix-aware routing since `mark`.
+    pub fn prefix_lines(&self, mark: &Mark) -> Vec<picker::LogLine> {
+        mark.picker_logs
+            .iter()
+            .flat_map(|(log, from)| picker::prefix_aware_lines(read(log).get(*from..).unwrap_or_default()))
+            .collect()
+    }
+
+    fn pod_entries(&self, mark: &Mark) -> Result<Vec<PodEntry>> {
+        let mut logs: Vec<PathBuf> =
+            mark.pods.iter().chain(&self.cluster.pods()).map(|pod| pod.request_log.clone()).collect();
+        logs.sort();
+        logs.dedup();
+        let mut entries = Vec::new();
+        for log in logs {
+            entries.extend(
+                pod::parse(&read(&log))
+                    .map_err(|error| anyhow::anyhow!("read {}: {error}", log.display()))?,
+            );
+        }
+        Ok(entries)
+    }
+
+    async fn decisions_after(&self, seq: u64) -> Result<Vec<picker::Decision>> {
+        let mut decisions = Vec::new();
+        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
+            let url = format!("http://{}/debug/decisions?after={seq}", picker.metrics);
+            let reply = self.client().get(&url).await?;
+            decisions.extend(picker::parse_decisions(&reply.body).with_context(|| {
+                format!("read the picker's decisions: {} {}", reply.status, reply.text())
+            })?);
+        }
+        Ok(decisions)
+    }
+
+    /// Returns the number of the newest decision, or 0 before the first.
+    pub async fn last_decision(&self) -> Result<u64> {
+        Ok(self.decisions_after(0).await?.last().map_or(0, |decision| decision.seq))
+    }
+
+    /// Returns the picker's first decision after number `seq`, once its response has ended.
+    pub async fn decision_after(&self, seq: u64) -> Result<picker::Decision> {
+        let waiting = Stopwatch::start();
+        loop {
+            let decision = self.decisions_after(seq).await?.into_iter().next();
+            if let Some(decision) = decision.filter(|decision| decision.response.is_some()) {
+                return Ok(decision);
+            }
+            ensure!(waiting.elapsed() < LOG_PATIENCE, "the picker reports no response after decision {seq}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until each picker's index has as many blocks as all pods' caches together.
+    pub async fn index_agrees(&self) -> Result<()> {
+        let waiting = Stopwatch::start();
+        loop {
+            let (cached, known) = (self.cached_blocks().await?, self.known_blocks().await?);
+            if known.iter().all(|known| *known == cached) {
+                return Ok(());
+            }
+            let patience = LOG_PATIENCE;
+            ensure!(waiting.elapsed() < patience, "pods have {cached} blocks, and pickers know of {known:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Returns the number of cached blocks, summed over pods; within a pod, equal contents count once.
+    async fn cached_blocks(&self) -> Result<u64> {
+        let mut n_cached = 0;
+        for pod in self.cluster.pods() {
+            let reply = self.client().get(&format!("http://{}/debug/cache?limit=1", pod.address)).await?;
+            let cache: serde_json::Value = serde_json::from_slice(&reply.body).context("read the cache")?;
+            let n_contents = cache["pool"]["cached_contents"].as_u64();
+            n_cached += n_contents.with_context(|| format!("{} does not report its cache", pod.name))?;
+        }
+        Ok(n_cached)
+    }
+
+    /// Returns the number of blocks in each picker's index of KV events.
+    async fn known_blocks(&self) -> Result<Vec<u64>> {
+        let mut known = Vec::new();
+        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
+            let reply = self.client().get(&format!("http://{}/metrics", picker.metrics)).await?;
+            let value =
+                reply.text().lines().find_map(|line| line.strip_prefix("epp_kv_index_blocks ")?.parse().ok());
+            known.push(value.context("a picker does not report epp_kv_index_blocks")?);
+        }
+        Ok(known)
+    }
+
+    /// Returns the cache counters of every pod, by name.
+    pub async fn counters(&self) -> Result<BTreeMap<String, CacheCounters>> {
+        let mut counters = BTreeMap::new();
+        for pod in self.cluster.pods() {
+            let reply = self.client().get(&format!("http://{}/metrics", pod.address)).await?;
+            let values = CacheCounters::parse(&reply.text())
+                .with_context(|| format!("{} lacks vLLM's prefix cache counters", pod.name))?;
+            counters.insert(pod.name, values);
+        }
+        Ok(counters)
+    }
+}
+
+impl Via {
+    const POD: &'static str = "pod";
+
+    /// Returns the tutorial's name of the target, whichever port is really used.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Picker => "8081",
+            Self::Plain => "8080",
+            Self::Pod(_) => Self::POD,
+        }
+    }
+}
+
+impl Mark {
+    /// Returns the name of the pod that had this address.
+    pub fn pod_at(&self, address: &str) -> Option<String> {
+        self.pods.iter().find(|pod| pod.address.to_string() == address).map(|pod| pod.name.clone())
+    }
+
+    pub fn address_of(&self, name: &str) -> Option<SocketAddr> {
+        self.pods.iter().find(|pod| pod.name == name).map(|pod| pod.address)
+    }
+}
+
+/// Reads a log; one that does not exist yet is empty.
+fn read(log: &std::path::Path) -> String {
+    std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}

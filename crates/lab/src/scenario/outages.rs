@@ -1,0 +1,248 @@
+//! Outages of the picker, and what Envoy does then. The picker hangs, dies during a response, is missing for a pool
+//! that fails open, refuses requests because the pool is saturated, or is one of two and dies.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use futures::future::join_all;
+use load::clock::Stopwatch;
+
+use crate::check::{Check, Claim, Group};
+use crate::cluster::Fresh;
+use crate::conversation::Conversation;
+use crate::requests::{Form, body};
+use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
+use crate::scenario::{part, texts};
+
+/// Time after which Envoy gives up a silent picker: it pings every 5 s and waits 2 s for the answer.
+const KEEPALIVE: std::ops::Range<Duration> = Duration::from_secs(1)..Duration::from_secs(10);
+/// Longest time until Envoy closes a connection whose answer cannot be completed; it gives the client a second to do
+/// so.
+const DELAYED_CLOSE: Duration = Duration::from_secs(3);
+/// Virtual time into its answer at which a stream is cut. A pod generates 25 to 45 tokens per second.
+const MIDWAY: Duration = Duration::from_secs(1);
+const LONG_ANSWER_TOKENS: u32 = 256;
+/// Requests that least request spreads. By chance, all of them go to one of five pods once in 2 million runs.
+const SPREAD: usize = 10;
+/// Requests sent after one of two pickers was killed.
+const AFTER_THE_KILL: usize = 20;
+
+const FAIL_OPEN: &str = "    name: inference-gateway-ext-proc\n    failureMode: FailOpen";
+const FAIL_CLOSE: &str = "    name: inference-gateway-ext-proc";
+const CRITICAL: &str = "criticality: Critical";
+const SHEDDABLE: &str = "criticality: Sheddable";
+/// Header with which a client would choose its pod.
+const DESTINATION: &str = "x-gateway-destination-endpoint";
+
+pub async fn run(lab: &Lab<'_>) {
+    let group = Group::Faults;
+    part(lab, group, "picker hung", picker_hung(lab)).await;
+    part(lab, group, "picker cut off", picker_cut_off(lab)).await;
+    part(lab, group, "pool fails open", fails_open(lab)).await;
+    part(lab, group, "pool saturated", saturated(lab)).await;
+    part(lab, group, "one of two pickers killed", one_of_two(lab)).await;
+}
+
+fn claim(name: &str, title: &str) -> Claim {
+    Check::of(Group::Faults, name, title)
+}
+
+fn shot(label: impl Into<String>, body: Bytes) -> Shot {
+    Shot::new(Group::Faults, label, Via::Picker, body)
+}
+
+/// The picker accepts requests and never answers, as in a deadlock.
+async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let request = || lab.requests.curl(Form::Quoted, 1);
+    lab.cluster.hang_pickers(true).await?;
+    let stopwatch = Stopwatch::start();
+    let hung = lab.send(shot("8081, picker hung", request()?)).await;
+    let took = stopwatch.elapsed();
+    let plain = lab.send(Shot::new(Group::Faults, "8080, picker hung", Via::Plain, request()?)).await;
+    lab.cluster.hang_pickers(false).await?;
+    lab.check(claim("picker-hung/fails", "With a hung picker a request fails after some seconds").holds(
+        format!("500 after {} to {} s", KEEPALIVE.start.as_secs(), KEEPALIVE.end.as_secs()),
+        format!("{} after {:.1} s", hung.side.status, took.as_secs_f64()),
+        hung.side.status == 500 && KEEPALIVE.contains(&took),
+    ));
+    lab.check(
+        claim("picker-hung/plain", "8080 works while the picker hangs")
+            .equal(GOOD.to_owned(), plain.verdict()),
+    );
+    let back = lab.send(shot("8081, picker goes on", request()?)).await;
+    lab.check(
+        claim("picker-hung/back", "8081 works again when the picker continues")
+            .equal(GOOD.to_owned(), back.verdict()),
+    );
+    Ok(())
+}
+
+/// The picker sees responses too: when it dies, the streams through it are cut, and clients can see that.
+async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let mut request = texts::chat(&lab.requests.model(), "A long story about a picker, please.");
+    request["max_tokens"] = LONG_ANSWER_TOKENS.into();
+    request["min_tokens"] = LONG_ANSWER_TOKENS.into();
+    let whole = lab.send(shot("long answer, picker alive", body(&request))).await;
+    lab.check(
+        claim("picker-cut-off/control", "A long answer passes while the picker lives")
+            .equal(GOOD.to_owned(), whole.verdict()),
+    );
+    let kill = async {
+        lab.pause(MIDWAY).await;
+        let stopwatch = Stopwatch::start();
+        lab.cluster.kill_pickers().await.map(|()| stopwatch)
+    };
+    let (cut, killed) = tokio::join!(lab.send(shot("long answer, picker killed", body(&request))), kill);
+    let took = killed.context("kill the picker")?.elapsed();
+    lab.check(claim("picker-cut-off/fails", "A cut answer ends soon and is not well formed").holds(
+        format!("an error within {} ms of the kill", DELAYED_CLOSE.as_millis()),
+        format!("{} after {} ms", cut.verdict(), took.as_millis()),
+        cut.chat.is_none() && cut.side.error.is_some() && took < DELAYED_CLOSE,
+    ));
+    lab.cluster.start_pickers().await.context("start the picker again")?;
+    let back = lab.send(shot("long answer, picker back", body(&request))).await;
+    lab.check(
+        claim("picker-cut-off/back", "The same request passes when the picker is back")
+            .equal(GOOD.to_owned(), back.verdict()),
+    );
+    Ok(())
+}
+
+/// Checks `failureMode: FailOpen`: without a picker Envoy uses least request, and clients still cannot choose their
+/// pod.
+async fn fails_open(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&[]).await?;
+    let mut manifests = lab.cluster.manifests();
+    manifests.replace(FAIL_CLOSE, FAIL_OPEN).context("let the pool fail open")?;
+    lab.apply(&manifests).await?;
+    let mark = lab.mark();
+    let mut sides = Vec::new();
+    for round in [1, 2] {
+        let request = lab.requests.curl(Form::Bash, round)?;
+        sides.push(lab.send(shot(format!("fails open, picker alive, round {round}"), request)).await.side);
+    }
+    let evidence = lab.collect(&mark, sides).await?;
+    lab.check(
+        claim("fail-open/picks", "A pool that fails open is routed by prefix while its picker lives")
+            .equal(1, evidence.prefix_lines.len()),
+    );
+    lab.cluster.kill_pickers().await.context("kill the picker")?;
+    let wanted: SocketAddr = lab.cluster.pods().first().context("there is no pod")?.address;
+    let mark = lab.mark();
+    let model = lab.requests.model();
+    let requests = (0..SPREAD).map(|number| {
+        let text = format!("Number {number} asks for a pod of its own choice.");
+        let request = shot(format!("fails open, forged {number}"), body(&texts::chat(&model, &text)));
+        lab.send(request.header(DESTINATION, wanted.to_string()))
+    });
+    let answers: Vec<Answer> = join_all(requests).await;
+    let good = answers.iter().filter(|answer| answer.chat.is_some()).count();
+    lab.check(
+        claim("fail-open/answers", "A pool that fails open is served without a picker")
+            .equal(format!("{SPREAD} of {SPREAD} answered"), format!("{good} of {SPREAD} answered"))
+            .detail(problems(&answers)),
+    );
+    let traces = lab.collect(&mark, answers.into_iter().map(|answer| answer.side).collect()).await?.traces;
+    let wanted = wanted.to_string();
+    let obeyed = traces.iter().filter(|trace| trace.envoy_upstream.as_ref() == Some(&wanted)).count();
+    lab.check(
+        claim("fail-open/forged", "Without a picker, a forged header does not choose the pod either").holds(
+            format!("fewer than {SPREAD} of {SPREAD} at {wanted}"),
+            format!("{obeyed} of {SPREAD}"),
+            obeyed < SPREAD,
+        ),
+    );
+    lab.cluster.start_pickers().await.context("start the picker again")
+}
+
+/// Pods report long queues: sheddable requests are refused, critical ones are not.
+async fn saturated(lab: &Lab<'_>) -> Result<()> {
+    lab.fresh(&["--fault", "metrics-lie:metric=waiting,value=100"]).await?;
+    let request = || lab.requests.curl(Form::Quoted, 1);
+    let critical = lab.send(shot("critical, saturated", request()?)).await;
+    lab.check(
+        claim("saturated/critical", "A critical request is served by a saturated pool")
+            .equal(GOOD.to_owned(), critical.verdict()),
+    );
+    let mut manifests = lab.cluster.manifests();
+    manifests.replace(CRITICAL, SHEDDABLE).context("make the model sheddable")?;
+    lab.apply(&manifests).await?;
+    let shed = lab.send(shot("sheddable, saturated", request()?)).await;
+    lab.check(
+        claim("saturated/sheddable", "A saturated pool refuses a sheddable request, with a time to retry")
+            .equal("429, Retry-After present".to_owned(), retry_after(&shed))
+            .detail(&shed.body),
+    );
+    lab.fresh(&[]).await?;
+    lab.apply(&manifests).await?;
+    let idle = lab.send(shot("sheddable, idle", request()?)).await;
+    lab.check(
+        claim("saturated/control", "A sheddable request is served by an idle pool")
+            .equal(GOOD.to_owned(), idle.verdict()),
+    );
+    Ok(())
+}
+
+fn retry_after(answer: &Answer) -> String {
+    let present = if answer.has_header("retry-after") { "present" } else { "absent" };
+    format!("{}, Retry-After {present}", answer.side.status)
+}
+
+/// Two pickers share a pool. Either may die, and the other knows where it sent requests.
+async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
+    lab.start_anew(Fresh { pickers: Some(2), ..Fresh::default() }).await?;
+    let model = lab.requests.model();
+    let mark = lab.mark();
+    let mut conversations: Vec<Conversation> =
+        (0..AFTER_THE_KILL).map(|number| Conversation::new(5, number)).collect();
+    let mut firsts = Vec::new();
+    for conversation in &mut conversations {
+        conversation.ask();
+        let label = format!("two pickers, conversation {}", conversation.number);
+        let answer = lab.send(shot(label, body(&conversation.request(&model, 2)))).await;
+        conversation.answer(answer.chat.as_ref().map_or("", |chat| &chat.content));
+        firsts.push(answer);
+    }
+    let firsts = lab.collect(&mark, firsts.into_iter().map(|answer| answer.side).collect()).await?.traces;
+    let pickers: Vec<String> =
+        lab.cluster.status().pickers.iter().map(|picker| picker.name.clone()).collect();
+    lab.cluster.kill_picker(pickers.first().context("there is no picker")?).await?;
+    let mut seconds = Vec::new();
+    for conversation in &mut conversations {
+        conversation.ask();
+        let label = format!("one picker killed, conversation {}", conversation.number);
+        seconds.push(lab.send(shot(label, body(&conversation.request(&model, 2)))).await);
+    }
+    let good = seconds.iter().filter(|answer| answer.chat.is_some()).count();
+    lab.check(
+        claim("two-pickers/answers", "No client notices that one of two pickers has died")
+            .equal(
+                format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} answered"),
+                format!("{good} of {AFTER_THE_KILL} answered"),
+            )
+            .detail(problems(&seconds)),
+    );
+    let seconds = lab.collect(&mark, seconds.into_iter().map(|answer| answer.side).collect()).await?.traces;
+    let same = |(first, second): (&crate::evidence::join::Trace, &crate::evidence::join::Trace)| {
+        first.served_by.is_some() && first.served_by == second.served_by
+    };
+    let stayed = firsts.iter().zip(&seconds).filter(|(first, second)| same((first, second))).count();
+    lab.check(
+        claim("two-pickers/affinity", "The other picker sends every conversation to the pod that holds it")
+            .equal(
+                format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} stay"),
+                format!("{stayed} of {AFTER_THE_KILL} stay"),
+            ),
+    );
+    lab.cluster.start_pickers().await.context("start the picker again")
+}
+
+fn problems(answers: &[Answer]) -> String {
+    let problems: Vec<String> =
+        answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
+    problems.join("\n")
+}

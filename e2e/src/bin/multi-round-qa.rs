@@ -1,7 +1,0 @@
-//! The tutorial's load tool as a separate program; see `multi-round-qa --help`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    e2e::multi_round_qa::cli::main()
-}
