@@ -240,6 +240,8 @@ pub fn start(
 // === impl DriverHandle ===
 
 impl DriverHandle {
+    /// Submits a request.
+    ///
     /// # Errors
     /// Fails if the queue is full, or if the driver's thread is gone.
     pub fn submit(&self, mut submission: Submission) -> Result<Ticket, SubmitError> {

@@ -1,4 +1,4 @@
-//! How a request comes to the engine: after what happens before it.
+//! Plans when a request enters the engine: after the time that the API server spends on it.
 
 use super::clock::SimTime;
 use super::{Driver, Event};

@@ -1,4 +1,4 @@
-//! Virtual time: what the latency model counts in, and how it maps to the wall clock.
+//! Virtual time: the time of the latency model, and its mapping to the wall clock.
 
 use std::num::NonZeroU64;
 use std::ops::Add;
@@ -16,7 +16,7 @@ pub struct TimeScale(f64);
 #[error("time scale must be a finite number above 0, got {0}")]
 pub struct InvalidTimeScale(String);
 
-/// One per process, shared by drivers and HTTP handlers.
+/// Clock of a process, shared by drivers and HTTP handlers.
 #[derive(Clone, Debug)]
 pub struct Clock {
     start: Instant,
@@ -26,7 +26,7 @@ pub struct Clock {
 // === impl SimTime ===
 
 impl SimTime {
-    /// Zero when `earlier` is later.
+    /// Returns the time since `earlier`; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
@@ -83,7 +83,7 @@ impl Clock {
         Self { start: Instant::now(), scale }
     }
 
-    /// The wall's time since the Unix epoch, whatever the scale.
+    /// Returns the wall's time since the Unix epoch, at any scale.
     #[expect(clippy::disallowed_methods, reason = "the pod's clock is where wall time enters")]
     pub fn unix_now() -> Duration {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
@@ -93,28 +93,28 @@ impl Clock {
         SimTime(self.start.elapsed().mul_f64(self.scale.0))
     }
 
-    /// Lets virtual time pass.
+    /// Waits until `deadline` in virtual time.
     pub async fn sleep_until(&self, deadline: SimTime) {
         tokio::time::sleep(self.until(deadline)).await;
     }
 
-    /// Wall time between now and `moment`, which may lie behind or ahead.
+    /// Returns the wall time between now and `moment`, which may be before or after now.
     pub fn distance(&self, moment: SimTime) -> Duration {
         let now = self.now();
         self.in_wall(now.since(moment).max(moment.since(now)))
     }
 
-    /// Virtual time that passes in so much wall time.
+    /// Returns the virtual time that passes in a wall time.
     pub fn in_virtual(&self, wall: Duration) -> Duration {
         wall.mul_f64(self.scale.0)
     }
 
-    /// Wall time that so much virtual time takes.
+    /// Returns the wall time that a virtual time takes.
     pub fn in_wall(&self, span: Duration) -> Duration {
         span.div_f64(self.scale.0)
     }
 
-    /// Wall time until `deadline`; zero when it has passed.
+    /// Returns the wall time until `deadline`; zero if it has passed.
     pub fn until(&self, deadline: SimTime) -> Duration {
         self.in_wall(deadline.since(self.now()))
     }

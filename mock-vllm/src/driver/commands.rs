@@ -1,32 +1,32 @@
-//! The way to a driver's thread.
+//! Channel to a driver's thread.
 
 use super::clock::{Clock, SimTime};
 use super::{Command, EngineDead};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use vllm_engine::engine::Engine;
 
-/// Sends to one driver, whose thread ends when the last of these is gone.
+/// Sender to one driver, whose thread ends when the last of these is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Commands {
     tx: mpsc::Sender<Command>,
 }
 
-/// The driver's end.
+/// The driver's end of the channel.
 #[derive(Debug)]
 pub(super) struct Inbox {
     rx: Receiver<Command>,
     clock: Clock,
 }
 
-/// What is done with the engine on the driver's thread, also while a step runs.
+/// Work with the engine on the driver's thread, which may run during a step.
 pub(super) type EngineWork = Box<dyn FnOnce(&mut Engine) -> Answer + Send>;
-/// Tells whoever wanted it that it is done: called when the diary has it.
+/// Reports to the caller that the work is done; called after the cache log has its changes.
 pub(super) type Answer = Box<dyn FnOnce() + Send>;
 
-/// Why a driver goes on.
+/// Reason why a driver wakes up.
 pub(super) enum Call {
     Command(Command),
-    /// Its next event is due.
+    /// The next event is due.
     Due,
 }
 
@@ -38,8 +38,10 @@ pub(super) fn channel(clock: &Clock) -> (Commands, Inbox) {
 // === impl Commands ===
 
 impl Commands {
+    /// Sends a command.
+    ///
     /// # Errors
-    /// When the driver's thread is gone.
+    /// Fails if the driver's thread is gone.
     pub(super) fn send(&self, command: Command) -> Result<(), EngineDead> {
         self.tx.send(command).map_err(|_closed| EngineDead)
     }
@@ -48,7 +50,7 @@ impl Commands {
 // === impl Inbox ===
 
 impl Inbox {
-    /// Until a command comes or the event at `next` is due; `None` when nobody is left who could send any.
+    /// Waits until a command arrives or the event at `next` is due; `None` if all senders are gone.
     pub(super) fn wait(&self, next: Option<SimTime>) -> Option<Call> {
         let Some(next) = next else { return self.rx.recv().ok().map(Call::Command) };
         match self.rx.recv_timeout(self.clock.until(next)) {
@@ -58,7 +60,7 @@ impl Inbox {
         }
     }
 
-    /// One that waits already.
+    /// Returns a command that has arrived already.
     pub(super) fn try_next(&self) -> Option<Command> {
         self.rx.try_recv().ok()
     }
