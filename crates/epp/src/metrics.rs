@@ -155,6 +155,7 @@ pub struct Metrics {
     pub refusals: Family<OutcomeLabels, Counter>,
     pub scrapes: Family<OutcomeLabels, Counter>,
     pub scrape_failures: Family<ReasonLabels, Counter>,
+    pub endpoint_task_panics: Counter,
     pub streams: Gauge,
     pub buffered_bytes: Gauge,
     pub served_elsewhere: Counter,
@@ -200,6 +201,7 @@ impl Default for Metrics {
             refusals: Family::default(),
             scrapes: Family::default(),
             scrape_failures: Family::default(),
+            endpoint_task_panics: Counter::default(),
             streams: Gauge::default(),
             buffered_bytes: Gauge::default(),
             served_elsewhere: Counter::default(),
@@ -382,6 +384,11 @@ impl Metrics {
             "epp_scrape_failures",
             "Scrapes of endpoints that told no load, by the reason",
             self.scrape_failures.clone(),
+        );
+        registry.register(
+            "epp_endpoint_task_panics",
+            "Tasks that scrape an endpoint and follow its KV events that have panicked, and were started again",
+            self.endpoint_task_panics.clone(),
         );
         registry.register("epp_streams", "Open ext_proc streams", self.streams.clone());
         registry.register(

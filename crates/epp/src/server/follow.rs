@@ -9,6 +9,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::error;
 
 use crate::candidates::{Member, Roster};
 use crate::director::Director;
@@ -16,6 +17,7 @@ use crate::kv_events::follow::{Ports, follow};
 use crate::scrape::attempts::Attempts;
 use crate::scrape::pace::Pace;
 use crate::scrape::{Scraping, scrape};
+use crate::server::parts::restart_on_panic;
 
 /// The only task that changes the roster.
 #[derive(Debug)]
@@ -81,20 +83,44 @@ impl Follower {
         member: Arc<Member>,
         token: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
-        let director = Arc::clone(&self.director);
-        let metrics = Arc::clone(director.metrics());
-        let blocks = Arc::clone(director.blocks());
-        let events = follow(Arc::clone(&member), blocks, Arc::clone(&metrics), self.kv_ports);
-        let mut rng = ChaCha8Rng::seed_from_u64(director.options().seed);
-        rng.set_stream(u64::from(member.slot.idx));
-        let scraping = Scraping { member, pace: self.pace, attempts: Arc::clone(&self.attempts), metrics };
+        let Self { director, pace, attempts, kv_ports, .. } = self;
+        let (director, attempts) = (Arc::clone(director), Arc::clone(attempts));
+        let (pace, kv_ports) = (*pace, *kv_ports);
         async move {
-            let note = |member: &Member, reading| director.note_scrape(member, reading);
+            let watch =
+                || watch(Arc::clone(&director), Arc::clone(&member), (pace, Arc::clone(&attempts)), kv_ports);
+            let died = |panic: &str| {
+                director.metrics().endpoint_task_panics.inc();
+                let (endpoint, pod) = (&*member.destination, &*member.pod);
+                error!(
+                    endpoint,
+                    pod, panic, "The task that scrapes an endpoint has died; starting another one"
+                );
+            };
             tokio::select! {
                 () = token.cancelled() => {}
-                () = scrape(scraping, rng, note) => {}
-                () = events => {}
+                () = restart_on_panic(watch, died) => {}
             }
         }
+    }
+}
+
+/// Scrapes `member` and follows its KV events until it is dropped.
+async fn watch(
+    director: Arc<Director>,
+    member: Arc<Member>,
+    (pace, attempts): (Pace, Arc<Attempts>),
+    kv_ports: Ports,
+) {
+    let metrics = Arc::clone(director.metrics());
+    let blocks = Arc::clone(director.blocks());
+    let events = follow(Arc::clone(&member), blocks, Arc::clone(&metrics), kv_ports);
+    let mut rng = ChaCha8Rng::seed_from_u64(director.options().seed);
+    rng.set_stream(u64::from(member.slot.idx));
+    let scraping = Scraping { member, pace, attempts, metrics };
+    let note = |member: &Member, reading| director.note_scrape(member, reading);
+    tokio::select! {
+        () = scrape(scraping, rng, note) => {}
+        () = events => {}
     }
 }

@@ -102,7 +102,11 @@ pub(crate) struct Picker {
 
 /// The log so far.
 #[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log {
+    written: Arc<Mutex<Vec<u8>>>,
+    /// Whoever logs this panics.
+    fatal: Arc<Mutex<Option<&'static str>>>,
+}
 
 impl Scenario {
     /// The tutorial's pool under PREFIX_CACHE, with its model.
@@ -306,7 +310,12 @@ impl Log {
     }
 
     pub(crate) fn lines(&self) -> Vec<String> {
-        String::from_utf8(self.0.lock().clone()).unwrap().lines().map(str::to_owned).collect()
+        String::from_utf8(self.written.lock().clone()).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// Injects a fault: from now on, whoever logs `text` panics.
+    pub(crate) fn set_fatal(&self, text: Option<&'static str>) {
+        *self.fatal.lock() = text;
     }
 
     /// The part of each `Do prefix-aware routing!` line after the message.
@@ -319,7 +328,11 @@ impl Log {
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
+        self.written.lock().extend_from_slice(bytes);
+        let fatal = *self.fatal.lock();
+        if let Some(fatal) = fatal {
+            assert!(!String::from_utf8_lossy(bytes).contains(fatal), "a line that is fatal");
+        }
         Ok(bytes.len())
     }
 

@@ -1,10 +1,11 @@
 //! Peers that vanish, say nothing or come in large numbers: the picker releases what they hold.
 
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use epp::server::accept::Patience;
-use epp::server::parts::Parts;
+use epp::server::parts::{Parts, restart_on_panic};
 use epp::server::tls::{Security, local_names};
 use epp::server::{Server, Settings, Shutdown};
 use serde_json::Value;
@@ -146,6 +147,24 @@ async fn a_part_that_ends_or_dies_is_named() {
     assert!(error.starts_with("a part of the picker has died: one that dies: "), "{error}");
     assert!(error.contains("no hope"), "{error}");
     assert!(tokio::time::timeout(SHORT, parts.failed()).await.is_err(), "the one that goes on is left");
+}
+
+#[tokio::test]
+async fn a_task_that_panics_runs_again_and_one_that_ends_does_not() {
+    let (n_runs, messages) = (Cell::new(0), RefCell::new(Vec::new()));
+    let run = async || {
+        n_runs.set(n_runs.get() + 1);
+        match n_runs.get() {
+            1 => panic!("no hope"),
+            2 => panic!("no hope in run {}", n_runs.get()),
+            _ => {}
+        }
+    };
+    restart_on_panic(run, |message| messages.borrow_mut().push(message.to_owned())).await;
+    assert_eq!((n_runs.get(), messages.into_inner()), (3, vec!["no hope".into(), "no hope in run 2".into()]));
+    n_runs.set(2);
+    restart_on_panic(run, |message| unreachable!("{message}")).await;
+    assert_eq!(n_runs.get(), 3);
 }
 
 #[tokio::test]

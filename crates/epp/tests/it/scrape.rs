@@ -416,3 +416,28 @@ async fn where_no_pod_tells_its_load_requests_are_spread_all_the_same() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_endpoint_whose_task_panics_is_scraped_again() {
+    let picker = Scenario::new(2).start().await;
+    let n_panics = async || {
+        let metrics = picker.metrics().await;
+        let count = metrics.lines().find_map(|line| line.strip_prefix("epp_endpoint_task_panics_total "));
+        count.unwrap().parse::<u32>().unwrap()
+    };
+    let n_said = || picker.log.lines().iter().filter(|line| line.contains("has died")).count();
+    // The control: a page without the load is a failed scrape, and no panic.
+    picker.pods[0].set_metrics("# nothing\n");
+    until(async || picker.log.lines().iter().any(|line| line.contains("Scrape failed"))).await;
+    assert_eq!((n_panics().await, n_said()), (0, 0));
+    picker.log.set_fatal(Some("Scrape failed"));
+    picker.pods[1].set_metrics("# nothing\n");
+    until(async || n_panics().await > 0).await;
+    let line = picker.log.lines().into_iter().find(|line| line.contains("has died")).unwrap();
+    assert!(line.contains("a line that is fatal") && line.contains("qwen-1"), "{line}");
+    picker.log.set_fatal(None);
+    picker.pods.iter().for_each(|pod| pod.set_load(3, 1, 0.5));
+    let waiting = r#"inference_pool_per_pod_queue_size{name="vllm-qwen-pool",namespace="default",model_server_pod="qwen-1"} 3"#;
+    until(async || picker.metrics().await.lines().any(|line| line == waiting)).await;
+    assert_eq!(n_panics().await, u32::try_from(n_said()).unwrap());
+}
