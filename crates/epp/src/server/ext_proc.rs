@@ -17,7 +17,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::sleep_until;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::debug;
 
 use crate::body::RequestBody;
@@ -172,12 +172,22 @@ impl Conversation {
                 Ok(None) if self.exchange.may_end() => return Ok(None),
                 // After an OK the proxy would send the request on without its body.
                 Ok(None) => return Err(Status::aborted("the stream ended before the request's body did")),
-                Err(status) => {
-                    debug!(code = ?status.code(), "Stream broke off");
-                    return Err(status);
-                }
+                Err(status) => match self.refuse_too_large(&status) {
+                    Some(refused) => self.answer(Ok(refused)).await?,
+                    None => {
+                        debug!(code = ?status.code(), "Stream broke off");
+                        return Err(status);
+                    }
+                },
             }
         }
+    }
+
+    /// The refusal of a body that came in a message too long to be read; `None` if `status` has another cause.
+    fn refuse_too_large(&mut self, status: &Status) -> Option<Received> {
+        let is_body = status.code() == Code::OutOfRange && self.exchange.expects_request();
+        let limit = self.limits.max_body_bytes;
+        is_body.then(|| self.exchange.give_up(BodyFault::TooLarge { limit }).ok()).flatten()
     }
 
     async fn take(&mut self, message: ProcessingRequest) -> Result<(), Status> {

@@ -1,6 +1,8 @@
 //! The wire: both modes, every cut of a body, many streams, large bodies, broken streams.
 
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use envoy_proto::service::ext_proc::v3::HttpBody;
+use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use tokio::task::JoinSet;
 use tonic::Code;
 
@@ -67,6 +69,32 @@ async fn a_body_over_the_limit_is_413() {
     let longer = format!("{CHAT} ");
     assert_eq!(proxy.chat(&longer).await.code(), 413);
     assert_eq!(proxy.buffered(&post("/v1/chat/completions"), longer.as_bytes()).await.code(), 413);
+}
+
+/// A message may have 1 MiB besides the longest body; a longer one is not even read.
+#[tokio::test]
+async fn a_body_in_a_message_that_is_not_read_is_413() {
+    let picker = Scenario::new(1).max_body_bytes(CHAT.len()).start().await;
+    let proxy = picker.proxy().await;
+    let longer = format!("{CHAT}{}", " ".repeat(2 << 20));
+    for answer in [
+        proxy.chat(&longer).await,
+        proxy.full_duplex(&post("/v1/chat/completions"), &[CHAT.as_bytes(), longer.as_bytes()]).await,
+        proxy.buffered(&post("/v1/chat/completions"), longer.as_bytes()).await,
+    ] {
+        let (code, body, details) = answer.refused.expect("a refusal");
+        assert_eq!((code, details.as_str()), (413, "epp_body_too_large"));
+        let limit = format!("the body is longer than {} bytes", CHAT.len());
+        assert_eq!(body["error"]["message"], limit.as_str());
+    }
+    // The control: nothing can be refused when the response is on its way, so that such a message ends the stream.
+    let mut call = proxy.open().await;
+    call.send_headers(None, &post("/v1/chat/completions"), None, false).await;
+    call.send_body(CHAT.as_bytes(), true).await;
+    call.full_duplex_answer().await.picked();
+    call.start_response().await;
+    call.send(Request::ResponseBody(HttpBody { body: longer.into(), ..HttpBody::default() })).await;
+    assert_eq!(call.try_next().await.unwrap_err().code(), Code::OutOfRange);
 }
 
 #[tokio::test]
