@@ -1,5 +1,9 @@
 //! The picker's files while requests arrive: rewritten in place, and replaced by files that cannot be read.
 
+use std::process::Stdio;
+
+use tokio::io::AsyncReadExt as _;
+
 use crate::fixtures::{Picker, Scenario, post, until};
 
 async fn complete(picker: &Picker, prompt: &str) -> Result<String, i32> {
@@ -47,4 +51,45 @@ async fn a_fifo_instead_of_a_file_holds_nothing_up() {
     // The pools are still followed, and the endpoints stay.
     picker.change_strategy("DEFAULT").await;
     complete(&picker, "p").await.unwrap();
+}
+
+/// Holds a lease of the file at the path that is its argument: until it ends, opening the file takes forever.
+const HOLD: &str = "\
+import fcntl, signal, sys, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1], 'r+')
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+time.sleep(600)
+";
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_file_system_that_does_not_answer_holds_nothing_up() {
+    let mut picker = Scenario::new(2).start().await;
+    let mut python = tokio::process::Command::new("python3");
+    python.args(["-c", HOLD]).arg(picker.endpoints_file()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut holder = python.spawn().unwrap();
+    let mut said = String::new();
+    holder.stdout.take().unwrap().take(5).read_to_string(&mut said).await.unwrap();
+    if said != "held\n" {
+        println!("skipped: the file system of temporary files has no leases");
+        return;
+    }
+    let hangs =
+        |line: &String| line.contains("endpoints.yaml: cannot be read: its file system does not answer");
+    until(async || {
+        complete(&picker, "p").await.unwrap();
+        picker.log.lines().iter().any(hangs)
+    })
+    .await;
+    // The pools are followed all the same, and the endpoints stay.
+    picker.change_strategy("DEFAULT").await;
+    complete(&picker, "p").await.unwrap();
+    assert_eq!(picker.log.lines().iter().filter(|line| hangs(line)).count(), 1);
+    // The control: when it answers again, so does the picker.
+    holder.kill().await.unwrap();
+    let stays = picker.pods[1].address;
+    picker.keep_pods(|pod| pod.address == stays).await;
+    assert_eq!(complete(&picker, "p").await, Ok(stays.to_string()));
 }

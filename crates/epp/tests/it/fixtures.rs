@@ -9,7 +9,7 @@ mod proxy;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -259,6 +259,10 @@ impl Picker {
         assert!(made.unwrap().success());
     }
 
+    pub(crate) fn endpoints_file(&self) -> &Path {
+        &self.endpoints_file
+    }
+
     /// Removes all pools and models.
     pub(crate) fn remove_pools(&self) {
         replace(&self.pool_file, "");
@@ -341,11 +345,7 @@ impl Write for Log {
     }
 }
 
-pub(crate) fn settings(
-    pool_file: &std::path::Path,
-    endpoints: &std::path::Path,
-    max_body_bytes: usize,
-) -> Settings {
+pub(crate) fn settings(pool_file: &Path, endpoints: &Path, max_body_bytes: usize) -> Settings {
     Settings {
         files: files::Config {
             pool_files: vec![pool_file.to_owned()],
@@ -418,12 +418,12 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     body.to_owned()
 }
 
-fn write_pool(path: &std::path::Path, strategy: &str, annotations: &str, models: &str) {
+fn write_pool(path: &Path, strategy: &str, annotations: &str, models: &str) {
     let pool = POOL.replace("STRATEGY", strategy).replace("ANNOTATIONS", annotations);
     replace(path, &(pool + models));
 }
 
-fn write_endpoints(path: &std::path::Path, pods: &[Pod]) {
+fn write_endpoints(path: &Path, pods: &[Pod]) {
     let line = |pod: &Pod| {
         format!(
             "- {{name: {}, namespace: default, address: '{}', labels: {{app: qwen}}}}\n",
@@ -435,7 +435,7 @@ fn write_endpoints(path: &std::path::Path, pods: &[Pod]) {
 }
 
 /// Replaces a file atomically, like an editor.
-fn replace(path: &std::path::Path, text: &str) {
+fn replace(path: &Path, text: &str) {
     let part = path.with_extension("part");
     std::fs::write(&part, text).unwrap();
     std::fs::rename(part, path).unwrap();

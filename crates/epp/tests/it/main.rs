@@ -14,6 +14,7 @@ mod explain;
 mod files;
 mod fixtures;
 mod floods;
+mod frames;
 mod headers;
 mod limits;
 mod log;

@@ -9,6 +9,8 @@ use epp::server::parts::{Parts, restart_on_panic};
 use epp::server::tls::{Security, local_names};
 use epp::server::{Server, Settings, Shutdown};
 use serde_json::Value;
+#[cfg(target_os = "linux")]
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -197,4 +199,70 @@ async fn a_lack_of_file_descriptors_is_waited_for() {
     drop(sockets);
     until(async || program.n_logged("Taking connections again") == 1).await;
     assert_eq!(get(program.address("metrics"), "/healthz").await, "ok\n");
+}
+
+/// Connections from here to `port` that the other side has not answered.
+#[cfg(target_os = "linux")]
+fn n_unanswered(port: u16) -> usize {
+    let (port, syn_sent) = (format!(":{port:04X}"), "02");
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let to_port = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        fields.next().is_some_and(|remote| remote.ends_with(&port)) && fields.next() == Some(syn_sent)
+    };
+    table.lines().filter(to_port).count()
+}
+
+/// A port at all addresses of this machine that answers no connection, because nobody accepts those that there are.
+#[cfg(target_os = "linux")]
+fn swallowing_port() -> (Socket, Vec<std::net::TcpStream>, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    let connect = |_| std::net::TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), SHORT).ok();
+    let waiting = (0..10).map_while(connect).collect();
+    (socket, waiting, port)
+}
+
+/// Most attempts at a time to reach so many endpoints that swallow connections, until each was tried.
+#[cfg(target_os = "linux")]
+async fn most_attempts(n_endpoints: usize) -> usize {
+    let (_socket, _waiting, port) = swallowing_port();
+    let dir = TempDir::new().unwrap();
+    let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
+    std::fs::write(&pool, POOL).unwrap();
+    let line = |idx: usize| {
+        format!(
+            "- {{name: pod-{idx}, address: '127.1.{}.{}:{port}', labels: {{app: a}}}}\n",
+            idx / 200,
+            idx % 200
+        )
+    };
+    std::fs::write(&endpoints, (0..n_endpoints).map(line).collect::<String>()).unwrap();
+    let server = Server::bind(settings(&pool, &endpoints, 1 << 20)).await.unwrap();
+    let metrics = server.ports().unwrap().metrics;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.run(Shutdown::default()));
+    let mut most = 0;
+    until(async || {
+        most = most.max(n_unanswered(port));
+        let page = get(metrics, "/metrics").await;
+        let failures = r#"epp_scrape_failures_total{reason="timeout"} "#;
+        let count = page.lines().find_map(|line| line.strip_prefix(failures)?.parse::<usize>().ok());
+        count.is_some_and(|count| count >= 2 * n_endpoints)
+    })
+    .await;
+    most
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn endpoints_that_swallow_connections_take_so_many_descriptors_and_no_more() {
+    // 256 that are tried for the first time, and as many that were tried before. The system's table is not of one moment.
+    let most = most_attempts(700).await;
+    assert!((257..=530).contains(&most), "{most} attempts at a time");
+    // The control: fewer are tried together, as far as they do not pause.
+    let most = most_attempts(200).await;
+    assert!((100..=210).contains(&most), "{most} attempts at a time");
 }
