@@ -1,7 +1,7 @@
 //! Build script of the programs: `PROGRAM_VERSION` is the version and the git revision, for `--version`.
 //!
-//! A release build follows every commit. A debug build keeps the revision of the program's own last change and says so:
-//! following every commit would compile the program again for nothing else.
+//! A release build has the revision of the current commit. A debug build has that of the last change to the program's own
+//! sources, and says so, because with the current commit every commit would compile the program again.
 
 #![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "cargo and build scripts talk by these")]
 
@@ -16,7 +16,7 @@ fn main() {
     let described = match (revision(&package), is_debug) {
         (Some(revision), false) => format!("{version} ({revision})"),
         (Some(revision), true) => format!("{version} (debug, {revision} or later)"),
-        // The sources came without their history, as an archive does.
+        // The sources are an archive without history.
         (None, _) => version,
     };
     println!("cargo::rustc-env=PROGRAM_VERSION={described}");
@@ -28,7 +28,7 @@ fn main() {
     }
 }
 
-/// The commit that is checked out, if these sources are what git keeps here: an archive that was unpacked inside of another
+/// Returns the commit that is checked out, if git has these sources. An archive that was unpacked inside another
 /// repository has no revision.
 fn revision(package: &Path) -> Option<String> {
     git(package, &["ls-files", "--error-unmatch", "Cargo.toml"])?;

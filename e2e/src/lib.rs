@@ -1,4 +1,4 @@
-//! The driver's commands: `e2e` stands the tutorial up, runs its steps, asserts what it claims and reports.
+//! Commands of the driver `e2e`, which starts the tutorial, runs its steps, checks its claims and reports.
 //! The crates `lab`, `load` and `studies` do the work.
 
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The flags that say what to stand up, which every command with a cluster takes.
+//! Flags of every command with a cluster: they say what to start.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! The lab: a cluster, what it leaves as evidence, the scenarios that send and check, and the report.
-//! It starts the other programs and speaks to them over their wires; it shares no code with them.
+//! The lab: a cluster, the evidence it leaves, scenarios that send requests and check them, and the report.
+//! It starts the other programs, talks to them over the network, and uses no code of the picker or the mock server.
 
 pub mod scenario;
 

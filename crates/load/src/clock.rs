@@ -1,4 +1,4 @@
-//! The driver's only clock.
+//! The only clock of the driver's crates.
 //! All other code gets a `Duration` or an `OffsetDateTime`, so that joins, statistics and reports can be tested with
 //! invented times.
 

@@ -1,4 +1,4 @@
-//! How a command of the driver ends, and the exit code that says so.
+//! Ends of the driver's commands, and their exit codes.
 
 use std::process::ExitCode;
 

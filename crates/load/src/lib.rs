@@ -1,5 +1,5 @@
-//! Load on an OpenAI endpoint, measured: the HTTP client, event streams, an even pace, and the tutorial's load tool.
-//! With it, what every program of the driver prints and ends with. It knows of no cluster.
+//! Measured load on an OpenAI endpoint: the HTTP client, event streams, an even pace, and the tutorial's load tool.
+//! It also has the output and the endings of all the driver's programs. It must not know of clusters.
 
 pub mod multi_round_qa;
 

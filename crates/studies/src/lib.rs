@@ -1,5 +1,6 @@
-//! Studies in virtual time: the tutorial's published table, policies compared, one setting swept, a GPU's constants fitted.
-//! The only crate of the driver that sees the simulator.
+//! Studies: reproduce the tutorial's published table, compare policies, change one setting, and fit a GPU's constants.
+//! All run in virtual time; the table is also checked with real programs.
+//! No other crate of the driver may use the simulator.
 
 pub mod sweep;
 
