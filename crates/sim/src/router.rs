@@ -88,11 +88,11 @@ pub struct Router {
     /// Blocks that each pod will have computed for requests without a first token, with the number of these requests;
     /// by pod.
     expected: Vec<HashMap<EngineHash, u32>>,
-    /// Those blocks again, by request.
+    /// Blocks of the field above, by request.
     expected_of: HashMap<u64, Vec<EngineHash>>,
     /// Loads by pod, with the gauges of the last scrape.
     loads: Vec<CurrentLoad>,
-    /// Those loads again, in the order that the picker's policies use.
+    /// Loads of the field above, in the order that the picker's policies use.
     standings: Standings,
     next: usize,
 }
