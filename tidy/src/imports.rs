@@ -16,7 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     // Step 5's run through a real cluster needs the lab's; the other studies run on the simulator alone.
     ("studies", &["sim", "load", "lab"]),
     // The simulator joins both sides of the wire in one process on purpose.
-    ("sim", &["vllm-engine", "vllm-text", "scheduling", "prefix-index"]),
+    ("sim", &["picking", "vllm-engine", "vllm-text", "scheduling", "prefix-index"]),
     ("mock-vllm", &["vllm-engine", "vllm-text"]),
     ("vllm-text", &["vllm-engine"]),
     ("vllm-engine", &[]),

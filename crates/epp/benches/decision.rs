@@ -3,7 +3,7 @@
 //! Bodies are chats whose turns extend each other, so that most lookups match. The fleet is ten pods, or as many as the
 //! largest fleets have.
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +23,7 @@ use epp::scrape::Reading;
 use epp::tuning::Patch;
 use inference_api::manifest::{self, Object};
 use picking::endpoint::Sample;
+use picking::picker::INDEX_CAPACITY;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::KvAddresses;
 use prefix_index::blocks::Bounds;
@@ -69,7 +70,7 @@ fn director(n_pods: u16) -> Director {
         pool: None,
         policy: Patch::default(),
         max_metrics_age: Duration::from_secs(2),
-        index_capacity: NonZeroU32::new(31_250).expect("not zero"),
+        index_capacity: INDEX_CAPACITY,
         kv_bounds: Bounds::default(),
         compat: Compat::None,
         explains: false,

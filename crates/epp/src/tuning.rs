@@ -108,7 +108,7 @@ impl Knob {
 
     #[must_use]
     pub fn built_in(self) -> f64 {
-        let affinity = Affinity::new(0.5);
+        let affinity = Affinity::default();
         match self {
             Self::Threshold => affinity.threshold,
             Self::SpillTokens => affinity.spill_bytes / Affinity::BYTES_PER_TOKEN,

@@ -42,23 +42,32 @@ pub(crate) fn matched<M: Borrow<Endpoint>>(
     for chain in request.chains {
         index.longest_match(chain, matches);
         for (matched, member) in estimated.iter_mut().zip(members) {
-            let bytes = matches.bytes(id(member));
-            if bytes >= MIN_MATCHED_BYTES {
-                matched.bytes += bytes;
-                matched.estimated_bytes += bytes;
-            }
+            let bytes = counted(matches.bytes(id(member)));
+            matched.bytes += bytes;
+            matched.estimated_bytes += bytes;
         }
     }
     let Some(tokens) = request.tokens else { return estimated };
     let endpoints: Vec<EndpointId> = members.iter().map(id).collect();
     let TokenPrompts { prompts, block_size } = tokens;
     let saved = blocks.saved_tokens(prompts, &endpoints, *block_size);
-    let n_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum::<u64>().max(1);
+    let n_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum::<u64>();
     let total_bytes = request.total_bytes();
     let precise = |(estimate, saved_tokens): (Matched, Option<u64>)| Matched {
-        bytes: saved_tokens.map_or(estimate.bytes, |saved| saved * total_bytes / n_tokens),
+        bytes: saved_tokens.map_or(estimate.bytes, |saved| bytes_of_tokens(saved, n_tokens, total_bytes)),
         saved_tokens,
         ..estimate
     };
     estimated.into_iter().zip(saved).map(precise).collect()
+}
+
+/// Bytes that a match counts as.
+pub(crate) fn counted(matched_bytes: u64) -> u64 {
+    if matched_bytes >= MIN_MATCHED_BYTES { matched_bytes } else { 0 }
+}
+
+/// Bytes of a prompt of `n_tokens` and `total_bytes` of which an engine saves so many tokens.
+#[must_use]
+pub fn bytes_of_tokens(saved_tokens: u64, n_tokens: u64, total_bytes: u64) -> u64 {
+    saved_tokens * total_bytes / n_tokens.max(1)
 }

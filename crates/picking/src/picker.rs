@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prefix_index::blocks::{BlockIndex, Bounds};
 use prefix_index::chain::Chain;
+use prefix_index::endpoint::EndpointId;
 use prefix_index::index::PrefixIndex;
 use prefix_index::matches::Matches;
 use rand::Rng;
@@ -17,9 +18,12 @@ use crate::cache_facts::Insertion;
 use crate::endpoint::{Cache, Doubts, Endpoint, Incarnations, Sample};
 use crate::estimate::{Answer, Estimate, Learned, bound, note_sent};
 use crate::lease::Lease;
-use crate::matching::{Matched, matched};
+use crate::matching::{Matched, counted, matched};
 use crate::moment::Moment;
 use crate::request::{Request, TokenPrompts};
+
+/// Default of the most blocks of each endpoint in the prefix index: a prompt of 128 KB has about 580.
+pub const INDEX_CAPACITY: NonZeroU32 = NonZeroU32::new(31_250).expect("above 0");
 
 /// Settings that do not change while a picker lives.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +139,16 @@ impl Picker {
         let uncached_bytes = decision.scores[idx].uncached_bytes;
         let lease = self.send(request, members[idx], matched[idx], uncached_bytes);
         Some(Placed { decision, candidates, matched, lease })
+    }
+
+    /// The endpoints that hold a part of `chain` that counts, with its bytes, in no order.
+    pub fn holders<'m>(
+        &self,
+        chain: &Chain,
+        matches: &'m mut Matches,
+    ) -> impl Iterator<Item = (EndpointId, u64)> + use<'m> {
+        self.index.longest_match(chain, matches);
+        matches.iter().map(|(endpoint, bytes)| (endpoint, counted(bytes))).filter(|(_, bytes)| *bytes > 0)
     }
 
     /// Counts `request` as sent to `member`, which is assumed to hold `matched` of it and still has to compute

@@ -41,6 +41,13 @@ pub(crate) struct Burden {
     pub(crate) kv_usage: Option<f64>,
 }
 
+impl Default for Affinity {
+    /// The tutorial's threshold: more than half of a prompt must match.
+    fn default() -> Self {
+        Self::new(0.5)
+    }
+}
+
 impl Affinity {
     /// Bytes of an English prompt per token of Qwen's and Llama's vocabularies, to which the defaults are scaled.
     pub const BYTES_PER_TOKEN: f64 = 4.0;

@@ -3,26 +3,30 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::sync::Arc;
 use std::time::Duration;
 
+use picking::endpoint::{Endpoint, Sample};
+use picking::estimate::CacheReading;
+use picking::lease::Lease;
+use picking::matching::{Matched, bytes_of_tokens};
+use picking::moment::Moment;
+use picking::picker::{INDEX_CAPACITY, Picker, Settings};
+use picking::request::Request;
+use prefix_index::blocks::Bounds;
 use prefix_index::chain::{BlockHash, Chain, ChainBuilder, ChainSeed};
-use prefix_index::endpoint::EndpointId;
-use prefix_index::index::PrefixIndex;
 use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
+use scheduling::candidate::Load;
 use scheduling::pick::Policy as Picking;
 use scheduling::standings::{CurrentLoad, Pick, Standings};
 use vllm_engine::hash::BlockHash as EngineHash;
 
 use crate::pod::{Gauges, Pod, Work};
 
-/// The picker's default capacity of the index.
-const INDEX_CAPACITY: NonZeroU32 = NonZeroU32::new(31_250).expect("above 0");
-/// Least match that counts, as in the picker.
-const MIN_MATCHED_BYTES: u64 = 64;
 /// Bytes of a block in the index whose hashes ignore the blocks before.
 const UNCHAINED_BLOCK: usize = 64;
 
@@ -67,18 +71,33 @@ pub struct Ticket<'a> {
     pub now: Duration,
 }
 
-/// A pick, with its share of the pod's load until the first token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A request that was placed, until its answer ends.
+#[derive(Debug)]
+#[must_use]
 pub struct Placed {
     pub pod_idx: usize,
+    lease: Lease<Endpoint>,
+}
+
+/// A pod for a request.
+#[derive(Debug, Default)]
+struct Choice {
+    pod_idx: usize,
+    /// Bytes of the prompt that the pod has still to compute; 0 if the policy does not go by them.
     uncached_bytes: u64,
+    /// Bytes of the prompt that the pod is believed to have cached.
+    matched_bytes: u64,
+    /// The prompt, if the index learns of the pick.
+    chain: Option<Chain>,
 }
 
 #[derive(Debug)]
 pub struct Router {
     policy: Policy,
     rng: ChaCha8Rng,
-    index: PrefixIndex,
+    picker: Picker,
+    /// The pods as the picker sees them.
+    endpoints: Vec<Arc<Endpoint>>,
     matches: Matches,
     /// Bytes of the current request that pods hold, by pod.
     held: Vec<(usize, u64)>,
@@ -90,21 +109,16 @@ pub struct Router {
     expected: Vec<HashMap<EngineHash, u32>>,
     /// Blocks of the field above, by request.
     expected_of: HashMap<u64, Vec<EngineHash>>,
-    /// Loads by pod, with the gauges of the last scrape.
-    loads: Vec<CurrentLoad>,
-    /// Loads of the field above, in the order that the picker's policies use.
+    /// The endpoints' loads in the order that the picker's policies use.
     standings: Standings,
     next: usize,
 }
-
-/// Default of the policy's threshold.
-const THRESHOLD: f64 = 0.5;
 
 impl Policy {
     /// Makes `PREFIX_CACHE` in estimation mode with all defaults.
     #[must_use]
     pub fn prefix() -> Self {
-        Self::Prefix(Affinity::new(THRESHOLD))
+        Self::Prefix(Affinity::default())
     }
 
     /// Makes `PREFIX_CACHE` in estimation mode with another share of a prompt that must match.
@@ -116,7 +130,7 @@ impl Policy {
     /// Makes `PREFIX_CACHE` in estimation mode that ignores how busy the holder of a prefix is.
     #[must_use]
     pub fn prefix_pure() -> Self {
-        Self::Prefix(Self::pure_affinity(THRESHOLD))
+        Self::Prefix(Self::pure_affinity(Affinity::default().threshold))
     }
 
     fn pure_affinity(threshold: f64) -> Affinity {
@@ -126,25 +140,25 @@ impl Policy {
     /// Makes pure affinity with a guard against one busy pod, as in other routers.
     #[must_use]
     pub fn guard() -> Self {
-        Self::Guard { threshold: THRESHOLD, max_gap: 4 }
+        Self::Guard { threshold: Affinity::default().threshold, max_gap: 4 }
     }
 
     /// Makes `PREFIX_CACHE` in precise mode with all defaults.
     #[must_use]
     pub fn precise() -> Self {
-        Self::Precise(Affinity::new(THRESHOLD))
+        Self::Precise(Affinity::default())
     }
 
     /// Makes estimation mode with an index that never learns of a pick.
     #[must_use]
     pub fn prefix_never_noted() -> Self {
-        Self::PrefixNeverNoted(Affinity::new(THRESHOLD))
+        Self::PrefixNeverNoted(Affinity::default())
     }
 
     /// Makes estimation mode with blocks whose hashes ignore the blocks before.
     #[must_use]
     pub fn prefix_unchained() -> Self {
-        Self::PrefixUnchained(Affinity::new(THRESHOLD))
+        Self::PrefixUnchained(Affinity::default())
     }
 
     /// Returns the picker's policy; for policies that the picker does not have, the result is never used.
@@ -164,17 +178,26 @@ impl Policy {
 impl Router {
     #[must_use]
     pub fn new(policy: Policy, n_pods: usize, seed: u64) -> Self {
+        let picker = Picker::new(Settings {
+            index_capacity: INDEX_CAPACITY,
+            kv_bounds: Bounds::default(),
+            // Scrapes are always recent in virtual time.
+            max_metrics_age: Duration::MAX,
+        });
+        let endpoint =
+            |slot: usize| Arc::new(picker.endpoint(u32::try_from(slot).expect("fewer than 2^32 pods")));
+        let endpoints = (0..n_pods).map(endpoint).collect();
         Self {
             policy,
             rng: ChaCha8Rng::seed_from_u64(seed),
-            index: PrefixIndex::new(INDEX_CAPACITY),
+            picker,
+            endpoints,
             matches: Matches::new(),
             held: Vec::new(),
             block_bytes: NonZeroU64::MIN,
             unchained: vec![HashSet::new(); n_pods],
             expected: vec![HashMap::new(); n_pods],
             expected_of: HashMap::new(),
-            loads: vec![CurrentLoad::default(); n_pods],
             standings: Standings::new(policy.picking(), n_pods),
             next: 0,
         }
@@ -189,116 +212,138 @@ impl Router {
     }
 
     /// Records the result of a scrape.
-    pub fn note_scrape(&mut self, pod_idx: usize, gauges: Gauges) {
-        let Gauges { waiting, running: _, kv_usage } = gauges;
-        self.change(pod_idx, |load| *load = CurrentLoad { waiting, kv_usage, ..*load });
+    pub fn on_scrape(&mut self, pod_idx: usize, gauges: Gauges, now: Duration) {
+        let Gauges { waiting, running, kv_usage } = gauges;
+        let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
+        let endpoint = &self.endpoints[pod_idx];
+        self.picker.on_scrape(endpoint, sample, endpoint.doubts(), Moment::after_epoch(now));
+        self.rank(pod_idx);
     }
 
     pub fn place(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Placed {
-        let n_pods = self.loads.len();
-        let (pod_idx, uncached_bytes) = match self.policy {
-            Policy::RoundRobin => {
-                self.next = (self.next + 1) % n_pods;
-                (self.next, 0)
-            }
-            Policy::Random => (self.rng.random_range(0..n_pods), 0),
-            Policy::LeastRequest => (self.least_of_two(), 0),
-            Policy::Guard { threshold: _, max_gap } => {
-                let picked = self.by_prefix(ticket.text);
-                let pod_idx = self.guarded(picked.0, max_gap);
-                self.index.insert(&chain(ticket.text), endpoint(pod_idx));
-                (pod_idx, 0)
-            }
-            Policy::Precise(_) => self.by_engines(ticket, pods),
-            Policy::Oracle => (soonest(ticket, pods), 0),
-            Policy::User => match ticket.user {
-                Some(user) => (usize::try_from(user).unwrap_or_default() % n_pods, 0),
-                None => (self.rng.random_range(0..n_pods), 0),
-            },
-            Policy::Load => self.pick(0),
-            Policy::Prefix(_) | Policy::PrefixNeverNoted(_) => self.by_prefix(ticket.text),
-            Policy::PrefixUnchained(_) => self.by_unchained(ticket.text),
+        let Choice { pod_idx, uncached_bytes, matched_bytes, chain } = self.choose(ticket, pods);
+        let request = Request {
+            policy: self.policy.picking(),
+            n_endpoints: NonZeroUsize::MIN,
+            target_model: None,
+            chains: chain.as_slice(),
+            tokens: None,
+            prompt_bytes: ticket.text.len() as u64,
+            reading: CacheReading::Text,
         };
-        self.change(pod_idx, |load| {
-            load.in_flight += 1;
-            load.uncached_bytes += uncached_bytes;
-        });
-        Placed { pod_idx, uncached_bytes }
+        let matched = Matched { bytes: matched_bytes, estimated_bytes: matched_bytes, saved_tokens: None };
+        let lease = self.picker.send(&request, &self.endpoints[pod_idx], matched, uncached_bytes);
+        self.rank(pod_idx);
+        Placed { pod_idx, lease }
     }
 
     /// Records that the first token has come.
-    pub fn note_first_token(&mut self, id: u64, placed: Placed) {
+    pub fn on_first_token(&mut self, id: u64, placed: &mut Placed) {
+        let Placed { pod_idx, lease } = placed;
         for hash in self.expected_of.remove(&id).unwrap_or_default() {
-            if let Entry::Occupied(mut entry) = self.expected[placed.pod_idx].entry(hash) {
+            if let Entry::Occupied(mut entry) = self.expected[*pod_idx].entry(hash) {
                 *entry.get_mut() -= 1;
                 if *entry.get() == 0 {
                     entry.remove();
                 }
             }
         }
-        self.change(placed.pod_idx, |load| load.uncached_bytes -= placed.uncached_bytes);
+        lease.on_first_token();
+        self.rank(*pod_idx);
     }
 
     /// Records that the answer is complete.
-    pub fn note_end(&mut self, placed: Placed) {
-        self.change(placed.pod_idx, |load| load.in_flight -= 1);
+    pub fn on_end(&mut self, placed: Placed) {
+        let Placed { pod_idx, lease } = placed;
+        self.picker.on_end(lease, None);
+        self.rank(pod_idx);
     }
 
-    fn change(&mut self, pod_idx: usize, change: impl FnOnce(&mut CurrentLoad)) {
-        change(&mut self.loads[pod_idx]);
-        self.standings.set(pod_idx, self.loads[pod_idx]);
+    /// Brings the order up to the endpoint's load. Scrapes are always recent here, so that no number is too old to count.
+    fn rank(&mut self, pod_idx: usize) {
+        let load = self.endpoints[pod_idx].load(Moment::default(), Duration::MAX);
+        let Load { waiting, kv_usage, in_flight, uncached_bytes, running: _, age: _, fresh: _ } = load;
+        self.standings.set(pod_idx, CurrentLoad { waiting, kv_usage, in_flight, uncached_bytes });
     }
 
-    fn by_prefix(&mut self, text: &str) -> (usize, u64) {
-        let chain = chain(text);
-        self.index.longest_match(&chain, &mut self.matches);
-        let in_blocks = |n_bytes: u64| n_bytes - n_bytes % self.block_bytes;
-        let found =
-            self.matches.iter().map(|(endpoint, matched)| (endpoint.slot() as usize, in_blocks(matched)));
-        self.held.clear();
-        self.held.extend(found.filter(|(_, matched)| *matched >= MIN_MATCHED_BYTES));
-        let picked = self.pick(in_blocks(chain.total_bytes()));
-        if matches!(self.policy, Policy::Prefix(_)) {
-            self.index.insert(&chain, endpoint(picked.0));
+    fn choose(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Choice {
+        let n_pods = self.endpoints.len();
+        let any_load = |pod_idx| Choice { pod_idx, ..Choice::default() };
+        match self.policy {
+            Policy::RoundRobin => {
+                self.next = (self.next + 1) % n_pods;
+                any_load(self.next)
+            }
+            Policy::Random => any_load(self.rng.random_range(0..n_pods)),
+            Policy::LeastRequest => any_load(self.least_of_two()),
+            Policy::Guard { threshold: _, max_gap } => {
+                let Choice { pod_idx, chain, .. } = self.by_prefix(ticket.text);
+                Choice { pod_idx: self.guarded(pod_idx, max_gap), chain, ..Choice::default() }
+            }
+            Policy::Precise(_) => self.by_engines(ticket, pods),
+            Policy::Oracle => any_load(soonest(ticket, pods)),
+            Policy::User => match ticket.user {
+                Some(user) => any_load(usize::try_from(user).unwrap_or_default() % n_pods),
+                None => any_load(self.rng.random_range(0..n_pods)),
+            },
+            Policy::Load => {
+                self.held.clear();
+                self.pick(0)
+            }
+            Policy::Prefix(_) => self.by_prefix(ticket.text),
+            Policy::PrefixNeverNoted(_) => Choice { chain: None, ..self.by_prefix(ticket.text) },
+            Policy::PrefixUnchained(_) => self.by_unchained(ticket.text),
         }
-        picked
+    }
+
+    fn by_prefix(&mut self, text: &str) -> Choice {
+        let chain = chain(text);
+        let in_blocks = |n_bytes: u64| n_bytes - n_bytes % self.block_bytes;
+        let holders = self.picker.holders(&chain, &mut self.matches);
+        self.held.clear();
+        let by_pod = holders.map(|(endpoint, matched)| (endpoint.slot() as usize, in_blocks(matched)));
+        self.held.extend(by_pod.filter(|(_, matched)| *matched > 0));
+        let choice = self.pick(in_blocks(chain.total_bytes()));
+        Choice { chain: Some(chain), ..choice }
     }
 
     /// Draws two pods and returns the less busy one.
     fn least_of_two(&mut self) -> usize {
-        let [first, second] = [(); 2].map(|()| self.rng.random_range(0..self.loads.len()));
-        if self.loads[second].in_flight < self.loads[first].in_flight { second } else { first }
+        let [first, second] = [(); 2].map(|()| self.rng.random_range(0..self.endpoints.len()));
+        let in_flight = |pod_idx: usize| self.endpoints[pod_idx].in_flight();
+        if in_flight(second) < in_flight(first) { second } else { first }
     }
 
     /// Returns the pod, or another one if the fleet is out of balance.
     fn guarded(&mut self, pod_idx: usize, max_gap: u32) -> usize {
-        let in_flight = || self.loads.iter().map(|load| load.in_flight);
+        let in_flight = || self.endpoints.iter().map(|endpoint| endpoint.in_flight());
         let gap = in_flight().max().unwrap_or(0) - in_flight().min().unwrap_or(0);
         if gap > max_gap { self.least_of_two() } else { pod_idx }
     }
 
-    fn by_engines(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> (usize, u64) {
+    fn by_engines(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Choice {
         let prompt = &ticket.work.prompt;
         let hashes = pods[0].hashes(prompt);
         let total = chain(ticket.text).total_bytes();
-        let n_tokens = prompt.len().max(1) as u64;
+        let n_tokens = prompt.len() as u64;
         let matched = pods.iter().zip(&self.expected).map(|(pod, expected)| {
             let n_expected = hashes.iter().take_while(|hash| expected.contains_key(*hash)).count();
             // A request finds what an earlier one will have computed.
             let n_cached = u64::from(pod.cached_tokens(&hashes));
-            n_cached.max((n_expected * pod.block_size()) as u64) * total / n_tokens
+            let saved = n_cached.max((n_expected * pod.block_size()) as u64);
+            bytes_of_tokens(saved, n_tokens, total)
         });
         self.held.clear();
         self.held.extend(matched.enumerate().filter(|(_, matched)| *matched > 0));
         let picked = self.pick(total);
         for hash in &hashes {
-            *self.expected[picked.0].entry(*hash).or_default() += 1;
+            *self.expected[picked.pod_idx].entry(*hash).or_default() += 1;
         }
         self.expected_of.insert(ticket.work.id, hashes);
         picked
     }
 
-    fn by_unchained(&mut self, text: &str) -> (usize, u64) {
+    fn by_unchained(&mut self, text: &str) -> Choice {
         // A chain of one block is the hash of that block alone.
         let hash = |block: &[u8]| {
             let mut builder = ChainBuilder::new();
@@ -315,15 +360,20 @@ impl Router {
         self.held.extend(matched.enumerate().filter(|(_, matched)| *matched > 0));
         let total = (hashes.len() * UNCHAINED_BLOCK) as u64;
         let picked = self.pick(total);
-        self.unchained[picked.0].extend(hashes);
+        self.unchained[picked.pod_idx].extend(hashes);
         picked
     }
 
-    /// Returns a pod by what pods hold of the prompt, and the bytes that the pod probably does not have cached.
-    fn pick(&mut self, total_bytes: u64) -> (usize, u64) {
+    /// Chooses a pod by what pods hold of the prompt.
+    fn pick(&mut self, total_bytes: u64) -> Choice {
         let picked = self.standings.pick(total_bytes, &self.held, &mut self.rng);
         let Pick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
-        (endpoint_idx, uncached_bytes)
+        Choice {
+            pod_idx: endpoint_idx,
+            uncached_bytes,
+            matched_bytes: total_bytes.saturating_sub(uncached_bytes),
+            chain: None,
+        }
     }
 }
 
@@ -333,10 +383,6 @@ fn chain(text: &str) -> Chain {
     let mut builder = ChainBuilder::new();
     builder.push(text.as_bytes());
     builder.finish(&SEED)
-}
-
-fn endpoint(pod_idx: usize) -> EndpointId {
-    EndpointId::new(u32::try_from(pod_idx).expect("fewer than 2^32 pods"), 0)
 }
 
 /// Returns the pod whose first token comes first.

@@ -192,7 +192,11 @@ impl World {
                 }
             }
             Event::StepEnd(pod_idx) => self.end_step(pod_idx),
-            Event::FirstToken(id) => self.router.note_first_token(id, self.live[&id].placed),
+            Event::FirstToken(id) => {
+                if let Some(live) = self.live.get_mut(&id) {
+                    self.router.on_first_token(id, &mut live.placed);
+                }
+            }
             Event::End(id) => {
                 if let Some(outcome) = self.end(id) {
                     workload.ended(&outcome);
@@ -228,7 +232,7 @@ impl World {
 
     fn scrape(&mut self) {
         for (pod_idx, pod) in self.pods.iter().enumerate() {
-            self.router.note_scrape(pod_idx, pod.gauges());
+            self.router.on_scrape(pod_idx, pod.gauges(), self.now);
         }
         // Nothing changes while nothing is in flight and nothing is due, so stop the scrapes.
         if !self.live.is_empty() || self.due.is_some() {
@@ -257,7 +261,7 @@ impl World {
             output_tokens: count(work.output.len()),
             regret_tokens,
         };
-        let enters_at = self.now + self.pods[placed.pod_idx].send(work);
+        let enters_at = self.now + self.pods[live.placed.pod_idx].send(work);
         self.live.insert(id, live);
         self.plan(enters_at, Event::Enter(id));
     }
@@ -271,12 +275,12 @@ impl World {
 
     /// Gives a request to its pod. A refused request has also ended for the router.
     fn enter(&mut self, id: u64) -> Result<(), Refusal> {
-        let placed = self.live[&id].placed;
-        let pod_idx = placed.pod_idx;
+        let pod_idx = self.live[&id].placed.pod_idx;
         if let Err(error) = self.pods[pod_idx].enter(id) {
-            self.live.remove(&id);
-            self.router.note_first_token(id, placed);
-            self.router.note_end(placed);
+            if let Some(Live { mut placed, .. }) = self.live.remove(&id) {
+                self.router.on_first_token(id, &mut placed);
+                self.router.on_end(placed);
+            }
             return Err(Refusal { id, pod_idx, error });
         }
         self.begin_step(pod_idx);
@@ -323,8 +327,8 @@ impl World {
             output_tokens,
             regret_tokens,
         } = self.live.remove(&id)?;
-        self.router.note_end(placed);
         let pod_idx = placed.pod_idx;
+        self.router.on_end(placed);
         let ended_at = self.now;
         Some(Outcome {
             id,

@@ -4,6 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::Args;
+use picking::picker::INDEX_CAPACITY;
 
 use crate::compat::Compat;
 
@@ -19,7 +20,7 @@ pub(super) struct PickArgs {
     #[arg(long)]
     pub(super) explain_to_clients: bool,
     /// Bound of the prefix index, in blocks per endpoint; a prompt of 128 KB has about 580
-    #[arg(long, value_name = "BLOCKS", default_value = "31250", hide_short_help = true)]
+    #[arg(long, value_name = "BLOCKS", default_value_t = INDEX_CAPACITY, hide_short_help = true)]
     pub(super) index_capacity: NonZeroU32,
     /// How many endpoints the proxy gets for a request: the picked one, then fallbacks in order
     #[arg(long, value_name = "COUNT", default_value = "1", hide_short_help = true)]

@@ -8,7 +8,7 @@ mod proxy;
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,6 +23,7 @@ use epp::server::{Ports, Server, Settings, Shutdown};
 use epp::spans::Otlp;
 use epp::tuning::Patch;
 use parking_lot::Mutex;
+use picking::picker::INDEX_CAPACITY;
 use pool_index::source::files;
 use prefix_index::blocks::Bounds;
 use prometheus_client::metrics::counter::Counter;
@@ -380,7 +381,7 @@ pub(crate) fn options() -> Options {
         pool: None,
         policy: Patch::default(),
         max_metrics_age: Duration::from_secs(60),
-        index_capacity: NonZeroU32::new(31_250).unwrap(),
+        index_capacity: INDEX_CAPACITY,
         kv_bounds: Bounds::default(),
         compat: Compat::None,
         explains: false,
