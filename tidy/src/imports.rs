@@ -25,6 +25,12 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("envoy-proto", &[]),
 ];
 
+/// Workspace crates that only the tests of a crate may depend on.
+const TESTS_MAY_IMPORT: [(&str, &[&str]); 1] = [
+    // The simulator's picks are compared with those of the servers.
+    ("sim", &["epp", "pool-index", "inference-api"]),
+];
+
 /// Outside crates that a crate must not use.
 const MUST_NOT_USE: [(&str, &[&str]); 8] = [
     ("pool-index", &["tonic", "prost", "axum"]),
@@ -52,14 +58,17 @@ pub fn complaints(manifest: &str, members: &[String]) -> Result<Vec<String>, tom
         .and_then(toml::Value::as_str)
         .unwrap_or_default()
         .to_owned();
-    let allowed =
-        MAY_IMPORT.iter().find(|(of, _)| *of == name).map_or(&[] as &[&str], |(_, allowed)| allowed);
-    let banned = MUST_NOT_USE.iter().find(|(of, _)| *of == name).map_or(&[] as &[&str], |(_, banned)| banned);
+    let of = |table: &[(&str, &'static [&'static str])]| {
+        table.iter().find(|(of, _)| *of == name).map_or(&[] as &[&str], |(_, names)| names)
+    };
+    let (allowed, for_tests, banned) = (of(&MAY_IMPORT), of(&TESTS_MAY_IMPORT), of(&MUST_NOT_USE));
     let mut found = Vec::new();
     for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
         for dependency in table.get(section).and_then(toml::Value::as_table).into_iter().flat_map(Table::keys)
         {
-            if members.contains(dependency) && !allowed.contains(&dependency.as_str()) {
+            let is_allowed = allowed.contains(&dependency.as_str())
+                || section == "dev-dependencies" && for_tests.contains(&dependency.as_str());
+            if members.contains(dependency) && !is_allowed {
                 found.push(format!("{name} must not import {dependency} ({section})"));
             }
             if banned.contains(&dependency.as_str()) && section != "dev-dependencies" {

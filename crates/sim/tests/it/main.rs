@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod calibrate;
+mod picks;
 
 use std::time::Duration;
 

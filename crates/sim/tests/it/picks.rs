@@ -1,0 +1,245 @@
+//! The simulator's router against the director of the servers: the same events lead to the same picks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use epp::body::{Api, BodyScanner};
+use epp::candidates::Roster;
+use epp::compat::Compat;
+use epp::director::{Director, Now, Options, Ticket};
+use epp::exchange::ResponseReport;
+use epp::inquiry::{Content, Inquiry, PromptTokens};
+use epp::metrics::Metrics;
+use epp::scrape::Reading;
+use epp::tuning::Patch;
+use inference_api::manifest::{self, Object};
+use inference_api::object::ObjectKey;
+use picking::endpoint::Sample;
+use picking::picker::INDEX_CAPACITY;
+use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use pool_index::snapshot::KvAddresses;
+use prefix_index::blocks::Bounds;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+use scheduling::affinity::Affinity;
+use scheduling::saturation::Thresholds;
+use sim::pod::{Gauges, Work};
+use sim::router::{self, Placed, Policy, Router};
+
+const POOL: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferencePool
+metadata: {name: p, annotations: {inference.networking.x-k8s.io/routing-strategy: STRATEGY}}
+spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
+";
+const N_PODS: u16 = 4;
+const FIRST_PORT: u16 = 8000;
+const SEED: u64 = 7;
+
+/// An event that both sides see.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A request comes whose prompt is the first `n_bytes` of a conversation.
+    Arrival { conversation: u8, n_bytes: usize },
+    /// One of the requests without a first token gets it.
+    FirstToken(usize),
+    /// One of the requests in flight ends.
+    End(usize),
+    /// Every pod is scraped.
+    Scrape(Vec<Gauges>),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let gauges = (0..4_u32, 0..8_u32, 0.0..1.0).prop_map(|(waiting, running, kv_usage)| Gauges {
+        waiting,
+        running,
+        kv_usage,
+    });
+    prop_oneof![
+        4 => (0..5_u8, 0..6000_usize)
+            .prop_map(|(conversation, n_bytes)| Event::Arrival { conversation, n_bytes }),
+        2 => any::<usize>().prop_map(Event::FirstToken),
+        2 => any::<usize>().prop_map(Event::End),
+        1 => prop::collection::vec(gauges, usize::from(N_PODS)).prop_map(Event::Scrape),
+    ]
+}
+
+/// The first bytes of a conversation. All conversations begin alike.
+fn text(conversation: u8, n_bytes: usize) -> String {
+    let turn = |n: usize| format!("turn {n} of {}; ", if n < 20 { 0 } else { conversation });
+    let mut text: String = (0..).map(turn).take(n_bytes / 8 + 1).collect();
+    text.truncate(n_bytes);
+    text
+}
+
+/// The servers' side.
+struct Served {
+    director: Director,
+    roster: Arc<Roster>,
+    start: Instant,
+}
+
+impl Served {
+    #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+    fn new(strategy: &str, policy: Patch) -> Self {
+        let (mut index, reader) = Index::new();
+        let pool = manifest::parse(&POOL.replace("STRATEGY", strategy), "pool.yaml").unwrap();
+        let pools = pool.into_iter().map(|object| match object {
+            Object::InferencePool(pool) => Change::ApplyPool(pool),
+            other => panic!("not a pool: {other:?}"),
+        });
+        let endpoints = (0..N_PODS).map(|pod| {
+            Change::ApplyEndpoint(EndpointRecord {
+                key: ObjectKey::new("default", format!("pod-{pod}")),
+                address: ([10, 0, 0, 1], FIRST_PORT + pod).into(),
+                kv: KvAddresses::default(),
+                membership: Membership::EveryPool,
+                ready: true,
+            })
+        });
+        index.apply(pools.chain(endpoints).collect::<Vec<_>>());
+        let options = Options {
+            pool: None,
+            policy,
+            max_metrics_age: Duration::from_secs(60),
+            index_capacity: INDEX_CAPACITY,
+            kv_bounds: Bounds::default(),
+            compat: Compat::None,
+            explains: false,
+            saturation: Thresholds::default(),
+            endpoints_per_pick: std::num::NonZeroUsize::MIN,
+            n_decisions: 1,
+            seed: SEED,
+            peers: None,
+        };
+        let director = Director::new(options, Arc::new(Metrics::default()));
+        let roster = director.apply(&reader.snapshot());
+        Self { director, roster, start: Instant::now() }
+    }
+
+    fn now(&self, now: Duration) -> Now {
+        Now { instant: self.start + now, wall: SystemTime::UNIX_EPOCH + now }
+    }
+
+    fn place(&self, text: &str, now: Duration) -> (usize, Ticket) {
+        let body = Bytes::from(format!(r#"{{"model":"m","prompt":"{text}"}}"#));
+        let mut scanner = BodyScanner::new(Api::Completions);
+        scanner.push(&body).unwrap();
+        let inquiry = Inquiry {
+            x_request_id: String::new(),
+            pool: None,
+            subset: None,
+            wants_reason: false,
+            content: Content::Body(scanner.finish(&[body]).unwrap()),
+            tokens: PromptTokens::Unasked,
+        };
+        let pick = self.director.decide(inquiry, self.now(now)).unwrap();
+        let (_, port) = pick.destination.rsplit_once(':').unwrap();
+        (usize::from(port.parse::<u16>().unwrap() - FIRST_PORT), pick.lease)
+    }
+
+    fn end(&self, ticket: Ticket, now: Duration) {
+        let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
+        self.director.settle(ticket, &report, self.now(now).instant);
+    }
+
+    fn scrape(&self, gauges: &[Gauges], now: Duration) {
+        for (member, gauges) in self.roster.members.iter().zip(gauges) {
+            let Gauges { waiting, running, kv_usage } = *gauges;
+            let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
+            let (doubts, taken) = (member.endpoint.doubts(), self.now(now).instant);
+            self.director.note_scrape(member, Reading::Sample { sample, doubts, taken });
+        }
+    }
+}
+
+/// Runs the events through both sides; returns the picks of each.
+fn picks(events: &[Event], served: &Served, policy: Policy) -> [Vec<usize>; 2] {
+    let mut router = Router::new(policy, usize::from(N_PODS), SEED);
+    let mut picks = [Vec::new(), Vec::new()];
+    // Requests in flight, those without a first token in front.
+    let mut waiting: Vec<(u64, Ticket, Placed)> = Vec::new();
+    let mut answering: Vec<(Ticket, Placed)> = Vec::new();
+    for (number, event) in (0_u64..).zip(events) {
+        let now = Duration::from_millis(10 * number);
+        match event {
+            Event::Arrival { conversation, n_bytes } => {
+                let text = text(*conversation, *n_bytes);
+                let work = Work { id: number, prompt: Vec::new(), output: Vec::new() };
+                let asked = router::Ticket { text: &text, user: None, work: &work, now };
+                let (served_idx, ticket) = served.place(&text, now);
+                let placed = router.place(asked, &[]);
+                picks[0].push(served_idx);
+                picks[1].push(placed.pod_idx);
+                waiting.push((number, ticket, placed));
+            }
+            Event::FirstToken(nth) if !waiting.is_empty() => {
+                let (id, mut ticket, mut placed) = waiting.remove(nth % waiting.len());
+                ticket.note_body();
+                router.on_first_token(id, &mut placed);
+                answering.push((ticket, placed));
+            }
+            Event::End(nth) if !answering.is_empty() => {
+                let (ticket, placed) = answering.remove(nth % answering.len());
+                served.end(ticket, now);
+                router.on_end(placed);
+            }
+            Event::FirstToken(_) | Event::End(_) => {}
+            Event::Scrape(gauges) => {
+                served.scrape(gauges, now);
+                for (pod_idx, gauges) in gauges.iter().enumerate() {
+                    router.on_scrape(pod_idx, *gauges, now);
+                }
+            }
+        }
+    }
+    picks
+}
+
+fn traces() -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec(event(), 1..200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_simulator_picks_by_prefix_as_the_servers_do(events in traces()) {
+        let served = Served::new("PREFIX_CACHE", Patch::default());
+        let [servers, simulator] = picks(&events, &served, Policy::prefix());
+        prop_assert_eq!(servers, simulator);
+    }
+
+    #[test]
+    fn the_simulator_picks_by_load_as_the_servers_do(events in traces()) {
+        let served = Served::new("DEFAULT", Patch::default());
+        let [servers, simulator] = picks(&events, &served, Policy::Load);
+        prop_assert_eq!(servers, simulator);
+    }
+}
+
+/// True if some trace tells the two sides apart.
+fn differs(policy: impl Fn() -> Policy, patch: &str) -> bool {
+    let mut runner = TestRunner::deterministic();
+    (0..64).any(|_| {
+        let events = traces().new_tree(&mut runner).unwrap().current();
+        let served = Served::new("PREFIX_CACHE", Patch::parse(patch).unwrap());
+        let [servers, simulator] = picks(&events, &served, policy());
+        servers != simulator
+    })
+}
+
+/// Control: a number that only one side changes shows.
+#[test]
+fn a_number_that_one_side_changes_shows() {
+    assert!(!differs(Policy::prefix, "{}"));
+    for patch in
+        ["{threshold: 0.6}", "{spillTokens: 200}", "{queueTokens: 80}", "{stall: 0.2}", "{kvTokens: 500}"]
+    {
+        assert!(differs(Policy::prefix, patch), "{patch} on the servers' side alone changes no pick");
+    }
+    let simulated = || Policy::Prefix(Affinity::new(0.4));
+    assert!(differs(simulated, "{}"), "a threshold on the simulator's side alone changes no pick");
+}
