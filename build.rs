@@ -3,7 +3,7 @@
 //! A release build has the revision of the current commit. A debug build has that of the last change to the program's own
 //! sources, and says so, because with the current commit every commit would compile the program again.
 
-#![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "cargo and build scripts talk by these")]
+#![expect(clippy::disallowed_methods, reason = "cargo and build scripts talk by these")]
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -199,7 +199,7 @@ fuzz_target!(|bytes: &[u8]| {
         pool: None,
         compat,
     };
-    let budget = Arc::new(Budget::new(2 * MAX_BODY_BYTES, director.metrics().buffered_bytes.clone()));
+    let budget = Arc::new(Budget::new(2 * MAX_BODY_BYTES));
     let mut exchange: Exchange<Ticket> = Exchange::new(opening, budget.reserve());
     let mut proxy = Proxy::default();
     let mut protocol_config = Some(config);

@@ -158,7 +158,7 @@ fn decision_by_pods_without_a_match(bencher: divan::Bencher<'_, '_>, n_pods: u16
 
 fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: impl Fn() -> u64 + Sync) {
     let director = director(n_pods);
-    let budget = Arc::new(Budget::new(usize::MAX, director.metrics().buffered_bytes.clone()));
+    let budget = Arc::new(Budget::new(usize::MAX));
     let inputs = || messages(&body(n_bytes, number()));
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(inputs).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use prometheus_client::metrics::gauge::Gauge;
-
 /// Length up to which a body finds room after long ones have filled theirs: a prompt of some 64,000 tokens.
 const SHORT_BODY: usize = 256 << 10;
 
@@ -13,8 +11,6 @@ const SHORT_BODY: usize = 256 << 10;
 pub struct Budget {
     max_bytes: usize,
     held: AtomicUsize,
-    /// Gauge of the bytes that are held.
-    gauge: Gauge,
 }
 
 /// The bytes that one stream holds; released when dropped.
@@ -31,8 +27,8 @@ pub struct Full;
 
 impl Budget {
     #[must_use]
-    pub fn new(max_bytes: usize, gauge: Gauge) -> Self {
-        Self { max_bytes, held: AtomicUsize::new(0), gauge }
+    pub fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, held: AtomicUsize::new(0) }
     }
 
     /// Length of the longest body that can ever find room. A quarter of the budget is kept for short bodies, so that a
@@ -40,6 +36,12 @@ impl Budget {
     #[must_use]
     pub fn longest_body(&self) -> usize {
         (self.max_bytes - self.max_bytes / 4).max(SHORT_BODY.min(self.max_bytes))
+    }
+
+    /// Bytes that all streams hold now.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// A reservation of 0 bytes.
@@ -62,7 +64,6 @@ impl Reservation {
         let grown = |held: usize| held.checked_add(n_bytes).filter(|held| *held <= max_bytes);
         self.budget.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown).map_err(|_| Full)?;
         self.n_bytes += n_bytes;
-        self.budget.gauge.inc_by(gauge_value(n_bytes));
         Ok(())
     }
 
@@ -76,7 +77,6 @@ impl Reservation {
         let n_bytes = std::mem::take(&mut self.n_bytes);
         if n_bytes > 0 {
             self.budget.held.fetch_sub(n_bytes, Ordering::Relaxed);
-            self.budget.gauge.dec_by(gauge_value(n_bytes));
         }
     }
 }
@@ -85,8 +85,4 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.release();
     }
-}
-
-fn gauge_value(n_bytes: usize) -> i64 {
-    n_bytes.try_into().unwrap_or(i64::MAX)
 }

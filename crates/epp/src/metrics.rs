@@ -4,8 +4,10 @@ mod process;
 pub mod standing;
 
 use std::fmt;
+use std::sync::Arc;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use self::standing::Standing;
+use crate::budget::Budget;
 
 /// Label value for a model name that no InferenceModel has, so that clients cannot make up label values.
 pub const UNLISTED_MODEL: &str = "unlisted";
@@ -132,6 +135,10 @@ pub struct PeerLabels {
 #[must_use]
 pub struct Counted(Gauge);
 
+/// A gauge of the bytes that a budget counts as held.
+#[derive(Debug)]
+struct BufferedBytes(Arc<Budget>);
+
 /// Metrics that the process counts. Those that are computed when they are read are in a [`Standing`].
 pub struct Metrics {
     registry: Registry,
@@ -157,7 +164,6 @@ pub struct Metrics {
     pub scrape_failures: Family<ReasonLabels, Counter>,
     pub endpoint_task_panics: Counter,
     pub streams: Gauge,
-    pub buffered_bytes: Gauge,
     pub served_elsewhere: Counter,
     pub peer_connected: Family<PeerLabels, Gauge>,
     pub peer_insertions: Family<PeerLabels, Counter>,
@@ -203,7 +209,6 @@ impl Default for Metrics {
             scrape_failures: Family::default(),
             endpoint_task_panics: Counter::default(),
             streams: Gauge::default(),
-            buffered_bytes: Gauge::default(),
             served_elsewhere: Counter::default(),
             peer_connected: Family::default(),
             peer_insertions: Family::default(),
@@ -237,11 +242,27 @@ impl Drop for Counted {
     }
 }
 
+impl EncodeMetric for BufferedBytes {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&u64::try_from(self.0.held_bytes()).unwrap_or(u64::MAX))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
 impl Metrics {
     /// Registers the log's counter, which exists before these metrics.
     pub fn register_dropped_lines(&mut self, n_lines: Counter) {
         let help = "Lines of the log that were dropped because nobody read them";
         self.registry.register("epp_log_dropped_lines", help, n_lines);
+    }
+
+    /// Registers what bodies hold, as the budget counts it.
+    pub fn register_budget(&mut self, budget: Arc<Budget>) {
+        let help = "Bytes of bodies that are held, bounded by --max-buffered-bytes";
+        self.registry.register("epp_buffered_bytes", help, BufferedBytes(budget));
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -391,11 +412,6 @@ impl Metrics {
             self.endpoint_task_panics.clone(),
         );
         registry.register("epp_streams", "Open ext_proc streams", self.streams.clone());
-        registry.register(
-            "epp_buffered_bytes",
-            "Bytes of bodies that are held, bounded by --max-buffered-bytes",
-            self.buffered_bytes.clone(),
-        );
         registry.register(
             "epp_served_elsewhere",
             "Requests that the proxy reports as served by another endpoint than the picked one",

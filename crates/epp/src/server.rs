@@ -108,6 +108,7 @@ pub struct Shutdown {
 pub struct Server {
     settings: Settings,
     director: Arc<Director>,
+    limits: Limits,
     files: Files,
     policy_file: Option<WatchedFile>,
     follower: Follower,
@@ -130,6 +131,9 @@ impl Server {
         let options = settings.director.clone().for_scrapes_every(settings.scrape_interval);
         let mut metrics = Metrics::default();
         metrics.register_dropped_lines(settings.n_dropped_lines.clone());
+        let budget = Arc::new(Budget::new(settings.max_buffered_bytes));
+        metrics.register_budget(Arc::clone(&budget));
+        let limits = settings.limits(budget);
         let director = Arc::new(Director::new(options, Arc::new(metrics)));
         let policy_file = settings.policy_file.clone();
         let policy_file = policy_file.map(|path| WatchedFile::load(path, director.policies())).transpose();
@@ -146,6 +150,7 @@ impl Server {
                 .await?,
             settings,
             director,
+            limits,
             files,
             policy_file,
             follower,
@@ -189,6 +194,7 @@ impl Server {
         let Self {
             settings,
             director,
+            limits,
             files,
             policy_file,
             follower,
@@ -225,7 +231,6 @@ impl Server {
         }
         parts.spawn("pool index", follower.run(stop.clone()));
         let (cut, closed) = (CancellationToken::new(), CancellationToken::new());
-        let limits = settings.limits(&director);
         let max_message_bytes = limits.max_body_bytes.saturating_add(ENVELOPE_BYTES);
         let tokenizer = Tokenizer::new(settings.tokenize_timeout);
         let processor = Processor::new(director, Arc::clone(&spans), (limits, tokenizer), cut.clone());
@@ -259,11 +264,10 @@ impl Server {
 
 impl Settings {
     /// Limits of a stream. A body that could never find room in the budget is too large, whatever else is held.
-    fn limits(&self, director: &Director) -> Limits {
-        let budget = Budget::new(self.max_buffered_bytes, director.metrics().buffered_bytes.clone());
+    fn limits(&self, budget: Arc<Budget>) -> Limits {
         Limits {
             max_body_bytes: self.max_body_bytes.min(budget.longest_body()),
-            budget: Arc::new(budget),
+            budget,
             timeouts: self.body_timeouts,
         }
     }

@@ -7,7 +7,6 @@ use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodyS
 use epp::budget::{Budget, Full};
 use epp::compat::Compat;
 use epp::server::ext_proc::Timeouts;
-use prometheus_client::metrics::gauge::Gauge;
 use proptest::prelude::*;
 
 use crate::conversation::{self, Mode, budgeted_exchange, step};
@@ -196,8 +195,7 @@ async fn a_response_may_take_its_time() {
 
 #[test]
 fn a_refused_body_is_not_counted_and_a_sent_one_no_longer() {
-    let gauge = Gauge::default();
-    let budget = Arc::new(Budget::new(100_000, gauge.clone()));
+    let budget = Arc::new(Budget::new(100_000));
     let text = completion(60_000).replacen("/model/qwen", "m", 1) + &" ".repeat(10);
     let half = |exchange: &mut _, part: &str, end| {
         step(exchange, Mode::FULL_DUPLEX, conversation::body(part, end)).unwrap()
@@ -208,22 +206,21 @@ fn a_refused_body_is_not_counted_and_a_sent_one_no_longer() {
         assert!(step(exchange, Mode::FULL_DUPLEX, conversation::post()).unwrap().is_empty());
     }
     assert!(half(&mut first, &text[..59_999], false).is_empty());
-    assert_eq!(gauge.get(), 59_999);
+    assert_eq!(budget.held_bytes(), 59_999);
     assert_eq!(half(&mut second, &text, false).len(), 1, "not refused at once");
-    assert_eq!(gauge.get(), 59_999);
+    assert_eq!(budget.held_bytes(), 59_999);
     // Its answers hold the body until they are taken.
     assert!(half(&mut first, &text[59_999..], true).len() >= 2);
-    assert_eq!(gauge.get(), 60_000);
+    assert_eq!(budget.held_bytes(), 60_000);
     first.note_sent();
-    assert_eq!(gauge.get(), 0);
+    assert_eq!(budget.held_bytes(), 0);
 }
 
 proptest! {
     /// The sum is right and within the bound after any reservations and releases.
     #[test]
     fn the_sum_is_bounded(steps in prop::collection::vec((0_usize..8, 0_usize..(600 * KIB)), 1..200)) {
-        let gauge = Gauge::default();
-        let budget = Arc::new(Budget::new(2 * MIB, gauge.clone()));
+            let budget = Arc::new(Budget::new(2 * MIB));
         let mut held: Vec<_> = (0..8).map(|_| (budget.reserve(), 0)).collect();
         for (idx, n_bytes) in steps {
             let sum: usize = held.iter().map(|(_, n_bytes)| n_bytes).sum();
@@ -239,18 +236,17 @@ proptest! {
                 *n_held += if expected.is_ok() { n_bytes } else { 0 };
             }
             let sum: usize = held.iter().map(|(_, n_bytes)| n_bytes).sum();
-            prop_assert_eq!(gauge.get(), i64::try_from(sum).unwrap());
+            prop_assert_eq!(budget.held_bytes(), sum);
         }
         drop(held);
-        prop_assert_eq!(gauge.get(), 0);
+        prop_assert_eq!(budget.held_bytes(), 0);
     }
 }
 
 #[test]
 fn a_response_that_finds_no_room_is_not_held() {
-    let gauge = Gauge::default();
     for (max_bytes, expected) in [(100_000, 0), (1_000, 1)] {
-        let budget = Arc::new(Budget::new(max_bytes, gauge.clone()));
+        let budget = Arc::new(Budget::new(max_bytes));
         let mut exchange = budgeted_exchange(&budget, MIB, Compat::GieV04);
         let mut send = |request| step(&mut exchange, Mode::FULL_DUPLEX, request).unwrap();
         send(conversation::post());
@@ -259,6 +255,6 @@ fn a_response_that_finds_no_room_is_not_held() {
         let answers = send(conversation::response_body(&"x".repeat(2_000), false));
         assert_eq!(answers.len(), expected);
         drop(exchange);
-        assert_eq!(gauge.get(), 0);
+        assert_eq!(budget.held_bytes(), 0);
     }
 }

@@ -18,7 +18,6 @@ use epp::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
 use epp::inquiry::{Content, Inquiry};
 use epp::refusal::{BodyFault, Refusal};
 use expect_test::Expect;
-use prometheus_client::metrics::gauge::Gauge;
 
 pub(crate) const BODY: &str = r#"{"prompt":"Once upon a time","model":"m","max_tokens":9007199254740993}"#;
 
@@ -46,7 +45,7 @@ pub(crate) fn exchange(max_body_bytes: usize) -> Exchange<()> {
 }
 
 pub(crate) fn compatible_exchange(max_body_bytes: usize, compat: Compat) -> Exchange<()> {
-    let budget = Arc::new(Budget::new(usize::MAX, Gauge::default()));
+    let budget = Arc::new(Budget::new(usize::MAX));
     budgeted_exchange(&budget, max_body_bytes, compat)
 }
 
