@@ -1,11 +1,11 @@
-//! Tokens leave on time. Between the end of a step and the moment at which its tokens are due lies the API server's time; the
-//! mock writes the frames of a stream in that time, into the outbox of its connection, and when the moment has come the
-//! driver's thread, with a helper when there is much, sends what lies in all outboxes in one sweep.
+//! Sends tokens on time. The API server's time is between the end of a step and the moment at which its tokens are due.
+//! In that time the mock writes the frames of a stream into the outbox of its connection. At that moment the driver's
+//! thread, with a helper if there is much, sends what is in all outboxes in one sweep.
 //!
 //! ```text
 //! step ends ──► tokens ──► frames ──► outboxes ──(due)──► sweep ──► sockets
 //! ```
-//! A frame that is written after its moment goes straight to the socket. Answers that are not streamed need none of this.
+//! A frame that is written after its moment goes straight to the socket. Plain answers need none of this.
 
 mod cores;
 pub mod line;
@@ -24,27 +24,28 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-/// Those of one pod.
+/// Departures of one pod.
 #[derive(Debug)]
 pub struct Departures {
     clock: Clock,
-    /// Hears of every streamed token.
+    /// Metric that counts every streamed token.
     lateness: Option<Arc<TokenLateness>>,
     state: Mutex<State>,
-    /// Started by the first sweep that is worth it.
+    /// Second thread; the first sweep that needs it starts it.
     helper: OnceLock<Helper>,
 }
 
-/// Wall time. With less of it frames are hardly written ahead, and a sweep per step would cost more than it gives.
+/// Least wall time for which a token is held. With less time frames are hardly written ahead, and a sweep per step
+/// would cost more than it gains.
 const WORTH_HOLDING: Duration = Duration::from_micros(500);
 /// Outboxes that a thread takes at once.
 const PORTION: usize = 4;
-/// In tokens.
+/// Tokens of a step from which on the helper is called.
 const WORTH_A_HELPER: usize = 32;
 
 #[derive(Debug, Default)]
 struct State {
-    /// In the order of their times.
+    /// Outboxes in the order of their times.
     waiting: VecDeque<(SimTime, Arc<Outbox>)>,
     last_sweep: Sweep,
     pacing: Pacing,
@@ -52,13 +53,14 @@ struct State {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Sweep {
-    /// What is due by then has left, or leaves as it comes.
+    /// Moment up to which everything that is due has left, or leaves as soon as it is written.
     due: SimTime,
     began: SimTime,
     n_outboxes: usize,
 }
 
-/// A second thread for large sweeps, with a timer of its own: woken by the first it would come late, and on the same core.
+/// A second thread for large sweeps. It has a timer of its own: if the first thread woke it, it would come late, and on
+/// the same core.
 #[derive(Debug)]
 struct Helper(Sender<Job>);
 
@@ -66,11 +68,11 @@ struct Helper(Sender<Job>);
 struct Job {
     begin: SimTime,
     due: SimTime,
-    /// Where the first thread will wake.
+    /// Core on which the first thread will wake.
     busy: Option<Core>,
 }
 
-/// The bytes of one connection that were written ahead of their time.
+/// Bytes of one connection that were written ahead of their time.
 #[derive(Debug)]
 pub struct Outbox {
     line: Line,
@@ -80,9 +82,9 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct Held {
-    /// In the order of their times.
+    /// Segments in the order of their times.
     segments: VecDeque<Segment>,
-    /// Of the task that wrote last: woken when the socket did not take what was due.
+    /// Waker of the task that wrote last; it is called if the socket did not take what was due.
     writer: Option<Waker>,
 }
 
@@ -93,12 +95,12 @@ struct Segment {
     bytes: Vec<u8>,
 }
 
-/// What became of bytes that a connection was about to write.
+/// Result of handing bytes to the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// They wait in the outbox.
+    /// The bytes wait in the outbox.
     Held,
-    /// Nothing waits: they may go to the socket.
+    /// Nothing waits: the bytes may go to the socket.
     Passed,
 }
 
@@ -109,17 +111,17 @@ impl Departures {
         Self { clock, lateness, state: Mutex::default(), helper: OnceLock::new() }
     }
 
-    /// Whether tokens that have `time_left` of virtual time are worth holding: else they go out as they come.
+    /// Returns whether tokens with `time_left` of virtual time should be held; others leave as they are written.
     pub fn are_worth(&self, time_left: Duration) -> bool {
         self.clock.in_wall(time_left) >= WORTH_HOLDING
     }
 
-    /// What is due by then leaves as it comes.
+    /// Lets everything that is due by then leave as it is written.
     pub fn pass(&self, due: SimTime) {
         self.state.lock().begin(due, &self.clock);
     }
 
-    /// Announces a sweep for `n_tokens` that are due then; when it has to begin.
+    /// Announces a sweep for `n_tokens` that are due then, and returns when it must begin.
     pub fn plan(self: &Arc<Self>, due: SimTime, n_tokens: usize) -> SimTime {
         let lead = self.state.lock().pacing.lead(n_tokens);
         let begin = SimTime(due.since(SimTime(self.clock.in_virtual(lead))));
@@ -129,7 +131,7 @@ impl Departures {
         begin
     }
 
-    /// Sends what is due by then; it was to begin at `planned`.
+    /// Sends everything that is due by then; the sweep was planned to begin at `planned`.
     pub fn sweep(&self, due: SimTime, planned: SimTime) {
         self.share_sweep(due);
         let now = self.clock.now();
@@ -140,7 +142,7 @@ impl Departures {
         state.pacing.observe(overslept, spent, n_outboxes);
     }
 
-    /// Takes what is due from the others' hands, a few at a time, until nothing is left to take.
+    /// Takes due outboxes, a few at a time, until none is left.
     fn share_sweep(&self, due: SimTime) {
         let mut taken = Vec::with_capacity(PORTION);
         loop {
@@ -189,7 +191,7 @@ impl State {
 // === impl Helper ===
 
 impl Helper {
-    /// Without a thread to be had, the driver's sweeps alone.
+    /// Starts the thread. If the system has none left, the driver sweeps alone.
     fn start(departures: &Arc<Departures>) -> Self {
         let (jobs, inbox) = channel::<Job>();
         let departures = Arc::downgrade(departures);
@@ -225,7 +227,7 @@ impl Outbox {
         Self { line, departures, held: Mutex::default() }
     }
 
-    /// What is written from now on carries a token that is due at `at`; it goes out at once when that has passed.
+    /// Holds what is written from now on until `at`, when its token is due; sends it at once if that has passed.
     pub fn hold(self: &Arc<Self>, at: SimTime) {
         let mut held = self.held.lock();
         if let Some(last) = held.segments.back_mut()
@@ -248,7 +250,7 @@ impl Outbox {
     /// Takes all of `bufs` or nothing.
     ///
     /// # Errors
-    /// When the socket is broken.
+    /// Fails if the socket is broken.
     pub fn poll_accept(&self, ctx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<Accepted>> {
         let mut held = self.held.lock();
         if held.segments.is_empty() {
@@ -272,7 +274,7 @@ impl Outbox {
     /// Sends what is due and did not leave in its sweep.
     ///
     /// # Errors
-    /// When the socket is broken.
+    /// Fails if the socket is broken.
     pub fn poll_flush(&self, ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut held = self.held.lock();
         if held.segments.is_empty() {
@@ -282,15 +284,15 @@ impl Outbox {
         held.poll_send(&self.line, ctx, departed)
     }
 
-    /// Sends everything, due or not.
+    /// Sends everything, even what is not due.
     ///
     /// # Errors
-    /// When the socket is broken.
+    /// Fails if the socket is broken.
     pub fn poll_empty(&self, ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.held.lock().poll_send(&self.line, ctx, SimTime(Duration::MAX))
     }
 
-    /// As much of everything as the socket takes at once: the connection is about to end.
+    /// Sends as much as the socket takes at once, because the connection is about to end.
     pub fn abandon(&self) {
         let mut held = self.held.lock();
         for segment in held.segments.drain(..) {

@@ -62,8 +62,8 @@ pub struct DriverConfig {
     pub kv_events: Option<KvEventPublisher>,
     /// Log of the prefix cache; needs `EngineConfig::kv_events`.
     pub cache_log: Option<CacheLog>,
-    /// Where streams wait for their time: tickets then get their tokens when the step ends, ahead of time. `None`: when they
-    /// are due.
+    /// Outboxes in which streams wait for their time: then tickets get their tokens at the end of the step, ahead of
+    /// time. `None`: tickets get them when they are due.
     pub departures: Option<Arc<Departures>>,
     pub queue_limits: QueueLimits,
 }
@@ -166,7 +166,7 @@ enum Event {
     StepEnd,
     /// Tokens of one step, which are due then.
     Deliver(Vec<OutputToken>),
-    /// What waits in the outboxes and is due by that time.
+    /// Bytes in the outboxes that are due by that time.
     Depart(SimTime),
     EndStream(RequestId),
 }

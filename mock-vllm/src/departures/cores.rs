@@ -1,17 +1,17 @@
-//! Keeps two threads on two cores. A kernel lets a thread run where its timer fires, even when another one runs there and the
-//! next core idles, and so two threads that wake at the same time can stay on one core.
+//! Keeps two threads on two cores. A kernel lets a thread run where its timer fires, even if another thread runs there
+//! and the next core is idle, so that two threads which wake at the same time can stay on one core.
 
 /// A core of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Core(usize);
 
-/// Where the calling thread runs; `None` where that cannot be told.
+/// Returns the core of the calling thread; `None` if it is not known.
 #[cfg(target_os = "linux")]
 pub(super) fn current() -> Option<Core> {
     nix::sched::sched_getcpu().ok().map(Core)
 }
 
-/// Lets the calling thread run on all of its process's cores but that one, unless it is the only one.
+/// Lets the calling thread run on all of its process's cores except that one, unless it is the only one.
 #[cfg(target_os = "linux")]
 pub(super) fn avoid(core: Core) {
     use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -43,7 +43,7 @@ mod tests {
     use nix::unistd::getpid;
     use std::thread::spawn;
 
-    /// Cores that the process may use, however little of their time: `available_parallelism` counts a quota of time, too.
+    /// Counts the cores that the process may use. (`available_parallelism` also takes a quota of time into account.)
     fn n_cores() -> usize {
         let cores = sched_getaffinity(getpid()).expect("the process knows its cores");
         (0..CpuSet::count()).filter(|idx| cores.is_set(*idx).unwrap_or(false)).count()

@@ -1,4 +1,4 @@
-//! A TCP connection that its task reads and writes, and that others may send on meanwhile.
+//! A TCP connection that its task reads and writes, and on which other threads may send meanwhile.
 
 use bytes::BufMut as _;
 use socket2::SockRef;
@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Clones are the same connection; it closes with the last.
+/// Handle of a connection; the connection closes with the last clone.
 #[derive(Clone, Debug)]
 pub struct Line(Arc<TcpStream>);
 
@@ -25,7 +25,8 @@ impl Line {
         &self.0
     }
 
-    /// How many bytes the socket took at once; none of a broken one, which its task hears of.
+    /// Sends what the socket takes at once, and returns its bytes. A broken socket takes nothing; its task learns of
+    /// that.
     pub fn try_send(&self, bytes: &[u8]) -> usize {
         let mut n_sent = 0;
         while n_sent < bytes.len() {
@@ -37,10 +38,10 @@ impl Line {
         n_sent
     }
 
-    /// How many bytes the socket took, at least one.
+    /// Sends some bytes and returns their number, at least one.
     ///
     /// # Errors
-    /// When it is broken.
+    /// Fails if the socket is broken.
     pub fn poll_send(&self, ctx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_try(ctx, |stream| stream.try_write(bytes))
     }
@@ -80,7 +81,7 @@ impl AsyncWrite for Line {
         self.poll_send(ctx, buf)
     }
 
-    /// A socket keeps nothing back.
+    /// Does nothing: a socket holds nothing back.
     fn poll_flush(self: Pin<&mut Self>, _ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,22 +1,22 @@
-//! How early a sweep has to begin so that its tokens leave around their time, learnt from the sweeps before.
+//! Learns from earlier sweeps how early a sweep must begin so that its tokens leave around their time.
 
 use std::time::Duration;
 
-/// A token is not to leave earlier than that.
+/// Longest time that a token may leave early.
 const MAX_LEAD: Duration = Duration::from_micros(900);
-/// A thread that wakes later than that was kept from running, which says nothing about the next time.
+/// Longest delay of a wake-up that counts; a later one was caused by other work and says nothing about the next one.
 const MAX_OVERSLEEP: Duration = Duration::from_millis(1);
-/// Sweeps smaller than that tell little about the cost of a token.
+/// Size of the smallest sweep that says something about the cost of a token.
 const FEW_TOKENS: usize = 8;
-/// Of a new sweep, in each mean.
+/// Weight of a new sweep in each mean.
 const WEIGHT: f64 = 0.125;
 
-/// In wall time.
+/// Learned times, in wall time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pacing {
-    /// Mean time from when a sweep is to begin to when it does.
+    /// Mean time from the planned begin of a sweep to its begin.
     oversleep: Duration,
-    /// Mean time that it takes to send one token of many.
+    /// Mean time to send one token of many.
     per_token: Duration,
 }
 
@@ -29,13 +29,13 @@ impl Default for Pacing {
 }
 
 impl Pacing {
-    /// Half of the sweep lies before its time, half after.
+    /// Returns how early a sweep must begin, so that half of it is before its time and half after.
     pub fn lead(&self, n_tokens: usize) -> Duration {
         let half = self.per_token.mul_f64(n_tokens as f64 / 2.0);
         self.oversleep + half.min(MAX_LEAD)
     }
 
-    /// A sweep that began `overslept` after its time and sent `n_tokens` in `spent`.
+    /// Learns from a sweep that began `overslept` after its time and sent `n_tokens` in `spent`.
     pub fn observe(&mut self, overslept: Duration, spent: Duration, n_tokens: usize) {
         self.oversleep = blend(self.oversleep, overslept.min(MAX_OVERSLEEP));
         if n_tokens >= FEW_TOKENS {

@@ -1,4 +1,4 @@
-//! Bytes that were written ahead of their time: none leaves before, none is lost, all stay in order.
+//! Bytes that were written ahead of their time: none leaves early, none is lost, all stay in order.
 
 use crate::server_fixtures::take_arrived;
 use mock_vllm::departures::line::Line;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Far more than the buffers of two sockets take.
+/// Far more bytes than the buffers of two sockets take.
 const MANY_BYTES: usize = 32 << 20;
 
 struct Lab {
@@ -38,12 +38,12 @@ impl Lab {
         self.departures.sweep(due, due);
     }
 
-    /// What has arrived by now.
+    /// Returns what has arrived so far.
     fn received(&self) -> Vec<u8> {
         take_arrived(&self.client).unwrap_or_default()
     }
 
-    /// The same once something has, without a turn of tokio's reactor: `received` is not blind before one.
+    /// Returns what has arrived, once something has, without waiting for tokio's reactor, which may not know of it yet.
     fn has_received(&self) -> Vec<u8> {
         loop {
             let received = self.received();
