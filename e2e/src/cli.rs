@@ -7,15 +7,12 @@ use clap::{Parser, Subcommand};
 use lab::guard;
 use load::ending::{End, block_on};
 use load::multi_round_qa::cli::{self as qa, QaArgs};
-use studies::calibrate::{self, CalibrateArgs};
-use studies::compare::{self, CompareArgs};
-use studies::step5::{self, SharegptArgs, Step5Args};
-use studies::sweep::{self, SweepArgs};
 
 use crate::commands::{self, LogsArgs, StateArgs, StatusArgs, UpArgs};
 use crate::overhead::{self, OverheadArgs};
 use crate::run::{self, RunArgs};
 use crate::soak::{self, SoakArgs};
+use crate::study::{self, StudyArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,15 +60,20 @@ enum Command {
     /// Measure the time that the picker adds: 8081 against 8080 in turns, with bodies of 2 KB
     Overhead(OverheadArgs),
     /// Reproduce the tutorial's published table: its load through 8080 and 8081, in virtual time
-    Step5(Box<Step5Args>),
+    #[command(disable_help_flag = true)]
+    Step5(StudyArgs),
     /// Compare policies under workloads that distinguish them, in virtual time
-    Compare(CompareArgs),
+    #[command(disable_help_flag = true)]
+    Compare(StudyArgs),
     /// Change one setting of step 5 at a time, to find when prefix-aware routing pays
-    Sweep(SweepArgs),
+    #[command(disable_help_flag = true)]
+    Sweep(StudyArgs),
     /// Fit the latency model's constants to times measured on a real GPU
-    Calibrate(Box<CalibrateArgs>),
+    #[command(disable_help_flag = true)]
+    Calibrate(StudyArgs),
     /// Generate the conversations that `step5` asks from
-    Sharegpt(SharegptArgs),
+    #[command(disable_help_flag = true)]
+    Sharegpt(StudyArgs),
     /// Load an endpoint like the tutorial's step 5, with the flags of multi-round-qa.py
     MultiRoundQa(Box<QaArgs>),
     /// Send requests while pods die and pickers are replaced: none may be lost, and memory must stay flat
@@ -105,11 +107,11 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Status(args) => commands::status(&args),
         Command::Logs(args) => commands::logs(&args).await,
         Command::Overhead(args) => overhead::run(args).await,
-        Command::Step5(args) => step5::run(*args).await,
-        Command::Compare(args) => compare::run(&args),
-        Command::Sweep(args) => sweep::run(&args),
-        Command::Calibrate(args) => calibrate::run(&args),
-        Command::Sharegpt(args) => step5::make_data(&args),
+        Command::Step5(args) => study::run("step5", args).await,
+        Command::Compare(args) => study::run("compare", args).await,
+        Command::Sweep(args) => study::run("sweep", args).await,
+        Command::Calibrate(args) => study::run("calibrate", args).await,
+        Command::Sharegpt(args) => study::run("sharegpt", args).await,
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,
         Command::Supervise { state_dir } => commands::supervise(&state_dir).await,
@@ -155,6 +157,16 @@ mod tests {
             assert!(help.contains(part), "{part}");
         }
         assert!(!help.contains("guard") && !help.contains("--xdg"), "internals stay hidden");
+    }
+
+    /// The program that knows these flags refuses wrong ones, and answers `--help`.
+    #[test]
+    fn the_flags_of_studies_are_passed_on() {
+        for flags in [&["--seeds", "3", "--virtual"][..], &["--help"], &["-h"], &["--no-such-flag"]] {
+            let cli = Cli::try_parse_from(["e2e", "step5"].iter().chain(flags)).unwrap();
+            let Some(Command::Step5(args)) = cli.command else { panic!("{flags:?}") };
+            assert_eq!(args.flags, flags);
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Commands of the driver `e2e`, which starts the tutorial, runs its steps, checks its claims and reports.
-//! The crates `lab`, `load` and `studies` do the work.
+//! The driver's commands: `e2e` stands the tutorial up, runs its steps, asserts what it claims and reports.
+//! The crates `lab` and `load` do the work; the program `studies` is started for what needs the simulator.
 
 pub mod cli;
 
@@ -12,3 +12,5 @@ pub mod follow;
 pub mod overhead;
 
 pub mod soak;
+
+pub mod study;

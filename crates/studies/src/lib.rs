@@ -2,6 +2,8 @@
 //! All run in virtual time; the table is also checked with real programs.
 //! No other crate of the driver may use the simulator.
 
+pub mod cli;
+
 pub mod sweep;
 
 pub mod step5;

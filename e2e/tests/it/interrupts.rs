@@ -100,6 +100,5 @@ async fn runs_leave_nothing_behind() {
         check("run --report-dir report", moment, signal).await;
         check("soak --replacements 0", moment, signal).await;
     }
-    check("step5 --wall", Moment::Started("engine", 1), Signal::SIGTERM).await;
     check("overhead", Moment::Started("engine", 1), Signal::SIGTERM).await;
 }

@@ -5,6 +5,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use lab::cluster::Progress;
@@ -79,4 +80,23 @@ async fn an_envoy_that_is_too_old_is_refused() {
     let (_dir, release, options) = checkout("1.37.5");
     let error = resolve(&release, &options).await.unwrap_err();
     assert!(error.contains("is Envoy 1.37, and 1.38 or later is needed"), "{error}");
+}
+
+/// Nothing but the driver is in the directory at first, so it says what is missing; then `studies` goes on in its place.
+#[test]
+fn a_study_is_run_by_the_program_beside_this_one() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let driver = dir.path().join("e2e");
+    std::fs::hard_link(env!("CARGO_BIN_EXE_e2e"), &driver).unwrap();
+    let run = || {
+        let mut command = Command::new(&driver);
+        command.args(["step5", "--seeds", "3", "--help"]).env_remove("CARGO").output().unwrap()
+    };
+    let missing = run();
+    let said = String::from_utf8(missing.stderr).unwrap();
+    assert!(missing.status.code() == Some(2) && said.contains("there is no studies in"), "{said}");
+    script(dir.path(), "studies", "echo \"$@\"; exit 7");
+    let ended = run();
+    let said = String::from_utf8(ended.stdout).unwrap();
+    assert_eq!((ended.status.code(), said.as_str()), (Some(7), "step5 --seeds 3 --help\n"));
 }

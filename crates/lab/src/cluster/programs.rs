@@ -50,6 +50,9 @@ pub struct ProgramOptions {
     /// Set by cargo; the programs are then built before they are used.
     #[arg(long, env = "CARGO", hide = true)]
     pub cargo: Option<PathBuf>,
+    /// Set by cargo with it: a directory of the workspace that the programs are built from.
+    #[arg(long, env = "CARGO_MANIFEST_DIR", hide = true)]
+    pub package: Option<PathBuf>,
 }
 
 /// Absolute paths of the programs that a cluster starts.
@@ -81,7 +84,7 @@ impl Programs {
         let bin_dir = match (&options.bin_dir, &options.cargo) {
             (Some(bin_dir), _) => bin_dir.clone(),
             (None, Some(cargo)) => {
-                build(cargo, beside, progress).await?;
+                build(cargo, options.package.as_deref(), (beside, &["epp", "mock-vllm"]), progress).await?;
                 beside.to_owned()
             }
             (None, None) => beside.to_owned(),
@@ -93,9 +96,28 @@ impl Programs {
     }
 }
 
+/// Finds the program of this name beside the running one; under cargo it is built first.
+///
+/// # Errors
+/// When it is missing; the error says how to get it.
+pub async fn beside_this(name: &str, options: &ProgramOptions, progress: &Progress) -> Result<PathBuf> {
+    let this = std::env::current_exe().context("find this program")?;
+    let beside = this.parent().context("find this program's directory")?;
+    if let Some(cargo) = &options.cargo {
+        build(cargo, options.package.as_deref(), (beside, &[name]), progress).await?;
+    }
+    existing(beside, name)
+}
+
 /// Builds the programs with this program's profile, into its target directory.
-async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
-    progress(Event::Step("building epp and mock-vllm".to_owned()));
+async fn build(
+    cargo: &Path,
+    package: Option<&Path>,
+    (beside, names): (&Path, &[&str]),
+    progress: &Progress,
+) -> Result<()> {
+    let listed = names.join(" and ");
+    progress(Event::Step(format!("building {listed}")));
     let profile = match beside.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(profile) => profile,
@@ -103,8 +125,10 @@ async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
     let mut command = Command::new(cargo);
     // Select the whole workspace, as `cargo e2e` does: with the same features, shared dependencies are compiled once.
     command.args(["build", "--locked", "--profile", profile, "--workspace"]);
-    command.args(["--bin", "epp", "--bin", "mock-vllm"]);
-    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(names.iter().flat_map(|name| ["--bin", name]));
+    if let Some(package) = package {
+        command.current_dir(package);
+    }
     for name in OF_THE_RUN {
         command.env_remove(name);
     }
@@ -120,7 +144,7 @@ async fn build(cargo: &Path, beside: &Path, progress: &Progress) -> Result<()> {
         .await
         .with_context(|| format!("start {}", cargo.display()))?;
     if !status.success() {
-        bail!("cargo could not build epp and mock-vllm ({status})");
+        bail!("cargo could not build {listed} ({status})");
     }
     Ok(())
 }
