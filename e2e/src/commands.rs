@@ -10,8 +10,7 @@ use clap::Args;
 use lab::cluster::Status;
 use lab::cluster::programs::Programs;
 use lab::cluster::supervisor::{self, Phase, State};
-use lab::flags::ClusterArgs;
-use lab::flags::{doc_manifests, manifests, options};
+use lab::flags::{self, ClusterArgs, options};
 use lab::ui::Ui;
 use load::ending::End;
 use load::interrupt::Interrupt;
@@ -72,7 +71,7 @@ pub async fn up(args: UpArgs) -> Result<End> {
     let progress = ui.progress();
     let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &progress)).await;
     let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };
-    let options = options(&args.cluster, &state_dir.join("run"));
+    let options = options(&args.cluster, &state_dir.join("run"))?;
     let started = supervisor::up(&state_dir, &options, &programs, &progress, interrupt.requested()).await?;
     ui.finish();
     let Some(state) = started else { return Ok(End::Interrupted) };
@@ -81,9 +80,7 @@ pub async fn up(args: UpArgs) -> Result<End> {
         return Ok(End::Interrupted);
     }
     let Phase::Running { status } = &state.phase else { bail!("the cluster is not running") };
-    let own = manifests(&args.cluster).join("requests");
-    let requests = if own.is_dir() { own } else { doc_manifests().join("requests") };
-    output::print(&instructions(status, &requests)?);
+    output::print(&instructions(status, &flags::requests(&options)?)?);
     Ok(End::Good)
 }
 

@@ -78,7 +78,7 @@ struct Overhead {
 pub async fn run(args: OverheadArgs) -> Result<End> {
     let interrupt = Interrupt::listen()?;
     let ui = Ui::new(args.cluster.verbose);
-    let mut options = options(&args.cluster, &args.report_dir.join("overhead"));
+    let mut options = options(&args.cluster, &args.report_dir.join("overhead"))?;
     options.time_scale = TIME_SCALE;
     options.engine_args = vec!["--jitter".to_owned(), "0".to_owned()];
     let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &ui.progress())).await;

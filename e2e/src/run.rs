@@ -7,7 +7,7 @@ use clap::Args;
 use lab::check::Group;
 use lab::cluster::Cluster;
 use lab::cluster::programs::Programs;
-use lab::flags::{ClusterArgs, doc_manifests, manifests, options};
+use lab::flags::{ClusterArgs, options, requests};
 use lab::journal::Journal;
 use lab::report::summary;
 use lab::report::{Outcome, Part, Report, Run};
@@ -77,11 +77,11 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(args: &ClusterArgs) -> Self {
+    fn of(manifests: PathBuf) -> Self {
         Self {
             started: utc_now().truncate_to_second().format(&Rfc3339).unwrap_or_default(),
             stopwatch: Stopwatch::start(),
-            manifests: manifests(args),
+            manifests,
             replicas: 0,
             ports: (0, 0),
         }
@@ -120,21 +120,21 @@ async fn asserted(
     run_dir: &Path,
     (journal, ui, interrupt): (&Journal, &Ui, &Interrupt),
 ) -> Result<(Outcome, Facts)> {
+    let options = options(args, run_dir)?;
     let progress = ui.progress();
     let resolved = interrupt.unless(Programs::resolve(&args.programs, &progress)).await;
     let Some(programs) = resolved.transpose()? else {
-        return Ok((Outcome::Interrupted, Facts::of(args)));
+        return Ok((Outcome::Interrupted, Facts::of(options.manifests)));
     };
     // The run's time does not include building and downloading programs.
-    let mut facts = Facts::of(args);
+    let mut facts = Facts::of(options.manifests.clone());
+    let requests = Requests::new(requests(&options)?);
     ui.step("starting pods, picker and Envoy");
-    let options = options(args, run_dir);
     let started = Cluster::start_unless(options, programs, progress, interrupt.requested()).await?;
     let Some(cluster) = started else { return Ok((Outcome::Interrupted, facts)) };
     facts.replicas = cluster.pods().len();
     facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
     journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
-    let requests = Requests::find(&facts.manifests, &doc_manifests());
     let lab = Lab::new(&cluster, journal, ui, (requests, args.time_scale(), facts.stopwatch));
     let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.to_vec() };
     let outcome = match interrupt.unless(scenario::run(&lab, &groups)).await {

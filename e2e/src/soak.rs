@@ -97,7 +97,7 @@ struct Outcome {
 pub async fn run(args: SoakArgs) -> Result<End> {
     let interrupt = Interrupt::listen()?;
     let ui = Ui::new(args.cluster.verbose);
-    let mut options = options(&args.cluster, &args.report_dir.join("soak"));
+    let mut options = options(&args.cluster, &args.report_dir.join("soak"))?;
     options.pickers = args.cluster.pickers.unwrap_or(PICKERS);
     let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &ui.progress())).await;
     let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };

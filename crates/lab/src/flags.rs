@@ -2,19 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use clap::Args;
 
 use crate::cluster::Options;
 use crate::cluster::programs::ProgramOptions;
-
-/// Checkout from which this program was built, for its manifests.
-const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-const DOC_MANIFESTS: &str = "manifests/doc";
+use crate::doc;
 
 /// The cluster to start.
 #[derive(Debug, Clone, Args)]
 pub struct ClusterArgs {
-    /// Directory of the Kubernetes objects to apply [default: manifests/doc of this checkout]
+    /// Directory of the Kubernetes objects to apply [default: the tutorial's, from manifests/doc if that is here]
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// Pods of every Deployment, in place of `spec.replicas`
@@ -40,31 +38,36 @@ impl ClusterArgs {
 }
 
 /// Returns the options of the cluster from the flags.
-pub fn options(args: &ClusterArgs, run_dir: &Path) -> Options {
-    let mut options = Options::new(manifests(args), run_dir);
+///
+/// # Errors
+/// When the tutorial's manifests cannot be written to `run_dir`.
+pub fn options(args: &ClusterArgs, run_dir: &Path) -> Result<Options> {
+    let mut options = Options::new(manifests(args, run_dir)?, run_dir);
     options.replicas = args.replicas;
     options.pickers = args.pickers.unwrap_or(1);
     options.time_scale = args.time_scale();
-    options
+    Ok(options)
 }
 
 /// Returns the directory of the manifests to apply: the one asked for, otherwise the tutorial's.
-pub fn manifests(args: &ClusterArgs) -> PathBuf {
-    args.manifests.clone().unwrap_or_else(doc_manifests)
+fn manifests(args: &ClusterArgs, run_dir: &Path) -> Result<PathBuf> {
+    args.manifests.clone().map_or_else(|| doc::directory(run_dir), Ok)
 }
 
-/// Returns the tutorial's manifests: those in the working directory if it is a checkout, otherwise those of the
-/// checkout that this program was built from.
-pub fn doc_manifests() -> PathBuf {
-    let here = PathBuf::from(DOC_MANIFESTS);
-    if here.is_dir() { here } else { Path::new(CHECKOUT).join(DOC_MANIFESTS) }
+/// Returns the directory of the requests: beside the manifests if they have some, otherwise the tutorial's.
+///
+/// # Errors
+/// When the tutorial's cannot be written to the run's directory.
+pub fn requests(options: &Options) -> Result<PathBuf> {
+    let own = options.manifests.join("requests");
+    if own.is_dir() { Ok(own) } else { Ok(doc::directory(&options.run_dir)?.join("requests")) }
 }
 
 /// Reads a positive factor of time.
 ///
 /// # Errors
 /// If it is not a number, or out of range.
-pub fn time_scale(text: &str) -> Result<f64, String> {
+pub fn time_scale(text: &str) -> std::result::Result<f64, String> {
     let scale: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     match scale > 0.0 && scale <= 1000.0 {
         true => Ok(scale),

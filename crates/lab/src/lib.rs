@@ -19,6 +19,8 @@ pub mod envoy_install;
 
 pub mod guard;
 
+pub mod doc;
+
 pub mod requests;
 
 pub mod conversation;

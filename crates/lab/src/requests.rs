@@ -1,7 +1,7 @@
 //! The tutorial's two requests, in the three forms that a shell makes of its `echo` commands.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -39,10 +39,8 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// Finds the requests beside the manifests, or else those of `fallback`.
-    pub fn find(manifests: &Path, fallback: &Path) -> Self {
-        let own = manifests.join("requests");
-        let dir = if own.is_dir() { own } else { fallback.join("requests") };
+    /// Takes the requests of this directory.
+    pub fn new(dir: PathBuf) -> Self {
         Self { dir }
     }
 

@@ -51,7 +51,7 @@ pub struct Plan {
 pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>> {
     let interrupt = Interrupt::listen()?;
     let ui = Ui::new(plan.cluster.verbose);
-    let mut options = options(&plan.cluster, &plan.report_dir.join("step5"));
+    let mut options = options(&plan.cluster, &plan.report_dir.join("step5"))?;
     (options.replicas, options.time_scale) = (Some(plan.n_pods), plan.time_scale);
     options.engine_args = ["--latency-preset", &plan.latency, "--jitter", "0"].map(str::to_owned).to_vec();
     options.picker_args = vec!["--seed".to_owned(), plan.picker_seed.to_string()];
