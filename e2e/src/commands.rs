@@ -8,10 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use lab::cluster::Status;
-use lab::cluster::programs::Programs;
 use lab::cluster::supervisor::{self, Phase, State};
 use lab::flags::{self, ClusterArgs, options};
-use lab::ui::Ui;
+use lab::session::Session;
 use load::ending::End;
 use load::interrupt::Interrupt;
 use load::output;
@@ -64,15 +63,14 @@ pub struct LogsArgs {
 }
 
 pub async fn up(args: UpArgs) -> Result<End> {
-    let interrupt = Interrupt::listen()?;
-    let ui = Ui::new(args.cluster.verbose);
+    let session = Session::new(args.cluster.verbose)?;
     let state_dir = state_dir(&args.state)?;
+    let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
+    let Session { ui, interrupt } = &session;
     ui.step("starting pods, picker and Envoy");
-    let progress = ui.progress();
-    let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &progress)).await;
-    let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };
     let options = options(&args.cluster, &state_dir.join("run"))?;
-    let started = supervisor::up(&state_dir, &options, &programs, &progress, interrupt.requested()).await?;
+    let started =
+        supervisor::up(&state_dir, &options, &programs, &ui.progress(), interrupt.requested()).await?;
     ui.finish();
     let Some(state) = started else { return Ok(End::Interrupted) };
     if interrupt.is_requested() {

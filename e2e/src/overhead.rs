@@ -8,14 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
 use lab::cluster::Cluster;
-use lab::cluster::programs::Programs;
 use lab::flags::ClusterArgs;
 use lab::flags::options;
 use lab::requests::body;
-use lab::ui::Ui;
+use lab::session::Session;
 use load::client::Client;
 use load::ending::End;
-use load::interrupt::Interrupt;
 use load::output;
 use load::pacer::Beat;
 use load::stats::{millis, quantile};
@@ -76,19 +74,17 @@ struct Overhead {
 }
 
 pub async fn run(args: OverheadArgs) -> Result<End> {
-    let interrupt = Interrupt::listen()?;
-    let ui = Ui::new(args.cluster.verbose);
+    let session = Session::new(args.cluster.verbose)?;
     let mut options = options(&args.cluster, &args.report_dir.join("overhead"))?;
     options.time_scale = TIME_SCALE;
     options.engine_args = vec!["--jitter".to_owned(), "0".to_owned()];
-    let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &ui.progress())).await;
-    let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };
-    ui.step("starting pods, picker and Envoy");
-    let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
-    let Some(cluster) = started else { return Ok(End::Interrupted) };
-    ui.step("measuring 8081 and 8080 in turns");
-    let measured = interrupt.unless(measure(&cluster, &args)).await;
-    cluster.stop().await?;
+    let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
+    let Session { ui, interrupt } = &session;
+    let measuring = async |cluster: &Cluster| {
+        ui.step("measuring 8081 and 8080 in turns");
+        interrupt.unless(measure(cluster, &args)).await
+    };
+    let measured = session.with(options, programs, measuring).await?.flatten();
     ui.finish();
     let Some(overhead) = measured.transpose()? else { return Ok(End::Interrupted) };
     output::print(&match args.json {

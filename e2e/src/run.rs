@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use lab::check::Group;
 use lab::cluster::Cluster;
-use lab::cluster::programs::Programs;
 use lab::flags::{ClusterArgs, options, requests};
 use lab::journal::Journal;
 use lab::report::summary;
@@ -14,10 +13,10 @@ use lab::report::{Outcome, Part, Report, Run};
 use lab::requests::Requests;
 use lab::scenario;
 use lab::scenario::lab::Lab;
+use lab::session::Session;
 use lab::ui::{Ui, stdout_style};
 use load::clock::{Stopwatch, utc_now};
 use load::ending::End;
-use load::interrupt::Interrupt;
 use load::output;
 use time::format_description::well_known::Rfc3339;
 
@@ -40,14 +39,13 @@ pub struct RunArgs {
 }
 
 pub async fn run(args: RunArgs) -> Result<End> {
-    let interrupt = Interrupt::listen()?;
     let RunArgs { cluster, only, report_dir, keep, json } = args;
-    let ui = Ui::new(cluster.verbose);
+    let session = Session::new(cluster.verbose)?;
     let journal = Journal::default();
     let run_dir = report_dir.join("run");
     clear(&run_dir)?;
-    let (outcome, facts) = asserted(&cluster, (&only, keep), &run_dir, (&journal, &ui, &interrupt)).await?;
-    ui.finish();
+    let (outcome, facts) = asserted(&cluster, (&only, keep), &run_dir, (&journal, &session)).await?;
+    session.ui.finish();
     let report = journal.report(facts.run(&cluster, outcome, &only));
     let written = report.write(&report_dir)?;
     output::print(&match json {
@@ -118,35 +116,35 @@ async fn asserted(
     args: &ClusterArgs,
     (only, keep): (&[Group], bool),
     run_dir: &Path,
-    (journal, ui, interrupt): (&Journal, &Ui, &Interrupt),
+    (journal, session): (&Journal, &Session),
 ) -> Result<(Outcome, Facts)> {
     let options = options(args, run_dir)?;
-    let progress = ui.progress();
-    let resolved = interrupt.unless(Programs::resolve(&args.programs, &progress)).await;
-    let Some(programs) = resolved.transpose()? else {
+    let Some(programs) = session.programs(&args.programs).await? else {
         return Ok((Outcome::Interrupted, Facts::of(options.manifests)));
     };
     // The run's time does not include building and downloading programs.
     let mut facts = Facts::of(options.manifests.clone());
     let requests = Requests::new(requests(&options)?);
-    ui.step("starting pods, picker and Envoy");
-    let started = Cluster::start_unless(options, programs, progress, interrupt.requested()).await?;
-    let Some(cluster) = started else { return Ok((Outcome::Interrupted, facts)) };
-    facts.replicas = cluster.pods().len();
-    facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
-    journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
-    let lab = Lab::new(&cluster, journal, ui, (requests, args.time_scale(), facts.stopwatch));
-    let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.to_vec() };
-    let outcome = match interrupt.unless(scenario::run(&lab, &groups)).await {
-        Some(()) => Outcome::Passed,
-        None => Outcome::Interrupted,
+    let Session { ui, interrupt } = session;
+    let checked = async |cluster: &Cluster| {
+        facts.replicas = cluster.pods().len();
+        facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
+        journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
+        let lab = Lab::new(cluster, journal, ui, (requests, args.time_scale(), facts.stopwatch));
+        let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.to_vec() };
+        let outcome = match interrupt.unless(scenario::run(&lab, &groups)).await {
+            Some(()) => Outcome::Passed,
+            None => Outcome::Interrupted,
+        };
+        if keep && outcome == Outcome::Passed {
+            let _ = interrupt.unless(keep_running(&lab, ui)).await;
+        }
+        anyhow::Ok((outcome, Stopwatch::start()))
     };
-    if keep && outcome == Outcome::Passed {
-        let _ = interrupt.unless(keep_running(&lab, ui)).await;
-    }
-    let stopping = Stopwatch::start();
-    ui.step("ending every process");
-    cluster.stop().await.context("end the cluster")?;
+    let Some(checked) = session.with(options, programs, checked).await? else {
+        return Ok((Outcome::Interrupted, facts));
+    };
+    let (outcome, stopping) = checked?;
     journal.part(Part { name: "stop".to_owned(), wall_s: stopping.elapsed().as_secs_f64() });
     Ok((outcome, facts))
 }

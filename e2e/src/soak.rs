@@ -16,15 +16,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lab::cluster::Cluster;
-use lab::cluster::programs::Programs;
 use lab::evidence::access_log::{self, AccessEntry};
-use lab::flags::ClusterArgs;
-use lab::flags::options;
+use lab::flags::{ClusterArgs, options};
+use lab::session::Session;
 use lab::ui::Ui;
 use load::client::Client;
 use load::clock::Stopwatch;
 use load::ending::End;
-use load::interrupt::Interrupt;
 use load::output;
 use load::pacer::Beat;
 use load::stats::as_f64;
@@ -95,20 +93,15 @@ struct Outcome {
 }
 
 pub async fn run(args: SoakArgs) -> Result<End> {
-    let interrupt = Interrupt::listen()?;
-    let ui = Ui::new(args.cluster.verbose);
+    let session = Session::new(args.cluster.verbose)?;
     let mut options = options(&args.cluster, &args.report_dir.join("soak"))?;
     options.pickers = args.cluster.pickers.unwrap_or(PICKERS);
-    let resolved = interrupt.unless(Programs::resolve(&args.cluster.programs, &ui.progress())).await;
-    let Some(programs) = resolved.transpose()? else { return Ok(End::Interrupted) };
-    ui.step("starting pods, pickers and Envoy");
-    let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
-    let Some(cluster) = started else { return Ok(End::Interrupted) };
-    let soaked = soak(&cluster, &args, (&ui, &interrupt)).await;
-    ui.step("ending every process");
-    cluster.stop().await?;
+    let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
+    let soaked =
+        session.with(options, programs, async |cluster| soak(cluster, &args, &session).await).await?;
+    let Session { ui, interrupt } = &session;
     ui.finish();
-    let outcome = soaked?;
+    let Some(outcome) = soaked.transpose()? else { return Ok(End::Interrupted) };
     output::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&outcome)?),
         false => table(&outcome),
@@ -135,7 +128,8 @@ fn check(cluster: &Cluster, args: &SoakArgs) -> Result<()> {
     Ok(())
 }
 
-async fn soak(cluster: &Cluster, args: &SoakArgs, (ui, interrupt): (&Ui, &Interrupt)) -> Result<Outcome> {
+async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<Outcome> {
+    let Session { ui, interrupt } = session;
     check(cluster, args)?;
     let started = Stopwatch::start();
     let url = format!("http://{}/v1/chat/completions", cluster.gateway("llm-gw")?);

@@ -5,6 +5,8 @@ pub mod scenario;
 
 pub mod journal;
 
+pub mod session;
+
 pub mod flags;
 
 pub mod ui;

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use lab::cluster::programs::Programs;
 use lab::cluster::{Cluster, Fresh};
 use lab::evidence::picker::parse_decisions;
 use lab::flags::ClusterArgs;
 use lab::flags::options;
+use lab::session::Session;
 use lab::ui::Ui;
 use load::client::Client;
-use load::interrupt::Interrupt;
 use load::multi_round_qa::records::Summary;
 use load::multi_round_qa::run::{self as qa, Answered, Listener, Measured, Questions, Repeatable, Settings};
 use load::multi_round_qa::sharegpt::Entry;
@@ -49,36 +48,30 @@ pub struct Plan {
 /// # Errors
 /// When the cluster cannot be started, or a request fails.
 pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>> {
-    let interrupt = Interrupt::listen()?;
-    let ui = Ui::new(plan.cluster.verbose);
+    let session = Session::new(plan.cluster.verbose)?;
     let mut options = options(&plan.cluster, &plan.report_dir.join("step5"))?;
     (options.replicas, options.time_scale) = (Some(plan.n_pods), plan.time_scale);
     options.engine_args = ["--latency-preset", &plan.latency, "--jitter", "0"].map(str::to_owned).to_vec();
     options.picker_args = vec!["--seed".to_owned(), plan.picker_seed.to_string()];
-    let resolved = interrupt.unless(Programs::resolve(&plan.cluster.programs, &ui.progress())).await;
-    let Some(programs) = resolved.transpose()? else { return Ok(None) };
-    ui.step("starting pods, picker and Envoy");
+    let Some(programs) = session.programs(&plan.cluster.programs).await? else { return Ok(None) };
+    let Session { ui, interrupt } = &session;
     let anew = Fresh {
         engine_args: options.engine_args.clone(),
         picker_args: options.picker_args.clone(),
         ..Fresh::default()
     };
-    let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
-    let Some(cluster) = started else { return Ok(None) };
-    let sides = async {
-        let plain = side(&cluster, plan, entries, ("http", "8080", &ui)).await?;
+    let both = async |cluster: &Cluster| {
+        let plain = side(cluster, plan, entries, ("http", "8080", ui)).await?;
         // Start over with empty caches, and a picker that has seen no request.
         cluster.restart(anew).await.context("empty the caches")?;
-        let picked = side(&cluster, plan, entries, ("llm-gw", "8081", &ui)).await?;
+        let picked = side(cluster, plan, entries, ("llm-gw", "8081", ui)).await?;
         let kept_at = plan.report_dir.join("step5").join("decisions.json");
-        let picks = picks(&cluster, picked.1, &kept_at).await?;
+        let picks = picks(cluster, picked.1, &kept_at).await?;
         anyhow::Ok([plain.0, Figures { picks, ..picked.0 }])
     };
-    let sides = interrupt.unless(sides).await;
-    ui.step("ending every process");
-    cluster.stop().await?;
+    let ran = session.with(options, programs, async |cluster| interrupt.unless(both(cluster)).await).await?;
     ui.finish();
-    sides.transpose()
+    ran.flatten().transpose()
 }
 
 async fn side(

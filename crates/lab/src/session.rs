@@ -1,0 +1,55 @@
+//! A cluster for as long as one command works with it. However the work ends, by Ctrl-C too, so does everything started.
+
+use anyhow::Result;
+use load::interrupt::Interrupt;
+
+use crate::cluster::programs::{ProgramOptions, Programs};
+use crate::cluster::{Cluster, Options};
+use crate::ui::Ui;
+
+/// What every command with a cluster listens to and writes to.
+#[derive(Debug)]
+pub struct Session {
+    pub ui: Ui,
+    pub interrupt: Interrupt,
+}
+
+impl Session {
+    /// Listens to signals from now on.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new(verbose: bool) -> Result<Self> {
+        Ok(Self { interrupt: Interrupt::listen()?, ui: Ui::new(verbose) })
+    }
+
+    /// Finds the programs; returns `None` if interrupted before.
+    ///
+    /// # Errors
+    /// When [`Programs::resolve`] fails.
+    pub async fn programs(&self, options: &ProgramOptions) -> Result<Option<Programs>> {
+        let progress = self.ui.progress();
+        self.interrupt.unless(Programs::resolve(options, &progress)).await.transpose()
+    }
+
+    /// Starts the cluster, gives it to `work` and ends it; returns `None` if interrupted before the cluster was ready.
+    /// Later interrupts are for `work` to notice.
+    ///
+    /// # Errors
+    /// When the cluster cannot be started or ended.
+    pub async fn with<T>(
+        &self,
+        options: Options,
+        programs: Programs,
+        work: impl AsyncFnOnce(&Cluster) -> T,
+    ) -> Result<Option<T>> {
+        let Self { ui, interrupt } = self;
+        ui.step("starting pods, picker and Envoy");
+        let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
+        let Some(cluster) = started else { return Ok(None) };
+        let done = work(&cluster).await;
+        ui.step("ending every process");
+        cluster.stop().await?;
+        Ok(Some(done))
+    }
+}
