@@ -3,8 +3,8 @@
 //! A request may fail only if the pod that was computing it was killed. Any other failed request had a live pod and was
 //! lost. The results are reported however the run ends.
 
-mod chaos;
 mod ledger;
+mod chaos;
 mod memory;
 mod users;
 

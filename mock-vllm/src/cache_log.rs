@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 use vllm_engine::config::EngineConfig;
 use vllm_engine::event::KvEvent;
-use vllm_engine::hash::{BlockHash, BlockHasher};
+use vllm_engine::hash::BlockHash;
 use vllm_engine::latency::LatencyModel;
 use vllm_engine::prefix::PromptPrefix;
 use vllm_engine::request::EngineRequest;
@@ -102,7 +102,7 @@ impl CacheLog {
         let counts_from_one = |n: u32| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
         let start = CacheStart {
             block_size: counts_from_one(config.block_size),
-            none_hash: BlockHasher::of(&config).none_hash().event_int(),
+            none_hash: config.block_hasher().none_hash().event_int(),
             max_chunk_tokens: counts_from_one(max_chunk_tokens(&config)),
             latency,
         };

@@ -1,10 +1,10 @@
 //! The command line: vLLM's own flags and the mock's, and what the program does with them.
 
 mod config_file;
-mod flags;
 mod latency;
-mod log;
 mod run;
+mod flags;
+mod log;
 mod serve;
 
 use crate::check_trace;

@@ -11,7 +11,7 @@ mod cores;
 pub mod line;
 pub mod pacing;
 
-use crate::driver::clock::{Clock, SimTime};
+use crate::clock::{Clock, SimTime};
 use crate::metrics::lateness::TokenLateness;
 use cores::Core;
 use line::Line;

@@ -7,7 +7,6 @@
 //! Deadlines are absolute, so that a late wake-up delays one event and not the events after it.
 
 pub mod backlog;
-pub mod clock;
 pub mod inspect;
 pub mod pause;
 
@@ -17,12 +16,12 @@ mod diary;
 mod live;
 
 use crate::cache_log::CacheLog;
+use crate::clock::{Clock, SimTime};
 use crate::departures::Departures;
 use crate::kv_events::publisher::KvEventPublisher;
 use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
 use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
-use clock::{Clock, SimTime};
 use commands::{Answer, Call, Commands, EngineWork, Inbox};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};

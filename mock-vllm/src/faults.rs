@@ -6,10 +6,10 @@
 //! x-mock-vllm-fault: for one request ──────────────────► http
 //! ```
 
-pub mod active;
 pub mod guide;
-pub mod page;
 pub mod socket;
+pub mod active;
+pub mod page;
 pub mod spec;
 pub mod wave;
 

@@ -9,13 +9,13 @@
 //! The driver never waits: a batch that finds a queue full is dropped and counted, and leaves a gap in the sequence
 //! numbers.
 
+pub mod service;
 pub mod config;
 pub mod publisher;
-pub mod service;
 
 pub mod encoding;
-pub mod stats;
-
 mod peer;
+
+pub mod stats;
 mod replay;
 mod zmtp;

@@ -5,9 +5,9 @@ pub mod server;
 pub mod http;
 
 pub mod check_trace;
-pub mod departures;
 pub mod driver;
 pub mod faults;
+pub mod departures;
 pub mod kv_events;
 pub mod metrics;
 pub mod oracle;
@@ -15,4 +15,5 @@ pub mod request_log;
 pub mod structured;
 
 pub mod cache_log;
+pub mod clock;
 pub mod json_lines;

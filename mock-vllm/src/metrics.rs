@@ -1,16 +1,16 @@
 //! vLLM's metrics of one engine and its API server, updated once per step. `render` decides what a version shows of
 //! them.
 
-mod buckets;
 pub mod cache_config;
-pub mod exposition;
-mod histogram;
-pub mod http;
 pub mod lateness;
 pub mod lora;
-pub mod process;
 pub mod render;
+pub mod http;
+pub mod process;
+pub mod exposition;
 pub mod requests;
+mod buckets;
+mod histogram;
 
 use histogram::Histogram;
 use lateness::TokenLateness;

@@ -5,9 +5,9 @@
 //! --cache-log files ─read─► lines in order of time ─replay─► choices, one per request ─report─► table | JSON
 //! ```
 
-mod read;
-mod replay;
 mod report;
+mod replay;
+mod read;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};

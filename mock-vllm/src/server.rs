@@ -6,9 +6,9 @@ pub mod fleet;
 pub mod ports;
 
 use crate::cache_log::CacheLog;
+use crate::clock::{Clock, TimeScale};
 use crate::departures::Departures;
 use crate::driver::backlog::QueueLimits;
-use crate::driver::clock::{Clock, TimeScale};
 use crate::driver::{self, DriverConfig};
 use crate::faults::Rule;
 use crate::faults::active::PodFaults;

@@ -5,15 +5,15 @@
 //! it is kept. If a key appears twice, the last one counts, the same as in the engine. Limits: [`MAX_NESTING`] levels,
 //! [`MAX_PROMPTS`] prompts; the caller bounds the size.
 
-mod conversation;
-mod fields;
 mod live;
 mod lookup;
 mod prompts;
-mod source;
-mod text;
+mod conversation;
+mod fields;
 mod utf8;
 mod writer;
+mod source;
+mod text;
 
 use std::ops::Range;
 

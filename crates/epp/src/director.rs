@@ -3,12 +3,12 @@
 //!
 //! Synchronous and without I/O: everything that it reads is in memory, and the time is an argument.
 
-mod model;
-mod note;
 mod peers;
 mod report;
 mod ticket;
+mod note;
 mod tokens;
+mod model;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicBool, Ordering};

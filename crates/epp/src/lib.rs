@@ -10,23 +10,31 @@ pub mod cli;
 
 pub mod server;
 
-pub mod director;
+pub mod follow_peers;
 
-pub mod exchange;
+pub mod kv_events;
+
+pub mod tokens;
+
+pub mod replay;
+
+pub mod director;
 
 pub mod peers;
 
 pub mod policies;
 
-pub mod tuning;
-
 pub mod scrape;
 
 pub mod candidates;
 
-pub mod kv_events;
+pub mod status;
 
-pub mod tokens;
+pub mod metrics;
+
+pub mod spans;
+
+pub mod exchange;
 
 pub mod compat;
 
@@ -42,18 +50,12 @@ pub mod budget;
 
 pub mod body;
 
+pub mod explain;
+
+pub mod tuning;
+
 pub mod response;
 
 mod json;
-
-pub mod explain;
-
-pub mod replay;
-
-pub mod status;
-
-pub mod metrics;
-
-pub mod spans;
 
 pub mod log;

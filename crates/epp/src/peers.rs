@@ -15,8 +15,6 @@ use prefix_index::chain::Chain;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub mod follow;
-
 /// Version of the lines and of the hashes in them: pickers with different versions do not understand each other.
 pub const FORMAT: u32 = 1;
 /// Time after which a journal without news sends a heartbeat.

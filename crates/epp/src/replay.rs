@@ -13,7 +13,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
 use scheduling::candidate::{AdapterState, Candidate, Load};
-use scheduling::pick::{Ask, Policy, Score, pick};
+use scheduling::pick::{Ask, Policy, pick};
+use scheduling::score::Score;
 use serde::{Deserialize, Serialize};
 
 use crate::tuning::{Patch, Source, Tuning};

@@ -4,8 +4,8 @@
 //! JSON is one document; an event stream has one in the `data` of each event. Anything else, or a body that breaks the
 //! grammar, passes unread.
 
-mod document;
 mod events;
+mod document;
 
 use std::ops::Range;
 

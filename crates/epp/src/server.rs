@@ -5,13 +5,13 @@
 //! ```
 
 pub mod accept;
-pub mod certificates;
-pub mod ext_proc;
 mod follow;
 mod health;
+pub mod ext_proc;
 mod http;
-pub mod parts;
 pub mod tls;
+pub mod certificates;
+pub mod parts;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -37,9 +37,9 @@ use self::parts::Parts;
 use self::tls::{Security, Tls};
 use crate::budget::Budget;
 use crate::director::{Director, Options};
+use crate::follow_peers::Followers;
 use crate::kv_events;
 use crate::metrics::Metrics;
-use crate::peers::follow::Followers;
 use crate::policies::WatchedFile;
 use crate::spans::{Otlp, Spans};
 use crate::tokens::Tokenizer;

@@ -2,8 +2,8 @@
 //! clusters.
 
 mod backend;
-mod index;
 mod policy;
+mod index;
 
 use std::time::Duration;
 

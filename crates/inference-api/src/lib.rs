@@ -4,10 +4,12 @@
 //! into a form that needs no further check; a field that nothing in Warmpath honours is an error that names it.
 
 pub mod condition;
-pub mod gateway;
-pub mod keys;
 pub mod manifest;
-pub mod object;
+pub mod gateway;
 pub mod pool;
-pub mod probe;
+pub mod keys;
 pub mod workload;
+pub mod object;
+
+pub mod probe;
+pub mod port;

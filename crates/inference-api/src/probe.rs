@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::workload::TargetPort;
+use crate::port::TargetPort;
 
 /// A `startupProbe`, `readinessProbe` or `livenessProbe`, with Kubernetes' defaults for fields that are missing or 0.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

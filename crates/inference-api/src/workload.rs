@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::object::ObjectMeta;
+use crate::port::TargetPort;
 use crate::probe::Probe;
 
 /// Replicas of one pod template.
@@ -216,14 +217,6 @@ pub struct ServicePort {
     pub port: u16,
     /// Port of the pods. None: the same as `port`.
     pub target_port: Option<TargetPort>,
-}
-
-/// A port of the pod, by number or by the name of a container's port.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum TargetPort {
-    Number(u16),
-    Name(String),
 }
 
 fn one_replica() -> u32 {

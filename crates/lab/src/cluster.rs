@@ -7,10 +7,10 @@
 //!                            ▲ kill_pod, kill_picker, restart, apply …      each child behind `e2e guard`
 //! ```
 
-pub mod authority;
 pub mod supervisor;
-
 mod local;
+
+pub mod authority;
 
 pub mod programs;
 
@@ -18,13 +18,13 @@ mod envoy;
 
 mod process;
 
-mod http;
-
 mod ports;
 
 mod desired;
 
 mod probe;
+
+mod http;
 
 mod command;
 

@@ -8,8 +8,8 @@
 
 pub mod join;
 
-pub mod access_log;
-
 pub mod picker;
 
 pub mod pod;
+
+pub mod access_log;

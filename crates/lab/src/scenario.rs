@@ -9,9 +9,9 @@ use crate::scenario::lab::Lab;
 
 pub mod tutorial;
 
-pub mod latency;
-
 pub mod controls;
+
+pub mod latency;
 
 pub mod requests;
 

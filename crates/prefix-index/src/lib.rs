@@ -8,11 +8,15 @@ pub mod index;
 
 pub mod blocks;
 
-pub mod matches;
-
 mod tree;
 
+pub mod matches;
+
 mod recency;
+
+mod node_id;
+
+pub mod stats;
 
 mod holders;
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use hashbrown::HashTable;
 
-use crate::{tree::NodeId, usage::Use};
+use crate::{node_id::NodeId, usage::Use};
 
 /// Position in `entries`, plus one, so that an absent link takes no space.
 type Link = Option<NonZeroU32>;

@@ -16,16 +16,13 @@ use crate::{
     chain::{BlockHash, Chain},
     endpoint::EndpointId,
     holders::Holders,
-    index::Stats,
     matches::Matches,
+    node_id::NodeId,
     recency::Recency,
     schedule::bytes_in_blocks,
+    stats::Stats,
     usage::{Insertion, Use},
 };
-
-/// Position of a node in the tree; positions are reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NodeId(u32);
 
 #[derive(Debug)]
 struct Node {
@@ -67,16 +64,6 @@ pub(crate) struct Tree {
     stats: Stats,
     /// The path of the current insertion, kept so that its memory is reused.
     path: Vec<NodeId>,
-}
-
-// === impl NodeId ===
-
-impl NodeId {
-    /// Hash of the position. Positions are dense, so it is enough to spread them over the high bits, which the table
-    /// reads first.
-    pub(crate) fn hash(self) -> u64 {
-        u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-    }
 }
 
 // === impl Node ===

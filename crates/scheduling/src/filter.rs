@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use rand::{Rng, RngExt};
 
 use crate::candidate::AdapterState;
-use crate::pick::Score;
+use crate::score::Score;
 
 /// Longest queue in which a loaded adapter is worth the wait (upstream's `QUEUING_THRESHOLD_LORA`).
 const MAX_ADAPTER_QUEUE: u32 = 128;

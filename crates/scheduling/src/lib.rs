@@ -3,13 +3,15 @@
 //! Candidates and their loads come in, a decision with its reason goes out. No I/O, no clock, no async; randomness is
 //! an argument.
 
-pub mod pick;
-
 pub mod saturation;
 
 pub mod standings;
 
+pub mod pick;
+
 mod filter;
+
+pub mod score;
 
 pub mod affinity;
 

@@ -6,8 +6,9 @@ use prefix_index::endpoint::EndpointId;
 use rand::{Rng, RngExt};
 
 use crate::affinity::{Affinity, Burden};
-use crate::candidate::{AdapterState, Candidate, Load};
+use crate::candidate::{Candidate, Load};
 use crate::filter::{self, Survey};
+use crate::score::Score;
 
 /// A pool's rule for placing requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,26 +72,6 @@ pub struct Decision {
     pub fallbacks: Vec<usize>,
     /// Scores of all candidates, in their order.
     pub scores: Vec<Score>,
-}
-
-/// The figures by which a candidate is judged.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
-    pub endpoint: EndpointId,
-    /// Matched bytes divided by total bytes, in 0..=1; 0 if the request has no full block.
-    pub ratio: f64,
-    /// Requests ahead of this one: in flight plus waiting, or only in flight if the metrics are stale.
-    pub queue: u32,
-    /// KV-cache usage; `None` if the metrics are stale.
-    pub kv_usage: Option<f64>,
-    /// Bytes of the request that the endpoint would have to compute.
-    pub uncached_bytes: u64,
-    /// Bytes of earlier requests that it still has to compute.
-    pub uncached_in_flight: u64,
-    /// Work in bytes, as [`Affinity`] weighs it; `None` under [`Policy::Default`], and for candidates left out as
-    /// stale.
-    pub work: Option<f64>,
-    pub adapter: AdapterState,
 }
 
 /// Reason why there is no decision.

@@ -1,7 +1,7 @@
 //! `e2e calibrate`: fits the latency model's constants to a CSV measured on a real GPU, and reports the model's error.
 
-pub mod csv;
 pub mod requests;
+pub mod csv;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;

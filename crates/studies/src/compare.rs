@@ -1,12 +1,12 @@
 //! `e2e compare`: runs policies under workloads that distinguish good routers from bad ones, in virtual time.
 
-pub mod matrix;
 pub mod output;
 pub mod page;
 pub mod ranking;
+pub mod matrix;
 pub mod shapes;
-pub mod traces;
 pub mod workloads;
+pub mod traces;
 
 mod charts;
 

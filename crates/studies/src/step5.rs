@@ -2,10 +2,10 @@
 //! time and through the real Envoy, and compares it with the vendor's published table.
 
 pub mod agreement;
-pub mod data;
-pub mod judge;
 pub mod side;
 pub mod wall;
+pub mod judge;
+pub mod data;
 pub mod workload;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Configuration of an engine, with vLLM's names and defaults.
 
-use crate::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
+use crate::hash::{BlockHasher, DEFAULT_SEED, HashAlgorithm, HashSeed};
 use crate::vllm_version::VllmVersion;
 use std::num::NonZeroU32;
 
@@ -79,6 +79,11 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// Makes the hasher of an engine with these settings.
+    pub fn block_hasher(&self) -> BlockHasher {
+        BlockHasher::of(self.version, self.hash, &self.hash_seed)
+    }
+
     /// Returns vLLM's `KVCacheManager.watermark_blocks`: rounded down.
     #[expect(
         clippy::cast_possible_truncation,

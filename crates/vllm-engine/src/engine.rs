@@ -10,9 +10,9 @@
 
 pub mod inspect;
 
-mod kv_cache;
 mod queue;
 mod slots;
+mod kv_cache;
 
 use crate::block_pool::{BlockIdx, BlockPool};
 use crate::config::{ConfigError, EngineConfig, SchedulingPolicy};

@@ -1,7 +1,6 @@
 //! Block hashes as vLLM 0.33 computes them: SHA-256 over an encoding of (parent, token ids, extra keys). Equal ids must
 //! give the same digests as vLLM's Python, so every byte counts.
 
-use crate::config::EngineConfig;
 use crate::request::LoraAdapter;
 use crate::vllm_version::VllmVersion;
 use sha2::{Digest, Sha256};
@@ -95,13 +94,13 @@ impl BlockHasher {
         Self { algorithm, none_hash, extra_keys: ExtraKeyForm::Tagged, buffer }
     }
 
-    /// Makes the hasher of an engine with these settings.
-    pub fn of(config: &EngineConfig) -> Self {
-        let mut hasher = match &config.hash_seed {
-            HashSeed::Text(seed) => Self::new(config.hash, seed),
-            HashSeed::Random(bytes) => Self { none_hash: BlockHash(*bytes), ..Self::new(config.hash, "") },
+    /// Makes the hasher of an engine of this version.
+    pub fn of(version: VllmVersion, algorithm: HashAlgorithm, seed: &HashSeed) -> Self {
+        let mut hasher = match seed {
+            HashSeed::Text(seed) => Self::new(algorithm, seed),
+            HashSeed::Random(bytes) => Self { none_hash: BlockHash(*bytes), ..Self::new(algorithm, "") },
         };
-        hasher.extra_keys = match config.version {
+        hasher.extra_keys = match version {
             VllmVersion::V0_8 | VllmVersion::V0_11 => ExtraKeyForm::Bare,
             VllmVersion::V0_33 => ExtraKeyForm::Tagged,
         };

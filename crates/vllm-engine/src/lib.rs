@@ -12,9 +12,9 @@ pub mod index_list;
 pub mod step;
 
 pub mod event;
-pub mod hash;
-
 pub mod config;
+
+pub mod hash;
 pub mod request;
 
 pub mod vllm_version;

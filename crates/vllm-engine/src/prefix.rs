@@ -2,7 +2,7 @@
 
 use crate::block_pool::{BlockIdx, BlockPool};
 use crate::config::EngineConfig;
-use crate::hash::{BlockHash, BlockHasher, ExtraKeys};
+use crate::hash::{BlockHash, ExtraKeys};
 use crate::request::{CacheReading, LoraAdapter};
 
 /// A prompt, and what its block hashes depend on besides its tokens.
@@ -23,7 +23,7 @@ impl PromptPrefix<'_> {
         if !config.prefix_caching || self.cache_reading == CacheReading::Skip {
             return Vec::new();
         }
-        let mut hasher = BlockHasher::of(config);
+        let mut hasher = config.block_hasher();
         let block_size = config.block_size as usize;
         let n_blocks = self.tokens.len().saturating_sub(1) / block_size;
         let mut hashes: Vec<BlockHash> = Vec::with_capacity(n_blocks);

@@ -1,7 +1,7 @@
 //! Replays a recorded vLLM workload through the engine, and compares every field of every step.
 
-mod format;
 mod replay;
+mod format;
 
 use anyhow::{Context as _, ensure};
 use flate2::read::MultiGzDecoder;

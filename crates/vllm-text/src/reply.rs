@@ -3,9 +3,9 @@
 
 pub mod scores;
 pub mod scripted;
-pub mod stop_strings;
 pub mod synthetic;
 pub mod visible_text;
+pub mod stop_strings;
 
 use crate::tokens::{SpecialTokens, Tokenizer};
 use rand_chacha::ChaCha8Rng;

@@ -1,13 +1,13 @@
 //! Text to token ids and back: the built-in Qwen tokenizers, or any `tokenizer.json`, and the chat template. It does
 //! not know requests, replies or HTTP.
 
-mod added_tokens;
-pub mod chat;
 pub mod chat_template;
+pub mod chat;
 pub mod detokenizer;
 mod hugging_face;
 pub mod memo;
 pub mod qwen;
+mod added_tokens;
 
 use added_tokens::Segment;
 use detokenizer::Detokenizer;

@@ -1,7 +1,7 @@
 //! Plans when a request enters the engine: after the time that the API server spends on it.
 
-use super::clock::SimTime;
 use super::{Driver, Event};
+use crate::clock::SimTime;
 use rand_distr::{Distribution as _, StandardNormal};
 use vllm_engine::request::RequestId;
 

@@ -1,7 +1,7 @@
 //! Channel to a driver's thread.
 
-use super::clock::{Clock, SimTime};
 use super::{Command, EngineDead};
+use crate::clock::{Clock, SimTime};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use vllm_engine::engine::Engine;
 

@@ -1,8 +1,8 @@
 //! Writes the cache log of the driver, and keeps the engine's events that wait for their publisher meanwhile.
 
-use super::clock::Clock;
 use super::{Driver, Submission};
 use crate::cache_log::CacheAdmission;
+use crate::clock::Clock;
 use vllm_engine::step::Origin;
 
 impl Driver {

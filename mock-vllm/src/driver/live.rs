@@ -1,8 +1,8 @@
 //! A request from its submission to the end of its stream: its stage, the times at which it changed, and its part in
 //! the metrics.
 
-use super::clock::SimTime;
 use super::{Delivery, Outlets, Submission};
+use crate::clock::SimTime;
 use crate::metrics::lora::LoraStage;
 use crate::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
 use crate::metrics::{FirstToken, LoraShift, StepRecord};

@@ -3,7 +3,7 @@
 
 use super::page::FrozenPages;
 use super::{Endpoints, Fault, Rule, Scope, When};
-use crate::driver::clock::{Clock, SimTime};
+use crate::clock::{Clock, SimTime};
 use parking_lot::{Mutex, RwLock};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;

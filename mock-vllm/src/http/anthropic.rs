@@ -1,9 +1,9 @@
 //! The Messages API of Anthropic as vLLM 0.33 serves it; older versions do not have it. A message is a chat in other
 //! words, and its answer comes in content blocks.
 
-mod blocks;
-mod chat;
 mod input;
+mod chat;
+mod blocks;
 mod output;
 
 use super::Pod;

@@ -1,7 +1,7 @@
 //! The faults of a pod at its HTTP surface: `/debug/faults`, which sets them live, and what carries them out.
 
-mod body;
 pub(super) mod inject;
+mod body;
 pub mod keeper;
 
 use super::error::ApiError;

@@ -8,9 +8,10 @@ use super::caller::Caller;
 use super::choices::{Choice, Choices};
 use super::error::ApiError;
 use super::ground_truth::PrefixHit;
-use super::prepare::{Incoming, Prepared, PreparedChoice, prepare};
+use super::prepare::{Incoming, Prepared, PreparedChoice, ResolvedModel, prepare};
+use super::prompt::PromptInput;
 use super::record::Record;
-use super::request::{DeliveryMode, PromptInput, StreamUsageMode, TextRequest};
+use super::request::{DeliveryMode, StreamUsageMode, TextRequest};
 use super::request_ids;
 use super::stream;
 use super::wire::Api;
@@ -20,7 +21,6 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{StatusCode, header};
 use std::sync::Arc;
-use vllm_engine::request::LoraAdapter;
 use vllm_text::tokens::chat_template::ChatError;
 
 /// Size above which a body is tokenized away from the threads that serve sockets.
@@ -41,14 +41,6 @@ pub(super) struct Started {
     pub(super) delivery: DeliveryMode,
     pub(super) answer: Answer,
     pub(super) choices: Vec<Choice>,
-}
-
-/// Model that a request's `model` names.
-#[derive(Clone, Debug)]
-pub(super) struct ResolvedModel {
-    /// Name of the model in answers.
-    pub(super) name: String,
-    pub(super) lora: Option<Arc<LoraAdapter>>,
 }
 
 /// Answers a request that arrived with `body`.

@@ -1,7 +1,7 @@
 //! `--sse-keep-alive-interval`: sends comments in a stream that has nothing to send, so that no proxy takes it for
 //! dead.
 
-use crate::driver::clock::{Clock, SimTime};
+use crate::clock::{Clock, SimTime};
 use axum::body::Body;
 use bytes::Bytes;
 use futures::future::BoxFuture;

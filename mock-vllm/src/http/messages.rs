@@ -6,7 +6,7 @@ mod tools;
 
 use super::body::Fields;
 use super::error::ApiError;
-use super::request::PromptInput;
+use super::prompt::PromptInput;
 use serde_json::{Map, Value};
 use vllm_engine::vllm_version::VllmVersion;
 use vllm_text::tokens::chat::{Chat, ChatMessage, ContentPart};

@@ -2,25 +2,33 @@
 
 use super::answer::{Answer, AnsweredPrompt, DetailsMode, ReplyMode};
 use super::error::ApiError;
-use super::generate::ResolvedModel;
 use super::logprobs::LogprobsCounts;
-use super::request::{DeliveryMode, PromptInput, StreamUsageMode, TextRequest};
+use super::prompt::PromptInput;
+use super::request::{DeliveryMode, StreamUsageMode, TextRequest};
 use super::sampling::{ModelLimits, PromptLength};
 use super::shape::{Occasion, Outline};
 use super::wire::logprobs::{LogprobsWriter, prompt_logprobs};
 use super::wire::{Api, Envelope};
 use super::{Pod, PodConfig};
+use crate::clock::{Clock, SimTime};
 use crate::driver::Submission;
-use crate::driver::clock::{Clock, SimTime};
 use crate::metrics::requests::SampleGroup;
 use crate::structured::tools::reply::ToolReply;
 use std::sync::Arc;
-use vllm_engine::request::{CacheReading, EngineRequest, RequestId};
+use vllm_engine::request::{CacheReading, EngineRequest, LoraAdapter, RequestId};
 use vllm_engine::vllm_version::VllmVersion;
 use vllm_text::reply::visible_text::VisibleText;
 use vllm_text::reply::{Limits, Prompt, Reply};
 use vllm_text::tokens::SpecialTokens;
 use vllm_text::tokens::chat::ChatMessage;
+
+/// Model that a request's `model` names.
+#[derive(Clone, Debug)]
+pub(super) struct ResolvedModel {
+    /// Name of the model in answers.
+    pub(super) name: String,
+    pub(super) lora: Option<Arc<LoraAdapter>>,
+}
 
 /// A checked request with the replies that were decided for it.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 use super::Pod;
 use super::error::ApiError;
 use super::wire::Api;
-use crate::driver::clock::{Clock, SimTime};
+use crate::clock::{Clock, SimTime};
 use crate::request_log::{RequestLine, timestamp};
 use http::StatusCode;
 use sha2::{Digest, Sha256};

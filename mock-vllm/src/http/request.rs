@@ -4,12 +4,12 @@ use super::body::{Fields, token_ids};
 use super::error::ApiError;
 use super::logprobs::LogprobsRequest;
 use super::messages::chat_prompt;
+use super::prompt::PromptInput;
 use super::sampling::Sampling;
 use super::shape::ReplyShape;
 use super::wire::Api;
 use serde_json::Value;
 use vllm_engine::vllm_version::VllmVersion;
-use vllm_text::tokens::chat::Chat;
 
 /// Most characters of `cache_salt` in vLLM 0.33.
 const SALT_MAX_CHARS: usize = 128;
@@ -41,15 +41,6 @@ pub(crate) struct Extras {
     pub(crate) prompt_text: bool,
     /// Repeat the prompt before a completion's reply, or before a chat's reply the message that it continues.
     pub(crate) echo: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum PromptInput {
-    Chat(Chat),
-    /// Text with what the tokenizer adds to it, like BOS.
-    Text(String),
-    PlainText(String),
-    TokenIds(Vec<u32>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,19 +109,6 @@ impl Extras {
             token_ids: token_ids && version != VllmVersion::V0_8,
             prompt_text: prompt_text && version == VllmVersion::V0_33,
             echo,
-        }
-    }
-}
-
-// === impl PromptInput ===
-
-impl PromptInput {
-    /// Text by which scripted replies are found.
-    pub(crate) fn last_user_text(&self) -> Option<String> {
-        match self {
-            Self::Chat(chat) => chat.last_user_text(),
-            Self::Text(text) | Self::PlainText(text) => Some(text.clone()),
-            Self::TokenIds(_) => None,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 mod input;
 mod items;
-mod output;
 mod stream;
+mod output;
 mod tools;
 
 use super::answer::Answer;

@@ -3,8 +3,8 @@
 
 use super::body::Fields;
 use super::error::ApiError;
+use super::prompt::PromptInput;
 use super::python_json::float_repr;
-use super::request::PromptInput;
 use super::wire::Api;
 use serde_json::Value;
 use vllm_engine::vllm_version::VllmVersion;

@@ -2,9 +2,9 @@
 //! path, like `/metrics/`, is `prometheus_client`'s own app, which negotiates the format, compresses and filters.
 
 use super::Pod;
-use crate::metrics::exposition::Format;
+use crate::metrics::exposition::{CONTENT_TYPE, Format};
 use crate::metrics::process::ProcessSample;
-use crate::metrics::render::{CONTENT_TYPE, Scrape};
+use crate::metrics::render::Scrape;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;

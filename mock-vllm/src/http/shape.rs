@@ -2,7 +2,7 @@
 
 use super::body::Fields;
 use super::error::ApiError;
-use super::request::PromptInput;
+use super::prompt::PromptInput;
 use super::wire::Api;
 use crate::structured::constraint::{Constraint, ConstraintError};
 use crate::structured::tools::reply::{Syntax, ToolReply};

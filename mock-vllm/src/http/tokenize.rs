@@ -4,7 +4,7 @@ use super::Pod;
 use super::body::Fields;
 use super::error::ApiError;
 use super::messages::tokenized_chat;
-use super::request::PromptInput;
+use super::prompt::PromptInput;
 use axum::response::{IntoResponse, Json, Response};
 use serde::Serialize;
 use serde_json::{Map, Value};

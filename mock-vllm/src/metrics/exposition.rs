@@ -5,6 +5,9 @@ use super::histogram::Histogram;
 use std::borrow::Cow;
 use std::fmt::Write;
 
+/// Content type of `prometheus_client` 0.22 and later.
+pub const CONTENT_TYPE: &str = "text/plain; version=1.0.0; charset=utf-8";
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     #[default]
@@ -121,7 +124,7 @@ impl Format {
                     return (Self::OpenMetrics, format!("{OPEN_METRICS}; version={version}; {escaping}"));
                 }
                 ("text/plain", Some(_)) if is_modern => {
-                    return (Self::Text, format!("{}; escaping={escaping}", super::render::CONTENT_TYPE));
+                    return (Self::Text, format!("{CONTENT_TYPE}; escaping={escaping}"));
                 }
                 _ => {}
             }

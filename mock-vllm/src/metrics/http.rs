@@ -3,7 +3,7 @@
 
 use super::exposition::{Exposition, Head, Labels, Series};
 use super::histogram::Histogram;
-use crate::driver::clock::Clock;
+use crate::clock::Clock;
 use http::StatusCode;
 use parking_lot::Mutex;
 use std::time::Duration;

@@ -10,9 +10,6 @@ use super::{Counters, FINISHED_REASONS, Metrics, MetricsConfig, SleepState};
 use vllm_engine::engine::EngineStats;
 use vllm_engine::vllm_version::VllmVersion;
 
-/// Content type of `prometheus_client` 0.22 and later.
-pub const CONTENT_TYPE: &str = "text/plain; version=1.0.0; charset=utf-8";
-
 /// One answer of `/metrics`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scrape<'a> {

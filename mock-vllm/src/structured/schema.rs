@@ -7,10 +7,11 @@
 //! are rejected by name. A `format` is obeyed unless a `pattern` beside it has no such texts. Keywords that only
 //! annotate are ignored, and so is OpenAPI's `nullable`: null is never made for it.
 
-mod check;
 mod compose;
 mod number;
+mod stop;
 mod validate;
+mod check;
 
 use super::pattern::Pattern;
 use compose::Composer;

@@ -6,8 +6,8 @@
 //! `parallel_tool_calls`. Nothing else makes a call, except a scripted reply that is written as calls
 //! ([`reply::ToolReply::parse`]). `required` calls the named tools too, or else one drawn at random.
 
-pub mod reply;
 pub mod stream;
+pub mod reply;
 
 use super::schema::{Schema, SchemaError};
 use rand::{Rng, RngExt};

@@ -1,9 +1,9 @@
 //! Bytes that were written ahead of their time: none leaves early, none is lost, all stay in order.
 
 use crate::server_fixtures::take_arrived;
+use mock_vllm::clock::{Clock, SimTime};
 use mock_vllm::departures::line::Line;
 use mock_vllm::departures::{Accepted, Departures, Outbox};
-use mock_vllm::driver::clock::{Clock, SimTime};
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::sync::Arc;

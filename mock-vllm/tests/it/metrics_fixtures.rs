@@ -1,7 +1,7 @@
 //! An engine under its driver, with requests that all arrive at known virtual times, and the metrics page that results.
 
+use mock_vllm::clock::{Clock, SimTime};
 use mock_vllm::driver::backlog::QueueLimits;
-use mock_vllm::driver::clock::{Clock, SimTime};
 use mock_vllm::driver::{self, Delivery, DriverConfig, DriverHandle, Submission, Ticket};
 use mock_vllm::metrics::http::HttpMetrics;
 use mock_vllm::metrics::render::Scrape;

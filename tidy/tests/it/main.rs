@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use tidy::tree::{self, Source};
-use tidy::{imports, purity, sizes};
+use tidy::{imports, order, purity, sizes};
 
 fn project() -> Vec<Source> {
     let found = tree::sources(&tree::workspace()).expect("the workspace is readable");
@@ -58,6 +58,11 @@ fn only_studies_use_the_simulator() {
         !path.starts_with("crates/studies/") && !path.starts_with("crates/sim/") && !path.starts_with("tidy/")
     });
     none(&strangers.cloned().collect::<Vec<_>>());
+}
+
+#[test]
+fn modules_use_only_those_below_them() {
+    none(&order::complaints(&project()));
 }
 
 #[test]
@@ -135,4 +140,31 @@ fn an_import_against_the_table_is_found() {
     assert_eq!(found.len(), 2, "{found:?}");
     let allowed = "[package]\nname = \"epp\"\n[dependencies]\nprefix-index = \"0\"\n";
     none(&imports::complaints(allowed, &members).expect("a manifest"));
+}
+
+#[test]
+fn a_use_of_a_module_above_is_found() {
+    let crate_of = |low: &str| {
+        let mut sources = source("x/src/lib.rs", "//! X.\npub mod high;\npub mod low;\n");
+        sources.extend(source("x/src/high.rs", "//! H.\nuse crate::low::{self, L};\npub struct Item;\n"));
+        sources.extend(source("x/src/low.rs", low));
+        order::complaints(&sources)
+    };
+    none(&crate_of("//! L.\n#[cfg(test)]\nmod tests {\n    use crate::high::Item;\n}\n"));
+    let expected = ["x/src/low.rs: low uses high, which is declared above it"];
+    for used in ["use crate::high::Item;", "use crate::{high, other};", "fn f() { vec![super::high::Item]; }"]
+    {
+        assert_eq!(crate_of(&format!("//! L.\n{used}\n")), expected, "{used}");
+    }
+}
+
+#[test]
+fn a_use_among_submodules_is_found_and_one_of_the_parent_is_not() {
+    let mut sources = source("x/src/lib.rs", "//! X.\nmod a;\n");
+    sources.extend(source("x/src/a.rs", "//! A.\nmod b;\nmod c;\npub struct Item;\n"));
+    sources.extend(source("x/src/a/b.rs", "//! B.\nuse super::Item;\nuse super::c::C;\n"));
+    sources.extend(source("x/src/a/c.rs", "//! C.\nuse crate::a::Item;\n"));
+    none(&order::complaints(&sources));
+    sources.extend(source("x/src/a/c/d.rs", "//! D.\nuse super::super::b::B;\n"));
+    assert_eq!(order::complaints(&sources), ["x/src/a/c/d.rs: c uses b, which is declared above it"]);
 }

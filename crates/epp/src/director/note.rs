@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use picking::picker::Placed;
 use scheduling::candidate::Candidate;
-use scheduling::pick::{Reason, Score};
+use scheduling::pick::Reason;
+use scheduling::score::Score;
 use tracing::{debug, info};
 
 use super::Director;

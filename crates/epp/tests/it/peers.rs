@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use epp::director::{Director, Peers};
+use epp::follow_peers::Followers;
 use epp::metrics::Metrics;
-use epp::peers::follow::Followers;
 use epp::peers::{Journal, Line};
 use epp::server::{Ports, Server, Settings, Shutdown};
 use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};

@@ -6,7 +6,8 @@ use inference_api::gateway::{BackendRef, HttpRoute};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 use inference_api::pool::{FailureMode, PoolVersion};
-use inference_api::workload::{ServicePort, TargetPort};
+use inference_api::port::TargetPort;
+use inference_api::workload::ServicePort;
 
 use crate::error::TranslateError;
 use crate::plan::index::{self, Index};

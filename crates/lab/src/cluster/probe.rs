@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use http::{HeaderName, HeaderValue};
+use inference_api::port::TargetPort;
 use inference_api::probe::{self, Action, HttpGet, Scheme};
-use inference_api::workload::{Container, TargetPort};
+use inference_api::workload::Container;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 

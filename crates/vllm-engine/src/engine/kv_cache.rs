@@ -79,7 +79,7 @@ impl KvCache {
     pub(super) fn new(config: &EngineConfig) -> Self {
         Self {
             pool: BlockPool::new(config.n_blocks, FreeOrder::of(config.version)),
-            hasher: BlockHasher::of(config),
+            hasher: config.block_hasher(),
             block_size: config.block_size as usize,
             prefix_caching: config.prefix_caching,
             admission: match config.version {

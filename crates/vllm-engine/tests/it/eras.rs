@@ -3,7 +3,7 @@
 use crate::fixtures::{ROUND1, cached_tokens, engine, prompt, request};
 use vllm_engine::config::{ConfigError, EngineConfig};
 use vllm_engine::engine::Engine;
-use vllm_engine::hash::{BlockHasher, ExtraKeys, HashSeed};
+use vllm_engine::hash::{ExtraKeys, HashSeed};
 use vllm_engine::request::LoraAdapter;
 use vllm_engine::step::StepOutput;
 use vllm_engine::vllm_version::VllmVersion;
@@ -89,7 +89,7 @@ fn extra_keys_had_no_names_before_0_33() {
     let digest = |version, lora: Option<&LoraAdapter>, cache_salt: Option<&str>| {
         let config =
             EngineConfig { version, hash_seed: HashSeed::Text("0".to_owned()), ..EngineConfig::default() };
-        BlockHasher::of(&config).hash(None, [&ROUND1[..16], &[]], ExtraKeys { lora, cache_salt }).to_string()
+        config.block_hasher().hash(None, [&ROUND1[..16], &[]], ExtraKeys { lora, cache_salt }).to_string()
     };
     let check = |lora, salt, expected: &str| {
         assert_eq!(digest(VllmVersion::V0_11, lora, salt), expected);
@@ -106,8 +106,8 @@ fn extra_keys_had_no_names_before_0_33() {
 #[test]
 fn a_random_seed_is_the_parent_of_first_blocks() {
     let config = |byte| EngineConfig { hash_seed: HashSeed::Random([byte; 32]), ..EngineConfig::default() };
-    let first = |byte| BlockHasher::of(&config(byte)).hash(None, [&ROUND1[..16], &[]], ExtraKeys::default());
-    assert_eq!(BlockHasher::of(&config(3)).none_hash().0, [3; 32]);
+    let first = |byte| config(byte).block_hasher().hash(None, [&ROUND1[..16], &[]], ExtraKeys::default());
+    assert_eq!(config(3).block_hasher().none_hash().0, [3; 32]);
     assert_ne!(first(3), first(4));
 }
 

@@ -1,10 +1,10 @@
 //! Converts chats to prompts: renders a model's Jinja template like vLLM and transformers do, and converts the text to
 //! token ids.
 
+mod template;
 mod continuation;
 mod conversation;
 mod jinja;
-mod template;
 
 use super::Tokenizer;
 use super::chat::{Chat, ContentPart};

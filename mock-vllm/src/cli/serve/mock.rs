@@ -1,6 +1,6 @@
 //! Flags of `serve` that vLLM does not have: time, replies, logs.
 
-use crate::driver::clock::TimeScale;
+use crate::clock::TimeScale;
 use crate::faults::Rule;
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};

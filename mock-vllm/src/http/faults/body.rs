@@ -1,6 +1,6 @@
 //! Answers that break off: streams are cut between frames, plain answers in the middle.
 
-use crate::driver::clock::Clock;
+use crate::clock::Clock;
 use crate::faults::socket::Connection;
 use axum::body::{Body, BodyDataStream};
 use axum::response::Response;

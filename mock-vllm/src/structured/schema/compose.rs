@@ -3,6 +3,7 @@
 
 use super::check::TYPES;
 use super::number::{self, Kind};
+use super::stop::Stop;
 use super::validate::{Validator, equal, item_schema, property_schema};
 use super::{Schema, SchemaError};
 use crate::structured::pattern::{Lengths, Pattern};
@@ -27,15 +28,6 @@ const N_OPEN: usize = 3;
 /// Most characters of a text whose length is open.
 const OPEN_LENGTH: usize = 40;
 
-/// Reason why a branch was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    Unsatisfiable,
-    TooDeep,
-    /// Ends the search.
-    TooComplex,
-}
-
 pub(super) struct Composer<'s, 'r> {
     schema: &'s Schema,
     /// Validator of all tests, so that its limit holds for the value as a whole.
@@ -54,18 +46,6 @@ struct Demand<'s> {
     /// True if something can only be tested on the value.
     needs_test: bool,
     has_false: bool,
-}
-
-// === impl Stop ===
-
-impl From<Stop> for SchemaError {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Unsatisfiable => Self::Unsatisfiable,
-            Stop::TooDeep => Self::TooDeep,
-            Stop::TooComplex => Self::TooComplex,
-        }
-    }
 }
 
 // === impl Demand ===

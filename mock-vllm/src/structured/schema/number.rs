@@ -1,6 +1,6 @@
 //! Draws numbers between bounds and on steps, in whole units of a common decimal scale, so that nothing is rounded.
 
-use super::compose::Stop;
+use super::stop::Stop;
 use crate::structured::decimal::{Decimal, lcm};
 use rand::{Rng, RngExt};
 use serde_json::{Map, Number, Value};

@@ -17,9 +17,9 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{FORMAT, HEARTBEAT, Line};
 use crate::director::Director;
 use crate::metrics::PeerLabels;
+use crate::peers::{FORMAT, HEARTBEAT, Line};
 
 /// Longest silence of a live peer.
 const PATIENCE: Duration = HEARTBEAT.saturating_mul(3);
