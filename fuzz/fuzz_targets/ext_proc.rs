@@ -9,12 +9,12 @@ use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{
     HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use epp::budget::Budget;
-use epp::compat::Compat;
+use ext_proc::budget::Budget;
+use ext_proc::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
-use epp::exchange::{Exchange, Opening};
+use ext_proc::exchange::{Exchange, Opening};
 use epp::metrics::Metrics;
-use epp::reply::MAX_CHUNK;
+use ext_proc::reply::MAX_CHUNK;
 use epp::tuning::Patch;
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;

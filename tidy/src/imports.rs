@@ -3,8 +3,12 @@
 use toml::Table;
 
 /// Workspace crates that each crate may depend on. A crate that is not listed may depend on none.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
-    ("epp", &["pool-index", "picking", "scheduling", "prefix-index", "envoy-proto", "inference-api"]),
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
+    (
+        "epp",
+        &["ext-proc", "pool-index", "picking", "scheduling", "prefix-index", "envoy-proto", "inference-api"],
+    ),
+    ("ext-proc", &["envoy-proto", "prefix-index", "inference-api"]),
     ("pool-index", &["inference-api"]),
     ("picking", &["scheduling", "prefix-index"]),
     ("scheduling", &["prefix-index"]),
@@ -28,14 +32,15 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
 /// Workspace crates that only the tests of a crate may depend on.
 const TESTS_MAY_IMPORT: [(&str, &[&str]); 1] = [
     // The simulator's picks are compared with those of the servers.
-    ("sim", &["epp", "pool-index", "inference-api"]),
+    ("sim", &["epp", "ext-proc", "pool-index", "inference-api"]),
 ];
 
 /// Outside crates that a crate must not use.
-const MUST_NOT_USE: [(&str, &[&str]); 9] = [
+const MUST_NOT_USE: [(&str, &[&str]); 10] = [
     // The main job compiles no simulator; only tests look at what studies print.
     ("e2e", &["studies", "sim"]),
     ("pool-index", &["tonic", "prost", "axum"]),
+    ("ext-proc", &["tokio", "kube", "tonic", "axum", "prometheus-client", "clap"]),
     ("picking", &["tokio", "kube", "tonic", "axum", "prometheus-client"]),
     ("scheduling", &["tokio", "kube", "tonic", "axum"]),
     ("prefix-index", &["tokio", "kube", "tonic", "axum"]),

@@ -7,7 +7,7 @@ pub const PURE: [&str; 6] = [
     "crates/picking/src/",
     "crates/scheduling/src/",
     "crates/prefix-index/src/",
-    "crates/epp/src/exchange",
+    "crates/ext-proc/src/",
     "crates/gateway-config/src/",
     "crates/vllm-engine/src/",
 ];

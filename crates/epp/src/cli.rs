@@ -166,7 +166,7 @@ impl Cli {
             pool: pools.pool.clone(),
             policy: knobs.patch(),
             max_metrics_age: engines.max_metrics_age,
-            compat: pick.compat,
+            compat: pick.compat(),
             explains: pick.explain_to_clients,
             saturation: engines.saturation(),
             index_capacity: pick.index_capacity,

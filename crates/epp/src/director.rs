@@ -38,19 +38,19 @@ use tracing::debug;
 use self::model::Choice;
 use self::note::Trace;
 pub use self::ticket::Ticket;
-use crate::body::{BodyError, Lookup, ModelName, RequestBody, Unseen};
 use crate::candidates::{Member, Roll, Roster};
-use crate::compat::Compat;
-use crate::exchange::{Pick, Rewrite};
 use crate::explain::{Decision, Decisions, timestamp};
-use crate::inquiry::{Content, Inquiry, PromptTokens};
 use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::Journal;
 use crate::policies::Policies;
-use crate::refusal::{BodyFault, Refusal};
 use crate::scrape::{Reading, pace};
-use crate::subset::Subset;
 use crate::tuning::Patch;
+use ext_proc::body::{BodyError, Lookup, ModelName, RequestBody, Unseen};
+use ext_proc::compat::Compat;
+use ext_proc::exchange::{Pick, Rewrite};
+use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::refusal::{BodyFault, Refusal};
+use ext_proc::subset::Subset;
 
 /// Alphabet and length of Kubernetes' `rand.String(10)`, which makes the tutorial's request ids.
 const REQUEST_ID_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";

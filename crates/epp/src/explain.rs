@@ -12,8 +12,8 @@ use time::macros::format_description;
 
 use scheduling::candidate::AdapterState;
 
-use crate::response::Usage;
 use crate::tuning::Tuning;
+use ext_proc::response::Usage;
 
 /// Format of times: RFC 3339 in UTC with microseconds.
 const MICROS: &[BorrowedFormatItem<'_>] =

@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use self::standing::Standing;
-use crate::budget::Budget;
+use ext_proc::budget::Budget;
 
 /// Label value for a model name that no InferenceModel has, so that clients cannot make up label values.
 pub const UNLISTED_MODEL: &str = "unlisted";

@@ -7,7 +7,7 @@
 pub mod accept;
 mod follow;
 mod health;
-pub mod ext_proc;
+pub mod grpc;
 mod http;
 pub mod tls;
 pub mod certificates;
@@ -30,12 +30,11 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::accept::{Grpc, Http, Patience, Port};
-use self::ext_proc::{Limits, Processor, Timeouts};
 use self::follow::Follower;
+use self::grpc::{Limits, Processor, Timeouts};
 use self::health::Health;
 use self::parts::Parts;
 use self::tls::{Security, Tls};
-use crate::budget::Budget;
 use crate::director::{Director, Options};
 use crate::follow_peers::Followers;
 use crate::kv_events;
@@ -43,6 +42,7 @@ use crate::metrics::Metrics;
 use crate::policies::WatchedFile;
 use crate::spans::{Otlp, Spans};
 use crate::tokens::Tokenizer;
+use ext_proc::budget::Budget;
 
 /// Bytes that a message may have besides its body.
 const ENVELOPE_BYTES: usize = 1 << 20;

@@ -21,9 +21,9 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span};
 use tracing::warn;
 
-use crate::exchange::ResponseReport;
 use crate::explain::Decision;
-use crate::inquiry::header_value;
+use ext_proc::exchange::ResponseReport;
+use ext_proc::inquiry::header_value;
 
 /// The receiver of spans.
 #[derive(Clone, Debug, PartialEq)]

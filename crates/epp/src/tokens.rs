@@ -24,8 +24,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use crate::body::Api;
 use crate::candidates::Member;
+use ext_proc::body::Api;
 
 /// Largest answer that is read: about a million tokens.
 const MAX_ANSWER: usize = 16 << 20;

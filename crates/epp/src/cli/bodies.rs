@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::parse_duration;
-use crate::server::ext_proc::Timeouts;
+use crate::server::grpc::Timeouts;
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Request bodies")]

@@ -3,10 +3,11 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
 use picking::picker::INDEX_CAPACITY;
 
-use crate::compat::Compat;
+use ext_proc::compat::Compat;
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Picking")]
@@ -26,12 +27,36 @@ pub(super) struct PickArgs {
     #[arg(long, value_name = "COUNT", default_value = "1", hide_short_help = true)]
     pub(super) endpoints_per_pick: NonZeroUsize,
     /// Give the replies of another picker: its headers, its error texts and its error codes in metrics
-    #[arg(long, value_enum, value_name = "PICKER", default_value_t, hide_short_help = true)]
-    pub(super) compat: Compat,
+    #[arg(long, value_enum, value_name = "PICKER", default_value_t = Style(Compat::None), hide_short_help = true)]
+    compat: Style,
     /// How many decisions /debug/decisions keeps
     #[arg(long, value_name = "COUNT", default_value_t = 1000, hide_short_help = true)]
     pub(super) decisions: usize,
     /// Make ties, weighted models and request ids repeatable [default: random]
     #[arg(long, value_name = "NUMBER", hide_short_help = true)]
     pub(super) seed: Option<u64>,
+}
+
+/// A style of replies, as the flag names it.
+#[derive(Clone, Copy, Debug)]
+struct Style(Compat);
+
+impl ValueEnum for Style {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self(Compat::None), Self(Compat::GieV04)]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self.0 {
+            Compat::None => ("none", "The picker's own"),
+            Compat::GieV04 => ("gie-v0.4", "The style of Gateway API Inference Extension v0.4"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
+}
+
+impl PickArgs {
+    pub(super) fn compat(&self) -> Compat {
+        self.compat.0
+    }
 }

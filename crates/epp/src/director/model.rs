@@ -6,7 +6,7 @@ use pool_index::snapshot::Pool;
 use rand::{Rng, RngExt};
 
 use crate::candidates::{Roll, Roster};
-use crate::refusal::Refusal;
+use ext_proc::refusal::Refusal;
 
 /// The pool for a request: the wanted one, the only one, or the first by name that has the model.
 ///

@@ -10,10 +10,10 @@ use tracing::{debug, info};
 
 use super::Director;
 use crate::candidates::Member;
-use crate::compat::{self, Compat};
 use crate::explain::{CandidateRecord, Decision};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
-use crate::refusal::Refusal;
+use ext_proc::compat::{self, Compat};
+use ext_proc::refusal::Refusal;
 
 /// Most candidates in a record: a full ring of 1000 records stays below 8 MB for any size of the pool.
 const MAX_RECORDED: usize = 64;

@@ -10,9 +10,9 @@ use scheduling::candidate::Load;
 
 use super::Director;
 use crate::candidates::{Member, Roll};
-use crate::compat::Compat;
 use crate::metrics::standing::{PodStanding, PoolNaming, PoolStanding, Standing};
 use crate::status::{EndpointStatus, ModelStatus, PoolStatus, ServedModel, StatusList, Target};
+use ext_proc::compat::Compat;
 
 impl Director {
     /// The current state, for `/debug/pools`.

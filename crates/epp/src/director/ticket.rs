@@ -10,10 +10,10 @@ use tracing::debug;
 
 use super::{Director, Now, note};
 use crate::candidates::Member;
-use crate::exchange::ResponseReport;
 use crate::explain::ResponseRecord;
 use crate::metrics::{Counted, ModelLabels};
-use crate::response::Usage;
+use ext_proc::exchange::ResponseReport;
+use ext_proc::response::Usage;
 
 /// Everything that a request holds while it is served.
 #[derive(Debug)]

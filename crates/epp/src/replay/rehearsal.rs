@@ -11,13 +11,13 @@ use pool_index::snapshot::KvAddresses;
 
 use bytes::Bytes;
 
-use crate::body::{Api, BodyError, BodyScanner, RequestBody};
 use crate::director::{Director, Now, Options};
-use crate::exchange::ResponseReport;
 use crate::explain::Decision;
-use crate::inquiry::{Content, Inquiry, PromptTokens};
 use crate::metrics::Metrics;
-use crate::refusal::BodyFault;
+use ext_proc::body::{Api, BodyError, BodyScanner, RequestBody};
+use ext_proc::exchange::ResponseReport;
+use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::refusal::BodyFault;
 
 /// The pool that is used if none is given: any model, by prefix.
 const POOL: &str = "\

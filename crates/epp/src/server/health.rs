@@ -14,7 +14,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService, health_reporter};
 use tracing::info;
 
-use super::ext_proc::SERVICE;
+use super::grpc::SERVICE;
 use crate::director::Director;
 
 /// Upstream's names of the service that takes requests.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
-use epp::budget::{Budget, Full};
-use epp::compat::Compat;
-use epp::server::ext_proc::Timeouts;
+use epp::server::grpc::Timeouts;
+use ext_proc::budget::{Budget, Full};
+use ext_proc::compat::Compat;
 use proptest::prelude::*;
 
 use crate::conversation::{self, Mode, budgeted_exchange, step};

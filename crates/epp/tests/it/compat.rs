@@ -1,8 +1,8 @@
 //! `--compat gie-v0.4`: upstream's replies, message by message.
 
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
-use epp::compat::Compat;
 use expect_test::{Expect, expect};
+use ext_proc::compat::Compat;
 
 use crate::conversation::{
     BODY, Mode, body, check_with, compatible_exchange, describe, headers, post, response, response_body, step,

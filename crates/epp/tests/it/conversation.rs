@@ -12,12 +12,12 @@ use envoy_proto::service::ext_proc::v3::{
     CommonResponse, HeaderMutation, HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest,
     ProcessingResponse, ProtocolConfiguration,
 };
-use epp::budget::Budget;
-use epp::compat::Compat;
-use epp::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
-use epp::inquiry::{Content, Inquiry};
-use epp::refusal::{BodyFault, Refusal};
 use expect_test::Expect;
+use ext_proc::budget::Budget;
+use ext_proc::compat::Compat;
+use ext_proc::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
+use ext_proc::inquiry::{Content, Inquiry};
+use ext_proc::refusal::{BodyFault, Refusal};
 
 pub(crate) const BODY: &str = r#"{"prompt":"Once upon a time","model":"m","max_tokens":9007199254740993}"#;
 

@@ -2,8 +2,8 @@
 
 use envoy_proto::service::ext_proc::v3::ProcessingRequest;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
-use epp::exchange::ProtocolError;
 use expect_test::expect;
+use ext_proc::exchange::ProtocolError;
 
 use crate::conversation::{
     BODY, Mode, body, check, decide, exchange, headers, post, response, response_body, trailers,

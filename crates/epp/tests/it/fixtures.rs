@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use epp::compat::Compat;
 use epp::director::Options;
 use epp::kv_events;
 use epp::server::accept::Patience;
-use epp::server::ext_proc::Timeouts;
+use epp::server::grpc::Timeouts;
 use epp::server::tls::Security;
 use epp::server::{Ports, Server, Settings, Shutdown};
 use epp::spans::Otlp;
 use epp::tuning::Patch;
+use ext_proc::compat::Compat;
 use parking_lot::Mutex;
 use picking::picker::INDEX_CAPACITY;
 use pool_index::source::files;

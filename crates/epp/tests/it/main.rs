@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod body;
 mod budget;
 mod compat;
 mod conversation;
@@ -27,7 +26,6 @@ mod picking;
 mod precise;
 mod process;
 mod program;
-mod prompts;
 mod protocol;
 mod records;
 mod response;
@@ -36,7 +34,6 @@ mod sequences;
 mod spans;
 mod spill;
 mod styles;
-mod subset;
 mod tls;
 mod tuning;
 mod tutorial;

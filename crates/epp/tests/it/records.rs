@@ -5,8 +5,8 @@ use std::time::{Instant, SystemTime};
 
 use epp::director::{Director, Now, Options};
 use epp::explain::Decision;
-use epp::inquiry::{Content, Inquiry, PromptTokens};
 use epp::metrics::Metrics;
+use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};

@@ -1,7 +1,7 @@
 //! Responses: the usage is found and the model's name restored wherever chunks are cut; all other bytes pass unchanged.
 
 use bytes::Bytes;
-use epp::response::{Layout, ResponseReader, Usage};
+use ext_proc::response::{Layout, ResponseReader, Usage};
 use proptest::prelude::any;
 use proptest::{prop_assert_eq, proptest};
 use serde_json::Value;

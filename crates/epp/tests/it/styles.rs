@@ -1,7 +1,7 @@
 //! Conversations that a picker must hold, as a table: pods with their loads and adapters, a request in some chunks, the
 //! proxy's subset, and the expected answer. Each holds in our own reply style and in upstream's.
 
-use epp::compat::Compat;
+use ext_proc::compat::Compat;
 
 use crate::fixtures::{Picker, Scenario, post};
 

@@ -1,6 +1,6 @@
 //! The proxy's subset hint: every way to write an address selects the same endpoint, and no other.
 
-use epp::subset::Subset;
+use ext_proc::subset::Subset;
 
 /// Asserts that `entry` selects `endpoint`, and another port only if `names_every_port`.
 #[track_caller]

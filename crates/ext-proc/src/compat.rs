@@ -33,13 +33,12 @@ const SYSTEM_OWNED: [&str; 7] = [
 ];
 
 /// The style of the picker's replies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compat {
     /// The picker's own.
     #[default]
     None,
     /// The style of Gateway API Inference Extension v0.4.
-    #[value(name = "gie-v0.4")]
     GieV04,
 }
 
@@ -83,7 +82,7 @@ pub(crate) fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) 
 
 /// Upstream's name of an error, its `error_code` in metrics.
 #[must_use]
-pub(crate) fn error_code(refusal: &Refusal) -> &'static str {
+pub fn error_code(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::Body(BodyFault::NoRoom) => "InferencePoolResourceExhausted",
         Refusal::Body(_) => "BadRequest",

@@ -20,14 +20,14 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::debug;
 
-use crate::body::RequestBody;
-use crate::budget::Budget;
 use crate::director::{Director, Now, Ticket};
-use crate::exchange::{Exchange, Opening, Pick, ProtocolError, Question, Received, Waiting};
-use crate::inquiry::{Content, Inquiry, PromptTokens};
-use crate::refusal::{BodyFault, Refusal};
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
+use ext_proc::body::RequestBody;
+use ext_proc::budget::Budget;
+use ext_proc::exchange::{Exchange, Opening, Pick, ProtocolError, Question, Received, Waiting};
+use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::refusal::{BodyFault, Refusal};
 
 /// Full name of the service, which health checks use.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";

@@ -1,7 +1,7 @@
 //! The body scanner: what it reads and what it refuses, for every way to cut the chunks.
 
 use bytes::Bytes;
-use epp::body::{Api, BodyError, BodyScanner, MAX_MODEL_NAME, MAX_PROMPTS, RequestBody};
+use ext_proc::body::{Api, BodyError, BodyScanner, MAX_MODEL_NAME, MAX_PROMPTS, RequestBody};
 use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
 use proptest::prelude::{Strategy, any, prop_oneof};
 use proptest::{prop_assert_eq, proptest};
@@ -177,7 +177,7 @@ fn depth_is_bounded() {
     let nested = |depth: usize| {
         format!(r#"{{"model":"m","prompt":"p","x":{}{}}}"#, "[".repeat(depth), "]".repeat(depth))
     };
-    let limit = epp::body::MAX_NESTING;
+    let limit = ext_proc::body::MAX_NESTING;
     assert!(scan(Api::Completions, &[nested(limit as usize - 1).as_bytes()]).is_ok());
     let body = nested(limit as usize);
     let offset = body.rfind('[').unwrap();

@@ -105,7 +105,8 @@ impl RequestHead {
 }
 
 /// The header's text, in whichever of its two fields the proxy put it; empty if it is not UTF-8.
-pub(crate) fn header_value(header: &HeaderValue) -> &str {
+#[must_use]
+pub fn header_value(header: &HeaderValue) -> &str {
     if header.raw_value.is_empty() {
         return &header.value;
     }

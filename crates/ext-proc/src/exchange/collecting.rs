@@ -178,7 +178,8 @@ impl Collecting {
 
 impl CollectedBody {
     /// The body as it arrived.
-    pub(crate) fn pieces(&self) -> &[Bytes] {
+    #[must_use]
+    pub fn pieces(&self) -> &[Bytes] {
         &self.pieces
     }
 

@@ -2,7 +2,7 @@
 //! text that it renders alike continues it, whatever the API.
 
 use bytes::Bytes;
-use epp::body::{Api, BodyScanner};
+use ext_proc::body::{Api, BodyScanner};
 use prefix_index::chain::{Chain, ChainSeed};
 use prefix_index::schedule::bytes_in_blocks;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};

@@ -1,0 +1,29 @@
+//! One ext_proc stream: the exchange of its messages, the scan of bodies and responses, and the replies. Pure: no I/O,
+//! no clock, no async, no knowledge of endpoints.
+//!
+//! ```text
+//! ProcessingRequest → exchange → ProcessingResponse
+//!                        ├ body, response: scanners
+//!                        ├ inquiry: the director's input
+//!                        └ reply, refusal, compat: the answers
+//! ```
+
+pub mod exchange;
+
+pub mod compat;
+
+pub mod reply;
+
+pub mod inquiry;
+
+pub mod subset;
+
+pub mod refusal;
+
+pub mod budget;
+
+pub mod body;
+
+pub mod response;
+
+mod json;
