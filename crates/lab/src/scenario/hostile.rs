@@ -1,6 +1,7 @@
 //! Hostile clients and broken neighbours. Other clients must not notice them, and the picker must not draw wrong
 //! conclusions from them. Each attack has a control that shows that it is one.
 
+mod floods;
 mod frames;
 mod neighbours;
 mod requests;
@@ -14,6 +15,7 @@ use crate::scenario::part;
 pub async fn run(lab: &Lab<'_>) {
     let group = Group::Hostile;
     part(lab, group, "bodies in tiny frames", frames::run(lab)).await;
+    part(lab, group, "floods of frames", floods::run(lab)).await;
     part(lab, group, "uploads that never end", uploads::run(lab)).await;
     part(lab, group, "many headers", requests::many_headers(lab)).await;
     part(lab, group, "questions about pods", requests::nosy(lab)).await;

@@ -16,7 +16,7 @@ use crate::scenario::texts;
 const BODY_BYTES: usize = 65_535;
 /// Clients that attack at the same time.
 const ATTACKERS: usize = 3;
-const BYSTANDERS: usize = 16;
+pub(super) const BYSTANDERS: usize = 16;
 const ANSWER_TOKENS: u32 = 128;
 /// Virtual time from the start of the bystanders' answers to the attack.
 const MIDWAY: Duration = Duration::from_secs(1);
@@ -68,7 +68,11 @@ fn attack_body(lab: &Lab<'_>) -> Bytes {
 }
 
 /// Runs `attack` while long answers stream to other clients.
-async fn among_bystanders<T>(lab: &Lab<'_>, via: Via, attack: impl Future<Output = T>) -> (Vec<Answer>, T) {
+pub(super) async fn among_bystanders<T>(
+    lab: &Lab<'_>,
+    via: Via,
+    attack: impl Future<Output = T>,
+) -> (Vec<Answer>, T) {
     let model = lab.requests.model();
     let streams = (0..BYSTANDERS).map(|number| {
         let mut request = texts::chat(&model, &format!("Bystander {number} asks for a long story."));

@@ -105,3 +105,95 @@ impl Upload {
 pub(super) fn status_of(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default()
 }
+
+/// A kind of frame by the ten thousand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flood {
+    Ping,
+    Settings,
+    Continuation,
+    EmptyData,
+    RstStream,
+}
+
+impl Flood {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Ping, Self::Settings, Self::Continuation, Self::EmptyData, Self::RstStream];
+
+    /// The frames before the flood: a stream, or a header block without its end.
+    fn opening(self, headers: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Ping | Self::Settings | Self::RstStream => Vec::new(),
+            Self::Continuation => frame(HEADERS, 0, 1, headers),
+            Self::EmptyData => frame(HEADERS, END_HEADERS, 1, headers),
+        }
+    }
+
+    /// Frame number `idx` of the flood.
+    fn frame(self, idx: u32, headers: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Ping => frame(6, 0, 0, &u64::from(idx).to_be_bytes()),
+            Self::Settings => frame(SETTINGS, 0, 0, b""),
+            Self::Continuation => frame(9, 0, 1, b""),
+            Self::EmptyData => frame(0, 0, 1, b""),
+            Self::RstStream => {
+                let stream = 2 * idx + 1;
+                let reset = frame(3, 0, stream, &CANCEL.to_be_bytes());
+                [frame(HEADERS, END_HEADERS, stream, headers), reset].concat()
+            }
+        }
+    }
+}
+
+/// HTTP/2's numbers of frames, flags and errors.
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const END_HEADERS: u8 = 4;
+const CANCEL: u32 = 8;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let n_bytes = u32::try_from(payload.len()).expect("frames are short").to_be_bytes();
+    let head = [&n_bytes[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&head, payload].concat()
+}
+
+/// The header block of a chat request. Each field is a literal with a new name, without Huffman coding.
+fn header_block(address: SocketAddr) -> Vec<u8> {
+    let authority = address.to_string();
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", CHAT),
+        (":authority", &authority),
+        ("content-type", "application/json"),
+    ];
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).expect("names and values are short"));
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// Sends `n_frames` frames of a flood over a new connection, and then reads. Returns whether the connection ends within
+/// `wait`.
+///
+/// # Errors
+/// When there is no connection.
+pub(super) async fn flood(address: SocketAddr, flood: Flood, n_frames: u32, wait: Duration) -> Result<bool> {
+    let mut stream = TcpStream::connect(address).await.context("connect")?;
+    let headers = header_block(address);
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, b""));
+    bytes.extend(flood.opening(&headers));
+    bytes.extend((0..n_frames).flat_map(|idx| flood.frame(idx, &headers)));
+    let exchange = async {
+        // A connection that ends in the middle of the flood refuses the rest of it.
+        let _ = stream.write_all(&bytes).await;
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    };
+    Ok(timeout(wait, exchange).await.is_ok())
+}
