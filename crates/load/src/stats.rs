@@ -1,7 +1,7 @@
 //! Statistics of small samples. Samples need not be sorted; an empty sample has no statistics.
 
-/// Returns the value below which a share `q` (0..=1) of the sample lies, with linear interpolation as in numpy and so
-/// in vLLM's benchmarks. statrs has only another definition, with other percentiles for small samples.
+/// Returns the value below which a share `q` (0..=1) of the sample lies, by Hyndman and Fan's definition 7: numpy, pandas
+/// and so vLLM's benchmarks have it, and statrs has only definition 8, with other percentiles for small samples.
 pub fn quantile(sample: &[f64], q: f64) -> Option<f64> {
     let mut sorted = sample.to_vec();
     sorted.sort_by(f64::total_cmp);
