@@ -126,6 +126,17 @@ pub enum Scope {
 // === impl Fault ===
 
 impl Fault {
+    /// Metric whose values the fault makes up, or that it leaves out of the page.
+    pub fn metric(&self) -> Option<&str> {
+        if let Self::MetricsLie { metric, .. } = self {
+            Some(metric)
+        } else if let Self::MetricsOmit { metric } = self {
+            metric.as_deref()
+        } else {
+            None
+        }
+    }
+
     pub fn scope(&self) -> Scope {
         match self {
             Self::Status { .. }

@@ -99,20 +99,9 @@ impl PodFaults {
 
     /// Returns the share of the KV blocks to take: the largest of all rules.
     pub fn kv_pressure(&self) -> f64 {
-        let shares = self.active().filter_map(|active| match active.rule.fault {
-            Fault::KvPressure { share } => Some(share),
-            Fault::Refuse {}
-            | Fault::Drop {}
-            | Fault::Status { .. }
-            | Fault::Stall { .. }
-            | Fault::Reset { .. }
-            | Fault::Truncate { .. }
-            | Fault::ContentLength { .. }
-            | Fault::SlowStart { .. }
-            | Fault::Crash {}
-            | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. }
-            | Fault::MetricsOmit { .. } => None,
+        let shares = self.active().filter_map(|active| {
+            let Fault::KvPressure { share } = active.rule.fault else { return None };
+            Some(share)
         });
         shares.fold(0.0, f64::max)
     }
@@ -196,21 +185,9 @@ impl ActiveRule {
     }
 
     fn ends_at(&self) -> Option<SimTime> {
-        match self.rule.fault {
-            Fault::SlowStart { delay } => Some(self.begins_at() + delay),
-            Fault::Refuse {}
-            | Fault::Drop {}
-            | Fault::Status { .. }
-            | Fault::Stall { .. }
-            | Fault::Reset { .. }
-            | Fault::Truncate { .. }
-            | Fault::ContentLength { .. }
-            | Fault::Crash {}
-            | Fault::KvPressure { .. }
-            | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. }
-            | Fault::MetricsOmit { .. } => self.rule.when.lasts.map(|lasts| self.begins_at() + lasts),
-        }
+        let lasts =
+            if let Fault::SlowStart { delay } = self.rule.fault { Some(delay) } else { self.rule.when.lasts };
+        lasts.map(|lasts| self.begins_at() + lasts)
     }
 
     fn next_turn(&self, now: SimTime) -> Option<SimTime> {

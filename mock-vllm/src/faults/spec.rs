@@ -133,27 +133,15 @@ impl Rule {
         if *on != Endpoints::default() && scope != Scope::Request {
             return refuse("`on` has no meaning for a fault that is not of requests");
         }
-        match fault {
-            Fault::KvPressure { share } if !(*share > 0.0 && *share <= 1.0) => {
-                refuse("share must be above 0 and at most 1")
-            }
-            Fault::SlowStart { .. } if *when != When::default() => {
-                refuse("from and for have no meaning, `delay` says how long")
-            }
-            Fault::Refuse {}
-            | Fault::Drop {}
-            | Fault::Status { .. }
-            | Fault::Stall { .. }
-            | Fault::Reset { .. }
-            | Fault::Truncate { .. }
-            | Fault::ContentLength { .. }
-            | Fault::SlowStart { .. }
-            | Fault::Crash {}
-            | Fault::KvPressure { .. }
-            | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. }
-            | Fault::MetricsOmit { .. } => Ok(()),
+        if let Fault::KvPressure { share } = fault
+            && !(*share > 0.0 && *share <= 1.0)
+        {
+            return refuse("share must be above 0 and at most 1");
         }
+        if matches!(fault, Fault::SlowStart { .. }) && *when != When::default() {
+            return refuse("from and for have no meaning, `delay` says how long");
+        }
+        Ok(())
     }
 
     fn invalid(&self, reason: &str) -> InvalidRule {

@@ -99,25 +99,13 @@ impl Pod {
             if rule.pod.as_ref().is_some_and(|pod| pod != own) {
                 return Err(SetFaultsError::OtherPod { rule: rule.to_string(), own: own.clone() });
             }
-            let metric = match &rule.fault {
-                Fault::MetricsLie { metric, .. } => Some(metric),
-                Fault::MetricsOmit { metric } => metric.as_ref(),
-                Fault::Refuse {}
-                | Fault::Drop {}
-                | Fault::Status { .. }
-                | Fault::Stall { .. }
-                | Fault::Reset { .. }
-                | Fault::Truncate { .. }
-                | Fault::ContentLength { .. }
-                | Fault::SlowStart { .. }
-                | Fault::Crash {}
-                | Fault::KvPressure { .. }
-                | Fault::MetricsFreeze {} => None,
-            };
-            if let Some(metric) = metric
+            if let Some(metric) = rule.fault.metric()
                 && page::resolve(metric, &self.true_page(Format::Text, &[])).is_none()
             {
-                return Err(SetFaultsError::UnknownMetric { rule: rule.to_string(), metric: metric.clone() });
+                return Err(SetFaultsError::UnknownMetric {
+                    rule: rule.to_string(),
+                    metric: metric.to_owned(),
+                });
             }
         }
         self.faults.set(rules);
@@ -134,23 +122,14 @@ impl Pod {
         let is_frozen = |active: &Arc<ActiveRule>| matches!(active.rule.fault, Fault::MetricsFreeze {});
         let frozen = self.faults.active().find(is_frozen);
         let page = frozen.map_or_else(page, |rule| rule.frozen(|| self.freeze()).page(format, only));
-        self.faults.active().fold(page, |page, active| match &active.rule.fault {
-            Fault::MetricsLie { metric, value } => {
+        self.faults.active().fold(page, |page, active| {
+            if let Fault::MetricsLie { metric, value } = &active.rule.fault {
                 page::lie(&page, metric, value.at(self.faults.now().since(active.begins_at())))
+            } else if let Fault::MetricsOmit { metric } = &active.rule.fault {
+                metric.as_ref().map_or_else(String::new, |metric| page::omit(&page, metric))
+            } else {
+                page
             }
-            Fault::MetricsOmit { metric: Some(metric) } => page::omit(&page, metric),
-            Fault::MetricsOmit { metric: None } => String::new(),
-            Fault::Refuse {}
-            | Fault::Drop {}
-            | Fault::Status { .. }
-            | Fault::Stall { .. }
-            | Fault::Reset { .. }
-            | Fault::Truncate { .. }
-            | Fault::ContentLength { .. }
-            | Fault::SlowStart { .. }
-            | Fault::Crash {}
-            | Fault::KvPressure { .. }
-            | Fault::MetricsFreeze {} => page,
         })
     }
 

@@ -38,20 +38,13 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
         // reads on for a handler that does not ask.
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
-    let early = rules.iter().find_map(|rule| match &rule.fault {
-        Fault::Status { code, retry_after } => Some(error_response(*code, *retry_after)),
-        Fault::SlowStart { .. } => Some(error_response(StatusCode::SERVICE_UNAVAILABLE, None)),
-        Fault::Refuse {}
-        | Fault::Drop {}
-        | Fault::Stall { .. }
-        | Fault::Reset { .. }
-        | Fault::Truncate { .. }
-        | Fault::ContentLength { .. }
-        | Fault::Crash {}
-        | Fault::KvPressure { .. }
-        | Fault::MetricsFreeze {}
-        | Fault::MetricsLie { .. }
-        | Fault::MetricsOmit { .. } => None,
+    let early = rules.iter().find_map(|rule| {
+        if let Fault::Status { code, retry_after } = rule.fault {
+            Some(error_response(code, retry_after))
+        } else {
+            let starts = matches!(rule.fault, Fault::SlowStart { .. });
+            starts.then(|| error_response(StatusCode::SERVICE_UNAVAILABLE, None))
+        }
     });
     let response = match early {
         Some(response) => response,
@@ -94,24 +87,12 @@ async fn spoil(mut response: Response, rules: &[Rule], cutting: &Cutting) -> Res
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
     let mut cuts = Vec::new();
     for rule in rules {
-        match rule.fault {
-            Fault::Stall { tokens, delay } => cuts.push((tokens, Cut::Stall(delay))),
-            Fault::Reset { tokens } => cuts.push((tokens, Cut::Reset)),
-            Fault::Truncate { tokens } => cuts.push((tokens, Cut::Close)),
-            Fault::ContentLength { off } if !is_stream => {
-                response = body::with_wrong_length(response, off.get(), cutting).await;
-            }
-            Fault::Refuse {}
-            | Fault::Drop {}
-            | Fault::Status { .. }
-            | Fault::ContentLength { .. }
-            | Fault::SlowStart { .. }
-            | Fault::Crash {}
-            | Fault::KvPressure { .. }
-            | Fault::MetricsFreeze {}
-            | Fault::MetricsLie { .. }
-            | Fault::MetricsOmit { .. } => {}
+        if let Fault::ContentLength { off } = rule.fault
+            && !is_stream
+        {
+            response = body::with_wrong_length(response, off.get(), cutting).await;
         }
+        cuts.extend(cut(&rule.fault));
     }
     if cuts.is_empty() {
         return response;
@@ -121,6 +102,19 @@ async fn spoil(mut response: Response, rules: &[Rule], cutting: &Cutting) -> Res
         body::cut_stream(response, cuts, cutting)
     } else {
         body::cut_plain(response, cuts, cutting).await
+    }
+}
+
+/// Returns the number of tokens after which the fault cuts an answer, and how.
+fn cut(fault: &Fault) -> Option<(u32, Cut)> {
+    if let Fault::Stall { tokens, delay } = *fault {
+        Some((tokens, Cut::Stall(delay)))
+    } else if let Fault::Reset { tokens } = *fault {
+        Some((tokens, Cut::Reset))
+    } else if let Fault::Truncate { tokens } = *fault {
+        Some((tokens, Cut::Close))
+    } else {
+        None
     }
 }
 
