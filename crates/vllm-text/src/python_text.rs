@@ -108,8 +108,13 @@ impl JsonStyle {
 
 /// Writes a value like `repr(value)`.
 pub fn repr(value: &Value) -> String {
+    repr_with(value, &number_repr)
+}
+
+/// Writes a value like `repr(value)`, with numbers as `number` writes them.
+pub fn repr_with(value: &Value, number: &dyn Fn(&Number) -> String) -> String {
     let mut text = String::new();
-    write_repr(&mut text, value);
+    write_repr(&mut text, value, number);
     text
 }
 
@@ -143,31 +148,31 @@ fn number_repr(number: &Number) -> String {
     }
 }
 
-fn write_repr(text: &mut String, value: &Value) {
+fn write_repr(text: &mut String, value: &Value, number: &dyn Fn(&Number) -> String) {
     match value {
         Value::Null => text.push_str("None"),
         Value::Bool(truth) => text.push_str(if *truth { "True" } else { "False" }),
-        Value::Number(number) => text.push_str(&number_repr(number)),
+        Value::Number(digits) => text.push_str(&number(digits)),
         Value::String(string) => write_string_repr(text, string),
         Value::Array(items) => {
             text.push('[');
             for (item_idx, item) in items.iter().enumerate() {
                 text.push_str(if item_idx == 0 { "" } else { ", " });
-                write_repr(text, item);
+                write_repr(text, item, number);
             }
             text.push(']');
         }
-        Value::Object(fields) => write_dict_repr(text, fields),
+        Value::Object(fields) => write_dict_repr(text, fields, number),
     }
 }
 
-fn write_dict_repr(text: &mut String, fields: &Map<String, Value>) {
+fn write_dict_repr(text: &mut String, fields: &Map<String, Value>, number: &dyn Fn(&Number) -> String) {
     text.push('{');
     for (field_idx, (name, field)) in fields.iter().enumerate() {
         text.push_str(if field_idx == 0 { "" } else { ", " });
         write_string_repr(text, name);
         text.push_str(": ");
-        write_repr(text, field);
+        write_repr(text, field, number);
     }
     text.push('}');
 }

@@ -5,6 +5,7 @@ use super::python_json::{self, JsonError, SyntaxError, float, float_repr};
 use http::StatusCode;
 use serde_json::{Map, Number, Value};
 use std::fmt::Write;
+use vllm_text::python_text;
 
 /// vLLM 0.33 `handlers/validation.py`.
 const MAX_REPORTED_ERRORS: usize = 10;
@@ -440,9 +441,7 @@ fn no_body() -> ApiError {
 
 /// Writes a JSON value like Python's `repr`.
 fn python_repr(value: &Value) -> String {
-    let mut text = String::new();
-    write_repr(&mut text, value);
-    text
+    python_text::repr_with(value, &number_repr)
 }
 
 fn number_repr(number: &Number) -> String {
@@ -450,53 +449,6 @@ fn number_repr(number: &Number) -> String {
         Some(value) if !value.is_finite() => float_repr(value),
         Some(_) | None => number.to_string(),
     }
-}
-
-fn write_repr(text: &mut String, value: &Value) {
-    match value {
-        Value::Null => text.push_str("None"),
-        Value::Bool(true) => text.push_str("True"),
-        Value::Bool(false) => text.push_str("False"),
-        Value::Number(number) => text.push_str(&number_repr(number)),
-        Value::String(string) => write_string_repr(text, string),
-        Value::Array(items) => {
-            text.push('[');
-            for (item_idx, item) in items.iter().enumerate() {
-                text.push_str(if item_idx == 0 { "" } else { ", " });
-                write_repr(text, item);
-            }
-            text.push(']');
-        }
-        Value::Object(fields) => {
-            text.push('{');
-            for (field_idx, (name, field)) in fields.iter().enumerate() {
-                text.push_str(if field_idx == 0 { "" } else { ", " });
-                write_string_repr(text, name);
-                text.push_str(": ");
-                write_repr(text, field);
-            }
-            text.push('}');
-        }
-    }
-}
-
-fn write_string_repr(text: &mut String, string: &str) {
-    let quote = if string.contains('\'') && !string.contains('"') { '"' } else { '\'' };
-    text.push(quote);
-    for character in string.chars() {
-        match character {
-            '\\' => text.push_str(r"\\"),
-            '\n' => text.push_str(r"\n"),
-            '\r' => text.push_str(r"\r"),
-            '\t' => text.push_str(r"\t"),
-            _ if character == quote => text.extend(['\\', character]),
-            _ if character.is_control() => {
-                let _infallible = write!(text, "\\x{:02x}", u32::from(character));
-            }
-            _ => text.push(character),
-        }
-    }
-    text.push(quote);
 }
 
 #[cfg(test)]
