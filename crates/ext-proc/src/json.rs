@@ -129,6 +129,24 @@ enum NumberPart {
     Exponent,
 }
 
+impl Event<'_> {
+    /// Change of the depth: 1 if the event opens an object or an array, -1 if it closes one.
+    pub(crate) fn depth_change(&self) -> i32 {
+        match self {
+            Self::Open(_) => 1,
+            Self::Close(_) => -1,
+            Self::KeyStart
+            | Self::KeyEnd
+            | Self::StringStart { .. }
+            | Self::StringEnd { .. }
+            | Self::Text(_)
+            | Self::Char(_)
+            | Self::Number(_)
+            | Self::Literal(_) => 0,
+        }
+    }
+}
+
 impl Lexer {
     pub(crate) fn new() -> Self {
         Self::starting_at(0)

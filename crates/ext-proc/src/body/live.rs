@@ -120,18 +120,7 @@ impl Live {
     /// Takes an event that is not text of a key or string.
     pub(super) fn apply(&mut self, event: Event<'_>) -> Progress {
         if self.n_skipped > 0 {
-            match event {
-                Event::Open(_) => self.n_skipped += 1,
-                Event::Close(_) => self.n_skipped -= 1,
-                Event::KeyStart
-                | Event::KeyEnd
-                | Event::StringStart { .. }
-                | Event::StringEnd { .. }
-                | Event::Text(_)
-                | Event::Char(_)
-                | Event::Number(_)
-                | Event::Literal(_) => {}
-            }
+            self.n_skipped = self.n_skipped.saturating_add_signed(event.depth_change());
             return Progress::Plain;
         }
         match event {

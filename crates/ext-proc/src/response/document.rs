@@ -101,18 +101,7 @@ impl Document {
     /// Takes an event; `at` is its end in the chunk.
     fn apply(&mut self, event: Event<'_>, at: usize, counts: &mut Counts, out: &mut Parts<'_>) {
         if self.n_skipped > 0 {
-            match event {
-                Event::Open(_) => self.n_skipped += 1,
-                Event::Close(_) => self.n_skipped -= 1,
-                Event::KeyStart
-                | Event::KeyEnd
-                | Event::StringStart { .. }
-                | Event::StringEnd { .. }
-                | Event::Text(_)
-                | Event::Char(_)
-                | Event::Number(_)
-                | Event::Literal(_) => {}
-            }
+            self.n_skipped = self.n_skipped.saturating_add_signed(event.depth_change());
             return;
         }
         match event {
