@@ -49,7 +49,7 @@ use ext_proc::body::{BodyError, Lookup, ModelName, RequestBody, Unseen};
 use ext_proc::compat::Compat;
 use ext_proc::exchange::{Pick, Rewrite};
 use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
-use ext_proc::refusal::{BodyFault, Refusal};
+use ext_proc::refusal::{Refusal, RequestFault};
 use ext_proc::subset::Subset;
 
 /// Alphabet and length of Kubernetes' `rand.String(10)`, which makes the tutorial's request ids.
@@ -414,7 +414,7 @@ impl Director {
 
     /// Refuses bodies that engines accept, but the pool or the clients of another picker do not.
     fn check(&self, body: &RequestBody, roll: &Roll) -> Result<(), Refusal> {
-        let refused = |fault: &BodyError| Refusal::Body(BodyFault::Malformed(fault.clone()));
+        let refused = |fault: &BodyError| Refusal::Request(RequestFault::Malformed(fault.clone()));
         match (self.options.compat, &body.model) {
             (Compat::GieV04, Err(fault)) => return Err(refused(fault)),
             (Compat::GieV04, Ok(ModelName { name, span: _ })) => {

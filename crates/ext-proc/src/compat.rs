@@ -15,7 +15,7 @@ use inference_api::keys;
 
 use crate::body::BodyError;
 use crate::inquiry::header_value;
-use crate::refusal::{BodyFault, Refusal};
+use crate::refusal::{Refusal, RequestFault};
 
 /// Set on every response, "for debugging purpose only".
 const WENT_INTO_RESPONSE_HEADERS: &str = "x-went-into-resp-headers";
@@ -84,8 +84,8 @@ pub(crate) fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) 
 #[must_use]
 pub fn error_code(refusal: &Refusal) -> &'static str {
     match refusal {
-        Refusal::Body(BodyFault::NoRoom) => "InferencePoolResourceExhausted",
-        Refusal::Body(_) => "BadRequest",
+        Refusal::Request(RequestFault::NoRoom) => "InferencePoolResourceExhausted",
+        Refusal::Request(_) => "BadRequest",
         Refusal::ModelNotFound { .. } => "BadConfiguration",
         Refusal::Saturated { .. } | Refusal::NoEndpoints { .. } => "InferencePoolResourceExhausted",
         Refusal::NoPool | Refusal::UnknownPool { .. } => "Internal",
@@ -104,12 +104,12 @@ pub(crate) fn refused(refusal: &Refusal, body: Option<&[Bytes]>) -> ImmediateRes
         }
         Refusal::Saturated { .. } | Refusal::NoEndpoints { .. } => (429, error_code(refusal), message),
         Refusal::NoPool | Refusal::UnknownPool { .. } => (500, error_code(refusal), message),
-        Refusal::Body(_) | Refusal::ModelNotFound { .. } | Refusal::SubsetEmpty { .. } => {
+        Refusal::Request(_) | Refusal::ModelNotFound { .. } | Refusal::SubsetEmpty { .. } => {
             (refusal.code(), error_code(refusal), message)
         }
     };
     let mut text = format!("inference gateway: {code} - {message}").into_bytes();
-    if let Refusal::Body(BodyFault::Malformed(error)) = refusal
+    if let Refusal::Request(RequestFault::Malformed(error)) = refusal
         && malformed(error) == UNPARSABLE
     {
         body.unwrap_or_default().iter().for_each(|chunk| text.extend_from_slice(chunk));
@@ -125,7 +125,7 @@ pub(crate) fn refused(refusal: &Refusal, body: Option<&[Bytes]>) -> ImmediateRes
 
 fn message(refusal: &Refusal) -> String {
     match refusal {
-        Refusal::Body(BodyFault::Malformed(error)) => malformed(error).to_owned(),
+        Refusal::Request(RequestFault::Malformed(error)) => malformed(error).to_owned(),
         Refusal::ModelNotFound { model } => {
             format!("error finding a model object in InferenceModel for input {model}")
         }
@@ -133,13 +133,13 @@ fn message(refusal: &Refusal) -> String {
         Refusal::NoEndpoints { .. } => "failed to find target pod: no pods available".to_owned(),
         Refusal::SubsetEmpty { .. } => "failed to find candidate pods for serving the request".to_owned(),
         // Upstream has no limits, knows no encodings, and serves one pool.
-        Refusal::Body(
-            BodyFault::TooLarge { .. }
-            | BodyFault::Encoded { .. }
-            | BodyFault::Headers(_)
-            | BodyFault::NoRoom
-            | BodyFault::Stalled { .. }
-            | BodyFault::TooSlow { .. },
+        Refusal::Request(
+            RequestFault::TooLarge { .. }
+            | RequestFault::Encoded { .. }
+            | RequestFault::Headers(_)
+            | RequestFault::NoRoom
+            | RequestFault::Stalled { .. }
+            | RequestFault::TooSlow { .. },
         )
         | Refusal::NoPool
         | Refusal::UnknownPool { .. } => refusal.to_string(),

@@ -28,7 +28,7 @@ use crate::body::Api;
 use crate::budget::Reservation;
 use crate::compat::{self, Compat};
 use crate::inquiry::{Content, Inquiry, PromptTokens, RequestHead, RequestId, Route};
-use crate::refusal::{BodyFault, Refusal};
+use crate::refusal::{Refusal, RequestFault};
 use crate::reply::{self, Pieces};
 
 /// The endpoints for a request.
@@ -108,7 +108,7 @@ pub enum Waiting {
         has_trailers: bool,
     },
     /// The body cannot be routed.
-    Fault(BodyFault),
+    Fault(RequestFault),
 }
 
 /// One request and its response.
@@ -182,7 +182,7 @@ impl<L> Exchange<L> {
     ///
     /// # Errors
     /// If not even the headers came; the stream must then end with an error.
-    pub fn give_up(&mut self, fault: BodyFault) -> Result<Received, ProtocolError> {
+    pub fn give_up(&mut self, fault: RequestFault) -> Result<Received, ProtocolError> {
         if matches!(self.phase, Phase::Headers) {
             Err(ProtocolError::NoHeaders)
         } else {
@@ -280,7 +280,7 @@ impl<L> Exchange<L> {
             (Waiting::Headers { .. }, Err(refusal)) => self.refuse(&refusal, None),
             (Waiting::Body { body, .. }, Err(refusal)) => self.refuse(&refusal, Some(body.pieces())),
             (Waiting::Fault(_), Err(refusal)) => self.refuse(&refusal, Some(&[])),
-            (Waiting::Fault(fault), Ok(_)) => self.refuse(&Refusal::Body(fault), Some(&[])),
+            (Waiting::Fault(fault), Ok(_)) => self.refuse(&Refusal::Request(fault), Some(&[])),
             (Waiting::Headers { end_of_stream }, Ok(pick)) => {
                 self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
                 let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
@@ -321,7 +321,7 @@ impl<L> Exchange<L> {
             self.request_id = RequestId { text, is_fresh: false };
         }
         if let Err(fault) = Room::new(headers).for_pick() {
-            let fault = BodyFault::Headers(fault);
+            let fault = RequestFault::Headers(fault);
             self.phase = Phase::Refused;
             return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
         }
@@ -331,7 +331,7 @@ impl<L> Exchange<L> {
         let api = match &head.route {
             Route::Json(api) if collects => *api,
             Route::Encoded { encoding } if collects => {
-                let fault = BodyFault::Encoded { encoding: encoding.clone() };
+                let fault = RequestFault::Encoded { encoding: encoding.clone() };
                 self.phase = Phase::Refused;
                 return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
             }
@@ -390,7 +390,7 @@ impl<L> Exchange<L> {
     }
 
     /// The body cannot be routed: a question with the fault, because the director records it and decides the refusal.
-    fn fault(&mut self, fault: BodyFault) -> Received {
+    fn fault(&mut self, fault: RequestFault) -> Received {
         let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Refused) else {
             return Received::Answers(Vec::new());
         };

@@ -7,7 +7,7 @@ use inference_api::object::ObjectKey;
 use prefix_index::blocks::TokenPrompt;
 
 use crate::body::{Api, RequestBody};
-use crate::refusal::BodyFault;
+use crate::refusal::RequestFault;
 use crate::subset::Subset;
 
 /// A request that needs an endpoint.
@@ -42,7 +42,7 @@ pub enum Content {
     /// Unknown: there is no body, or the picker does not read bodies on this path. Placed by load.
     Opaque,
     Body(RequestBody),
-    Fault(BodyFault),
+    Fault(RequestFault),
 }
 
 /// `x-request-id` of the request.

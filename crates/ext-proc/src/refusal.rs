@@ -16,9 +16,9 @@ use serde::Serialize;
 
 use crate::body::BodyError;
 
-/// Reason why a body cannot be routed.
+/// Reason why a request cannot be read far enough to be routed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BodyFault {
+pub enum RequestFault {
     #[error(transparent)]
     Malformed(#[from] BodyError),
     #[error("the body is longer than {limit} bytes")]
@@ -52,7 +52,7 @@ pub enum HeadersFault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(transparent)]
-    Body(#[from] BodyFault),
+    Request(#[from] RequestFault),
     #[error("The model `{model}` does not exist.")]
     ModelNotFound { model: String },
     #[error("the pool {pool} is saturated, and {} requests wait for capacity: try again later", criticality.as_str())]
@@ -72,14 +72,14 @@ impl Refusal {
     #[must_use]
     pub fn code(&self) -> u16 {
         match self {
-            Self::Body(BodyFault::Malformed(_)) => 400,
-            Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => 408,
-            Self::Body(BodyFault::TooLarge { .. }) => 413,
-            Self::Body(BodyFault::Encoded { .. }) => 415,
-            Self::Body(BodyFault::Headers(_)) => 431,
+            Self::Request(RequestFault::Malformed(_)) => 400,
+            Self::Request(RequestFault::Stalled { .. } | RequestFault::TooSlow { .. }) => 408,
+            Self::Request(RequestFault::TooLarge { .. }) => 413,
+            Self::Request(RequestFault::Encoded { .. }) => 415,
+            Self::Request(RequestFault::Headers(_)) => 431,
             Self::ModelNotFound { .. } => 404,
             Self::Saturated { .. } => 429,
-            Self::Body(BodyFault::NoRoom)
+            Self::Request(RequestFault::NoRoom)
             | Self::NoPool
             | Self::UnknownPool { .. }
             | Self::NoEndpoints { .. }
@@ -91,12 +91,12 @@ impl Refusal {
     #[must_use]
     pub fn outcome(&self) -> &'static str {
         match self {
-            Self::Body(BodyFault::Malformed(_)) => "bad_request",
-            Self::Body(BodyFault::TooLarge { .. }) => "body_too_large",
-            Self::Body(BodyFault::Encoded { .. }) => "body_encoded",
-            Self::Body(BodyFault::Headers(_)) => "headers_too_large",
-            Self::Body(BodyFault::NoRoom) => "buffers_full",
-            Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => "body_timeout",
+            Self::Request(RequestFault::Malformed(_)) => "bad_request",
+            Self::Request(RequestFault::TooLarge { .. }) => "body_too_large",
+            Self::Request(RequestFault::Encoded { .. }) => "body_encoded",
+            Self::Request(RequestFault::Headers(_)) => "headers_too_large",
+            Self::Request(RequestFault::NoRoom) => "buffers_full",
+            Self::Request(RequestFault::Stalled { .. } | RequestFault::TooSlow { .. }) => "body_timeout",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::Saturated { .. } => "saturated",
             Self::NoPool | Self::UnknownPool { .. } => "no_pool",
@@ -108,20 +108,22 @@ impl Refusal {
     /// Seconds after which a client whose request was shed may try again. One second is twenty scrapes: long enough for
     /// a queue to have moved, short enough to be worth waiting for.
     fn retry_after_s(&self) -> Option<u32> {
-        matches!(self, Self::Saturated { .. } | Self::Body(BodyFault::NoRoom)).then_some(1)
+        matches!(self, Self::Saturated { .. } | Self::Request(RequestFault::NoRoom)).then_some(1)
     }
 
     /// vLLM's name of the error.
     fn error_type(&self) -> &'static str {
         match self {
-            Self::Body(BodyFault::Encoded { .. }) => "UnsupportedMediaTypeError",
-            Self::Body(BodyFault::Malformed(_) | BodyFault::TooLarge { .. } | BodyFault::Headers(_)) => {
-                "BadRequestError"
+            Self::Request(RequestFault::Encoded { .. }) => "UnsupportedMediaTypeError",
+            Self::Request(
+                RequestFault::Malformed(_) | RequestFault::TooLarge { .. } | RequestFault::Headers(_),
+            ) => "BadRequestError",
+            Self::Request(RequestFault::Stalled { .. } | RequestFault::TooSlow { .. }) => {
+                "RequestTimeoutError"
             }
-            Self::Body(BodyFault::Stalled { .. } | BodyFault::TooSlow { .. }) => "RequestTimeoutError",
             Self::ModelNotFound { .. } => "NotFoundError",
             Self::Saturated { .. } => "TooManyRequestsError",
-            Self::Body(BodyFault::NoRoom)
+            Self::Request(RequestFault::NoRoom)
             | Self::NoPool
             | Self::UnknownPool { .. }
             | Self::NoEndpoints { .. }
@@ -131,15 +133,15 @@ impl Refusal {
 
     fn param(&self) -> Option<&'static str> {
         match self {
-            Self::Body(BodyFault::Malformed(error)) => error.param(),
+            Self::Request(RequestFault::Malformed(error)) => error.param(),
             Self::ModelNotFound { .. } => Some("model"),
-            Self::Body(
-                BodyFault::TooLarge { .. }
-                | BodyFault::Encoded { .. }
-                | BodyFault::Headers(_)
-                | BodyFault::NoRoom
-                | BodyFault::Stalled { .. }
-                | BodyFault::TooSlow { .. },
+            Self::Request(
+                RequestFault::TooLarge { .. }
+                | RequestFault::Encoded { .. }
+                | RequestFault::Headers(_)
+                | RequestFault::NoRoom
+                | RequestFault::Stalled { .. }
+                | RequestFault::TooSlow { .. },
             )
             | Self::Saturated { .. }
             | Self::NoPool

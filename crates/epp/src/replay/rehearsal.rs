@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use ext_proc::body::{Api, BodyError, BodyScanner, RequestBody};
 use ext_proc::exchange::ResponseReport;
 use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
-use ext_proc::refusal::BodyFault;
+use ext_proc::refusal::RequestFault;
 
 /// The pool that is used if none is given: any model, by prefix.
 const POOL: &str = "\
@@ -91,7 +91,7 @@ impl Rehearsal {
     pub fn decide(&self, body: &[u8], now: Now) -> Option<Arc<Decision>> {
         let content = match read(body) {
             Ok(body) => Content::Body(body),
-            Err(error) => Content::Fault(BodyFault::Malformed(error)),
+            Err(error) => Content::Fault(RequestFault::Malformed(error)),
         };
         let inquiry = Inquiry {
             x_request_id: String::new(),

@@ -27,7 +27,7 @@ use ext_proc::body::RequestBody;
 use ext_proc::budget::Budget;
 use ext_proc::exchange::{Exchange, Opening, Pick, ProtocolError, Question, Received, Waiting};
 use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
-use ext_proc::refusal::{BodyFault, Refusal};
+use ext_proc::refusal::{Refusal, RequestFault};
 
 /// Full name of the service, which health checks use.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
@@ -187,7 +187,7 @@ impl Conversation {
     fn refuse_too_large(&mut self, status: &Status) -> Option<Received> {
         let is_body = status.code() == Code::OutOfRange && self.exchange.expects_request();
         let limit = self.limits.max_body_bytes;
-        is_body.then(|| self.exchange.give_up(BodyFault::TooLarge { limit }).ok()).flatten()
+        is_body.then(|| self.exchange.give_up(RequestFault::TooLarge { limit }).ok()).flatten()
     }
 
     async fn take(&mut self, message: ProcessingRequest) -> Result<(), Status> {
@@ -227,13 +227,13 @@ impl Conversation {
     }
 
     /// The time by which more of the request must have come, and the fault otherwise.
-    fn deadline(&self) -> (Instant, BodyFault) {
+    fn deadline(&self) -> (Instant, RequestFault) {
         let Timeouts { idle, total } = self.limits.timeouts;
         let (stalled, too_slow) = (self.heard + idle, self.opened + total);
         if stalled < too_slow {
-            (stalled, BodyFault::Stalled { idle })
+            (stalled, RequestFault::Stalled { idle })
         } else {
-            (too_slow, BodyFault::TooSlow { limit: total })
+            (too_slow, RequestFault::TooSlow { limit: total })
         }
     }
 

@@ -17,7 +17,7 @@ use ext_proc::budget::Budget;
 use ext_proc::compat::Compat;
 use ext_proc::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
 use ext_proc::inquiry::{Content, Inquiry};
-use ext_proc::refusal::{BodyFault, Refusal};
+use ext_proc::refusal::{Refusal, RequestFault};
 
 pub(crate) const BODY: &str = r#"{"prompt":"Once upon a time","model":"m","max_tokens":9007199254740993}"#;
 
@@ -27,7 +27,7 @@ pub(crate) fn decide(inquiry: Inquiry) -> Result<Pick<()>, Refusal> {
         Content::Fault(fault) => return Err(fault.into()),
         Content::Opaque => None,
         Content::Body(body) => {
-            let malformed = |fault| Refusal::Body(BodyFault::Malformed(fault));
+            let malformed = |fault| Refusal::Request(RequestFault::Malformed(fault));
             let model = body.model.map_err(malformed)?.name;
             body.prompts.map_err(malformed)?;
             match model.as_str() {

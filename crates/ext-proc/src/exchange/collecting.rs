@@ -11,7 +11,7 @@ use crate::body::{Api, BodyError, BodyScanner};
 use crate::budget::{Full, Reservation};
 use crate::compat::Compat;
 use crate::inquiry::{Content, RequestHead, RequestId};
-use crate::refusal::BodyFault;
+use crate::refusal::RequestFault;
 use crate::reply::{self, MAX_CHUNK, Pieces};
 
 /// Least memory of a chunk in the mode in which each chunk is answered: the size of the answer.
@@ -84,14 +84,14 @@ impl Collecting {
     }
 
     /// Takes a chunk, if `held` can grow by its memory.
-    pub(crate) fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), BodyFault> {
+    pub(crate) fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), RequestFault> {
         let answers_each = self.mode == BodyMode::StreamedAhead;
         let n_bytes = if answers_each { chunk.len().max(ANSWER_BYTES) } else { chunk.len() };
         self.n_bytes += n_bytes;
         if self.n_bytes > self.max_bytes {
-            return Err(BodyFault::TooLarge { limit: self.max_bytes });
+            return Err(RequestFault::TooLarge { limit: self.max_bytes });
         }
-        held.try_grow(n_bytes).map_err(|Full| BodyFault::NoRoom)?;
+        held.try_grow(n_bytes).map_err(|Full| RequestFault::NoRoom)?;
         self.read(&chunk)?;
         if answers_each {
             self.lengths.push(chunk.len());
@@ -120,7 +120,7 @@ impl Collecting {
         }
     }
 
-    fn read(&mut self, chunk: &[u8]) -> Result<(), BodyFault> {
+    fn read(&mut self, chunk: &[u8]) -> Result<(), RequestFault> {
         let Scan::Reading(scanner) = &mut self.scan else { return Ok(()) };
         match (scanner.push(chunk), self.compat) {
             (Ok(()), _) => Ok(()),
@@ -161,7 +161,7 @@ impl Collecting {
             Err(_) if !api.names_its_model() => Content::Opaque,
             // The proxy cut the body at its buffer's limit: the client is not to blame for the missing part.
             Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
-            Err(error) => Content::Fault(BodyFault::Malformed(error)),
+            Err(error) => Content::Fault(RequestFault::Malformed(error)),
         };
         let model_span = match &content {
             Content::Body(body) => body.model.as_ref().ok().map(|model| model.span.clone()),
