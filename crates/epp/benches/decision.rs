@@ -42,6 +42,8 @@ const FLEETS: [u16; 4] = [10, 100, 1000, 10_000];
 const BODY_BYTES: [usize; 3] = [2_000, 10_000, 220_000];
 /// Largest piece of a body that Envoy sends.
 const CHUNK: usize = 16_384;
+/// Sizes of the pieces of a body whose client sends small DATA frames, which Envoy passes on one by one.
+const SMALL_CHUNKS: [usize; 3] = [10, 100, 1000];
 
 fn main() {
     divan::main();
@@ -113,7 +115,28 @@ fn body(n_bytes: usize, number: u64) -> Bytes {
     Bytes::from(text + "]}")
 }
 
-fn messages(body: &Bytes) -> Vec<ProcessingRequest> {
+/// The same as an agent sends it: with tools, and every other answer of the assistant a call of one.
+fn agent_body(n_bytes: usize) -> Bytes {
+    const TOOLS: &str = r#""tools":[{"type":"function","function":{"name":"read","description":"Reads a file.","parameters":{"type":"object","properties":{"path":{"type":"string"}}}}}]"#;
+    let mut text = format!(r#"{{"model":"m",{TOOLS},"messages":["#);
+    for turn in 0.. {
+        let words = "the quick brown fox jumps over the lazy dog and says \\\"no\\\" ".repeat(3);
+        text += &match turn % 3 {
+            0 => format!(r#"{{"role":"user","content":"{turn}: {words}\n"}},"#),
+            1 => format!(
+                r#"{{"role":"assistant","content":null,"tool_calls":[{{"id":"call_{turn}","type":"function","function":{{"name":"read","arguments":"{{\"path\": \"/src/{turn}.rs\"}}"}}}}]}},"#
+            ),
+            _ => format!(r#"{{"role":"tool","tool_call_id":"call_{}","content":"{words}\n"}},"#, turn - 1),
+        };
+        if text.len() > n_bytes {
+            break;
+        }
+    }
+    text.pop();
+    Bytes::from(text + "]}")
+}
+
+fn messages(body: &Bytes, chunk: usize) -> Vec<ProcessingRequest> {
     let header = |key: &str, value: &str| HeaderValue {
         key: key.to_owned(),
         raw_value: value.to_owned().into(),
@@ -122,8 +145,8 @@ fn messages(body: &Bytes) -> Vec<ProcessingRequest> {
     let headers = vec![header(":method", "POST"), header(":path", "/v1/chat/completions")];
     let headers =
         HttpHeaders { headers: Some(HeaderMap { headers }), end_of_stream: false, ..HttpHeaders::default() };
-    let chunks = (0..body.len()).step_by(CHUNK).map(|start| {
-        let end = (start + CHUNK).min(body.len());
+    let chunks = (0..body.len()).step_by(chunk).map(|start| {
+        let end = (start + chunk).min(body.len());
         let end_of_stream = end == body.len();
         Request::RequestBody(HttpBody { body: body.slice(start..end), end_of_stream, ..HttpBody::default() })
     });
@@ -140,26 +163,32 @@ fn now() -> Now {
 
 #[divan::bench(args = BODY_BYTES)]
 fn decision(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
-    bench(bencher, N_PODS, n_bytes, || 0);
+    bench(bencher, N_PODS, || messages(&body(n_bytes, 0), CHUNK));
+}
+
+/// A large body of which every message holds little.
+#[divan::bench(args = SMALL_CHUNKS)]
+fn decision_in_small_messages(bencher: divan::Bencher<'_, '_>, chunk: usize) {
+    bench(bencher, N_PODS, || messages(&body(BODY_BYTES[2], 0), chunk));
 }
 
 /// Decides for the smallest body, so that the fleet's size dominates.
 #[divan::bench(args = FLEETS)]
 fn decision_by_pods(bencher: divan::Bencher<'_, '_>, n_pods: u16) {
-    bench(bencher, n_pods, BODY_BYTES[0], || 0);
+    bench(bencher, n_pods, || messages(&body(BODY_BYTES[0], 0), CHUNK));
 }
 
 /// Decides for requests of which no endpoint holds anything: all are compared by their load.
 #[divan::bench(args = FLEETS)]
 fn decision_by_pods_without_a_match(bencher: divan::Bencher<'_, '_>, n_pods: u16) {
     let next = AtomicU64::new(0);
-    bench(bencher, n_pods, BODY_BYTES[0], || next.fetch_add(1, Ordering::Relaxed));
+    let inputs = || messages(&body(BODY_BYTES[0], next.fetch_add(1, Ordering::Relaxed)), CHUNK);
+    bench(bencher, n_pods, inputs);
 }
 
-fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: impl Fn() -> u64 + Sync) {
+fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, inputs: impl Fn() -> Vec<ProcessingRequest> + Sync) {
     let director = director(n_pods);
     let budget = Arc::new(Budget::new(usize::MAX));
-    let inputs = || messages(&body(n_bytes, number()));
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(inputs).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();
         let opening = Opening {
@@ -179,10 +208,19 @@ fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, n_bytes: usize, number: i
 
 #[divan::bench(args = BODY_BYTES)]
 fn scan(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
-    let body = body(n_bytes, 0);
+    bench_scan(bencher, &body(n_bytes, 0));
+}
+
+/// What an engine renders in another order than it stands in the body is read a second time.
+#[divan::bench(args = BODY_BYTES)]
+fn scan_of_an_agent(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
+    bench_scan(bencher, &agent_body(n_bytes));
+}
+
+fn bench_scan(bencher: divan::Bencher<'_, '_>, body: &Bytes) {
     bencher.counter(BytesCount::new(body.len())).bench(|| {
         let mut scanner = BodyScanner::new(Api::Chat);
-        scanner.push(&body).expect("valid JSON");
-        scanner.finish(std::slice::from_ref(&body)).expect("a chat")
+        scanner.push(body).expect("valid JSON");
+        scanner.finish(std::slice::from_ref(body)).expect("a chat")
     });
 }

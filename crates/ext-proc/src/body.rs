@@ -301,6 +301,9 @@ impl Root {
 
     /// Takes any other event.
     fn apply(&mut self, event: Event<'_>, lexer: &Lexer) {
+        if self.depth > 1 && !matches!(event, Event::Open(_) | Event::Close(_)) {
+            return self.apply_live(event);
+        }
         match event {
             Event::Open(container) => {
                 match self.depth {
@@ -332,11 +335,7 @@ impl Root {
             | Event::Text(_)
             | Event::Char(_) => {}
         }
-        if let Some(live) = &mut self.live
-            && live.apply(event) == Progress::GivenUp
-        {
-            self.live = None;
-        }
+        self.apply_live(event);
         if self.depth == 1
             && matches!(
                 event,
@@ -344,6 +343,14 @@ impl Root {
             )
         {
             self.end_value(lexer.offset(), event);
+        }
+    }
+
+    fn apply_live(&mut self, event: Event<'_>) {
+        if let Some(live) = &mut self.live
+            && live.apply(event) == Progress::GivenUp
+        {
+            self.live = None;
         }
     }
 

@@ -340,22 +340,25 @@ impl Lexer {
     }
 
     fn string<'a>(&mut self, owner: Owner, chunk: &mut &'a [u8]) -> Result<Option<Event<'a>>, JsonError> {
-        let n_plain = plain_prefix(chunk);
-        if n_plain > 0 {
-            let (text, rest) = chunk.split_at(n_plain);
-            *chunk = rest;
-            self.offset += n_plain;
-            return Ok(Some(Event::Text(text)));
-        }
-        let byte = chunk[0];
-        self.take(chunk);
-        match byte {
-            b'"' => Ok(Some(self.end_string(owner))),
+        match chunk[0] {
+            b'"' => {
+                self.take(chunk);
+                Ok(Some(self.end_string(owner)))
+            }
             b'\\' => {
+                self.take(chunk);
                 self.state = State::Escape(owner);
                 Ok(None)
             }
-            _ => Err(self.fault("a control character inside a string must be escaped")),
+            0x00..0x20 => {
+                self.take(chunk);
+                Err(self.fault("a control character inside a string must be escaped"))
+            }
+            _ => {
+                let (text, rest) = chunk.split_at(plain_prefix(chunk));
+                (self.offset, *chunk) = (self.offset + text.len(), rest);
+                Ok(Some(Event::Text(text)))
+            }
         }
     }
 
@@ -530,13 +533,37 @@ fn unescaped(byte: u8) -> Option<u8> {
 fn plain_prefix(bytes: &[u8]) -> usize {
     const LANES: usize = 16;
     let is_special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-    let mut n_plain = 0;
-    for lanes in bytes.chunks_exact(LANES) {
+    // Keys and words such as roles are short.
+    let n_leading = bytes.first_chunk().map_or(0, |word| n_plain_in_word(*word));
+    if (1..8).contains(&n_leading) {
+        return n_leading;
+    }
+    let mut n_plain = n_leading;
+    for lanes in bytes[n_plain..].chunks_exact(LANES) {
         // No early exit inside the lanes, so that the compiler compares all of them at once.
         if lanes.iter().fold(false, |found, &byte| found | is_special(byte)) {
             break;
         }
         n_plain += LANES;
     }
-    n_plain + bytes[n_plain..].iter().take_while(|&&byte| !is_special(byte)).count()
+    let (words, rest) = bytes[n_plain..].as_chunks();
+    for word in words {
+        let n_leading = n_plain_in_word(*word);
+        n_plain += n_leading;
+        if n_leading < word.len() {
+            return n_plain;
+        }
+    }
+    n_plain + rest.iter().take_while(|&&byte| !is_special(byte)).count()
+}
+
+/// The same for eight bytes, which are compared at once: their highest bits then tell which are not plain. A borrow spoils
+/// bits above the first such byte only.
+fn n_plain_in_word(bytes: [u8; 8]) -> usize {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let word = u64::from_le_bytes(bytes);
+    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word;
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let special = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & (ONES << 7);
+    (special.trailing_zeros() / 8) as usize
 }

@@ -118,7 +118,11 @@ impl<'a> Source<'a> {
         // Current keys of the container and of the value in it.
         let mut keys = [Word::default(); 2];
         for mut piece in self.pieces(span) {
-            while let Ok(Some(event)) = lexer.next(&mut piece) {
+            loop {
+                if !is_key {
+                    lexer.read_text(&mut piece, |_| {});
+                }
+                let Ok(Some(event)) = lexer.next(&mut piece) else { break };
                 let ended = match event {
                     Event::Open(_) => {
                         if let Some(start) = starts.get_mut(depth) {
@@ -189,18 +193,18 @@ impl<'a> Source<'a> {
         if self.kind(span) != Kind::Text {
             return;
         }
-        self.events(span, |event| match event {
-            Event::Text(text) => each(text),
-            Event::Char(char) => each(char.encode_utf8(&mut [0; 4]).as_bytes()),
-            Event::Open(_)
-            | Event::Close(_)
-            | Event::KeyStart
-            | Event::KeyEnd
-            | Event::StringStart { .. }
-            | Event::StringEnd { .. }
-            | Event::Number(_)
-            | Event::Literal(_) => {}
-        });
+        let mut lexer = Lexer::starting_at(span.start);
+        for mut piece in self.pieces(span) {
+            loop {
+                lexer.read_text(&mut piece, &mut each);
+                match lexer.next(&mut piece) {
+                    Ok(Some(Event::Text(text))) => each(text),
+                    Ok(Some(Event::Char(char))) => each(char.encode_utf8(&mut [0; 4]).as_bytes()),
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
     }
 
     /// The short string at `span`.
