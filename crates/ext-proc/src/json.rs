@@ -530,7 +530,7 @@ fn unescaped(byte: u8) -> Option<u8> {
 }
 
 /// Number of leading bytes that need no special treatment in a string.
-fn plain_prefix(bytes: &[u8]) -> usize {
+pub(crate) fn plain_prefix(bytes: &[u8]) -> usize {
     const LANES: usize = 16;
     let is_special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
     // Keys and words such as roles are short.

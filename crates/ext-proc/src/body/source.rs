@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::text::JsonText;
-use crate::json::{Event, Lexer, Literal};
+use crate::json::{Event, Lexer, Literal, plain_prefix};
 
 /// Longest key or short text that is compared, in bytes; the longest known one is `continue_final_message`.
 pub(super) const MAX_WORD: usize = 24;
@@ -48,6 +48,49 @@ pub(super) enum Inner<'w> {
     Value(&'w [u8], Span),
 }
 
+/// A walk through a container, which finds the values by their quotes, brackets, commas and colons. The grammar was checked
+/// before, and most values are read on their own afterwards.
+struct Walker<'a> {
+    source: &'a Source<'a>,
+    /// Offset of the next byte in the body.
+    offset: usize,
+    token: Token,
+    /// Number of open containers.
+    depth: usize,
+    /// Offsets at which the outermost ones begin.
+    starts: [usize; 3],
+    /// Whether the container, and the value right inside it, is an object.
+    are_objects: [bool; 2],
+    /// The last key of the container, and of the value right inside it.
+    keys: [Word; 2],
+    /// Whether a string that begins here is a key.
+    takes_key: bool,
+}
+
+/// The part of the document that the next byte belongs to.
+#[derive(Clone, Copy)]
+enum Token {
+    Punctuation,
+    Text {
+        start: usize,
+        is_key: bool,
+        escapes: Escapes,
+    },
+    /// A number or a literal.
+    Scalar {
+        start: usize,
+    },
+}
+
+/// The backslashes in a string so far.
+#[derive(Clone, Copy, PartialEq)]
+enum Escapes {
+    Absent,
+    Seen,
+    /// The last byte was one.
+    Open,
+}
+
 /// Result of a visit: the walk continues, or stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Walk {
@@ -66,10 +109,6 @@ impl Word {
         let n_kept = text.len().min(self.bytes.len() - self.len);
         self.bytes[self.len..self.len + n_kept].copy_from_slice(&text[..n_kept]);
         self.len += n_kept;
-    }
-
-    pub(super) fn push_char(&mut self, char: char) {
-        self.push(char.encode_utf8(&mut [0; 4]).as_bytes());
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
@@ -93,6 +132,115 @@ impl Kind {
     }
 }
 
+// === impl Walker ===
+
+impl<'a> Walker<'a> {
+    /// A walk through the container that begins at `offset`.
+    fn new(source: &'a Source<'a>, offset: usize) -> Self {
+        Self {
+            source,
+            offset,
+            token: Token::Punctuation,
+            depth: 0,
+            starts: [0; 3],
+            are_objects: [false; 2],
+            keys: [Word::default(); 2],
+            takes_key: false,
+        }
+    }
+
+    /// Finds the value that ends next in `piece`, which is shortened by what was passed; `None` when it is used up.
+    fn next_value(&mut self, piece: &mut &[u8]) -> Option<Span> {
+        while let Some(&byte) = piece.first() {
+            let start = match self.token {
+                Token::Text { start, is_key, escapes } => self.text(piece, (start, is_key, escapes)),
+                Token::Scalar { start } => match byte {
+                    b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r' => {
+                        self.token = Token::Punctuation;
+                        Some(start)
+                    }
+                    _ => {
+                        self.pass(piece, 1);
+                        None
+                    }
+                },
+                Token::Punctuation => {
+                    self.pass(piece, 1);
+                    self.punctuation(byte)
+                }
+            };
+            if let Some(start) = start {
+                return Some(start..self.offset);
+            }
+        }
+        None
+    }
+
+    fn pass(&mut self, piece: &mut &[u8], n_bytes: usize) {
+        *piece = &piece[n_bytes..];
+        self.offset += n_bytes;
+    }
+
+    /// Takes a byte between values, which was passed: begins one, or ends a container and returns its start.
+    fn punctuation(&mut self, byte: u8) -> Option<usize> {
+        let start = self.offset - 1;
+        match byte {
+            b'{' | b'[' => {
+                self.takes_key = byte == b'{';
+                if let Some(begun) = self.starts.get_mut(self.depth) {
+                    *begun = start;
+                }
+                if let Some(key) = self.keys.get_mut(self.depth) {
+                    key.clear();
+                    self.are_objects[self.depth] = self.takes_key;
+                }
+                self.depth += 1;
+            }
+            b'}' | b']' => {
+                self.depth -= 1;
+                return Some(self.starts.get(self.depth).copied().unwrap_or_default());
+            }
+            b',' => self.takes_key = self.are_objects.get(self.depth - 1).copied().unwrap_or_default(),
+            b':' => self.takes_key = false,
+            b' ' | b'\t' | b'\n' | b'\r' => {}
+            b'"' => {
+                let is_key = self.takes_key && self.depth <= self.keys.len();
+                if is_key {
+                    self.keys[self.depth - 1].clear();
+                }
+                self.token = Token::Text { start, is_key, escapes: Escapes::Absent };
+            }
+            _ => self.token = Token::Scalar { start },
+        }
+        None
+    }
+
+    /// Passes over some of a string; its start if it is a value and ends here.
+    fn text(&mut self, piece: &mut &[u8], (start, is_key, escapes): (usize, bool, Escapes)) -> Option<usize> {
+        if escapes == Escapes::Open {
+            self.pass(piece, 1);
+            self.token = Token::Text { start, is_key, escapes: Escapes::Seen };
+            return None;
+        }
+        let (plain, rest) = piece.split_at(plain_prefix(piece));
+        if is_key {
+            self.keys[self.depth - 1].push(plain);
+        }
+        self.pass(piece, plain.len());
+        let last = rest.first()?;
+        self.pass(piece, 1);
+        if *last == b'\\' {
+            self.token = Token::Text { start, is_key, escapes: Escapes::Open };
+            return None;
+        }
+        self.token = Token::Punctuation;
+        if is_key && escapes == Escapes::Seen {
+            self.keys[self.depth - 1] = self.source.word(&(start..self.offset));
+        }
+        (!is_key).then_some(start)
+    }
+}
+
 // === impl Source ===
 
 impl<'a> Source<'a> {
@@ -113,60 +261,13 @@ impl<'a> Source<'a> {
     /// Calls `each` with every value directly in the container at `span`; the fields of a value that is an object come
     /// before it.
     pub(super) fn walk(&self, span: &Span, mut each: impl FnMut(Inner<'_>) -> Walk) {
-        let mut lexer = Lexer::starting_at(span.start);
-        let (mut depth, mut starts, mut is_key) = (0_usize, [0; 3], false);
-        // Current keys of the container and of the value in it.
-        let mut keys = [Word::default(); 2];
+        let mut walker = Walker::new(self, span.start);
         for mut piece in self.pieces(span) {
-            loop {
-                if !is_key {
-                    lexer.read_text(&mut piece, |_| {});
-                }
-                let Ok(Some(event)) = lexer.next(&mut piece) else { break };
-                let ended = match event {
-                    Event::Open(_) => {
-                        if let Some(start) = starts.get_mut(depth) {
-                            *start = lexer.value_start();
-                        }
-                        if let Some(key) = keys.get_mut(depth) {
-                            key.clear();
-                        }
-                        depth += 1;
-                        None
-                    }
-                    Event::Close(_) => {
-                        depth -= 1;
-                        Some(starts.get(depth).copied().unwrap_or_default())
-                    }
-                    Event::StringEnd { .. } | Event::Number(_) | Event::Literal(_) => {
-                        Some(lexer.value_start())
-                    }
-                    Event::KeyStart => {
-                        is_key = depth <= keys.len();
-                        if is_key {
-                            keys[depth - 1].clear();
-                        }
-                        None
-                    }
-                    Event::KeyEnd => {
-                        is_key = false;
-                        None
-                    }
-                    Event::Text(text) if is_key => {
-                        keys[depth - 1].push(text);
-                        None
-                    }
-                    Event::Char(char) if is_key => {
-                        keys[depth - 1].push_char(char);
-                        None
-                    }
-                    Event::StringStart { .. } | Event::Text(_) | Event::Char(_) => None,
-                };
-                let Some(start) = ended else { continue };
-                let span = start..lexer.offset();
-                let went = match depth {
-                    1 => each(Inner::Value(keys[0].as_bytes(), span)),
-                    2 if !keys[1].as_bytes().is_empty() => each(Inner::Field(keys[1].as_bytes(), span)),
+            while let Some(span) = walker.next_value(&mut piece) {
+                let [key, inner_key] = walker.keys.each_ref().map(Word::as_bytes);
+                let went = match walker.depth {
+                    1 => each(Inner::Value(key, span)),
+                    2 if !inner_key.is_empty() => each(Inner::Field(inner_key, span)),
                     _ => Walk::On,
                 };
                 if went == Walk::Stop {
