@@ -390,6 +390,25 @@ fn spaces_and_escapes_in_tools_and_calls_make_no_difference() {
 }
 
 #[test]
+fn escapes_in_keys_and_brackets_in_texts_make_no_difference() {
+    let plain = r#"{"model":"m","messages":[{"role":"assistant","content":"a } ] , : \" b","weight":[1.5 ,{"content":"no"}, -2e3],
+        "tool_calls":[{"type":"function","function":{"name":"f","arguments":"{\"n\": [1]}"}}]},{"role":"user","content":"hi \\"}]}"#;
+    let escaped = plain
+        .replace(r#""content":"a"#, r#""c\u006fntent":"a"#)
+        .replace(r#""tool_calls""#, r#""tool\u005fcalls""#)
+        .replace(r#""function":{"#, r#""\u0066unction":{"#);
+    let expected = chains(Api::Chat, plain, plain.len());
+    for size in [1, 7, 1000] {
+        assert_eq!(chains(Api::Chat, &escaped, size), expected, "chunks of {size} bytes");
+    }
+    // Control: each of the keys counts.
+    for key in ["content", "tool_calls", "function"] {
+        let other = plain.replace(&format!(r#""{key}":"#), r#""other":"#);
+        assert_ne!(chains(Api::Chat, &other, 1000), expected, "{key}");
+    }
+}
+
+#[test]
 fn a_line_that_differs_from_request_to_request_is_left_out() {
     let header = |n: u32| format!("x-anthropic-billing-header: cc_version=2.1.{n}; cch={n:05x};");
     let blocks = |n: u32| {
