@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 
 use super::claim;
 use super::wire::{Upload, status_of};
@@ -18,8 +18,10 @@ const UPLOADS: usize = 300;
 const UPLOAD_BYTES: usize = 100_000;
 /// Bytes that the picker may keep in this part, a third of all uploads.
 const BUDGET: f64 = 10_485_760.0;
-/// Time to wait for a refusal, which comes at once; an accepted upload gets no answer yet.
-const SETTLE: Duration = Duration::from_secs(2);
+/// Time to wait for refusals before the picker is asked what it holds.
+const LOOK: Duration = Duration::from_millis(250);
+/// Looks until each upload must be refused or held: 20 s, many times what they take.
+const LOOKS: usize = 80;
 
 pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     let picker_args = vec!["--max-buffered-bytes".to_owned(), format!("{BUDGET:.0}")];
@@ -59,7 +61,8 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Begins all uploads. Returns those that the picker waits for, and the answers to the others.
+/// Begins all uploads, and waits until each is refused or held by the picker. Returns those that are held, and the answers
+/// to the others.
 async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
     let address = lab.address(Via::Picker)?;
     let model = lab.requests.model();
@@ -67,16 +70,23 @@ async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
         let mut request = texts::chat(&model, &format!("Upload {number} is in no hurry."));
         request["metadata"] = serde_json::json!({"padding": "x".repeat(UPLOAD_BYTES)});
         let request = body(&request);
-        async move {
-            let mut upload = Upload::begin(address, &request, 1).await?;
-            let answer = upload.answer_within(SETTLE).await;
-            anyhow::Ok((upload, answer))
-        }
+        async move { Upload::begin(address, &request, 1).await }
     });
-    let (mut waiting, mut refusals) = (Vec::new(), Vec::new());
-    for outcome in join_all(uploads).await {
-        let (upload, answer) = outcome?;
-        if answer.is_empty() { waiting.push(upload) } else { refusals.push(answer) }
+    let (mut waiting, mut refusals) = (try_join_all(uploads).await?, Vec::new());
+    for _ in 0..LOOKS {
+        let looks = waiting.into_iter().map(|mut upload| async {
+            let answer = upload.answer_within(LOOK).await;
+            (upload, answer)
+        });
+        waiting = Vec::new();
+        for (upload, answer) in join_all(looks).await {
+            if answer.is_empty() { waiting.push(upload) } else { refusals.push(answer) }
+        }
+        // Every body is a little longer than its padding.
+        let n_held = (lab.picker_metric("epp_buffered_bytes").await? / UPLOAD_BYTES as f64).floor();
+        if n_held + refusals.len() as f64 >= UPLOADS as f64 {
+            break;
+        }
     }
     Ok((waiting, refusals))
 }
