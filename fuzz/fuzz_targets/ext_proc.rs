@@ -61,6 +61,7 @@ static DIRECTOR: LazyLock<Director> = LazyLock::new(|| {
         changes.push(Change::ApplyEndpoint(EndpointRecord {
             key: ObjectKey::new("default", format!("pod-{port}")),
             address: ([10, 0, 0, 1], port).into(),
+            kv: Default::default(),
             membership: Membership::EveryPool,
             ready: true,
         }));
@@ -71,7 +72,9 @@ static DIRECTOR: LazyLock<Director> = LazyLock::new(|| {
         policy: Patch::default(),
         max_metrics_age: Duration::from_secs(2),
         index_capacity: NonZeroU32::new(1000).expect("not zero"),
+        kv_bounds: Default::default(),
         compat: Compat::None,
+        explains: false,
         saturation: Thresholds::default(),
         endpoints_per_pick: NonZeroUsize::new(2).expect("not zero"),
         n_decisions: 10,
@@ -198,6 +201,7 @@ fuzz_target!(|bytes: &[u8]| {
         fresh_request_id: director.fresh_request_id(),
         pool: None,
         compat,
+        explains: false,
     };
     let budget = Arc::new(Budget::new(2 * MAX_BODY_BYTES));
     let mut exchange: Exchange<Ticket> = Exchange::new(opening, budget.reserve());
