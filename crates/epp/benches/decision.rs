@@ -115,7 +115,7 @@ fn body(n_bytes: usize, number: u64) -> Bytes {
     Bytes::from(text + "]}")
 }
 
-/// The same as an agent sends it: with tools, and every other answer of the assistant a call of one.
+/// A chat as an agent sends it: with tools, and every other answer of the assistant calls one.
 fn agent_body(n_bytes: usize) -> Bytes {
     const TOOLS: &str = r#""tools":[{"type":"function","function":{"name":"read","description":"Reads a file.","parameters":{"type":"object","properties":{"path":{"type":"string"}}}}}]"#;
     let mut text = format!(r#"{{"model":"m",{TOOLS},"messages":["#);
@@ -211,7 +211,7 @@ fn scan(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
     bench_scan(bencher, &body(n_bytes, 0));
 }
 
-/// What an engine renders in another order than it stands in the body is read a second time.
+/// Scan of a body with fields that the engine renders in another order, so that they are read a second time.
 #[divan::bench(args = BODY_BYTES)]
 fn scan_of_an_agent(bencher: divan::Bencher<'_, '_>, n_bytes: usize) {
     bench_scan(bencher, &agent_body(n_bytes));

@@ -557,7 +557,7 @@ pub(crate) fn plain_prefix(bytes: &[u8]) -> usize {
     n_plain + rest.iter().take_while(|&&byte| !is_special(byte)).count()
 }
 
-/// The same for eight bytes, which are compared at once: their highest bits then tell which are not plain. A borrow spoils
+/// Compares eight bytes at once: their highest bits then show which are not plain. A borrow spoils
 /// bits above the first such byte only.
 fn n_plain_in_word(bytes: [u8; 8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);

@@ -7,7 +7,7 @@ use crate::cluster::programs::{ProgramOptions, Programs};
 use crate::cluster::{Cluster, Options};
 use crate::ui::Ui;
 
-/// What every command with a cluster listens to and writes to.
+/// Signals and output that every command with a cluster shares.
 #[derive(Debug)]
 pub struct Session {
     pub ui: Ui,

@@ -1,4 +1,4 @@
-//! What a request asks the model to continue.
+//! The text or tokens that a request asks the model to continue.
 
 use vllm_text::tokens::chat::Chat;
 

@@ -20,7 +20,7 @@ const HALF: usize = 10;
 /// Time for which a flood waits to be read.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same for streams that are reset at once: 40,000 may wait to be accepted, and take about 1.2 kB each. All of the
+/// Memory bound for streams that are reset at once: 40,000 may wait to be accepted, and take about 1.2 kB each. All of the
 /// flood's would take more than twice as much.
 const MOST_BYTES_OF_RESETS: usize = 80 << 20;
 
@@ -33,7 +33,7 @@ struct Flood {
     most_bytes: usize,
 }
 
-/// What the picker does with a flood.
+/// Outcome of a flood at the picker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// It reads all of it.
