@@ -236,8 +236,8 @@ mod tests {
             side.run(&entries, &model).unwrap()
         };
         let (own, fine, coarse) = (run(None), run(Some(128)), run(Some(16_384)));
-        assert_eq!((own.cold, &own.picks), (12, &fine.picks));
-        assert!(coarse.cold > 12 && coarse.summary.ttft > own.summary.ttft, "{}", coarse.cold);
+        assert_eq!((own.n_cold(), &own.picks), (12, &fine.picks));
+        assert!(coarse.n_cold() > 12 && coarse.summary.ttft > own.summary.ttft, "{}", coarse.n_cold());
     }
 
     fn args(knob: Knob, values: &[u32]) -> SweepArgs {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::step5::data::{INPUT_TOKENS, OUTPUT_TOKENS};
 
 /// A request is cold if its prompt had fewer cached tokens than this.
-pub const COLD_TOKENS: u32 = 1000;
+const COLD_TOKENS: u32 = 1000;
 
 /// Figures of one run of one side.
 #[derive(Debug, Clone)]
@@ -19,14 +19,22 @@ pub struct Figures {
     pub sessions: usize,
     pub input_tokens: u64,
     pub output_tokens: u64,
-    /// Number of requests with fewer cached tokens than [`COLD_TOKENS`].
-    pub cold: usize,
+    /// The answered requests, sorted by user and question.
+    pub requests: Vec<Timed>,
     /// Cached tokens divided by prompt tokens.
     pub hit_ratio: f64,
     /// Each request's pod as a number, sorted by user and question; empty if it is not known.
     pub picks: Vec<usize>,
     /// User, question and error of the first request without an answer.
     pub first_failure: Option<String>,
+}
+
+/// One answered request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Timed {
+    /// Time to the first token in seconds.
+    pub ttft: f64,
+    pub cached_tokens: u32,
 }
 
 /// Name of the line that is shown if requests failed.
@@ -122,7 +130,19 @@ const PRINTED: [Printed; 8] = [
     Printed { label: "Time range", unit: "s", n_digits: 2, published: [583.20, 582.72], seen: time_range },
 ];
 
+impl Timed {
+    /// Reports whether the request had fewer cached tokens than [`COLD_TOKENS`].
+    pub fn is_cold(&self) -> bool {
+        self.cached_tokens < COLD_TOKENS
+    }
+}
+
 impl Figures {
+    /// Returns the number of cold requests.
+    pub fn n_cold(&self) -> usize {
+        self.requests.iter().filter(|request| request.is_cold()).count()
+    }
+
     /// Returns the share of requests that went to the pod with the most.
     pub fn busiest_share(&self) -> Option<f64> {
         let of_pod = |pod: &usize| self.picks.iter().filter(|pick| *pick == pod).count();
@@ -257,7 +277,7 @@ fn rates(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
 fn routing(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
     let ttft = |figures: &Figures| figures.summary.ttft;
     let band = |many: (f64, f64), one: (f64, f64)| if plain.len() >= MANY { many } else { one };
-    let cold = |figures: &Figures| as_f64(figures.cold);
+    let cold = |figures: &Figures| as_f64(figures.n_cold());
     let ratio = mean(&of(picked, ttft)).zip(mean(&of(plain, ttft))).map(|(picked, plain)| picked / plain);
     let mut lines = vec![Line::each("8081: cold requests", Some(12.0), exactly(12.0), of(picked, cold))];
     if setup.is_own_data {
@@ -361,7 +381,7 @@ pub fn json(figures: &Figures) -> Value {
     run["sessions"] = figures.sessions.into();
     run["input_tokens"] = figures.input_tokens.into();
     run["output_tokens"] = figures.output_tokens.into();
-    run["cold_requests"] = figures.cold.into();
+    run["cold_requests"] = figures.n_cold().into();
     run["token_hit_ratio"] = figures.hit_ratio.into();
     run["busiest_share"] = figures.busiest_share().into();
     run["picks"] = json!(figures.picks);

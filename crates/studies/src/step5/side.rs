@@ -15,7 +15,7 @@ use sim::router::Policy;
 use sim::world::{Fleet, World};
 
 use crate::step5::COMMAND;
-use crate::step5::judge::{COLD_TOKENS, Figures};
+use crate::step5::judge::{Figures, Timed};
 use crate::step5::workload::{Command, Failure, Measured, Played, Tool, UserIds};
 
 /// Name of the latency preset for the published servers.
@@ -145,7 +145,10 @@ fn figures(mut measured: Vec<Measured>, window: Window) -> Figures {
         sessions: records.iter().map(|record| record.user_id).collect::<BTreeSet<u32>>().len(),
         input_tokens: records.iter().map(|record| u64::from(record.prompt_tokens)).sum(),
         output_tokens: records.iter().map(|record| u64::from(record.generation_tokens)).sum(),
-        cold: measured.iter().filter(|measured| measured.cached_tokens < COLD_TOKENS).count(),
+        requests: measured
+            .iter()
+            .map(|measured| Timed { ttft: measured.record.ttft, cached_tokens: measured.cached_tokens })
+            .collect(),
         hit_ratio: of(|measured| measured.cached_tokens) / of(|measured| measured.record.prompt_tokens),
         picks: measured.iter().map(|measured| measured.pod_idx).collect(),
         first_failure: None,

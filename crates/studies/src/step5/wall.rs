@@ -19,7 +19,7 @@ use load::multi_round_qa::sharegpt::Entry;
 use load::stats::as_f64;
 
 use crate::step5::COMMAND;
-use crate::step5::judge::{COLD_TOKENS, Figures};
+use crate::step5::judge::{Figures, Timed};
 use crate::step5::workload::TICK;
 
 /// Time between two summaries, which are not shown here.
@@ -97,14 +97,15 @@ async fn side(
     };
     let progress = Progress { ui, name, plan };
     let measured = qa::run(&settings, &progress, std::future::pending()).await?;
-    let Measured { summary, answered, failures } = measured.context("nothing stops it")?;
+    let Measured { summary, mut answered, failures } = measured.context("nothing stops it")?;
     if let Some((user_id, error)) = failures.first() {
         bail!("{} requests failed on {name}; the first is of user {user_id}: {error}", failures.len());
     }
+    answered.sort_by_key(|one| (one.record.user_id, one.record.question_id));
     Ok((figures(summary, &answered), answered))
 }
 
-/// Returns all figures except the picks.
+/// Returns all figures except the picks; the answered requests are sorted by user and question.
 fn figures(summary: Summary, answered: &[Answered]) -> Figures {
     let cached = |answered: &Answered| answered.cached_tokens.unwrap_or(0);
     let sum = |of: &dyn Fn(&Answered) -> u32| answered.iter().map(|one| u64::from(of(one))).sum::<u64>();
@@ -119,7 +120,10 @@ fn figures(summary: Summary, answered: &[Answered]) -> Figures {
         sessions: users.len(),
         input_tokens,
         output_tokens: sum(&|one| one.record.generation_tokens),
-        cold: answered.iter().filter(|one| cached(one) < COLD_TOKENS).count(),
+        requests: answered
+            .iter()
+            .map(|one| Timed { ttft: one.record.ttft, cached_tokens: cached(one) })
+            .collect(),
         hit_ratio: share(sum(&cached), input_tokens),
         picks: Vec::new(),
         first_failure: None,
