@@ -226,18 +226,31 @@ impl BodyScanner {
             }
         }
         loop {
-            if let Some(text) = self.root.live.as_mut().and_then(Live::current_text) {
-                self.lexer.read_text(&mut chunk, |piece| text.push(piece));
+            if let Some(text) = self.root.live.as_mut().and_then(Live::current_text)
+                && self.lexer.read_text(&mut chunk, |piece| text.push(piece))
+            {
+                self.root.end_string(&self.lexer);
             }
             let Some(event) = self.lexer.next(&mut chunk)? else { return Ok(()) };
             match event {
                 Event::Text(text) => self.root.push_text(text),
                 Event::Char(char) => self.root.push_text(char.encode_utf8(&mut [0; 4]).as_bytes()),
+                Event::KeyStart => match self.lexer.read_word(&mut chunk) {
+                    Some(key) => self.root.take_key(key),
+                    None => self.root.apply(event, &self.lexer),
+                },
+                Event::StringStart { .. } => {
+                    self.root.apply(event, &self.lexer);
+                    if self.root.live.as_ref().is_none_or(Live::reads_word)
+                        && let Some(word) = self.lexer.read_word(&mut chunk)
+                    {
+                        self.root.push_text(word);
+                        self.root.end_string(&self.lexer);
+                    }
+                }
                 Event::Open(_)
                 | Event::Close(_)
-                | Event::KeyStart
                 | Event::KeyEnd
-                | Event::StringStart { .. }
                 | Event::StringEnd { .. }
                 | Event::Number(_)
                 | Event::Literal(_) => self.root.apply(event, &self.lexer),
@@ -299,6 +312,22 @@ impl Root {
         }
     }
 
+    /// Takes a whole key.
+    fn take_key(&mut self, key: &[u8]) {
+        if self.depth == 1 {
+            self.field = Field::of(key);
+        } else if let Some(live) = &mut self.live
+            && live.take_key(key) == Progress::GivenUp
+        {
+            self.live = None;
+        }
+    }
+
+    /// Takes the end of the current string, before which `lexer` is.
+    fn end_string(&mut self, lexer: &Lexer) {
+        self.apply(Event::StringEnd { end: lexer.offset() }, lexer);
+    }
+
     /// Takes any other event.
     fn apply(&mut self, event: Event<'_>, lexer: &Lexer) {
         if self.depth > 1 && !matches!(event, Event::Open(_) | Event::Close(_)) {
@@ -323,8 +352,8 @@ impl Root {
             }
             Event::KeyEnd if self.is_key => {
                 self.is_key = false;
-                self.field = Field::of(self.key.as_bytes());
-                return;
+                let key = self.key;
+                return self.take_key(key.as_bytes());
             }
             Event::StringStart { .. }
             | Event::StringEnd { .. }

@@ -207,23 +207,44 @@ impl Lexer {
         Ok(None)
     }
 
-    /// Reads on in the current string, up to its end or to a byte that [`Self::next`] must handle. Most text is read in
-    /// this way, without an event for each piece. Does nothing outside of a string.
-    pub(crate) fn read_text(&mut self, chunk: &mut &[u8], mut each: impl FnMut(&[u8])) {
-        if !matches!(self.state, State::Str(_)) {
-            return;
-        }
+    /// Reads on in the current string, without an event for each piece. Returns true if it read the closing quote, and
+    /// false at a byte that [`Self::next`] must handle, at the end of the chunk, and outside of a string.
+    pub(crate) fn read_text(&mut self, chunk: &mut &[u8], mut each: impl FnMut(&[u8])) -> bool {
+        let State::Str(owner) = self.state else { return false };
         loop {
             let (text, rest) = chunk.split_at(plain_prefix(chunk));
             if !text.is_empty() {
                 each(text);
                 (self.offset, *chunk) = (self.offset + text.len(), rest);
             }
-            let [b'\\', escape, rest @ ..] = rest else { return };
-            let Some(char) = unescaped(*escape) else { return };
-            each(&[char]);
-            (self.offset, *chunk) = (self.offset + 2, rest);
+            match rest {
+                [b'"', ..] => {
+                    self.take(chunk);
+                    self.end_string(owner);
+                    return true;
+                }
+                [b'\\', escape, rest @ ..] => {
+                    let Some(char) = unescaped(*escape) else { return false };
+                    each(&[char]);
+                    (self.offset, *chunk) = (self.offset + 2, rest);
+                }
+                _ => return false,
+            }
         }
+    }
+
+    /// Reads the rest of the current string with its closing quote, if the chunk contains all of it and it has no
+    /// escapes; otherwise reads nothing. Most keys and other words are read in this way.
+    pub(crate) fn read_word<'a>(&mut self, chunk: &mut &'a [u8]) -> Option<&'a [u8]> {
+        let State::Str(owner) = self.state else { return None };
+        let (text, rest) = chunk.split_at(plain_prefix(chunk));
+        if rest.first() != Some(&b'"') {
+            return None;
+        }
+        (self.offset, *chunk) = (self.offset + text.len(), rest);
+        self.take(chunk);
+        self.end_string(owner);
+        Some(text)
     }
 
     /// Checks the end of the document.

@@ -108,7 +108,7 @@ impl Live {
             part_type: Word::default(),
             message: MessageState::Fresh,
             system: None,
-            text: TextWriter::default(),
+            text: TextWriter::new(),
         }
     }
 
@@ -130,7 +130,10 @@ impl Live {
                 self.key.clear();
                 self.reads = Reads::Key;
             }
-            Event::KeyEnd => return self.end_key(),
+            Event::KeyEnd => {
+                let key = self.key;
+                return self.take_key(key.as_bytes());
+            }
             Event::StringStart { at: _ } => return self.start_string(),
             Event::StringEnd { end: _ } => self.end_string(),
             Event::Number(number) => match (self.place, number.value) {
@@ -147,6 +150,11 @@ impl Live {
     /// Target of the current string's text, if the text is part of the prompt as it is.
     pub(super) fn current_text(&mut self) -> Option<&mut TextWriter> {
         (self.reads == Reads::Prompt).then_some(&mut self.text)
+    }
+
+    /// Returns true if the current string is a word, such as a role, or is not part of the prompt.
+    pub(super) fn reads_word(&self) -> bool {
+        matches!(self.reads, Reads::Nothing | Reads::Role | Reads::PartType)
     }
 
     /// Takes text of the current key or string, or a piece of it.
@@ -178,9 +186,13 @@ impl Live {
         Progress::Plain
     }
 
-    fn end_key(&mut self) -> Progress {
+    /// Takes a whole key.
+    pub(super) fn take_key(&mut self, key: &[u8]) -> Progress {
+        if self.n_skipped > 0 {
+            return Progress::Plain;
+        }
         self.reads = Reads::Nothing;
-        self.place = match (self.place, self.key.as_bytes()) {
+        self.place = match (self.place, key) {
             (Place::Message(_), b"role") if self.role.as_bytes().is_empty() => {
                 Place::Message(MessageKey::Role)
             }

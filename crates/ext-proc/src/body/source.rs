@@ -297,7 +297,9 @@ impl<'a> Source<'a> {
         let mut lexer = Lexer::starting_at(span.start);
         for mut piece in self.pieces(span) {
             loop {
-                lexer.read_text(&mut piece, &mut each);
+                if lexer.read_text(&mut piece, &mut each) {
+                    return;
+                }
                 match lexer.next(&mut piece) {
                     Ok(Some(Event::Text(text))) => each(text),
                     Ok(Some(Event::Char(char))) => each(char.encode_utf8(&mut [0; 4]).as_bytes()),

@@ -23,7 +23,7 @@ pub struct PromptText {
 
 /// Writes the text of a prompt. Escapes cut strings into short pieces; it collects them, because hashing them one by
 /// one would take longer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct TextWriter {
     text: PromptText,
     /// Text that is written but not hashed yet: less than [`WRITE_BYTES`].
@@ -77,6 +77,10 @@ pub(super) struct Identity(Xxh3);
 // === impl TextWriter ===
 
 impl TextWriter {
+    pub(super) fn new() -> Self {
+        Self { text: PromptText::default(), pending: Vec::with_capacity(WRITE_BYTES) }
+    }
+
     pub(super) fn push(&mut self, text: &[u8]) {
         if self.pending.len() + text.len() < WRITE_BYTES {
             self.pending.extend_from_slice(text);

@@ -78,13 +78,7 @@ impl Part {
 
 impl<'a> Writer<'a> {
     pub(super) fn new(source: &'a Source<'a>) -> Self {
-        Self {
-            source,
-            text: TextWriter::default(),
-            has_part: false,
-            has_media: false,
-            has_billing_line: false,
-        }
+        Self { source, text: TextWriter::new(), has_part: false, has_media: false, has_billing_line: false }
     }
 
     pub(super) fn finish(self) -> Written {
