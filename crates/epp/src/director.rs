@@ -45,11 +45,11 @@ use crate::peers::Journal;
 use crate::policies::Policies;
 use crate::scrape::{Reading, pace};
 use crate::tuning::Patch;
-use ext_proc::body::{BodyError, Lookup, ModelName, RequestBody, Unseen};
+use ext_proc::body::{Lookup, ModelName, RequestBody, Unseen};
 use ext_proc::compat::Compat;
 use ext_proc::exchange::{Pick, Rewrite};
 use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
-use ext_proc::refusal::{Refusal, RequestFault};
+use ext_proc::refusal::Refusal;
 use ext_proc::subset::Subset;
 
 /// Alphabet and length of Kubernetes' `rand.String(10)`, which makes the tutorial's request ids.
@@ -365,7 +365,7 @@ impl Director {
         let Some(body) = body else {
             return Ok(Placement::opaque(roll));
         };
-        self.check(&body, roll)?;
+        self.options.compat.check(&body, !roll.pool.models.is_empty())?;
         let RequestBody { api: _, model, cache_salt, prompts, lookup, n_bytes } = body;
         let model = model.ok().map(|ModelName { name, span: _ }| name);
         let choice = match &model {
@@ -412,27 +412,6 @@ impl Director {
         })
     }
 
-    /// Refuses bodies that engines accept, but the pool or the clients of another picker do not.
-    fn check(&self, body: &RequestBody, roll: &Roll) -> Result<(), Refusal> {
-        let refused = |fault: &BodyError| Refusal::Request(RequestFault::Malformed(fault.clone()));
-        match (self.options.compat, &body.model) {
-            (Compat::GieV04, Err(fault)) => return Err(refused(fault)),
-            (Compat::GieV04, Ok(ModelName { name, span: _ })) => {
-                if let Err(fault) = &body.prompts {
-                    return Err(refused(fault));
-                }
-                if roll.pool.models.is_empty() {
-                    return Err(Refusal::ModelNotFound { model: name.clone() });
-                }
-            }
-            (Compat::None, Err(fault)) if !roll.pool.models.is_empty() && body.api.names_its_model() => {
-                return Err(refused(fault));
-            }
-            (Compat::None, _) => {}
-        }
-        Ok(())
-    }
-
     /// Picks among the pool's endpoints and makes the pick count at once.
     fn place(
         &self,
@@ -455,7 +434,7 @@ impl Director {
         let Trace { record, labels } = trace;
         let members = match eligible(roll, subset) {
             // For upstream, a pool without pods is a saturated one.
-            Err(Refusal::NoEndpoints { pool }) if self.options.compat == Compat::GieV04 => {
+            Err(Refusal::NoEndpoints { pool }) if self.options.compat.sheds_without_pods() => {
                 self.admit(&pool, criticality, &[], now)?;
                 return Err(Refusal::NoEndpoints { pool });
             }

@@ -13,9 +13,11 @@ use envoy_proto::service::ext_proc::v3::{
 use envoy_proto::r#type::v3::HttpStatus;
 use inference_api::keys;
 
-use crate::body::BodyError;
-use crate::inquiry::header_value;
+use crate::body::{Api, BodyError, ModelName, RequestBody};
+use crate::inquiry::{RequestHead, Route, header_value};
 use crate::refusal::{Refusal, RequestFault};
+use crate::reply;
+use crate::response::Layout;
 
 /// Set on every response, "for debugging purpose only".
 const WENT_INTO_RESPONSE_HEADERS: &str = "x-went-into-resp-headers";
@@ -32,7 +34,7 @@ const SYSTEM_OWNED: [&str; 7] = [
     "content-length",
 ];
 
-/// The style of the picker's replies.
+/// The picker whose behaviour clients and gateways see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compat {
     /// The picker's own.
@@ -42,47 +44,170 @@ pub enum Compat {
     GieV04,
 }
 
-/// Headers of the request that are echoed, in upstream's form.
-#[must_use]
-pub(crate) fn echoed(headers: &HttpHeaders) -> Vec<HeaderValueOption> {
+/// The style of the replies on one stream.
+#[derive(Debug)]
+pub(crate) enum ReplyStyle {
+    Own,
+    GieV04 {
+        /// Headers of the request in upstream's form, which the answer to them repeats.
+        echoed: Vec<HeaderValueOption>,
+    },
+}
+
+// === impl Compat ===
+
+impl Compat {
+    /// Checks a body that engines accept, for a pool that knows models if `has_models`.
+    ///
+    /// # Errors
+    /// If the pool, or the clients of another picker, do not accept it.
+    pub fn check(self, body: &RequestBody, has_models: bool) -> Result<(), Refusal> {
+        let refused = |fault: &BodyError| Refusal::Request(RequestFault::Malformed(fault.clone()));
+        match (self, &body.model) {
+            (Self::GieV04, Err(fault)) => Err(refused(fault)),
+            (Self::GieV04, Ok(ModelName { name, span: _ })) => match &body.prompts {
+                Err(fault) => Err(refused(fault)),
+                Ok(_) if has_models => Ok(()),
+                Ok(_) => Err(Refusal::ModelNotFound { model: name.clone() }),
+            },
+            (Self::None, Err(fault)) if has_models && body.api.names_its_model() => Err(refused(fault)),
+            (Self::None, _) => Ok(()),
+        }
+    }
+
+    /// Returns true if a pool without pods counts as saturated, so that requests that are not critical are shed.
+    #[must_use]
+    pub fn sheds_without_pods(self) -> bool {
+        match self {
+            Self::None => false,
+            Self::GieV04 => true,
+        }
+    }
+
+    /// The error's name in metrics, its `error_code`.
+    #[must_use]
+    pub fn error_code(self, refusal: &Refusal) -> String {
+        match self {
+            Self::None => refusal.code().to_string(),
+            Self::GieV04 => error_code(refusal).to_owned(),
+        }
+    }
+}
+
+// === impl ReplyStyle ===
+
+impl ReplyStyle {
+    pub(crate) fn new(compat: Compat) -> Self {
+        match compat {
+            Compat::None => Self::Own,
+            Compat::GieV04 => Self::GieV04 { echoed: Vec::new() },
+        }
+    }
+
+    /// Takes the request's headers. Upstream reads every body as OpenAI's JSON.
+    pub(crate) fn note_request(&mut self, headers: &HttpHeaders, head: &mut RequestHead) {
+        match self {
+            Self::Own => {}
+            Self::GieV04 { echoed } => {
+                head.route = Route::Json(Api::Any);
+                if !headers.end_of_stream {
+                    *echoed = in_upstreams_form(headers);
+                }
+            }
+        }
+    }
+
+    /// Returns true if a fault in a body of `api` is told before the body is complete. Upstream reads only complete
+    /// bodies, and repeats them.
+    pub(crate) fn refuses_before_the_end(&self, api: Api) -> bool {
+        match self {
+            Self::Own => api.names_its_model(),
+            Self::GieV04 { .. } => false,
+        }
+    }
+
+    /// Changes the answers to a request into this style. `n_bytes` is the length of a body that was read.
+    pub(crate) fn apply_to_pick(&self, answers: &mut [ProcessingResponse], n_bytes: usize) {
+        match self {
+            Self::Own => {}
+            Self::GieV04 { echoed } => answers.iter_mut().for_each(|answer| picked(answer, echoed, n_bytes)),
+        }
+    }
+
+    /// The refusal of a request. `body` is the part of its body that was kept; `None` if none was read.
+    pub(crate) fn refused(
+        &self,
+        refusal: &Refusal,
+        request_id: &str,
+        body: Option<&[Bytes]>,
+    ) -> ProcessingResponse {
+        match self {
+            Self::Own => reply::refused(refusal, request_id),
+            Self::GieV04 { .. } => reply::message(Response::ImmediateResponse(refused(refusal, body))),
+        }
+    }
+
+    /// Returns true if the response gets the client's name of the model back.
+    pub(crate) fn restores_names(&self) -> bool {
+        match self {
+            Self::Own => true,
+            Self::GieV04 { .. } => false,
+        }
+    }
+
+    /// Changes the answer to response headers into this style.
+    pub(crate) fn apply_to_response(&self, answer: &mut ProcessingResponse, headers: &HttpHeaders) {
+        match self {
+            Self::Own => {}
+            Self::GieV04 { .. } => responded(answer, headers),
+        }
+    }
+
+    /// Returns true if a response of `layout` is sent on only when it is complete.
+    pub(crate) fn holds_response(&self, layout: Layout) -> bool {
+        match self {
+            Self::Own => false,
+            Self::GieV04 { .. } => layout != Layout::EventStream,
+        }
+    }
+}
+
+/// The message's headers in upstream's form, without those that it never echoes.
+fn in_upstreams_form(headers: &HttpHeaders) -> Vec<HeaderValueOption> {
     let headers = headers.headers.iter().flat_map(|map| &map.headers);
     let headers = headers.filter(|header| !SYSTEM_OWNED.contains(&header.key.to_ascii_lowercase().as_str()));
     headers.map(|header| set(&header.key, header_value(header))).collect()
 }
 
-/// Changes the picker's answer to request headers into upstream's; other answers stay as they are. `n_bytes` is the
-/// length of a body that was read.
-pub(crate) fn picked(answers: &mut [ProcessingResponse], echo: &[HeaderValueOption], n_bytes: usize) {
-    for answer in answers {
-        let Some(Response::RequestHeaders(headers)) = &mut answer.response else { continue };
-        let common = headers.response.get_or_insert_default();
-        common.clear_route_cache = true;
-        let mutation = common.header_mutation.get_or_insert_default();
-        mutation.set_headers.retain(|option| {
-            option.header.as_ref().is_some_and(|header| header.key == keys::DESTINATION_ENDPOINT)
-        });
-        for option in &mut mutation.set_headers {
-            option.append_action = 0;
-        }
-        if n_bytes > 0 {
-            mutation.set_headers.push(set("Content-Length", &n_bytes.to_string()));
-        }
-        mutation.set_headers.extend_from_slice(echo);
+/// Changes the picker's answer to request headers into upstream's; any other answer stays as it is.
+fn picked(answer: &mut ProcessingResponse, echoed: &[HeaderValueOption], n_bytes: usize) {
+    let Some(Response::RequestHeaders(headers)) = &mut answer.response else { return };
+    let common = headers.response.get_or_insert_default();
+    common.clear_route_cache = true;
+    let mutation = common.header_mutation.get_or_insert_default();
+    mutation.set_headers.retain(|option| {
+        option.header.as_ref().is_some_and(|header| header.key == keys::DESTINATION_ENDPOINT)
+    });
+    for option in &mut mutation.set_headers {
+        option.append_action = 0;
     }
+    if n_bytes > 0 {
+        mutation.set_headers.push(set("Content-Length", &n_bytes.to_string()));
+    }
+    mutation.set_headers.extend_from_slice(echoed);
 }
 
 /// Changes the picker's answer to response headers into upstream's.
-pub(crate) fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) {
+fn responded(answer: &mut ProcessingResponse, headers: &HttpHeaders) {
     let Some(Response::ResponseHeaders(response)) = &mut answer.response else { return };
     let mut set_headers = vec![set(WENT_INTO_RESPONSE_HEADERS, "true")];
-    set_headers.extend(echoed(headers));
+    set_headers.extend(in_upstreams_form(headers));
     let mutation = HeaderMutation { set_headers, remove_headers: Vec::new() };
     response.response.get_or_insert_default().header_mutation = Some(mutation);
 }
 
-/// Upstream's name of an error, its `error_code` in metrics.
-#[must_use]
-pub fn error_code(refusal: &Refusal) -> &'static str {
+/// Upstream's name of an error.
+fn error_code(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::Request(RequestFault::NoRoom) => "InferencePoolResourceExhausted",
         Refusal::Request(_) => "BadRequest",
@@ -95,8 +220,7 @@ pub fn error_code(refusal: &Refusal) -> &'static str {
 
 /// Upstream's ImmediateResponse. `body` is the request's body if it was read. Upstream repeats a body that it does not
 /// understand, takes a request without a body for a GET, and a pool without pods for an error of its own.
-#[must_use]
-pub(crate) fn refused(refusal: &Refusal, body: Option<&[Bytes]>) -> ImmediateResponse {
+fn refused(refusal: &Refusal, body: Option<&[Bytes]>) -> ImmediateResponse {
     let message = message(refusal);
     let (status, code, message) = match refusal {
         Refusal::NoEndpoints { .. } if body.is_none() => {

@@ -13,7 +13,7 @@ mod responding;
 mod room;
 
 use bytes::Bytes;
-use envoy_proto::config::core::v3::{HeaderValueOption, Metadata};
+use envoy_proto::config::core::v3::Metadata;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
@@ -24,9 +24,8 @@ pub use self::mode::{BodyMode, Modes};
 use self::responding::Responding;
 pub use self::responding::ResponseReport;
 use self::room::Room;
-use crate::body::Api;
 use crate::budget::Reservation;
-use crate::compat::{self, Compat};
+use crate::compat::{Compat, ReplyStyle};
 use crate::inquiry::{Content, Inquiry, PromptTokens, RequestHead, RequestId, Route};
 use crate::refusal::{Refusal, RequestFault};
 use crate::reply::{self, Pieces};
@@ -115,6 +114,7 @@ pub enum Waiting {
 #[derive(Debug)]
 pub struct Exchange<L> {
     opening: Opening,
+    style: ReplyStyle,
     modes: Modes,
     phase: Phase,
     /// The value of the header, after it came.
@@ -123,8 +123,6 @@ pub struct Exchange<L> {
     /// Destination that the proxy was told.
     destination: Option<String>,
     responding: Responding,
-    /// Headers of the request that the answer repeats in upstream's style.
-    echo: Vec<HeaderValueOption>,
     /// Memory of the request's body, until the proxy has it again.
     held: Reservation,
     /// True if the proxy takes no answer to its last message.
@@ -146,8 +144,9 @@ impl<L> Exchange<L> {
     #[must_use]
     pub fn new(opening: Opening, held: Reservation) -> Self {
         let request_id = RequestId { text: opening.fresh_request_id.clone(), is_fresh: true };
-        let responding = Responding::new(opening.compat, opening.max_body_bytes, held.another());
+        let responding = Responding::new(opening.max_body_bytes, held.another());
         Self {
+            style: ReplyStyle::new(opening.compat),
             opening,
             modes: Modes::default(),
             phase: Phase::Headers,
@@ -155,7 +154,6 @@ impl<L> Exchange<L> {
             lease: None,
             destination: None,
             responding,
-            echo: Vec::new(),
             held,
             is_observed: false,
         }
@@ -257,13 +255,10 @@ impl<L> Exchange<L> {
             Request::RequestBody(body) => self.request_body(body)?,
             Request::RequestTrailers(_) => self.request_trailers()?,
             Request::ResponseHeaders(headers) => {
-                let (metadata, mode) = (metadata_context.as_ref(), self.modes.response);
-                Received::Answers(vec![self.responding.headers(
-                    &headers,
-                    metadata,
-                    mode,
-                    &self.request_id.text,
-                )])
+                let Self { responding, request_id, style, .. } = self;
+                responding.note_served(metadata_context.as_ref());
+                let mode = self.modes.response;
+                Received::Answers(vec![responding.headers(&headers, mode, &request_id.text, style)])
             }
             Request::ResponseBody(body) => Received::Answers(self.responding.body(self.modes.response, body)),
             Request::ResponseTrailers(_) => Received::Answers(self.responding.trailers()),
@@ -284,7 +279,7 @@ impl<L> Exchange<L> {
             (Waiting::Headers { end_of_stream }, Ok(pick)) => {
                 self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
                 let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
-                self.style(&mut answers, 0);
+                self.style.apply_to_pick(&mut answers, 0);
                 self.note_pick(pick);
                 answers
             }
@@ -292,7 +287,7 @@ impl<L> Exchange<L> {
                 let rewrite = pick.rewrite.as_ref().map(|rewrite| rewrite.target_model.as_str());
                 let n_bytes = body.n_bytes(rewrite);
                 let mut answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
-                self.style(&mut answers, n_bytes);
+                self.style.apply_to_pick(&mut answers, n_bytes);
                 self.note_pick(pick);
                 answers.extend(has_trailers.then(trailers));
                 answers
@@ -311,12 +306,7 @@ impl<L> Exchange<L> {
         }
         let mut head = RequestHead::new(headers, metadata);
         head.wants_reason &= self.opening.explains;
-        if self.opening.compat == Compat::GieV04 {
-            head.route = Route::Json(Api::Any);
-            if !headers.end_of_stream {
-                self.echo = compat::echoed(headers);
-            }
-        }
+        self.style.note_request(headers, &mut head);
         if let Some(text) = head.x_request_id.take() {
             self.request_id = RequestId { text, is_fresh: false };
         }
@@ -339,7 +329,8 @@ impl<L> Exchange<L> {
                 return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
             }
         };
-        self.phase = Phase::Collecting(Box::new(Collecting::new(head, mode, api, &self.opening)));
+        self.phase =
+            Phase::Collecting(Box::new(Collecting::new(head, mode, api, (&self.opening, &self.style))));
         // A buffering proxy needs the answer to the headers before it sends the body; in other modes the answer waits
         // for the pick.
         Ok(Received::Answers(match mode {
@@ -419,17 +410,7 @@ impl<L> Exchange<L> {
     fn refuse(&mut self, refusal: &Refusal, body: Option<&[Bytes]>) -> Vec<ProcessingResponse> {
         self.phase = Phase::Refused;
         self.held.release();
-        vec![match self.opening.compat {
-            Compat::None => reply::refused(refusal, &self.request_id.text),
-            Compat::GieV04 => reply::message(Response::ImmediateResponse(compat::refused(refusal, body))),
-        }]
-    }
-
-    fn style(&self, answers: &mut [ProcessingResponse], n_bytes: usize) {
-        match self.opening.compat {
-            Compat::None => {}
-            Compat::GieV04 => compat::picked(answers, &self.echo, n_bytes),
-        }
+        vec![self.style.refused(refusal, &self.request_id.text, body)]
     }
 
     fn ask(&self, head: RequestHead, content: Content, waiting: Waiting) -> Received {
@@ -446,10 +427,8 @@ impl<L> Exchange<L> {
         self.responding.reason = reason;
         self.destination = Some(destination);
         self.lease = Some(lease);
-        self.responding.restore = match self.opening.compat {
-            Compat::None => rewrite.map(|rewrite| json_string(&rewrite.model)),
-            Compat::GieV04 => None,
-        };
+        let rewrite = rewrite.filter(|_| self.style.restores_names());
+        self.responding.restore = rewrite.map(|rewrite| json_string(&rewrite.model));
     }
 }
 

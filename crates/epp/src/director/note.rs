@@ -12,7 +12,6 @@ use super::Director;
 use crate::candidates::Member;
 use crate::explain::{CandidateRecord, Decision};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
-use ext_proc::compat::{self, Compat};
 use ext_proc::refusal::Refusal;
 
 /// Most candidates in a record: a full ring of 1000 records stays below 8 MB for any size of the pool.
@@ -71,10 +70,7 @@ impl Director {
         );
         self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
         let ModelLabels { model_name, target_model_name } = labels.clone();
-        let error_code = match self.options.compat {
-            Compat::None => refusal.code().to_string(),
-            Compat::GieV04 => compat::error_code(refusal).to_owned(),
-        };
+        let error_code = self.options.compat.error_code(refusal);
         let labels = ModelErrorLabels { model_name, target_model_name, error_code };
         self.metrics.request_errors.get_or_create(&labels).inc();
     }

@@ -9,7 +9,7 @@ use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use super::{BodyEnd, BodyMode, Opening, json_string};
 use crate::body::{Api, BodyError, BodyScanner};
 use crate::budget::{Full, Reservation};
-use crate::compat::Compat;
+use crate::compat::ReplyStyle;
 use crate::inquiry::{Content, RequestHead, RequestId};
 use crate::refusal::RequestFault;
 use crate::reply::{self, MAX_CHUNK, Pieces};
@@ -36,7 +36,8 @@ pub(crate) struct Collecting {
     /// Memory of the body in bytes, at least its length.
     n_bytes: usize,
     max_bytes: usize,
-    compat: Compat,
+    /// True if a body that is not JSON is refused before it is complete.
+    refuses_before_the_end: bool,
 }
 
 #[derive(Debug)]
@@ -68,7 +69,12 @@ pub struct CollectedBody {
 }
 
 impl Collecting {
-    pub(crate) fn new(head: RequestHead, mode: BodyMode, api: Api, opening: &Opening) -> Self {
+    pub(crate) fn new(
+        head: RequestHead,
+        mode: BodyMode,
+        api: Api,
+        (opening, style): (&Opening, &ReplyStyle),
+    ) -> Self {
         Self {
             head,
             mode,
@@ -79,7 +85,7 @@ impl Collecting {
             lengths: Vec::new(),
             n_bytes: 0,
             max_bytes: opening.max_body_bytes,
-            compat: opening.compat,
+            refuses_before_the_end: style.refuses_before_the_end(api),
         }
     }
 
@@ -122,11 +128,10 @@ impl Collecting {
 
     fn read(&mut self, chunk: &[u8]) -> Result<(), RequestFault> {
         let Scan::Reading(scanner) = &mut self.scan else { return Ok(()) };
-        match (scanner.push(chunk), self.compat) {
-            (Ok(()), _) => Ok(()),
-            (Err(error), Compat::None) if self.api.names_its_model() => Err(error.into()),
-            // Upstream reads only complete bodies, and repeats them.
-            (Err(error), Compat::None | Compat::GieV04) => {
+        match scanner.push(chunk) {
+            Ok(()) => Ok(()),
+            Err(error) if self.refuses_before_the_end => Err(error.into()),
+            Err(error) => {
                 self.scan = Scan::Broken(error);
                 Ok(())
             }
@@ -150,8 +155,18 @@ impl Collecting {
 
     pub(crate) fn finish(mut self, end: BodyEnd) -> Collected {
         self.end_tail();
-        let Self { head, mode, api, scan, pieces, tail: _, lengths, n_bytes: _, max_bytes: _, compat: _ } =
-            self;
+        let Self {
+            head,
+            mode,
+            api,
+            scan,
+            pieces,
+            tail: _,
+            lengths,
+            n_bytes: _,
+            max_bytes: _,
+            refuses_before_the_end: _,
+        } = self;
         let scanned = match scan {
             Scan::Reading(scanner) => scanner.finish(&pieces),
             Scan::Broken(error) => Err(error),

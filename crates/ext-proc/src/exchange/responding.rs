@@ -10,7 +10,7 @@ use inference_api::keys;
 use super::BodyMode;
 use super::room::Room;
 use crate::budget::Reservation;
-use crate::compat::{self, Compat};
+use crate::compat::ReplyStyle;
 use crate::inquiry::header_value;
 use crate::reply::{self, Pieces};
 use crate::response::{Layout, ResponseReader, Usage};
@@ -38,7 +38,6 @@ pub(crate) struct Responding {
     reader: Option<ResponseReader>,
     status: Option<u16>,
     complete: bool,
-    compat: Compat,
     /// Most bytes that are held back until the response is complete.
     max_held: usize,
     /// Parts that are held back, if responses are sent on as a whole.
@@ -49,7 +48,7 @@ pub(crate) struct Responding {
 }
 
 impl Responding {
-    pub(crate) fn new(compat: Compat, max_held: usize, room: Reservation) -> Self {
+    pub(crate) fn new(max_held: usize, room: Reservation) -> Self {
         Self {
             restore: None,
             reason: None,
@@ -57,7 +56,6 @@ impl Responding {
             reader: None,
             status: None,
             complete: false,
-            compat,
             max_held,
             held: None,
             n_held: 0,
@@ -68,11 +66,10 @@ impl Responding {
     pub(crate) fn headers(
         &mut self,
         headers: &HttpHeaders,
-        metadata: Option<&Metadata>,
         mode: BodyMode,
         request_id: &str,
+        style: &ReplyStyle,
     ) -> ProcessingResponse {
-        self.note_served(metadata);
         let mut status = None;
         let (mut content_type, mut content_encoding) = (None, None);
         for header in headers.headers.iter().flat_map(|map| &map.headers) {
@@ -91,13 +88,9 @@ impl Responding {
         let mut added = reply::response_additions(request_id, self.reason.take());
         Room::new(headers).fit(&mut added);
         let mut answer = reply::response_headers(added, length_changes);
-        match self.compat {
-            Compat::None => {}
-            Compat::GieV04 => {
-                self.held = (layout != Layout::EventStream && mode == BodyMode::FullDuplex).then(Vec::new);
-                compat::responded(&mut answer, headers);
-            }
-        }
+        let is_held = style.holds_response(layout) && mode == BodyMode::FullDuplex;
+        self.held = is_held.then(Vec::new);
+        style.apply_to_response(&mut answer, headers);
         answer
     }
 
@@ -158,7 +151,7 @@ impl Responding {
         }
     }
 
-    fn note_served(&mut self, metadata: Option<&Metadata>) {
+    pub(crate) fn note_served(&mut self, metadata: Option<&Metadata>) {
         let served = metadata
             .and_then(|metadata| metadata.filter_metadata.get(keys::LB_METADATA))
             .and_then(|lb| lb.fields.get(keys::DESTINATION_ENDPOINT_SERVED));
