@@ -1,9 +1,8 @@
 //! One ext_proc stream as a state machine: messages in, messages out. No I/O, no clock, no knowledge of pools.
 //!
 //! ```text
-//! Headers ─┬─(body is read)──► Collecting ─┬─► Passing ─► Ended
-//!          └─(opaque, no body)─────────────┤
-//!                                          └─► Refused          (ImmediateResponse; the rest is ignored)
+//! Headers ─┬─(body is read)──► Collecting ─┬─► Deciding ─┬─► Picked
+//!          └─(opaque, no body)─────────────┘             └─► Closed   (ImmediateResponse; the rest is ignored)
 //! ```
 //! The order of messages and answers depends on the body mode that the proxy announces in `protocol_config`.
 
@@ -19,10 +18,11 @@ use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse};
 use inference_api::object::ObjectKey;
 
-use self::collecting::{Collected, CollectedBody, Collecting};
+pub use self::collecting::{BodyEnd, CollectedBody};
+use self::collecting::{Collected, Collecting, Part, Progress};
 pub use self::mode::{BodyMode, Modes};
-use self::responding::Responding;
 pub use self::responding::ResponseReport;
+use self::responding::{RequestFacts, Responding};
 use self::room::Room;
 use crate::budget::Reservation;
 use crate::compat::{Compat, ReplyStyle};
@@ -99,14 +99,12 @@ pub enum Waiting {
     Headers {
         end_of_stream: bool,
     },
-    /// A complete body.
+    /// A body that was collected.
     Body {
         body: CollectedBody,
         end: BodyEnd,
-        /// True if the trailers also came and need an answer.
-        has_trailers: bool,
     },
-    /// The body cannot be routed.
+    /// The request cannot be routed.
     Fault(RequestFault),
 }
 
@@ -116,12 +114,9 @@ pub struct Exchange<L> {
     opening: Opening,
     style: ReplyStyle,
     modes: Modes,
-    phase: Phase,
+    phase: Phase<L>,
     /// The value of the header, after it came.
     request_id: RequestId,
-    lease: Option<L>,
-    /// Destination that the proxy was told.
-    destination: Option<String>,
     responding: Responding,
     /// Memory of the request's body, until the proxy has it again.
     held: Reservation,
@@ -130,14 +125,39 @@ pub struct Exchange<L> {
 }
 
 #[derive(Debug)]
-enum Phase {
+enum Phase<L> {
     Headers,
     Collecting(Box<Collecting>),
-    /// The request's headers are answered; the rest of the body passes unchanged.
-    Passing,
-    /// The request is answered completely. The response may follow.
-    Ended,
-    Refused,
+    /// The endpoint is being decided; [`Exchange::answer`] follows.
+    Deciding,
+    /// The request's headers are answered. The response may follow.
+    Picked(Picked<L>),
+    /// The request is refused, or the stream is over.
+    Closed,
+}
+
+/// A request that has an endpoint.
+#[derive(Debug)]
+struct Picked<L> {
+    /// Destination that the proxy was told.
+    destination: String,
+    lease: L,
+    /// The client's name of the model, as a JSON string, if the response gets it back.
+    restore: Option<Bytes>,
+    /// The decision, until the client that asked for it has it.
+    reason: Option<String>,
+    /// The endpoint that served, until it is taken.
+    served: Option<String>,
+    rest: Rest,
+}
+
+/// The part of the request's body that follows the pick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// It passes unchanged.
+    Passes,
+    /// The request is answered completely.
+    None,
 }
 
 impl<L> Exchange<L> {
@@ -151,8 +171,6 @@ impl<L> Exchange<L> {
             modes: Modes::default(),
             phase: Phase::Headers,
             request_id,
-            lease: None,
-            destination: None,
             responding,
             held,
             is_observed: false,
@@ -162,10 +180,10 @@ impl<L> Exchange<L> {
     /// Returns true if the stream may end now without harm: no part of the request waits for an answer.
     #[must_use]
     pub fn may_end(&self) -> bool {
-        match self.phase {
-            Phase::Headers | Phase::Ended | Phase::Refused => true,
-            Phase::Passing => self.modes.request != BodyMode::FullDuplex,
-            Phase::Collecting(_) => false,
+        match &self.phase {
+            Phase::Headers | Phase::Closed => true,
+            Phase::Picked(picked) => picked.rest == Rest::None || self.modes.request != BodyMode::FullDuplex,
+            Phase::Collecting(_) | Phase::Deciding => false,
         }
     }
 
@@ -181,10 +199,11 @@ impl<L> Exchange<L> {
     /// # Errors
     /// If not even the headers came; the stream must then end with an error.
     pub fn give_up(&mut self, fault: RequestFault) -> Result<Received, ProtocolError> {
-        if matches!(self.phase, Phase::Headers) {
-            Err(ProtocolError::NoHeaders)
-        } else {
-            Ok(self.fault(fault))
+        match self.phase {
+            Phase::Headers => Err(ProtocolError::NoHeaders),
+            Phase::Collecting(_) | Phase::Deciding | Phase::Picked(_) | Phase::Closed => {
+                Ok(self.collect(Part::Missing(fault)))
+            }
         }
     }
 
@@ -196,21 +215,29 @@ impl<L> Exchange<L> {
         }
     }
 
-    /// The endpoint that served, if it is not the first of the picked ones. Returned only once.
-    pub fn take_served_elsewhere(&mut self) -> Option<String> {
-        let served = self.responding.served.take()?;
-        let picked = self.destination.as_deref()?.split(',').next();
-        (Some(served.as_str()) != picked).then_some(served)
+    /// The endpoint that served, if it is not the first of the picked ones, and the request's lease. Returned only
+    /// once.
+    pub fn take_served_elsewhere(&mut self) -> Option<(String, &mut L)> {
+        let Phase::Picked(Picked { destination, lease, served, .. }) = &mut self.phase else { return None };
+        let served = served.take()?;
+        let picked = destination.split(',').next();
+        (Some(served.as_str()) != picked).then_some((served, lease))
     }
 
     /// The lease of the request, after the pick.
     pub fn lease_mut(&mut self) -> Option<&mut L> {
-        self.lease.as_mut()
+        match &mut self.phase {
+            Phase::Picked(picked) => Some(&mut picked.lease),
+            Phase::Headers | Phase::Collecting(_) | Phase::Deciding | Phase::Closed => None,
+        }
     }
 
     /// Ends the stream. Returns its lease and the report of the response; `None` without a pick, and when called again.
     pub fn end(&mut self) -> Option<(L, ResponseReport)> {
-        Some((self.lease.take()?, self.responding.report()))
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Picked(picked) => Some((picked.lease, self.responding.report())),
+            Phase::Headers | Phase::Collecting(_) | Phase::Deciding | Phase::Closed => None,
+        }
     }
 
     /// Takes the proxy's next message and returns the answers in order. Calls `decide` at most once in a stream.
@@ -255,10 +282,7 @@ impl<L> Exchange<L> {
             Request::RequestBody(body) => self.request_body(body)?,
             Request::RequestTrailers(_) => self.request_trailers()?,
             Request::ResponseHeaders(headers) => {
-                let Self { responding, request_id, style, .. } = self;
-                responding.note_served(metadata_context.as_ref());
-                let mode = self.modes.response;
-                Received::Answers(vec![responding.headers(&headers, mode, &request_id.text, style)])
+                Received::Answers(vec![self.response_headers(&headers, metadata_context.as_ref())])
             }
             Request::ResponseBody(body) => Received::Answers(self.responding.body(self.modes.response, body)),
             Request::ResponseTrailers(_) => Received::Answers(self.responding.trailers()),
@@ -277,19 +301,18 @@ impl<L> Exchange<L> {
             (Waiting::Fault(_), Err(refusal)) => self.refuse(&refusal, Some(&[])),
             (Waiting::Fault(fault), Ok(_)) => self.refuse(&Refusal::Request(fault), Some(&[])),
             (Waiting::Headers { end_of_stream }, Ok(pick)) => {
-                self.phase = if end_of_stream { Phase::Ended } else { Phase::Passing };
                 let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
                 self.style.apply_to_pick(&mut answers, 0);
-                self.note_pick(pick);
+                self.note_pick(pick, if end_of_stream { Rest::None } else { Rest::Passes });
                 answers
             }
-            (Waiting::Body { body, end, has_trailers }, Ok(pick)) => {
+            (Waiting::Body { body, end }, Ok(pick)) => {
                 let rewrite = pick.rewrite.as_ref().map(|rewrite| rewrite.target_model.as_str());
                 let n_bytes = body.n_bytes(rewrite);
                 let mut answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
                 self.style.apply_to_pick(&mut answers, n_bytes);
-                self.note_pick(pick);
-                answers.extend(has_trailers.then(trailers));
+                self.note_pick(pick, if end == BodyEnd::Open { Rest::Passes } else { Rest::None });
+                answers.extend((end == BodyEnd::Trailers).then(trailers));
                 answers
             }
         };
@@ -312,7 +335,6 @@ impl<L> Exchange<L> {
         }
         if let Err(fault) = Room::new(headers).for_pick() {
             let fault = RequestFault::Headers(fault);
-            self.phase = Phase::Refused;
             return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
         }
         let mode = self.modes.request;
@@ -322,7 +344,6 @@ impl<L> Exchange<L> {
             Route::Json(api) if collects => *api,
             Route::Encoded { encoding } if collects => {
                 let fault = RequestFault::Encoded { encoding: encoding.clone() };
-                self.phase = Phase::Refused;
                 return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
             }
             Route::Json(_) | Route::Encoded { .. } | Route::Opaque => {
@@ -346,74 +367,72 @@ impl<L> Exchange<L> {
     fn request_body(&mut self, body: HttpBody) -> Result<Received, ProtocolError> {
         match &mut self.phase {
             Phase::Headers => Err(ProtocolError::NoHeaders),
-            // Envoy may send one more empty chunk after the end of a large body.
-            Phase::Ended | Phase::Refused => Ok(Received::Answers(Vec::new())),
-            Phase::Passing => {
+            Phase::Collecting(_) => Ok(self.collect(Part::Chunk(body))),
+            Phase::Picked(picked) if picked.rest == Rest::Passes => {
                 if body.end_of_stream {
-                    self.phase = Phase::Ended;
+                    picked.rest = Rest::None;
                 }
                 Ok(Received::Answers(echo(self.modes.request, body)))
             }
-            Phase::Collecting(collecting) => {
-                let end_of_stream = body.end_of_stream;
-                // A buffering proxy sends the body in one message, and marks its end only if no trailers follow.
-                let complete = end_of_stream || self.modes.request.is_buffered();
-                match collecting.push(body.body, &mut self.held) {
-                    Err(fault) => Ok(self.fault(fault)),
-                    Ok(()) if complete => Ok(self.complete(BodyEnd::new(end_of_stream), false)),
-                    Ok(()) if collecting.is_opaque() => Ok(self.pass()),
-                    Ok(()) => Ok(Received::Answers(Vec::new())),
-                }
-            }
+            // Envoy may send one more empty chunk after the end of a large body.
+            Phase::Picked(_) | Phase::Deciding | Phase::Closed => Ok(Received::Answers(Vec::new())),
         }
     }
 
     fn request_trailers(&mut self) -> Result<Received, ProtocolError> {
-        match &self.phase {
+        match &mut self.phase {
             Phase::Headers => Err(ProtocolError::NoHeaders),
-            Phase::Collecting(_) => Ok(self.complete(BodyEnd::Trailers, true)),
-            Phase::Refused => Ok(Received::Answers(Vec::new())),
-            Phase::Passing | Phase::Ended => {
-                self.phase = Phase::Ended;
+            Phase::Collecting(_) => Ok(self.collect(Part::Trailers)),
+            Phase::Picked(picked) => {
+                picked.rest = Rest::None;
                 Ok(Received::Answers(vec![trailers()]))
+            }
+            Phase::Deciding | Phase::Closed => Ok(Received::Answers(Vec::new())),
+        }
+    }
+
+    /// Takes the next part of a body that is collected. After the last one the director is asked, also about a request
+    /// that cannot be routed, because it records the fault and decides the refusal.
+    fn collect(&mut self, part: Part) -> Received {
+        match std::mem::replace(&mut self.phase, Phase::Deciding) {
+            Phase::Collecting(collecting) => match collecting.take(part, &mut self.held) {
+                Progress::More(collecting) => {
+                    self.phase = Phase::Collecting(collecting);
+                    Received::Answers(Vec::new())
+                }
+                Progress::Done(collected) => {
+                    let Collected { head, content, waiting } = *collected;
+                    self.ask(head, content, waiting)
+                }
+            },
+            phase @ (Phase::Headers | Phase::Deciding | Phase::Picked(_) | Phase::Closed) => {
+                self.phase = phase;
+                Received::Answers(Vec::new())
             }
         }
     }
 
-    /// The body cannot be routed: a question with the fault, because the director records it and decides the refusal.
-    fn fault(&mut self, fault: RequestFault) -> Received {
-        let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Refused) else {
-            return Received::Answers(Vec::new());
+    fn response_headers(&mut self, headers: &HttpHeaders, metadata: Option<&Metadata>) -> ProcessingResponse {
+        let (restore, reason) = match &mut self.phase {
+            Phase::Picked(picked) => {
+                picked.served = responding::served(metadata);
+                (picked.restore.clone(), picked.reason.take())
+            }
+            Phase::Headers | Phase::Collecting(_) | Phase::Deciding | Phase::Closed => (None, None),
         };
-        self.ask(collecting.into_head(), Content::Fault(fault.clone()), Waiting::Fault(fault))
-    }
-
-    /// The body is not JSON and need not be: it waits no longer.
-    fn pass(&mut self) -> Received {
-        let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Passing) else {
-            return Received::Answers(Vec::new());
-        };
-        let end = BodyEnd::Trailers;
-        let Collected { head, content, body } = collecting.finish(end);
-        self.ask(head, content, Waiting::Body { body, end, has_trailers: false })
-    }
-
-    fn complete(&mut self, end: BodyEnd, has_trailers: bool) -> Received {
-        let Phase::Collecting(collecting) = std::mem::replace(&mut self.phase, Phase::Ended) else {
-            return Received::Answers(Vec::new());
-        };
-        let Collected { head, content, body } = collecting.finish(end);
-        self.ask(head, content, Waiting::Body { body, end, has_trailers })
+        let request = RequestFacts { request_id: &self.request_id.text, restore, reason };
+        self.responding.headers(headers, self.modes.response, request, &self.style)
     }
 
     /// `body` is the part of the request's body that was kept; `None` if none was read.
     fn refuse(&mut self, refusal: &Refusal, body: Option<&[Bytes]>) -> Vec<ProcessingResponse> {
-        self.phase = Phase::Refused;
+        self.phase = Phase::Closed;
         self.held.release();
         vec![self.style.refused(refusal, &self.request_id.text, body)]
     }
 
-    fn ask(&self, head: RequestHead, content: Content, waiting: Waiting) -> Received {
+    fn ask(&mut self, head: RequestHead, content: Content, waiting: Waiting) -> Received {
+        self.phase = Phase::Deciding;
         let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
         let pool = self.opening.pool.clone();
         let x_request_id = self.request_id.text.clone();
@@ -422,26 +441,11 @@ impl<L> Exchange<L> {
         Received::Question(Box::new(Question { inquiry, waiting }))
     }
 
-    fn note_pick(&mut self, pick: Pick<L>) {
+    fn note_pick(&mut self, pick: Pick<L>, rest: Rest) {
         let Pick { destination, rewrite, reason, lease } = pick;
-        self.responding.reason = reason;
-        self.destination = Some(destination);
-        self.lease = Some(lease);
         let rewrite = rewrite.filter(|_| self.style.restores_names());
-        self.responding.restore = rewrite.map(|rewrite| json_string(&rewrite.model));
-    }
-}
-
-/// The part of a request after its body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyEnd {
-    EndOfStream,
-    Trailers,
-}
-
-impl BodyEnd {
-    fn new(end_of_stream: bool) -> Self {
-        if end_of_stream { Self::EndOfStream } else { Self::Trailers }
+        let restore = rewrite.map(|rewrite| json_string(&rewrite.model));
+        self.phase = Phase::Picked(Picked { destination, lease, restore, reason, served: None, rest });
     }
 }
 

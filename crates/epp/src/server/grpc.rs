@@ -203,9 +203,7 @@ impl Conversation {
         if is_response_body && let Some(ticket) = self.exchange.lease_mut() {
             ticket.note_body();
         }
-        if let Some(served) = self.exchange.take_served_elsewhere()
-            && let Some(ticket) = self.exchange.lease_mut()
-        {
+        if let Some((served, ticket)) = self.exchange.take_served_elsewhere() {
             self.director.note_served_elsewhere(ticket, &served, now());
         }
         Ok(())

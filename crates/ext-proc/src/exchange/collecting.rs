@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
+use envoy_proto::service::ext_proc::v3::{HttpBody, ProcessingResponse};
 
-use super::{BodyEnd, BodyMode, Opening, json_string};
+use super::{BodyMode, Opening, Waiting, json_string};
 use crate::body::{Api, BodyError, BodyScanner};
 use crate::budget::{Full, Reservation};
 use crate::compat::ReplyStyle;
@@ -48,12 +48,43 @@ enum Scan {
     Broken(BodyError),
 }
 
-/// A complete request.
+/// The next part of a request whose body is collected.
+#[derive(Debug)]
+pub(crate) enum Part {
+    Chunk(HttpBody),
+    Trailers,
+    /// More should have come: the reason why it is not waited for any longer.
+    Missing(RequestFault),
+}
+
+/// Result of a part.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// More of the body must come.
+    More(Box<Collecting>),
+    /// The request can be placed or refused.
+    Done(Box<Collected>),
+}
+
+/// A request after its body was collected.
 #[derive(Debug)]
 pub(crate) struct Collected {
     pub(crate) head: RequestHead,
     pub(crate) content: Content,
-    pub(crate) body: CollectedBody,
+    pub(crate) waiting: Waiting,
+}
+
+/// The end of a body that was collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyEnd {
+    /// The last chunk is marked as the last.
+    EndOfStream,
+    /// The trailers came.
+    Trailers,
+    /// A buffering proxy sent the whole body; its trailers are still to come.
+    BeforeTrailers,
+    /// More of the body is still to come, but nothing will be read from it.
+    Open,
 }
 
 /// The bytes of a complete request, to be sent on.
@@ -89,8 +120,29 @@ impl Collecting {
         }
     }
 
-    /// Takes a chunk, if `held` can grow by its memory.
-    pub(crate) fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), RequestFault> {
+    /// Takes the next part and decides if it is the last one. `held` grows by the memory of the body.
+    pub(crate) fn take(mut self: Box<Self>, part: Part, held: &mut Reservation) -> Progress {
+        let end = match part {
+            Part::Chunk(HttpBody { body, end_of_stream, .. }) => match self.push(body, held) {
+                Err(fault) => return Progress::Done(Box::new(self.refused(fault))),
+                Ok(()) if end_of_stream => BodyEnd::EndOfStream,
+                // A buffering proxy sends the body in one message, and marks its end only if no trailers follow.
+                Ok(()) if self.mode.is_buffered() => BodyEnd::BeforeTrailers,
+                Ok(()) if self.is_opaque() => BodyEnd::Open,
+                Ok(()) => return Progress::More(self),
+            },
+            Part::Trailers => BodyEnd::Trailers,
+            Part::Missing(fault) => return Progress::Done(Box::new(self.refused(fault))),
+        };
+        Progress::Done(Box::new(self.finish(end)))
+    }
+
+    fn refused(self, fault: RequestFault) -> Collected {
+        let content = Content::Fault(fault.clone());
+        Collected { head: self.head, content, waiting: Waiting::Fault(fault) }
+    }
+
+    fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), RequestFault> {
         let answers_each = self.mode == BodyMode::StreamedAhead;
         let n_bytes = if answers_each { chunk.len().max(ANSWER_BYTES) } else { chunk.len() };
         self.n_bytes += n_bytes;
@@ -145,15 +197,11 @@ impl Collecting {
     }
 
     /// Returns true if nothing will be read from the body.
-    pub(crate) fn is_opaque(&self) -> bool {
+    fn is_opaque(&self) -> bool {
         matches!(self.scan, Scan::Broken(_)) && !self.api.names_its_model()
     }
 
-    pub(crate) fn into_head(self) -> RequestHead {
-        self.head
-    }
-
-    pub(crate) fn finish(mut self, end: BodyEnd) -> Collected {
+    fn finish(mut self, end: BodyEnd) -> Collected {
         self.end_tail();
         let Self {
             head,
@@ -175,7 +223,7 @@ impl Collecting {
             Ok(body) => Content::Body(body),
             Err(_) if !api.names_its_model() => Content::Opaque,
             // The proxy cut the body at its buffer's limit: the client is not to blame for the missing part.
-            Err(_) if mode == BodyMode::BufferedPartial && end == BodyEnd::Trailers => Content::Opaque,
+            Err(_) if mode == BodyMode::BufferedPartial && end != BodyEnd::EndOfStream => Content::Opaque,
             Err(error) => Content::Fault(RequestFault::Malformed(error)),
         };
         let model_span = match &content {
@@ -183,11 +231,8 @@ impl Collecting {
             Content::Opaque | Content::Fault(_) => None,
         };
         let has_content_length = head.has_content_length;
-        Collected {
-            head,
-            content,
-            body: CollectedBody { mode, pieces, lengths, model_span, has_content_length },
-        }
+        let body = CollectedBody { mode, pieces, lengths, model_span, has_content_length };
+        Collected { head, content, waiting: Waiting::Body { body, end } }
     }
 }
 

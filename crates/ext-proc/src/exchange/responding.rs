@@ -29,47 +29,58 @@ pub struct ResponseReport {
 
 #[derive(Debug)]
 pub(crate) struct Responding {
-    /// The client's name of the model, as a JSON string, if the request was renamed.
-    pub(crate) restore: Option<Bytes>,
-    /// The decision, for a client that asked for it.
-    pub(crate) reason: Option<String>,
-    /// The endpoint that served, according to the proxy.
-    pub(crate) served: Option<String>,
-    reader: Option<ResponseReader>,
-    status: Option<u16>,
+    phase: Phase,
+    /// True if the end was seen.
     complete: bool,
     /// Most bytes that are held back until the response is complete.
     max_held: usize,
-    /// Parts that are held back, if responses are sent on as a whole.
-    held: Option<Vec<Bytes>>,
-    n_held: usize,
     /// Memory of the parts that are held back.
     room: Reservation,
 }
 
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of a stream")]
+enum Phase {
+    /// The headers have not come.
+    Awaited,
+    Begun {
+        /// HTTP status; `None` if it is not a number.
+        status: Option<u16>,
+        reader: ResponseReader,
+        /// Parts that are held back; `None` if they go on at once.
+        held: Option<Held>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    parts: Vec<Bytes>,
+    n_bytes: usize,
+}
+
+/// The facts about a request that the answer to its response's headers needs.
+#[derive(Debug)]
+pub(crate) struct RequestFacts<'a> {
+    pub(crate) request_id: &'a str,
+    /// The client's name of the model, as a JSON string, if the request was renamed.
+    pub(crate) restore: Option<Bytes>,
+    /// The decision, for a client that asked for it.
+    pub(crate) reason: Option<String>,
+}
+
 impl Responding {
     pub(crate) fn new(max_held: usize, room: Reservation) -> Self {
-        Self {
-            restore: None,
-            reason: None,
-            served: None,
-            reader: None,
-            status: None,
-            complete: false,
-            max_held,
-            held: None,
-            n_held: 0,
-            room,
-        }
+        Self { phase: Phase::Awaited, complete: false, max_held, room }
     }
 
     pub(crate) fn headers(
         &mut self,
         headers: &HttpHeaders,
         mode: BodyMode,
-        request_id: &str,
+        request: RequestFacts<'_>,
         style: &ReplyStyle,
     ) -> ProcessingResponse {
+        let RequestFacts { request_id, restore, reason } = request;
         let mut status = None;
         let (mut content_type, mut content_encoding) = (None, None);
         for header in headers.headers.iter().flat_map(|map| &map.headers) {
@@ -80,16 +91,18 @@ impl Responding {
                 _ => {}
             }
         }
-        self.status = status;
         self.complete = headers.end_of_stream;
         let layout = Layout::new(content_type, content_encoding);
-        self.reader = Some(ResponseReader::new(layout, self.restore.clone()));
-        let length_changes = self.restore.is_some() && !mode.is_buffered();
-        let mut added = reply::response_additions(request_id, self.reason.take());
+        let length_changes = restore.is_some() && !mode.is_buffered();
+        let is_held = style.holds_response(layout) && mode == BodyMode::FullDuplex;
+        self.phase = Phase::Begun {
+            status,
+            reader: ResponseReader::new(layout, restore),
+            held: is_held.then(Held::default),
+        };
+        let mut added = reply::response_additions(request_id, reason);
         Room::new(headers).fit(&mut added);
         let mut answer = reply::response_headers(added, length_changes);
-        let is_held = style.holds_response(layout) && mode == BodyMode::FullDuplex;
-        self.held = is_held.then(Vec::new);
         style.apply_to_response(&mut answer, headers);
         answer
     }
@@ -97,9 +110,9 @@ impl Responding {
     pub(crate) fn body(&mut self, mode: BodyMode, body: HttpBody) -> Vec<ProcessingResponse> {
         let HttpBody { body, end_of_stream, .. } = body;
         self.complete |= end_of_stream;
-        let parts = match &mut self.reader {
-            Some(reader) => reader.push(&body),
-            None => vec![body.clone()],
+        let parts = match &mut self.phase {
+            Phase::Begun { reader, .. } => reader.push(&body),
+            Phase::Awaited => vec![body.clone()],
         };
         let Some(parts) = self.hold(parts, end_of_stream) else { return Vec::new() };
         // A chunk inside a replaced name leaves nothing to send on.
@@ -122,7 +135,11 @@ impl Responding {
 
     pub(crate) fn trailers(&mut self) -> Vec<ProcessingResponse> {
         self.complete = true;
-        let held = self.held.take().filter(|held| !held.is_empty()).map(Pieces::new);
+        let held = match &mut self.phase {
+            Phase::Begun { held, .. } => held.take(),
+            Phase::Awaited => None,
+        };
+        let held = held.filter(|held| !held.parts.is_empty()).map(|held| Pieces::new(held.parts));
         let held = held.into_iter().flat_map(|held| held.into_messages(false)).map(reply::streamed);
         let mut answers: Vec<_> = held.map(|body| reply::message(Response::ResponseBody(body))).collect();
         answers.push(reply::message(Response::ResponseTrailers(reply::unchanged_trailers())));
@@ -131,32 +148,38 @@ impl Responding {
 
     /// The parts that go on now: `parts`, everything that was held back, or nothing yet.
     fn hold(&mut self, parts: Vec<Bytes>, end_of_stream: bool) -> Option<Vec<Bytes>> {
-        let Some(held) = &mut self.held else { return Some(parts) };
+        let Phase::Begun { held, .. } = &mut self.phase else { return Some(parts) };
+        let Some(Held { parts: kept, n_bytes: n_kept }) = held else { return Some(parts) };
         let n_bytes = parts.iter().map(Bytes::len).sum();
-        held.extend(parts);
-        self.n_held += n_bytes;
-        if !end_of_stream && self.n_held <= self.max_held && self.room.try_grow(n_bytes).is_ok() {
+        kept.extend(parts);
+        *n_kept += n_bytes;
+        if !end_of_stream && *n_kept <= self.max_held && self.room.try_grow(n_bytes).is_ok() {
             return None;
         }
         self.room.release();
-        self.held.take()
+        held.take().map(|held| held.parts)
     }
 
     pub(crate) fn report(&self) -> ResponseReport {
-        ResponseReport {
-            status: self.status,
-            usage: self.reader.as_ref().and_then(ResponseReader::usage),
-            n_bytes: self.reader.as_ref().map_or(0, ResponseReader::n_bytes),
-            complete: self.complete,
+        let complete = self.complete;
+        match &self.phase {
+            Phase::Begun { status, reader, held: _ } => {
+                ResponseReport { status: *status, usage: reader.usage(), n_bytes: reader.n_bytes(), complete }
+            }
+            Phase::Awaited => ResponseReport { complete, ..ResponseReport::default() },
         }
     }
+}
 
-    pub(crate) fn note_served(&mut self, metadata: Option<&Metadata>) {
-        let served = metadata
-            .and_then(|metadata| metadata.filter_metadata.get(keys::LB_METADATA))
-            .and_then(|lb| lb.fields.get(keys::DESTINATION_ENDPOINT_SERVED));
-        if let Some(Kind::StringValue(endpoint)) = served.and_then(|value| value.kind.as_ref()) {
-            self.served = Some(endpoint.clone());
-        }
+/// The endpoint that served, according to the proxy.
+pub(crate) fn served(metadata: Option<&Metadata>) -> Option<String> {
+    let lb = metadata?.filter_metadata.get(keys::LB_METADATA)?;
+    match lb.fields.get(keys::DESTINATION_ENDPOINT_SERVED)?.kind.as_ref()? {
+        Kind::StringValue(endpoint) => Some(endpoint.clone()),
+        Kind::NullValue(_)
+        | Kind::NumberValue(_)
+        | Kind::BoolValue(_)
+        | Kind::StructValue(_)
+        | Kind::ListValue(_) => None,
     }
 }
