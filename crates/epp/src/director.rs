@@ -21,8 +21,9 @@ use inference_api::pool::{Criticality, RoutingStrategy};
 use parking_lot::Mutex;
 use picking::endpoint::Cache;
 use picking::estimate::CacheReading;
+use picking::lease::Lease;
 use picking::moment::Moment;
-use picking::picker::{Picker, Placed, Settings, Turn};
+use picking::picker::{Picker, Settings, Turn};
 use picking::request::{Request, TokenPrompts};
 use pool_index::snapshot::Snapshot;
 use prefix_index::blocks::{BlockIndex, Bounds};
@@ -36,7 +37,7 @@ use scheduling::saturation::Thresholds;
 use tracing::debug;
 
 use self::model::Choice;
-use self::note::Trace;
+use self::note::{PickFacts, Trace};
 pub use self::ticket::Ticket;
 use crate::candidates::{Member, Roll, Roster};
 use crate::explain::{Decision, Decisions, timestamp};
@@ -151,6 +152,16 @@ struct Placement<'a> {
     /// Length of the text of the chains, in bytes.
     prompt_bytes: u64,
     lookup: Lookup,
+}
+
+/// A request that has an endpoint.
+struct Picked {
+    facts: PickFacts,
+    rewrite: Option<Rewrite>,
+    lease: Lease<Member>,
+    /// Counts the request among the running ones of the model.
+    running: Counted,
+    chains: Vec<Chain>,
 }
 
 impl<'a> Placement<'a> {
@@ -300,28 +311,27 @@ impl Director {
         now: Now,
     ) -> (Result<Pick<Ticket>, Refusal>, Arc<Decision>) {
         let Inquiry { x_request_id, pool, subset, wants_reason, content, tokens } = inquiry;
-        let record = Decision::new(self.request_id(), x_request_id, timestamp(now.wall));
-        let labels = ModelLabels { model_name: String::new(), target_model_name: String::new() };
-        let mut trace = Trace { record, labels };
+        let mut trace = Trace::new(self.request_id(), x_request_id, timestamp(now.wall));
         let roster = self.roster.load();
-        let picked = self
+        let placed = self
             .locate(&roster, pool.as_ref(), (content, tokens), &mut trace)
             .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
-        let reason = wants_reason.then(|| trace.record.to_header());
-        match &picked {
-            Ok(_) => self.note_picked(&trace),
-            Err(refusal) => self.note_refused(refusal, &mut trace),
-        }
-        if let Ok(pick) = &picked {
-            self.tell_peers(&pick.lease.chains, pick.lease.lease.member(), now);
-        }
-        let record = self.decisions.push(trace.record);
-        let picked = picked.map(|mut pick| {
-            pick.lease.seq = record.seq;
-            pick.reason = reason;
-            pick
-        });
-        (picked, record)
+        let labels = trace.labels.clone();
+        let Picked { facts, rewrite, lease, running, chains } = match placed {
+            Ok(picked) => picked,
+            Err(refusal) => {
+                let record = self.decisions.push(|seq| trace.without_endpoint(refusal.outcome(), seq));
+                self.note_refused(&refusal, &record, labels);
+                return (Err(refusal), record);
+            }
+        };
+        self.tell_peers(&chains, lease.member(), now);
+        let destination = facts.destination();
+        let record = self.decisions.push(|seq| trace.picked(facts, seq));
+        self.note_picked(&record, &labels);
+        let reason = wants_reason.then(|| record.to_header());
+        let ticket = Ticket { lease, running, labels, chains, started: now.instant, seq: record.seq };
+        (Ok(Pick { destination, rewrite, reason, lease: ticket }), record)
     }
 
     /// An id for a request without one: a random UUID, like Envoy's.
@@ -351,17 +361,16 @@ impl Director {
             Content::Opaque => None,
             Content::Body(body) => Some(body),
         };
-        let Trace { record, labels } = trace;
         let model = body.as_ref().and_then(|body| body.model.as_ref().ok());
         let model = model.map(|model| model.name.as_str());
-        record.model = model.map(str::to_owned);
+        trace.model = model.map(str::to_owned);
         if model.is_some() {
             let unlisted = || UNLISTED_MODEL.to_owned();
-            *labels = ModelLabels { model_name: unlisted(), target_model_name: unlisted() };
+            trace.labels = ModelLabels { model_name: unlisted(), target_model_name: unlisted() };
         }
         let roll = model::choose_pool(roster, pool.or(self.options.pool.as_ref()), model)?;
-        record.pool = Some(roll.pool.key.to_string());
-        record.strategy = Some(roll.pool.strategy.as_str());
+        trace.pool = Some(roll.pool.key.to_string());
+        trace.strategy = Some(roll.pool.strategy);
         let Some(body) = body else {
             return Ok(Placement::opaque(roll));
         };
@@ -373,13 +382,13 @@ impl Director {
             None => Choice { target_model: None, criticality: None },
         };
         let Choice { target_model, criticality } = choice;
-        record.criticality = criticality.map(Criticality::as_str);
-        record.target_model.clone_from(&target_model);
+        trace.criticality = criticality;
+        trace.target_model.clone_from(&target_model);
         let named = model.zip(target_model.clone());
         if let Some((model, target_model)) = &named
             && roll.pool.models.contains_key(model)
         {
-            *labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
+            trace.labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
         }
         let prompts = match roll.pool.strategy {
             RoutingStrategy::Default => Vec::new(),
@@ -395,7 +404,7 @@ impl Director {
         let chains = prompts.into_iter().map(|prompt| prompt.chain.finish(&seed)).collect();
         let (tokens, untokenized) =
             roll.told(tokens, target_model.as_deref(), cache_salt, self.picker.blocks());
-        record.untokenized = untokenized;
+        trace.untokenized = untokenized;
         let rewrite = named.filter(|(model, target_model)| model != target_model);
         let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });
         let n_bytes = Some(n_bytes);
@@ -419,7 +428,7 @@ impl Director {
         subset: Option<&Subset>,
         now: Instant,
         trace: &mut Trace,
-    ) -> Result<Pick<Ticket>, Refusal> {
+    ) -> Result<Picked, Refusal> {
         let Placement {
             roll,
             rewrite,
@@ -431,7 +440,6 @@ impl Director {
             prompt_bytes,
             lookup,
         } = placement;
-        let Trace { record, labels } = trace;
         let members = match eligible(roll, subset) {
             // For upstream, a pool without pods is a saturated one.
             Err(Refusal::NoEndpoints { pool }) if self.options.compat.sheds_without_pods() => {
@@ -441,19 +449,19 @@ impl Director {
             members => members?,
         };
         self.admit(&roll.pool.key, criticality, &members, now)?;
-        record.total_bytes = chains.iter().map(Chain::total_bytes).sum();
+        trace.total_bytes = chains.iter().map(Chain::total_bytes).sum();
         let policy = match roll.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
             RoutingStrategy::PrefixCache => {
-                let tuning = record.policy.insert(self.policies.of(&roll.pool.key));
+                let tuning = trace.tuning.insert(self.policies.of(&roll.pool.key));
                 Policy::PrefixCache(tuning.affinity(Affinity::BYTES_PER_TOKEN))
             }
         };
-        record.threshold = match policy {
+        trace.threshold = match policy {
             Policy::Default => None,
             Policy::PrefixCache(affinity) => Some(affinity.threshold),
         };
-        let running = RunningLabels { model_name: labels.model_name.clone() };
+        let running = RunningLabels { model_name: trace.labels.model_name.clone() };
         let running = self.metrics.running_requests.get_or_create(&running).clone();
         let request = Request {
             policy,
@@ -473,13 +481,10 @@ impl Director {
         let running = Counted::new(running);
         if let Some(n_bytes) = n_bytes {
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
-            self.metrics.request_bytes.get_or_create(labels).observe(n_bytes as f64);
+            self.metrics.request_bytes.get_or_create(&trace.labels).observe(n_bytes as f64);
         }
-        note::picked(record, &members, &placed);
-        let destination = note::destination(record);
-        let Placed { lease, .. } = placed;
-        let lease = Ticket { lease, running, labels: labels.clone(), chains, started: now, seq: 0 };
-        Ok(Pick { destination, rewrite, reason: None, lease })
+        let facts = PickFacts::new(&members, &placed);
+        Ok(Picked { facts, rewrite, lease: placed.lease, running, chains })
     }
 
     /// Refuses a request by upstream's rule: a pool without capacity takes only critical requests.

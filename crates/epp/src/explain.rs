@@ -158,38 +158,6 @@ struct Ring {
 }
 
 impl Decision {
-    /// A record without a decision yet.
-    #[must_use]
-    pub fn new(request: String, mut x_request_id: String, time: String) -> Self {
-        x_request_id.truncate(x_request_id.floor_char_boundary(MAX_REQUEST_ID));
-        Self {
-            seq: 0,
-            time,
-            request,
-            x_request_id,
-            pool: None,
-            model: None,
-            target_model: None,
-            criticality: None,
-            strategy: None,
-            outcome: "picked",
-            endpoint: None,
-            pod: None,
-            reason: None,
-            fallbacks: Vec::new(),
-            matched_bytes: 0,
-            total_bytes: 0,
-            ratio: 0.0,
-            threshold: None,
-            policy: None,
-            n_candidates: 0,
-            candidates: Vec::new(),
-            untokenized: None,
-            served: None,
-            response: None,
-        }
-    }
-
     /// The pick in a line of JSON, as ASCII.
     #[must_use]
     pub fn to_header(&self) -> String {
@@ -220,13 +188,11 @@ impl Decisions {
         Self { capacity, ring: Mutex::new(Ring { next_seq: 1, records: VecDeque::new() }) }
     }
 
-    /// Numbers `decision` and keeps it.
-    pub fn push(&self, mut decision: Decision) -> Arc<Decision> {
+    /// Keeps the record that `build` makes with its number.
+    pub fn push(&self, build: impl FnOnce(u64) -> Decision) -> Arc<Decision> {
         let mut ring = self.ring.lock();
-        let seq = ring.next_seq;
-        decision.seq = seq;
+        let decision = Arc::new(build(ring.next_seq));
         ring.next_seq += 1;
-        let decision = Arc::new(decision);
         if self.capacity == 0 {
             return decision;
         }
@@ -282,6 +248,13 @@ impl Listing {
             records.iter().map(|record| serde_json::to_string(record).unwrap_or_default()).collect();
         Some(opening.to_owned() + &texts.join(","))
     }
+}
+
+/// The first bytes of an `x-request-id`, as many as records keep.
+#[must_use]
+pub fn kept_id(mut x_request_id: String) -> String {
+    x_request_id.truncate(x_request_id.floor_char_boundary(MAX_REQUEST_ID));
+    x_request_id
 }
 
 /// Formats `now` as in the records.

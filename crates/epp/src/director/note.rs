@@ -1,7 +1,10 @@
 //! Writes a decision down: the record, the log line, the counters.
+//!
+//! The facts are collected in a [`Trace`] while the request is decided; the record is built from them at the end.
 
 use std::sync::Arc;
 
+use inference_api::pool::{Criticality, RoutingStrategy};
 use picking::picker::Placed;
 use scheduling::candidate::Candidate;
 use scheduling::pick::Reason;
@@ -10,8 +13,9 @@ use tracing::{debug, info};
 
 use super::Director;
 use crate::candidates::Member;
-use crate::explain::{CandidateRecord, Decision};
+use crate::explain::{CandidateRecord, Decision, kept_id};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
+use crate::tuning::Tuning;
 use ext_proc::refusal::Refusal;
 
 /// Most candidates in a record: a full ring of 1000 records stays below 8 MB for any size of the pool.
@@ -19,14 +23,153 @@ const MAX_RECORDED: usize = 64;
 
 /// Facts about a request that are collected while it is decided.
 pub(super) struct Trace {
-    pub(super) record: Decision,
+    /// The picker's own id of the request.
+    pub(super) request: String,
+    pub(super) x_request_id: String,
+    /// RFC 3339 with microseconds, UTC.
+    pub(super) time: String,
     /// Labels with names from InferenceModels only, so that clients cannot make up label values.
     pub(super) labels: ModelLabels,
+    pub(super) pool: Option<String>,
+    pub(super) strategy: Option<RoutingStrategy>,
+    pub(super) model: Option<String>,
+    pub(super) target_model: Option<String>,
+    pub(super) criticality: Option<Criticality>,
+    /// Bytes of the prompt in full blocks.
+    pub(super) total_bytes: u64,
+    /// Knobs of the policy, under PREFIX_CACHE.
+    pub(super) tuning: Option<Arc<Tuning>>,
+    pub(super) threshold: Option<f64>,
+    pub(super) untokenized: Option<String>,
 }
 
+/// The picked endpoint and the reason, in the form of the record.
+pub(super) struct PickFacts {
+    endpoint: Arc<str>,
+    pod: Arc<str>,
+    reason: &'static str,
+    fallbacks: Vec<Arc<str>>,
+    matched_bytes: u64,
+    ratio: f64,
+    n_candidates: usize,
+    candidates: Vec<CandidateRecord>,
+}
+
+// === impl Trace ===
+
+impl Trace {
+    /// A trace of a request about which only its ids are known.
+    pub(super) fn new(request: String, x_request_id: String, time: String) -> Self {
+        Self {
+            request,
+            x_request_id: kept_id(x_request_id),
+            time,
+            labels: ModelLabels { model_name: String::new(), target_model_name: String::new() },
+            pool: None,
+            strategy: None,
+            model: None,
+            target_model: None,
+            criticality: None,
+            total_bytes: 0,
+            tuning: None,
+            threshold: None,
+            untokenized: None,
+        }
+    }
+
+    /// The record of a request that got an endpoint, with the number `seq`.
+    pub(super) fn picked(self, facts: PickFacts, seq: u64) -> Decision {
+        let PickFacts { endpoint, pod, reason, fallbacks, matched_bytes, ratio, n_candidates, candidates } =
+            facts;
+        Decision {
+            endpoint: Some(endpoint),
+            pod: Some(pod),
+            reason: Some(reason),
+            fallbacks,
+            matched_bytes,
+            ratio,
+            n_candidates,
+            candidates,
+            ..self.without_endpoint("picked", seq)
+        }
+    }
+
+    /// The record of a request without an endpoint, with the number `seq`.
+    pub(super) fn without_endpoint(self, outcome: &'static str, seq: u64) -> Decision {
+        let Self {
+            request,
+            x_request_id,
+            time,
+            labels: _,
+            pool,
+            strategy,
+            model,
+            target_model,
+            criticality,
+            total_bytes,
+            tuning,
+            threshold,
+            untokenized,
+        } = self;
+        Decision {
+            seq,
+            time,
+            request,
+            x_request_id,
+            pool,
+            model,
+            target_model,
+            criticality: criticality.map(Criticality::as_str),
+            strategy: strategy.map(RoutingStrategy::as_str),
+            outcome,
+            endpoint: None,
+            pod: None,
+            reason: None,
+            fallbacks: Vec::new(),
+            matched_bytes: 0,
+            total_bytes,
+            ratio: 0.0,
+            threshold,
+            policy: tuning,
+            n_candidates: 0,
+            candidates: Vec::new(),
+            untokenized,
+            served: None,
+            response: None,
+        }
+    }
+}
+
+// === impl PickFacts ===
+
+impl PickFacts {
+    pub(super) fn new(members: &[&Arc<Member>], placed: &Placed<Member>) -> Self {
+        let decision = &placed.decision;
+        let member = members[decision.candidate_idx];
+        Self {
+            endpoint: Arc::clone(&member.destination),
+            pod: Arc::clone(&member.pod),
+            reason: decision.reason.as_str(),
+            fallbacks: decision.fallbacks.iter().map(|idx| Arc::clone(&members[*idx].destination)).collect(),
+            matched_bytes: placed.candidates[decision.candidate_idx].matched_bytes,
+            ratio: decision.ratio,
+            n_candidates: members.len(),
+            candidates: candidate_records(members, placed),
+        }
+    }
+
+    /// The picked endpoint and its fallbacks in the form for the proxy: `ip:port,ip:port`.
+    pub(super) fn destination(&self) -> String {
+        let endpoints: Vec<&str> =
+            std::iter::once(&self.endpoint).chain(&self.fallbacks).map(|endpoint| &**endpoint).collect();
+        endpoints.join(",")
+    }
+}
+
+// === impl Director ===
+
 impl Director {
-    pub(super) fn note_picked(&self, trace: &Trace) {
-        let Trace { record, labels } = trace;
+    pub(super) fn note_picked(&self, record: &Decision, labels: &ModelLabels) {
         let reason = record.reason.unwrap_or_default();
         if let Some(threshold) = record.threshold
             && reason == Reason::Prefix.as_str()
@@ -58,9 +201,7 @@ impl Director {
         }
     }
 
-    pub(super) fn note_refused(&self, refusal: &Refusal, trace: &mut Trace) {
-        let Trace { record, labels } = trace;
-        record.outcome = refusal.outcome();
+    pub(super) fn note_refused(&self, refusal: &Refusal, record: &Decision, labels: ModelLabels) {
         info!(
             request = record.request,
             x_request_id = record.x_request_id,
@@ -69,7 +210,7 @@ impl Director {
             "Refused request"
         );
         self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
-        let ModelLabels { model_name, target_model_name } = labels.clone();
+        let ModelLabels { model_name, target_model_name } = labels;
         let error_code = self.options.compat.error_code(refusal);
         let labels = ModelErrorLabels { model_name, target_model_name, error_code };
         self.metrics.request_errors.get_or_create(&labels).inc();
@@ -81,27 +222,6 @@ pub(super) fn bounded(member: &Member, bound: Option<u64>) {
     if let Some(max_bytes) = bound {
         debug!(endpoint = %member.destination, max_bytes, "Bounding the prefixes by the cache's size");
     }
-}
-
-/// Adds the pick and its reason to the record.
-pub(super) fn picked(record: &mut Decision, members: &[&Arc<Member>], placed: &Placed<Member>) {
-    let decision = &placed.decision;
-    let member = members[decision.candidate_idx];
-    record.matched_bytes = placed.candidates[decision.candidate_idx].matched_bytes;
-    record.ratio = decision.ratio;
-    record.endpoint = Some(Arc::clone(&member.destination));
-    record.pod = Some(Arc::clone(&member.pod));
-    record.reason = Some(decision.reason.as_str());
-    record.fallbacks = decision.fallbacks.iter().map(|idx| Arc::clone(&members[*idx].destination)).collect();
-    record.n_candidates = members.len();
-    record.candidates = candidate_records(members, placed);
-}
-
-/// The picked endpoint and its fallbacks in the form for the proxy: `ip:port,ip:port`.
-pub(super) fn destination(record: &Decision) -> String {
-    let endpoints: Vec<&str> =
-        record.endpoint.iter().chain(&record.fallbacks).map(|endpoint| &**endpoint).collect();
-    endpoints.join(",")
 }
 
 /// The candidates in their order: all of a small pool, the first ones and the picked one of a large pool.
