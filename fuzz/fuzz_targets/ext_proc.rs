@@ -12,7 +12,7 @@ use envoy_proto::service::ext_proc::v3::{
 use ext_proc::budget::Budget;
 use ext_proc::compat::Compat;
 use epp::director::{Director, Now, Options, Ticket};
-use ext_proc::exchange::{Exchange, Opening};
+use ext_proc::exchange::{Exchange, StreamOptions};
 use epp::metrics::Metrics;
 use ext_proc::reply::MAX_CHUNK;
 use epp::tuning::Patch;
@@ -196,7 +196,7 @@ fuzz_target!(|bytes: &[u8]| {
         send_body_without_waiting_for_header_response: modes & 0x40 != 0,
     };
     let compat = if modes & 0x80 == 0 { Compat::None } else { Compat::GieV04 };
-    let opening = Opening {
+    let options = StreamOptions {
         max_body_bytes: MAX_BODY_BYTES,
         fresh_request_id: director.fresh_request_id(),
         pool: None,
@@ -204,7 +204,7 @@ fuzz_target!(|bytes: &[u8]| {
         explains: false,
     };
     let budget = Arc::new(Budget::new(2 * MAX_BODY_BYTES));
-    let mut exchange: Exchange<Ticket> = Exchange::new(opening, budget.reserve());
+    let mut exchange: Exchange<Ticket> = Exchange::new(options, budget.reserve());
     let mut proxy = Proxy::default();
     let mut protocol_config = Some(config);
     while let Some(mut message) = input.message() {
@@ -215,7 +215,7 @@ fuzz_target!(|bytes: &[u8]| {
             proxy.sent.extend_from_slice(&body.body);
         }
         let observes = message.observability_mode;
-        let Ok(answers) = exchange.step(message, |inquiry| director.decide(inquiry, now())) else { break };
+        let Ok(answers) = exchange.step(message, |request| director.decide(request, now())) else { break };
         assert!(!observes || answers.is_empty(), "an observer is not answered");
         answers.into_iter().for_each(|answer| proxy.take(answer));
     }

@@ -20,7 +20,7 @@ use epp::tuning::Patch;
 use ext_proc::body::{Api, BodyScanner};
 use ext_proc::budget::Budget;
 use ext_proc::compat::Compat;
-use ext_proc::exchange::{Exchange, Opening};
+use ext_proc::exchange::{Exchange, StreamOptions};
 use inference_api::manifest::{self, Object};
 use picking::endpoint::Sample;
 use picking::picker::INDEX_CAPACITY;
@@ -191,16 +191,16 @@ fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, inputs: impl Fn() -> Vec<
     let budget = Arc::new(Budget::new(usize::MAX));
     bencher.counter(ItemsCount::new(1_u32)).with_inputs(inputs).bench_values(|messages| {
         let fresh_request_id = director.fresh_request_id();
-        let opening = Opening {
+        let options = StreamOptions {
             max_body_bytes: 64 << 20,
             fresh_request_id,
             pool: None,
             compat: Compat::None,
             explains: false,
         };
-        let mut exchange = Exchange::<Ticket>::new(opening, budget.reserve());
+        let mut exchange = Exchange::<Ticket>::new(options, budget.reserve());
         for message in messages {
-            let answers = exchange.step(message, |inquiry| director.decide(inquiry, now()));
+            let answers = exchange.step(message, |request| director.decide(request, now()));
             divan::black_box(answers.expect("a legal sequence"));
         }
     });

@@ -1,4 +1,4 @@
-//! Finds the endpoint for an inquiry: pool, model, candidates, policy. Then writes the record, the log line and the
+//! Finds the endpoint for a request: pool, model, candidates, policy. Then writes the record, the log line and the
 //! metrics.
 //!
 //! Synchronous and without I/O: everything that it reads is in memory, and the time is an argument.
@@ -49,7 +49,7 @@ use crate::tuning::Patch;
 use ext_proc::body::{Lookup, ModelName, RequestBody, Unseen};
 use ext_proc::compat::Compat;
 use ext_proc::exchange::{Pick, Rewrite};
-use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 use ext_proc::refusal::Refusal;
 use ext_proc::subset::Subset;
 
@@ -296,21 +296,21 @@ impl Director {
         }
     }
 
-    /// Picks an endpoint for `inquiry`.
+    /// Picks an endpoint for `request`.
     ///
     /// # Errors
     /// The reason why the client is refused.
-    pub fn decide(&self, inquiry: Inquiry, now: Now) -> Result<Pick<Ticket>, Refusal> {
-        self.decide_on_record(inquiry, now).0
+    pub fn decide(&self, request: PickRequest, now: Now) -> Result<Pick<Ticket>, Refusal> {
+        self.decide_on_record(request, now).0
     }
 
-    /// Picks an endpoint for `inquiry`, and returns the decision's record too.
+    /// Picks an endpoint for `request`, and returns the decision's record too.
     pub fn decide_on_record(
         &self,
-        inquiry: Inquiry,
+        request: PickRequest,
         now: Now,
     ) -> (Result<Pick<Ticket>, Refusal>, Arc<Decision>) {
-        let Inquiry { x_request_id, pool, subset, wants_reason, content, tokens } = inquiry;
+        let PickRequest { x_request_id, pool, subset, wants_reason, content, tokens } = request;
         let mut trace = Trace::new(self.request_id(), x_request_id, timestamp(now.wall));
         let roster = self.roster.load();
         let placed = self

@@ -23,7 +23,7 @@ use tracing::warn;
 
 use crate::explain::Decision;
 use ext_proc::exchange::ResponseReport;
-use ext_proc::inquiry::header_value;
+use ext_proc::pick_request::header_value;
 
 /// The receiver of spans.
 #[derive(Clone, Debug, PartialEq)]

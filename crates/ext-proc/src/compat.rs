@@ -14,7 +14,7 @@ use envoy_proto::r#type::v3::HttpStatus;
 use inference_api::keys;
 
 use crate::body::{Api, BodyError, ModelName, RequestBody};
-use crate::inquiry::{RequestHead, Route, header_value};
+use crate::pick_request::{RequestHead, Route, header_value};
 use crate::refusal::{Refusal, RequestFault};
 use crate::reply;
 use crate::response::Layout;

@@ -26,7 +26,7 @@ use self::responding::{RequestFacts, Responding};
 use self::room::Room;
 use crate::budget::Reservation;
 use crate::compat::{Compat, ReplyStyle};
-use crate::inquiry::{Content, Inquiry, PromptTokens, RequestHead, RequestId, Route};
+use crate::pick_request::{Content, PickRequest, PromptTokens, RequestHead, RequestId, Route};
 use crate::refusal::{Refusal, RequestFault};
 use crate::reply::{self, Pieces};
 
@@ -52,9 +52,9 @@ pub struct Rewrite {
     pub target_model: String,
 }
 
-/// Facts about a stream before its first message.
+/// Options of a stream, known before its first message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opening {
+pub struct StreamOptions {
     /// Most bytes of a request's body that are kept until it is complete.
     pub max_body_bytes: usize,
     /// Id of the request if it has none.
@@ -83,19 +83,19 @@ pub enum ProtocolError {
 pub enum Received {
     Answers(Vec<ProcessingResponse>),
     /// The endpoint must be decided before the answer.
-    Question(Box<Question>),
+    NeedsPick(Box<NeedsPick>),
 }
 
 /// A request that needs an endpoint.
 #[derive(Debug)]
-pub struct Question {
-    pub inquiry: Inquiry,
-    pub waiting: Waiting,
+pub struct NeedsPick {
+    pub request: PickRequest,
+    pub pending: Pending,
 }
 
 /// The part of a request that waits for the decision.
 #[derive(Debug)]
-pub enum Waiting {
+pub enum Pending {
     Headers {
         end_of_stream: bool,
     },
@@ -111,7 +111,7 @@ pub enum Waiting {
 /// One request and its response.
 #[derive(Debug)]
 pub struct Exchange<L> {
-    opening: Opening,
+    options: StreamOptions,
     style: ReplyStyle,
     modes: Modes,
     phase: Phase<L>,
@@ -162,12 +162,12 @@ enum Rest {
 
 impl<L> Exchange<L> {
     #[must_use]
-    pub fn new(opening: Opening, held: Reservation) -> Self {
-        let request_id = RequestId { text: opening.fresh_request_id.clone(), is_fresh: true };
-        let responding = Responding::new(opening.max_body_bytes, held.another());
+    pub fn new(options: StreamOptions, held: Reservation) -> Self {
+        let request_id = RequestId { text: options.fresh_request_id.clone(), is_fresh: true };
+        let responding = Responding::new(options.max_body_bytes, held.another());
         Self {
-            style: ReplyStyle::new(opening.compat),
-            opening,
+            style: ReplyStyle::new(options.compat),
+            options,
             modes: Modes::default(),
             phase: Phase::Headers,
             request_id,
@@ -193,7 +193,7 @@ impl<L> Exchange<L> {
         matches!(self.phase, Phase::Headers | Phase::Collecting(_))
     }
 
-    /// Gives up on a request that did not come in time, for the reason `fault`. If the result is a question,
+    /// Gives up on a request that did not come in time, for the reason `fault`. If the result is [`Received::NeedsPick`],
     /// [`Self::answer`] must follow.
     ///
     /// # Errors
@@ -247,19 +247,19 @@ impl<L> Exchange<L> {
     pub fn step(
         &mut self,
         message: ProcessingRequest,
-        decide: impl FnOnce(Inquiry) -> Result<Pick<L>, Refusal>,
+        decide: impl FnOnce(PickRequest) -> Result<Pick<L>, Refusal>,
     ) -> Result<Vec<ProcessingResponse>, ProtocolError> {
         Ok(match self.receive(message)? {
             Received::Answers(answers) => answers,
-            Received::Question(question) => {
-                let Question { inquiry, waiting } = *question;
-                self.answer(waiting, decide(inquiry))
+            Received::NeedsPick(needs_pick) => {
+                let NeedsPick { request, pending } = *needs_pick;
+                self.answer(pending, decide(request))
             }
         })
     }
 
-    /// Takes the proxy's next message. A question comes at most once in a stream; [`Self::answer`] must follow before
-    /// the next message.
+    /// Takes the proxy's next message. [`Received::NeedsPick`] comes at most once in a stream; [`Self::answer`] must
+    /// follow before the next message.
     ///
     /// # Errors
     /// The errors of [`Self::step`].
@@ -293,20 +293,20 @@ impl<L> Exchange<L> {
         })
     }
 
-    /// The answers for the request that was `waiting`, after its destination was `decided`.
-    pub fn answer(&mut self, waiting: Waiting, decided: Result<Pick<L>, Refusal>) -> Vec<ProcessingResponse> {
-        let answers = match (waiting, decided) {
-            (Waiting::Headers { .. }, Err(refusal)) => self.refuse(&refusal, None),
-            (Waiting::Body { body, .. }, Err(refusal)) => self.refuse(&refusal, Some(body.pieces())),
-            (Waiting::Fault(_), Err(refusal)) => self.refuse(&refusal, Some(&[])),
-            (Waiting::Fault(fault), Ok(_)) => self.refuse(&Refusal::Request(fault), Some(&[])),
-            (Waiting::Headers { end_of_stream }, Ok(pick)) => {
+    /// The answers for the request that was `pending`, after its destination was `decided`.
+    pub fn answer(&mut self, pending: Pending, decided: Result<Pick<L>, Refusal>) -> Vec<ProcessingResponse> {
+        let answers = match (pending, decided) {
+            (Pending::Headers { .. }, Err(refusal)) => self.refuse(&refusal, None),
+            (Pending::Body { body, .. }, Err(refusal)) => self.refuse(&refusal, Some(body.pieces())),
+            (Pending::Fault(_), Err(refusal)) => self.refuse(&refusal, Some(&[])),
+            (Pending::Fault(fault), Ok(_)) => self.refuse(&Refusal::Request(fault), Some(&[])),
+            (Pending::Headers { end_of_stream }, Ok(pick)) => {
                 let mut answers = vec![reply::picked_headers(&pick.destination, &self.request_id, None)];
                 self.style.apply_to_pick(&mut answers, 0);
                 self.note_pick(pick, if end_of_stream { Rest::None } else { Rest::Passes });
                 answers
             }
-            (Waiting::Body { body, end }, Ok(pick)) => {
+            (Pending::Body { body, end }, Ok(pick)) => {
                 let rewrite = pick.rewrite.as_ref().map(|rewrite| rewrite.target_model.as_str());
                 let n_bytes = body.n_bytes(rewrite);
                 let mut answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
@@ -328,14 +328,14 @@ impl<L> Exchange<L> {
             return Err(ProtocolError::HeadersTwice);
         }
         let mut head = RequestHead::new(headers, metadata);
-        head.wants_reason &= self.opening.explains;
+        head.wants_reason &= self.options.explains;
         self.style.note_request(headers, &mut head);
         if let Some(text) = head.x_request_id.take() {
             self.request_id = RequestId { text, is_fresh: false };
         }
         if let Err(fault) = Room::new(headers).for_pick() {
             let fault = RequestFault::Headers(fault);
-            return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
+            return Ok(self.ask(head, Content::Fault(fault.clone()), Pending::Fault(fault)));
         }
         let mode = self.modes.request;
         let end_of_stream = headers.end_of_stream;
@@ -344,14 +344,14 @@ impl<L> Exchange<L> {
             Route::Json(api) if collects => *api,
             Route::Encoded { encoding } if collects => {
                 let fault = RequestFault::Encoded { encoding: encoding.clone() };
-                return Ok(self.ask(head, Content::Fault(fault.clone()), Waiting::Fault(fault)));
+                return Ok(self.ask(head, Content::Fault(fault.clone()), Pending::Fault(fault)));
             }
             Route::Json(_) | Route::Encoded { .. } | Route::Opaque => {
-                return Ok(self.ask(head, Content::Opaque, Waiting::Headers { end_of_stream }));
+                return Ok(self.ask(head, Content::Opaque, Pending::Headers { end_of_stream }));
             }
         };
         self.phase =
-            Phase::Collecting(Box::new(Collecting::new(head, mode, api, (&self.opening, &self.style))));
+            Phase::Collecting(Box::new(Collecting::new(head, mode, api, (&self.options, &self.style))));
         // A buffering proxy needs the answer to the headers before it sends the body; in other modes the answer waits
         // for the pick.
         Ok(Received::Answers(match mode {
@@ -401,8 +401,8 @@ impl<L> Exchange<L> {
                     Received::Answers(Vec::new())
                 }
                 Progress::Done(collected) => {
-                    let Collected { head, content, waiting } = *collected;
-                    self.ask(head, content, waiting)
+                    let Collected { head, content, pending } = *collected;
+                    self.ask(head, content, pending)
                 }
             },
             phase @ (Phase::Headers | Phase::Deciding | Phase::Picked(_) | Phase::Closed) => {
@@ -431,14 +431,14 @@ impl<L> Exchange<L> {
         vec![self.style.refused(refusal, &self.request_id.text, body)]
     }
 
-    fn ask(&mut self, head: RequestHead, content: Content, waiting: Waiting) -> Received {
+    fn ask(&mut self, head: RequestHead, content: Content, pending: Pending) -> Received {
         self.phase = Phase::Deciding;
         let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
-        let pool = self.opening.pool.clone();
+        let pool = self.options.pool.clone();
         let x_request_id = self.request_id.text.clone();
-        let inquiry =
-            Inquiry { x_request_id, pool, subset, wants_reason, content, tokens: PromptTokens::Unasked };
-        Received::Question(Box::new(Question { inquiry, waiting }))
+        let request =
+            PickRequest { x_request_id, pool, subset, wants_reason, content, tokens: PromptTokens::Unasked };
+        Received::NeedsPick(Box::new(NeedsPick { request, pending }))
     }
 
     fn note_pick(&mut self, pick: Pick<L>, rest: Rest) {

@@ -4,7 +4,7 @@
 //! ```text
 //! ProcessingRequest → exchange → ProcessingResponse
 //!                        ├ body, response: scanners
-//!                        ├ inquiry: the director's input
+//!                        ├ pick_request: the director's input
 //!                        └ reply, refusal, compat: the answers
 //! ```
 
@@ -14,7 +14,7 @@ pub mod compat;
 
 pub mod reply;
 
-pub mod inquiry;
+pub mod pick_request;
 
 pub mod subset;
 

@@ -15,7 +15,7 @@ use envoy_proto::service::ext_proc::v3::{
 };
 use inference_api::keys;
 
-use crate::inquiry::RequestId;
+use crate::pick_request::RequestId;
 use crate::refusal::{Refusal, header};
 
 /// Most bytes of body in a message: below Envoy's 64 KiB, the same as upstream's `BodyByteLimit`.

@@ -9,7 +9,7 @@ use scheduling::candidate::AdapterState;
 
 use super::{Director, model};
 use crate::candidates::{Member, Roll};
-use ext_proc::inquiry::PromptTokens;
+use ext_proc::pick_request::PromptTokens;
 
 impl Roll {
     /// The name of the adapter for requests for `target_model`, if it is an adapter.

@@ -16,7 +16,7 @@ use crate::explain::Decision;
 use crate::metrics::Metrics;
 use ext_proc::body::{Api, BodyError, BodyScanner, RequestBody};
 use ext_proc::exchange::ResponseReport;
-use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 use ext_proc::refusal::RequestFault;
 
 /// The pool that is used if none is given: any model, by prefix.
@@ -93,7 +93,7 @@ impl Rehearsal {
             Ok(body) => Content::Body(body),
             Err(error) => Content::Fault(RequestFault::Malformed(error)),
         };
-        let inquiry = Inquiry {
+        let request = PickRequest {
             x_request_id: String::new(),
             pool: None,
             subset: None,
@@ -101,7 +101,7 @@ impl Rehearsal {
             content,
             tokens: PromptTokens::Unasked,
         };
-        if let Ok(pick) = self.director.decide(inquiry, now) {
+        if let Ok(pick) = self.director.decide(request, now) {
             let mut ticket = pick.lease;
             ticket.note_body();
             let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };

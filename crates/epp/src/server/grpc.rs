@@ -25,8 +25,8 @@ use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::body::RequestBody;
 use ext_proc::budget::Budget;
-use ext_proc::exchange::{Exchange, Opening, Pick, ProtocolError, Question, Received, Waiting};
-use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::exchange::{Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, StreamOptions};
+use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 use ext_proc::refusal::{Refusal, RequestFault};
 
 /// Full name of the service, which health checks use.
@@ -104,7 +104,7 @@ impl ExternalProcessor for Processor {
         &self,
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Self::ProcessStream>, Status> {
-        let opening = Opening {
+        let options = StreamOptions {
             max_body_bytes: self.limits.max_body_bytes,
             fresh_request_id: self.director.fresh_request_id(),
             pool: named_pool(request.metadata())?,
@@ -115,7 +115,7 @@ impl ExternalProcessor for Processor {
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
-            exchange: Exchange::new(opening, self.limits.budget.reserve()),
+            exchange: Exchange::new(options, self.limits.budget.reserve()),
             director: Arc::clone(&self.director),
             tokenizer: self.tokenizer.clone(),
             limits: self.limits.clone(),
@@ -213,11 +213,11 @@ impl Conversation {
         let received = received.map_err(|error| Status::failed_precondition(error.to_string()))?;
         let answers = match received {
             Received::Answers(answers) => answers,
-            Received::Question(question) => {
-                let tokens = self.tokens(&question).await;
-                let Question { inquiry, waiting } = *question;
-                let decided = self.decide(Inquiry { tokens, ..inquiry });
-                self.exchange.answer(waiting, decided)
+            Received::NeedsPick(needs_pick) => {
+                let tokens = self.tokens(&needs_pick).await;
+                let NeedsPick { request, pending } = *needs_pick;
+                let decided = self.decide(PickRequest { tokens, ..request });
+                self.exchange.answer(pending, decided)
             }
         };
         self.outbox.extend(answers);
@@ -236,16 +236,16 @@ impl Conversation {
     }
 
     /// The prompts' token ids, if the request's pool uses KV events.
-    async fn tokens(&self, question: &Question) -> PromptTokens {
+    async fn tokens(&self, needs_pick: &NeedsPick) -> PromptTokens {
         let Self { director, tokenizer, limits, .. } = self;
-        let Question { inquiry, waiting: Waiting::Body { body, .. } } = question else {
+        let NeedsPick { request, pending: Pending::Body { body, .. } } = needs_pick else {
             return PromptTokens::Unasked;
         };
-        let Content::Body(RequestBody { api, model, .. }) = &inquiry.content else {
+        let Content::Body(RequestBody { api, model, .. }) = &request.content else {
             return PromptTokens::Unasked;
         };
         let model = model.as_ref().ok().map(|model| model.name.as_str());
-        let member = director.tokenizing_member(inquiry.pool.as_ref(), model);
+        let member = director.tokenizing_member(request.pool.as_ref(), model);
         let Some((member, target_model)) = member else { return PromptTokens::Unasked };
         // Reserves memory for the ids and for the request to a pod that does not render.
         let n_bytes: usize = body.pieces().iter().map(Bytes::len).sum();
@@ -267,10 +267,10 @@ impl Conversation {
         }
     }
 
-    fn decide(&self, inquiry: Inquiry) -> Result<Pick<Ticket>, Refusal> {
+    fn decide(&self, request: PickRequest) -> Result<Pick<Ticket>, Refusal> {
         let Self { director, span, .. } = self;
         let now = now();
-        let (picked, record) = director.decide_on_record(inquiry, now);
+        let (picked, record) = director.decide_on_record(request, now);
         let elapsed = now.instant.elapsed();
         director.metrics().decision_seconds.observe(elapsed.as_secs_f64());
         span.note_decision(&record, now.wall, now.wall + elapsed);

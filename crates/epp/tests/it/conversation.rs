@@ -15,15 +15,15 @@ use envoy_proto::service::ext_proc::v3::{
 use expect_test::Expect;
 use ext_proc::budget::Budget;
 use ext_proc::compat::Compat;
-use ext_proc::exchange::{Exchange, Opening, Pick, ProtocolError, Rewrite};
-use ext_proc::inquiry::{Content, Inquiry};
+use ext_proc::exchange::{Exchange, Pick, ProtocolError, Rewrite, StreamOptions};
+use ext_proc::pick_request::{Content, PickRequest};
 use ext_proc::refusal::{Refusal, RequestFault};
 
 pub(crate) const BODY: &str = r#"{"prompt":"Once upon a time","model":"m","max_tokens":9007199254740993}"#;
 
 /// A director that sends everything to one endpoint, knows one model, and refuses bodies without a prompt.
-pub(crate) fn decide(inquiry: Inquiry) -> Result<Pick<()>, Refusal> {
-    let rewrite = match inquiry.content {
+pub(crate) fn decide(request: PickRequest) -> Result<Pick<()>, Refusal> {
+    let rewrite = match request.content {
         Content::Fault(fault) => return Err(fault.into()),
         Content::Opaque => None,
         Content::Body(body) => {
@@ -50,9 +50,14 @@ pub(crate) fn compatible_exchange(max_body_bytes: usize, compat: Compat) -> Exch
 }
 
 pub(crate) fn budgeted_exchange(budget: &Arc<Budget>, max_body_bytes: usize, compat: Compat) -> Exchange<()> {
-    let opening =
-        Opening { max_body_bytes, fresh_request_id: "fresh".to_owned(), pool: None, compat, explains: true };
-    Exchange::new(opening, budget.reserve())
+    let options = StreamOptions {
+        max_body_bytes,
+        fresh_request_id: "fresh".to_owned(),
+        pool: None,
+        compat,
+        explains: true,
+    };
+    Exchange::new(options, budget.reserve())
 }
 
 pub(crate) fn headers(method: &str, path: &str, end_of_stream: bool) -> Request {

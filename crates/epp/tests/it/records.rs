@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use epp::director::{Director, Now, Options};
 use epp::explain::Decision;
 use epp::metrics::Metrics;
-use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
@@ -50,7 +50,7 @@ pub(crate) fn director(n_endpoints: u16, n_decisions: usize) -> Director {
 #[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
 fn decide(director: &Director, n_requests: usize) {
     for _ in 0..n_requests {
-        let inquiry = Inquiry {
+        let request = PickRequest {
             x_request_id: "4c9f".to_owned(),
             pool: None,
             subset: None,
@@ -59,7 +59,7 @@ fn decide(director: &Director, n_requests: usize) {
             tokens: PromptTokens::Unasked,
         };
         let now = Now { instant: Instant::now(), wall: SystemTime::now() };
-        assert!(director.decide(inquiry, now).is_ok());
+        assert!(director.decide(request, now).is_ok());
     }
 }
 

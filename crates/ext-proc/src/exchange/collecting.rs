@@ -6,11 +6,11 @@ use bytes::Bytes;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{HttpBody, ProcessingResponse};
 
-use super::{BodyMode, Opening, Waiting, json_string};
+use super::{BodyMode, Pending, StreamOptions, json_string};
 use crate::body::{Api, BodyError, BodyScanner};
 use crate::budget::{Full, Reservation};
 use crate::compat::ReplyStyle;
-use crate::inquiry::{Content, RequestHead, RequestId};
+use crate::pick_request::{Content, RequestHead, RequestId};
 use crate::refusal::RequestFault;
 use crate::reply::{self, MAX_CHUNK, Pieces};
 
@@ -71,7 +71,7 @@ pub(crate) enum Progress {
 pub(crate) struct Collected {
     pub(crate) head: RequestHead,
     pub(crate) content: Content,
-    pub(crate) waiting: Waiting,
+    pub(crate) pending: Pending,
 }
 
 /// The end of a body that was collected.
@@ -104,7 +104,7 @@ impl Collecting {
         head: RequestHead,
         mode: BodyMode,
         api: Api,
-        (opening, style): (&Opening, &ReplyStyle),
+        (options, style): (&StreamOptions, &ReplyStyle),
     ) -> Self {
         Self {
             head,
@@ -115,7 +115,7 @@ impl Collecting {
             tail: Vec::new(),
             lengths: Vec::new(),
             n_bytes: 0,
-            max_bytes: opening.max_body_bytes,
+            max_bytes: options.max_body_bytes,
             refuses_before_the_end: style.refuses_before_the_end(api),
         }
     }
@@ -139,7 +139,7 @@ impl Collecting {
 
     fn refused(self, fault: RequestFault) -> Collected {
         let content = Content::Fault(fault.clone());
-        Collected { head: self.head, content, waiting: Waiting::Fault(fault) }
+        Collected { head: self.head, content, pending: Pending::Fault(fault) }
     }
 
     fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), RequestFault> {
@@ -232,7 +232,7 @@ impl Collecting {
         };
         let has_content_length = head.has_content_length;
         let body = CollectedBody { mode, pieces, lengths, model_span, has_content_length };
-        Collected { head, content, waiting: Waiting::Body { body, end } }
+        Collected { head, content, pending: Pending::Body { body, end } }
     }
 }
 

@@ -11,7 +11,7 @@ use super::BodyMode;
 use super::room::Room;
 use crate::budget::Reservation;
 use crate::compat::ReplyStyle;
-use crate::inquiry::header_value;
+use crate::pick_request::header_value;
 use crate::reply::{self, Pieces};
 use crate::response::{Layout, ResponseReader, Usage};
 

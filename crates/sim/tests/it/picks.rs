@@ -12,7 +12,7 @@ use epp::tuning::Patch;
 use ext_proc::body::{Api, BodyScanner};
 use ext_proc::compat::Compat;
 use ext_proc::exchange::ResponseReport;
-use ext_proc::inquiry::{Content, Inquiry, PromptTokens};
+use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use picking::endpoint::Sample;
@@ -127,7 +127,7 @@ impl Served {
         let body = Bytes::from(format!(r#"{{"model":"m","prompt":"{text}"}}"#));
         let mut scanner = BodyScanner::new(Api::Completions);
         scanner.push(&body).unwrap();
-        let inquiry = Inquiry {
+        let request = PickRequest {
             x_request_id: String::new(),
             pool: None,
             subset: None,
@@ -135,7 +135,7 @@ impl Served {
             content: Content::Body(scanner.finish(&[body]).unwrap()),
             tokens: PromptTokens::Unasked,
         };
-        let pick = self.director.decide(inquiry, self.now(now)).unwrap();
+        let pick = self.director.decide(request, self.now(now)).unwrap();
         let (_, port) = pick.destination.rsplit_once(':').unwrap();
         (usize::from(port.parse::<u16>().unwrap() - FIRST_PORT), pick.lease)
     }

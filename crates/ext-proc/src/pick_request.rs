@@ -12,7 +12,7 @@ use crate::subset::Subset;
 
 /// A request that needs an endpoint.
 #[derive(Debug)]
-pub struct Inquiry {
+pub struct PickRequest {
     /// `x-request-id` that the client, the proxy or the picker has set.
     pub x_request_id: String,
     /// The pool that the proxy names.
