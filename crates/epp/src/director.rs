@@ -39,6 +39,7 @@ use tracing::debug;
 use self::model::Choice;
 use self::note::{PickFacts, Trace};
 pub use self::ticket::Ticket;
+pub use self::tokens::TokenSource;
 use crate::candidates::{Member, Roll, Roster};
 use crate::explain::{Decision, Decisions, timestamp};
 use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
@@ -296,21 +297,23 @@ impl Director {
         }
     }
 
-    /// Picks an endpoint for `request`.
+    /// Picks an endpoint for `request` without its token ids.
     ///
     /// # Errors
     /// The reason why the client is refused.
     pub fn decide(&self, request: PickRequest, now: Now) -> Result<Pick<Ticket>, Refusal> {
-        self.decide_on_record(request, now).0
+        self.decide_on_record(request, PromptTokens::Unasked, now).0
     }
 
-    /// Picks an endpoint for `request`, and returns the decision's record too.
+    /// Picks an endpoint for `request`, and returns the decision's record too. `tokens` are those that
+    /// [`Self::needs_tokens`] asks for.
     pub fn decide_on_record(
         &self,
         request: PickRequest,
+        tokens: PromptTokens,
         now: Now,
     ) -> (Result<Pick<Ticket>, Refusal>, Arc<Decision>) {
-        let PickRequest { x_request_id, pool, subset, wants_reason, content, tokens } = request;
+        let PickRequest { x_request_id, pool, subset, wants_reason, content } = request;
         let mut trace = Trace::new(self.request_id(), x_request_id, timestamp(now.wall));
         let roster = self.roster.load();
         let placed = self

@@ -26,7 +26,7 @@ use self::responding::{RequestFacts, Responding};
 use self::room::Room;
 use crate::budget::Reservation;
 use crate::compat::{Compat, ReplyStyle};
-use crate::pick_request::{Content, PickRequest, PromptTokens, RequestHead, RequestId, Route};
+use crate::pick_request::{Content, PickRequest, RequestHead, RequestId, Route};
 use crate::refusal::{Refusal, RequestFault};
 use crate::reply::{self, Pieces};
 
@@ -436,8 +436,7 @@ impl<L> Exchange<L> {
         let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
         let pool = self.options.pool.clone();
         let x_request_id = self.request_id.text.clone();
-        let request =
-            PickRequest { x_request_id, pool, subset, wants_reason, content, tokens: PromptTokens::Unasked };
+        let request = PickRequest { x_request_id, pool, subset, wants_reason, content };
         Received::NeedsPick(Box::new(NeedsPick { request, pending }))
     }
 

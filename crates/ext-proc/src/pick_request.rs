@@ -21,7 +21,6 @@ pub struct PickRequest {
     /// True if the client asks for the decision.
     pub wants_reason: bool,
     pub content: Content,
-    pub tokens: PromptTokens,
 }
 
 /// The token ids of a request's prompts.

@@ -2,14 +2,24 @@
 
 use std::sync::Arc;
 
-use inference_api::object::ObjectKey;
 use picking::request::TokenPrompts;
 use prefix_index::blocks::{BlockIndex, TokenPrompt};
 use scheduling::candidate::AdapterState;
 
 use super::{Director, model};
 use crate::candidates::{Member, Roll};
-use ext_proc::pick_request::PromptTokens;
+use ext_proc::body::Api;
+use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
+
+/// An engine that provides the token ids of a request.
+#[derive(Debug)]
+pub struct TokenSource {
+    pub member: Arc<Member>,
+    /// The API that the request is for.
+    pub api: Api,
+    /// The engine's name for the request's model, if the pool has another.
+    pub target_model: Option<String>,
+}
 
 impl Roll {
     /// The name of the adapter for requests for `target_model`, if it is an adapter.
@@ -44,21 +54,24 @@ impl Roll {
 }
 
 impl Director {
-    /// The endpoint to ask for a prompt's token ids, which is the least busy one of a pool that uses KV events, and its
-    /// name for `model` if that is another. `None` for requests of other pools.
+    /// The engine to ask for the token ids of `request` before it is decided, which is the least busy one of a pool
+    /// that uses KV events. `None` if the decision needs no ids.
     #[must_use]
-    pub fn tokenizing_member(
-        &self,
-        pool: Option<&ObjectKey>,
-        model: Option<&str>,
-    ) -> Option<(Arc<Member>, Option<String>)> {
+    pub fn needs_tokens(&self, request: &PickRequest) -> Option<TokenSource> {
+        let Content::Body(body) = &request.content else { return None };
+        let model = body.model.as_ref().ok().map(|model| model.name.as_str());
         let roster = self.roster.load();
-        let roll = model::choose_pool(&roster, pool.or(self.options.pool.as_ref()), model).ok()?;
+        let pool = request.pool.as_ref().or(self.options.pool.as_ref());
+        let roll = model::choose_pool(&roster, pool, model).ok()?;
         let roll = Some(roll).filter(|roll| roll.pool.goes_by_events())?;
         let members = roll.members.iter().filter(|member| member.endpoint.is_reachable());
         let member = members.min_by_key(|member| member.endpoint.in_flight())?;
         // The ids are the same for all targets.
         let target = model.and_then(|model| roll.pool.models.get(model)?.targets.first());
-        Some((Arc::clone(member), target.map(|target| target.name.clone())))
+        Some(TokenSource {
+            member: Arc::clone(member),
+            api: body.api,
+            target_model: target.map(|target| target.name.clone()),
+        })
     }
 }

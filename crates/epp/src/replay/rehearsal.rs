@@ -16,7 +16,7 @@ use crate::explain::Decision;
 use crate::metrics::Metrics;
 use ext_proc::body::{Api, BodyError, BodyScanner, RequestBody};
 use ext_proc::exchange::ResponseReport;
-use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
+use ext_proc::pick_request::{Content, PickRequest};
 use ext_proc::refusal::RequestFault;
 
 /// The pool that is used if none is given: any model, by prefix.
@@ -99,7 +99,6 @@ impl Rehearsal {
             subset: None,
             wants_reason: false,
             content,
-            tokens: PromptTokens::Unasked,
         };
         if let Ok(pick) = self.director.decide(request, now) {
             let mut ticket = pick.lease;

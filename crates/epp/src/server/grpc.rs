@@ -20,13 +20,12 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::debug;
 
-use crate::director::{Director, Now, Ticket};
+use crate::director::{Director, Now, Ticket, TokenSource};
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
-use ext_proc::body::RequestBody;
 use ext_proc::budget::Budget;
 use ext_proc::exchange::{Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, StreamOptions};
-use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
+use ext_proc::pick_request::{PickRequest, PromptTokens};
 use ext_proc::refusal::{Refusal, RequestFault};
 
 /// Full name of the service, which health checks use.
@@ -216,7 +215,7 @@ impl Conversation {
             Received::NeedsPick(needs_pick) => {
                 let tokens = self.tokens(&needs_pick).await;
                 let NeedsPick { request, pending } = *needs_pick;
-                let decided = self.decide(PickRequest { tokens, ..request });
+                let decided = self.decide(request, tokens);
                 self.exchange.answer(pending, decided)
             }
         };
@@ -235,18 +234,14 @@ impl Conversation {
         }
     }
 
-    /// The prompts' token ids, if the request's pool uses KV events.
+    /// The prompts' token ids, if the decision needs them.
     async fn tokens(&self, needs_pick: &NeedsPick) -> PromptTokens {
         let Self { director, tokenizer, limits, .. } = self;
         let NeedsPick { request, pending: Pending::Body { body, .. } } = needs_pick else {
             return PromptTokens::Unasked;
         };
-        let Content::Body(RequestBody { api, model, .. }) = &request.content else {
-            return PromptTokens::Unasked;
-        };
-        let model = model.as_ref().ok().map(|model| model.name.as_str());
-        let member = director.tokenizing_member(request.pool.as_ref(), model);
-        let Some((member, target_model)) = member else { return PromptTokens::Unasked };
+        let Some(source) = director.needs_tokens(request) else { return PromptTokens::Unasked };
+        let TokenSource { member, api, target_model } = source;
         // Reserves memory for the ids and for the request to a pod that does not render.
         let n_bytes: usize = body.pieces().iter().map(Bytes::len).sum();
         let mut held = limits.budget.reserve();
@@ -254,7 +249,7 @@ impl Conversation {
             return PromptTokens::Unknown("no memory is left for the ids".to_owned());
         }
         let started = now().instant;
-        let outcome = tokenizer.prompts(*api, (body.pieces(), target_model.as_deref()), &member).await;
+        let outcome = tokenizer.prompts(api, (body.pieces(), target_model.as_deref()), &member).await;
         director.metrics().tokenize_seconds.observe(started.elapsed().as_secs_f64());
         match outcome {
             Ok(prompts) => PromptTokens::Known(prompts),
@@ -267,10 +262,10 @@ impl Conversation {
         }
     }
 
-    fn decide(&self, request: PickRequest) -> Result<Pick<Ticket>, Refusal> {
+    fn decide(&self, request: PickRequest, tokens: PromptTokens) -> Result<Pick<Ticket>, Refusal> {
         let Self { director, span, .. } = self;
         let now = now();
-        let (picked, record) = director.decide_on_record(request, now);
+        let (picked, record) = director.decide_on_record(request, tokens, now);
         let elapsed = now.instant.elapsed();
         director.metrics().decision_seconds.observe(elapsed.as_secs_f64());
         span.note_decision(&record, now.wall, now.wall + elapsed);

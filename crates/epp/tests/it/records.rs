@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use epp::director::{Director, Now, Options};
 use epp::explain::Decision;
 use epp::metrics::Metrics;
-use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
+use ext_proc::pick_request::{Content, PickRequest};
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
@@ -56,7 +56,6 @@ fn decide(director: &Director, n_requests: usize) {
             subset: None,
             wants_reason: false,
             content: Content::Opaque,
-            tokens: PromptTokens::Unasked,
         };
         let now = Now { instant: Instant::now(), wall: SystemTime::now() };
         assert!(director.decide(request, now).is_ok());

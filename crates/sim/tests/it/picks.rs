@@ -12,7 +12,7 @@ use epp::tuning::Patch;
 use ext_proc::body::{Api, BodyScanner};
 use ext_proc::compat::Compat;
 use ext_proc::exchange::ResponseReport;
-use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
+use ext_proc::pick_request::{Content, PickRequest};
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use picking::endpoint::Sample;
@@ -133,7 +133,6 @@ impl Served {
             subset: None,
             wants_reason: false,
             content: Content::Body(scanner.finish(&[body]).unwrap()),
-            tokens: PromptTokens::Unasked,
         };
         let pick = self.director.decide(request, self.now(now)).unwrap();
         let (_, port) = pick.destination.rsplit_once(':').unwrap();
