@@ -8,7 +8,8 @@ use scheduling::candidate::AdapterState;
 
 use super::{Director, model};
 use crate::candidates::{Member, Roll};
-use ext_proc::body::Api;
+use ext_proc::body::{Api, RequestBody};
+use ext_proc::compat::Compat;
 use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 
 /// An engine that provides the token ids of a request.
@@ -55,7 +56,8 @@ impl Roll {
 
 impl Director {
     /// The engine to ask for the token ids of `request` before it is decided, which is the least busy one of a pool
-    /// that uses KV events. `None` if the decision needs no ids.
+    /// that uses KV events. `None` if the decision needs no ids, because the pool uses no events or the request will be
+    /// refused.
     #[must_use]
     pub fn needs_tokens(&self, request: &PickRequest) -> Option<TokenSource> {
         let Content::Body(body) = &request.content else { return None };
@@ -64,6 +66,9 @@ impl Director {
         let pool = request.pool.as_ref().or(self.options.pool.as_ref());
         let roll = model::choose_pool(&roster, pool, model).ok()?;
         let roll = Some(roll).filter(|roll| roll.pool.goes_by_events())?;
+        if !is_served(roll, body, self.options.compat) {
+            return None;
+        }
         let members = roll.members.iter().filter(|member| member.endpoint.is_reachable());
         let member = members.min_by_key(|member| member.endpoint.in_flight())?;
         // The ids are the same for all targets.
@@ -74,4 +79,14 @@ impl Director {
             target_model: target.map(|target| target.name.clone()),
         })
     }
+}
+
+/// Returns true if the pool accepts a request with this body, and has its model.
+fn is_served(roll: &Roll, body: &RequestBody, compat: Compat) -> bool {
+    let models = &roll.pool.models;
+    let has_model = match &body.model {
+        Ok(model) => models.is_empty() || models.contains_key(&model.name),
+        Err(_) => true,
+    };
+    has_model && compat.check(body, !models.is_empty()).is_ok()
 }

@@ -309,6 +309,28 @@ async fn engines_are_asked_by_their_own_name_for_the_model() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_refused_asks_no_engine_for_ids() {
+    let lab = Lab::start(Form::Map, |_, _| {}).await;
+    lab.pods.iter().for_each(Pod::render);
+    let model = "---\napiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModel\nmetadata: {name: a}\n\
+                 spec: {modelName: m, criticality: Critical, poolRef: {name: p}}\n";
+    lab.set_pool(&(POOL.replace("MODE", "precise") + model));
+    let unknown = r#"{"model":"unknown","messages":[{"role":"user","content":"Hello"}]}"#;
+    until(async || lab.send("/v1/chat/completions", unknown).await["outcome"] == "model_not_found").await;
+    let n_asked = async || lab.metric("epp_tokenize_seconds_count ").await;
+    let before = n_asked().await;
+    for body in [unknown, r#"{"messages":[{"role":"user","content":"Hello"}]}"#] {
+        let decision = lab.send("/v1/chat/completions", body).await;
+        assert_eq!(decision["endpoint"], Value::Null, "{decision}");
+    }
+    assert_eq!(n_asked().await, before);
+    // Control: a request that gets an endpoint asks one.
+    assert_eq!(lab.ask("Hello").await["outcome"], "picked");
+    assert_eq!(n_asked().await, before + 1.0);
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn the_same_text_behind_another_image_is_another_prompt() {
     let mut lab = Lab::start(Form::Map, |_, _| {}).await;
     lab.pods.iter().for_each(Pod::render);
