@@ -406,7 +406,7 @@ impl Director {
         };
         let chains = prompts.into_iter().map(|prompt| prompt.chain.finish(&seed)).collect();
         let (tokens, untokenized) =
-            roll.told(tokens, target_model.as_deref(), cache_salt, self.picker.blocks());
+            roll.token_prompts(tokens, target_model.as_deref(), cache_salt, self.picker.blocks());
         trace.untokenized = untokenized;
         let rewrite = named.filter(|(model, target_model)| model != target_model);
         let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });

@@ -131,7 +131,7 @@ enum Phase<L> {
     /// The endpoint is being decided; [`Exchange::answer`] follows.
     Deciding,
     /// The request's headers are answered. The response may follow.
-    Picked(Picked<L>),
+    Picked(Box<Picked<L>>),
     /// The request is refused, or the stream is over.
     Closed,
 }
@@ -218,7 +218,8 @@ impl<L> Exchange<L> {
     /// The endpoint that served, if it is not the first of the picked ones, and the request's lease. Returned only
     /// once.
     pub fn take_served_elsewhere(&mut self) -> Option<(String, &mut L)> {
-        let Phase::Picked(Picked { destination, lease, served, .. }) = &mut self.phase else { return None };
+        let Phase::Picked(picked) = &mut self.phase else { return None };
+        let Picked { destination, lease, served, .. } = &mut **picked;
         let served = served.take()?;
         let picked = destination.split(',').next();
         (Some(served.as_str()) != picked).then_some((served, lease))
@@ -444,7 +445,8 @@ impl<L> Exchange<L> {
         let Pick { destination, rewrite, reason, lease } = pick;
         let rewrite = rewrite.filter(|_| self.style.restores_names());
         let restore = rewrite.map(|rewrite| json_string(&rewrite.model));
-        self.phase = Phase::Picked(Picked { destination, lease, restore, reason, served: None, rest });
+        let picked = Picked { destination, lease, restore, reason, served: None, rest };
+        self.phase = Phase::Picked(Box::new(picked));
     }
 }
 

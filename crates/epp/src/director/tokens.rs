@@ -32,7 +32,7 @@ impl Roll {
 
     /// The tokens that engines look up in their caches for a request for `target_model`, or the reason why they are
     /// unknown. Neither in a pool that does not use KV events.
-    pub(super) fn told(
+    pub(super) fn token_prompts(
         &self,
         tokens: PromptTokens,
         target_model: Option<&str>,
@@ -42,8 +42,9 @@ impl Roll {
         match tokens {
             PromptTokens::Known(prompts) if self.pool.goes_by_events() => {
                 let adapter = target_model.and_then(|target_model| self.adapter(target_model));
-                let told = |prompt| TokenPrompt { adapter: adapter.clone(), salt: salt.clone(), ..prompt };
-                let prompts = prompts.into_iter().map(told).collect();
+                let with_adapter =
+                    |prompt| TokenPrompt { adapter: adapter.clone(), salt: salt.clone(), ..prompt };
+                let prompts = prompts.into_iter().map(with_adapter).collect();
                 // The block size of the whole pool, even if the request may go only to a part of it.
                 let block_size = blocks.block_size(self.members.iter().map(|member| member.endpoint.id()));
                 (Some(TokenPrompts { prompts, block_size }), None)
