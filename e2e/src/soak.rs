@@ -13,10 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use lab::cluster::Cluster;
-use lab::evidence::access_log::{self, AccessEntry};
 use lab::flags::{ClusterArgs, options};
 use lab::session::Session;
 use lab::ui::Ui;
@@ -173,7 +172,7 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
         Some(_) => timeout(LAST_ANSWERS, waiting.wait()).await.unwrap_or(()),
     }
     sleep(LOG_FLUSH).await;
-    let (log, unread) = match access_entries(cluster) {
+    let (log, unread) = match cluster.access_log() {
         Ok(log) => (log, None),
         Err(error) => (Vec::new(), Some(format!("no failure is excused: {error:#}"))),
     };
@@ -189,12 +188,6 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
         problems: cut.into_iter().chain(unread).chain(problems).collect(),
         memory: growth,
     })
-}
-
-fn access_entries(cluster: &Cluster) -> Result<Vec<AccessEntry>> {
-    let log = std::fs::read(cluster.files().access_log()).context("read Envoy's access log")?;
-    access_log::parse(&String::from_utf8_lossy(&log))
-        .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))
 }
 
 /// The part of the run that sends requests.

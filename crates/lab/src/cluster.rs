@@ -3,12 +3,14 @@
 //! It must not know how requests are sent or judged.
 //!
 //! ```text
-//! Options + Programs ──► Cluster::start ──► local (one task: pods, pickers, Envoy) ──► Status (watch)
-//!                            ▲ kill_pod, kill_picker, restart, apply …      each child behind `e2e guard`
+//! Options + Programs ──► Cluster::start ──► local (one task: pods, pickers, Envoy) ──► Status (watch), evidence
+//!                            ▲ inflict(fault), restart, apply …             each child behind `e2e guard`
 //! ```
 
 pub mod supervisor;
-mod local;
+pub mod local;
+
+pub mod fault;
 
 pub mod authority;
 
@@ -28,6 +30,8 @@ mod http;
 
 mod command;
 
+pub mod run_files;
+
 pub mod manifests;
 
 use std::fmt;
@@ -36,19 +40,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
 
-use crate::cluster::local::{Command, Local, Reply, View};
+use crate::cluster::fault::Fault;
+use crate::cluster::local::handle::{LocalCluster, LocalMark};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
-
-/// Commands that may wait for the task. Scenarios send one at a time.
-const COMMANDS: usize = 16;
+use crate::evidence::access_log::AccessEntry;
+use crate::evidence::picker::{Decision, LogLine, parse_decisions};
+use crate::evidence::pod::PodEntry;
 
 /// Settings of a cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -220,64 +221,23 @@ pub struct Picker {
     pub log: PathBuf,
 }
 
-/// Paths of a run's files, all in its directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunFiles {
-    pub dir: PathBuf,
-}
-
-impl RunFiles {
-    pub fn logs(&self) -> PathBuf {
-        self.dir.join("logs")
-    }
-
-    /// JSON lines, one per request and listener; Envoy flushes them every 100 ms.
-    pub fn access_log(&self) -> PathBuf {
-        self.logs().join("envoy-access.log")
-    }
-
-    pub fn envoy_log(&self) -> PathBuf {
-        self.logs().join("envoy.log")
-    }
-
-    pub fn envoy_dir(&self) -> PathBuf {
-        self.dir.join("envoy")
-    }
-
-    /// File from which a picker reads its pools and models.
-    pub fn pools(&self, picker: &str) -> PathBuf {
-        self.dir.join(format!("pools-{picker}.yaml"))
-    }
-
-    pub fn endpoints(&self) -> PathBuf {
-        self.dir.join("endpoints.yaml")
-    }
-
-    /// Certificate authority that Envoy trusts, in PEM.
-    pub fn authority(&self) -> PathBuf {
-        self.dir.join("tls/ca.crt")
-    }
-
-    /// Directory with `tls.crt` and `tls.key` of a picker.
-    pub fn identity(&self, picker: &str) -> PathBuf {
-        self.dir.join("tls").join(picker)
-    }
-}
-
-/// Handle of a running cluster. [`Cluster::stop`] ends every process and waits; dropping the handle ends them without
-/// waiting.
+/// A running cluster of one of the providers. A further provider is a variant here and a module; the methods list all
+/// that it must give. [`Cluster::stop`] ends everything and waits; dropping the value ends it without waiting.
 #[must_use = "dropping a cluster ends it"]
 #[derive(Debug)]
-pub struct Cluster {
-    files: RunFiles,
-    ready_timeout: Duration,
-    commands: mpsc::Sender<Command>,
-    view: watch::Receiver<View>,
-    task: JoinHandle<()>,
+pub enum Cluster {
+    /// Processes of this machine.
+    Local(LocalCluster),
+}
+
+/// Places in the pickers' logs, for what is logged from then on.
+#[derive(Debug)]
+pub enum LogMark {
+    Local(LocalMark),
 }
 
 impl Cluster {
-    /// Starts everything and returns when it is ready.
+    /// Starts a local cluster and returns when it is ready.
     ///
     /// # Errors
     /// When the manifests cannot be translated, or a process ends early or is not ready in time (with the last lines of
@@ -298,47 +258,173 @@ impl Cluster {
         progress: Progress,
         stop: impl Future<Output = ()>,
     ) -> Result<Option<Self>> {
-        tokio::pin!(stop);
-        let ready_timeout = options.ready_timeout;
-        let (commands, received) = mpsc::channel(COMMANDS);
-        let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
-        // `Local::start` does not await anything after its first child has started, so dropping it leaves no child
-        // behind.
-        let (local, view) = tokio::select! {
-            started = Local::start(options, programs, progress, received) => started?,
-            () = &mut stop => return Ok(None),
-        };
-        let task = TaskTracker::new().spawn(local.run());
-        let cluster = Self { files, ready_timeout, commands, view, task };
-        let settled = tokio::select! {
-            settled = cluster.settled() => settled.map(Some),
-            () = &mut stop => Ok(None),
-        };
-        match settled {
-            Ok(Some(_)) => Ok(Some(cluster)),
-            Ok(None) => cluster.stop().await.map(|()| None),
-            Err(error) => {
-                cluster.stop().await?;
-                Err(error)
-            }
-        }
-    }
-
-    pub fn files(&self) -> &RunFiles {
-        &self.files
+        let started = LocalCluster::start_unless(options, programs, progress, stop).await?;
+        Ok(started.map(Self::Local))
     }
 
     /// Returns the newest status; cheap.
     pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.view.borrow().status)
+        match self {
+            Self::Local(local) => local.status(),
+        }
     }
 
     /// Waits for a status that is newer than the last one returned here; `None` if the cluster has ended.
     pub async fn changed(&mut self) -> Option<Arc<Status>> {
-        self.view.changed().await.ok()?;
-        Some(Arc::clone(&self.view.borrow_and_update().status))
+        match self {
+            Self::Local(local) => local.changed().await,
+        }
     }
 
+    /// Waits for [`Status::settled`] and returns that status.
+    ///
+    /// # Errors
+    /// When it takes too long. The error names the cause, and has the last lines of its log if it has one.
+    pub async fn settled(&self) -> Result<Arc<Status>> {
+        match self {
+            Self::Local(local) => local.settled().await,
+        }
+    }
+
+    /// Replaces every pod and picker with a new one (empty caches, empty index), and returns when the cluster has
+    /// settled. Envoy stays.
+    ///
+    /// # Errors
+    /// When a pod or a picker does not start.
+    pub async fn restart(&self, fresh: Fresh) -> Result<()> {
+        match self {
+            Self::Local(local) => local.restart(fresh).await,
+        }
+    }
+
+    /// Returns the manifests in force.
+    pub fn manifests(&self) -> Manifests {
+        match self {
+            Self::Local(local) => local.manifests(),
+        }
+    }
+
+    /// Puts other manifests in force and returns when the cluster has settled on them. The user's files are not touched.
+    ///
+    /// # Errors
+    /// When the manifests are wrong; the previous ones stay in force.
+    pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
+        match self {
+            Self::Local(local) => local.apply(manifests).await,
+        }
+    }
+
+    /// Goes back to the user's manifests after [`Cluster::apply`], and returns when the cluster has settled.
+    ///
+    /// # Errors
+    /// When the user's manifests are wrong.
+    pub async fn reset_manifests(&self) -> Result<()> {
+        match self {
+            Self::Local(local) => local.reset_manifests().await,
+        }
+    }
+
+    /// Causes a fault, and returns when it is there. [`Cluster::settled`] waits for what follows, such as the pod that
+    /// replaces a dead one.
+    ///
+    /// # Errors
+    /// When it cannot be caused.
+    pub async fn inflict(&self, fault: &Fault) -> Result<()> {
+        let inflicted = match self {
+            Self::Local(local) => local.inflict(fault).await,
+        };
+        inflicted.with_context(|| fault.to_string())
+    }
+
+    /// Ends a fault that lasts: killed pickers serve again, hung ones continue, files are what they were.
+    ///
+    /// # Errors
+    /// When the pickers do not serve again.
+    pub async fn end(&self, fault: &Fault) -> Result<()> {
+        let ended = match self {
+            Self::Local(local) => local.end(fault).await,
+        };
+        ended.with_context(|| format!("end the fault: {fault}"))
+    }
+
+    /// Returns Envoy's record of every request that has ended.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn access_log(&self) -> Result<Vec<AccessEntry>> {
+        match self {
+            Self::Local(local) => local.access_log(),
+        }
+    }
+
+    /// Returns the records of `pods`, which may be gone by now, and of the pods that are ready.
+    ///
+    /// # Errors
+    /// When a record cannot be read.
+    pub fn pod_entries(&self, pods: &[Pod]) -> Result<Vec<PodEntry>> {
+        match self {
+            Self::Local(local) => local.pod_entries(pods),
+        }
+    }
+
+    /// Returns the present end of the pickers' logs.
+    pub fn log_mark(&self) -> LogMark {
+        match self {
+            Self::Local(local) => LogMark::Local(local.log_mark()),
+        }
+    }
+
+    /// Returns the pickers' log lines about prefix-aware routing since `mark`.
+    pub fn prefix_lines(&self, mark: &LogMark) -> Vec<LogLine> {
+        match (self, mark) {
+            (Self::Local(_), LogMark::Local(mark)) => mark.prefix_lines(),
+        }
+    }
+
+    /// Returns a page of a picker, such as `/metrics`.
+    ///
+    /// # Errors
+    /// When the picker does not answer with success.
+    pub async fn picker_page(&self, picker: &Picker, path: &str) -> Result<String> {
+        match self {
+            Self::Local(local) => local.page(picker.metrics, path).await,
+        }
+    }
+
+    /// Returns a page of a pod, such as `/metrics`.
+    ///
+    /// # Errors
+    /// When the pod does not answer with success.
+    pub async fn pod_page(&self, pod: &Pod, path: &str) -> Result<String> {
+        match self {
+            Self::Local(local) => local.page(pod.address, path).await,
+        }
+    }
+
+    /// Returns a page of Envoy's admin port, such as `/stats`.
+    ///
+    /// # Errors
+    /// When Envoy does not answer with success.
+    pub async fn envoy_page(&self, path: &str) -> Result<String> {
+        match self {
+            Self::Local(local) => local.page(local.status().admin, path).await,
+        }
+    }
+
+    /// Ends everything and waits for it.
+    ///
+    /// # Errors
+    /// When the work of the cluster has failed.
+    pub async fn stop(self) -> Result<()> {
+        match self {
+            Self::Local(local) => local.stop().await,
+        }
+    }
+}
+
+// === impl Cluster, for every provider ===
+
+impl Cluster {
     /// Returns the address of the listener named `listener` (such as `http` or `llm-gw`) of any Gateway.
     ///
     /// # Errors
@@ -357,108 +443,29 @@ impl Cluster {
         self.status().pods.iter().filter(|pod| pod.ready).cloned().collect()
     }
 
-    /// Waits for [`Status::settled`] and returns that status.
+    /// Returns a page of every picker that runs.
     ///
     /// # Errors
-    /// When it takes too long: twice the options' `ready_timeout` (once for the processes, once for Envoy's
-    /// configuration) and the delays of the probes. The error has the last lines of the log of its cause.
-    pub async fn settled(&self) -> Result<Arc<Status>> {
-        let mut view = self.view.clone();
-        let limit = self.ready_timeout * 2 + view.borrow().patience;
-        let wait = view.wait_for(|view| view.status.settled || view.status.trouble.is_some());
-        let status = match timeout(limit, wait).await {
-            Ok(Ok(view)) => Arc::clone(&view.status),
-            Ok(Err(_)) => bail!("the cluster has ended"),
-            Err(_) => bail!("the cluster is not ready after {limit:?}: {}", self.status().summary()),
-        };
-        if let Some(trouble) = &status.trouble {
-            bail!("{trouble}");
+    /// When one of them does not answer with success.
+    pub async fn picker_pages(&self, path: &str) -> Result<Vec<String>> {
+        let mut pages = Vec::new();
+        for picker in self.status().pickers.iter().filter(|picker| picker.running) {
+            pages.push(self.picker_page(picker, path).await?);
         }
-        let pickers = status.pickers.iter().filter(|picker| picker.running);
-        let pickers: Vec<SocketAddr> = pickers.map(|picker| picker.grpc).collect();
-        timeout(self.ready_timeout, http::until_healthy(status.admin, &pickers))
-            .await
-            .with_context(|| format!("Envoy finds a picker down that is ready, among {pickers:?}"))?;
-        Ok(status)
+        Ok(pages)
     }
 
-    /// Kills a pod like `kill -9` and returns when the process is gone. Its endpoint is removed at once, and after a
-    /// short back-off a pod with another name replaces it. Await [`Cluster::settled`] to see both.
-    pub async fn kill_pod(&self, name: &str) -> Result<()> {
-        let name = name.to_owned();
-        self.command(|reply| Command::KillPod { name, reply }).await
-    }
-
-    /// Kills every picker like `kill -9`; they stay down until [`Cluster::start_pickers`].
-    pub async fn kill_pickers(&self) -> Result<()> {
-        self.command(|reply| Command::KillPickers { name: None, reply }).await
-    }
-
-    /// Kills the picker of this name like `kill -9`; it stays down until [`Cluster::start_pickers`].
-    pub async fn kill_picker(&self, name: &str) -> Result<()> {
-        let name = Some(name.to_owned());
-        self.command(|reply| Command::KillPickers { name, reply }).await
-    }
-
-    /// Makes every picker hang (`true`) or continue (`false`).
-    pub async fn hang_pickers(&self, hang: bool) -> Result<()> {
-        self.command(|reply| Command::HangPickers { hang, reply }).await
-    }
-
-    /// Ends a picker as a rolling update does, with SIGTERM and time to drain, and returns when its successor serves.
-    pub async fn replace_picker(&self, name: &str) -> Result<()> {
-        let name = name.to_owned();
-        self.command(|reply| Command::ReplacePicker { name, reply }).await?;
-        self.settled().await.map(drop)
-    }
-
-    /// Starts the killed pickers again on their ports, and returns when they serve.
-    pub async fn start_pickers(&self) -> Result<()> {
-        self.command(|reply| Command::StartPickers { reply }).await?;
-        self.settled().await.map(drop)
-    }
-
-    /// Replaces every pod and picker with a new one (empty caches, empty index), and returns when the cluster has
-    /// settled. Envoy stays. New pods get new log files; a picker's log is continued.
-    pub async fn restart(&self, fresh: Fresh) -> Result<()> {
-        self.command(|reply| Command::Restart { fresh, reply }).await?;
-        self.settled().await.map(drop)
-    }
-
-    /// Returns the manifests in force.
-    pub fn manifests(&self) -> Manifests {
-        Manifests::clone(&self.view.borrow().manifests)
-    }
-
-    /// Puts other manifests in force and returns when the cluster has settled on them. They go into a copy under the
-    /// run directory, which is watched from now on; the user's files are not touched.
+    /// Returns the decisions after number `seq` of every picker that runs.
     ///
     /// # Errors
-    /// When the manifests are wrong; the previous ones stay in force.
-    pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
-        let manifests = manifests.clone();
-        self.command(|reply| Command::Apply { manifests, reply }).await?;
-        self.settled().await.map(drop)
-    }
-
-    /// Goes back to the user's manifests after [`Cluster::apply`], and returns when the cluster has settled.
-    pub async fn reset_manifests(&self) -> Result<()> {
-        self.command(|reply| Command::ResetManifests { reply }).await?;
-        self.settled().await.map(drop)
-    }
-
-    /// Ends every process and waits for it.
-    pub async fn stop(self) -> Result<()> {
-        // An error means that the task has already ended.
-        let _ = self.commands.send(Command::Stop).await;
-        self.task.await.context("end the cluster")
-    }
-
-    async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
-        let (reply, answer) = oneshot::channel();
-        let ended = || format!("the cluster has ended: {}", self.status().summary());
-        self.commands.send(command(reply)).await.ok().with_context(ended)?;
-        answer.await.ok().with_context(ended)?
+    /// When a picker does not answer, or its answer is not a list of decisions.
+    pub async fn decisions(&self, seq: u64) -> Result<Vec<Decision>> {
+        let mut decisions = Vec::new();
+        for page in self.picker_pages(&format!("/debug/decisions?after={seq}")).await? {
+            let read = parse_decisions(page.as_bytes());
+            decisions.extend(read.with_context(|| format!("read the picker's decisions: {page}"))?);
+        }
+        Ok(decisions)
     }
 }
 

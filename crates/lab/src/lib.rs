@@ -13,13 +13,13 @@ pub mod ui;
 
 pub mod report;
 
-pub mod evidence;
-
 pub mod cluster;
 
 pub mod envoy_install;
 
 pub mod guard;
+
+pub mod evidence;
 
 pub mod doc;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::cluster::Cluster;
+use lab::cluster::fault::Fault;
 use load::clock::Stopwatch;
 use parking_lot::Mutex;
 use rand::RngExt as _;
@@ -57,7 +58,7 @@ impl<'a> Chaos<'a> {
             }
             let victim = &pods[self.rng.lock().random_range(0..pods.len())];
             let from = self.started.elapsed();
-            self.cluster.kill_pod(&victim.name).await.with_context(|| format!("kill {}", victim.name))?;
+            self.cluster.inflict(&Fault::KillPod(victim.name.clone())).await?;
             let until = self.started.elapsed();
             self.deaths.lock().push(Death { address: victim.address, from, until });
         }
@@ -72,9 +73,7 @@ impl<'a> Chaos<'a> {
             sleep(due.saturating_sub(self.started.elapsed())).await;
             let pickers = self.cluster.status().pickers.clone();
             let idx = turn.checked_rem(pickers.len()).context("no picker is left that could be replaced")?;
-            let picker = &pickers[idx];
-            let replaced = self.cluster.replace_picker(&picker.name).await;
-            replaced.with_context(|| format!("replace {}", picker.name))?;
+            self.cluster.inflict(&Fault::ReplacePicker(pickers[idx].name.clone())).await?;
             self.n_replaced.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::cluster::Cluster;
-use load::client::Client;
 use load::clock::Stopwatch;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -32,7 +31,6 @@ pub(super) struct Growth {
 pub(super) struct Memory<'a> {
     cluster: &'a Cluster,
     started: Stopwatch,
-    client: Client,
     lives: Mutex<Lives>,
 }
 
@@ -42,7 +40,7 @@ struct Lives(BTreeMap<String, Vec<f64>>);
 
 impl<'a> Memory<'a> {
     pub(super) fn new(cluster: &'a Cluster, started: Stopwatch) -> Self {
-        Self { cluster, started, client: Client::default(), lives: Mutex::default() }
+        Self { cluster, started, lives: Mutex::default() }
     }
 
     /// Returns the growth in the samples so far.
@@ -62,17 +60,15 @@ impl<'a> Memory<'a> {
                 let was = was_running.insert(picker.name.clone(), picker.running).unwrap_or(false);
                 let generation = generations.entry(picker.name.clone()).or_default();
                 *generation += u32::from(picker.running && !was);
-                let url = format!("http://{}/metrics", picker.metrics);
                 // A picker that is being replaced may not answer.
-                let Ok(reply) = self.client.get(&url).await else { continue };
-                let text = reply.text();
+                let Ok(text) = self.cluster.picker_page(picker, "/metrics").await else { continue };
                 let bytes = text.lines().find_map(|line| line.strip_prefix(RESIDENT)?.parse::<f64>().ok());
                 let name = format!("{} #{generation}", picker.name);
-                let bytes = bytes.with_context(|| format!("{url} lacks {RESIDENT}"))?;
+                let bytes = bytes.with_context(|| format!("{} lacks {RESIDENT}", picker.name))?;
                 self.lives.lock().note(name, bytes);
             }
-            let reply = self.client.get(&format!("http://{}/memory", status.admin)).await?;
-            let memory: Value = serde_json::from_slice(&reply.body).context("read Envoy's memory")?;
+            let page = self.cluster.envoy_page("/memory").await?;
+            let memory: Value = serde_json::from_str(&page).context("read Envoy's memory")?;
             let allocated = memory["allocated"].as_str().and_then(|bytes| bytes.parse::<f64>().ok());
             let allocated = allocated.context("Envoy does not report its memory")?;
             self.lives.lock().note("envoy, allocated".to_owned(), allocated);

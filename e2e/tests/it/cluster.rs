@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
+use lab::cluster::fault::Fault;
 use lab::cluster::programs::Programs;
 use lab::cluster::supervisor::{self, Phase, State};
 use lab::cluster::{Cluster, Event, Fresh, Options, Progress, Status};
@@ -13,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
-use crate::stubs::{Lab, free_port, read, tutorial, until};
+use crate::stubs::{Lab, files, free_port, read, tutorial, until};
 
 async fn up(state_dir: &Path, options: &Options, programs: &Programs, progress: &Progress) -> Result<State> {
     let up = supervisor::up(state_dir, options, programs, progress, std::future::pending()).await?;
@@ -25,11 +26,11 @@ fn names(status: &Status) -> Vec<&str> {
 }
 
 fn endpoints(cluster: &Cluster) -> String {
-    read(cluster.files().endpoints())
+    read(files(cluster).endpoints())
 }
 
 fn eds(cluster: &Cluster) -> String {
-    read(cluster.files().envoy_dir().join("xds/eds-httproute_default_qwen-backend_rule_0.json"))
+    read(files(cluster).envoy_dir().join("xds/eds-httproute_default_qwen-backend_rule_0.json"))
 }
 
 #[tokio::test]
@@ -53,7 +54,7 @@ async fn it_starts_what_the_manifests_ask_for_and_ends_it() {
     }
     let [picker] = status.pickers.as_slice() else { panic!("{:?}", status.pickers) };
     assert_eq!(picker.name, "epp-default-inference-gateway-ext-proc");
-    assert!(read(cluster.files().pools(&picker.name)).contains("InferenceModel"));
+    assert!(read(files(&cluster).pools(&picker.name)).contains("InferenceModel"));
     assert_eq!((lab.n_alive("engine"), lab.n_alive("picker"), lab.n_alive("envoy")), (2, 1, 1));
     cluster.stop().await.unwrap();
     assert_eq!(lab.alive(), Vec::<String>::new());
@@ -65,7 +66,7 @@ async fn a_killed_pod_is_replaced_under_another_name() {
     let cluster = lab.start().await;
     let before = cluster.status();
     let killed = &before.pods[0];
-    cluster.kill_pod(&killed.name).await.unwrap();
+    cluster.inflict(&Fault::KillPod(killed.name.clone())).await.unwrap();
     assert!(!endpoints(&cluster).contains(&killed.name));
     let after = cluster.settled().await.unwrap();
     assert_eq!(after.pods.len(), 2);
@@ -73,7 +74,8 @@ async fn a_killed_pod_is_replaced_under_another_name() {
         !names(&after).contains(&killed.name.as_str())
             && names(&after).contains(&before.pods[1].name.as_str())
     );
-    assert!(cluster.kill_pod(&killed.name).await.unwrap_err().to_string().contains("there is no pod"));
+    let again = cluster.inflict(&Fault::KillPod(killed.name.clone())).await.unwrap_err();
+    assert!(format!("{again:#}").contains("there is no pod"), "{again:#}");
     cluster.stop().await.unwrap();
 }
 
@@ -104,7 +106,7 @@ async fn edits_of_the_manifests_take_effect() {
     lab.write(&manifests);
     until("there is one pod", || cluster.pods().len() == 1 && cluster.status().settled).await;
 
-    let pools = cluster.files().pools(&cluster.status().pickers[0].name);
+    let pools = files(&cluster).pools(&cluster.status().pickers[0].name);
     manifests.replace("PREFIX_CACHE", "DEFAULT").unwrap();
     lab.write(&manifests);
     until("the picker's file has the strategy", || read(&pools).contains(r#""DEFAULT""#)).await;
@@ -204,11 +206,11 @@ async fn restart_gives_fresh_pods_other_arguments() {
 async fn pickers_stay_down_until_they_are_started() {
     let lab = Lab::new();
     let cluster = lab.start().await;
-    cluster.kill_pickers().await.unwrap();
+    cluster.inflict(&Fault::KillPickers).await.unwrap();
     assert_eq!(lab.n_alive("picker"), 0);
     let status = cluster.settled().await.unwrap();
     assert!(!status.pickers[0].running);
-    cluster.start_pickers().await.unwrap();
+    cluster.end(&Fault::KillPickers).await.unwrap();
     assert!(cluster.status().pickers[0].running && lab.n_alive("picker") == 1);
     cluster.stop().await.unwrap();
 }

@@ -7,6 +7,7 @@
 //! `reconcile` starts and ends children until they are what the manifests ask for, like a Deployment's controller.
 //! `publish` writes the files that Envoy and the pickers read, and the status that scenarios read.
 
+pub mod handle;
 mod pickers;
 mod pods;
 mod publish;
@@ -34,7 +35,8 @@ use crate::cluster::manifests::Manifests;
 use crate::cluster::ports;
 use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
-use crate::cluster::{Event, Fresh, Options, Progress, RunFiles, Status, http, log_tail};
+use crate::cluster::run_files::RunFiles;
+use crate::cluster::{Event, Fresh, Options, Progress, Status, http, log_tail};
 
 /// Time between two looks at the manifests.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);

@@ -1,14 +1,13 @@
 //! Faults: a pod dies, the picker dies, a request is broken. The rest must go on, and failures must be clear.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use futures::future::join_all;
-use load::clock::{Stopwatch, utc_now};
+use load::clock::Stopwatch;
 
 use crate::check::{Check, Claim, Group};
-use crate::cluster::authority::{Authority, picker_host};
+use crate::cluster::fault::Fault;
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
 use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
@@ -42,7 +41,7 @@ async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
     let verdict = first.verdict();
     let evidence = lab.collect(&mark, vec![first.side]).await?;
     let Ok(pod) = evidence.traces[0].agreed_pod() else { bail!("round 1 has no agreed pod: {verdict}") };
-    lab.cluster.kill_pod(pod).await.with_context(|| format!("kill {pod}"))?;
+    lab.cluster.inflict(&Fault::KillPod(pod.to_owned())).await?;
     let model = lab.requests.model();
     let bystanders = (0..BYSTANDERS).map(|number| {
         let mut conversation = Conversation::new(2, number);
@@ -97,7 +96,7 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
         let answer = lab.send(Shot::new(Group::Faults, label, via, body)).await;
         anyhow::Ok((answer, stopwatch.elapsed()))
     };
-    lab.cluster.kill_pickers().await.context("kill the picker")?;
+    lab.cluster.inflict(&Fault::KillPickers).await?;
     let (down, took) = send("8081, picker dead", Via::Picker).await?;
     lab.check(
         claim("picker-killed/fails", "Without a picker 8081 answers 500 at once")
@@ -112,7 +111,7 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
     lab.check(
         claim("picker-killed/plain", "8080 works without a picker").equal(GOOD.to_owned(), plain.verdict()),
     );
-    lab.cluster.start_pickers().await.context("start the picker again")?;
+    lab.cluster.end(&Fault::KillPickers).await?;
     let mark = lab.mark();
     let (back, _) = send("8081, picker back", Via::Picker).await?;
     lab.check(
@@ -131,15 +130,7 @@ async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
         let body = lab.requests.curl(Form::Quoted, 1)?;
         anyhow::Ok(lab.send(Shot::new(Group::Faults, label, Via::Picker, body)).await)
     };
-    let names: Vec<String> = lab.cluster.status().pickers.iter().map(|picker| picker.name.clone()).collect();
-    let identities: Vec<Vec<(PathBuf, Vec<u8>)>> =
-        names.iter().map(|name| files_in(&lab.cluster.files().identity(name))).collect::<Result<_>>()?;
-    lab.cluster.kill_pickers().await.context("kill the picker")?;
-    let stranger = Authority::new(utc_now())?;
-    for name in &names {
-        stranger.write_identity(&lab.cluster.files().identity(name), &picker_host(name))?;
-    }
-    lab.cluster.start_pickers().await.context("start the strange picker")?;
+    lab.cluster.inflict(&Fault::ForgeCertificates).await?;
     let mark = lab.mark();
     let strange = send("8081, strange picker").await?;
     lab.check(
@@ -147,11 +138,7 @@ async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
             .equal("500".to_owned(), strange.side.status.to_string())
             .detail(strange.body),
     );
-    lab.cluster.kill_pickers().await.context("kill the strange picker")?;
-    for (path, text) in identities.iter().flatten() {
-        std::fs::write(path, text).with_context(|| format!("restore {}", path.display()))?;
-    }
-    lab.cluster.start_pickers().await.context("start the picker again")?;
+    lab.cluster.end(&Fault::ForgeCertificates).await?;
     let back = send("8081, own picker").await?;
     lab.check(
         claim("strange-picker/back", "The real picker is trusted again")
@@ -159,16 +146,6 @@ async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
     );
     lab.collect(&mark, vec![strange.side, back.side]).await?;
     Ok(())
-}
-
-fn files_in(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
-        let path = entry?.path();
-        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        files.push((path, text));
-    }
-    Ok(files)
 }
 
 /// Sends dash's file as `--data-binary` would, with line breaks inside its strings.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,10 +17,10 @@ use load::stats::millis;
 
 use crate::check::{Check, Group};
 use crate::cluster::manifests::Manifests;
-use crate::cluster::{Cluster, Fresh, Pod};
+use crate::cluster::{Cluster, Fresh, LogMark, Pod};
 use crate::evidence::join::{ClientSide, Trace, join, request_id};
-use crate::evidence::pod::{CacheCounters, PodEntry};
-use crate::evidence::{access_log, picker, pod};
+use crate::evidence::picker;
+use crate::evidence::pod::CacheCounters;
 use crate::journal::Journal;
 use crate::requests::Requests;
 use crate::ui::Ui;
@@ -82,10 +81,10 @@ pub struct Answer {
     headers: HeaderMap,
 }
 
-/// Positions in the logs when a part began, and its pods.
+/// Places in the pickers' logs when a part began, and its pods.
 #[derive(Debug)]
 pub struct Mark {
-    picker_logs: BTreeMap<PathBuf, usize>,
+    logs: LogMark,
     pods: Vec<Pod>,
 }
 
@@ -247,23 +246,11 @@ impl<'a> Lab<'a> {
         self.client().post(&format!("http://{}{path}", self.address(via)?), headers, body).await
     }
 
-    /// Gets a page from Envoy's admin port or from a picker.
-    pub async fn page(&self, address: SocketAddr, path: &str) -> Result<String> {
-        let reply = self.client().get(&format!("http://{address}{path}")).await?;
-        anyhow::ensure!(reply.status.is_success(), "{address}{path} answers {}", reply.status);
-        Ok(reply.text())
-    }
-
     /// Returns the sum of a metric over all running pickers. `series` is the beginning of the metric's lines.
     pub async fn picker_metric(&self, series: &str) -> Result<f64> {
-        let mut sum = 0.0;
-        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
-            let page = self.page(picker.metrics, "/metrics").await?;
-            let lines = page.lines().filter(|line| line.starts_with(series));
-            let values = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
-            sum += values.sum::<f64>();
-        }
-        Ok(sum)
+        let pages = self.cluster.picker_pages("/metrics").await?;
+        let lines = pages.iter().flat_map(|page| page.lines()).filter(|line| line.starts_with(series));
+        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }
 
     fn answer(&self, side: ClientSide, reply: Result<Reply>) -> Answer {
@@ -307,15 +294,7 @@ impl<'a> Lab<'a> {
     }
 
     pub fn mark(&self) -> Mark {
-        let logs = self.cluster.status().pickers.iter().map(|picker| picker.log.clone()).collect::<Vec<_>>();
-        let picker_logs = logs
-            .into_iter()
-            .map(|log| {
-                let len = read(&log).len();
-                (log, len)
-            })
-            .collect();
-        Mark { picker_logs, pods: self.cluster.pods() }
+        Mark { logs: self.cluster.log_mark(), pods: self.cluster.pods() }
     }
 
     /// Collects and journals the records of `answers` since `mark`, and waits for logs that lag.
@@ -328,9 +307,8 @@ impl<'a> Lab<'a> {
             .collect();
         let waiting = Stopwatch::start();
         let (accesses, pods) = loop {
-            let accesses = access_log::parse(&read(&self.cluster.files().access_log()))
-                .map_err(|error| anyhow::anyhow!("read Envoy's access log: {error}"))?;
-            let pods = self.pod_entries(mark)?;
+            let accesses = self.cluster.access_log()?;
+            let pods = self.cluster.pod_entries(&mark.pods)?;
             let complete = gateway_ids
                 .iter()
                 .all(|id| accesses.iter().any(|entry| entry.request_id.as_deref() == Some(*id)))
@@ -340,7 +318,7 @@ impl<'a> Lab<'a> {
             }
             tokio::time::sleep(LOG_POLL).await;
         };
-        let decisions = self.decisions_after(0).await?;
+        let decisions = self.cluster.decisions(0).await?;
         let mut traces = join(answers, &accesses, &decisions, &pods);
         for trace in &mut traces {
             trace.served_by = trace.envoy_upstream.as_deref().and_then(|address| mark.pod_at(address));
@@ -354,49 +332,19 @@ impl<'a> Lab<'a> {
 
     /// Returns the picker's log lines about prefix-aware routing since `mark`.
     pub fn prefix_lines(&self, mark: &Mark) -> Vec<picker::LogLine> {
-        mark.picker_logs
-            .iter()
-            .flat_map(|(log, from)| picker::prefix_aware_lines(read(log).get(*from..).unwrap_or_default()))
-            .collect()
-    }
-
-    fn pod_entries(&self, mark: &Mark) -> Result<Vec<PodEntry>> {
-        let mut logs: Vec<PathBuf> =
-            mark.pods.iter().chain(&self.cluster.pods()).map(|pod| pod.request_log.clone()).collect();
-        logs.sort();
-        logs.dedup();
-        let mut entries = Vec::new();
-        for log in logs {
-            entries.extend(
-                pod::parse(&read(&log))
-                    .map_err(|error| anyhow::anyhow!("read {}: {error}", log.display()))?,
-            );
-        }
-        Ok(entries)
-    }
-
-    async fn decisions_after(&self, seq: u64) -> Result<Vec<picker::Decision>> {
-        let mut decisions = Vec::new();
-        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
-            let url = format!("http://{}/debug/decisions?after={seq}", picker.metrics);
-            let reply = self.client().get(&url).await?;
-            decisions.extend(picker::parse_decisions(&reply.body).with_context(|| {
-                format!("read the picker's decisions: {} {}", reply.status, reply.text())
-            })?);
-        }
-        Ok(decisions)
+        self.cluster.prefix_lines(&mark.logs)
     }
 
     /// Returns the number of the newest decision, or 0 before the first.
     pub async fn last_decision(&self) -> Result<u64> {
-        Ok(self.decisions_after(0).await?.last().map_or(0, |decision| decision.seq))
+        Ok(self.cluster.decisions(0).await?.last().map_or(0, |decision| decision.seq))
     }
 
     /// Returns the picker's first decision after number `seq`, once its response has ended.
     pub async fn decision_after(&self, seq: u64) -> Result<picker::Decision> {
         let waiting = Stopwatch::start();
         loop {
-            let decision = self.decisions_after(seq).await?.into_iter().next();
+            let decision = self.cluster.decisions(seq).await?.into_iter().next();
             if let Some(decision) = decision.filter(|decision| decision.response.is_some()) {
                 return Ok(decision);
             }
@@ -423,8 +371,8 @@ impl<'a> Lab<'a> {
     async fn cached_blocks(&self) -> Result<u64> {
         let mut n_cached = 0;
         for pod in self.cluster.pods() {
-            let reply = self.client().get(&format!("http://{}/debug/cache?limit=1", pod.address)).await?;
-            let cache: serde_json::Value = serde_json::from_slice(&reply.body).context("read the cache")?;
+            let page = self.cluster.pod_page(&pod, "/debug/cache?limit=1").await?;
+            let cache: serde_json::Value = serde_json::from_str(&page).context("read the cache")?;
             let n_contents = cache["pool"]["cached_contents"].as_u64();
             n_cached += n_contents.with_context(|| format!("{} does not report its cache", pod.name))?;
         }
@@ -433,22 +381,20 @@ impl<'a> Lab<'a> {
 
     /// Returns the number of blocks in each picker's index of KV events.
     async fn known_blocks(&self) -> Result<Vec<u64>> {
-        let mut known = Vec::new();
-        for picker in self.cluster.status().pickers.iter().filter(|picker| picker.running) {
-            let reply = self.client().get(&format!("http://{}/metrics", picker.metrics)).await?;
-            let value =
-                reply.text().lines().find_map(|line| line.strip_prefix("epp_kv_index_blocks ")?.parse().ok());
-            known.push(value.context("a picker does not report epp_kv_index_blocks")?);
-        }
-        Ok(known)
+        let pages = self.cluster.picker_pages("/metrics").await?;
+        let blocks = |page: &String| {
+            let value = page.lines().find_map(|line| line.strip_prefix("epp_kv_index_blocks ")?.parse().ok());
+            value.context("a picker does not report epp_kv_index_blocks")
+        };
+        pages.iter().map(blocks).collect()
     }
 
     /// Returns the cache counters of every pod, by name.
     pub async fn counters(&self) -> Result<BTreeMap<String, CacheCounters>> {
         let mut counters = BTreeMap::new();
         for pod in self.cluster.pods() {
-            let reply = self.client().get(&format!("http://{}/metrics", pod.address)).await?;
-            let values = CacheCounters::parse(&reply.text())
+            let page = self.cluster.pod_page(&pod, "/metrics").await?;
+            let values = CacheCounters::parse(&page)
                 .with_context(|| format!("{} lacks vLLM's prefix cache counters", pod.name))?;
             counters.insert(pod.name, values);
         }
@@ -478,9 +424,4 @@ impl Mark {
     pub fn address_of(&self, name: &str) -> Option<SocketAddr> {
         self.pods.iter().find(|pod| pod.name == name).map(|pod| pod.address)
     }
-}
-
-/// Reads a log; one that does not exist yet is empty.
-fn read(log: &std::path::Path) -> String {
-    std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -11,6 +11,7 @@ use load::clock::Stopwatch;
 
 use crate::check::{Check, Claim, Group};
 use crate::cluster::Fresh;
+use crate::cluster::fault::Fault;
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
 use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
@@ -57,12 +58,12 @@ fn shot(label: impl Into<String>, body: Bytes) -> Shot {
 async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let request = || lab.requests.curl(Form::Quoted, 1);
-    lab.cluster.hang_pickers(true).await?;
+    lab.cluster.inflict(&Fault::HangPickers).await?;
     let stopwatch = Stopwatch::start();
     let hung = lab.send(shot("8081, picker hung", request()?)).await;
     let took = stopwatch.elapsed();
     let plain = lab.send(Shot::new(Group::Faults, "8080, picker hung", Via::Plain, request()?)).await;
-    lab.cluster.hang_pickers(false).await?;
+    lab.cluster.end(&Fault::HangPickers).await?;
     lab.check(claim("picker-hung/fails", "With a hung picker a request fails after some seconds").holds(
         format!("500 after {} to {} s", KEEPALIVE.start.as_secs(), KEEPALIVE.end.as_secs()),
         format!("{} after {:.1} s", hung.side.status, took.as_secs_f64()),
@@ -94,16 +95,16 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     let kill = async {
         lab.pause(MIDWAY).await;
         let stopwatch = Stopwatch::start();
-        lab.cluster.kill_pickers().await.map(|()| stopwatch)
+        lab.cluster.inflict(&Fault::KillPickers).await.map(|()| stopwatch)
     };
     let (cut, killed) = tokio::join!(lab.send(shot("long answer, picker killed", body(&request))), kill);
-    let took = killed.context("kill the picker")?.elapsed();
+    let took = killed?.elapsed();
     lab.check(claim("picker-cut-off/fails", "A cut answer ends soon and is not well formed").holds(
         format!("an error within {} ms of the kill", DELAYED_CLOSE.as_millis()),
         format!("{} after {} ms", cut.verdict(), took.as_millis()),
         cut.chat.is_none() && cut.side.error.is_some() && took < DELAYED_CLOSE,
     ));
-    lab.cluster.start_pickers().await.context("start the picker again")?;
+    lab.cluster.end(&Fault::KillPickers).await?;
     let back = lab.send(shot("long answer, picker back", body(&request))).await;
     lab.check(
         claim("picker-cut-off/back", "The same request passes when the picker is back")
@@ -130,7 +131,7 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
         claim("fail-open/picks", "A pool that fails open is routed by prefix while its picker lives")
             .equal(1, evidence.prefix_lines.len()),
     );
-    lab.cluster.kill_pickers().await.context("kill the picker")?;
+    lab.cluster.inflict(&Fault::KillPickers).await?;
     let wanted: SocketAddr = lab.cluster.pods().first().context("there is no pod")?.address;
     let mark = lab.mark();
     let model = lab.requests.model();
@@ -156,7 +157,7 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
             obeyed < SPREAD,
         ),
     );
-    lab.cluster.start_pickers().await.context("start the picker again")
+    lab.cluster.end(&Fault::KillPickers).await
 }
 
 /// Pods report long queues: sheddable requests are refused, critical ones are not.
@@ -208,9 +209,9 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
         firsts.push(answer);
     }
     let firsts = lab.collect(&mark, firsts.into_iter().map(|answer| answer.side).collect()).await?.traces;
-    let pickers: Vec<String> =
-        lab.cluster.status().pickers.iter().map(|picker| picker.name.clone()).collect();
-    lab.cluster.kill_picker(pickers.first().context("there is no picker")?).await?;
+    let one = lab.cluster.status().pickers.first().context("there is no picker")?.name.clone();
+    let kill_one = Fault::KillPicker(one);
+    lab.cluster.inflict(&kill_one).await?;
     let mut seconds = Vec::new();
     for conversation in &mut conversations {
         conversation.ask();
@@ -238,7 +239,7 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
                 format!("{stayed} of {AFTER_THE_KILL} stay"),
             ),
     );
-    lab.cluster.start_pickers().await.context("start the picker again")
+    lab.cluster.end(&kill_one).await
 }
 
 fn problems(answers: &[Answer]) -> String {

@@ -12,7 +12,6 @@ use lab::flags::ClusterArgs;
 use lab::flags::options;
 use lab::session::Session;
 use lab::ui::Ui;
-use load::client::Client;
 use load::multi_round_qa::records::Summary;
 use load::multi_round_qa::run::{self as qa, Answered, Listener, Measured, Questions, Repeatable, Settings};
 use load::multi_round_qa::sharegpt::Entry;
@@ -133,13 +132,11 @@ fn figures(summary: Summary, answered: &[Answered]) -> Figures {
 /// Returns where the picker sent the requests, sorted by user and question, without the earlier ones of the warm-up.
 /// Keeps all that the picker reports in a file.
 async fn picks(cluster: &Cluster, mut answered: Vec<Answered>, kept_at: &Path) -> Result<Vec<usize>> {
-    let status = cluster.status();
-    let picker = status.pickers.iter().find(|picker| picker.running).context("no picker runs")?;
-    let url = format!("http://{}/debug/decisions?after=0", picker.metrics);
-    let reply = Client::default().get(&url).await?;
-    std::fs::write(kept_at, &reply.body).with_context(|| format!("write {}", kept_at.display()))?;
-    let mut decisions = parse_decisions(&reply.body)
-        .with_context(|| format!("read the picker's decisions: {}", reply.text()))?;
+    let pages = cluster.picker_pages("/debug/decisions?after=0").await?;
+    let page = pages.first().context("no picker runs")?;
+    std::fs::write(kept_at, page).with_context(|| format!("write {}", kept_at.display()))?;
+    let mut decisions =
+        parse_decisions(page.as_bytes()).with_context(|| format!("read the picker's decisions: {page}"))?;
     decisions.sort_by_key(|decision| decision.seq);
     let n_before =
         decisions.len().checked_sub(answered.len()).context("the picker has forgotten decisions")?;

@@ -89,7 +89,7 @@ pub(super) async fn among_bystanders<T>(
 
 /// Returns the number of messages that Envoy has sent to pickers.
 async fn messages_to_picker(lab: &Lab<'_>) -> Result<u64> {
-    let page = lab.page(lab.cluster.status().admin, "/stats?filter=ext_proc.*stream_msgs_sent").await?;
+    let page = lab.cluster.envoy_page("/stats?filter=ext_proc.*stream_msgs_sent").await?;
     let counts = page.lines().map(|line| {
         let (_, count) = line.rsplit_once(": ").with_context(|| format!("a statistic: {line}"))?;
         count.parse::<u64>().with_context(|| format!("the count of {line}"))

@@ -1,6 +1,5 @@
 //! Broken neighbours: a pod that reports no load, and files that are empty for a moment.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::{all_answered, answered, claim, problems};
 use crate::check::Group;
+use crate::cluster::fault::Fault;
 use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 use crate::scenario::texts;
@@ -18,6 +18,7 @@ const NOTICED: Duration = Duration::from_secs(1);
 /// Time for which a file is empty during a rewrite.
 const EMPTY_FOR: Duration = Duration::from_millis(100);
 const REWRITES: usize = 10;
+const EMPTY_FILES: [Fault; 2] = [Fault::EmptyPools, Fault::EmptyEndpoints];
 /// Time for which a removal lasts before the check, much longer than the picker waits.
 const GONE_FOR: Duration = Duration::from_secs(6);
 
@@ -76,14 +77,12 @@ async fn at_pod(lab: &Lab<'_>, label: &str) -> Result<Vec<String>> {
 /// forgotten.
 pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
-    let files = picker_files(lab);
     let is_over = AtomicBool::new(false);
     let rewriting = async {
-        for path in files.iter().cycle().take(REWRITES * files.len()) {
-            let text = tokio::fs::read(path).await.with_context(|| format!("read {}", path.display()))?;
-            tokio::fs::write(path, b"").await?;
+        for fault in EMPTY_FILES.iter().cycle().take(REWRITES * EMPTY_FILES.len()) {
+            lab.cluster.inflict(fault).await?;
             tokio::time::sleep(EMPTY_FOR).await;
-            tokio::fs::write(path, text).await?;
+            lab.cluster.end(fault).await?;
             tokio::time::sleep(EMPTY_FOR).await;
         }
         is_over.store(true, Ordering::Relaxed);
@@ -121,15 +120,13 @@ pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
                 format!("{} of {} bytes match", decision.best_match(), decision.total_bytes),
             ),
     );
-    lasting_removal(lab, &files).await
+    lasting_removal(lab).await
 }
 
 /// The control: the picker follows a removal that lasts.
-async fn lasting_removal(lab: &Lab<'_>, files: &[PathBuf]) -> Result<()> {
-    let mut texts = Vec::new();
-    for path in files {
-        texts.push(tokio::fs::read(path).await?);
-        tokio::fs::write(path, b"").await?;
+async fn lasting_removal(lab: &Lab<'_>) -> Result<()> {
+    for fault in &EMPTY_FILES {
+        lab.cluster.inflict(fault).await?;
     }
     tokio::time::sleep(GONE_FOR).await;
     let request = body(&texts::chat(&lab.requests.model(), "Is there still a pool?"));
@@ -139,15 +136,8 @@ async fn lasting_removal(lab: &Lab<'_>, files: &[PathBuf]) -> Result<()> {
             .equal("503".to_owned(), gone.side.status.to_string())
             .detail(gone.body),
     );
-    for (path, text) in files.iter().zip(texts) {
-        tokio::fs::write(path, text).await?;
+    for fault in &EMPTY_FILES {
+        lab.cluster.end(fault).await?;
     }
     Ok(())
-}
-
-fn picker_files(lab: &Lab<'_>) -> Vec<PathBuf> {
-    let files = lab.cluster.files();
-    let pools =
-        lab.cluster.status().pickers.iter().map(|picker| files.pools(&picker.name)).collect::<Vec<_>>();
-    pools.into_iter().chain([files.endpoints()]).collect()
 }

@@ -1,0 +1,40 @@
+//! Faults that a scenario can ask a cluster for, and the answer of a cluster that cannot give one.
+
+use std::fmt;
+
+/// A fault. One that lasts stays until [`Cluster::end`](super::Cluster::end) or a restart of the pickers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A pod dies without notice. Its endpoint is removed at once, and after a short back-off a pod with another name
+    /// replaces it.
+    KillPod(String),
+    /// The picker of this name dies without notice, and stays down.
+    KillPicker(String),
+    /// Every picker dies without notice, and stays down.
+    KillPickers,
+    /// Every picker accepts connections and answers nothing.
+    HangPickers,
+    /// A picker ends as in a rolling update, with time to drain, and its successor serves.
+    ReplacePicker(String),
+    /// Every picker has a certificate from an authority that Envoy does not trust.
+    ForgeCertificates,
+    /// The files with the pickers' pools are empty.
+    EmptyPools,
+    /// The file with the pickers' endpoints is empty.
+    EmptyEndpoints,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KillPod(name) => write!(f, "kill pod {name}"),
+            Self::KillPicker(name) => write!(f, "kill picker {name}"),
+            Self::KillPickers => f.write_str("kill every picker"),
+            Self::HangPickers => f.write_str("hang every picker"),
+            Self::ReplacePicker(name) => write!(f, "replace picker {name}"),
+            Self::ForgeCertificates => f.write_str("give the pickers forged certificates"),
+            Self::EmptyPools => f.write_str("empty the files of pools"),
+            Self::EmptyEndpoints => f.write_str("empty the file of endpoints"),
+        }
+    }
+}

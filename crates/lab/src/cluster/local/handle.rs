@@ -1,0 +1,325 @@
+//! Handle of the local provider's task: commands, faults, and evidence from the files of the run.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use load::client::Client;
+use load::clock::utc_now;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::authority::{Authority, picker_host};
+use crate::cluster::fault::Fault;
+use crate::cluster::local::{Command, Local, Reply, View};
+use crate::cluster::manifests::Manifests;
+use crate::cluster::programs::Programs;
+use crate::cluster::run_files::RunFiles;
+use crate::cluster::{Fresh, Options, Pod, Progress, Status, http};
+use crate::evidence::access_log::{self, AccessEntry};
+use crate::evidence::picker::{self, LogLine};
+use crate::evidence::pod::{self, PodEntry};
+
+/// Commands that may wait for the task. Scenarios send one at a time.
+const COMMANDS: usize = 16;
+
+/// Handle of a running local cluster.
+#[must_use = "dropping a cluster ends it"]
+#[derive(Debug)]
+pub struct LocalCluster {
+    files: RunFiles,
+    ready_timeout: Duration,
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+    task: JoinHandle<()>,
+    /// Asks for pages; scenarios have clients of their own.
+    client: Client,
+    originals: Mutex<Originals>,
+}
+
+/// Lengths of the pickers' logs at one moment.
+#[derive(Debug)]
+pub struct LocalMark {
+    lens: BTreeMap<PathBuf, usize>,
+}
+
+/// Texts of the files that faults have changed, by path.
+#[derive(Debug, Default)]
+struct Originals(BTreeMap<PathBuf, Vec<u8>>);
+
+// === impl LocalCluster ===
+
+impl LocalCluster {
+    /// Starts everything, unless `stop` resolves before it is ready: then ends everything and returns `None`.
+    ///
+    /// # Errors
+    /// When the manifests cannot be translated, or a process ends early or is not ready in time.
+    pub(in crate::cluster) async fn start_unless(
+        options: Options,
+        programs: Programs,
+        progress: Progress,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Self>> {
+        tokio::pin!(stop);
+        let ready_timeout = options.ready_timeout;
+        let (commands, received) = mpsc::channel(COMMANDS);
+        let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
+        // `Local::start` does not await anything after its first child has started, so dropping it leaves no child
+        // behind.
+        let (local, view) = tokio::select! {
+            started = Local::start(options, programs, progress, received) => started?,
+            () = &mut stop => return Ok(None),
+        };
+        let task = TaskTracker::new().spawn(local.run());
+        let (client, originals) = (Client::default(), Mutex::default());
+        let cluster = Self { files, ready_timeout, commands, view, task, client, originals };
+        let settled = tokio::select! {
+            settled = cluster.settled() => settled.map(Some),
+            () = &mut stop => Ok(None),
+        };
+        match settled {
+            Ok(Some(_)) => Ok(Some(cluster)),
+            Ok(None) => cluster.stop().await.map(|()| None),
+            Err(error) => {
+                cluster.stop().await?;
+                Err(error)
+            }
+        }
+    }
+
+    pub fn files(&self) -> &RunFiles {
+        &self.files
+    }
+
+    /// Returns the newest status; cheap.
+    pub(in crate::cluster) fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.view.borrow().status)
+    }
+
+    /// Waits for a status that is newer than the last one returned here; `None` if the cluster has ended.
+    pub(in crate::cluster) async fn changed(&mut self) -> Option<Arc<Status>> {
+        self.view.changed().await.ok()?;
+        Some(Arc::clone(&self.view.borrow_and_update().status))
+    }
+
+    /// Waits for [`Status::settled`] and returns that status.
+    ///
+    /// # Errors
+    /// When it takes too long: twice the options' `ready_timeout` (once for the processes, once for Envoy's
+    /// configuration) and the delays of the probes. The error has the last lines of the log of its cause.
+    pub(in crate::cluster) async fn settled(&self) -> Result<Arc<Status>> {
+        let mut view = self.view.clone();
+        let limit = self.ready_timeout * 2 + view.borrow().patience;
+        let wait = view.wait_for(|view| view.status.settled || view.status.trouble.is_some());
+        let status = match timeout(limit, wait).await {
+            Ok(Ok(view)) => Arc::clone(&view.status),
+            Ok(Err(_)) => bail!("the cluster has ended"),
+            Err(_) => bail!("the cluster is not ready after {limit:?}: {}", self.status().summary()),
+        };
+        if let Some(trouble) = &status.trouble {
+            bail!("{trouble}");
+        }
+        let pickers = status.pickers.iter().filter(|picker| picker.running);
+        let pickers: Vec<SocketAddr> = pickers.map(|picker| picker.grpc).collect();
+        timeout(self.ready_timeout, http::until_healthy(status.admin, &pickers))
+            .await
+            .with_context(|| format!("Envoy finds a picker down that is ready, among {pickers:?}"))?;
+        Ok(status)
+    }
+
+    pub(in crate::cluster) async fn inflict(&self, fault: &Fault) -> Result<()> {
+        match fault {
+            Fault::KillPod(name) => {
+                let name = name.clone();
+                self.command(|reply| Command::KillPod { name, reply }).await
+            }
+            Fault::KillPicker(name) => self.kill_pickers(Some(name.clone())).await,
+            Fault::KillPickers => self.kill_pickers(None).await,
+            Fault::HangPickers => self.command(|reply| Command::HangPickers { hang: true, reply }).await,
+            Fault::ReplacePicker(name) => {
+                let name = name.clone();
+                self.command(|reply| Command::ReplacePicker { name, reply }).await?;
+                self.settled().await.map(drop)
+            }
+            Fault::ForgeCertificates => {
+                let stranger = Authority::new(utc_now())?;
+                self.kill_pickers(None).await?;
+                for picker in &self.status().pickers {
+                    let identity = self.files.identity(&picker.name);
+                    self.originals.lock().await.keep(files_in(&identity)?)?;
+                    stranger.write_identity(&identity, &picker_host(&picker.name))?;
+                }
+                self.start_pickers().await
+            }
+            Fault::EmptyPools => self.originals.lock().await.empty(self.pool_files()),
+            Fault::EmptyEndpoints => self.originals.lock().await.empty(vec![self.files.endpoints()]),
+        }
+    }
+
+    pub(in crate::cluster) async fn end(&self, fault: &Fault) -> Result<()> {
+        match fault {
+            Fault::KillPod(_) | Fault::ReplacePicker(_) => Ok(()),
+            Fault::KillPicker(_) | Fault::KillPickers => self.start_pickers().await,
+            Fault::HangPickers => self.command(|reply| Command::HangPickers { hang: false, reply }).await,
+            Fault::ForgeCertificates => {
+                self.kill_pickers(None).await?;
+                for picker in &self.status().pickers {
+                    self.originals.lock().await.restore(&files_in(&self.files.identity(&picker.name))?)?;
+                }
+                self.start_pickers().await
+            }
+            Fault::EmptyPools => self.originals.lock().await.restore(&self.pool_files()),
+            Fault::EmptyEndpoints => self.originals.lock().await.restore(&[self.files.endpoints()]),
+        }
+    }
+
+    fn pool_files(&self) -> Vec<PathBuf> {
+        self.status().pickers.iter().map(|picker| self.files.pools(&picker.name)).collect()
+    }
+
+    async fn kill_pickers(&self, name: Option<String>) -> Result<()> {
+        self.command(|reply| Command::KillPickers { name, reply }).await
+    }
+
+    async fn start_pickers(&self) -> Result<()> {
+        self.command(|reply| Command::StartPickers { reply }).await?;
+        self.settled().await.map(drop)
+    }
+
+    pub(in crate::cluster) fn access_log(&self) -> Result<Vec<AccessEntry>> {
+        access_log::parse(&read(&self.files.access_log()))
+            .map_err(|error| anyhow!("read Envoy's access log: {error}"))
+    }
+
+    pub(in crate::cluster) fn pod_entries(&self, pods: &[Pod]) -> Result<Vec<PodEntry>> {
+        let status = self.status();
+        let ready = status.pods.iter().filter(|pod| pod.ready);
+        let logs: BTreeSet<&Path> = pods.iter().chain(ready).map(|pod| pod.request_log.as_path()).collect();
+        let mut entries = Vec::new();
+        for log in logs {
+            let read = pod::parse(&read(log));
+            entries.extend(read.map_err(|error| anyhow!("read {}: {error}", log.display()))?);
+        }
+        Ok(entries)
+    }
+
+    pub(in crate::cluster) fn log_mark(&self) -> LocalMark {
+        let lens = self
+            .status()
+            .pickers
+            .iter()
+            .map(|picker| (picker.log.clone(), read(&picker.log).len()))
+            .collect();
+        LocalMark { lens }
+    }
+
+    pub(in crate::cluster) async fn page(&self, address: SocketAddr, path: &str) -> Result<String> {
+        let reply = self.client.get(&format!("http://{address}{path}")).await?;
+        let text = reply.text();
+        ensure!(reply.status.is_success(), "{address}{path} answers {}: {text}", reply.status);
+        Ok(text)
+    }
+
+    /// Replaces every pod and picker with a new one (empty caches, empty index), and returns when the cluster has
+    /// settled. Envoy stays. New pods get new log files; a picker's log is continued.
+    pub(in crate::cluster) async fn restart(&self, fresh: Fresh) -> Result<()> {
+        self.command(|reply| Command::Restart { fresh, reply }).await?;
+        self.settled().await.map(drop)
+    }
+
+    /// Returns the manifests in force.
+    pub(in crate::cluster) fn manifests(&self) -> Manifests {
+        Manifests::clone(&self.view.borrow().manifests)
+    }
+
+    /// Puts other manifests in force and returns when the cluster has settled on them. They go into a copy under the
+    /// run directory, which is watched from now on; the user's files are not touched.
+    ///
+    /// # Errors
+    /// When the manifests are wrong; the previous ones stay in force.
+    pub(in crate::cluster) async fn apply(&self, manifests: &Manifests) -> Result<()> {
+        let manifests = manifests.clone();
+        self.command(|reply| Command::Apply { manifests, reply }).await?;
+        self.settled().await.map(drop)
+    }
+
+    /// Goes back to the user's manifests after [`LocalCluster::apply`], and returns when the cluster has settled.
+    pub(in crate::cluster) async fn reset_manifests(&self) -> Result<()> {
+        self.command(|reply| Command::ResetManifests { reply }).await?;
+        self.settled().await.map(drop)
+    }
+
+    /// Ends every process and waits for it.
+    pub(in crate::cluster) async fn stop(self) -> Result<()> {
+        // An error means that the task has already ended.
+        let _ = self.commands.send(Command::Stop).await;
+        self.task.await.context("end the cluster")
+    }
+
+    async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || format!("the cluster has ended: {}", self.status().summary());
+        self.commands.send(command(reply)).await.ok().with_context(ended)?;
+        answer.await.ok().with_context(ended)?
+    }
+}
+
+// === impl LocalMark ===
+
+impl LocalMark {
+    pub(in crate::cluster) fn prefix_lines(&self) -> Vec<LogLine> {
+        let since = |(log, from): (&PathBuf, &usize)| {
+            picker::prefix_aware_lines(read(log).get(*from..).unwrap_or_default())
+        };
+        self.lens.iter().flat_map(since).collect()
+    }
+}
+
+// === impl Originals ===
+
+impl Originals {
+    /// Keeps the text of these files, unless a fault that lasts has kept it before.
+    fn keep(&mut self, files: Vec<PathBuf>) -> Result<()> {
+        for path in files {
+            if let Entry::Vacant(entry) = self.0.entry(path) {
+                let path = entry.key();
+                let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+                entry.insert(text);
+            }
+        }
+        Ok(())
+    }
+
+    fn empty(&mut self, files: Vec<PathBuf>) -> Result<()> {
+        self.keep(files.clone())?;
+        for path in files {
+            std::fs::write(&path, b"").with_context(|| format!("empty {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, files: &[PathBuf]) -> Result<()> {
+        for path in files {
+            if let Some(text) = self.0.remove(path) {
+                std::fs::write(path, text).with_context(|| format!("restore {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn files_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let read = || std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>();
+    read().with_context(|| format!("read {}", dir.display()))
+}
+
+/// Reads a log; one that does not exist yet is empty.
+fn read(log: &Path) -> String {
+    std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
