@@ -36,15 +36,15 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
     for group in Group::ALL.into_iter().filter(|group| groups.contains(group)) {
         match group {
             Group::Tutorial => tutorial::run(lab).await,
-            Group::Latency => part(lab, group, "warm against cold", latency::run(lab)).await,
-            Group::Conversations => part(lab, group, "8081 against 8080", conversations::run(lab)).await,
-            Group::Precise => part(lab, group, "predictions", precise::run(lab)).await,
-            Group::Requests => part(lab, group, "predictions", requests::run(lab)).await,
+            Group::Latency => part(lab, group, "warm against cold", latency::run).await,
+            Group::Conversations => part(lab, group, "8081 against 8080", conversations::run).await,
+            Group::Precise => part(lab, group, "predictions", precise::run).await,
+            Group::Requests => part(lab, group, "predictions", requests::run).await,
             Group::Controls => controls::run(lab).await,
             Group::Faults => {
                 faults::run(lab).await;
                 outages::run(lab).await;
-                part(lab, group, "big and many", limits::run(lab)).await;
+                part(lab, group, "big and many", limits::run).await;
             }
             Group::Hostile => hostile::run(lab).await,
         }
@@ -52,10 +52,10 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
 }
 
 /// Runs one part of a group, times it, and turns its error into a failed check.
-async fn part(lab: &Lab<'_>, group: Group, name: &str, work: impl Future<Output = Result<()>>) {
-    lab.enter(group, name);
+async fn part(lab: &Lab<'_>, group: Group, name: &str, work: impl AsyncFnOnce(&Lab<'_>) -> Result<()>) {
+    let lab = &lab.section(group, name);
     let stopwatch = Stopwatch::start();
-    if let Err(error) = work.await {
+    if let Err(error) = work(lab).await {
         let title = format!("The scenario `{name}` runs to its end");
         lab.check(Check::of(group, format!("{}/runs", name.replace(' ', "-")), title).broken(&error));
     }

@@ -21,9 +21,9 @@ const NEAR: f64 = 0.15;
 
 pub async fn run(lab: &Lab<'_>) {
     let group = Group::Controls;
-    part(lab, group, "round 2 first", round_two_first(lab)).await;
-    part(lab, group, "annotation removed live", without_annotation(lab)).await;
-    part(lab, group, "prefix caching off", without_cache(lab)).await;
+    part(lab, group, "round 2 first", round_two_first).await;
+    part(lab, group, "annotation removed live", without_annotation).await;
+    part(lab, group, "prefix caching off", without_cache).await;
 }
 
 fn claim(name: &str, title: &str) -> Claim {
@@ -132,7 +132,7 @@ async fn without_annotation(lab: &Lab<'_>) -> Result<()> {
     );
     compare_bare(lab, &bare).await?;
     lab.reset().await?;
-    lab.enter(Group::Controls, "annotation back");
+    let lab = &lab.section(Group::Controls, "annotation back");
     let mark = lab.mark();
     let mut sides = Vec::new();
     for round in [1, 2] {

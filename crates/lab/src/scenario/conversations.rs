@@ -48,7 +48,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
 
 /// Sends all conversations through `via`, and journals the side under `name`.
 pub async fn through(lab: &Lab<'_>, group: Group, (via, name): (Via, &str)) -> Result<Outcome> {
-    lab.enter(group, &format!("{CONVERSATIONS} conversations through {name}"));
+    let lab = &lab.section(group, &format!("{CONVERSATIONS} conversations through {name}"));
     let mark = lab.mark();
     let before = lab.counters().await?;
     let sent = join_all((0..CONVERSATIONS).map(|number| converse(lab, group, via, number))).await;

@@ -20,10 +20,10 @@ const BYSTANDERS: usize = 9;
 
 pub async fn run(lab: &Lab<'_>) {
     let group = Group::Faults;
-    part(lab, group, "matched pod killed", matched_pod_killed(lab)).await;
-    part(lab, group, "picker killed", picker_killed(lab)).await;
-    part(lab, group, "strange picker", strange_picker(lab)).await;
-    part(lab, group, "broken request", broken_request(lab)).await;
+    part(lab, group, "matched pod killed", matched_pod_killed).await;
+    part(lab, group, "picker killed", picker_killed).await;
+    part(lab, group, "strange picker", strange_picker).await;
+    part(lab, group, "broken request", broken_request).await;
 }
 
 fn claim(name: &str, title: &str) -> Claim {

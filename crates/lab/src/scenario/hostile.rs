@@ -14,14 +14,14 @@ use crate::scenario::part;
 
 pub async fn run(lab: &Lab<'_>) {
     let group = Group::Hostile;
-    part(lab, group, "bodies in tiny frames", frames::run(lab)).await;
-    part(lab, group, "floods of frames", floods::run(lab)).await;
-    part(lab, group, "uploads that never end", uploads::run(lab)).await;
-    part(lab, group, "many headers", requests::many_headers(lab)).await;
-    part(lab, group, "questions about pods", requests::nosy(lab)).await;
-    part(lab, group, "odd bodies", requests::odd_bodies(lab)).await;
-    part(lab, group, "blind pods", neighbours::blind_pods(lab)).await;
-    part(lab, group, "files rewritten in place", neighbours::rewritten_files(lab)).await;
+    part(lab, group, "bodies in tiny frames", frames::run).await;
+    part(lab, group, "floods of frames", floods::run).await;
+    part(lab, group, "uploads that never end", uploads::run).await;
+    part(lab, group, "many headers", requests::many_headers).await;
+    part(lab, group, "questions about pods", requests::nosy).await;
+    part(lab, group, "odd bodies", requests::odd_bodies).await;
+    part(lab, group, "blind pods", neighbours::blind_pods).await;
+    part(lab, group, "files rewritten in place", neighbours::rewritten_files).await;
 }
 
 fn claim(name: &str, title: &str) -> Claim {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -34,8 +34,8 @@ const POLL: Duration = Duration::from_millis(2);
 
 pub(super) const CHAT: &str = "/v1/chat/completions";
 
-/// Tools of a scenario. Scenarios borrow them; the cluster belongs to the run.
-#[derive(Debug)]
+/// Tools of a part of a scenario, and the section in which its requests are reported. The cluster belongs to the run.
+#[derive(Debug, Clone)]
 pub struct Lab<'a> {
     pub cluster: &'a Cluster,
     pub journal: &'a Journal,
@@ -43,11 +43,18 @@ pub struct Lab<'a> {
     pub requests: Requests,
     pub time_scale: f64,
     pub started: Stopwatch,
+    connections: Arc<Connections>,
+    section: String,
+}
+
+/// State of the run's listeners, shared by its parts.
+#[derive(Debug, Default)]
+struct Connections {
     /// HTTP client, replaced after each edit of the manifests, because a connection keeps its listener's old
     /// configuration.
     client: Mutex<Client>,
+    /// True if other manifests than the user's are in force.
     edited: AtomicBool,
-    section: Mutex<String>,
 }
 
 /// Target of a request.
@@ -138,8 +145,8 @@ impl<'a> Lab<'a> {
         run: (Requests, f64, Stopwatch),
     ) -> Self {
         let (requests, time_scale, started) = run;
-        let (client, edited, section) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
-        Self { cluster, journal, ui, requests, time_scale, started, client, edited, section }
+        let (connections, section) = (Arc::default(), String::new());
+        Self { cluster, journal, ui, requests, time_scale, started, connections, section }
     }
 
     /// Records a check and shows it.
@@ -148,10 +155,10 @@ impl<'a> Lab<'a> {
         self.journal.check(check);
     }
 
-    /// Sets the section of the following requests, and shows it to the user.
-    pub fn enter(&self, group: Group, section: &str) {
+    /// Returns the tools for another section of the report, and shows to the user that it begins.
+    pub fn section(&self, group: Group, section: &str) -> Self {
         self.ui.step(&format!("{group}: {section}"));
-        section.clone_into(&mut self.section.lock().unwrap_or_else(PoisonError::into_inner));
+        Self { section: section.to_owned(), ..self.clone() }
     }
 
     /// Starts over with empty caches, an empty index and the user's manifests; engines get these further arguments.
@@ -162,7 +169,7 @@ impl<'a> Lab<'a> {
 
     /// Starts over like [`Lab::fresh`], with further settings for pickers too.
     pub async fn start_anew(&self, fresh: Fresh) -> Result<()> {
-        if self.edited.swap(false, Ordering::Relaxed) {
+        if self.connections.edited.swap(false, Ordering::Relaxed) {
             self.cluster.reset_manifests().await.context("take the edited manifests back")?;
             self.reconnect();
         }
@@ -172,7 +179,7 @@ impl<'a> Lab<'a> {
 
     /// Puts edited manifests in force until the next [`Lab::fresh`].
     pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
-        self.edited.store(true, Ordering::Relaxed);
+        self.connections.edited.store(true, Ordering::Relaxed);
         self.cluster.apply(manifests).await.context("apply the edited manifests")?;
         self.cluster.settled().await?;
         self.reconnect();
@@ -181,7 +188,7 @@ impl<'a> Lab<'a> {
 
     /// Goes back to the user's manifests without a restart.
     pub async fn reset(&self) -> Result<()> {
-        self.edited.store(false, Ordering::Relaxed);
+        self.connections.edited.store(false, Ordering::Relaxed);
         self.cluster.reset_manifests().await?;
         self.cluster.settled().await?;
         self.reconnect();
@@ -189,11 +196,11 @@ impl<'a> Lab<'a> {
     }
 
     fn reconnect(&self) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Client::default();
+        *self.connections.client.lock().unwrap_or_else(PoisonError::into_inner) = Client::default();
     }
 
     fn client(&self) -> Client {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.connections.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sleeps for virtual time.
@@ -222,7 +229,7 @@ impl<'a> Lab<'a> {
         let side = ClientSide {
             label,
             group: group.name().to_owned(),
-            section: self.section.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            section: self.section.clone(),
             via: via.name().to_owned(),
             sent_at,
             status: 0,

@@ -39,11 +39,11 @@ const DESTINATION: &str = "x-gateway-destination-endpoint";
 
 pub async fn run(lab: &Lab<'_>) {
     let group = Group::Faults;
-    part(lab, group, "picker hung", picker_hung(lab)).await;
-    part(lab, group, "picker cut off", picker_cut_off(lab)).await;
-    part(lab, group, "pool fails open", fails_open(lab)).await;
-    part(lab, group, "pool saturated", saturated(lab)).await;
-    part(lab, group, "one of two pickers killed", one_of_two(lab)).await;
+    part(lab, group, "picker hung", picker_hung).await;
+    part(lab, group, "picker cut off", picker_cut_off).await;
+    part(lab, group, "pool fails open", fails_open).await;
+    part(lab, group, "pool saturated", saturated).await;
+    part(lab, group, "one of two pickers killed", one_of_two).await;
 }
 
 fn claim(name: &str, title: &str) -> Claim {

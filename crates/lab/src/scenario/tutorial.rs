@@ -33,7 +33,8 @@ fn counts(form: Form) -> Counts {
 
 pub async fn run(lab: &Lab<'_>) {
     for form in Form::ALL {
-        part(lab, Group::Tutorial, &format!("requests as {form} writes them"), rounds(lab, form)).await;
+        let name = format!("requests as {form} writes them");
+        part(lab, Group::Tutorial, &name, async |lab: &Lab<'_>| rounds(lab, form).await).await;
     }
 }
 
