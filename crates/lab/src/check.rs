@@ -1,4 +1,5 @@
-//! A check: one assertion of a run, with the expected value, the seen value, and whether they agree.
+//! A check: one assertion of a run, with the expected value, the seen value, and whether they agree. A check that the
+//! cluster gives no chance to make is skipped, with the reason.
 
 use std::fmt;
 
@@ -83,12 +84,59 @@ pub struct Check {
     pub title: String,
     pub expected: String,
     pub seen: String,
-    pub passed: bool,
+    #[serde(flatten)]
+    pub verdict: Verdict,
     /// Evidence for a failure, or further figures.
     pub detail: Option<String>,
 }
 
+/// Result of a check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "VerdictFields", into = "VerdictFields")]
+pub enum Verdict {
+    Passed,
+    Failed,
+    /// The check could not be made, for this reason.
+    Skipped(String),
+}
+
+/// A verdict in JSON: `passed` is false for a skipped check too, and `skipped` is null for one that was made.
+#[derive(Serialize, Deserialize)]
+struct VerdictFields {
+    passed: bool,
+    #[serde(default)]
+    skipped: Option<String>,
+}
+
+impl From<Verdict> for VerdictFields {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Passed => Self { passed: true, skipped: None },
+            Verdict::Failed => Self { passed: false, skipped: None },
+            Verdict::Skipped(reason) => Self { passed: false, skipped: Some(reason) },
+        }
+    }
+}
+
+impl From<VerdictFields> for Verdict {
+    fn from(VerdictFields { passed, skipped }: VerdictFields) -> Self {
+        match (passed, skipped) {
+            (true, _) => Self::Passed,
+            (false, None) => Self::Failed,
+            (false, Some(reason)) => Self::Skipped(reason),
+        }
+    }
+}
+
 impl Check {
+    pub fn passed(&self) -> bool {
+        self.verdict == Verdict::Passed
+    }
+
+    pub fn failed(&self) -> bool {
+        self.verdict == Verdict::Failed
+    }
+
     /// Starts a check of `group`; `name` is unique within the group.
     pub fn of(group: Group, name: impl fmt::Display, title: impl Into<String>) -> Claim {
         Claim { id: format!("{group}/{name}"), group, title: title.into() }
@@ -102,7 +150,7 @@ impl Check {
 }
 
 /// A check that still lacks its values.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct Claim {
     id: String,
@@ -119,21 +167,28 @@ impl Claim {
 
     /// Passes if `passed` is true: for bounds, sets and orders.
     pub fn holds(self, expected: impl fmt::Display, seen: impl fmt::Display, passed: bool) -> Check {
-        let Self { id, group, title } = self;
-        Check {
-            id,
-            group,
-            title,
-            expected: expected.to_string(),
-            seen: seen.to_string(),
-            passed,
-            detail: None,
-        }
+        let verdict = if passed { Verdict::Passed } else { Verdict::Failed };
+        self.judged(expected.to_string(), seen.to_string(), verdict)
     }
 
     /// Fails, because an error came before the values of the check were known.
     pub fn broken(self, error: &anyhow::Error) -> Check {
         self.holds("the scenario runs to its end", format!("{error:#}"), false)
+    }
+
+    /// Is skipped, because the cluster cannot give what the check needs.
+    pub fn skipped(self, reason: impl fmt::Display) -> Check {
+        self.judged("-".to_owned(), "-".to_owned(), Verdict::Skipped(reason.to_string()))
+    }
+
+    /// True if `check` is this claim with its values.
+    pub fn is_of(&self, check: &Check) -> bool {
+        self.id == check.id
+    }
+
+    fn judged(self, expected: String, seen: String, verdict: Verdict) -> Check {
+        let Self { id, group, title } = self;
+        Check { id, group, title, expected, seen, verdict, detail: None }
     }
 }
 
@@ -145,7 +200,7 @@ mod tests {
     fn equal_compares_and_keeps_both_values() {
         let same = Check::of(Group::Tutorial, "tokens", "prompt tokens").equal(127, 127);
         let other = Check::of(Group::Tutorial, "tokens", "prompt tokens").equal(127, 128);
-        assert!(same.passed && !other.passed);
+        assert!(same.passed() && other.failed());
         assert_eq!(
             (other.id.as_str(), other.expected.as_str(), other.seen.as_str()),
             ("tutorial/tokens", "127", "128")
@@ -155,6 +210,24 @@ mod tests {
     #[test]
     fn a_broken_scenario_fails_its_check() {
         let check = Check::of(Group::Faults, "x", "y").broken(&anyhow::anyhow!("no pod").context("start"));
-        assert_eq!((check.passed, check.seen.as_str()), (false, "start: no pod"));
+        assert_eq!((check.failed(), check.seen.as_str()), (true, "start: no pod"));
+    }
+
+    #[test]
+    fn json_distinguishes_the_three_verdicts() {
+        let claim = || Check::of(Group::Faults, "x", "y");
+        for (check, passed, skipped) in [
+            (claim().equal(1, 1), true, None),
+            (claim().equal(1, 2), false, None),
+            (claim().skipped("no shell"), false, Some("no shell")),
+        ] {
+            let json = serde_json::to_value(&check).unwrap();
+            assert_eq!(
+                (json["passed"].as_bool(), json["skipped"].as_str()),
+                (Some(passed), skipped),
+                "{json}"
+            );
+            assert_eq!(serde_json::from_value::<Check>(json).unwrap(), check);
+        }
     }
 }

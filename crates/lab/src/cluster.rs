@@ -43,7 +43,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::fault::Fault;
+use crate::cluster::fault::{Fault, Unavailable};
 use crate::cluster::local::handle::{LocalCluster, LocalMark};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
@@ -324,12 +324,23 @@ impl Cluster {
         }
     }
 
+    /// Says if the cluster can cause a fault.
+    ///
+    /// # Errors
+    /// When it cannot, with the reason.
+    pub fn can(&self, fault: &Fault) -> Result<(), Unavailable> {
+        match self {
+            Self::Local(local) => local.can(fault),
+        }
+    }
+
     /// Causes a fault, and returns when it is there. [`Cluster::settled`] waits for what follows, such as the pod that
     /// replaces a dead one.
     ///
     /// # Errors
-    /// When it cannot be caused.
+    /// [`Unavailable`] when the cluster is not able to; another error when it tries and fails.
     pub async fn inflict(&self, fault: &Fault) -> Result<()> {
+        self.can(fault)?;
         let inflicted = match self {
             Self::Local(local) => local.inflict(fault).await,
         };

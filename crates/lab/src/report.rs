@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use load::stats::{mean, median, quantile};
 use serde::{Deserialize, Serialize};
 
-use crate::check::Check;
+use crate::check::{Check, Verdict};
 use crate::evidence::join::Trace;
 use crate::evidence::pod::CacheCounters;
 
@@ -93,7 +93,11 @@ pub struct Part {
 
 impl Report {
     pub fn failed(&self) -> usize {
-        self.checks.iter().filter(|check| !check.passed).count()
+        self.checks.iter().filter(|check| check.failed()).count()
+    }
+
+    pub fn skipped(&self) -> usize {
+        self.checks.iter().filter(|check| matches!(check.verdict, Verdict::Skipped(_))).count()
     }
 
     /// Writes the three files into `dir`, creates it if needed, and returns their paths.

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use load::output::talk;
 use owo_colors::{OwoColorize as _, Stream};
 
-use crate::check::Check;
+use crate::check::{Check, Verdict};
 use crate::cluster::{Event, Progress};
 use crate::report::summary::Style;
 
@@ -71,9 +71,12 @@ impl Ui {
 
     pub fn check(&self, check: &Check) {
         let values = || format!("expected {}, seen {}", check.expected, check.seen);
-        match (check.passed, self.verbose) {
-            (true, false) => self.note(&format!("{} {}", self.style.good("✓"), check.title)),
-            (true, true) => {
+        match (&check.verdict, self.verbose) {
+            (Verdict::Skipped(reason), _) => {
+                self.note(&format!("{} {}  skipped: {reason}", self.style.quiet("-"), check.title));
+            }
+            (Verdict::Passed, false) => self.note(&format!("{} {}", self.style.good("✓"), check.title)),
+            (Verdict::Passed, true) => {
                 self.note(&format!(
                     "{} {}  {}",
                     self.style.good("✓"),
@@ -81,7 +84,9 @@ impl Ui {
                     self.style.quiet(&check.seen)
                 ));
             }
-            (false, _) => self.note(&format!("{} {}  {}", self.style.bad("✗"), check.title, values())),
+            (Verdict::Failed, _) => {
+                self.note(&format!("{} {}  {}", self.style.bad("✗"), check.title, values()))
+            }
         }
     }
 

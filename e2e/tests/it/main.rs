@@ -8,5 +8,6 @@ mod interrupts;
 mod probes;
 mod programs;
 mod report_page;
+mod skips;
 mod soak;
 mod stubs;

@@ -54,7 +54,7 @@ fn a_run_without_an_error_takes_its_time() {
     assert!(problems.contains(&"no request was answered".to_owned()), "{problems:?}");
 }
 
-const WITHOUT_POOL: &str = "
+pub(crate) const WITHOUT_POOL: &str = "
 apiVersion: gateway.networking.k8s.io/v1
 kind: GatewayClass
 metadata: {name: plain}

@@ -2,7 +2,7 @@
 
 use load::chat::Usage;
 
-use crate::check::{Check, Group};
+use crate::check::{Check, Group, Verdict};
 use crate::evidence::join::Trace;
 use crate::evidence::join::tests::client;
 use crate::evidence::picker::Decision;
@@ -31,6 +31,16 @@ pub(crate) fn report() -> Report {
         requests: (0..4).map(trace).collect(),
         parts: vec![Part { name: "Start".to_owned(), wall_s: 1.5 }],
     }
+}
+
+/// The report with a passed, a failed and a skipped check.
+pub(crate) fn skipping() -> Report {
+    let mut report = report();
+    report.run.outcome = Outcome::Failed;
+    report.checks[1].verdict = Verdict::Failed;
+    let hung = Check::of(Group::Faults, "picker-hung/fails", "With a hung picker a request fails");
+    report.checks.push(hung.skipped("no <picker> runs"));
+    report
 }
 
 fn side(name: &str, base: f64) -> Side {

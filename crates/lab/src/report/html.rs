@@ -66,12 +66,16 @@ struct Verdict {
 
 impl Verdict {
     fn of(report: &Report) -> Self {
-        let (total, failed) = (report.checks.len(), report.failed());
+        let (total, failed, skipped) = (report.checks.len(), report.failed(), report.skipped());
         let (class, headline) = match report.run.outcome {
-            Outcome::Passed => ("good", format!("All {total} checks passed")),
+            Outcome::Passed if skipped == 0 => ("good", format!("All {total} checks passed")),
+            Outcome::Passed => {
+                ("good", format!("{} of {total} checks passed, {skipped} skipped", total - skipped))
+            }
             Outcome::Failed if total == 0 => ("bad", "Nothing was checked".to_owned()),
-            Outcome::Failed => ("bad", format!("{failed} of {total} checks failed")),
-            Outcome::Interrupted => ("bad", format!("Interrupted after {total} checks")),
+            Outcome::Failed if skipped == 0 => ("bad", format!("{failed} of {total} checks failed")),
+            Outcome::Failed => ("bad", format!("{failed} of {total} checks failed, {skipped} skipped")),
+            Outcome::Interrupted => ("bad", format!("Interrupted after {} checks", total - skipped)),
         };
         Self { class, headline }
     }
@@ -143,15 +147,19 @@ struct GroupView<'a> {
     title: &'static str,
     name: &'static str,
     passed: usize,
+    failed: usize,
+    skipped: usize,
     checks: Vec<&'a Check>,
 }
 
 fn groups(report: &Report) -> Vec<GroupView<'_>> {
     let of = |group: Group| {
         let mut checks: Vec<&Check> = report.checks.iter().filter(|check| check.group == group).collect();
-        checks.sort_by_key(|check| check.passed);
-        let passed = checks.iter().filter(|check| check.passed).count();
-        GroupView { title: group.title(), name: group.name(), passed, checks }
+        checks.sort_by_key(|check| !check.failed());
+        let count = |is: fn(&Check) -> bool| checks.iter().filter(|check| is(check)).count();
+        let (passed, failed) = (count(Check::passed), count(Check::failed));
+        let skipped = checks.len() - passed - failed;
+        GroupView { title: group.title(), name: group.name(), passed, failed, skipped, checks }
     };
     Group::ALL.into_iter().map(of).filter(|view| !view.checks.is_empty()).collect()
 }
@@ -282,7 +290,8 @@ impl<'a> Row<'a> {
 #[cfg(test)]
 mod tests {
     use super::render;
-    use crate::report::fixtures::report;
+    use crate::check::Verdict;
+    use crate::report::fixtures::{report, skipping};
     use crate::report::{Outcome, Report};
 
     fn assert_self_contained(html: &str) {
@@ -332,10 +341,25 @@ mod tests {
     }
 
     #[test]
+    fn a_skipped_check_is_no_failure_and_says_why() {
+        let html = render(&skipping()).unwrap();
+        for part in [
+            "1 of 3 checks failed, 1 skipped",
+            "0 of 1 passed, 1 skipped",
+            "<dt>skipped</dt><dd>no &lt;picker&gt; runs</dd>",
+        ] {
+            assert!(html.contains(part), "{part} is missing");
+        }
+        let count = |part: &str| html.matches(part).count();
+        assert_eq!((count("class=\"check failed\""), count("class=\"check skipped\"")), (1, 1));
+        assert!(!render(&report()).unwrap().contains("<dt>skipped</dt>"), "without a skip there is none");
+    }
+
+    #[test]
     fn a_failed_check_comes_first_and_shows_both_values() {
         let mut report = report();
         report.run.outcome = Outcome::Failed;
-        report.checks[1].passed = false;
+        report.checks[1].verdict = Verdict::Failed;
         report.checks[1].seen = "another pod".to_owned();
         let html = render(&report).unwrap();
         assert!(html.contains("1 of 2 checks failed") && html.contains("another pod"));

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
-use crate::check::{Check, Group};
+use crate::check::{Check, Group, Verdict};
 use crate::report::Report;
 
 pub fn render(report: &Report) -> Result<String> {
@@ -20,9 +20,14 @@ pub fn render(report: &Report) -> Result<String> {
 
 fn case(check: &Check) -> TestCase {
     let values = format!("expected: {}\nseen: {}", check.expected, check.seen);
-    let status = match check.passed {
-        true => TestCaseStatus::success(),
-        false => {
+    let status = match &check.verdict {
+        Verdict::Passed => TestCaseStatus::success(),
+        Verdict::Skipped(reason) => {
+            let mut status = TestCaseStatus::skipped();
+            status.set_message(reason.as_str());
+            status
+        }
+        Verdict::Failed => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             let detail = check.detail.as_deref().unwrap_or_default();
             status.set_message(check.title.as_str()).set_description(format!("{values}\n{detail}"));
@@ -37,12 +42,26 @@ fn case(check: &Check) -> TestCase {
 #[cfg(test)]
 mod tests {
     use super::render;
-    use crate::report::fixtures::report;
+    use crate::check::Verdict;
+    use crate::report::fixtures::{report, skipping};
+
+    #[test]
+    fn skips_are_counted_with_their_reason() {
+        let xml = render(&skipping()).unwrap();
+        for part in [
+            "tests=\"1\" skipped=\"1\" errors=\"0\" failures=\"0\"",
+            "<skipped message=\"no &lt;picker&gt; runs\"",
+            "tests=\"1\" skipped=\"0\" errors=\"0\" failures=\"1\"",
+        ] {
+            assert!(xml.contains(part), "{part} is missing in\n{xml}");
+        }
+        assert_eq!(xml.matches("<skipped").count(), 1, "{xml}");
+    }
 
     #[test]
     fn failures_are_failures_and_text_is_escaped() {
         let mut report = report();
-        report.checks[0].passed = false;
+        report.checks[0].verdict = Verdict::Failed;
         report.checks[0].seen = "<none> & \u{1b}[31mred".to_owned();
         let xml = render(&report).unwrap();
         let n_checks = report.checks.len();

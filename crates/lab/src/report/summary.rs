@@ -6,7 +6,7 @@ use comfy_table::Table;
 use load::table::new_table;
 use owo_colors::OwoColorize as _;
 
-use crate::check::Group;
+use crate::check::{Group, Verdict};
 use crate::report::{Outcome, Report, Side};
 
 /// Use of colours in the text; only a terminal's may have them.
@@ -42,7 +42,13 @@ impl Style {
 /// Returns the whole summary, with a newline at the end.
 pub fn render(report: &Report, style: Style) -> String {
     let mut text = String::new();
-    for check in report.checks.iter().filter(|check| !check.passed) {
+    for check in &report.checks {
+        if let Verdict::Skipped(reason) = &check.verdict {
+            let _ = writeln!(text, "{} {}  {}", style.quiet("SKIPPED"), check.id, check.title);
+            let _ = writeln!(text, "       because  {reason}");
+        }
+    }
+    for check in report.checks.iter().filter(|check| check.failed()) {
         let mark = style.bad("FAILED");
         let _ = writeln!(text, "{mark} {}  {}", check.id, check.title);
         let _ = writeln!(text, "       expected {}\n       seen     {}", check.expected, check.seen);
@@ -62,12 +68,19 @@ pub fn render(report: &Report, style: Style) -> String {
 }
 
 fn groups_table(report: &Report) -> Table {
-    let mut table = new_table(&["group", "passed", "failed"], 1);
+    let mut table = new_table(&["group", "passed", "failed", "skipped"], 1);
     for group in Group::ALL {
-        let (passed, failed): (Vec<_>, Vec<_>) =
-            report.checks.iter().filter(|check| check.group == group).partition(|check| check.passed);
-        if passed.len() + failed.len() > 0 {
-            table.add_row([group.title().to_owned(), passed.len().to_string(), failed.len().to_string()]);
+        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        for check in report.checks.iter().filter(|check| check.group == group) {
+            match check.verdict {
+                Verdict::Passed => passed += 1,
+                Verdict::Failed => failed += 1,
+                Verdict::Skipped(_) => skipped += 1,
+            }
+        }
+        if passed + failed + skipped > 0 {
+            let counts = [passed, failed, skipped].map(|count: usize| count.to_string());
+            table.add_row(std::iter::once(group.title().to_owned()).chain(counts));
         }
     }
     table
@@ -97,20 +110,23 @@ fn show(value: Option<f64>, text: impl Fn(f64) -> String) -> String {
 }
 
 fn verdict(report: &Report, style: Style) -> String {
-    let (total, failed) = (report.checks.len(), report.failed());
-    let elapsed = report.run.elapsed_s;
+    let (total, failed, skipped) = (report.checks.len(), report.failed(), report.skipped());
+    let (made, elapsed) = (total - skipped, report.run.elapsed_s);
+    let skips = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
     match report.run.outcome {
-        Outcome::Passed => style.good(&format!("{total} of {total} checks passed in {elapsed:.1} s")),
-        Outcome::Failed => style.bad(&format!("{failed} of {total} checks failed in {elapsed:.1} s")),
-        Outcome::Interrupted => style
-            .bad(&format!("interrupted after {elapsed:.1} s: {total} checks made, {failed} of them failed")),
+        Outcome::Passed => style.good(&format!("{made} of {total} checks passed{skips} in {elapsed:.1} s")),
+        Outcome::Failed => style.bad(&format!("{failed} of {total} checks failed{skips} in {elapsed:.1} s")),
+        Outcome::Interrupted => style.bad(&format!(
+            "interrupted after {elapsed:.1} s: {made} checks made, {failed} of them failed{skips}"
+        )),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Style, render};
-    use crate::report::fixtures::report;
+    use crate::check::Verdict;
+    use crate::report::fixtures::{report, skipping};
     use crate::report::{Outcome, Side};
 
     #[test]
@@ -125,10 +141,27 @@ mod tests {
     }
 
     #[test]
+    fn skipped_checks_are_counted_apart_and_say_why() {
+        let text = render(&skipping(), Style::Plain);
+        for part in [
+            "SKIPPED faults/picker-hung/fails",
+            "because  no <picker> runs",
+            "1 of 3 checks failed, 1 skipped in 41.5 s",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        let mut passed = skipping();
+        passed.run.outcome = Outcome::Passed;
+        passed.checks.retain(|check| !check.failed());
+        assert!(render(&passed, Style::Plain).contains("1 of 2 checks passed, 1 skipped in"));
+        assert!(!render(&report(), Style::Plain).contains("SKIPPED"), "without a skip there is none");
+    }
+
+    #[test]
     fn a_failed_check_is_shown_in_full() {
         let mut report = report();
         report.run.outcome = Outcome::Failed;
-        report.checks[0].passed = false;
+        report.checks[0].verdict = Verdict::Failed;
         report.checks[0].seen = "128".to_owned();
         report.sides = Vec::<Side>::new();
         let text = render(&report, Style::Coloured);

@@ -84,6 +84,9 @@ async fn exactly_half(lab: &Lab<'_>) -> Result<()> {
 
 /// A client cannot choose its pod.
 async fn forged_header(lab: &Lab<'_>) -> Result<()> {
+    let [forged_header] =
+        lab.announce([claim("forged-header", "A forged x-gateway-destination-endpoint header is ignored")]);
+    lab.needs_pods(2)?;
     let model = lab.requests.model();
     let mark = lab.mark();
     let mut conversation = Conversation::new(1, 0);
@@ -108,7 +111,7 @@ async fn forged_header(lab: &Lab<'_>) -> Result<()> {
     let evidence = lab.collect(&mark, vec![second.side]).await?;
     let seen = evidence.traces[0].envoy_upstream.clone().unwrap_or(verdict);
     lab.check(
-        claim("forged-header", "A forged x-gateway-destination-endpoint header is ignored")
+        forged_header
             .equal(address.to_string(), seen)
             .detail(format!("the header asked for {}", other.address)),
     );
@@ -181,16 +184,20 @@ async fn compare_bare(lab: &Lab<'_>, bare: &Outcome) -> Result<()> {
 
 /// Pods cache nothing: round 2 is as slow on round 1's pod as on another.
 async fn without_cache(lab: &Lab<'_>) -> Result<()> {
+    let [cached_tokens, ttft] = lab.announce([
+        claim("no-cache/cached-tokens", "Without prefix caching nothing is cached"),
+        claim("no-cache/ttft", "Without prefix caching round 2 gains nothing"),
+    ]);
     lab.fresh(&["--no-enable-prefix-caching", "--jitter", "0"]).await?;
     let pairs = measure(lab, Group::Controls).await?;
     let most = pairs.iter().map(|pair| pair.warm_cached.max(pair.cold_cached)).max();
-    lab.check(claim("no-cache/cached-tokens", "Without prefix caching nothing is cached").equal(
+    lab.check(cached_tokens.equal(
         "0 cached tokens at most".to_owned(),
         format!("{} cached tokens at most", most.unwrap_or(u32::MAX)),
     ));
     let gain = Gain::of(&pairs)?.gain_ms;
     let allowed = modelled_gain_ms() * TOLERANCE;
-    lab.check(claim("no-cache/ttft", "Without prefix caching round 2 gains nothing").holds(
+    lab.check(ttft.holds(
         format!("0 ms ± {allowed:.1}, where a cache gains {:.1} ms", modelled_gain_ms()),
         format!("{gain:.1} ms"),
         gain.abs() <= allowed,

@@ -31,6 +31,13 @@ fn claim(name: &str, title: &str) -> Claim {
 }
 
 async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
+    let [answer, bystanders_claim, other_pod, replaced] = lab.announce([
+        claim("pod-killed/answer", "Round 2 is answered although the pod of round 1 is dead"),
+        claim("pod-killed/bystanders", "No other client sees an error when a pod dies"),
+        claim("pod-killed/other-pod", "Round 2 is served by another pod"),
+        claim("pod-killed/replaced", "The dead pod is replaced"),
+    ]);
+    lab.needs_pods(2)?;
     lab.fresh(&[]).await?;
     let mark = lab.mark();
     let round = |number: u32| -> Result<Shot> {
@@ -50,13 +57,10 @@ async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
         lab.send(Shot::new(Group::Faults, label, Via::Picker, body(&conversation.request(&model, 2))))
     });
     let (second, others) = tokio::join!(lab.send(round(2)?), join_all(bystanders));
-    lab.check(
-        claim("pod-killed/answer", "Round 2 is answered although the pod of round 1 is dead")
-            .equal(GOOD.to_owned(), second.verdict()),
-    );
+    lab.check(answer.equal(GOOD.to_owned(), second.verdict()));
     let good = others.iter().filter(|answer| answer.chat.is_some()).count();
     lab.check(
-        claim("pod-killed/bystanders", "No other client sees an error when a pod dies")
+        bystanders_claim
             .equal(
                 format!("{BYSTANDERS} of {BYSTANDERS} answered"),
                 format!("{good} of {BYSTANDERS} answered"),
@@ -73,14 +77,14 @@ async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
     let sides = std::iter::once(second).chain(others).map(|answer| answer.side).collect();
     let traces = lab.collect(&mark, sides).await?.traces;
     let served = traces[0].pod.as_ref().map_or("no pod", |entry| entry.pod.as_str());
-    lab.check(claim("pod-killed/other-pod", "Round 2 is served by another pod").holds(
+    lab.check(other_pod.holds(
         format!("a pod other than {pod}"),
         served,
         traces[0].pod.is_some() && served != pod,
     ));
     let settled = lab.cluster.settled().await.context("wait for a new pod")?;
     let names: Vec<&str> = settled.pods.iter().filter(|pod| pod.ready).map(|pod| pod.name.as_str()).collect();
-    lab.check(claim("pod-killed/replaced", "The dead pod is replaced").holds(
+    lab.check(replaced.holds(
         format!("{} ready pods, without {pod}", lab.replicas(&mark)),
         format!("{} ready pods: {}", names.len(), names.join(", ")),
         names.len() == lab.replicas(&mark) && !names.contains(&pod),
@@ -89,6 +93,11 @@ async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
 }
 
 async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
+    let [fails, plain_claim, back_claim] = lab.announce([
+        claim("picker-killed/fails", "Without a picker 8081 answers 500 at once"),
+        claim("picker-killed/plain", "8080 works without a picker"),
+        claim("picker-killed/back", "8081 works again when the picker is back"),
+    ]);
     lab.fresh(&[]).await?;
     let send = async |label: &str, via: Via| {
         let body = lab.requests.curl(Form::Quoted, 1)?;
@@ -99,7 +108,7 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
     lab.cluster.inflict(&Fault::KillPickers).await?;
     let (down, took) = send("8081, picker dead", Via::Picker).await?;
     lab.check(
-        claim("picker-killed/fails", "Without a picker 8081 answers 500 at once")
+        fails
             .holds(
                 format!("500 within {} ms", AT_ONCE.as_millis()),
                 format!("{} after {} ms", down.side.status, took.as_millis()),
@@ -108,16 +117,11 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
             .detail(down.body),
     );
     let (plain, _) = send("8080, picker dead", Via::Plain).await?;
-    lab.check(
-        claim("picker-killed/plain", "8080 works without a picker").equal(GOOD.to_owned(), plain.verdict()),
-    );
+    lab.check(plain_claim.equal(GOOD.to_owned(), plain.verdict()));
     lab.cluster.end(&Fault::KillPickers).await?;
     let mark = lab.mark();
     let (back, _) = send("8081, picker back", Via::Picker).await?;
-    lab.check(
-        claim("picker-killed/back", "8081 works again when the picker is back")
-            .equal(GOOD.to_owned(), back.verdict()),
-    );
+    lab.check(back_claim.equal(GOOD.to_owned(), back.verdict()));
     lab.collect(&mark, vec![down.side, plain.side, back.side]).await?;
     Ok(())
 }
@@ -125,6 +129,10 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
 /// Another picker answers on the picker's port, with a certificate for the same name from an authority that is not
 /// trusted.
 async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
+    let [fails, back_claim] = lab.announce([
+        claim("strange-picker/fails", "A picker whose certificate is not trusted sees no request"),
+        claim("strange-picker/back", "The real picker is trusted again"),
+    ]);
     lab.fresh(&[]).await?;
     let send = async |label: &str| {
         let body = lab.requests.curl(Form::Quoted, 1)?;
@@ -133,17 +141,10 @@ async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
     lab.cluster.inflict(&Fault::ForgeCertificates).await?;
     let mark = lab.mark();
     let strange = send("8081, strange picker").await?;
-    lab.check(
-        claim("strange-picker/fails", "A picker whose certificate is not trusted sees no request")
-            .equal("500".to_owned(), strange.side.status.to_string())
-            .detail(strange.body),
-    );
+    lab.check(fails.equal("500".to_owned(), strange.side.status.to_string()).detail(strange.body));
     lab.cluster.end(&Fault::ForgeCertificates).await?;
     let back = send("8081, own picker").await?;
-    lab.check(
-        claim("strange-picker/back", "The real picker is trusted again")
-            .equal(GOOD.to_owned(), back.verdict()),
-    );
+    lab.check(back_claim.equal(GOOD.to_owned(), back.verdict()));
     lab.collect(&mark, vec![strange.side, back.side]).await?;
     Ok(())
 }

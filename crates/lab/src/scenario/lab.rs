@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +15,8 @@ use load::client::{Client, Reply};
 use load::clock::Stopwatch;
 use load::stats::millis;
 
-use crate::check::{Check, Group};
+use crate::check::{Check, Claim, Group};
+use crate::cluster::fault::Unavailable;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::{Cluster, Fresh, LogMark, Pod};
 use crate::evidence::join::{ClientSide, Trace, join, request_id};
@@ -45,6 +46,8 @@ pub struct Lab<'a> {
     pub started: Stopwatch,
     connections: Arc<Connections>,
     section: String,
+    /// Checks that the part will make.
+    announced: Arc<Mutex<Vec<Claim>>>,
 }
 
 /// State of the run's listeners, shared by its parts.
@@ -145,14 +148,46 @@ impl<'a> Lab<'a> {
         run: (Requests, f64, Stopwatch),
     ) -> Self {
         let (requests, time_scale, started) = run;
-        let (connections, section) = (Arc::default(), String::new());
-        Self { cluster, journal, ui, requests, time_scale, started, connections, section }
+        let (connections, section, announced) = (Arc::default(), String::new(), Arc::default());
+        Self { cluster, journal, ui, requests, time_scale, started, connections, section, announced }
     }
 
     /// Records a check and shows it.
     pub fn check(&self, check: Check) {
+        self.announced().retain(|claim| !claim.is_of(&check));
         self.ui.check(&check);
         self.journal.check(check);
+    }
+
+    /// Announces checks that need a fault or a number of pods: they are skipped if the cluster does not have it.
+    pub fn announce<const N: usize>(&self, claims: [Claim; N]) -> [Claim; N] {
+        self.announced().extend_from_slice(&claims);
+        claims
+    }
+
+    /// Skips the announced checks that have not been made, or the check of the whole part if none is announced.
+    pub(super) fn skip(&self, whole: Claim, unavailable: &Unavailable) {
+        let announced = std::mem::take(&mut *self.announced());
+        let claims = if announced.is_empty() { vec![whole] } else { announced };
+        for claim in claims {
+            self.check(claim.skipped(unavailable));
+        }
+    }
+
+    fn announced(&self) -> MutexGuard<'_, Vec<Claim>> {
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says if so many pods are ready.
+    pub fn needs_pods(&self, n_needed: usize) -> Result<(), Unavailable> {
+        let n_ready = self.cluster.pods().len();
+        let reason = || format!("{n_needed} pods are needed, and {n_ready} ready: --replicas {n_needed}");
+        (n_ready >= n_needed).then_some(()).ok_or_else(|| Unavailable(reason()))
+    }
+
+    /// Returns the tools for a new part, which has announced no check.
+    pub(super) fn part(&self, group: Group, name: &str) -> Self {
+        Self { announced: Arc::default(), ..self.section(group, name) }
     }
 
     /// Returns the tools for another section of the report, and shows to the user that it begins.

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
 use load::stats::millis;
 
@@ -41,26 +41,28 @@ pub fn modelled_gain_ms() -> f64 {
 }
 
 pub async fn run(lab: &Lab<'_>) -> Result<()> {
+    let [cached_tokens, warm_is_faster, model] = lab.announce([
+        Check::of(Group::Latency, "cached-tokens", "Warm pods hold round 1, cold ones nothing"),
+        Check::of(Group::Latency, "warm-is-faster", "Round 2 gets its first token sooner on the warm pod"),
+        Check::of(Group::Latency, "model", "The gain is what the latency model says, within 15 %"),
+    ]);
     lab.fresh(&["--jitter", "0"]).await?;
     let pairs = measure(lab, Group::Latency).await?;
     let cached: Vec<_> = pairs.iter().map(|pair| (pair.warm_cached, pair.cold_cached)).collect();
-    lab.check(Check::of(Group::Latency, "cached-tokens", "Warm pods hold round 1, cold ones nothing").holds(
+    lab.check(cached_tokens.holds(
         format!("{CACHED} and 0 cached tokens in each of {PAIRS} pairs"),
         distinct(&cached),
         cached.len() == PAIRS && cached.iter().all(|pair| *pair == (CACHED, 0)),
     ));
     let Gain { warm_ms, cold_ms, gain_ms } = Gain::of(&pairs)?;
-    lab.check(
-        Check::of(Group::Latency, "warm-is-faster", "Round 2 gets its first token sooner on the warm pod")
-            .holds(
-                format!("below {cold_ms:.1} ms, the cold pod's"),
-                format!("{warm_ms:.1} ms"),
-                warm_ms < cold_ms,
-            ),
-    );
+    lab.check(warm_is_faster.holds(
+        format!("below {cold_ms:.1} ms, the cold pod's"),
+        format!("{warm_ms:.1} ms"),
+        warm_ms < cold_ms,
+    ));
     let expected = modelled_gain_ms();
     lab.check(
-        Check::of(Group::Latency, "model", "The gain is what the latency model says, within 15 %")
+        model
             .holds(
                 format!("{expected:.1} ms ± {:.1}", expected * TOLERANCE),
                 format!("{gain_ms:.1} ms"),
@@ -96,8 +98,8 @@ impl Gain {
 /// Measures all pairs. Each has its own salt, so that a pod is warm for one pair only. Whether the warm or the cold pod
 /// comes first alternates.
 pub async fn measure(lab: &Lab<'_>, group: Group) -> Result<Vec<Pair>> {
+    lab.needs_pods(2)?;
     let pods: Vec<SocketAddr> = lab.cluster.pods().iter().map(|pod| pod.address).collect();
-    ensure!(pods.len() >= 2, "a warm and a cold pod are needed, {} ready", pods.len());
     let lanes = if lab.time_scale > SIDE_BY_SIDE_SCALE { 1 } else { pods.len() };
     let mark = lab.mark();
     let (mut pairs, mut sides) = (Vec::new(), Vec::new());

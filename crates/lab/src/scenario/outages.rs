@@ -56,6 +56,11 @@ fn shot(label: impl Into<String>, body: Bytes) -> Shot {
 
 /// The picker accepts requests and never answers, as in a deadlock.
 async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
+    let [fails, plain_claim, back_claim] = lab.announce([
+        claim("picker-hung/fails", "With a hung picker a request fails after some seconds"),
+        claim("picker-hung/plain", "8080 works while the picker hangs"),
+        claim("picker-hung/back", "8081 works again when the picker continues"),
+    ]);
     lab.fresh(&[]).await?;
     let request = || lab.requests.curl(Form::Quoted, 1);
     lab.cluster.inflict(&Fault::HangPickers).await?;
@@ -64,25 +69,23 @@ async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     let took = stopwatch.elapsed();
     let plain = lab.send(Shot::new(Group::Faults, "8080, picker hung", Via::Plain, request()?)).await;
     lab.cluster.end(&Fault::HangPickers).await?;
-    lab.check(claim("picker-hung/fails", "With a hung picker a request fails after some seconds").holds(
+    lab.check(fails.holds(
         format!("500 after {} to {} s", KEEPALIVE.start.as_secs(), KEEPALIVE.end.as_secs()),
         format!("{} after {:.1} s", hung.side.status, took.as_secs_f64()),
         hung.side.status == 500 && KEEPALIVE.contains(&took),
     ));
-    lab.check(
-        claim("picker-hung/plain", "8080 works while the picker hangs")
-            .equal(GOOD.to_owned(), plain.verdict()),
-    );
+    lab.check(plain_claim.equal(GOOD.to_owned(), plain.verdict()));
     let back = lab.send(shot("8081, picker goes on", request()?)).await;
-    lab.check(
-        claim("picker-hung/back", "8081 works again when the picker continues")
-            .equal(GOOD.to_owned(), back.verdict()),
-    );
+    lab.check(back_claim.equal(GOOD.to_owned(), back.verdict()));
     Ok(())
 }
 
 /// The picker sees responses too: when it dies, the streams through it are cut, and clients can see that.
 async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
+    let [fails, back_claim] = lab.announce([
+        claim("picker-cut-off/fails", "A cut answer ends soon and is not well formed"),
+        claim("picker-cut-off/back", "The same request passes when the picker is back"),
+    ]);
     lab.fresh(&[]).await?;
     let mut request = texts::chat(&lab.requests.model(), "A long story about a picker, please.");
     request["max_tokens"] = LONG_ANSWER_TOKENS.into();
@@ -99,23 +102,24 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     };
     let (cut, killed) = tokio::join!(lab.send(shot("long answer, picker killed", body(&request))), kill);
     let took = killed?.elapsed();
-    lab.check(claim("picker-cut-off/fails", "A cut answer ends soon and is not well formed").holds(
+    lab.check(fails.holds(
         format!("an error within {} ms of the kill", DELAYED_CLOSE.as_millis()),
         format!("{} after {} ms", cut.verdict(), took.as_millis()),
         cut.chat.is_none() && cut.side.error.is_some() && took < DELAYED_CLOSE,
     ));
     lab.cluster.end(&Fault::KillPickers).await?;
     let back = lab.send(shot("long answer, picker back", body(&request))).await;
-    lab.check(
-        claim("picker-cut-off/back", "The same request passes when the picker is back")
-            .equal(GOOD.to_owned(), back.verdict()),
-    );
+    lab.check(back_claim.equal(GOOD.to_owned(), back.verdict()));
     Ok(())
 }
 
 /// Checks `failureMode: FailOpen`: without a picker Envoy uses least request, and clients still cannot choose their
 /// pod.
 async fn fails_open(lab: &Lab<'_>) -> Result<()> {
+    let [answers_claim, forged] = lab.announce([
+        claim("fail-open/answers", "A pool that fails open is served without a picker"),
+        claim("fail-open/forged", "Without a picker, a forged header does not choose the pod either"),
+    ]);
     lab.fresh(&[]).await?;
     let mut manifests = lab.cluster.manifests();
     manifests.replace(FAIL_CLOSE, FAIL_OPEN).context("let the pool fail open")?;
@@ -143,21 +147,21 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
     let answers: Vec<Answer> = join_all(requests).await;
     let good = answers.iter().filter(|answer| answer.chat.is_some()).count();
     lab.check(
-        claim("fail-open/answers", "A pool that fails open is served without a picker")
+        answers_claim
             .equal(format!("{SPREAD} of {SPREAD} answered"), format!("{good} of {SPREAD} answered"))
             .detail(problems(&answers)),
     );
     let traces = lab.collect(&mark, answers.into_iter().map(|answer| answer.side).collect()).await?.traces;
+    lab.cluster.end(&Fault::KillPickers).await?;
+    lab.needs_pods(2)?;
     let wanted = wanted.to_string();
     let obeyed = traces.iter().filter(|trace| trace.envoy_upstream.as_ref() == Some(&wanted)).count();
-    lab.check(
-        claim("fail-open/forged", "Without a picker, a forged header does not choose the pod either").holds(
-            format!("fewer than {SPREAD} of {SPREAD} at {wanted}"),
-            format!("{obeyed} of {SPREAD}"),
-            obeyed < SPREAD,
-        ),
-    );
-    lab.cluster.end(&Fault::KillPickers).await
+    lab.check(forged.holds(
+        format!("fewer than {SPREAD} of {SPREAD} at {wanted}"),
+        format!("{obeyed} of {SPREAD}"),
+        obeyed < SPREAD,
+    ));
+    Ok(())
 }
 
 /// Pods report long queues: sheddable requests are refused, critical ones are not.
@@ -195,6 +199,10 @@ fn retry_after(answer: &Answer) -> String {
 
 /// Two pickers share a pool. Either may die, and the other knows where it sent requests.
 async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
+    let [answers, affinity] = lab.announce([
+        claim("two-pickers/answers", "No client notices that one of two pickers has died"),
+        claim("two-pickers/affinity", "The other picker sends every conversation to the pod that holds it"),
+    ]);
     lab.start_anew(Fresh { pickers: Some(2), ..Fresh::default() }).await?;
     let model = lab.requests.model();
     let mark = lab.mark();
@@ -220,7 +228,7 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
     }
     let good = seconds.iter().filter(|answer| answer.chat.is_some()).count();
     lab.check(
-        claim("two-pickers/answers", "No client notices that one of two pickers has died")
+        answers
             .equal(
                 format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} answered"),
                 format!("{good} of {AFTER_THE_KILL} answered"),
@@ -232,13 +240,10 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
         first.served_by.is_some() && first.served_by == second.served_by
     };
     let stayed = firsts.iter().zip(&seconds).filter(|(first, second)| same((first, second))).count();
-    lab.check(
-        claim("two-pickers/affinity", "The other picker sends every conversation to the pod that holds it")
-            .equal(
-                format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} stay"),
-                format!("{stayed} of {AFTER_THE_KILL} stay"),
-            ),
-    );
+    lab.check(affinity.equal(
+        format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} stay"),
+        format!("{stayed} of {AFTER_THE_KILL} stay"),
+    ));
     lab.cluster.end(&kill_one).await
 }
 

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::authority::{Authority, picker_host};
-use crate::cluster::fault::Fault;
+use crate::cluster::fault::{Fault, Unavailable};
 use crate::cluster::local::{Command, Local, Reply, View};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
@@ -131,6 +131,23 @@ impl LocalCluster {
             .await
             .with_context(|| format!("Envoy finds a picker down that is ready, among {pickers:?}"))?;
         Ok(status)
+    }
+
+    /// Refuses faults of pickers if there are none; a process of this machine can have all others.
+    pub(in crate::cluster) fn can(&self, fault: &Fault) -> Result<(), Unavailable> {
+        match fault {
+            Fault::KillPod(_) | Fault::EmptyEndpoints => Ok(()),
+            Fault::KillPicker(_)
+            | Fault::KillPickers
+            | Fault::HangPickers
+            | Fault::ReplacePicker(_)
+            | Fault::ForgeCertificates
+            | Fault::EmptyPools => {
+                let reason = "no picker runs, because the manifests have no InferencePool";
+                let is_there = !self.status().pickers.is_empty();
+                is_there.then_some(()).ok_or_else(|| Unavailable(reason.to_owned()))
+            }
+        }
     }
 
     pub(in crate::cluster) async fn inflict(&self, fault: &Fault) -> Result<()> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::{all_answered, answered, claim, problems};
-use crate::check::Group;
+use crate::check::{Claim, Group};
 use crate::cluster::fault::Fault;
 use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
@@ -24,6 +24,12 @@ const GONE_FOR: Duration = Duration::from_secs(6);
 
 /// A pod whose metrics do not show its load gets no more than its share, and nothing while other pods report theirs.
 pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
+    let [traffic, control_claim, counted] = lab.announce([
+        claim("blind-pod/traffic", "A pod whose metrics do not show its load attracts no traffic"),
+        claim("blind-pod/control", "The same requests use every pod while all pods report their load"),
+        claim("blind-pod/counted", "A scrape that finds no load counts as failed"),
+    ]);
+    lab.needs_pods(2)?;
     lab.fresh(&[]).await?;
     let control = at_pod(lab, "pods that all tell").await?;
     let blind = lab.cluster.pods().into_iter().next().context("there is no pod")?;
@@ -32,27 +38,20 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     anyhow::ensure!(reply.status.is_success(), "set the fault: {} {}", reply.status, reply.text());
     tokio::time::sleep(NOTICED).await;
     let seen = at_pod(lab, "one pod tells nothing").await?;
-    lab.check(
-        claim("blind-pod/traffic", "A pod whose metrics do not show its load attracts no traffic").equal(
-            format!("0 of {REQUESTS} at {}", blind.address),
-            format!(
-                "{} of {REQUESTS} at {}",
-                seen.iter().filter(|at| **at == blind.address.to_string()).count(),
-                blind.address
-            ),
+    lab.check(traffic.equal(
+        format!("0 of {REQUESTS} at {}", blind.address),
+        format!(
+            "{} of {REQUESTS} at {}",
+            seen.iter().filter(|at| **at == blind.address.to_string()).count(),
+            blind.address
         ),
-    );
+    ));
     let pods: std::collections::BTreeSet<&String> = control.iter().collect();
     lab.check(
-        claim("blind-pod/control", "The same requests use every pod while all pods report their load")
-            .equal(format!("{} pods", lab.cluster.pods().len()), format!("{} pods", pods.len())),
+        control_claim.equal(format!("{} pods", lab.cluster.pods().len()), format!("{} pods", pods.len())),
     );
     let failed = lab.picker_metric("epp_scrape_failures_total{reason=\"no_load\"}").await?;
-    lab.check(claim("blind-pod/counted", "A scrape that finds no load counts as failed").holds(
-        "more than 0",
-        failed,
-        failed > 0.0,
-    ));
+    lab.check(counted.holds("more than 0", failed, failed > 0.0));
     Ok(())
 }
 
@@ -76,17 +75,17 @@ async fn at_pod(lab: &Lab<'_>, label: &str) -> Result<Vec<String>> {
 /// The picker's files are truncated and rewritten in place while requests come. No request is lost and no prefix
 /// forgotten.
 pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
+    let [answers_claim, prefixes, control] = lab.announce([
+        claim("rewritten/answers", "No request is lost while the picker's files are rewritten in place"),
+        claim("rewritten/prefixes", "The picker still knows after the rewrites what was cached before"),
+        claim("rewritten/control", "The picker follows files that stay empty: there is no pool any more"),
+    ]);
     lab.fresh(&[]).await?;
     let is_over = AtomicBool::new(false);
     let rewriting = async {
-        for fault in EMPTY_FILES.iter().cycle().take(REWRITES * EMPTY_FILES.len()) {
-            lab.cluster.inflict(fault).await?;
-            tokio::time::sleep(EMPTY_FOR).await;
-            lab.cluster.end(fault).await?;
-            tokio::time::sleep(EMPTY_FOR).await;
-        }
+        let rewritten = rewrite(lab).await;
         is_over.store(true, Ordering::Relaxed);
-        anyhow::Ok(())
+        rewritten
     };
     let asking = async {
         let mut answers: Vec<Answer> = Vec::new();
@@ -105,37 +104,38 @@ pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
     let (rewritten, answers) = tokio::join!(rewriting, asking);
     rewritten?;
     lab.check(
-        claim("rewritten/answers", "No request is lost while the picker's files are rewritten in place")
-            .equal(all_answered(answers.len()), answered(&answers))
-            .detail(problems(&answers)),
+        answers_claim.equal(all_answered(answers.len()), answered(&answers)).detail(problems(&answers)),
     );
     let mark = lab.mark();
     let again = lab.send(known("after the rewrites")).await;
     let evidence = lab.collect(&mark, vec![again.side]).await?;
     let decision = evidence.traces[0].decision.as_ref().context("the picker has no record of it")?;
-    lab.check(
-        claim("rewritten/prefixes", "The picker still knows after the rewrites what was cached before")
-            .equal(
-                format!("{} of {} bytes match", decision.total_bytes, decision.total_bytes),
-                format!("{} of {} bytes match", decision.best_match(), decision.total_bytes),
-            ),
-    );
-    lasting_removal(lab).await
+    lab.check(prefixes.equal(
+        format!("{} of {} bytes match", decision.total_bytes, decision.total_bytes),
+        format!("{} of {} bytes match", decision.best_match(), decision.total_bytes),
+    ));
+    lasting_removal(lab, control).await
+}
+
+async fn rewrite(lab: &Lab<'_>) -> Result<()> {
+    for fault in EMPTY_FILES.iter().cycle().take(REWRITES * EMPTY_FILES.len()) {
+        lab.cluster.inflict(fault).await?;
+        tokio::time::sleep(EMPTY_FOR).await;
+        lab.cluster.end(fault).await?;
+        tokio::time::sleep(EMPTY_FOR).await;
+    }
+    Ok(())
 }
 
 /// The control: the picker follows a removal that lasts.
-async fn lasting_removal(lab: &Lab<'_>) -> Result<()> {
+async fn lasting_removal(lab: &Lab<'_>, control: Claim) -> Result<()> {
     for fault in &EMPTY_FILES {
         lab.cluster.inflict(fault).await?;
     }
     tokio::time::sleep(GONE_FOR).await;
     let request = body(&texts::chat(&lab.requests.model(), "Is there still a pool?"));
     let gone = lab.send(Shot::new(Group::Hostile, "files that stay empty", Via::Picker, request)).await;
-    lab.check(
-        claim("rewritten/control", "The picker follows files that stay empty: there is no pool any more")
-            .equal("503".to_owned(), gone.side.status.to_string())
-            .detail(gone.body),
-    );
+    lab.check(control.equal("503".to_owned(), gone.side.status.to_string()).detail(gone.body));
     for fault in &EMPTY_FILES {
         lab.cluster.end(fault).await?;
     }
