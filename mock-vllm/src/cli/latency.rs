@@ -1,14 +1,14 @@
 //! `mock-vllm latency`: prints what the latency flags of `serve` result in, as tables or JSON.
 
 use super::UsageError;
-use super::serve::latency::{ChosenLatency, LatencyArgs};
+use super::serve::latency::LatencyArgs;
 use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::time::Duration;
-use vllm_engine::latency::calibration::{self, FittedPoint, step};
+use vllm_engine::latency::calibration::{self, step};
 use vllm_engine::latency::{LatencyModel, presets};
 
 /// Numbers of new tokens of one prompt. For fewer than a full step's, the rest of a context of 2,400 tokens is cached.
@@ -81,12 +81,11 @@ pub(super) fn run(args: &LatencyCommand) -> Result<String, UsageError> {
     if args.list {
         return Ok(if args.json { pretty(&listed()) } else { list() });
     }
-    let chosen = args.latency.choose(&args.model, args.tensor_parallel_size).map_err(UsageError)?;
-    let latency = &chosen.latency;
+    let latency = &args.latency.choose(&args.model, args.tensor_parallel_size).map_err(UsageError)?;
     let n_blocks = latency.n_kv_blocks(args.gpu_memory_utilization, args.block_size.get());
     let (prefills, decodes) = (prefills(latency), decodes(latency));
     if args.json {
-        return Ok(pretty(&as_json(&chosen, n_blocks, &prefills, &decodes)));
+        return Ok(pretty(&as_json(latency, n_blocks, &prefills, &decodes)));
     }
     let mut out = String::new();
     let _infallible = write!(
@@ -99,9 +98,6 @@ pub(super) fn run(args: &LatencyCommand) -> Result<String, UsageError> {
     );
     let _infallible = writeln!(out, "{}\n", steps(["new prompt tokens", "cached before"], &prefills));
     let _infallible = writeln!(out, "{}", steps(["requests decoding", "tokens of each"], &decodes));
-    if !chosen.points.is_empty() {
-        let _infallible = writeln!(out, "\n{}", measured(&chosen.points));
-    }
     Ok(out)
 }
 
@@ -127,14 +123,6 @@ fn steps([what, context]: [&str; 2], rows: &[Row]) -> Table {
     table([what, context, "step [ms]"], rows)
 }
 
-fn measured(points: &[FittedPoint]) -> Table {
-    let rows = points.iter().map(|point| {
-        let [measured, modelled] = [point.measured, point.modelled].map(|time| tenths(milliseconds(time)));
-        [point.step.clone(), measured, modelled, format!("{:+.1} %", 100.0 * point.miss())]
-    });
-    table(["measured step", "measured [ms]", "modelled [ms]", "miss"], rows)
-}
-
 /// Builds a table of figures, aligned right.
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Table {
     let mut table = Table::new();
@@ -145,7 +133,7 @@ fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]
     table
 }
 
-fn as_json(chosen: &ChosenLatency, n_blocks: u32, prefills: &[Row], decodes: &[Row]) -> Value {
+fn as_json(latency: &LatencyModel, n_blocks: u32, prefills: &[Row], decodes: &[Row]) -> Value {
     let rows = |what: &str, rows: &[Row]| -> Vec<Value> {
         let row = |row: &Row| {
             let number: u32 = row.what.parse().unwrap_or_default();
@@ -153,18 +141,13 @@ fn as_json(chosen: &ChosenLatency, n_blocks: u32, prefills: &[Row], decodes: &[R
         };
         rows.iter().map(row).collect()
     };
-    let point = |point: &FittedPoint| {
-        let (measured, modelled) = (milliseconds(point.measured), milliseconds(point.modelled));
-        json!({"step": point.step, "measured_ms": measured, "modelled_ms": modelled})
-    };
     json!({
-        "before_ms": milliseconds(chosen.latency.c_pre),
-        "after_ms": milliseconds(chosen.latency.c_post),
+        "before_ms": milliseconds(latency.c_pre),
+        "after_ms": milliseconds(latency.c_post),
         "kv_blocks": n_blocks,
         "prefill": rows("new_tokens", prefills),
         "decode": rows("requests", decodes),
-        "points": chosen.points.iter().map(point).collect::<Vec<_>>(),
-        "model": chosen.latency,
+        "model": latency,
     })
 }
 

@@ -95,7 +95,7 @@ impl ServeArgs {
             pod_name,
         } = mock;
         let jitter = latency.jitter;
-        let latency = latency.choose_with_warnings(&model, engine.tensor_parallel_size)?;
+        let latency = latency.choose(&model, engine.tensor_parallel_size)?;
         let lora = lora.settings()?;
         let (kv_events, kv_event_format) = (engine.kv_events()?, engine.kv_event_format(vllm_version));
         let engine_config = EngineConfig {

@@ -91,56 +91,22 @@ fn calibrated(yaml: &str) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn measured_steps_give_the_constants_back() {
-    // Steps of a10-doc; the fit starts from another card.
-    let yaml = "
-base: l40s/qwen2.5-7b
-points:
-  - {prefill: 16, context: 2384, ms: 45.7}
-  - {prefill: 512, context: 1888, ms: 163}
-  - {prefill: 2048, ms: 556}
-  - {prefill: 8192, ms: 2458}
-  - {prefill: 16384, ms: 5669}
-  - {decode: 1, context: 100, ms: 38.4}
-  - {decode: 1, context: 8000, ms: 39.4}
-  - {decode: 16, context: 2400, ms: 46.9}
-  - {decode: 32, context: 2400, ms: 56.5}
-";
+fn constants_of_a_file_replace_those_of_its_base() {
+    let yaml =
+        r#"{"base":"l40s/qwen2.5-7b","gpu":{"gemm_tflops":100,"memory_gib":40},"host":{"before_ms":1}}"#;
     let (code, stdout, stderr) = calibrated(yaml);
     assert_eq!(code, Some(0), "{stderr}");
-    let fitted: Value = serde_json::from_str(&stdout).unwrap();
-    for point in fitted["points"].as_array().unwrap() {
-        let [measured, modelled] = ["measured_ms", "modelled_ms"].map(|key| point[key].as_f64().unwrap());
-        assert!((modelled / measured - 1.0).abs() < 0.02, "{point}");
-    }
-    // Steps that were not measured come out right too.
-    let ms = |key: &str, name: &str, value: u64| {
-        let rows = fitted[key].as_array().unwrap();
-        rows.iter().find(|row| row[name] == value).unwrap()["ms"].as_f64().unwrap()
-    };
-    assert!((ms("prefill", "new_tokens", 4_096) / 1_141.0 - 1.0).abs() < 0.02);
-    assert!((ms("decode", "requests", 8) / 42.4 - 1.0).abs() < 0.02);
-    let gemm_rate = fitted["model"]["gpu"]["gemm_rate"].as_f64().unwrap();
-    assert!((gemm_rate / 52e12 - 1.0).abs() < 0.05, "{gemm_rate}");
-    // Without the points the card is the other one.
+    let given: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(given["model"]["gpu"]["gemm_rate"], 100e12);
+    assert_eq!(given["before_ms"], 1.0);
+    // A file without them leaves the base's.
     let (_, stdout, _) = calibrated("base: l40s/qwen2.5-7b");
     let plain: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(plain["model"]["gpu"]["gemm_rate"], 230e12);
-}
-
-#[test]
-fn given_constants_are_kept_and_others_fitted_around_them() {
-    let yaml = r#"{"gpu":{"gemm_tflops":100,"memory_gib":40},"host":{"before_ms":1,"after_ms":2},
-        "points":[{"decode":1,"context":100,"ms":20}]}"#;
-    let (code, stdout, stderr) = calibrated(yaml);
-    assert_eq!(code, Some(0), "{stderr}");
-    let fitted: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(fitted["model"]["gpu"]["gemm_rate"], 100e12);
-    assert_eq!((&fitted["before_ms"], &fitted["after_ms"]), (&Value::from(1.0), &Value::from(2.0)));
-    let point = fitted["points"][0]["modelled_ms"].as_f64().unwrap();
-    assert!((point / 20.0 - 1.0).abs() < 0.01, "{point}");
-    let blocks = (40.0 * 0.92 - 14.25 - 1.529) * f64::from(1 << 30) / (57_344.0 * 16.0);
-    assert!((fitted["kv_blocks"].as_f64().unwrap() - blocks).abs() <= 1.0);
+    for key in ["after_ms", "prefill"] {
+        assert_eq!(given[key] == plain[key], key == "after_ms", "{key}");
+    }
+    assert_ne!((&given["before_ms"], &given["kv_blocks"]), (&plain["before_ms"], &plain["kv_blocks"]));
 }
 
 #[test]
@@ -155,8 +121,8 @@ fn a_bad_calibration_names_the_key_and_shows_the_schema() {
     check("gpu: {gemm_tflops: -3}", "gpu.gemm_tflops must be a number above 0, got -3");
     check("host: {step_ms: -1}", "host.step_ms must not be negative, got -1");
     check("base: b200/gpt", "base: no such preset: b200/gpt");
-    check("points: [{prefill: 1, decode: 1, ms: 3}]", "point 1: give one of prefill");
-    check("points: [{decode: 1, ms: 0}]", "point 1: ms must be above 0");
+    check("points: [{decode: 1, ms: 3}]", "unknown field `points`");
+    check("points: [{decode: 1, ms: 3}]", "`cargo e2e calibrate` writes such a file from measured steps");
     check("[]", "line 1");
     let (code, _, stderr) = run("serve m --latency-calibration nowhere.yaml");
     assert_eq!(code, Some(2));

@@ -96,7 +96,7 @@ fn errors(calibrated: &Calibrated) -> (f64, f64) {
 /// Returns the model that an engine reads from the file, with an unrelated card as its base.
 fn loaded(file: &str) -> LatencyModel {
     let calibration: Calibration = serde_saphyr::from_str(file).unwrap();
-    calibration.apply(preset("h20/qwen2.5-14b")).unwrap().0
+    calibration.apply(preset("h20/qwen2.5-14b")).unwrap()
 }
 
 #[test]

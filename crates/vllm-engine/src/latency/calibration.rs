@@ -1,8 +1,7 @@
-//! A latency model from a file: constants of the formula, measured step times that the rest is fitted to, or both.
+//! A latency model from a file with constants of the formula.
 
 use super::LatencyModel;
 use super::fit::determined::{Determined, Verdict};
-use super::fit::{self, Knob, Observation, Place};
 use super::presets::{self, PresetError};
 use crate::request::RequestId;
 use crate::step::{Origin, ScheduledRequest, StepPlan};
@@ -39,9 +38,7 @@ YAML or JSON, every key optional:
     reserved_gib: 1.5           # memory beside weights and KV
     before_ms: 60.0             # from arrival to the engine
     after_ms: 9.0               # from the end of a step to the client
-  points:                     # measured steps; rates and host times that are not given above are fitted to them
-    - {prefill: 2048, context: 0, ms: 556}      # new tokens of one prompt, after so many cached ones
-    - {decode: 16, context: 1300, ms: 39.2}     # requests decoding, tokens of each";
+# `cargo e2e calibrate` writes such a file from measured steps.";
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -51,7 +48,6 @@ pub struct Calibration {
     gpu: GpuValues,
     model: ModelValues,
     host: HostValues,
-    points: Vec<Point>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -91,25 +87,6 @@ struct HostValues {
     after_ms: Option<f64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Point {
-    prefill: Option<u32>,
-    decode: Option<u32>,
-    #[serde(default)]
-    context: u32,
-    ms: f64,
-}
-
-/// A measured step, with the time that the calibrated model gives it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FittedPoint {
-    /// Text like `512 new after 0` or `16 x 1300`.
-    pub step: String,
-    pub measured: Duration,
-    pub modelled: Duration,
-}
-
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CalibrationError {
     #[error("base: {0}")]
@@ -118,30 +95,16 @@ pub enum CalibrationError {
     Value { name: &'static str, value: f64 },
     #[error("{name} must not be negative, got {value}")]
     Negative { name: &'static str, value: f64 },
-    #[error("point {number}: {reason}")]
-    Point { number: usize, reason: &'static str },
-}
-
-// === impl FittedPoint ===
-
-impl FittedPoint {
-    /// Returns the relative error of the model.
-    pub fn miss(&self) -> f64 {
-        self.modelled.as_secs_f64() / self.measured.as_secs_f64() - 1.0
-    }
 }
 
 // === impl Calibration ===
 
 impl Calibration {
-    /// Puts the file's values into its base, or else into `fallback`, and fits the remaining constants to the points.
+    /// Puts the file's values into its base, or else into `fallback`.
     ///
     /// # Errors
     /// Names the value that is out of range.
-    pub fn apply(
-        &self,
-        fallback: LatencyModel,
-    ) -> Result<(LatencyModel, Vec<FittedPoint>), CalibrationError> {
+    pub fn apply(&self, fallback: LatencyModel) -> Result<LatencyModel, CalibrationError> {
         let mut latency = match &self.base {
             Some(name) => presets::named(name).map_err(CalibrationError::Base)?,
             None => fallback,
@@ -149,34 +112,7 @@ impl Calibration {
         self.gpu.apply(&mut latency)?;
         self.model.apply(&mut latency)?;
         self.host.apply(&mut latency)?;
-        let observations: Vec<Observation> = self
-            .points
-            .iter()
-            .enumerate()
-            .map(|(point_idx, point)| point.observation(point_idx + 1))
-            .collect::<Result<_, _>>()?;
-        let latency = fit::fit(latency, &self.free_knobs(), &observations);
-        let fitted = self.points.iter().zip(&observations).map(|(point, observation)| FittedPoint {
-            step: point.name(),
-            measured: observation.measured,
-            modelled: observation.modelled(&latency),
-        });
-        let fitted = fitted.collect();
-        Ok((latency, fitted))
-    }
-
-    fn free_knobs(&self) -> Vec<Knob> {
-        let Self { gpu, host, .. } = self;
-        let given = [
-            (Knob::GemmRate, gpu.gemm_tflops),
-            (Knob::AttentionRate, gpu.attention_tflops),
-            (Knob::WeightBandwidth, gpu.weight_gb_per_s),
-            (Knob::KvBandwidth, gpu.kv_gb_per_s),
-            (Knob::PerStep, host.step_ms),
-            (Knob::PerRow, host.row_ms),
-            (Knob::PerPrefill, host.prefill_ms),
-        ];
-        given.into_iter().filter(|(_, value)| value.is_none()).map(|(knob, _)| knob).collect()
+        Ok(latency)
     }
 }
 
@@ -264,33 +200,6 @@ fn set_time(
     *field =
         Duration::try_from_secs_f64(value * unit).map_err(|_| CalibrationError::Negative { name, value })?;
     Ok(())
-}
-
-// === impl Point ===
-
-impl Point {
-    fn observation(&self, number: usize) -> Result<Observation, CalibrationError> {
-        let fail = |reason| CalibrationError::Point { number, reason };
-        let plan = match (self.prefill, self.decode) {
-            (Some(n_new), None) if n_new > 0 => step([(self.context, n_new, true)]),
-            (None, Some(batch)) if batch > 0 => {
-                step(std::iter::repeat_n((self.context, 1, false), batch as usize))
-            }
-            _ => return Err(fail("give one of prefill: new tokens, decode: requests; at least 1")),
-        };
-        let measured = Duration::try_from_secs_f64(self.ms / 1e3).map_err(|_| fail("ms is no time"))?;
-        if measured.is_zero() {
-            return Err(fail("ms must be above 0"));
-        }
-        Ok(Observation { steps: vec![(1.0, plan)], place: Place::Engine, measured })
-    }
-
-    fn name(&self) -> String {
-        match (self.prefill, self.decode) {
-            (Some(n_new), _) => format!("{n_new} new after {}", self.context),
-            (None, batch) => format!("{} x {}", batch.unwrap_or_default(), self.context),
-        }
-    }
 }
 
 /// Writes the file that turns `base` into the fitted model: the fitted constants, with their errors and old values as

@@ -5,11 +5,8 @@ use clap::Args;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use vllm_engine::latency::calibration::{Calibration, FittedPoint};
+use vllm_engine::latency::calibration::Calibration;
 use vllm_engine::latency::{LatencyModel, calibration, presets};
-
-/// Relative error of the calibrated model at a measured step beyond which a warning is given.
-const MAX_MISS: f64 = 0.1;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Latency")]
@@ -21,7 +18,7 @@ pub(in crate::cli) struct LatencyArgs {
     /// GPU of the presets, with the figures of the served MODEL
     #[arg(long, value_name = "NAME", conflicts_with = "latency_preset", value_parser = gpu_name)]
     gpu: Option<String>,
-    /// Constants and measured steps that replace the preset's; `mock-vllm latency --schema` describes the file
+    /// Constants that replace the preset's; `mock-vllm latency --schema` describes the file
     #[arg(long, value_name = "FILE")]
     latency_calibration: Option<PathBuf>,
     /// Constant time to the first token of an idle server, like 50ms, instead of the model's; the KV cache stays the
@@ -39,14 +36,6 @@ pub(in crate::cli) struct LatencyArgs {
     pub(in crate::cli) jitter: f64,
 }
 
-/// Latency model that the flags choose.
-#[derive(Clone, Debug)]
-pub(in crate::cli) struct ChosenLatency {
-    pub(in crate::cli) latency: LatencyModel,
-    /// Measured steps of a calibration, each with the time that the model gives it.
-    pub(in crate::cli) points: Vec<FittedPoint>,
-}
-
 // === impl LatencyArgs ===
 
 impl LatencyArgs {
@@ -54,59 +43,30 @@ impl LatencyArgs {
     ///
     /// # Errors
     /// Names the flag or the file's key that is wrong.
-    pub(in crate::cli) fn choose(&self, model: &str, n_gpus: NonZeroU32) -> Result<ChosenLatency, String> {
+    pub(in crate::cli) fn choose(&self, model: &str, n_gpus: NonZeroU32) -> Result<LatencyModel, String> {
         let base = match &self.gpu {
             Some(gpu) => on_gpu(gpu, model)?,
             None => preset(&self.latency_preset)?,
         };
-        let (latency, points) = match &self.latency_calibration {
+        let latency = match &self.latency_calibration {
             Some(path) => calibrate(path, base)?,
-            None => (base, Vec::new()),
+            None => base,
         };
         let latency = latency
             .tensor_parallel(n_gpus)
             .map_err(|error| format!("--tensor-parallel-size {n_gpus}: {error}"))?;
         let constants = (self.constant_ttft, self.constant_itl, self.constant_prefill_per_token);
-        let latency = match constants {
+        Ok(match constants {
             (None, None, None) => latency,
             (ttft, itl, per_token) => {
                 let itl = itl.unwrap_or_default();
                 latency.with_constants(ttft.unwrap_or(itl), itl, per_token.unwrap_or_default())
             }
-        };
-        Ok(ChosenLatency { latency, points })
-    }
-
-    /// Chooses the latency model, and logs a warning about each measured step that it misses.
-    ///
-    /// # Errors
-    /// Fails like [`LatencyArgs::choose`].
-    pub(in crate::cli) fn choose_with_warnings(
-        &self,
-        model: &str,
-        n_gpus: NonZeroU32,
-    ) -> Result<LatencyModel, String> {
-        let chosen = self.choose(model, n_gpus)?;
-        for miss in chosen.misses() {
-            tracing::warn!("{miss}");
-        }
-        Ok(chosen.latency)
-    }
-}
-
-// === impl ChosenLatency ===
-
-impl ChosenLatency {
-    /// Returns one sentence per measured step that the model misses by far.
-    pub(in crate::cli) fn misses(&self) -> impl Iterator<Item = String> {
-        self.points.iter().filter(|point| point.miss().abs() > MAX_MISS).map(|point| {
-            let FittedPoint { step, measured, modelled } = point;
-            format!("the calibration gives {modelled:.1?} for the step {step}, measured were {measured:.1?}")
         })
     }
 }
 
-fn calibrate(path: &Path, base: LatencyModel) -> Result<(LatencyModel, Vec<FittedPoint>), String> {
+fn calibrate(path: &Path, base: LatencyModel) -> Result<LatencyModel, String> {
     let fail = |reason: String| {
         format!("--latency-calibration {}: {reason}\n{}", path.display(), calibration::SCHEMA)
     };
