@@ -45,7 +45,8 @@ const MUST_NOT_USE: [(&str, &[&str]); 10] = [
     ("scheduling", &["tokio", "kube", "tonic", "axum"]),
     ("prefix-index", &["tokio", "kube", "tonic", "axum"]),
     ("gateway-config", &["tokio", "kube", "tonic", "axum", "nix"]),
-    ("vllm-engine", &["tokio", "kube", "tonic", "axum", "clap"]),
+    // The servers of the main job do not fit anything.
+    ("vllm-engine", &["tokio", "kube", "tonic", "axum", "clap", "nalgebra", "levenberg-marquardt"]),
     ("vllm-text", &["tokio", "kube", "tonic", "axum", "clap"]),
     ("sim", &["tokio", "kube", "tonic", "axum", "clap"]),
 ];

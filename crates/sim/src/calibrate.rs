@@ -1,15 +1,17 @@
 //! Fits the latency model's constants to times measured on a real GPU, step by step or request by request.
 //! The model has no time for which a request waits while others are served, so callers must leave such requests out.
 
+use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use vllm_engine::latency::LatencyModel;
-use vllm_engine::latency::calibration::{file, step};
-use vllm_engine::latency::fit::determined::{Constant, Determined, TooFew, Verdict, fit_determined};
-use vllm_engine::latency::fit::{Knob, Observation, Place};
+use vllm_engine::latency::calibration::step;
 use vllm_engine::latency::presets::{self, PresetError};
 use vllm_engine::step::StepPlan;
+
+use crate::fit::determined::{Constant, Determined, TooFew, Verdict, fit_determined};
+use crate::fit::{Knob, Observation, Place};
 
 /// The preset from which a fit starts.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,6 +227,30 @@ pub fn calibrate(start: &Start, options: &Options, samples: &[Sample]) -> Result
 /// Returns the names of all constants that can be fitted.
 pub fn constant_names() -> [&'static str; 8] {
     Knob::ALL.map(Knob::name)
+}
+
+/// Writes the file that turns `base` into the fitted model: the fitted constants, with their errors and old values as
+/// comments.
+fn file(base: &str, determined: &Determined) -> String {
+    let mut text = format!("base: {base}\n");
+    let mut last_section = "";
+    for constant in &determined.constants {
+        let Verdict::Fitted { error } = constant.verdict else { continue };
+        let (section, key) = constant.knob.name().split_once('.').unwrap_or_default();
+        if section != last_section {
+            let _infallible = writeln!(text, "{section}:");
+            last_section = section;
+        }
+        let (after, before) = (significant(constant.after), significant(constant.before));
+        let error = 100.0 * error;
+        let _infallible = writeln!(text, "  {key}: {after}  # ± {error:.1} %; {base} has {before}");
+    }
+    text
+}
+
+/// Rounds to six digits, more than anyone can measure.
+fn significant(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 fn knob(name: &str) -> Result<Knob, CalibrateError> {

@@ -16,3 +16,4 @@ pub mod pod;
 pub mod model;
 
 pub mod calibrate;
+pub mod fit;

@@ -6,7 +6,6 @@
 //! ```
 
 pub mod calibration;
-pub mod fit;
 pub mod parallel;
 pub mod presets;
 

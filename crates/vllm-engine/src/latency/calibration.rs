@@ -1,12 +1,10 @@
 //! A latency model from a file with constants of the formula.
 
 use super::LatencyModel;
-use super::fit::determined::{Determined, Verdict};
 use super::presets::{self, PresetError};
 use crate::request::RequestId;
 use crate::step::{Origin, ScheduledRequest, StepPlan};
 use serde::Deserialize;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Shape of the file, for `--help` and errors.
@@ -200,30 +198,6 @@ fn set_time(
     *field =
         Duration::try_from_secs_f64(value * unit).map_err(|_| CalibrationError::Negative { name, value })?;
     Ok(())
-}
-
-/// Writes the file that turns `base` into the fitted model: the fitted constants, with their errors and old values as
-/// comments.
-pub fn file(base: &str, determined: &Determined) -> String {
-    let mut text = format!("base: {base}\n");
-    let mut last_section = "";
-    for constant in &determined.constants {
-        let Verdict::Fitted { error } = constant.verdict else { continue };
-        let (section, key) = constant.knob.name().split_once('.').unwrap_or_default();
-        if section != last_section {
-            let _infallible = writeln!(text, "{section}:");
-            last_section = section;
-        }
-        let (after, before) = (significant(constant.after), significant(constant.before));
-        let error = 100.0 * error;
-        let _infallible = writeln!(text, "  {key}: {after}  # ± {error:.1} %; {base} has {before}");
-    }
-    text
-}
-
-/// Rounds to six digits, more than anyone can measure.
-fn significant(value: f64) -> f64 {
-    format!("{value:.5e}").parse().unwrap_or(value)
 }
 
 /// Makes a step of requests, each given as computed tokens, new tokens, and whether the new tokens are of the prompt.

@@ -3,12 +3,12 @@
 
 pub mod determined;
 
-use super::LatencyModel;
-use crate::step::StepPlan;
 use levenberg_marquardt::{LeastSquaresProblem, LevenbergMarquardt};
 use nalgebra::storage::Owned;
 use nalgebra::{DMatrix, DVector, Dyn};
 use std::time::Duration;
+use vllm_engine::latency::LatencyModel;
+use vllm_engine::step::StepPlan;
 
 /// Relative error of a measured step.
 const MEASURED_SIGMA: f64 = 0.02;

@@ -1,8 +1,8 @@
 //! Fits only what the measurements determine: each constant is either fitted, with its error, or kept, with the reason.
 
 use super::{Knob, Observation, Problem, fit};
-use crate::latency::LatencyModel;
 use nalgebra::{DMatrix, DVector};
+use vllm_engine::latency::LatencyModel;
 
 /// Smallest relative change (about) of a measured time, if a constant is doubled, for which the constant counts as
 /// used.
