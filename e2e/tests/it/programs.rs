@@ -75,6 +75,24 @@ async fn under_cargo_they_are_built_first_with_the_same_profile() {
     assert!(error.contains("cargo could not build"), "{error}");
 }
 
+/// Cargo gives this test the same variables as the driver under `cargo run`.
+#[tokio::test]
+async fn a_build_sees_nothing_that_would_compile_ring_again() {
+    let (dir, release, mut options) = checkout("1.40.0");
+    let seen = dir.path().join("seen");
+    options.cargo = Some(script(dir.path(), "cargo", &format!("env > '{}'", seen.display())));
+    resolve(&release, &options).await.unwrap();
+    let seen = read(&seen);
+    assert!(seen.lines().any(|line| line.starts_with("PATH=")), "{seen}");
+    for name in ["OUT_DIR", "CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION_MAJOR"] {
+        assert!(
+            std::env::var_os(name).is_some(),
+            "{name} is not set here, so its absence there shows nothing"
+        );
+        assert!(!seen.lines().any(|line| line.starts_with(&format!("{name}="))), "{name} is passed on");
+    }
+}
+
 #[tokio::test]
 async fn an_envoy_that_is_too_old_is_refused() {
     let (_dir, release, options) = checkout("1.37.5");

@@ -12,7 +12,7 @@ use crate::envoy_install;
 
 /// Variables that `cargo run` sets for the program it runs. Some build scripts (ring's) declare that they depend on
 /// them, so a build with these in its environment would compile again what the user's build has just compiled.
-const OF_THE_RUN: [&str; 16] = [
+const OF_THE_RUN: [&str; 17] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_MANIFEST_LINKS",
     "CARGO_MANIFEST_PATH",
@@ -29,6 +29,7 @@ const OF_THE_RUN: [&str; 16] = [
     "CARGO_PKG_VERSION_MINOR",
     "CARGO_PKG_VERSION_PATCH",
     "CARGO_PKG_VERSION_PRE",
+    "OUT_DIR",
 ];
 
 /// Places to look for programs; clap reads the environment variables.
