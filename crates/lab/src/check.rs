@@ -158,6 +158,12 @@ pub struct Claim {
     title: String,
 }
 
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.id)
+    }
+}
+
 impl Claim {
     /// Passes if both values are equal; reports show them by their `Display`.
     pub fn equal<T: PartialEq + fmt::Display>(self, expected: T, seen: T) -> Check {

@@ -57,7 +57,8 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
 async fn part(lab: &Lab<'_>, group: Group, name: &str, work: impl AsyncFnOnce(&Lab<'_>) -> Result<()>) {
     let lab = &lab.part(group, name);
     let stopwatch = Stopwatch::start();
-    if let Err(error) = work(lab).await {
+    let done = work(lab).await.and_then(|()| lab.all_made());
+    if let Err(error) = done {
         let title = format!("The scenario `{name}` runs to its end");
         let runs = Check::of(group, format!("{}/runs", name.replace(' ', "-")), title);
         match error.downcast_ref::<Unavailable>() {

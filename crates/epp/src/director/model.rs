@@ -2,7 +2,7 @@
 
 use inference_api::object::ObjectKey;
 use inference_api::pool::{Criticality, TargetModel};
-use pool_index::snapshot::Pool;
+use pool_index::snapshot::{Model, Pool};
 use rand::{Rng, RngExt};
 
 use crate::candidates::{Roll, Roster};
@@ -44,6 +44,17 @@ pub(super) struct Choice {
     pub(super) criticality: Option<Criticality>,
 }
 
+/// The InferenceModel of `model`; `None` in a pool without any InferenceModel, which takes every model.
+///
+/// # Errors
+/// If the pool has InferenceModels and none is named `model`.
+pub(super) fn find<'a>(pool: &'a Pool, model: &str) -> Result<Option<&'a Model>, Refusal> {
+    if pool.models.is_empty() {
+        return Ok(None);
+    }
+    pool.models.get(model).map(Some).ok_or_else(|| Refusal::ModelNotFound { model: model.to_owned() })
+}
+
 /// The InferenceModel's target, drawn by weight. A pool without any InferenceModel takes every model under its own
 /// name, because pools of v1 have none.
 ///
@@ -53,11 +64,8 @@ pub(super) struct Choice {
 /// # Errors
 /// If the pool has InferenceModels and none is named `model`.
 pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<Choice, Refusal> {
-    if pool.models.is_empty() {
+    let Some(found) = find(pool, model)? else {
         return Ok(Choice { target_model: Some(model.to_owned()), criticality: None });
-    }
-    let Some(found) = pool.models.get(model) else {
-        return Err(Refusal::ModelNotFound { model: model.to_owned() });
     };
     let target_model = draw(&found.targets, rng).unwrap_or(model).to_owned();
     Ok(Choice { target_model: Some(target_model), criticality: Some(found.criticality) })

@@ -8,8 +8,7 @@ use scheduling::candidate::AdapterState;
 
 use super::{Director, model};
 use crate::candidates::{Member, Roll};
-use ext_proc::body::{Api, RequestBody};
-use ext_proc::compat::Compat;
+use ext_proc::body::Api;
 use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 
 /// An engine that provides the token ids of a request.
@@ -67,27 +66,19 @@ impl Director {
         let pool = request.pool.as_ref().or(self.options.pool.as_ref());
         let roll = model::choose_pool(&roster, pool, model).ok()?;
         let roll = Some(roll).filter(|roll| roll.pool.goes_by_events())?;
-        if !is_served(roll, body, self.options.compat) {
-            return None;
-        }
+        self.options.compat.check(body, !roll.pool.models.is_empty()).ok()?;
+        let found = match model {
+            Some(model) => model::find(&roll.pool, model).ok()?,
+            None => None,
+        };
         let members = roll.members.iter().filter(|member| member.endpoint.is_reachable());
         let member = members.min_by_key(|member| member.endpoint.in_flight())?;
         // The ids are the same for all targets.
-        let target = model.and_then(|model| roll.pool.models.get(model)?.targets.first());
+        let target = found.and_then(|found| found.targets.first());
         Some(TokenSource {
             member: Arc::clone(member),
             api: body.api,
             target_model: target.map(|target| target.name.clone()),
         })
     }
-}
-
-/// Returns true if the pool accepts a request with this body, and has its model.
-fn is_served(roll: &Roll, body: &RequestBody, compat: Compat) -> bool {
-    let models = &roll.pool.models;
-    let has_model = match &body.model {
-        Ok(model) => models.is_empty() || models.contains_key(&model.name),
-        Err(_) => true,
-    };
-    has_model && compat.check(body, !models.is_empty()).is_ok()
 }

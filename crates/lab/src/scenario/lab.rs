@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use load::chat::ChatStream;
@@ -171,6 +171,17 @@ impl<'a> Lab<'a> {
         let claims = if announced.is_empty() { vec![whole] } else { announced };
         for claim in claims {
             self.check(claim.skipped(unavailable));
+        }
+    }
+
+    /// Says if every announced check was made.
+    ///
+    /// # Errors
+    /// When one was not; the error names it.
+    pub(super) fn all_made(&self) -> Result<()> {
+        match self.announced().first() {
+            Some(claim) => bail!("the announced check {claim} was not made"),
+            None => Ok(()),
         }
     }
 

@@ -28,7 +28,7 @@ impl Pair<'_> {
         };
         let n_requests = as_f64(simulated.summary.n_finished);
         let n_sessions = as_f64(simulated.sessions);
-        vec![
+        let mut lines = vec![
             both("requests", |figures| as_f64(figures.summary.n_finished)),
             both("sessions", |figures| as_f64(figures.sessions)),
             both("input tokens", |figures| tokens(figures.input_tokens)),
@@ -47,26 +47,29 @@ impl Pair<'_> {
                 exactly(n_requests),
                 vec![as_f64(n_alike(&simulated.picks, &picked.picks))],
             ),
-            later("8081: cold TTFT, later by [s]", (simulated, picked), Timed::is_cold, *time_scale),
-            later("8081: warm TTFT, later by [s]", (simulated, picked), |one| !one.is_cold(), *time_scale),
-        ]
+        ];
+        let pair = (simulated, picked);
+        lines.extend(later("8081: cold TTFT, later by [s]", pair, Timed::is_cold, *time_scale));
+        lines.extend(later("8081: warm TTFT, later by [s]", pair, |one| !one.is_cold(), *time_scale));
+        lines
     }
 }
 
 /// Returns the line about the requests of one kind: the median of the seconds by which their first tokens came later
-/// than simulated. A machine that stops for a moment delays a few requests, and leaves the median where it is.
+/// than simulated; `None` if the simulated run has no such request. A machine that stops for a moment delays a few requests, and leaves the median where it is.
 fn later(
     name: &'static str,
     (simulated, real): (&Figures, &Figures),
     is_of_kind: fn(&Timed) -> bool,
     time_scale: f64,
-) -> Line {
+) -> Option<Line> {
     let pairs = simulated.requests.iter().zip(&real.requests).filter(|(simulated, _)| is_of_kind(simulated));
     let (ttfts, later): (Vec<f64>, Vec<f64>) =
         pairs.map(|(simulated, real)| (simulated.ttft, real.ttft - simulated.ttft)).unzip();
     let share = SHARE * mean(&ttfts).unwrap_or(0.0);
     let band = (-share, share + MACHINE * time_scale);
-    Line::each(name, None, band, median(&later).into_iter().collect())
+    let is_there = simulated.requests.iter().any(is_of_kind);
+    is_there.then(|| Line::each(name, None, band, median(&later).into_iter().collect()))
 }
 
 /// Returns the number of requests whose pods have the same number, if pods are numbered by first use.
@@ -89,7 +92,7 @@ mod tests {
     use sim::model::ServedModel;
 
     use super::{Pair, n_alike};
-    use crate::step5::judge::{Figures, Timed};
+    use crate::step5::judge::{Figures, Line, Timed};
     use crate::step5::side::{PolicyName, Side};
     use crate::step5::{SHORT, entries};
 
@@ -131,6 +134,22 @@ mod tests {
         assert_eq!(slow_start, ["8081: warm TTFT, later by [s]"]);
         let fast = delayed(|_, request| request.ttft *= 0.98);
         assert_eq!(fast, ["8081: cold TTFT, later by [s]", "8081: warm TTFT, later by [s]"]);
+    }
+
+    #[test]
+    fn prompts_without_a_warm_request_are_judged_by_the_cold_ones() {
+        let mut picked = run(PolicyName::Prefix, 1);
+        picked.requests.iter_mut().for_each(|request| request.cached_tokens = 0);
+        let lines = Pair {
+            simulated: &[picked.clone(), picked.clone()],
+            real: &[picked.clone(), picked],
+            time_scale: 1.0,
+        }
+        .lines();
+        let names: Vec<&str> =
+            lines.iter().map(|line| line.name).filter(|name| name.contains("TTFT")).collect();
+        assert_eq!(names, ["8081: cold TTFT, later by [s]"]);
+        assert!(lines.iter().all(Line::holds));
     }
 
     #[test]
