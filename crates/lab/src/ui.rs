@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use load::output::talk;
+use load::output::{self, talk};
 use owo_colors::{OwoColorize as _, Stream};
 
 use crate::check::{Check, Verdict};
@@ -40,7 +40,7 @@ pub struct Ui {
 impl Ui {
     pub fn new(verbose: bool) -> Self {
         let spinner = std::io::stderr().is_terminal().then(|| {
-            let spinner = ProgressBar::new_spinner();
+            let spinner = output::spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}") {
                 spinner.set_style(style);
             }
@@ -63,10 +63,7 @@ impl Ui {
 
     /// Shows a line that stays.
     pub fn note(&self, text: &str) {
-        match &self.spinner {
-            Some(spinner) => spinner.println(text),
-            None => talk(text),
-        }
+        talk(text);
     }
 
     pub fn check(&self, check: &Check) {

@@ -1,8 +1,13 @@
-//! The driver's two streams: results go to standard output, messages to standard error.
+//! The driver's two streams: results go to standard output; messages, and a line that shows progress, to standard error.
 
 use std::io::Write as _;
+use std::sync::LazyLock;
 
+use indicatif::{MultiProgress, ProgressBar};
 use owo_colors::{OwoColorize as _, Stream};
+
+/// The last line of the terminal, one for the process like standard error. It is hidden while a message is written.
+static PROGRESS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Writes results to standard output. It is not an error if the reader has gone.
 pub fn print(text: &str) {
@@ -16,8 +21,17 @@ pub fn complain(text: &str) {
     talk(&format!("{mark} {text}"));
 }
 
-/// Writes a message to standard error.
-#[expect(clippy::print_stderr, reason = "the one place where the driver talks")]
+/// Writes a message to standard error, above the progress.
 pub fn talk(text: &str) {
-    eprintln!("{text}");
+    write(format!("{text}\n").as_bytes());
+}
+
+/// Writes whole lines to standard error, above the progress. It is not an error if the reader has gone.
+pub fn write(lines: &[u8]) {
+    let _ = PROGRESS.suspend(|| std::io::stderr().lock().write_all(lines));
+}
+
+/// Returns a spinner for the last line of the terminal. It is hidden if standard error is not a terminal.
+pub fn spinner() -> ProgressBar {
+    PROGRESS.add(ProgressBar::new_spinner())
 }

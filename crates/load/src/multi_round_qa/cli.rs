@@ -1,6 +1,6 @@
 //! Command line of the tool: the original's flags, and a few of ours.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -227,24 +227,13 @@ struct Console {
 
 impl Console {
     fn new(talks: bool) -> Self {
-        let bar =
-            if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        Self { bar, talks }
-    }
-
-    fn say(&self, text: &str) {
-        if self.bar.is_hidden() {
-            // Ignore the error: standard error may be closed.
-            let _ = writeln!(std::io::stderr(), "{text}");
-        } else {
-            self.bar.println(text);
-        }
+        Self { bar: output::spinner(), talks }
     }
 }
 
 impl Listener for Console {
     fn summary(&self, summary: &Summary) {
-        self.say(summary.text(Colours::Plain).trim_end());
+        output::talk(summary.text(Colours::Plain).trim_end());
     }
 
     fn progress(&self, elapsed: Duration, (sent, answered, failed): (usize, usize, usize)) {
@@ -252,12 +241,12 @@ impl Listener for Console {
         self.bar.set_message(line.clone());
         self.bar.tick();
         if self.talks && self.bar.is_hidden() {
-            self.say(&line);
+            output::talk(&line);
         }
     }
 
     fn failure(&self, user_id: u32, error: &str) {
-        self.say(&format!("user {user_id}, {error}"));
+        output::talk(&format!("user {user_id}, {error}"));
     }
 }
 
