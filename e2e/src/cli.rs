@@ -28,6 +28,10 @@ Examples:
   e2e calibrate steps.csv      fit the latency model's constants to times of a real GPU
   e2e soak --seconds 180       check that no request is lost while pods die and pickers are replaced
 
+Environment:
+  RUST_LOG     log on standard error what is started, sent and inflicted: `debug`, or levels by crate as in
+               `warn,lab=debug,load=trace` (lab, load, studies) [default: nothing]
+
 Exit codes:
   0    every check passed
   1    a check failed (the report shows its expected and its seen value)
@@ -153,7 +157,7 @@ mod tests {
     #[test]
     fn help_teaches_examples_and_exit_codes() {
         let help = Cli::command().render_long_help().to_string();
-        for part in ["e2e up", "Exit codes", "130", "--time-scale"] {
+        for part in ["e2e up", "Exit codes", "130", "RUST_LOG", "--time-scale"] {
             assert!(help.contains(part), "{part}");
         }
         assert!(!help.contains("guard") && !help.contains("--xdg"), "internals stay hidden");

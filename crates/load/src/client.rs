@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use tracing::debug;
 
 use crate::chat::{ChatStream, read_chat};
 use crate::clock::Stopwatch;
@@ -101,7 +103,7 @@ impl Client {
         let request = request.body(Full::new(body))?;
         let exchange = async {
             let stopwatch = Stopwatch::start();
-            let response = self.http.request(request).await?;
+            let response = self.request(request).await?;
             let status = response.status();
             let mut body = response.into_body();
             let mut text = Vec::new();
@@ -123,9 +125,20 @@ impl Client {
         tokio::time::timeout(self.timeout, self.exchange(request)).await.context("wait for the answer")?
     }
 
+    async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+        let (method, url) = (request.method().clone(), request.uri().clone());
+        debug!(%method, %url, "Sending a request");
+        let response = self.http.request(request).await.map_err(anyhow::Error::from);
+        match &response {
+            Ok(response) => debug!(%method, %url, status = response.status().as_u16(), "An answer has begun"),
+            Err(error) => debug!(%method, %url, error = format!("{error:#}"), "A request has failed"),
+        }
+        response
+    }
+
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Reply> {
         let stopwatch = Stopwatch::start();
-        let response = self.http.request(request).await?;
+        let response = self.request(request).await?;
         let (head, mut body) = response.into_parts();
         let is_stream = head
             .headers

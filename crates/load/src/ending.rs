@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::output;
+use crate::{log, output};
 
 /// Exit code for wrong usage and for programs that cannot be started; clap uses the same.
 const EXIT_ENVIRONMENT: u8 = 2;
@@ -25,18 +25,18 @@ impl From<End> for ExitCode {
     }
 }
 
-/// Runs a command to its end and returns its exit code.
+/// Runs a command to its end, with the log that the user asks for, and returns its exit code.
 pub fn block_on(command: impl Future<Output = anyhow::Result<End>>) -> ExitCode {
-    let end = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(command));
-    match end {
+    match run(command) {
         Ok(end) => end.into(),
         Err(error) => {
             output::complain(&format!("{error:#}"));
             ExitCode::from(EXIT_ENVIRONMENT)
         }
     }
+}
+
+fn run(command: impl Future<Output = anyhow::Result<End>>) -> anyhow::Result<End> {
+    log::init()?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
 }

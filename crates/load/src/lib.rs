@@ -17,6 +17,8 @@ pub mod ending;
 
 pub mod interrupt;
 
+pub mod log;
+
 pub mod output;
 
 pub mod table;

@@ -13,6 +13,7 @@ use crate::sweep::{self, SweepArgs};
 
 /// Studies in virtual time. `e2e` starts this program for the commands of the same names.
 #[derive(Debug, Parser)]
+#[command(after_help = "RUST_LOG=debug logs on standard error what is run, started and sent.")]
 #[command(name = "studies", bin_name = "e2e", version = env!("PROGRAM_VERSION"))]
 struct Cli {
     #[command(subcommand)]

@@ -5,6 +5,7 @@ mod cluster;
 mod compare_page;
 mod guard;
 mod interrupts;
+mod log;
 mod probes;
 mod programs;
 mod report_page;

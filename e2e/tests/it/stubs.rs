@@ -71,6 +71,7 @@ impl Lab {
         driver.args(flags.split_whitespace());
         driver.arg("--manifests").arg(dir.join("manifests")).arg("--bin-dir").arg(dir.join("bin"));
         driver.env("ENVOY_BIN", &self.programs.envoy).env("WARMPATH_STATE_DIR", dir.join("state"));
+        driver.env_remove("RUST_LOG");
         driver.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         driver
     }

@@ -10,6 +10,7 @@ use gateway_config::render::{Rendered, XdsFile};
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;
+use tracing::debug;
 
 use crate::cluster::process::Program;
 
@@ -58,6 +59,7 @@ impl EnvoyFiles {
             .args(["--mode", "validate", "--use-dynamic-base-id", "--log-level", "error", "-c"])
             .arg(&path);
         command.stdin(Stdio::null()).kill_on_drop(true);
+        debug!(command = ?command.as_std(), "Validating Envoy's configuration");
         let output = timeout(VALIDATION, command.output())
             .await
             .context("Envoy took too long to validate its configuration")?

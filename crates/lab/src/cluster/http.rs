@@ -11,6 +11,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use tracing::trace;
 
 /// Wait between two tries. A pod is ready within 150 ms.
 pub(super) const RETRY: Duration = Duration::from_millis(20);
@@ -30,6 +31,7 @@ pub(super) async fn answer(
     path: &str,
     headers: &[(HeaderName, HeaderValue)],
 ) -> Result<(u16, String)> {
+    trace!(%address, path, "Getting a page");
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let mut request =

@@ -14,6 +14,7 @@ use inference_api::probe::{self, Action, HttpGet, Scheme};
 use inference_api::workload::Container;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+use tracing::{debug, trace};
 
 use crate::cluster::http::{self as pages, RETRY};
 
@@ -182,9 +183,11 @@ impl Probe {
     async fn until_passed(&self, address: SocketAddr) {
         let mut tally = Tally { passes: false, n_against: 0 };
         loop {
-            let passed = self.ask(address).await.is_ok();
+            let answer = self.ask(address).await;
+            let passed = answer.is_ok();
             if tally.take(passed, self) {
-                return;
+                let (Ok(said) | Err(said)) = answer;
+                return debug!(%address, probe = self.name, said, "A pod passes its probe");
             }
             sleep(if passed { self.period } else { RETRY }).await;
         }
@@ -198,6 +201,7 @@ impl Probe {
             let answer = self.ask(address).await;
             if tally.take(answer.is_ok(), self) {
                 let (Ok(said) | Err(said)) = answer;
+                debug!(%address, probe = self.name, said, passes = !passes, "A probe of a pod has changed");
                 return format!("{} of its {}: {said}", self.ask.describe(), self.name);
             }
         }
@@ -215,10 +219,12 @@ impl Probe {
                 },
             }
         };
-        match timeout(self.timeout, answer).await {
+        let answer = match timeout(self.timeout, answer).await {
             Ok(answer) => answer.map_err(|error| format!("{error:#}")),
             Err(_) => Err(format!("no answer within {:?}", self.timeout)),
-        }
+        };
+        trace!(%address, probe = self.name, ?answer, "Probed a pod");
+        answer
     }
 }
 

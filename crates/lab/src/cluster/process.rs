@@ -7,6 +7,7 @@ use std::process::{ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result};
 use tokio::process::{Child, Command};
+use tracing::info;
 
 use crate::guard;
 
@@ -29,7 +30,10 @@ pub(super) struct Process {
 /// Resolves when the child has ended.
 #[derive(Debug)]
 pub(super) struct Exit {
+    program: PathBuf,
     guard: Child,
+    /// Process id of the guard.
+    pid: Option<u32>,
 }
 
 impl Process {
@@ -52,8 +56,10 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {} for {}", guard.display(), path.display()))?;
+        let pid = guard.id();
+        info!(program = %path.display(), args = args.join(" "), guard = pid, "Started a process");
         let control = guard.stdin.take().context("the guard has no stdin")?.into_owned_fd()?;
-        Ok((Self { control: File::from(control) }, Exit { guard }))
+        Ok((Self { control: File::from(control) }, Exit { program: path.clone(), guard, pid }))
     }
 
     /// Ends the child like `kill -9`.
@@ -84,6 +90,8 @@ impl Process {
 
 impl Exit {
     pub(super) async fn wait(mut self) -> std::io::Result<ExitStatus> {
-        self.guard.wait().await
+        let status = self.guard.wait().await?;
+        info!(program = %self.program.display(), guard = self.pid, %status, "A process has ended");
+        Ok(status)
     }
 }

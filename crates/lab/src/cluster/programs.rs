@@ -6,6 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
+use tracing::info;
 
 use crate::cluster::{Event, Progress};
 use crate::envoy_install;
@@ -136,6 +137,7 @@ async fn build(
     if let Some(target_dir) = beside.parent() {
         command.arg("--target-dir").arg(target_dir);
     }
+    info!(command = ?command.as_std(), "Running cargo");
     // Cargo writes its progress to the terminal; stdout is for data.
     let status = command
         .stdin(Stdio::null())

@@ -19,6 +19,7 @@ use nix::unistd::{Pid, setsid};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
+use tracing::info;
 
 use crate::cluster::envoy::write_whole;
 use crate::cluster::programs::Programs;
@@ -94,6 +95,7 @@ pub async fn up(
         .stderr(log)
         .spawn()
         .with_context(|| format!("start {}", programs.guard.display()))?;
+    info!(program = %programs.guard.display(), pid = supervisor.id(), "Started the supervisor, which logs to its own file");
     let mut n_events = 0;
     loop {
         let ended = supervisor.try_wait()?;

@@ -14,6 +14,7 @@ use load::chat::ChatStream;
 use load::client::{Client, Reply};
 use load::clock::Stopwatch;
 use load::stats::millis;
+use tracing::{debug, info};
 
 use crate::check::{Check, Claim, Group};
 use crate::cluster::fault::Unavailable;
@@ -155,6 +156,7 @@ impl<'a> Lab<'a> {
     /// Records a check and shows it.
     pub fn check(&self, check: Check) {
         self.announced().retain(|claim| !claim.is_of(&check));
+        debug!(id = check.id, verdict = ?check.verdict, expected = check.expected, seen = check.seen, "Made a check");
         self.ui.check(&check);
         self.journal.check(check);
     }
@@ -203,6 +205,7 @@ impl<'a> Lab<'a> {
 
     /// Returns the tools for another section of the report, and shows to the user that it begins.
     pub fn section(&self, group: Group, section: &str) -> Self {
+        info!(%group, section, "Beginning a section");
         self.ui.step(&format!("{group}: {section}"));
         Self { section: section.to_owned(), ..self.clone() }
     }

@@ -33,6 +33,8 @@ in flight. Sessions that exist at the start begin in the middle of their convers
 drift by up to a tick of 0.1 s, a failed request ends its session, and retries are part of the time to first token;
 --strict changes these three.
 
+RUST_LOG=debug logs each request on standard error.
+
 Exit codes: 0 when every request was answered, 1 when some failed, 2 for wrong usage, 130 when interrupted.";
 
 /// Loads an OpenAI endpoint with conversations of many rounds, as vLLM production-stack's multi-round-qa.py does.

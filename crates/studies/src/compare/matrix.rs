@@ -12,6 +12,7 @@ use serde::Serialize;
 use sim::router::Policy;
 use sim::world::{Outcome, World};
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
+use tracing::debug;
 
 use crate::compare::shapes::Shape;
 use crate::compare::traces::Traced;
@@ -201,6 +202,13 @@ impl Plan<'_> {
         let Job { source_idx, load_idx, policy_idx, seed } = *job;
         let (name, policy) = POLICIES[policy_idx];
         let source = self.sources[source_idx];
+        debug!(
+            workload = source.name(),
+            load = self.loads[load_idx],
+            policy = name,
+            seed,
+            "Running a policy"
+        );
         let (outcomes, gaps) = source.run(policy(), self.loads[load_idx], u64::from(seed))?;
         let is_shown = seed == 1 && load_idx == self.detailed_load();
         let detail = is_shown.then(|| Detail::of(name, &outcomes));

@@ -13,6 +13,7 @@ use sim::model::ServedModel;
 use sim::pod::PodConfig;
 use sim::router::Policy;
 use sim::world::{Fleet, World};
+use tracing::debug;
 
 use crate::step5::COMMAND;
 use crate::step5::judge::{Figures, Timed};
@@ -123,6 +124,7 @@ impl Side {
     /// # Errors
     /// When the data do not fit the command, or the pods cannot serve it.
     pub fn run(&self, entries: &[Entry], model: &ServedModel) -> Result<Figures> {
+        debug!(policy = ?self.policy, n_pods = self.n_pods, seed = self.seed, "Running a side in virtual time");
         // Routing by prefix must not depend on a user's id.
         let mut tool = Tool::new(self.command, entries, model, UserIds::Stripped);
         let world = World::try_new(self.fleet()?);

@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tracing::debug;
 
 use crate::scenario::lab::CHAT;
 
@@ -30,6 +31,7 @@ pub(super) async fn post_in_frames(
     body: &Bytes,
     frame_bytes: usize,
 ) -> Result<StatusCode> {
+    debug!(%address, n_bytes = body.len(), frame_bytes, "Sending a request in frames");
     let exchange = async {
         let stream = TcpStream::connect(address).await?;
         let (mut sender, connection) =
@@ -67,6 +69,7 @@ impl Upload {
     pub(super) async fn begin(address: SocketAddr, body: &Bytes, n_kept: usize) -> Result<Self> {
         let mut stream = TcpStream::connect(address).await?;
         let n_bytes = body.len();
+        debug!(%address, n_bytes, n_kept, "Beginning an upload");
         let head = format!(
             "POST {CHAT} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
              content-length: {n_bytes}\r\nconnection: close\r\n\r\n"
