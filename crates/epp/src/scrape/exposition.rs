@@ -77,27 +77,37 @@ pub fn filter(runtime: ModelServerRuntime) -> String {
 pub fn parse(body: &[u8], runtime: ModelServerRuntime) -> Result<Sample, NoLoad> {
     let (prefix, rows) = names(runtime);
     let mut seen = Seen::default();
-    for line in body.split(|&byte| byte == b'\n') {
+    for line in lines(body) {
         if line.starts_with(STARTED.as_bytes())
-            && let Some(line) = PageLine::new(line)
-            && line.name == STARTED
+            && let Some(line) = PageLine::new(line, STARTED)
         {
             seen.started = line.value;
         }
         if !line.starts_with(prefix) {
             continue;
         }
-        let Some(line) = PageLine::new(line) else { continue };
-        let is_row = |(name, label, _): &&Row| {
-            line.name == *name && label.is_none_or(|(key, value)| line.label(key) == Some(value))
-        };
-        if let Some((_, _, gauge)) = rows.iter().find(is_row) {
+        let row = rows.iter().find_map(|(name, label, gauge)| {
+            let line = PageLine::new(line, name)?;
+            let is_row = label.is_none_or(|(key, value)| line.label(key) == Some(value));
+            is_row.then_some((gauge, line))
+        });
+        if let Some((gauge, line)) = row {
             seen.note(*gauge, &line);
         }
     }
     seen.sample().map_err(|absent| {
         let name = |gauge| rows.iter().find(|(_, _, of)| *of == gauge).map(|(name, _, _)| *name);
         NoLoad(absent.into_iter().filter_map(name).collect())
+    })
+}
+
+/// The lines without their ends.
+fn lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let ends = memchr::memchr_iter(b'\n', body).chain([body.len()]);
+    ends.scan(0, |start, end| {
+        let line = &body[*start..end];
+        *start = end + 1;
+        Some(line)
     })
 }
 
@@ -214,7 +224,6 @@ fn kv_tokens(line: &PageLine<'_>) -> Option<u64> {
 
 /// A line, split into its parts.
 struct PageLine<'a> {
-    name: &'a str,
     /// `key="value",…` without the braces.
     labels: &'a str,
     /// `None` unless it is a finite number from 0 on: no metric that is read here can be anything else.
@@ -222,29 +231,31 @@ struct PageLine<'a> {
 }
 
 impl<'a> PageLine<'a> {
-    fn new(line: &'a [u8]) -> Option<Self> {
-        let line = std::str::from_utf8(line).ok()?;
-        let name_end = line.find(['{', ' ', '\t']).unwrap_or(line.len());
-        let (name, rest) = line.split_at(name_end);
-        let (labels, rest) = match rest.strip_prefix('{') {
-            Some(inside) => {
+    /// `None` if the line is not a sample of this metric, or is broken.
+    fn new(line: &'a [u8], name: &str) -> Option<Self> {
+        let rest = line.strip_prefix(name.as_bytes())?;
+        let (labels, rest) = match rest.first() {
+            Some(b'{') => {
+                let inside = &rest[1..];
                 let end = labels_end(inside)?;
                 (&inside[..end], &inside[end + 1..])
             }
-            None => ("", rest),
+            None | Some(b' ' | b'\t') => (&rest[..0], rest),
+            Some(_) => return None,
         };
+        let (labels, rest) = (std::str::from_utf8(labels).ok()?, std::str::from_utf8(rest).ok()?);
         // A timestamp may follow the value, and an exemplar with its own labels and value.
         let value = rest.split_ascii_whitespace().next().and_then(|value| value.parse().ok());
-        Some(Self { name, labels, value: value.filter(|value: &f64| value.is_finite() && *value >= 0.0) })
+        Some(Self { labels, value: value.filter(|value: &f64| value.is_finite() && *value >= 0.0) })
     }
 
     /// A label's value as written: names of models and adapters need no escapes.
     fn label(&self, key: &str) -> Option<&'a str> {
         let mut rest = self.labels;
         loop {
-            let (name, tail) = rest.split_once("=\"")?;
-            let end = quote_end(tail)?;
-            if name.trim_start_matches([',', ' ']) == key {
+            let (name, tail) = rest.split_once('"')?;
+            let end = quote_end(tail.as_bytes())?;
+            if name.trim_start_matches([',', ' ']).strip_suffix('=') == Some(key) {
                 return Some(&tail[..end]);
             }
             rest = &tail[end + 1..];
@@ -253,11 +264,11 @@ impl<'a> PageLine<'a> {
 }
 
 /// End of the labels after an opening brace; a quoted value may contain a brace.
-fn labels_end(inside: &str) -> Option<usize> {
+fn labels_end(inside: &[u8]) -> Option<usize> {
     let mut start = 0;
     loop {
-        let found = start + inside[start..].find(['"', '}'])?;
-        if inside[found..].starts_with('}') {
+        let found = start + memchr::memchr2(b'"', b'}', &inside[start..])?;
+        if inside[found] == b'}' {
             return Some(found);
         }
         start = found + 1;
@@ -265,14 +276,16 @@ fn labels_end(inside: &str) -> Option<usize> {
     }
 }
 
-/// End of the value after an opening quote.
-fn quote_end(value: &str) -> Option<usize> {
-    let mut is_escaped = false;
-    value.find(|char| {
-        let is_end = char == '"' && !is_escaped;
-        is_escaped = char == '\\' && !is_escaped;
-        is_end
-    })
+/// End of the value after an opening quote; a backslash escapes the byte after it.
+fn quote_end(value: &[u8]) -> Option<usize> {
+    let mut start = 0;
+    loop {
+        let found = start + memchr::memchr2(b'"', b'\\', value.get(start..)?)?;
+        if value[found] == b'"' {
+            return Some(found);
+        }
+        start = found + 2;
+    }
 }
 
 #[expect(
