@@ -16,6 +16,8 @@ pub mod kv_events;
 
 pub mod tokens;
 
+pub mod http_client;
+
 pub mod replay;
 
 pub mod director;

@@ -4,20 +4,13 @@
 //! vLLM renders requests of all its APIs for routers (0.33, `--enable-scale-out`): it gets the client's own bytes.
 //! Otherwise `/tokenize` returns the ids, if it knows all fields of the request.
 
-use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Frame, SizeHint};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use prefix_index::blocks::{Media, TokenPrompt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,6 +18,7 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use crate::candidates::Member;
+use crate::http_client::{self, HttpClient};
 use ext_proc::body::Api;
 
 /// Largest answer that is read: about a million tokens.
@@ -35,14 +29,10 @@ const MAX_COMPLAINT: usize = 200;
 /// The `type`s of message parts that are text.
 const TEXT_PARTS: [&str; 5] = ["text", "input_text", "output_text", "refusal", "thinking"];
 
-/// A body as chunks, as it was received.
-#[derive(Debug)]
-struct Chunks(VecDeque<Bytes>);
-
 /// Asks engines for token ids.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    client: Client<HttpConnector, Chunks>,
+    client: HttpClient,
     patience: Duration,
 }
 
@@ -113,10 +103,7 @@ impl Tokenizer {
     /// Creates a tokenizer; `patience` is the longest wait of a request for its ids.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new()).build(connector);
-        Self { client, patience }
+        Self { client: http_client::new(), patience }
     }
 
     /// The prompts of the request `body` of `api`, from `member`, without adapter and salt. `model` is the engine's
@@ -168,7 +155,7 @@ impl Tokenizer {
     ) -> anyhow::Result<(StatusCode, Bytes)> {
         let request = Request::post(format!("http://{}{path}", member.destination))
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Chunks(body.into()))
+            .body(body.into())
             .context("build the request")?;
         let response = self.client.request(request).await.context("ask")?;
         let status = response.status();
@@ -226,28 +213,6 @@ fn rendered(answer: &Bytes) -> anyhow::Result<Vec<TokenPrompt>> {
 
 fn prompt(tokens: Vec<u32>) -> TokenPrompt {
     TokenPrompt { tokens, ..TokenPrompt::default() }
-}
-
-// === impl Chunks ===
-
-impl Body for Chunks {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.pop_front().map(|chunk| Ok(Frame::data(chunk))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.iter().map(|chunk| chunk.len() as u64).sum())
-    }
 }
 
 // === impl GenerateRequest ===
