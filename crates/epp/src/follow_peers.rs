@@ -6,18 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use bytes::{Buf as _, Bytes, BytesMut};
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, lookup_host};
+use bytes::{Buf as _, BytesMut};
+use http::Request;
+use http_body_util::BodyExt;
+use tokio::net::lookup_host;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::director::Director;
+use crate::http_client::{self, Chunks, HttpClient};
 use crate::metrics::PeerLabels;
 use crate::peers::{FORMAT, HEARTBEAT, Line};
 
@@ -34,6 +33,7 @@ const MAX_LINE: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Followers {
     director: Arc<Director>,
+    client: HttpClient,
     /// Names of peers, as `host:port`.
     names: Vec<String>,
     /// Addresses of the last look-up, each with the token that ends its follower.
@@ -45,6 +45,7 @@ pub struct Followers {
 /// The reader of one peer, and its position.
 struct Follower {
     director: Arc<Director>,
+    client: HttpClient,
     address: SocketAddr,
     labels: PeerLabels,
     /// The process that `seq` belongs to.
@@ -65,7 +66,8 @@ enum Next {
 impl Followers {
     #[must_use]
     pub fn new(director: Arc<Director>, names: Vec<String>) -> Self {
-        Self { director, names, followed: HashMap::new(), tasks: JoinSet::new() }
+        let (client, followed, tasks) = (http_client::new(), HashMap::new(), JoinSet::new());
+        Self { director, client, names, followed, tasks }
     }
 
     /// Runs until `stop`.
@@ -95,7 +97,7 @@ impl Followers {
 
     /// Follows the addresses in `found` and no others. One that turned out to be this picker is not asked again.
     pub fn follow(&mut self, found: HashSet<SocketAddr>) {
-        let Self { director, names: _, followed, tasks } = self;
+        let Self { director, client, names: _, followed, tasks } = self;
         followed.retain(|address, stop| {
             let keep = found.contains(address);
             if !keep {
@@ -107,7 +109,7 @@ impl Followers {
             followed.entry(address).or_insert_with(|| {
                 let stop = CancellationToken::new();
                 let stopped = stop.clone().cancelled_owned();
-                let follower = Follower::new(Arc::clone(director), address);
+                let follower = Follower::new(Arc::clone(director), client.clone(), address);
                 tasks.spawn(async move {
                     tokio::select! {
                         () = stopped => {}
@@ -137,9 +139,9 @@ impl Followers {
 // === impl Follower ===
 
 impl Follower {
-    fn new(director: Arc<Director>, address: SocketAddr) -> Self {
+    fn new(director: Arc<Director>, client: HttpClient, address: SocketAddr) -> Self {
         let labels = PeerLabels { peer: address.to_string() };
-        Self { director, address, labels, instance: String::new(), seq: 0 }
+        Self { director, client, address, labels, instance: String::new(), seq: 0 }
     }
 
     /// Reads until it is stopped, or the peer turns out to be this picker.
@@ -158,37 +160,25 @@ impl Follower {
         }
     }
 
-    /// Reads one connection to its end. The end is an error, unless the peer is this picker.
+    /// Reads one answer to its end. The end is an error, unless the peer is this picker.
     async fn read(&mut self) -> anyhow::Result<()> {
-        let stream = timeout(PATIENCE, TcpStream::connect(self.address)).await.context("no answer")??;
-        let (mut sender, connection) =
-            handshake(TokioIo::new(stream)).await.context("open the connection")?;
-        let uri = format!("/peers/insertions?instance={}&after={}", self.instance, self.seq);
-        let host = self.address.to_string();
-        let request = Request::get(uri).header(header::HOST, host).body(Empty::<Bytes>::new())?;
-        let reading = async {
-            let response = timeout(PATIENCE, sender.send_request(request)).await.context("no answer")??;
-            ensure!(response.status().is_success(), "status {}", response.status());
-            let mut body = response.into_body();
-            let mut buffer = BytesMut::new();
-            loop {
-                let frame = timeout(PATIENCE, body.frame()).await.context("silence")?;
-                let frame = frame.context("the stream has ended")??;
-                if let Some(chunk) = frame.data_ref() {
-                    buffer.extend_from_slice(chunk);
-                }
-                if self.take_lines(&mut buffer)? == Next::Nothing {
-                    return Ok(());
-                }
-                ensure!(buffer.len() <= MAX_LINE, "a line of more than {MAX_LINE} bytes");
+        let Self { address, instance, seq, .. } = &*self;
+        let uri = format!("http://{address}/peers/insertions?instance={instance}&after={seq}");
+        let request = Request::get(uri).body(Chunks::default())?;
+        let response = timeout(PATIENCE, self.client.request(request)).await.context("no answer")??;
+        ensure!(response.status().is_success(), "status {}", response.status());
+        let mut body = response.into_body();
+        let mut buffer = BytesMut::new();
+        loop {
+            let frame = timeout(PATIENCE, body.frame()).await.context("silence")?;
+            let frame = frame.context("the stream has ended")??;
+            if let Some(chunk) = frame.data_ref() {
+                buffer.extend_from_slice(chunk);
             }
-        };
-        tokio::select! {
-            outcome = reading => outcome,
-            ended = connection => {
-                ended?;
-                bail!("the connection has closed")
+            if self.take_lines(&mut buffer)? == Next::Nothing {
+                return Ok(());
             }
+            ensure!(buffer.len() <= MAX_LINE, "a line of more than {MAX_LINE} bytes");
         }
     }
 
