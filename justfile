@@ -26,7 +26,7 @@ format:
 lint:
     bash .ci/recipe lint
 
-# All tests, without a cluster.
+# All tests, also the slow ones.
 tests:
     bash .ci/recipe tests
 

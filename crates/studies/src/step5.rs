@@ -375,6 +375,9 @@ mod tests {
     /// Each wrong system must fail the line that is there to detect it.
     #[test]
     fn wrong_routers_and_pods_fail() {
+        if test_skips::skips_slow() {
+            return;
+        }
         let cold = "8081: cold requests";
         for (policy, caching, expected) in [
             (PolicyName::LeastRequest, Caching::On, "TTFT, 8081 by 8080"),
@@ -423,6 +426,9 @@ mod tests {
 
     #[test]
     fn the_data_are_made_anew_from_their_seed() {
+        if test_skips::skips_slow() {
+            return;
+        }
         let model = ServedModel::qwen25().unwrap();
         let made = data::to_json(&data::generate(1, COMMAND, &model).unwrap()).unwrap();
         assert!(

@@ -53,10 +53,11 @@ pub(crate) struct Visit {
 }
 
 impl Browser {
-    /// Returns the browser in `CHROMIUM_BIN` or on the PATH. Without one it prints a line with the skipped test and
-    /// returns `None`.
+    /// Returns the browser in `CHROMIUM_BIN` or on the PATH. Without one it says that the test is left out, and returns
+    /// `None`.
     #[expect(clippy::disallowed_methods, reason = "tests have no command line of their own")]
-    pub(crate) fn find(test: &str) -> Option<Self> {
+    #[track_caller]
+    pub(crate) fn find() -> Option<Self> {
         let asked = std::env::var("CHROMIUM_BIN").ok().map(PathBuf::from);
         let path = std::env::var("PATH").unwrap_or_default();
         let on_path = || {
@@ -64,8 +65,7 @@ impl Browser {
             places.into_iter().find(|program| program.is_file())
         };
         let Some(program) = asked.or_else(on_path) else {
-            assert!(std::env::var(REQUIRED).is_err(), "{test} needs Chromium, and {REQUIRED} is set");
-            say(&format!("SKIPPED {test}: no Chromium (set CHROMIUM_BIN, or install chromium)"));
+            test_skips::missing("no Chromium: set CHROMIUM_BIN, or install chromium", REQUIRED);
             return None;
         };
         Some(Self { program })
@@ -136,11 +136,6 @@ impl Browser {
         ];
         Command::new(&self.program).args(flags).args(args).output().expect("the browser starts")
     }
-}
-
-#[expect(clippy::print_stdout, reason = "a skipped test says so in the test's output")]
-fn say(text: &str) {
-    println!("{text}");
 }
 
 /// Makes a page with `html` in a frame of this width. It stores the result of `script`, which sees the framed page as

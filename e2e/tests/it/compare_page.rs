@@ -21,7 +21,10 @@ fn compared() -> (String, Value) {
 
 #[test]
 fn a_comparison_fits_and_prints_and_its_numbers_are_those_of_the_document() {
-    let Some(browser) = Browser::find("compare_page") else { return };
+    if test_skips::skips_slow() {
+        return;
+    }
+    let Some(browser) = Browser::find() else { return };
     let (page, document) = compared();
     let opened = page.replace("<details>", "<details open>");
     assert_ne!(opened, page);
@@ -42,7 +45,7 @@ fn a_comparison_fits_and_prints_and_its_numbers_are_those_of_the_document() {
 
 #[test]
 fn a_number_that_differs_is_noticed() {
-    let Some(browser) = Browser::find("compare_page, negative control") else { return };
+    let Some(browser) = Browser::find() else { return };
     let cell = |at: &str, text: &str| format!("<td data-at=\"{at}\" data-scale=\"100\">{text}</td>");
     let page = |cells: &[String]| format!("<!doctype html><body><table><tr>{}</tr></table>", cells.join(""));
     let json = r#"{"a": [0.12345, null]}"#;

@@ -95,6 +95,9 @@ async fn a_silent_server_does_not_hold_the_tool() {
 
 #[tokio::test]
 async fn runs_leave_nothing_behind() {
+    if test_skips::skips_slow() {
+        return;
+    }
     for (idx, moment) in SOON.into_iter().enumerate() {
         let signal = if idx % 2 == 0 { Signal::SIGINT } else { Signal::SIGTERM };
         check("run --report-dir report", moment, signal).await;

@@ -70,6 +70,9 @@ async fn an_unready_pod_leaves_the_endpoints_and_comes_back() {
 /// The control: a probe that cannot be run here has no effect.
 #[tokio::test]
 async fn a_pod_whose_probe_is_a_command_stays() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let cluster =
         start(&lab, "readinessProbe: {exec: {command: [\"true\"]}, periodSeconds: 1, failureThreshold: 1}")
@@ -85,6 +88,9 @@ async fn a_pod_whose_probe_is_a_command_stays() {
 
 #[tokio::test]
 async fn a_pod_whose_liveness_probe_fails_is_replaced() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     // A slow machine must not end a starting pod, so liveness counts only after the startup probe has passed.
     let startup = "startupProbe: {tcpSocket: {port: 8000}, periodSeconds: 1, failureThreshold: 60}";
@@ -104,6 +110,9 @@ async fn a_pod_whose_liveness_probe_fails_is_replaced() {
 /// An open connection says nothing about the pages behind it.
 #[tokio::test]
 async fn a_port_that_is_open_is_enough_for_a_probe_of_it() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let cluster =
         start(&lab, "readinessProbe: {tcpSocket: {port: 8000}, periodSeconds: 1, failureThreshold: 1}").await;

@@ -19,7 +19,7 @@ fn empty() -> Report {
 
 #[test]
 fn the_report_fits_desktop_and_phone_without_a_console_message() {
-    let Some(browser) = Browser::find("report_page") else { return };
+    let Some(browser) = Browser::find() else { return };
     for report in [recorded(), empty()] {
         let page = html::render(&report)
             .unwrap()
@@ -40,7 +40,7 @@ fn the_report_fits_desktop_and_phone_without_a_console_message() {
 
 #[test]
 fn a_page_that_is_too_wide_is_noticed() {
-    let Some(browser) = Browser::find("report_page, negative control of width") else { return };
+    let Some(browser) = Browser::find() else { return };
     let page = "<!doctype html><body><div class=\"board\" style=\"width:600px\">x</div></body>";
     let visit = browser.visit(page, PHONE);
     assert!(visit.content > visit.viewport, "{visit:?}");
@@ -50,7 +50,7 @@ fn a_page_that_is_too_wide_is_noticed() {
 
 #[test]
 fn a_console_message_is_noticed() {
-    let Some(browser) = Browser::find("report_page, negative control of the console") else { return };
+    let Some(browser) = Browser::find() else { return };
     for content in ["<script>console.error('boom')</script>", "<script>nothing()</script>"] {
         let page = format!("<!doctype html><body>{content}</body>");
         assert_ne!(browser.visit(&page, DESKTOP).console, Vec::<String>::new(), "{content}");

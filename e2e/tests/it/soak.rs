@@ -45,6 +45,9 @@ fn an_error_ends_the_run_at_once_and_the_ledger_is_told() {
 /// The control: without an error the run takes its full time.
 #[test]
 fn a_run_without_an_error_takes_its_time() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let (code, outcome, said) = soak(&Lab::new(), "--seconds 10 --replacements 1 --kill-every 4");
     assert_eq!(code, Some(1), "{said}");
     assert!(outcome["seconds"].as_f64().unwrap() >= 10.0, "{outcome}");

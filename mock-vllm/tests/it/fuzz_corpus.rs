@@ -113,6 +113,9 @@ async fn bodies_never_kill_the_pod() {
 
 #[tokio::test]
 async fn no_value_of_a_field_is_too_odd() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let pod = start(FLAGS).await;
     let mut n_refused = 0;
     for (path, fields) in REQUESTS {

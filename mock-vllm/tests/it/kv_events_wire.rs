@@ -389,9 +389,7 @@ async fn a_pod_without_the_flag_has_no_events() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn python_decodes_the_stream_and_fills_its_gap() {
     let packages = ["pyzmq==27.3.0", "msgspec==0.22.0"];
-    let Some(python) = python::interpreter("python_decodes_the_stream_and_fills_its_gap", &packages) else {
-        return;
-    };
+    let Some(python) = python::interpreter(&packages) else { return };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/kv_events/subscriber.py");
     for (version, shape) in [(VllmVersion::V0_33, "map"), (VllmVersion::V0_11, "array")] {
         for (buffer, is_filled) in [("buffer_steps=10", true), ("buffer_steps=2", false)] {

@@ -17,8 +17,8 @@ struct LoadTool {
 }
 
 impl LoadTool {
-    async fn prepare(test: &str) -> Option<Self> {
-        let python = python::interpreter(test, &PACKAGES)?;
+    async fn prepare() -> Option<Self> {
+        let python = python::interpreter(&PACKAGES)?;
         let folder = tempfile::tempdir().expect("a temporary folder");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/load_tool/prepare.py");
         let tool = Self { python, folder };
@@ -101,8 +101,7 @@ async fn check(tool: &LoadTool, route: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guidellm_measures_both_routes_and_refuses_a_server_that_refuses_it() {
-    let test = "guidellm_measures_both_routes_and_refuses_a_server_that_refuses_it";
-    let Some(tool) = LoadTool::prepare(test).await else { return };
+    let Some(tool) = LoadTool::prepare().await else { return };
     check(&tool, "chat_completions").await;
     check(&tool, "text_completions").await;
     let locked = start("--api-key secret").await;

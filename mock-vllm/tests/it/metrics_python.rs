@@ -43,7 +43,7 @@ fn value(families: &Value, family: &str, sample: &str, label: Option<(&str, &str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_client_reads_both_pages() {
-    let Some(python) = python::interpreter("prometheus_client_reads_both_pages", &[PACKAGE]) else { return };
+    let Some(python) = python::interpreter(&[PACKAGE]) else { return };
     for (version, n_families) in [("0.8", 23), ("0.11", 25), ("0.33", 36)] {
         let pod = start(&format!("--vllm-version {version}")).await;
         pod.post("/v1/chat/completions", ROUND1).await;

@@ -1,28 +1,24 @@
 //! A Python interpreter with packages from PyPI, for clients that are not written in Rust.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Returns an environment with `packages` (`name==version`), which is made once under the target folder and kept.
-/// Returns `None` after a line on stderr that names what is missing: Python itself, or the network on the first run.
+/// Returns `None` if slow tests are left out: the first run downloads the packages.
 ///
 /// # Panics
-/// Panics instead of printing the line, with `WARMPATH_REQUIRE_PYTHON=1`.
-pub(crate) fn interpreter(test: &str, packages: &[&str]) -> Option<PathBuf> {
+/// If Python is missing, or the network on the first run.
+#[track_caller]
+pub(crate) fn interpreter(packages: &[&str]) -> Option<PathBuf> {
+    if test_skips::skips_slow() {
+        return None;
+    }
     let name = format!("python-{}", packages.join("-").replace('=', ""));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let made = if folder.exists() { Ok(()) } else { make(&folder, packages) };
-    match made {
-        Ok(()) => Some(folder.join("bin/python")),
-        Err(missing) => {
-            let required = std::env::var_os("WARMPATH_REQUIRE_PYTHON").is_some_and(|value| value == "1");
-            assert!(!required, "{test} needs Python: {missing}");
-            // Writes past the capture of test output, so that a skip is visible.
-            let _stderr_gone = writeln!(std::io::stderr(), "skipped: {test}: {missing}");
-            None
-        }
+    if !folder.exists() {
+        make(&folder, packages).unwrap_or_else(|missing| panic!("python3 with pip is needed: {missing}"));
     }
+    Some(folder.join("bin/python"))
 }
 
 /// Makes the environment beside its place first, so that one in place is complete, even if two tests make it at the

@@ -54,7 +54,7 @@ impl Script {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openais_client_works_unmodified() {
     let packages = ["openai==3.54.0"];
-    let Some(python) = python::interpreter("openais_client_works_unmodified", &packages) else { return };
+    let Some(python) = python::interpreter(&packages) else { return };
     let (n_passed, complaint) = OPENAI.run(&python, &format!("{FLAGS} {TOOLS}")).await;
     assert_eq!((n_passed, complaint.as_str()), (OPENAI.n_checks, ""));
     let without_cache = format!("{FLAGS} {TOOLS} --no-enable-prefix-caching");
@@ -66,7 +66,7 @@ async fn openais_client_works_unmodified() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anthropics_client_works_unmodified() {
     let packages = ["anthropic==2.14.0"];
-    let Some(python) = python::interpreter("anthropics_client_works_unmodified", &packages) else { return };
+    let Some(python) = python::interpreter(&packages) else { return };
     let (n_passed, complaint) = ANTHROPIC.run(&python, &format!("{FLAGS} {TOOLS}")).await;
     assert_eq!((n_passed, complaint.as_str()), (ANTHROPIC.n_checks, ""));
     let without_cache = format!("{FLAGS} {TOOLS} --no-enable-prefix-caching");

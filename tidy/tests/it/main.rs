@@ -143,6 +143,17 @@ fn an_import_against_the_table_is_found() {
 }
 
 #[test]
+fn only_tests_may_use_what_they_are_left_out_with() {
+    let members = ["mock-vllm".to_owned(), "test-skips".to_owned()];
+    let complaints = |section: &str| {
+        let manifest = format!("[package]\nname = \"mock-vllm\"\n[{section}]\ntest-skips = \"0\"\n");
+        imports::complaints(&manifest, &members).expect("a manifest")
+    };
+    none(&complaints("dev-dependencies"));
+    assert_eq!(complaints("dependencies"), ["mock-vllm must not import test-skips (dependencies)"]);
+}
+
+#[test]
 fn a_use_of_a_module_above_is_found() {
     let crate_of = |low: &str| {
         let mut sources = source("x/src/lib.rs", "//! X.\npub mod high;\npub mod low;\n");

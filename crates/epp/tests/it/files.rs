@@ -73,7 +73,7 @@ async fn a_file_system_that_does_not_answer_holds_nothing_up() {
     let mut said = String::new();
     holder.stdout.take().unwrap().take(5).read_to_string(&mut said).await.unwrap();
     if said != "held\n" {
-        println!("skipped: the file system of temporary files has no leases");
+        test_skips::skipped("the file system of temporary files has no leases: set TMPDIR to another");
         return;
     }
     let hangs =

@@ -118,6 +118,9 @@ async fn attack(program: &Program, flood: &Flood) {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn floods_of_frames_take_neither_memory_nor_other_connections() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let program = Program::start(1024);
     let at_rest = program.peak_bytes();
     let others = Connection::open(program.address("grpc")).await;
@@ -141,6 +144,9 @@ async fn floods_of_frames_take_neither_memory_nor_other_connections() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_body_that_is_kept_is_seen_in_memory() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let program = Program::start(1024);
     let connection = Connection::open(program.address("grpc")).await;
     let mut stream = connection.stream().await;

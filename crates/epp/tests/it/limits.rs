@@ -78,6 +78,9 @@ fn messages_are_full_but_for_the_last() {
 
 #[test]
 fn the_largest_body_goes_on_and_one_byte_more_is_refused() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let text = request(LIMIT);
     let answers = send(Mode::FULL_DUPLEX, LIMIT, &text, 65_536);
     let (lengths, sent, ends) = sent_on(&answers);

@@ -149,6 +149,9 @@ fn it_serves_and_ends_on_a_signal() {
 /// A pager that is left alone, or a log shipper that hangs: a pipe holds 64 KiB and no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_nobody_reads_holds_nothing_up() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let mut program = Program::start(&["--drain-delay", "0s"]);
     program.chat(MANY).await;
     assert!(program.get("/healthz").unwrap().ends_with("ok\n"));
@@ -174,6 +177,9 @@ async fn a_log_that_is_read_again_says_what_it_lacks() {
 /// Control: a log that is read loses nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_read_is_whole() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let mut program = Program::start(&["--drain-delay", "0s"]);
     let mut stderr = program.child.stderr.take().unwrap();
     let reader = std::thread::spawn(move || text(&mut stderr));
