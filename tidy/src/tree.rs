@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use proc_macro2::{TokenStream, TokenTree};
+
 /// Folders without hand-written Rust of ours.
 const SKIPPED: [&str; 4] = ["target", ".git", "generated", "fixtures"];
 
@@ -81,11 +83,16 @@ pub fn unreachable(sources: &[Source]) -> Vec<String> {
 
 /// Names declared by `mod name;`, without those in inline modules.
 fn modules(text: &str) -> Vec<String> {
-    let Ok(file) = syn::parse_file(text) else { return Vec::new() };
-    file.items
-        .iter()
-        .filter_map(|item| match item {
-            syn::Item::Mod(module) if module.content.is_none() => Some(module.ident.to_string()),
+    let Ok(tokens) = text.parse::<TokenStream>() else { return Vec::new() };
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    tokens
+        .windows(3)
+        .filter_map(|three| match three {
+            [TokenTree::Ident(keyword), TokenTree::Ident(name), TokenTree::Punct(end)]
+                if keyword == "mod" && end.as_char() == ';' =>
+            {
+                Some(name.to_string())
+            }
             _ => None,
         })
         .collect()
