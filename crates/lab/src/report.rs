@@ -13,7 +13,7 @@ use crate::evidence::pod::CacheCounters;
 
 pub mod html;
 
-mod plot;
+mod ttft;
 
 mod timeline;
 

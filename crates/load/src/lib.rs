@@ -1,5 +1,5 @@
 //! Measured load on an OpenAI endpoint: the HTTP client, event streams, an even pace, and the tutorial's load tool.
-//! It also has the output and the endings of all the driver's programs. It must not know of clusters.
+//! It also has the output, the plots and the endings of all the driver's programs. It must not know of clusters.
 
 pub mod multi_round_qa;
 
@@ -22,6 +22,8 @@ pub mod log;
 pub mod output;
 
 pub mod table;
+
+pub mod plot;
 
 pub mod stats;
 

@@ -2,6 +2,7 @@
 //! here.
 
 use anyhow::{Context as _, Result};
+use load::plot::Size;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
@@ -10,8 +11,8 @@ use serde::Serialize;
 use crate::check::{Check, Group};
 use crate::evidence::join::Trace;
 use crate::evidence::picker::Decision;
-use crate::report::plot::{Size, cumulative};
 use crate::report::timeline::{Timeline, class, timeline};
+use crate::report::ttft::cumulative;
 use crate::report::{Outcome, Part, Report, Run, Side};
 
 const TEMPLATE: &str = include_str!("page.html");
