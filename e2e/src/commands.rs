@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use lab::cluster::Status;
 use lab::cluster::supervisor::{self, Phase, State};
 use lab::flags::{self, ClusterArgs, options};
@@ -35,10 +36,6 @@ pub struct StateArgs {
     /// State directory of `up` [default: warmpath in $XDG_STATE_HOME or ~/.local/state]
     #[arg(long, env = "WARMPATH_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    #[arg(long, env = "XDG_STATE_HOME", hide = true)]
-    pub xdg_state_home: Option<PathBuf>,
-    #[arg(long, env = "HOME", hide = true)]
-    pub user_home: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -192,20 +189,18 @@ pub async fn supervise(state_dir: &Path) -> Result<End> {
 }
 
 fn state_dir(args: &StateArgs) -> Result<PathBuf> {
-    let StateArgs { state_dir, xdg_state_home, user_home } = args;
-    let base = xdg_state_home.clone().or_else(|| user_home.as_ref().map(|home| home.join(".local/state")));
-    match (state_dir, base) {
-        (Some(dir), _) => Ok(dir.clone()),
-        (None, Some(base)) => Ok(base.join("warmpath")),
-        (None, None) => bail!("neither --state-dir nor $HOME says where to keep the state"),
+    if let Some(dir) = &args.state_dir {
+        return Ok(dir.clone());
     }
+    let base = Xdg::new().context("no state directory: set --state-dir")?;
+    Ok(base.state_dir().context("no state directory: set --state-dir")?.join("warmpath"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{StateArgs, instructions, state_dir};
+    use super::instructions;
     use lab::cluster::{GatewayAddress, Status};
 
     fn status(port: u16) -> Status {
@@ -232,16 +227,5 @@ mod tests {
         let text = instructions(&status(18081), Path::new("manifests/doc/requests")).unwrap();
         assert!(text.contains("export GATEWAY_IP=127.0.0.1\n"));
         assert!(text.contains("curl -X POST ${GATEWAY_IP}:18081/v1/chat/completions -H 'Content-Type: application/json' -d @manifests/doc/requests/quoted/round1.txt\n"));
-    }
-
-    #[test]
-    fn the_state_directory_is_asked_for_or_the_users() {
-        let mut args = StateArgs { state_dir: None, xdg_state_home: None, user_home: Some("/home/u".into()) };
-        assert_eq!(state_dir(&args).unwrap(), Path::new("/home/u/.local/state/warmpath"));
-        args.xdg_state_home = Some("/x".into());
-        assert_eq!(state_dir(&args).unwrap(), Path::new("/x/warmpath"));
-        args.state_dir = Some("/s".into());
-        assert_eq!(state_dir(&args).unwrap(), Path::new("/s"));
-        assert!(state_dir(&StateArgs { state_dir: None, xdg_state_home: None, user_home: None }).is_err());
     }
 }

@@ -11,4 +11,5 @@ mod programs;
 mod report_page;
 mod skips;
 mod soak;
+mod state_dir;
 mod stubs;

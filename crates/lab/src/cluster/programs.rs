@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
+use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tracing::info;
@@ -45,10 +46,6 @@ pub struct ProgramOptions {
     /// Directory for the installed Envoy [default: $XDG_CACHE_HOME/warmpath or ~/.cache/warmpath]
     #[arg(long, env = "WARMPATH_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    #[arg(long, env = "XDG_CACHE_HOME", hide = true)]
-    pub xdg_cache_home: Option<PathBuf>,
-    #[arg(long, env = "HOME", hide = true)]
-    pub home: Option<PathBuf>,
     /// Set by cargo; the programs are then built before they are used.
     #[arg(long, env = "CARGO", hide = true)]
     pub cargo: Option<PathBuf>,
@@ -195,9 +192,11 @@ async fn envoy(options: &ProgramOptions, progress: &Progress) -> Result<PathBuf>
 }
 
 fn cache_dir(options: &ProgramOptions) -> Result<PathBuf> {
-    let under_xdg = || options.xdg_cache_home.as_ref().map(|dir| dir.join("warmpath"));
-    let under_home = || options.home.as_ref().map(|dir| dir.join(".cache/warmpath"));
-    let dir = options.cache_dir.clone().or_else(under_xdg).or_else(under_home);
-    let dir = dir.context("no cache directory: set WARMPATH_CACHE_DIR, XDG_CACHE_HOME or HOME")?;
+    let dir = match &options.cache_dir {
+        Some(dir) => dir.clone(),
+        None => {
+            Xdg::new().context("no cache directory: set WARMPATH_CACHE_DIR")?.cache_dir().join("warmpath")
+        }
+    };
     Ok(std::path::absolute(dir)?)
 }
