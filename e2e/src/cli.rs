@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lab::guard;
+use lab::watchdog;
 use load::ending::{End, block_on};
 use load::multi_round_qa::cli::{self as qa, QaArgs};
 
@@ -84,7 +84,7 @@ enum Command {
     Soak(SoakArgs),
     /// Run a program that must not outlive the driver
     #[command(hide = true)]
-    Guard {
+    Watchdog {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -97,8 +97,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let Cli { command, run } = Cli::parse();
     let command = command.unwrap_or(Command::Run(run));
-    if let Command::Guard { command } = command {
-        return guard::run(&command);
+    if let Command::Watchdog { command } = command {
+        return watchdog::run(&command);
     }
     block_on(dispatch(command))
 }
@@ -119,7 +119,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,
         Command::Supervise { state_dir } => commands::supervise(&state_dir).await,
-        Command::Guard { command: _ } => Ok(End::Good),
+        Command::Watchdog { command: _ } => Ok(End::Good),
     }
 }
 
@@ -160,7 +160,7 @@ mod tests {
         for part in ["e2e up", "Exit codes", "130", "RUST_LOG", "--time-scale"] {
             assert!(help.contains(part), "{part}");
         }
-        assert!(!help.contains("guard"), "internals stay hidden");
+        assert!(!help.contains("watchdog"), "internals stay hidden");
     }
 
     /// The program that knows these flags refuses wrong ones, and answers `--help`.
@@ -174,8 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn guard_takes_a_foreign_command_line() {
-        let cli = Cli::try_parse_from(["e2e", "guard", "--", "envoy", "--mode", "validate"]).unwrap();
-        assert!(matches!(cli.command, Some(Command::Guard { command }) if command.len() == 3));
+    fn watchdog_takes_a_foreign_command_line() {
+        let cli = Cli::try_parse_from(["e2e", "watchdog", "--", "envoy", "--mode", "validate"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Watchdog { command }) if command.len() == 3));
     }
 }

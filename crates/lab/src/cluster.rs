@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! Options + Programs ──► Cluster::start ──► local (one task: pods, pickers, Envoy) ──► Status (watch), evidence
-//!                            ▲ inflict(fault), restart, apply …             each child behind `e2e guard`
+//!                            ▲ inflict(fault), restart, apply …             each child behind `e2e watchdog`
 //! ```
 
 pub mod supervisor;

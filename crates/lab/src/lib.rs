@@ -17,7 +17,7 @@ pub mod cluster;
 
 pub mod envoy_install;
 
-pub mod guard;
+pub mod watchdog;
 
 pub mod evidence;
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lab::guard;
+use lab::watchdog;
 use load::ending::{End, block_on};
 
 use crate::calibrate::{self, CalibrateArgs};
@@ -34,7 +34,7 @@ enum Command {
     Sharegpt(SharegptArgs),
     /// Run a program that must not outlive the driver
     #[command(hide = true)]
-    Guard {
+    Watchdog {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
@@ -44,7 +44,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     match command {
-        Command::Guard { command } => guard::run(&command),
+        Command::Watchdog { command } => watchdog::run(&command),
         command => block_on(dispatch(command)),
     }
 }
@@ -56,7 +56,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Sweep(args) => sweep::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Sharegpt(args) => step5::make_data(&args),
-        Command::Guard { command: _ } => Ok(End::Good),
+        Command::Watchdog { command: _ } => Ok(End::Good),
     }
 }
 

@@ -320,8 +320,8 @@ async fn envoy_itself_accepts_the_tutorial() {
     }
     let mut lab = Lab::new();
     let options = CommandLine::parse_from(["e2e"]).programs;
-    let guard = lab.programs.guard.clone();
-    lab.programs = Programs::resolve_for(guard, &options, &lab.progress()).await.unwrap();
+    let driver = lab.programs.driver.clone();
+    lab.programs = Programs::resolve_for(driver, &options, &lab.progress()).await.unwrap();
     let cluster = lab.start().await;
     let mut manifests = cluster.manifests();
     manifests

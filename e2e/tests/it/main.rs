@@ -1,9 +1,8 @@
-//! Tests of the driver with real processes: clusters of stubs, the guard, and the report in a browser.
+//! Tests of the driver with real processes: clusters of stubs, the watchdog, and the report in a browser.
 
 mod browser;
 mod cluster;
 mod compare_page;
-mod guard;
 mod interrupts;
 mod log;
 mod probes;
@@ -13,3 +12,4 @@ mod skips;
 mod soak;
 mod state_dir;
 mod stubs;
+mod watchdog;

@@ -52,7 +52,7 @@ impl Lab {
             path
         };
         let programs = Programs {
-            guard: env!("CARGO_BIN_EXE_e2e").into(),
+            driver: env!("CARGO_BIN_EXE_e2e").into(),
             picker: program("epp", "picker"),
             engine: program("mock-vllm", "engine"),
             envoy: program("envoy", "envoy"),

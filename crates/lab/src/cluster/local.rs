@@ -44,7 +44,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 const PICKER_RELOAD: Duration = Duration::from_millis(400);
 /// Time until pickers drop what was removed from their files, which they do 2 s later.
 const PICKER_REMOVAL: Duration = PICKER_RELOAD.saturating_add(Duration::from_secs(2));
-/// Longest wait for all children to end; a guard kills its child after 2 s.
+/// Longest wait for all children to end; a watchdog kills its child after 2 s.
 const STOP: Duration = Duration::from_secs(5);
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 15;
@@ -294,7 +294,7 @@ impl Local {
         self.step(format!("starting {n_pods} pods, the picker and Envoy"));
         self.publish()?;
         let program = self.envoy_files.program(&self.programs.envoy, self.files.envoy_log());
-        let (envoy, exit) = Process::spawn(&self.programs.guard, &program)?;
+        let (envoy, exit) = Process::spawn(&self.programs.driver, &program)?;
         self.envoy = Some(envoy);
         self.watch_exit(exit, |status| Action::EnvoyEnded { status });
         self.reconcile()?;

@@ -1,4 +1,4 @@
-//! One child process behind a guard.
+//! One child process behind a watchdog.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use tokio::process::{Child, Command};
 use tracing::info;
 
-use crate::guard;
+use crate::watchdog;
 
 /// Command line of a child.
 #[derive(Clone, Debug)]
@@ -31,21 +31,21 @@ pub(super) struct Process {
 #[derive(Debug)]
 pub(super) struct Exit {
     program: PathBuf,
-    guard: Child,
-    /// Process id of the guard.
+    watchdog: Child,
+    /// Process id of the watchdog.
     pid: Option<u32>,
 }
 
 impl Process {
-    pub(super) fn spawn(guard: &Path, program: &Program) -> Result<(Self, Exit)> {
+    pub(super) fn spawn(driver: &Path, program: &Program) -> Result<(Self, Exit)> {
         let Program { path, args, log } = program;
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("open {}", log.display()))?;
-        let mut guard = Command::new(guard)
-            .arg("guard")
+        let mut watchdog = Command::new(driver)
+            .arg("watchdog")
             .arg("--")
             .arg(path)
             .args(args)
@@ -55,43 +55,43 @@ impl Process {
             // Only the driver gets Ctrl-C from the terminal; it then ends the children in order.
             .process_group(0)
             .spawn()
-            .with_context(|| format!("start {} for {}", guard.display(), path.display()))?;
-        let pid = guard.id();
-        info!(program = %path.display(), args = args.join(" "), guard = pid, "Started a process");
-        let control = guard.stdin.take().context("the guard has no stdin")?.into_owned_fd()?;
-        Ok((Self { control: File::from(control) }, Exit { program: path.clone(), guard, pid }))
+            .with_context(|| format!("start {} for {}", driver.display(), path.display()))?;
+        let pid = watchdog.id();
+        info!(program = %path.display(), args = args.join(" "), watchdog = pid, "Started a process");
+        let control = watchdog.stdin.take().context("the watchdog has no stdin")?.into_owned_fd()?;
+        Ok((Self { control: File::from(control) }, Exit { program: path.clone(), watchdog, pid }))
     }
 
     /// Ends the child like `kill -9`.
     pub(super) fn kill(mut self) {
-        self.order(guard::KILL);
+        self.order(watchdog::KILL);
     }
 
     /// Asks the child to end in its own time; dropping the process then terminates it.
     pub(super) fn drain(&mut self) {
-        self.order(guard::DRAIN);
+        self.order(watchdog::DRAIN);
     }
 
     /// Makes the child hang.
     pub(super) fn stop(&mut self) {
-        self.order(guard::STOP);
+        self.order(watchdog::STOP);
     }
 
     /// Lets a hanging child continue.
     pub(super) fn go_on(&mut self) {
-        self.order(guard::CONTINUE);
+        self.order(watchdog::CONTINUE);
     }
 
     fn order(&mut self, order: u8) {
-        // An error means that the guard, and so the child, has already ended.
+        // An error means that the watchdog, and so the child, has already ended.
         let _ = self.control.write_all(&[order]);
     }
 }
 
 impl Exit {
     pub(super) async fn wait(mut self) -> std::io::Result<ExitStatus> {
-        let status = self.guard.wait().await?;
-        info!(program = %self.program.display(), guard = self.pid, %status, "A process has ended");
+        let status = self.watchdog.wait().await?;
+        info!(program = %self.program.display(), watchdog = self.pid, %status, "A process has ended");
         Ok(status)
     }
 }

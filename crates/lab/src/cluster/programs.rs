@@ -57,8 +57,8 @@ pub struct ProgramOptions {
 /// Absolute paths of the programs that a cluster starts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Programs {
-    /// The `e2e` program, for its `guard` subcommand.
-    pub guard: PathBuf,
+    /// The `e2e` program, for its subcommands `watchdog` and `supervise`.
+    pub driver: PathBuf,
     pub picker: PathBuf,
     pub engine: PathBuf,
     pub envoy: PathBuf,
@@ -74,12 +74,12 @@ impl Programs {
         Self::resolve_for(this, options, progress).await
     }
 
-    /// Finds, builds or installs every program for the `e2e` at `guard`, which need not be the running program.
+    /// Finds, builds or installs every program for the `e2e` at `driver`, which need not be the running program.
     ///
     /// # Errors
     /// When [`Programs::resolve`] would fail.
-    pub async fn resolve_for(guard: PathBuf, options: &ProgramOptions, progress: &Progress) -> Result<Self> {
-        let beside = guard.parent().context("find this program's directory")?;
+    pub async fn resolve_for(driver: PathBuf, options: &ProgramOptions, progress: &Progress) -> Result<Self> {
+        let beside = driver.parent().context("find this program's directory")?;
         let bin_dir = match (&options.bin_dir, &options.cargo) {
             (Some(bin_dir), _) => bin_dir.clone(),
             (None, Some(cargo)) => {
@@ -91,7 +91,7 @@ impl Programs {
         let picker = existing(&bin_dir, "epp")?;
         let engine = existing(&bin_dir, "mock-vllm")?;
         let envoy = envoy(options, progress).await?;
-        Ok(Self { guard, picker, engine, envoy })
+        Ok(Self { driver, picker, engine, envoy })
     }
 }
 

@@ -87,15 +87,15 @@ pub async fn up(
     let order = Order { options, programs: programs.clone() };
     write_whole(&order_file(state_dir), &serde_json::to_string_pretty(&order)?)?;
     let log = File::create(log_file(state_dir)).context("create the supervisor's log")?;
-    let mut supervisor = Command::new(&programs.guard)
+    let mut supervisor = Command::new(&programs.driver)
         .arg("supervise")
         .arg(state_dir)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .with_context(|| format!("start {}", programs.guard.display()))?;
-    info!(program = %programs.guard.display(), pid = supervisor.id(), "Started the supervisor, which logs to its own file");
+        .with_context(|| format!("start {}", programs.driver.display()))?;
+    info!(program = %programs.driver.display(), pid = supervisor.id(), "Started the supervisor, which logs to its own file");
     let mut n_events = 0;
     loop {
         let ended = supervisor.try_wait()?;

@@ -250,7 +250,7 @@ impl Local {
         args.extend(self.options.picker_args.iter().cloned());
         let program = Program { path: self.programs.picker.clone(), args, log: log.clone() };
         let (name, metrics) = (name.clone(), *metrics);
-        let (process, exit) = Process::spawn(&self.programs.guard, &program)?;
+        let (process, exit) = Process::spawn(&self.programs.driver, &program)?;
         self.n_pickers_started += 1;
         let start = self.n_pickers_started;
         let ended = name.clone();

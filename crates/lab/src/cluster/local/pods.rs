@@ -271,7 +271,7 @@ impl Local {
         }
         args.extend(self.options.engine_args.iter().cloned());
         let program = Program { path: self.programs.engine.clone(), args, log: log.clone() };
-        let (process, exit) = Process::spawn(&self.programs.guard, &program)?;
+        let (process, exit) = Process::spawn(&self.programs.driver, &program)?;
         let ended = name.clone();
         self.watch_exit(exit, |status| Action::PodEnded { name: ended, status });
         let (starting, liveness) = self.watch_start(&name, address, &deployment.probes);

@@ -1,7 +1,7 @@
-//! Guards: `e2e guard -- PROGRAM ARGS…` runs a program that must not outlive the driver.
+//! Watchdogs: `e2e watchdog -- PROGRAM ARGS…` runs a program that must not outlive the driver.
 //!
 //! ```text
-//! driver ──pipe──► guard (own process group) ──► program (own process group)
+//! driver ──pipe──► watchdog (own process group) ──► program (own process group)
 //!   byte `k`: kill the group · `t`: send SIGTERM and wait without limit · `s`: stop it · `c`: continue it
 //!   end of file (the driver closed it, or died) or SIGTERM: terminate it, then kill it
 //! ```
@@ -34,8 +34,8 @@ pub const CONTINUE: u8 = b'c';
 
 /// Time that a program has to end after SIGTERM; the mock engine needs up to a second.
 const GRACE: Duration = Duration::from_secs(2);
-/// Exit code when the guard itself fails; `timeout` and `nohup` use the same.
-const GUARD_FAILED: u8 = 125;
+/// Exit code when the watchdog itself fails; `timeout` and `nohup` use the same.
+const WATCHDOG_FAILED: u8 = 125;
 
 /// Runs the command with the driver's pipe as stdin, and returns its exit code (128 + signal if a signal ended it).
 pub fn run(command: &[String]) -> ExitCode {
@@ -43,12 +43,12 @@ pub fn run(command: &[String]) -> ExitCode {
         .enable_all()
         .build()
         .context("start a runtime")
-        .and_then(|runtime| runtime.block_on(guard(command)));
+        .and_then(|runtime| runtime.block_on(watchdog(command)));
     match outcome {
         Ok(status) => ExitCode::from(code(status)),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "guard: {error:#}");
-            ExitCode::from(GUARD_FAILED)
+            let _ = writeln!(std::io::stderr(), "watchdog: {error:#}");
+            ExitCode::from(WATCHDOG_FAILED)
         }
     }
 }
@@ -61,7 +61,7 @@ enum Order {
     Signal(Signal),
 }
 
-async fn guard(command: &[String]) -> Result<ExitStatus> {
+async fn watchdog(command: &[String]) -> Result<ExitStatus> {
     let [program, args @ ..] = command else { bail!("no command to run") };
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().context("take the driver's pipe")?;
     let mut control = pipe::Receiver::from_owned_fd(stdin).context("stdin is not the driver's pipe")?;
