@@ -83,8 +83,8 @@ fn director(n_pods: u16) -> Director {
         peers: None,
     };
     let director = Director::new(options, Arc::new(Metrics::default()));
-    let roster = director.apply(&reader.snapshot());
-    for (idx, member) in roster.members.iter().enumerate() {
+    let datastore = director.apply(&reader.snapshot());
+    for (idx, endpoint) in datastore.endpoints.iter().enumerate() {
         let sample = Sample {
             waiting: u32::try_from(idx % 3).unwrap_or_default(),
             running: 8,
@@ -94,8 +94,8 @@ fn director(n_pods: u16) -> Director {
             kv_tokens: None,
             adapters: None,
         };
-        let doubts = member.endpoint.doubts();
-        director.note_scrape(member, Reading::Sample { sample, doubts, taken: now().instant });
+        let doubts = endpoint.state.doubts();
+        director.note_scrape(endpoint, Reading::Sample { sample, doubts, taken: now().instant });
     }
     director
 }

@@ -40,7 +40,7 @@ use self::model::Choice;
 use self::note::{PickFacts, Trace};
 pub use self::ticket::Ticket;
 pub use self::tokens::TokenSource;
-use crate::candidates::{Member, Roll, Roster};
+use crate::datastore::{Datastore, LiveEndpoint, LivePool};
 use crate::explain::{Decision, Decisions, timestamp};
 use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::Journal;
@@ -121,7 +121,7 @@ pub struct Now {
 #[derive(Debug)]
 pub struct Director {
     options: Options,
-    roster: ArcSwap<Roster>,
+    datastore: ArcSwap<Datastore>,
     picker: Picker,
     policies: Arc<Policies>,
     /// Locked from reading loads and prefixes until the pick counts, so that simultaneous picks see each other.
@@ -139,7 +139,7 @@ pub struct Director {
 
 /// A request whose pool and model are known.
 struct Placement<'a> {
-    roll: &'a Roll,
+    live_pool: &'a LivePool,
     rewrite: Option<Rewrite>,
     /// The name of the model in the engines; `None` if the body was not read.
     target_model: Option<String>,
@@ -159,7 +159,7 @@ struct Placement<'a> {
 struct Picked {
     facts: PickFacts,
     rewrite: Option<Rewrite>,
-    lease: Lease<Member>,
+    lease: Lease<LiveEndpoint>,
     /// Counts the request among the running ones of the model.
     running: Counted,
     chains: Vec<Chain>,
@@ -167,9 +167,9 @@ struct Picked {
 
 impl<'a> Placement<'a> {
     /// The placement of a request whose body was not read.
-    fn opaque(roll: &'a Roll) -> Self {
+    fn opaque(live_pool: &'a LivePool) -> Self {
         Self {
-            roll,
+            live_pool,
             rewrite: None,
             target_model: None,
             criticality: None,
@@ -188,7 +188,7 @@ impl Director {
         let mut names = ChaCha8Rng::seed_from_u64(options.seed);
         names.set_stream(1);
         Self {
-            roster: ArcSwap::default(),
+            datastore: ArcSwap::default(),
             picker: Picker::new(Settings {
                 index_capacity: options.index_capacity,
                 kv_bounds: options.kv_bounds,
@@ -209,33 +209,33 @@ impl Director {
         }
     }
 
-    /// Follows the pool index; returns the new roster. Only one task may call it.
-    pub fn apply(&self, snapshot: &Snapshot) -> Arc<Roster> {
-        let previous = self.roster.load_full();
+    /// Follows the pool index; returns the new datastore. Only one task may call it.
+    pub fn apply(&self, snapshot: &Snapshot) -> Arc<Datastore> {
+        let previous = self.datastore.load_full();
         let next = Arc::new(previous.follow(snapshot, &self.picker));
         self.policies.follow(snapshot);
-        self.roster.store(Arc::clone(&next));
-        for member in next.removed_since(&previous) {
-            self.picker.forget(&member.endpoint);
+        self.datastore.store(Arc::clone(&next));
+        for endpoint in next.removed_since(&previous) {
+            self.picker.forget(&endpoint.state);
         }
         next
     }
 
-    /// Notes the result of a scrape of `member`.
-    pub fn note_scrape(&self, member: &Member, reading: Reading) {
-        let (endpoint, pod) = (&*member.destination, &*member.pod);
+    /// Notes the result of a scrape of `endpoint`.
+    pub fn note_scrape(&self, endpoint: &LiveEndpoint, reading: Reading) {
+        let (destination, pod) = (&*endpoint.destination, &*endpoint.pod);
         match reading {
             Reading::Sample { sample, doubts, taken } => {
                 let taken = self.moment(taken);
-                let scraped = self.picker.on_scrape(&member.endpoint, sample, doubts, taken);
+                let scraped = self.picker.on_scrape(&endpoint.state, sample, doubts, taken);
                 if scraped.cache == Cache::Lost {
-                    debug!(endpoint, pod, "Endpoint was restarted");
+                    debug!(endpoint = destination, pod, "Endpoint was restarted");
                 }
-                note::bounded(member, scraped.bound);
+                note::bounded(endpoint, scraped.bound);
             }
             Reading::Down => {
-                if self.picker.on_down(&member.endpoint) == Cache::Lost {
-                    debug!(endpoint, pod, "Endpoint is down");
+                if self.picker.on_down(&endpoint.state) == Cache::Lost {
+                    debug!(endpoint = destination, pod, "Endpoint is down");
                 }
             }
         }
@@ -245,12 +245,12 @@ impl Director {
     /// Endpoints that come later do not change that.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        let roster = self.roster.load();
-        let has_asked = || roster.members.iter().all(|member| member.endpoint.was_asked());
+        let datastore = self.datastore.load();
+        let has_asked = || datastore.endpoints.iter().all(|endpoint| endpoint.state.was_asked());
         if !self.has_asked_all.load(Ordering::Relaxed) && has_asked() {
             self.has_asked_all.store(true, Ordering::Relaxed);
         }
-        self.has_asked_all.load(Ordering::Relaxed) && !roster.rolls.is_empty()
+        self.has_asked_all.load(Ordering::Relaxed) && !datastore.pools.is_empty()
     }
 
     #[must_use]
@@ -315,9 +315,9 @@ impl Director {
     ) -> (Result<Pick<Ticket>, Refusal>, Arc<Decision>) {
         let PickRequest { x_request_id, pool, subset, wants_reason, content } = request;
         let mut trace = Trace::new(self.request_id(), x_request_id, timestamp(now.wall));
-        let roster = self.roster.load();
+        let datastore = self.datastore.load();
         let placed = self
-            .locate(&roster, pool.as_ref(), (content, tokens), &mut trace)
+            .locate(&datastore, pool.as_ref(), (content, tokens), &mut trace)
             .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
         let labels = trace.labels.clone();
         let Picked { facts, rewrite, lease, running, chains } = match placed {
@@ -354,7 +354,7 @@ impl Director {
     /// Finds the pool and the target model, and hashes the prompt if the strategy needs it.
     fn locate<'a>(
         &self,
-        roster: &'a Roster,
+        datastore: &'a Datastore,
         pool: Option<&ObjectKey>,
         (content, tokens): (Content, PromptTokens),
         trace: &mut Trace,
@@ -371,17 +371,17 @@ impl Director {
             let unlisted = || UNLISTED_MODEL.to_owned();
             trace.labels = ModelLabels { model_name: unlisted(), target_model_name: unlisted() };
         }
-        let roll = model::choose_pool(roster, pool.or(self.options.pool.as_ref()), model)?;
-        trace.pool = Some(roll.pool.key.to_string());
-        trace.strategy = Some(roll.pool.strategy);
+        let live_pool = model::choose_pool(datastore, pool.or(self.options.pool.as_ref()), model)?;
+        trace.pool = Some(live_pool.pool.key.to_string());
+        trace.strategy = Some(live_pool.pool.strategy);
         let Some(body) = body else {
-            return Ok(Placement::opaque(roll));
+            return Ok(Placement::opaque(live_pool));
         };
-        self.options.compat.check(&body, !roll.pool.models.is_empty())?;
+        self.options.compat.check(&body, !live_pool.pool.models.is_empty())?;
         let RequestBody { api: _, model, cache_salt, prompts, lookup, n_bytes } = body;
         let model = model.ok().map(|ModelName { name, span: _ }| name);
         let choice = match &model {
-            Some(model) => model::choose(&roll.pool, model, &mut self.turn.lock().rng)?,
+            Some(model) => model::choose(&live_pool.pool, model, &mut self.turn.lock().rng)?,
             None => Choice { target_model: None, criticality: None },
         };
         let Choice { target_model, criticality } = choice;
@@ -389,11 +389,11 @@ impl Director {
         trace.target_model.clone_from(&target_model);
         let named = model.zip(target_model.clone());
         if let Some((model, target_model)) = &named
-            && roll.pool.models.contains_key(model)
+            && live_pool.pool.models.contains_key(model)
         {
             trace.labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
         }
-        let prompts = match roll.pool.strategy {
+        let prompts = match live_pool.pool.strategy {
             RoutingStrategy::Default => Vec::new(),
             RoutingStrategy::PrefixCache => prompts.unwrap_or_default(),
         };
@@ -406,13 +406,13 @@ impl Director {
         };
         let chains = prompts.into_iter().map(|prompt| prompt.chain.finish(&seed)).collect();
         let (tokens, untokenized) =
-            roll.token_prompts(tokens, target_model.as_deref(), cache_salt, self.picker.blocks());
+            live_pool.token_prompts(tokens, target_model.as_deref(), cache_salt, self.picker.blocks());
         trace.untokenized = untokenized;
         let rewrite = named.filter(|(model, target_model)| model != target_model);
         let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });
         let n_bytes = Some(n_bytes);
         Ok(Placement {
-            roll,
+            live_pool,
             rewrite,
             target_model,
             criticality,
@@ -433,7 +433,7 @@ impl Director {
         trace: &mut Trace,
     ) -> Result<Picked, Refusal> {
         let Placement {
-            roll,
+            live_pool,
             rewrite,
             target_model,
             criticality,
@@ -443,20 +443,20 @@ impl Director {
             prompt_bytes,
             lookup,
         } = placement;
-        let members = match eligible(roll, subset) {
+        let endpoints = match eligible(live_pool, subset) {
             // For upstream, a pool without pods is a saturated one.
             Err(Refusal::NoEndpoints { pool }) if self.options.compat.sheds_without_pods() => {
                 self.admit(&pool, criticality, &[], now)?;
                 return Err(Refusal::NoEndpoints { pool });
             }
-            members => members?,
+            endpoints => endpoints?,
         };
-        self.admit(&roll.pool.key, criticality, &members, now)?;
+        self.admit(&live_pool.pool.key, criticality, &endpoints, now)?;
         trace.total_bytes = chains.iter().map(Chain::total_bytes).sum();
-        let policy = match roll.pool.strategy {
+        let policy = match live_pool.pool.strategy {
             RoutingStrategy::Default => Policy::Default,
             RoutingStrategy::PrefixCache => {
-                let tuning = trace.tuning.insert(self.policies.of(&roll.pool.key));
+                let tuning = trace.tuning.insert(self.policies.of(&live_pool.pool.key));
                 Policy::PrefixCache(tuning.affinity(Affinity::BYTES_PER_TOKEN))
             }
         };
@@ -479,14 +479,14 @@ impl Director {
                 Lookup::Skipped => CacheReading::Skipped,
             },
         };
-        let placed = self.picker.place(&request, &members, self.moment(now), &mut self.turn.lock());
-        let placed = placed.ok_or_else(|| Refusal::NoEndpoints { pool: roll.pool.key.clone() })?;
+        let placed = self.picker.place(&request, &endpoints, self.moment(now), &mut self.turn.lock());
+        let placed = placed.ok_or_else(|| Refusal::NoEndpoints { pool: live_pool.pool.key.clone() })?;
         let running = Counted::new(running);
         if let Some(n_bytes) = n_bytes {
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
             self.metrics.request_bytes.get_or_create(&trace.labels).observe(n_bytes as f64);
         }
-        let facts = PickFacts::new(&members, &placed);
+        let facts = PickFacts::new(&endpoints, &placed);
         Ok(Picked { facts, rewrite, lease: placed.lease, running, chains })
     }
 
@@ -495,7 +495,7 @@ impl Director {
         &self,
         pool: &ObjectKey,
         criticality: Option<Criticality>,
-        members: &[&Arc<Member>],
+        endpoints: &[&Arc<LiveEndpoint>],
         now: Instant,
     ) -> Result<(), Refusal> {
         let criticality = match criticality {
@@ -504,7 +504,7 @@ impl Director {
         };
         let now = self.moment(now);
         let loads: Vec<Load> =
-            members.iter().map(|member| member.endpoint.load(now, self.options.max_metrics_age)).collect();
+            endpoints.iter().map(|endpoint| endpoint.state.load(now, self.options.max_metrics_age)).collect();
         if self.options.saturation.are_exceeded_by_all(&loads) {
             return Err(Refusal::Saturated { pool: pool.clone(), criticality });
         }
@@ -513,20 +513,24 @@ impl Director {
 }
 
 /// The pool's endpoints that may be picked: those in the subset, without those known to be down if others are not.
-fn eligible<'a>(roll: &'a Roll, subset: Option<&Subset>) -> Result<Vec<&'a Arc<Member>>, Refusal> {
-    let pool = || roll.pool.key.clone();
-    if roll.members.is_empty() {
+fn eligible<'a>(
+    live_pool: &'a LivePool,
+    subset: Option<&Subset>,
+) -> Result<Vec<&'a Arc<LiveEndpoint>>, Refusal> {
+    let pool = || live_pool.pool.key.clone();
+    if live_pool.endpoints.is_empty() {
         return Err(Refusal::NoEndpoints { pool: pool() });
     }
-    let in_subset = |member: &&Arc<Member>| subset.is_none_or(|subset| subset.contains(member.address));
-    let is_reachable = |member: &&Arc<Member>| in_subset(member) && member.endpoint.is_reachable();
-    let reachable: Vec<&Arc<Member>> = roll.members.iter().filter(is_reachable).collect();
+    let in_subset =
+        |endpoint: &&Arc<LiveEndpoint>| subset.is_none_or(|subset| subset.contains(endpoint.address));
+    let is_reachable = |endpoint: &&Arc<LiveEndpoint>| in_subset(endpoint) && endpoint.state.is_reachable();
+    let reachable: Vec<&Arc<LiveEndpoint>> = live_pool.endpoints.iter().filter(is_reachable).collect();
     if !reachable.is_empty() {
         return Ok(reachable);
     }
-    let members: Vec<&Arc<Member>> = roll.members.iter().filter(in_subset).collect();
-    if members.is_empty() {
+    let endpoints: Vec<&Arc<LiveEndpoint>> = live_pool.endpoints.iter().filter(in_subset).collect();
+    if endpoints.is_empty() {
         return Err(Refusal::SubsetEmpty { pool: pool() });
     }
-    Ok(members)
+    Ok(endpoints)
 }

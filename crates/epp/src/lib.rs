@@ -1,7 +1,7 @@
 //! Endpoint picker: an Envoy ext_proc server that picks a pod by prefix and load.
 //!
 //! ```text
-//! server (tonic) → ext-proc (one stream, pure) → director → candidates
+//! server (tonic) → ext-proc (one stream, pure) → director → datastore
 //!                                                   ├ picking ◄─ scrape, kv_events (precise mode; tokens)
 //!                                                   └ policies, explain, metrics, log
 //! ```
@@ -28,7 +28,7 @@ pub mod policies;
 
 pub mod scrape;
 
-pub mod candidates;
+pub mod datastore;
 
 pub mod status;
 

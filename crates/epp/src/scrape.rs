@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use self::attempts::Attempts;
 use self::exposition::NoLoad;
 use self::pace::Pace;
-use crate::candidates::Member;
+use crate::datastore::LiveEndpoint;
 use crate::metrics::{Metrics, OutcomeLabels, ReasonLabels};
 
 pub mod attempts;
@@ -46,7 +46,7 @@ enum Page {
 /// A scraped endpoint, its pace, and the parts that all scrapes share.
 #[derive(Debug)]
 pub struct Scraping {
-    pub member: Arc<Member>,
+    pub endpoint: Arc<LiveEndpoint>,
     pub pace: Pace,
     pub attempts: Arc<Attempts>,
     pub metrics: Arc<Metrics>,
@@ -99,11 +99,11 @@ enum Failure {
 
 /// Scrapes an endpoint until this future is dropped. Calls `note` with each result that contains the load, and if
 /// nothing listens at the address.
-pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&Member, Reading)) {
-    let Scraping { member, pace, attempts, metrics: _ } = &scraping;
+pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&LiveEndpoint, Reading)) {
+    let Scraping { endpoint, pace, attempts, metrics: _ } = &scraping;
     let mut course = Course { page: Page::Filtered, n_failures: 0, said: BTreeSet::new() };
     loop {
-        let connected = attempts.connect(member.address, course.n_failures, pace.patience()).await;
+        let connected = attempts.connect(endpoint.address, course.n_failures, pace.patience()).await;
         let failure = match connected {
             Ok(stream) => match serve_connection(&scraping, stream, &mut course, &note).await {
                 End::Closed => continue,
@@ -117,18 +117,18 @@ pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&Member
 }
 
 impl Scraping {
-    fn note_failure(&self, failure: &Failure, course: &mut Course, note: &impl Fn(&Member, Reading)) {
-        let Self { member, metrics, pace: _, attempts: _ } = self;
+    fn note_failure(&self, failure: &Failure, course: &mut Course, note: &impl Fn(&LiveEndpoint, Reading)) {
+        let Self { endpoint, metrics, pace: _, attempts: _ } = self;
         course.n_failures = course.n_failures.saturating_add(1);
         // The last numbers may be out of date: they count again after a scrape that succeeds.
-        member.endpoint.distrust();
+        endpoint.state.distrust();
         metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "failed" }).inc();
         let reason = failure.reason();
         metrics.scrape_failures.get_or_create(&ReasonLabels { reason }).inc();
-        let (endpoint, pod) = (&*member.destination, &*member.pod);
+        let (destination, pod) = (&*endpoint.destination, &*endpoint.pod);
         match failure {
             // Not logged as a warning: pods come and go.
-            Failure::Refused => note(member, Reading::Down),
+            Failure::Refused => note(endpoint, Reading::Down),
             Failure::Unreachable(_)
             | Failure::Timeout(_)
             | Failure::Broken(_)
@@ -136,7 +136,7 @@ impl Scraping {
             | Failure::TooLarge
             | Failure::NoLoad(_) => {
                 if course.said.insert(reason) {
-                    warn!(endpoint, pod, reason, error = %failure, "Scrape failed, so the load is not known");
+                    warn!(endpoint = destination, pod, reason, error = %failure, "Scrape failed, so the load is not known");
                 }
             }
         }
@@ -167,9 +167,9 @@ async fn serve_connection(
     scraping: &Scraping,
     stream: TcpStream,
     course: &mut Course,
-    note: &impl Fn(&Member, Reading),
+    note: &impl Fn(&LiveEndpoint, Reading),
 ) -> End {
-    let Scraping { member, pace, metrics, attempts: _ } = scraping;
+    let Scraping { endpoint, pace, metrics, attempts: _ } = scraping;
     let patience = pace.patience();
     let (mut sender, connection) = match handshake(TokioIo::new(stream)).await {
         Ok(opened) => opened,
@@ -181,18 +181,18 @@ async fn serve_connection(
             if sender.ready().await.is_err() && n_scrapes > 0 {
                 return End::Closed;
             }
-            let (begun, doubts) = (Instant::now(), member.endpoint.doubts());
-            let sample = match timeout(patience, fetch(&mut sender, member, &mut course.page)).await {
+            let (begun, doubts) = (Instant::now(), endpoint.state.doubts());
+            let sample = match timeout(patience, fetch(&mut sender, endpoint, &mut course.page)).await {
                 Ok(Ok(sample)) => sample,
                 Ok(Err(failure)) => return End::Failed(failure),
                 Err(_) => return End::Failed(Failure::Timeout(patience)),
             };
-            note(member, Reading::Sample { sample, doubts, taken: Instant::now().into_std() });
+            note(endpoint, Reading::Sample { sample, doubts, taken: Instant::now().into_std() });
             n_scrapes += 1;
             course.n_failures = 0;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
             // Most pods of a large pool are idle most of the time.
-            sleep_until(begun + pace.gap(member.endpoint.is_idle())).await;
+            sleep_until(begun + pace.gap(endpoint.state.is_idle())).await;
         }
     };
     // An endpoint may close the connection after its answer, which must still be read.
@@ -209,23 +209,23 @@ async fn serve_connection(
 /// Reads the load from the filtered page, or from the whole one if the filtered one does not have it.
 async fn fetch(
     sender: &mut SendRequest<Empty<Bytes>>,
-    member: &Member,
+    endpoint: &LiveEndpoint,
     page: &mut Page,
 ) -> Result<Sample, Failure> {
-    let runtime = member.runtime();
+    let runtime = endpoint.runtime();
     if runtime == ModelServerRuntime::Vllm && page.asks_filtered() {
         let filtered = format!("/metrics/?{}", exposition::filter(runtime));
-        let failure = match load(sender, member, &filtered).await {
+        let failure = match load(sender, endpoint, &filtered).await {
             Err(failure @ (Failure::Status(_) | Failure::NoLoad(_))) => failure,
             answer => return answer,
         };
-        debug!(endpoint = %member.destination, error = %failure, "Reading the whole page for a while");
+        debug!(endpoint = %endpoint.destination, error = %failure, "Reading the whole page for a while");
         *page = Page::Whole { n_left: WHOLE_PAGES };
         if sender.ready().await.is_err() {
             return Err(failure);
         }
     }
-    let sample = load(sender, member, path(runtime)).await;
+    let sample = load(sender, endpoint, path(runtime)).await;
     if sample.is_err() {
         *page = Page::Filtered;
     }
@@ -235,16 +235,20 @@ async fn fetch(
 /// The load on the page at `path`.
 async fn load(
     sender: &mut SendRequest<Empty<Bytes>>,
-    member: &Member,
+    endpoint: &LiveEndpoint,
     path: &str,
 ) -> Result<Sample, Failure> {
-    Ok(exposition::parse(&get(sender, member, path).await?, member.runtime())?)
+    Ok(exposition::parse(&get(sender, endpoint, path).await?, endpoint.runtime())?)
 }
 
 /// Requests the page at `path`.
-async fn get(sender: &mut SendRequest<Empty<Bytes>>, member: &Member, path: &str) -> Result<Bytes, Failure> {
+async fn get(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    endpoint: &LiveEndpoint,
+    path: &str,
+) -> Result<Bytes, Failure> {
     let request = Request::get(path)
-        .header(header::HOST, &*member.destination)
+        .header(header::HOST, &*endpoint.destination)
         .header(header::ACCEPT, "text/plain")
         .body(Empty::new())
         .map_err(Failure::broken)?;

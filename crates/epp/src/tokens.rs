@@ -17,7 +17,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use crate::candidates::Member;
+use crate::datastore::LiveEndpoint;
 use crate::http_client::{self, HttpClient};
 use ext_proc::body::Api;
 
@@ -106,31 +106,31 @@ impl Tokenizer {
         Self { client: http_client::new(), patience }
     }
 
-    /// The prompts of the request `body` of `api`, from `member`, without adapter and salt. `model` is the engine's
+    /// The prompts of the request `body` of `api`, from `endpoint`, without adapter and salt. `model` is the engine's
     /// name for the request's model, if clients use another.
     ///
     /// # Errors
-    /// If the member does not answer in time, or cannot tokenize the request.
+    /// If the endpoint does not answer in time, or cannot tokenize the request.
     pub async fn prompts(
         &self,
         api: Api,
         (body, model): (&[Bytes], Option<&str>),
-        member: &Member,
+        endpoint: &LiveEndpoint,
     ) -> anyhow::Result<Vec<TokenPrompt>> {
-        timeout(self.patience, self.ask(api, (body, model), member)).await.context("no answer in time")?
+        timeout(self.patience, self.ask(api, (body, model), endpoint)).await.context("no answer in time")?
     }
 
     async fn ask(
         &self,
         api: Api,
         (body, model): (&[Bytes], Option<&str>),
-        member: &Member,
+        endpoint: &LiveEndpoint,
     ) -> anyhow::Result<Vec<TokenPrompt>> {
         let path = render_path(api).context("requests of this API are not rendered")?;
-        if !member.endpoint.facts.lacks(path) {
-            let (status, answer) = self.post(member, path, overridden(body, model)?).await?;
+        if !endpoint.state.facts.lacks(path) {
+            let (status, answer) = self.post(endpoint, path, overridden(body, model)?).await?;
             match status {
-                StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => member.endpoint.facts.note_lack(path),
+                StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => endpoint.state.facts.note_lack(path),
                 _ => return rendered(&successful(status, &answer)?),
             }
         }
@@ -141,7 +141,7 @@ impl Tokenizer {
         }
         request.check(api)?;
         let request = serde_json::to_vec(&request).context("write the request")?;
-        let (status, answer) = self.post(member, "/tokenize", vec![request.into()]).await?;
+        let (status, answer) = self.post(endpoint, "/tokenize", vec![request.into()]).await?;
         let answer = successful(status, &answer)?;
         let Tokenized { tokens } = serde_json::from_slice(&answer).context("read the ids")?;
         Ok(vec![prompt(tokens)])
@@ -149,11 +149,11 @@ impl Tokenizer {
 
     async fn post(
         &self,
-        member: &Member,
+        endpoint: &LiveEndpoint,
         path: &str,
         body: Vec<Bytes>,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
-        let request = Request::post(format!("http://{}{path}", member.destination))
+        let request = Request::post(format!("http://{}{path}", endpoint.destination))
             .header(header::CONTENT_TYPE, "application/json")
             .body(body.into())
             .context("build the request")?;

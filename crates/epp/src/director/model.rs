@@ -5,7 +5,7 @@ use inference_api::pool::{Criticality, TargetModel};
 use pool_index::snapshot::{Model, Pool};
 use rand::{Rng, RngExt};
 
-use crate::candidates::{Roll, Roster};
+use crate::datastore::{Datastore, LivePool};
 use ext_proc::refusal::Refusal;
 
 /// The pool for a request: the wanted one, the only one, or the first by name that has the model.
@@ -13,26 +13,26 @@ use ext_proc::refusal::Refusal;
 /// # Errors
 /// If there is no such pool.
 pub(super) fn choose_pool<'a>(
-    roster: &'a Roster,
+    datastore: &'a Datastore,
     wanted: Option<&ObjectKey>,
     model: Option<&str>,
-) -> Result<&'a Roll, Refusal> {
+) -> Result<&'a LivePool, Refusal> {
     if let Some(key) = wanted {
-        return roster.rolls.get(key).ok_or_else(|| Refusal::UnknownPool { pool: key.clone() });
+        return datastore.pools.get(key).ok_or_else(|| Refusal::UnknownPool { pool: key.clone() });
     }
-    let mut rolls = roster.rolls.values();
-    let first = rolls.next().ok_or(Refusal::NoPool)?;
-    if rolls.next().is_none() {
+    let mut pools = datastore.pools.values();
+    let first = pools.next().ok_or(Refusal::NoPool)?;
+    if pools.next().is_none() {
         return Ok(first);
     }
-    let takes_any = |roll: &&Roll| roll.pool.models.is_empty();
-    let Some(model) = model else { return Ok(roster.rolls.values().find(takes_any).unwrap_or(first)) };
-    let names_it = |roll: &&Roll| roll.pool.models.contains_key(model);
-    roster
-        .rolls
+    let takes_any = |live_pool: &&LivePool| live_pool.pool.models.is_empty();
+    let Some(model) = model else { return Ok(datastore.pools.values().find(takes_any).unwrap_or(first)) };
+    let names_it = |live_pool: &&LivePool| live_pool.pool.models.contains_key(model);
+    datastore
+        .pools
         .values()
         .find(names_it)
-        .or_else(|| roster.rolls.values().find(takes_any))
+        .or_else(|| datastore.pools.values().find(takes_any))
         .ok_or_else(|| Refusal::ModelNotFound { model: model.to_owned() })
 }
 

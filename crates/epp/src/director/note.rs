@@ -12,7 +12,7 @@ use scheduling::score::Score;
 use tracing::{debug, info};
 
 use super::Director;
-use crate::candidates::Member;
+use crate::datastore::LiveEndpoint;
 use crate::explain::{CandidateRecord, Decision, kept_id};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
 use crate::tuning::Tuning;
@@ -143,18 +143,22 @@ impl Trace {
 // === impl PickFacts ===
 
 impl PickFacts {
-    pub(super) fn new(members: &[&Arc<Member>], placed: &Placed<Member>) -> Self {
+    pub(super) fn new(endpoints: &[&Arc<LiveEndpoint>], placed: &Placed<LiveEndpoint>) -> Self {
         let decision = &placed.decision;
-        let member = members[decision.candidate_idx];
+        let endpoint = endpoints[decision.candidate_idx];
         Self {
-            endpoint: Arc::clone(&member.destination),
-            pod: Arc::clone(&member.pod),
+            endpoint: Arc::clone(&endpoint.destination),
+            pod: Arc::clone(&endpoint.pod),
             reason: decision.reason.as_str(),
-            fallbacks: decision.fallbacks.iter().map(|idx| Arc::clone(&members[*idx].destination)).collect(),
+            fallbacks: decision
+                .fallbacks
+                .iter()
+                .map(|idx| Arc::clone(&endpoints[*idx].destination))
+                .collect(),
             matched_bytes: placed.candidates[decision.candidate_idx].matched_bytes,
             ratio: decision.ratio,
-            n_candidates: members.len(),
-            candidates: candidate_records(members, placed),
+            n_candidates: endpoints.len(),
+            candidates: candidate_records(endpoints, placed),
         }
     }
 
@@ -217,23 +221,26 @@ impl Director {
     }
 }
 
-/// Logs a new bound of the text that `member` is assumed to hold.
-pub(super) fn bounded(member: &Member, bound: Option<u64>) {
+/// Logs a new bound of the text that `endpoint` is assumed to hold.
+pub(super) fn bounded(endpoint: &LiveEndpoint, bound: Option<u64>) {
     if let Some(max_bytes) = bound {
-        debug!(endpoint = %member.destination, max_bytes, "Bounding the prefixes by the cache's size");
+        debug!(endpoint = %endpoint.destination, max_bytes, "Bounding the prefixes by the cache's size");
     }
 }
 
 /// The candidates in their order: all of a small pool, the first ones and the picked one of a large pool.
-fn candidate_records(members: &[&Arc<Member>], placed: &Placed<Member>) -> Vec<CandidateRecord> {
+fn candidate_records(
+    endpoints: &[&Arc<LiveEndpoint>],
+    placed: &Placed<LiveEndpoint>,
+) -> Vec<CandidateRecord> {
     let Placed { decision, candidates, matched, lease: _ } = placed;
     let record = |candidate_idx: usize| {
         let Candidate { endpoint: _, load, adapter, matched_bytes } = candidates[candidate_idx];
         let Score { ratio, work, .. } = decision.scores[candidate_idx];
-        let member = members[candidate_idx];
+        let endpoint = endpoints[candidate_idx];
         CandidateRecord {
-            endpoint: Arc::clone(&member.destination),
-            pod: Arc::clone(&member.pod),
+            endpoint: Arc::clone(&endpoint.destination),
+            pod: Arc::clone(&endpoint.pod),
             matched_bytes,
             cached_tokens: matched[candidate_idx].saved_tokens,
             ratio,
@@ -248,7 +255,7 @@ fn candidate_records(members: &[&Arc<Member>], placed: &Placed<Member>) -> Vec<C
             metrics_age_ms: load.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
         }
     };
-    let first = 0..members.len().min(MAX_RECORDED);
+    let first = 0..endpoints.len().min(MAX_RECORDED);
     let picked_later = (decision.candidate_idx >= MAX_RECORDED).then_some(decision.candidate_idx);
     first.chain(picked_later).map(record).collect()
 }

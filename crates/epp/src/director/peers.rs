@@ -3,7 +3,7 @@
 use prefix_index::chain::Chain;
 
 use super::{Director, Now};
-use crate::candidates::Member;
+use crate::datastore::LiveEndpoint;
 use crate::peers::{Event, Journal};
 
 /// Seconds by which two starts of an endpoint differ at least, and two readings of one start never: a number in JSON
@@ -24,24 +24,26 @@ impl Director {
 
     /// Notes that a peer has sent a prompt to an endpoint.
     pub fn believe(&self, event: &Event) {
-        let roster = self.roster.load();
-        let Some(member) = roster.members.iter().find(|member| member.destination == event.endpoint) else {
+        let datastore = self.datastore.load();
+        let Some(endpoint) =
+            datastore.endpoints.iter().find(|endpoint| endpoint.destination == event.endpoint)
+        else {
             return;
         };
         let is_another_process = event
             .started
-            .zip(member.endpoint.started())
+            .zip(endpoint.state.started())
             .is_some_and(|(theirs, own)| (theirs - own).abs() > SAME_START);
         if is_another_process {
             return;
         }
-        self.picker.on_sent_by_peer(&event.hashes, &member.endpoint);
+        self.picker.on_sent_by_peer(&event.hashes, &endpoint.state);
     }
 
-    pub(super) fn tell_peers(&self, chains: &[Chain], member: &Member, now: Now) {
+    pub(super) fn tell_peers(&self, chains: &[Chain], endpoint: &LiveEndpoint, now: Now) {
         let Some(journal) = &self.journal else { return };
         for chain in chains {
-            journal.note(&member.destination, member.endpoint.started(), chain, now.wall);
+            journal.note(&endpoint.destination, endpoint.state.started(), chain, now.wall);
         }
     }
 }

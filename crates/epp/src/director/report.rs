@@ -9,7 +9,7 @@ use pool_index::snapshot::{Model, ModelStatus as ModelState, Pool};
 use scheduling::candidate::Load;
 
 use super::Director;
-use crate::candidates::{Member, Roll};
+use crate::datastore::{LiveEndpoint, LivePool};
 use crate::metrics::standing::{PodStanding, PoolNaming, PoolStanding, Standing};
 use crate::status::{EndpointStatus, ModelStatus, PoolStatus, ServedModel, StatusList, Target};
 use ext_proc::compat::Compat;
@@ -18,7 +18,7 @@ impl Director {
     /// The current state, for `/debug/pools`.
     #[must_use]
     pub fn status(&self, now: Instant) -> StatusList {
-        let roster = self.roster.load();
+        let datastore = self.datastore.load();
         let model = |(key, state): (&_, &ModelState)| {
             let ModelState { model_name, pool, accepted } = state;
             ModelStatus {
@@ -29,37 +29,37 @@ impl Director {
             }
         };
         StatusList {
-            pools: roster.rolls.values().map(|roll| self.pool_status(roll, now)).collect(),
-            models: roster.models.iter().map(model).collect(),
+            pools: datastore.pools.values().map(|live_pool| self.pool_status(live_pool, now)).collect(),
+            models: datastore.models.iter().map(model).collect(),
         }
     }
 
     /// The current state, for the metrics page.
     #[must_use]
     pub fn standing(&self, now: Instant) -> Standing {
-        let roster = self.roster.load();
+        let datastore = self.datastore.load();
         let (stats, blocks) = (self.picker.index().stats(), self.picker.blocks().stats());
         let now = self.moment(now);
-        let pod = |member: &Arc<Member>| {
-            let load = member.endpoint.load(now, self.options.max_metrics_age);
+        let pod = |endpoint: &Arc<LiveEndpoint>| {
+            let load = endpoint.state.load(now, self.options.max_metrics_age);
             PodStanding {
-                name: Arc::clone(&member.pod),
+                name: Arc::clone(&endpoint.pod),
                 waiting: load.waiting,
                 kv_usage: load.kv_usage,
                 in_flight: load.in_flight,
-                is_reachable: member.endpoint.is_reachable(),
+                is_reachable: endpoint.state.is_reachable(),
             }
         };
-        let pool = |Roll { pool, members }: &Roll| PoolStanding {
+        let pool = |LivePool { pool, endpoints }: &LivePool| PoolStanding {
             pool: pool.key.clone(),
-            pods: members.iter().map(pod).collect(),
+            pods: endpoints.iter().map(pod).collect(),
         };
         Standing {
             naming: match self.options.compat {
                 Compat::None => PoolNaming::NameAndNamespace,
                 Compat::GieV04 => PoolNaming::Name,
             },
-            pools: roster.rolls.values().map(pool).collect(),
+            pools: datastore.pools.values().map(pool).collect(),
             n_held_blocks: stats.n_held_blocks,
             n_evicted_blocks: stats.n_evicted_blocks,
             n_kv_blocks: blocks.n_blocks,
@@ -67,8 +67,8 @@ impl Director {
         }
     }
 
-    fn pool_status(&self, roll: &Roll, now: Instant) -> PoolStatus {
-        let Roll { pool, members } = roll;
+    fn pool_status(&self, live_pool: &LivePool, now: Instant) -> PoolStatus {
+        let LivePool { pool, endpoints } = live_pool;
         let Pool {
             key,
             strategy,
@@ -87,19 +87,19 @@ impl Director {
             prefix_source: prefix_source.as_str(),
             failure_mode: *failure_mode,
             problems: problems.clone(),
-            endpoints: members.iter().map(|member| self.endpoint_status(member, now)).collect(),
+            endpoints: endpoints.iter().map(|endpoint| self.endpoint_status(endpoint, now)).collect(),
             models: models.iter().map(|(name, model)| served(name, model)).collect(),
         }
     }
 
-    fn endpoint_status(&self, member: &Member, now: Instant) -> EndpointStatus {
+    fn endpoint_status(&self, endpoint: &LiveEndpoint, now: Instant) -> EndpointStatus {
         let Load { waiting, running, kv_usage, in_flight, uncached_bytes, age, fresh } =
-            member.endpoint.load(self.moment(now), self.options.max_metrics_age);
-        let Shown { kv_tokens, bytes_per_token, bound } = member.endpoint.facts.shown();
+            endpoint.state.load(self.moment(now), self.options.max_metrics_age);
+        let Shown { kv_tokens, bytes_per_token, bound } = endpoint.state.facts.shown();
         EndpointStatus {
-            endpoint: member.destination.clone(),
-            pod: member.pod.clone(),
-            reachable: member.endpoint.is_reachable(),
+            endpoint: endpoint.destination.clone(),
+            pod: endpoint.pod.clone(),
+            reachable: endpoint.state.is_reachable(),
             fresh,
             metrics_age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             waiting,
@@ -107,7 +107,7 @@ impl Director {
             kv_usage,
             in_flight,
             uncached_bytes,
-            believed_bytes: self.picker.index().held_bytes(member.endpoint.id()),
+            believed_bytes: self.picker.index().held_bytes(endpoint.state.id()),
             max_believed_bytes: bound,
             kv_tokens,
             bytes_per_token,

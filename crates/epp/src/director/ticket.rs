@@ -9,7 +9,7 @@ use prefix_index::chain::Chain;
 use tracing::debug;
 
 use super::{Director, Now, note};
-use crate::candidates::Member;
+use crate::datastore::LiveEndpoint;
 use crate::explain::ResponseRecord;
 use crate::metrics::{Counted, ModelLabels};
 use ext_proc::exchange::ResponseReport;
@@ -19,7 +19,7 @@ use ext_proc::response::Usage;
 #[derive(Debug)]
 #[must_use]
 pub struct Ticket {
-    pub(super) lease: Lease<Member>,
+    pub(super) lease: Lease<LiveEndpoint>,
     /// Counts the request among the running ones of the model.
     pub(super) running: Counted,
     pub(super) labels: ModelLabels,
@@ -43,14 +43,15 @@ impl Director {
     pub fn note_served_elsewhere(&self, ticket: &mut Ticket, served: &str, now: Now) {
         self.metrics().served_elsewhere.inc();
         debug!(picked = %ticket.lease.member().destination, served, "Served by another endpoint");
-        ticket.lease.member().endpoint.distrust();
-        let roster = self.roster.load();
-        let Some(member) = roster.members.iter().find(|member| *member.destination == *served) else {
+        ticket.lease.member().state.distrust();
+        let datastore = self.datastore.load();
+        let Some(endpoint) = datastore.endpoints.iter().find(|endpoint| *endpoint.destination == *served)
+        else {
             return;
         };
-        self.tell_peers(&ticket.chains, member, now);
-        self.picker.on_served_elsewhere(&mut ticket.lease, &ticket.chains, member);
-        self.decisions().amend(ticket.seq, |record| record.served = Some(member.destination.clone()));
+        self.tell_peers(&ticket.chains, endpoint, now);
+        self.picker.on_served_elsewhere(&mut ticket.lease, &ticket.chains, endpoint);
+        self.decisions().amend(ticket.seq, |record| record.served = Some(endpoint.destination.clone()));
     }
 
     /// Ends the request: its stream is over.
@@ -61,9 +62,9 @@ impl Director {
             let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
             Answer { prompt_tokens, completion_tokens, cached_tokens }
         });
-        let member = Arc::clone(lease.member());
+        let endpoint = Arc::clone(lease.member());
         let learned = self.picker.on_end(lease, answer);
-        let predicted_cached_tokens = learned.map(|learned| self.note_learned(&member, learned));
+        let predicted_cached_tokens = learned.map(|learned| self.note_learned(&endpoint, learned));
         drop(running);
         let seconds = now.saturating_duration_since(started).as_secs_f64();
         if complete {
@@ -79,11 +80,11 @@ impl Director {
         self.decisions().amend(seq, |record| record.response = Some(response));
     }
 
-    /// Logs and counts what an answer of `member` taught. Returns the number of tokens that were predicted to be
+    /// Logs and counts what an answer of `endpoint` taught. Returns the number of tokens that were predicted to be
     /// cached.
-    fn note_learned(&self, member: &Member, learned: Learned) -> f64 {
+    fn note_learned(&self, endpoint: &LiveEndpoint, learned: Learned) -> f64 {
         let Learned { predicted_tokens, error, bound, correction } = learned;
-        note::bounded(member, bound);
+        note::bounded(endpoint, bound);
         if let Some(error) = error {
             self.metrics.prefix_estimate_error.observe(error);
         }
@@ -91,7 +92,7 @@ impl Director {
             self.metrics.prefix_corrections.inc();
             self.metrics.prefix_corrected_blocks.inc_by(n_blocks);
             let (estimated, cached) = (estimated_tokens, cached_tokens);
-            debug!(endpoint = %member.destination, estimated, cached, n_blocks, "Correcting the estimate");
+            debug!(endpoint = %endpoint.destination, estimated, cached, n_blocks, "Correcting the estimate");
         }
         predicted_tokens
     }

@@ -7,26 +7,27 @@ use prefix_index::blocks::{BlockIndex, TokenPrompt};
 use scheduling::candidate::AdapterState;
 
 use super::{Director, model};
-use crate::candidates::{Member, Roll};
+use crate::datastore::{LiveEndpoint, LivePool};
 use ext_proc::body::Api;
 use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 
 /// An engine that provides the token ids of a request.
 #[derive(Debug)]
 pub struct TokenSource {
-    pub member: Arc<Member>,
+    pub endpoint: Arc<LiveEndpoint>,
     /// The API that the request is for.
     pub api: Api,
     /// The engine's name for the request's model, if the pool has another.
     pub target_model: Option<String>,
 }
 
-impl Roll {
+impl LivePool {
     /// The name of the adapter for requests for `target_model`, if it is an adapter.
     pub(super) fn adapter(&self, target_model: &str) -> Option<String> {
-        let is_adapter =
-            |member: &Arc<Member>| member.endpoint.adapter_state(target_model) != AdapterState::Irrelevant;
-        self.members.iter().any(is_adapter).then(|| target_model.to_owned())
+        let is_adapter = |endpoint: &Arc<LiveEndpoint>| {
+            endpoint.state.adapter_state(target_model) != AdapterState::Irrelevant
+        };
+        self.endpoints.iter().any(is_adapter).then(|| target_model.to_owned())
     }
 
     /// The tokens that engines look up in their caches for a request for `target_model`, or the reason why they are
@@ -45,7 +46,7 @@ impl Roll {
                     |prompt| TokenPrompt { adapter: adapter.clone(), salt: salt.clone(), ..prompt };
                 let prompts = prompts.into_iter().map(with_adapter).collect();
                 // The block size of the whole pool, even if the request may go only to a part of it.
-                let block_size = blocks.block_size(self.members.iter().map(|member| member.endpoint.id()));
+                let block_size = blocks.block_size(self.endpoints.iter().map(|endpoint| endpoint.state.id()));
                 (Some(TokenPrompts { prompts, block_size }), None)
             }
             PromptTokens::Unknown(reason) if self.pool.goes_by_events() => (None, Some(reason)),
@@ -62,21 +63,21 @@ impl Director {
     pub fn needs_tokens(&self, request: &PickRequest) -> Option<TokenSource> {
         let Content::Body(body) = &request.content else { return None };
         let model = body.model.as_ref().ok().map(|model| model.name.as_str());
-        let roster = self.roster.load();
+        let datastore = self.datastore.load();
         let pool = request.pool.as_ref().or(self.options.pool.as_ref());
-        let roll = model::choose_pool(&roster, pool, model).ok()?;
-        let roll = Some(roll).filter(|roll| roll.pool.goes_by_events())?;
-        self.options.compat.check(body, !roll.pool.models.is_empty()).ok()?;
+        let live_pool = model::choose_pool(&datastore, pool, model).ok()?;
+        let live_pool = Some(live_pool).filter(|live_pool| live_pool.pool.goes_by_events())?;
+        self.options.compat.check(body, !live_pool.pool.models.is_empty()).ok()?;
         let found = match model {
-            Some(model) => model::find(&roll.pool, model).ok()?,
+            Some(model) => model::find(&live_pool.pool, model).ok()?,
             None => None,
         };
-        let members = roll.members.iter().filter(|member| member.endpoint.is_reachable());
-        let member = members.min_by_key(|member| member.endpoint.in_flight())?;
+        let endpoints = live_pool.endpoints.iter().filter(|endpoint| endpoint.state.is_reachable());
+        let endpoint = endpoints.min_by_key(|endpoint| endpoint.state.in_flight())?;
         // The ids are the same for all targets.
         let target = found.and_then(|found| found.targets.first());
         Some(TokenSource {
-            member: Arc::clone(member),
+            endpoint: Arc::clone(endpoint),
             api: body.api,
             target_model: target.map(|target| target.name.clone()),
         })

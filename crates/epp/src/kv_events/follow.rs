@@ -16,7 +16,7 @@ use zeromq::{Socket, SocketEvent, SocketRecv, SubSocket};
 use super::replay::replay;
 use super::sequence::{Next, Replayed, Sequence};
 use super::wire::{self, Message};
-use crate::candidates::Member;
+use crate::datastore::LiveEndpoint;
 use crate::metrics::{Counted, Metrics};
 
 /// Time between two tries.
@@ -49,46 +49,51 @@ enum End {
 }
 
 struct Follower {
-    member: Arc<Member>,
+    endpoint: Arc<LiveEndpoint>,
     blocks: Arc<BlockIndex>,
     metrics: Arc<Metrics>,
     events: SocketAddr,
     replay: Option<SocketAddr>,
     /// The process whose messages are counted.
-    endpoint: EndpointId,
+    id: EndpointId,
     sequence: Sequence,
     /// True after the log has said that the index has no room for the endpoint's blocks.
     has_said_full: bool,
 }
 
-/// Follows `member` until this future is dropped.
-pub async fn follow(member: Arc<Member>, blocks: Arc<BlockIndex>, metrics: Arc<Metrics>, ports: Ports) {
-    let KvAddresses { events, replay } = member.kv;
-    let at = |port| SocketAddr::new(member.address.ip(), port);
+/// Follows `endpoint` until this future is dropped.
+pub async fn follow(
+    endpoint: Arc<LiveEndpoint>,
+    blocks: Arc<BlockIndex>,
+    metrics: Arc<Metrics>,
+    ports: Ports,
+) {
+    let KvAddresses { events, replay } = endpoint.kv;
+    let at = |port| SocketAddr::new(endpoint.address.ip(), port);
     let mut follower = Follower {
         events: events.unwrap_or_else(|| at(ports.events)),
         replay: replay.or_else(|| ports.replay.map(at)),
-        endpoint: member.endpoint.id(),
-        member,
+        id: endpoint.state.id(),
+        endpoint,
         blocks,
         metrics,
         sequence: Sequence::default(),
         has_said_full: false,
     };
     loop {
-        while !follower.member.wants_events() {
+        while !follower.endpoint.wants_events() {
             sleep(IDLE).await;
         }
         let outcome = follower.run_connection().await;
-        follower.blocks.set_live(follower.endpoint, false);
+        follower.blocks.set_live(follower.id, false);
         match outcome {
             Ok(End::Unwanted) => {
-                follower.blocks.remove_endpoint(follower.endpoint);
+                follower.blocks.remove_endpoint(follower.id);
                 follower.sequence.reset();
             }
             Ok(End::Replaced) => {}
             Err(error) => {
-                let (endpoint, error) = (&follower.member.destination, format!("{error:#}"));
+                let (endpoint, error) = (&follower.endpoint.destination, format!("{error:#}"));
                 debug!(%endpoint, address = %follower.events, error, "Cannot follow KV events");
                 sleep(RETRY).await;
             }
@@ -106,7 +111,7 @@ impl Follower {
         sleep(SUBSCRIBING).await;
         self.begin().await?;
         let _counted = Counted::new(self.metrics.kv_event_streams.clone());
-        info!(endpoint = %self.member.destination, due = self.sequence.due(), "Following KV events");
+        info!(endpoint = %self.endpoint.destination, due = self.sequence.due(), "Following KV events");
         let mut ticks = interval(WATCH);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -120,10 +125,10 @@ impl Follower {
                 },
                 _ = ticks.tick() => {}
             }
-            if self.member.endpoint.id() != self.endpoint {
+            if self.endpoint.state.id() != self.id {
                 return Ok(End::Replaced);
             }
-            if !self.member.wants_events() {
+            if !self.endpoint.wants_events() {
                 return Ok(End::Unwanted);
             }
         }
@@ -131,21 +136,21 @@ impl Follower {
 
     /// Fills the index with what the engine's cache holds, as far as that can be found out.
     async fn begin(&mut self) -> anyhow::Result<()> {
-        if self.member.endpoint.id() != self.endpoint {
-            self.blocks.remove_endpoint(self.endpoint);
-            self.endpoint = self.member.endpoint.id();
+        if self.endpoint.state.id() != self.id {
+            self.blocks.remove_endpoint(self.id);
+            self.id = self.endpoint.state.id();
             self.sequence.reset();
         }
         match self.replay {
             // The first known message is the next one.
             None => {
                 self.sequence.reset();
-                self.blocks.reset(self.endpoint, true);
+                self.blocks.reset(self.id, true);
             }
             Some(address) => {
                 let messages = replay(address, 0).await.context("ask for the past")?;
                 self.apply_replay(messages)?;
-                self.blocks.set_live(self.endpoint, true);
+                self.blocks.set_live(self.id, true);
             }
         }
         Ok(())
@@ -156,7 +161,7 @@ impl Follower {
             Next::Skip => return Ok(()),
             Next::Apply => return self.apply(&message),
             Next::Missing { from } => {
-                let (endpoint, number) = (&self.member.destination, message.number);
+                let (endpoint, number) = (&self.endpoint.destination, message.number);
                 debug!(%endpoint, from, number, "KV events are missing");
                 self.metrics.kv_event_gaps.inc();
                 if let Some(address) = self.replay {
@@ -182,9 +187,9 @@ impl Follower {
         let knew = self.sequence != Sequence::default();
         match self.sequence.take_replay(numbers) {
             Replayed::Continues => {}
-            Replayed::Whole => self.blocks.reset(self.endpoint, true),
+            Replayed::Whole => self.blocks.reset(self.id, true),
             Replayed::Torn if knew => self.lose(),
-            Replayed::Torn | Replayed::Empty => self.blocks.reset(self.endpoint, true),
+            Replayed::Torn | Replayed::Empty => self.blocks.reset(self.id, true),
         }
         if numbers.is_none() {
             self.sequence.reset();
@@ -199,18 +204,18 @@ impl Follower {
 
     /// Treats the cache as empty: events were lost, so we may underestimate it, never overestimate it.
     fn lose(&self) {
-        warn!(endpoint = %self.member.destination, "KV events are lost; its cache counts as empty");
+        warn!(endpoint = %self.endpoint.destination, "KV events are lost; its cache counts as empty");
         self.metrics.kv_event_losses.inc();
-        self.blocks.reset(self.endpoint, true);
+        self.blocks.reset(self.id, true);
     }
 
     fn apply(&mut self, message: &Message) -> anyhow::Result<()> {
         let events = wire::events(&message.batch).context("read a batch")?;
         self.metrics.kv_events.inc_by(events.len() as u64);
-        let n_refused = self.blocks.apply(self.endpoint, events);
+        let n_refused = self.blocks.apply(self.id, events);
         if n_refused > 0 && !self.has_said_full {
             self.has_said_full = true;
-            let endpoint = &self.member.destination;
+            let endpoint = &self.endpoint.destination;
             warn!(%endpoint, n_refused, "The index has no room for all blocks of the engine; its other blocks count");
         }
         Ok(())
@@ -220,6 +225,6 @@ impl Follower {
 impl Drop for Follower {
     /// Removes what was stored from events that came after the endpoint was forgotten.
     fn drop(&mut self) {
-        self.blocks.remove_endpoint(self.endpoint);
+        self.blocks.remove_endpoint(self.id);
     }
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use crate::candidates::{Member, Roster};
+use crate::datastore::{Datastore, LiveEndpoint};
 use crate::director::Director;
 use crate::kv_events::follow::{Ports, follow};
 use crate::scrape::attempts::Attempts;
@@ -19,7 +19,7 @@ use crate::scrape::pace::Pace;
 use crate::scrape::{Scraping, scrape};
 use crate::server::parts::restart_on_panic;
 
-/// The only task that changes the roster.
+/// The only task that changes the datastore.
 #[derive(Debug)]
 pub(crate) struct Follower {
     director: Arc<Director>,
@@ -47,8 +47,8 @@ impl Follower {
     /// Runs until `stop`, or until the index ends.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
-            let roster = self.director.apply(&self.reader.snapshot());
-            self.scrape_members(&roster, &stop);
+            let datastore = self.director.apply(&self.reader.snapshot());
+            self.scrape_endpoints(&datastore, &stop);
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = self.reader.changed() => if changed.is_err() { break },
@@ -59,8 +59,9 @@ impl Follower {
         self.tracker.wait().await;
     }
 
-    fn scrape_members(&mut self, roster: &Roster, stop: &CancellationToken) {
-        let lives = |slot: &Slot| roster.members.binary_search_by_key(slot, |member| member.slot).is_ok();
+    fn scrape_endpoints(&mut self, datastore: &Datastore, stop: &CancellationToken) {
+        let lives =
+            |slot: &Slot| datastore.endpoints.binary_search_by_key(slot, |endpoint| endpoint.slot).is_ok();
         self.scrapes.retain(|slot, scrape| {
             let keep = lives(slot);
             if !keep {
@@ -68,30 +69,31 @@ impl Follower {
             }
             keep
         });
-        for member in &roster.members {
-            if self.scrapes.contains_key(&member.slot) {
+        for endpoint in &datastore.endpoints {
+            if self.scrapes.contains_key(&endpoint.slot) {
                 continue;
             }
             let token = stop.child_token();
-            self.tracker.spawn(self.scrape_until(Arc::clone(member), token.clone()));
-            self.scrapes.insert(member.slot, token);
+            self.tracker.spawn(self.scrape_until(Arc::clone(endpoint), token.clone()));
+            self.scrapes.insert(endpoint.slot, token);
         }
     }
 
     fn scrape_until(
         &self,
-        member: Arc<Member>,
+        endpoint: Arc<LiveEndpoint>,
         token: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
         let Self { director, pace, attempts, kv_ports, .. } = self;
         let (director, attempts) = (Arc::clone(director), Arc::clone(attempts));
         let (pace, kv_ports) = (*pace, *kv_ports);
         async move {
-            let watch =
-                || watch(Arc::clone(&director), Arc::clone(&member), (pace, Arc::clone(&attempts)), kv_ports);
+            let watch = || {
+                watch(Arc::clone(&director), Arc::clone(&endpoint), (pace, Arc::clone(&attempts)), kv_ports)
+            };
             let died = |panic: &str| {
                 director.metrics().endpoint_task_panics.inc();
-                let (endpoint, pod) = (&*member.destination, &*member.pod);
+                let (endpoint, pod) = (&*endpoint.destination, &*endpoint.pod);
                 error!(
                     endpoint,
                     pod, panic, "The task that scrapes an endpoint has died; starting another one"
@@ -105,20 +107,20 @@ impl Follower {
     }
 }
 
-/// Scrapes `member` and follows its KV events until it is dropped.
+/// Scrapes `endpoint` and follows its KV events until it is dropped.
 async fn watch(
     director: Arc<Director>,
-    member: Arc<Member>,
+    endpoint: Arc<LiveEndpoint>,
     (pace, attempts): (Pace, Arc<Attempts>),
     kv_ports: Ports,
 ) {
     let metrics = Arc::clone(director.metrics());
     let blocks = Arc::clone(director.blocks());
-    let events = follow(Arc::clone(&member), blocks, Arc::clone(&metrics), kv_ports);
+    let events = follow(Arc::clone(&endpoint), blocks, Arc::clone(&metrics), kv_ports);
     let mut rng = ChaCha8Rng::seed_from_u64(director.options().seed);
-    rng.set_stream(u64::from(member.slot.idx));
-    let scraping = Scraping { member, pace, attempts, metrics };
-    let note = |member: &Member, reading| director.note_scrape(member, reading);
+    rng.set_stream(u64::from(endpoint.slot.idx));
+    let scraping = Scraping { endpoint, pace, attempts, metrics };
+    let note = |endpoint: &LiveEndpoint, reading| director.note_scrape(endpoint, reading);
     tokio::select! {
         () = scrape(scraping, rng, note) => {}
         () = events => {}

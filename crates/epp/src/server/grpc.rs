@@ -241,7 +241,7 @@ impl Conversation {
             return PromptTokens::Unasked;
         };
         let Some(source) = director.needs_tokens(request) else { return PromptTokens::Unasked };
-        let TokenSource { member, api, target_model } = source;
+        let TokenSource { endpoint, api, target_model } = source;
         // Reserves memory for the ids and for the request to a pod that does not render.
         let n_bytes: usize = body.pieces().iter().map(Bytes::len).sum();
         let mut held = limits.budget.reserve();
@@ -249,14 +249,14 @@ impl Conversation {
             return PromptTokens::Unknown("no memory is left for the ids".to_owned());
         }
         let started = now().instant;
-        let outcome = tokenizer.prompts(api, (body.pieces(), target_model.as_deref()), &member).await;
+        let outcome = tokenizer.prompts(api, (body.pieces(), target_model.as_deref()), &endpoint).await;
         director.metrics().tokenize_seconds.observe(started.elapsed().as_secs_f64());
         match outcome {
             Ok(prompts) => PromptTokens::Known(prompts),
             Err(error) => {
                 let error = format!("{error:#}");
                 director.metrics().tokenize_failures.inc();
-                debug!(endpoint = %member.destination, error, "Cannot tokenize");
+                debug!(endpoint = %endpoint.destination, error, "Cannot tokenize");
                 PromptTokens::Unknown(error)
             }
         }

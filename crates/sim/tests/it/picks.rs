@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use epp::candidates::Roster;
+use epp::datastore::Datastore;
 use epp::director::{Director, Now, Options, Ticket};
 use epp::metrics::Metrics;
 use epp::scrape::Reading;
@@ -77,7 +77,7 @@ fn text(conversation: u8, n_bytes: usize) -> String {
 /// The servers' side.
 struct Served {
     director: Director,
-    roster: Arc<Roster>,
+    datastore: Arc<Datastore>,
     start: Instant,
 }
 
@@ -115,8 +115,8 @@ impl Served {
             peers: None,
         };
         let director = Director::new(options, Arc::new(Metrics::default()));
-        let roster = director.apply(&reader.snapshot());
-        Self { director, roster, start: Instant::now() }
+        let datastore = director.apply(&reader.snapshot());
+        Self { director, datastore, start: Instant::now() }
     }
 
     fn now(&self, now: Duration) -> Now {
@@ -145,11 +145,11 @@ impl Served {
     }
 
     fn scrape(&self, gauges: &[Gauges], now: Duration) {
-        for (member, gauges) in self.roster.members.iter().zip(gauges) {
+        for (endpoint, gauges) in self.datastore.endpoints.iter().zip(gauges) {
             let Gauges { waiting, running, kv_usage } = *gauges;
             let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
-            let (doubts, taken) = (member.endpoint.doubts(), self.now(now).instant);
-            self.director.note_scrape(member, Reading::Sample { sample, doubts, taken });
+            let (doubts, taken) = (endpoint.state.doubts(), self.now(now).instant);
+            self.director.note_scrape(endpoint, Reading::Sample { sample, doubts, taken });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The pools and endpoints of one snapshot; each endpoint has its state as picks see it.
 //!
-//! A [`Roster`] never changes; its [`Member`]s live as long as their endpoints.
+//! A [`Datastore`] never changes; a [`LiveEndpoint`] is in each one from its first snapshot to its last.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
@@ -17,9 +17,9 @@ use pool_index::snapshot::{self, KvAddresses, ModelStatus, Pool, Slot, Snapshot}
 
 /// An endpoint while it lives.
 #[derive(Debug)]
-pub struct Member {
+pub struct LiveEndpoint {
     /// The endpoint's state as picks see it.
-    pub endpoint: Endpoint,
+    pub state: Endpoint,
     pub slot: Slot,
     pub address: SocketAddr,
     /// `ip:port`, in the form for the proxy.
@@ -32,37 +32,37 @@ pub struct Member {
     wants_events: AtomicBool,
 }
 
-/// A pool with its members.
+/// A pool with those of its endpoints that live.
 #[derive(Debug)]
-pub struct Roll {
+pub struct LivePool {
     pub pool: Arc<Pool>,
-    pub members: Vec<Arc<Member>>,
+    pub endpoints: Vec<Arc<LiveEndpoint>>,
 }
 
 /// All pools and endpoints of one snapshot.
 #[derive(Debug, Default)]
-pub struct Roster {
+pub struct Datastore {
     /// Version of the snapshot; 0 before the first.
     pub version: u64,
-    pub rolls: BTreeMap<ObjectKey, Roll>,
-    /// Members in the order of slots.
-    pub members: Vec<Arc<Member>>,
+    pub pools: BTreeMap<ObjectKey, LivePool>,
+    /// Endpoints in the order of slots.
+    pub endpoints: Vec<Arc<LiveEndpoint>>,
     /// Every InferenceModel, served or not.
     pub models: Arc<BTreeMap<ObjectKey, ModelStatus>>,
 }
 
-// === impl Member ===
+// === impl LiveEndpoint ===
 
-impl Borrow<Endpoint> for Member {
+impl Borrow<Endpoint> for LiveEndpoint {
     fn borrow(&self) -> &Endpoint {
-        &self.endpoint
+        &self.state
     }
 }
 
-impl Member {
+impl LiveEndpoint {
     fn new(found: &snapshot::Endpoint, picker: &Picker) -> Self {
         Self {
-            endpoint: picker.endpoint(found.slot.idx),
+            state: picker.endpoint(found.slot.idx),
             slot: found.slot,
             address: found.address,
             destination: found.address.to_string().into(),
@@ -86,51 +86,53 @@ impl Member {
     }
 }
 
-// === impl Roster ===
+// === impl Datastore ===
 
-impl Roster {
-    /// The roster of `snapshot`; endpoints that live on keep their member.
+impl Datastore {
+    /// The datastore of `snapshot`; endpoints that live on keep their state.
     #[must_use]
     pub fn follow(&self, snapshot: &Snapshot, picker: &Picker) -> Self {
-        let known: HashMap<Slot, &Arc<Member>> =
-            self.members.iter().map(|member| (member.slot, member)).collect();
-        let members: Vec<Arc<Member>> = snapshot
+        let known: HashMap<Slot, &Arc<LiveEndpoint>> =
+            self.endpoints.iter().map(|endpoint| (endpoint.slot, endpoint)).collect();
+        let endpoints: Vec<Arc<LiveEndpoint>> = snapshot
             .endpoints
             .iter()
             .map(|endpoint| match known.get(&endpoint.slot) {
-                Some(member) => Arc::clone(member),
-                None => Arc::new(Member::new(endpoint, picker)),
+                Some(endpoint) => Arc::clone(endpoint),
+                None => Arc::new(LiveEndpoint::new(endpoint, picker)),
             })
             .collect();
-        let by_slot: HashMap<Slot, &Arc<Member>> =
-            members.iter().map(|member| (member.slot, member)).collect();
-        let roll = |pool: &Arc<Pool>| Roll {
+        let by_slot: HashMap<Slot, &Arc<LiveEndpoint>> =
+            endpoints.iter().map(|endpoint| (endpoint.slot, endpoint)).collect();
+        let live_pool = |pool: &Arc<Pool>| LivePool {
             pool: Arc::clone(pool),
-            members: pool
+            endpoints: pool
                 .endpoints
                 .iter()
-                .filter_map(|endpoint| by_slot.get(&endpoint.slot).map(|member| Arc::clone(member)))
+                .filter_map(|endpoint| by_slot.get(&endpoint.slot).map(|endpoint| Arc::clone(endpoint)))
                 .collect(),
         };
-        let rolls: BTreeMap<ObjectKey, Roll> =
-            snapshot.pools.iter().map(|(key, pool)| (key.clone(), roll(pool))).collect();
+        let pools: BTreeMap<ObjectKey, LivePool> =
+            snapshot.pools.iter().map(|(key, pool)| (key.clone(), live_pool(pool))).collect();
         // If several pools select an endpoint, the first by name determines its engine.
-        for Roll { pool, members } in rolls.values().rev() {
-            members.iter().for_each(|member| *member.runtime.lock() = pool.runtime);
+        for LivePool { pool, endpoints } in pools.values().rev() {
+            endpoints.iter().for_each(|endpoint| *endpoint.runtime.lock() = pool.runtime);
         }
-        for member in &members {
-            let wants = |roll: &Roll| {
-                roll.pool.goes_by_events() && roll.members.iter().any(|own| own.slot == member.slot)
+        for endpoint in &endpoints {
+            let wants = |live_pool: &LivePool| {
+                live_pool.pool.goes_by_events()
+                    && live_pool.endpoints.iter().any(|own| own.slot == endpoint.slot)
             };
-            member.wants_events.store(rolls.values().any(wants), Ordering::Relaxed);
+            endpoint.wants_events.store(pools.values().any(wants), Ordering::Relaxed);
         }
-        Self { version: snapshot.version, rolls, members, models: Arc::clone(&snapshot.models) }
+        Self { version: snapshot.version, pools, endpoints, models: Arc::clone(&snapshot.models) }
     }
 
-    /// Members of `earlier` that are gone.
-    pub fn removed_since<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = &'a Arc<Member>> {
-        let lives =
-            |member: &&Arc<Member>| self.members.binary_search_by_key(&member.slot, |own| own.slot).is_ok();
-        earlier.members.iter().filter(move |member| !lives(member))
+    /// Endpoints of `earlier` that are gone.
+    pub fn removed_since<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = &'a Arc<LiveEndpoint>> {
+        let lives = |endpoint: &&Arc<LiveEndpoint>| {
+            self.endpoints.binary_search_by_key(&endpoint.slot, |own| own.slot).is_ok()
+        };
+        earlier.endpoints.iter().filter(move |endpoint| !lives(endpoint))
     }
 }
