@@ -1,22 +1,14 @@
 //! The program as a user starts it.
 
-use crate::process::Server;
+use crate::process::{Server, run, stdout};
+use predicates::str::{contains, starts_with};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Command, Output, Stdio};
-
-fn run(args: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mock-vllm"));
-    command.args(args.split_whitespace()).output().unwrap()
-}
+use std::process::{Command, Stdio};
 
 #[track_caller]
 fn check_usage_error(args: &str, expected: &str) {
-    let output = run(args);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains(expected), "{stderr}");
-    assert!(output.stdout.is_empty());
+    run(args).code(2).stdout("").stderr(contains(expected));
 }
 
 #[test]
@@ -33,18 +25,15 @@ fn wrong_usage_is_named_before_anything_starts() {
 
 #[test]
 fn a_file_that_is_missing_is_a_failure() {
-    let output = run("serve m --port 0 --scripted-replies nowhere.yaml");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("nowhere.yaml"));
+    run("serve m --port 0 --scripted-replies nowhere.yaml").code(1).stderr(contains("nowhere.yaml"));
 }
 
 #[test]
 fn help_teaches_flags_dialect_and_exit_codes() {
-    let top = String::from_utf8(run("--help").stdout).unwrap();
-    assert!(top.contains("check-trace") && top.contains("Exit codes"));
-    let serve = String::from_utf8(run("serve --help").stdout).unwrap();
+    run("--help").success().stdout(contains("check-trace")).stdout(contains("Exit codes"));
+    let serve = run("serve --help").success();
     for text in ["--time-scale", "--request-log", "--enable-prefix-caching", "--no-x"] {
-        assert!(serve.contains(text), "{text}");
+        assert!(stdout(&serve).contains(text), "{text}");
     }
 }
 
@@ -109,8 +98,8 @@ fn a_log_that_nobody_reads_holds_nothing_up() {
 
 #[test]
 fn a_log_that_is_read_is_whole() {
-    let output = run(&format!("serve m --port 0 --max-model-len 200K{}", with_much_to_say()));
-    let log = String::from_utf8(output.stderr).unwrap();
+    let ended = run(&format!("serve m --port 0 --max-model-len 200K{}", with_much_to_say()));
+    let log = String::from_utf8_lossy(&ended.get_output().stderr);
     assert_eq!(log.matches("Ignored flag").count(), 2_000);
     assert!(log.ends_with('\n') && log.contains("error: ") && !log.contains("are lost"), "{log}");
 }
@@ -131,7 +120,8 @@ fn a_reader_that_goes_on_is_told_what_is_lost() {
 
 #[test]
 fn the_version_is_told_with_the_revision() {
-    let said = String::from_utf8(run("--version").stdout).unwrap();
-    assert_eq!(said, format!("mock-vllm {}\n", env!("PROGRAM_VERSION")));
-    assert!(said.starts_with(concat!("mock-vllm ", env!("CARGO_PKG_VERSION"))), "{said}");
+    run("--version")
+        .success()
+        .stdout(format!("mock-vllm {}\n", env!("PROGRAM_VERSION")))
+        .stdout(starts_with(concat!("mock-vllm ", env!("CARGO_PKG_VERSION"))));
 }

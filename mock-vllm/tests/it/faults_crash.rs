@@ -1,9 +1,9 @@
 //! Pods that die, and pods of one process with different faults.
 
-use crate::process::{Server, connect, request};
+use crate::process::{Server, connect, request, run};
+use predicates::str::contains;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::Command;
 
 const PROMPT: &str = r#"{"prompt":"x","max_tokens":1}"#;
 
@@ -70,11 +70,7 @@ fn a_fault_is_of_the_pod_that_it_names() {
     assert_eq!([status(0), status(1)], ["HTTP/1.1 502", "HTTP/1.1 500"], "each pod has its own");
     let other = server.post(0, "/debug/faults", r#"{"faults":["refuse:pod=q-1"]}"#);
     assert!(other.contains("this pod is q-0"), "{other}");
-    let unknown = Command::new(env!("CARGO_BIN_EXE_mock-vllm"))
-        .args("serve m --port 0 --pods 2 --pod-name q --fault refuse:pod=q-7".split(' '))
-        .output()
-        .unwrap();
-    let log = String::from_utf8(unknown.stderr).unwrap();
-    assert_eq!(unknown.status.code(), Some(2));
-    assert!(log.contains("--fault refuse:pod=q-7: the pods are q-0, q-1"), "{log}");
+    run("serve m --port 0 --pods 2 --pod-name q --fault refuse:pod=q-7")
+        .code(2)
+        .stderr(contains("--fault refuse:pod=q-7: the pods are q-0, q-1"));
 }

@@ -1,11 +1,11 @@
 //! Rules as text and as JSON, and the false values of metrics.
 
+use crate::process::{run, stdout};
 use mock_vllm::faults::guide::{FAULTS, LIES};
 use mock_vllm::faults::wave::Wave;
 use mock_vllm::faults::{Fault, Rule};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
 #[track_caller]
@@ -91,9 +91,8 @@ fn the_list_shows_every_fault_and_its_examples_work() {
         .map(|name| name.replace('`', ""))
         .collect();
     assert_eq!(shown, names);
-    let output = Command::new(env!("CARGO_BIN_EXE_mock-vllm")).arg("faults").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && examples().all(|example| text.contains(example)), "{text}");
+    let guide = run("faults").success();
+    assert!(examples().all(|example| stdout(&guide).contains(example)), "{guide}");
 }
 
 #[test]

@@ -1,18 +1,13 @@
 //! Results of the latency flags: presets by GPU, several GPUs, constants, calibration files, and the tables that show
 //! them.
 
+use crate::process::{run, stdout};
+use assert_cmd::assert::Assert;
 use mock_vllm::cli;
 use mock_vllm::server::PodSettings;
+use predicates::str::contains;
 use serde_json::Value;
-use std::process::Command;
 use vllm_engine::latency::calibration::step;
-
-fn run(args: &str) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mock-vllm"));
-    let output = command.args(args.split_whitespace()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
 
 fn settings(flags: &str) -> Result<PodSettings, String> {
     let line = format!("mock-vllm serve {flags}");
@@ -84,7 +79,7 @@ fn constants_do_not_depend_on_the_batch() {
     refused("m --constant-itl 10ms --latency-calibration x.yaml", "cannot be used with");
 }
 
-fn calibrated(yaml: &str) -> (Option<i32>, String, String) {
+fn calibrated(yaml: &str) -> Assert {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), yaml).unwrap();
     run(&format!("latency --json --latency-calibration {}", file.path().display()))
@@ -94,14 +89,12 @@ fn calibrated(yaml: &str) -> (Option<i32>, String, String) {
 fn constants_of_a_file_replace_those_of_its_base() {
     let yaml =
         r#"{"base":"l40s/qwen2.5-7b","gpu":{"gemm_tflops":100,"memory_gib":40},"host":{"before_ms":1}}"#;
-    let (code, stdout, stderr) = calibrated(yaml);
-    assert_eq!(code, Some(0), "{stderr}");
-    let given: Value = serde_json::from_str(&stdout).unwrap();
+    let table = |yaml| serde_json::from_str(stdout(&calibrated(yaml).success())).unwrap();
+    let given: Value = table(yaml);
     assert_eq!(given["model"]["gpu"]["gemm_rate"], 100e12);
     assert_eq!(given["before_ms"], 1.0);
     // A file without them leaves the base's.
-    let (_, stdout, _) = calibrated("base: l40s/qwen2.5-7b");
-    let plain: Value = serde_json::from_str(&stdout).unwrap();
+    let plain: Value = table("base: l40s/qwen2.5-7b");
     assert_eq!(plain["model"]["gpu"]["gemm_rate"], 230e12);
     for key in ["after_ms", "prefill"] {
         assert_eq!(given[key] == plain[key], key == "after_ms", "{key}");
@@ -112,10 +105,8 @@ fn constants_of_a_file_replace_those_of_its_base() {
 #[test]
 fn a_bad_calibration_names_the_key_and_shows_the_schema() {
     let check = |yaml: &str, part: &str| {
-        let (code, stdout, stderr) = calibrated(yaml);
-        assert_eq!(code, Some(2), "{stdout}");
-        assert!(stderr.contains(part), "{stderr}");
-        assert!(stderr.contains("weight_gb_per_s: 485"), "the schema: {stderr}");
+        let schema = "weight_gb_per_s: 485";
+        calibrated(yaml).code(2).stderr(contains(part)).stderr(contains(schema));
     };
     check("gpu: {gemm_tflop: 3}", "gemm_tflop");
     check("gpu: {gemm_tflops: -3}", "gpu.gemm_tflops must be a number above 0, got -3");
@@ -124,24 +115,22 @@ fn a_bad_calibration_names_the_key_and_shows_the_schema() {
     check("points: [{decode: 1, ms: 3}]", "unknown field `points`");
     check("points: [{decode: 1, ms: 3}]", "`cargo e2e calibrate` writes such a file from measured steps");
     check("[]", "line 1");
-    let (code, _, stderr) = run("serve m --latency-calibration nowhere.yaml");
-    assert_eq!(code, Some(2));
-    assert!(stderr.contains("nowhere.yaml"), "{stderr}");
+    run("serve m --latency-calibration nowhere.yaml").code(2).stderr(contains("nowhere.yaml"));
 }
 
 #[test]
 fn the_tables_show_the_published_values() {
-    let (code, stdout, _) = run("latency");
-    assert_eq!(code, Some(0));
-    let rows: Vec<Vec<&str>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    let printed = run("latency").success();
+    let rows: Vec<Vec<&str>> =
+        stdout(&printed).lines().map(|line| line.split_whitespace().collect()).collect();
     for row in [["16384", "0", "5668.9"], ["2165", "0", "587.9"], ["16", "2400", "46.9"]] {
-        assert!(rows.contains(&row.to_vec()), "{row:?}: {stdout}");
+        assert!(rows.contains(&row.to_vec()), "{row:?}: {printed}");
     }
-    let (_, list, _) = run("latency --list");
+    let list = run("latency --list").success();
     for name in ["a10-doc", "a10g", "a100-80", "h20", "qwen2.5-14b", "qwen3-8b", "llama-3.1-8b"] {
-        assert!(list.contains(name), "{name}: {list}");
+        assert!(stdout(&list).contains(name), "{name}: {list}");
     }
-    let (_, schema, _) = run("latency --schema");
-    let (code, _, stderr) = calibrated(schema.split_once(":\n").unwrap().1);
-    assert_eq!(code, Some(0), "the schema is an example of itself: {stderr}");
+    // The schema is an example of itself.
+    let schema = run("latency --schema").success();
+    calibrated(stdout(&schema).split_once(":\n").unwrap().1).success();
 }

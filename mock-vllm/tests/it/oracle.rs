@@ -1,15 +1,17 @@
 //! Reports of the oracle about a fleet: scripted routings with known regrets, and its caches compared with the pods'
 //! own counts.
 
+use crate::process::{run, stdout};
 use crate::server_fixtures::{TestPod, start};
 use crate::server_lifecycle::{open, wait_for};
+use assert_cmd::assert::Assert;
 use expect_test::expect;
 use http::Method;
+use predicates::str::contains;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 use vllm_engine::engine::Engine;
@@ -21,38 +23,20 @@ struct Fleet {
     n_sent: usize,
 }
 
-struct Verdict {
-    code: i32,
-    stdout: String,
-    stderr: String,
+fn oracle(log: &Path, flags: &str) -> Assert {
+    run(&format!("oracle {} {flags}", log.display()))
 }
 
-fn oracle(log: &Path, flags: &str) -> Verdict {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mock-vllm"));
-    let output = command.arg("oracle").arg(log).args(flags.split_whitespace()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Verdict { code: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+/// Returns the report in JSON.
+#[track_caller]
+fn report(log: &Path, flags: &str) -> Value {
+    let ended = oracle(log, &format!("--json {flags}")).success().stderr("");
+    serde_json::from_str(stdout(&ended)).unwrap()
 }
 
 /// Makes `n` token ids from `first` on.
 fn ids(first: u32, n: u32) -> Vec<u32> {
     (first..first + n).collect()
-}
-
-// === impl Verdict ===
-
-impl Verdict {
-    #[track_caller]
-    fn json(&self) -> Value {
-        assert_eq!((self.code, self.stderr.as_str()), (0, ""));
-        serde_json::from_str(&self.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn check(&self, code: i32, text: &str) {
-        assert_eq!(self.code, code, "{}", self.stderr);
-        assert!(self.stderr.contains(text), "{}", self.stderr);
-    }
 }
 
 // === impl Fleet ===
@@ -106,8 +90,7 @@ async fn a_scripted_routing_has_the_regrets_that_it_was_given() {
     fleet.send(2, &long, "").await;
     fleet.send(1, &long, "").await;
     fleet.send(1, &ids(5_000, 40), "").await;
-    let verdict = oracle(&fleet.log(), "");
-    assert_eq!((verdict.code, verdict.stderr.as_str()), (0, ""));
+    let printed = oracle(&fleet.log(), "").success().stderr("");
     expect![[r#"
          request  pod  prompt  cached  here  best  on  regret     cost
          r0       a       160       0     0     0  a        0   0.0 ms
@@ -126,8 +109,8 @@ async fn a_scripted_routing_has_the_regrets_that_it_was_given() {
         cost      82.2 ms
         replay    explains 6 of 6 admissions
     "#]]
-    .assert_eq(&verdict.stdout);
-    let report = oracle(&fleet.log(), "--json").json();
+    .assert_eq(stdout(&printed));
+    let report = report(&fleet.log(), "");
     let row = &report["requests"][3];
     assert_eq!(row["hits"], json!({"a": 160, "b": 160, "c": 0}));
     assert_eq!(
@@ -135,8 +118,10 @@ async fn a_scripted_routing_has_the_regrets_that_it_was_given() {
         (&json!("r3"), &json!("a"), &json!(160))
     );
     assert_eq!(report["totals"]["regret_tokens"], 144 + 160 + 144);
-    oracle(&fleet.log(), "--max-regret 447").check(1, "regret of 448 tokens is above --max-regret 447");
-    oracle(&fleet.log(), "--max-regret 448").check(0, "");
+    oracle(&fleet.log(), "--max-regret 447")
+        .code(1)
+        .stderr(contains("regret of 448 tokens is above --max-regret 447"));
+    oracle(&fleet.log(), "--max-regret 448").success();
 }
 
 /// Sends four conversations of four turns over three pods.
@@ -157,12 +142,12 @@ async fn converse(fleet: &mut Fleet, greedy: bool) {
 async fn perfect_routing_regrets_nothing_and_round_robin_does() {
     let mut perfect = Fleet::start(&["a", "b", "c"], "").await;
     converse(&mut perfect, true).await;
-    oracle(&perfect.log(), "--max-regret 0").check(0, "");
-    let totals = oracle(&perfect.log(), "--json").json()["totals"].clone();
+    oracle(&perfect.log(), "--max-regret 0").success();
+    let totals = report(&perfect.log(), "")["totals"].clone();
     assert!(totals["cached_tokens"].as_u64().unwrap() > 0, "zero regret, and not for want of hits: {totals}");
     let mut round_robin = Fleet::start(&["a", "b", "c"], "").await;
     converse(&mut round_robin, false).await;
-    oracle(&round_robin.log(), "--max-regret 0").check(1, "above --max-regret 0");
+    oracle(&round_robin.log(), "--max-regret 0").code(1).stderr(contains("above --max-regret 0"));
 }
 
 /// A request that does not look into the cache has no regret on any pod, and contradicts nothing.
@@ -173,13 +158,13 @@ async fn who_does_not_look_into_the_cache_misses_nothing() {
     fleet.send(0, &prompt, "").await;
     fleet.send(0, &prompt, r#","prompt_logprobs":1"#).await;
     fleet.send(1, &prompt, r#","prompt_logprobs":1"#).await;
-    oracle(&fleet.log(), "--max-regret 0").check(0, "");
-    let totals = oracle(&fleet.log(), "--json").json()["totals"].clone();
+    oracle(&fleet.log(), "--max-regret 0").success();
+    let totals = report(&fleet.log(), "")["totals"].clone();
     assert_eq!(totals["admissions_explained"], totals["admissions"], "{totals}");
     // The same request without the field is a miss.
     fleet.send(0, &ids(5000, 160), "").await;
     fleet.send(1, &ids(5000, 160), "").await;
-    oracle(&fleet.log(), "--max-regret 0").check(1, "above --max-regret 0");
+    oracle(&fleet.log(), "--max-regret 0").code(1).stderr(contains("above --max-regret 0"));
 }
 
 /// Pools that hold about three prompts, prompts with common beginnings, and salts: the oracle reports what the pods
@@ -198,7 +183,7 @@ async fn the_told_caches_are_the_pods_own() {
         seen.push(fleet.look_up(&prompt, extra).await);
         fleet.send(rng.random_range(0..3), &prompt, extra).await;
     }
-    let report = oracle(&fleet.log(), "--json").json();
+    let report = report(&fleet.log(), "");
     let told: Vec<Vec<u64>> = report["requests"]
         .as_array()
         .unwrap()
@@ -220,7 +205,7 @@ async fn a_burst_of_twins_is_explained() {
     let bodies = prompts.iter().map(|prompt| format!(r#"{{"prompt":{prompt:?},"max_tokens":20}}"#));
     futures::future::join_all(bodies.map(|body| pod.post("/v1/completions", body))).await;
     fleet.send(0, &ids(0, 150), "").await;
-    let totals = oracle(&fleet.log(), "--json").json()["totals"].clone();
+    let totals = report(&fleet.log(), "")["totals"].clone();
     assert_eq!((&totals["admissions"], &totals["admissions_explained"]), (&json!(41), &json!(41)));
 }
 
@@ -243,14 +228,14 @@ async fn the_moment_of_admission_counts_what_came_meanwhile() {
     assert!(waits.await.status.is_success());
     fleet.send(0, &prompt, "").await;
     let regrets = |flags: &str| -> Vec<u64> {
-        let report = oracle(&fleet.log(), flags).json();
+        let report = report(&fleet.log(), flags);
         let rows = report["requests"].as_array().unwrap().iter();
         rows.filter(|row| row["prompt_tokens"] == 160)
             .map(|row| row["regret_tokens"].as_u64().unwrap())
             .collect()
     };
-    assert_eq!(regrets("--json"), [0, 0, 0]);
-    assert_eq!(regrets("--json --at admission"), [0, 144, 0]);
+    assert_eq!(regrets(""), [0, 0, 0]);
+    assert_eq!(regrets("--at admission"), [0, 144, 0]);
 }
 
 #[tokio::test]
@@ -267,7 +252,7 @@ async fn a_reset_and_a_restart_empty_the_cache() {
     }
     fleet.pods.push(start(&flags).await);
     fleet.send(0, &prompt, "").await;
-    let report = oracle(&fleet.log(), "--json").json();
+    let report = report(&fleet.log(), "");
     for row in report["requests"].as_array().unwrap() {
         assert_eq!(row["hits"], json!({"a": 0, "b": 0}));
     }
@@ -284,7 +269,7 @@ async fn logs_that_tell_no_story_are_refused() {
     let file = fleet.directory.path().join("other.jsonl");
     let check = |text: &str, code: i32, expected: &str| {
         std::fs::write(&file, text).unwrap();
-        oracle(&file, "").check(code, expected);
+        oracle(&file, "").code(code).stderr(contains(expected));
     };
     check(&log, 0, "");
     check(&format!("{log}{{\"pod\":\"a"), 0, "");
@@ -303,9 +288,9 @@ async fn logs_that_tell_no_story_are_refused() {
     check("{\"prompt_tokens\":3}\n", 2, ":1 is no line of a cache log");
     check("", 2, "is empty");
     let other = start(&format!("--pod-name b --block-size 32 --cache-log {}", fleet.log().display())).await;
-    oracle(&fleet.log(), "").check(2, "pods a and b name blocks differently");
+    oracle(&fleet.log(), "").code(2).stderr(contains("pods a and b name blocks differently"));
     drop(other);
-    oracle(Path::new("/nonexistent"), "").check(2, "cannot read /nonexistent");
+    oracle(Path::new("/nonexistent"), "").code(2).stderr(contains("cannot read /nonexistent"));
 }
 
 /// The log takes the engine's events, and subscribers still get them.

@@ -1,14 +1,16 @@
 //! Many pods in one process: their names and caches, their ports, and their common end.
 
-use crate::process::Server;
+use crate::process::{Server, run};
 use mock_vllm::cli;
 use mock_vllm::server::PodSettings;
 use mock_vllm::server::fleet::{PlannedPod, Replicas};
 use mock_vllm::server::ports::ListenOn;
+use predicates::prelude::PredicateBooleanExt as _;
+use predicates::str::contains;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 const PROMPT: &str = r#"{"prompt":"one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen","max_tokens":4}"#;
 
@@ -19,10 +21,6 @@ fn settings(flags: &str) -> PodSettings {
 
 fn tcp(port: u16) -> ListenOn {
     ListenOn::Tcp { host: "127.0.0.1".to_owned(), port }
-}
-
-fn run(args: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mock-vllm")).args(args.split_whitespace()).output().unwrap()
 }
 
 fn cached_tokens(answer: &str) -> u64 {
@@ -107,9 +105,9 @@ fn data_parallel_ranks_carry_their_label() {
     }
     let one = Server::start(1, "--data-parallel-size 4 --data-parallel-rank 3");
     assert!(one.get(0, "/metrics").contains(r#"vllm:num_requests_running{engine="3","#));
-    let output = run("serve m --data-parallel-size 2 --data-parallel-rank 2");
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--data-parallel-rank 2 must be below"));
+    run("serve m --data-parallel-size 2 --data-parallel-rank 2")
+        .code(2)
+        .stderr(contains("--data-parallel-rank 2 must be below"));
 }
 
 /// Finds two neighbouring ports, and holds the second.
@@ -131,31 +129,23 @@ fn a_taken_port_is_named_with_the_way_out_before_anything_is_built() {
     let (port, held) = taken_neighbour();
     // A pod that is built would fail: the script does not exist.
     let flags = format!("serve m --host 127.0.0.1 --port {port} --pods 2 --scripted-replies nowhere.yaml");
-    let output = run(&flags);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    for part in [&format!("port {} of 127.0.0.1 is taken", port + 1), "pod mock-vllm-1", "--port 0"] {
-        assert!(stderr.contains(part), "{stderr}");
-    }
-    assert!(!stderr.contains("nowhere.yaml"), "{stderr}");
+    run(&flags)
+        .code(1)
+        .stderr(contains(format!("port {} of 127.0.0.1 is taken", port + 1)))
+        .stderr(contains("pod mock-vllm-1").and(contains("--port 0")))
+        .stderr(contains("nowhere.yaml").not());
     drop(held);
-    let output = run(&flags);
-    assert!(
-        String::from_utf8_lossy(&output.stderr).contains("nowhere.yaml"),
-        "the port was all that was wrong"
-    );
+    // The control: the port was all that was wrong.
+    run(&flags).stderr(contains("nowhere.yaml"));
 }
 
 #[test]
 fn a_taken_kv_event_port_is_named_too() {
     let held = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = held.local_addr().unwrap().port();
-    let output = run(&format!(
-        "serve m --port 0 --kv-events-config {{\"enable_kv_cache_events\":true,\"endpoint\":\"tcp://*:{port}\"}}"
-    ));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains(&format!("0.0.0.0:{port} is taken")), "{stderr}");
-    assert!(stderr.contains("--kv-events-config"), "{stderr}");
+    let events = format!("{{\"enable_kv_cache_events\":true,\"endpoint\":\"tcp://*:{port}\"}}");
+    run(&format!("serve m --port 0 --kv-events-config {events}"))
+        .stderr(contains(format!("0.0.0.0:{port} is taken")).and(contains("--kv-events-config")));
 }
 
 fn open_stream(address: &str) -> TcpStream {
@@ -220,9 +210,7 @@ fn the_port_file_has_a_line_per_pod() {
         server.addresses.iter().map(|(name, address)| format!("{name} {address}\n")).collect();
     assert_eq!(text, expected);
     assert!(server.get(2, "/health").starts_with("HTTP/1.1 200"));
-    let output = run("serve m --port 0 --port-file /nowhere/at/all");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/at/all"));
+    run("serve m --port 0 --port-file /nowhere/at/all").code(1).stderr(contains("/nowhere/at/all"));
 }
 
 #[test]
@@ -247,9 +235,7 @@ fn a_socket_in_the_file_system_serves_and_is_removed() {
     socket.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     // A server answers there, so the socket is not removed.
-    let second = run(&format!("serve m --uds {}", path.display()));
-    assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("vllm.sock is taken"));
+    run(&format!("serve m --uds {}", path.display())).code(1).stderr(contains("vllm.sock is taken"));
     // The socket of a server that was killed can be used again.
     first.kill().unwrap();
     first.wait().unwrap();

@@ -1,5 +1,7 @@
-//! The program as a process of its own, found by the addresses that it prints.
+//! The program as a process of its own: a server, found by the addresses that it prints, or a command that ends.
 
+use assert_cmd::assert::Assert;
+use assert_cmd::cargo::cargo_bin_cmd;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
@@ -8,6 +10,16 @@ use std::time::Duration;
 
 /// Longest time until a server prints its address.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs the program to its end; what it returns and prints can be asserted.
+pub(crate) fn run(args: &str) -> Assert {
+    cargo_bin_cmd!("mock-vllm").args(args.split_whitespace()).assert()
+}
+
+/// What the program has printed on standard output.
+pub(crate) fn stdout(ended: &Assert) -> &str {
+    str::from_utf8(&ended.get_output().stdout).unwrap()
+}
 
 /// A running program, which is killed when dropped.
 pub(crate) struct Server {

@@ -1,8 +1,8 @@
 //! `epp explain`: decisions repeated from their records, and requests that were never sent.
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
-
+use assert_cmd::assert::Assert;
+use assert_cmd::cargo::cargo_bin_cmd;
+use predicates::str::contains;
 use serde_json::Value;
 
 use crate::fixtures::{Picker, Scenario};
@@ -12,20 +12,16 @@ const ROUNDS: [&str; 2] = [
     include_str!("../../../../manifests/doc/requests/bash/round2.txt"),
 ];
 
-fn explain(args: &[&str], input: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_epp"));
-    command.arg("explain").args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
+fn explain(args: &[&str], input: &str) -> Assert {
+    cargo_bin_cmd!("epp").arg("explain").args(args).write_stdin(input).assert()
 }
 
 /// Runs `epp explain --json` and returns its output and the exit code.
 fn explained(args: &[&str], input: &str) -> (Vec<Value>, i32) {
-    let output = explain(&[&["--json"], args].concat(), input);
-    let text = String::from_utf8(output.stdout).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    (lines, output.status.code().unwrap())
+    let ended = explain(&[&["--json"], args].concat(), input);
+    let output = ended.get_output();
+    let lines = output.stdout.split_inclusive(|byte| *byte == b'\n');
+    (lines.map(|line| serde_json::from_slice(line).unwrap()).collect(), output.status.code().unwrap())
 }
 
 /// A picker with two decisions: a pod gets a prefix, then a longer text with it.
@@ -52,8 +48,8 @@ fn the_tutorials_second_round_finds_the_first() {
     // Control: with a threshold above its share, the second round is placed by load.
     let (rounds, _) = explained(&["--threshold", "0.6"], &ROUNDS.concat());
     assert_eq!(rounds[1]["replayed"]["reason"], "load");
-    let words = String::from_utf8(explain(&[], &ROUNDS.concat()).stdout).unwrap();
-    assert!(words.contains("prefix, it holds 0.54 > 0.50 of the prompt's 728 bytes"), "{words}");
+    let words = "prefix, it holds 0.54 > 0.50 of the prompt's 728 bytes";
+    explain(&[], &ROUNDS.concat()).stdout(contains(words));
 }
 
 #[tokio::test]
@@ -101,10 +97,7 @@ fn input_that_is_not_understood_is_an_error_that_says_where() {
         (r#"{"seq":1,"outcome":"picked"}"#, "not a decision"),
         (r#"{"decisions":[{"seq":1}]}"#, "not a decision"),
     ] {
-        let output = explain(&[], input);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{input}");
-        assert!(error.contains(said), "{input}: {error}");
+        explain(&[], input).code(2).stderr(contains(said));
     }
     // A body that cannot be routed is not an error of the input: the answer is the picker's refusal.
     let (told, code) = explained(&[], "17");

@@ -1,10 +1,11 @@
 //! The metrics port: its address, its pages while others are rendered, and the times that flags accept.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use assert_cmd::assert::Assert;
+use assert_cmd::cargo::cargo_bin_cmd;
 use epp::director::Director;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -64,21 +65,19 @@ fn the_host_of_requests_does_not_open_the_metrics_port() {
     assert!(grpc.is_loopback() && metrics.is_unspecified(), "{grpc} {metrics}");
 }
 
-/// The exit code of a picker whose pool file does not exist: 1 if the flags are valid, 2 if not.
-fn exit_code(flag: &str, time: &str) -> Option<i32> {
-    let missing = Path::new("/does/not/exist.yaml");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_epp"));
-    command.arg("--pool-file").arg(missing).args([flag, time]).output().unwrap().status.code()
+/// Runs a picker whose pool file does not exist: it ends with 1 if the flags are valid, and with 2 if not.
+fn run(flag: &str, time: &str) -> Assert {
+    cargo_bin_cmd!("epp").args(["--pool-file", "/does/not/exist.yaml", flag, time]).assert()
 }
 
 #[test]
 fn times_are_written_as_for_the_engines() {
     for time in ["50ms", "2s", "1m30s", "1m 30s", "2min", "1h"] {
-        assert_eq!(exit_code("--scrape-interval", time), Some(1), "{time}");
+        run("--scrape-interval", time).code(1);
     }
-    assert_eq!(exit_code("--drain-delay", "0s"), Some(1));
+    run("--drain-delay", "0s").code(1);
     for time in ["0s", "50", "ms", "-1s", "soon", "99999999999999999999s"] {
-        assert_eq!(exit_code("--scrape-interval", time), Some(2), "{time}");
+        run("--scrape-interval", time).code(2);
     }
 }
 

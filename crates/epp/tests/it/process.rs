@@ -1,11 +1,15 @@
 //! The program: health, metrics, ports, drain, command line.
 
 use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
+use assert_cmd::assert::Assert;
+use assert_cmd::cargo::cargo_bin_cmd;
 use epp::server::{Server, Shutdown};
 use epp::tuning::Knob;
+use predicates::prelude::PredicateBooleanExt as _;
+use predicates::str::contains;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -22,8 +26,13 @@ metadata: {name: p}
 spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 ";
 
-fn epp(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_epp")).args(arguments).output().unwrap()
+fn epp(arguments: &[&str]) -> Assert {
+    cargo_bin_cmd!("epp").args(arguments).assert()
+}
+
+/// What the program prints on standard output.
+fn printed(arguments: &[&str]) -> String {
+    String::from_utf8(epp(arguments).success().get_output().stdout.clone()).unwrap()
 }
 
 async fn health(picker: &crate::fixtures::Picker, service: &str) -> Result<ServingStatus, Code> {
@@ -187,21 +196,13 @@ fn usage_errors_say_what_is_wrong() {
         (&["--pool-file", "x", "--endpoint", "localhost:1"], "invalid socket address"),
     ];
     for (arguments, expected) in cases {
-        let output = epp(arguments);
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert!(text.contains(expected), "{text}");
-        assert_eq!(output.status.code(), Some(2));
+        epp(arguments).code(2).stderr(contains(expected));
     }
 }
 
 #[test]
 fn the_short_help_has_the_flags_that_people_use_and_the_long_help_has_all() {
-    let help = |flag: &str| {
-        let output = epp(&[flag]);
-        assert_eq!(output.status.code(), Some(0));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let (short, long) = (help("-h"), help("--help"));
+    let (short, long) = (printed(&["-h"]), printed(&["--help"]));
     for flag in
         ["--pool-file", "--endpoint ", "--grpc-port", "--metrics-host", "--policy-file", "--log-level"]
     {
@@ -214,8 +215,7 @@ fn the_short_help_has_the_flags_that_people_use_and_the_long_help_has_all() {
 
 #[test]
 fn the_help_of_a_policy_value_names_the_built_in_value() {
-    let output = epp(&["--help"]);
-    let long = String::from_utf8(output.stdout).unwrap();
+    let long = printed(&["--help"]);
     let flags = ["threshold", "spill-tokens", "queue-tokens", "stall", "kv-tokens", "kv-threshold"];
     for (knob, flag) in Knob::ALL.into_iter().zip(flags) {
         let (_, text) = long.split_once(&format!("--{flag} <")).unwrap();
@@ -226,15 +226,14 @@ fn the_help_of_a_policy_value_names_the_built_in_value() {
 
 #[test]
 fn a_file_that_is_not_there_is_an_error_before_any_port_is_bound() {
-    let output = epp(&["--pool-file", "/does/not/exist.yaml", "--grpc-port", "1"]);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("/does/not/exist.yaml") && !text.contains("--grpc-port"), "{text}");
-    assert_eq!(output.status.code(), Some(1));
+    epp(&["--pool-file", "/does/not/exist.yaml", "--grpc-port", "1"])
+        .code(1)
+        .stderr(contains("/does/not/exist.yaml").and(contains("--grpc-port").not()));
 }
 
 #[test]
 fn the_version_is_told_with_the_revision() {
-    let said = String::from_utf8(epp(&["--version"]).stdout).unwrap();
+    let said = printed(&["--version"]);
     assert_eq!(said, format!("epp {}\n", env!("PROGRAM_VERSION")));
     assert!(said.starts_with(concat!("epp ", env!("CARGO_PKG_VERSION"))), "{said}");
     let git = Command::new("git").args(["ls-files", "--error-unmatch", "Cargo.toml"]).output();
