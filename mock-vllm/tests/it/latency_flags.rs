@@ -7,6 +7,7 @@ use mock_vllm::cli;
 use mock_vllm::server::PodSettings;
 use predicates::str::contains;
 use serde_json::Value;
+use std::time::Duration;
 use vllm_engine::latency::calibration::step;
 
 fn settings(flags: &str) -> Result<PodSettings, String> {
@@ -75,7 +76,16 @@ fn constants_do_not_depend_on_the_batch() {
     let fast = settings("m --constant-itl 10ms --constant-ttft 4ms").unwrap().latency;
     assert_eq!(fast.c_pre.as_millis(), 0);
     assert_eq!(fast.step_time(&step([(0, 100, true)])).as_millis(), 4);
-    refused("m --constant-itl 10", "10 has no unit: write 10ms");
+    for time in ["10", "-1ms", "ms", "soon"] {
+        refused(&format!("m --constant-itl={time}"), "expected a time, as in 50ms");
+    }
+    let finer = |time: &str| {
+        settings(&format!("m --constant-itl {time}")).unwrap().latency.step_time(&step([(0, 1, true)]))
+    };
+    assert_eq!(
+        ["0", "0.2ms", "250us", "1.5s"].map(finer),
+        [0, 200, 250, 1_500_000].map(Duration::from_micros)
+    );
     refused("m --constant-itl 10ms --latency-calibration x.yaml", "cannot be used with");
 }
 

@@ -1,6 +1,6 @@
 //! Flags of `serve` and of `latency` about how long steps take: a preset, a GPU, a file, or constants.
 
-use super::values::{jitter, span};
+use super::values::{jitter, time};
 use clap::Args;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,13 @@ pub(in crate::cli) struct LatencyArgs {
     latency_calibration: Option<PathBuf>,
     /// Constant time to the first token of an idle server, like 50ms, instead of the model's; the KV cache stays the
     /// preset's
-    #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "latency_calibration")]
     constant_ttft: Option<Duration>,
     /// Constant time between tokens, like 10ms, whatever the batch
-    #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "latency_calibration")]
     constant_itl: Option<Duration>,
     /// Time that each prompt token that is not cached adds to the step that computes it, like 200us
-    #[arg(long, value_name = "TIME", value_parser = span, conflicts_with = "latency_calibration")]
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "latency_calibration")]
     constant_prefill_per_token: Option<Duration>,
     /// Relative standard deviation of each step's time, drawn by --seed; 0 = none
     #[arg(long, value_name = "F", default_value_t = 0.03, value_parser = jitter)]
