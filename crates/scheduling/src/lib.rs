@@ -5,7 +5,7 @@
 
 pub mod saturation;
 
-pub mod standings;
+pub mod load_index;
 
 pub mod pick;
 

@@ -21,8 +21,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
 use scheduling::candidate::Load;
+use scheduling::load_index::{CurrentLoad, LoadIndex, Pick};
 use scheduling::pick::Policy as Picking;
-use scheduling::standings::{CurrentLoad, Pick, Standings};
 use vllm_engine::hash::BlockHash as EngineHash;
 
 use crate::pod::{Gauges, Pod, Work};
@@ -110,7 +110,7 @@ pub struct Router {
     /// Blocks of the field above, by request.
     expected_of: HashMap<u64, Vec<EngineHash>>,
     /// The endpoints' loads in the order that the picker's policies use.
-    standings: Standings,
+    load_index: LoadIndex,
     next: usize,
 }
 
@@ -198,7 +198,7 @@ impl Router {
             unchained: vec![HashSet::new(); n_pods],
             expected: vec![HashMap::new(); n_pods],
             expected_of: HashMap::new(),
-            standings: Standings::new(policy.picking(), n_pods),
+            load_index: LoadIndex::new(policy.picking(), n_pods),
             next: 0,
         }
     }
@@ -263,7 +263,7 @@ impl Router {
     fn rank(&mut self, pod_idx: usize) {
         let load = self.endpoints[pod_idx].load(Moment::default(), Duration::MAX);
         let Load { waiting, kv_usage, in_flight, uncached_bytes, running: _, age: _, fresh: _ } = load;
-        self.standings.set(pod_idx, CurrentLoad { waiting, kv_usage, in_flight, uncached_bytes });
+        self.load_index.set(pod_idx, CurrentLoad { waiting, kv_usage, in_flight, uncached_bytes });
     }
 
     fn choose(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Choice {
@@ -366,7 +366,7 @@ impl Router {
 
     /// Chooses a pod by what pods hold of the prompt.
     fn pick(&mut self, total_bytes: u64) -> Choice {
-        let picked = self.standings.pick(total_bytes, &self.held, &mut self.rng);
+        let picked = self.load_index.pick(total_bytes, &self.held, &mut self.rng);
         let Pick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
         Choice {
             pod_idx: endpoint_idx,

@@ -3,5 +3,5 @@
 mod fleet;
 mod pick;
 mod saturation;
-mod standings;
+mod load_index;
 mod under_load;

@@ -41,7 +41,7 @@ pub struct Pick {
 
 /// The loads of a fleet in order, for one policy.
 #[derive(Clone, Debug)]
-pub struct Standings {
+pub struct LoadIndex {
     policy: Policy,
     /// Rank of each endpoint.
     ranks: Vec<Rank>,
@@ -89,7 +89,7 @@ enum Who {
     Endpoint(usize),
 }
 
-impl Standings {
+impl LoadIndex {
     /// Creates `n_endpoints` idle endpoints. The policy's weights and threshold must not be negative.
     #[must_use]
     pub fn new(policy: Policy, n_endpoints: usize) -> Self {

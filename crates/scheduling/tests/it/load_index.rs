@@ -1,4 +1,4 @@
-//! After any history of the fleet, its standings pick the same endpoint as a look at every endpoint.
+//! After any history of the fleet, its load index picks the same endpoint as a look at every endpoint.
 
 use std::num::NonZeroUsize;
 
@@ -10,8 +10,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
 use scheduling::candidate::{AdapterState, Candidate, Load};
+use scheduling::load_index::{CurrentLoad, LoadIndex, Pick};
 use scheduling::pick::{Ask, Policy, pick};
-use scheduling::standings::{CurrentLoad, Pick, Standings};
 
 /// More endpoints than fit into one word of a set.
 const MOST_ENDPOINTS: usize = 150;
@@ -130,24 +130,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn standings_pick_what_a_look_at_everyone_does(
+    fn load_index_picks_what_a_look_at_everyone_does(
         policy in any_policy(),
         (n_endpoints, events) in any_history(),
         seed in any::<u64>(),
     ) {
-        let mut standings = Standings::new(policy, n_endpoints);
+        let mut load_index = LoadIndex::new(policy, n_endpoints);
         let mut loads = vec![CurrentLoad::default(); n_endpoints];
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut rng_of_linear = rng.clone();
         for event in events {
             match event {
                 Event::Set(idx, load) => {
-                    standings.set(idx, load);
+                    load_index.set(idx, load);
                     loads[idx] = load;
                 }
                 Event::Request { total_bytes, matches } => {
                     let expected = linear(&policy, &loads, (total_bytes, &matches), &mut rng_of_linear);
-                    assert_eq!(standings.pick(total_bytes, &matches, &mut rng), Some(expected));
+                    assert_eq!(load_index.pick(total_bytes, &matches, &mut rng), Some(expected));
                     assert_eq!(rng, rng_of_linear, "as much was drawn");
                 }
             }
@@ -158,5 +158,5 @@ proptest! {
 #[test]
 fn nobody_is_picked_of_nobody() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    assert_eq!(Standings::new(Policy::Default, 0).pick(1000, &[], &mut rng), None);
+    assert_eq!(LoadIndex::new(Policy::Default, 0).pick(1000, &[], &mut rng), None);
 }
