@@ -61,8 +61,8 @@ pub struct DriverConfig {
     pub kv_events: Option<KvEventPublisher>,
     /// Log of the prefix cache; needs `EngineConfig::kv_events`.
     pub cache_log: Option<CacheLog>,
-    /// Outboxes in which streams wait for their time: then tickets get their tokens at the end of the step, ahead of
-    /// time. `None`: tickets get them when they are due.
+    /// Outboxes in which streams wait for their time: then handles get their tokens at the end of the step, ahead of
+    /// time. `None`: handles get them when they are due.
     pub departures: Option<Arc<Departures>>,
     pub queue_limits: QueueLimits,
 }
@@ -79,7 +79,7 @@ pub struct DriverHandle {
 /// A request that the driver has. Dropping this before the end aborts the request.
 #[derive(Debug)]
 #[must_use]
-pub struct Ticket {
+pub struct RequestHandle {
     id: RequestId,
     commands: Commands,
     admission: oneshot::Receiver<Admission>,
@@ -142,7 +142,7 @@ enum Command {
     AbortRequests(Option<Vec<String>>),
 }
 
-/// The driver's ends of a ticket's channels.
+/// The driver's ends of a handle's channels.
 #[derive(Debug)]
 struct Outlets {
     /// Place in the queue, until the engine admits the request.
@@ -243,7 +243,7 @@ impl DriverHandle {
     ///
     /// # Errors
     /// Fails if the queue is full, or if the driver's thread is gone.
-    pub fn submit(&self, mut submission: Submission) -> Result<Ticket, SubmitError> {
+    pub fn submit(&self, mut submission: Submission) -> Result<RequestHandle, SubmitError> {
         let queue_place = Some(self.backlog.enter(submission.request.prompt.len())?);
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         submission.request.id = id;
@@ -252,7 +252,7 @@ impl DriverHandle {
         let outlets = Outlets { queue_place, admission: Some(admission_tx), deliveries: tx };
         self.commands.send(Command::Submit(Box::new(submission), outlets))?;
         let commands = self.commands.clone();
-        Ok(Ticket { id, commands, admission, deliveries, ended: false })
+        Ok(RequestHandle { id, commands, admission, deliveries, ended: false })
     }
 
     /// Runs `work` on the engine's own thread, at once, and returns its result. A step may be running.
@@ -282,9 +282,9 @@ impl DriverHandle {
     }
 }
 
-// === impl Ticket ===
+// === impl RequestHandle ===
 
-impl Ticket {
+impl RequestHandle {
     /// Waits until the engine admits the request, which is before its first token. `None` if it never does; then `next`
     /// says why. It must be called only once.
     pub async fn admission(&mut self) -> Option<Admission> {
@@ -306,7 +306,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for RequestHandle {
     fn drop(&mut self) {
         if !self.ended {
             let _driver_gone = self.commands.send(Command::Abort(self.id));

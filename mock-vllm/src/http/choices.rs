@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::record::Record;
 use super::wire::{Finish, StopReason};
 use crate::departures::Outbox;
-use crate::driver::{Admission, Delivery, Ticket};
+use crate::driver::{Admission, Delivery, RequestHandle};
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -33,7 +33,7 @@ pub(super) struct Choice {
     /// Number of them that the engine has generated.
     pub(super) n_generated: usize,
     pub(super) cached_tokens: u32,
-    ticket: Ticket,
+    handle: RequestHandle,
     text: VisibleText,
     /// Tokens per piece; the first and the last piece do not wait until they are full.
     interval: usize,
@@ -75,7 +75,7 @@ impl Choices {
 
     /// Waits until the engine admits the first choice. `None` if it never does; then the events say why.
     pub(super) async fn admission(&mut self) -> Option<Admission> {
-        self.choices.first_mut()?.ticket.admission().await
+        self.choices.first_mut()?.handle.admission().await
     }
 
     pub(super) fn as_slice(&self) -> &[Choice] {
@@ -94,7 +94,7 @@ impl Choices {
         let first_idx = self.next_idx;
         for choice_idx in (0..n_choices).map(|offset| (first_idx + offset) % n_choices) {
             while self.choices[choice_idx].is_open {
-                let delivery = match self.choices[choice_idx].ticket.poll_next(ctx) {
+                let delivery = match self.choices[choice_idx].handle.poll_next(ctx) {
                     Poll::Ready(delivery) => delivery,
                     Poll::Pending => break,
                 };
@@ -149,7 +149,7 @@ impl Choices {
 impl Choice {
     pub(super) fn new(
         prompt_idx: usize,
-        ticket: Ticket,
+        handle: RequestHandle,
         tokens: Arc<[u32]>,
         text: VisibleText,
         interval: u32,
@@ -159,7 +159,7 @@ impl Choice {
             tokens,
             n_generated: 0,
             cached_tokens: 0,
-            ticket,
+            handle,
             text,
             interval: interval as usize,
             n_told: 0,

@@ -1,5 +1,5 @@
 //! One request for text, from its body to the head of the answer: parses and tokenizes it, decides the replies, and
-//! hands them to the driver, which spends the time. A client that goes away drops the tickets, which aborts the
+//! hands them to the driver, which spends the time. A client that goes away drops the handles, which aborts the
 //! requests.
 
 use super::Pod;
@@ -16,7 +16,7 @@ use super::request_ids;
 use super::stream;
 use super::wire::Api;
 use crate::driver::backlog::SubmitError;
-use crate::driver::{Admission, Submission, Ticket};
+use crate::driver::{Admission, RequestHandle, Submission};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -137,8 +137,8 @@ pub(super) async fn start(
     let choices = choices.into_iter().map(|choice| {
         let PreparedChoice { prompt_idx, submission, text, interval, .. } = choice;
         let tokens = submission.request.output.clone();
-        let ticket = pod.submit(submission)?;
-        Ok(Choice::new(prompt_idx, ticket, tokens, text, interval))
+        let handle = pod.submit(submission)?;
+        Ok(Choice::new(prompt_idx, handle, tokens, text, interval))
     });
     Ok(Started { delivery, answer, choices: choices.collect::<Result<_, ApiError>>()? })
 }
@@ -170,7 +170,7 @@ impl Pod {
     ///
     /// # Errors
     /// Fails if the queue is full or the engine is dead.
-    fn submit(&self, submission: Submission) -> Result<Ticket, ApiError> {
+    fn submit(&self, submission: Submission) -> Result<RequestHandle, ApiError> {
         self.driver.submit(submission).map_err(|error| match error {
             SubmitError::EngineDead(_) => ApiError::engine_dead(),
             SubmitError::QueueFull(limit) => {

@@ -2,7 +2,7 @@
 
 use mock_vllm::clock::{Clock, SimTime};
 use mock_vllm::driver::backlog::QueueLimits;
-use mock_vllm::driver::{self, Delivery, DriverConfig, DriverHandle, Submission, Ticket};
+use mock_vllm::driver::{self, Delivery, DriverConfig, DriverHandle, RequestHandle, Submission};
 use mock_vllm::metrics::http::HttpMetrics;
 use mock_vllm::metrics::render::Scrape;
 use mock_vllm::metrics::{Metrics, MetricsConfig};
@@ -70,7 +70,7 @@ impl Lab {
     }
 
     /// Submits all requests before the driver looks at the first. Arrivals are in milliseconds of virtual time.
-    pub(crate) async fn submit(&self, requests: Vec<(u64, EngineRequest)>) -> Vec<Ticket> {
+    pub(crate) async fn submit(&self, requests: Vec<(u64, EngineRequest)>) -> Vec<RequestHandle> {
         let (release, held) = std::sync::mpsc::channel();
         let hold = self.driver.inspect(move |_engine| held.recv());
         let submit = async {
@@ -81,20 +81,20 @@ impl Lab {
                 arrival: SimTime(Duration::from_millis(arrival_ms)),
                 group: None,
             });
-            let tickets: Vec<_> =
+            let handles: Vec<_> =
                 submissions.map(|submission| self.driver.submit(submission).unwrap()).collect();
             release.send(()).unwrap();
-            tickets
+            handles
         };
-        let (held, tickets) = futures::join!(hold, submit);
+        let (held, handles) = futures::join!(hold, submit);
         held.unwrap().unwrap();
-        tickets
+        handles
     }
 
     /// Runs all requests to their ends.
     pub(crate) async fn run(&self, requests: Vec<(u64, EngineRequest)>) {
-        for mut ticket in self.submit(requests).await {
-            while let Some(delivery) = ticket.next().await {
+        for mut handle in self.submit(requests).await {
+            while let Some(delivery) = handle.next().await {
                 assert!(!matches!(delivery, Delivery::Rejected(_)), "{delivery:?}");
             }
         }

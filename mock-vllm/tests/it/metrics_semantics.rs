@@ -79,7 +79,7 @@ async fn the_phases_of_requests_that_queue_add_up() {
 async fn requests_without_a_seat_wait_for_capacity() {
     let lab = Lab::new(VllmVersion::V0_33, |config| config.max_num_seqs = 1);
     let requests = (1..=3).map(|id| (0, request(u64::from(id), &own_prompt(id, 20), 4_000))).collect();
-    let tickets = lab.submit(requests).await;
+    let handles = lab.submit(requests).await;
     let page = lab.page_when(|page| page.get("num_requests_waiting") > 0.0).await;
     check(
         &page,
@@ -92,7 +92,7 @@ async fn requests_without_a_seat_wait_for_capacity() {
         ],
     );
     assert!(page.get("kv_cache_usage_perc") > 0.0);
-    drop(tickets);
+    drop(handles);
     let page = lab.page_when(|page| page.get("num_requests_running") == 0.0).await;
     check(&page, &[("num_requests_waiting", 0.0), ("kv_cache_usage_perc", 0.0)]);
 }
@@ -154,12 +154,12 @@ fn contenders() -> Vec<(u64, EngineRequest)> {
 #[tokio::test]
 async fn a_preemption_counts_with_the_next_token() {
     let lab = Lab::new(VllmVersion::V0_33, |config| config.n_blocks = 513);
-    let tickets = lab.submit(contenders()).await;
+    let handles = lab.submit(contenders()).await;
     lab.page_when(|page| page.get("num_requests_running") == 2.0).await;
     let page = lab.page_when(|page| page.get("num_requests_running") == 1.0).await;
     assert_eq!(lab.metrics.lock().gauges().preemptions, 1);
     check(&page, &[("num_preemptions_total", 0.0), ("num_requests_waiting", 1.0)]);
-    drop(tickets);
+    drop(handles);
 }
 
 #[tokio::test]
@@ -192,9 +192,9 @@ async fn preemptions_count_once_in_the_engine_and_in_their_request() {
 async fn nothing_is_observed_of_a_request_whose_client_went() {
     for version in VERSIONS {
         let lab = Lab::new(version, |_| {});
-        let tickets = lab.submit(vec![(0, request(1, &prompt(20), 4_000))]).await;
+        let handles = lab.submit(vec![(0, request(1, &prompt(20), 4_000))]).await;
         lab.page_when(|page| page.get("generation_tokens_total") > 2.0).await;
-        drop(tickets);
+        drop(handles);
         let page = lab.page_when(|page| page.get("num_requests_running") == 0.0).await;
         check(
             &page,
