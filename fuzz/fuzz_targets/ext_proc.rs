@@ -11,7 +11,7 @@ use envoy_proto::service::ext_proc::v3::{
 };
 use ext_proc::budget::Budget;
 use ext_proc::compat::Compat;
-use epp::director::{Director, Now, Options, Ticket};
+use epp::director::{Director, Now, Options, InFlightRequest};
 use ext_proc::exchange::{Exchange, StreamOptions};
 use epp::metrics::Metrics;
 use ext_proc::reply::MAX_CHUNK;
@@ -204,7 +204,7 @@ fuzz_target!(|bytes: &[u8]| {
         explains: false,
     };
     let budget = Arc::new(Budget::new(2 * MAX_BODY_BYTES));
-    let mut exchange: Exchange<Ticket> = Exchange::new(options, budget.reserve());
+    let mut exchange: Exchange<InFlightRequest> = Exchange::new(options, budget.reserve());
     let mut proxy = Proxy::default();
     let mut protocol_config = Some(config);
     while let Some(mut message) = input.message() {
@@ -223,9 +223,9 @@ fuzz_target!(|bytes: &[u8]| {
         // The proxy's own chunks after the end do not count.
         assert!(proxy.sent.starts_with(&proxy.received), "the body changed");
     }
-    if let Some((mut ticket, report)) = exchange.end() {
-        ticket.note_body();
-        director.settle(ticket, &report, now().instant);
+    if let Some((mut in_flight, report)) = exchange.end() {
+        in_flight.note_body();
+        director.settle(in_flight, &report, now().instant);
     }
     for endpoint in director.status(now().instant).pools.iter().flat_map(|pool| &pool.endpoints) {
         assert_eq!((endpoint.in_flight, endpoint.uncached_bytes), (0, 0), "something stayed behind");

@@ -13,7 +13,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
-use epp::director::{Director, Now, Options, Ticket};
+use epp::director::{Director, InFlightRequest, Now, Options};
 use epp::metrics::Metrics;
 use epp::scrape::Reading;
 use epp::tuning::Patch;
@@ -198,7 +198,7 @@ fn bench(bencher: divan::Bencher<'_, '_>, n_pods: u16, inputs: impl Fn() -> Vec<
             compat: Compat::None,
             explains: false,
         };
-        let mut exchange = Exchange::<Ticket>::new(options, budget.reserve());
+        let mut exchange = Exchange::<InFlightRequest>::new(options, budget.reserve());
         for message in messages {
             let answers = exchange.step(message, |request| director.decide(request, now()));
             divan::black_box(answers.expect("a legal sequence"));

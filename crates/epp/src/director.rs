@@ -5,7 +5,7 @@
 
 mod peers;
 mod report;
-mod ticket;
+mod in_flight;
 mod note;
 mod tokens;
 mod model;
@@ -36,9 +36,9 @@ use scheduling::pick::Policy;
 use scheduling::saturation::Thresholds;
 use tracing::debug;
 
+pub use self::in_flight::InFlightRequest;
 use self::model::Choice;
 use self::note::{PickFacts, Trace};
-pub use self::ticket::Ticket;
 pub use self::tokens::TokenSource;
 use crate::datastore::{Datastore, LiveEndpoint, LivePool};
 use crate::explain::{Decision, Decisions, timestamp};
@@ -301,7 +301,7 @@ impl Director {
     ///
     /// # Errors
     /// The reason why the client is refused.
-    pub fn decide(&self, request: PickRequest, now: Now) -> Result<Pick<Ticket>, Refusal> {
+    pub fn decide(&self, request: PickRequest, now: Now) -> Result<Pick<InFlightRequest>, Refusal> {
         self.decide_on_record(request, PromptTokens::Unasked, now).0
     }
 
@@ -312,7 +312,7 @@ impl Director {
         request: PickRequest,
         tokens: PromptTokens,
         now: Now,
-    ) -> (Result<Pick<Ticket>, Refusal>, Arc<Decision>) {
+    ) -> (Result<Pick<InFlightRequest>, Refusal>, Arc<Decision>) {
         let PickRequest { x_request_id, pool, subset, wants_reason, content } = request;
         let mut trace = Trace::new(self.request_id(), x_request_id, timestamp(now.wall));
         let datastore = self.datastore.load();
@@ -333,8 +333,9 @@ impl Director {
         let record = self.decisions.push(|seq| trace.picked(facts, seq));
         self.note_picked(&record, &labels);
         let reason = wants_reason.then(|| record.to_header());
-        let ticket = Ticket { lease, running, labels, chains, started: now.instant, seq: record.seq };
-        (Ok(Pick { destination, rewrite, reason, lease: ticket }), record)
+        let in_flight =
+            InFlightRequest { lease, running, labels, chains, started: now.instant, seq: record.seq };
+        (Ok(Pick { destination, rewrite, reason, lease: in_flight }), record)
     }
 
     /// An id for a request without one: a random UUID, like Envoy's.

@@ -18,7 +18,7 @@ use ext_proc::response::Usage;
 /// Everything that a request holds while it is served.
 #[derive(Debug)]
 #[must_use]
-pub struct Ticket {
+pub struct InFlightRequest {
     pub(super) lease: Lease<LiveEndpoint>,
     /// Counts the request among the running ones of the model.
     pub(super) running: Counted,
@@ -30,7 +30,7 @@ pub struct Ticket {
     pub(super) seq: u64,
 }
 
-impl Ticket {
+impl InFlightRequest {
     /// Notes a part of the response's body: a stream's first, or the whole body of a response that is not streamed.
     pub fn note_body(&mut self) {
         self.lease.on_first_token();
@@ -40,23 +40,23 @@ impl Ticket {
 impl Director {
     /// Notes that `served` answered instead of the picked endpoint, which therefore could not be reached. The picked
     /// endpoint counts as stale until it is scraped again, and `served` has the prompt that it was assumed to get.
-    pub fn note_served_elsewhere(&self, ticket: &mut Ticket, served: &str, now: Now) {
+    pub fn note_served_elsewhere(&self, in_flight: &mut InFlightRequest, served: &str, now: Now) {
         self.metrics().served_elsewhere.inc();
-        debug!(picked = %ticket.lease.member().destination, served, "Served by another endpoint");
-        ticket.lease.member().state.distrust();
+        debug!(picked = %in_flight.lease.member().destination, served, "Served by another endpoint");
+        in_flight.lease.member().state.distrust();
         let datastore = self.datastore.load();
         let Some(endpoint) = datastore.endpoints.iter().find(|endpoint| *endpoint.destination == *served)
         else {
             return;
         };
-        self.tell_peers(&ticket.chains, endpoint, now);
-        self.picker.on_served_elsewhere(&mut ticket.lease, &ticket.chains, endpoint);
-        self.decisions().amend(ticket.seq, |record| record.served = Some(endpoint.destination.clone()));
+        self.tell_peers(&in_flight.chains, endpoint, now);
+        self.picker.on_served_elsewhere(&mut in_flight.lease, &in_flight.chains, endpoint);
+        self.decisions().amend(in_flight.seq, |record| record.served = Some(endpoint.destination.clone()));
     }
 
     /// Ends the request: its stream is over.
-    pub fn settle(&self, ticket: Ticket, report: &ResponseReport, now: Instant) {
-        let Ticket { lease, running, labels, chains: _, started, seq } = ticket;
+    pub fn settle(&self, in_flight: InFlightRequest, report: &ResponseReport, now: Instant) {
+        let InFlightRequest { lease, running, labels, chains: _, started, seq } = in_flight;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
         let answer = usage.filter(|_| complete).map(|usage| {
             let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;

@@ -101,10 +101,10 @@ impl Rehearsal {
             content,
         };
         if let Ok(pick) = self.director.decide(request, now) {
-            let mut ticket = pick.lease;
-            ticket.note_body();
+            let mut in_flight = pick.lease;
+            in_flight.note_body();
             let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
-            self.director.settle(ticket, &report, now.instant);
+            self.director.settle(in_flight, &report, now.instant);
         }
         self.director.decisions().after(0, usize::MAX).pop()
     }

@@ -20,7 +20,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::debug;
 
-use crate::director::{Director, Now, Ticket, TokenSource};
+use crate::director::{Director, InFlightRequest, Now, TokenSource};
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
@@ -64,7 +64,7 @@ pub struct Timeouts {
 struct Conversation {
     inbound: Streaming<ProcessingRequest>,
     outbox: VecDeque<ProcessingResponse>,
-    exchange: Exchange<Ticket>,
+    exchange: Exchange<InFlightRequest>,
     director: Arc<Director>,
     tokenizer: Tokenizer,
     limits: Limits,
@@ -199,11 +199,11 @@ impl Conversation {
         }
         let received = self.exchange.receive(message);
         self.answer(received).await?;
-        if is_response_body && let Some(ticket) = self.exchange.lease_mut() {
-            ticket.note_body();
+        if is_response_body && let Some(in_flight) = self.exchange.lease_mut() {
+            in_flight.note_body();
         }
-        if let Some((served, ticket)) = self.exchange.take_served_elsewhere() {
-            self.director.note_served_elsewhere(ticket, &served, now());
+        if let Some((served, in_flight)) = self.exchange.take_served_elsewhere() {
+            self.director.note_served_elsewhere(in_flight, &served, now());
         }
         Ok(())
     }
@@ -262,7 +262,7 @@ impl Conversation {
         }
     }
 
-    fn decide(&self, request: PickRequest, tokens: PromptTokens) -> Result<Pick<Ticket>, Refusal> {
+    fn decide(&self, request: PickRequest, tokens: PromptTokens) -> Result<Pick<InFlightRequest>, Refusal> {
         let Self { director, span, .. } = self;
         let now = now();
         let (picked, record) = director.decide_on_record(request, tokens, now);
@@ -275,9 +275,9 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        if let Some((ticket, report)) = self.exchange.end() {
+        if let Some((in_flight, report)) = self.exchange.end() {
             self.span.note_response(&report);
-            self.director.settle(ticket, &report, now().instant);
+            self.director.settle(in_flight, &report, now().instant);
         }
     }
 }

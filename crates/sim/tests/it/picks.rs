@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use epp::datastore::Datastore;
-use epp::director::{Director, Now, Options, Ticket};
+use epp::director::{Director, InFlightRequest, Now, Options};
 use epp::metrics::Metrics;
 use epp::scrape::Reading;
 use epp::tuning::Patch;
@@ -123,7 +123,7 @@ impl Served {
         Now { instant: self.start + now, wall: SystemTime::UNIX_EPOCH + now }
     }
 
-    fn place(&self, text: &str, now: Duration) -> (usize, Ticket) {
+    fn place(&self, text: &str, now: Duration) -> (usize, InFlightRequest) {
         let body = Bytes::from(format!(r#"{{"model":"m","prompt":"{text}"}}"#));
         let mut scanner = BodyScanner::new(Api::Completions);
         scanner.push(&body).unwrap();
@@ -139,9 +139,9 @@ impl Served {
         (usize::from(port.parse::<u16>().unwrap() - FIRST_PORT), pick.lease)
     }
 
-    fn end(&self, ticket: Ticket, now: Duration) {
+    fn end(&self, in_flight: InFlightRequest, now: Duration) {
         let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
-        self.director.settle(ticket, &report, self.now(now).instant);
+        self.director.settle(in_flight, &report, self.now(now).instant);
     }
 
     fn scrape(&self, gauges: &[Gauges], now: Duration) {
@@ -159,8 +159,8 @@ fn picks(events: &[Event], served: &Served, policy: Policy) -> [Vec<usize>; 2] {
     let mut router = Router::new(policy, usize::from(N_PODS), SEED);
     let mut picks = [Vec::new(), Vec::new()];
     // Requests in flight, those without a first token in front.
-    let mut waiting: Vec<(u64, Ticket, Placed)> = Vec::new();
-    let mut answering: Vec<(Ticket, Placed)> = Vec::new();
+    let mut waiting: Vec<(u64, InFlightRequest, Placed)> = Vec::new();
+    let mut answering: Vec<(InFlightRequest, Placed)> = Vec::new();
     for (number, event) in (0_u64..).zip(events) {
         let now = Duration::from_millis(10 * number);
         match event {
@@ -168,21 +168,21 @@ fn picks(events: &[Event], served: &Served, policy: Policy) -> [Vec<usize>; 2] {
                 let text = text(*conversation, *n_bytes);
                 let work = Work { id: number, prompt: Vec::new(), output: Vec::new() };
                 let asked = router::Ticket { text: &text, user: None, work: &work, now };
-                let (served_idx, ticket) = served.place(&text, now);
+                let (served_idx, in_flight) = served.place(&text, now);
                 let placed = router.place(asked, &[]);
                 picks[0].push(served_idx);
                 picks[1].push(placed.pod_idx);
-                waiting.push((number, ticket, placed));
+                waiting.push((number, in_flight, placed));
             }
             Event::FirstToken(nth) if !waiting.is_empty() => {
-                let (id, mut ticket, mut placed) = waiting.remove(nth % waiting.len());
-                ticket.note_body();
+                let (id, mut in_flight, mut placed) = waiting.remove(nth % waiting.len());
+                in_flight.note_body();
                 router.on_first_token(id, &mut placed);
-                answering.push((ticket, placed));
+                answering.push((in_flight, placed));
             }
             Event::End(nth) if !answering.is_empty() => {
-                let (ticket, placed) = answering.remove(nth % answering.len());
-                served.end(ticket, now);
+                let (in_flight, placed) = answering.remove(nth % answering.len());
+                served.end(in_flight, now);
                 router.on_end(placed);
             }
             Event::FirstToken(_) | Event::End(_) => {}
