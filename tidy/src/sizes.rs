@@ -1,7 +1,6 @@
 //! Size rules: a file is short enough to keep in mind, and its header says what it is for.
 
-use syn::spanned::Spanned;
-use syn::visit::{self, Visit};
+use proc_macro2::{Delimiter, Group, Ident, TokenStream, TokenTree};
 
 use crate::tree::Source;
 
@@ -31,12 +30,12 @@ pub fn complaints(sources: &[Source]) -> Vec<String> {
 }
 
 fn long_functions(path: &str, text: &str) -> Vec<String> {
-    let file = match syn::parse_file(text) {
-        Ok(file) => file,
+    let tokens: TokenStream = match text.parse() {
+        Ok(tokens) => tokens,
         Err(error) => return vec![format!("{path}: does not parse: {error}")],
     };
     let mut functions = Functions { path, lines: text.lines().collect(), found: Vec::new() };
-    functions.visit_file(&file);
+    functions.scan(tokens);
     functions.found
 }
 
@@ -47,10 +46,32 @@ struct Functions<'a> {
 }
 
 impl Functions<'_> {
+    /// Checks the functions among these tokens and in their groups. A function's body is the first group in braces after
+    /// `fn` and its name, unless a semicolon comes before.
+    fn scan(&mut self, tokens: TokenStream) {
+        let (mut follows_fn, mut function) = (false, None);
+        for token in tokens {
+            match &token {
+                TokenTree::Ident(name) if follows_fn => function = Some(name.clone()),
+                TokenTree::Punct(punct) if punct.as_char() == ';' => function = None,
+                TokenTree::Group(group) => {
+                    if group.delimiter() == Delimiter::Brace
+                        && let Some(name) = function.take()
+                    {
+                        self.check(&name, group);
+                    }
+                    self.scan(group.stream());
+                }
+                TokenTree::Ident(_) | TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+            }
+            follows_fn = matches!(&token, TokenTree::Ident(word) if word == "fn");
+        }
+    }
+
     /// Counts the lines of a body that hold code, as clippy does.
-    fn check(&mut self, name: &syn::Ident, block: &syn::Block) {
-        let span = block.span();
-        let body = &self.lines[span.start().line..span.end().line.saturating_sub(1).max(span.start().line)];
+    fn check(&mut self, name: &Ident, body: &Group) {
+        let (first, last) = (body.span_open().start().line, body.span_close().end().line);
+        let body = &self.lines[first..last.saturating_sub(1).max(first)];
         let is_code = |line: &&&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
         let n_lines = body.iter().filter(is_code).count();
         if n_lines > MAX_FUNCTION_LINES {
@@ -59,17 +80,5 @@ impl Functions<'_> {
                 self.path
             ));
         }
-    }
-}
-
-impl<'ast> Visit<'ast> for Functions<'_> {
-    fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
-        self.check(&function.sig.ident, &function.block);
-        visit::visit_item_fn(self, function);
-    }
-
-    fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
-        self.check(&function.sig.ident, &function.block);
-        visit::visit_impl_item_fn(self, function);
     }
 }

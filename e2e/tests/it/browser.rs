@@ -53,11 +53,14 @@ pub(crate) struct Visit {
 }
 
 impl Browser {
-    /// Returns the browser in `CHROMIUM_BIN` or on the PATH. Without one it says that the test is left out, and returns
-    /// `None`.
+    /// Returns the browser in `CHROMIUM_BIN` or on the PATH. Without one, or without slow tests, it says that the test is
+    /// left out, and returns `None`.
     #[expect(clippy::disallowed_methods, reason = "tests have no command line of their own")]
     #[track_caller]
     pub(crate) fn find() -> Option<Self> {
+        if test_skips::skips_slow() {
+            return None;
+        }
         let asked = std::env::var("CHROMIUM_BIN").ok().map(PathBuf::from);
         let path = std::env::var("PATH").unwrap_or_default();
         let on_path = || {

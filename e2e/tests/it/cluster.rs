@@ -82,6 +82,9 @@ async fn a_killed_pod_is_replaced_under_another_name() {
 
 #[tokio::test]
 async fn a_pod_that_dies_by_itself_is_replaced() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let cluster = lab.start().await;
     let victim = lab.alive().into_iter().find(|name| name.starts_with("engine")).unwrap();
@@ -97,6 +100,9 @@ async fn a_pod_that_dies_by_itself_is_replaced() {
 
 #[tokio::test]
 async fn edits_of_the_manifests_take_effect() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let cluster = lab.start().await;
     let mut manifests = lab.manifests();
@@ -170,6 +176,9 @@ async fn an_invalid_edit_is_reported_and_changes_nothing() {
 
 #[tokio::test]
 async fn applied_manifests_leave_the_users_files_alone() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let cluster = lab.start().await;
     let users = lab.manifests();
@@ -185,6 +194,9 @@ async fn applied_manifests_leave_the_users_files_alone() {
 
 #[tokio::test]
 async fn restart_gives_fresh_pods_other_arguments() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let cluster = lab.start().await;
     let before = cluster.status();
@@ -218,6 +230,9 @@ async fn pickers_stay_down_until_they_are_started() {
 
 #[tokio::test]
 async fn it_is_not_settled_while_envoy_waits_for_a_health_check() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let cluster = lab.start().await;
     let warming = lab.dir.path().join("warming");

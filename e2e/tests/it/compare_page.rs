@@ -21,9 +21,6 @@ fn compared() -> (String, Value) {
 
 #[test]
 fn a_comparison_fits_and_prints_and_its_numbers_are_those_of_the_document() {
-    if test_skips::skips_slow() {
-        return;
-    }
     let Some(browser) = Browser::find() else { return };
     let (page, document) = compared();
     let opened = page.replace("<details>", "<details open>");

@@ -37,6 +37,9 @@ fn events(log: &str) -> Vec<&'static [&'static str]> {
 /// The control: the same run without `RUST_LOG` logs nothing.
 #[test]
 fn what_the_driver_does_is_logged_if_it_is_asked_for() {
+    if test_skips::skips_slow() {
+        return;
+    }
     const SOAK: &str = "soak --json --seconds 10 --rate 2 --kill-every 4 --replacements 0";
     let [logged, silent] = std::thread::scope(|scope| {
         let soak = |filter| scope.spawn(move || run(&Lab::new(), SOAK, filter));
@@ -78,6 +81,9 @@ fn a_wrong_filter_is_not_passed_over() {
 /// On a terminal the progress is erased before each line of the log, which so begins at the left edge.
 #[test]
 fn the_log_does_not_disturb_the_progress() {
+    if test_skips::skips_slow() {
+        return;
+    }
     const ERASE: &str = "\u{1b}[2K";
     let lab = Lab::new();
     let driver = lab.driver("run --only latency --replicas 1 --report-dir report");

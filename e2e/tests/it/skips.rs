@@ -38,6 +38,9 @@ fn what_needs_a_second_pod_is_skipped_with_one() {
 /// The control: with two pods the same checks are made. The stub of an engine cannot answer them.
 #[test]
 fn what_fails_with_two_pods_is_not_skipped() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let (code, summary, [json, junit, html]) = run(2);
     assert_eq!(code, Some(1), "{summary}");
     assert!(summary.contains("1 of 1 checks failed in"), "{summary}");
@@ -49,6 +52,9 @@ fn what_fails_with_two_pods_is_not_skipped() {
 
 #[tokio::test]
 async fn a_cluster_without_pickers_cannot_hang_them() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let with_pickers = lab.start().await;
     assert_eq!(with_pickers.can(&Fault::HangPickers), Ok(()));

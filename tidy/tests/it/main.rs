@@ -106,6 +106,12 @@ fn a_long_file_a_long_function_and_a_missing_header_are_found() {
     let function = |n: usize| format!("//! F.\nfn f() {{\n{}}}\n", body.repeat(n));
     assert_eq!(sizes::complaints(&source("a.rs", &function(71))), ["a.rs: fn f has 71 lines, more than 70"]);
     none(&sizes::complaints(&source("a.rs", &function(70))));
+    let method =
+        format!("//! M.\nimpl M {{\n    fn g(&self) -> [u8; 2]\n    {{\n{}    }}\n}}\n", body.repeat(71));
+    assert_eq!(sizes::complaints(&source("a.rs", &method)), ["a.rs: fn g has 71 lines, more than 70"]);
+    // What follows a function without a body is not its body.
+    let constant = format!("//! C.\nextern \"C\" {{ fn f(); }}\nconst A: u8 = {{\n{}}};\n", body.repeat(71));
+    none(&sizes::complaints(&source("a.rs", &constant)));
     assert_eq!(sizes::complaints(&source("a.rs", "fn f() {}\n")), ["a.rs: no `//!` header"]);
 }
 

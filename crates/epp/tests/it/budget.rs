@@ -46,6 +46,9 @@ async fn upload(proxy: &Proxy, body: &str, mode: BodySendMode) -> Call {
 
 #[tokio::test]
 async fn three_hundred_slow_uploads_take_no_more_than_the_budget() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let (n_bytes, budget) = (20 * KIB, MIB);
     let picker = Scenario::new(1).max_buffered_bytes(budget).start().await;
     let body = completion(n_bytes);
@@ -82,6 +85,9 @@ async fn three_hundred_slow_uploads_take_no_more_than_the_budget() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn bodies_that_lack_their_last_byte_take_about_their_length() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let (n_bodies, n_bytes) = (12, 3 * MIB);
     let program = Program::start(1000);
     let body = completion(n_bytes);

@@ -210,6 +210,9 @@ fn merged(body: &Value, more: &Value) -> Value {
 
 #[tokio::test]
 async fn only_a_request_that_looks_for_the_whole_text_is_evidence() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let text = "z".repeat(2048);
     let complete = json!({"prompt": text});
     let chat = json!({"messages": [{"role": "user", "content": text}]});

@@ -66,6 +66,9 @@ time.sleep(600)
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_file_system_that_does_not_answer_holds_nothing_up() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let mut picker = Scenario::new(2).start().await;
     let mut python = tokio::process::Command::new("python3");
     python.args(["-c", HOLD]).arg(picker.endpoints_file()).stdout(Stdio::piped()).kill_on_drop(true);

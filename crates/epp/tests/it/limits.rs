@@ -106,6 +106,9 @@ fn peak(mode: Mode, limit: usize, text: &str, size: usize) -> (u64, Vec<Processi
 
 #[test]
 fn a_body_that_trickles_in_takes_no_more_memory() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let text = request(MIB);
     let (at_once, _) = peak(Mode::FULL_DUPLEX, MIB, &text, 65_536);
     let (trickling, answers) = peak(Mode::FULL_DUPLEX, MIB, &text, 1);

@@ -259,6 +259,9 @@ async fn most_attempts(n_endpoints: usize) -> usize {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn endpoints_that_swallow_connections_take_so_many_descriptors_and_no_more() {
+    if test_skips::skips_slow() {
+        return;
+    }
     // 256 that are tried for the first time, and as many that were tried before. The system's table is not of one moment.
     let most = most_attempts(700).await;
     assert!((257..=530).contains(&most), "{most} attempts at a time");

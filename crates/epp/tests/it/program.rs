@@ -32,7 +32,7 @@ struct Program {
 /// A chat that is routed by prefix from its second time on, with a line in the log.
 const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"A text that is long enough to be worth a line in the log, again and again."}]}"#;
 /// More lines than the log's queue and pipe hold.
-const MANY: usize = 2500;
+const MANY: usize = 2000;
 /// Requests at a time.
 const AT_A_TIME: usize = 50;
 

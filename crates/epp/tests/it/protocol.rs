@@ -46,6 +46,9 @@ async fn buffered_renames_the_model() {
 
 #[tokio::test]
 async fn six_megabytes_pass_unchanged() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let picker = Scenario::new(2).start().await;
     let proxy = picker.proxy().await;
     let line = "a line of words that are all the same, ".repeat(4);

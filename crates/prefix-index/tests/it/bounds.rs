@@ -68,6 +68,9 @@ fn a_block_takes_170_bytes_at_most() {
 
 #[test]
 fn an_endpoint_has_a_million_blocks_at_most() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let bound = 1 << 20;
     let index = BlockIndex::default();
     index.reset(endpoint(0), true);

@@ -86,6 +86,9 @@ fn a_hot_prefix_spills_before_it_hurts() {
 
 #[test]
 fn what_is_cached_everywhere_is_spread_by_requests() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let Comparison { least_request, pure_affinity, ours, .. } = compare(&workload::REPEATED);
     assert!(ours.ttft < 0.85 * pure_affinity.ttft && ours.ttft < 0.6 * least_request.ttft);
     assert!(ours.tpot < 0.6 * pure_affinity.tpot && ours.tpot < 0.85 * least_request.tpot);
@@ -95,6 +98,9 @@ fn what_is_cached_everywhere_is_spread_by_requests() {
 
 #[test]
 fn nothing_is_lost_where_nothing_is_shared() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let Comparison { round_robin, least_request, pure_affinity, ours } = compare(&workload::UNIQUE);
     assert!(ours.ttft < 0.9 * least_request.ttft && ours.ttft < 0.9 * pure_affinity.ttft);
     assert!(ours.ttft < 1.06 * round_robin.ttft);

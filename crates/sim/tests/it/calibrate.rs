@@ -101,6 +101,9 @@ fn loaded(file: &str) -> LatencyModel {
 
 #[test]
 fn steps_of_a_known_card_give_its_constants_back_from_any_other() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let samples = noisy(&steps(&preset("a10-doc")), 20, 0.01);
     for start in ["h100/qwen2.5-7b", "l4/qwen2.5-7b", "l40s/qwen2.5-7b"] {
         let calibrated = calibrate(&Start::preset(start).unwrap(), &options(&[]), &samples).unwrap();

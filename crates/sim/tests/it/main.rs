@@ -90,6 +90,9 @@ fn an_idle_pod_takes_what_the_latency_model_says() {
 
 #[test]
 fn one_seed_is_one_run_and_nothing_is_lost() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let requests: Vec<(u64, Request)> =
         (0..200_u32).map(|n| (u64::from(n) * 37, request(n % 13 * 5000, 300 + n % 7 * 40, 5))).collect();
     for policy in [Policy::prefix(), Policy::LeastRequest, Policy::Random, Policy::RoundRobin, Policy::Load] {
@@ -136,6 +139,9 @@ fn rotation() -> Vec<(u64, Request)> {
 /// A policy that knows the engines' caches never misses a prefix that another pod has; random picks often do.
 #[test]
 fn who_knows_the_caches_regrets_nothing() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let regret = |policy| {
         let outcomes = run(policy, 3, (0.0, 2), &rotation());
         outcomes.iter().map(|outcome| outcome.regret_tokens.unwrap()).sum::<u32>()
@@ -148,6 +154,9 @@ fn who_knows_the_caches_regrets_nothing() {
 /// Without other requests the oracle's forecast comes true, so its pick is the soonest of all pods.
 #[test]
 fn the_oracle_is_no_later_than_others_when_requests_come_alone() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let total = |policy| {
         let outcomes = run(policy, 3, (0.0, 2), &rotation());
         let ttft = |outcome: &Outcome| outcome.first_token_at - outcome.sent_at;

@@ -233,6 +233,9 @@ fn differs(policy: impl Fn() -> Policy, patch: &str) -> bool {
 /// Control: a number that only one side changes shows.
 #[test]
 fn a_number_that_one_side_changes_shows() {
+    if test_skips::skips_slow() {
+        return;
+    }
     assert!(!differs(Policy::prefix, "{}"));
     for patch in
         ["{threshold: 0.6}", "{spillTokens: 200}", "{queueTokens: 80}", "{stall: 0.2}", "{kvTokens: 500}"]

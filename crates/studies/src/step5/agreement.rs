@@ -121,6 +121,9 @@ mod tests {
 
     #[test]
     fn a_slower_engine_does_not_agree_and_a_stalled_machine_does() {
+        if test_skips::skips_slow() {
+            return;
+        }
         let delayed = |delay: fn(usize, &mut Timed)| {
             let mut picked = run(PolicyName::Prefix, 1);
             picked.requests.iter_mut().enumerate().for_each(|(idx, request)| delay(idx, request));
@@ -154,6 +157,9 @@ mod tests {
 
     #[test]
     fn other_routers_and_other_draws_do_not_agree() {
+        if test_skips::skips_slow() {
+            return;
+        }
         assert_eq!(failing(run(PolicyName::Prefix, 1)), Vec::<&str>::new());
         assert_eq!(failing(run(PolicyName::Prefix, 2)), ["8081: requests on the same pod"]);
         for policy in [PolicyName::LeastRequest, PolicyName::RoundRobin, PolicyName::NeverNoted] {

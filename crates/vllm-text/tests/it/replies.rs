@@ -2,6 +2,7 @@
 
 use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 use std::io::Write as _;
+use std::sync::LazyLock;
 use vllm_text::reply::scripted::Script;
 use vllm_text::reply::stop_strings::{StopStrings, Visibility};
 use vllm_text::reply::visible_text::VisibleText;
@@ -117,7 +118,8 @@ proptest! {
     /// Whatever is held back on the way, the client gets the text up to the string, and never a part of the string.
     #[test]
     fn nothing_of_a_stop_string_gets_out(begin in 1..300usize, n_bytes in 1..30usize) {
-        let (_, whole) = stopped(&[], Visibility::Hidden, 0);
+        static WHOLE: LazyLock<String> = LazyLock::new(|| stopped(&[], Visibility::Hidden, 0).1);
+        let whole = WHOLE.as_str();
         let begin = begin.min(whole.len() - 1);
         let stop = &whole[begin..(begin + n_bytes).min(whole.len())];
         let (reply, visible) = stopped(&[stop], Visibility::Hidden, 0);
