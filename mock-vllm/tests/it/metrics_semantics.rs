@@ -80,7 +80,9 @@ async fn requests_without_a_seat_wait_for_capacity() {
     let lab = Lab::new(VllmVersion::V0_33, |config| config.max_num_seqs = 1);
     let requests = (1..=3).map(|id| (0, request(u64::from(id), &own_prompt(id, 20), 4_000))).collect();
     let handles = lab.submit(requests).await;
-    let page = lab.page_when(|page| page.get("num_requests_waiting") > 0.0).await;
+    let is_full =
+        |page: &Page| page.get("num_requests_running") > 0.0 && page.get("num_requests_waiting") > 1.0;
+    let page = lab.page_when(is_full).await;
     check(
         &page,
         &[
