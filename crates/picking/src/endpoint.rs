@@ -1,5 +1,7 @@
 //! An endpoint as picks see it: the process that serves there, its last report, and the requests in flight to it.
 
+pub mod health;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use parking_lot::Mutex;
 use prefix_index::endpoint::EndpointId;
 use scheduling::candidate::{AdapterState, Load};
 
+use self::health::Doubts;
 use crate::cache_facts::CacheFacts;
 use crate::gauges::{Gauges, Outline, Reading};
 use crate::moment::Moment;
@@ -51,10 +54,6 @@ enum Report {
     /// Nothing listens there.
     Down,
 }
-
-/// Number of doubts about an endpoint at some moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Doubts(u32);
 
 /// Consequence of a scrape for the endpoint's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,8 +186,7 @@ impl Endpoint {
         let reading = Reading { waiting, running, kv_usage, age: Duration::ZERO };
         self.gauges.note(reading, taken, sample.adapters.is_some());
         *report = Report::Sample(sample);
-        let Doubts(settled) = doubts;
-        self.settled_doubts.store(settled, Ordering::Relaxed);
+        self.settle(doubts);
         if restarted { Cache::Lost } else { Cache::Kept }
     }
 
@@ -201,50 +199,11 @@ impl Endpoint {
         }
     }
 
-    /// Notes that a scrape or a request failed: earlier scrapes do not count until one succeeds that begins later.
-    pub fn distrust(&self) {
-        self.doubts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The doubts so far. A successful scrape that begins now settles them.
-    #[must_use]
-    pub fn doubts(&self) -> Doubts {
-        Doubts(self.doubts.load(Ordering::Relaxed))
-    }
-
-    #[inline]
-    fn is_distrusted(&self) -> bool {
-        self.doubts.load(Ordering::Relaxed) != self.settled_doubts.load(Ordering::Relaxed)
-    }
-
-    /// Notes that nothing listens at the address.
-    #[must_use]
-    pub(crate) fn report_down(&self) -> Cache {
-        let mut report = self.report.lock();
-        let was_up = matches!(*report, Report::Sample(_));
-        *report = Report::Down;
-        self.gauges.note_down();
-        if was_up { Cache::Lost } else { Cache::Kept }
-    }
-
-    /// Returns true if a scrape has ended, successfully or not.
-    #[must_use]
-    pub fn was_asked(&self) -> bool {
-        self.is_distrusted() || !matches!(*self.report.lock(), Report::Pending)
-    }
-
     /// Returns true if no request is in flight to it, and it reports none either.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let has_none = |sample: &Sample| sample.waiting == 0 && sample.running == 0;
         self.in_flight() == 0 && matches!(&*self.report.lock(), Report::Sample(sample) if has_none(sample))
-    }
-
-    /// Returns true if the endpoint may be picked: something listens there, as far as is known.
-    #[inline]
-    #[must_use]
-    pub fn is_reachable(&self) -> bool {
-        self.gauges.outline() != Outline::Down
     }
 
     /// Load for the policy. Scraped numbers that are older than `max_age` are not fresh.

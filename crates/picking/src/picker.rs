@@ -15,7 +15,8 @@ use scheduling::candidate::Candidate;
 use scheduling::pick::{Ask, Decision, pick};
 
 use crate::cache_facts::Insertion;
-use crate::endpoint::{Cache, Doubts, Endpoint, Incarnations, Sample};
+use crate::endpoint::health::Doubts;
+use crate::endpoint::{Cache, Endpoint, Incarnations, Sample};
 use crate::estimate::{Answer, Estimate, Learned, bound, note_sent};
 use crate::lease::Lease;
 use crate::matching::{Matched, counted, matched};

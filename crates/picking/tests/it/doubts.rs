@@ -3,7 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use picking::endpoint::{Doubts, Sample};
+use picking::endpoint::Sample;
+use picking::endpoint::health::Doubts;
 use picking::moment::Moment;
 use picking::picker::{Picker, Settings};
 use prefix_index::blocks::Bounds;
