@@ -124,7 +124,7 @@ impl BlockPool {
             .copied()
     }
 
-    /// Takes the block at the front of the free queue and holds it once. Also returns the hash that the block loses.
+    /// Takes the block at the front of the free queue and holds it once; its content is evicted. Also returns its hash.
     pub fn allocate(&mut self) -> Option<(BlockIdx, Option<BlockHash>)> {
         let block = self.free.pop_front()?;
         if block == self.first_unused() {
@@ -132,7 +132,7 @@ impl BlockPool {
             self.offer_unused();
             self.make_room_in_table();
         }
-        let evicted = self.forget(block);
+        let evicted = self.evict(block);
         self.blocks[block as usize].n_refs = 1;
         Some((block, evicted))
     }
@@ -243,7 +243,8 @@ impl BlockPool {
         }
     }
 
-    fn forget(&mut self, block: BlockIdx) -> Option<BlockHash> {
+    /// Evicts `block` from the prefix cache. Returns the hash that it loses, if it has one.
+    fn evict(&mut self, block: BlockIdx) -> Option<BlockHash> {
         let hash = self.blocks[block as usize].hash?;
         let next = self.unlink_twin(block);
         // The table has this block, or an older twin of it, which stays there.
