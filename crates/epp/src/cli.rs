@@ -33,7 +33,7 @@ use crate::log;
 use crate::server::Settings;
 use crate::server::accept::Patience;
 
-const AFTER_HELP: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   One pool, two model servers:
     epp --pool-file pool.yaml --endpoint 127.0.0.1:18001 --endpoint 127.0.0.1:18002
@@ -41,18 +41,11 @@ Examples:
     epp --pool-file pool.yaml --endpoints-file endpoints.yaml
   Why was this pod picked?
     curl 'localhost:9090/debug/decisions?after=0' | epp explain
+";
 
---help lists all flags, the format of the files, signals and exit codes.";
+const AFTER_HELP: &str = "--help lists all flags, the format of the files, signals and exit codes.";
 
-const AFTER_LONG_HELP: &str = "\
-Examples:
-  One pool, two model servers:
-    epp --pool-file pool.yaml --endpoint 127.0.0.1:18001 --endpoint 127.0.0.1:18002
-  Pods selected by the pool's labels:
-    epp --pool-file pool.yaml --endpoints-file endpoints.yaml
-  Why was this pod picked?
-    curl 'localhost:9090/debug/decisions?after=0' | epp explain
-  Which policy values are in force?
+const AFTER_LONG_HELP: &str = "  Which policy values are in force?
     curl localhost:9090/debug/policy
 
 The endpoints file is a YAML list:
@@ -76,8 +69,8 @@ Exit codes: 0 after such a signal, 1 if the picker fails, 2 if the command line 
 #[command(
     name = "epp",
     version = env!("PROGRAM_VERSION"),
-    after_help = AFTER_HELP,
-    after_long_help = AFTER_LONG_HELP,
+    after_help = format!("{EXAMPLES}\n{AFTER_HELP}"),
+    after_long_help = format!("{EXAMPLES}{AFTER_LONG_HELP}"),
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
