@@ -1,6 +1,6 @@
 //! The pool that `/debug/cache` shows, and what a prompt would hit according to `/debug/lookup`.
 
-use crate::engine_fixtures::round1_ids;
+use crate::engine_fixtures;
 use crate::server_fixtures::{TestPod, start};
 use crate::server_lifecycle::{LONG, open, read_tokens};
 use crate::tutorial::{ROUND1, round2_bash};
@@ -124,7 +124,7 @@ async fn a_lookup_says_what_the_request_then_hits() {
 async fn a_lookup_takes_every_form_of_a_prompt() {
     let pod = start("").await;
     pod.post("/v1/chat/completions", ROUND1).await;
-    let ids = serde_json::to_string(&round1_ids()).unwrap();
+    let ids = serde_json::to_string(&engine_fixtures::ROUND1[..]).unwrap();
     assert_eq!(look_up(&pod, format!(r#"{{"prompt_token_ids":{ids}}}"#)).await, [112, 7, 127, 7]);
     assert_eq!(look_up(&pod, format!(r#"{{"prompt":{ids}}}"#)).await, [112, 7, 127, 7]);
     assert_eq!(

@@ -1,6 +1,6 @@
 //! KV events over real sockets: subscribers in Rust and Python, gaps and replay.
 
-use crate::engine_fixtures::{engine, request, round1_ids, run};
+use crate::engine_fixtures::{ROUND1, engine, request, run};
 use crate::kv_events::stored;
 use crate::python;
 use crate::server_fixtures;
@@ -136,7 +136,7 @@ async fn each_step_is_one_message_in_sequence() {
     let mut served = serve(VllmVersion::V0_33, &[]).await;
     let mut subscriber = served.subscribe("kv@").await;
     let mut engine = engine(|config| config.kv_events = true);
-    engine.add(request(1, &round1_ids(), 24)).unwrap();
+    engine.add(request(1, &ROUND1, 24)).unwrap();
     run(&mut engine);
     let events = engine.take_events();
     assert!(events.len() > 1, "prompt and decode blocks");
@@ -153,7 +153,7 @@ async fn an_engine_without_events_sends_nothing() {
     let mut served = serve(VllmVersion::V0_33, &[]).await;
     let mut subscriber = served.subscribe("").await;
     let mut engine = engine(|config| config.kv_events = false);
-    engine.add(request(1, &round1_ids(), 24)).unwrap();
+    engine.add(request(1, &ROUND1, 24)).unwrap();
     run(&mut engine);
     served.publisher.publish(AT, engine.take_events());
     served.publisher.publish(AT, batch(0));
@@ -361,7 +361,7 @@ async fn a_pod_sends_what_its_engine_stores() {
         }
         assert_eq!(pod.post("/v1/chat/completions", tutorial::ROUND1).await.status, 200);
         let mut twin = engine(|config| config.kv_events = true);
-        twin.add(request(1, &round1_ids(), 24)).unwrap();
+        twin.add(request(1, &ROUND1, 24)).unwrap();
         twin.schedule();
         let mut expected = Vec::new();
         encode_batch(&mut expected, WireFormat { version, hashes }, AT, &twin.take_events(), 0);

@@ -7,6 +7,8 @@ mod check_trace;
 mod cli;
 mod debug_endpoints;
 mod departures;
+#[expect(dead_code, reason = "the tests of the engine itself use all of them")]
+#[path = "../../../crates/vllm-engine/tests/it/fixtures.rs"]
 mod engine_fixtures;
 mod fastapi;
 mod faults;
