@@ -37,13 +37,13 @@ use scheduling::saturation::Thresholds;
 use tracing::debug;
 
 pub use self::in_flight::InFlightRequest;
-use self::model::Choice;
-use self::note::{PickFacts, Trace};
+use self::model::ModelChoice;
+use self::note::{DecisionTrace, PickFacts};
 pub use self::tokens::TokenSource;
 use crate::datastore::{Datastore, LiveEndpoint, LivePool};
-use crate::explain::{Decision, Decisions, timestamp};
+use crate::explain::{DecisionRecord, Decisions, timestamp};
 use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
-use crate::peers::Journal;
+use crate::peers::PeerJournal;
 use crate::policies::Policies;
 use crate::scrape::{Reading, pace};
 use crate::tuning::Patch;
@@ -132,7 +132,7 @@ pub struct Director {
     names: Mutex<ChaCha8Rng>,
     decisions: Decisions,
     metrics: Arc<Metrics>,
-    journal: Option<Journal>,
+    journal: Option<PeerJournal>,
     /// True after every endpoint that was there at the start has been scraped.
     has_asked_all: AtomicBool,
 }
@@ -203,7 +203,7 @@ impl Director {
             journal: options
                 .peers
                 .as_ref()
-                .map(|peers| Journal::new(peers.instance.clone(), peers.journal_bytes)),
+                .map(|peers| PeerJournal::new(peers.instance.clone(), peers.journal_bytes)),
             has_asked_all: AtomicBool::new(false),
             options,
         }
@@ -312,9 +312,9 @@ impl Director {
         request: PickRequest,
         tokens: PromptTokens,
         now: Now,
-    ) -> (Result<Pick<InFlightRequest>, Refusal>, Arc<Decision>) {
+    ) -> (Result<Pick<InFlightRequest>, Refusal>, Arc<DecisionRecord>) {
         let PickRequest { x_request_id, pool, subset, wants_reason, content } = request;
-        let mut trace = Trace::new(self.request_id(), x_request_id, timestamp(now.wall));
+        let mut trace = DecisionTrace::new(self.request_id(), x_request_id, timestamp(now.wall));
         let datastore = self.datastore.load();
         let placed = self
             .locate(&datastore, pool.as_ref(), (content, tokens), &mut trace)
@@ -358,7 +358,7 @@ impl Director {
         datastore: &'a Datastore,
         pool: Option<&ObjectKey>,
         (content, tokens): (Content, PromptTokens),
-        trace: &mut Trace,
+        trace: &mut DecisionTrace,
     ) -> Result<Placement<'a>, Refusal> {
         let body = match content {
             Content::Fault(fault) => return Err(fault.into()),
@@ -383,9 +383,9 @@ impl Director {
         let model = model.ok().map(|ModelName { name, span: _ }| name);
         let choice = match &model {
             Some(model) => model::choose(&live_pool.pool, model, &mut self.turn.lock().rng)?,
-            None => Choice { target_model: None, criticality: None },
+            None => ModelChoice { target_model: None, criticality: None },
         };
-        let Choice { target_model, criticality } = choice;
+        let ModelChoice { target_model, criticality } = choice;
         trace.criticality = criticality;
         trace.target_model.clone_from(&target_model);
         let named = model.zip(target_model.clone());
@@ -431,7 +431,7 @@ impl Director {
         placement: Placement<'_>,
         subset: Option<&Subset>,
         now: Instant,
-        trace: &mut Trace,
+        trace: &mut DecisionTrace,
     ) -> Result<Picked, Refusal> {
         let Placement {
             live_pool,

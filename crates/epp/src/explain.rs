@@ -27,7 +27,7 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// A decision, as `/debug/decisions` shows it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Decision {
+pub struct DecisionRecord {
     /// Number of the decision in this process, from 1.
     pub seq: u64,
     /// RFC 3339 with microseconds, UTC.
@@ -154,10 +154,10 @@ pub struct Decisions {
 #[derive(Debug)]
 struct Ring {
     next_seq: u64,
-    records: VecDeque<Arc<Decision>>,
+    records: VecDeque<Arc<DecisionRecord>>,
 }
 
-impl Decision {
+impl DecisionRecord {
     /// The pick in a line of JSON, as ASCII.
     #[must_use]
     pub fn to_header(&self) -> String {
@@ -189,7 +189,7 @@ impl Decisions {
     }
 
     /// Keeps the record that `build` makes with its number.
-    pub fn push(&self, build: impl FnOnce(u64) -> Decision) -> Arc<Decision> {
+    pub fn push(&self, build: impl FnOnce(u64) -> DecisionRecord) -> Arc<DecisionRecord> {
         let mut ring = self.ring.lock();
         let decision = Arc::new(build(ring.next_seq));
         ring.next_seq += 1;
@@ -204,7 +204,7 @@ impl Decisions {
     }
 
     /// Adds later facts to record `seq`, if it is still kept.
-    pub fn amend(&self, seq: u64, change: impl FnOnce(&mut Decision)) {
+    pub fn amend(&self, seq: u64, change: impl FnOnce(&mut DecisionRecord)) {
         let mut ring = self.ring.lock();
         let Some(first) = ring.records.front().map(|record| record.seq) else { return };
         let idx = seq.checked_sub(first).and_then(|offset| usize::try_from(offset).ok());
@@ -215,7 +215,7 @@ impl Decisions {
 
     /// The kept decisions with numbers above `after`, oldest first, at most `limit`.
     #[must_use]
-    pub fn after(&self, after: u64, limit: usize) -> Vec<Arc<Decision>> {
+    pub fn after(&self, after: u64, limit: usize) -> Vec<Arc<DecisionRecord>> {
         let ring = self.ring.lock();
         let start = ring.records.partition_point(|decision| decision.seq <= after);
         ring.records.range(start..).take(limit).cloned().collect()

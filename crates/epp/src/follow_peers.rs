@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use crate::director::Director;
 use crate::http_client::{self, Chunks, HttpClient};
 use crate::metrics::PeerLabels;
-use crate::peers::{FORMAT, HEARTBEAT, Line};
+use crate::peers::{FORMAT, HEARTBEAT, PeerLine};
 
 /// Longest silence of a live peer.
 const PATIENCE: Duration = HEARTBEAT.saturating_mul(3);
@@ -194,16 +194,16 @@ impl Follower {
         Ok(Next::Line)
     }
 
-    fn take(&mut self, line: Line) -> anyhow::Result<Next> {
+    fn take(&mut self, line: PeerLine) -> anyhow::Result<Next> {
         let metrics = self.director.metrics();
         match line {
-            Line::Hello { format, .. } if format != FORMAT => {
+            PeerLine::Hello { format, .. } if format != FORMAT => {
                 bail!("it speaks format {format}, this picker {FORMAT}")
             }
-            Line::Hello { instance, .. } if self.director.is_instance(&instance) => {
+            PeerLine::Hello { instance, .. } if self.director.is_instance(&instance) => {
                 return Ok(Next::Nothing);
             }
-            Line::Hello { instance, next_seq, format: _ } => {
+            PeerLine::Hello { instance, next_seq, format: _ } => {
                 let is_known = self.instance == instance;
                 let missed = if is_known { next_seq.saturating_sub(self.seq + 1) } else { 0 };
                 if missed > 0 {
@@ -215,8 +215,8 @@ impl Follower {
                 self.instance = instance;
                 self.seq = next_seq.saturating_sub(1);
             }
-            Line::Tick => {}
-            Line::Insertion(event) => {
+            PeerLine::Tick => {}
+            PeerLine::Insertion(event) => {
                 let since_epoch = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 let age = since_epoch.saturating_sub(Duration::from_millis(event.time_ms));
                 metrics.peer_staleness.observe(age.as_secs_f64());

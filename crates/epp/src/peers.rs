@@ -1,7 +1,7 @@
 //! Pickers that serve the same pools report their picks to each other, so that each finds the prefixes of all.
 //!
 //! ```text
-//! director ─ Event ─► Journal (bounded) ─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ─► its index
+//! director ─ SentPrompt ─► PeerJournal (bounded) ─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ─► its index
 //! ```
 //! There is no leader. Each picker follows every other one and passes nothing on; one that was away or starts again
 //! reads the others' journals as far back as they go. A lost event costs a cache hit, never a request.
@@ -22,10 +22,10 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Bytes of an event besides its hashes.
 const EVENT_BYTES: usize = 128;
 
-/// One line of the stream. The first is [`Line::Hello`].
+/// One line of the stream. The first is [`PeerLine::Hello`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "line", rename_all = "snake_case")]
-pub enum Line {
+pub enum PeerLine {
     Hello {
         format: u32,
         /// Random id of the process, by which a picker notices that it follows itself.
@@ -35,12 +35,12 @@ pub enum Line {
     },
     /// Heartbeat: nothing has happened.
     Tick,
-    Insertion(Event),
+    Insertion(SentPrompt),
 }
 
 /// A prompt that was sent to an endpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Event {
+pub struct SentPrompt {
     /// Number of the event in its process, from 1.
     pub seq: u64,
     /// Unix time in milliseconds.
@@ -55,7 +55,7 @@ pub struct Event {
 
 /// The newest events of this picker, as many as fit.
 #[derive(Debug)]
-pub struct Journal {
+pub struct PeerJournal {
     /// Random id of this process.
     instance: String,
     max_bytes: usize,
@@ -68,20 +68,20 @@ pub struct Journal {
 struct State {
     next_seq: u64,
     n_bytes: usize,
-    events: VecDeque<Arc<Event>>,
+    events: VecDeque<Arc<SentPrompt>>,
 }
 
-// === impl Event ===
+// === impl SentPrompt ===
 
-impl Event {
+impl SentPrompt {
     fn n_bytes(&self) -> usize {
         EVENT_BYTES + size_of_val(self.hashes.hashes())
     }
 }
 
-// === impl Journal ===
+// === impl PeerJournal ===
 
-impl Journal {
+impl PeerJournal {
     /// Keeps at most `max_bytes` of events, and the newest one in any case.
     #[must_use]
     pub fn new(instance: String, max_bytes: usize) -> Self {
@@ -99,7 +99,7 @@ impl Journal {
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut state = self.state.lock();
         let seq = state.next_seq;
-        let event = Event {
+        let event = SentPrompt {
             seq,
             time_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
             endpoint: Arc::clone(endpoint),
@@ -121,7 +121,7 @@ impl Journal {
 
     /// The first event with a number above `after`, or the oldest that is kept.
     #[must_use]
-    pub fn after(&self, after: u64) -> Option<Arc<Event>> {
+    pub fn after(&self, after: u64) -> Option<Arc<SentPrompt>> {
         let state = self.state.lock();
         let idx = state.events.partition_point(|event| event.seq <= after);
         state.events.get(idx).cloned()
@@ -130,9 +130,9 @@ impl Journal {
     /// The first line for a follower that has read up to `after`. A follower that knows another process's numbers has
     /// read nothing of this one.
     #[must_use]
-    pub fn hello(&self, after: u64) -> Line {
+    pub fn hello(&self, after: u64) -> PeerLine {
         let next_seq = self.after(after).map_or_else(|| self.state.lock().next_seq, |event| event.seq);
-        Line::Hello { format: FORMAT, instance: self.instance.clone(), next_seq }
+        PeerLine::Hello { format: FORMAT, instance: self.instance.clone(), next_seq }
     }
 
     /// Returns true when there is an event after number `after`, or false after [`HEARTBEAT`].

@@ -61,7 +61,7 @@ pub struct RecordedCandidate {
 /// Comparison of the replay with the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum ReplayVerdict {
     /// It has the endpoint and the reason of the record.
     Same,
     /// Another endpoint that is equally good: only a draw decided.
@@ -80,10 +80,10 @@ pub struct Explained {
     pub strategy: Option<String>,
     pub outcome: String,
     /// The pick in the record.
-    pub picked: Option<Choice>,
+    pub picked: Option<ReplayedChoice>,
     /// The pick of the replay.
-    pub replayed: Option<Choice>,
-    pub verdict: Verdict,
+    pub replayed: Option<ReplayedChoice>,
+    pub verdict: ReplayVerdict,
     /// The replay's threshold, if prefixes count.
     pub threshold: Option<f64>,
     pub total_bytes: u64,
@@ -93,7 +93,7 @@ pub struct Explained {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Choice {
+pub struct ReplayedChoice {
     pub endpoint: String,
     pub pod: String,
     pub reason: String,
@@ -136,7 +136,7 @@ pub fn replay(record: &Record, changes: &Patch) -> Result<Explained, ReplayError
         outcome: record.outcome.clone(),
         picked: None,
         replayed: None,
-        verdict: Verdict::Refused,
+        verdict: ReplayVerdict::Refused,
         threshold: None,
         total_bytes: record.total_bytes,
         n_candidates: record.n_candidates,
@@ -156,13 +156,13 @@ pub fn replay(record: &Record, changes: &Patch) -> Result<Explained, ReplayError
     let (new, old) = (again.candidate_idx, recorded_idx.unwrap_or(again.candidate_idx));
     let same_reason = again.reason.as_str() == reason;
     explained.verdict = match () {
-        () if new == old && same_reason && recorded_idx.is_some() => Verdict::Same,
+        () if new == old && same_reason && recorded_idx.is_some() => ReplayVerdict::Same,
         () if same_reason && are_equal(&again.scores[new], &again.scores[old]) && recorded_idx.is_some() => {
-            Verdict::Draw
+            ReplayVerdict::Draw
         }
-        () => Verdict::Differs,
+        () => ReplayVerdict::Differs,
     };
-    let choice = |endpoint: &str, pod: &str, reason: &str| Choice {
+    let choice = |endpoint: &str, pod: &str, reason: &str| ReplayedChoice {
         endpoint: endpoint.to_owned(),
         pod: pod.to_owned(),
         reason: reason.to_owned(),

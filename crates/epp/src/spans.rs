@@ -21,7 +21,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span};
 use tracing::warn;
 
-use crate::explain::Decision;
+use crate::explain::DecisionRecord;
 use ext_proc::exchange::ResponseReport;
 use ext_proc::pick_request::header_value;
 
@@ -114,7 +114,7 @@ impl RequestSpan {
     }
 
     /// Records the decision, which was made between `began` and `ended`.
-    pub fn note_decision(&self, decision: &Decision, began: SystemTime, ended: SystemTime) {
+    pub fn note_decision(&self, decision: &DecisionRecord, began: SystemTime, ended: SystemTime) {
         let Some(Recording { tracer, context }) = &self.0 else { return };
         let builder = tracer.span_builder("gateway.request_orchestration").with_start_time(began);
         let mut orchestration: Span = builder.start_with_context(tracer, context);
@@ -160,7 +160,7 @@ impl fmt::Debug for RequestSpan {
 }
 
 #[expect(clippy::cast_possible_wrap, reason = "prompts are far below 2^63 bytes")]
-fn decision_attributes(decision: &Decision) -> impl Iterator<Item = KeyValue> {
+fn decision_attributes(decision: &DecisionRecord) -> impl Iterator<Item = KeyValue> {
     let text = |key: &'static str, value: Option<&str>| Some(KeyValue::new(key, value?.to_owned()));
     let picked = decision.endpoint.is_some();
     let number = |key, value: u64| picked.then(|| KeyValue::new(key, value as i64));

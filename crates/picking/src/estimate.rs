@@ -31,7 +31,7 @@ pub enum CacheReading {
 
 /// The usage in a complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct ReportedUsage {
     pub prompt_tokens: Option<u32>,
     pub completion_tokens: Option<u32>,
     pub cached_tokens: Option<u32>,
@@ -88,7 +88,12 @@ impl Estimate {
     }
 
     /// Learns from the answer of `endpoint` to the request of this estimate.
-    pub(crate) fn learn(&self, answer: Answer, endpoint: &Endpoint, index: &PrefixIndex) -> Option<Learned> {
+    pub(crate) fn learn(
+        &self,
+        answer: ReportedUsage,
+        endpoint: &Endpoint,
+        index: &PrefixIndex,
+    ) -> Option<Learned> {
         let n_tokens = answer.prompt_tokens.filter(|n_tokens| *n_tokens > 0)?;
         let predicted_tokens = self.predicted_tokens(n_tokens);
         let mut learned = Learned { predicted_tokens, error: None, bound: None, correction: None };

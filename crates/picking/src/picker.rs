@@ -17,7 +17,7 @@ use scheduling::pick::{Ask, Decision, pick};
 use crate::cache_facts::Insertion;
 use crate::endpoint::health::Doubts;
 use crate::endpoint::{Cache, Endpoint, Incarnations, Sample};
-use crate::estimate::{Answer, Estimate, Learned, bound, note_sent};
+use crate::estimate::{Estimate, Learned, ReportedUsage, bound, note_sent};
 use crate::lease::Lease;
 use crate::matching::{Matched, counted, matched};
 use crate::moment::Moment;
@@ -192,7 +192,11 @@ impl Picker {
     }
 
     /// Ends a request. Returns what the usage of its response teaches, if it reports any that counts.
-    pub fn on_end<M: Borrow<Endpoint>>(&self, lease: Lease<M>, answer: Option<Answer>) -> Option<Learned> {
+    pub fn on_end<M: Borrow<Endpoint>>(
+        &self,
+        lease: Lease<M>,
+        answer: Option<ReportedUsage>,
+    ) -> Option<Learned> {
         let (answer, estimate) = answer.zip(lease.estimate())?;
         estimate.learn(answer, (**lease.member()).borrow(), &self.index)
     }

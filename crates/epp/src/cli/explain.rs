@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use super::knobs::KnobArgs;
 use crate::director::{Now, Options};
-use crate::replay::{Explained, Record, Rehearsal, Verdict, replay};
+use crate::replay::{Explained, Record, Rehearsal, ReplayVerdict, replay};
 use crate::tuning::Patch;
 
 const AFTER_HELP: &str = "\
@@ -74,7 +74,7 @@ pub(super) fn run(args: &ExplainArgs, options: Options) -> ExitCode {
     let (text, code) = match explained {
         Ok(explained) => {
             let is_changed = args.knobs.patch() != Patch::default();
-            let differs = explained.iter().any(|explained| explained.verdict == Verdict::Differs);
+            let differs = explained.iter().any(|explained| explained.verdict == ReplayVerdict::Differs);
             let code = if differs && !is_changed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
             (if args.json { json(&explained) } else { table(&explained) }, code)
         }
@@ -171,11 +171,11 @@ fn paragraph(explained: &Explained) -> String {
     };
     let _ = writeln!(text, "  {} ({}): {}", picked.pod, picked.endpoint, why(explained, &picked.reason));
     match verdict {
-        Verdict::Same | Verdict::Refused => {}
-        Verdict::Draw => {
+        ReplayVerdict::Same | ReplayVerdict::Refused => {}
+        ReplayVerdict::Draw => {
             let _ = writeln!(text, "  {} is exactly as good: a draw decided", replayed.pod);
         }
-        Verdict::Differs => {
+        ReplayVerdict::Differs => {
             let _ = writeln!(
                 text,
                 "  offline it is {} ({}): {}",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use picking::estimate::{Answer, Correction, Learned};
+use picking::estimate::{Correction, Learned, ReportedUsage};
 use picking::lease::Lease;
 use prefix_index::chain::Chain;
 use tracing::debug;
@@ -60,7 +60,7 @@ impl Director {
         let ResponseReport { status, usage, n_bytes, complete } = *report;
         let answer = usage.filter(|_| complete).map(|usage| {
             let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
-            Answer { prompt_tokens, completion_tokens, cached_tokens }
+            ReportedUsage { prompt_tokens, completion_tokens, cached_tokens }
         });
         let endpoint = Arc::clone(lease.member());
         let learned = self.picker.on_end(lease, answer);

@@ -37,7 +37,7 @@ pub(super) fn choose_pool<'a>(
 }
 
 /// A pool's answer for a model.
-pub(super) struct Choice {
+pub(super) struct ModelChoice {
     /// The name of the model in the engine; `None` if the request leaves it to the engine.
     pub(super) target_model: Option<String>,
     /// `None` in a pool without InferenceModels, which knows no criticality: nothing is shed.
@@ -63,12 +63,12 @@ pub(super) fn find<'a>(pool: &'a Pool, model: &str) -> Result<Option<&'a Model>,
 ///
 /// # Errors
 /// If the pool has InferenceModels and none is named `model`.
-pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<Choice, Refusal> {
+pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<ModelChoice, Refusal> {
     let Some(found) = find(pool, model)? else {
-        return Ok(Choice { target_model: Some(model.to_owned()), criticality: None });
+        return Ok(ModelChoice { target_model: Some(model.to_owned()), criticality: None });
     };
     let target_model = draw(&found.targets, rng).unwrap_or(model).to_owned();
-    Ok(Choice { target_model: Some(target_model), criticality: Some(found.criticality) })
+    Ok(ModelChoice { target_model: Some(target_model), criticality: Some(found.criticality) })
 }
 
 /// Draws one of the targets; `None` if there are none. A single target needs no draw.

@@ -1,6 +1,6 @@
 //! Writes a decision down: the record, the log line, the counters.
 //!
-//! The facts are collected in a [`Trace`] while the request is decided; the record is built from them at the end.
+//! The facts are collected in a [`DecisionTrace`] while the request is decided; the record is built at the end.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use tracing::{debug, info};
 
 use super::Director;
 use crate::datastore::LiveEndpoint;
-use crate::explain::{CandidateRecord, Decision, kept_id};
+use crate::explain::{CandidateRecord, DecisionRecord, kept_id};
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
 use crate::tuning::Tuning;
 use ext_proc::refusal::Refusal;
@@ -22,7 +22,7 @@ use ext_proc::refusal::Refusal;
 const MAX_RECORDED: usize = 64;
 
 /// Facts about a request that are collected while it is decided.
-pub(super) struct Trace {
+pub(super) struct DecisionTrace {
     /// The picker's own id of the request.
     pub(super) request: String,
     pub(super) x_request_id: String,
@@ -55,9 +55,9 @@ pub(super) struct PickFacts {
     candidates: Vec<CandidateRecord>,
 }
 
-// === impl Trace ===
+// === impl DecisionTrace ===
 
-impl Trace {
+impl DecisionTrace {
     /// A trace of a request about which only its ids are known.
     pub(super) fn new(request: String, x_request_id: String, time: String) -> Self {
         Self {
@@ -78,10 +78,10 @@ impl Trace {
     }
 
     /// The record of a request that got an endpoint, with the number `seq`.
-    pub(super) fn picked(self, facts: PickFacts, seq: u64) -> Decision {
+    pub(super) fn picked(self, facts: PickFacts, seq: u64) -> DecisionRecord {
         let PickFacts { endpoint, pod, reason, fallbacks, matched_bytes, ratio, n_candidates, candidates } =
             facts;
-        Decision {
+        DecisionRecord {
             endpoint: Some(endpoint),
             pod: Some(pod),
             reason: Some(reason),
@@ -95,7 +95,7 @@ impl Trace {
     }
 
     /// The record of a request without an endpoint, with the number `seq`.
-    pub(super) fn without_endpoint(self, outcome: &'static str, seq: u64) -> Decision {
+    pub(super) fn without_endpoint(self, outcome: &'static str, seq: u64) -> DecisionRecord {
         let Self {
             request,
             x_request_id,
@@ -111,7 +111,7 @@ impl Trace {
             threshold,
             untokenized,
         } = self;
-        Decision {
+        DecisionRecord {
             seq,
             time,
             request,
@@ -173,7 +173,7 @@ impl PickFacts {
 // === impl Director ===
 
 impl Director {
-    pub(super) fn note_picked(&self, record: &Decision, labels: &ModelLabels) {
+    pub(super) fn note_picked(&self, record: &DecisionRecord, labels: &ModelLabels) {
         let reason = record.reason.unwrap_or_default();
         if let Some(threshold) = record.threshold
             && reason == Reason::Prefix.as_str()
@@ -205,7 +205,7 @@ impl Director {
         }
     }
 
-    pub(super) fn note_refused(&self, refusal: &Refusal, record: &Decision, labels: ModelLabels) {
+    pub(super) fn note_refused(&self, refusal: &Refusal, record: &DecisionRecord, labels: ModelLabels) {
         info!(
             request = record.request,
             x_request_id = record.x_request_id,

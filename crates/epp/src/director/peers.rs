@@ -4,7 +4,7 @@ use prefix_index::chain::Chain;
 
 use super::{Director, Now};
 use crate::datastore::LiveEndpoint;
-use crate::peers::{Event, Journal};
+use crate::peers::{PeerJournal, SentPrompt};
 
 /// Seconds by which two starts of an endpoint differ at least, and two readings of one start never: a number in JSON
 /// may lose its last bit.
@@ -13,7 +13,7 @@ const SAME_START: f64 = 0.001;
 impl Director {
     /// The journal of this picker; `None` without peers.
     #[must_use]
-    pub fn journal(&self) -> Option<&Journal> {
+    pub fn journal(&self) -> Option<&PeerJournal> {
         self.journal.as_ref()
     }
 
@@ -23,7 +23,7 @@ impl Director {
     }
 
     /// Notes that a peer has sent a prompt to an endpoint.
-    pub fn believe(&self, event: &Event) {
+    pub fn believe(&self, event: &SentPrompt) {
         let datastore = self.datastore.load();
         let Some(endpoint) =
             datastore.endpoints.iter().find(|endpoint| endpoint.destination == event.endpoint)

@@ -12,7 +12,7 @@ use pool_index::snapshot::KvAddresses;
 use bytes::Bytes;
 
 use crate::director::{Director, Now, Options};
-use crate::explain::Decision;
+use crate::explain::DecisionRecord;
 use crate::metrics::Metrics;
 use ext_proc::body::{Api, BodyError, BodyScanner, RequestBody};
 use ext_proc::exchange::ResponseReport;
@@ -88,7 +88,7 @@ impl Rehearsal {
     }
 
     /// Decides the request with this body, and counts it as answered.
-    pub fn decide(&self, body: &[u8], now: Now) -> Option<Arc<Decision>> {
+    pub fn decide(&self, body: &[u8], now: Now) -> Option<Arc<DecisionRecord>> {
         let content = match read(body) {
             Ok(body) => Content::Body(body),
             Err(error) => Content::Fault(RequestFault::Malformed(error)),

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::director::Director;
 use crate::metrics;
-use crate::peers::{Event, Journal, Line};
+use crate::peers::{PeerJournal, PeerLine, SentPrompt};
 
 /// Approximate bytes of journal lines that are sent to a peer at once.
 const PEER_CHUNK: usize = 64 << 10;
@@ -161,21 +161,21 @@ async fn tell_peer(State(served): State<Served>, Query(place): Query<Place>) -> 
 }
 
 /// The next events, as many as exist and fit into a chunk, or a heartbeat; and the number of the last one.
-async fn more_lines(journal: &Journal, mut after: u64) -> (String, u64) {
+async fn more_lines(journal: &PeerJournal, mut after: u64) -> (String, u64) {
     if !journal.wait_for_more(after).await {
-        return (line(&Line::Tick), after);
+        return (line(&PeerLine::Tick), after);
     }
     let mut lines = String::new();
     while lines.len() < PEER_CHUNK
         && let Some(event) = journal.after(after)
     {
         after = event.seq;
-        lines += &line(&Line::Insertion(Event::clone(&event)));
+        lines += &line(&PeerLine::Insertion(SentPrompt::clone(&event)));
     }
     (lines, after)
 }
 
-fn line(line: &Line) -> String {
+fn line(line: &PeerLine) -> String {
     serde_json::to_string(line).unwrap_or_default() + "\n"
 }
 

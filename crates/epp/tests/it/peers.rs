@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use epp::director::{Director, Peers};
 use epp::follow_peers::Followers;
 use epp::metrics::Metrics;
-use epp::peers::{Journal, Line};
+use epp::peers::{PeerJournal, PeerLine};
 use epp::server::{Ports, Server, Settings, Shutdown};
 use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
 use serde_json::Value;
@@ -190,9 +190,9 @@ fn chain(n_bytes: usize, seed: u8) -> Chain {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
 fn a_journal_is_bounded_and_says_from_where_it_tells() {
-    let journal = Journal::new("me".to_owned(), 10_000);
+    let journal = PeerJournal::new("me".to_owned(), 10_000);
     let next_seq = |after| match journal.hello(after) {
-        Line::Hello { next_seq, instance, .. } if instance == "me" => next_seq,
+        PeerLine::Hello { next_seq, instance, .. } if instance == "me" => next_seq,
         other => panic!("{other:?}"),
     };
     assert_eq!((next_seq(0), next_seq(9)), (1, 1));
@@ -207,7 +207,7 @@ fn a_journal_is_bounded_and_says_from_where_it_tells() {
     assert!(journal.after(100).is_none());
     assert_eq!(next_seq(100), 101);
     // An event that is larger than the bound is kept while it is the newest.
-    let small = Journal::new("me".to_owned(), 100);
+    let small = PeerJournal::new("me".to_owned(), 100);
     for number in 0..3 {
         small.note(&"10.0.0.1:8000".into(), None, &chain(1024, number), std::time::SystemTime::now());
         assert_eq!(small.after(0).unwrap().seq, u64::from(number) + 1);
@@ -240,13 +240,13 @@ async fn a_peer_that_is_gone_leaves_no_series() {
 
 #[test]
 fn a_line_survives_the_wire() {
-    let journal = Journal::new("me".to_owned(), 10_000);
+    let journal = PeerJournal::new("me".to_owned(), 10_000);
     journal.note(&"10.0.0.1:8000".into(), Some(1.5e9), &chain(256, 1), std::time::SystemTime::UNIX_EPOCH);
-    let line = Line::Insertion((*journal.after(0).unwrap()).clone());
+    let line = PeerLine::Insertion((*journal.after(0).unwrap()).clone());
     let text = serde_json::to_string(&line).unwrap();
     assert!(
         text.starts_with(r#"{"line":"insertion","seq":1,"time_ms":0,"endpoint":"10.0.0.1:8000""#),
         "{text}"
     );
-    assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line);
+    assert_eq!(serde_json::from_str::<PeerLine>(&text).unwrap(), line);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use epp::director::{Director, Now, Options};
-use epp::explain::Decision;
+use epp::explain::DecisionRecord;
 use epp::metrics::Metrics;
 use ext_proc::pick_request::{Content, PickRequest};
 use inference_api::manifest::{self, Object};
@@ -63,7 +63,7 @@ fn decide(director: &Director, n_requests: usize) {
 }
 
 /// The records that are kept after `n_requests` to a pool of `n_endpoints`.
-fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<Decision>> {
+fn records(n_endpoints: u16, n_decisions: usize, n_requests: usize) -> Vec<Arc<DecisionRecord>> {
     let director = director(n_endpoints, n_decisions);
     decide(&director, n_requests);
     director.decisions().after(0, usize::MAX)
