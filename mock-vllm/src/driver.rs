@@ -22,7 +22,7 @@ use crate::kv_events::publisher::KvEventPublisher;
 use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
 use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
-use commands::{Answer, Call, Commands, EngineWork, Inbox};
+use commands::{Call, Commands, EngineWork, Inbox, ReportDone};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};
 use live::{Live, Stage};
@@ -264,7 +264,7 @@ impl DriverHandle {
         work: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, EngineDead> {
         let (tx, result) = oneshot::channel();
-        let work = move |engine: &mut Engine| -> Answer {
+        let work = move |engine: &mut Engine| -> ReportDone {
             let done = work(engine);
             Box::new(move || drop(tx.send(done)))
         };

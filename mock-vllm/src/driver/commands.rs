@@ -19,9 +19,9 @@ pub(super) struct Inbox {
 }
 
 /// Work with the engine on the driver's thread, which may run during a step.
-pub(super) type EngineWork = Box<dyn FnOnce(&mut Engine) -> Answer + Send>;
+pub(super) type EngineWork = Box<dyn FnOnce(&mut Engine) -> ReportDone + Send>;
 /// Reports to the caller that the work is done; called after the cache log has its changes.
-pub(super) type Answer = Box<dyn FnOnce() + Send>;
+pub(super) type ReportDone = Box<dyn FnOnce() + Send>;
 
 /// Reason why a driver wakes up.
 pub(super) enum Call {

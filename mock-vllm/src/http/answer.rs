@@ -15,7 +15,7 @@ use std::sync::Arc;
 use vllm_engine::request::FinishReason;
 
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub(super) struct AnswerPlan {
     pub(super) envelope: Envelope,
     /// Prompts in the order of the request; at least one.
     pub(super) prompts: Vec<AnsweredPrompt>,
@@ -61,9 +61,9 @@ pub(super) enum DetailsMode {
     },
 }
 
-// === impl Answer ===
+// === impl AnswerPlan ===
 
-impl Answer {
+impl AnswerPlan {
     /// Waits for all choices and returns the body.
     ///
     /// # Errors

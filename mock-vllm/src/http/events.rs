@@ -1,7 +1,7 @@
 //! Answers of the APIs that send one reply in typed events, or whole: `/v1/responses` and `/v1/messages`.
 
 use super::Pod;
-use super::answer::Answer;
+use super::answer::AnswerPlan;
 use super::caller::Caller;
 use super::choices::{Choice, Choices, Event, Piece};
 use super::error::ApiError;
@@ -78,7 +78,7 @@ pub(super) async fn respond<E, F>(
 ) -> Response
 where
     E: Events,
-    F: FnOnce(Answer) -> E,
+    F: FnOnce(AnswerPlan) -> E,
 {
     let arrival = pod.driver.clock().now();
     let mut record = Record::new(pod.clone(), Api::Chat, arrival);
@@ -138,7 +138,7 @@ async fn whole<E: Events>(events: E, mut choices: Choices) -> Response {
 
 impl ReplyReader {
     /// Reads the only choice of `answer`.
-    pub(super) fn new(answer: &Answer) -> Self {
+    pub(super) fn new(answer: &AnswerPlan) -> Self {
         Self(answer.calls.first().cloned().flatten().map(ToolCallStream::new))
     }
 

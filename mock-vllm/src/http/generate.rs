@@ -3,7 +3,7 @@
 //! requests.
 
 use super::Pod;
-use super::answer::Answer;
+use super::answer::AnswerPlan;
 use super::caller::Caller;
 use super::choices::{Choice, Choices};
 use super::error::ApiError;
@@ -39,7 +39,7 @@ pub(super) struct Received {
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) delivery: DeliveryMode,
-    pub(super) answer: Answer,
+    pub(super) answer: AnswerPlan,
     pub(super) choices: Vec<Choice>,
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn generate(pod: Arc<Pod>, api: Api, caller: Caller, body: Byte
     }
 }
 
-async fn plain(pod: &Pod, answer: &Answer, mut choices: Choices) -> Response {
+async fn plain(pod: &Pod, answer: &AnswerPlan, mut choices: Choices) -> Response {
     let admission = choices.admission().await;
     let n_prompt_tokens = answer.n_first_prompt_tokens();
     let response = match answer.body(choices).await {
@@ -79,7 +79,7 @@ async fn plain(pod: &Pod, answer: &Answer, mut choices: Choices) -> Response {
 
 /// Answers with a stream. The head waits until the engine admits the request, because it says what was cached, but no
 /// longer than the stream may be silent.
-async fn streamed(pod: &Pod, answer: Answer, mut choices: Choices, usage: StreamUsageMode) -> Response {
+async fn streamed(pod: &Pod, answer: AnswerPlan, mut choices: Choices, usage: StreamUsageMode) -> Response {
     let keep_alive = pod.config.output.keep_alive;
     let clock = pod.driver.clock();
     let admission = match keep_alive.0 {

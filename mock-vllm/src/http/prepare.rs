@@ -1,6 +1,6 @@
 //! The part of a request that costs CPU time: the tokens of its prompts, its replies, and the rest of the answer.
 
-use super::answer::{Answer, AnsweredPrompt, DetailsMode, ReplyMode};
+use super::answer::{AnswerPlan, AnsweredPrompt, DetailsMode, ReplyMode};
 use super::error::ApiError;
 use super::logprobs::LogprobsCounts;
 use super::prompt::PromptInput;
@@ -34,7 +34,7 @@ pub(super) struct ResolvedModel {
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) delivery: DeliveryMode,
-    pub(super) answer: Answer,
+    pub(super) answer: AnswerPlan,
     /// Choices in the order of prompts, and of samples within a prompt.
     pub(super) choices: Vec<PreparedChoice>,
 }
@@ -122,7 +122,7 @@ impl Preparation<'_> {
             choices.extend(self.samples(&samples, n)?);
             prompts.push(self.answered(prompt, ids, counts));
         }
-        let answer = Answer {
+        let answer = AnswerPlan {
             envelope: self.envelope(),
             prompts,
             details: self.details_mode(),

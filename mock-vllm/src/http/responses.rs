@@ -6,7 +6,7 @@ mod stream;
 mod output;
 mod tools;
 
-use super::answer::Answer;
+use super::answer::AnswerPlan;
 use super::caller::Caller;
 use super::choices::{Choice, Piece};
 use super::error::ApiError;
@@ -26,7 +26,7 @@ const PATH: &str = "/v1/responses";
 
 #[derive(Debug)]
 struct ResponsesAnswer {
-    answer: Answer,
+    answer: AnswerPlan,
     progress: Progress,
 }
 
@@ -36,7 +36,7 @@ pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Respo
     let tool_calling = pod.config.output.tool_calling;
     let parse = |body: &[u8]| {
         let ResponsesRequest { chat, told } = ResponsesRequest::parse(body, version, tool_calling)?;
-        let events = move |answer: Answer| {
+        let events = move |answer: AnswerPlan| {
             let head = Head::new(told, &answer, prefix_caching.then_some(block_size));
             ResponsesAnswer { progress: Progress::new(head, &answer), answer }
         };

@@ -1,6 +1,6 @@
 //! An answer as server-sent events: writes frames as the choices' pieces arrive.
 
-use super::answer::{Answer, ReplyMode};
+use super::answer::{AnswerPlan, ReplyMode};
 use super::choices::{Choice, Choices, Event, Piece};
 use super::request::StreamUsageMode;
 use super::shape::{Delivered, finish_reason};
@@ -16,7 +16,7 @@ use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Debug)]
 struct AnswerStream {
-    answer: Answer,
+    answer: AnswerPlan,
     choices: Choices,
     writer: ChunkWriter,
     usage: StreamUsageMode,
@@ -37,7 +37,7 @@ enum Stage {
 
 /// Makes the body. Each of its chunks has one frame or more.
 pub(super) fn frames(
-    answer: Answer,
+    answer: AnswerPlan,
     choices: Choices,
     usage: StreamUsageMode,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + Unpin + 'static {

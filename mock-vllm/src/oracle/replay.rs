@@ -14,7 +14,7 @@ use vllm_engine::step::{Origin, ScheduledRequest, StepPlan};
 
 /// A router's decision, and what the alternatives had.
 #[derive(Clone, Debug)]
-pub(super) struct Choice {
+pub(super) struct RoutedChoice {
     pub(super) request_id: String,
     pub(super) pod: String,
     /// Unix time of the moment, in nanoseconds.
@@ -43,7 +43,7 @@ pub(super) struct Agreement {
 #[derive(Debug, Default)]
 pub(super) struct Replayed {
     /// Choices in order of time.
-    pub(super) choices: Vec<Choice>,
+    pub(super) choices: Vec<RoutedChoice>,
     pub(super) agreement: Agreement,
 }
 
@@ -145,7 +145,7 @@ fn choose(
     arrival: &CacheArrival,
     time_ns: u64,
     cached_tokens: Option<u32>,
-) -> Choice {
+) -> RoutedChoice {
     let asked = fleet.iter().filter(|(_, run)| !run.stopped);
     let mut hits: BTreeMap<String, u32> =
         asked.map(|(name, run)| (name.clone(), run.hit_tokens(&arrival.hashes))).collect();
@@ -159,7 +159,7 @@ fn choose(
     let start = &fleet[pod].start;
     let time = |n_cached| prefill_time(start, arrival.prompt_tokens, n_cached);
     let cost = time(here_tokens).saturating_sub(time(best_tokens));
-    Choice {
+    RoutedChoice {
         request_id: arrival.request_id.clone(),
         pod: pod.to_owned(),
         time_ns,

@@ -1,6 +1,6 @@
 //! Report of choices and their sums, for people and for programs.
 
-use super::replay::{Agreement, Choice};
+use super::replay::{Agreement, RoutedChoice};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,8 +48,9 @@ struct Row<'a> {
 // === impl Totals ===
 
 impl Totals {
-    pub(super) fn of(choices: &[Choice], agreement: &Agreement) -> Self {
-        let sum = |tokens: fn(&Choice) -> u32| choices.iter().map(|choice| u64::from(tokens(choice))).sum();
+    pub(super) fn of(choices: &[RoutedChoice], agreement: &Agreement) -> Self {
+        let sum =
+            |tokens: fn(&RoutedChoice) -> u32| choices.iter().map(|choice| u64::from(tokens(choice))).sum();
         Self {
             requests: choices.len(),
             pods: choices.iter().flat_map(|choice| choice.hits.keys()).collect::<BTreeSet<_>>().len(),
@@ -67,13 +68,21 @@ impl Totals {
     }
 }
 
-pub(super) fn write_json(choices: &[Choice], totals: &Totals, out: &mut impl Write) -> std::io::Result<()> {
+pub(super) fn write_json(
+    choices: &[RoutedChoice],
+    totals: &Totals,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
     let requests = choices.iter().map(Row::of).collect();
     serde_json::to_writer_pretty(&mut *out, &Report { requests, totals })?;
     writeln!(out)
 }
 
-pub(super) fn write_table(choices: &[Choice], totals: &Totals, out: &mut impl Write) -> std::io::Result<()> {
+pub(super) fn write_table(
+    choices: &[RoutedChoice],
+    totals: &Totals,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["request", "pod", "prompt", "cached", "here", "best", "on", "regret", "cost"]);
@@ -129,18 +138,18 @@ fn percent(tokens: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { tokens as f64 / of as f64 * 100.0 }
 }
 
-fn regret_tokens(choice: &Choice) -> u32 {
+fn regret_tokens(choice: &RoutedChoice) -> u32 {
     choice.best_tokens - choice.here_tokens
 }
 
-fn cost_ms(choice: &Choice) -> f64 {
+fn cost_ms(choice: &RoutedChoice) -> f64 {
     choice.cost.as_secs_f64() * 1e3
 }
 
 // === impl Row ===
 
 impl<'a> Row<'a> {
-    fn of(choice: &'a Choice) -> Self {
+    fn of(choice: &'a RoutedChoice) -> Self {
         Self {
             request_id: &choice.request_id,
             pod: &choice.pod,

@@ -11,9 +11,9 @@ const MAX_BLOCKS: u32 = 1 << 20;
 pub(super) struct Trace {
     pub(super) params: Params,
     /// Requests in order of arrival.
-    pub(super) requests: Vec<Request>,
+    pub(super) requests: Vec<TraceRequest>,
     /// Steps in which something happened, in order.
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<TraceStep>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -24,18 +24,18 @@ pub(super) struct Params {
     pub(super) max_num_seqs: u32,
     pub(super) max_num_batched_tokens: u32,
     pub(super) max_model_len: u32,
-    pub(super) policy: Policy,
+    pub(super) policy: TracePolicy,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Policy {
+pub(super) enum TracePolicy {
     Fcfs,
     Priority,
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Request {
+pub(super) struct TraceRequest {
     pub(super) id: String,
     /// Step before whose scheduling it arrives.
     pub(super) step: u64,
@@ -51,14 +51,14 @@ pub(super) struct Request {
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
-pub(super) struct Step {
+pub(super) struct TraceStep {
     pub(super) step: u64,
     /// Computed tokens, by request.
     pub(super) scheduled: BTreeMap<String, u32>,
     pub(super) preempted: Vec<String>,
     /// Computed tokens of preempted requests that came back.
     pub(super) resumed: BTreeMap<String, u32>,
-    pub(super) events: Vec<Event>,
+    pub(super) events: Vec<TraceEvent>,
     /// Ids of the ended requests; an abort is `id!abort`. vLLM keeps a set of them, so a trace does not have their
     /// order.
     pub(super) finished: BTreeSet<String>,
@@ -70,7 +70,7 @@ pub(super) struct Step {
 /// KV event of a trace. A hash is the first 16 hex digits of the digest.
 #[derive(Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged)]
-pub(super) enum Event {
+pub(super) enum TraceEvent {
     Stored(StoredTag, Vec<String>, Option<String>, u64),
     Removed(RemovedTag, Vec<String>),
 }

@@ -1,6 +1,6 @@
 //! Drives the engine with a trace's requests and stops at the first field that differs.
 
-use super::format::{Event, Params, Policy, RemovedTag, Request, Step, StoredTag, Trace};
+use super::format::{Params, RemovedTag, StoredTag, Trace, TraceEvent, TracePolicy, TraceRequest, TraceStep};
 use super::{CheckError, Difference, Matched};
 use crate::config::{EngineConfig, SchedulingPolicy};
 use crate::engine::Engine;
@@ -50,8 +50,8 @@ fn config(params: &Params) -> EngineConfig {
         max_num_batched_tokens: *max_num_batched_tokens,
         max_model_len: *max_model_len,
         policy: match policy {
-            Policy::Fcfs => SchedulingPolicy::Fcfs,
-            Policy::Priority => SchedulingPolicy::Priority,
+            TracePolicy::Fcfs => SchedulingPolicy::Fcfs,
+            TracePolicy::Priority => SchedulingPolicy::Priority,
         },
         prefix_caching: true,
         chunked_prefill: true,
@@ -109,9 +109,9 @@ impl Replay<'_> {
     }
 
     /// Runs one step of the engine and returns it in the trace's form; `None` if nothing happened.
-    fn step(&mut self, step: u64) -> Option<Step> {
+    fn step(&mut self, step: u64) -> Option<TraceStep> {
         let plan = self.engine.schedule()?;
-        let mut seen = Step { step, ..Step::default() };
+        let mut seen = TraceStep { step, ..TraceStep::default() };
         for scheduled in &plan.scheduled {
             let request = request_idx(scheduled.id);
             let id = &self.trace.requests[request].id;
@@ -134,7 +134,7 @@ impl Replay<'_> {
     }
 
     /// Adds the requests that produced their last token, then those that their client aborts now.
-    fn finish(&mut self, seen: &mut Step) {
+    fn finish(&mut self, seen: &mut TraceStep) {
         let tokens = &self.output.tokens;
         for token in tokens.iter().filter(|token| token.finished.is_some()) {
             seen.finished.insert(trace_id(self.trace, token.id));
@@ -152,7 +152,7 @@ impl Replay<'_> {
 // === impl Matched ===
 
 impl Matched {
-    fn add(&mut self, seen: &Step) {
+    fn add(&mut self, seen: &TraceStep) {
         self.steps += 1;
         self.tokens += seen.scheduled.values().map(|n_tokens| u64::from(*n_tokens)).sum::<u64>();
         self.events += seen.events.len();
@@ -160,7 +160,7 @@ impl Matched {
     }
 }
 
-fn engine_request(idx: usize, request: &Request) -> EngineRequest {
+fn engine_request(idx: usize, request: &TraceRequest) -> EngineRequest {
     EngineRequest {
         id: RequestId(idx as u64),
         prompt: request.prompt.as_slice().into(),
@@ -182,25 +182,27 @@ fn trace_id(trace: &Trace, id: RequestId) -> String {
     trace.requests[request_idx(id)].id.clone()
 }
 
-fn event(event: &KvEvent) -> Event {
+fn event(event: &KvEvent) -> TraceEvent {
     let short = |hash: &BlockHash| hash.to_string()[..16].to_owned();
     match event {
-        KvEvent::BlockStored { block_hashes, parent, token_ids, .. } => Event::Stored(
+        KvEvent::BlockStored { block_hashes, parent, token_ids, .. } => TraceEvent::Stored(
             StoredTag::Stored,
             block_hashes.iter().map(short).collect(),
             parent.as_ref().map(short),
             token_ids.len() as u64,
         ),
-        KvEvent::BlockRemoved { block_hash } => Event::Removed(RemovedTag::Removed, vec![short(block_hash)]),
+        KvEvent::BlockRemoved { block_hash } => {
+            TraceEvent::Removed(RemovedTag::Removed, vec![short(block_hash)])
+        }
         KvEvent::AllBlocksCleared => unreachable!("a replay never resets the cache"),
     }
 }
 
-fn compare_step(expected: Option<&Step>, seen: &Step) -> Result<(), CheckError> {
+fn compare_step(expected: Option<&TraceStep>, seen: &TraceStep) -> Result<(), CheckError> {
     let Some(expected) = expected.filter(|expected| expected.step <= seen.step) else {
         return Err(differs(Some(seen.step), "step", "nothing happened", "something happened"));
     };
-    let Step { step, scheduled, preempted, resumed, events, finished, running, waiting, free_blocks } =
+    let TraceStep { step, scheduled, preempted, resumed, events, finished, running, waiting, free_blocks } =
         expected;
     if *step != seen.step {
         return Err(differs(Some(*step), "step", "something happened", "nothing happened"));

@@ -2,7 +2,7 @@
 //! another.
 
 use super::error_body;
-use crate::http::answer::Answer;
+use crate::http::answer::AnswerPlan;
 use crate::http::choices::{Choice, Piece};
 use crate::http::error::ApiError;
 use crate::http::events::{Events, ReplyReader, WholeReply, push_event};
@@ -16,7 +16,7 @@ use vllm_engine::request::FinishReason;
 
 #[derive(Debug)]
 pub(super) struct MessageAnswer {
-    answer: Answer,
+    answer: AnswerPlan,
     reader: ReplyReader,
     stage: Stage,
     /// Index of the open block, or else of the next one.
@@ -38,7 +38,7 @@ enum Stage {
 // === impl MessageAnswer ===
 
 impl MessageAnswer {
-    pub(super) fn new(answer: Answer) -> Self {
+    pub(super) fn new(answer: AnswerPlan) -> Self {
         let finish = Finish { reason: FinishReason::Abort.as_str(), stop_reason: None };
         let (reader, stage) = (ReplyReader::new(&answer), Stage::Unstarted);
         Self { answer, reader, stage, block_idx: 0, finish, arguments: None }

@@ -1,7 +1,7 @@
 //! The answer of `/v1/responses`: the response object and its items.
 
 use super::tools::{Callee, Tools};
-use crate::http::answer::{Answer, created_tokens};
+use crate::http::answer::{AnswerPlan, created_tokens};
 use crate::http::body::Fields;
 use crate::http::choices::Choice;
 use crate::structured::tools::reply::{FunctionCall, ToolCall};
@@ -84,7 +84,7 @@ impl Told {
 // === impl Head ===
 
 impl Head {
-    pub(super) fn new(told: Told, answer: &Answer, block_size: Option<NonZeroU32>) -> Self {
+    pub(super) fn new(told: Told, answer: &AnswerPlan, block_size: Option<NonZeroU32>) -> Self {
         let envelope = &answer.envelope;
         let uuid = envelope.id.strip_prefix(envelope.api.id_prefix()).unwrap_or(&envelope.id);
         Self {

@@ -3,7 +3,7 @@
 
 use super::output::{Head, Status, call_item, custom_input, item_id, message_item, text_part};
 use super::tools::Callee;
-use crate::http::answer::Answer;
+use crate::http::answer::AnswerPlan;
 use crate::http::choices::{Choice, Piece};
 use crate::http::error::ApiError;
 use crate::http::events::{ReplyReader, push_event};
@@ -45,7 +45,7 @@ struct OpenCall {
 // === impl Progress ===
 
 impl Progress {
-    pub(super) fn new(head: Head, answer: &Answer) -> Self {
+    pub(super) fn new(head: Head, answer: &AnswerPlan) -> Self {
         let reader = ReplyReader::new(answer);
         Self { head, reader, open: None, output: Vec::new(), finish: "stop", sequence_number: 0 }
     }
