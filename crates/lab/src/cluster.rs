@@ -113,7 +113,7 @@ impl Default for Fresh {
 /// An event that a waiting person would like to read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "text")]
-pub enum Event {
+pub enum ProgressEvent {
     /// Work that begins, such as `starting 5 pods of default/qwen`; it ends when the next step begins.
     Step(String),
     /// A fact, such as the port that is used in place of a taken one.
@@ -122,7 +122,7 @@ pub enum Event {
     Warning(String),
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for ProgressEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Step(text) | Self::Note(text) => f.write_str(text),
@@ -132,7 +132,7 @@ impl fmt::Display for Event {
 }
 
 /// Callback for the events of a cluster, in their order; may be called from any thread.
-pub type Progress = Arc<dyn Fn(Event) + Send + Sync>;
+pub type Progress = Arc<dyn Fn(ProgressEvent) + Send + Sync>;
 
 /// State of the cluster at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

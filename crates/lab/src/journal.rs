@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::check::Check;
-use crate::evidence::join::Trace;
+use crate::evidence::join::RequestTrace;
 use crate::report::{Outcome, Part, Report, Run, SCHEMA, Side};
 
 /// Findings of a run, shared by reference.
@@ -16,7 +16,7 @@ pub struct Journal {
 struct Findings {
     checks: Vec<Check>,
     sides: Vec<Side>,
-    requests: Vec<Trace>,
+    requests: Vec<RequestTrace>,
     parts: Vec<Part>,
 }
 
@@ -29,7 +29,7 @@ impl Journal {
         self.lock().sides.push(side);
     }
 
-    pub fn requests(&self, traces: &[Trace]) {
+    pub fn requests(&self, traces: &[RequestTrace]) {
         self.lock().requests.extend_from_slice(traces);
     }
 

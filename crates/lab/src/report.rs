@@ -8,7 +8,7 @@ use load::stats::{mean, median, quantile};
 use serde::{Deserialize, Serialize};
 
 use crate::check::{Check, Verdict};
-use crate::evidence::join::Trace;
+use crate::evidence::join::RequestTrace;
 use crate::evidence::pod::CacheCounters;
 
 pub mod html;
@@ -32,7 +32,7 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Results of the same conversations through each path; empty if that part did not run.
     pub sides: Vec<Side>,
-    pub requests: Vec<Trace>,
+    pub requests: Vec<RequestTrace>,
     pub parts: Vec<Part>,
 }
 

@@ -10,7 +10,7 @@ use load::output::{self, talk};
 use owo_colors::{OwoColorize as _, Stream};
 
 use crate::check::{Check, Verdict};
-use crate::cluster::{Event, Progress};
+use crate::cluster::{Progress, ProgressEvent};
 use crate::report::summary::Style;
 
 /// Time between two turns of the spinner.
@@ -91,9 +91,9 @@ impl Ui {
     pub fn progress(&self) -> Progress {
         let ui = self.clone();
         Arc::new(move |event| match event {
-            Event::Step(text) if ui.verbose || ui.spinner.is_some() => ui.step(&text),
-            Event::Step(_) => {}
-            Event::Note(_) | Event::Warning(_) => ui.note(&event.to_string()),
+            ProgressEvent::Step(text) if ui.verbose || ui.spinner.is_some() => ui.step(&text),
+            ProgressEvent::Step(_) => {}
+            ProgressEvent::Note(_) | ProgressEvent::Warning(_) => ui.note(&event.to_string()),
         })
     }
 

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use sim::model::ServedModel;
 
 use self::agreement::Pair;
-use self::judge::{Figures, Line, Setup};
+use self::judge::{Figures, Setup, TableLine};
 use self::side::{Caching, PUBLISHED_LATENCY, PUBLISHED_PODS, PolicyName, SCRAPE_INTERVAL, Side};
 use self::workload::Command;
 
@@ -57,7 +57,7 @@ enum Through {
 struct Real {
     simulated: [Figures; 2],
     real: [Figures; 2],
-    agreement: Vec<Line>,
+    agreement: Vec<TableLine>,
     duration: Duration,
     time_scale: f64,
 }
@@ -67,7 +67,7 @@ struct Report {
     setup: Setup,
     plain: Vec<Figures>,
     picked: Vec<Figures>,
-    lines: Vec<Line>,
+    lines: Vec<TableLine>,
     real: Option<Real>,
 }
 
@@ -345,7 +345,7 @@ pub fn entries(file: Option<&Path>) -> Result<Vec<Entry>> {
 
 #[cfg(test)]
 mod tests {
-    use super::judge::{self, Figures, Line, Setup};
+    use super::judge::{self, Figures, Setup, TableLine};
     use super::side::{Caching, PolicyName, Side};
     use super::{COMMAND, data, entries};
     use load::multi_round_qa::sharegpt::{self, Entry};
@@ -364,7 +364,7 @@ mod tests {
         let plain: Vec<_> = (1..=5).map(|seed| run(PolicyName::LeastRequest, seed)).collect();
         let picked: Vec<_> = (1..=5).map(|seed| run(policy, seed)).collect();
         let lines = judge::lines(PUBLISHED, &plain, &picked);
-        lines.iter().filter(|line| !line.holds()).map(|line: &Line| line.name).collect()
+        lines.iter().filter(|line| !line.holds()).map(|line: &TableLine| line.name).collect()
     }
 
     #[test]

@@ -10,7 +10,7 @@ use clap::Parser as _;
 use lab::cluster::fault::Fault;
 use lab::cluster::programs::{ProgramOptions, Programs};
 use lab::cluster::supervisor::{self, Phase, State};
-use lab::cluster::{Cluster, Event, Fresh, Options, Progress, Status};
+use lab::cluster::{Cluster, Fresh, Options, Progress, ProgressEvent, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
@@ -92,8 +92,10 @@ async fn a_pod_that_dies_by_itself_is_replaced() {
     kill(Pid::from_raw(victim.split('-').nth(1).unwrap().parse().unwrap()), Signal::SIGKILL).unwrap();
     until("the pods have changed", || names(&cluster.status()) != names(&before)).await;
     assert_eq!(cluster.settled().await.unwrap().pods.len(), 2);
-    let told =
-        lab.events().iter().any(|event| matches!(event, Event::Warning(text) if text.contains("has ended")));
+    let told = lab
+        .events()
+        .iter()
+        .any(|event| matches!(event, ProgressEvent::Warning(text) if text.contains("has ended")));
     assert!(told, "{:?}", lab.events());
     cluster.stop().await.unwrap();
 }
@@ -252,7 +254,7 @@ async fn a_taken_port_is_named_and_another_is_used() {
     let port = cluster.gateway("llm-gw").unwrap().port();
     assert!(port != wanted && port % 1000 == wanted % 1000, "{port} for {wanted}");
     let told = |part: &str| {
-        lab.events().iter().any(|event| matches!(event, Event::Note(text) if text.contains(part)))
+        lab.events().iter().any(|event| matches!(event, ProgressEvent::Note(text) if text.contains(part)))
     };
     let (taken, used) = (format!("port {wanted} is taken"), format!("{port} for {wanted}"));
     assert!(told(&taken) && told(&used), "{:?}", lab.events());

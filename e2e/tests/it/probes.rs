@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lab::cluster::{Cluster, Event, Pod};
+use lab::cluster::{Cluster, Pod, ProgressEvent};
 use tokio::time::sleep;
 
 use crate::stubs::{Lab, files, read, until};
@@ -81,7 +81,7 @@ async fn a_pod_whose_probe_is_a_command_stays() {
     std::fs::write(sick(&lab, &pod), "").unwrap();
     sleep(Duration::from_secs(3)).await;
     assert!(serves(&cluster, &pod));
-    let noted = |event: &Event| matches!(event, Event::Note(text) if text.contains("readinessProbe.exec"));
+    let noted = |event: &ProgressEvent| matches!(event, ProgressEvent::Note(text) if text.contains("readinessProbe.exec"));
     assert!(lab.events().iter().any(noted), "{:?}", lab.events());
     cluster.stop().await.unwrap();
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use lab::cluster::manifests::Manifests;
 use lab::cluster::programs::Programs;
 use lab::cluster::run_files::RunFiles;
-use lab::cluster::{Cluster, Event, Options, Progress};
+use lab::cluster::{Cluster, Options, Progress, ProgressEvent};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -29,7 +29,7 @@ pub(crate) struct Lab {
     pub(crate) programs: Programs,
     /// Ports of the listeners `http` and `llm-gw`.
     pub(crate) ports: [u16; 2],
-    events: Arc<Mutex<Vec<Event>>>,
+    events: Arc<Mutex<Vec<ProgressEvent>>>,
 }
 
 impl Lab {
@@ -91,7 +91,7 @@ impl Lab {
         Arc::new(move |event| events.lock().unwrap().push(event))
     }
 
-    pub(crate) fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<ProgressEvent> {
         self.events.lock().unwrap().clone()
     }
 

@@ -36,7 +36,7 @@ use crate::cluster::ports;
 use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
 use crate::cluster::run_files::RunFiles;
-use crate::cluster::{Event, Fresh, Options, Progress, Status, http, log_tail};
+use crate::cluster::{Fresh, Options, Progress, ProgressEvent, Status, http, log_tail};
 
 /// Time between two looks at the manifests.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
@@ -458,7 +458,9 @@ impl Local {
     fn refuse(&mut self, error: &anyhow::Error) {
         let message = format!("{error:#}");
         if self.config_error.as_ref() != Some(&message) {
-            (self.progress.0)(Event::Warning(format!("the previous manifests stay in force: {message}")));
+            (self.progress.0)(ProgressEvent::Warning(format!(
+                "the previous manifests stay in force: {message}"
+            )));
             self.config_error = Some(message);
         }
     }
@@ -530,7 +532,7 @@ impl Local {
             }
         };
         if timeout(STOP, ended).await.is_err() {
-            (self.progress.0)(Event::Warning("some processes have not ended in time".to_owned()));
+            (self.progress.0)(ProgressEvent::Warning("some processes have not ended in time".to_owned()));
         }
     }
 
@@ -563,15 +565,15 @@ impl Local {
     }
 
     fn step(&self, text: String) {
-        (self.progress.0)(Event::Step(text));
+        (self.progress.0)(ProgressEvent::Step(text));
     }
 
     fn note(&self, text: String) {
-        (self.progress.0)(Event::Note(text));
+        (self.progress.0)(ProgressEvent::Note(text));
     }
 
     fn warn(&self, text: String) {
-        (self.progress.0)(Event::Warning(text));
+        (self.progress.0)(ProgressEvent::Warning(text));
     }
 }
 

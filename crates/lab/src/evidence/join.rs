@@ -36,7 +36,7 @@ pub struct ClientSide {
 
 /// A request with the records of Envoy, the picker and the pod.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Trace {
+pub struct RequestTrace {
     pub client: ClientSide,
     /// Name of the pod that answered: by Envoy's record, or by the pod's own for a direct request.
     pub served_by: Option<String>,
@@ -57,7 +57,7 @@ pub fn join(
     accesses: &[AccessEntry],
     decisions: &[Decision],
     pods: &[PodEntry],
-) -> Vec<Trace> {
+) -> Vec<RequestTrace> {
     clients
         .into_iter()
         .map(|client| {
@@ -67,7 +67,7 @@ pub fn join(
             let decision =
                 id.and_then(|id| decisions.iter().find(|entry| entry.x_request_id.as_deref() == Some(id)));
             let pod = id.and_then(|id| pods.iter().find(|entry| entry.request_id == id));
-            Trace {
+            RequestTrace {
                 served_by: None,
                 envoy_upstream: access.and_then(|entry| entry.upstream_host.clone()),
                 envoy_attempts: access.and_then(|entry| entry.attempts),
@@ -79,7 +79,7 @@ pub fn join(
         .collect()
 }
 
-impl Trace {
+impl RequestTrace {
     /// Returns the pod that all records of a request through the picker name. The error says what each names.
     pub fn agreed_pod(&self) -> Result<&str, String> {
         let envoy = self.served_by.as_deref();

@@ -3,7 +3,7 @@
 use load::chat::Usage;
 
 use crate::check::{Check, Group, Verdict};
-use crate::evidence::join::Trace;
+use crate::evidence::join::RequestTrace;
 use crate::evidence::join::tests::client;
 use crate::evidence::picker::Decision;
 use crate::evidence::pod::{CacheCounters, PodEntry};
@@ -58,7 +58,7 @@ fn side(name: &str, base: f64) -> Side {
     }
 }
 
-fn trace(number: u32) -> Trace {
+fn trace(number: u32) -> RequestTrace {
     let mut client = client(Some("r-1"));
     client.label = format!("round {} <of the bash form>", number + 1);
     client.sent_at = f64::from(number) * 0.7;
@@ -69,7 +69,7 @@ fn trace(number: u32) -> Trace {
         prompt_tokens_details: None,
     });
     let endpoint = Some("127.0.0.1:18001".to_owned());
-    Trace {
+    RequestTrace {
         client,
         served_by: Some("qwen-6f7c-0".to_owned()),
         envoy_upstream: endpoint.clone(),

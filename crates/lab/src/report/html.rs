@@ -9,7 +9,7 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde::Serialize;
 
 use crate::check::{Check, Group};
-use crate::evidence::join::Trace;
+use crate::evidence::join::RequestTrace;
 use crate::evidence::picker::Decision;
 use crate::report::timeline::{Timeline, class, timeline};
 use crate::report::ttft::cumulative;
@@ -114,7 +114,7 @@ fn tiles(report: &Report) -> Vec<Tile> {
             note: format!("against {} / {} through 8080", plain.own_pod_turns, plain.later_turns),
         });
     }
-    let tutorial = |trace: &&Trace| {
+    let tutorial = |trace: &&RequestTrace| {
         trace.client.group == Group::Tutorial.name()
             && trace.decision.as_ref().is_some_and(Decision::by_prefix)
     };
@@ -240,7 +240,7 @@ struct Row<'a> {
 }
 
 fn sections(report: &Report) -> Vec<Section<'_>> {
-    let mut sections: Vec<(&str, &str, Vec<&Trace>)> = Vec::new();
+    let mut sections: Vec<(&str, &str, Vec<&RequestTrace>)> = Vec::new();
     for trace in &report.requests {
         let key = (trace.client.group.as_str(), trace.client.section.as_str());
         match sections.iter_mut().find(|(group, name, _)| (*group, *name) == key) {
@@ -261,8 +261,8 @@ fn sections(report: &Report) -> Vec<Section<'_>> {
 }
 
 impl<'a> Row<'a> {
-    fn of(trace: &'a Trace) -> Self {
-        let Trace { client, served_by, envoy_upstream: _, envoy_attempts, decision, pod: _ } = trace;
+    fn of(trace: &'a RequestTrace) -> Self {
+        let RequestTrace { client, served_by, envoy_upstream: _, envoy_attempts, decision, pod: _ } = trace;
         let absent = || "–".to_owned();
         let retried = envoy_attempts.filter(|attempts| *attempts > 1);
         let why = match (decision, client.via.as_str()) {

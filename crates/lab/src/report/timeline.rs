@@ -3,7 +3,7 @@
 use load::stats::as_f64;
 use serde::Serialize;
 
-use crate::evidence::join::Trace;
+use crate::evidence::join::RequestTrace;
 
 /// Pixels from one row of bars to the next.
 const ROW: f64 = 15.0;
@@ -34,14 +34,14 @@ pub(super) struct Bar {
 }
 
 /// Makes the lanes of a section. Requests that no pod served have their own lane.
-pub(super) fn timeline(traces: &[&Trace], time_scale: f64) -> Timeline {
+pub(super) fn timeline(traces: &[&RequestTrace], time_scale: f64) -> Timeline {
     let wall_s = |ms: f64| ms / 1e3 / time_scale;
     let start = traces.iter().map(|trace| trace.client.sent_at).fold(f64::INFINITY, f64::min);
     let end =
         traces.iter().map(|trace| trace.client.sent_at + wall_s(trace.client.e2e_ms)).fold(start, f64::max);
     let span_s = (end - start).max(1e-6);
     let percent = |seconds: f64| seconds / span_s * 100.0;
-    let mut lanes: Vec<(String, Vec<&Trace>)> = Vec::new();
+    let mut lanes: Vec<(String, Vec<&RequestTrace>)> = Vec::new();
     for trace in traces {
         let pod = trace.served_by.clone().unwrap_or_else(|| "no pod".to_owned());
         match lanes.iter_mut().find(|(name, _)| *name == pod) {
@@ -76,7 +76,7 @@ pub(super) fn timeline(traces: &[&Trace], time_scale: f64) -> Timeline {
 }
 
 /// Returns the colour class of a request: by the share of its prompt that was cached.
-pub(super) fn class(trace: &Trace) -> &'static str {
+pub(super) fn class(trace: &RequestTrace) -> &'static str {
     let Some(usage) = trace.client.usage else { return "bad" };
     let cached = f64::from(usage.cached_tokens()) / f64::from(usage.prompt_tokens.max(1));
     match cached {
@@ -86,7 +86,7 @@ pub(super) fn class(trace: &Trace) -> &'static str {
     }
 }
 
-fn title(trace: &Trace) -> String {
+fn title(trace: &RequestTrace) -> String {
     let client = &trace.client;
     let ttft =
         client.ttft_ms.map_or_else(|| "no token".to_owned(), |ms| format!("first token after {ms:.0} ms"));
@@ -99,13 +99,13 @@ fn title(trace: &Trace) -> String {
 #[cfg(test)]
 mod tests {
     use super::timeline;
-    use crate::evidence::join::Trace;
+    use crate::evidence::join::RequestTrace;
     use crate::report::fixtures::report;
 
     #[test]
     fn overlapping_requests_of_a_pod_get_rows() {
         let traces = report().requests;
-        let traces: Vec<&Trace> = traces.iter().collect();
+        let traces: Vec<&RequestTrace> = traces.iter().collect();
         let timeline = timeline(&traces, 1.0);
         let [lane] = timeline.lanes.as_slice() else { panic!("one pod, one lane") };
         // Requests are sent every 0.7 s and take 0.9 s each, so two rows are enough.

@@ -9,7 +9,7 @@ use futures::future::join_all;
 
 use crate::check::{Check, Group};
 use crate::conversation::Conversation;
-use crate::evidence::join::{ClientSide, Trace};
+use crate::evidence::join::{ClientSide, RequestTrace};
 use crate::evidence::pod::CacheCounters;
 use crate::report::{PodCache, Side};
 use crate::requests::body;
@@ -96,7 +96,7 @@ fn label(number: usize, turn: usize) -> String {
 }
 
 /// Returns the number of later turns that went to the pod of their conversation's first turn.
-fn own_pod_turns(traces: &[Trace]) -> usize {
+fn own_pod_turns(traces: &[RequestTrace]) -> usize {
     let pod_of = |label: &str| {
         traces.iter().find(|trace| trace.client.label == label).and_then(|trace| trace.served_by.as_deref())
     };
@@ -109,7 +109,7 @@ fn own_pod_turns(traces: &[Trace]) -> usize {
         .count()
 }
 
-fn in_order_of_sending(traces: &[Trace]) -> Vec<f64> {
+fn in_order_of_sending(traces: &[RequestTrace]) -> Vec<f64> {
     let mut sent: Vec<(f64, f64)> =
         traces.iter().filter_map(|trace| Some((trace.client.sent_at, trace.client.ttft_ms?))).collect();
     sent.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -119,7 +119,7 @@ fn in_order_of_sending(traces: &[Trace]) -> Vec<f64> {
 fn pods(
     before: &BTreeMap<String, CacheCounters>,
     after: &BTreeMap<String, CacheCounters>,
-    traces: &[Trace],
+    traces: &[RequestTrace],
 ) -> Vec<PodCache> {
     after
         .iter()
@@ -225,9 +225,9 @@ fn compare(lab: &Lab<'_>, picked: &Side, plain: &Side) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{label, own_pod_turns};
-    use crate::evidence::join::{Trace, join, tests::client};
+    use crate::evidence::join::{RequestTrace, join, tests::client};
 
-    fn served(number: usize, turn: usize, pod: Option<&str>) -> Trace {
+    fn served(number: usize, turn: usize, pod: Option<&str>) -> RequestTrace {
         let mut side = client(None);
         side.label = label(number, turn);
         let mut trace = join(vec![side], &[], &[], &[]).remove(0);

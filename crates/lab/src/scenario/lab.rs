@@ -20,7 +20,7 @@ use crate::check::{Check, Claim, Group};
 use crate::cluster::fault::Unavailable;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::{Cluster, Fresh, LogMark, Pod};
-use crate::evidence::join::{ClientSide, Trace, join, request_id};
+use crate::evidence::join::{ClientSide, RequestTrace, join, request_id};
 use crate::evidence::picker;
 use crate::evidence::pod::CacheCounters;
 use crate::journal::Journal;
@@ -103,7 +103,7 @@ pub struct Mark {
 #[derive(Debug)]
 pub struct Evidence {
     /// Traces of the requests, in the order in which they were given to [`Lab::collect`].
-    pub traces: Vec<Trace>,
+    pub traces: Vec<RequestTrace>,
     /// The picker's log lines about prefix-aware routing.
     pub prefix_lines: Vec<picker::LogLine>,
 }

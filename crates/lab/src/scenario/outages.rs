@@ -236,9 +236,10 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
             .detail(problems(&seconds)),
     );
     let seconds = lab.collect(&mark, seconds.into_iter().map(|answer| answer.side).collect()).await?.traces;
-    let same = |(first, second): (&crate::evidence::join::Trace, &crate::evidence::join::Trace)| {
-        first.served_by.is_some() && first.served_by == second.served_by
-    };
+    let same =
+        |(first, second): (&crate::evidence::join::RequestTrace, &crate::evidence::join::RequestTrace)| {
+            first.served_by.is_some() && first.served_by == second.served_by
+        };
     let stayed = firsts.iter().zip(&seconds).filter(|(first, second)| same((first, second))).count();
     lab.check(affinity.equal(
         format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} stay"),

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::check::{Check, Claim, Group};
 use crate::conversation::Conversation;
-use crate::evidence::join::Trace;
+use crate::evidence::join::RequestTrace;
 use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 
@@ -70,7 +70,7 @@ fn claim(name: &str, title: &str) -> Claim {
 }
 
 /// Sends the first turn of every conversation, then the second turn of each; by then, some first ones are evicted.
-async fn converse(lab: &Lab<'_>, mode: &str, n_conversations: usize) -> Result<Vec<Trace>> {
+async fn converse(lab: &Lab<'_>, mode: &str, n_conversations: usize) -> Result<Vec<RequestTrace>> {
     let model = lab.requests.model();
     let mark = lab.mark();
     let mut conversations: Vec<Conversation> =
@@ -90,12 +90,12 @@ async fn converse(lab: &Lab<'_>, mode: &str, n_conversations: usize) -> Result<V
     Ok(lab.collect(&mark, answers.into_iter().map(|answer| answer.side).collect()).await?.traces)
 }
 
-fn cached(trace: &Trace) -> Option<u64> {
+fn cached(trace: &RequestTrace) -> Option<u64> {
     Some(trace.client.usage?.cached_tokens().into())
 }
 
 /// Returns the cached tokens that the engine of the picked pod reported.
-fn predicted(trace: &Trace) -> Option<u64> {
+fn predicted(trace: &RequestTrace) -> Option<u64> {
     let decision = trace.decision.as_ref()?;
     decision
         .candidates
@@ -104,11 +104,11 @@ fn predicted(trace: &Trace) -> Option<u64> {
         .cached_tokens
 }
 
-fn is_exact(trace: &Trace) -> bool {
+fn is_exact(trace: &RequestTrace) -> bool {
     predicted(trace).is_some() && predicted(trace) == cached(trace)
 }
 
-fn misses(traces: &[Trace]) -> String {
+fn misses(traces: &[RequestTrace]) -> String {
     let missed = traces.iter().filter(|trace| !is_exact(trace));
     let lines = missed.map(|trace| {
         format!("{}: predicted {:?}, found {:?}", trace.client.label, predicted(trace), cached(trace))
@@ -117,7 +117,7 @@ fn misses(traces: &[Trace]) -> String {
 }
 
 /// True if an engine that was not picked reported most of the prompt as cached, and more than the picked one.
-fn misses_a_cache(trace: &Trace) -> bool {
+fn misses_a_cache(trace: &RequestTrace) -> bool {
     let Some(decision) = &trace.decision else { return true };
     let best = decision.candidates.iter().filter_map(|candidate| candidate.cached_tokens).max().unwrap_or(0);
     best > MOST && predicted(trace) != Some(best)

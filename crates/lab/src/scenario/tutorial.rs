@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result};
 
 use crate::check::{Check, Claim, Group};
-use crate::evidence::join::Trace;
+use crate::evidence::join::RequestTrace;
 use crate::evidence::picker::{self, LogLine};
 use crate::requests::Form;
 use crate::scenario::lab::{Answer, Evidence, GOOD, Lab, Shot, Via};
@@ -86,7 +86,7 @@ fn check_answer(lab: &Lab<'_>, form: Form, answer: &Answer, (round, prompt, comp
 
 fn check_pods(lab: &Lab<'_>, form: Form, evidence: &Evidence, cached: u32) -> Result<()> {
     let [first, second] = evidence.traces.as_slice() else { anyhow::bail!("two requests have two traces") };
-    let pod = |trace: &Trace| match trace.agreed_pod() {
+    let pod = |trace: &RequestTrace| match trace.agreed_pod() {
         Ok(pod) => format!("Envoy, picker and pod say {pod}"),
         Err(difference) => difference,
     };

@@ -12,12 +12,12 @@ const MAX_LINE_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub struct AnswerReader {
     pending: Vec<u8>,
-    answer: Answer,
+    answer: AnswerSoFar,
 }
 
 /// The part of an answer that has arrived.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct AnswerSoFar {
     pub content: String,
     /// Time from sending the request to the first chunk with content.
     pub first_content: Option<Duration>,
@@ -81,8 +81,8 @@ impl AnswerReader {
     ///
     /// # Errors
     /// When it has no content or no token counts.
-    pub fn finish(self) -> Result<Answer, String> {
-        let Answer { first_content, prompt_tokens, completion_tokens, .. } = &self.answer;
+    pub fn finish(self) -> Result<AnswerSoFar, String> {
+        let AnswerSoFar { first_content, prompt_tokens, completion_tokens, .. } = &self.answer;
         if first_content.is_none() {
             return Err("the answer has no content".to_owned());
         }
@@ -126,9 +126,9 @@ impl AnswerReader {
 mod tests {
     use std::time::Duration;
 
-    use super::{Answer, AnswerReader};
+    use super::{AnswerReader, AnswerSoFar};
 
-    fn read(parts: &[&str]) -> Result<Answer, String> {
+    fn read(parts: &[&str]) -> Result<AnswerSoFar, String> {
         let mut reader = AnswerReader::default();
         for (part, seconds) in parts.iter().zip(1..) {
             reader.push(part.as_bytes(), Duration::from_secs(seconds))?;
@@ -149,7 +149,7 @@ mod tests {
             USAGE,
             "data: [DONE]\n",
         ]);
-        let expected = Answer {
+        let expected = AnswerSoFar {
             content: "a".to_owned(),
             first_content: Some(Duration::from_secs(3)),
             prompt_tokens: Some(7),

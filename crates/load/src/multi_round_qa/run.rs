@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::Client;
 use crate::clock::{Stopwatch, utc_now};
-use crate::multi_round_qa::answer::{Answer, AnswerReader};
+use crate::multi_round_qa::answer::{AnswerReader, AnswerSoFar};
 use crate::multi_round_qa::prompts;
 use crate::multi_round_qa::records::{Record, Summary, Window, Writer};
 use crate::multi_round_qa::schedule::{Ended, Pace, Plan, Schedule, Turn};
@@ -435,7 +435,7 @@ impl Sender {
         let launched = self.clock.now();
         let (answer, before_last_try) = self.answer(Some(turn.user_id), body).await?;
         let finished = self.clock.now();
-        let Answer { content, first_content, prompt_tokens, completion_tokens, cached_tokens } = answer;
+        let AnswerSoFar { content, first_content, prompt_tokens, completion_tokens, cached_tokens } = answer;
         let ttft = before_last_try + first_content.unwrap_or_default().mul_f64(self.time_scale);
         let record = Record {
             prompt_tokens: prompt_tokens.unwrap_or_default(),
@@ -451,7 +451,7 @@ impl Sender {
     }
 
     /// Returns the answer, and the virtual time that earlier tries took.
-    async fn answer(&self, user_id: Option<u32>, body: Bytes) -> Result<(Answer, Duration), String> {
+    async fn answer(&self, user_id: Option<u32>, body: Bytes) -> Result<(AnswerSoFar, Duration), String> {
         let started = self.clock.now();
         let mut backoff = FIRST_BACKOFF;
         for n_left in (0..=self.n_retries).rev() {
@@ -470,7 +470,7 @@ impl Sender {
     }
 
     /// Sends the request once. An error says, as its first part, whether a retry is useless.
-    async fn attempt(&self, user_id: Option<u32>, body: Bytes) -> Result<Answer, (bool, String)> {
+    async fn attempt(&self, user_id: Option<u32>, body: Bytes) -> Result<AnswerSoFar, (bool, String)> {
         let id = user_id.map(|id| id.to_string());
         let mut headers = vec![(AUTHORIZATION, self.authorization.as_str())];
         headers.extend(id.as_deref().map(|id| (USER_ID, id)));

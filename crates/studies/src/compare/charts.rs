@@ -13,7 +13,7 @@ const TICKS: f64 = 4.0;
 
 /// One line; `colour` is the number of its policy among all policies.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
+pub(super) struct ChartLine {
     pub(super) colour: usize,
     pub(super) points: Vec<(f64, f64)>,
 }
@@ -26,13 +26,13 @@ pub(super) struct Axes<'a> {
 }
 
 /// Draws lines in one frame.
-pub(super) fn lines(lines: &[Line], axes: Axes<'_>) -> String {
+pub(super) fn lines(lines: &[ChartLine], axes: Axes<'_>) -> String {
     let most = |part: fn(&(f64, f64)) -> f64| {
         lines.iter().flat_map(|line| line.points.iter().map(part)).fold(f64::MIN_POSITIVE, f64::max)
     };
     let [x, y] = [most(|point| point.0), most(|point| point.1)].map(|most| Axis::up_to(most, TICKS));
     let mut plot = Plot::new(axes.title, SIZE, (x, axes.x), y);
-    for Line { colour, points } in lines.iter().rev() {
+    for ChartLine { colour, points } in lines.iter().rev() {
         let at = |(x, y): &(f64, f64)| format!("{:.1} {:.1}", plot.x(*x), plot.y(*y));
         let path: Vec<String> = points.iter().map(at).collect();
         if !path.is_empty() {
@@ -68,13 +68,13 @@ pub(super) fn heat(title: &str, counts: &[Vec<u32>], most: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Axes, Line, heat, lines};
+    use super::{Axes, ChartLine, heat, lines};
 
     #[test]
     fn every_line_is_inside_the_frame() {
         let all = [
-            Line { colour: 0, points: vec![(0.5, 0.2), (1.0, 0.9)] },
-            Line { colour: 3, points: vec![(0.5, 13.0), (1.0, 0.0)] },
+            ChartLine { colour: 0, points: vec![(0.5, 0.2), (1.0, 0.9)] },
+            ChartLine { colour: 3, points: vec![(0.5, 13.0), (1.0, 0.0)] },
         ];
         let svg = lines(&all, Axes { title: "t", x: "load" });
         assert_eq!(svg.matches("class=\"line").count(), 2);

@@ -8,7 +8,7 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::compare::charts::{Axes, Line, heat, lines};
+use crate::compare::charts::{Axes, ChartLine, heat, lines};
 use crate::compare::matrix::{Cell, Detail, POLICIES, Row};
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -198,9 +198,9 @@ fn by_load(source: Source<'_>) -> Chart {
     let title = "Mean TTFT by load, in seconds";
     let of = |(colour, (policy, _)): (usize, &(&'static str, _))| {
         let cells = source.row.cells.iter().filter(|cell| cell.policy == *policy);
-        Line { colour, points: cells.map(|cell| (cell.load, cell.ttft.mean.mean)).collect() }
+        ChartLine { colour, points: cells.map(|cell| (cell.load, cell.ttft.mean.mean)).collect() }
     };
-    let drawn: Vec<Line> = POLICIES.iter().enumerate().map(of).collect();
+    let drawn: Vec<ChartLine> = POLICIES.iter().enumerate().map(of).collect();
     let row = |(load_idx, cells): (usize, &[Cell])| {
         let datum = |policy_idx: usize| {
             let cell_idx = load_idx * POLICIES.len() + policy_idx;
@@ -220,9 +220,9 @@ fn cumulative(source: Source<'_>) -> Chart {
     let share = |idx: usize| as_f64(idx) / as_f64(n_points.saturating_sub(1).max(1));
     let of = |(colour, detail): (usize, &Detail)| {
         let points = detail.ttft_quantiles.iter().enumerate();
-        Line { colour, points: points.map(|(idx, seconds)| (*seconds, share(idx))).collect() }
+        ChartLine { colour, points: points.map(|(idx, seconds)| (*seconds, share(idx))).collect() }
     };
-    let drawn: Vec<Line> = details.iter().enumerate().map(of).collect();
+    let drawn: Vec<ChartLine> = details.iter().enumerate().map(of).collect();
     let row = |idx: usize| {
         (format!("{:.1} %", share(idx) * 100.0), source.of_details(&format!("ttft_quantiles/{idx}"), 4))
     };
@@ -239,12 +239,12 @@ fn over_time(source: Source<'_>) -> Chart {
     let at = |detail: &Detail, idx: usize| (as_f64(idx) + 0.5) * detail.span;
     let of = |(colour, detail): (usize, &Detail)| {
         let points = detail.hit_ratio.iter().enumerate();
-        Line {
+        ChartLine {
             colour,
             points: points.filter_map(|(idx, ratio)| Some((at(detail, idx), (*ratio)?))).collect(),
         }
     };
-    let drawn: Vec<Line> = details.iter().enumerate().map(of).collect();
+    let drawn: Vec<ChartLine> = details.iter().enumerate().map(of).collect();
     let n_parts = details.first().map_or(0, |detail| detail.hit_ratio.len());
     let row = |idx: usize| {
         let seconds = details.first().map_or(0.0, |detail| at(detail, idx));

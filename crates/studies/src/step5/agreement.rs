@@ -3,7 +3,7 @@
 
 use load::stats::{as_f64, mean, median};
 
-use crate::step5::judge::{Figures, Line, Timed, exactly, tokens};
+use crate::step5::judge::{Figures, TableLine, Timed, exactly, tokens};
 
 /// Largest relative difference of a TTFT on 8081.
 const SHARE: f64 = 0.005;
@@ -20,11 +20,11 @@ pub struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    pub fn lines(&self) -> Vec<Line> {
+    pub fn lines(&self) -> Vec<TableLine> {
         let Self { simulated: [_, simulated], real: [plain, picked], time_scale } = self;
         let both = |name, of: fn(&Figures) -> f64| {
             let expected = of(simulated);
-            Line::each(name, Some(expected), exactly(expected), vec![of(plain), of(picked)])
+            TableLine::each(name, Some(expected), exactly(expected), vec![of(plain), of(picked)])
         };
         let n_requests = as_f64(simulated.summary.n_finished);
         let n_sessions = as_f64(simulated.sessions);
@@ -34,14 +34,19 @@ impl Pair<'_> {
             both("input tokens", |figures| tokens(figures.input_tokens)),
             both("output tokens", |figures| tokens(figures.output_tokens)),
             // Envoy draws pods at random, and every session's first request is cold with any draw.
-            Line::each("8080: cold requests", None, (n_sessions, n_requests), vec![as_f64(plain.n_cold())]),
-            Line::each(
+            TableLine::each(
+                "8080: cold requests",
+                None,
+                (n_sessions, n_requests),
+                vec![as_f64(plain.n_cold())],
+            ),
+            TableLine::each(
                 "8081: cold requests",
                 Some(as_f64(simulated.n_cold())),
                 exactly(as_f64(simulated.n_cold())),
                 vec![as_f64(picked.n_cold())],
             ),
-            Line::each(
+            TableLine::each(
                 "8081: requests on the same pod",
                 Some(n_requests),
                 exactly(n_requests),
@@ -62,14 +67,14 @@ fn later(
     (simulated, real): (&Figures, &Figures),
     is_of_kind: fn(&Timed) -> bool,
     time_scale: f64,
-) -> Option<Line> {
+) -> Option<TableLine> {
     let pairs = simulated.requests.iter().zip(&real.requests).filter(|(simulated, _)| is_of_kind(simulated));
     let (ttfts, later): (Vec<f64>, Vec<f64>) =
         pairs.map(|(simulated, real)| (simulated.ttft, real.ttft - simulated.ttft)).unzip();
     let share = SHARE * mean(&ttfts).unwrap_or(0.0);
     let band = (-share, share + MACHINE * time_scale);
     let is_there = simulated.requests.iter().any(is_of_kind);
-    is_there.then(|| Line::each(name, None, band, median(&later).into_iter().collect()))
+    is_there.then(|| TableLine::each(name, None, band, median(&later).into_iter().collect()))
 }
 
 /// Returns the number of requests whose pods have the same number, if pods are numbered by first use.
@@ -92,7 +97,7 @@ mod tests {
     use sim::model::ServedModel;
 
     use super::{Pair, n_alike};
-    use crate::step5::judge::{Figures, Line, Timed};
+    use crate::step5::judge::{Figures, TableLine, Timed};
     use crate::step5::side::{PolicyName, Side};
     use crate::step5::{SHORT, entries};
 
@@ -152,7 +157,7 @@ mod tests {
         let names: Vec<&str> =
             lines.iter().map(|line| line.name).filter(|name| name.contains("TTFT")).collect();
         assert_eq!(names, ["8081: cold TTFT, later by [s]"]);
-        assert!(lines.iter().all(Line::holds));
+        assert!(lines.iter().all(TableLine::holds));
     }
 
     #[test]

@@ -46,7 +46,7 @@ const MANY: usize = 5;
 /// One checked figure. A right system stays in the band over five seeds, and wrong ones do not; the bands of means over
 /// fewer seeds are wider.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Line {
+pub struct TableLine {
     pub name: &'static str,
     /// Value to compare with: the published or the simulated one.
     pub reference: Option<f64>,
@@ -159,7 +159,7 @@ impl Figures {
     }
 }
 
-impl Line {
+impl TableLine {
     pub fn holds(&self) -> bool {
         self.holds
     }
@@ -211,7 +211,7 @@ impl Setup {
 }
 
 /// Makes every line, for runs of the same number of seeds on both sides.
-pub fn lines(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
+pub fn lines(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<TableLine> {
     let mut lines = counts(setup, plain, picked);
     if setup.is_published() {
         lines.extend(rates(plain, picked));
@@ -234,10 +234,10 @@ pub fn tokens(count: u64) -> f64 {
 }
 
 /// Lines about the load, which is the same for every router.
-fn counts(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
+fn counts(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<TableLine> {
     let exact = |name, published: f64, value: fn(&Figures) -> f64| {
         let seen = plain.iter().chain(picked).map(value).collect();
-        Line::each(name, Some(published), exactly(published), seen)
+        TableLine::each(name, Some(published), exactly(published), seen)
     };
     let mut lines = vec![
         exact("QPS", 0.1, |figures| figures.summary.window.qps),
@@ -256,10 +256,10 @@ fn counts(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
 }
 
 /// Lines about times in the tool's summary.
-fn rates(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
+fn rates(plain: &[Figures], picked: &[Figures]) -> Vec<TableLine> {
     let each = |name, published: f64, band: (f64, f64), value: fn(&Figures) -> f64| {
         let seen = plain.iter().chain(picked).map(value).collect();
-        Line::each(name, Some(published), band, seen)
+        TableLine::each(name, Some(published), band, seen)
     };
     let around = |value: f64, share: f64| (value * (1.0 - share), value * (1.0 + share));
     vec![
@@ -274,30 +274,35 @@ fn rates(plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
 }
 
 /// Lines about what the router decides.
-fn routing(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
+fn routing(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<TableLine> {
     let ttft = |figures: &Figures| figures.summary.ttft;
     let band = |many: (f64, f64), one: (f64, f64)| if plain.len() >= MANY { many } else { one };
     let cold = |figures: &Figures| as_f64(figures.n_cold());
     let ratio = mean(&of(picked, ttft)).zip(mean(&of(plain, ttft))).map(|(picked, plain)| picked / plain);
-    let mut lines = vec![Line::each("8081: cold requests", Some(12.0), exactly(12.0), of(picked, cold))];
+    let mut lines = vec![TableLine::each("8081: cold requests", Some(12.0), exactly(12.0), of(picked, cold))];
     if setup.is_own_data {
-        lines.push(Line::each("8081: token hit ratio", None, (0.8, 1.0), of(picked, |one| one.hit_ratio)));
+        lines.push(TableLine::each(
+            "8081: token hit ratio",
+            None,
+            (0.8, 1.0),
+            of(picked, |one| one.hit_ratio),
+        ));
     }
     let ratio_band = if setup.is_published() {
         lines.extend([
-            Line::of_mean(
+            TableLine::of_mean(
                 "8080: cold requests, mean",
                 None,
                 band((20.0, 24.0), (19.0, 25.0)),
                 &of(plain, cold),
             ),
-            Line::of_mean(
+            TableLine::of_mean(
                 "8080: TTFT, mean [s]",
                 Some(0.3669),
                 band((0.335, 0.4), (0.31, 0.43)),
                 &of(plain, ttft),
             ),
-            Line::of_mean(
+            TableLine::of_mean(
                 "8081: TTFT, mean [s]",
                 Some(0.2761),
                 band((0.24, 0.3), (0.235, 0.32)),
@@ -309,10 +314,15 @@ fn routing(setup: Setup, plain: &[Figures], picked: &[Figures]) -> Vec<Line> {
         band((0.0, setup.highest_ratio()), (0.0, 1.0))
     };
     let published_ratio = setup.is_published().then_some(0.7525);
-    lines.push(Line::each("TTFT, 8081 by 8080", published_ratio, ratio_band, ratio.into_iter().collect()));
+    lines.push(TableLine::each(
+        "TTFT, 8081 by 8080",
+        published_ratio,
+        ratio_band,
+        ratio.into_iter().collect(),
+    ));
     let shares: Vec<f64> = picked.iter().filter_map(Figures::busiest_share).collect();
     if setup.n_pods > 1 && !shares.is_empty() {
-        lines.push(Line::of_mean("8081: busiest pod's share, mean", None, (0.0, 0.8), &shares));
+        lines.push(TableLine::of_mean("8081: busiest pod's share, mean", None, (0.0, 0.8), &shares));
     }
     lines
 }
@@ -340,9 +350,9 @@ pub fn summaries(plain: &[Figures], picked: &[Figures]) -> Table {
 }
 
 /// Shows the lines. `reference` is the name of the values that they are compared with.
-pub fn table(lines: &[Line], reference: &str) -> Table {
+pub fn table(lines: &[TableLine], reference: &str) -> Table {
     let mut table = new_table(&["", reference, "band", "seen", "difference", ""], 1);
-    for Line { name, reference, low, high, seen, holds } in lines {
+    for TableLine { name, reference, low, high, seen, holds } in lines {
         let least = seen.iter().copied().fold(f64::INFINITY, f64::min);
         let most = seen.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let middle = mean(seen).unwrap_or(f64::NAN);
