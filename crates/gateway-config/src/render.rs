@@ -3,6 +3,7 @@
 
 mod cluster;
 mod listener;
+mod filters;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -11,12 +11,9 @@ use serde_json::{Map, Value, json};
 
 use crate::error::MissingBinding;
 use crate::plan::{Backend, Listener, Plan, Route};
-use crate::render::{Bindings, address, extension, listener_port, picker_cluster, picker_filter, typed};
+use crate::render::filters::{ext_proc, previous_hosts};
+use crate::render::{Bindings, address, extension, listener_port, picker_filter, typed};
 
-/// Longest wait for one answer of a picker whose pool fails closed; Envoy does not apply it to streamed bodies.
-const STREAMED_MESSAGE_TIMEOUT: &str = "10s";
-/// Longest wait for one answer of a picker whose pool fails open; after it the request goes on without a pick.
-const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
 /// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
 const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
 /// Shortest idle timeout that Envoy Gateway gives a route with a request timeout.
@@ -197,72 +194,6 @@ fn retry_policy() -> Value {
         "num_retries": 2,
         "retry_host_predicate": [previous_hosts()],
         "host_selection_retry_max_attempts": 5,
-    })
-}
-
-fn previous_hosts() -> Value {
-    extension(
-        "envoy.retry_host_predicates.previous_hosts",
-        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
-        json!({}),
-    )
-}
-
-fn ext_proc(pool: &ObjectKey, failure_mode: FailureMode) -> Value {
-    let (fails_open, message_timeout, processing_mode) = match failure_mode {
-        FailureMode::FailClose => (
-            false,
-            STREAMED_MESSAGE_TIMEOUT,
-            json!({
-                "request_header_mode": "SEND",
-                "request_body_mode": "FULL_DUPLEX_STREAMED",
-                "request_trailer_mode": "SEND",
-                "response_header_mode": "SEND",
-                "response_body_mode": "FULL_DUPLEX_STREAMED",
-                "response_trailer_mode": "SEND",
-            }),
-        ),
-        // A streamed request body cannot fail open: the picker may have taken part of it.
-        FailureMode::FailOpen => (
-            true,
-            FAIL_OPEN_MESSAGE_TIMEOUT,
-            json!({
-                "request_header_mode": "SEND",
-                "request_body_mode": "BUFFERED",
-                "response_header_mode": "SEND",
-                "response_body_mode": "STREAMED",
-            }),
-        ),
-    };
-    json!({
-        "name": picker_filter(pool),
-        "disabled": true,
-        "typed_config": typed(
-            "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
-            json!({
-                "grpc_service": {
-                    "envoy_grpc": { "cluster_name": picker_cluster(pool) },
-                    // Pools may share a picker.
-                    "initial_metadata": [{ "key": keys::INFERENCE_POOL, "value": pool.to_string() }],
-                    // A picker that has just died does not count as dead yet; another picker may take the request.
-                    "retry_policy": {
-                        "retry_on": "connect-failure,refused-stream",
-                        "num_retries": 2,
-                        // If there is no other picker, the request fails within a tenth of a second.
-                        "retry_back_off": { "base_interval": "0.020s", "max_interval": "0.050s" },
-                        "retry_host_predicate": [previous_hosts()],
-                        "host_selection_retry_max_attempts": 5,
-                    },
-                },
-                "failure_mode_allow": fails_open,
-                "message_timeout": message_timeout,
-                "processing_mode": processing_mode,
-                "metadata_options": {
-                    "forwarding_namespaces": { "untyped": [keys::LB_METADATA, keys::SUBSET_METADATA] },
-                    "receiving_namespaces": { "untyped": [keys::LB_METADATA] },
-                },
-            }),
-        ),
     })
 }
 
