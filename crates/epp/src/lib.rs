@@ -20,6 +20,8 @@ pub mod http_client;
 
 pub mod replay;
 
+pub mod observed;
+
 pub mod director;
 
 pub mod peers;

@@ -165,6 +165,7 @@ pub struct Metrics {
     pub endpoint_task_panics: Counter,
     pub streams: Gauge,
     pub served_elsewhere: Counter,
+    pub unreported_responses: Counter,
     pub peer_connected: Family<PeerLabels, Gauge>,
     pub peer_insertions: Family<PeerLabels, Counter>,
     pub peer_missed: Family<PeerLabels, Counter>,
@@ -210,6 +211,7 @@ impl Default for Metrics {
             endpoint_task_panics: Counter::default(),
             streams: Gauge::default(),
             served_elsewhere: Counter::default(),
+            unreported_responses: Counter::default(),
             peer_connected: Family::default(),
             peer_insertions: Family::default(),
             peer_missed: Family::default(),
@@ -416,6 +418,11 @@ impl Metrics {
             "epp_served_elsewhere",
             "Requests that the proxy reports as served by another endpoint than the picked one",
             self.served_elsewhere.clone(),
+        );
+        registry.register(
+            "epp_unreported_responses",
+            "Requests whose response goes past the picker, and that the proxy has not begun to report",
+            self.unreported_responses.clone(),
         );
         self.register_peers();
     }

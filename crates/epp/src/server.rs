@@ -44,9 +44,6 @@ use crate::spans::{Otlp, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
 
-/// Bytes that a message may have besides its body.
-const ENVELOPE_BYTES: usize = 1 << 20;
-
 /// Settings that are fixed before the process serves.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -190,7 +187,7 @@ impl Server {
     /// # Errors
     /// If a part of the server fails while it is needed.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let ports = self.ports()?;
+        let (ports, state) = (self.ports()?, Health::new().await);
         let Self {
             settings,
             director,
@@ -207,7 +204,6 @@ impl Server {
             metrics,
         } = self;
         let (stop, patience) = (CancellationToken::new(), settings.patience);
-        let state = Health::new().await;
         let health_service = state.service();
         let protocol = Grpc { tls: None, routes: Routes::new(health_service.clone()).prepare() };
         let port = Port { name: "health", listener: health, protocol, patience };
@@ -231,10 +227,11 @@ impl Server {
         }
         parts.spawn("pool index", follower.run(stop.clone()));
         let (cut, closed) = (CancellationToken::new(), CancellationToken::new());
-        let max_message_bytes = limits.max_body_bytes.saturating_add(ENVELOPE_BYTES);
         let tokenizer = Tokenizer::new(settings.tokenize_timeout);
         let processor = Processor::new(director, Arc::clone(&spans), (limits, tokenizer), cut.clone());
-        let service = ExternalProcessorServer::new(processor).max_decoding_message_size(max_message_bytes);
+        parts.spawn("reports of responses", processor.clone().give_up_reports(stop.clone()));
+        let max_bytes = processor.max_message_bytes();
+        let service = ExternalProcessorServer::new(processor).max_decoding_message_size(max_bytes);
         let is_secure = tls.is_some();
         let tls = tls.map(|tls| tls.follow(&mut parts, (reload, stop.clone())));
         let protocol = Grpc { tls, routes: Routes::new(service).add_service(health_service).prepare() };

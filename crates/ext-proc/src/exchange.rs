@@ -187,6 +187,12 @@ impl<L> Exchange<L> {
         }
     }
 
+    /// Returns true if the proxy waits for no answer, and the response's end has come: nothing that follows matters.
+    #[must_use]
+    pub fn has_heard_all(&self) -> bool {
+        self.is_observed && self.responding.is_complete()
+    }
+
     /// Returns true if the request's headers or more of its body must come before the next answer.
     #[must_use]
     pub fn expects_request(&self) -> bool {
@@ -239,6 +245,15 @@ impl<L> Exchange<L> {
             Phase::Picked(picked) => Some((picked.lease, self.responding.report())),
             Phase::Headers | Phase::Collecting(_) | Phase::Deciding | Phase::Closed => None,
         }
+    }
+
+    /// Makes the stream the report of the response of a request that another stream has picked `destination` for. The
+    /// messages that follow are not answered.
+    pub fn observe(&mut self, destination: String, lease: L) {
+        let rest = Rest::None;
+        let picked = Picked { destination, lease, restore: None, reason: None, served: None, rest };
+        self.phase = Phase::Picked(Box::new(picked));
+        self.is_observed = true;
     }
 
     /// Takes the proxy's next message and returns the answers in order. Calls `decide` at most once in a stream.

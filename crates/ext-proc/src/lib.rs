@@ -8,6 +8,8 @@
 //!                        └ reply, refusal, compat: the answers
 //! ```
 
+pub mod observation;
+
 pub mod exchange;
 
 pub mod compat;

@@ -9,6 +9,17 @@ pub const DESTINATION_ENDPOINT_SUBSET: &str = "x-gateway-destination-endpoint-su
 /// Key in the initial metadata of an ext_proc stream with which the proxy names the InferencePool, as `namespace/name`,
 /// for pools that share a picker. Warmpath's own.
 pub const INFERENCE_POOL: &str = "x-warmpath-inference-pool";
+/// Key in the initial metadata of an ext_proc stream: [`OBSERVED`] if the stream ends with the request, and the proxy
+/// reports the response on a stream of its own. Warmpath's own.
+pub const RESPONSES: &str = "x-warmpath-responses";
+/// Value of [`RESPONSES`].
+pub const OBSERVED: &str = "observed";
+/// Key under [`LB_METADATA`] with the name of a picked request, which the proxy repeats where it reports the response.
+/// Warmpath's own.
+pub const TICKET: &str = "x-warmpath-ticket";
+/// Key under [`LB_METADATA`], and in the initial metadata of a report, with the `ip:port` of the picker that has picked.
+/// Warmpath's own.
+pub const PICKER: &str = "x-warmpath-picker";
 /// Dynamic-metadata namespace of the pick and of the served endpoint.
 pub const LB_METADATA: &str = "envoy.lb";
 /// Filter-metadata namespace of the subset hint.

@@ -12,7 +12,10 @@ use std::time::Duration;
 use anyhow::anyhow;
 use axum::Router;
 use futures::FutureExt as _;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
@@ -26,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tracing::{debug, info, warn};
+
+use crate::server::grpc::LocalAddress;
 
 /// Most streams on one connection. The proxy opens one stream per request in flight and closes none early; with hyper's
 /// default of 200 it would open more connections instead.
@@ -187,6 +192,7 @@ impl Protocol for Grpc {
     ) -> anyhow::Result<()> {
         prepare(&socket, patience)?;
         let Self { tls, routes } = self;
+        let routes = (routes, LocalAddress(socket.local_addr()?));
         match tls {
             None => serve_http2(socket, routes, patience, closed).await,
             Some(tls) => {
@@ -221,7 +227,7 @@ impl Protocol for Http {
 
 async fn serve_http2<S>(
     socket: S,
-    routes: Routes,
+    (routes, address): (Routes, LocalAddress),
     patience: Patience,
     closed: CancellationToken,
 ) -> anyhow::Result<()>
@@ -233,7 +239,11 @@ where
     let socket = InspectReader::new(socket, |bytes| {
         n_read.fetch_add(bytes.len().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
     });
-    let service = TowerToHyperService::new(routes);
+    let routes = TowerToHyperService::new(routes);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(address);
+        routes.call(request)
+    });
     let connection = http2(streams.clone(), patience).serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);
     let half_open = half_open(&n_read, patience.handshake);

@@ -1,6 +1,8 @@
-//! The gRPC service: one stream per request, each driven by its own [`Exchange`].
+//! The gRPC service: one stream per request, each driven by its own [`Exchange`], and one more per response that goes
+//! past the picker.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,22 +16,33 @@ use inference_api::keys;
 use inference_api::object::ObjectKey;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::task::coop::consume_budget;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::debug;
 
 use crate::director::{Director, InFlightRequest, Now, TokenSource};
+use crate::observed::{Observed, REPORT_WAIT};
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
-use ext_proc::exchange::{Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, StreamOptions};
+use ext_proc::exchange::{
+    Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, ResponseReport, StreamOptions,
+};
+use ext_proc::observation::{Naming, Report};
 use ext_proc::pick_request::{PickRequest, PromptTokens};
 use ext_proc::refusal::{Refusal, RequestFault};
 
 /// Full name of the service, which health checks use.
 pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
+
+/// Bytes that a message may have besides its body.
+const ENVELOPE_BYTES: usize = 1 << 20;
+
+/// The address at which a proxy reached the picker, in the extensions of each of its streams.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LocalAddress(pub(super) SocketAddr);
 
 /// Serves all streams with one director.
 #[derive(Clone, Debug)]
@@ -38,7 +51,34 @@ pub struct Processor {
     spans: Arc<Spans>,
     tokenizer: Tokenizer,
     limits: Limits,
+    observed: Arc<Observed<Served>>,
     cut: CancellationToken,
+}
+
+/// A request after its pick, and the span in which its response is noted.
+#[derive(Debug)]
+struct Served {
+    in_flight: InFlightRequest,
+    span: RequestSpan,
+}
+
+/// The way in which a stream ends its request.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of a stream")]
+enum Held {
+    /// The end of the stream is the end of the request.
+    InFlight(InFlightRequest),
+    /// Another stream reports the response.
+    Elsewhere,
+}
+
+/// The way of a request's response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Way {
+    /// Through the picker, on the request's stream.
+    Through,
+    /// Past the picker, which the proxy reaches at this address.
+    Past { picker: Option<String> },
 }
 
 /// Limits of a stream.
@@ -60,14 +100,23 @@ pub struct Timeouts {
     pub total: Duration,
 }
 
+/// Result of the first message of a report.
+enum Reported {
+    Begun,
+    /// No request waits for the report: it came too late or twice, or another process picked.
+    Unknown,
+}
+
 /// One open stream.
 struct Conversation {
     inbound: Streaming<ProcessingRequest>,
     outbox: VecDeque<ProcessingResponse>,
-    exchange: Exchange<InFlightRequest>,
+    exchange: Exchange<Held>,
+    way: Way,
     director: Arc<Director>,
     tokenizer: Tokenizer,
     limits: Limits,
+    observed: Arc<Observed<Served>>,
     opened: Instant,
     /// Time of the last message.
     heard: Instant,
@@ -91,7 +140,24 @@ impl Processor {
         (limits, tokenizer): (Limits, Tokenizer),
         cut: CancellationToken,
     ) -> Self {
-        Self { director, spans, tokenizer, limits, cut }
+        let started = now().wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let observed = Arc::new(Observed::new(format!("{:x}", started.as_nanos())));
+        Self { director, spans, tokenizer, limits, observed, cut }
+    }
+
+    /// Most bytes of a message.
+    pub(super) fn max_message_bytes(&self) -> usize {
+        self.limits.max_body_bytes.saturating_add(ENVELOPE_BYTES)
+    }
+
+    /// Ends the requests whose responses the proxy never reports, until `stop`.
+    pub(super) async fn give_up_reports(self, stop: CancellationToken) {
+        while timeout(REPORT_WAIT / 10, stop.cancelled()).await.is_err() {
+            for served in self.observed.expire(now().instant) {
+                self.director.metrics().unreported_responses.inc();
+                served.end(&self.director, &ResponseReport::default());
+            }
+        }
     }
 }
 
@@ -111,13 +177,16 @@ impl ExternalProcessor for Processor {
             explains: self.director.explains(),
         };
         let opened = now().instant;
+        let way = Way::of(request.metadata(), request.extensions().get());
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
             exchange: Exchange::new(options, self.limits.budget.reserve()),
+            way,
             director: Arc::clone(&self.director),
             tokenizer: self.tokenizer.clone(),
             limits: self.limits.clone(),
+            observed: Arc::clone(&self.observed),
             opened,
             heard: opened,
             spans: Arc::clone(&self.spans),
@@ -145,12 +214,45 @@ fn named_pool(metadata: &MetadataMap) -> Result<Option<ObjectKey>, Status> {
     key.map(Some).ok_or_else(invalid)
 }
 
+impl Way {
+    /// The way that the proxy's configuration names in the stream's metadata.
+    fn of(metadata: &MetadataMap, address: Option<&LocalAddress>) -> Self {
+        match metadata.get(keys::RESPONSES) {
+            Some(value) if value == keys::OBSERVED => {
+                Self::Past { picker: address.map(|LocalAddress(address)| address.to_string()) }
+            }
+            Some(_) | None => Self::Through,
+        }
+    }
+}
+
+impl Served {
+    /// Ends the request, about whose response `report` is known.
+    fn end(self, director: &Director, report: &ResponseReport) {
+        let Self { in_flight, span } = self;
+        span.note_response(report);
+        director.settle(in_flight, report, now().instant);
+    }
+}
+
+impl Held {
+    fn in_flight_mut(&mut self) -> Option<&mut InFlightRequest> {
+        match self {
+            Self::InFlight(in_flight) => Some(in_flight),
+            Self::Elsewhere => None,
+        }
+    }
+}
+
 impl Conversation {
     /// The next answer; `None` if the stream ends normally.
     async fn next(&mut self) -> Result<Option<ProcessingResponse>, Status> {
         loop {
             if let Some(answer) = self.outbox.pop_front() {
                 return Ok(Some(answer));
+            }
+            if self.exchange.has_heard_all() {
+                return Ok(None);
             }
             self.exchange.note_sent();
             // Lets other streams run in between: a frame may hold a thousand small messages.
@@ -167,7 +269,14 @@ impl Conversation {
                 }
             };
             match message {
-                Ok(Some(message)) => self.take(message).await?,
+                Ok(Some(message)) => match Report::begun_by(&message) {
+                    None => self.take(message).await?,
+                    Some(report) => match self.begin_report(report) {
+                        Reported::Begun => {}
+                        // The proxy need not report more.
+                        Reported::Unknown => return Ok(None),
+                    },
+                },
                 Ok(None) if self.exchange.may_end() => return Ok(None),
                 // After an OK the proxy would send the request on without its body.
                 Ok(None) => return Err(Status::aborted("the stream ended before the request's body did")),
@@ -189,6 +298,15 @@ impl Conversation {
         is_body.then(|| self.exchange.give_up(RequestFault::TooLarge { limit }).ok()).flatten()
     }
 
+    /// Makes the stream the report of a response.
+    fn begin_report(&mut self, report: Report) -> Reported {
+        let Report { ticket, destination } = report;
+        let Some(Served { in_flight, span }) = self.observed.claim(&ticket) else { return Reported::Unknown };
+        self.span = span;
+        self.exchange.observe(destination, Held::InFlight(in_flight));
+        Reported::Begun
+    }
+
     async fn take(&mut self, message: ProcessingRequest) -> Result<(), Status> {
         if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
             self.span = self.spans.begin(headers);
@@ -199,10 +317,12 @@ impl Conversation {
         }
         let received = self.exchange.receive(message);
         self.answer(received).await?;
-        if is_response_body && let Some(in_flight) = self.exchange.lease_mut() {
+        if is_response_body && let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut) {
             in_flight.note_body();
         }
-        if let Some((served, in_flight)) = self.exchange.take_served_elsewhere() {
+        if let Some((served, held)) = self.exchange.take_served_elsewhere()
+            && let Some(in_flight) = held.in_flight_mut()
+        {
             self.director.note_served_elsewhere(in_flight, &served, now());
         }
         Ok(())
@@ -215,12 +335,33 @@ impl Conversation {
             Received::NeedsPick(needs_pick) => {
                 let tokens = self.tokens(&needs_pick).await;
                 let NeedsPick { request, pending } = *needs_pick;
-                let decided = self.decide(request, tokens);
-                self.exchange.answer(pending, decided)
+                match self.decide(request, tokens) {
+                    Err(refusal) => self.exchange.answer(pending, Err(refusal)),
+                    Ok(pick) => self.answer_pick(pending, pick),
+                }
             }
         };
         self.outbox.extend(answers);
         Ok(())
+    }
+
+    /// The answers with the pick. If the response goes past the picker, the request waits for its report from now on.
+    fn answer_pick(&mut self, pending: Pending, pick: Pick<InFlightRequest>) -> Vec<ProcessingResponse> {
+        let Pick { destination, rewrite, reason, lease: in_flight } = pick;
+        match self.way.clone() {
+            Way::Through => {
+                let pick = Pick { destination, rewrite, reason, lease: Held::InFlight(in_flight) };
+                self.exchange.answer(pending, Ok(pick))
+            }
+            Way::Past { picker } => {
+                let span = std::mem::replace(&mut self.span, RequestSpan::none());
+                let ticket = self.observed.keep(Served { in_flight, span }, now().instant);
+                let pick = Pick { destination, rewrite, reason: None, lease: Held::Elsewhere };
+                let mut answers = self.exchange.answer(pending, Ok(pick));
+                Naming { ticket, picker, decision: reason }.apply(&mut answers);
+                answers
+            }
+        }
     }
 
     /// The time by which more of the request must have come, and the fault otherwise.
@@ -275,9 +416,9 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        if let Some((in_flight, report)) = self.exchange.end() {
-            self.span.note_response(&report);
-            self.director.settle(in_flight, &report, now().instant);
+        if let Some((Held::InFlight(in_flight), report)) = self.exchange.end() {
+            let span = std::mem::replace(&mut self.span, RequestSpan::none());
+            Served { in_flight, span }.end(&self.director, &report);
         }
     }
 }

@@ -20,6 +20,7 @@ mod log;
 mod models;
 mod pace;
 mod pages;
+mod observed;
 mod patience;
 mod peers;
 mod picking;

@@ -73,6 +73,10 @@ impl Responding {
         Self { phase: Phase::Awaited, complete: false, max_held, room }
     }
 
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     pub(crate) fn headers(
         &mut self,
         headers: &HttpHeaders,

@@ -1,0 +1,177 @@
+//! Responses that go past the picker: the request's stream ends with the request, and another one reports the response.
+
+use std::time::{Duration, Instant};
+
+use epp::observed::{Observed, REPORT_WAIT};
+use serde_json::{Value, json};
+
+use crate::fixtures::{Answer, Picker, Proxy, Scenario, get, post, until};
+
+const USAGE: &str =
+    r#"{"usage":{"prompt_tokens":600,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":0}}}"#;
+
+fn body(prompt: &str) -> String {
+    format!(r#"{{"model":"/model/qwen","prompt":"{prompt}"}}"#)
+}
+
+/// Sends a completion whose response goes past the picker, and ends its stream as the proxy does.
+async fn ask(proxy: &Proxy, prompt: &str) -> Answer {
+    let mut call = proxy.with_observed_responses().open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    call.send_body(body(prompt).as_bytes(), true).await;
+    let answer = call.full_duplex_answer().await;
+    assert_eq!(call.close().message().await.unwrap(), None, "the stream ends well");
+    answer
+}
+
+/// The load of the only pod: requests in flight, and bytes of prompts that are still to be computed.
+async fn load(picker: &Picker) -> (u64, u64) {
+    let pools: Value = serde_json::from_str(&get(picker.ports.metrics, "/debug/pools").await).unwrap();
+    let pod = &pools["pools"][0]["endpoints"][0];
+    (pod["in_flight"].as_u64().unwrap(), pod["uncached_bytes"].as_u64().unwrap())
+}
+
+async fn response(picker: &Picker) -> Value {
+    picker.decisions(0).await.pop().unwrap()["response"].clone()
+}
+
+#[tokio::test]
+async fn a_request_ends_with_the_report_of_its_response() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let prompt = "a".repeat(2048);
+    let answer = ask(&proxy, &prompt).await;
+    assert_eq!(answer.picker, Some(picker.ports.grpc.to_string()));
+    let mut report = proxy.begin_report(&answer).await;
+    until(async || picker.metrics().await.contains("epp_streams 1\n")).await;
+    assert_eq!(load(&picker).await, (1, 2048));
+    report.report_headers(&[]).await;
+    report.report_body(&USAGE[..30], false).await;
+    until(async || load(&picker).await == (1, 0)).await;
+    report.report_body(&USAGE[30..], true).await;
+    assert_eq!(
+        report.try_next().await.unwrap(),
+        None,
+        "a report is not answered, and ends with the response"
+    );
+    until(async || load(&picker).await == (0, 0)).await;
+    let expected = json!({"status": 200, "complete": true, "predicted_cached_tokens": 0.0,
+        "usage": {"prompt_tokens": 600, "completion_tokens": 2, "cached_tokens": 0}});
+    assert_eq!(response(&picker).await, expected);
+
+    // Control: where responses go through the picker, the end of the request's stream is its end.
+    let mut call = proxy.open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    call.send_body(body(&prompt).as_bytes(), true).await;
+    let through = call.full_duplex_answer().await;
+    assert_eq!((through.ticket, through.picker), (None, None));
+    assert_eq!(load(&picker).await.0, 1);
+    drop(call);
+    until(async || load(&picker).await.0 == 0).await;
+}
+
+#[tokio::test]
+async fn a_report_corrects_the_estimate() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let mut corrected = Vec::new();
+    // Control: the engine has computed what it had to.
+    for (cached_tokens, n_corrections) in [(0, 0), (480, 0), (0, 1)] {
+        let answer = ask(&proxy, &"b".repeat(2048)).await;
+        let report = proxy.begin_report(&answer).await;
+        report.report_headers(&[]).await;
+        let usage = USAGE.replace("600", "512").replace("_tokens\":0", &format!("_tokens\":{cached_tokens}"));
+        report.report_body(&usage, true).await;
+        assert_eq!(report.close().message().await.unwrap(), None);
+        until(async || response(&picker).await["complete"] == true).await;
+        corrected.push(
+            picker.metrics().await.contains(&format!("epp_prefix_corrections_total {n_corrections}\n")),
+        );
+    }
+    assert_eq!(corrected, [true; 3]);
+}
+
+#[tokio::test]
+async fn a_report_tells_who_served() {
+    let picker = Scenario::new(2).endpoints_per_pick(2).start().await;
+    let proxy = picker.proxy().await;
+    let answer = ask(&proxy, &"c".repeat(2048)).await;
+    let other = answer.picked().split(',').nth(1).expect("a fallback").to_owned();
+    let report = proxy.begin_report(&answer).await;
+    report.report_headers(&[("x-gateway-destination-endpoint-served", &other)]).await;
+    until(async || picker.decisions(0).await.pop().unwrap()["served"] == *other).await;
+    assert!(picker.metrics().await.contains("epp_served_elsewhere_total 1\n"));
+}
+
+/// A client that is gone, a pod that has died: the proxy ends the report in the middle.
+#[tokio::test]
+async fn a_report_that_breaks_off_ends_the_request() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let answer = ask(&proxy, "hello").await;
+    let report = proxy.begin_report(&answer).await;
+    report.report_headers(&[]).await;
+    report.report_body(&USAGE[..30], false).await;
+    drop(report);
+    until(async || load(&picker).await.0 == 0).await;
+    assert_eq!(response(&picker).await["complete"], false);
+}
+
+#[tokio::test]
+async fn a_second_report_and_one_of_another_process_change_nothing() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let answer = ask(&proxy, "hello").await;
+    let first = proxy.begin_report(&answer).await;
+    until(async || picker.metrics().await.contains("epp_streams 1\n")).await;
+    let ticket = answer.ticket.clone().unwrap();
+    let number = ticket.rsplit_once('-').unwrap().1;
+    for ticket in [&ticket, &format!("other-{number}"), "other", "-", ""] {
+        let answer = Answer {
+            ticket: Some(ticket.to_owned()),
+            metadata: answer.metadata.clone(),
+            ..Answer::default()
+        };
+        let answer = Answer { destination: answer.metadata.clone(), ..answer };
+        let mut again = proxy.begin_report(&answer).await;
+        assert_eq!(again.try_next().await.unwrap(), None, "{ticket:?}: the proxy need not go on");
+    }
+    assert_eq!(load(&picker).await.0, 1);
+    // Control: the first one still ends the request.
+    drop(first);
+    until(async || load(&picker).await.0 == 0).await;
+    assert_eq!(picker.decisions(0).await.len(), 1, "a report is no request");
+}
+
+#[tokio::test]
+async fn the_proxy_gets_the_decision_for_the_response() {
+    let picker = Scenario::new(1).explains().start().await;
+    let proxy = picker.proxy().await.with_observed_responses();
+    let mut decisions = Vec::new();
+    for asked in [Some("1"), None] {
+        let mut headers = post("/v1/completions").to_vec();
+        headers.extend(asked.map(|asked| ("x-warmpath-explain", asked)));
+        decisions.push(proxy.full_duplex_request(&headers, &body("a")).await.decision);
+    }
+    let told: Value = serde_json::from_str(decisions[0].as_deref().unwrap()).unwrap();
+    assert_eq!(told["pod"], "qwen-0");
+    assert_eq!(decisions[1], None);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "some instant to count from")]
+fn a_request_waits_for_its_report_for_a_while() {
+    let start = Instant::now();
+    let observed = Observed::new("here".to_owned());
+    let (early, late) = (observed.keep("early", start), observed.keep("late", start));
+    let later = start + REPORT_WAIT / 2;
+    let fresh = observed.keep("fresh", later);
+    assert_eq!(observed.claim(&early), Some("early"));
+    assert_eq!(observed.claim(&early), None, "claimed twice");
+    assert_eq!(observed.expire(start + REPORT_WAIT - Duration::from_millis(1)), [""; 0]);
+    assert_eq!(observed.expire(start + REPORT_WAIT), ["late"]);
+    assert_eq!(observed.claim(&late), None, "claimed too late");
+    assert_eq!(Observed::<&str>::new("there".to_owned()).claim(&fresh), None);
+    assert_eq!(observed.claim(&fresh), Some("fresh"));
+    assert_eq!(observed.expire(later + REPORT_WAIT), [""; 0]);
+}
