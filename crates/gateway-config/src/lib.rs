@@ -9,6 +9,8 @@
 
 pub mod render;
 
+pub mod attachment;
+
 pub mod plan;
 
 pub mod error;

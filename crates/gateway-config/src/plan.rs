@@ -15,7 +15,7 @@ use inference_api::manifest::Object;
 use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
 
-pub use crate::plan::backend::{Backend, PodPort};
+pub use crate::plan::backend::{Backend, Names, PodPort};
 
 use crate::error::TranslateError;
 use crate::plan::index::Index;
@@ -72,6 +72,14 @@ pub struct Cluster {
     pub backend: Backend,
 }
 
+/// A pool that at least one rule sends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool<'a> {
+    pub key: &'a ObjectKey,
+    pub failure_mode: FailureMode,
+    pub names: Names,
+}
+
 impl Plan {
     /// Plans what the Gateway API objects among `objects` ask for; other kinds are looked up or ignored.
     ///
@@ -92,13 +100,13 @@ impl Plan {
 
     /// Pools that at least one rule sends to, each once, in the order of the manifests.
     #[must_use]
-    pub fn pools(&self) -> Vec<(&ObjectKey, FailureMode)> {
-        let mut pools: Vec<(&ObjectKey, FailureMode)> = Vec::new();
+    pub fn pools(&self) -> Vec<Pool<'_>> {
+        let mut pools: Vec<Pool<'_>> = Vec::new();
         for cluster in &self.clusters {
-            if let Backend::Pool { key, failure_mode, .. } = &cluster.backend
-                && !pools.iter().any(|(known, _)| *known == key)
+            if let Backend::Pool { key, failure_mode, names, .. } = &cluster.backend
+                && !pools.iter().any(|pool| pool.key == key)
             {
-                pools.push((key, *failure_mode));
+                pools.push(Pool { key, failure_mode: *failure_mode, names: *names });
             }
         }
         pools

@@ -13,6 +13,7 @@ use inference_api::object::ObjectKey;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::attachment::Responses;
 use crate::error::MissingBinding;
 use crate::plan::{Cluster, Listener, Plan};
 
@@ -33,6 +34,8 @@ pub struct Bindings {
     pub access_log: PathBuf,
     /// True if clients may ask the picker for its reasons; if not, listeners remove the question from requests.
     pub explains: bool,
+    /// The way of the responses of pools that allow it.
+    pub responses: Responses,
 }
 
 /// Addresses at which a pool's picker serves ext_proc.
@@ -93,7 +96,8 @@ impl Rendered {
             let stat = format!("cluster.{}.version_text", planned.name);
             files.push(XdsFile::new(eds_name(planned), stat, vec![assignment]));
         }
-        for (pool, _) in plan.pools() {
+        for pool in plan.pools() {
+            let pool = pool.key;
             let picker = bindings.pickers.get(pool).ok_or_else(|| MissingBinding::Picker(pool.clone()))?;
             clusters.push(cluster::picker(pool, picker));
             static_clusters.push(cluster::picker(pool, picker));
@@ -179,6 +183,11 @@ fn listener_port(listener: &Listener, bindings: &Bindings) -> Result<u16, Missin
 /// Name of a pool's picker cluster, the same as Envoy AI Gateway's.
 fn picker_cluster(pool: &ObjectKey) -> String {
     format!("envoy.clusters.endpointpicker_{}_{}_ext_proc", pool.name, pool.namespace)
+}
+
+/// Name of the filter that reports a pool's responses.
+fn observer_filter(pool: &ObjectKey) -> String {
+    format!("{}/observer", picker_filter(pool))
 }
 
 /// Name of a pool's ext_proc filter, the same as Envoy AI Gateway's.

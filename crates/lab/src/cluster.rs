@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use gateway_config::attachment::Responses;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
@@ -72,6 +73,8 @@ pub struct Options {
     pub picker_args: Vec<String>,
     /// True if clients may ask which pod was picked and why. Here the user of the lab is also its operator.
     pub explains: bool,
+    /// Way of the responses of pools that allow it.
+    pub responses: Responses,
     /// Longest time until a pod, a picker or Envoy is ready, for each of them.
     pub ready_timeout: Duration,
 }
@@ -89,6 +92,7 @@ impl Options {
             engine_args: Vec::new(),
             picker_args: Vec::new(),
             explains: true,
+            responses: Responses::default(),
             ready_timeout: Duration::from_secs(30),
         }
     }
@@ -100,13 +104,21 @@ pub struct Fresh {
     pub engine_args: Vec<String>,
     pub picker_args: Vec<String>,
     pub explains: bool,
+    /// Way of responses; `None` for the one in the options.
+    pub responses: Option<Responses>,
     /// Processes of each picker; `None` for the number in the options.
     pub pickers: Option<u32>,
 }
 
 impl Default for Fresh {
     fn default() -> Self {
-        Self { engine_args: Vec::new(), picker_args: Vec::new(), explains: true, pickers: None }
+        Self {
+            engine_args: Vec::new(),
+            picker_args: Vec::new(),
+            explains: true,
+            responses: None,
+            pickers: None,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use gateway_config::attachment::Responses;
 
 use crate::cluster::Options;
 use crate::cluster::programs::ProgramOptions;
@@ -21,6 +22,10 @@ pub struct ClusterArgs {
     /// Picker processes, which report to each other where they send requests [default: 1; for `soak` 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub pickers: Option<u32>,
+    /// Way of responses: `through` the picker, or past it and `observed`; a hung or killed picker cuts those that go
+    /// through it [default: through]
+    #[arg(long, value_name = "WAY")]
+    pub responses: Option<Responses>,
     /// Virtual seconds per second of wall time; 10 makes every GPU ten times faster [default: 1]
     #[arg(long, value_name = "F", value_parser = time_scale)]
     pub time_scale: Option<f64>,
@@ -45,6 +50,7 @@ pub fn options(args: &ClusterArgs, run_dir: &Path) -> Result<Options> {
     let mut options = Options::new(manifests(args, run_dir)?, run_dir);
     options.replicas = args.replicas;
     options.pickers = args.pickers.unwrap_or(1);
+    options.responses = args.responses.unwrap_or_default();
     options.time_scale = args.time_scale();
     Ok(options)
 }

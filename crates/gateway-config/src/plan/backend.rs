@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use inference_api::gateway::{BackendRef, HttpRoute};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{FailureMode, PoolVersion};
+use inference_api::pool::{FailureMode, InferenceModel, PoolVersion};
 use inference_api::port::TargetPort;
 use inference_api::workload::ServicePort;
 
@@ -19,7 +19,13 @@ pub enum Backend {
     /// Envoy balances: least request.
     Service { key: ObjectKey, selector: BTreeMap<String, String>, port: PodPort },
     /// The pool's picker balances.
-    Pool { key: ObjectKey, selector: BTreeMap<String, String>, port: PodPort, failure_mode: FailureMode },
+    Pool {
+        key: ObjectKey,
+        selector: BTreeMap<String, String>,
+        port: PodPort,
+        failure_mode: FailureMode,
+        names: Names,
+    },
 }
 
 impl Backend {
@@ -43,6 +49,15 @@ impl Backend {
             Self::Service { port, .. } | Self::Pool { port, .. } => port,
         }
     }
+}
+
+/// The names of a pool's models in its engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Those that clients use.
+    Kept,
+    /// An InferenceModel sends at least one model under another name.
+    Changed,
 }
 
 /// A port of the pods, by number or by the name of a container's port.
@@ -121,10 +136,21 @@ fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backe
             pool.target_ports.len()
         ));
     };
+    let names = names(&key, index);
     Ok(Backend::Pool {
         key,
         selector: pool.selector.clone(),
         port: PodPort::Number(*port),
         failure_mode: pool.picker.failure_mode,
+        names,
     })
+}
+
+fn names(pool: &ObjectKey, index: &Index<'_>) -> Names {
+    let changes = |model: &&InferenceModel| {
+        model.meta.namespace == pool.namespace
+            && model.pool == pool.name
+            && model.target_models.iter().any(|target| target.name != model.model_name)
+    };
+    if index.models.iter().any(changes) { Names::Changed } else { Names::Kept }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use inference_api::gateway::{BackendTrafficPolicy, Gateway, GatewayClass, HttpRoute};
 use inference_api::manifest::Object;
 use inference_api::object::ObjectMeta;
-use inference_api::pool::InferencePool;
+use inference_api::pool::{InferenceModel, InferencePool};
 use inference_api::workload::Service;
 
 use crate::error::TranslateError;
@@ -18,6 +18,7 @@ pub(super) struct Index<'a> {
     pub(super) policies: Vec<&'a BackendTrafficPolicy>,
     pub(super) services: Vec<&'a Service>,
     pub(super) pools: Vec<&'a InferencePool>,
+    pub(super) models: Vec<&'a InferenceModel>,
 }
 
 impl<'a> Index<'a> {
@@ -40,8 +41,9 @@ impl<'a> Index<'a> {
                 Object::BackendTrafficPolicy(policy) => index.policies.push(policy),
                 Object::Service(service) => index.services.push(service),
                 Object::InferencePool(pool) => index.pools.push(pool),
-                // The caller binds pods, and models concern only the picker.
-                Object::Deployment(_) | Object::InferenceModel(_) => {}
+                Object::InferenceModel(model) => index.models.push(model),
+                // The caller binds pods.
+                Object::Deployment(_) => {}
             }
         }
         Ok(index)

@@ -82,6 +82,7 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
             "healthy_threshold": 1,
             "grpc_health_check": { "service_name": PICKER_SERVICE },
         }],
+        "load_balancing_policy": picker_that_picked(),
         "load_assignment": load_assignment(&name, &picker.addresses),
     });
     if let Some(tls) = &picker.tls {
@@ -145,6 +146,24 @@ fn override_host() -> Value {
             "override_host_sources": [{ "metadata": metadata_key(keys::DESTINATION_ENDPOINT) }],
             "selected_host_key": metadata_key(keys::DESTINATION_ENDPOINT_SERVED),
             "fallback_policy": least_request(),
+        }),
+    );
+    json!({ "policies": [{ "typed_extension_config": policy }] })
+}
+
+/// Sends the report of a response to the picker that has picked, and requests to the pickers in turn.
+fn picker_that_picked() -> Value {
+    let in_turn = extension(
+        "envoy.load_balancing_policies.round_robin",
+        "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
+        json!({}),
+    );
+    let policy = extension(
+        "envoy.load_balancing_policies.override_host",
+        "envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
+        json!({
+            "override_host_sources": [{ "header": keys::PICKER }],
+            "fallback_policy": { "policies": [{ "typed_extension_config": in_turn }] },
         }),
     );
     json!({ "policies": [{ "typed_extension_config": policy }] })

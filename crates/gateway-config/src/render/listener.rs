@@ -9,9 +9,10 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
 use serde_json::{Map, Value, json};
 
+use crate::attachment::{Attachment, Responses};
 use crate::error::MissingBinding;
 use crate::plan::{Backend, Listener, Plan, Route};
-use crate::render::filters::{ext_proc, previous_hosts};
+use crate::render::filters::{filter_names, filters, previous_hosts};
 use crate::render::{Bindings, address, extension, listener_port, picker_filter, typed};
 
 /// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
@@ -21,7 +22,7 @@ const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> Result<Value, MissingBinding> {
     let port = listener_port(listener, bindings)?;
-    let pools = pools(listener, plan);
+    let pools = pools(listener, plan, bindings.responses);
     let manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         connection_manager(listener, plan, &pools, bindings),
@@ -30,7 +31,7 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
         "name": listener.xds_name(),
         "address": address(SocketAddr::new(bindings.listen, port)),
     });
-    if pools.iter().any(|(_, failure_mode)| *failure_mode == FailureMode::FailOpen) {
+    if pools.iter().any(|pool| pool.failure_mode == FailureMode::FailOpen) {
         value["per_connection_buffer_limit_bytes"] = json!(FAIL_OPEN_BUFFER_BYTES);
     }
     value["default_filter_chain"] = json!({ "filters": [{
@@ -41,10 +42,10 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
 }
 
 /// Pools that this listener routes to, each once.
-fn pools<'a>(listener: &Listener, plan: &'a Plan) -> Vec<(&'a ObjectKey, FailureMode)> {
+fn pools<'a>(listener: &Listener, plan: &'a Plan, responses: Responses) -> Vec<Attachment<'a>> {
     let mut pools = plan.pools();
-    pools.retain(|(pool, _)| listener.routes.iter().any(|route| pool_of(route, plan) == Some(*pool)));
-    pools
+    pools.retain(|pool| listener.routes.iter().any(|route| pool_of(route, plan) == Some(pool.key)));
+    pools.into_iter().map(|pool| Attachment::new(pool, responses)).collect()
 }
 
 fn pool_of<'a>(route: &Route, plan: &'a Plan) -> Option<&'a ObjectKey> {
@@ -57,7 +58,7 @@ fn pool_of<'a>(route: &Route, plan: &'a Plan) -> Option<&'a ObjectKey> {
 fn connection_manager(
     listener: &Listener,
     plan: &Plan,
-    pools: &[(&ObjectKey, FailureMode)],
+    pools: &[Attachment<'_>],
     bindings: &Bindings,
 ) -> Value {
     let mut value = json!({
@@ -90,24 +91,35 @@ fn connection_manager(
     value["route_config"] = json!({
         "name": listener.xds_name(),
         "ignore_port_in_host_matching": true,
-        "virtual_hosts": virtual_hosts(listener, plan),
+        "virtual_hosts": virtual_hosts(listener, plan, pools),
     });
-    let mut filters: Vec<Value> = pools.iter().map(|(pool, mode)| ext_proc(pool, *mode)).collect();
-    filters.push(extension(
+    if pools.iter().any(|pool| pool.responses == Responses::Observed) {
+        // Headers that a picker adds to the responses that go through it.
+        value["always_set_request_id_in_response"] = json!(true);
+        if bindings.explains {
+            let decision = format!("%DYNAMIC_METADATA({}:{})%", keys::LB_METADATA, keys::DECISION);
+            value["route_config"]["response_headers_to_add"] = json!([{
+                "header": { "key": keys::DECISION, "value": decision },
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }]);
+        }
+    }
+    let mut chain: Vec<Value> = pools.iter().copied().flat_map(filters).collect();
+    chain.push(extension(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
         json!({ "suppress_envoy_headers": true }),
     ));
-    value["http_filters"] = json!(filters);
+    value["http_filters"] = json!(chain);
     value
 }
 
 /// Format of the access log, as JSON. A missing value is written as `null`.
-fn access_log_format(pools: &[(&ObjectKey, FailureMode)]) -> Value {
+fn access_log_format(pools: &[Attachment<'_>]) -> Value {
     let ext_proc: String = match pools {
         [] => "%FILTER_STATE(envoy.filters.http.ext_proc:PLAIN)%".to_owned(),
         pools => {
-            pools.iter().map(|(pool, _)| format!("%FILTER_STATE({}:PLAIN)%", picker_filter(pool))).collect()
+            pools.iter().map(|pool| format!("%FILTER_STATE({}:PLAIN)%", picker_filter(pool.pool))).collect()
         }
     };
     let metadata = |key: &str| format!("%DYNAMIC_METADATA({}:{key})%", keys::LB_METADATA);
@@ -132,7 +144,7 @@ fn access_log_format(pools: &[(&ObjectKey, FailureMode)]) -> Value {
     })
 }
 
-fn virtual_hosts(listener: &Listener, plan: &Plan) -> Vec<Value> {
+fn virtual_hosts(listener: &Listener, plan: &Plan, pools: &[Attachment<'_>]) -> Vec<Value> {
     let mut hosts: Vec<&str> = Vec::new();
     for route in &listener.routes {
         if !hosts.contains(&route.host.as_str()) {
@@ -144,7 +156,7 @@ fn virtual_hosts(listener: &Listener, plan: &Plan) -> Vec<Value> {
             .routes
             .iter()
             .filter(|route| route.host == **host)
-            .map(|planned| route(planned, plan))
+            .map(|planned| route(planned, plan, pools))
             .collect();
         json!({
             "name": format!("{}/{}", listener.xds_name(), host.replace('.', "_")),
@@ -155,7 +167,7 @@ fn virtual_hosts(listener: &Listener, plan: &Plan) -> Vec<Value> {
     hosts.iter().map(render).collect()
 }
 
-fn route(route: &Route, plan: &Plan) -> Value {
+fn route(route: &Route, plan: &Plan, pools: &[Attachment<'_>]) -> Value {
     let mut action = Map::new();
     action.insert("cluster".to_owned(), json!(plan.clusters[route.cluster_idx].name));
     if let Some(timeout) = route.timeout {
@@ -167,9 +179,11 @@ fn route(route: &Route, plan: &Plan) -> Value {
     let mut value = json!({ "name": route.name, "match": path_match(&route.path) });
     if let Some(pool) = pool_of(route, plan) {
         action.insert("retry_policy".to_owned(), retry_policy());
-        // The filter is disabled for the listener and enabled for this route.
+        // The filters are disabled for the listener and enabled for this route.
         let on = typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }));
-        value["typed_per_filter_config"] = json!({ picker_filter(pool): on });
+        let attachment = pools.iter().find(|attachment| attachment.pool == pool);
+        let names = attachment.map(filter_names).unwrap_or_default();
+        value["typed_per_filter_config"] = names.into_iter().map(|name| (name, on.clone())).collect();
     }
     value["route"] = Value::Object(action);
     value

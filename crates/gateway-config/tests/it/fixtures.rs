@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use gateway_config::attachment::Responses;
 use gateway_config::error::TranslateError;
 use gateway_config::plan::Plan;
 use gateway_config::render::{Bindings, PickerBinding};
@@ -34,7 +35,7 @@ pub(crate) fn bindings(plan: &Plan) -> Bindings {
     let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     let picker = PickerBinding { addresses: vec![local(9002)], tls: None };
     let pickers: BTreeMap<ObjectKey, PickerBinding> =
-        plan.pools().into_iter().map(|(pool, _)| (pool.clone(), picker.clone())).collect();
+        plan.pools().into_iter().map(|pool| (pool.key.clone(), picker.clone())).collect();
     let pods = vec![local(18001), local(18002)];
     Bindings {
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -45,5 +46,6 @@ pub(crate) fn bindings(plan: &Plan) -> Bindings {
         xds_dir: "/run/xds".into(),
         access_log: "/run/logs/envoy-access.log".into(),
         explains: true,
+        responses: Responses::Through,
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use expect_test::{expect, expect_file};
+use gateway_config::attachment::Responses;
 use gateway_config::error::MissingBinding;
 use gateway_config::render::{Bindings, PickerTls, Rendered};
 use serde_json::{Value, json};
@@ -199,6 +200,75 @@ fn a_pool_that_fails_open_is_buffered() {
         }
     "#]]
     .assert_eq(&pretty(filter));
+}
+
+/// The tutorial's configuration if the operator wants responses past the picker, with this text in its objects.
+fn observed(yaml: &str) -> Rendered {
+    let plan = plan(yaml).unwrap();
+    Rendered::new(&plan, &Bindings { responses: Responses::Observed, ..bindings(&plan) }).unwrap()
+}
+
+fn filters(rendered: &Rendered) -> Vec<&str> {
+    let filters = manager(rendered, 1)["http_filters"].as_array().unwrap();
+    filters.iter().map(|filter| filter["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn an_observed_response_goes_past_the_picker() {
+    let rendered = observed(&tutorial());
+    expect_file!["golden/observed-listener.json"].assert_eq(&pretty(manager(&rendered, 1)));
+    // Only a listener with a pool has the filters.
+    assert_eq!(manager(&rendered, 0), manager(&render(&tutorial()), 0));
+    let names = routes(&rendered, 1)[0]["typed_per_filter_config"].as_object().unwrap();
+    assert!(filters(&rendered).iter().take(2).eq(names.keys()), "{names:?}");
+    // Control: otherwise the response's body goes through the picker.
+    let through = render(&tutorial());
+    let modes = &manager(&through, 1)["http_filters"][0]["typed_config"]["processing_mode"];
+    assert_eq!(modes["response_body_mode"], "FULL_DUPLEX_STREAMED");
+    assert_eq!(filters(&through).len() + 1, filters(&rendered).len());
+}
+
+#[test]
+fn clients_are_told_of_a_pick_only_if_the_operator_allows_it() {
+    let plan = plan(&tutorial()).unwrap();
+    for (explains, is_told) in [(true, true), (false, false)] {
+        let bindings = Bindings { responses: Responses::Observed, explains, ..bindings(&plan) };
+        let rendered = Rendered::new(&plan, &bindings).unwrap();
+        let added = &manager(&rendered, 1)["route_config"]["response_headers_to_add"];
+        assert_eq!(added.is_array(), is_told, "{added}");
+    }
+}
+
+#[test]
+fn an_observed_pool_that_fails_open_is_buffered() {
+    let open = "    name: inference-gateway-ext-proc\n    failureMode: FailOpen";
+    let rendered = observed(&edited("    name: inference-gateway-ext-proc", open));
+    let filters = &manager(&rendered, 1)["http_filters"];
+    expect![[r#"
+        {
+          "request_header_mode": "SEND",
+          "request_body_mode": "BUFFERED",
+          "response_header_mode": "SKIP",
+          "response_body_mode": "NONE"
+        }
+    "#]]
+    .assert_eq(&pretty(&filters[0]["typed_config"]["processing_mode"]));
+    assert_eq!(filters[1]["typed_config"]["failure_mode_allow"], true);
+}
+
+/// The picker restores the client's name in responses, so they must go through it.
+#[test]
+fn the_responses_of_a_pool_that_renames_models_go_through_the_picker() {
+    let model = |target: &str| {
+        let model = "kind: InferenceModel\napiVersion: inference.networking.x-k8s.io/v1alpha2\n";
+        let spec =
+            format!("spec: {{modelName: m, poolRef: {{name: vllm-qwen-pool}}, targetModels: [{target}]}}");
+        format!("{}---\n{model}metadata: {{name: other}}\n{spec}\n", tutorial())
+    };
+    let renamed = model("{name: m-v2, weight: 1}");
+    assert_eq!(filters(&observed(&renamed)), filters(&render(&renamed)));
+    // Control: a model that keeps its name changes nothing.
+    assert_eq!(filters(&observed(&model("{name: m, weight: 1}"))), filters(&observed(&tutorial())));
 }
 
 #[test]

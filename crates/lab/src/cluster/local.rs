@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use gateway_config::attachment::Responses;
 use inference_api::object::ObjectKey;
 use load::clock::utc_now;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -166,6 +167,8 @@ pub(super) struct Local {
     pickers: Vec<PickerProcess>,
     /// Processes of each picker.
     n_pickers: u32,
+    /// Way of responses.
+    responses: Responses,
     authority: Authority,
     n_pickers_started: u64,
     envoy_files: EnvoyFiles,
@@ -238,7 +241,7 @@ impl Local {
             manifests: Arc::clone(&in_force),
             patience: Duration::ZERO,
         });
-        let n_pickers = options.pickers;
+        let (responses, n_pickers) = (options.responses, options.pickers);
         let mut local = Self {
             manifests_dir: options.manifests.clone(),
             envoy_files: EnvoyFiles::create(files.envoy_dir())?,
@@ -264,6 +267,7 @@ impl Local {
             n_pods_started: 0,
             backoffs: BTreeMap::new(),
             pickers: Vec::new(),
+            responses,
             n_pickers,
             authority,
             n_pickers_started: 0,
@@ -390,10 +394,11 @@ impl Local {
                 let _ = reply.send(outcome);
             }
             Command::Restart { fresh, reply } => {
-                let Fresh { engine_args, picker_args, explains, pickers } = fresh;
+                let Fresh { engine_args, picker_args, explains, responses, pickers } = fresh;
                 self.options.engine_args = engine_args;
                 self.options.picker_args = picker_args;
                 self.options.explains = explains;
+                self.responses = responses.unwrap_or(self.options.responses);
                 self.n_pickers = pickers.unwrap_or(self.options.pickers);
                 self.epoch += 1;
                 self.backoffs.clear();

@@ -60,6 +60,7 @@ impl Local {
             xds_dir: self.envoy_files.xds_dir(),
             access_log: self.files.access_log(),
             explains: self.options.explains,
+            responses: self.responses,
         };
         Ok(Rendered::new(plan, &bindings)?)
     }
