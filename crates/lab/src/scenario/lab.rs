@@ -220,10 +220,11 @@ impl<'a> Lab<'a> {
     pub async fn start_anew(&self, fresh: Fresh) -> Result<()> {
         if self.connections.edited.swap(false, Ordering::Relaxed) {
             self.cluster.reset_manifests().await.context("take the edited manifests back")?;
-            self.reconnect();
         }
         self.cluster.restart(fresh).await.context("restart pods and picker")?;
-        self.cluster.settled().await.map(|_| ())
+        self.cluster.settled().await?;
+        self.reconnect();
+        Ok(())
     }
 
     /// Puts edited manifests in force until the next [`Lab::fresh`].

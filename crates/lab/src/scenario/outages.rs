@@ -1,4 +1,4 @@
-//! Outages of the picker, and what Envoy does then. The picker hangs, dies during a response, is missing for a pool
+//! Outages of the picker, and what Envoy does then. The picker hangs, dies or hangs during a response, is missing for a pool
 //! that fails open, refuses requests because the pool is saturated, or is one of two and dies.
 
 use std::net::SocketAddr;
@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use futures::future::join_all;
+use gateway_config::attachment::Responses;
 use load::clock::Stopwatch;
+use serde_json::Value;
 
 use crate::check::{Check, Claim, Group};
 use crate::cluster::Fresh;
@@ -25,6 +27,8 @@ const DELAYED_CLOSE: Duration = Duration::from_secs(3);
 /// Virtual time into its answer at which a stream is cut. A pod generates 25 to 45 tokens per second.
 const MIDWAY: Duration = Duration::from_secs(1);
 const LONG_ANSWER_TOKENS: u32 = 256;
+/// Long answers that run at the same time.
+const LONG_ANSWERS: usize = 16;
 /// Requests that least request spreads. By chance, all of them go to one of five pods once in 2 million runs.
 const SPREAD: usize = 10;
 /// Requests sent after one of two pickers was killed.
@@ -41,6 +45,7 @@ pub async fn run(lab: &Lab<'_>) {
     let group = Group::Faults;
     part(lab, group, "picker hung", picker_hung).await;
     part(lab, group, "picker cut off", picker_cut_off).await;
+    part(lab, group, "picker gone from streams", picker_gone).await;
     part(lab, group, "pool fails open", fails_open).await;
     part(lab, group, "pool saturated", saturated).await;
     part(lab, group, "one of two pickers killed", one_of_two).await;
@@ -80,16 +85,14 @@ async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The picker sees responses too: when it dies, the streams through it are cut, and clients can see that.
+/// A picker that responses go through dies: they are cut, and clients can see that.
 async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     let [fails, back_claim] = lab.announce([
         claim("picker-cut-off/fails", "A cut answer ends soon and is not well formed"),
         claim("picker-cut-off/back", "The same request passes when the picker is back"),
     ]);
-    lab.fresh(&[]).await?;
-    let mut request = texts::chat(&lab.requests.model(), "A long story about a picker, please.");
-    request["max_tokens"] = LONG_ANSWER_TOKENS.into();
-    request["min_tokens"] = LONG_ANSWER_TOKENS.into();
+    lab.start_anew(Fresh { responses: Some(Responses::Through), ..Fresh::default() }).await?;
+    let request = long_answer(lab, "A long story about a picker, please.");
     let whole = lab.send(shot("long answer, picker alive", body(&request))).await;
     lab.check(
         claim("picker-cut-off/control", "A long answer passes while the picker lives")
@@ -111,6 +114,62 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     let back = lab.send(shot("long answer, picker back", body(&request))).await;
     lab.check(back_claim.equal(GOOD.to_owned(), back.verdict()));
     Ok(())
+}
+
+/// A request for a long answer.
+fn long_answer(lab: &Lab<'_>, text: &str) -> Value {
+    let mut request = texts::chat(&lab.requests.model(), text);
+    request["max_tokens"] = LONG_ANSWER_TOKENS.into();
+    request["min_tokens"] = LONG_ANSWER_TOKENS.into();
+    request
+}
+
+/// The picker dies or hangs while streams run. Only those that go through it notice.
+async fn picker_gone(lab: &Lab<'_>) -> Result<()> {
+    let [killed, hung, killed_through, hung_through] = lab.announce([
+        claim("picker-gone/killed", "Streams past the picker go on when it dies"),
+        claim("picker-gone/hung", "Streams past the picker go on when it hangs"),
+        claim("picker-gone/killed-control", "Streams through the picker end when it dies"),
+        claim("picker-gone/hung-control", "Streams through the picker end when it hangs"),
+    ]);
+    let all = format!("{LONG_ANSWERS} of {LONG_ANSWERS} answered");
+    for (responses, fault, claim) in
+        [(Responses::Observed, Fault::KillPickers, killed), (Responses::Observed, Fault::HangPickers, hung)]
+    {
+        let answers = long_answers(lab, responses, &fault).await?;
+        lab.check(claim.equal(all.clone(), n_answered(&answers)).detail(problems(&answers)));
+    }
+    for (responses, fault, claim) in [
+        (Responses::Through, Fault::KillPickers, killed_through),
+        (Responses::Through, Fault::HangPickers, hung_through),
+    ] {
+        let answers = long_answers(lab, responses, &fault).await?;
+        let n_good = answers.iter().filter(|answer| answer.chat.is_some()).count();
+        lab.check(claim.holds(format!("fewer than {all}"), n_answered(&answers), n_good < LONG_ANSWERS));
+    }
+    Ok(())
+}
+
+/// Sends requests for long answers together, and inflicts `fault` while they run.
+async fn long_answers(lab: &Lab<'_>, responses: Responses, fault: &Fault) -> Result<Vec<Answer>> {
+    lab.start_anew(Fresh { responses: Some(responses), ..Fresh::default() }).await?;
+    let streams = (0..LONG_ANSWERS).map(|number| {
+        let request = long_answer(lab, &format!("Story {number} about a picker, please."));
+        lab.send(shot(format!("{responses:?} responses, {fault}, stream {number}"), body(&request)))
+    });
+    let fail = async {
+        lab.pause(MIDWAY).await;
+        lab.cluster.inflict(fault).await
+    };
+    let (answers, failed) = tokio::join!(join_all(streams), fail);
+    failed?;
+    lab.cluster.end(fault).await?;
+    Ok(answers)
+}
+
+fn n_answered(answers: &[Answer]) -> String {
+    let n_good = answers.iter().filter(|answer| answer.chat.is_some()).count();
+    format!("{n_good} of {} answered", answers.len())
 }
 
 /// Checks `failureMode: FailOpen`: without a picker Envoy uses least request, and clients still cannot choose their
