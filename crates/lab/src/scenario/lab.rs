@@ -29,11 +29,13 @@ use crate::ui::Ui;
 
 /// Longest wait for a record. Logs are written when requests end and flushed within 100 ms, so a record that is missing
 /// after this time will not come.
-const LOG_PATIENCE: Duration = Duration::from_secs(3);
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
 const LOG_POLL: Duration = Duration::from_millis(20);
 /// Time between two looks at what pickers and pods have in memory.
 const POLL: Duration = Duration::from_millis(2);
 
+/// Words of Envoy's reason for a failure when nobody listens on the picker's port.
+pub(super) const REFUSED: &str = "Connection_refused";
 pub(super) const CHAT: &str = "/v1/chat/completions";
 
 /// Tools of a part of a scenario, and the section in which its requests are reported. The cluster belongs to the run.
@@ -385,6 +387,19 @@ impl<'a> Lab<'a> {
         }
         self.journal.requests(&traces);
         Ok(Evidence { traces, prefix_lines: self.prefix_lines(mark) })
+    }
+
+    /// Returns Envoy's reason for the first answer with status 500 after the first `n_before` entries of its access log.
+    pub async fn reason_of_failure(&self, n_before: usize) -> Result<String> {
+        let waiting = Stopwatch::start();
+        loop {
+            let accesses = self.cluster.access_log()?;
+            if let Some(entry) = accesses.into_iter().skip(n_before).find(|entry| entry.code == 500) {
+                return Ok(entry.details.unwrap_or_default());
+            }
+            ensure!(waiting.elapsed() < LOG_PATIENCE, "Envoy's access log has no answer with status 500");
+            tokio::time::sleep(LOG_POLL).await;
+        }
     }
 
     /// Returns the picker's log lines about prefix-aware routing since `mark`.

@@ -13,8 +13,14 @@ use crate::scenario::lab::{Answer, Lab, Shot, Via};
 use crate::scenario::texts;
 
 const REQUESTS: usize = 20;
-/// Time until the picker has noticed a fault. It scrapes each pod every 50 to 100 ms of wall time.
-const NOTICED: Duration = Duration::from_secs(1);
+/// Time between two looks at whether the picker has noticed a fault. It scrapes each pod every 50 to 100 ms of wall time.
+const LOOK: Duration = Duration::from_millis(50);
+/// Looks until the picker must have noticed a fault: 20 s, many times what it takes.
+const LOOKS: usize = 400;
+/// Scrapes without a load after which the picker must believe the pod.
+const NOTICED: f64 = 10.0;
+/// Series that counts scrapes without a load.
+const NO_LOAD: &str = "epp_scrape_failures_total{reason=\"no_load\"}";
 /// Time for which a file is empty during a rewrite.
 const EMPTY_FOR: Duration = Duration::from_millis(100);
 const REWRITES: usize = 10;
@@ -36,7 +42,12 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     let faults = serde_json::json!({"faults": ["metrics-omit"]}).to_string();
     let reply = lab.post(Via::Pod(blind.address), "/debug/faults", &[], faults.into()).await?;
     anyhow::ensure!(reply.status.is_success(), "set the fault: {} {}", reply.status, reply.text());
-    tokio::time::sleep(NOTICED).await;
+    for _ in 0..LOOKS {
+        if lab.picker_metric(NO_LOAD).await? >= NOTICED {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
     let seen = at_pod(lab, "one pod tells nothing").await?;
     lab.check(traffic.equal(
         format!("0 of {REQUESTS} at {}", blind.address),
@@ -50,7 +61,7 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     lab.check(
         control_claim.equal(format!("{} pods", lab.cluster.pods().len()), format!("{} pods", pods.len())),
     );
-    let failed = lab.picker_metric("epp_scrape_failures_total{reason=\"no_load\"}").await?;
+    let failed = lab.picker_metric(NO_LOAD).await?;
     lab.check(counted.holds("more than 0", failed, failed > 0.0));
     Ok(())
 }
