@@ -2,7 +2,7 @@
 //!
 //! The protos under `proto/` keep Envoy's names and numbers; `bytes` fields are [`bytes::Bytes`], so that a body chunk
 //! is passed on without a copy. The code under `generated/` is committed, so that a build needs neither protoc nor its
-//! like; `just proto` writes it anew and a test fails when it is stale. Modules are named as the packages below `envoy`.
+//! like; `just proto` writes it again, and a test fails when it is stale. Modules are named as the packages below `envoy`.
 
 #![expect(clippy::allow_attributes_without_reason, clippy::struct_excessive_bools, reason = "generated code")]
 

@@ -1,7 +1,8 @@
 //! Pickers that serve the same pools report their picks to each other, so that each finds the prefixes of all.
 //!
 //! ```text
-//! director ─ SentPrompt ─► PeerJournal (bounded) ─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ─► its index
+//! director ─ SentPrompt ─► PeerJournal (bounded)
+//!                             └─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ─► its index
 //! ```
 //! There is no leader. Each picker follows every other one and passes nothing on; one that was away or starts again
 //! reads the others' journals as far back as they go. A lost event costs a cache hit, never a request.

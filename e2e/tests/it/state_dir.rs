@@ -1,4 +1,4 @@
-//! Where `e2e up` keeps its state: in the directory that is asked for, or in the user's.
+//! The state of `e2e up` is kept in the directory that is asked for, or in the user's.
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 

@@ -16,7 +16,7 @@ pub(crate) fn run(args: &str) -> Assert {
     cargo_bin_cmd!("mock-vllm").args(args.split_whitespace()).assert()
 }
 
-/// What the program has printed on standard output.
+/// Text that the program has printed on standard output.
 pub(crate) fn stdout(ended: &Assert) -> &str {
     str::from_utf8(&ended.get_output().stdout).unwrap()
 }

@@ -11,7 +11,7 @@ use crate::kv_events;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Engines")]
 pub(super) struct EngineArgs {
-    /// How often each endpoint's metrics are read. Idle endpoints are read half as often if the permitted age of metrics
+    /// Time between two scrapes of an endpoint. Idle endpoints are scraped half as often if the permitted age of metrics
     /// allows it
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
     pub(super) scrape_interval: Duration,
@@ -57,8 +57,8 @@ pub(super) struct EngineArgs {
     /// Port where each engine repeats its KV events; an endpoint's kvReplay overrides it [default: none]
     #[arg(long, value_name = "PORT", hide_short_help = true)]
     kv_replay_port: Option<u16>,
-    /// How long a request of such a pool waits for its token ids from a pod's /v1/…/render or /tokenize; after that the
-    /// picker estimates
+    /// Longest time that a request of such a pool waits for its token ids from a pod's /v1/…/render or /tokenize; after
+    /// that the picker estimates
     #[arg(
         long,
         value_name = "DURATION",

@@ -36,7 +36,7 @@ Exit codes: 0, 1 when a decision is not what its own policy makes of its record,
 #[derive(Args, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct ExplainArgs {
-    /// Where to read [default: standard input]
+    /// File to read [default: standard input]
     file: Option<PathBuf>,
     /// Print JSON, one explained decision per line
     #[arg(long)]

@@ -23,13 +23,13 @@ pub(super) struct PickArgs {
     /// Bound of the prefix index, in blocks per endpoint; a prompt of 128 KB has about 580
     #[arg(long, value_name = "BLOCKS", default_value_t = INDEX_CAPACITY, hide_short_help = true)]
     pub(super) index_capacity: NonZeroU32,
-    /// How many endpoints the proxy gets for a request: the picked one, then fallbacks in order
+    /// Number of endpoints that the proxy gets for a request: the picked one, then fallbacks in order
     #[arg(long, value_name = "COUNT", default_value = "1", hide_short_help = true)]
     pub(super) endpoints_per_pick: NonZeroUsize,
     /// Give the replies of another picker: its headers, its error texts and its error codes in metrics
     #[arg(long, value_enum, value_name = "PICKER", default_value_t = Style(Compat::None), hide_short_help = true)]
     compat: Style,
-    /// How many decisions /debug/decisions keeps
+    /// Number of decisions that /debug/decisions keeps
     #[arg(long, value_name = "COUNT", default_value_t = 1000, hide_short_help = true)]
     pub(super) decisions: usize,
     /// Make ties, weighted models and request ids repeatable [default: random]

@@ -56,7 +56,7 @@ pub(super) struct PortArgs {
     /// Write the bound addresses to this file, as JSON, once all of them are bound
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(super) port_file: Option<PathBuf>,
-    /// How long open streams may take to end after the first SIGTERM or SIGINT; a second signal ends them at once
+    /// Longest time that open streams may take to end after the first SIGTERM or SIGINT; a second signal ends them at once
     #[arg(
         long,
         value_name = "DURATION",
@@ -65,8 +65,8 @@ pub(super) struct PortArgs {
         hide_short_help = true
     )]
     pub(super) grace_period: Duration,
-    /// How long new streams are still accepted after that signal, while health checks already fail. Envoy needs two checks,
-    /// one second apart and each up to a second long, to notice
+    /// Time for which new streams are still accepted after that signal, while health checks already fail. Envoy needs two
+    /// checks, one second apart and each up to a second long, to notice
     #[arg(
         long,
         value_name = "DURATION",

@@ -30,7 +30,7 @@ fn epp(arguments: &[&str]) -> Assert {
     cargo_bin_cmd!("epp").args(arguments).assert()
 }
 
-/// What the program prints on standard output.
+/// Text that the program prints on standard output.
 fn printed(arguments: &[&str]) -> String {
     String::from_utf8(epp(arguments).success().get_output().stdout.clone()).unwrap()
 }

@@ -59,11 +59,11 @@ struct Walker<'a> {
     depth: usize,
     /// Offsets at which the outermost ones begin.
     starts: [usize; 3],
-    /// Whether the container, and the value right inside it, is an object.
+    /// True if it is an object, for the container and for the value right inside it.
     are_objects: [bool; 2],
     /// The last key of the container, and of the value right inside it.
     keys: [Word; 2],
-    /// Whether a string that begins here is a key.
+    /// True if a string that begins here is a key.
     takes_key: bool,
 }
 
