@@ -28,7 +28,8 @@ use crate::budget::Reservation;
 use crate::compat::{Compat, ReplyStyle};
 use crate::pick_request::{Content, PickRequest, RequestHead, RequestId, Route};
 use crate::refusal::{Refusal, RequestFault};
-use crate::reply::{self, Pieces};
+use crate::reply;
+use crate::rewrite::Pieces;
 
 /// The endpoints for a request.
 #[derive(Debug)]

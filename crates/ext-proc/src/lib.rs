@@ -5,6 +5,7 @@
 //! ProcessingRequest → exchange → ProcessingResponse
 //!                        ├ body, response: scanners
 //!                        ├ pick_request: the director's input
+//!                        ├ rewrite: bodies with another name of the model
 //!                        └ reply, refusal, compat: the answers
 //! ```
 
@@ -13,6 +14,8 @@ pub mod observation;
 pub mod exchange;
 
 pub mod compat;
+
+pub mod rewrite;
 
 pub mod reply;
 

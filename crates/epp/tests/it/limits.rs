@@ -4,7 +4,8 @@ use bytes::{Bytes, BytesMut};
 use envoy_proto::service::ext_proc::v3::ProcessingResponse;
 use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
-use ext_proc::reply::{MAX_CHUNK, Pieces};
+use ext_proc::reply::MAX_CHUNK;
+use ext_proc::rewrite::Pieces;
 
 use crate::conversation::{Mode, body, body_of, exchange, post, step};
 

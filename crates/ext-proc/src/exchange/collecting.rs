@@ -12,7 +12,8 @@ use crate::budget::{Full, Reservation};
 use crate::compat::ReplyStyle;
 use crate::pick_request::{Content, RequestHead, RequestId};
 use crate::refusal::RequestFault;
-use crate::reply::{self, MAX_CHUNK, Pieces};
+use crate::reply::{self, MAX_CHUNK};
+use crate::rewrite::{Pieces, replace_in_chunk};
 
 /// Least memory of a chunk in the mode in which each chunk is answered: the size of the answer.
 const ANSWER_BYTES: usize = 512;
@@ -305,7 +306,7 @@ fn each_chunk(
         let end = start + length;
         let body = match &change {
             Some((span, name)) if span.start < end && start < span.end => {
-                let parts = reply::replace_in_chunk(&chunk, start, span, name);
+                let parts = replace_in_chunk(&chunk, start, span, name);
                 reply::changed_body(
                     parts
                         .fold(Vec::new(), |mut body, part| {

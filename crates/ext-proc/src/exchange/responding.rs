@@ -12,8 +12,9 @@ use super::room::Room;
 use crate::budget::Reservation;
 use crate::compat::ReplyStyle;
 use crate::pick_request::header_value;
-use crate::reply::{self, Pieces};
+use crate::reply;
 use crate::response::{Layout, ResponseReader, Usage};
+use crate::rewrite::Pieces;
 
 /// The response so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
