@@ -1,26 +1,23 @@
 //! Sends tokens on time. The API server's time is between the end of a step and the moment at which its tokens are due.
 //! In that time the mock writes the frames of a stream into the outbox of its connection. At that moment the driver's
-//! thread, with a helper if there is much, sends what is in all outboxes in one sweep.
+//! thread sends what is in all outboxes in one sweep.
 //!
 //! ```text
 //! step ends ──► tokens ──► frames ──► outboxes ──(due)──► sweep ──► sockets
 //! ```
 //! A frame that is written after its moment goes straight to the socket. Plain answers need none of this.
 
-mod cores;
 pub mod line;
 pub mod pacing;
 
 use crate::clock::{Clock, SimTime};
 use crate::metrics::lateness::TokenLateness;
-use cores::Core;
 use line::Line;
 use pacing::Pacing;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -31,45 +28,19 @@ pub struct Departures {
     /// Metric that counts every streamed token.
     lateness: Option<Arc<TokenLateness>>,
     state: Mutex<State>,
-    /// Second thread; the first sweep that needs it starts it.
-    helper: OnceLock<Helper>,
 }
 
 /// Least wall time for which a token is held. With less time frames are hardly written ahead, and a sweep per step
 /// would cost more than it gains.
 const WORTH_HOLDING: Duration = Duration::from_micros(500);
-/// Outboxes that a thread takes at once.
-const PORTION: usize = 4;
-/// Tokens of a step from which on the helper is called.
-const WORTH_A_HELPER: usize = 32;
 
 #[derive(Debug, Default)]
 struct State {
     /// Outboxes in the order of their times.
     waiting: VecDeque<(SimTime, Arc<Outbox>)>,
-    last_sweep: Sweep,
-    pacing: Pacing,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Sweep {
     /// Moment up to which everything that is due has left, or leaves as soon as it is written.
-    due: SimTime,
-    began: SimTime,
-    n_outboxes: usize,
-}
-
-/// A second thread for large sweeps. It has a timer of its own: if the first thread woke it, it would come late, and on
-/// the same core.
-#[derive(Debug)]
-struct Helper(Sender<Job>);
-
-#[derive(Clone, Copy, Debug)]
-struct Job {
-    begin: SimTime,
-    due: SimTime,
-    /// Core on which the first thread will wake.
-    busy: Option<Core>,
+    departed: SimTime,
+    pacing: Pacing,
 }
 
 /// Bytes of one connection that were written ahead of their time.
@@ -108,7 +79,7 @@ pub enum Accepted {
 
 impl Departures {
     pub fn new(clock: Clock, lateness: Option<Arc<TokenLateness>>) -> Self {
-        Self { clock, lateness, state: Mutex::default(), helper: OnceLock::new() }
+        Self { clock, lateness, state: Mutex::default() }
     }
 
     /// Returns whether tokens with `time_left` of virtual time should be held; others leave as they are written.
@@ -118,42 +89,26 @@ impl Departures {
 
     /// Lets everything that is due by then leave as it is written.
     pub fn pass(&self, due: SimTime) {
-        self.state.lock().begin(due, &self.clock);
+        let mut state = self.state.lock();
+        state.departed = state.departed.max(due);
     }
 
     /// Announces a sweep for `n_tokens` that are due then, and returns when it must begin.
-    pub fn plan(self: &Arc<Self>, due: SimTime, n_tokens: usize) -> SimTime {
+    pub fn plan(&self, due: SimTime, n_tokens: usize) -> SimTime {
         let lead = self.state.lock().pacing.lead(n_tokens);
-        let begin = SimTime(due.since(SimTime(self.clock.in_virtual(lead))));
-        if n_tokens >= WORTH_A_HELPER {
-            self.helper.get_or_init(|| Helper::start(self)).call(Job { begin, due, busy: cores::current() });
-        }
-        begin
+        SimTime(due.since(SimTime(self.clock.in_virtual(lead))))
     }
 
     /// Sends everything that is due by then; the sweep was planned to begin at `planned`.
     pub fn sweep(&self, due: SimTime, planned: SimTime) {
-        self.share_sweep(due);
-        let now = self.clock.now();
-        let mut state = self.state.lock();
-        let Sweep { began, n_outboxes, .. } = state.last_sweep;
-        let overslept = self.clock.in_wall(began.since(planned));
-        let spent = self.clock.in_wall(now.since(began));
-        state.pacing.observe(overslept, spent, n_outboxes);
-    }
-
-    /// Takes due outboxes, a few at a time, until none is left.
-    fn share_sweep(&self, due: SimTime) {
-        let mut taken = Vec::with_capacity(PORTION);
-        loop {
-            self.state.lock().take_portion(due, &self.clock, &mut taken);
-            if taken.is_empty() {
-                return;
-            }
-            for outbox in taken.drain(..) {
-                outbox.send(due);
-            }
+        let began = self.clock.now();
+        let outboxes = self.state.lock().take_due(due);
+        for outbox in &outboxes {
+            outbox.send(due);
         }
+        let overslept = self.clock.in_wall(began.since(planned));
+        let spent = self.clock.in_wall(self.clock.now().since(began));
+        self.state.lock().pacing.observe(overslept, spent, outboxes.len());
     }
 
     fn observe(&self, due: SimTime, n_tokens: u32) {
@@ -167,56 +122,10 @@ impl Departures {
 // === impl State ===
 
 impl State {
-    fn departed(&self) -> SimTime {
-        self.last_sweep.due
-    }
-
-    fn begin(&mut self, due: SimTime, clock: &Clock) {
-        if due > self.departed() {
-            self.last_sweep = Sweep { due, began: clock.now(), n_outboxes: 0 };
-        }
-    }
-
-    fn take_portion(&mut self, due: SimTime, clock: &Clock, taken: &mut Vec<Arc<Outbox>>) {
-        self.begin(due, clock);
-        while taken.len() < PORTION
-            && let Some((_, outbox)) = self.waiting.pop_front_if(|(at, _)| *at <= due)
-        {
-            taken.push(outbox);
-        }
-        self.last_sweep.n_outboxes += taken.len();
-    }
-}
-
-// === impl Helper ===
-
-impl Helper {
-    /// Starts the thread. If the system has none left, the driver sweeps alone.
-    fn start(departures: &Arc<Departures>) -> Self {
-        let (jobs, inbox) = channel::<Job>();
-        let departures = Arc::downgrade(departures);
-        let help = move || {
-            let mut avoided = None;
-            for Job { begin, due, busy } in inbox {
-                let Some(departures) = departures.upgrade() else { return };
-                if let Some(core) = busy
-                    && busy != avoided
-                {
-                    cores::avoid(core);
-                    avoided = busy;
-                }
-                std::thread::sleep(departures.clock.until(begin));
-                departures.share_sweep(due);
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("departures".to_owned()).spawn(help) {
-            tracing::warn!(%error, "Cannot start a second thread that sends tokens");
-        }
-        Self(jobs)
-    }
-
-    fn call(&self, job: Job) {
-        let _no_thread = self.0.send(job);
+    fn take_due(&mut self, due: SimTime) -> Vec<Arc<Outbox>> {
+        self.departed = self.departed.max(due);
+        let n_due = self.waiting.partition_point(|(at, _)| *at <= due);
+        self.waiting.drain(..n_due).map(|(_, outbox)| outbox).collect()
     }
 }
 
@@ -237,7 +146,7 @@ impl Outbox {
             return;
         }
         let mut state = self.departures.state.lock();
-        if at <= state.departed() {
+        if at <= state.departed {
             drop(state);
             self.departures.observe(at, 1);
             return;
@@ -256,7 +165,7 @@ impl Outbox {
         if held.segments.is_empty() {
             return Poll::Ready(Ok(Accepted::Passed));
         }
-        let departed = self.departures.state.lock().departed();
+        let departed = self.departures.state.lock().departed;
         if let Some(last) = held.segments.back_mut()
             && last.due > departed
         {
@@ -280,7 +189,7 @@ impl Outbox {
         if held.segments.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let departed = self.departures.state.lock().departed();
+        let departed = self.departures.state.lock().departed;
         held.poll_send(&self.line, ctx, departed)
     }
 
