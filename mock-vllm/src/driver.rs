@@ -17,10 +17,10 @@ mod live;
 
 use crate::cache_log::CacheLog;
 use crate::clock::{Clock, SimTime};
-use crate::departures::Departures;
 use crate::kv_events::publisher::KvEventPublisher;
 use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
+use crate::send_schedule::SendSchedule;
 use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
 use commands::{Call, Commands, EngineWork, Inbox, ReportDone};
 use hashbrown::HashMap;
@@ -63,7 +63,7 @@ pub struct DriverConfig {
     pub cache_log: Option<CacheLog>,
     /// Outboxes in which streams wait for their time: then handles get their tokens at the end of the step, ahead of
     /// time. `None`: handles get them when they are due.
-    pub departures: Option<Arc<Departures>>,
+    pub send_schedule: Option<Arc<SendSchedule>>,
     pub queue_limits: QueueLimits,
 }
 
@@ -166,7 +166,7 @@ enum Event {
     /// Tokens of one step, which are due then.
     Deliver(Vec<OutputToken>),
     /// Bytes in the outboxes that are due by that time.
-    Depart(SimTime),
+    Send(SimTime),
     EndStream(RequestId),
 }
 
@@ -192,7 +192,7 @@ struct Driver {
     held: Vec<(Box<Submission>, Outlets)>,
     /// Time of the last event, which never goes back.
     now: SimTime,
-    departures: Option<Arc<Departures>>,
+    send_schedule: Option<Arc<SendSchedule>>,
     output: StepOutput,
     inbox: Inbox,
 }
@@ -206,7 +206,7 @@ pub fn start(
     clock: Clock,
     metrics: Arc<Mutex<Metrics>>,
 ) -> std::io::Result<DriverHandle> {
-    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, departures, queue_limits } =
+    let DriverConfig { engine, latency, jitter, seed, kv_events, cache_log, send_schedule, queue_limits } =
         config;
     let (commands, inbox) = commands::channel(&clock);
     let driver = Driver {
@@ -227,7 +227,7 @@ pub fn start(
         scheduling: Scheduling::default(),
         held: Vec::new(),
         now: SimTime::default(),
-        departures,
+        send_schedule,
         output: StepOutput::default(),
         inbox,
     };
@@ -387,10 +387,10 @@ impl Driver {
                 Event::Enter(id) => self.enter(id),
                 Event::StepEnd => self.end_step(),
                 Event::Deliver(tokens) => {
-                    self.departures.iter().for_each(|departures| departures.pass(at));
+                    self.send_schedule.iter().for_each(|send_schedule| send_schedule.pass(at));
                     self.deliver(at, &tokens);
                 }
-                Event::Depart(due) => self.depart(due, at),
+                Event::Send(due) => self.send_due(due, at),
                 Event::EndStream(id) => self.end_stream(id),
             }
         }
@@ -503,19 +503,19 @@ impl Driver {
         if tokens.is_empty() {
             return;
         }
-        match &self.departures {
-            Some(departures) if departures.are_worth(due.since(self.now)) => {
-                let begin = departures.plan(due, tokens.len()).max(self.now);
-                self.plan(begin, Event::Depart(due));
+        match &self.send_schedule {
+            Some(send_schedule) if send_schedule.is_worth_holding(due.since(self.now)) => {
+                let begin = send_schedule.plan(due, tokens.len()).max(self.now);
+                self.plan(begin, Event::Send(due));
                 self.deliver(due, tokens);
             }
             Some(_) | None => self.plan(due, Event::Deliver(tokens.to_vec())),
         }
     }
 
-    fn depart(&self, due: SimTime, planned: SimTime) {
-        if let Some(departures) = &self.departures {
-            departures.sweep(due, planned);
+    fn send_due(&self, due: SimTime, planned: SimTime) {
+        if let Some(send_schedule) = &self.send_schedule {
+            send_schedule.sweep(due, planned);
         }
     }
 

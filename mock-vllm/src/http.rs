@@ -37,12 +37,12 @@ mod python_json;
 mod wire;
 
 use crate::clock::Clock;
-use crate::departures::Departures;
 use crate::driver::DriverHandle;
 use crate::faults::active::PodFaults;
 use crate::metrics::Metrics;
 use crate::metrics::http::HttpMetrics;
 use crate::request_log::RequestLog;
+use crate::send_schedule::SendSchedule;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
@@ -152,7 +152,7 @@ pub struct Pod {
     pub replier: Replier,
     pub driver: DriverHandle,
     /// Queue in which streams wait for their time.
-    pub departures: Option<Arc<Departures>>,
+    pub send_schedule: Option<Arc<SendSchedule>>,
     pub metrics: Arc<Mutex<Metrics>>,
     pub http_metrics: HttpMetrics,
     pub log: Arc<RequestLog>,

@@ -7,7 +7,7 @@ pub mod http;
 pub mod check_trace;
 pub mod driver;
 pub mod faults;
-pub mod departures;
+pub mod send_schedule;
 pub mod kv_events;
 pub mod metrics;
 pub mod oracle;

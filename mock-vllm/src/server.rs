@@ -7,7 +7,6 @@ pub mod ports;
 
 use crate::cache_log::CacheLog;
 use crate::clock::{Clock, TimeScale};
-use crate::departures::Departures;
 use crate::driver::backlog::QueueLimits;
 use crate::driver::{self, DriverConfig};
 use crate::faults::Rule;
@@ -25,6 +24,7 @@ use crate::metrics::cache_config::{CacheConfig, CacheFlags};
 use crate::metrics::http::HttpMetrics;
 use crate::metrics::{Metrics, MetricsConfig};
 use crate::request_log::RequestLog;
+use crate::send_schedule::SendSchedule;
 use parking_lot::Mutex;
 use std::future::Future;
 use std::num::NonZeroU32;
@@ -215,7 +215,7 @@ pub fn build_pod(
             .map_err(|source| BuildError::CacheLog { path, source })
     };
     let cache_log = cache_log.map(open_cache_log).transpose()?;
-    let departures = Some(Arc::new(Departures::new(clock.clone(), metrics_config.lateness.clone())));
+    let send_schedule = Some(Arc::new(SendSchedule::new(clock.clone(), metrics_config.lateness.clone())));
     let http_metrics = HttpMetrics::new(metrics_config.created);
     let metrics = Arc::new(Mutex::new(Metrics::new(metrics_config)));
     let driver_config = DriverConfig {
@@ -225,7 +225,7 @@ pub fn build_pod(
         seed,
         kv_events,
         cache_log,
-        departures: departures.clone(),
+        send_schedule: send_schedule.clone(),
         queue_limits,
     };
     let driver = driver::start(driver_config, clock.clone(), metrics.clone()).map_err(BuildError::Thread)?;
@@ -235,7 +235,7 @@ pub fn build_pod(
         replier: Replier::new(script, &tokenizer, seed),
         tokenizer,
         driver,
-        departures,
+        send_schedule,
         metrics,
         http_metrics,
         log,
@@ -292,7 +292,7 @@ where
     D::Addr: std::fmt::Debug,
 {
     let begun = stop.begun.clone();
-    let listener = FaultListener::new(door, pod.faults.clone(), pod.departures.clone());
+    let listener = FaultListener::new(door, pod.faults.clone(), pod.send_schedule.clone());
     let dead = pod.faults.dead().clone();
     let keeping = keeper::keep(pod.clone());
     let service = http::router(pod).into_make_service_with_connect_info::<Connection>();

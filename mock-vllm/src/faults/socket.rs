@@ -1,8 +1,8 @@
 //! Listeners and connections that can fail: closed listeners, reset connections, and connections of a dead pod.
 
 use super::active::PodFaults;
-use crate::departures::line::Line;
-use crate::departures::{Accepted, Departures, Outbox};
+use crate::send_schedule::shared_stream::SharedStream;
+use crate::send_schedule::{Accepted, Outbox, SendSchedule};
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use bytes::{Buf as _, Bytes};
@@ -37,8 +37,8 @@ pub trait Door: Listener<Io: Severable> {
 pub trait Severable {
     fn reset_when_closed(&self);
 
-    /// Line on which other threads may send meanwhile; `None` if tokens leave as soon as they are written.
-    fn line(&self) -> Option<&Line>;
+    /// Connection on which other threads may send meanwhile; `None` if tokens leave as soon as they are written.
+    fn shared_stream(&self) -> Option<&SharedStream>;
 }
 
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub struct UnixDoor {
 pub struct FaultListener<D> {
     door: D,
     faults: Arc<PodFaults>,
-    departures: Option<Arc<Departures>>,
+    send_schedule: Option<Arc<SendSchedule>>,
     changed: watch::Receiver<()>,
 }
 
@@ -112,7 +112,7 @@ impl TcpDoor {
 }
 
 impl Listener for TcpDoor {
-    type Io = Line;
+    type Io = SharedStream;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
@@ -123,7 +123,7 @@ impl Listener for TcpDoor {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "Cannot set TCP_NODELAY");
                 }
-                (Line::new(stream), address)
+                (SharedStream::new(stream), address)
             }
             None => std::future::pending().await,
         }
@@ -190,14 +190,14 @@ impl Door for UnixDoor {
 
 // === impl Severable ===
 
-impl Severable for Line {
+impl Severable for SharedStream {
     fn reset_when_closed(&self) {
         if let Err(error) = self.stream().set_zero_linger() {
             tracing::debug!(%error, "Cannot set SO_LINGER");
         }
     }
 
-    fn line(&self) -> Option<&Line> {
+    fn shared_stream(&self) -> Option<&SharedStream> {
         Some(self)
     }
 }
@@ -206,7 +206,7 @@ impl Severable for UnixStream {
     /// Does nothing: a Unix socket has no reset, so the peer sees the end of the stream.
     fn reset_when_closed(&self) {}
 
-    fn line(&self) -> Option<&Line> {
+    fn shared_stream(&self) -> Option<&SharedStream> {
         None
     }
 }
@@ -214,9 +214,9 @@ impl Severable for UnixStream {
 // === impl FaultListener ===
 
 impl<D: Door> FaultListener<D> {
-    /// Wraps a listener. In `departures` the connections' streams wait for their time, if they do.
-    pub fn new(door: D, faults: Arc<PodFaults>, departures: Option<Arc<Departures>>) -> Self {
-        Self { door, changed: faults.watch(), faults, departures }
+    /// Wraps a listener. In `send_schedule` the connections' streams wait for their time, if they do.
+    pub fn new(door: D, faults: Arc<PodFaults>, send_schedule: Option<Arc<SendSchedule>>) -> Self {
+        Self { door, changed: faults.watch(), faults, send_schedule }
     }
 }
 
@@ -234,7 +234,7 @@ impl<D: Door> Listener for FaultListener<D> {
             tokio::select! {
                 (io, address) = self.door.accept() => {
                     if !self.faults.drops_connection() {
-                        return (FaultIo::new(io, self.faults.dead(), self.departures.as_ref()), address);
+                        return (FaultIo::new(io, self.faults.dead(), self.send_schedule.as_ref()), address);
                     }
                     io.reset_when_closed();
                 }
@@ -283,10 +283,10 @@ impl Connection {
 // === impl FaultIo ===
 
 impl<I: Severable> FaultIo<I> {
-    fn new(io: I, pod_dead: &CancellationToken, departures: Option<&Arc<Departures>>) -> Self {
-        let with_line = departures.zip(io.line());
-        let outbox =
-            with_line.map(|(departures, line)| Arc::new(Outbox::new(line.clone(), departures.clone())));
+    fn new(io: I, pod_dead: &CancellationToken, send_schedule: Option<&Arc<SendSchedule>>) -> Self {
+        let with_stream = send_schedule.zip(io.shared_stream());
+        let outbox = with_stream
+            .map(|(send_schedule, stream)| Arc::new(Outbox::new(stream.clone(), send_schedule.clone())));
         let severed = pod_dead.child_token();
         let waiting = Box::pin(severed.clone().cancelled_owned());
         Self { io, connection: Connection { severed, shared: Arc::default(), outbox }, severed: waiting }

@@ -1,8 +1,8 @@
 //! The client of a request: the id that it gave its request, and the connection that the answer goes to.
 
 use super::X_REQUEST_ID;
-use crate::departures::Outbox;
 use crate::faults::socket::Connection;
+use crate::send_schedule::Outbox;
 use axum::extract::{ConnectInfo, FromRequestParts};
 use http::request::Parts;
 use std::convert::Infallible;

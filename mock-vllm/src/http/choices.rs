@@ -4,8 +4,8 @@
 use super::error::ApiError;
 use super::record::Record;
 use super::wire::{Finish, StopReason};
-use crate::departures::Outbox;
 use crate::driver::{Admission, Delivery, RequestHandle};
+use crate::send_schedule::Outbox;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};

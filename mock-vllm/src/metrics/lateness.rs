@@ -1,4 +1,4 @@
-//! Error of the mock's own timing: the wall time from a streamed token's virtual time to its departure to the client.
+//! Error of the mock's own timing: the wall time from a streamed token's virtual time to its sending to the client.
 //! vLLM has no such metric, so it is shown only on request.
 
 use super::exposition::{Exposition, Head, Labels, Series};

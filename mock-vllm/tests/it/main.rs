@@ -6,7 +6,6 @@ mod chat_templates;
 mod check_trace;
 mod cli;
 mod debug_endpoints;
-mod departures;
 #[expect(dead_code, reason = "the tests of the engine itself use all of them")]
 #[path = "../../../crates/vllm-engine/tests/it/fixtures.rs"]
 mod engine_fixtures;
@@ -31,6 +30,7 @@ mod process;
 mod python;
 mod python_clients;
 mod render;
+mod send_schedule;
 mod server_anthropic;
 mod server_chat;
 mod server_choices;

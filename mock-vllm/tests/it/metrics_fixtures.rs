@@ -61,7 +61,7 @@ impl Lab {
             seed: 0,
             kv_events: None,
             cache_log: None,
-            departures: None,
+            send_schedule: None,
             queue_limits: QueueLimits::default(),
         };
         let metrics = Arc::new(Mutex::new(metrics(version)));

@@ -7,23 +7,23 @@
 //! ```
 //! A frame that is written after its moment goes straight to the socket. Plain answers need none of this.
 
-pub mod line;
+pub mod shared_stream;
 pub mod pacing;
 
 use crate::clock::{Clock, SimTime};
 use crate::metrics::lateness::TokenLateness;
-use line::Line;
 use pacing::Pacing;
 use parking_lot::Mutex;
+use shared_stream::SharedStream;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-/// Departures of one pod.
+/// Schedule of the tokens that one pod sends.
 #[derive(Debug)]
-pub struct Departures {
+pub struct SendSchedule {
     clock: Clock,
     /// Metric that counts every streamed token.
     lateness: Option<Arc<TokenLateness>>,
@@ -39,15 +39,15 @@ struct State {
     /// Outboxes in the order of their times.
     waiting: VecDeque<(SimTime, Arc<Outbox>)>,
     /// Moment up to which everything that is due has left, or leaves as soon as it is written.
-    departed: SimTime,
+    sent_until: SimTime,
     pacing: Pacing,
 }
 
 /// Bytes of one connection that were written ahead of their time.
 #[derive(Debug)]
 pub struct Outbox {
-    line: Line,
-    departures: Arc<Departures>,
+    stream: SharedStream,
+    send_schedule: Arc<SendSchedule>,
     held: Mutex<Held>,
 }
 
@@ -75,22 +75,22 @@ pub enum Accepted {
     Passed,
 }
 
-// === impl Departures ===
+// === impl SendSchedule ===
 
-impl Departures {
+impl SendSchedule {
     pub fn new(clock: Clock, lateness: Option<Arc<TokenLateness>>) -> Self {
         Self { clock, lateness, state: Mutex::default() }
     }
 
     /// Returns whether tokens with `time_left` of virtual time should be held; others leave as they are written.
-    pub fn are_worth(&self, time_left: Duration) -> bool {
+    pub fn is_worth_holding(&self, time_left: Duration) -> bool {
         self.clock.in_wall(time_left) >= WORTH_HOLDING
     }
 
     /// Lets everything that is due by then leave as it is written.
     pub fn pass(&self, due: SimTime) {
         let mut state = self.state.lock();
-        state.departed = state.departed.max(due);
+        state.sent_until = state.sent_until.max(due);
     }
 
     /// Announces a sweep for `n_tokens` that are due then, and returns when it must begin.
@@ -123,7 +123,7 @@ impl Departures {
 
 impl State {
     fn take_due(&mut self, due: SimTime) -> Vec<Arc<Outbox>> {
-        self.departed = self.departed.max(due);
+        self.sent_until = self.sent_until.max(due);
         let n_due = self.waiting.partition_point(|(at, _)| *at <= due);
         self.waiting.drain(..n_due).map(|(_, outbox)| outbox).collect()
     }
@@ -132,8 +132,8 @@ impl State {
 // === impl Outbox ===
 
 impl Outbox {
-    pub fn new(line: Line, departures: Arc<Departures>) -> Self {
-        Self { line, departures, held: Mutex::default() }
+    pub fn new(stream: SharedStream, send_schedule: Arc<SendSchedule>) -> Self {
+        Self { stream, send_schedule, held: Mutex::default() }
     }
 
     /// Holds what is written from now on until `at`, when its token is due; sends it at once if that has passed.
@@ -145,10 +145,10 @@ impl Outbox {
             last.n_tokens += 1;
             return;
         }
-        let mut state = self.departures.state.lock();
-        if at <= state.departed {
+        let mut state = self.send_schedule.state.lock();
+        if at <= state.sent_until {
             drop(state);
-            self.departures.observe(at, 1);
+            self.send_schedule.observe(at, 1);
             return;
         }
         let place = state.waiting.partition_point(|(due, _)| *due <= at);
@@ -165,9 +165,9 @@ impl Outbox {
         if held.segments.is_empty() {
             return Poll::Ready(Ok(Accepted::Passed));
         }
-        let departed = self.departures.state.lock().departed;
+        let sent_until = self.send_schedule.state.lock().sent_until;
         if let Some(last) = held.segments.back_mut()
-            && last.due > departed
+            && last.due > sent_until
         {
             bufs.iter().for_each(|buf| last.bytes.extend_from_slice(buf));
             let is_known = held.writer.as_ref().is_some_and(|writer| writer.will_wake(ctx.waker()));
@@ -176,7 +176,7 @@ impl Outbox {
             }
             return Poll::Ready(Ok(Accepted::Held));
         }
-        ready!(held.poll_send(&self.line, ctx, departed))?;
+        ready!(held.poll_send(&self.stream, ctx, sent_until))?;
         Poll::Ready(Ok(Accepted::Passed))
     }
 
@@ -189,8 +189,8 @@ impl Outbox {
         if held.segments.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let departed = self.departures.state.lock().departed;
-        held.poll_send(&self.line, ctx, departed)
+        let sent_until = self.send_schedule.state.lock().sent_until;
+        held.poll_send(&self.stream, ctx, sent_until)
     }
 
     /// Sends everything, even what is not due.
@@ -198,14 +198,14 @@ impl Outbox {
     /// # Errors
     /// Fails if the socket is broken.
     pub fn poll_empty(&self, ctx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.held.lock().poll_send(&self.line, ctx, SimTime(Duration::MAX))
+        self.held.lock().poll_send(&self.stream, ctx, SimTime(Duration::MAX))
     }
 
     /// Sends as much as the socket takes at once, because the connection is about to end.
     pub fn abandon(&self) {
         let mut held = self.held.lock();
         for segment in held.segments.drain(..) {
-            let _cut_off = self.line.try_send(&segment.bytes);
+            let _cut_off = self.stream.try_send(&segment.bytes);
         }
     }
 
@@ -214,8 +214,8 @@ impl Outbox {
         while let Some(first) = held.segments.front_mut()
             && first.due <= due
         {
-            let n_sent = self.line.try_send(&first.bytes);
-            self.departures.observe(first.due, std::mem::take(&mut first.n_tokens));
+            let n_sent = self.stream.try_send(&first.bytes);
+            self.send_schedule.observe(first.due, std::mem::take(&mut first.n_tokens));
             if n_sent < first.bytes.len() {
                 first.bytes.drain(..n_sent);
                 if let Some(writer) = held.writer.take() {
@@ -231,12 +231,17 @@ impl Outbox {
 // === impl Held ===
 
 impl Held {
-    fn poll_send(&mut self, line: &Line, ctx: &mut Context<'_>, due: SimTime) -> Poll<io::Result<()>> {
+    fn poll_send(
+        &mut self,
+        stream: &SharedStream,
+        ctx: &mut Context<'_>,
+        due: SimTime,
+    ) -> Poll<io::Result<()>> {
         while let Some(first) = self.segments.front_mut()
             && first.due <= due
         {
             while !first.bytes.is_empty() {
-                let n_sent = ready!(line.poll_send(ctx, &first.bytes))?;
+                let n_sent = ready!(stream.poll_send(ctx, &first.bytes))?;
                 first.bytes.drain(..n_sent);
             }
             self.segments.pop_front();

@@ -2,8 +2,8 @@
 
 use crate::server_fixtures::take_arrived;
 use mock_vllm::clock::{Clock, SimTime};
-use mock_vllm::departures::line::Line;
-use mock_vllm::departures::{Accepted, Departures, Outbox};
+use mock_vllm::send_schedule::shared_stream::SharedStream;
+use mock_vllm::send_schedule::{Accepted, Outbox, SendSchedule};
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 const MANY_BYTES: usize = 32 << 20;
 
 struct Lab {
-    departures: Arc<Departures>,
+    send_schedule: Arc<SendSchedule>,
     outbox: Arc<Outbox>,
     client: TcpStream,
 }
@@ -25,9 +25,9 @@ impl Lab {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
-        let departures = Arc::new(Departures::new(Clock::start(Default::default()), None));
-        let outbox = Arc::new(Outbox::new(Line::new(server), departures.clone()));
-        Self { departures, outbox, client }
+        let send_schedule = Arc::new(SendSchedule::new(Clock::start(Default::default()), None));
+        let outbox = Arc::new(Outbox::new(SharedStream::new(server), send_schedule.clone()));
+        Self { send_schedule, outbox, client }
     }
 
     async fn write(&self, bytes: &[u8]) -> Accepted {
@@ -35,7 +35,7 @@ impl Lab {
     }
 
     fn sweep(&self, due: SimTime) {
-        self.departures.sweep(due, due);
+        self.send_schedule.sweep(due, due);
     }
 
     /// Returns what has arrived so far.
@@ -88,7 +88,7 @@ async fn who_comes_after_the_sweep_passes() {
 #[tokio::test]
 async fn a_token_that_was_announced_out_of_order_leaves_at_its_time() {
     let (early, late) = (Lab::new().await, Lab::new().await);
-    let outbox = Arc::new(Outbox::new(Line::new(early.client), late.departures.clone()));
+    let outbox = Arc::new(Outbox::new(SharedStream::new(early.client), late.send_schedule.clone()));
     late.outbox.hold(at(20));
     late.write(b"late").await;
     outbox.hold(at(10));

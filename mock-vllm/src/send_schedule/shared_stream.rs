@@ -12,11 +12,11 @@ use tokio::net::TcpStream;
 
 /// Handle of a connection; the connection closes with the last clone.
 #[derive(Clone, Debug)]
-pub struct Line(Arc<TcpStream>);
+pub struct SharedStream(Arc<TcpStream>);
 
-// === impl Line ===
+// === impl SharedStream ===
 
-impl Line {
+impl SharedStream {
     pub fn new(stream: TcpStream) -> Self {
         Self(Arc::new(stream))
     }
@@ -61,7 +61,7 @@ impl Line {
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for SharedStream {
     fn poll_read(self: Pin<&mut Self>, ctx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !buf.has_remaining_mut() {
             return Poll::Ready(Ok(()));
@@ -76,7 +76,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for SharedStream {
     fn poll_write(self: Pin<&mut Self>, ctx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_send(ctx, buf)
     }
