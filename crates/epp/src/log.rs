@@ -1,7 +1,7 @@
 //! The log, in zap's console format: tabs, RFC 3339 seconds, `{"key": "value"}`.
 //!
 //! ```text
-//! 2025-05-23T03:33:09Z⇥INFO⇥director/note.rs:35⇥Do prefix-aware routing!⇥{"request": "v68m4zx472", …}
+//! 2025-05-23T03:33:09Z⇥INFO⇥director/note.rs:181⇥Do prefix-aware routing!⇥{"request": "v68m4zx472", …}
 //! ```
 //! Each event is one `write_all`, so lines of different threads never mix. A separate thread writes them to stderr.
 
