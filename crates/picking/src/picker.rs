@@ -26,6 +26,9 @@ use crate::request::{Request, TokenPrompts};
 /// Default of the most blocks of each endpoint in the prefix index: a prompt of 128 KB has about 580.
 pub const INDEX_CAPACITY: NonZeroU32 = NonZeroU32::new(31_250).expect("above 0");
 
+/// Default of the time between two scrapes of an endpoint that is busy.
+pub const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Settings that do not change while a picker lives.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {

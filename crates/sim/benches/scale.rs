@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Request, Workload, World};
+use sim::world::{Fleet, Outcome, Refusal, Request, SCRAPE_INTERVAL, Workload, World};
 
 /// Requests of one session; each prompt has everything that was said before, and something new.
 const ROUNDS: usize = 10;
@@ -118,13 +118,12 @@ impl Workload for Sessions {
 )]
 fn run(n_pods: usize, n_requests: usize) {
     let pod = PodConfig::preset("a10-doc", true, 0.03).expect("the preset exists");
-    let scrape_interval = Duration::from_millis(50);
     let fleet = Fleet {
         pod,
         n_pods,
         policy: Policy::prefix(),
         index_block: None,
-        scrape_interval,
+        scrape_interval: SCRAPE_INTERVAL,
         in_detail: false,
         seed: 1,
     };

@@ -6,6 +6,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use picking::picker;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use vllm_engine::config::ConfigError;
@@ -15,6 +16,8 @@ use vllm_engine::step::OutputToken;
 use crate::pod::{Pod, PodConfig, Work};
 use crate::router::{Placed, Policy, Router, Ticket};
 
+/// Time between two scrapes with the picker's defaults.
+pub const SCRAPE_INTERVAL: Duration = picker::SCRAPE_INTERVAL;
 /// Time from the last token to the end of the stream, as in the mock server.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 

@@ -20,10 +20,11 @@ use load::multi_round_qa::sharegpt::{self, Entry};
 use load::output;
 use serde_json::{Value, json};
 use sim::model::ServedModel;
+use sim::world::SCRAPE_INTERVAL;
 
 use self::agreement::Pair;
 use self::judge::{Figures, Setup, TableLine};
-use self::side::{Caching, PUBLISHED_LATENCY, PUBLISHED_PODS, PolicyName, SCRAPE_INTERVAL, Side};
+use self::side::{Caching, PUBLISHED_LATENCY, PUBLISHED_PODS, PolicyName, Side};
 use self::workload::Command;
 
 /// The tutorial's command.

@@ -1,19 +1,26 @@
 //! Flags that say how the picker reads the engines: their metrics, their KV events, their tokens.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use clap::Args;
+use humantime::format_duration;
+use picking::picker::SCRAPE_INTERVAL;
 use scheduling::saturation::Thresholds;
 
 use super::values::{parse_duration, parse_ratio};
 use crate::kv_events;
+
+/// [`SCRAPE_INTERVAL`] as a user writes it.
+static DEFAULT_SCRAPE_INTERVAL: LazyLock<String> =
+    LazyLock::new(|| format_duration(SCRAPE_INTERVAL).to_string());
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Engines")]
 pub(super) struct EngineArgs {
     /// Time between two scrapes of an endpoint. Idle endpoints are scraped half as often if the permitted age of metrics
     /// allows it
-    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = DEFAULT_SCRAPE_INTERVAL.as_str(), value_parser = parse_duration)]
     pub(super) scrape_interval: Duration,
     /// Metrics older than this, and older than two scrape intervals, do not count
     #[arg(

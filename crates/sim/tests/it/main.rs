@@ -10,7 +10,7 @@ use std::time::Duration;
 use sim::model::{Message, ServedModel};
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Request, Workload, World};
+use sim::world::{Fleet, Outcome, Refusal, Request, SCRAPE_INTERVAL, Workload, World};
 
 /// Requests at fixed moments.
 struct Planned {
@@ -58,9 +58,16 @@ fn request(first_token: u32, n_tokens: u32, n_output: usize) -> Request {
 
 fn world(policy: Policy, n_pods: usize, (jitter, seed): (f64, u64)) -> World {
     let pod = PodConfig::preset("a10-doc", true, jitter).unwrap();
-    let scrape_interval = Duration::from_millis(50);
-    World::try_new(Fleet { pod, n_pods, policy, index_block: None, scrape_interval, in_detail: true, seed })
-        .unwrap()
+    World::try_new(Fleet {
+        pod,
+        n_pods,
+        policy,
+        index_block: None,
+        scrape_interval: SCRAPE_INTERVAL,
+        in_detail: true,
+        seed,
+    })
+    .unwrap()
 }
 
 fn run(

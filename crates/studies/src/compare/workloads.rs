@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Request, Workload as Drives};
+use sim::world::{Fleet, Outcome, Refusal, Request, SCRAPE_INTERVAL, Workload as Drives};
 
 use crate::compare::traces::Traced;
 
@@ -20,7 +20,6 @@ const BLOCKS: u32 = 6_001;
 /// Most tokens of a prompt and its answer for which a pod has room.
 const MAX_MODEL_LEN: usize = 8192;
 pub const DURATION: Duration = Duration::from_secs(200);
-const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
 const JITTER: f64 = 0.03;
 /// Number of token ids; each is written with four letters, the length of a mean English token.
 const VOCABULARY: u32 = 1 << 16;

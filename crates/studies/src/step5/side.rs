@@ -12,7 +12,7 @@ use serde::Serialize;
 use sim::model::ServedModel;
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, World};
+use sim::world::{Fleet, SCRAPE_INTERVAL, World};
 use tracing::debug;
 
 use crate::step5::COMMAND;
@@ -23,8 +23,6 @@ use crate::step5::workload::{Command, Failure, Measured, Played, Tool, UserIds};
 pub const PUBLISHED_LATENCY: &str = "a10-doc";
 /// Number of servers in the published runs.
 pub const PUBLISHED_PODS: usize = 2;
-/// The picker's own scrape interval while a pod is busy.
-pub const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
 /// Jitter of real servers.
 const JITTER: f64 = 0.03;
 
