@@ -67,7 +67,6 @@ pub(crate) fn counted(matched_bytes: u64) -> u64 {
 }
 
 /// Bytes of a prompt of `n_tokens` and `total_bytes` of which an engine saves so many tokens.
-#[must_use]
-pub fn bytes_of_tokens(saved_tokens: u64, n_tokens: u64, total_bytes: u64) -> u64 {
+fn bytes_of_tokens(saved_tokens: u64, n_tokens: u64, total_bytes: u64) -> u64 {
     saved_tokens * total_bytes / n_tokens.max(1)
 }

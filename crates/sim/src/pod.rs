@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use prefix_index::blocks::{BlockEvent, EngineHash, Stored};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use vllm_engine::config::{ConfigError, EngineConfig};
 use vllm_engine::engine::Engine;
+use vllm_engine::event::KvEvent;
 use vllm_engine::hash::BlockHash;
 use vllm_engine::latency::LatencyModel;
 use vllm_engine::prefix::{PromptPrefix, cached_prefix};
@@ -151,10 +153,10 @@ impl Pod {
             .hashes(self.engine.config())
     }
 
-    /// Returns the number of tokens in a block.
-    #[must_use]
-    pub fn block_size(&self) -> usize {
-        self.engine.config().block_size as usize
+    /// Returns the engine's KV events since the last call, in order, as a picker reads them; none without
+    /// [`EngineConfig::kv_events`].
+    pub fn take_kv_events(&mut self) -> Vec<BlockEvent> {
+        self.engine.take_events().into_iter().map(block_event).collect()
     }
 
     /// Returns the number of a prompt's tokens that the engine would find in its cache now.
@@ -224,5 +226,24 @@ impl Work {
             lora: None,
             priority: 0,
         }
+    }
+}
+
+/// Returns the event in the form in which a picker reads it from the wire.
+fn block_event(event: KvEvent) -> BlockEvent {
+    let name = |hash: &BlockHash| EngineHash::of_integer(hash.event_int());
+    match event {
+        // Simulated requests have neither adapter nor salt.
+        KvEvent::BlockStored { block_hashes, parent, token_ids, block_size, lora: _, cache_salt: _ } => {
+            BlockEvent::Stored(Stored {
+                hashes: block_hashes.iter().map(name).collect(),
+                parent: parent.as_ref().map(name),
+                tokens: token_ids,
+                block_size,
+                ..Stored::default()
+            })
+        }
+        KvEvent::BlockRemoved { block_hash } => BlockEvent::Removed(vec![name(&block_hash)]),
+        KvEvent::AllBlocksCleared => BlockEvent::Cleared,
     }
 }

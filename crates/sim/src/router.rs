@@ -1,8 +1,7 @@
 //! Chooses a pod for each request: by the picker's policy, by Envoy's own, or by wrong policies that checks must
 //! detect.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +9,11 @@ use std::time::Duration;
 use picking::endpoint::{Endpoint, Sample};
 use picking::estimate::CacheReading;
 use picking::lease::Lease;
-use picking::matching::{Matched, bytes_of_tokens};
+use picking::matching::Matched;
 use picking::moment::Moment;
-use picking::picker::{INDEX_CAPACITY, Picker, Settings};
-use picking::request::Request;
-use prefix_index::blocks::Bounds;
+use picking::picker::{self, INDEX_CAPACITY, Picker, Settings, Turn};
+use picking::request::{Request, TokenPrompts};
+use prefix_index::blocks::{BlockEvent, Bounds, TokenPrompt};
 use prefix_index::chain::{BlockHash, Chain, ChainBuilder, ChainSeed};
 use prefix_index::matches::Matches;
 use rand::{RngExt, SeedableRng};
@@ -23,7 +22,6 @@ use scheduling::affinity::Affinity;
 use scheduling::candidate::Load;
 use scheduling::load_index::{CurrentLoad, LoadIndex, Pick};
 use scheduling::pick::Policy as Picking;
-use vllm_engine::hash::BlockHash as EngineHash;
 
 use crate::pod::{Gauges, Pod, Work};
 
@@ -47,8 +45,7 @@ pub enum Policy {
         threshold: f64,
         max_gap: u32,
     },
-    /// The picker's `PREFIX_CACHE` in precise mode: by what the engines' caches hold, and will hold of requests in
-    /// flight.
+    /// The picker's `PREFIX_CACHE` in precise mode: by the engines' KV events.
     Precise(Affinity),
     /// The pod whose first token would come first, by trying a copy of every engine. It knows everything except later
     /// requests.
@@ -94,7 +91,7 @@ struct Choice {
 #[derive(Debug)]
 pub struct Router {
     policy: Policy,
-    rng: ChaCha8Rng,
+    turn: Turn<ChaCha8Rng>,
     picker: Picker,
     /// The pods as the picker sees them.
     endpoints: Vec<Arc<Endpoint>>,
@@ -104,11 +101,6 @@ pub struct Router {
     /// Bytes of the index's blocks; 1 for the index's own schedule.
     block_bytes: NonZeroU64,
     unchained: Vec<HashSet<BlockHash>>,
-    /// Blocks that each pod will have computed for requests without a first token, with the number of these requests;
-    /// by pod.
-    expected: Vec<HashMap<EngineHash, u32>>,
-    /// Blocks of the field above, by request.
-    expected_of: HashMap<u64, Vec<EngineHash>>,
     /// The endpoints' loads in the order that the picker's policies use.
     load_index: LoadIndex,
     next: usize,
@@ -161,6 +153,11 @@ impl Policy {
         Self::PrefixUnchained(Affinity::default())
     }
 
+    /// Returns whether the router follows the engines' KV events.
+    pub(crate) fn uses_kv_events(self) -> bool {
+        matches!(self, Self::Precise(_))
+    }
+
     /// Returns the picker's policy; for policies that the picker does not have, the result is never used.
     fn picking(self) -> Picking {
         match self {
@@ -186,18 +183,19 @@ impl Router {
         });
         let endpoint =
             |slot: usize| Arc::new(picker.endpoint(u32::try_from(slot).expect("fewer than 2^32 pods")));
-        let endpoints = (0..n_pods).map(endpoint).collect();
+        let endpoints: Vec<_> = (0..n_pods).map(endpoint).collect();
+        if policy.uses_kv_events() {
+            endpoints.iter().for_each(|endpoint| picker.blocks().reset(endpoint.id(), true));
+        }
         Self {
             policy,
-            rng: ChaCha8Rng::seed_from_u64(seed),
+            turn: Turn::new(ChaCha8Rng::seed_from_u64(seed)),
             picker,
             endpoints,
             matches: Matches::new(),
             held: Vec::new(),
             block_bytes: NonZeroU64::MIN,
             unchained: vec![HashSet::new(); n_pods],
-            expected: vec![HashMap::new(); n_pods],
-            expected_of: HashMap::new(),
             load_index: LoadIndex::new(policy.picking(), n_pods),
             next: 0,
         }
@@ -220,8 +218,14 @@ impl Router {
         self.rank(pod_idx);
     }
 
+    /// Applies KV events of a pod's engine.
+    pub fn on_kv_events(&mut self, pod_idx: usize, events: Vec<BlockEvent>) {
+        self.picker.blocks().apply(self.endpoints[pod_idx].id(), events);
+    }
+
     pub fn place(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Placed {
-        let Choice { pod_idx, uncached_bytes, matched_bytes, chain } = self.choose(ticket, pods);
+        let Some(choice) = self.choose(ticket, pods) else { return self.place_by_events(ticket) };
+        let Choice { pod_idx, uncached_bytes, matched_bytes, chain } = choice;
         let request = Request {
             policy: self.policy.picking(),
             n_endpoints: NonZeroUsize::MIN,
@@ -237,17 +241,33 @@ impl Router {
         Placed { pod_idx, lease }
     }
 
+    /// Places a request as the servers do in precise mode.
+    fn place_by_events(&mut self, ticket: Ticket<'_>) -> Placed {
+        let chain = chain(ticket.text);
+        let blocks = self.picker.blocks();
+        let prompt = TokenPrompt { tokens: ticket.work.prompt.clone(), ..TokenPrompt::default() };
+        let tokens = TokenPrompts {
+            prompts: vec![prompt],
+            block_size: blocks.block_size(self.endpoints.iter().map(|endpoint| endpoint.id())),
+        };
+        let request = Request {
+            policy: self.policy.picking(),
+            n_endpoints: NonZeroUsize::MIN,
+            target_model: None,
+            chains: std::slice::from_ref(&chain),
+            tokens: Some(&tokens),
+            prompt_bytes: ticket.text.len() as u64,
+            reading: CacheReading::Text,
+        };
+        let members: Vec<&Arc<Endpoint>> = self.endpoints.iter().collect();
+        let placed = self.picker.place(&request, &members, Moment::after_epoch(ticket.now), &mut self.turn);
+        let picker::Placed { decision, lease, candidates: _, matched: _ } = placed.expect("a fleet has pods");
+        Placed { pod_idx: decision.candidate_idx, lease }
+    }
+
     /// Records that the first token has come.
-    pub fn on_first_token(&mut self, id: u64, placed: &mut Placed) {
+    pub fn on_first_token(&mut self, placed: &mut Placed) {
         let Placed { pod_idx, lease } = placed;
-        for hash in self.expected_of.remove(&id).unwrap_or_default() {
-            if let Entry::Occupied(mut entry) = self.expected[*pod_idx].entry(hash) {
-                *entry.get_mut() -= 1;
-                if *entry.get() == 0 {
-                    entry.remove();
-                }
-            }
-        }
         lease.on_first_token();
         self.rank(*pod_idx);
     }
@@ -266,25 +286,26 @@ impl Router {
         self.load_index.set(pod_idx, CurrentLoad { waiting, kv_usage, in_flight, uncached_bytes });
     }
 
-    fn choose(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Choice {
+    /// Returns the choice of the policy; `None` for precise mode, in which the picker chooses by itself.
+    fn choose(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Option<Choice> {
         let n_pods = self.endpoints.len();
         let any_load = |pod_idx| Choice { pod_idx, ..Choice::default() };
-        match self.policy {
+        let choice = match self.policy {
             Policy::RoundRobin => {
                 self.next = (self.next + 1) % n_pods;
                 any_load(self.next)
             }
-            Policy::Random => any_load(self.rng.random_range(0..n_pods)),
+            Policy::Random => any_load(self.turn.rng.random_range(0..n_pods)),
             Policy::LeastRequest => any_load(self.least_of_two()),
             Policy::Guard { threshold: _, max_gap } => {
                 let Choice { pod_idx, chain, .. } = self.by_prefix(ticket.text);
                 Choice { pod_idx: self.guarded(pod_idx, max_gap), chain, ..Choice::default() }
             }
-            Policy::Precise(_) => self.by_engines(ticket, pods),
+            Policy::Precise(_) => return None,
             Policy::Oracle => any_load(soonest(ticket, pods)),
             Policy::User => match ticket.user {
                 Some(user) => any_load(usize::try_from(user).unwrap_or_default() % n_pods),
-                None => any_load(self.rng.random_range(0..n_pods)),
+                None => any_load(self.turn.rng.random_range(0..n_pods)),
             },
             Policy::Load => {
                 self.held.clear();
@@ -293,7 +314,8 @@ impl Router {
             Policy::Prefix(_) => self.by_prefix(ticket.text),
             Policy::PrefixNeverNoted(_) => Choice { chain: None, ..self.by_prefix(ticket.text) },
             Policy::PrefixUnchained(_) => self.by_unchained(ticket.text),
-        }
+        };
+        Some(choice)
     }
 
     fn by_prefix(&mut self, text: &str) -> Choice {
@@ -309,7 +331,7 @@ impl Router {
 
     /// Draws two pods and returns the less busy one.
     fn least_of_two(&mut self) -> usize {
-        let [first, second] = [(); 2].map(|()| self.rng.random_range(0..self.endpoints.len()));
+        let [first, second] = [(); 2].map(|()| self.turn.rng.random_range(0..self.endpoints.len()));
         let in_flight = |pod_idx: usize| self.endpoints[pod_idx].in_flight();
         if in_flight(second) < in_flight(first) { second } else { first }
     }
@@ -319,28 +341,6 @@ impl Router {
         let in_flight = || self.endpoints.iter().map(|endpoint| endpoint.in_flight());
         let gap = in_flight().max().unwrap_or(0) - in_flight().min().unwrap_or(0);
         if gap > max_gap { self.least_of_two() } else { pod_idx }
-    }
-
-    fn by_engines(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Choice {
-        let prompt = &ticket.work.prompt;
-        let hashes = pods[0].hashes(prompt);
-        let total = chain(ticket.text).total_bytes();
-        let n_tokens = prompt.len() as u64;
-        let matched = pods.iter().zip(&self.expected).map(|(pod, expected)| {
-            let n_expected = hashes.iter().take_while(|hash| expected.contains_key(*hash)).count();
-            // A request finds what an earlier one will have computed.
-            let n_cached = u64::from(pod.cached_tokens(&hashes));
-            let saved = n_cached.max((n_expected * pod.block_size()) as u64);
-            bytes_of_tokens(saved, n_tokens, total)
-        });
-        self.held.clear();
-        self.held.extend(matched.enumerate().filter(|(_, matched)| *matched > 0));
-        let picked = self.pick(total);
-        for hash in &hashes {
-            *self.expected[picked.pod_idx].entry(*hash).or_default() += 1;
-        }
-        self.expected_of.insert(ticket.work.id, hashes);
-        picked
     }
 
     fn by_unchained(&mut self, text: &str) -> Choice {
@@ -366,7 +366,7 @@ impl Router {
 
     /// Chooses a pod by what pods hold of the prompt.
     fn pick(&mut self, total_bytes: u64) -> Choice {
-        let picked = self.load_index.pick(total_bytes, &self.held, &mut self.rng);
+        let picked = self.load_index.pick(total_bytes, &self.held, &mut self.turn.rng);
         let Pick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
         Choice {
             pod_idx: endpoint_idx,

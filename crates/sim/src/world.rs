@@ -143,7 +143,8 @@ impl World {
     ///
     /// # Errors
     /// When the engine's settings contradict each other.
-    pub fn try_new(fleet: Fleet) -> Result<Self, ConfigError> {
+    pub fn try_new(mut fleet: Fleet) -> Result<Self, ConfigError> {
+        fleet.pod.engine.kv_events = fleet.policy.uses_kv_events();
         let pods = fleet.seeds().take(fleet.n_pods);
         let pods = pods.map(|seed| Pod::try_new(&fleet.pod, seed)).collect::<Result<_, _>>()?;
         let router = Router::new(fleet.policy, fleet.n_pods, fleet.router_seed())
@@ -197,7 +198,7 @@ impl World {
             Event::StepEnd(pod_idx) => self.end_step(pod_idx),
             Event::FirstToken(id) => {
                 if let Some(live) = self.live.get_mut(&id) {
-                    self.router.on_first_token(id, &mut live.placed);
+                    self.router.on_first_token(&mut live.placed);
                 }
             }
             Event::End(id) => {
@@ -281,7 +282,7 @@ impl World {
         let pod_idx = self.live[&id].placed.pod_idx;
         if let Err(error) = self.pods[pod_idx].enter(id) {
             if let Some(Live { mut placed, .. }) = self.live.remove(&id) {
-                self.router.on_first_token(id, &mut placed);
+                self.router.on_first_token(&mut placed);
                 self.router.on_end(placed);
             }
             return Err(Refusal { id, pod_idx, error });
@@ -299,6 +300,10 @@ impl World {
     fn end_step(&mut self, pod_idx: usize) {
         let way_out = self.pods[pod_idx].way_out();
         let tokens: Vec<OutputToken> = self.pods[pod_idx].end_step().to_vec();
+        let events = self.pods[pod_idx].take_kv_events();
+        if !events.is_empty() {
+            self.router.on_kv_events(pod_idx, events);
+        }
         let seen_at = self.now + way_out;
         for OutputToken { id, output_idx, cached_tokens, finished, .. } in tokens {
             if let Some(live) = self.live.get_mut(&id.0) {

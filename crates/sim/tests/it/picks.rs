@@ -12,14 +12,14 @@ use epp::tuning::Patch;
 use ext_proc::body::{Api, BodyScanner};
 use ext_proc::compat::Compat;
 use ext_proc::exchange::ResponseReport;
-use ext_proc::pick_request::{Content, PickRequest};
+use ext_proc::pick_request::{Content, PickRequest, PromptTokens};
 use inference_api::manifest::{self, Object};
 use inference_api::object::ObjectKey;
 use picking::endpoint::Sample;
 use picking::picker::INDEX_CAPACITY;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::KvAddresses;
-use prefix_index::blocks::Bounds;
+use prefix_index::blocks::{BlockEvent, Bounds, EngineHash, Stored, TokenPrompt};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
@@ -37,6 +37,12 @@ spec: {targetPortNumber: 8000, selector: {app: a}, extensionRef: {name: e}}
 const N_PODS: u16 = 4;
 const FIRST_PORT: u16 = 8000;
 const SEED: u64 = 7;
+/// The pool's strategy and, beside it, the annotation for precise mode.
+const PRECISE: &str = "PREFIX_CACHE, inference.networking.x-k8s.io/prefix-cache-mode: precise";
+/// Tokens in a block of the engines.
+const BLOCK_SIZE: u32 = 16;
+/// Bytes of text in a token.
+const TOKEN_BYTES: usize = 4;
 
 /// An event that both sides see.
 #[derive(Clone, Debug)]
@@ -49,6 +55,8 @@ enum Event {
     End(usize),
     /// Every pod is scraped.
     Scrape(Vec<Gauges>),
+    /// The engine of a pod reports a change of its cache. The simulator does not see it if it is `lost`.
+    Kv { pod_idx: usize, event: BlockEvent, lost: bool },
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -63,7 +71,34 @@ fn event() -> impl Strategy<Value = Event> {
         2 => any::<usize>().prop_map(Event::FirstToken),
         2 => any::<usize>().prop_map(Event::End),
         1 => prop::collection::vec(gauges, usize::from(N_PODS)).prop_map(Event::Scrape),
+        3 => (0..usize::from(N_PODS), kv_event())
+            .prop_map(|(pod_idx, event)| Event::Kv { pod_idx, event, lost: false }),
     ]
+}
+
+/// The blocks of the first bytes of a conversation are stored, or one of them is removed, or all of them are.
+fn kv_event() -> impl Strategy<Value = BlockEvent> {
+    let name =
+        |conversation: u8, block_idx: u64| EngineHash::of_integer(u64::from(conversation) << 32 | block_idx);
+    let stored = move |(conversation, n_bytes)| {
+        let mut tokens = tokens(&text(conversation, n_bytes));
+        let n_blocks = tokens.len() / BLOCK_SIZE as usize;
+        tokens.truncate(n_blocks * BLOCK_SIZE as usize);
+        let hashes = (0..n_blocks as u64).map(|block_idx| name(conversation, block_idx)).collect();
+        BlockEvent::Stored(Stored { hashes, tokens, block_size: BLOCK_SIZE, ..Stored::default() })
+    };
+    let removed = move |(conversation, block_idx)| BlockEvent::Removed(vec![name(conversation, block_idx)]);
+    prop_oneof![
+        6 => (0..5_u8, 64..6000_usize).prop_map(stored),
+        3 => (0..5_u8, 0..90_u64).prop_map(removed),
+        1 => Just(BlockEvent::Cleared),
+    ]
+}
+
+/// The token ids of a text, as if each token had the same number of bytes.
+fn tokens(text: &str) -> Vec<u32> {
+    let token = |bytes: &[u8]| bytes.iter().fold(0, |id, byte| id << 8 | u32::from(*byte));
+    text.as_bytes().chunks(TOKEN_BYTES).map(token).collect()
 }
 
 /// The first bytes of a conversation. All conversations begin alike.
@@ -116,6 +151,9 @@ impl Served {
         };
         let director = Director::new(options, Arc::new(Metrics::default()));
         let datastore = director.apply(&reader.snapshot());
+        for endpoint in &datastore.endpoints {
+            director.blocks().reset(endpoint.state.id(), true);
+        }
         Self { director, datastore, start: Instant::now() }
     }
 
@@ -134,7 +172,10 @@ impl Served {
             wants_reason: false,
             content: Content::Body(scanner.finish(&[body]).unwrap()),
         };
-        let pick = self.director.decide(request, self.now(now)).unwrap();
+        let prompt = TokenPrompt { tokens: tokens(text), ..TokenPrompt::default() };
+        let tokens = PromptTokens::Known(vec![prompt]);
+        let (pick, _record) = self.director.decide_on_record(request, tokens, self.now(now));
+        let pick = pick.unwrap();
         let (_, port) = pick.destination.rsplit_once(':').unwrap();
         (usize::from(port.parse::<u16>().unwrap() - FIRST_PORT), pick.lease)
     }
@@ -142,6 +183,10 @@ impl Served {
     fn end(&self, in_flight: InFlightRequest, now: Duration) {
         let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
         self.director.settle(in_flight, &report, self.now(now).instant);
+    }
+
+    fn apply(&self, pod_idx: usize, event: BlockEvent) {
+        self.director.blocks().apply(self.datastore.endpoints[pod_idx].state.id(), vec![event]);
     }
 
     fn scrape(&self, gauges: &[Gauges], now: Duration) {
@@ -159,25 +204,25 @@ fn picks(events: &[Event], served: &Served, policy: Policy) -> [Vec<usize>; 2] {
     let mut router = Router::new(policy, usize::from(N_PODS), SEED);
     let mut picks = [Vec::new(), Vec::new()];
     // Requests in flight, those without a first token in front.
-    let mut waiting: Vec<(u64, InFlightRequest, Placed)> = Vec::new();
+    let mut waiting: Vec<(InFlightRequest, Placed)> = Vec::new();
     let mut answering: Vec<(InFlightRequest, Placed)> = Vec::new();
     for (number, event) in (0_u64..).zip(events) {
         let now = Duration::from_millis(10 * number);
         match event {
             Event::Arrival { conversation, n_bytes } => {
                 let text = text(*conversation, *n_bytes);
-                let work = Work { id: number, prompt: Vec::new(), output: Vec::new() };
+                let work = Work { id: number, prompt: tokens(&text), output: Vec::new() };
                 let asked = router::Ticket { text: &text, user: None, work: &work, now };
                 let (served_idx, in_flight) = served.place(&text, now);
                 let placed = router.place(asked, &[]);
                 picks[0].push(served_idx);
                 picks[1].push(placed.pod_idx);
-                waiting.push((number, in_flight, placed));
+                waiting.push((in_flight, placed));
             }
             Event::FirstToken(nth) if !waiting.is_empty() => {
-                let (id, mut in_flight, mut placed) = waiting.remove(nth % waiting.len());
+                let (mut in_flight, mut placed) = waiting.remove(nth % waiting.len());
                 in_flight.note_body();
-                router.on_first_token(id, &mut placed);
+                router.on_first_token(&mut placed);
                 answering.push((in_flight, placed));
             }
             Event::End(nth) if !answering.is_empty() => {
@@ -186,6 +231,12 @@ fn picks(events: &[Event], served: &Served, policy: Policy) -> [Vec<usize>; 2] {
                 router.on_end(placed);
             }
             Event::FirstToken(_) | Event::End(_) => {}
+            Event::Kv { pod_idx, event, lost } => {
+                served.apply(*pod_idx, event.clone());
+                if !lost {
+                    router.on_kv_events(*pod_idx, vec![event.clone()]);
+                }
+            }
             Event::Scrape(gauges) => {
                 served.scrape(gauges, now);
                 for (pod_idx, gauges) in gauges.iter().enumerate() {
@@ -208,6 +259,13 @@ proptest! {
     fn the_simulator_picks_by_prefix_as_the_servers_do(events in traces()) {
         let served = Served::new("PREFIX_CACHE", Patch::default());
         let [servers, simulator] = picks(&events, &served, Policy::prefix());
+        prop_assert_eq!(servers, simulator);
+    }
+
+    #[test]
+    fn the_simulator_picks_by_kv_events_as_the_servers_do(events in traces()) {
+        let served = Served::new(PRECISE, Patch::default());
+        let [servers, simulator] = picks(&events, &served, Policy::precise());
         prop_assert_eq!(servers, simulator);
     }
 
@@ -244,4 +302,25 @@ fn a_number_that_one_side_changes_shows() {
     }
     let simulated = || Policy::Prefix(Affinity::new(0.4));
     assert!(differs(simulated, "{}"), "a threshold on the simulator's side alone changes no pick");
+}
+
+/// Control: a KV event that only the servers see shows.
+#[test]
+fn a_kv_event_that_one_side_misses_shows() {
+    let differs = |n_lost| {
+        let mut runner = TestRunner::deterministic();
+        (0..64).any(|_| {
+            let mut events = traces().new_tree(&mut runner).unwrap().current();
+            let losses = events.iter_mut().filter_map(|event| match event {
+                Event::Kv { lost, .. } => Some(lost),
+                _ => None,
+            });
+            losses.take(n_lost).for_each(|lost| *lost = true);
+            let served = Served::new(PRECISE, Patch::default());
+            let [servers, simulator] = picks(&events, &served, Policy::precise());
+            servers != simulator
+        })
+    };
+    assert!(!differs(0));
+    assert!(differs(1), "the first KV event of a trace changes no pick");
 }
