@@ -44,6 +44,9 @@ fn serves(cluster: &Cluster, pod: &Pod) -> bool {
 
 #[tokio::test]
 async fn an_unready_pod_leaves_the_endpoints_and_comes_back() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     let probe =
         "readinessProbe: {httpGet: {path: /health, port: 8000}, periodSeconds: 1, failureThreshold: 2}";

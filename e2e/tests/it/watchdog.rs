@@ -48,6 +48,9 @@ async fn closing_the_pipe_ends_the_group() {
 
 #[tokio::test]
 async fn a_child_that_ignores_sigterm_is_killed() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let mut watchdog = spawn(dir.path(), "trap '' TERM;");
     let ids = ids(dir.path()).await;

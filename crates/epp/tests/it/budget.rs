@@ -153,6 +153,9 @@ async fn room_is_given_back_however_a_stream_ends() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_given_up() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let long = TIMEOUTS.total;
     for (timeouts, expected) in [
         (Timeouts { idle: 5 * SHORT, total: long }, "nothing of the body came for 500ms"),

@@ -17,6 +17,9 @@ async fn complete(picker: &Picker, prompt: &str) -> Result<String, i32> {
 
 #[tokio::test]
 async fn a_pool_file_that_is_rewritten_in_place_costs_no_request_and_no_prefix() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let picker = Scenario::new(3).start().await;
     let prompt = "x".repeat(400);
     let holder = complete(&picker, &prompt).await.unwrap();

@@ -106,6 +106,9 @@ async fn a_report_tells_who_served() {
 /// A client that is gone, a pod that has died: the proxy ends the report in the middle.
 #[tokio::test]
 async fn a_report_that_breaks_off_ends_the_request() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let picker = Scenario::new(1).start().await;
     let proxy = picker.proxy().await;
     let answer = ask(&proxy, "hello").await;

@@ -200,6 +200,9 @@ async fn a_picker_ends_with_any_of_its_parts() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_lack_of_file_descriptors_is_waited_for() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let program = Program::start(40);
     let mut sockets = Vec::new();
     for _ in 0..60 {

@@ -163,6 +163,9 @@ async fn a_log_that_nobody_reads_holds_nothing_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_read_again_says_what_it_lacks() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let program = Program::start(&["--drain-delay", "0s"]);
     program.chat(MANY).await;
     let n_dropped = program.metric("epp_log_dropped_lines_total ");
