@@ -4,7 +4,6 @@ use std::str::FromStr;
 
 use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
-
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Names, Pool};

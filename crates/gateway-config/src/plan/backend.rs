@@ -54,7 +54,7 @@ impl Backend {
 /// The names of a pool's models in its engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Names {
-    /// Those that clients use.
+    /// The engines use the names that clients use.
     Kept,
     /// An InferenceModel sends at least one model under another name.
     Changed,

@@ -71,12 +71,9 @@ fn picker(attachment: Attachment<'_>) -> Value {
     if let (Value::Object(modes), Value::Object(response_modes)) = (&mut modes, response_modes) {
         modes.extend(response_modes);
     }
-    json!({
-        "name": picker_filter(pool),
-        "disabled": true,
-        "typed_config": typed(
-            "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
-            json!({
+    ext_proc(
+        picker_filter(pool),
+        json!({
                 "grpc_service": {
                     "envoy_grpc": { "cluster_name": picker_cluster(pool) },
                     "initial_metadata": metadata,
@@ -97,9 +94,8 @@ fn picker(attachment: Attachment<'_>) -> Value {
                     "forwarding_namespaces": { "untyped": [keys::LB_METADATA, keys::SUBSET_METADATA] },
                     "receiving_namespaces": { "untyped": [keys::LB_METADATA] },
                 },
-            }),
-        ),
-    })
+        }),
+    )
 }
 
 /// The filter that reports responses to the picker that has picked. It sends and goes on: a picker that hangs, dies or
@@ -107,12 +103,9 @@ fn picker(attachment: Attachment<'_>) -> Value {
 /// comes of it.
 fn observer(pool: &ObjectKey) -> Value {
     let picker = format!("%DYNAMIC_METADATA({}:{})%", keys::LB_METADATA, keys::PICKER);
-    json!({
-        "name": observer_filter(pool),
-        "disabled": true,
-        "typed_config": typed(
-            "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
-            json!({
+    ext_proc(
+        observer_filter(pool),
+        json!({
                 "grpc_service": {
                     "envoy_grpc": { "cluster_name": picker_cluster(pool) },
                     "initial_metadata": [
@@ -131,9 +124,14 @@ fn observer(pool: &ObjectKey) -> Value {
                     "response_trailer_mode": "SEND",
                 },
                 "metadata_options": { "forwarding_namespaces": { "untyped": [keys::LB_METADATA] } },
-            }),
-        ),
-    })
+        }),
+    )
+}
+
+/// A filter that calls a picker, disabled until a route enables it.
+fn ext_proc(name: String, config: Value) -> Value {
+    let config = typed("envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor", config);
+    json!({ "name": name, "disabled": true, "typed_config": config })
 }
 
 pub(super) fn previous_hosts() -> Value {
