@@ -11,7 +11,7 @@ use inference_api::gateway::{
     BackendRef, Gateway, HttpRoute, HttpRouteRule, ParentRef, PathMatch, PathMatchKind,
 };
 use inference_api::keys;
-use inference_api::manifest::Object;
+use inference_api::kinds::Object;
 use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
 

@@ -5,11 +5,13 @@
 
 pub mod condition;
 pub mod manifest;
+pub mod kinds;
 pub mod gateway;
 pub mod pool;
 pub mod keys;
 pub mod workload;
 pub mod object;
+pub mod field;
 
 pub mod probe;
 pub mod port;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::field::FieldError;
 use crate::keys;
 use crate::object::{ObjectKey, ObjectMeta};
 
@@ -323,9 +324,9 @@ struct PoolRef {
 // === checks ===
 
 impl TryFrom<PoolV1Alpha2> for InferencePool {
-    type Error = String;
+    type Error = FieldError;
 
-    fn try_from(raw: PoolV1Alpha2) -> Result<Self, String> {
+    fn try_from(raw: PoolV1Alpha2) -> Result<Self, FieldError> {
         let PoolSpecV1Alpha2 { selector, target_port_number, extension_ref } = raw.spec;
         let ExtensionRef { group, kind, name, port_number, failure_mode } = extension_ref;
         check_service_ref("spec.extensionRef", group, kind)?;
@@ -343,9 +344,9 @@ impl TryFrom<PoolV1Alpha2> for InferencePool {
 }
 
 impl TryFrom<PoolV1> for InferencePool {
-    type Error = String;
+    type Error = FieldError;
 
-    fn try_from(raw: PoolV1) -> Result<Self, String> {
+    fn try_from(raw: PoolV1) -> Result<Self, FieldError> {
         let PoolSpecV1 {
             selector: LabelSelector { match_labels: selector },
             target_ports,
@@ -362,65 +363,72 @@ impl TryFrom<PoolV1> for InferencePool {
 }
 
 impl TryFrom<ModelV1Alpha2> for InferenceModel {
-    type Error = String;
+    type Error = FieldError;
 
-    fn try_from(raw: ModelV1Alpha2) -> Result<Self, String> {
+    fn try_from(raw: ModelV1Alpha2) -> Result<Self, FieldError> {
         let ModelSpec { model_name, criticality, target_models, pool_ref } = raw.spec;
         let PoolRef { group, kind, name: pool } = pool_ref;
         if group.as_deref().is_some_and(|group| group != keys::GROUP_X && group != keys::GROUP) {
-            return Err(format!(
-                "spec.poolRef.group: {} is not an InferencePool's",
-                group.unwrap_or_default()
-            ));
+            let what = format!("{} is not an InferencePool's", group.unwrap_or_default());
+            return Err(FieldError::new("spec.poolRef.group", what));
         }
         if kind.as_deref().is_some_and(|kind| kind != "InferencePool") {
-            return Err(format!("spec.poolRef.kind: {} is not InferencePool", kind.unwrap_or_default()));
+            let what = format!("{} is not InferencePool", kind.unwrap_or_default());
+            return Err(FieldError::new("spec.poolRef.kind", what));
         }
         if model_name.is_empty() || model_name.chars().count() > MAX_MODEL_NAME {
-            return Err(format!("spec.modelName: must have 1 to {MAX_MODEL_NAME} characters"));
+            let what = format!("must have 1 to {MAX_MODEL_NAME} characters");
+            return Err(FieldError::new("spec.modelName", what));
         }
         check_targets(&target_models)?;
         Ok(Self { meta: raw.metadata, model_name, criticality, target_models, pool })
     }
 }
 
-fn check_service_ref(path: &str, group: Option<String>, kind: Option<String>) -> Result<(), String> {
+fn check_service_ref(path: &str, group: Option<String>, kind: Option<String>) -> Result<(), FieldError> {
+    let refuse = |field: &str, value: &str| {
+        let what = format!("{value} is not supported, a picker is a core Service");
+        Err(FieldError::new(format!("{path}.{field}"), what))
+    };
     match (group.as_deref(), kind.as_deref()) {
         (None | Some(""), None | Some("Service")) => Ok(()),
-        (Some(group), None | Some("Service")) if !group.is_empty() => {
-            Err(format!("{path}.group: {group} is not supported, a picker is a core Service"))
-        }
-        (_, Some(kind)) => Err(format!("{path}.kind: {kind} is not supported, a picker is a core Service")),
+        (Some(group), None | Some("Service")) if !group.is_empty() => refuse("group", group),
+        (_, Some(kind)) => refuse("kind", kind),
         (Some(_), None) => Ok(()),
     }
 }
 
-fn check_pool(selector: &BTreeMap<String, String>, ports: &[u16], picker: &PickerRef) -> Result<(), String> {
+fn check_pool(
+    selector: &BTreeMap<String, String>,
+    ports: &[u16],
+    picker: &PickerRef,
+) -> Result<(), FieldError> {
     if selector.is_empty() {
-        return Err("spec.selector: an empty selector selects no pod".to_owned());
+        return Err(FieldError::new("spec.selector", "an empty selector selects no pod"));
     }
     if ports.is_empty() || ports.len() > MAX_TARGET_PORTS {
-        return Err(format!("spec.targetPorts: must list 1 to {MAX_TARGET_PORTS} ports"));
+        return Err(FieldError::new("spec.targetPorts", format!("must list 1 to {MAX_TARGET_PORTS} ports")));
     }
     if ports.contains(&0) || picker.port == 0 {
-        return Err("spec: port 0 is not a port".to_owned());
+        return Err(FieldError::new("spec", "port 0 is not a port"));
     }
     if picker.name.is_empty() {
-        return Err("spec: the endpoint picker has no name".to_owned());
+        return Err(FieldError::new("spec", "the endpoint picker has no name"));
     }
     Ok(())
 }
 
-fn check_targets(targets: &[TargetModel]) -> Result<(), String> {
+fn check_targets(targets: &[TargetModel]) -> Result<(), FieldError> {
+    let refuse = |what: String| Err(FieldError::new("spec.targetModels", what));
     if targets.len() > MAX_TARGET_MODELS {
-        return Err(format!("spec.targetModels: at most {MAX_TARGET_MODELS}, not {}", targets.len()));
+        return refuse(format!("at most {MAX_TARGET_MODELS}, not {}", targets.len()));
     }
     let n_weighted = targets.iter().filter(|target| target.weight.is_some()).count();
     if n_weighted != 0 && n_weighted != targets.len() {
-        return Err("spec.targetModels: set a weight on all of them or on none".to_owned());
+        return refuse("set a weight on all of them or on none".to_owned());
     }
     match targets.iter().filter_map(|target| target.weight).find(|w| !(1..=MAX_TARGET_WEIGHT).contains(w)) {
-        Some(weight) => Err(format!("spec.targetModels: weight {weight} is not in 1..={MAX_TARGET_WEIGHT}")),
+        Some(weight) => refuse(format!("weight {weight} is not in 1..={MAX_TARGET_WEIGHT}")),
         None => Ok(()),
     }
 }

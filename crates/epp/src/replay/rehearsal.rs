@@ -4,7 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use inference_api::manifest::{self, ManifestError, Object};
+use inference_api::kinds::Object;
+use inference_api::manifest::{self, ManifestError};
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::KvAddresses;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use inference_api::gateway::{BackendTrafficPolicy, Gateway, GatewayClass, HttpRoute};
-use inference_api::manifest::Object;
+use inference_api::kinds::Object;
 use inference_api::object::ObjectMeta;
 use inference_api::pool::{InferenceModel, InferencePool};
 use inference_api::workload::Service;

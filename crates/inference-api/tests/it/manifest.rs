@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use expect_test::{Expect, expect};
 use inference_api::gateway::parse_duration;
-use inference_api::manifest::{Object, parse};
+use inference_api::kinds::Object;
+use inference_api::manifest::parse;
 use inference_api::pool::{Criticality, FailureMode, InferencePool, PoolVersion, RoutingStrategy};
 
 const POOL: &str = "

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, bail};
 use gateway_config::plan::{Backend, Plan, PodPort};
-use inference_api::manifest::{self, Object};
+use inference_api::kinds::Object;
+use inference_api::manifest;
 use inference_api::object::{self, ObjectKey};
 use inference_api::pool::PrefixSource;
 use inference_api::workload::{Container, Deployment};

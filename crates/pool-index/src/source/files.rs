@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use inference_api::manifest::{self, ManifestError, Object};
+use inference_api::kinds::Object;
+use inference_api::manifest::{self, ManifestError};
 use inference_api::object::{DEFAULT_NAMESPACE, ObjectKey};
 use inference_api::pool::{InferenceModel, InferencePool};
 use serde::Deserialize;

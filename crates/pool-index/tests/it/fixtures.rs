@@ -6,7 +6,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use inference_api::manifest::{self, Object};
+use inference_api::kinds::Object;
+use inference_api::manifest;
 use inference_api::object::ObjectKey;
 use pool_index::index::{Change, EndpointRecord, Membership};
 use pool_index::snapshot::{KvAddresses, Snapshot};
