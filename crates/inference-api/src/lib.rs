@@ -1,10 +1,12 @@
 //! InferencePool, InferenceModel and the Gateway API objects: types, parsing, header and metadata keys.
 //!
 //! Plain data without a Kubernetes client, so that the local path compiles none. Every object is checked once, here,
-//! into a form that needs no further check; a field that nothing in Warmpath honours is an error that names it.
+//! into a form that needs no further check. A field that nothing in Warmpath honours is an error in a file, and is
+//! named beside an object from an API server.
 
 pub mod condition;
 pub mod manifest;
+pub mod lenient;
 pub mod kinds;
 pub mod gateway;
 pub mod pool;

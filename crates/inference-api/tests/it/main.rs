@@ -1,4 +1,5 @@
 //! Manifests as users write them, valid and invalid.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod lenient;
 mod manifest;
