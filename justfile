@@ -46,7 +46,7 @@ step5:
 soak:
     bash .ci/recipe soak
 
-# Generate the ext_proc code from its protos again.
+# Generate the code and the descriptors from the protos again.
 proto:
     REGENERATE_PROTO=1 cargo test --package envoy-proto
 

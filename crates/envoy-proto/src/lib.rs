@@ -1,4 +1,4 @@
-//! Envoy's ext_proc protocol as generated Rust, reduced to what an endpoint picker needs.
+//! Envoy's ext_proc protocol and Envoy Gateway's extension service as generated Rust, reduced to what Warmpath needs.
 //!
 //! The protos under `proto/` keep Envoy's names and numbers; `bytes` fields are [`bytes::Bytes`], so that a body chunk
 //! is passed on without a copy. The code under `generated/` is committed, so that a build needs neither protoc nor its
@@ -39,6 +39,18 @@ pub mod r#type {
         include!("generated/envoy.r#type.v3.rs");
     }
 }
+
+/// The service by which Envoy Gateway lets others edit the configuration that it makes.
+#[cfg(feature = "envoy-gateway")]
+#[expect(clippy::too_many_lines, reason = "generated code")]
+pub mod envoygateway {
+    pub mod extension {
+        include!("generated/envoygateway.extension.rs");
+    }
+}
+
+/// Descriptors of the configuration messages that Warmpath writes: an encoded `FileDescriptorSet`.
+pub const XDS_DESCRIPTORS: &[u8] = include_bytes!("generated/xds.binpb");
 
 pub mod google {
     //! The well-known types, under their own package's name.

@@ -3,15 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-/// Set to write the generated code anew instead of comparing it.
+use prost::Message as _;
+
+/// Set to write the generated files again instead of comparing them.
 const REGENERATE: Option<&str> = option_env!("REGENERATE_PROTO");
 
 #[test]
 fn generated_code_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let out = tempfile::tempdir().unwrap();
-    let files = protox::compile(["envoy/service/ext_proc/v3/external_processor.proto"], [root.join("proto")])
-        .unwrap();
+    let roots = ["envoy/service/ext_proc/v3/external_processor.proto", "extension/service.proto"];
+    let files = protox::compile(roots, [root.join("proto")]).unwrap();
     tonic_prost_build::configure()
         .bytes(".")
         .btree_map(".")
@@ -32,7 +34,63 @@ fn generated_code_is_up_to_date() {
         assert!(current == text, "{} is stale: run `just proto`", name.display());
         names.push(name);
     }
-    assert_eq!(names.len(), 4, "one file per package, and no package lost: {names:?}");
+    assert_eq!(names.len(), 5, "one file per package, and no package lost: {names:?}");
+}
+
+/// Messages of the configuration that Warmpath writes; the others are imported by them.
+const XDS: [&str; 13] = [
+    "envoy/config/cluster/v3/cluster.proto",
+    "envoy/config/listener/v3/listener.proto",
+    "envoy/config/route/v3/route.proto",
+    "envoy/extensions/filters/http/ext_proc/v3/ext_proc.proto",
+    "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
+    "envoy/extensions/http/early_header_mutation/header_mutation/v3/header_mutation.proto",
+    "envoy/extensions/load_balancing_policies/least_request/v3/least_request.proto",
+    "envoy/extensions/load_balancing_policies/override_host/v3/override_host.proto",
+    "envoy/extensions/load_balancing_policies/round_robin/v3/round_robin.proto",
+    "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls.proto",
+    "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
+    "google/protobuf/wrappers.proto",
+];
+
+#[test]
+fn descriptors_are_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = protox::compile(XDS, [root.join("proto")]).unwrap();
+    for file in &mut files.file {
+        file.source_code_info = None;
+    }
+    let fresh = files.encode_to_vec();
+    let committed = root.join("src/generated/xds.binpb");
+    if REGENERATE.is_some() {
+        fs::write(&committed, &fresh).unwrap();
+    }
+    assert!(fs::read(&committed).unwrap() == fresh, "{} is stale: run `just proto`", committed.display());
+}
+
+/// Every proto is used: by the generated code or by the descriptors.
+#[test]
+fn no_proto_is_left_over() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code = ["envoy/service/ext_proc/v3/external_processor.proto", "extension/service.proto"];
+    let files = protox::compile(XDS.into_iter().chain(code), [root.join("proto")]).unwrap();
+    let used: Vec<&str> = files.file.iter().map(prost_types::FileDescriptorProto::name).collect();
+    let mut folders = vec![root.join("proto")];
+    let mut n_files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            n_files += 1;
+            let name = path.strip_prefix(root.join("proto")).unwrap().to_str().unwrap();
+            assert!(used.contains(&name), "{name} is used by nothing");
+        }
+    }
+    assert!(n_files > 25, "{n_files}");
 }
 
 #[test]
@@ -41,7 +99,6 @@ fn field_numbers_are_envoys() {
         BodyMutation, BodyResponse, CommonResponse, ProcessingResponse, StreamedBodyResponse, body_mutation,
         processing_response,
     };
-    use prost::Message;
     let chunk = StreamedBodyResponse { body: "hi".into(), end_of_stream: true, ..Default::default() };
     let mutation = BodyMutation { mutation: Some(body_mutation::Mutation::StreamedResponse(chunk)) };
     let body = BodyResponse {
