@@ -7,6 +7,7 @@
 pub mod condition;
 pub mod manifest;
 pub mod lenient;
+pub mod crd;
 pub mod kinds;
 pub mod gateway;
 pub mod pool;

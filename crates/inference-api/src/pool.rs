@@ -10,13 +10,13 @@ use crate::keys;
 use crate::object::{ObjectKey, ObjectMeta};
 
 /// Longest `modelName` that the API admits, in characters.
-const MAX_MODEL_NAME: usize = 256;
+pub(crate) const MAX_MODEL_NAME: usize = 256;
 /// Most target models of one InferenceModel.
-const MAX_TARGET_MODELS: usize = 10;
+pub(crate) const MAX_TARGET_MODELS: usize = 10;
 /// Largest weight of a target model.
-const MAX_TARGET_WEIGHT: u32 = 1_000_000;
+pub(crate) const MAX_TARGET_WEIGHT: u32 = 1_000_000;
 /// Most target ports of a v1 pool.
-const MAX_TARGET_PORTS: usize = 8;
+pub(crate) const MAX_TARGET_PORTS: usize = 8;
 
 /// The API version in which a pool was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -411,6 +411,11 @@ fn check_pool(
     }
     if ports.contains(&0) || picker.port == 0 {
         return Err(FieldError::new("spec", "port 0 is not a port"));
+    }
+    if let Some(port) =
+        ports.iter().enumerate().find_map(|(idx, port)| ports[..idx].contains(port).then_some(port))
+    {
+        return Err(FieldError::new("spec.targetPorts", format!("port {port} is listed twice")));
     }
     if picker.name.is_empty() {
         return Err(FieldError::new("spec", "the endpoint picker has no name"));
