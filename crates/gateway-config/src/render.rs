@@ -1,9 +1,9 @@
 //! Renders a plan and its bindings as Envoy's files: bootstrap, LDS, CDS, an EDS file per cluster, and a static
 //! equivalent.
 
-mod cluster;
-mod listener;
-mod filters;
+pub(crate) mod cluster;
+pub(crate) mod listener;
+pub(crate) mod filters;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -171,7 +171,7 @@ fn typed(name: &str, value: Value) -> Value {
 }
 
 /// An extension: its name and its typed configuration.
-fn extension(name: &str, message: &str, config: Value) -> Value {
+pub(crate) fn extension(name: &str, message: &str, config: Value) -> Value {
     json!({ "name": name, "typed_config": typed(message, config) })
 }
 
@@ -181,7 +181,7 @@ fn listener_port(listener: &Listener, bindings: &Bindings) -> Result<u16, Missin
 }
 
 /// Name of a pool's picker cluster, the same as Envoy AI Gateway's.
-fn picker_cluster(pool: &ObjectKey) -> String {
+pub(crate) fn picker_cluster(pool: &ObjectKey) -> String {
     format!("envoy.clusters.endpointpicker_{}_{}_ext_proc", pool.name, pool.namespace)
 }
 

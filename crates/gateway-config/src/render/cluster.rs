@@ -49,11 +49,21 @@ pub(super) fn load_assignment(cluster_name: &str, endpoints: &[SocketAddr]) -> V
 /// client can send at a time.
 const MAX_FRAMES: u32 = 1_000_000;
 
+/// The cluster of a picker on this machine.
 pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
     let name = picker_cluster(pool);
-    let mut value = json!({
+    let mut value = picker_at(&name, "STATIC", load_assignment(&name, &picker.addresses));
+    if let Some(PickerTls { server_name, trusted_ca }) = &picker.tls {
+        value["transport_socket"] = tls_to(server_name, json!({ "filename": trusted_ca }));
+    }
+    value
+}
+
+/// The cluster of a picker whose addresses `load_assignment` says, without TLS.
+pub(crate) fn picker_at(name: &str, kind: &str, load_assignment: Value) -> Value {
+    json!({
         "name": name,
-        "type": "STATIC",
+        "type": kind,
         "connect_timeout": "1s",
         "circuit_breakers": { "thresholds": [{
             "max_connections": MAX_REQUESTS,
@@ -83,20 +93,15 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
             "grpc_health_check": { "service_name": PICKER_SERVICE },
         }],
         "load_balancing_policy": picker_that_picked(),
-        "load_assignment": load_assignment(&name, &picker.addresses),
-    });
-    if let Some(tls) = &picker.tls {
-        value["transport_socket"] = tls_to(tls);
-    }
-    value
+        "load_assignment": load_assignment,
+    })
 }
 
-/// TLS that accepts only a certificate for `server_name`, signed by one of the authorities in `trusted_ca`: whoever
-/// answers as the picker sees every prompt.
-fn tls_to(tls: &PickerTls) -> Value {
-    let PickerTls { server_name, trusted_ca } = tls;
+/// TLS that accepts only a certificate for `server_name`, signed by one of the authorities in `trusted_ca`, a data
+/// source: whoever answers as the picker sees every prompt.
+pub(crate) fn tls_to(server_name: &str, trusted_ca: Value) -> Value {
     let validation = json!({
-        "trusted_ca": { "filename": trusted_ca },
+        "trusted_ca": trusted_ca,
         "match_typed_subject_alt_names": [{ "san_type": "DNS", "matcher": { "exact": server_name } }],
     });
     extension(
@@ -118,13 +123,18 @@ fn common(cluster: &Cluster, kind: &str) -> Value {
         "name": cluster.name,
         "type": kind,
         "connect_timeout": "10s",
-        "circuit_breakers": { "thresholds": [{
-            "max_connections": MAX_REQUESTS,
-            "max_pending_requests": MAX_REQUESTS,
-            "max_requests": MAX_REQUESTS,
-            "max_retries": MAX_RETRIES,
-        }] },
+        "circuit_breakers": { "thresholds": [thresholds()] },
         "load_balancing_policy": policy,
+    })
+}
+
+/// Bounds of a cluster of pods.
+pub(crate) fn thresholds() -> Value {
+    json!({
+        "max_connections": MAX_REQUESTS,
+        "max_pending_requests": MAX_REQUESTS,
+        "max_requests": MAX_REQUESTS,
+        "max_retries": MAX_RETRIES,
     })
 }
 
@@ -138,7 +148,7 @@ fn least_request() -> Value {
 }
 
 /// Balances by the picker's choice in the dynamic metadata, which no client can write; without one, by least request.
-fn override_host() -> Value {
+pub(crate) fn override_host() -> Value {
     let policy = extension(
         "envoy.load_balancing_policies.override_host",
         "envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",

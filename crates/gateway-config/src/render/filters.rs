@@ -17,7 +17,7 @@ const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
 const REPORT_END: &str = "0.010s";
 
 /// Names of the filters of an attachment, in their order.
-pub(super) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
+pub(crate) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
     let Attachment { pool, failure_mode: _, responses } = attachment;
     match responses {
         Responses::Through => vec![picker_filter(pool)],
@@ -26,7 +26,7 @@ pub(super) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
 }
 
 /// The filters of an attachment, disabled until a route enables them.
-pub(super) fn filters(attachment: Attachment<'_>) -> Vec<Value> {
+pub(crate) fn filters(attachment: Attachment<'_>) -> Vec<Value> {
     match attachment.responses {
         Responses::Through => vec![picker(attachment)],
         Responses::Observed => vec![picker(attachment), observer(attachment.pool)],

@@ -16,7 +16,7 @@ use crate::render::filters::{filter_names, filters, previous_hosts};
 use crate::render::{Bindings, address, extension, listener_port, picker_filter, typed};
 
 /// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
-const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
+pub(crate) const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
 /// Shortest idle timeout that Envoy Gateway gives a route with a request timeout.
 const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -71,17 +71,7 @@ fn connection_manager(
         "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" },
     });
     if !pools.is_empty() {
-        // A client must never be able to choose a pod, or learn more about pods than the operator allows.
-        let question = (!bindings.explains).then_some(keys::EXPLAIN);
-        let removed: Vec<Value> = std::iter::once(keys::DESTINATION_ENDPOINT)
-            .chain(question)
-            .map(|header| json!({ "remove": header }))
-            .collect();
-        value["early_header_mutation_extensions"] = json!([extension(
-            "envoy.http.early_header_mutation.header_mutation",
-            "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            json!({ "mutations": removed }),
-        )]);
+        value["early_header_mutation_extensions"] = json!([without_forbidden_headers(bindings.explains)]);
     }
     value["access_log"] = json!([extension(
         "envoy.access_loggers.file",
@@ -97,11 +87,7 @@ fn connection_manager(
         // Headers that a picker adds to the responses that go through it.
         value["always_set_request_id_in_response"] = json!(true);
         if bindings.explains {
-            let decision = format!("%DYNAMIC_METADATA({}:{})%", keys::LB_METADATA, keys::DECISION);
-            value["route_config"]["response_headers_to_add"] = json!([{
-                "header": { "key": keys::DECISION, "value": decision },
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }]);
+            value["route_config"]["response_headers_to_add"] = json!([decision_header()]);
         }
     }
     let mut chain: Vec<Value> = pools.iter().copied().flat_map(filters).collect();
@@ -112,6 +98,32 @@ fn connection_manager(
     ));
     value["http_filters"] = json!(chain);
     value
+}
+
+/// Removes from requests the headers that no client may set: a client must never be able to choose a pod, or learn more
+/// about pods than the operator allows.
+pub(crate) fn without_forbidden_headers(explains: bool) -> Value {
+    let question = (!explains).then_some(keys::EXPLAIN);
+    let removed: Vec<Value> = std::iter::once(keys::DESTINATION_ENDPOINT)
+        .chain(question)
+        .map(|header| json!({ "remove": header }))
+        .collect();
+    extension(
+        "envoy.http.early_header_mutation.header_mutation",
+        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        json!({ "mutations": removed }),
+    )
+}
+
+/// The header that tells a client the picker's reasons, for responses that go past the picker.
+pub(crate) fn decision_header() -> Value {
+    json!({
+        "header": {
+            "key": keys::DECISION,
+            "value": format!("%DYNAMIC_METADATA({}:{})%", keys::LB_METADATA, keys::DECISION),
+        },
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    })
 }
 
 /// Format of the access log, as JSON. A missing value is written as `null`.
@@ -179,14 +191,17 @@ fn route(route: &Route, plan: &Plan, pools: &[Attachment<'_>]) -> Value {
     let mut value = json!({ "name": route.name, "match": path_match(&route.path) });
     if let Some(pool) = pool_of(route, plan) {
         action.insert("retry_policy".to_owned(), retry_policy());
-        // The filters are disabled for the listener and enabled for this route.
-        let on = typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }));
         let attachment = pools.iter().find(|attachment| attachment.pool == pool);
         let names = attachment.map(filter_names).unwrap_or_default();
-        value["typed_per_filter_config"] = names.into_iter().map(|name| (name, on.clone())).collect();
+        value["typed_per_filter_config"] = names.into_iter().map(|name| (name, enabled())).collect();
     }
     value["route"] = Value::Object(action);
     value
+}
+
+/// Enables for a route a filter that is disabled for the listener.
+pub(crate) fn enabled() -> Value {
+    typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }))
 }
 
 fn path_match(path: &PathMatch) -> Value {
@@ -202,7 +217,7 @@ fn path_match(path: &PathMatch) -> Value {
 }
 
 /// Retries only before a pod has received a byte, and on another pod each time.
-fn retry_policy() -> Value {
+pub(crate) fn retry_policy() -> Value {
     json!({
         "retry_on": "connect-failure,refused-stream",
         "num_retries": 2,
