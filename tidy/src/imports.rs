@@ -12,7 +12,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("pool-index", &["inference-api"]),
     ("picking", &["scheduling", "prefix-index"]),
     ("scheduling", &["prefix-index"]),
-    ("gateway-config", &["inference-api"]),
+    ("gateway-config", &["inference-api", "envoy-proto"]),
     ("e2e", &["lab", "studies", "load"]),
     // What judges over the wire sees neither side's code.
     ("lab", &["gateway-config", "inference-api", "load"]),

@@ -1,4 +1,4 @@
-//! Reasons why objects cannot be translated.
+//! Reasons why objects or messages cannot be translated.
 
 use inference_api::object::ObjectKey;
 use thiserror::Error;
@@ -22,3 +22,9 @@ pub enum MissingBinding {
     #[error("the picker of pool {0} has no address")]
     Picker(ObjectKey),
 }
+
+/// Bytes that should be a message of Envoy's, and are not.
+#[cfg(feature = "xds")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a protobuf message")]
+pub struct Malformed;

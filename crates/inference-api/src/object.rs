@@ -11,7 +11,7 @@ use serde_json::Value;
 pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// Namespace and name: the identity of an object among its kind.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectKey {
     pub namespace: String,
     pub name: String,

@@ -5,3 +5,5 @@
 mod fixtures;
 mod refusals;
 mod rendering;
+#[cfg(feature = "xds")]
+mod xds;

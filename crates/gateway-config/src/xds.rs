@@ -1,0 +1,183 @@
+//! Edits of what Envoy Gateway sends to an extension server: they attach pools as the local files do.
+//!
+//! An edit removes fields and merges encoded parts, which are rendered by the functions that render the files. The rest of
+//! a message is never decoded, so fields of newer versions survive, and equal requests get equal answers.
+//!
+//! Envoy Gateway shows the pool with a rule's route and cluster only. A mark in their metadata carries it to the
+//! translation, which has all listeners.
+
+mod translation;
+mod mark;
+mod parts;
+mod field;
+
+use inference_api::object::ObjectKey;
+use inference_api::pool::FailureMode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::attachment::{Attachment, Responses};
+use crate::error::Malformed;
+use crate::render::cluster::{override_host, picker_at, thresholds, tls_to};
+use crate::render::filters::filter_names;
+use crate::render::listener::{enabled, retry_policy};
+use crate::render::{extension, picker_cluster};
+use crate::wire::Message;
+use crate::xds::parts::Parts;
+
+pub use crate::xds::translation::Resources;
+
+/// A pool, and the addresses of its pods and its picker as the proxies resolve them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    pub key: ObjectKey,
+    pub failure_mode: FailureMode,
+    pub responses: Responses,
+    /// DNS name that resolves to the ready pods.
+    pub pods: String,
+    /// Ports on which each pod serves.
+    pub ports: Vec<u16>,
+    pub picker: Picker,
+}
+
+/// The Service of a pool's picker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Picker {
+    pub host: String,
+    pub port: u16,
+    pub trust: Trust,
+}
+
+/// Trust in a picker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trust {
+    /// Its certificate must be for [`Picker::host`] and signed by this authority, in PEM. It reports its health.
+    Authority(String),
+    /// Somebody else's picker: any certificate. Its health is not asked for, because it may be served elsewhere.
+    Any,
+}
+
+impl Pool {
+    fn attachment(&self) -> Attachment<'_> {
+        Attachment { pool: &self.key, failure_mode: self.failure_mode, responses: self.responses }
+    }
+}
+
+/// Edits messages.
+#[derive(Debug)]
+pub struct Editor {
+    parts: Parts,
+    /// True if clients may ask the picker for its reasons; if not, listeners remove the question from requests.
+    explains: bool,
+}
+
+impl Editor {
+    #[must_use]
+    pub fn new(explains: bool) -> Self {
+        Self { parts: Parts::new(), explains }
+    }
+
+    /// Attaches `pool` to an `envoy.config.route.v3.Route` that leads to it.
+    ///
+    /// # Errors
+    /// If `route` is not a protobuf message.
+    pub fn route(&self, route: &[u8], pool: &Pool) -> Result<Vec<u8>, Malformed> {
+        let mut parts = vec![json!({ "metadata": mark::render(&json!(pool.key.to_string())) })];
+        // One part per filter: the order of a map's entries in one part would be left to chance.
+        for name in filter_names(&pool.attachment()) {
+            parts.push(json!({ "typed_per_filter_config": { name: enabled() } }));
+        }
+        let mut message = Message::decode(route)?;
+        let action = message.bytes(field::route::ROUTE).map(Message::decode).transpose()?;
+        // A policy of the user stays.
+        if action.is_some_and(|action| !action.has(field::route::RETRY_POLICY)) {
+            parts.push(json!({ "route": { "retry_policy": retry_policy() } }));
+        }
+        mark::remove(&mut message, field::route::METADATA)?;
+        let parts: Vec<Vec<u8>> =
+            parts.iter().map(|part| self.parts.encode("envoy.config.route.v3.Route", part)).collect();
+        for part in &parts {
+            message.merge(part)?;
+        }
+        Ok(message.encode())
+    }
+
+    /// Turns the empty `envoy.config.cluster.v3.Cluster` that Envoy Gateway makes for a pool into one of the pool's pods,
+    /// by name, in which the picker's choice counts.
+    ///
+    /// # Errors
+    /// If `cluster` is not a protobuf message.
+    pub fn cluster(&self, cluster: &[u8], pool: &Pool) -> Result<Vec<u8>, Malformed> {
+        use field::cluster as number;
+        let mut message = Message::decode(cluster)?;
+        let name = message.text(number::NAME).to_owned();
+        let part = json!({
+            "type": "STRICT_DNS",
+            "dns_refresh_rate": "1s",
+            "load_assignment": resolved(&name, &pool.pods, &pool.ports),
+            "load_balancing_policy": override_host(),
+            "metadata": mark::render(&json!(json!(pool).to_string())),
+        });
+        message.remove(&[
+            number::TYPE,
+            number::CLUSTER_TYPE,
+            number::EDS_CLUSTER_CONFIG,
+            number::DNS_REFRESH_RATE,
+            number::LOAD_ASSIGNMENT,
+            number::LOAD_BALANCING_POLICY,
+        ]);
+        mark::remove(&mut message, number::METADATA)?;
+        let mut parts = vec![self.parts.encode("envoy.config.cluster.v3.Cluster", &part)];
+        if !bounds_requests(&message)? {
+            message.remove(&[number::CIRCUIT_BREAKERS]);
+            let bounds = json!({ "circuit_breakers": { "thresholds": [thresholds()] } });
+            parts.push(self.parts.encode("envoy.config.cluster.v3.Cluster", &bounds));
+        }
+        for part in &parts {
+            message.merge(part)?;
+        }
+        Ok(message.encode())
+    }
+
+    /// The cluster of a pool's picker.
+    fn picker(&self, pool: &Pool) -> Vec<u8> {
+        let Picker { host, port, trust } = &pool.picker;
+        let name = picker_cluster(&pool.key);
+        let mut value = picker_at(&name, "STRICT_DNS", resolved(&name, host, &[*port]));
+        value["dns_refresh_rate"] = json!("1s");
+        value["transport_socket"] = match trust {
+            Trust::Authority(ca) => tls_to(host, json!({ "inline_string": ca })),
+            Trust::Any => {
+                value["health_checks"] = json!([]);
+                extension(
+                    "envoy.transport_sockets.tls",
+                    "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                    json!({ "common_tls_context": { "alpn_protocols": ["h2"] } }),
+                )
+            }
+        };
+        self.parts.encode("envoy.config.cluster.v3.Cluster", &value)
+    }
+}
+
+/// The load assignment of a name that DNS resolves to all addresses behind it.
+fn resolved(cluster_name: &str, host: &str, ports: &[u16]) -> Value {
+    let endpoint = |port: &u16| json!({ "endpoint": { "address": { "socket_address": { "address": host, "port_value": port } } } });
+    let endpoints: Vec<Value> = ports.iter().map(endpoint).collect();
+    json!({ "cluster_name": cluster_name, "endpoints": [{ "lb_endpoints": endpoints }] })
+}
+
+/// True if a policy of the user bounds the cluster's requests. Envoy Gateway alone sets a bound for retries.
+fn bounds_requests(cluster: &Message<'_>) -> Result<bool, Malformed> {
+    use field::circuit_breakers as number;
+    for breakers in cluster.all(field::cluster::CIRCUIT_BREAKERS) {
+        for thresholds in Message::decode(breakers)?.all(number::THRESHOLDS) {
+            let thresholds = Message::decode(thresholds)?;
+            let bounds = [number::MAX_CONNECTIONS, number::MAX_PENDING_REQUESTS, number::MAX_REQUESTS];
+            if bounds.iter().any(|bound| thresholds.has(*bound)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}

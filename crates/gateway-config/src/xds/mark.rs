@@ -1,0 +1,54 @@
+//! The mark in the metadata of a route or a cluster: which pool it belongs to.
+
+use envoy_proto::google::protobuf::{Struct, value};
+use prost::Message as _;
+use serde_json::{Value, json};
+
+use crate::error::Malformed;
+use crate::wire::Message;
+
+/// Namespace of the mark in the metadata.
+const NAMESPACE: &str = "warmpath";
+/// Key of the mark in its namespace.
+const POOL: &str = "pool";
+/// `envoy.config.core.v3.Metadata.filter_metadata`, a map.
+const FILTER_METADATA: u32 = 1;
+/// Key of a map's entry.
+const MAP_KEY: u32 = 1;
+/// Value of a map's entry.
+const MAP_VALUE: u32 = 2;
+
+/// Metadata with the mark `text`, a JSON string.
+pub(super) fn render(text: &Value) -> Value {
+    json!({ "filter_metadata": { NAMESPACE: { POOL: text } } })
+}
+
+/// The mark in the metadata, which is the field `number` of the message.
+pub(super) fn read(message: &Message<'_>, number: u32) -> Result<Option<String>, Malformed> {
+    let mut found = None;
+    for metadata in message.all(number) {
+        for entry in Message::decode(metadata)?.all(FILTER_METADATA) {
+            let entry = Message::decode(entry)?;
+            if entry.text(MAP_KEY) == NAMESPACE {
+                let bytes = entry.bytes(MAP_VALUE).unwrap_or_default();
+                let mut fields = Struct::decode(bytes).map_err(|_| Malformed)?.fields;
+                if let Some(value::Kind::StringValue(text)) = fields.remove(POOL).and_then(|value| value.kind)
+                {
+                    found = Some(text);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Removes an earlier mark from the metadata, which is the field `number` of the message.
+pub(super) fn remove(message: &mut Message<'_>, number: u32) -> Result<(), Malformed> {
+    message.edit(number, |metadata| {
+        let mut metadata = Message::decode(metadata)?;
+        let n_removed = metadata
+            .remove_if(FILTER_METADATA, |entry| Ok(Message::decode(entry)?.text(MAP_KEY) == NAMESPACE))?;
+        Ok((n_removed > 0).then(|| metadata.encode()))
+    })?;
+    Ok(())
+}

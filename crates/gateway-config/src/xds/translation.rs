@@ -1,0 +1,192 @@
+//! The translation of one Gateway: the pickers' clusters, and their filters on the listeners that lead to marked routes.
+
+use std::collections::BTreeMap;
+
+use inference_api::pool::FailureMode;
+use prost::bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::attachment::Responses;
+use crate::error::Malformed;
+use crate::render::filters::filters;
+use crate::render::listener::{FAIL_OPEN_BUFFER_BYTES, decision_header, without_forbidden_headers};
+use crate::render::picker_cluster;
+use crate::wire::Message;
+use crate::xds::{Editor, Pool, field, mark};
+
+const CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
+const MANAGER_MESSAGE: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+/// Everything that one Gateway's proxies get, as encoded messages. The answer replaces what was sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    pub clusters: Vec<Bytes>,
+    pub listeners: Vec<Bytes>,
+    pub route_configurations: Vec<Bytes>,
+}
+
+/// Marked pools by name, and for each route configuration the names of the pools that its routes lead to.
+#[derive(Debug, Default)]
+struct Marks {
+    pools: BTreeMap<String, Pool>,
+    by_route_configuration: BTreeMap<String, Vec<String>>,
+}
+
+impl Marks {
+    fn read(resources: &Resources) -> Result<Self, Malformed> {
+        let mut marks = Self::default();
+        for cluster in &resources.clusters {
+            let cluster = Message::decode(cluster)?;
+            let mark = mark::read(&cluster, field::cluster::METADATA)?;
+            if let Some(pool) = mark.and_then(|text| serde_json::from_str::<Pool>(&text).ok()) {
+                marks.pools.insert(pool.key.to_string(), pool);
+            }
+        }
+        for configuration in &resources.route_configurations {
+            use field::route_configuration as number;
+            let configuration = Message::decode(configuration)?;
+            let mut names: Vec<String> = Vec::new();
+            for host in configuration.all(number::VIRTUAL_HOSTS) {
+                for route in Message::decode(host)?.all(number::ROUTES) {
+                    let mark = mark::read(&Message::decode(route)?, field::route::METADATA)?;
+                    names.extend(mark.filter(|name| marks.pools.contains_key(name) && !names.contains(name)));
+                }
+            }
+            marks.by_route_configuration.insert(configuration.text(number::NAME).to_owned(), names);
+        }
+        Ok(marks)
+    }
+
+    /// Pools that the routes of this configuration lead to, each once.
+    fn pools(&self, route_configuration: &str) -> Vec<&Pool> {
+        let names = self.by_route_configuration.get(route_configuration);
+        names.into_iter().flatten().filter_map(|name| self.pools.get(name)).collect()
+    }
+}
+
+impl Editor {
+    /// Attaches the marked pools. What is there already is not added again.
+    ///
+    /// # Errors
+    /// If one of the resources is not a protobuf message.
+    pub fn translation(&self, resources: Resources) -> Result<Resources, Malformed> {
+        let marks = Marks::read(&resources)?;
+        let Resources { mut clusters, listeners, route_configurations } = resources;
+        for pool in marks.pools.values() {
+            let name = picker_cluster(&pool.key);
+            let mut kept = Vec::with_capacity(clusters.len() + 1);
+            for cluster in clusters {
+                if Message::decode(&cluster)?.text(field::cluster::NAME) != name {
+                    kept.push(cluster);
+                }
+            }
+            kept.push(self.picker(pool).into());
+            clusters = kept;
+        }
+        let listeners = listeners
+            .into_iter()
+            .map(|listener| self.listener(listener, &marks))
+            .collect::<Result<_, _>>()?;
+        let route_configurations = route_configurations
+            .into_iter()
+            .map(|configuration| self.route_configuration(configuration, &marks))
+            .collect::<Result<_, _>>()?;
+        Ok(Resources { clusters, listeners, route_configurations })
+    }
+
+    fn route_configuration(&self, bytes: Bytes, marks: &Marks) -> Result<Bytes, Malformed> {
+        use field::route_configuration as number;
+        let mut configuration = Message::decode(&bytes)?;
+        let pools = marks.pools(configuration.text(number::NAME));
+        if !self.explains || !pools.iter().any(|pool| pool.responses == Responses::Observed) {
+            return Ok(bytes);
+        }
+        let header = json!({ "response_headers_to_add": [decision_header()] });
+        let part = self.parts.encode("envoy.config.route.v3.RouteConfiguration", &header);
+        merge_once(&mut configuration, number::RESPONSE_HEADERS_TO_ADD, &part)?;
+        Ok(configuration.encode().into())
+    }
+
+    fn listener(&self, bytes: Bytes, marks: &Marks) -> Result<Bytes, Malformed> {
+        use field::listener as number;
+        let mut listener = Message::decode(&bytes)?;
+        let mut fails_open = false;
+        let mut is_edited = false;
+        for chains in [number::FILTER_CHAINS, number::DEFAULT_FILTER_CHAIN] {
+            is_edited |= listener.edit(chains, |chain| {
+                let mut chain = Message::decode(chain)?;
+                let is_edited = chain.edit(number::FILTERS, |filter| {
+                    let mut filter = Message::decode(filter)?;
+                    if filter.text(field::extension::NAME) != CONNECTION_MANAGER {
+                        return Ok(None);
+                    }
+                    let is_edited = filter.edit(field::extension::TYPED_CONFIG, |any| {
+                        let mut any = Message::decode(any)?;
+                        let is_edited = any.edit(field::extension::VALUE, |manager| {
+                            let (manager, opens) = self.manager(manager, marks)?;
+                            fails_open |= opens;
+                            Ok(manager)
+                        })?;
+                        Ok(is_edited.then(|| any.encode()))
+                    })?;
+                    Ok(is_edited.then(|| filter.encode()))
+                })?;
+                Ok(is_edited.then(|| chain.encode()))
+            })?;
+        }
+        if !is_edited {
+            return Ok(bytes);
+        }
+        let limit = json!({ "per_connection_buffer_limit_bytes": FAIL_OPEN_BUFFER_BYTES });
+        let limit = self.parts.encode("envoy.config.listener.v3.Listener", &limit);
+        if fails_open {
+            listener.remove(&[number::PER_CONNECTION_BUFFER_LIMIT_BYTES]);
+            listener.merge(&limit)?;
+        }
+        Ok(listener.encode().into())
+    }
+
+    /// The connection manager with the filters of the pools that its routes lead to, and whether one of them fails open;
+    /// None if they lead to no pool.
+    fn manager(&self, bytes: &[u8], marks: &Marks) -> Result<(Option<Vec<u8>>, bool), Malformed> {
+        use field::connection_manager as number;
+        let mut manager = Message::decode(bytes)?;
+        let rds = manager.bytes(number::RDS).map(Message::decode).transpose()?.unwrap_or_default();
+        let pools = marks.pools(rds.text(number::ROUTE_CONFIG_NAME));
+        if pools.is_empty() {
+            return Ok((None, false));
+        }
+        let rendered: Vec<Value> = pools.iter().flat_map(|pool| filters(pool.attachment())).collect();
+        let names: Vec<&str> = rendered.iter().filter_map(|filter| filter["name"].as_str()).collect();
+        manager.remove_if(number::HTTP_FILTERS, |filter| {
+            Ok(names.contains(&Message::decode(filter)?.text(field::extension::NAME)))
+        })?;
+        // The last filter is the router.
+        for filter in &rendered {
+            let filter = self
+                .parts
+                .encode("envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter", filter);
+            manager.insert_before_last(number::HTTP_FILTERS, filter);
+        }
+        let removed =
+            json!({ "early_header_mutation_extensions": [without_forbidden_headers(self.explains)] });
+        let removed = self.parts.encode(MANAGER_MESSAGE, &removed);
+        merge_once(&mut manager, number::EARLY_HEADER_MUTATIONS, &removed)?;
+        let request_id = json!({ "always_set_request_id_in_response": true });
+        let request_id = self.parts.encode(MANAGER_MESSAGE, &request_id);
+        if pools.iter().any(|pool| pool.responses == Responses::Observed) {
+            manager.remove(&[number::ALWAYS_SET_REQUEST_ID_IN_RESPONSE]);
+            manager.merge(&request_id)?;
+        }
+        let fails_open = pools.iter().any(|pool| pool.failure_mode == FailureMode::FailOpen);
+        Ok((Some(manager.encode()), fails_open))
+    }
+}
+
+/// Merges a part with one value of the repeated field `number`, unless the message has that value.
+fn merge_once<'a>(message: &mut Message<'a>, number: u32, part: &'a [u8]) -> Result<(), Malformed> {
+    let decoded = Message::decode(part)?;
+    let is_there = message.all(number).any(|value| Some(value) == decoded.bytes(number));
+    if is_there { Ok(()) } else { message.merge(part) }
+}
