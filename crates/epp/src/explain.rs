@@ -75,8 +75,8 @@ pub struct DecisionRecord {
 pub struct ResponseRecord {
     /// HTTP status; absent if none came.
     pub status: Option<u16>,
-    /// True if the response's end was seen.
-    pub complete: bool,
+    /// True if the response's end was seen, false if it broke off; `null` if the proxy reported headers only.
+    pub complete: Option<bool>,
     pub usage: Option<Usage>,
     /// Prediction of `usage.cached_tokens` by the index, at the pick; absent without PREFIX_CACHE or `usage`.
     pub predicted_cached_tokens: Option<f64>,

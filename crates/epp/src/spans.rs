@@ -146,7 +146,7 @@ impl RequestSpan {
         ];
         let known = tokens.into_iter().filter_map(|(key, tokens)| Some((key, tokens?)));
         span.set_attributes(known.map(|(key, tokens)| KeyValue::new(key, i64::from(tokens))));
-        if !complete {
+        if complete == Some(false) {
             span.set_attribute(KeyValue::new("error.type", "incomplete"));
             span.set_status(Status::error("the response broke off"));
         }

@@ -232,6 +232,12 @@ impl<L> Exchange<L> {
         (Some(served.as_str()) != picked).then_some((served, lease))
     }
 
+    /// Returns true if the response shows that the prompt is computed.
+    #[must_use]
+    pub fn shows_first_token(&self) -> bool {
+        self.responding.shows_first_token()
+    }
+
     /// The lease of the request, after the pick.
     pub fn lease_mut(&mut self) -> Option<&mut L> {
         match &mut self.phase {
@@ -248,9 +254,10 @@ impl<L> Exchange<L> {
         }
     }
 
-    /// Makes the stream the report of the response of a request that another stream has picked `destination` for. The
-    /// messages that follow are not answered.
-    pub fn observe(&mut self, destination: String, lease: L) {
+    /// Makes the stream the report of the response of a request that another stream has picked `destination` for; `body`
+    /// is the mode in which the response's body follows. The messages that follow are not answered.
+    pub fn observe(&mut self, destination: String, body: BodyMode, lease: L) {
+        self.modes.response = body;
         let rest = Rest::None;
         let picked = Picked { destination, lease, restore: None, reason: None, served: None, rest };
         self.phase = Phase::Picked(Box::new(picked));

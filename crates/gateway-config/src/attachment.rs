@@ -1,5 +1,6 @@
 //! The way in which a pool's picker is attached to the proxy.
 
+use std::fmt;
 use std::str::FromStr;
 
 use inference_api::object::ObjectKey;
@@ -10,28 +11,95 @@ use crate::plan::{Names, Pool};
 
 /// The way of responses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(into = "String", try_from = "String")]
 pub enum Responses {
     /// Through the picker, which can change them. If it hangs or dies, it cuts them.
     #[default]
     Through,
-    /// Past the picker. A filter of its own reports them to it and waits for nothing.
-    Observed,
+    /// Past the picker. A filter of its own reports them to it and waits for nothing: all headers, and the bodies of
+    /// this share of them.
+    Observed(Share),
 }
 
-/// A word that names no way of responses.
+/// A share of all requests, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Envoy counts shares in millionths, too.
+    per_million: u32,
+}
+
+/// A text that names no way of responses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a way of responses, only `through` and `observed` are")]
+#[error(
+    "{0:?} is not a way of responses, only `through`, `observed` and `observed=SHARE` with a share from 0 to 1 are"
+)]
 pub struct UnknownWay(String);
+
+impl Share {
+    pub const NONE: Self = Self { per_million: 0 };
+    pub const ALL: Self = Self { per_million: 1_000_000 };
+    /// A tenth. At 10 requests per second the picker reads the `usage` of one response per second.
+    pub const TENTH: Self = Self { per_million: 100_000 };
+
+    #[must_use]
+    pub fn per_million(self) -> u32 {
+        self.per_million
+    }
+
+    /// The share that is written as `text`; `None` if it is not a number from 0 to 1.
+    fn parse(text: &str) -> Option<Self> {
+        let share: f64 = text.parse().ok().filter(|share| (0.0..=1.0).contains(share))?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1,000,000")]
+        let per_million = (share * 1e6).round() as u32;
+        Some(Self { per_million })
+    }
+}
+
+impl Responses {
+    /// The way for a configuration in which the route cannot tell some requests from others: if bodies of a share are to
+    /// be reported, all are.
+    #[must_use]
+    pub fn alike_for_all(self) -> Self {
+        match self {
+            Self::Through | Self::Observed(Share::NONE) => self,
+            Self::Observed(_) => Self::Observed(Share::ALL),
+        }
+    }
+}
 
 impl FromStr for Responses {
     type Err = UnknownWay;
 
     fn from_str(text: &str) -> Result<Self, UnknownWay> {
-        match text {
-            "through" => Ok(Self::Through),
-            "observed" => Ok(Self::Observed),
-            other => Err(UnknownWay(other.to_owned())),
+        let way = match text.split_once('=') {
+            None if text == "through" => Some(Self::Through),
+            None if text == "observed" => Some(Self::Observed(Share::TENTH)),
+            Some(("observed", share)) => Share::parse(share).map(Self::Observed),
+            Some(_) | None => None,
+        };
+        way.ok_or_else(|| UnknownWay(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Responses {
+    type Error = UnknownWay;
+
+    fn try_from(text: String) -> Result<Self, UnknownWay> {
+        text.parse()
+    }
+}
+
+impl From<Responses> for String {
+    fn from(responses: Responses) -> Self {
+        responses.to_string()
+    }
+}
+
+impl fmt::Display for Responses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Through => f.write_str("through"),
+            Self::Observed(share) => write!(f, "observed={}", f64::from(share.per_million) / 1e6),
         }
     }
 }

@@ -14,6 +14,10 @@ pub const INFERENCE_POOL: &str = "x-warmpath-inference-pool";
 pub const RESPONSES: &str = "x-warmpath-responses";
 /// Value of [`RESPONSES`].
 pub const OBSERVED: &str = "observed";
+/// Key in the initial metadata of a stream that reports a response: the parts that it reports besides the headers.
+pub const REPORTED: &str = "x-warmpath-reported";
+/// Value of [`REPORTED`].
+pub const BODY: &str = "body";
 /// Key under [`LB_METADATA`] with the name of a picked request, which the proxy repeats where it reports the response.
 /// Warmpath's own.
 pub const TICKET: &str = "x-warmpath-ticket";

@@ -31,8 +31,8 @@ pub struct InFlightRequest {
 }
 
 impl InFlightRequest {
-    /// Notes a part of the response's body: a stream's first, or the whole body of a response that is not streamed.
-    pub fn note_body(&mut self) {
+    /// Notes that the prompt is computed.
+    pub fn note_first_token(&mut self) {
         self.lease.on_first_token();
     }
 }
@@ -56,9 +56,13 @@ impl Director {
 
     /// Ends the request: its stream is over.
     pub fn settle(&self, in_flight: InFlightRequest, report: &ResponseReport, now: Instant) {
-        let InFlightRequest { lease, running, labels, chains: _, started, seq } = in_flight;
+        let InFlightRequest { mut lease, running, labels, chains: _, started, seq } = in_flight;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
-        let answer = usage.filter(|_| complete).map(|usage| {
+        if complete.is_none() && status.is_some_and(|status| (200..300).contains(&status)) {
+            // Nothing tells if it has broken off, which is rare.
+            lease.on_first_token();
+        }
+        let answer = usage.filter(|_| complete == Some(true)).map(|usage| {
             let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
             ReportedUsage { prompt_tokens, completion_tokens, cached_tokens }
         });
@@ -67,9 +71,11 @@ impl Director {
         let predicted_cached_tokens = learned.map(|learned| self.note_learned(&endpoint, learned));
         drop(running);
         let seconds = now.saturating_duration_since(started).as_secs_f64();
-        if complete {
+        if complete != Some(false) {
+            self.metrics().request_seconds.get_or_create(&labels).observe(seconds);
+        }
+        if complete == Some(true) {
             let metrics = self.metrics();
-            metrics.request_seconds.get_or_create(&labels).observe(seconds);
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
             metrics.response_bytes.get_or_create(&labels).observe(n_bytes as f64);
             if let Some(usage) = usage {

@@ -103,8 +103,9 @@ impl Rehearsal {
         };
         if let Ok(pick) = self.director.decide(request, now) {
             let mut in_flight = pick.lease;
-            in_flight.note_body();
-            let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
+            in_flight.note_first_token();
+            let report =
+                ResponseReport { status: Some(200), complete: Some(true), ..ResponseReport::default() };
             self.director.settle(in_flight, &report, now.instant);
         }
         self.director.decisions().after(0, usize::MAX).pop()

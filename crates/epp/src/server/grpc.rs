@@ -28,7 +28,7 @@ use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
 use ext_proc::exchange::{
-    Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, ResponseReport, StreamOptions,
+    BodyMode, Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, ResponseReport, StreamOptions,
 };
 use ext_proc::observation::{Naming, Report};
 use ext_proc::pick_request::{PickRequest, PromptTokens};
@@ -113,6 +113,8 @@ struct Conversation {
     outbox: VecDeque<ProcessingResponse>,
     exchange: Exchange<Held>,
     way: Way,
+    /// Mode of the body in a report. Envoy announces no modes there.
+    reported: BodyMode,
     director: Arc<Director>,
     tokenizer: Tokenizer,
     limits: Limits,
@@ -178,11 +180,13 @@ impl ExternalProcessor for Processor {
         };
         let opened = now().instant;
         let way = Way::of(request.metadata(), request.extensions().get());
+        let reported = reported(request.metadata());
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
             exchange: Exchange::new(options, self.limits.budget.reserve()),
             way,
+            reported,
             director: Arc::clone(&self.director),
             tokenizer: self.tokenizer.clone(),
             limits: self.limits.clone(),
@@ -212,6 +216,14 @@ fn named_pool(metadata: &MetadataMap) -> Result<Option<ObjectKey>, Status> {
     let key = value.to_str().ok().and_then(|text| text.parse().ok());
     let invalid = || Status::invalid_argument(format!("{} must be NAMESPACE/NAME", keys::INFERENCE_POOL));
     key.map(Some).ok_or_else(invalid)
+}
+
+/// The mode of the body in a report, according to the proxy's configuration in the stream's metadata.
+fn reported(metadata: &MetadataMap) -> BodyMode {
+    match metadata.get(keys::REPORTED) {
+        Some(value) if value == keys::BODY => BodyMode::Streamed,
+        Some(_) | None => BodyMode::None,
+    }
 }
 
 impl Way {
@@ -303,7 +315,7 @@ impl Conversation {
         let Report { ticket, destination } = report;
         let Some(Served { in_flight, span }) = self.observed.claim(&ticket) else { return Reported::Unknown };
         self.span = span;
-        self.exchange.observe(destination, Held::InFlight(in_flight));
+        self.exchange.observe(destination, self.reported, Held::InFlight(in_flight));
         Reported::Begun
     }
 
@@ -311,14 +323,15 @@ impl Conversation {
         if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
             self.span = self.spans.begin(headers);
         }
-        let is_response_body = matches!(message.request, Some(processing_request::Request::ResponseBody(_)));
         if self.exchange.expects_request() {
             self.heard = now().instant;
         }
         let received = self.exchange.receive(message);
         self.answer(received).await?;
-        if is_response_body && let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut) {
-            in_flight.note_body();
+        if self.exchange.shows_first_token()
+            && let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut)
+        {
+            in_flight.note_first_token();
         }
         if let Some((served, held)) = self.exchange.take_served_elsewhere()
             && let Some(in_flight) = held.in_flight_mut()

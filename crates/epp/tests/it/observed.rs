@@ -70,6 +70,39 @@ async fn a_request_ends_with_the_report_of_its_response() {
     until(async || load(&picker).await.0 == 0).await;
 }
 
+/// The proxy reports the bodies of a share of the responses. For the others the end of the report is all it tells.
+#[tokio::test]
+async fn a_report_of_headers_lasts_as_long_as_its_response() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    // Engines send the headers of a stream before its first token, and all others with the answer.
+    for (content_type, n_uncached) in [("application/json", 0), ("text/event-stream; charset=utf-8", 2048)] {
+        let answer = ask(&proxy, &content_type.repeat(200)[..2048]).await;
+        let report = proxy.begin_report_of(&answer, None).await;
+        until(async || load(&picker).await == (1, 2048)).await;
+        report.report_headers_of(content_type, &[]).await;
+        until(async || load(&picker).await == (1, n_uncached)).await;
+        assert!(response(&picker).await.is_null(), "the response is not over");
+        assert_eq!(report.close().message().await.unwrap(), None);
+        until(async || load(&picker).await == (0, 0)).await;
+        let usage = Value::Null;
+        let expected =
+            json!({"status": 200, "complete": null, "predicted_cached_tokens": null, "usage": usage});
+        assert_eq!(response(&picker).await, expected);
+    }
+    let counted = "inference_model_request_duration_seconds_count{";
+    let metrics = picker.metrics().await;
+    let counts: Vec<_> = metrics.lines().filter(|line| line.starts_with(counted)).collect();
+    assert!(counts.len() == 1 && counts[0].ends_with(" 2"), "{counts:?}");
+
+    // Control: a report with bodies that ends without one has broken off.
+    let answer = ask(&proxy, "cut").await;
+    let report = proxy.begin_report(&answer).await;
+    report.report_headers(&[]).await;
+    assert_eq!(report.close().message().await.unwrap(), None);
+    until(async || response(&picker).await["complete"] == false).await;
+}
+
 #[tokio::test]
 async fn a_report_corrects_the_estimate() {
     let picker = Scenario::new(1).start().await;

@@ -24,8 +24,9 @@ pub struct ResponseReport {
     pub usage: Option<Usage>,
     /// Length in bytes of the body so far.
     pub n_bytes: u64,
-    /// True if the end was seen; otherwise the client, the proxy or the engine broke off.
-    pub complete: bool,
+    /// True if the end was seen, and false if the client, the proxy or the engine broke off; `None` if the proxy shows
+    /// headers only, so that the end of the stream is the end of either.
+    pub complete: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -50,6 +51,9 @@ enum Phase {
         reader: ResponseReader,
         /// Parts that are held back; `None` if they go on at once.
         held: Option<Held>,
+        /// True if the proxy sends the body.
+        shows_body: bool,
+        layout: Layout,
     },
 }
 
@@ -104,12 +108,25 @@ impl Responding {
             status,
             reader: ResponseReader::new(layout, restore),
             held: is_held.then(Held::default),
+            shows_body: mode != BodyMode::None,
+            layout,
         };
         let mut added = reply::response_additions(request_id, reason);
         Room::new(headers).fit(&mut added);
         let mut answer = reply::response_headers(added, length_changes);
         style.apply_to_response(&mut answer, headers);
         answer
+    }
+
+    /// Returns true if the prompt is known to be computed: a part of the body has come, or the headers of a response that
+    /// engines send whole. Engines send those of a stream before its first token.
+    pub(crate) fn shows_first_token(&self) -> bool {
+        match &self.phase {
+            Phase::Awaited => false,
+            Phase::Begun { reader, shows_body, layout, .. } => {
+                reader.n_bytes() > 0 || (!shows_body && *layout != Layout::EventStream)
+            }
+        }
     }
 
     pub(crate) fn body(&mut self, mode: BodyMode, body: HttpBody) -> Vec<ProcessingResponse> {
@@ -166,12 +183,14 @@ impl Responding {
     }
 
     pub(crate) fn report(&self) -> ResponseReport {
-        let complete = self.complete;
         match &self.phase {
-            Phase::Begun { status, reader, held: _ } => {
-                ResponseReport { status: *status, usage: reader.usage(), n_bytes: reader.n_bytes(), complete }
-            }
-            Phase::Awaited => ResponseReport { complete, ..ResponseReport::default() },
+            Phase::Begun { status, reader, held: _, shows_body, layout: _ } => ResponseReport {
+                status: *status,
+                usage: reader.usage(),
+                n_bytes: reader.n_bytes(),
+                complete: (self.complete || *shows_body).then_some(self.complete),
+            },
+            Phase::Awaited => ResponseReport { complete: Some(self.complete), ..ResponseReport::default() },
         }
     }
 }

@@ -5,7 +5,7 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
 use serde_json::{Value, json};
 
-use crate::attachment::{Attachment, Responses};
+use crate::attachment::{Attachment, Responses, Share};
 use crate::render::{extension, observer_filter, picker_cluster, picker_filter, typed};
 
 /// Longest wait for one answer of a picker whose pool fails closed; Envoy does not apply it to streamed bodies.
@@ -13,7 +13,8 @@ const STREAMED_MESSAGE_TIMEOUT: &str = "10s";
 /// Longest wait for one answer of a picker whose pool fails open; after it the request goes on without a pick.
 const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
 
-/// Time for which a report goes on after its response has broken off. A report that is complete ends at once.
+/// Time from the end of a response to the end of its report, which tells the picker of it. If the picker reads the whole
+/// response, it does not wait for that.
 const REPORT_END: &str = "0.010s";
 
 /// Names of the filters of an attachment, in their order.
@@ -21,7 +22,7 @@ pub(crate) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
     let Attachment { pool, failure_mode: _, responses } = attachment;
     match responses {
         Responses::Through => vec![picker_filter(pool)],
-        Responses::Observed => vec![picker_filter(pool), observer_filter(pool)],
+        Responses::Observed(_) => vec![picker_filter(pool), observer_filter(pool)],
     }
 }
 
@@ -29,7 +30,26 @@ pub(crate) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
 pub(crate) fn filters(attachment: Attachment<'_>) -> Vec<Value> {
     match attachment.responses {
         Responses::Through => vec![picker(attachment)],
-        Responses::Observed => vec![picker(attachment), observer(attachment.pool)],
+        Responses::Observed(bodies) => vec![picker(attachment), observer(attachment.pool, bodies)],
+    }
+}
+
+/// The share of the requests for which the observer of `attachment` is told by the route to send bodies, and what it is
+/// told; `None` if it does the same for all requests.
+pub(super) fn body_reports(attachment: &Attachment<'_>) -> Option<(Share, Value)> {
+    match attachment.responses {
+        Responses::Through | Responses::Observed(Share::NONE | Share::ALL) => None,
+        Responses::Observed(bodies) => {
+            let overrides = json!({
+                "processing_mode": observer_modes("STREAMED"),
+                "grpc_initial_metadata": [reports_bodies()],
+            });
+            let config = typed(
+                "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
+                json!({ "overrides": overrides }),
+            );
+            Some((bodies, typed("envoy.config.route.v3.FilterConfig", json!({ "config": config }))))
+        }
     }
 }
 
@@ -63,7 +83,7 @@ fn picker(attachment: Attachment<'_>) -> Value {
     let mut metadata = vec![json!({ "key": keys::INFERENCE_POOL, "value": pool.to_string() })];
     let response_modes = match responses {
         Responses::Through => response_modes,
-        Responses::Observed => {
+        Responses::Observed(_) => {
             metadata.push(json!({ "key": keys::RESPONSES, "value": keys::OBSERVED }));
             json!({ "response_header_mode": "SKIP", "response_body_mode": "NONE" })
         }
@@ -101,31 +121,46 @@ fn picker(attachment: Attachment<'_>) -> Value {
 /// The filter that reports responses to the picker that has picked. It sends and goes on: a picker that hangs, dies or
 /// fails holds and cuts nothing. The report begins when the request is sent on, so its end is the request's end, whatever
 /// comes of it.
-fn observer(pool: &ObjectKey) -> Value {
+fn observer(pool: &ObjectKey, bodies: Share) -> Value {
     let picker = format!("%DYNAMIC_METADATA({}:{})%", keys::LB_METADATA, keys::PICKER);
+    let mut metadata = vec![
+        json!({ "key": keys::INFERENCE_POOL, "value": pool.to_string() }),
+        json!({ "key": keys::PICKER, "value": picker }),
+    ];
+    let mut body_mode = "NONE";
+    if bodies == Share::ALL {
+        metadata.push(reports_bodies());
+        body_mode = "STREAMED";
+    }
     ext_proc(
         observer_filter(pool),
         json!({
                 "grpc_service": {
                     "envoy_grpc": { "cluster_name": picker_cluster(pool) },
-                    "initial_metadata": [
-                        { "key": keys::INFERENCE_POOL, "value": pool.to_string() },
-                        { "key": keys::PICKER, "value": picker },
-                    ],
+                    "initial_metadata": metadata,
                 },
                 "observability_mode": true,
                 "deferred_close_timeout": REPORT_END,
                 "failure_mode_allow": true,
-                "processing_mode": {
-                    "request_header_mode": "SEND",
-                    "request_body_mode": "NONE",
-                    "response_header_mode": "SEND",
-                    "response_body_mode": "STREAMED",
-                    "response_trailer_mode": "SEND",
-                },
+                "processing_mode": observer_modes(body_mode),
                 "metadata_options": { "forwarding_namespaces": { "untyped": [keys::LB_METADATA] } },
         }),
     )
+}
+
+/// The picker cannot tell from a report's messages that a body will follow.
+fn reports_bodies() -> Value {
+    json!({ "key": keys::REPORTED, "value": keys::BODY })
+}
+
+fn observer_modes(body_mode: &str) -> Value {
+    json!({
+        "request_header_mode": "SEND",
+        "request_body_mode": "NONE",
+        "response_header_mode": "SEND",
+        "response_body_mode": body_mode,
+        "response_trailer_mode": "SEND",
+    })
 }
 
 /// A filter that calls a picker, disabled until a route enables it.

@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::attachment::{Attachment, Responses};
 use crate::error::MissingBinding;
 use crate::plan::{Backend, Listener, Plan, Route};
-use crate::render::filters::{filter_names, filters, previous_hosts};
-use crate::render::{Bindings, address, extension, listener_port, picker_filter, typed};
+use crate::render::filters::{body_reports, filter_names, filters, previous_hosts};
+use crate::render::{Bindings, address, extension, listener_port, observer_filter, picker_filter, typed};
 
 /// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
 pub(crate) const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
@@ -83,7 +83,7 @@ fn connection_manager(
         "ignore_port_in_host_matching": true,
         "virtual_hosts": virtual_hosts(listener, plan, pools),
     });
-    if pools.iter().any(|pool| pool.responses == Responses::Observed) {
+    if pools.iter().any(|pool| pool.responses != Responses::Through) {
         // Headers that a picker adds to the responses that go through it.
         value["always_set_request_id_in_response"] = json!(true);
         if bindings.explains {
@@ -168,7 +168,7 @@ fn virtual_hosts(listener: &Listener, plan: &Plan, pools: &[Attachment<'_>]) -> 
             .routes
             .iter()
             .filter(|route| route.host == **host)
-            .map(|planned| route(planned, plan, pools))
+            .flat_map(|planned| routes(planned, plan, pools))
             .collect();
         json!({
             "name": format!("{}/{}", listener.xds_name(), host.replace('.', "_")),
@@ -179,7 +179,25 @@ fn virtual_hosts(listener: &Listener, plan: &Plan, pools: &[Attachment<'_>]) -> 
     hosts.iter().map(render).collect()
 }
 
-fn route(route: &Route, plan: &Plan, pools: &[Attachment<'_>]) -> Value {
+/// Envoy's routes of `planned`: if bodies of responses are reported for a share of the requests, a route with this share
+/// comes first.
+fn routes(planned: &Route, plan: &Plan, pools: &[Attachment<'_>]) -> Vec<Value> {
+    let pool = pool_of(planned, plan);
+    let attachment = pools.iter().find(|attachment| Some(attachment.pool) == pool);
+    let plain = route(planned, plan, attachment);
+    let Some((attachment, (share, reports))) =
+        attachment.and_then(|attachment| Some((attachment, body_reports(attachment)?)))
+    else {
+        return vec![plain];
+    };
+    let mut reporting = plain.clone();
+    reporting["match"]["runtime_fraction"] =
+        json!({ "default_value": { "numerator": share.per_million(), "denominator": "MILLION" } });
+    reporting["typed_per_filter_config"][observer_filter(attachment.pool)] = reports;
+    vec![reporting, plain]
+}
+
+fn route(route: &Route, plan: &Plan, attachment: Option<&Attachment<'_>>) -> Value {
     let mut action = Map::new();
     action.insert("cluster".to_owned(), json!(plan.clusters[route.cluster_idx].name));
     if let Some(timeout) = route.timeout {
@@ -189,11 +207,10 @@ fn route(route: &Route, plan: &Plan, pools: &[Attachment<'_>]) -> Value {
     }
     action.insert("upgrade_configs".to_owned(), json!([{ "upgrade_type": "websocket" }]));
     let mut value = json!({ "name": route.name, "match": path_match(&route.path) });
-    if let Some(pool) = pool_of(route, plan) {
+    if let Some(attachment) = attachment {
         action.insert("retry_policy".to_owned(), retry_policy());
-        let attachment = pools.iter().find(|attachment| attachment.pool == pool);
-        let names = attachment.map(filter_names).unwrap_or_default();
-        value["typed_per_filter_config"] = names.into_iter().map(|name| (name, enabled())).collect();
+        let names = filter_names(attachment).into_iter();
+        value["typed_per_filter_config"] = names.map(|name| (name, enabled())).collect();
     }
     value["route"] = Value::Object(action);
     value

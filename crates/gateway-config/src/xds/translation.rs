@@ -99,7 +99,7 @@ impl Editor {
         use field::route_configuration as number;
         let mut configuration = Message::decode(&bytes)?;
         let pools = marks.pools(configuration.text(number::NAME));
-        if !self.explains || !pools.iter().any(|pool| pool.responses == Responses::Observed) {
+        if !self.explains || !pools.iter().any(|pool| pool.responses != Responses::Through) {
             return Ok(bytes);
         }
         let header = json!({ "response_headers_to_add": [decision_header()] });
@@ -175,7 +175,7 @@ impl Editor {
         merge_once(&mut manager, number::EARLY_HEADER_MUTATIONS, &removed)?;
         let request_id = json!({ "always_set_request_id_in_response": true });
         let request_id = self.parts.encode(MANAGER_MESSAGE, &request_id);
-        if pools.iter().any(|pool| pool.responses == Responses::Observed) {
+        if pools.iter().any(|pool| pool.responses != Responses::Through) {
             manager.remove(&[number::ALWAYS_SET_REQUEST_ID_IN_RESPONSE]);
             manager.merge(&request_id)?;
         }

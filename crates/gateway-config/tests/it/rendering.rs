@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use expect_test::{expect, expect_file};
-use gateway_config::attachment::Responses;
+use gateway_config::attachment::{Responses, Share};
 use gateway_config::error::MissingBinding;
 use gateway_config::render::{Bindings, PickerTls, Rendered};
 use serde_json::{Value, json};
@@ -205,7 +205,8 @@ fn a_pool_that_fails_open_is_buffered() {
 /// The tutorial's configuration if the operator wants responses past the picker, with this text in its objects.
 fn observed(yaml: &str) -> Rendered {
     let plan = plan(yaml).unwrap();
-    Rendered::new(&plan, &Bindings { responses: Responses::Observed, ..bindings(&plan) }).unwrap()
+    let responses = Responses::Observed(Share::TENTH);
+    Rendered::new(&plan, &Bindings { responses, ..bindings(&plan) }).unwrap()
 }
 
 fn filters(rendered: &Rendered) -> Vec<&str> {
@@ -232,7 +233,8 @@ fn an_observed_response_goes_past_the_picker() {
 fn clients_are_told_of_a_pick_only_if_the_operator_allows_it() {
     let plan = plan(&tutorial()).unwrap();
     for (explains, is_told) in [(true, true), (false, false)] {
-        let bindings = Bindings { responses: Responses::Observed, explains, ..bindings(&plan) };
+        let responses = Responses::Observed(Share::TENTH);
+        let bindings = Bindings { responses, explains, ..bindings(&plan) };
         let rendered = Rendered::new(&plan, &bindings).unwrap();
         let added = &manager(&rendered, 1)["route_config"]["response_headers_to_add"];
         assert_eq!(added.is_array(), is_told, "{added}");
@@ -254,6 +256,56 @@ fn an_observed_pool_that_fails_open_is_buffered() {
     "#]]
     .assert_eq(&pretty(&filters[0]["typed_config"]["processing_mode"]));
     assert_eq!(filters[1]["typed_config"]["failure_mode_allow"], true);
+}
+
+/// Modes of the observer, and the fraction and modes of each route; a fraction or modes that are missing are null.
+fn body_modes(responses: &str) -> (Value, Vec<(Value, Value)>) {
+    let plan = plan(&tutorial()).unwrap();
+    let bindings = Bindings { responses: responses.parse().unwrap(), ..bindings(&plan) };
+    let rendered = Rendered::new(&plan, &bindings).unwrap();
+    let observer = &manager(&rendered, 1)["http_filters"][1];
+    let name = observer["name"].as_str().unwrap();
+    let routes = routes(&rendered, 1).iter().map(|route| {
+        let modes = &route["typed_per_filter_config"][name]["config"]["overrides"]["processing_mode"];
+        let fraction = &route["match"]["runtime_fraction"]["default_value"];
+        (fraction["numerator"].clone(), modes["response_body_mode"].clone())
+    });
+    let mode = observer["typed_config"]["processing_mode"]["response_body_mode"].clone();
+    (mode, routes.collect())
+}
+
+#[test]
+fn bodies_are_reported_for_a_share_of_the_requests() {
+    let (none, streamed) = (json!("NONE"), json!("STREAMED"));
+    let plain = (Value::Null, Value::Null);
+    for (responses, per_million) in [("observed", 100_000), ("observed=0.25", 250_000), ("observed=1e-6", 1)]
+    {
+        let some = (json!(per_million), streamed.clone());
+        assert_eq!(body_modes(responses), (none.clone(), vec![some, plain.clone()]), "{responses}");
+    }
+    // Control: if all requests are alike, there is one route.
+    assert_eq!(body_modes("observed=0"), (none, vec![plain.clone()]));
+    assert_eq!(body_modes("observed=1"), (streamed, vec![plain]));
+}
+
+#[test]
+fn ways_of_responses_are_read_as_they_are_written() {
+    for (text, written) in [
+        ("through", "through"),
+        ("observed", "observed=0.1"),
+        ("observed=0", "observed=0"),
+        ("observed=1", "observed=1"),
+    ] {
+        let responses: Responses = text.parse().unwrap();
+        assert_eq!(responses.to_string(), written);
+        assert_eq!(written.parse(), Ok(responses));
+    }
+    for text in
+        ["", "Observed", "observed=", "observed=1.01", "observed=-0.1", "observed=NaN", "through=1", "past"]
+    {
+        let error = text.parse::<Responses>().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{text:?} is not a way of responses")), "{error}");
+    }
 }
 
 /// The picker restores the client's name in responses, so they must go through it.

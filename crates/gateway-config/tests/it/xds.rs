@@ -6,7 +6,7 @@ use envoy_proto::envoygateway::extension::{
 };
 use envoy_proto::google::protobuf::{DescriptorProto, FileDescriptorProto};
 use expect_test::expect_file;
-use gateway_config::attachment::Responses;
+use gateway_config::attachment::{Responses, Share};
 use gateway_config::error::Malformed;
 use gateway_config::render::{Bindings, Rendered};
 use gateway_config::xds::{Editor, Picker, Pool, Resources, Trust};
@@ -51,7 +51,7 @@ fn pool() -> Pool {
     Pool {
         key: ObjectKey::new("default", "vllm-qwen-pool"),
         failure_mode: FailureMode::FailClose,
-        responses: Responses::Observed,
+        responses: Responses::Observed(Share::TENTH),
         pods: "vllm-qwen-pool-pods.default.svc".to_owned(),
         ports: vec![8000],
         picker: Picker {
@@ -169,7 +169,7 @@ fn sort(value: &Value) -> Value {
 #[test]
 fn both_ways_give_the_same_filters_policies_and_pickers() {
     let plan = plan(&tutorial()).unwrap();
-    for responses in [Responses::Observed, Responses::Through] {
+    for responses in [Responses::Observed(Share::ALL), Responses::Observed(Share::NONE), Responses::Through] {
         let local = Rendered::new(&plan, &Bindings { responses, ..bindings(&plan) }).unwrap();
         let local = &local.static_equivalent["static_resources"];
         let local_manager = &local["listeners"][1]["default_filter_chain"]["filters"][0]["typed_config"];

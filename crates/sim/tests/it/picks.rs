@@ -182,7 +182,7 @@ impl Served {
     }
 
     fn end(&self, in_flight: InFlightRequest, now: Duration) {
-        let report = ResponseReport { status: Some(200), complete: true, ..ResponseReport::default() };
+        let report = ResponseReport { status: Some(200), complete: Some(true), ..ResponseReport::default() };
         self.director.settle(in_flight, &report, self.now(now).instant);
     }
 
@@ -222,7 +222,7 @@ fn picks(events: &[Event], served: &Served, policy: Policy) -> [Vec<usize>; 2] {
             }
             Event::FirstToken(nth) if !waiting.is_empty() => {
                 let (mut in_flight, mut placed) = waiting.remove(nth % waiting.len());
-                in_flight.note_body();
+                in_flight.note_first_token();
                 router.on_first_token(&mut placed);
                 answering.push((in_flight, placed));
             }
