@@ -46,6 +46,8 @@ pub const ROUTING_POLICY: &str = "inference.networking.x-k8s.io/routing-policy";
 pub const PREFIX_SOURCE: &str = "inference.networking.x-k8s.io/prefix-cache-mode";
 /// Annotation of an InferencePool that names the engine its pods run; see [`crate::pool::ModelServerRuntime`].
 pub const MODEL_SERVER_RUNTIME: &str = "inference.networking.x-k8s.io/model-server-runtime";
+/// Annotation of a v1 InferencePool that asks for a managed picker with the value `true`. Warmpath's own.
+pub const MANAGED_PICKER: &str = "inference.networking.x-k8s.io/managed-picker";
 
 /// API group of InferencePool v1alpha2 and InferenceModel.
 pub const GROUP_X: &str = "inference.networking.x-k8s.io";

@@ -57,9 +57,11 @@ pub struct ObjectMeta {
     pub annotations: BTreeMap<String, String>,
     /// RFC 3339, so it sorts as text. Orders InferenceModels that claim the same model name.
     pub creation_timestamp: Option<String>,
-    generation: Option<u64>,
+    /// Changes with the spec; a status says which one it is about.
+    pub generation: Option<u64>,
     resource_version: Option<String>,
-    uid: Option<String>,
+    /// Identity of this object among all that ever have its name; owner references need it.
+    pub uid: Option<String>,
     managed_fields: Option<Value>,
     finalizers: Option<Vec<String>>,
 }

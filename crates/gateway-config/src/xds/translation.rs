@@ -1,6 +1,6 @@
 //! The translation of one Gateway: the pickers' clusters, and their filters on the listeners that lead to marked routes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use inference_api::pool::FailureMode;
 use prost::bytes::Bytes;
@@ -72,18 +72,15 @@ impl Editor {
     /// If one of the resources is not a protobuf message.
     pub fn translation(&self, resources: Resources) -> Result<Resources, Malformed> {
         let marks = Marks::read(&resources)?;
-        let Resources { mut clusters, listeners, route_configurations } = resources;
-        for pool in marks.pools.values() {
-            let name = picker_cluster(&pool.key);
-            let mut kept = Vec::with_capacity(clusters.len() + 1);
-            for cluster in clusters {
-                if Message::decode(&cluster)?.text(field::cluster::NAME) != name {
-                    kept.push(cluster);
-                }
+        let Resources { clusters, listeners, route_configurations } = resources;
+        let pickers: BTreeSet<String> = marks.pools.values().map(|pool| picker_cluster(&pool.key)).collect();
+        let mut kept = Vec::with_capacity(clusters.len() + pickers.len());
+        for cluster in clusters {
+            if !pickers.contains(Message::decode(&cluster)?.text(field::cluster::NAME)) {
+                kept.push(cluster);
             }
-            kept.push(self.picker(pool).into());
-            clusters = kept;
         }
+        kept.extend(marks.pools.values().map(|pool| Bytes::from(self.picker(pool))));
         let listeners = listeners
             .into_iter()
             .map(|listener| self.listener(listener, &marks))
@@ -92,7 +89,7 @@ impl Editor {
             .into_iter()
             .map(|configuration| self.route_configuration(configuration, &marks))
             .collect::<Result<_, _>>()?;
-        Ok(Resources { clusters, listeners, route_configurations })
+        Ok(Resources { clusters: kept, listeners, route_configurations })
     }
 
     fn route_configuration(&self, bytes: Bytes, marks: &Marks) -> Result<Bytes, Malformed> {

@@ -1,0 +1,181 @@
+//! The extension server: Envoy Gateway's hooks.
+//!
+//! A hook that fails holds back the configuration of every Gateway of its class. So a pool that cannot be taken leaves its
+//! route as it is, with a warning, and only a request that is no protobuf is an error. Until the first lists are in, every
+//! hook is unavailable, and Envoy Gateway asks again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use envoy_proto::envoygateway::extension::envoy_gateway_extension_server::{
+    EnvoyGatewayExtension, EnvoyGatewayExtensionServer,
+};
+use envoy_proto::envoygateway::extension::{
+    ExtensionResource, PostClusterModifyRequest, PostClusterModifyResponse, PostEndpointsModifyRequest,
+    PostEndpointsModifyResponse, PostHttpListenerModifyRequest, PostHttpListenerModifyResponse,
+    PostRouteModifyRequest, PostRouteModifyResponse, PostTranslateModifyRequest, PostTranslateModifyResponse,
+    PostVirtualHostModifyRequest, PostVirtualHostModifyResponse,
+};
+use gateway_config::error::Malformed;
+use gateway_config::xds::{Editor, Pool, Resources};
+use inference_api::kinds::{Object, ReadError};
+use inference_api::lenient;
+use thiserror::Error;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+use tracing::{debug, warn};
+
+use crate::resolve;
+use crate::world::World;
+
+/// Largest request: `maxMessageSize` in the configuration of Envoy Gateway that the manifests have.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Why a rule's resources give no pool to attach.
+#[derive(Debug, Error)]
+enum Unattachable {
+    #[error("a resource is not JSON")]
+    NotJson(#[from] serde_json::Error),
+    #[error(transparent)]
+    Object(#[from] ReadError),
+    #[error("the rule leads to {0} pools, one is supported")]
+    Several(usize),
+}
+
+/// Answers the hooks by the newest world.
+#[derive(Debug)]
+pub struct Hooks {
+    editor: Editor,
+    world: watch::Receiver<Option<Arc<World>>>,
+}
+
+impl Hooks {
+    /// Hooks that are unavailable while `world` is None.
+    #[must_use]
+    pub fn new(editor: Editor, world: watch::Receiver<Option<Arc<World>>>) -> Self {
+        Self { editor, world }
+    }
+
+    /// The gRPC service.
+    #[must_use]
+    pub fn into_service(self) -> EnvoyGatewayExtensionServer<Self> {
+        EnvoyGatewayExtensionServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(usize::MAX)
+    }
+
+    fn world(&self) -> Result<Arc<World>, Status> {
+        self.world.borrow().clone().ok_or_else(|| Status::unavailable("the first lists are not in yet"))
+    }
+
+    /// The pool among a rule's resources; None if there is none that can be attached.
+    fn pool(&self, resources: &[ExtensionResource]) -> Result<Option<Pool>, Status> {
+        let world = self.world()?;
+        Ok(find_pool(resources, &world).unwrap_or_else(|error| {
+            warn!(%error, "Leaving a route without its pool");
+            None
+        }))
+    }
+}
+
+/// The pool among a rule's resources. The others belong to other extensions.
+fn find_pool(resources: &[ExtensionResource], world: &World) -> Result<Option<Pool>, Unattachable> {
+    let mut pools: Vec<Pool> = Vec::new();
+    for ExtensionResource { unstructured_bytes } in resources {
+        let value = serde_json::from_slice(unstructured_bytes)?;
+        let object = match lenient::read(value) {
+            Ok(read) => read.object,
+            Err(ReadError::NoKind | ReadError::Kind { .. }) => continue,
+            Err(error @ ReadError::Object(_)) => return Err(error.into()),
+        };
+        if let Object::InferencePool(pool) = object {
+            let pool = resolve::pool(&pool, world);
+            if !pools.contains(&pool) {
+                pools.push(pool);
+            }
+        }
+    }
+    match pools.len() {
+        0 | 1 => Ok(pools.pop()),
+        several => Err(Unattachable::Several(several)),
+    }
+}
+
+fn malformed(error: Malformed) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+#[tonic::async_trait]
+impl EnvoyGatewayExtension for Hooks {
+    async fn post_route_modify(
+        &self,
+        request: Request<PostRouteModifyRequest>,
+    ) -> Result<Response<PostRouteModifyResponse>, Status> {
+        let PostRouteModifyRequest { route, post_route_context } = request.into_inner();
+        let resources = post_route_context.map(|context| context.extension_resources).unwrap_or_default();
+        let pool = self.pool(&resources)?;
+        let route = match (route, pool) {
+            (Some(route), Some(pool)) => {
+                debug!(pool = %pool.key, "Attaching a route");
+                Some(Bytes::from(self.editor.route(&route, &pool).map_err(malformed)?))
+            }
+            (route, _) => route,
+        };
+        Ok(Response::new(PostRouteModifyResponse { route }))
+    }
+
+    async fn post_cluster_modify(
+        &self,
+        request: Request<PostClusterModifyRequest>,
+    ) -> Result<Response<PostClusterModifyResponse>, Status> {
+        let PostClusterModifyRequest { cluster, post_cluster_context } = request.into_inner();
+        let resources =
+            post_cluster_context.map(|context| context.backend_extension_resources).unwrap_or_default();
+        let pool = self.pool(&resources)?;
+        let cluster = match (cluster, pool) {
+            (Some(cluster), Some(pool)) => {
+                debug!(pool = %pool.key, "Attaching a cluster");
+                Some(Bytes::from(self.editor.cluster(&cluster, &pool).map_err(malformed)?))
+            }
+            (cluster, _) => cluster,
+        };
+        Ok(Response::new(PostClusterModifyResponse { cluster }))
+    }
+
+    async fn post_translate_modify(
+        &self,
+        request: Request<PostTranslateModifyRequest>,
+    ) -> Result<Response<PostTranslateModifyResponse>, Status> {
+        let PostTranslateModifyRequest { clusters, secrets, listeners, routes } = request.into_inner();
+        let sent = Resources { clusters, listeners, route_configurations: routes };
+        let Resources { clusters, listeners, route_configurations } =
+            self.editor.translation(sent).map_err(malformed)?;
+        let response =
+            PostTranslateModifyResponse { clusters, secrets, listeners, routes: route_configurations };
+        Ok(Response::new(response))
+    }
+
+    async fn post_virtual_host_modify(
+        &self,
+        request: Request<PostVirtualHostModifyRequest>,
+    ) -> Result<Response<PostVirtualHostModifyResponse>, Status> {
+        let PostVirtualHostModifyRequest { virtual_host } = request.into_inner();
+        Ok(Response::new(PostVirtualHostModifyResponse { virtual_host }))
+    }
+
+    async fn post_http_listener_modify(
+        &self,
+        request: Request<PostHttpListenerModifyRequest>,
+    ) -> Result<Response<PostHttpListenerModifyResponse>, Status> {
+        let PostHttpListenerModifyRequest { listener } = request.into_inner();
+        Ok(Response::new(PostHttpListenerModifyResponse { listener }))
+    }
+
+    async fn post_endpoints_modify(
+        &self,
+        request: Request<PostEndpointsModifyRequest>,
+    ) -> Result<Response<PostEndpointsModifyResponse>, Status> {
+        let PostEndpointsModifyRequest { load_assignment } = request.into_inner();
+        Ok(Response::new(PostEndpointsModifyResponse { load_assignment }))
+    }
+}

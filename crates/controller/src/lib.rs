@@ -1,0 +1,15 @@
+//! Serves InferencePools on Kubernetes with stock Envoy Gateway.
+//!
+//! ```text
+//! Envoy Gateway ──hook──► hooks ──resolve(pool, World)──► edits of gateway-config ──► answer
+//! ```
+//!
+//! What it knows of the cluster is a [`world::World`], a value; the rules over it are pure. Decisions about requests are
+//! not made here but by the pickers.
+
+pub mod hooks;
+
+pub mod resolve;
+pub mod world;
+
+pub mod names;

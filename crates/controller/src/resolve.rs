@@ -1,0 +1,77 @@
+//! Where a pool's pods and picker are, and how the picker is attached.
+
+use gateway_config::attachment::Responses;
+use gateway_config::xds::{Picker, Pool, Trust};
+use inference_api::keys;
+use inference_api::object::ObjectKey;
+use inference_api::pool::{InferenceModel, InferencePool, PoolVersion};
+
+use crate::names;
+use crate::world::World;
+
+/// The picker of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PickerService {
+    /// Made by the controller.
+    Managed(ObjectKey),
+    /// Somebody's Service, which the pool names.
+    Named(ObjectKey),
+    /// The pool names a Service that does not exist, and asks for no managed one.
+    Missing(ObjectKey),
+}
+
+/// The picker of `pool`.
+///
+/// A v1alpha2 pool has a managed one unless the Service that it names exists. A v1 pool must name one that exists, or ask
+/// for a managed one by an annotation.
+#[must_use]
+pub fn picker(pool: &InferencePool, world: &World) -> PickerService {
+    let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.name);
+    let managed = || PickerService::Managed(names::managed_picker(pool, &world.namespace));
+    let asks = pool.meta.annotations.get(keys::MANAGED_PICKER).is_some_and(|value| value == "true");
+    match (pool.version, world.services.contains(&named)) {
+        (PoolVersion::V1, _) if asks => managed(),
+        (PoolVersion::V1Alpha2 | PoolVersion::V1, true) => PickerService::Named(named),
+        (PoolVersion::V1Alpha2, false) => managed(),
+        (PoolVersion::V1, false) => PickerService::Missing(named),
+    }
+}
+
+/// `pool` as the hooks attach it.
+///
+/// Responses go past a managed picker unless it must change them. Somebody else's picker gets the whole protocol. One that
+/// is missing is attached as if it existed: the pool's failure mode decides about requests until it does.
+#[must_use]
+pub fn pool(pool: &InferencePool, world: &World) -> Pool {
+    let (responses, picker) = match picker(pool, world) {
+        PickerService::Managed(service) => {
+            let responses = if renames(pool, world) { Responses::Through } else { Responses::Observed };
+            let trust = Trust::Authority(world.authority.clone());
+            let picker = Picker { host: names::host(&service), port: keys::DEFAULT_PICKER_PORT, trust };
+            (responses, picker)
+        }
+        PickerService::Named(service) | PickerService::Missing(service) => {
+            let picker = Picker { host: names::host(&service), port: pool.picker.port, trust: Trust::Any };
+            (Responses::Through, picker)
+        }
+    };
+    let key = pool.key();
+    Pool {
+        failure_mode: pool.picker.failure_mode,
+        responses,
+        pods: names::host(&names::pods_service(&key)),
+        ports: pool.target_ports.clone(),
+        picker,
+        key,
+    }
+}
+
+/// True if a model of the pool has another name in the engines, which the picker restores in responses.
+fn renames(pool: &InferencePool, world: &World) -> bool {
+    let changes = |model: &&InferenceModel| {
+        model.meta.namespace == pool.meta.namespace
+            && model.pool == pool.meta.name
+            && model.target_models.iter().any(|target| target.name != model.model_name)
+    };
+    world.models.iter().any(|model| changes(&model))
+}

@@ -1,0 +1,7 @@
+//! The extension server over gRPC, and the rules behind it.
+
+#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+
+mod fixtures;
+mod hooks;
+mod resolve;

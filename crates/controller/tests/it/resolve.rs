@@ -1,0 +1,86 @@
+//! The picker of each kind of pool.
+
+use controller::names;
+use controller::resolve::{self, PickerService};
+use controller::world::World;
+use gateway_config::attachment::Responses;
+use gateway_config::xds::Trust;
+use inference_api::keys;
+use inference_api::kinds::Object;
+use inference_api::object::ObjectKey;
+use serde_json::json;
+
+use crate::fixtures::{alpha_pool, object, pool, v1_pool, world};
+
+fn with_service() -> World {
+    World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world() }
+}
+
+fn managed() -> PickerService {
+    PickerService::Managed(ObjectKey::new("envoy-gateway-system", "epp-default-ext-proc"))
+}
+
+#[test]
+fn a_v1alpha2_pool_has_a_managed_picker_unless_its_service_exists() {
+    let pool = pool(alpha_pool());
+    let named = PickerService::Named(ObjectKey::new("default", "ext-proc"));
+    assert_eq!(resolve::picker(&pool, &world()), managed());
+    assert_eq!(resolve::picker(&pool, &with_service()), named);
+    // Control: a Service of another namespace is not the pool's.
+    let elsewhere = World { services: [ObjectKey::new("other", "ext-proc")].into(), ..world() };
+    assert_eq!(resolve::picker(&pool, &elsewhere), managed());
+}
+
+#[test]
+fn a_v1_pool_has_the_picker_that_it_names_unless_it_asks_for_a_managed_one() {
+    let named = ObjectKey::new("default", "ext-proc");
+    assert_eq!(resolve::picker(&pool(v1_pool()), &world()), PickerService::Missing(named.clone()));
+    assert_eq!(resolve::picker(&pool(v1_pool()), &with_service()), PickerService::Named(named.clone()));
+    let mut asking = v1_pool();
+    asking["metadata"]["annotations"] = json!({ keys::MANAGED_PICKER: "true" });
+    assert_eq!(resolve::picker(&pool(asking.clone()), &with_service()), managed());
+    asking["metadata"]["annotations"] = json!({ keys::MANAGED_PICKER: "false" });
+    assert_eq!(resolve::picker(&pool(asking), &with_service()), PickerService::Named(named));
+}
+
+/// A managed picker serves on its own port, whatever the pool says of the Service that it names.
+#[test]
+fn responses_go_past_a_managed_picker_only() {
+    let ours = resolve::pool(&pool(alpha_pool()), &world());
+    assert_eq!((ours.responses, ours.picker.port), (Responses::Observed, 9002));
+    assert_eq!(ours.picker.host, "epp-default-ext-proc.envoy-gateway-system.svc");
+    assert_eq!(ours.picker.trust, Trust::Authority("CA".to_owned()));
+    let theirs = resolve::pool(&pool(v1_pool()), &with_service());
+    assert_eq!((theirs.responses, theirs.picker.port), (Responses::Through, 9009));
+    assert_eq!((theirs.picker.host.as_str(), theirs.picker.trust), ("ext-proc.default.svc", Trust::Any));
+    assert_eq!((theirs.pods.as_str(), theirs.ports), ("qwen-pods.default.svc", vec![8000, 8001]));
+}
+
+#[test]
+fn the_responses_of_a_pool_that_renames_models_go_through_its_picker() {
+    let responses = |namespace: &str, target: &str| {
+        let Object::InferenceModel(model) = object(json!({
+            "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
+            "kind": "InferenceModel",
+            "metadata": { "name": "m", "namespace": namespace },
+            "spec": { "modelName": "m", "poolRef": { "name": "qwen" }, "targetModels": [{ "name": target }] },
+        })) else {
+            panic!("no model")
+        };
+        resolve::pool(&pool(alpha_pool()), &World { models: vec![model], ..world() }).responses
+    };
+    assert_eq!(responses("default", "m-v2"), Responses::Through);
+    assert_eq!(responses("default", "m"), Responses::Observed);
+    assert_eq!(responses("other", "m-v2"), Responses::Observed);
+}
+
+#[test]
+fn long_names_are_cut_and_stay_different() {
+    let name = |end: &str| {
+        let name = names::pods_service(&ObjectKey::new("default", format!("{}{end}", "x".repeat(60)))).name;
+        assert!(name.len() <= 63, "{name}");
+        name
+    };
+    assert_ne!(name("a"), name("b"));
+    assert_eq!(names::pods_service(&ObjectKey::new("ns", "qwen")), ObjectKey::new("ns", "qwen-pods"));
+}
