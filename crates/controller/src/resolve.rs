@@ -1,6 +1,6 @@
 //! Where a pool's pods and picker are, and how the picker is attached.
 
-use gateway_config::attachment::Responses;
+use gateway_config::attachment::{Responses, Share};
 use gateway_config::xds::{Picker, Pool, Trust};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
@@ -45,7 +45,8 @@ pub fn picker(pool: &InferencePool, world: &World) -> PickerService {
 pub fn pool(pool: &InferencePool, world: &World) -> Pool {
     let (responses, picker) = match picker(pool, world) {
         PickerService::Managed(service) => {
-            let responses = if renames(pool, world) { Responses::Through } else { Responses::Observed };
+            let responses =
+                if renames(pool, world) { Responses::Through } else { Responses::Observed(Share::TENTH) };
             let trust = Trust::Authority(world.authority.clone());
             let picker = Picker { host: names::host(&service), port: keys::DEFAULT_PICKER_PORT, trust };
             (responses, picker)

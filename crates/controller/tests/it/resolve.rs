@@ -3,7 +3,7 @@
 use controller::names;
 use controller::resolve::{self, PickerService};
 use controller::world::World;
-use gateway_config::attachment::Responses;
+use gateway_config::attachment::{Responses, Share};
 use gateway_config::xds::Trust;
 use inference_api::keys;
 use inference_api::kinds::Object;
@@ -47,7 +47,7 @@ fn a_v1_pool_has_the_picker_that_it_names_unless_it_asks_for_a_managed_one() {
 #[test]
 fn responses_go_past_a_managed_picker_only() {
     let ours = resolve::pool(&pool(alpha_pool()), &world());
-    assert_eq!((ours.responses, ours.picker.port), (Responses::Observed, 9002));
+    assert_eq!((ours.responses, ours.picker.port), (Responses::Observed(Share::TENTH), 9002));
     assert_eq!(ours.picker.host, "epp-default-ext-proc.envoy-gateway-system.svc");
     assert_eq!(ours.picker.trust, Trust::Authority("CA".to_owned()));
     let theirs = resolve::pool(&pool(v1_pool()), &with_service());
@@ -70,8 +70,8 @@ fn the_responses_of_a_pool_that_renames_models_go_through_its_picker() {
         resolve::pool(&pool(alpha_pool()), &World { models: vec![model], ..world() }).responses
     };
     assert_eq!(responses("default", "m-v2"), Responses::Through);
-    assert_eq!(responses("default", "m"), Responses::Observed);
-    assert_eq!(responses("other", "m-v2"), Responses::Observed);
+    assert_eq!(responses("default", "m"), Responses::Observed(Share::TENTH));
+    assert_eq!(responses("other", "m-v2"), Responses::Observed(Share::TENTH));
 }
 
 #[test]
