@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use inference_api::gateway::{Gateway, GatewayClass, HttpRoute};
 use inference_api::object::ObjectKey;
 use inference_api::pool::InferenceModel;
 
@@ -15,4 +16,15 @@ pub struct World {
     pub models: Vec<InferenceModel>,
     /// All Services, except those that the controller has made.
     pub services: BTreeSet<ObjectKey>,
+    pub classes: Vec<GatewayClass>,
+    pub gateways: Vec<Gateway>,
+    pub routes: Vec<HttpRoute>,
+    pub grants: BTreeSet<Grant>,
+}
+
+/// A permission that a ReferenceGrant gives: HTTPRoutes of the namespace may lead to the pool.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Grant {
+    pub route_namespace: String,
+    pub pool: ObjectKey,
 }

@@ -4,4 +4,6 @@
 
 mod fixtures;
 mod hooks;
+mod objects;
 mod resolve;
+mod status;

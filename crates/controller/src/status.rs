@@ -1,0 +1,130 @@
+//! The status of a pool: one entry for each Gateway from which an HTTPRoute leads to it, with upstream's reasons.
+
+use std::collections::BTreeSet;
+
+use inference_api::gateway::{HttpRoute, ParentRef};
+use inference_api::keys;
+use inference_api::object::ObjectKey;
+use inference_api::pool::{InferencePool, PoolVersion};
+use serde_json::{Value, json};
+
+use crate::resolve::{self, PickerService};
+use crate::world::{Grant, World};
+
+/// The status that `pool` should have, if `current` is another one.
+///
+/// `current` is the `status` of the object, or null. `now` is the time in RFC 3339; a condition gets it if its status
+/// changes. Entries of other controllers stay.
+#[must_use]
+pub fn changed(pool: &InferencePool, world: &World, current: &Value, now: &str) -> Option<Value> {
+    let field = parents_field(pool.version);
+    let written = current[field].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut parents: Vec<Value> = written.iter().filter(|parent| is_foreign(parent)).cloned().collect();
+    for gateway in gateways(pool, world) {
+        let mut parent = json!({
+            "parentRef": {
+                "group": keys::GATEWAY_GROUP,
+                "kind": "Gateway",
+                "namespace": gateway.namespace,
+                "name": gateway.name,
+            },
+        });
+        if pool.version == PoolVersion::V1 {
+            parent["controllerName"] = json!(keys::ENVOY_GATEWAY_CONTROLLER);
+        }
+        let mut ours = written.iter().filter(|known| !is_foreign(known));
+        let known = ours.find(|known| known["parentRef"] == parent["parentRef"]);
+        parent["conditions"] = [accepted(), resolved_refs(pool, world)]
+            .into_iter()
+            .map(|condition| dated(condition, pool, known, now))
+            .collect();
+        parents.push(parent);
+    }
+    (written != parents).then(|| json!({ field: parents }))
+}
+
+/// Field of the status that lists the parents.
+fn parents_field(version: PoolVersion) -> &'static str {
+    match version {
+        PoolVersion::V1Alpha2 => "parent",
+        PoolVersion::V1 => "parents",
+    }
+}
+
+/// True for an entry that another controller has written. Entries without a controller's name are from before there was
+/// the field, or are the API's default.
+fn is_foreign(parent: &Value) -> bool {
+    parent["controllerName"].as_str().is_some_and(|name| name != keys::ENVOY_GATEWAY_CONTROLLER)
+}
+
+/// Gateways of Envoy Gateway's from which a route leads to `pool`.
+fn gateways(pool: &InferencePool, world: &World) -> BTreeSet<ObjectKey> {
+    let leads = world.routes.iter().filter(|route| leads_to(route, pool, world));
+    let parents = leads.flat_map(|route| {
+        let namespace = &route.meta.namespace;
+        route.spec.parent_refs.iter().filter_map(move |parent| gateway(parent, namespace))
+    });
+    parents.filter(|key| is_ours(key, world)).collect()
+}
+
+fn leads_to(route: &HttpRoute, pool: &InferencePool, world: &World) -> bool {
+    let group = match pool.version {
+        PoolVersion::V1Alpha2 => keys::GROUP_X,
+        PoolVersion::V1 => keys::GROUP,
+    };
+    let key = pool.key();
+    let grant = Grant { route_namespace: route.meta.namespace.clone(), pool: key.clone() };
+    let may = route.meta.namespace == key.namespace || world.grants.contains(&grant);
+    may && route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).any(|backend| {
+        backend.group == group && backend.kind == "InferencePool" && backend.key(&route.meta.namespace) == key
+    })
+}
+
+/// The Gateway that a route in `namespace` names as a parent; `None` if the parent is something else.
+fn gateway(parent: &ParentRef, namespace: &str) -> Option<ObjectKey> {
+    let is_gateway = parent.group.as_deref().is_none_or(|group| group == keys::GATEWAY_GROUP)
+        && parent.kind.as_deref().is_none_or(|kind| kind == "Gateway");
+    is_gateway.then(|| ObjectKey::new(parent.namespace.as_deref().unwrap_or(namespace), &parent.name))
+}
+
+/// True for a Gateway of a class that Envoy Gateway serves.
+fn is_ours(key: &ObjectKey, world: &World) -> bool {
+    let gateway = world.gateways.iter().find(|gateway| gateway.meta.key() == *key);
+    gateway.is_some_and(|gateway| {
+        world.classes.iter().any(|class| {
+            class.meta.name == gateway.spec.gateway_class_name
+                && class.spec.controller_name == keys::ENVOY_GATEWAY_CONTROLLER
+        })
+    })
+}
+
+fn accepted() -> Value {
+    json!({ "type": "Accepted", "status": "True", "reason": "Accepted", "message": "the Gateway routes to the pool" })
+}
+
+fn resolved_refs(pool: &InferencePool, world: &World) -> Value {
+    let (status, reason, message) = match resolve::picker(pool, world) {
+        PickerService::Managed(service) => {
+            ("True", "ResolvedRefs", format!("the controller runs the picker {service}"))
+        }
+        PickerService::Named(service) => ("True", "ResolvedRefs", format!("Service {service} is the picker")),
+        PickerService::Missing(service) => {
+            ("False", "InvalidExtensionRef", format!("there is no Service {service}"))
+        }
+    };
+    json!({ "type": "ResolvedRefs", "status": status, "reason": reason, "message": message })
+}
+
+/// The condition with its generation, and with the time of `known`'s if that has the same status.
+fn dated(mut condition: Value, pool: &InferencePool, known: Option<&Value>, now: &str) -> Value {
+    let conditions = known.and_then(|known| known["conditions"].as_array());
+    let before = conditions.into_iter().flatten().find(|before| before["type"] == condition["type"]);
+    let since = before
+        .filter(|before| before["status"] == condition["status"])
+        .and_then(|before| before["lastTransitionTime"].as_str());
+    condition["lastTransitionTime"] = json!(since.unwrap_or(now));
+    if let Some(generation) = pool.meta.generation {
+        condition["observedGeneration"] = json!(generation);
+    }
+    condition
+}

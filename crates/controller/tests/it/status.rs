@@ -1,0 +1,185 @@
+//! The status of pools.
+
+use controller::status;
+use controller::world::{Grant, World};
+use expect_test::expect;
+use inference_api::kinds::Object;
+use inference_api::object::ObjectKey;
+use serde_json::{Value, json};
+
+use crate::fixtures::{alpha_pool, object, pool, v1_pool, world};
+
+const NOW: &str = "2026-01-01T00:00:00Z";
+const LATER: &str = "2026-01-02T00:00:00Z";
+
+/// A world with Gateways `ours` and `theirs`, of Envoy Gateway's class and of another one, and these routes.
+fn routed(routes: &[Value]) -> World {
+    let mut world = world();
+    let class = |name: &str, controller: &str| {
+        object(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "GatewayClass",
+            "metadata": { "name": name },
+            "spec": { "controllerName": controller },
+        }))
+    };
+    let gateway = |name: &str| {
+        object(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "Gateway",
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": { "gatewayClassName": name, "listeners": [] },
+        }))
+    };
+    let mut objects = vec![
+        class("ours", "gateway.envoyproxy.io/gatewayclass-controller"),
+        class("theirs", "example.com/controller"),
+        gateway("ours"),
+        gateway("theirs"),
+    ];
+    objects.extend(routes.iter().cloned().map(object));
+    for object in objects {
+        match object {
+            Object::GatewayClass(class) => world.classes.push(class),
+            Object::Gateway(gateway) => world.gateways.push(gateway),
+            Object::HttpRoute(route) => world.routes.push(route),
+            other => panic!("{other:?}"),
+        }
+    }
+    world
+}
+
+fn route(namespace: &str, gateways: &[&str], group: &str) -> Value {
+    let parents: Vec<Value> =
+        gateways.iter().map(|name| json!({ "name": name, "namespace": "default" })).collect();
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": { "name": "route", "namespace": namespace },
+        "spec": {
+            "parentRefs": parents,
+            "rules": [{ "backendRefs": [
+                { "group": group, "kind": "InferencePool", "name": "qwen", "namespace": "default" },
+            ] }],
+        },
+    })
+}
+
+fn v1_route() -> Value {
+    route("default", &["ours", "theirs", "absent"], "inference.networking.k8s.io")
+}
+
+fn n_parents(world: &World) -> usize {
+    let status = status::changed(&pool(v1_pool()), world, &Value::Null, NOW);
+    status.map_or(0, |status| status["parents"].as_array().unwrap().len())
+}
+
+#[test]
+fn a_v1_pool_has_an_entry_per_gateway_that_leads_to_it() {
+    let status = status::changed(&pool(v1_pool()), &routed(&[v1_route()]), &Value::Null, NOW).unwrap();
+    expect![[r#"
+        {
+          "parents": [
+            {
+              "parentRef": {
+                "group": "gateway.networking.k8s.io",
+                "kind": "Gateway",
+                "namespace": "default",
+                "name": "ours"
+              },
+              "controllerName": "gateway.envoyproxy.io/gatewayclass-controller",
+              "conditions": [
+                {
+                  "type": "Accepted",
+                  "status": "True",
+                  "reason": "Accepted",
+                  "message": "the Gateway routes to the pool",
+                  "lastTransitionTime": "2026-01-01T00:00:00Z",
+                  "observedGeneration": 3
+                },
+                {
+                  "type": "ResolvedRefs",
+                  "status": "False",
+                  "reason": "InvalidExtensionRef",
+                  "message": "there is no Service default/ext-proc",
+                  "lastTransitionTime": "2026-01-01T00:00:00Z",
+                  "observedGeneration": 3
+                }
+              ]
+            }
+          ]
+        }"#]]
+    .assert_eq(&serde_json::to_string_pretty(&status).unwrap());
+}
+
+#[test]
+fn a_v1alpha2_pool_has_its_own_field_and_a_managed_picker() {
+    let route = route("default", &["ours"], "inference.networking.x-k8s.io");
+    // The API's default, until a controller comes.
+    let waiting = json!({ "parent": [{ "parentRef": { "kind": "Status", "name": "default" } }] });
+    let status = status::changed(&pool(alpha_pool()), &routed(&[route]), &waiting, NOW).unwrap();
+    let parents = status["parent"].as_array().unwrap();
+    assert_eq!(parents.len(), 1);
+    assert_eq!(parents[0]["parentRef"]["name"], "ours");
+    assert_eq!(parents[0].get("controllerName"), None);
+    let resolved = &parents[0]["conditions"][1];
+    assert_eq!(
+        (resolved["type"].as_str(), resolved["status"].as_str()),
+        (Some("ResolvedRefs"), Some("True"))
+    );
+}
+
+#[test]
+fn only_a_route_to_this_pool_counts() {
+    assert_eq!(n_parents(&routed(&[v1_route()])), 1);
+    assert_eq!(n_parents(&routed(&[])), 0);
+    let other_group = route("default", &["ours"], "inference.networking.x-k8s.io");
+    assert_eq!(n_parents(&routed(&[other_group])), 0);
+    let mut other_pool = v1_route();
+    other_pool["spec"]["rules"][0]["backendRefs"][0]["name"] = "other".into();
+    assert_eq!(n_parents(&routed(&[other_pool])), 0);
+    // Two rules, two routes: still one Gateway.
+    let mut second = v1_route();
+    second["metadata"]["name"] = "second".into();
+    assert_eq!(n_parents(&routed(&[v1_route(), second])), 1);
+}
+
+#[test]
+fn a_route_of_another_namespace_needs_a_grant() {
+    let mut world = routed(&[route("other", &["ours"], "inference.networking.k8s.io")]);
+    assert_eq!(n_parents(&world), 0);
+    world
+        .grants
+        .insert(Grant { route_namespace: "other".to_owned(), pool: ObjectKey::new("default", "qwen") });
+    assert_eq!(n_parents(&world), 1);
+}
+
+#[test]
+fn a_status_is_written_only_when_it_changes() {
+    let pool = pool(v1_pool());
+    let world = routed(&[v1_route()]);
+    let first = status::changed(&pool, &world, &Value::Null, NOW).unwrap();
+    assert_eq!(status::changed(&pool, &world, &first, LATER), None);
+    // The picker appears: its condition gets a new time, the other one keeps its own.
+    let found = World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world };
+    let second = status::changed(&pool, &found, &first, LATER).unwrap();
+    let time = |idx: usize| second["parents"][0]["conditions"][idx]["lastTransitionTime"].clone();
+    assert_eq!((time(0), time(1)), (json!(NOW), json!(LATER)));
+    assert_eq!(second["parents"][0]["conditions"][1]["status"], "True");
+    // The route goes, and the entry with it.
+    assert_eq!(status::changed(&pool, &routed(&[]), &second, LATER), Some(json!({ "parents": [] })));
+}
+
+#[test]
+fn entries_of_other_controllers_stay() {
+    let foreign = json!({
+        "parentRef": { "kind": "Gateway", "namespace": "default", "name": "theirs" },
+        "controllerName": "example.com/controller",
+        "conditions": [],
+    });
+    let current = json!({ "parents": [foreign.clone()] });
+    let status = status::changed(&pool(v1_pool()), &routed(&[v1_route()]), &current, NOW).unwrap();
+    assert_eq!(status["parents"][0], foreign);
+    assert_eq!(status["parents"].as_array().unwrap().len(), 2);
+    assert_eq!(status::changed(&pool(v1_pool()), &routed(&[]), &current, NOW), None);
+}
