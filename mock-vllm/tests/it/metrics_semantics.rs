@@ -157,9 +157,9 @@ fn contenders() -> Vec<(u64, EngineRequest)> {
 async fn a_preemption_counts_with_the_next_token() {
     let lab = Lab::new(VllmVersion::V0_33, |config| config.n_blocks = 513);
     let handles = lab.submit(contenders()).await;
-    lab.page_when(|page| page.get("num_requests_running") == 2.0).await;
-    let page = lab.page_when(|page| page.get("num_requests_running") == 1.0).await;
-    assert_eq!(lab.metrics.lock().gauges().preemptions, 1);
+    // The two run together for a few milliseconds, which a busy machine does not see.
+    let is_preempted = || lab.metrics.lock().gauges().preemptions == 1;
+    let page = lab.page_when(|page| page.get("num_requests_running") == 1.0 && is_preempted()).await;
     check(&page, &[("num_preemptions_total", 0.0), ("num_requests_waiting", 1.0)]);
     drop(handles);
 }
