@@ -92,6 +92,9 @@ async fn a_response_of_tiny_chunks_cuts_nobody_else() {
 
 #[tokio::test]
 async fn messages_in_other_frames_than_their_own_cut_nobody_else() {
+    if test_skips::skips_slow() {
+        return;
+    }
     // Many messages in a frame, and a message in as many frames as it has bytes.
     others_survive("messages in one frame", Connection::open, async |_, connection| {
         let messages: Vec<Bytes> = [head()].into_iter().chain(cut(&completion(BODY_BYTES), 1)).collect();
