@@ -10,7 +10,9 @@
 
 pub mod hooks;
 
+pub mod pickers;
 pub mod objects;
+pub mod sweep;
 pub mod status;
 
 pub mod resolve;

@@ -6,12 +6,9 @@ use inference_api::pool::{InferencePool, PoolVersion};
 use serde_json::{Value, json};
 
 use crate::names;
+use crate::sweep;
 use crate::world::World;
 
-/// Manager of the applied fields, and value of the label that marks an object as made by the controller.
-pub const MANAGER: &str = "warmpath-controller";
-/// Label with [`MANAGER`].
-pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Label with the name of the pool.
 pub const POOL_LABEL: &str = "inference.networking.x-k8s.io/pool";
 /// Longest value of a label.
@@ -38,7 +35,7 @@ pub fn pods_service(pool: &InferencePool, world: &World) -> Result<Value, NameTa
     }
     let port = |port: &u16| json!({ "name": format!("port-{port}"), "port": port, "targetPort": port, "protocol": "TCP" });
     let ports: Vec<Value> = pool.target_ports.iter().map(port).collect();
-    let mut labels = json!({ MANAGED_BY: MANAGER });
+    let mut labels = json!({ sweep::MANAGED_BY: sweep::MANAGER });
     if key.name.len() <= MAX_LABEL_LEN {
         labels[POOL_LABEL] = json!(key.name);
     }
@@ -69,15 +66,14 @@ pub fn api_version(pool: &InferencePool) -> String {
     }
 }
 
-/// The reference by which the API server removes an object of the pool's namespace with the pool; `None` for a pool that
+/// The reference by which the API server removes an object of the pool's namespace with its pools; `None` for a pool that
 /// is not from an API server.
-fn owner(pool: &InferencePool) -> Option<Value> {
+pub(crate) fn owner(pool: &InferencePool) -> Option<Value> {
     let uid = pool.meta.uid.as_ref()?;
     Some(json!({
         "apiVersion": api_version(pool),
         "kind": "InferencePool",
         "name": pool.meta.name,
         "uid": uid,
-        "controller": true,
     }))
 }

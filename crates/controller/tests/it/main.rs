@@ -5,5 +5,6 @@
 mod fixtures;
 mod hooks;
 mod objects;
+mod pickers;
 mod resolve;
 mod status;

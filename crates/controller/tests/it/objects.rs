@@ -26,8 +26,7 @@ fn a_pool_gets_a_headless_service() {
                 "apiVersion": "inference.networking.k8s.io/v1",
                 "kind": "InferencePool",
                 "name": "qwen",
-                "uid": "1",
-                "controller": true
+                "uid": "1"
               }
             ]
           },

@@ -1,0 +1,95 @@
+//! What managed pickers need around their processes: identity, rights and an address.
+
+use std::collections::BTreeMap;
+
+use inference_api::keys;
+use inference_api::object::ObjectKey;
+use inference_api::pool::InferencePool;
+use serde_json::{Value, json};
+
+use crate::objects::owner;
+use crate::resolve::{self, PickerService};
+use crate::sweep;
+use crate::world::World;
+
+/// Label by which a picker's Service selects its pods.
+pub const INSTANCE: &str = "app.kubernetes.io/instance";
+/// Port on which pickers tell each other their picks, and serve metrics.
+const METRICS_PORT: u16 = 9090;
+
+/// The managed pickers that the pools ask for, each with its pools. Two namespaces can share one: the picker's name joins
+/// the namespace `a-b` and the Service `c` to the same text as `a` and `b-c`.
+#[must_use]
+pub fn managed<'a>(pools: &'a [InferencePool], world: &World) -> BTreeMap<ObjectKey, Vec<&'a InferencePool>> {
+    let mut pickers: BTreeMap<ObjectKey, Vec<&InferencePool>> = BTreeMap::new();
+    for pool in pools {
+        if let PickerService::Managed(picker) = resolve::picker(pool, world) {
+            pickers.entry(picker).or_default().push(pool);
+        }
+    }
+    pickers
+}
+
+/// The ServiceAccount and the Service of a managed picker, in the controller's namespace, and in each namespace of `pools`
+/// the Role and RoleBinding by which it reads them, their models and their pods. The API server removes these two with the
+/// last of the namespace's pools.
+///
+/// The Service is headless: the proxies and the other pickers see each picker of several.
+#[must_use]
+pub fn around(picker: &ObjectKey, pools: &[&InferencePool]) -> Vec<Value> {
+    let labels = json!({
+        sweep::MANAGED_BY: sweep::MANAGER,
+        "app.kubernetes.io/name": "epp",
+        INSTANCE: picker.name,
+    });
+    let here = json!({ "name": picker.name, "namespace": picker.namespace, "labels": labels });
+    let port = |name: &str, port: u16| json!({ "name": name, "port": port, "targetPort": port });
+    let mut objects = vec![
+        json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": here }),
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": here,
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": "None",
+                "selector": { INSTANCE: picker.name },
+                "ports": [port("ext-proc", keys::DEFAULT_PICKER_PORT), port("metrics", METRICS_PORT)],
+            },
+        }),
+    ];
+    let mut owners: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for pool in pools {
+        owners.entry(&pool.meta.namespace).or_default().extend(owner(pool));
+    }
+    for (namespace, owners) in owners {
+        let mut there = json!({ "name": picker.name, "namespace": namespace, "labels": labels });
+        if !owners.is_empty() {
+            there["ownerReferences"] = json!(owners);
+        }
+        objects.extend(rights(picker, &there));
+    }
+    objects
+}
+
+fn rights(picker: &ObjectKey, metadata: &Value) -> [Value; 2] {
+    let read = |group: &str, resources: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"] });
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": metadata,
+        "rules": [
+            read("", &["pods"]),
+            read(keys::GROUP_X, &["inferencepools", "inferencemodels"]),
+            read(keys::GROUP, &["inferencepools"]),
+        ],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": metadata,
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": picker.name },
+        "subjects": [{ "kind": "ServiceAccount", "name": picker.name, "namespace": picker.namespace }],
+    });
+    [role, binding]
+}
