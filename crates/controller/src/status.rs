@@ -1,11 +1,14 @@
-//! The status of a pool: one entry for each Gateway from which an HTTPRoute leads to it, with upstream's reasons.
+//! The status of pools and models, with upstream's reasons.
+//!
+//! A pool's has an entry for each Gateway from which an HTTPRoute leads to it.
 
 use std::collections::BTreeSet;
 
+use inference_api::condition::Condition;
 use inference_api::gateway::{HttpRoute, ParentRef};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{InferencePool, PoolVersion};
+use inference_api::pool::{InferenceModel, InferencePool, PoolVersion};
 use serde_json::{Value, json};
 
 use crate::resolve::{self, PickerService};
@@ -16,7 +19,7 @@ use crate::world::{Grant, World};
 /// `current` is the `status` of the object, or null. `now` is the time in RFC 3339; a condition gets it if its status
 /// changes. Entries of other controllers stay.
 #[must_use]
-pub fn changed(pool: &InferencePool, world: &World, current: &Value, now: &str) -> Option<Value> {
+pub fn changed_pool(pool: &InferencePool, world: &World, current: &Value, now: &str) -> Option<Value> {
     let field = parents_field(pool.version);
     let written = current[field].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut parents: Vec<Value> = written.iter().filter(|parent| is_foreign(parent)).cloned().collect();
@@ -36,11 +39,24 @@ pub fn changed(pool: &InferencePool, world: &World, current: &Value, now: &str) 
         let known = ours.find(|known| known["parentRef"] == parent["parentRef"]);
         parent["conditions"] = [accepted(), resolved_refs(pool, world)]
             .into_iter()
-            .map(|condition| dated(condition, pool, known, now))
+            .map(|condition| dated(condition, pool.meta.generation, known, now))
             .collect();
         parents.push(parent);
     }
     (written != parents).then(|| json!({ field: parents }))
+}
+
+/// The status that `model` should have, if `current` is another one. `accepted` is what a pool index says of it.
+#[must_use]
+pub fn changed_model(
+    model: &InferenceModel,
+    accepted: &Condition,
+    current: &Value,
+    now: &str,
+) -> Option<Value> {
+    let condition = dated(json!(accepted), model.meta.generation, Some(current), now);
+    let status = json!({ "conditions": [condition] });
+    (*current != status).then_some(status)
 }
 
 /// Field of the status that lists the parents.
@@ -116,14 +132,14 @@ fn resolved_refs(pool: &InferencePool, world: &World) -> Value {
 }
 
 /// The condition with its generation, and with the time of `known`'s if that has the same status.
-fn dated(mut condition: Value, pool: &InferencePool, known: Option<&Value>, now: &str) -> Value {
+fn dated(mut condition: Value, generation: Option<u64>, known: Option<&Value>, now: &str) -> Value {
     let conditions = known.and_then(|known| known["conditions"].as_array());
     let before = conditions.into_iter().flatten().find(|before| before["type"] == condition["type"]);
     let since = before
         .filter(|before| before["status"] == condition["status"])
         .and_then(|before| before["lastTransitionTime"].as_str());
     condition["lastTransitionTime"] = json!(since.unwrap_or(now));
-    if let Some(generation) = pool.meta.generation {
+    if let Some(generation) = generation {
         condition["observedGeneration"] = json!(generation);
     }
     condition

@@ -1,8 +1,9 @@
-//! The status of pools.
+//! The status of pools and models.
 
 use controller::status;
 use controller::world::{Grant, World};
 use expect_test::expect;
+use inference_api::condition::accepted;
 use inference_api::kinds::Object;
 use inference_api::object::ObjectKey;
 use serde_json::{Value, json};
@@ -70,13 +71,13 @@ fn v1_route() -> Value {
 }
 
 fn n_parents(world: &World) -> usize {
-    let status = status::changed(&pool(v1_pool()), world, &Value::Null, NOW);
+    let status = status::changed_pool(&pool(v1_pool()), world, &Value::Null, NOW);
     status.map_or(0, |status| status["parents"].as_array().unwrap().len())
 }
 
 #[test]
 fn a_v1_pool_has_an_entry_per_gateway_that_leads_to_it() {
-    let status = status::changed(&pool(v1_pool()), &routed(&[v1_route()]), &Value::Null, NOW).unwrap();
+    let status = status::changed_pool(&pool(v1_pool()), &routed(&[v1_route()]), &Value::Null, NOW).unwrap();
     expect![[r#"
         {
           "parents": [
@@ -117,7 +118,7 @@ fn a_v1alpha2_pool_has_its_own_field_and_a_managed_picker() {
     let route = route("default", &["ours"], "inference.networking.x-k8s.io");
     // The API's default, until a controller comes.
     let waiting = json!({ "parent": [{ "parentRef": { "kind": "Status", "name": "default" } }] });
-    let status = status::changed(&pool(alpha_pool()), &routed(&[route]), &waiting, NOW).unwrap();
+    let status = status::changed_pool(&pool(alpha_pool()), &routed(&[route]), &waiting, NOW).unwrap();
     let parents = status["parent"].as_array().unwrap();
     assert_eq!(parents.len(), 1);
     assert_eq!(parents[0]["parentRef"]["name"], "ours");
@@ -158,16 +159,16 @@ fn a_route_of_another_namespace_needs_a_grant() {
 fn a_status_is_written_only_when_it_changes() {
     let pool = pool(v1_pool());
     let world = routed(&[v1_route()]);
-    let first = status::changed(&pool, &world, &Value::Null, NOW).unwrap();
-    assert_eq!(status::changed(&pool, &world, &first, LATER), None);
+    let first = status::changed_pool(&pool, &world, &Value::Null, NOW).unwrap();
+    assert_eq!(status::changed_pool(&pool, &world, &first, LATER), None);
     // The picker appears: its condition gets a new time, the other one keeps its own.
     let found = World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world };
-    let second = status::changed(&pool, &found, &first, LATER).unwrap();
+    let second = status::changed_pool(&pool, &found, &first, LATER).unwrap();
     let time = |idx: usize| second["parents"][0]["conditions"][idx]["lastTransitionTime"].clone();
     assert_eq!((time(0), time(1)), (json!(NOW), json!(LATER)));
     assert_eq!(second["parents"][0]["conditions"][1]["status"], "True");
     // The route goes, and the entry with it.
-    assert_eq!(status::changed(&pool, &routed(&[]), &second, LATER), Some(json!({ "parents": [] })));
+    assert_eq!(status::changed_pool(&pool, &routed(&[]), &second, LATER), Some(json!({ "parents": [] })));
 }
 
 #[test]
@@ -178,8 +179,41 @@ fn entries_of_other_controllers_stay() {
         "conditions": [],
     });
     let current = json!({ "parents": [foreign.clone()] });
-    let status = status::changed(&pool(v1_pool()), &routed(&[v1_route()]), &current, NOW).unwrap();
+    let status = status::changed_pool(&pool(v1_pool()), &routed(&[v1_route()]), &current, NOW).unwrap();
     assert_eq!(status["parents"][0], foreign);
     assert_eq!(status["parents"].as_array().unwrap().len(), 2);
-    assert_eq!(status::changed(&pool(v1_pool()), &routed(&[]), &current, NOW), None);
+    assert_eq!(status::changed_pool(&pool(v1_pool()), &routed(&[]), &current, NOW), None);
+}
+
+#[test]
+fn a_model_says_who_has_its_name() {
+    let Object::InferenceModel(model) = object(json!({
+        "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
+        "kind": "InferenceModel",
+        "metadata": { "name": "m", "namespace": "default", "generation": 2 },
+        "spec": { "modelName": "m", "poolRef": { "name": "qwen" } },
+    })) else {
+        panic!("no model")
+    };
+    let winner = ObjectKey::new("default", "older");
+    let first =
+        status::changed_model(&model, &accepted::name_in_use("m", &winner), &Value::Null, NOW).unwrap();
+    expect![[r#"
+        {
+          "conditions": [
+            {
+              "type": "Accepted",
+              "status": "False",
+              "reason": "ModelNameInUse",
+              "message": "modelName m belongs to InferenceModel default/older, which is older",
+              "lastTransitionTime": "2026-01-01T00:00:00Z",
+              "observedGeneration": 2
+            }
+          ]
+        }"#]]
+    .assert_eq(&serde_json::to_string_pretty(&first).unwrap());
+    let again = status::changed_model(&model, &accepted::name_in_use("m", &winner), &first, LATER);
+    assert_eq!(again, None);
+    let served = status::changed_model(&model, &accepted::yes(), &first, LATER).unwrap();
+    assert_eq!(served["conditions"][0]["lastTransitionTime"], LATER);
 }
