@@ -20,7 +20,9 @@ pub enum Change {
     DeletePool(ObjectKey),
     ApplyModel(InferenceModel),
     DeleteModel(ObjectKey),
+    /// An endpoint with this port and no other.
     ApplyEndpoint(EndpointRecord),
+    /// The endpoint is gone, with all of its ports.
     DeleteEndpoint(ObjectKey),
     /// All pools and models that exist now; others are gone.
     ReplaceObjects {
@@ -31,7 +33,7 @@ pub enum Change {
     ReplaceEndpoints(Vec<EndpointRecord>),
 }
 
-/// A model server as its source describes it.
+/// A port of a model server as its source describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointRecord {
     pub key: ObjectKey,
@@ -47,6 +49,8 @@ pub struct EndpointRecord {
 pub enum Membership {
     /// The pools in its namespace whose selector matches these labels.
     Labels(BTreeMap<String, String>),
+    /// Those of the pools whose selector matches that have the endpoint's port among their target ports.
+    LabelsAndPort(BTreeMap<String, String>),
     /// All pools.
     EveryPool,
 }
@@ -56,7 +60,8 @@ pub enum Membership {
 pub struct Index {
     pools: BTreeMap<ObjectKey, InferencePool>,
     models: BTreeMap<ObjectKey, InferenceModel>,
-    endpoints: BTreeMap<ObjectKey, EndpointRecord>,
+    /// Records by pod and port.
+    endpoints: BTreeMap<(ObjectKey, u16), EndpointRecord>,
     slots: Slots,
     /// Endpoints that share another one's address, each with that address and the endpoint that counts.
     doubles: BTreeMap<ObjectKey, (SocketAddr, ObjectKey)>,
@@ -104,8 +109,11 @@ impl Index {
             Change::DeletePool(key) => drop(self.pools.remove(&key)),
             Change::ApplyModel(model) => drop(self.models.insert(model.meta.key(), model)),
             Change::DeleteModel(key) => drop(self.models.remove(&key)),
-            Change::ApplyEndpoint(record) => drop(self.endpoints.insert(record.key.clone(), record)),
-            Change::DeleteEndpoint(key) => drop(self.endpoints.remove(&key)),
+            Change::ApplyEndpoint(record) => {
+                self.endpoints.retain(|(pod, _), _| *pod != record.key);
+                self.endpoints.insert(by_port(&record), record);
+            }
+            Change::DeleteEndpoint(key) => self.endpoints.retain(|(pod, _), _| *pod != key),
             Change::ReplaceObjects { pools, models } => {
                 let keys: BTreeSet<ObjectKey> = pools.iter().map(InferencePool::key).collect();
                 self.pools.retain(|key, _| keys.contains(key));
@@ -113,7 +121,7 @@ impl Index {
                 self.models = models.into_iter().map(|model| (model.meta.key(), model)).collect();
             }
             Change::ReplaceEndpoints(records) => {
-                self.endpoints = records.into_iter().map(|record| (record.key.clone(), record)).collect();
+                self.endpoints = records.into_iter().map(|record| (by_port(&record), record)).collect();
             }
         }
     }
@@ -239,13 +247,21 @@ fn pool_of(model: &InferenceModel) -> ObjectKey {
 }
 
 fn belongs(record: &EndpointRecord, pool: &InferencePool) -> bool {
+    let selected = |labels: &BTreeMap<String, String>| {
+        record.key.namespace == pool.meta.namespace && selects(&pool.selector, labels)
+    };
     record.ready
         && match &record.membership {
             Membership::EveryPool => true,
-            Membership::Labels(labels) => {
-                record.key.namespace == pool.meta.namespace && selects(&pool.selector, labels)
+            Membership::Labels(labels) => selected(labels),
+            Membership::LabelsAndPort(labels) => {
+                selected(labels) && pool.target_ports.contains(&record.address.port())
             }
         }
+}
+
+fn by_port(record: &EndpointRecord) -> (ObjectKey, u16) {
+    (record.key.clone(), record.address.port())
 }
 
 fn identity(record: &EndpointRecord) -> Identity {

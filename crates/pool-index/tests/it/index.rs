@@ -1,7 +1,7 @@
 //! Which pool selects which endpoint, which model wins, and which endpoint owns which slot.
 
 use inference_api::condition::ConditionStatus;
-use inference_api::pool::{Criticality, ModelServerRuntime, RoutingStrategy};
+use inference_api::pool::{Criticality, InferencePool, ModelServerRuntime, RoutingStrategy};
 use pool_index::index::{Change, EndpointRecord, Index, Membership};
 use pool_index::snapshot::{Reader, Slot};
 
@@ -107,6 +107,38 @@ fn slots_stay_while_an_endpoint_lives_and_change_generation_after() {
     index.apply([Change::ApplyEndpoint(EndpointRecord { ready: false, ..record("a", 1) })]);
     index.apply([Change::ApplyEndpoint(record("a", 1))]);
     assert_eq!(slot_of(&reader, "a"), Slot { idx: 0, generation: 1 }, "it may have restarted");
+}
+
+/// A pool like the fixtures' with these target ports.
+fn pool_with_ports(name: &str, ports: &[u16]) -> Change {
+    let Some(Change::ApplyPool(pool)) = apply(&pool_yaml(name, "")).pop() else {
+        panic!("a pool");
+    };
+    Change::ApplyPool(InferencePool { target_ports: ports.to_vec(), ..pool })
+}
+
+#[test]
+fn a_pod_with_several_ports_gives_each_pool_the_ones_that_it_targets() {
+    let labels = || Membership::LabelsAndPort([("app".to_owned(), "qwen".to_owned())].into());
+    let pod = |port| EndpointRecord { membership: labels(), ..record("a", port) };
+    let (mut index, reader) = index();
+    let pools = [pool_with_ports(POOL, &[1, 2]), pool_with_ports("second", &[2])];
+    index.apply(pools.into_iter().chain([Change::ReplaceEndpoints(vec![pod(1), pod(2), pod(3)])]));
+    let before = reader.snapshot_owned();
+    assert_eq!((ports(&before, POOL), ports(&before, "second")), (vec![1, 2], vec![2]));
+    assert!(before.endpoints.iter().all(|endpoint| endpoint.key == key("a")), "each port is the pod's");
+
+    index.apply([pool_with_ports("second", &[3])]);
+    let after = reader.snapshot_owned();
+    assert_eq!((ports(&after, POOL), ports(&after, "second")), (vec![1, 2], vec![3]));
+    assert_eq!(after.removed_since(&before), [], "a port that is still targeted stays the same endpoint");
+
+    // Control: labels alone give every pool every port.
+    let any = [1, 2].map(|port| record("a", port)).to_vec();
+    index.apply([Change::ReplaceEndpoints(any)]);
+    assert_eq!(ports(&reader.snapshot(), "second").len(), 2);
+    index.apply([Change::DeleteEndpoint(key("a"))]);
+    assert_eq!(ports(&reader.snapshot(), POOL), [] as [u16; 0]);
 }
 
 #[test]
