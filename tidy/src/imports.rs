@@ -3,13 +3,23 @@
 use toml::Table;
 
 /// Workspace crates that each crate may depend on. A crate that is not listed may depend on none.
-const MAY_IMPORT: [(&str, &[&str]); 18] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     (
         "epp",
-        &["ext-proc", "pool-index", "picking", "scheduling", "prefix-index", "envoy-proto", "inference-api"],
+        &[
+            "ext-proc",
+            "pool-index",
+            "pool-watch",
+            "picking",
+            "scheduling",
+            "prefix-index",
+            "envoy-proto",
+            "inference-api",
+        ],
     ),
     ("ext-proc", &["envoy-proto", "prefix-index", "inference-api"]),
     ("pool-index", &["inference-api"]),
+    ("pool-watch", &["pool-index", "inference-api"]),
     ("picking", &["scheduling", "prefix-index"]),
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api", "envoy-proto"]),
@@ -40,10 +50,11 @@ const TESTS_MAY_IMPORT: [(&str, &[&str]); 1] = [
 const ANY_TEST_MAY_IMPORT: &str = "test-skips";
 
 /// Outside crates that a crate must not use.
-const MUST_NOT_USE: [(&str, &[&str]); 10] = [
+const MUST_NOT_USE: [(&str, &[&str]); 11] = [
     // The main job compiles no simulator; only tests look at what studies print.
     ("e2e", &["studies", "sim"]),
     ("pool-index", &["tonic", "prost", "axum"]),
+    ("pool-watch", &["tonic", "prost", "axum"]),
     ("ext-proc", &["tokio", "kube", "tonic", "axum", "prometheus-client", "clap"]),
     ("picking", &["tokio", "kube", "tonic", "axum", "prometheus-client"]),
     ("scheduling", &["tokio", "kube", "tonic", "axum"]),
@@ -57,6 +68,9 @@ const MUST_NOT_USE: [(&str, &[&str]); 10] = [
 
 /// Crates for Kubernetes, which the local path does not compile.
 const KUBERNETES: [&str; 4] = ["kube", "k8s-openapi", "gateway-api", "kube-runtime"];
+
+/// Workspace crates that use them. They are no default members, and another crate has them by a feature only.
+const FOR_KUBERNETES: [&str; 2] = ["pool-watch", "controller"];
 
 /// Complaints about one crate's manifest. `members` are the names of the workspace's crates.
 ///
@@ -87,12 +101,50 @@ pub fn complaints(manifest: &str, members: &[String]) -> Result<Vec<String>, tom
             if banned.contains(&dependency.as_str()) && section != "dev-dependencies" {
                 found.push(format!("{name} must not use {dependency}"));
             }
-            if KUBERNETES.contains(&dependency.as_str()) && name != "controller" {
+            if KUBERNETES.contains(&dependency.as_str()) && !FOR_KUBERNETES.contains(&name.as_str()) {
                 found.push(format!(
                     "{name} must not use {dependency}: the local path compiles nothing of Kubernetes"
                 ));
             }
         }
     }
+    if !FOR_KUBERNETES.contains(&name.as_str()) {
+        found.extend(
+            not_by_a_feature(&table).map(|dependency| {
+                format!("{name} must have {dependency} by a feature that is off by default")
+            }),
+        );
+    }
     Ok(found)
+}
+
+/// Crates for Kubernetes that the manifest has whatever its features are, or by its default feature.
+fn not_by_a_feature(manifest: &Table) -> impl Iterator<Item = &'static str> {
+    let table = |name: &str| manifest.get(name).and_then(toml::Value::as_table);
+    let is_optional = |dependency: &toml::Value| {
+        dependency.get("optional").and_then(toml::Value::as_bool).unwrap_or_default()
+    };
+    let sections = ["dependencies", "dev-dependencies", "build-dependencies"].map(table);
+    let has_default = table("features").is_some_and(|features| features.contains_key("default"));
+    FOR_KUBERNETES.into_iter().filter(move |name| {
+        let found = sections.iter().flatten().filter_map(|section| section.get(*name));
+        found.clone().any(|dependency| !is_optional(dependency) || has_default)
+    })
+}
+
+/// Complaints about the workspace's manifest: a crate for Kubernetes that a build without arguments compiles.
+///
+/// # Errors
+/// If the text is not a Cargo manifest.
+pub fn default_members(manifest: &str) -> Result<Vec<String>, toml::de::Error> {
+    let table: Table = manifest.parse()?;
+    let members = table.get("workspace").and_then(|workspace| workspace.get("default-members"));
+    let members = members.and_then(toml::Value::as_array).into_iter().flatten();
+    let members = members.filter_map(toml::Value::as_str);
+    let is_for_kubernetes =
+        |member: &&str| member.contains('*') || FOR_KUBERNETES.iter().any(|name| member.ends_with(name));
+    Ok(members
+        .filter(is_for_kubernetes)
+        .map(|member| format!("{member} must be no default member"))
+        .collect())
 }

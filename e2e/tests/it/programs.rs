@@ -64,12 +64,9 @@ async fn under_cargo_they_are_built_first_with_the_same_profile() {
     options.cargo = Some(script(dir.path(), "cargo", &format!("echo \"$@\" > '{}'", said.display())));
     resolve(&release, &options).await.unwrap();
     let target_dir = dir.path().display();
-    assert_eq!(
-        read(&said),
-        format!(
-            "build --locked --profile release --workspace --bin epp --bin mock-vllm --target-dir {target_dir}\n"
-        )
-    );
+    let expected =
+        format!("build --locked --profile release --bin epp --bin mock-vllm --target-dir {target_dir}\n");
+    assert_eq!(read(&said), expected);
     options.cargo = Some(script(dir.path(), "cargo", "exit 101"));
     let error = resolve(&release, &options).await.unwrap_err();
     assert!(error.contains("cargo could not build"), "{error}");

@@ -80,6 +80,8 @@ fn imports_follow_the_table() {
         })
         .collect();
     none(&complaints);
+    let root = fs::read_to_string(tree::workspace().join("Cargo.toml")).expect("the workspace's manifest");
+    none(&imports::default_members(&root).expect("a manifest"));
 }
 
 fn manifests() -> Vec<(PathBuf, String)> {
@@ -146,6 +148,29 @@ fn an_import_against_the_table_is_found() {
     assert_eq!(found.len(), 2, "{found:?}");
     let allowed = "[package]\nname = \"epp\"\n[dependencies]\nprefix-index = \"0\"\n";
     none(&imports::complaints(allowed, &members).expect("a manifest"));
+}
+
+#[test]
+fn kubernetes_in_a_default_build_is_found() {
+    let complaints = |name: &str, rest: &str| {
+        let manifest = format!("[package]\nname = \"{name}\"\n{rest}");
+        imports::complaints(&manifest, &[]).expect("a manifest")
+    };
+    let optional = "[dependencies]\npool-watch = { workspace = true, optional = true }\n";
+    none(&complaints("epp", optional));
+    none(&complaints("controller", "[dependencies]\npool-watch.workspace = true\nkube = \"5\"\n"));
+    let must = ["epp must have pool-watch by a feature that is off by default"];
+    assert_eq!(complaints("epp", "[dependencies]\npool-watch.workspace = true\n"), must);
+    assert_eq!(complaints("epp", "[dev-dependencies]\npool-watch.workspace = true\n"), must);
+    let by_default = format!("{optional}[features]\ndefault = [\"dep:pool-watch\"]\n");
+    assert_eq!(complaints("epp", &by_default), must);
+
+    let members = |list: &str| {
+        imports::default_members(&format!("[workspace]\ndefault-members = {list}\n")).expect("a manifest")
+    };
+    none(&members("[\"crates/pool-index\", \"e2e\"]"));
+    assert_eq!(members("[\"crates/pool-watch\"]"), ["crates/pool-watch must be no default member"]);
+    assert_eq!(members("[\"crates/*\"]").len(), 1);
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub struct ProgramOptions {
     /// Set by cargo; the programs are then built before they are used.
     #[arg(long, env = "CARGO", hide = true)]
     pub cargo: Option<PathBuf>,
-    /// Set by cargo with it: a directory of the workspace that the programs are built from.
+    /// Set by cargo with it: the driver's directory, in the workspace that the programs are built from.
     #[arg(long, env = "CARGO_MANIFEST_DIR", hide = true)]
     pub package: Option<PathBuf>,
 }
@@ -122,11 +122,11 @@ async fn build(
         Some(profile) => profile,
     };
     let mut command = Command::new(cargo);
-    // Select the whole workspace, as `cargo e2e` does: with the same features, shared dependencies are compiled once.
-    command.args(["build", "--locked", "--profile", profile, "--workspace"]);
+    // Select the default members, as `cargo e2e` does: with the same features, shared dependencies are compiled once.
+    command.args(["build", "--locked", "--profile", profile]);
     command.args(names.iter().flat_map(|name| ["--bin", name]));
-    if let Some(package) = package {
-        command.current_dir(package);
+    if let Some(workspace) = package.and_then(Path::parent) {
+        command.current_dir(workspace);
     }
     for name in OF_THE_RUN {
         command.env_remove(name);
