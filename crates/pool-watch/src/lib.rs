@@ -1,0 +1,17 @@
+//! The Kubernetes source of pools, models and endpoints.
+//!
+//! ```text
+//! API server ─ watches ─► source ─ events ─► world (pure) ─ Change ─► pool_index::Index ─► snapshots
+//! ```
+//! A watch that breaks is resumed, and while the API server is away the last snapshot stays in force. Nothing is
+//! published before every list is in: a picker is ready with all that it should know, or not at all.
+
+pub mod source;
+
+mod retry;
+
+pub mod world;
+
+mod store;
+
+pub mod pods;

@@ -1,0 +1,69 @@
+//! What one watch has seen: the objects that exist now, by key.
+
+use std::collections::BTreeMap;
+
+use inference_api::object::ObjectKey;
+use kube::runtime::watcher::Event;
+
+/// Objects of one watch, each reduced to a `V`.
+#[derive(Debug)]
+pub(crate) struct Store<V> {
+    live: BTreeMap<ObjectKey, V>,
+    /// Objects of a list that is still coming in; `live` counts until it is complete.
+    incoming: Option<BTreeMap<ObjectKey, V>>,
+    is_listed: bool,
+}
+
+// === impl Store ===
+
+impl<V> Default for Store<V> {
+    fn default() -> Self {
+        Self { live: BTreeMap::new(), incoming: None, is_listed: false }
+    }
+}
+
+impl<V> Store<V> {
+    /// Applies an event; `reduce` gets the object and what was known of it.
+    pub(crate) fn apply<K>(
+        &mut self,
+        event: Event<K>,
+        key: impl Fn(&K) -> ObjectKey,
+        reduce: impl Fn(K, Option<&V>) -> V,
+    ) {
+        match event {
+            Event::Init => self.incoming = Some(BTreeMap::new()),
+            Event::InitApply(object) => {
+                let key = key(&object);
+                let value = reduce(object, self.live.get(&key));
+                self.incoming.get_or_insert_default().insert(key, value);
+            }
+            Event::InitDone => self.replace(),
+            Event::Apply(object) => {
+                let key = key(&object);
+                let value = reduce(object, self.live.get(&key));
+                self.live.insert(key, value);
+            }
+            Event::Delete(object) => drop(self.live.remove(&key(&object))),
+        }
+    }
+
+    /// Notes that the API server has no such kind, and so none of its objects.
+    pub(crate) fn clear(&mut self) {
+        self.incoming = None;
+        self.replace();
+    }
+
+    /// True once the objects that exist are known.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.is_listed
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectKey, &V)> {
+        self.live.iter()
+    }
+
+    fn replace(&mut self) {
+        self.live = self.incoming.take().unwrap_or_default();
+        self.is_listed = true;
+    }
+}

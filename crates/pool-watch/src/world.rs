@@ -1,0 +1,248 @@
+//! What the watches have seen of one namespace, as changes for the pool index. Pure.
+//!
+//! A pool or model that breaks a rule of the API is kept in its last good version, and reported.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use inference_api::kinds::{Object, ReadError};
+use inference_api::lenient;
+use inference_api::object::{DEFAULT_NAMESPACE, ObjectKey};
+use inference_api::pool::{InferenceModel, InferencePool};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::core::DynamicObject;
+use kube::runtime::watcher::Event;
+use pool_index::index::Change;
+use serde_json::Value;
+use tracing::warn;
+
+use crate::pods::PodState;
+use crate::store::Store;
+
+/// The pools that a picker serves, all of them in one namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    pub namespace: String,
+    pub pools: Pools,
+}
+
+/// The choice of pools within the namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pools {
+    /// The pool of this name.
+    Named(String),
+    /// Pools whose reference to a picker has this name.
+    OfPicker(String),
+}
+
+/// One watch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Watch {
+    /// InferencePools of `inference.networking.x-k8s.io/v1alpha2`.
+    PoolsV1Alpha2,
+    /// InferencePools of `inference.networking.k8s.io/v1`.
+    PoolsV1,
+    /// InferenceModels.
+    Models,
+    /// Pods that match a label selector such as `app=qwen`.
+    Pods(String),
+}
+
+/// An event of a watch.
+#[derive(Debug)]
+pub enum Seen {
+    Object(Box<Event<DynamicObject>>),
+    Pod(Box<Event<Pod>>),
+}
+
+/// All that is known of the namespace.
+#[derive(Debug)]
+pub struct World {
+    scope: Scope,
+    pools_v1alpha2: Store<Version<InferencePool>>,
+    pools_v1: Store<Version<InferencePool>>,
+    models: Store<Version<InferenceModel>>,
+    /// Pods by the selector of their watch.
+    pods: BTreeMap<String, Store<PodState>>,
+}
+
+/// An object's last good version, and what is wrong with the newest one.
+#[derive(Debug)]
+struct Version<T> {
+    good: Option<T>,
+    error: Option<ReadError>,
+}
+
+// === impl Scope ===
+
+impl Scope {
+    fn contains(&self, pool: &InferencePool) -> bool {
+        match &self.pools {
+            Pools::Named(name) => pool.meta.name == *name,
+            Pools::OfPicker(name) => pool.picker.name == *name,
+        }
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// API version and kind of the objects.
+    #[must_use]
+    pub fn kind(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::PoolsV1Alpha2 => ("inference.networking.x-k8s.io/v1alpha2", "InferencePool"),
+            Self::PoolsV1 => ("inference.networking.k8s.io/v1", "InferencePool"),
+            Self::Models => ("inference.networking.x-k8s.io/v1alpha2", "InferenceModel"),
+            Self::Pods(_) => ("v1", "Pod"),
+        }
+    }
+}
+
+// === impl World ===
+
+impl World {
+    #[must_use]
+    pub fn new(scope: Scope) -> Self {
+        Self {
+            scope,
+            pools_v1alpha2: Store::default(),
+            pools_v1: Store::default(),
+            models: Store::default(),
+            pods: BTreeMap::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Applies an event. One of a watch that is not wanted any more has no effect.
+    pub fn apply(&mut self, watch: &Watch, seen: Seen) {
+        match (watch, seen) {
+            (Watch::PoolsV1Alpha2, Seen::Object(event)) => apply(&mut self.pools_v1alpha2, watch, *event),
+            (Watch::PoolsV1, Seen::Object(event)) => apply(&mut self.pools_v1, watch, *event),
+            (Watch::Models, Seen::Object(event)) => apply(&mut self.models, watch, *event),
+            (Watch::Pods(selector), Seen::Pod(event)) => {
+                if let Some(pods) = self.pods.get_mut(selector) {
+                    pods.apply(*event, key, |pod, _| PodState::new(pod));
+                }
+            }
+            (Watch::PoolsV1Alpha2 | Watch::PoolsV1 | Watch::Models, Seen::Pod(_))
+            | (Watch::Pods(_), Seen::Object(_)) => {}
+        }
+        self.follow_selectors();
+    }
+
+    /// Notes that the API server does not have the kind.
+    pub fn clear(&mut self, watch: &Watch) {
+        match watch {
+            Watch::PoolsV1Alpha2 => self.pools_v1alpha2.clear(),
+            Watch::PoolsV1 => self.pools_v1.clear(),
+            Watch::Models => self.models.clear(),
+            Watch::Pods(selector) => self.pods.entry(selector.clone()).or_default().clear(),
+        }
+        self.follow_selectors();
+    }
+
+    /// The watches that are needed now.
+    #[must_use]
+    pub fn watches(&self) -> Vec<Watch> {
+        let objects = [Watch::PoolsV1Alpha2, Watch::PoolsV1, Watch::Models];
+        objects.into_iter().chain(self.pods.keys().cloned().map(Watch::Pods)).collect()
+    }
+
+    /// True once every watch has delivered its first list.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        self.pools_v1alpha2.is_listed()
+            && self.pools_v1.is_listed()
+            && self.models.is_listed()
+            && self.pods.values().all(Store::is_listed)
+    }
+
+    /// Everything that is known, to replace what the index knew before.
+    #[must_use]
+    pub fn changes(&self) -> [Change; 2] {
+        let pools = self.pools();
+        let ports: BTreeSet<u16> = pools.values().flat_map(|pool| &pool.target_ports).copied().collect();
+        let pods: BTreeMap<&ObjectKey, &PodState> = self.pods.values().flat_map(Store::iter).collect();
+        let records = pods.into_iter().flat_map(|(key, pod)| pod.records(key, &ports)).collect();
+        let models = self.models.iter().filter_map(|(_, model)| model.good.clone()).collect();
+        let pools = pools.into_values().cloned().collect();
+        [Change::ReplaceObjects { pools, models }, Change::ReplaceEndpoints(records)]
+    }
+
+    /// Objects whose newest version cannot be taken.
+    pub fn refused(&self) -> impl Iterator<Item = &ReadError> {
+        let pools = self.pools_v1alpha2.iter().chain(self.pools_v1.iter());
+        let pools = pools.filter_map(|(_, pool)| pool.error.as_ref());
+        pools.chain(self.models.iter().filter_map(|(_, model)| model.error.as_ref()))
+    }
+
+    /// Keeps pods by the selectors that pools have now; a new selector's pods are not listed yet.
+    fn follow_selectors(&mut self) {
+        let selectors: BTreeSet<String> = self.pools().into_values().map(selector).collect();
+        self.pods.retain(|selector, _| selectors.contains(selector));
+        for selector in selectors {
+            self.pods.entry(selector).or_default();
+        }
+    }
+
+    /// The pools in scope. Of two with one name, the one of the newer version counts.
+    fn pools(&self) -> BTreeMap<&ObjectKey, &InferencePool> {
+        let both = self.pools_v1alpha2.iter().chain(self.pools_v1.iter());
+        let good = both.filter_map(|(key, pool)| Some((key, pool.good.as_ref()?)));
+        good.filter(|(_, pool)| self.scope.contains(pool)).collect()
+    }
+}
+
+/// The kind of object that a store has.
+trait Stored: Sized + Clone {
+    fn from_object(object: Object) -> Option<Self>;
+}
+
+impl Stored for InferencePool {
+    fn from_object(object: Object) -> Option<Self> {
+        if let Object::InferencePool(pool) = object { Some(pool) } else { None }
+    }
+}
+
+impl Stored for InferenceModel {
+    fn from_object(object: Object) -> Option<Self> {
+        if let Object::InferenceModel(model) = object { Some(model) } else { None }
+    }
+}
+
+fn apply<T: Stored>(store: &mut Store<Version<T>>, watch: &Watch, event: Event<DynamicObject>) {
+    store.apply(event, key, |object, known| match read(watch, object) {
+        Ok(object) => Version { good: T::from_object(object), error: None },
+        Err(error) => {
+            if known.is_none_or(|known| known.error.as_ref() != Some(&error)) {
+                warn!(%error, "Keeping the last good version");
+            }
+            Version { good: known.and_then(|known| known.good.clone()), error: Some(error) }
+        }
+    });
+}
+
+/// Reads an object of the watched kind. Lists of some servers leave out the kind of their items.
+fn read(watch: &Watch, object: DynamicObject) -> Result<Object, ReadError> {
+    let (api_version, kind) = watch.kind();
+    let mut value = serde_json::to_value(object).unwrap_or_default();
+    value["apiVersion"] = Value::from(api_version);
+    value["kind"] = Value::from(kind);
+    Ok(lenient::read(value)?.object)
+}
+
+/// The pool's selector in the form that a list takes.
+fn selector(pool: &InferencePool) -> String {
+    let pairs: Vec<String> = pool.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(",")
+}
+
+fn key(object: &impl ResourceExt) -> ObjectKey {
+    let namespace = object.namespace().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    ObjectKey::new(namespace, object.name_any())
+}
