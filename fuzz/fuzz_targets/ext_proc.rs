@@ -225,7 +225,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(proxy.sent.starts_with(&proxy.received), "the body changed");
     }
     if let Some((mut in_flight, report)) = exchange.end() {
-        in_flight.note_body();
+        in_flight.note_first_token();
         director.settle(in_flight, &report, now().instant);
     }
     for endpoint in director.status(now().instant).pools.iter().flat_map(|pool| &pool.endpoints) {
