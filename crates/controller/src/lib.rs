@@ -12,10 +12,11 @@ pub mod hooks;
 
 pub mod pickers;
 pub mod objects;
-pub mod sweep;
 pub mod status;
 
 pub mod resolve;
 pub mod world;
+
+pub mod sweep;
 
 pub mod names;

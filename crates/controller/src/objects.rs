@@ -1,6 +1,5 @@
 //! The objects that pools ask for, as they are applied: only the fields that the controller owns.
 
-use inference_api::keys;
 use inference_api::object::ObjectKey;
 use inference_api::pool::{InferencePool, PoolVersion};
 use serde_json::{Value, json};
@@ -60,10 +59,11 @@ pub fn pods_service(pool: &InferencePool, world: &World) -> Result<Value, NameTa
 /// The API version of a pool.
 #[must_use]
 pub fn api_version(pool: &InferencePool) -> String {
-    match pool.version {
-        PoolVersion::V1Alpha2 => format!("{}/v1alpha2", keys::GROUP_X),
-        PoolVersion::V1 => format!("{}/v1", keys::GROUP),
-    }
+    let version = match pool.version {
+        PoolVersion::V1Alpha2 => "v1alpha2",
+        PoolVersion::V1 => "v1",
+    };
+    format!("{}/{version}", pool.version.group())
 }
 
 /// The reference by which the API server removes an object of the pool's namespace with its pools; `None` for a pool that

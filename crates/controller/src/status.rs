@@ -12,7 +12,7 @@ use inference_api::pool::{InferenceModel, InferencePool, PoolVersion};
 use serde_json::{Value, json};
 
 use crate::resolve::{self, PickerService};
-use crate::world::{Grant, World};
+use crate::world::World;
 
 /// The status that `pool` should have, if `current` is another one.
 ///
@@ -84,13 +84,8 @@ fn gateways(pool: &InferencePool, world: &World) -> BTreeSet<ObjectKey> {
 }
 
 fn leads_to(route: &HttpRoute, pool: &InferencePool, world: &World) -> bool {
-    let group = match pool.version {
-        PoolVersion::V1Alpha2 => keys::GROUP_X,
-        PoolVersion::V1 => keys::GROUP,
-    };
-    let key = pool.key();
-    let grant = Grant { route_namespace: route.meta.namespace.clone(), pool: key.clone() };
-    let may = route.meta.namespace == key.namespace || world.grants.contains(&grant);
+    let (group, key) = (pool.version.group(), pool.key());
+    let may = world.allows(&route.meta.namespace, pool);
     may && route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).any(|backend| {
         backend.group == group && backend.kind == "InferencePool" && backend.key(&route.meta.namespace) == key
     })

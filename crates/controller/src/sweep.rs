@@ -15,8 +15,17 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 #[must_use]
 pub fn unwanted<'a>(found: &'a [Value], wanted: &[Value]) -> Vec<&'a Value> {
     let wanted: BTreeSet<[&str; 4]> = wanted.iter().map(identity).collect();
-    let is_made = |object: &&Value| object["metadata"]["labels"][MANAGED_BY] == MANAGER;
-    found.iter().filter(is_made).filter(|object| !wanted.contains(&identity(object))).collect()
+    found
+        .iter()
+        .filter(|object| is_made(object))
+        .filter(|object| !wanted.contains(&identity(object)))
+        .collect()
+}
+
+/// True for an object that the controller has made.
+#[must_use]
+pub fn is_made(object: &Value) -> bool {
+    object["metadata"]["labels"][MANAGED_BY] == MANAGER
 }
 
 /// Group, kind, namespace and name; a version is only a form of the same object.

@@ -25,6 +25,17 @@ pub enum PoolVersion {
     V1,
 }
 
+impl PoolVersion {
+    /// The API group of the version.
+    #[must_use]
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::V1Alpha2 => keys::GROUP_X,
+            Self::V1 => keys::GROUP,
+        }
+    }
+}
+
 /// A set of model-server pods and the picker in front of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InferencePool {

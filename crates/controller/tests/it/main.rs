@@ -8,3 +8,4 @@ mod objects;
 mod pickers;
 mod resolve;
 mod status;
+mod world;

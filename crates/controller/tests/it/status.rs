@@ -1,7 +1,7 @@
 //! The status of pools and models.
 
 use controller::status;
-use controller::world::{Grant, World};
+use controller::world::World;
 use expect_test::expect;
 use inference_api::condition::accepted;
 use inference_api::kinds::Object;
@@ -13,39 +13,33 @@ use crate::fixtures::{alpha_pool, object, pool, v1_pool, world};
 const NOW: &str = "2026-01-01T00:00:00Z";
 const LATER: &str = "2026-01-02T00:00:00Z";
 
-/// A world with Gateways `ours` and `theirs`, of Envoy Gateway's class and of another one, and these routes.
-fn routed(routes: &[Value]) -> World {
+/// A world with Gateways `ours` and `theirs`, of Envoy Gateway's class and of another one, and these objects.
+fn routed(objects: &[Value]) -> World {
     let mut world = world();
     let class = |name: &str, controller: &str| {
-        object(json!({
+        json!({
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "GatewayClass",
             "metadata": { "name": name },
             "spec": { "controllerName": controller },
-        }))
+        })
     };
     let gateway = |name: &str| {
-        object(json!({
+        json!({
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "Gateway",
             "metadata": { "name": name, "namespace": "default" },
             "spec": { "gatewayClassName": name, "listeners": [] },
-        }))
+        })
     };
-    let mut objects = vec![
+    let fixed = [
         class("ours", "gateway.envoyproxy.io/gatewayclass-controller"),
         class("theirs", "example.com/controller"),
         gateway("ours"),
         gateway("theirs"),
     ];
-    objects.extend(routes.iter().cloned().map(object));
-    for object in objects {
-        match object {
-            Object::GatewayClass(class) => world.classes.push(class),
-            Object::Gateway(gateway) => world.gateways.push(gateway),
-            Object::HttpRoute(route) => world.routes.push(route),
-            other => panic!("{other:?}"),
-        }
+    for object in fixed.iter().chain(objects) {
+        world.add(object.clone()).unwrap();
     }
     world
 }
@@ -147,12 +141,31 @@ fn only_a_route_to_this_pool_counts() {
 
 #[test]
 fn a_route_of_another_namespace_needs_a_grant() {
-    let mut world = routed(&[route("other", &["ours"], "inference.networking.k8s.io")]);
-    assert_eq!(n_parents(&world), 0);
-    world
-        .grants
-        .insert(Grant { route_namespace: "other".to_owned(), pool: ObjectKey::new("default", "qwen") });
-    assert_eq!(n_parents(&world), 1);
+    let route = route("other", &["ours"], "inference.networking.k8s.io");
+    let grant = |namespace: &str, from: &str, to: Value| {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1beta1",
+            "kind": "ReferenceGrant",
+            "metadata": { "name": "grant", "namespace": namespace },
+            "spec": {
+                "from": [{ "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": from }],
+                "to": [to],
+            },
+        })
+    };
+    let to =
+        |group: &str, name: Option<&str>| json!({ "group": group, "kind": "InferencePool", "name": name });
+    let v1 = "inference.networking.k8s.io";
+    let n = |grant: Value| n_parents(&routed(&[route.clone(), grant]));
+    assert_eq!(n_parents(&routed(std::slice::from_ref(&route))), 0);
+    assert_eq!(n(grant("default", "other", to(v1, None))), 1);
+    assert_eq!(n(grant("default", "other", to(v1, Some("qwen")))), 1);
+    // Controls: each of its fields counts.
+    assert_eq!(n(grant("default", "other", to(v1, Some("another")))), 0);
+    assert_eq!(n(grant("default", "other", to("inference.networking.x-k8s.io", None))), 0);
+    assert_eq!(n(grant("default", "third", to(v1, None))), 0);
+    assert_eq!(n(grant("other", "other", to(v1, None))), 0);
+    assert_eq!(n(grant("default", "other", json!({ "group": "", "kind": "Service" }))), 0);
 }
 
 #[test]
