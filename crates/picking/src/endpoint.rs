@@ -13,6 +13,7 @@ use self::health::Doubts;
 use crate::cache_facts::CacheFacts;
 use crate::gauges::{Gauges, Outline, Reading};
 use crate::moment::Moment;
+use crate::pace::Pace;
 
 /// The metrics that a scrape found on an endpoint's `/metrics`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,6 +82,7 @@ pub struct Endpoint {
     settled_doubts: AtomicU32,
     report: Mutex<Report>,
     pub facts: CacheFacts,
+    pub pace: Pace,
 }
 
 /// The fields that picks read end before this one.
@@ -124,6 +126,7 @@ impl Endpoint {
             settled_doubts: AtomicU32::new(0),
             report: Mutex::new(Report::Pending),
             facts: CacheFacts::default(),
+            pace: Pace::default(),
         }
     }
 
@@ -141,10 +144,10 @@ impl Endpoint {
         EndpointId::new(self.slot, old)
     }
 
-    /// Counts a request in flight, and `uncached_bytes` of its prompt as work.
-    pub(crate) fn add_request(&self, uncached_bytes: u64) {
+    /// Counts a request in flight, and `uncached_bytes` of its prompt as work. Returns all the work.
+    pub(crate) fn add_request(&self, uncached_bytes: u64) -> u64 {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed);
+        self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed).saturating_add(uncached_bytes)
     }
 
     /// Counts a part of a prompt in flight as work no longer: it is computed, or never will be.

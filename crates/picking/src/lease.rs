@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prefix_index::blocks::Expected;
 
@@ -16,6 +17,8 @@ pub struct Lease<M: Borrow<Endpoint>> {
     member: Arc<M>,
     /// Bytes of the request's prompt that are still to be computed; 0 after the first token.
     uncached_bytes: u64,
+    /// Bytes that the member had to compute at the pick, with the request's own.
+    work_bytes: u64,
     /// The request's prompts in the index; empty after the first token.
     insertions: Vec<Insertion>,
     /// Blocks that the member will have stored; expected until the response ends.
@@ -32,8 +35,8 @@ impl<M: Borrow<Endpoint>> Lease<M> {
         (insertions, expected_blocks): (Vec<Insertion>, Option<Expected>),
         estimate: Option<Estimate>,
     ) -> Self {
-        endpoint(member).add_request(uncached_bytes);
-        Self { member: Arc::clone(member), uncached_bytes, insertions, expected_blocks, estimate }
+        let work_bytes = endpoint(member).add_request(uncached_bytes);
+        Self { member: Arc::clone(member), uncached_bytes, work_bytes, insertions, expected_blocks, estimate }
     }
 
     #[must_use]
@@ -51,10 +54,27 @@ impl<M: Borrow<Endpoint>> Lease<M> {
         self.insertions = insertions;
         self.expected_blocks = None;
         self.estimate = None;
-        endpoint(member).add_request(self.uncached_bytes);
+        self.work_bytes = endpoint(member).add_request(self.uncached_bytes);
         self.endpoint().remove_request();
         self.endpoint().remove_work(self.uncached_bytes);
         self.member = Arc::clone(member);
+    }
+
+    /// Notes that the first token was seen `elapsed` after the pick.
+    pub fn on_first_token_after(&mut self, elapsed: Duration) {
+        if self.uncached_bytes > 0 {
+            self.endpoint().pace.note(self.work_bytes, elapsed);
+        }
+        self.on_first_token();
+    }
+
+    /// The time from the pick to the first token, as far as can be told; `None` if the member has not shown its pace.
+    #[must_use]
+    pub fn expected_first_token(&self) -> Option<Duration> {
+        match self.uncached_bytes {
+            0 => Some(Duration::ZERO),
+            _ => self.endpoint().pace.time_for(self.work_bytes),
+        }
     }
 
     /// Notes that the prompt is computed: it is cached, and is no work ahead of other requests any more.

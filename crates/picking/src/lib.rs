@@ -18,6 +18,8 @@ pub mod estimate;
 
 pub mod endpoint;
 
+pub mod pace;
+
 pub mod cache_facts;
 
 pub mod gauges;

@@ -35,6 +35,17 @@ impl InFlightRequest {
     pub fn note_first_token(&mut self) {
         self.lease.on_first_token();
     }
+
+    /// Notes that the first token has just been seen.
+    pub fn note_first_token_at(&mut self, now: Instant) {
+        self.lease.on_first_token_after(now.saturating_duration_since(self.started));
+    }
+
+    /// The time of a first token that is not seen, as far as can be told.
+    #[must_use]
+    pub fn expected_first_token(&self) -> Option<Instant> {
+        self.started.checked_add(self.lease.expected_first_token()?)
+    }
 }
 
 impl Director {

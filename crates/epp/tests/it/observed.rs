@@ -70,6 +70,28 @@ async fn a_request_ends_with_the_report_of_its_response() {
     until(async || load(&picker).await.0 == 0).await;
 }
 
+/// The picker learns from the streams that it sees how long prompts take, and assumes the same of the others.
+#[tokio::test]
+async fn a_first_token_that_is_not_reported_comes_as_those_before() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let events = "text/event-stream; charset=utf-8";
+    let seen = ask(&proxy, &"seen".repeat(512)).await;
+    let report = proxy.begin_report(&seen).await;
+    report.report_headers_of(events, &[]).await;
+    report.report_body("data: {}\n\n", false).await;
+    until(async || load(&picker).await == (1, 0)).await;
+    report.report_body("data: [DONE]\n\n", true).await;
+    until(async || load(&picker).await == (0, 0)).await;
+    let hidden = ask(&proxy, &"hide".repeat(512)).await;
+    let report = proxy.begin_report_of(&hidden, None).await;
+    assert_eq!(load(&picker).await, (1, 2048), "Control: nothing is assumed before the headers");
+    report.report_headers_of(events, &[]).await;
+    until(async || load(&picker).await == (1, 0)).await;
+    drop(report);
+    until(async || load(&picker).await == (0, 0)).await;
+}
+
 /// The proxy reports the bodies of a share of the responses. For the others the end of the report is all it tells.
 #[tokio::test]
 async fn a_report_of_headers_lasts_as_long_as_its_response() {
