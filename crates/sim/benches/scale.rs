@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Request, SCRAPE_INTERVAL, Workload, World};
+use sim::world::{Fleet, Outcome, Refusal, Reports, Request, SCRAPE_INTERVAL, Workload, World};
 
 /// Requests of one session; each prompt has everything that was said before, and something new.
 const ROUNDS: usize = 10;
@@ -124,6 +124,7 @@ fn run(n_pods: usize, n_requests: usize) {
         policy: Policy::prefix(),
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
+        reports: Reports::AtOnce,
         in_detail: false,
         seed: 1,
     };

@@ -76,6 +76,14 @@ pub struct Placed {
     lease: Lease<Endpoint>,
 }
 
+impl Placed {
+    /// The time from the pick to the first token, as far as the router can tell.
+    #[must_use]
+    pub fn expected_first_token(&self) -> Option<Duration> {
+        self.lease.expected_first_token()
+    }
+}
+
 /// A pod for a request.
 #[derive(Debug, Default)]
 struct Choice {
@@ -269,6 +277,13 @@ impl Router {
     pub fn on_first_token(&mut self, placed: &mut Placed) {
         let Placed { pod_idx, lease } = placed;
         lease.on_first_token();
+        self.rank(*pod_idx);
+    }
+
+    /// Records that the first token was seen `elapsed` after the pick.
+    pub fn on_first_token_after(&mut self, placed: &mut Placed, elapsed: Duration) {
+        let Placed { pod_idx, lease } = placed;
+        lease.on_first_token_after(elapsed);
         self.rank(*pod_idx);
     }
 

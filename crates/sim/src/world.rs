@@ -21,6 +21,19 @@ pub const SCRAPE_INTERVAL: Duration = picker::SCRAPE_INTERVAL;
 /// Time from the last token to the end of the stream, as in the mock server.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 
+/// Time from the end of an answer that goes past the picker to the end of its report, measured with Envoy 1.40.
+const REPORT_DELAY: Duration = Duration::from_millis(15);
+
+/// The way in which the router hears of answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reports {
+    /// Of each first token and end at once: answers go through the picker.
+    AtOnce,
+    /// Answers go past the picker. Those of this share are reported token by token, and of the others only the end, a
+    /// little later.
+    Past { bodies: f64 },
+}
+
 /// Settings of a fleet.
 #[derive(Clone, Debug)]
 pub struct Fleet {
@@ -31,6 +44,7 @@ pub struct Fleet {
     pub index_block: Option<NonZeroU64>,
     /// Time between two reads of the pods' gauges by the router.
     pub scrape_interval: Duration,
+    pub reports: Reports,
     /// True to ask every pod at each pick how much of the prompt it has, and to keep all times between tokens.
     pub in_detail: bool,
     pub seed: u64,
@@ -94,12 +108,18 @@ enum Event {
     StepEnd(usize),
     /// The client receives the first token.
     FirstToken(u64),
+    /// The router assumes that the first token has come.
+    AssumedFirstToken(u64),
     End(u64),
+    /// The router hears of the end.
+    Report(u64),
 }
 
 #[derive(Debug)]
 struct Live {
     placed: Placed,
+    /// True if the router sees the first token and the end at once.
+    is_seen: bool,
     sent_at: Duration,
     first_token_at: Duration,
     last_token_at: Duration,
@@ -118,6 +138,10 @@ pub struct World {
     agenda: BinaryHeap<Reverse<(Duration, u64, Event)>>,
     next_seq: u64,
     live: HashMap<u64, Live>,
+    /// Requests that have ended and of which the router has not heard.
+    unreported: HashMap<u64, Placed>,
+    /// Chooses the answers that are seen.
+    rng: ChaCha8Rng,
     now: Duration,
     /// Time at which the workload is to be asked, if it is on the agenda.
     due: Option<Duration>,
@@ -150,6 +174,7 @@ impl World {
         let router = Router::new(fleet.policy, fleet.n_pods, fleet.router_seed())
             .with_blocks_of(fleet.index_block.unwrap_or(NonZeroU64::MIN));
         let (agenda, live) = (BinaryHeap::new(), HashMap::new());
+        let rng = ChaCha8Rng::seed_from_u64(fleet.router_seed().wrapping_add(1));
         Ok(Self {
             fleet,
             pods,
@@ -157,6 +182,8 @@ impl World {
             agenda,
             next_seq: 0,
             live,
+            unreported: HashMap::new(),
+            rng,
             now: Duration::ZERO,
             due: None,
             gaps: Vec::new(),
@@ -197,8 +224,18 @@ impl World {
             }
             Event::StepEnd(pod_idx) => self.end_step(pod_idx),
             Event::FirstToken(id) => {
+                if let Some(live) = self.live.get_mut(&id).filter(|live| live.is_seen) {
+                    self.router.on_first_token_after(&mut live.placed, at - live.sent_at);
+                }
+            }
+            Event::AssumedFirstToken(id) => {
                 if let Some(live) = self.live.get_mut(&id) {
                     self.router.on_first_token(&mut live.placed);
+                }
+            }
+            Event::Report(id) => {
+                if let Some(placed) = self.unreported.remove(&id) {
+                    self.router.on_end(placed);
                 }
             }
             Event::End(id) => {
@@ -255,8 +292,13 @@ impl World {
         let placed = self.router.place(ticket, &self.pods);
         let regret_tokens = self.fleet.in_detail.then(|| self.regret(&work.prompt, placed.pod_idx));
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let is_seen = match self.fleet.reports {
+            Reports::AtOnce => true,
+            Reports::Past { bodies } => self.rng.random_bool(bodies),
+        };
         let live = Live {
             placed,
+            is_seen,
             sent_at: self.now,
             first_token_at: Duration::ZERO,
             last_token_at: Duration::ZERO,
@@ -286,6 +328,12 @@ impl World {
                 self.router.on_end(placed);
             }
             return Err(Refusal { id, pod_idx, error });
+        }
+        let live = &self.live[&id];
+        if !live.is_seen
+            && let Some(expected) = live.placed.expected_first_token()
+        {
+            self.plan((live.sent_at + expected).max(self.now), Event::AssumedFirstToken(id));
         }
         self.begin_step(pod_idx);
         Ok(())
@@ -327,6 +375,7 @@ impl World {
     fn end(&mut self, id: u64) -> Option<Outcome> {
         let Live {
             placed,
+            is_seen,
             sent_at,
             first_token_at,
             last_token_at: _,
@@ -336,7 +385,12 @@ impl World {
             regret_tokens,
         } = self.live.remove(&id)?;
         let pod_idx = placed.pod_idx;
-        self.router.on_end(placed);
+        if is_seen {
+            self.router.on_end(placed);
+        } else {
+            self.unreported.insert(id, placed);
+            self.plan(self.now + REPORT_DELAY, Event::Report(id));
+        }
         let ended_at = self.now;
         Some(Outcome {
             id,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sim::model::{Message, ServedModel};
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Request, SCRAPE_INTERVAL, Workload, World};
+use sim::world::{Fleet, Outcome, Refusal, Reports, Request, SCRAPE_INTERVAL, Workload, World};
 
 /// Requests at fixed moments.
 struct Planned {
@@ -56,18 +56,22 @@ fn request(first_token: u32, n_tokens: u32, n_output: usize) -> Request {
     Request { text, user: None, prompt, output: vec![7; n_output] }
 }
 
-fn world(policy: Policy, n_pods: usize, (jitter, seed): (f64, u64)) -> World {
+fn fleet(policy: Policy, n_pods: usize, (jitter, seed): (f64, u64)) -> Fleet {
     let pod = PodConfig::preset("a10-doc", true, jitter).unwrap();
-    World::try_new(Fleet {
+    Fleet {
         pod,
         n_pods,
         policy,
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
+        reports: Reports::AtOnce,
         in_detail: true,
         seed,
-    })
-    .unwrap()
+    }
+}
+
+fn world(policy: Policy, n_pods: usize, seeds: (f64, u64)) -> World {
+    World::try_new(fleet(policy, n_pods, seeds)).unwrap()
 }
 
 fn run(
@@ -110,6 +114,31 @@ fn one_seed_is_one_run_and_nothing_is_lost() {
         assert!(once.iter().all(|outcome| outcome.sent_at < outcome.first_token_at));
         assert!(once.iter().all(|outcome| outcome.first_token_at < outcome.ended_at));
     }
+}
+
+/// Mean time to the first token of requests that do not share prefixes and that load the fleet well.
+fn mean_time_to_first_token(reports: Reports) -> Duration {
+    let requests: Vec<(u64, Request)> =
+        (0..300_u32).map(|n| (u64::from(n) * 150, request(n * 5000, 300 + n % 7 * 400, 60))).collect();
+    let mut planned = Planned::new(&requests);
+    World::try_new(Fleet { reports, ..fleet(Policy::prefix(), 5, (0.03, 5)) }).unwrap().run(&mut planned);
+    assert_eq!(planned.outcomes.len(), requests.len());
+    let times = planned.outcomes.iter().map(|outcome| outcome.first_token_at - outcome.sent_at);
+    times.sum::<Duration>() / 300
+}
+
+#[test]
+fn answers_past_the_picker_cost_little() {
+    if test_skips::skips_slow() {
+        return;
+    }
+    let through = mean_time_to_first_token(Reports::AtOnce);
+    assert_eq!(mean_time_to_first_token(Reports::Past { bodies: 1.0 }), through);
+    let past = mean_time_to_first_token(Reports::Past { bodies: 0.1 });
+    assert!(past < through.mul_f64(1.1), "{past:?}, through the picker {through:?}");
+    // Control: the router that sees no first token takes prompts for work until their answers end.
+    let unseen = mean_time_to_first_token(Reports::Past { bodies: 0.0 });
+    assert!(unseen > past, "{unseen:?}, with some {past:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Request, SCRAPE_INTERVAL, Workload as Drives};
+use sim::world::{Fleet, Outcome, Refusal, Reports, Request, SCRAPE_INTERVAL, Workload as Drives};
 
 use crate::compare::traces::Traced;
 
@@ -101,6 +101,7 @@ pub fn fleet(policy: Policy, seed: u64) -> Fleet {
         policy,
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
+        reports: Reports::AtOnce,
         in_detail: true,
         seed,
     }

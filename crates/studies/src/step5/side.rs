@@ -12,7 +12,7 @@ use serde::Serialize;
 use sim::model::ServedModel;
 use sim::pod::PodConfig;
 use sim::router::Policy;
-use sim::world::{Fleet, SCRAPE_INTERVAL, World};
+use sim::world::{Fleet, Reports, SCRAPE_INTERVAL, World};
 use tracing::debug;
 
 use crate::step5::COMMAND;
@@ -112,6 +112,7 @@ impl Side {
             policy: self.policy.policy(self.threshold),
             index_block: self.index_block,
             scrape_interval: self.scrape_interval,
+            reports: Reports::AtOnce,
             in_detail: false,
             seed: self.seed,
         })
