@@ -211,8 +211,10 @@ impl Follower {
 
     fn apply(&mut self, message: &Message) -> anyhow::Result<()> {
         let events = wire::events(&message.batch).context("read a batch")?;
-        self.metrics.kv_events.inc_by(events.len() as u64);
+        let n_events = events.len() as u64;
         let n_refused = self.blocks.apply(self.id, events);
+        // Counted last: who reads the count finds the index as the events made it.
+        self.metrics.kv_events.inc_by(n_events);
         if n_refused > 0 && !self.has_said_full {
             self.has_said_full = true;
             let endpoint = &self.endpoint.destination;

@@ -312,6 +312,16 @@ impl<'a> Lab<'a> {
         Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }
 
+    /// Waits until a metric, summed over all running pickers, is above `bound`.
+    pub async fn picker_metric_above(&self, series: &str, bound: f64) -> Result<()> {
+        let waiting = Stopwatch::start();
+        while self.picker_metric(series).await? <= bound {
+            ensure!(waiting.elapsed() < LOG_PATIENCE, "the picker's {series} stays at {bound}");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     fn answer(&self, side: ClientSide, reply: Result<Reply>) -> Answer {
         let reply = match reply {
             Ok(reply) => reply,

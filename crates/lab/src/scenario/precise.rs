@@ -1,8 +1,6 @@
 //! The pool reads engines' KV events: what the picker predicts about the cache is what the engine finds, while caches
 //! are full and blocks are evicted all the time.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 
 use crate::check::{Check, Claim, Group};
@@ -23,21 +21,30 @@ const CONVERSATIONS: usize = 16;
 /// Number of conversations before the pool is made precise.
 const CONTROLS: usize = 2;
 const TURNS: usize = 2;
-const ANSWER_TOKENS: u32 = 4;
+/// Length of an answer. The engine computes the prompt in one step and the answer's last token in none, so one batch of
+/// events has all that a request changes in the cache.
+const ANSWER_TOKENS: u32 = 1;
 const SEED: u64 = 77;
 /// Tokens that are most of a prompt and more than all prompts have in common.
 const MOST: u64 = 800;
-/// Time from the end of an answer until the picker has its events.
-const SETTLING: Duration = Duration::from_millis(30);
+/// Series that counts the events that the picker's index has applied.
+const KV_EVENTS: &str = "epp_kv_events_total";
+
+/// Source of the picker's predictions: what it has sent to the engines, or their KV events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Estimate,
+    Precise,
+}
 
 pub async fn run(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&["--num-gpu-blocks-override", BLOCKS, "--max-model-len", "3000"]).await?;
-    let estimated = converse(lab, "estimate", CONTROLS).await?;
+    let estimated = converse(lab, Mode::Estimate, CONTROLS).await?;
     let mut manifests = lab.cluster.manifests();
     manifests.replace(ANNOTATION, PRECISE).context("make the pool precise")?;
     // This restarts the pods, now with KV events.
     lab.apply(&manifests).await?;
-    let precise = converse(lab, "precise", CONVERSATIONS).await?;
+    let precise = converse(lab, Mode::Precise, CONVERSATIONS).await?;
     let n = CONVERSATIONS * TURNS;
     let exact = precise.iter().filter(|trace| is_exact(trace)).count();
     lab.check(
@@ -70,7 +77,8 @@ fn claim(name: &str, title: &str) -> Claim {
 }
 
 /// Sends the first turn of every conversation, then the second turn of each; by then, some first ones are evicted.
-async fn converse(lab: &Lab<'_>, mode: &str, n_conversations: usize) -> Result<Vec<RequestTrace>> {
+/// In precise mode each request waits for the events of the one before.
+async fn converse(lab: &Lab<'_>, mode: Mode, n_conversations: usize) -> Result<Vec<RequestTrace>> {
     let model = lab.requests.model();
     let mark = lab.mark();
     let mut conversations: Vec<Conversation> =
@@ -79,15 +87,29 @@ async fn converse(lab: &Lab<'_>, mode: &str, n_conversations: usize) -> Result<V
     for turn in 0..TURNS {
         for conversation in &mut conversations {
             conversation.ask();
-            let label = format!("{mode}, conversation {}, turn {}", conversation.number, turn + 1);
+            let label = format!("{}, conversation {}, turn {}", mode.name(), conversation.number, turn + 1);
             let body = body(&conversation.request(&model, ANSWER_TOKENS));
+            let n_events = lab.picker_metric(KV_EVENTS).await?;
             let answer = lab.send(Shot::new(Group::Precise, label, Via::Picker, body)).await;
             conversation.answer(answer.chat.as_ref().map_or("", |chat| &chat.content));
             answers.push(answer);
-            tokio::time::sleep(SETTLING).await;
+            if mode == Mode::Precise {
+                lab.picker_metric_above(KV_EVENTS, n_events).await?;
+            }
         }
     }
     Ok(lab.collect(&mark, answers.into_iter().map(|answer| answer.side).collect()).await?.traces)
+}
+
+// === impl Mode ===
+
+impl Mode {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Estimate => "estimate",
+            Self::Precise => "precise",
+        }
+    }
 }
 
 fn cached(trace: &RequestTrace) -> Option<u64> {

@@ -12,7 +12,7 @@ use crate::cluster::Fresh;
 use crate::evidence::picker::{Candidate, Decision};
 use crate::requests::body;
 use crate::scenario::lab::{Lab, Via};
-use crate::scenario::precise::{ANNOTATION, PRECISE};
+use crate::scenario::precise::{ANNOTATION, Mode, PRECISE};
 
 /// Engine arguments that the rows need: tools, templates that show reasoning, and room for every prompt.
 const ENGINE_ARGS: [&str; 12] = [
@@ -42,13 +42,6 @@ const ESTIMATE_TOKENS: f64 = 64.0;
 const ESTIMATE_SHARE: f64 = 0.1;
 /// Bytes per token, for prompts whose answer does not report its tokens.
 const BYTES_PER_TOKEN: f64 = 4.0;
-
-/// Source of the picker's predictions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Estimate,
-    Precise,
-}
 
 /// Sends requests one after the other.
 struct Sender<'a> {
@@ -171,13 +164,6 @@ impl Sender<'_> {
 // === impl Mode ===
 
 impl Mode {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Estimate => "estimate",
-            Self::Precise => "precise",
-        }
-    }
-
     /// Describes the error of a prediction if it is too large.
     fn miss(self, seen: &Seen) -> Option<String> {
         let told = seen.told_tokens();
