@@ -1,4 +1,5 @@
-//! Purity rules: decision code reads no clock, does no I/O and spawns nothing; no code is unfinished or silenced.
+//! Purity rules: decision code reads no clock, does no I/O and spawns nothing; no code is unfinished or silenced; no
+//! program knows the folder that it was built in.
 
 use crate::tree::Source;
 
@@ -60,6 +61,27 @@ pub fn left_undone(sources: &[Source]) -> Vec<String> {
         for (idx, line) in text.lines().enumerate() {
             if let Some(mark) = marks.iter().find(|mark| line.contains(mark.as_str())) {
                 found.push(format!("{path}:{}: {mark}", idx + 1));
+            }
+        }
+    }
+    found
+}
+
+/// Lines of programs that take a path of the machine that compiles them: the binary would name a folder of its author,
+/// and look there for files. Tests, examples in a file's `mod tests` and this crate read the checkout.
+#[must_use]
+pub fn baked_paths(sources: &[Source]) -> Vec<String> {
+    let is_program = |path: &str| {
+        path.split_once("src/").is_some_and(|(before, _)| !before.contains("tests/"))
+            && !path.starts_with("tidy/")
+    };
+    let mut found = Vec::new();
+    for Source { path, text } in sources.iter().filter(|source| is_program(&source.path)) {
+        let program = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for (idx, line) in code_lines(program) {
+            let variables = ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "OUT_DIR"];
+            if variables.iter().any(|name| line.contains(&format!("env!(\"{name}\")"))) {
+                found.push(format!("{path}:{}: a path of the source tree in a program", idx + 1));
             }
         }
     }

@@ -48,6 +48,11 @@ fn nothing_is_left_undone_or_silenced() {
     none(&purity::left_undone(&project()));
 }
 
+#[test]
+fn no_program_knows_where_it_was_built() {
+    none(&purity::baked_paths(&project()));
+}
+
 /// Code that judges the programs over the wire does not know how they are made.
 #[test]
 fn only_studies_use_the_simulator() {
@@ -132,6 +137,16 @@ fn a_clock_in_decision_code_is_found() {
     let text = "//! Pure.\nfn f() { std::time::Instant::now(); }\n";
     assert_eq!(purity::impurities(&source("crates/scheduling/src/lib.rs", text)).len(), 1);
     none(&purity::impurities(&source("e2e/src/lib.rs", text)));
+}
+
+#[test]
+fn a_path_that_is_compiled_in_is_found() {
+    let text = "//! P.\nconst FILES: &str = concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/files\");\n";
+    let found = purity::baked_paths(&source("crates/lab/src/doc.rs", text));
+    assert_eq!(found, ["crates/lab/src/doc.rs:2: a path of the source tree in a program"]);
+    let example = format!("//! P.\n#[cfg(test)]\nmod tests {{\n{text}}}\n");
+    none(&purity::baked_paths(&source("crates/lab/src/doc.rs", &example)));
+    none(&purity::baked_paths(&source("crates/lab/tests/it/doc.rs", text)));
 }
 
 #[test]
