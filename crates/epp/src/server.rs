@@ -5,6 +5,7 @@
 //! ```
 
 pub mod accept;
+mod workers;
 mod follow;
 mod health;
 pub mod grpc;
@@ -15,6 +16,7 @@ pub mod parts;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -206,7 +208,7 @@ impl Server {
         let (stop, patience) = (CancellationToken::new(), settings.patience);
         let health_service = state.service();
         let protocol = Grpc { tls: None, routes: Routes::new(health_service.clone()).prepare() };
-        let port = Port { name: "health", listener: health, protocol, patience };
+        let port = Port::shared("health", health, protocol, patience);
         parts.spawn("health port", port.serve(stop.clone()));
         let readiness = state.follow(Arc::clone(&director), shutdown.drain.clone());
         let stopped = stop.clone().cancelled_owned();
@@ -214,7 +216,7 @@ impl Server {
             tokio::join!(readiness, stopped);
         });
         let router = http::router(Arc::clone(&director), (shutdown.drain.clone(), stop.clone()));
-        let port = Port { name: "metrics", listener: metrics, protocol: Http(router), patience };
+        let port = Port::shared("metrics", metrics, Http(router), patience);
         parts.spawn("metrics port", port.serve(stop.clone()));
         parts.spawn("files of pools and endpoints", files.run(stop.clone().cancelled_owned()));
         if let Some(file) = policy_file {
@@ -235,8 +237,8 @@ impl Server {
         let is_secure = tls.is_some();
         let tls = tls.map(|tls| tls.follow(&mut parts, (reload, stop.clone())));
         let protocol = Grpc { tls, routes: Routes::new(service).add_service(health_service).prepare() };
-        let streams = Port { name: "ext_proc", listener: grpc, protocol, patience }.serve(closed.clone());
-        tokio::pin!(streams);
+        let port = Port::on_workers("ext_proc", grpc, protocol, patience).context("start the workers")?;
+        let mut streams = pin!(port.serve(closed.clone()));
         info!(grpc = %ports.grpc, tls = is_secure, health = %ports.health, metrics = %ports.metrics, "Serving");
 
         let drained = drain(&shutdown, (settings.drain_delay, settings.grace_period), closed);

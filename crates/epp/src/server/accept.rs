@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use axum::Router;
-use futures::FutureExt as _;
+use futures::{FutureExt as _, TryFutureExt as _};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -31,6 +31,7 @@ use tonic::service::Routes;
 use tracing::{debug, info, warn};
 
 use crate::server::grpc::LocalAddress;
+use crate::server::workers::Workers;
 
 /// Most streams on one connection. The proxy opens one stream per request in flight and closes none early; with hyper's
 /// default of 200 it would open more connections instead.
@@ -88,6 +89,7 @@ pub(super) struct Port<P> {
     pub(super) listener: TcpListener,
     pub(super) protocol: P,
     pub(super) patience: Patience,
+    pub(super) workers: Workers,
 }
 
 /// Serves one connection to its end, and closes it gracefully once `closed`.
@@ -119,9 +121,27 @@ struct Streams {
 }
 
 impl<P: Protocol> Port<P> {
+    /// A port whose connections share the runtime of the caller with everything else.
+    pub(super) fn shared(name: &'static str, listener: TcpListener, protocol: P, patience: Patience) -> Self {
+        Self { name, listener, protocol, patience, workers: Workers::shared() }
+    }
+
+    /// A port with threads of its own.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(super) fn on_workers(
+        name: &'static str,
+        listener: TcpListener,
+        protocol: P,
+        patience: Patience,
+    ) -> io::Result<Self> {
+        Ok(Self { name, listener, protocol, patience, workers: Workers::start()? })
+    }
+
     /// Accepts connections until `closed`, then waits for the open ones.
     pub(super) async fn serve(self, closed: CancellationToken) {
-        let Self { name, listener, protocol, patience } = self;
+        let Self { name, listener, protocol, patience, mut workers } = self;
         let connections = TaskTracker::new();
         let mut fails = false;
         while !closed.is_cancelled() {
@@ -141,12 +161,15 @@ impl<P: Protocol> Port<P> {
             };
             match accepted {
                 Ok((socket, _)) => {
-                    let connection = protocol.clone().serve(socket, patience, closed.clone());
-                    connections.spawn(async move {
-                        if let Err(error) = connection.await {
-                            debug!(port = name, error = format!("{error:#}"), "Connection broke off");
-                        }
+                    let (protocol, closed) = (protocol.clone(), closed.clone());
+                    let connection = async move {
+                        let socket = TcpStream::from_std(socket.into_std()?)?;
+                        protocol.serve(socket, patience, closed).await
+                    };
+                    let connection = connection.inspect_err(move |error| {
+                        debug!(port = name, error = format!("{error:#}"), "Connection broke off");
                     });
+                    connections.spawn_on(connection, workers.next());
                 }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
