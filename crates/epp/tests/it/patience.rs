@@ -208,14 +208,16 @@ async fn a_lack_of_file_descriptors_is_waited_for() {
     for _ in 0..60 {
         sockets.push(TcpStream::connect(program.address("health")).await.unwrap());
     }
-    until(async || program.n_logged("Cannot take connections") == 1).await;
+    until(async || program.n_logged("Cannot take connections") > 0).await;
     let before = program.cpu();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let busy = program.cpu() - before;
     assert!(busy < Duration::from_millis(700), "{busy:?} of computing while nothing can be done");
-    assert_eq!(program.n_logged("Cannot take connections"), 1, "said again and again");
+    // A scrape that ends leaves its file descriptor to one more connection, after which they are lacking again.
+    let n_lacks = program.n_logged("Cannot take connections");
+    assert!(n_lacks <= 2, "said {n_lacks} times");
     drop(sockets);
-    until(async || program.n_logged("Taking connections again") == 1).await;
+    until(async || program.n_logged("Taking connections again") == n_lacks).await;
     assert_eq!(get(program.address("metrics"), "/healthz").await, "ok\n");
 }
 
