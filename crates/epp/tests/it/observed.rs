@@ -166,7 +166,8 @@ async fn a_report_that_breaks_off_ends_the_request() {
     }
     let picker = Scenario::new(1).start().await;
     let proxy = picker.proxy().await;
-    let answer = ask(&proxy, "hello").await;
+    let answer = ask(&proxy, &"b".repeat(2048)).await;
+    assert_eq!(load(&picker).await, (1, 2048));
     let report = proxy.begin_report(&answer).await;
     report.report_headers(&[]).await;
     report.report_body(&USAGE[..30], false).await;
