@@ -5,7 +5,7 @@
 //! API server ──objects──► World ──► objects, status ──► what the API server should have
 //! ```
 //!
-//! What it knows of the cluster is a [`world::World`], a value; the rules over it are pure. Decisions about requests are
+//! Its knowledge of the cluster is a [`world::World`], a value; the rules over it are pure. Decisions about requests are
 //! not made here but by the pickers.
 
 pub mod hooks;

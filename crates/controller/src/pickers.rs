@@ -1,4 +1,4 @@
-//! What managed pickers need around their processes: identity, rights and an address.
+//! The objects that managed pickers need around their processes: identity, rights and an address.
 
 use std::collections::BTreeMap;
 

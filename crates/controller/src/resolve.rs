@@ -1,4 +1,4 @@
-//! Where a pool's pods and picker are, and how the picker is attached.
+//! The places of a pool's pods and picker, and the way in which the picker is attached.
 
 use gateway_config::attachment::{Responses, Share};
 use gateway_config::xds::{Picker, Pool, Trust};

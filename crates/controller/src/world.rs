@@ -95,7 +95,7 @@ fn key(value: &Value) -> Option<ObjectKey> {
     Some(ObjectKey::new(namespace, metadata["name"].as_str()?))
 }
 
-/// What a ReferenceGrant allows HTTPRoutes: each of its `from` may use each of its `to`.
+/// Rights that a ReferenceGrant gives HTTPRoutes: each of its `from` may use each of its `to`.
 fn grants(value: &Value) -> Vec<Grant> {
     let list = |field: &str| value["spec"][field].as_array().map(Vec::as_slice).unwrap_or_default();
     let Some(ObjectKey { namespace: pool_namespace, name: _ }) = key(value) else { return Vec::new() };

@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// What is wrong with one field.
+/// Fault of one field.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub struct FieldError {
     /// Path such as `spec.targetPorts[0].number`; empty for the object as a whole.

@@ -49,7 +49,7 @@ pub struct EndpointRecord {
 pub enum Membership {
     /// The pools in its namespace whose selector matches these labels.
     Labels(BTreeMap<String, String>),
-    /// Those of the pools whose selector matches that have the endpoint's port among their target ports.
+    /// Pools whose selector matches and that have the endpoint's port among their target ports.
     LabelsAndPort(BTreeMap<String, String>),
     /// All pools.
     EveryPool,

@@ -9,7 +9,7 @@ use pool_index::address;
 use pool_index::index::{EndpointRecord, Membership};
 use pool_index::snapshot::KvAddresses;
 
-/// What decides whether a pod is an endpoint.
+/// State that decides whether a pod is an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodState {
     pub labels: BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! What one watch has seen: the objects that exist now, by key.
+//! The view of one watch: the objects that exist now, by key.
 
 use std::collections::BTreeMap;
 

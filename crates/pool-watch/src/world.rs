@@ -1,4 +1,4 @@
-//! What the watches have seen of one namespace, as changes for the pool index. Pure.
+//! The view that the watches have of one namespace, as changes for the pool index. Pure.
 //!
 //! A pool or model that breaks a rule of the API is kept in its last good version, and reported.
 

@@ -27,7 +27,7 @@ const REPORT_DELAY: Duration = Duration::from_millis(15);
 /// The way in which the router hears of answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reports {
-    /// Of each first token and end at once: answers go through the picker.
+    /// Each first token and end is reported at once: answers go through the picker.
     AtOnce,
     /// Answers go past the picker. Those of this share are reported token by token, and of the others only the end, a
     /// little later.

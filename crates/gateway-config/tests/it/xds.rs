@@ -93,7 +93,7 @@ fn json(message: &DynamicMessage) -> Value {
     message.serialize_with_options(serde_json::value::Serializer, &options).unwrap()
 }
 
-/// What Envoy Gateway has after all hooks.
+/// The configuration that Envoy Gateway has after all hooks.
 fn hooked(editor: &Editor, pool: &Pool) -> Resources {
     editor.translation(with_answers(editor, pool)).unwrap()
 }

@@ -34,7 +34,7 @@ pub struct Agreed<R> {
 /// interrupted.
 ///
 /// # Errors
-/// Those of the run.
+/// Errors of the run.
 pub async fn until_agreed<R>(
     n_attempts: usize,
     mut run: impl AsyncFnMut() -> Result<Option<(Vec<TableLine>, R)>>,
