@@ -60,6 +60,12 @@ impl<M: Borrow<Endpoint>> Lease<M> {
         self.member = Arc::clone(member);
     }
 
+    /// True until the first token: part of the prompt counts as work, or as not cached yet.
+    #[must_use]
+    pub fn awaits_first_token(&self) -> bool {
+        self.uncached_bytes > 0 || !self.insertions.is_empty()
+    }
+
     /// Notes that the first token was seen `elapsed` after the pick.
     pub fn on_first_token_after(&mut self, elapsed: Duration) {
         if self.uncached_bytes > 0 {

@@ -31,6 +31,12 @@ pub struct InFlightRequest {
 }
 
 impl InFlightRequest {
+    /// True until a first token is noted, unless nothing depends on it.
+    #[must_use]
+    pub fn awaits_first_token(&self) -> bool {
+        self.lease.awaits_first_token()
+    }
+
     /// Notes that the prompt is computed.
     pub fn note_first_token(&mut self) {
         self.lease.on_first_token();

@@ -342,7 +342,9 @@ impl Conversation {
         let received = self.exchange.receive(message);
         self.answer(received).await?;
         let first_token = self.exchange.first_token();
-        if let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut) {
+        if let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut)
+            && in_flight.awaits_first_token()
+        {
             match first_token {
                 FirstToken::Awaited => {}
                 FirstToken::Hidden => self.hidden_first_token = in_flight.expected_first_token(),
