@@ -4,6 +4,7 @@
 
 pub mod imports;
 pub mod order;
+pub mod pods;
 pub mod purity;
 pub mod sizes;
 pub mod tree;

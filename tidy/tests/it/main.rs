@@ -1,5 +1,7 @@
 //! The house rules hold for the project, and each rule fails on an example that breaks it.
 
+mod manifests;
+
 use std::fs;
 use std::path::PathBuf;
 
