@@ -20,7 +20,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use self::fields::{Field, Fields};
-use self::live::{Live, Progress, Shape};
+use self::live::{Live, Shape, ValueState};
 pub use self::lookup::{Lookup, Unseen};
 pub use self::prompts::MAX_PROMPTS;
 use self::source::{Kind, Source, Span, Word};
@@ -306,7 +306,7 @@ impl Root {
         if self.is_key {
             self.key.push(text);
         } else if let Some(live) = &mut self.live
-            && live.push_text(text) == Progress::GivenUp
+            && live.push_text(text) == ValueState::GivenUp
         {
             self.live = None;
         }
@@ -317,7 +317,7 @@ impl Root {
         if self.depth == 1 {
             self.field = Field::of(key);
         } else if let Some(live) = &mut self.live
-            && live.take_key(key) == Progress::GivenUp
+            && live.take_key(key) == ValueState::GivenUp
         {
             self.live = None;
         }
@@ -377,7 +377,7 @@ impl Root {
 
     fn apply_live(&mut self, event: Event<'_>) {
         if let Some(live) = &mut self.live
-            && live.apply(event) == Progress::GivenUp
+            && live.apply(event) == ValueState::GivenUp
         {
             self.live = None;
         }

@@ -114,7 +114,7 @@ pub struct Expected {
 struct State {
     /// The endpoints that hold each block, with the number of copies.
     holders: HashMap<u64, SmallVec<[(EndpointId, u32); 2]>>,
-    endpoints: HashMap<EndpointId, Endpoint>,
+    endpoints: HashMap<EndpointId, EndpointBlocks>,
     bounds: Bounds,
     /// Number of blocks in `endpoints`.
     n_stored: usize,
@@ -125,7 +125,7 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Endpoint {
+struct EndpointBlocks {
     /// Our name of each block that the engine named, and the number of copies.
     blocks: HashMap<EngineHash, (u64, u32)>,
     /// Number of tokens in a block, known after the first one was stored.
@@ -281,7 +281,8 @@ impl BlockIndex {
         let block_sizes: Vec<Option<u32>> =
             endpoints.iter().map(|endpoint| state.block_size_of(*endpoint, pool_block_size)).collect();
         // If no block size is known, nothing was stored either.
-        let is_live = |endpoint| state.endpoints.get(endpoint).is_some_and(|known: &Endpoint| known.is_live);
+        let is_live =
+            |endpoint| state.endpoints.get(endpoint).is_some_and(|known: &EndpointBlocks| known.is_live);
         let mut saved: Vec<Option<u64>> =
             endpoints.iter().map(|endpoint| is_live(endpoint).then_some(0)).collect();
         let mut sizes: Vec<u32> = block_sizes.iter().copied().flatten().collect();

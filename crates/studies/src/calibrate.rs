@@ -16,7 +16,7 @@ use load::table::new_table;
 use serde_json::{Value, json};
 use sim::calibrate::{Calibrated, Fitted, Options, Row, Sample, Start, calibrate, constant_names};
 
-use self::csv::Measured;
+use self::csv::MeasuredRows;
 use self::requests::{Alone, Caching};
 
 const AFTER_HELP: &str = "\
@@ -125,11 +125,11 @@ impl CalibrateArgs {
         let file = self.file.display().to_string();
         let text = std::fs::read_to_string(&self.file).with_context(|| format!("read {file}"))?;
         let Alone { samples, n_left_out } = match csv::parse(&file, &text)? {
-            Measured::Steps(steps) => {
+            MeasuredRows::Steps(steps) => {
                 let samples = steps.into_iter().map(|(line, step)| (line, Sample::Step(step)));
                 Alone { samples: samples.collect(), n_left_out: 0 }
             }
-            Measured::Requests(requests) => requests::samples(&requests, self.caching()),
+            MeasuredRows::Requests(requests) => requests::samples(&requests, self.caching()),
         };
         ensure!(
             !samples.is_empty(),

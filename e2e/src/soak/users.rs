@@ -27,7 +27,7 @@ pub(super) struct Users {
 
 /// The next request of a user.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct NextRequest {
     pub(super) user: usize,
     pub(super) body: Bytes,
 }
@@ -39,7 +39,7 @@ impl Users {
 
     /// Returns the next turn: of a new user until there are a few hundred, then of the one that was answered longest
     /// ago.
-    pub(super) fn next(&mut self) -> Turn {
+    pub(super) fn next(&mut self) -> NextRequest {
         const ENOUGH: usize = 300;
         let user = match self.idle.pop_front() {
             Some(user) if self.conversations.len() >= ENOUGH => user,
@@ -62,7 +62,7 @@ impl Users {
             "stream": true,
             "stream_options": {"include_usage": true},
         });
-        Turn { user, body: body(&request) }
+        NextRequest { user, body: body(&request) }
     }
 
     /// Records the end of a user's request; `None` for a failure, after which the user starts a new conversation.

@@ -16,7 +16,7 @@ pub enum KvEventsConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZmqConfig {
-    pub endpoint: Endpoint,
+    pub endpoint: ZmqEndpoint,
     /// Replay endpoint, on which the pod always listens.
     pub replay_endpoint: Option<Address>,
     /// Batches that are kept for replay; 0 for none.
@@ -31,7 +31,7 @@ pub struct ZmqConfig {
 
 /// Endpoint by vLLM's rule: the pod listens on an address with `*` or `::`, and connects to any other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum ZmqEndpoint {
     Bind(Address),
     Connect(Address),
 }
@@ -122,8 +122,8 @@ impl KvEventsConfig {
     pub fn for_rank(self, rank: u16) -> Result<Self, ConfigError> {
         let Self::Zmq(mut config) = self else { return Ok(self) };
         config.endpoint = match config.endpoint {
-            Endpoint::Bind(address) => Endpoint::Bind(address.for_rank(rank)?),
-            Endpoint::Connect(address) => Endpoint::Connect(address.for_rank(rank)?),
+            ZmqEndpoint::Bind(address) => ZmqEndpoint::Bind(address.for_rank(rank)?),
+            ZmqEndpoint::Connect(address) => ZmqEndpoint::Connect(address.for_rank(rank)?),
         };
         config.replay_endpoint = config.replay_endpoint.map(|address| address.for_rank(rank)).transpose()?;
         Ok(Self::Zmq(config))
@@ -148,9 +148,9 @@ impl KvEventsConfig {
         let address: Address = endpoint.parse()?;
         let config = ZmqConfig {
             endpoint: if endpoint.contains('*') || endpoint.contains("::") {
-                Endpoint::Bind(address)
+                ZmqEndpoint::Bind(address)
             } else {
-                Endpoint::Connect(address)
+                ZmqEndpoint::Connect(address)
             },
             replay_endpoint: replay_endpoint.map(|endpoint| endpoint.parse()).transpose()?,
             buffer_steps,

@@ -1,6 +1,6 @@
 //! The task that owns the sockets: encodes batches, keeps them for replay and queues them for each subscriber.
 
-use super::config::{Address, Endpoint, ZmqConfig};
+use super::config::{Address, ZmqConfig, ZmqEndpoint};
 use super::encoding::{self, WireFormat};
 use super::peer::{Interest, ReplaySource, Subscriber};
 use super::publisher::{Batch, KvEventMonitor, KvEventPublisher};
@@ -101,8 +101,8 @@ impl KvEventService {
         let Self { config, format, rank, batches, counters } = self;
         let ZmqConfig { endpoint, replay_endpoint, buffer_steps, hwm, max_queue_size: _, topic } = config;
         let outlet = match endpoint {
-            Endpoint::Bind(address) => Outlet::Listening(listen(&address).await?),
-            Endpoint::Connect(address) => Outlet::Dialling(address),
+            ZmqEndpoint::Bind(address) => Outlet::Listening(listen(&address).await?),
+            ZmqEndpoint::Connect(address) => Outlet::Dialling(address),
         };
         let replay = match replay_endpoint {
             Some(address) => Some(listen(&address).await?),

@@ -1,7 +1,7 @@
 //! KV events: the bytes of batches, and the flag that configures them.
 
 use expect_test::{Expect, expect};
-use mock_vllm::kv_events::config::{Endpoint, KvEventsConfig};
+use mock_vllm::kv_events::config::{KvEventsConfig, ZmqEndpoint};
 use mock_vllm::kv_events::encoding::{HashForm, WireFormat, encode_batch};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -219,7 +219,9 @@ fn ranks_count_ports_up() {
     let KvEventsConfig::Zmq(third) = config("tcp://collector:5557", 3).unwrap() else {
         panic!("events are on")
     };
-    assert!(matches!(third.endpoint, Endpoint::Connect(address) if address.to_string() == "collector:5560"));
+    assert!(
+        matches!(third.endpoint, ZmqEndpoint::Connect(address) if address.to_string() == "collector:5560")
+    );
     assert_eq!(third.replay_endpoint.unwrap().to_string(), "0.0.0.0:0");
     let error = config("tcp://*:65535", 1).unwrap_err();
     assert_eq!(error.to_string(), "port 65535 plus data-parallel rank 1 is no port");

@@ -20,7 +20,7 @@ pub(super) enum Shape {
 
 /// The state of the value: plain so far, or given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum ValueState {
     Plain,
     GivenUp,
 }
@@ -119,10 +119,10 @@ impl Live {
 
     /// Takes an event that is not text of a key or string.
     #[inline]
-    pub(super) fn apply(&mut self, event: Event<'_>) -> Progress {
+    pub(super) fn apply(&mut self, event: Event<'_>) -> ValueState {
         if self.n_skipped > 0 {
             self.n_skipped = self.n_skipped.saturating_add_signed(event.depth_change());
-            return Progress::Plain;
+            return ValueState::Plain;
         }
         match event {
             Event::Text(_) | Event::Char(_) => {}
@@ -144,7 +144,7 @@ impl Live {
             Event::Open(container) => return self.open(container),
             Event::Close(_) => return self.close(),
         }
-        Progress::Plain
+        ValueState::Plain
     }
 
     /// Target of the current string's text, if the text is part of the prompt as it is.
@@ -159,7 +159,7 @@ impl Live {
 
     /// Takes text of the current key or string, or a piece of it.
     #[inline]
-    pub(super) fn push_text(&mut self, text: &[u8]) -> Progress {
+    pub(super) fn push_text(&mut self, text: &[u8]) -> ValueState {
         match self.reads {
             Reads::Nothing => {}
             Reads::Key => self.key.push(text),
@@ -170,7 +170,7 @@ impl Live {
                 if let Some(system) = &mut self.system {
                     system.push(text, |kept| self.text.push(kept));
                     if system.has_line() {
-                        return Progress::GivenUp;
+                        return ValueState::GivenUp;
                     }
                 }
             }
@@ -183,13 +183,13 @@ impl Live {
                 self.reads = Reads::Prompt;
             }
         }
-        Progress::Plain
+        ValueState::Plain
     }
 
     /// Takes a whole key.
-    pub(super) fn take_key(&mut self, key: &[u8]) -> Progress {
+    pub(super) fn take_key(&mut self, key: &[u8]) -> ValueState {
         if self.n_skipped > 0 {
-            return Progress::Plain;
+            return ValueState::Plain;
         }
         self.reads = Reads::Nothing;
         self.place = match (self.place, key) {
@@ -204,18 +204,18 @@ impl Live {
                 Place::Message(_),
                 b"role" | b"content" | b"tool_calls" | b"reasoning" | b"reasoning_content" | b"thinking",
             )
-            | (Place::Part(PartKey::Text), b"text") => return Progress::GivenUp,
+            | (Place::Part(PartKey::Text), b"text") => return ValueState::GivenUp,
             (Place::Message(_), _) => Place::Message(MessageKey::Other),
             (Place::Part(_), b"type") => Place::Part(PartKey::Type),
             (Place::Part(_), b"text") => Place::Part(PartKey::Text),
             (Place::Part(_), b"cache_control") => Place::Part(PartKey::Other),
-            (Place::Part(_), _) => return Progress::GivenUp,
+            (Place::Part(_), _) => return ValueState::GivenUp,
             (place @ (Place::Start | Place::TokenIds | Place::Messages | Place::Parts), _) => place,
         };
-        Progress::Plain
+        ValueState::Plain
     }
 
-    fn start_string(&mut self) -> Progress {
+    fn start_string(&mut self) -> ValueState {
         self.reads = match (self.place, self.shape) {
             (Place::Start, Shape::Prompt) => Reads::Prompt,
             (Place::Start, Shape::UserText) => {
@@ -225,8 +225,8 @@ impl Live {
             (Place::Message(MessageKey::Role), _) => Reads::Role,
             (Place::Message(MessageKey::Other), _) | (Place::Part(PartKey::Other), _) => Reads::Nothing,
             (Place::Message(MessageKey::Content), _) => {
-                if self.begin_message() == Progress::GivenUp {
-                    return Progress::GivenUp;
+                if self.begin_message() == ValueState::GivenUp {
+                    return ValueState::GivenUp;
                 }
                 if self.system.is_some() { Reads::System } else { Reads::Prompt }
             }
@@ -235,9 +235,9 @@ impl Live {
                 Reads::PartType
             }
             (Place::Part(PartKey::Text) | Place::Parts, _) => Reads::Part,
-            (Place::Start | Place::TokenIds | Place::Messages, _) => return Progress::GivenUp,
+            (Place::Start | Place::TokenIds | Place::Messages, _) => return ValueState::GivenUp,
         };
-        Progress::Plain
+        ValueState::Plain
     }
 
     fn end_string(&mut self) {
@@ -251,26 +251,26 @@ impl Live {
     }
 
     /// Takes a number, `null` or the like: ignored in some places, otherwise the value is not plain.
-    fn scalar(&mut self) -> Progress {
+    fn scalar(&mut self) -> ValueState {
         match self.place {
             Place::Message(MessageKey::Content | MessageKey::Other) | Place::Part(PartKey::Other) => {
-                Progress::Plain
+                ValueState::Plain
             }
             Place::Start
             | Place::TokenIds
             | Place::Messages
             | Place::Message(MessageKey::Role)
             | Place::Parts
-            | Place::Part(PartKey::Type | PartKey::Text) => Progress::GivenUp,
+            | Place::Part(PartKey::Type | PartKey::Text) => ValueState::GivenUp,
         }
     }
 
-    fn open(&mut self, container: Container) -> Progress {
+    fn open(&mut self, container: Container) -> ValueState {
         self.place = match (self.place, container) {
             (Place::Start, Container::Array) => match self.shape {
                 Shape::Chat => Place::Messages,
                 Shape::Prompt => Place::TokenIds,
-                Shape::UserText => return Progress::GivenUp,
+                Shape::UserText => return ValueState::GivenUp,
             },
             (Place::Messages, Container::Object) => {
                 self.role.clear();
@@ -278,8 +278,8 @@ impl Live {
                 Place::Message(MessageKey::Other)
             }
             (Place::Message(MessageKey::Content), Container::Array) => {
-                if self.role.as_bytes() == b"system" || self.begin_message() == Progress::GivenUp {
-                    return Progress::GivenUp;
+                if self.role.as_bytes() == b"system" || self.begin_message() == ValueState::GivenUp {
+                    return ValueState::GivenUp;
                 }
                 Place::Parts
             }
@@ -291,17 +291,17 @@ impl Live {
                 self.n_skipped = 1;
                 place
             }
-            _ => return Progress::GivenUp,
+            _ => return ValueState::GivenUp,
         };
-        Progress::Plain
+        ValueState::Plain
     }
 
-    fn close(&mut self) -> Progress {
+    fn close(&mut self) -> ValueState {
         self.place = match self.place {
             Place::TokenIds | Place::Messages | Place::Start => Place::Start,
             Place::Message(_) => {
-                if self.message == MessageState::Fresh && self.begin_message() == Progress::GivenUp {
-                    return Progress::GivenUp;
+                if self.message == MessageState::Fresh && self.begin_message() == ValueState::GivenUp {
+                    return ValueState::GivenUp;
                 }
                 self.text.push(b"\n");
                 self.system = None;
@@ -310,24 +310,24 @@ impl Live {
             Place::Parts => Place::Message(MessageKey::Content),
             Place::Part(_) => match self.part_type.as_bytes() {
                 b"" | b"text" | b"input_text" | b"output_text" => Place::Parts,
-                _ => return Progress::GivenUp,
+                _ => return ValueState::GivenUp,
             },
         };
-        Progress::Plain
+        ValueState::Plain
     }
 
     /// Hashes the role, which must be known before.
-    fn begin_message(&mut self) -> Progress {
+    fn begin_message(&mut self) -> ValueState {
         let role = self.role.as_bytes();
         match role {
-            b"" | b"developer" => return Progress::GivenUp,
+            b"" | b"developer" => return ValueState::GivenUp,
             b"system" => self.system = Some(SystemText::new(BillingLine::Cut)),
-            _ if role.len() > MAX_WORD => return Progress::GivenUp,
+            _ if role.len() > MAX_WORD => return ValueState::GivenUp,
             _ => {}
         }
         self.text.push(role);
         self.text.push(b": ");
         self.message = MessageState::Begun;
-        Progress::Plain
+        ValueState::Plain
     }
 }

@@ -13,7 +13,7 @@ use indicatif::ProgressBar;
 use crate::ending::End;
 use crate::interrupt::Interrupt;
 use crate::multi_round_qa::records::{self, Colours, Summary, Window};
-use crate::multi_round_qa::run::{Listener, Measured, Questions, Settings, run};
+use crate::multi_round_qa::run::{Listener, Questions, RunResults, Settings, run};
 use crate::multi_round_qa::schedule::{Pace, Plan};
 use crate::multi_round_qa::sharegpt;
 use crate::output;
@@ -129,7 +129,7 @@ pub async fn command(args: QaArgs) -> Result<End> {
     let settings = args.settings()?;
     let console = Console::new(args.talk);
     let measured = run(&settings, &console, interrupt.requested()).await?;
-    let Some(Measured { summary, failures, .. }) = measured else { return Ok(End::Interrupted) };
+    let Some(RunResults { summary, failures, .. }) = measured else { return Ok(End::Interrupted) };
     console.bar.finish_and_clear();
     output::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&summary.json())?),

@@ -88,7 +88,7 @@ pub trait Listener {
 
 /// Results of a run.
 #[derive(Debug, Clone)]
-pub struct Measured {
+pub struct RunResults {
     pub summary: Summary,
     pub answered: Vec<Answered>,
     /// User and error of each failed request.
@@ -166,7 +166,7 @@ pub async fn run<L: Listener>(
     settings: &Settings,
     listener: &L,
     stop: impl Future<Output = ()>,
-) -> Result<Option<Measured>> {
+) -> Result<Option<RunResults>> {
     tokio::pin!(stop);
     let mut sender = Sender::new(settings);
     tokio::select! {
@@ -344,7 +344,7 @@ impl<L: Listener> Run<'_, L> {
         Summary::of(&records, window)
     }
 
-    fn finish(mut self) -> Result<Measured> {
+    fn finish(mut self) -> Result<RunResults> {
         let start = self.sender.clock.calendar(Duration::ZERO);
         let end = self.answered.iter().map(|answered| answered.record.finish_time).fold(start, f64::max);
         let summary = self.summary_between(start, end);
@@ -355,7 +355,7 @@ impl<L: Listener> Run<'_, L> {
                 csv.write(record)?;
             }
         }
-        Ok(Measured { summary, answered: self.answered, failures: self.failures })
+        Ok(RunResults { summary, answered: self.answered, failures: self.failures })
     }
 }
 

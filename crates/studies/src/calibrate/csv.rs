@@ -15,14 +15,14 @@ pub const CACHED: &str = "cached_tokens";
 
 /// Content of a file: each row with its line number.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Measured {
+pub enum MeasuredRows {
     Steps(Vec<(usize, Step)>),
-    Requests(Vec<(usize, Request)>),
+    Requests(Vec<(usize, RequestRow)>),
 }
 
 /// The used part of a request's record. Moments are in seconds since a common moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Request {
+pub struct RequestRow {
     pub prompt_tokens: u32,
     pub generation_tokens: u32,
     pub ttft: Duration,
@@ -45,7 +45,7 @@ struct Cells<'a> {
 ///
 /// # Errors
 /// Unknown or missing columns, with the accepted headers; a value that is not a number, with its file, line and column.
-pub fn parse(file: &str, text: &str) -> Result<Measured> {
+pub fn parse(file: &str, text: &str) -> Result<MeasuredRows> {
     let Rows { columns, rows } = Rows::parse(text).with_context(|| format!("{file} is not CSV"))?;
     ensure!(!columns.is_empty(), "{file} is empty; {}", accepted());
     let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
@@ -60,10 +60,10 @@ pub fn parse(file: &str, text: &str) -> Result<Measured> {
         .collect::<Result<_>>()?;
     ensure!(!rows.is_empty(), "{file} has a header, and no rows");
     Ok(match is_steps {
-        true => Measured::Steps(
+        true => MeasuredRows::Steps(
             rows.iter().map(|cells| Ok((cells.row.line, cells.step()?))).collect::<Result<_>>()?,
         ),
-        false => Measured::Requests(
+        false => MeasuredRows::Requests(
             rows.iter().map(|cells| Ok((cells.row.line, cells.request()?))).collect::<Result<_>>()?,
         ),
     })
@@ -120,9 +120,9 @@ impl Cells<'_> {
         Ok(step)
     }
 
-    fn request(&self) -> Result<Request> {
+    fn request(&self) -> Result<RequestRow> {
         let is_told = self.columns.contains(&CACHED);
-        let request = Request {
+        let request = RequestRow {
             prompt_tokens: self.count("prompt_tokens")?,
             generation_tokens: self.count("generation_tokens")?,
             ttft: self.time("ttft", 1.0)?,
@@ -181,7 +181,7 @@ impl Cells<'_> {
 mod tests {
     use std::time::Duration;
 
-    use super::{Measured, STEPS, parse};
+    use super::{MeasuredRows, STEPS, parse};
     use load::multi_round_qa::records;
 
     fn error(text: &str) -> String {
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn columns_are_found_by_name_in_any_order() {
-        let Measured::Steps(steps) = parse(
+        let MeasuredRows::Steps(steps) = parse(
             "a.csv",
             "ms,prefill_tokens,prefill_context,decode_context,decode_requests\r\n39.2,0,0,1300,16\r\n",
         )
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!((steps[0].0, steps[0].1.decode_requests, steps[0].1.decode_context), (2, 16, 1300));
         assert_eq!(steps[0].1.time, Duration::from_micros(39_200));
         let text = format!("{},cached_tokens\n2149,45.0,0.69,1.7,2,1,100,102.4,128\n", records::HEADER);
-        let Measured::Requests(requests) = parse("a.csv", &text).unwrap() else { panic!("requests") };
+        let MeasuredRows::Requests(requests) = parse("a.csv", &text).unwrap() else { panic!("requests") };
         assert_eq!((requests[0].1.generation_tokens, requests[0].1.cached_tokens), (45, Some(128)));
     }
 
@@ -209,7 +209,7 @@ mod tests {
         let quoted =
             |line: &str| line.split(',').map(|cell| format!("\"{cell}\"")).collect::<Vec<_>>().join(",");
         let text = format!("{}\n{}\n", quoted(STEPS), quoted("1,100,0,0,38.4"));
-        let Measured::Steps(steps) = parse("a.csv", &text).unwrap() else { panic!("steps") };
+        let MeasuredRows::Steps(steps) = parse("a.csv", &text).unwrap() else { panic!("steps") };
         assert_eq!(steps[0].1.time, Duration::from_micros(38_400));
     }
 

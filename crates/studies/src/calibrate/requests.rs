@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sim::calibrate::{Prompt, Sample};
 
-use crate::calibrate::csv::Request;
+use crate::calibrate::csv::RequestRow;
 
 /// Tokens of a block of the prefix cache, vLLM's default.
 const BLOCK: u32 = 16;
@@ -28,10 +28,11 @@ pub struct Alone {
 }
 
 /// Returns for each request a sample for the first token and one for the other tokens, if no other request was running.
-pub fn samples(requests: &[(usize, Request)], caching: Caching) -> Alone {
+pub fn samples(requests: &[(usize, RequestRow)], caching: Caching) -> Alone {
     let (mut samples, mut n_left_out) = (Vec::new(), 0);
     for (idx, (line, request)) in requests.iter().enumerate() {
-        let Request { prompt_tokens, generation_tokens, ttft, generation_time, launch_time, .. } = *request;
+        let RequestRow { prompt_tokens, generation_tokens, ttft, generation_time, launch_time, .. } =
+            *request;
         let first_token = launch_time + ttft.as_secs_f64();
         let is_alone = |from: f64, until: f64| {
             let others = requests.iter().enumerate().filter(|(other, _)| *other != idx);
@@ -58,13 +59,13 @@ pub fn samples(requests: &[(usize, Request)], caching: Caching) -> Alone {
 /// Returns the tokens of the prompt that were in the cache: as the server reported, otherwise the whole blocks of the
 /// user's last turn or of the common start. The last token of a prompt is always computed, and so is that of the
 /// answer.
-fn cached(requests: &[(usize, Request)], request: &Request, caching: Caching) -> u32 {
+fn cached(requests: &[(usize, RequestRow)], request: &RequestRow, caching: Caching) -> u32 {
     if let Some(cached_tokens) = request.cached_tokens {
         return cached_tokens.min(request.prompt_tokens - 1);
     }
     let Caching::OfUsers { shared_tokens } = caching else { return 0 };
-    let before = |other: &&Request| other.finish_time <= request.launch_time;
-    let earlier: Vec<&Request> = requests.iter().map(|(_, other)| other).filter(before).collect();
+    let before = |other: &&RequestRow| other.finish_time <= request.launch_time;
+    let earlier: Vec<&RequestRow> = requests.iter().map(|(_, other)| other).filter(before).collect();
     let own = earlier.iter().filter(|other| other.user_id == request.user_id);
     let last = own.max_by(|a, b| a.launch_time.total_cmp(&b.launch_time));
     let own = last
@@ -81,10 +82,10 @@ mod tests {
     use sim::calibrate::{Prompt, Sample};
 
     use super::{Caching, samples};
-    use crate::calibrate::csv::Request;
+    use crate::calibrate::csv::RequestRow;
 
-    fn request(user_id: u32, launch_time: f64, prompt_tokens: u32) -> Request {
-        Request {
+    fn request(user_id: u32, launch_time: f64, prompt_tokens: u32) -> RequestRow {
+        RequestRow {
             prompt_tokens,
             generation_tokens: 21,
             ttft: Duration::from_millis(500),
@@ -96,8 +97,8 @@ mod tests {
         }
     }
 
-    fn cached(requests: &[Request], caching: Caching) -> Vec<u32> {
-        let requests: Vec<(usize, Request)> = (2..).zip(requests.iter().copied()).collect();
+    fn cached(requests: &[RequestRow], caching: Caching) -> Vec<u32> {
+        let requests: Vec<(usize, RequestRow)> = (2..).zip(requests.iter().copied()).collect();
         let first_tokens =
             samples(&requests, caching).samples.into_iter().filter_map(|(_, sample)| match sample {
                 Sample::FirstToken(Prompt { cached_tokens, .. }, _) => Some(cached_tokens),
@@ -108,8 +109,8 @@ mod tests {
 
     #[test]
     fn times_that_others_share_are_left_out() {
-        let alone = |requests: &[Request]| {
-            let requests: Vec<(usize, Request)> = (2..).zip(requests.iter().copied()).collect();
+        let alone = |requests: &[RequestRow]| {
+            let requests: Vec<(usize, RequestRow)> = (2..).zip(requests.iter().copied()).collect();
             let alone = samples(&requests, Caching::Off);
             (alone.samples.into_iter().map(|(line, _)| line).collect::<Vec<_>>(), alone.n_left_out)
         };
@@ -125,7 +126,7 @@ mod tests {
         assert_eq!(shared(0), [0, 0, 2_160], "2,149 + 20 computed tokens are 135 blocks");
         assert_eq!(shared(134), [0, 128, 2_160]);
         assert_eq!(cached(&turns, Caching::Off), [0, 0, 0]);
-        let told = turns.map(|turn| Request { cached_tokens: Some(64), ..turn });
+        let told = turns.map(|turn| RequestRow { cached_tokens: Some(64), ..turn });
         assert_eq!(cached(&told, Caching::Off), [64, 64, 64]);
     }
 }

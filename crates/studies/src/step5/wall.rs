@@ -13,7 +13,9 @@ use lab::flags::options;
 use lab::session::Session;
 use lab::ui::Ui;
 use load::multi_round_qa::records::Summary;
-use load::multi_round_qa::run::{self as qa, Answered, Listener, Measured, Questions, Repeatable, Settings};
+use load::multi_round_qa::run::{
+    self as qa, Answered, Listener, Questions, Repeatable, RunResults, Settings,
+};
 use load::multi_round_qa::sharegpt::Entry;
 use load::stats::as_f64;
 
@@ -96,7 +98,7 @@ async fn side(
     };
     let progress = Progress { ui, name, plan };
     let measured = qa::run(&settings, &progress, std::future::pending()).await?;
-    let Measured { summary, mut answered, failures } = measured.context("nothing stops it")?;
+    let RunResults { summary, mut answered, failures } = measured.context("nothing stops it")?;
     if let Some((user_id, error)) = failures.first() {
         bail!("{} requests failed on {name}; the first is of user {user_id}: {error}", failures.len());
     }
