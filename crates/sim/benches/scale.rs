@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sim::pod::PodConfig;
-use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Reports, Request, SCRAPE_INTERVAL, Workload, World};
+use sim::router::RouterPolicy;
+use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload, World};
 
 /// Requests of one session; each prompt has everything that was said before, and something new.
 const ROUNDS: usize = 10;
@@ -58,7 +58,7 @@ impl Sessions {
         }
     }
 
-    fn ask(&mut self, session: u32) -> (u64, Request) {
+    fn ask(&mut self, session: u32) -> (u64, SimRequest) {
         let idx = session as usize;
         let rng = &mut self.rng;
         let said = &mut self.said[idx];
@@ -76,7 +76,7 @@ impl Sessions {
                 (0..4).map(|digit| char::from(b'a' + u8::try_from(token >> (4 * digit) & 15).unwrap_or(0))),
             );
         }
-        (u64::from(session), Request { text, user: None, prompt, output })
+        (u64::from(session), SimRequest { text, user: None, prompt, output })
     }
 }
 
@@ -85,7 +85,7 @@ impl Workload for Sessions {
         self.agenda.peek().map(|Reverse((at, _))| *at)
     }
 
-    fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
+    fn due(&mut self, now: Duration) -> Vec<(u64, SimRequest)> {
         let mut requests = Vec::new();
         while let Some(Reverse((at, session))) = self.agenda.peek().copied()
             && at <= now
@@ -96,7 +96,7 @@ impl Workload for Sessions {
         requests
     }
 
-    fn refused(&mut self, refusal: Refusal) {
+    fn refused(&mut self, refusal: RefusedRequest) {
         unreachable!("prompts fit: {refusal:?}")
     }
 
@@ -121,7 +121,7 @@ fn run(n_pods: usize, n_requests: usize) {
     let fleet = Fleet {
         pod,
         n_pods,
-        policy: Policy::prefix(),
+        policy: RouterPolicy::prefix(),
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
         reports: Reports::AtOnce,

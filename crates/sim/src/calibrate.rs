@@ -11,7 +11,7 @@ use vllm_engine::latency::presets::{self, PresetError};
 use vllm_engine::step::StepPlan;
 
 use crate::fit::determined::{Constant, Determined, TooFew, Verdict, fit_determined};
-use crate::fit::{Knob, Observation, Place};
+use crate::fit::{Coefficient, MeasuredAt, Observation};
 
 /// The preset from which a fit starts.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +22,7 @@ pub struct Start {
 
 /// One measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sample {
+pub enum Measurement {
     Step(Step),
     /// Time from sending a request to its first token, on an idle server.
     FirstToken(Prompt, Duration),
@@ -56,7 +56,7 @@ pub struct Prompt {
 
 /// Settings of a fit.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct FitOptions {
     /// Names of constants that are not fitted.
     pub keep: Vec<String>,
     /// Most prompt tokens in one step.
@@ -67,7 +67,7 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibrated {
     /// One row for each sample, in the same order.
-    pub rows: Vec<Row>,
+    pub rows: Vec<FitRow>,
     pub constants: Vec<Fitted>,
     /// Text of a file for `mock-vllm --latency-calibration`.
     pub file: String,
@@ -75,7 +75,7 @@ pub struct Calibrated {
 
 /// A sample, with the model's time before and after the fit.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct FitRow {
     pub what: String,
     pub measured: Duration,
     pub before: Duration,
@@ -124,18 +124,20 @@ impl Start {
     }
 }
 
-// === impl Sample ===
+// === impl Measurement ===
 
-impl Sample {
+impl Measurement {
     fn observation(self, max_num_batched_tokens: NonZeroU32) -> Observation {
         let (steps, place, measured) = match self {
-            Self::Step(sample) => (vec![(1.0, sample.plan())], Place::Engine, sample.time),
-            Self::FirstToken(prompt, time) => (prompt.steps(max_num_batched_tokens), Place::Client, time),
+            Self::Step(sample) => (vec![(1.0, sample.plan())], MeasuredAt::Engine, sample.time),
+            Self::FirstToken(prompt, time) => {
+                (prompt.steps(max_num_batched_tokens), MeasuredAt::Client, time)
+            }
             Self::Decode { prompt_tokens, output_tokens, time } => {
                 let n_steps = output_tokens.saturating_sub(1);
                 // The time of a step grows evenly with the context, so the middle step represents all of them.
                 let plan = step([(prompt_tokens + n_steps / 2, 1, false)]);
-                (vec![(f64::from(n_steps), plan)], Place::Engine, time)
+                (vec![(f64::from(n_steps), plan)], MeasuredAt::Engine, time)
             }
         };
         Observation { steps, place, measured }
@@ -192,9 +194,9 @@ impl Prompt {
     }
 }
 
-// === impl Row ===
+// === impl FitRow ===
 
-impl Row {
+impl FitRow {
     /// Returns the relative errors of the model before and after the fit.
     pub fn misses(&self) -> (f64, f64) {
         let miss = |modelled: Duration| modelled.as_secs_f64() / self.measured.as_secs_f64() - 1.0;
@@ -207,12 +209,17 @@ impl Row {
 ///
 /// # Errors
 /// When there are too few samples, or a constant to keep does not exist.
-pub fn calibrate(start: &Start, options: &Options, samples: &[Sample]) -> Result<Calibrated, CalibrateError> {
-    let keep: Vec<Knob> = options.keep.iter().map(|name| knob(name)).collect::<Result<_, _>>()?;
+pub fn calibrate(
+    start: &Start,
+    options: &FitOptions,
+    samples: &[Measurement],
+) -> Result<Calibrated, CalibrateError> {
+    let keep: Vec<Coefficient> =
+        options.keep.iter().map(|name| coefficient(name)).collect::<Result<_, _>>()?;
     let observations: Vec<Observation> =
         samples.iter().map(|sample| sample.observation(options.max_num_batched_tokens)).collect();
     let determined = fit_determined(start.latency, &keep, &observations)?;
-    let rows = samples.iter().zip(&observations).map(|(sample, observation)| Row {
+    let rows = samples.iter().zip(&observations).map(|(sample, observation)| FitRow {
         what: sample.what(),
         measured: observation.measured,
         before: observation.modelled(&start.latency),
@@ -226,7 +233,7 @@ pub fn calibrate(start: &Start, options: &Options, samples: &[Sample]) -> Result
 
 /// Returns the names of all constants that can be fitted.
 pub fn constant_names() -> [&'static str; 8] {
-    Knob::ALL.map(Knob::name)
+    Coefficient::ALL.map(Coefficient::name)
 }
 
 /// Writes the file that turns `base` into the fitted model: the fitted constants, with their errors and old values as
@@ -236,7 +243,7 @@ fn file(base: &str, determined: &Determined) -> String {
     let mut last_section = "";
     for constant in &determined.constants {
         let Verdict::Fitted { error } = constant.verdict else { continue };
-        let (section, key) = constant.knob.name().split_once('.').unwrap_or_default();
+        let (section, key) = constant.coefficient.name().split_once('.').unwrap_or_default();
         if section != last_section {
             let _infallible = writeln!(text, "{section}:");
             last_section = section;
@@ -253,20 +260,20 @@ fn significant(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
-fn knob(name: &str) -> Result<Knob, CalibrateError> {
-    let found = Knob::ALL.into_iter().find(|knob| knob.name() == name);
+fn coefficient(name: &str) -> Result<Coefficient, CalibrateError> {
+    let found = Coefficient::ALL.into_iter().find(|coefficient| coefficient.name() == name);
     found.ok_or_else(|| CalibrateError::UnknownConstant(name.to_owned()))
 }
 
 impl From<Constant> for Fitted {
     fn from(constant: Constant) -> Self {
-        let Constant { knob, before, after, verdict } = constant;
+        let Constant { coefficient, before, after, verdict } = constant;
         let error = match verdict {
             Verdict::Fitted { error } => Ok(error),
             Verdict::Asked => Err("--keep"),
             Verdict::Untouched => Err("no row depends on it"),
             Verdict::Undetermined => Err("the rows do not tell it from the others"),
         };
-        Self { name: knob.name(), before, after, error }
+        Self { name: coefficient.name(), before, after, error }
     }
 }

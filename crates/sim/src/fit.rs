@@ -22,9 +22,9 @@ const MAX_SHIFT: f64 = 7.0;
 /// Start of the fit for a host time that is zero.
 const LEAST_TIME: Duration = Duration::from_micros(1);
 
-/// A constant that can be fitted.
+/// A coefficient of the latency model that can be fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Knob {
+pub enum Coefficient {
     GemmRate,
     AttentionRate,
     WeightBandwidth,
@@ -41,35 +41,35 @@ pub enum Knob {
 pub struct Observation {
     /// Steps that followed each other, each with its number. An average step may represent several.
     pub steps: Vec<(f64, StepPlan)>,
-    pub place: Place,
+    pub place: MeasuredAt,
     pub measured: Duration,
 }
 
 /// Place where a time was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum MeasuredAt {
     /// In the engine: the steps alone.
     Engine,
     /// At a client: with the times before and after the engine.
     Client,
 }
 
-/// Residuals in sigmas: of each observation, then of each knob from its start.
+/// Residuals in sigmas: of each observation, then of each coefficient from its start.
 struct Problem<'a> {
     base: LatencyModel,
-    knobs: &'a [Knob],
+    coefficients: &'a [Coefficient],
     observations: &'a [Observation],
-    /// Start of the knobs, as logarithms.
+    /// Start of the coefficients, as logarithms.
     start: DVector<f64>,
     at: DVector<f64>,
 }
 
-/// Fits these knobs of `base` to the observations.
-pub fn fit(base: LatencyModel, knobs: &[Knob], observations: &[Observation]) -> LatencyModel {
-    if knobs.is_empty() || observations.is_empty() {
+/// Fits these coefficients of `base` to the observations.
+pub fn fit(base: LatencyModel, coefficients: &[Coefficient], observations: &[Observation]) -> LatencyModel {
+    if coefficients.is_empty() || observations.is_empty() {
         return base;
     }
-    let problem = Problem::new(base, knobs, observations);
+    let problem = Problem::new(base, coefficients, observations);
     let (solved, _report) = LevenbergMarquardt::new().minimize(problem);
     solved.latency(&solved.at)
 }
@@ -82,8 +82,8 @@ impl Observation {
             self.steps.iter().map(|(n_times, plan)| n_times * latency.step_time(plan).as_secs_f64()).sum();
         let steps = Duration::try_from_secs_f64(steps).unwrap_or(Duration::MAX);
         match self.place {
-            Place::Engine => steps,
-            Place::Client => steps.saturating_add(latency.c_pre).saturating_add(latency.c_post),
+            MeasuredAt::Engine => steps,
+            MeasuredAt::Client => steps.saturating_add(latency.c_pre).saturating_add(latency.c_post),
         }
     }
 
@@ -96,15 +96,18 @@ impl Observation {
 // === impl Problem ===
 
 impl<'a> Problem<'a> {
-    fn new(base: LatencyModel, knobs: &'a [Knob], observations: &'a [Observation]) -> Self {
-        let start = DVector::from_iterator(knobs.len(), knobs.iter().map(|knob| knob.get(&base).ln()));
-        Self { base, knobs, observations, at: start.clone(), start }
+    fn new(base: LatencyModel, coefficients: &'a [Coefficient], observations: &'a [Observation]) -> Self {
+        let start = DVector::from_iterator(
+            coefficients.len(),
+            coefficients.iter().map(|coefficient| coefficient.get(&base).ln()),
+        );
+        Self { base, coefficients, observations, at: start.clone(), start }
     }
 
     fn latency(&self, at: &DVector<f64>) -> LatencyModel {
         let mut latency = self.base;
-        for ((knob, at), start) in self.knobs.iter().zip(at).zip(&self.start) {
-            knob.set(&mut latency, at.clamp(start - MAX_SHIFT, start + MAX_SHIFT).exp());
+        for ((coefficient, at), start) in self.coefficients.iter().zip(at).zip(&self.start) {
+            coefficient.set(&mut latency, at.clamp(start - MAX_SHIFT, start + MAX_SHIFT).exp());
         }
         latency
     }
@@ -116,13 +119,14 @@ impl<'a> Problem<'a> {
         DVector::from_iterator(self.observations.len(), misses)
     }
 
-    /// Returns how much each miss changes with each knob, both as logarithms: a row per observation, a column per knob.
+    /// Returns how much each miss changes with each coefficient, both as logarithms: a row per observation, a column per
+    /// coefficient.
     fn sensitivities(&self) -> DMatrix<f64> {
-        let columns: Vec<DVector<f64>> = (0..self.knobs.len())
-            .map(|knob_idx| {
+        let columns: Vec<DVector<f64>> = (0..self.coefficients.len())
+            .map(|coefficient_idx| {
                 let (mut above, mut below) = (self.at.clone(), self.at.clone());
-                above[knob_idx] += NUDGE;
-                below[knob_idx] -= NUDGE;
+                above[coefficient_idx] += NUDGE;
+                below[coefficient_idx] -= NUDGE;
                 (self.misses(&above) - self.misses(&below)) / (2.0 * NUDGE)
             })
             .collect();
@@ -151,17 +155,17 @@ impl LeastSquaresProblem<f64, Dyn, Dyn> for Problem<'_> {
     }
 
     fn jacobian(&self) -> Option<DMatrix<f64>> {
-        let (n_observations, n_knobs) = (self.observations.len(), self.knobs.len());
-        let mut jacobian = DMatrix::zeros(n_observations + n_knobs, n_knobs);
+        let (n_observations, n_coefficients) = (self.observations.len(), self.coefficients.len());
+        let mut jacobian = DMatrix::zeros(n_observations + n_coefficients, n_coefficients);
         jacobian.rows_mut(0, n_observations).copy_from(&(self.sensitivities() / MEASURED_SIGMA));
-        jacobian.rows_mut(n_observations, n_knobs).fill_diagonal(PRIOR_SIGMA.recip());
+        jacobian.rows_mut(n_observations, n_coefficients).fill_diagonal(PRIOR_SIGMA.recip());
         Some(jacobian)
     }
 }
 
-// === impl Knob ===
+// === impl Coefficient ===
 
-impl Knob {
+impl Coefficient {
     pub const ALL: [Self; 8] = [
         Self::GemmRate,
         Self::AttentionRate,

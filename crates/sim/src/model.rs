@@ -11,7 +11,7 @@ use vllm_text::tokens::{SpecialTokens, Tokenizer};
 
 /// A model with its tokenizer, its chat template and its replies.
 #[derive(Debug)]
-pub struct ServedModel {
+pub struct ChatModel {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     replier: Replier,
@@ -26,7 +26,7 @@ pub struct Message {
 
 /// Reply of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub struct DecodedReply {
     /// Token ids, with the EOS if the reply ends with it.
     pub tokens: Vec<u32>,
     pub text: String,
@@ -36,7 +36,7 @@ pub struct Reply {
 #[error("the model's chat template: {0}")]
 pub struct TemplateError(String);
 
-impl ServedModel {
+impl ChatModel {
     /// Makes Qwen2.5 as a mock server without further flags serves it.
     ///
     /// # Errors
@@ -64,12 +64,12 @@ impl ServedModel {
 
     /// Returns the reply to a prompt whose last user message is `last_user_text`.
     #[must_use]
-    pub fn reply(&self, ids: &[u32], last_user_text: &str, max_tokens: u32) -> Reply {
+    pub fn reply(&self, ids: &[u32], last_user_text: &str, max_tokens: u32) -> DecodedReply {
         let limits = Limits { max_tokens, ..Limits::default() };
         let prompt =
             Prompt { ids, last_user_text: Some(last_user_text), limits: &limits, sample_idx: 0, text: None };
         let tokens = self.replier.reply(&prompt).tokens.to_vec();
         let text = self.tokenizer.decode(&tokens, SpecialTokens::Skip);
-        Reply { tokens, text }
+        DecodedReply { tokens, text }
     }
 }

@@ -31,7 +31,7 @@ pub struct PodConfig {
 
 /// A pod's load as a scrape reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Gauges {
+pub struct PodLoad {
     pub waiting: u32,
     pub running: u32,
     pub kv_usage: f64,
@@ -200,10 +200,10 @@ impl Pod {
     }
 
     #[must_use]
-    pub fn gauges(&self) -> Gauges {
+    pub fn gauges(&self) -> PodLoad {
         let stats = self.engine.stats();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Gauges { waiting: count(stats.waiting), running: count(stats.running), kv_usage: stats.kv_usage }
+        PodLoad { waiting: count(stats.waiting), running: count(stats.running), kv_usage: stats.kv_usage }
     }
 
     /// Returns the number of prompt tokens that were looked up in the cache so far, and of those that were found.

@@ -21,16 +21,16 @@ use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
 use scheduling::candidate::Load;
 use scheduling::load_index::{CurrentLoad, LoadIndex, Pick};
-use scheduling::pick::Policy as Picking;
+use scheduling::pick::Policy;
 
-use crate::pod::{Gauges, Pod, Work};
+use crate::pod::{Pod, PodLoad, Work};
 
 /// Bytes of a block in the index whose hashes ignore the blocks before.
 const UNCHAINED_BLOCK: usize = 64;
 
 /// The way in which pods are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Policy {
+pub enum RouterPolicy {
     RoundRobin,
     Random,
     /// The less busy of two pods that are drawn with replacement, Envoy's default.
@@ -60,7 +60,7 @@ pub enum Policy {
 
 /// The parts of a request that a policy sees.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket<'a> {
+pub struct RequestView<'a> {
     /// The text whose prefixes are matched.
     pub text: &'a str,
     pub user: Option<u32>,
@@ -71,12 +71,12 @@ pub struct Ticket<'a> {
 /// A request that was placed, until its answer ends.
 #[derive(Debug)]
 #[must_use]
-pub struct Placed {
+pub struct RoutedRequest {
     pub pod_idx: usize,
     lease: Lease<Endpoint>,
 }
 
-impl Placed {
+impl RoutedRequest {
     /// The time from the pick to the first token, as far as the router can tell.
     #[must_use]
     pub fn expected_first_token(&self) -> Option<Duration> {
@@ -98,7 +98,7 @@ struct Choice {
 
 #[derive(Debug)]
 pub struct Router {
-    policy: Policy,
+    policy: RouterPolicy,
     turn: Turn<ChaCha8Rng>,
     picker: Picker,
     /// The pods as the picker sees them.
@@ -114,7 +114,7 @@ pub struct Router {
     next: usize,
 }
 
-impl Policy {
+impl RouterPolicy {
     /// Makes `PREFIX_CACHE` in estimation mode with all defaults.
     #[must_use]
     pub fn prefix() -> Self {
@@ -167,22 +167,22 @@ impl Policy {
     }
 
     /// Returns the picker's policy; for policies that the picker does not have, the result is never used.
-    fn picking(self) -> Picking {
+    fn picking(self) -> Policy {
         match self {
-            Self::RoundRobin | Self::Random | Self::LeastRequest => Picking::Default,
-            Self::Load | Self::Oracle | Self::User => Picking::Default,
-            Self::Guard { threshold, max_gap: _ } => Picking::PrefixCache(Self::pure_affinity(threshold)),
+            Self::RoundRobin | Self::Random | Self::LeastRequest => Policy::Default,
+            Self::Load | Self::Oracle | Self::User => Policy::Default,
+            Self::Guard { threshold, max_gap: _ } => Policy::PrefixCache(Self::pure_affinity(threshold)),
             Self::Prefix(affinity)
             | Self::Precise(affinity)
             | Self::PrefixNeverNoted(affinity)
-            | Self::PrefixUnchained(affinity) => Picking::PrefixCache(affinity),
+            | Self::PrefixUnchained(affinity) => Policy::PrefixCache(affinity),
         }
     }
 }
 
 impl Router {
     #[must_use]
-    pub fn new(policy: Policy, n_pods: usize, seed: u64) -> Self {
+    pub fn new(policy: RouterPolicy, n_pods: usize, seed: u64) -> Self {
         let picker = Picker::new(Settings {
             index_capacity: INDEX_CAPACITY,
             kv_bounds: Bounds::default(),
@@ -218,8 +218,8 @@ impl Router {
     }
 
     /// Records the result of a scrape.
-    pub fn on_scrape(&mut self, pod_idx: usize, gauges: Gauges, now: Duration) {
-        let Gauges { waiting, running, kv_usage } = gauges;
+    pub fn on_scrape(&mut self, pod_idx: usize, gauges: PodLoad, now: Duration) {
+        let PodLoad { waiting, running, kv_usage } = gauges;
         let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
         let endpoint = &self.endpoints[pod_idx];
         self.picker.on_scrape(endpoint, sample, endpoint.doubts(), Moment::after_epoch(now));
@@ -231,8 +231,8 @@ impl Router {
         self.picker.blocks().apply(self.endpoints[pod_idx].id(), events);
     }
 
-    pub fn place(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Placed {
-        let Some(choice) = self.choose(ticket, pods) else { return self.place_by_events(ticket) };
+    pub fn place(&mut self, view: RequestView<'_>, pods: &[Pod]) -> RoutedRequest {
+        let Some(choice) = self.choose(view, pods) else { return self.place_by_events(view) };
         let Choice { pod_idx, uncached_bytes, matched_bytes, chain } = choice;
         let request = Request {
             policy: self.policy.picking(),
@@ -240,20 +240,20 @@ impl Router {
             target_model: None,
             chains: chain.as_slice(),
             tokens: None,
-            prompt_bytes: ticket.text.len() as u64,
+            prompt_bytes: view.text.len() as u64,
             reading: CacheReading::Text,
         };
         let matched = Matched { bytes: matched_bytes, estimated_bytes: matched_bytes, saved_tokens: None };
         let lease = self.picker.send(&request, &self.endpoints[pod_idx], matched, uncached_bytes);
         self.rank(pod_idx);
-        Placed { pod_idx, lease }
+        RoutedRequest { pod_idx, lease }
     }
 
     /// Places a request as the servers do in precise mode.
-    fn place_by_events(&mut self, ticket: Ticket<'_>) -> Placed {
-        let chain = chain(ticket.text);
+    fn place_by_events(&mut self, view: RequestView<'_>) -> RoutedRequest {
+        let chain = chain(view.text);
         let blocks = self.picker.blocks();
-        let prompt = TokenPrompt { tokens: ticket.work.prompt.clone(), ..TokenPrompt::default() };
+        let prompt = TokenPrompt { tokens: view.work.prompt.clone(), ..TokenPrompt::default() };
         let tokens = TokenPrompts {
             prompts: vec![prompt],
             block_size: blocks.block_size(self.endpoints.iter().map(|endpoint| endpoint.id())),
@@ -264,32 +264,32 @@ impl Router {
             target_model: None,
             chains: std::slice::from_ref(&chain),
             tokens: Some(&tokens),
-            prompt_bytes: ticket.text.len() as u64,
+            prompt_bytes: view.text.len() as u64,
             reading: CacheReading::Text,
         };
         let members: Vec<&Arc<Endpoint>> = self.endpoints.iter().collect();
-        let placed = self.picker.place(&request, &members, Moment::after_epoch(ticket.now), &mut self.turn);
+        let placed = self.picker.place(&request, &members, Moment::after_epoch(view.now), &mut self.turn);
         let picker::Placed { decision, lease, candidates: _, matched: _ } = placed.expect("a fleet has pods");
-        Placed { pod_idx: decision.candidate_idx, lease }
+        RoutedRequest { pod_idx: decision.candidate_idx, lease }
     }
 
     /// Records that the first token has come.
-    pub fn on_first_token(&mut self, placed: &mut Placed) {
-        let Placed { pod_idx, lease } = placed;
+    pub fn on_first_token(&mut self, placed: &mut RoutedRequest) {
+        let RoutedRequest { pod_idx, lease } = placed;
         lease.on_first_token();
         self.rank(*pod_idx);
     }
 
     /// Records that the first token was seen `elapsed` after the pick.
-    pub fn on_first_token_after(&mut self, placed: &mut Placed, elapsed: Duration) {
-        let Placed { pod_idx, lease } = placed;
+    pub fn on_first_token_after(&mut self, placed: &mut RoutedRequest, elapsed: Duration) {
+        let RoutedRequest { pod_idx, lease } = placed;
         lease.on_first_token_after(elapsed);
         self.rank(*pod_idx);
     }
 
     /// Records that the answer is complete.
-    pub fn on_end(&mut self, placed: Placed) {
-        let Placed { pod_idx, lease } = placed;
+    pub fn on_end(&mut self, placed: RoutedRequest) {
+        let RoutedRequest { pod_idx, lease } = placed;
         self.picker.on_end(lease, None);
         self.rank(pod_idx);
     }
@@ -302,33 +302,33 @@ impl Router {
     }
 
     /// Returns the choice of the policy; `None` for precise mode, in which the picker chooses by itself.
-    fn choose(&mut self, ticket: Ticket<'_>, pods: &[Pod]) -> Option<Choice> {
+    fn choose(&mut self, view: RequestView<'_>, pods: &[Pod]) -> Option<Choice> {
         let n_pods = self.endpoints.len();
         let any_load = |pod_idx| Choice { pod_idx, ..Choice::default() };
         let choice = match self.policy {
-            Policy::RoundRobin => {
+            RouterPolicy::RoundRobin => {
                 self.next = (self.next + 1) % n_pods;
                 any_load(self.next)
             }
-            Policy::Random => any_load(self.turn.rng.random_range(0..n_pods)),
-            Policy::LeastRequest => any_load(self.least_of_two()),
-            Policy::Guard { threshold: _, max_gap } => {
-                let Choice { pod_idx, chain, .. } = self.by_prefix(ticket.text);
+            RouterPolicy::Random => any_load(self.turn.rng.random_range(0..n_pods)),
+            RouterPolicy::LeastRequest => any_load(self.least_of_two()),
+            RouterPolicy::Guard { threshold: _, max_gap } => {
+                let Choice { pod_idx, chain, .. } = self.by_prefix(view.text);
                 Choice { pod_idx: self.guarded(pod_idx, max_gap), chain, ..Choice::default() }
             }
-            Policy::Precise(_) => return None,
-            Policy::Oracle => any_load(soonest(ticket, pods)),
-            Policy::User => match ticket.user {
+            RouterPolicy::Precise(_) => return None,
+            RouterPolicy::Oracle => any_load(soonest(view, pods)),
+            RouterPolicy::User => match view.user {
                 Some(user) => any_load(usize::try_from(user).unwrap_or_default() % n_pods),
                 None => any_load(self.turn.rng.random_range(0..n_pods)),
             },
-            Policy::Load => {
+            RouterPolicy::Load => {
                 self.held.clear();
                 self.pick(0)
             }
-            Policy::Prefix(_) => self.by_prefix(ticket.text),
-            Policy::PrefixNeverNoted(_) => Choice { chain: None, ..self.by_prefix(ticket.text) },
-            Policy::PrefixUnchained(_) => self.by_unchained(ticket.text),
+            RouterPolicy::Prefix(_) => self.by_prefix(view.text),
+            RouterPolicy::PrefixNeverNoted(_) => Choice { chain: None, ..self.by_prefix(view.text) },
+            RouterPolicy::PrefixUnchained(_) => self.by_unchained(view.text),
         };
         Some(choice)
     }
@@ -401,8 +401,8 @@ fn chain(text: &str) -> Chain {
 }
 
 /// Returns the pod whose first token comes first.
-fn soonest(ticket: Ticket<'_>, pods: &[Pod]) -> usize {
-    let time = |pod: &Pod| pod.time_to_first_token(ticket.now, ticket.work).unwrap_or(Duration::MAX);
+fn soonest(view: RequestView<'_>, pods: &[Pod]) -> usize {
+    let time = |pod: &Pod| pod.time_to_first_token(view.now, view.work).unwrap_or(Duration::MAX);
     let times = pods.iter().map(time).enumerate();
     times.min_by_key(|(_, time)| *time).map_or(0, |(pod_idx, _)| pod_idx)
 }

@@ -14,7 +14,7 @@ use vllm_engine::request::AddError;
 use vllm_engine::step::OutputToken;
 
 use crate::pod::{Pod, PodConfig, Work};
-use crate::router::{Placed, Policy, Router, Ticket};
+use crate::router::{RequestView, RoutedRequest, Router, RouterPolicy};
 
 /// Time between two scrapes with the picker's defaults.
 pub const SCRAPE_INTERVAL: Duration = picker::SCRAPE_INTERVAL;
@@ -39,7 +39,7 @@ pub enum Reports {
 pub struct Fleet {
     pub pod: PodConfig,
     pub n_pods: usize,
-    pub policy: Policy,
+    pub policy: RouterPolicy,
     /// Bytes of the blocks in which prefixes are matched; `None` for the index's own schedule.
     pub index_block: Option<NonZeroU64>,
     /// Time between two reads of the pods' gauges by the router.
@@ -52,7 +52,7 @@ pub struct Fleet {
 
 /// A request that a workload sends.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct SimRequest {
     /// The text whose prefixes are matched.
     pub text: String,
     pub user: Option<u32>,
@@ -79,7 +79,7 @@ pub struct Outcome {
 
 /// A request that its pod refused, so that it has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RefusedRequest {
     pub id: u64,
     pub pod_idx: usize,
     pub error: AddError,
@@ -91,11 +91,11 @@ pub trait Workload {
     fn next_due(&mut self, now: Duration) -> Option<Duration>;
 
     /// Returns the requests that it sends now, each with a unique id.
-    fn due(&mut self, now: Duration) -> Vec<(u64, Request)>;
+    fn due(&mut self, now: Duration) -> Vec<(u64, SimRequest)>;
 
     fn ended(&mut self, outcome: &Outcome);
 
-    fn refused(&mut self, refusal: Refusal);
+    fn refused(&mut self, refusal: RefusedRequest);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,7 +117,7 @@ enum Event {
 
 #[derive(Debug)]
 struct Live {
-    placed: Placed,
+    placed: RoutedRequest,
     /// True if the router sees the first token and the end at once.
     is_seen: bool,
     sent_at: Duration,
@@ -139,7 +139,7 @@ pub struct World {
     next_seq: u64,
     live: HashMap<u64, Live>,
     /// Requests that have ended and of which the router has not heard.
-    unreported: HashMap<u64, Placed>,
+    unreported: HashMap<u64, RoutedRequest>,
     /// Chooses the answers that are seen.
     rng: ChaCha8Rng,
     now: Duration,
@@ -285,11 +285,11 @@ impl World {
         }
     }
 
-    fn send(&mut self, id: u64, request: Request) {
-        let Request { text, user, prompt, output } = request;
+    fn send(&mut self, id: u64, request: SimRequest) {
+        let SimRequest { text, user, prompt, output } = request;
         let work = Work { id, prompt, output };
-        let ticket = Ticket { text: &text, user, work: &work, now: self.now };
-        let placed = self.router.place(ticket, &self.pods);
+        let view = RequestView { text: &text, user, work: &work, now: self.now };
+        let placed = self.router.place(view, &self.pods);
         let regret_tokens = self.fleet.in_detail.then(|| self.regret(&work.prompt, placed.pod_idx));
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let is_seen = match self.fleet.reports {
@@ -320,14 +320,14 @@ impl World {
     }
 
     /// Gives a request to its pod. A refused request has also ended for the router.
-    fn enter(&mut self, id: u64) -> Result<(), Refusal> {
+    fn enter(&mut self, id: u64) -> Result<(), RefusedRequest> {
         let pod_idx = self.live[&id].placed.pod_idx;
         if let Err(error) = self.pods[pod_idx].enter(id) {
             if let Some(Live { mut placed, .. }) = self.live.remove(&id) {
                 self.router.on_first_token(&mut placed);
                 self.router.on_end(placed);
             }
-            return Err(Refusal { id, pod_idx, error });
+            return Err(RefusedRequest { id, pod_idx, error });
         }
         let live = &self.live[&id];
         if !live.is_seen

@@ -14,7 +14,7 @@ use load::output;
 use load::stats::{mean, millis};
 use load::table::new_table;
 use serde_json::{Value, json};
-use sim::calibrate::{Calibrated, Fitted, Options, Row, Sample, Start, calibrate, constant_names};
+use sim::calibrate::{Calibrated, FitOptions, FitRow, Fitted, Measurement, Start, calibrate, constant_names};
 
 use self::csv::MeasuredRows;
 use self::requests::{Alone, Caching};
@@ -126,7 +126,7 @@ impl CalibrateArgs {
         let text = std::fs::read_to_string(&self.file).with_context(|| format!("read {file}"))?;
         let Alone { samples, n_left_out } = match csv::parse(&file, &text)? {
             MeasuredRows::Steps(steps) => {
-                let samples = steps.into_iter().map(|(line, step)| (line, Sample::Step(step)));
+                let samples = steps.into_iter().map(|(line, step)| (line, Measurement::Step(step)));
                 Alone { samples: samples.collect(), n_left_out: 0 }
             }
             MeasuredRows::Requests(requests) => requests::samples(&requests, self.caching()),
@@ -135,12 +135,12 @@ impl CalibrateArgs {
             !samples.is_empty(),
             "{file}: no request was ever alone, and what others take from it is not in the model; measure with one user"
         );
-        let (lines, samples): (Vec<usize>, Vec<Sample>) = samples.into_iter().unzip();
+        let (lines, samples): (Vec<usize>, Vec<Measurement>) = samples.into_iter().unzip();
         let options =
-            Options { keep: self.keep.clone(), max_num_batched_tokens: self.max_num_batched_tokens };
+            FitOptions { keep: self.keep.clone(), max_num_batched_tokens: self.max_num_batched_tokens };
         let calibrated = calibrate(&start, &options, &samples)
             .with_context(|| format!("fit {file}: measure more, or give constants up with --keep"))?;
-        let misses = || calibrated.rows.iter().map(Row::misses);
+        let misses = || calibrated.rows.iter().map(FitRow::misses);
         let before = Errors::of(misses().map(|(before, _)| before));
         let after = Errors::of(misses().map(|(_, after)| after));
         Ok(Outcome { start: start.name().to_owned(), lines, calibrated, before, after, n_left_out })

@@ -19,7 +19,7 @@ use load::multi_round_qa::schedule::{Pace, Plan};
 use load::multi_round_qa::sharegpt::{self, Entry};
 use load::output;
 use serde_json::{Value, json};
-use sim::model::ServedModel;
+use sim::model::ChatModel;
 use sim::world::SCRAPE_INTERVAL;
 
 use self::agreement::{Agreed, Pair, until_agreed};
@@ -222,7 +222,7 @@ impl Step5Args {
 
     /// Runs both sides in virtual time, once for each seed.
     fn simulated(&self, entries: &[Entry]) -> Result<(Vec<Figures>, Vec<Figures>)> {
-        let model = ServedModel::qwen25()?;
+        let model = ChatModel::qwen25()?;
         let seeds = self.first_seed..self.first_seed.saturating_add(u64::from(self.seeds));
         let side = |policy| {
             let runs = seeds.clone().map(|seed| self.side(policy, seed).run(entries, &model));
@@ -252,7 +252,7 @@ impl Step5Args {
             picker_seed: picked.fleet()?.router_seed(),
             report_dir: self.report_dir.clone(),
         };
-        let model = ServedModel::qwen25()?;
+        let model = ChatModel::qwen25()?;
         let simulated = [side(PolicyName::LeastRequest).run(entries, &model)?, picked.run(entries, &model)?];
         let n_attempts = if through == Through::Envoy { 1 } else { ATTEMPTS };
         let agreed = until_agreed(n_attempts, async || {
@@ -338,7 +338,7 @@ impl Report {
 
 /// Generates the data file again.
 pub fn make_data(args: &SharegptArgs) -> Result<End> {
-    let model = ServedModel::qwen25()?;
+    let model = ChatModel::qwen25()?;
     let entries = data::generate(args.seed, COMMAND, &model)?;
     std::fs::write(&args.output, data::to_json(&entries)?)
         .with_context(|| format!("write {}", args.output.display()))?;
@@ -368,13 +368,13 @@ mod tests {
     use super::side::{Caching, PolicyName, Side};
     use super::{COMMAND, data, entries};
     use load::multi_round_qa::sharegpt::{self, Entry};
-    use sim::model::ServedModel;
+    use sim::model::ChatModel;
 
     const PUBLISHED: Setup = Setup { n_pods: 2, is_published_server: true, is_own_data: true };
 
     /// Returns the names of the lines that fail over five seeds.
     fn failing(policy: PolicyName, caching: Caching) -> Vec<&'static str> {
-        let model = ServedModel::qwen25().unwrap();
+        let model = ChatModel::qwen25().unwrap();
         let entries = entries(None).unwrap();
         let run = |policy, seed| {
             let side = Side { caching, ..Side::published(policy, seed) };
@@ -418,7 +418,7 @@ mod tests {
     #[test]
     fn a_turn_beyond_the_context_fails_its_session_and_no_other() {
         const LONG: usize = 9;
-        let model = ServedModel::qwen25().unwrap();
+        let model = ChatModel::qwen25().unwrap();
         let own = entries(None).unwrap();
         let mut long = own.clone();
         let question = long[LONG].num_round % 2 + 2;
@@ -448,7 +448,7 @@ mod tests {
         if test_skips::skips_slow() {
             return;
         }
-        let model = ServedModel::qwen25().unwrap();
+        let model = ChatModel::qwen25().unwrap();
         let made = data::to_json(&data::generate(1, COMMAND, &model).unwrap()).unwrap();
         assert!(
             made == super::DATA,

@@ -12,7 +12,7 @@ use load::stats::mean;
 use load::table::new_table;
 use serde::Serialize;
 use serde_json::json;
-use sim::model::ServedModel;
+use sim::model::ChatModel;
 
 use crate::step5::entries;
 use crate::step5::judge::Figures;
@@ -106,7 +106,7 @@ pub struct SweepArgs {
 
 pub fn run(args: &SweepArgs) -> Result<End> {
     let ui = Ui::new(false);
-    let (model, entries) = (ServedModel::qwen25()?, entries(None)?);
+    let (model, entries) = (ChatModel::qwen25()?, entries(None)?);
     let values = if args.values.is_empty() { args.knob.values() } else { args.values.clone() };
     ensure!(
         args.knob != Knob::BlockBytes || values.iter().all(|value| *value >= 128 && value.is_power_of_two()),
@@ -134,7 +134,7 @@ pub fn run(args: &SweepArgs) -> Result<End> {
 }
 
 impl SweepArgs {
-    fn point(&self, value: u32, entries: &[Entry], model: &ServedModel) -> Result<Point> {
+    fn point(&self, value: u32, entries: &[Entry], model: &ChatModel) -> Result<Point> {
         let side = |policy, seed| {
             let mut side = Side::published(policy, seed);
             self.knob.set(&mut side, value);
@@ -218,7 +218,7 @@ fn text(args: &SweepArgs, points: &[Point]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sim::model::ServedModel;
+    use sim::model::ChatModel;
 
     use super::{Knob, SweepArgs, run, text};
     use crate::step5::entries;
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn blocks_as_long_as_prompts_match_nothing() {
-        let (entries, model) = (entries(None).unwrap(), ServedModel::qwen25().unwrap());
+        let (entries, model) = (entries(None).unwrap(), ChatModel::qwen25().unwrap());
         let run = |bytes: Option<u32>| -> Figures {
             let mut side = Side::published(PolicyName::Prefix, 1);
             if let Some(bytes) = bytes {
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn prompts_beyond_the_context_fail_and_are_counted() {
-        let (entries, model) = (entries(None).unwrap(), ServedModel::qwen25().unwrap());
+        let (entries, model) = (entries(None).unwrap(), ChatModel::qwen25().unwrap());
         let args = args(Knob::PromptWords, &[2000, 9000]);
         let points = args.values.iter().map(|value| args.point(*value, &entries, &model).unwrap());
         let points: Vec<_> = points.collect();

@@ -1,6 +1,6 @@
 //! Fits only what the measurements determine: each constant is either fitted, with its error, or kept, with the reason.
 
-use super::{Knob, Observation, Problem, fit};
+use super::{Coefficient, Observation, Problem, fit};
 use nalgebra::{DMatrix, DVector};
 use vllm_engine::latency::LatencyModel;
 
@@ -22,10 +22,10 @@ pub struct Determined {
     pub constants: Vec<Constant>,
 }
 
-/// A constant with its values in the unit of the knob's name.
+/// A constant with its values in the unit of the coefficient's name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Constant {
-    pub knob: Knob,
+    pub coefficient: Coefficient,
     pub before: f64,
     pub after: f64,
     pub verdict: Verdict,
@@ -61,19 +61,21 @@ pub struct TooFew {
 /// Fails for fewer observations than constants that they depend on.
 pub fn fit_determined(
     base: LatencyModel,
-    keep: &[Knob],
+    keep: &[Coefficient],
     observations: &[Observation],
 ) -> Result<Determined, TooFew> {
-    let mut verdicts: Vec<(Knob, Verdict)> = keep.iter().map(|knob| (*knob, Verdict::Asked)).collect();
-    let mut free: Vec<Knob> = Knob::ALL.into_iter().filter(|knob| !keep.contains(knob)).collect();
+    let mut verdicts: Vec<(Coefficient, Verdict)> =
+        keep.iter().map(|coefficient| (*coefficient, Verdict::Asked)).collect();
+    let mut free: Vec<Coefficient> =
+        Coefficient::ALL.into_iter().filter(|coefficient| !keep.contains(coefficient)).collect();
     let mut latency = fit(base, &free, observations);
     let (touched, _) = sensitivities(latency, &free, observations);
-    let is_touched = |knob_idx: usize| touched.column(knob_idx).amax() > TOUCHED;
+    let is_touched = |coefficient_idx: usize| touched.column(coefficient_idx).amax() > TOUCHED;
     let (some, none): (Vec<_>, Vec<_>) = free.iter().enumerate().partition(|(idx, _)| is_touched(*idx));
-    verdicts.extend(none.into_iter().map(|(_, knob)| (*knob, Verdict::Untouched)));
-    free = some.into_iter().map(|(_, knob)| *knob).collect();
+    verdicts.extend(none.into_iter().map(|(_, coefficient)| (*coefficient, Verdict::Untouched)));
+    free = some.into_iter().map(|(_, coefficient)| *coefficient).collect();
     if observations.len() < free.len() {
-        let free = free.into_iter().map(Knob::name).collect();
+        let free = free.into_iter().map(Coefficient::name).collect();
         return Err(TooFew { n_measured: observations.len(), free });
     }
     loop {
@@ -84,49 +86,55 @@ pub fn fit_determined(
         match worst.filter(|worst| errors[*worst] > MAX_ERROR) {
             Some(worst) => verdicts.push((free.remove(worst), Verdict::Undetermined)),
             None => {
-                let fitted = free.iter().zip(errors).map(|(knob, error)| (*knob, Verdict::Fitted { error }));
+                let fitted = free
+                    .iter()
+                    .zip(errors)
+                    .map(|(coefficient, error)| (*coefficient, Verdict::Fitted { error }));
                 verdicts.extend(fitted);
                 break;
             }
         }
     }
-    let constant = |(knob, verdict): (Knob, Verdict)| {
-        let (before, after) = (knob.value(&base), knob.value(&latency));
-        Constant { knob, before, after, verdict }
+    let constant = |(coefficient, verdict): (Coefficient, Verdict)| {
+        let (before, after) = (coefficient.value(&base), coefficient.value(&latency));
+        Constant { coefficient, before, after, verdict }
     };
     let mut constants: Vec<Constant> = verdicts.into_iter().map(constant).collect();
-    constants.sort_by_key(|constant| Knob::ALL.iter().position(|knob| *knob == constant.knob));
+    constants.sort_by_key(|constant| {
+        Coefficient::ALL.iter().position(|coefficient| *coefficient == constant.coefficient)
+    });
     Ok(Determined { latency, constants })
 }
 
-/// Returns the sensitivities at `latency`, by observation and knob, and the misses.
+/// Returns the sensitivities at `latency`, by observation and coefficient, and the misses.
 fn sensitivities(
     latency: LatencyModel,
-    knobs: &[Knob],
+    coefficients: &[Coefficient],
     observations: &[Observation],
 ) -> (DMatrix<f64>, DVector<f64>) {
-    if knobs.is_empty() {
+    if coefficients.is_empty() {
         return (DMatrix::zeros(observations.len(), 0), DVector::zeros(observations.len()));
     }
-    let problem = Problem::new(latency, knobs, observations);
+    let problem = Problem::new(latency, coefficients, observations);
     (problem.sensitivities(), problem.misses(&problem.at))
 }
 
-/// Returns the standard errors of the knobs' logarithms, from the measurements alone.
+/// Returns the standard errors of the coefficients' logarithms, from the measurements alone.
 fn errors(sensitivities: &DMatrix<f64>, misses: &DVector<f64>) -> Vec<f64> {
-    let n_knobs = sensitivities.ncols();
-    if n_knobs == 0 {
+    let n_coefficients = sensitivities.ncols();
+    if n_coefficients == 0 {
         return Vec::new();
     }
-    let n_spare = f64::from(u32::try_from(misses.len().saturating_sub(n_knobs).max(1)).unwrap_or(u32::MAX));
+    let n_spare =
+        f64::from(u32::try_from(misses.len().saturating_sub(n_coefficients).max(1)).unwrap_or(u32::MAX));
     let sigma = (misses.norm_squared() / n_spare).sqrt().clamp(*SIGMA.start(), *SIGMA.end());
     let decomposed = sensitivities.clone().svd(false, true);
     let (values, Some(directions)) = (decomposed.singular_values, decomposed.v_t) else { return Vec::new() };
     let smallest = (values.amax() * SMALLEST).max(f64::MIN_POSITIVE);
-    let error = |knob_idx: usize| {
-        let direction = directions.column(knob_idx);
+    let error = |coefficient_idx: usize| {
+        let direction = directions.column(coefficient_idx);
         let parts = values.iter().zip(&direction);
         sigma * parts.map(|(value, part)| (part / value.max(smallest)).powi(2)).sum::<f64>().sqrt()
     };
-    (0..n_knobs).map(error).collect()
+    (0..n_coefficients).map(error).collect()
 }

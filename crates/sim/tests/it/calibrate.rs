@@ -7,7 +7,9 @@ use std::time::Duration;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Normal};
-use sim::calibrate::{CalibrateError, Calibrated, Fitted, Options, Prompt, Sample, Start, Step, calibrate};
+use sim::calibrate::{
+    CalibrateError, Calibrated, FitOptions, Fitted, Measurement, Prompt, Start, Step, calibrate,
+};
 use vllm_engine::latency::LatencyModel;
 use vllm_engine::latency::calibration::{Calibration, step};
 
@@ -44,38 +46,38 @@ fn preset(name: &str) -> LatencyModel {
     LatencyModel::preset(name).unwrap()
 }
 
-fn options(keep: &[&str]) -> Options {
+fn options(keep: &[&str]) -> FitOptions {
     let keep = keep.iter().map(|name| (*name).to_owned()).collect();
-    Options { keep, max_num_batched_tokens: NonZeroU32::new(2_048).unwrap() }
+    FitOptions { keep, max_num_batched_tokens: NonZeroU32::new(2_048).unwrap() }
 }
 
-fn decode((decode_requests, decode_context): (u32, u32), latency: &LatencyModel) -> Sample {
+fn decode((decode_requests, decode_context): (u32, u32), latency: &LatencyModel) -> Measurement {
     let plan = step((0..decode_requests).map(|_| (decode_context, 1, false)));
     let time = latency.step_time(&plan);
-    Sample::Step(Step { decode_requests, decode_context, prefill_tokens: 0, prefill_context: 0, time })
+    Measurement::Step(Step { decode_requests, decode_context, prefill_tokens: 0, prefill_context: 0, time })
 }
 
-fn prefill((prefill_tokens, prefill_context): (u32, u32), latency: &LatencyModel) -> Sample {
+fn prefill((prefill_tokens, prefill_context): (u32, u32), latency: &LatencyModel) -> Measurement {
     let time = latency.step_time(&step([(prefill_context, prefill_tokens, true)]));
-    Sample::Step(Step { decode_requests: 0, decode_context: 0, prefill_tokens, prefill_context, time })
+    Measurement::Step(Step { decode_requests: 0, decode_context: 0, prefill_tokens, prefill_context, time })
 }
 
-fn steps(latency: &LatencyModel) -> Vec<Sample> {
+fn steps(latency: &LatencyModel) -> Vec<Measurement> {
     let decodes = DECODES.into_iter().map(|entry| decode(entry, latency));
     decodes.chain(PREFILLS.into_iter().map(|entry| prefill(entry, latency))).collect()
 }
 
 /// Repeats each sample `n_times`, with random relative errors of standard deviation `sigma`.
-fn noisy(samples: &[Sample], n_times: usize, sigma: f64) -> Vec<Sample> {
+fn noisy(samples: &[Measurement], n_times: usize, sigma: f64) -> Vec<Measurement> {
     let (mut rng, normal) = (ChaCha8Rng::seed_from_u64(1), Normal::new(1.0, sigma).unwrap());
     let mut noisy = |time: Duration| time.mul_f64(normal.sample(&mut rng).max(0.1));
     let repeated = samples.iter().flat_map(|sample| std::iter::repeat_n(*sample, n_times));
     repeated
         .map(|sample| match sample {
-            Sample::Step(step) => Sample::Step(Step { time: noisy(step.time), ..step }),
-            Sample::FirstToken(prompt, time) => Sample::FirstToken(prompt, noisy(time)),
-            Sample::Decode { prompt_tokens, output_tokens, time } => {
-                Sample::Decode { prompt_tokens, output_tokens, time: noisy(time) }
+            Measurement::Step(step) => Measurement::Step(Step { time: noisy(step.time), ..step }),
+            Measurement::FirstToken(prompt, time) => Measurement::FirstToken(prompt, noisy(time)),
+            Measurement::Decode { prompt_tokens, output_tokens, time } => {
+                Measurement::Decode { prompt_tokens, output_tokens, time: noisy(time) }
             }
         })
         .collect()
@@ -134,7 +136,7 @@ fn an_engine_loads_the_file_as_the_model_that_was_fitted() {
     let calibrated = calibrate(&Start::preset("l40s/qwen2.5-7b").unwrap(), &options(&[]), &samples).unwrap();
     let latency = loaded(&calibrated.file);
     for (row, again) in calibrated.rows.iter().zip(steps(&latency)) {
-        let Sample::Step(again) = again else { panic!("a step") };
+        let Measurement::Step(again) = again else { panic!("a step") };
         let ratio = again.time.as_secs_f64() / row.after.as_secs_f64();
         assert!((ratio - 1.0).abs() < 1e-4, "{}: {ratio}", row.what);
     }
@@ -146,7 +148,7 @@ fn an_engine_loads_the_file_as_the_model_that_was_fitted() {
 fn what_the_rows_do_not_tell_is_kept() {
     let truth = preset("a10-doc");
     let few = DECODES.into_iter().filter(|(batch, _)| *batch <= 4).map(|entry| decode(entry, &truth));
-    let few: Vec<Sample> = noisy(&few.collect::<Vec<_>>(), 4, 0.02);
+    let few: Vec<Measurement> = noisy(&few.collect::<Vec<_>>(), 4, 0.02);
     let calibrated = calibrate(&Start::preset("l40s/qwen2.5-7b").unwrap(), &options(&[]), &few).unwrap();
     for name in ["gpu.attention_tflops", "host.prefill_ms", "gpu.gemm_tflops"] {
         let Fitted { before, after, error, .. } = constant(&calibrated, name);
@@ -175,12 +177,12 @@ fn requests_tell_what_passes_around_the_engine() {
             time += truth.step_time(&step([(n_computed, n_new, true)]));
             n_computed += n_new;
         }
-        Sample::FirstToken(Prompt { tokens, cached_tokens }, time)
+        Measurement::FirstToken(Prompt { tokens, cached_tokens }, time)
     };
     let decode = |prompt_tokens: u32, output_tokens: u32| {
         let contexts = prompt_tokens..prompt_tokens + output_tokens - 1;
         let time = contexts.map(|context| truth.step_time(&step([(context, 1, false)]))).sum();
-        Sample::Decode { prompt_tokens, output_tokens, time }
+        Measurement::Decode { prompt_tokens, output_tokens, time }
     };
     let prompts = [(20, 0), (500, 0), (2_149, 0), (2_230, 2_176), (6_000, 0), (12_000, 0), (16_000, 0)];
     let samples =
@@ -202,10 +204,10 @@ fn requests_tell_what_passes_around_the_engine() {
 fn times_that_break_the_model_stay_off() {
     let samples = steps(&preset("a10-doc")).into_iter().enumerate().map(|(idx, sample)| match sample {
         // Every other step takes five times as long, which no constants can explain.
-        Sample::Step(step) if idx % 2 == 0 => Sample::Step(Step { time: step.time * 5, ..step }),
+        Measurement::Step(step) if idx % 2 == 0 => Measurement::Step(Step { time: step.time * 5, ..step }),
         sample => sample,
     });
-    let samples: Vec<Sample> = samples.collect();
+    let samples: Vec<Measurement> = samples.collect();
     let calibrated = calibrate(&Start::preset("a10-doc").unwrap(), &options(&[]), &samples).unwrap();
     assert!(errors(&calibrated).1 > 0.3, "{:?}", errors(&calibrated));
 }

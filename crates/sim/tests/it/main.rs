@@ -7,17 +7,17 @@ mod picks;
 
 use std::time::Duration;
 
-use sim::model::{Message, ServedModel};
+use sim::model::{ChatModel, Message};
 use sim::pod::PodConfig;
-use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Reports, Request, SCRAPE_INTERVAL, Workload, World};
+use sim::router::RouterPolicy;
+use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload, World};
 
 /// Requests at fixed moments.
 struct Planned {
-    requests: Vec<(Duration, Request)>,
+    requests: Vec<(Duration, SimRequest)>,
     next_idx: usize,
     outcomes: Vec<Outcome>,
-    refusals: Vec<Refusal>,
+    refusals: Vec<RefusedRequest>,
 }
 
 impl Workload for Planned {
@@ -25,7 +25,7 @@ impl Workload for Planned {
         self.requests.get(self.next_idx).map(|(at, _)| *at)
     }
 
-    fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
+    fn due(&mut self, now: Duration) -> Vec<(u64, SimRequest)> {
         let mut due = Vec::new();
         while let Some((_, request)) = self.requests.get(self.next_idx).filter(|(at, _)| *at <= now) {
             due.push((self.next_idx as u64, request.clone()));
@@ -38,25 +38,25 @@ impl Workload for Planned {
         self.outcomes.push(*outcome);
     }
 
-    fn refused(&mut self, refusal: Refusal) {
+    fn refused(&mut self, refusal: RefusedRequest) {
         self.refusals.push(refusal);
     }
 }
 
 impl Planned {
-    fn new(requests: &[(u64, Request)]) -> Self {
+    fn new(requests: &[(u64, SimRequest)]) -> Self {
         let requests = requests.iter().map(|(at, request)| (Duration::from_millis(*at), request.clone()));
         Self { requests: requests.collect(), next_idx: 0, outcomes: Vec::new(), refusals: Vec::new() }
     }
 }
 
-fn request(first_token: u32, n_tokens: u32, n_output: usize) -> Request {
+fn request(first_token: u32, n_tokens: u32, n_output: usize) -> SimRequest {
     let prompt: Vec<u32> = (first_token..first_token + n_tokens).collect();
     let text = prompt.iter().map(|id| format!("{id:05} ")).collect();
-    Request { text, user: None, prompt, output: vec![7; n_output] }
+    SimRequest { text, user: None, prompt, output: vec![7; n_output] }
 }
 
-fn fleet(policy: Policy, n_pods: usize, (jitter, seed): (f64, u64)) -> Fleet {
+fn fleet(policy: RouterPolicy, n_pods: usize, (jitter, seed): (f64, u64)) -> Fleet {
     let pod = PodConfig::preset("a10-doc", true, jitter).unwrap();
     Fleet {
         pod,
@@ -70,15 +70,15 @@ fn fleet(policy: Policy, n_pods: usize, (jitter, seed): (f64, u64)) -> Fleet {
     }
 }
 
-fn world(policy: Policy, n_pods: usize, seeds: (f64, u64)) -> World {
+fn world(policy: RouterPolicy, n_pods: usize, seeds: (f64, u64)) -> World {
     World::try_new(fleet(policy, n_pods, seeds)).unwrap()
 }
 
 fn run(
-    policy: Policy,
+    policy: RouterPolicy,
     n_pods: usize,
     (jitter, seed): (f64, u64),
-    requests: &[(u64, Request)],
+    requests: &[(u64, SimRequest)],
 ) -> Vec<Outcome> {
     let mut planned = Planned::new(requests);
     world(policy, n_pods, (jitter, seed)).run(&mut planned);
@@ -91,8 +91,8 @@ fn run(
 fn an_idle_pod_takes_what_the_latency_model_says() {
     let cold = request(0, 2176, 4);
     // The prompt has the same start, and 46 tokens more than its full blocks.
-    let warm = Request { prompt: (0..2222).collect(), ..request(0, 2222, 4) };
-    let outcomes = run(Policy::prefix(), 1, (0.0, 1), &[(0, cold), (60_000, warm)]);
+    let warm = SimRequest { prompt: (0..2222).collect(), ..request(0, 2222, 4) };
+    let outcomes = run(RouterPolicy::prefix(), 1, (0.0, 1), &[(0, cold), (60_000, warm)]);
     let ttft = |outcome: &Outcome| (outcome.first_token_at - outcome.sent_at).as_secs_f64();
     assert!((ttft(&outcomes[0]) - 0.690).abs() < 0.690 * 0.02, "{}", ttft(&outcomes[0]));
     assert!((ttft(&outcomes[1]) - 0.119).abs() < 0.119 * 0.02, "{}", ttft(&outcomes[1]));
@@ -104,9 +104,15 @@ fn one_seed_is_one_run_and_nothing_is_lost() {
     if test_skips::skips_slow() {
         return;
     }
-    let requests: Vec<(u64, Request)> =
+    let requests: Vec<(u64, SimRequest)> =
         (0..200_u32).map(|n| (u64::from(n) * 37, request(n % 13 * 5000, 300 + n % 7 * 40, 5))).collect();
-    for policy in [Policy::prefix(), Policy::LeastRequest, Policy::Random, Policy::RoundRobin, Policy::Load] {
+    for policy in [
+        RouterPolicy::prefix(),
+        RouterPolicy::LeastRequest,
+        RouterPolicy::Random,
+        RouterPolicy::RoundRobin,
+        RouterPolicy::Load,
+    ] {
         let once = run(policy, 3, (0.03, 5), &requests);
         assert_eq!(once.len(), requests.len());
         assert_eq!(once, run(policy, 3, (0.03, 5), &requests));
@@ -118,10 +124,12 @@ fn one_seed_is_one_run_and_nothing_is_lost() {
 
 /// Mean time to the first token of requests that do not share prefixes and that load the fleet well.
 fn mean_time_to_first_token(reports: Reports) -> Duration {
-    let requests: Vec<(u64, Request)> =
+    let requests: Vec<(u64, SimRequest)> =
         (0..300_u32).map(|n| (u64::from(n) * 150, request(n * 5000, 300 + n % 7 * 400, 60))).collect();
     let mut planned = Planned::new(&requests);
-    World::try_new(Fleet { reports, ..fleet(Policy::prefix(), 5, (0.03, 5)) }).unwrap().run(&mut planned);
+    World::try_new(Fleet { reports, ..fleet(RouterPolicy::prefix(), 5, (0.03, 5)) })
+        .unwrap()
+        .run(&mut planned);
     assert_eq!(planned.outcomes.len(), requests.len());
     let times = planned.outcomes.iter().map(|outcome| outcome.first_token_at - outcome.sent_at);
     times.sum::<Duration>() / 300
@@ -143,20 +151,20 @@ fn answers_past_the_picker_cost_little() {
 
 #[test]
 fn a_prefix_stays_with_its_pod_and_chance_does_not_keep_it() {
-    let requests: Vec<(u64, Request)> =
+    let requests: Vec<(u64, SimRequest)> =
         (0..60_u32).map(|n| (u64::from(n) * 2000, request(n % 6 * 5000, 800 + n, 3))).collect();
     let cold = |policy| {
         let outcomes = run(policy, 4, (0.0, 3), &requests);
         outcomes.iter().filter(|outcome| outcome.cached_tokens < 500).count()
     };
-    assert_eq!(cold(Policy::prefix()), 6);
-    assert!(cold(Policy::Random) > 12);
+    assert_eq!(cold(RouterPolicy::prefix()), 6);
+    assert!(cold(RouterPolicy::Random) > 12);
 }
 
 /// The prompt of the next turn extends that of this one, as on the servers.
 #[test]
 fn a_conversation_has_the_servers_tokens() {
-    let model = ServedModel::qwen25().unwrap();
+    let model = ChatModel::qwen25().unwrap();
     let message = |role, content: &str| Message { role, content: content.to_owned() };
     let question = message("user", "Why is the sky blue?");
     let prompt = model.prompt(std::slice::from_ref(&question)).unwrap();
@@ -168,7 +176,7 @@ fn a_conversation_has_the_servers_tokens() {
 }
 
 /// Returns six prompts in turn, repeated; each pod of the fleet has room for two of them.
-fn rotation() -> Vec<(u64, Request)> {
+fn rotation() -> Vec<(u64, SimRequest)> {
     (0..120_u32).map(|n| (u64::from(n) * 1000, request(n % 6 * 5000, 1000 + n, 3))).collect()
 }
 
@@ -182,9 +190,9 @@ fn who_knows_the_caches_regrets_nothing() {
         let outcomes = run(policy, 3, (0.0, 2), &rotation());
         outcomes.iter().map(|outcome| outcome.regret_tokens.unwrap()).sum::<u32>()
     };
-    assert_eq!(regret(Policy::precise()), 0);
-    assert_eq!(regret(Policy::Oracle), 0);
-    assert!(regret(Policy::Random) > 10_000);
+    assert_eq!(regret(RouterPolicy::precise()), 0);
+    assert_eq!(regret(RouterPolicy::Oracle), 0);
+    assert!(regret(RouterPolicy::Random) > 10_000);
 }
 
 /// Without other requests the oracle's forecast comes true, so its pick is the soonest of all pods.
@@ -198,23 +206,30 @@ fn the_oracle_is_no_later_than_others_when_requests_come_alone() {
         let ttft = |outcome: &Outcome| outcome.first_token_at - outcome.sent_at;
         outcomes.iter().map(ttft).sum::<Duration>()
     };
-    let oracle = total(Policy::Oracle);
-    for policy in [Policy::prefix(), Policy::precise(), Policy::guard(), Policy::Load, Policy::RoundRobin] {
+    let oracle = total(RouterPolicy::Oracle);
+    for policy in [
+        RouterPolicy::prefix(),
+        RouterPolicy::precise(),
+        RouterPolicy::guard(),
+        RouterPolicy::Load,
+        RouterPolicy::RoundRobin,
+    ] {
         assert!(oracle <= total(policy), "{policy:?}: {:?} < {oracle:?}", total(policy));
     }
-    assert!(oracle.mul_f64(1.1) < total(Policy::Random));
+    assert!(oracle.mul_f64(1.1) < total(RouterPolicy::Random));
 }
 
 /// A burst with one prefix spreads to other pods; pure affinity keeps it on one.
 #[test]
 fn the_guard_relieves_a_busy_holder() {
-    let burst: Vec<(u64, Request)> = (0..40_u32).map(|n| (u64::from(n), request(0, 2000 + n, 50))).collect();
+    let burst: Vec<(u64, SimRequest)> =
+        (0..40_u32).map(|n| (u64::from(n), request(0, 2000 + n, 50))).collect();
     let busiest = |policy| {
         let outcomes = run(policy, 4, (0.0, 2), &burst);
         (0..4).map(|pod| outcomes.iter().filter(|outcome| outcome.pod_idx == pod).count()).max().unwrap()
     };
-    assert_eq!(busiest(Policy::prefix_pure()), 40);
-    assert!(busiest(Policy::guard()) < 20);
+    assert_eq!(busiest(RouterPolicy::prefix_pure()), 40);
+    assert!(busiest(RouterPolicy::guard()) < 20);
 }
 
 /// Runs at most `n_events` events; returns true if the world came to its end.
@@ -228,11 +243,16 @@ fn comes_to_its_end(world: &mut World, workload: &mut Planned, n_events: usize) 
 #[test]
 fn what_the_engine_refuses_is_told_and_the_run_ends() {
     const CONTEXT: u32 = 8192;
-    let load = |n_tokens| -> Vec<(u64, Request)> {
+    let load = |n_tokens| -> Vec<(u64, SimRequest)> {
         vec![(0, request(0, 300, 3)), (1, request(10_000, n_tokens, 1)), (2000, request(0, 310, 3))]
     };
-    for policy in [Policy::prefix(), Policy::precise(), Policy::guard(), Policy::Oracle, Policy::LeastRequest]
-    {
+    for policy in [
+        RouterPolicy::prefix(),
+        RouterPolicy::precise(),
+        RouterPolicy::guard(),
+        RouterPolicy::Oracle,
+        RouterPolicy::LeastRequest,
+    ] {
         let run = |n_tokens| {
             let mut planned = Planned::new(&load(n_tokens));
             let mut world = world(policy, 2, (0.0, 1));
@@ -247,7 +267,11 @@ fn what_the_engine_refuses_is_told_and_the_run_ends() {
         };
         assert_eq!((ids(&long), ids(&short)), (vec![0, 2], vec![0, 1, 2]), "{policy:?}");
         assert!(short.refusals.is_empty());
-        assert!(matches!(&long.refusals[..], [Refusal { id: 1, .. }]), "{policy:?}: {:?}", long.refusals);
+        assert!(
+            matches!(&long.refusals[..], [RefusedRequest { id: 1, .. }]),
+            "{policy:?}: {:?}",
+            long.refusals
+        );
         assert!(long.refusals[0].error.to_string().contains("8192"), "{}", long.refusals[0].error);
     }
 }

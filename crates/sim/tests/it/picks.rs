@@ -26,8 +26,8 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use scheduling::affinity::Affinity;
 use scheduling::saturation::Thresholds;
-use sim::pod::{Gauges, Work};
-use sim::router::{self, Placed, Policy, Router};
+use sim::pod::{PodLoad, Work};
+use sim::router::{self, RoutedRequest, Router, RouterPolicy};
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -55,13 +55,13 @@ enum Event {
     /// One of the requests in flight ends.
     End(usize),
     /// Every pod is scraped.
-    Scrape(Vec<Gauges>),
+    Scrape(Vec<PodLoad>),
     /// The engine of a pod reports a change of its cache. The simulator does not see it if it is `lost`.
     Kv { pod_idx: usize, event: BlockEvent, lost: bool },
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let gauges = (0..4_u32, 0..8_u32, 0.0..1.0).prop_map(|(waiting, running, kv_usage)| Gauges {
+    let gauges = (0..4_u32, 0..8_u32, 0.0..1.0).prop_map(|(waiting, running, kv_usage)| PodLoad {
         waiting,
         running,
         kv_usage,
@@ -190,9 +190,9 @@ impl Served {
         self.director.blocks().apply(self.datastore.endpoints[pod_idx].state.id(), vec![event]);
     }
 
-    fn scrape(&self, gauges: &[Gauges], now: Duration) {
+    fn scrape(&self, gauges: &[PodLoad], now: Duration) {
         for (endpoint, gauges) in self.datastore.endpoints.iter().zip(gauges) {
-            let Gauges { waiting, running, kv_usage } = *gauges;
+            let PodLoad { waiting, running, kv_usage } = *gauges;
             let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
             let (doubts, taken) = (endpoint.state.doubts(), self.now(now).instant);
             self.director.note_scrape(endpoint, Reading::Sample { sample, doubts, taken });
@@ -201,19 +201,19 @@ impl Served {
 }
 
 /// Runs the events through both sides; returns the picks of each.
-fn picks(events: &[Event], served: &Served, policy: Policy) -> [Vec<usize>; 2] {
+fn picks(events: &[Event], served: &Served, policy: RouterPolicy) -> [Vec<usize>; 2] {
     let mut router = Router::new(policy, usize::from(N_PODS), SEED);
     let mut picks = [Vec::new(), Vec::new()];
     // Requests in flight, those without a first token in front.
-    let mut waiting: Vec<(InFlightRequest, Placed)> = Vec::new();
-    let mut answering: Vec<(InFlightRequest, Placed)> = Vec::new();
+    let mut waiting: Vec<(InFlightRequest, RoutedRequest)> = Vec::new();
+    let mut answering: Vec<(InFlightRequest, RoutedRequest)> = Vec::new();
     for (number, event) in (0_u64..).zip(events) {
         let now = Duration::from_millis(10 * number);
         match event {
             Event::Arrival { conversation, n_bytes } => {
                 let text = text(*conversation, *n_bytes);
                 let work = Work { id: number, prompt: tokens(&text), output: Vec::new() };
-                let asked = router::Ticket { text: &text, user: None, work: &work, now };
+                let asked = router::RequestView { text: &text, user: None, work: &work, now };
                 let (served_idx, in_flight) = served.place(&text, now);
                 let placed = router.place(asked, &[]);
                 picks[0].push(served_idx);
@@ -259,27 +259,27 @@ proptest! {
     #[test]
     fn the_simulator_picks_by_prefix_as_the_servers_do(events in traces()) {
         let served = Served::new("PREFIX_CACHE", Patch::default());
-        let [servers, simulator] = picks(&events, &served, Policy::prefix());
+        let [servers, simulator] = picks(&events, &served, RouterPolicy::prefix());
         prop_assert_eq!(servers, simulator);
     }
 
     #[test]
     fn the_simulator_picks_by_kv_events_as_the_servers_do(events in traces()) {
         let served = Served::new(PRECISE, Patch::default());
-        let [servers, simulator] = picks(&events, &served, Policy::precise());
+        let [servers, simulator] = picks(&events, &served, RouterPolicy::precise());
         prop_assert_eq!(servers, simulator);
     }
 
     #[test]
     fn the_simulator_picks_by_load_as_the_servers_do(events in traces()) {
         let served = Served::new("DEFAULT", Patch::default());
-        let [servers, simulator] = picks(&events, &served, Policy::Load);
+        let [servers, simulator] = picks(&events, &served, RouterPolicy::Load);
         prop_assert_eq!(servers, simulator);
     }
 }
 
 /// True if some trace tells the two sides apart.
-fn differs(policy: impl Fn() -> Policy, patch: &str) -> bool {
+fn differs(policy: impl Fn() -> RouterPolicy, patch: &str) -> bool {
     let mut runner = TestRunner::deterministic();
     (0..64).any(|_| {
         let events = traces().new_tree(&mut runner).unwrap().current();
@@ -295,13 +295,13 @@ fn a_number_that_one_side_changes_shows() {
     if test_skips::skips_slow() {
         return;
     }
-    assert!(!differs(Policy::prefix, "{}"));
+    assert!(!differs(RouterPolicy::prefix, "{}"));
     for patch in
         ["{threshold: 0.6}", "{spillTokens: 200}", "{queueTokens: 80}", "{stall: 0.2}", "{kvTokens: 500}"]
     {
-        assert!(differs(Policy::prefix, patch), "{patch} on the servers' side alone changes no pick");
+        assert!(differs(RouterPolicy::prefix, patch), "{patch} on the servers' side alone changes no pick");
     }
-    let simulated = || Policy::Prefix(Affinity::new(0.4));
+    let simulated = || RouterPolicy::Prefix(Affinity::new(0.4));
     assert!(differs(simulated, "{}"), "a threshold on the simulator's side alone changes no pick");
 }
 
@@ -318,7 +318,7 @@ fn a_kv_event_that_one_side_misses_shows() {
             });
             losses.take(n_lost).for_each(|lost| *lost = true);
             let served = Served::new(PRECISE, Patch::default());
-            let [servers, simulator] = picks(&events, &served, Policy::precise());
+            let [servers, simulator] = picks(&events, &served, RouterPolicy::precise());
             servers != simulator
         })
     };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sim::calibrate::{Prompt, Sample};
+use sim::calibrate::{Measurement, Prompt};
 
 use crate::calibrate::csv::RequestRow;
 
@@ -23,7 +23,7 @@ pub enum Caching {
 /// Samples with their line numbers, and the number of times that were left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alone {
-    pub samples: Vec<(usize, Sample)>,
+    pub samples: Vec<(usize, Measurement)>,
     pub n_left_out: usize,
 }
 
@@ -40,10 +40,10 @@ pub fn samples(requests: &[(usize, RequestRow)], caching: Caching) -> Alone {
         };
         let prompt = Prompt { tokens: prompt_tokens, cached_tokens: cached(requests, request, caching) };
         let decode =
-            Sample::Decode { prompt_tokens, output_tokens: generation_tokens, time: generation_time };
+            Measurement::Decode { prompt_tokens, output_tokens: generation_tokens, time: generation_time };
         let has_more = generation_tokens > 1 && generation_time > Duration::ZERO;
         let candidates = [
-            Some((Sample::FirstToken(prompt, ttft), launch_time, first_token)),
+            Some((Measurement::FirstToken(prompt, ttft), launch_time, first_token)),
             has_more.then_some((decode, first_token, request.finish_time)),
         ];
         for (sample, from, until) in candidates.into_iter().flatten() {
@@ -79,7 +79,7 @@ fn cached(requests: &[(usize, RequestRow)], request: &RequestRow, caching: Cachi
 mod tests {
     use std::time::Duration;
 
-    use sim::calibrate::{Prompt, Sample};
+    use sim::calibrate::{Measurement, Prompt};
 
     use super::{Caching, samples};
     use crate::calibrate::csv::RequestRow;
@@ -101,8 +101,8 @@ mod tests {
         let requests: Vec<(usize, RequestRow)> = (2..).zip(requests.iter().copied()).collect();
         let first_tokens =
             samples(&requests, caching).samples.into_iter().filter_map(|(_, sample)| match sample {
-                Sample::FirstToken(Prompt { cached_tokens, .. }, _) => Some(cached_tokens),
-                Sample::Decode { .. } | Sample::Step(_) => None,
+                Measurement::FirstToken(Prompt { cached_tokens, .. }, _) => Some(cached_tokens),
+                Measurement::Decode { .. } | Measurement::Step(_) => None,
             });
         first_tokens.collect()
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use load::stats::{as_f64, mean, quantile};
 use serde::Serialize;
-use sim::router::Policy;
+use sim::router::RouterPolicy;
 use sim::world::{Outcome, World};
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 use tracing::debug;
@@ -19,21 +19,21 @@ use crate::compare::traces::Traced;
 use crate::compare::workloads::{self, Poisson, Replay, Workload};
 
 /// A policy and its name.
-pub type Named = (&'static str, fn() -> Policy);
+pub type Named = (&'static str, fn() -> RouterPolicy);
 
 /// Name of a policy that knows more than a router can, so that no router is compared with it.
 pub const ORACLE: &str = "oracle";
 /// Policies to compare: the picker's default first, then others that use prefixes, then those that do not.
 pub const POLICIES: [Named; 9] = [
-    ("prefix (default)", Policy::prefix),
-    ("prefix, never spilling", Policy::prefix_pure),
-    ("prefix, guarded", Policy::guard),
-    ("precise", Policy::precise),
-    (ORACLE, || Policy::Oracle),
-    ("load", || Policy::Load),
-    ("least request", || Policy::LeastRequest),
-    ("round robin", || Policy::RoundRobin),
-    ("random", || Policy::Random),
+    ("prefix (default)", RouterPolicy::prefix),
+    ("prefix, never spilling", RouterPolicy::prefix_pure),
+    ("prefix, guarded", RouterPolicy::guard),
+    ("precise", RouterPolicy::precise),
+    (ORACLE, || RouterPolicy::Oracle),
+    ("load", || RouterPolicy::Load),
+    ("least request", || RouterPolicy::LeastRequest),
+    ("round robin", || RouterPolicy::RoundRobin),
+    ("random", || RouterPolicy::Random),
 ];
 /// Number of points of a cumulative distribution, from 0 to 1.
 const CDF_POINTS: u32 = 40;
@@ -243,7 +243,7 @@ impl Source<'_> {
         }
     }
 
-    fn run(&self, policy: Policy, load: f64, seed: u64) -> Result<(Vec<Outcome>, Vec<Duration>)> {
+    fn run(&self, policy: RouterPolicy, load: f64, seed: u64) -> Result<(Vec<Outcome>, Vec<Duration>)> {
         let world = World::try_new(workloads::fleet(policy, seed));
         let mut world = world.map_err(|error| anyhow!("{error}"))?;
         let outcomes = match self {

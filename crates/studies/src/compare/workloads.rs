@@ -8,8 +8,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use sim::pod::PodConfig;
-use sim::router::Policy;
-use sim::world::{Fleet, Outcome, Refusal, Reports, Request, SCRAPE_INTERVAL, Workload as Drives};
+use sim::router::RouterPolicy;
+use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload as Drives};
 
 use crate::compare::traces::Traced;
 
@@ -93,7 +93,7 @@ impl Workload {
     }
 }
 
-pub fn fleet(policy: Policy, seed: u64) -> Fleet {
+pub fn fleet(policy: RouterPolicy, seed: u64) -> Fleet {
     let pod = PodConfig::preset("a10-doc", true, JITTER).expect("the preset exists").with_blocks(BLOCKS);
     Fleet {
         pod,
@@ -135,7 +135,7 @@ pub struct Poisson {
 #[derive(Debug, Default)]
 struct Ends {
     outcomes: Vec<Outcome>,
-    refusals: Vec<Refusal>,
+    refusals: Vec<RefusedRequest>,
 }
 
 impl Ends {
@@ -144,7 +144,7 @@ impl Ends {
         let n_all = outcomes.len() + refusals.len();
         match refusals.first() {
             None => Ok(outcomes),
-            Some(Refusal { id, pod_idx: _, error }) => {
+            Some(RefusedRequest { id, pod_idx: _, error }) => {
                 bail!("the pods refuse {} of {n_all} requests; request {id}: {error}", refusals.len())
             }
         }
@@ -169,7 +169,7 @@ impl Poisson {
         self.ends.finish()
     }
 
-    fn request(&mut self) -> Request {
+    fn request(&mut self) -> SimRequest {
         let Workload { prefixes, own_tokens, output_tokens, .. } = self.workload;
         let prefix = match prefixes {
             Prefixes::None => None,
@@ -183,7 +183,7 @@ impl Poisson {
         prompt.extend((0..own_tokens).map(|_| self.rng.random_range(0..VOCABULARY)));
         let output = (0..output_tokens).map(|_| self.rng.random_range(0..VOCABULARY)).collect();
         let text = text_of(&prompt);
-        Request { text, user: None, prompt, output }
+        SimRequest { text, user: None, prompt, output }
     }
 
     fn prefix(&mut self, which: u64, n_tokens: usize) -> Vec<u32> {
@@ -201,7 +201,7 @@ impl Drives for Poisson {
         (self.next_at < DURATION).then_some(self.next_at)
     }
 
-    fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
+    fn due(&mut self, now: Duration) -> Vec<(u64, SimRequest)> {
         let mut requests = Vec::new();
         while self.next_at <= now {
             self.next_id += 1;
@@ -215,7 +215,7 @@ impl Drives for Poisson {
         self.ends.outcomes.push(*outcome);
     }
 
-    fn refused(&mut self, refusal: Refusal) {
+    fn refused(&mut self, refusal: RefusedRequest) {
         self.ends.refusals.push(refusal);
     }
 }
@@ -249,7 +249,7 @@ impl Drives for Replay<'_> {
         self.requests.get(self.next_idx).map(|one| one.at.div_f64(self.load))
     }
 
-    fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
+    fn due(&mut self, now: Duration) -> Vec<(u64, SimRequest)> {
         let mut requests = Vec::new();
         while let Some(one) = self.requests.get(self.next_idx).filter(|one| one.at.div_f64(self.load) <= now)
         {
@@ -257,7 +257,7 @@ impl Drives for Replay<'_> {
             let id = self.next_idx as u64;
             let prompt = one.prompt(id);
             let text = text_of(&prompt);
-            requests.push((id, Request { text, user: None, prompt, output: vec![0; one.output_tokens] }));
+            requests.push((id, SimRequest { text, user: None, prompt, output: vec![0; one.output_tokens] }));
         }
         requests
     }
@@ -266,7 +266,7 @@ impl Drives for Replay<'_> {
         self.ends.outcomes.push(*outcome);
     }
 
-    fn refused(&mut self, refusal: Refusal) {
+    fn refused(&mut self, refusal: RefusedRequest) {
         self.ends.refusals.push(refusal);
     }
 }
@@ -279,7 +279,7 @@ fn text_of(prompt: &[u32]) -> String {
 mod tests {
     use std::time::Duration;
 
-    use sim::router::Policy;
+    use sim::router::RouterPolicy;
     use sim::world::World;
 
     use super::{MAX_MODEL_LEN, Replay, fitting, fleet};
@@ -297,7 +297,7 @@ mod tests {
             vec![one(0, 100), one(1, input_tokens), one(2, 100)]
         };
         let run = |requests: &[Traced]| {
-            let mut world = World::try_new(fleet(Policy::prefix(), 1)).unwrap();
+            let mut world = World::try_new(fleet(RouterPolicy::prefix(), 1)).unwrap();
             let mut replay = Replay::new(requests, 1.0);
             world.run(&mut replay);
             replay.finish().map(|outcomes| outcomes.len())

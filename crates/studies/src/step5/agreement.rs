@@ -130,7 +130,7 @@ fn n_alike(one: &[usize], other: &[usize]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use sim::model::ServedModel;
+    use sim::model::ChatModel;
 
     use super::{Agreed, Pair, n_alike, until_agreed};
     use crate::step5::judge::{Figures, TableLine, Timed};
@@ -171,7 +171,7 @@ mod tests {
 
     /// Returns the figures of a simulated run without jitter.
     fn run(policy: PolicyName, seed: u64) -> Figures {
-        let (entries, model) = (entries(None).unwrap(), ServedModel::qwen25().unwrap());
+        let (entries, model) = (entries(None).unwrap(), ChatModel::qwen25().unwrap());
         let mut side = Side { jitter: 0.0, ..Side::published(policy, seed) };
         side.command.duration = SHORT;
         side.run(&entries, &model).unwrap()

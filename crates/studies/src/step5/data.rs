@@ -11,7 +11,7 @@ use load::multi_round_qa::sharegpt::{Entry, Said};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, LogNormal};
-use sim::model::{Message, ServedModel};
+use sim::model::{ChatModel, Message};
 
 use crate::step5::workload::Command;
 
@@ -49,7 +49,7 @@ type Asked = BTreeMap<u32, Vec<u32>>;
 ///
 /// # Errors
 /// When no draw out of many can be corrected to fit.
-pub fn generate(seed: u64, command: Command, model: &ServedModel) -> Result<Vec<Entry>> {
+pub fn generate(seed: u64, command: Command, model: &ChatModel) -> Result<Vec<Entry>> {
     let asked = asked(command);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     for _ in 0..MAX_DRAWS {
@@ -91,7 +91,7 @@ pub fn to_json(entries: &[Entry]) -> Result<String> {
 ///
 /// # Errors
 /// When a conversation is too short.
-pub fn totals(entries: &[Entry], command: Command, model: &ServedModel) -> Result<(u64, u64)> {
+pub fn totals(entries: &[Entry], command: Command, model: &ChatModel) -> Result<(u64, u64)> {
     play(entries, &asked(command), command, model)
 }
 
@@ -134,7 +134,7 @@ fn words(n: u32, rng: &mut ChaCha8Rng) -> String {
 }
 
 /// Plays every session's turns, one after the other; the cache makes no difference to the token counts.
-fn play(entries: &[Entry], asked: &Asked, command: Command, model: &ServedModel) -> Result<(u64, u64)> {
+fn play(entries: &[Entry], asked: &Asked, command: Command, model: &ChatModel) -> Result<(u64, u64)> {
     let (mut input, mut output) = (0, 0);
     for (user_id, questions) in asked {
         let entry = entries.get(usize::try_from(*user_id)?).context("there are too few conversations")?;
@@ -159,7 +159,7 @@ fn play(entries: &[Entry], asked: &Asked, command: Command, model: &ServedModel)
 
 /// Changes the last question of some sessions, which no later prompt repeats, and then the limits of the last answers,
 /// which no prompt repeats, until both totals fit. Returns true if they do.
-fn correct(entries: &mut [Entry], asked: &Asked, (command, model): (Command, &ServedModel)) -> Result<bool> {
+fn correct(entries: &mut [Entry], asked: &Asked, (command, model): (Command, &ChatModel)) -> Result<bool> {
     let last: Vec<(usize, usize)> = asked
         .iter()
         .filter_map(|(user_id, questions)| {

@@ -9,9 +9,9 @@ use clap::ValueEnum;
 use load::multi_round_qa::records::{Record, Summary, Window};
 use load::multi_round_qa::sharegpt::Entry;
 use serde::Serialize;
-use sim::model::ServedModel;
+use sim::model::ChatModel;
 use sim::pod::PodConfig;
-use sim::router::Policy;
+use sim::router::RouterPolicy;
 use sim::world::{Fleet, Reports, SCRAPE_INTERVAL, World};
 use tracing::debug;
 
@@ -122,7 +122,7 @@ impl Side {
     ///
     /// # Errors
     /// When the data do not fit the command, or the pods cannot serve it.
-    pub fn run(&self, entries: &[Entry], model: &ServedModel) -> Result<Figures> {
+    pub fn run(&self, entries: &[Entry], model: &ChatModel) -> Result<Figures> {
         debug!(policy = ?self.policy, n_pods = self.n_pods, seed = self.seed, "Running a side in virtual time");
         // Routing by prefix must not depend on a user's id.
         let mut tool = Tool::new(self.command, entries, model, UserIds::Stripped);
@@ -158,16 +158,16 @@ fn figures(mut measured: Vec<Measured>, window: Window) -> Figures {
 
 impl PolicyName {
     /// Returns the policy; `threshold` is that of [`Self::Prefix`].
-    fn policy(self, threshold: f64) -> Policy {
+    fn policy(self, threshold: f64) -> RouterPolicy {
         match self {
-            Self::Prefix => Policy::prefix_above(threshold),
-            Self::LeastRequest => Policy::LeastRequest,
-            Self::RoundRobin => Policy::RoundRobin,
-            Self::Random => Policy::Random,
-            Self::Load => Policy::Load,
-            Self::UserHeader => Policy::User,
-            Self::NeverNoted => Policy::prefix_never_noted(),
-            Self::Unchained => Policy::prefix_unchained(),
+            Self::Prefix => RouterPolicy::prefix_above(threshold),
+            Self::LeastRequest => RouterPolicy::LeastRequest,
+            Self::RoundRobin => RouterPolicy::RoundRobin,
+            Self::Random => RouterPolicy::Random,
+            Self::Load => RouterPolicy::Load,
+            Self::UserHeader => RouterPolicy::User,
+            Self::NeverNoted => RouterPolicy::prefix_never_noted(),
+            Self::Unchained => RouterPolicy::prefix_unchained(),
         }
     }
 }

@@ -9,8 +9,8 @@ use load::multi_round_qa::prompts;
 use load::multi_round_qa::records::Record;
 use load::multi_round_qa::schedule::{Ended, Plan, Schedule, Turn};
 use load::multi_round_qa::sharegpt::Entry;
-use sim::model::{Message, Reply, ServedModel};
-use sim::world::{Outcome, Refusal, Request, Workload};
+use sim::model::{ChatModel, DecodedReply, Message};
+use sim::world::{Outcome, RefusedRequest, SimRequest, Workload};
 
 /// Time between two looks at the sessions: the original sleeps 100 ms, and looking takes half a millisecond.
 pub const TICK: Duration = Duration::from_micros(100_500);
@@ -41,7 +41,7 @@ pub enum UserIds {
 pub struct Tool<'a> {
     command: Command,
     entries: &'a [Entry],
-    model: &'a ServedModel,
+    model: &'a ChatModel,
     user_ids: UserIds,
     schedule: Schedule,
     phase: Phase,
@@ -95,11 +95,11 @@ struct Conversation {
 #[derive(Debug)]
 enum Pending {
     WarmUp,
-    Turn { turn: Turn, question_id: u32, reply: Reply },
+    Turn { turn: Turn, question_id: u32, reply: DecodedReply },
 }
 
 impl<'a> Tool<'a> {
-    pub fn new(command: Command, entries: &'a [Entry], model: &'a ServedModel, user_ids: UserIds) -> Self {
+    pub fn new(command: Command, entries: &'a [Entry], model: &'a ChatModel, user_ids: UserIds) -> Self {
         Self {
             command,
             entries,
@@ -130,17 +130,22 @@ impl<'a> Tool<'a> {
         Ok(Played { measured: self.records, failures: self.failures, window: (since, end) })
     }
 
-    fn request(&self, messages: &[Message], user: Option<u32>, max_tokens: u32) -> Result<(Request, Reply)> {
+    fn request(
+        &self,
+        messages: &[Message],
+        user: Option<u32>,
+        max_tokens: u32,
+    ) -> Result<(SimRequest, DecodedReply)> {
         let prompt = self.model.prompt(messages)?;
         let asked = messages.last().map_or("", |message| &message.content);
         let reply = self.model.reply(&prompt, asked, max_tokens);
         let text =
             messages.iter().map(|message| format!("{}: {}\n", message.role, message.content)).collect();
         let user = user.filter(|_| self.user_ids == UserIds::Sent);
-        Ok((Request { text, user, prompt, output: reply.tokens.clone() }, reply))
+        Ok((SimRequest { text, user, prompt, output: reply.tokens.clone() }, reply))
     }
 
-    fn warm_up(&mut self) -> Result<Vec<(u64, Request)>> {
+    fn warm_up(&mut self) -> Result<Vec<(u64, SimRequest)>> {
         let mut requests = Vec::new();
         for idx in 0..WARM_UPS {
             let messages = [Message { role: "user", content: prompts::warm_up(idx) }];
@@ -150,7 +155,7 @@ impl<'a> Tool<'a> {
         Ok(requests)
     }
 
-    fn turn(&mut self, turn: Turn) -> Result<(u64, Request)> {
+    fn turn(&mut self, turn: Turn) -> Result<(u64, SimRequest)> {
         let Turn { user_id, question_idx } = turn;
         let entry = self.entries.get(usize::try_from(user_id)?);
         let entry = entry.with_context(|| format!("the data have no conversation for user {user_id}"))?;
@@ -176,7 +181,7 @@ impl<'a> Tool<'a> {
         self.next_id
     }
 
-    fn try_due(&mut self, now: Duration) -> Result<Vec<(u64, Request)>> {
+    fn try_due(&mut self, now: Duration) -> Result<Vec<(u64, SimRequest)>> {
         match self.phase {
             Phase::Begin => {
                 self.phase = Phase::WarmUp { n_left: WARM_UPS };
@@ -215,7 +220,7 @@ impl Workload for Tool<'_> {
         }
     }
 
-    fn due(&mut self, now: Duration) -> Vec<(u64, Request)> {
+    fn due(&mut self, now: Duration) -> Vec<(u64, SimRequest)> {
         match self.try_due(now) {
             Ok(requests) => requests,
             Err(error) => {
@@ -257,8 +262,8 @@ impl Workload for Tool<'_> {
         }
     }
 
-    fn refused(&mut self, refusal: Refusal) {
-        let Refusal { id, pod_idx: _, error } = refusal;
+    fn refused(&mut self, refusal: RefusedRequest) {
+        let RefusedRequest { id, pod_idx: _, error } = refusal;
         match self.pending.remove(&id) {
             None => {}
             Some(Pending::WarmUp) => self.failure = Some(anyhow!(error).context("warm up")),
