@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use inference_api::object::ObjectKey;
 use inference_api::pool::ModelServerRuntime;
 use parking_lot::Mutex;
-use picking::endpoint::Endpoint;
+use picking::endpoint::EndpointState;
 use picking::picker::Picker;
 use pool_index::snapshot::{self, KvAddresses, ModelStatus, Pool, Slot, Snapshot};
 
@@ -19,7 +19,7 @@ use pool_index::snapshot::{self, KvAddresses, ModelStatus, Pool, Slot, Snapshot}
 #[derive(Debug)]
 pub struct LiveEndpoint {
     /// The endpoint's state as picks see it.
-    pub state: Endpoint,
+    pub state: EndpointState,
     pub slot: Slot,
     pub address: SocketAddr,
     /// `ip:port`, in the form for the proxy.
@@ -53,8 +53,8 @@ pub struct Datastore {
 
 // === impl LiveEndpoint ===
 
-impl Borrow<Endpoint> for LiveEndpoint {
-    fn borrow(&self) -> &Endpoint {
+impl Borrow<EndpointState> for LiveEndpoint {
+    fn borrow(&self) -> &EndpointState {
         &self.state
     }
 }

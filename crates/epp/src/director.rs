@@ -23,7 +23,7 @@ use picking::endpoint::Cache;
 use picking::estimate::CacheReading;
 use picking::lease::Lease;
 use picking::moment::Moment;
-use picking::picker::{Picker, Settings, Turn};
+use picking::picker::{PickState, Picker, Settings};
 use picking::request::{Request, TokenPrompts};
 use pool_index::snapshot::Snapshot;
 use prefix_index::blocks::{BlockIndex, Bounds};
@@ -125,7 +125,7 @@ pub struct Director {
     picker: Picker,
     policies: Arc<Policies>,
     /// Locked from reading loads and prefixes until the pick counts, so that simultaneous picks see each other.
-    turn: Mutex<Turn<ChaCha8Rng>>,
+    pick_state: Mutex<PickState<ChaCha8Rng>>,
     /// The first moment that was converted; the others count from it.
     epoch: OnceLock<Instant>,
     /// Randomness of names, separate so that names do not change the picks' draws.
@@ -195,7 +195,7 @@ impl Director {
                 max_metrics_age: options.max_metrics_age,
             }),
             policies: Arc::new(Policies::new(options.policy.clone())),
-            turn: Mutex::new(Turn::new(ChaCha8Rng::seed_from_u64(options.seed))),
+            pick_state: Mutex::new(PickState::new(ChaCha8Rng::seed_from_u64(options.seed))),
             epoch: OnceLock::new(),
             names: Mutex::new(names),
             decisions: Decisions::new(options.n_decisions),
@@ -328,7 +328,7 @@ impl Director {
                 return (Err(refusal), record);
             }
         };
-        self.tell_peers(&chains, lease.member(), now);
+        self.tell_peers(&chains, lease.endpoint(), now);
         let destination = facts.destination();
         let record = self.decisions.push(|seq| trace.picked(facts, seq));
         self.note_picked(&record, &labels);
@@ -382,7 +382,7 @@ impl Director {
         let RequestBody { api: _, model, cache_salt, prompts, lookup, n_bytes } = body;
         let model = model.ok().map(|ModelName { name, span: _ }| name);
         let choice = match &model {
-            Some(model) => model::choose(&live_pool.pool, model, &mut self.turn.lock().rng)?,
+            Some(model) => model::choose(&live_pool.pool, model, &mut self.pick_state.lock().rng)?,
             None => ModelChoice { target_model: None, criticality: None },
         };
         let ModelChoice { target_model, criticality } = choice;
@@ -480,7 +480,7 @@ impl Director {
                 Lookup::Skipped => CacheReading::Skipped,
             },
         };
-        let placed = self.picker.place(&request, &endpoints, self.moment(now), &mut self.turn.lock());
+        let placed = self.picker.place(&request, &endpoints, self.moment(now), &mut self.pick_state.lock());
         let placed = placed.ok_or_else(|| Refusal::NoEndpoints { pool: live_pool.pool.key.clone() })?;
         let running = Counted::new(running);
         if let Some(n_bytes) = n_bytes {

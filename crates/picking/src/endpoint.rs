@@ -67,7 +67,7 @@ pub enum Cache {
 /// An endpoint while it lives. The fields that every pick reads come first, in one line of the processor's cache.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Endpoint {
+pub struct EndpointState {
     slot: u32,
     /// Number of the process behind the endpoint, which grows with each process.
     incarnation: AtomicU32,
@@ -86,7 +86,7 @@ pub struct Endpoint {
 }
 
 /// The fields that picks read end before this one.
-const _: () = assert!(std::mem::offset_of!(Endpoint, report) <= 64);
+const _: () = assert!(std::mem::offset_of!(EndpointState, report) <= 64);
 
 /// Numbers the processes behind endpoints. No number is used twice, so the owners of a slot are in order.
 #[derive(Debug, Default)]
@@ -110,9 +110,9 @@ impl Sample {
     }
 }
 
-// === impl Endpoint ===
+// === impl EndpointState ===
 
-impl Endpoint {
+impl EndpointState {
     /// The endpoint that owns `slot` of the prefix index, not scraped yet.
     #[must_use]
     pub fn new(slot: u32, incarnations: &Incarnations) -> Self {

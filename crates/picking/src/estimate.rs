@@ -11,7 +11,7 @@ use prefix_index::usage::Use;
 use scheduling::affinity::Affinity;
 
 use crate::cache_facts::Insertion;
-use crate::endpoint::Endpoint;
+use crate::endpoint::EndpointState;
 
 /// A difference within this many tokens is no evidence: engines cache blocks of 16, and always compute the last one.
 const TOLERATED_TOKENS: f64 = 32.0;
@@ -91,7 +91,7 @@ impl Estimate {
     pub(crate) fn learn(
         &self,
         answer: ReportedUsage,
-        endpoint: &Endpoint,
+        endpoint: &EndpointState,
         index: &PrefixIndex,
     ) -> Option<Learned> {
         let n_tokens = answer.prompt_tokens.filter(|n_tokens| *n_tokens > 0)?;
@@ -127,7 +127,7 @@ impl Estimate {
 /// chain's prefix, if it had computed that by then.
 pub(crate) fn note_sent(
     chains: &[Chain],
-    endpoint: &Endpoint,
+    endpoint: &EndpointState,
     index: &PrefixIndex,
 ) -> (Vec<Insertion>, Option<Use>) {
     let id = endpoint.id();
@@ -144,7 +144,7 @@ pub(crate) fn note_sent(
 }
 
 /// Bounds the text that `endpoint` is assumed to hold by the size of its cache. Returns the bound if it has changed.
-pub(crate) fn bound(endpoint: &Endpoint, index: &PrefixIndex) -> Option<u64> {
+pub(crate) fn bound(endpoint: &EndpointState, index: &PrefixIndex) -> Option<u64> {
     let max_bytes = endpoint.facts.new_bound(Affinity::BYTES_PER_TOKEN)?;
     index.limit_bytes(endpoint.id(), max_bytes);
     Some(max_bytes)

@@ -8,7 +8,7 @@ use prefix_index::endpoint::EndpointId;
 use prefix_index::index::PrefixIndex;
 use prefix_index::matches::Matches;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::EndpointState;
 use crate::estimate::CacheReading;
 use crate::request::{Request, TokenPrompts};
 
@@ -27,30 +27,30 @@ pub struct Matched {
     pub saved_tokens: Option<u64>,
 }
 
-/// The part of the request that each member holds. KV events, if there are any, override the estimate.
-pub(crate) fn matched<M: Borrow<Endpoint>>(
+/// The part of the request that each endpoint holds. KV events, if there are any, override the estimate.
+pub(crate) fn matched<E: Borrow<EndpointState>>(
     request: &Request<'_>,
-    members: &[&Arc<M>],
+    endpoints: &[&Arc<E>],
     (index, blocks): (&PrefixIndex, &BlockIndex),
     matches: &mut Matches,
 ) -> Vec<Matched> {
-    let mut estimated = vec![Matched::default(); members.len()];
+    let mut estimated = vec![Matched::default(); endpoints.len()];
     if request.reading == CacheReading::Skipped {
         return estimated;
     }
-    let id = |member: &&Arc<M>| -> EndpointId { (***member).borrow().id() };
+    let id = |endpoint: &&Arc<E>| -> EndpointId { (***endpoint).borrow().id() };
     for chain in request.chains {
         index.longest_match(chain, matches);
-        for (matched, member) in estimated.iter_mut().zip(members) {
-            let bytes = counted(matches.bytes(id(member)));
+        for (matched, endpoint) in estimated.iter_mut().zip(endpoints) {
+            let bytes = counted(matches.bytes(id(endpoint)));
             matched.bytes += bytes;
             matched.estimated_bytes += bytes;
         }
     }
     let Some(tokens) = request.tokens else { return estimated };
-    let endpoints: Vec<EndpointId> = members.iter().map(id).collect();
+    let ids: Vec<EndpointId> = endpoints.iter().map(id).collect();
     let TokenPrompts { prompts, block_size } = tokens;
-    let saved = blocks.saved_tokens(prompts, &endpoints, *block_size);
+    let saved = blocks.saved_tokens(prompts, &ids, *block_size);
     let n_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum::<u64>();
     let total_bytes = request.total_bytes();
     let precise = |(estimate, saved_tokens): (Matched, Option<u64>)| Matched {

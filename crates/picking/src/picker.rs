@@ -16,7 +16,7 @@ use scheduling::pick::{Ask, Decision, pick};
 
 use crate::cache_facts::Insertion;
 use crate::endpoint::health::Doubts;
-use crate::endpoint::{Cache, Endpoint, Incarnations, Sample};
+use crate::endpoint::{Cache, EndpointState, Incarnations, Sample};
 use crate::estimate::{Estimate, Learned, ReportedUsage, bound, note_sent};
 use crate::lease::Lease;
 use crate::matching::{Matched, counted, matched};
@@ -40,7 +40,7 @@ pub struct Settings {
     pub max_metrics_age: Duration,
 }
 
-/// The picker's knowledge about requests and caches; each [`Endpoint`] knows its own load.
+/// The picker's knowledge about requests and caches; each [`EndpointState`] knows its own load.
 #[derive(Debug)]
 pub struct Picker {
     settings: Settings,
@@ -49,10 +49,10 @@ pub struct Picker {
     blocks: Arc<BlockIndex>,
 }
 
-/// The parts that only one pick at a time may use. Share them under a lock, so that a pick counts before the next one
-/// reads loads and prefixes.
+/// State that only one pick at a time may use. Share it under a lock, so that a pick counts before the next one reads
+/// loads and prefixes.
 #[derive(Debug)]
-pub struct Turn<R> {
+pub struct PickState<R> {
     /// Chooses between endpoints that are equally good.
     pub rng: R,
     /// Memory of a lookup's answer, reused by the next lookup.
@@ -61,13 +61,13 @@ pub struct Turn<R> {
 
 /// The endpoint for a request, and the figures by which it was chosen.
 #[derive(Debug)]
-pub struct Placed<M: Borrow<Endpoint>> {
+pub struct Placed<E: Borrow<EndpointState>> {
     pub decision: Decision,
-    /// The members as the policy sees them, in their order.
+    /// The endpoints as the policy sees them, in their order.
     pub candidates: Vec<Candidate>,
-    /// The part of the request that each member holds, in the same order.
+    /// The part of the request that each endpoint holds, in the same order.
     pub matched: Vec<Matched>,
-    pub lease: Lease<M>,
+    pub lease: Lease<E>,
 }
 
 /// Changes by a scrape, besides the load.
@@ -78,9 +78,9 @@ pub struct Scraped {
     pub bound: Option<u64>,
 }
 
-// === impl Turn ===
+// === impl PickState ===
 
-impl<R> Turn<R> {
+impl<R> PickState<R> {
     pub fn new(rng: R) -> Self {
         Self { rng, matches: Matches::new() }
     }
@@ -101,8 +101,8 @@ impl Picker {
 
     /// A new endpoint, which owns `slot` of the index from now on.
     #[must_use]
-    pub fn endpoint(&self, slot: u32) -> Endpoint {
-        Endpoint::new(slot, &self.incarnations)
+    pub fn endpoint(&self, slot: u32) -> EndpointState {
+        EndpointState::new(slot, &self.incarnations)
     }
 
     /// The index of past picks.
@@ -117,31 +117,31 @@ impl Picker {
         &self.blocks
     }
 
-    /// Picks one of `members` for `request` and makes the pick count at once. `None` without members.
-    pub fn place<M: Borrow<Endpoint>>(
+    /// Picks one of `endpoints` for `request` and makes the pick count at once. `None` without endpoints.
+    pub fn place<E: Borrow<EndpointState>>(
         &self,
         request: &Request<'_>,
-        members: &[&Arc<M>],
+        endpoints: &[&Arc<E>],
         now: Moment,
-        turn: &mut Turn<impl Rng>,
-    ) -> Option<Placed<M>> {
+        pick_state: &mut PickState<impl Rng>,
+    ) -> Option<Placed<E>> {
         let Request { policy, n_endpoints, target_model, .. } = request;
-        let matched = matched(request, members, (&self.index, &self.blocks), &mut turn.matches);
-        let candidate = |(member, matched): (&&Arc<M>, &Matched)| {
-            let endpoint: &Endpoint = (***member).borrow();
+        let matched = matched(request, endpoints, (&self.index, &self.blocks), &mut pick_state.matches);
+        let candidate = |(endpoint, matched): (&&Arc<E>, &Matched)| {
+            let state: &EndpointState = (***endpoint).borrow();
             Candidate {
-                endpoint: endpoint.id(),
-                load: endpoint.load(now, self.settings.max_metrics_age),
-                adapter: target_model.map(|model| endpoint.adapter_state(model)).unwrap_or_default(),
+                endpoint: state.id(),
+                load: state.load(now, self.settings.max_metrics_age),
+                adapter: target_model.map(|model| state.adapter_state(model)).unwrap_or_default(),
                 matched_bytes: matched.bytes,
             }
         };
-        let candidates: Vec<Candidate> = members.iter().zip(&matched).map(candidate).collect();
+        let candidates: Vec<Candidate> = endpoints.iter().zip(&matched).map(candidate).collect();
         let ask = Ask { total_bytes: request.total_bytes(), n_endpoints: *n_endpoints };
-        let decision = pick(policy, &candidates, ask, &mut turn.rng).ok()?;
+        let decision = pick(policy, &candidates, ask, &mut pick_state.rng).ok()?;
         let idx = decision.candidate_idx;
         let uncached_bytes = decision.scores[idx].uncached_bytes;
-        let lease = self.send(request, members[idx], matched[idx], uncached_bytes);
+        let lease = self.send(request, endpoints[idx], matched[idx], uncached_bytes);
         Some(Placed { decision, candidates, matched, lease })
     }
 
@@ -155,21 +155,21 @@ impl Picker {
         matches.iter().map(|(endpoint, bytes)| (endpoint, counted(bytes))).filter(|(_, bytes)| *bytes > 0)
     }
 
-    /// Counts `request` as sent to `member`, which is assumed to hold `matched` of it and still has to compute
+    /// Counts `request` as sent to `endpoint`, which is assumed to hold `matched` of it and still has to compute
     /// `uncached_bytes`.
-    pub fn send<M: Borrow<Endpoint>>(
+    pub fn send<E: Borrow<EndpointState>>(
         &self,
         request: &Request<'_>,
-        member: &Arc<M>,
+        endpoint: &Arc<E>,
         matched: Matched,
         uncached_bytes: u64,
-    ) -> Lease<M> {
+    ) -> Lease<E> {
         let Request { chains, tokens, prompt_bytes, reading, .. } = *request;
-        let endpoint = (**member).borrow();
-        let (insertions, evidence) = note_sent(chains, endpoint, &self.index);
+        let state = (**endpoint).borrow();
+        let (insertions, evidence) = note_sent(chains, state, &self.index);
         let Matched { estimated_bytes, saved_tokens, .. } = matched;
         let estimate = (!chains.is_empty()).then_some(Estimate {
-            endpoint: endpoint.id(),
+            endpoint: state.id(),
             predicted_bytes: estimated_bytes,
             saved_tokens,
             n_bytes: prompt_bytes,
@@ -177,35 +177,35 @@ impl Picker {
             evidence,
         });
         let expected = tokens.and_then(|TokenPrompts { prompts, block_size }| {
-            self.blocks.expect(prompts, endpoint.id(), *block_size)
+            self.blocks.expect(prompts, state.id(), *block_size)
         });
-        Lease::new(member, uncached_bytes, (insertions, expected), estimate)
+        Lease::new(endpoint, uncached_bytes, (insertions, expected), estimate)
     }
 
-    /// Notes that `served` answered instead of the picked member, which therefore could not be reached: the picked
-    /// member counts as stale until it is scraped again, and `served` has the prompt that it was assumed to get.
-    pub fn on_served_elsewhere<M: Borrow<Endpoint>>(
+    /// Notes that `served` answered instead of the picked endpoint, which therefore could not be reached: the picked
+    /// endpoint counts as stale until it is scraped again, and `served` has the prompt that it was assumed to get.
+    pub fn on_served_elsewhere<E: Borrow<EndpointState>>(
         &self,
-        lease: &mut Lease<M>,
+        lease: &mut Lease<E>,
         chains: &[Chain],
-        served: &Arc<M>,
+        served: &Arc<E>,
     ) {
         let (insertions, _) = note_sent(chains, (**served).borrow(), &self.index);
         lease.move_to(served, insertions);
     }
 
     /// Ends a request. Returns what the usage of its response teaches, if it reports any that counts.
-    pub fn on_end<M: Borrow<Endpoint>>(
+    pub fn on_end<E: Borrow<EndpointState>>(
         &self,
-        lease: Lease<M>,
+        lease: Lease<E>,
         answer: Option<ReportedUsage>,
     ) -> Option<Learned> {
         let (answer, estimate) = answer.zip(lease.estimate())?;
-        estimate.learn(answer, (**lease.member()).borrow(), &self.index)
+        estimate.learn(answer, (**lease.endpoint()).borrow(), &self.index)
     }
 
     /// Notes that another picker has sent a prompt to `endpoint`. It is unknown if the prompt was ever computed.
-    pub fn on_sent_by_peer(&self, chain: &Chain, endpoint: &Endpoint) {
+    pub fn on_sent_by_peer(&self, chain: &Chain, endpoint: &EndpointState) {
         let id = endpoint.id();
         if let Some(inserted) = self.index.insert(chain, id) {
             endpoint.facts.note_sent(Insertion { endpoint: id, at: inserted.at });
@@ -213,7 +213,13 @@ impl Picker {
     }
 
     /// Notes a successful scrape of `endpoint` at `taken`, which began after `doubts`.
-    pub fn on_scrape(&self, endpoint: &Endpoint, sample: Sample, doubts: Doubts, taken: Moment) -> Scraped {
+    pub fn on_scrape(
+        &self,
+        endpoint: &EndpointState,
+        sample: Sample,
+        doubts: Doubts,
+        taken: Moment,
+    ) -> Scraped {
         let cache = endpoint.report(sample, doubts, taken);
         if cache == Cache::Lost {
             self.forget(endpoint);
@@ -222,7 +228,7 @@ impl Picker {
     }
 
     /// Notes that nothing listens at the address of `endpoint`.
-    pub fn on_down(&self, endpoint: &Endpoint) -> Cache {
+    pub fn on_down(&self, endpoint: &EndpointState) -> Cache {
         let cache = endpoint.report_down();
         if cache == Cache::Lost {
             self.forget(endpoint);
@@ -231,7 +237,7 @@ impl Picker {
     }
 
     /// Forgets the process behind `endpoint`, which is gone, and its cache.
-    pub fn forget(&self, endpoint: &Endpoint) {
+    pub fn forget(&self, endpoint: &EndpointState) {
         let gone = endpoint.reincarnate(&self.incarnations);
         self.index.remove_endpoint(gone);
         self.blocks.remove_endpoint(gone);

@@ -6,12 +6,12 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use picking::endpoint::{Endpoint, Sample};
+use picking::endpoint::{EndpointState, Sample};
 use picking::estimate::CacheReading;
 use picking::lease::Lease;
 use picking::matching::Matched;
 use picking::moment::Moment;
-use picking::picker::{self, INDEX_CAPACITY, Picker, Settings, Turn};
+use picking::picker::{self, INDEX_CAPACITY, PickState, Picker, Settings};
 use picking::request::{Request, TokenPrompts};
 use prefix_index::blocks::{BlockEvent, Bounds, TokenPrompt};
 use prefix_index::chain::{BlockHash, Chain, ChainBuilder, ChainSeed};
@@ -73,7 +73,7 @@ pub struct RequestView<'a> {
 #[must_use]
 pub struct RoutedRequest {
     pub pod_idx: usize,
-    lease: Lease<Endpoint>,
+    lease: Lease<EndpointState>,
 }
 
 impl RoutedRequest {
@@ -99,10 +99,10 @@ struct Choice {
 #[derive(Debug)]
 pub struct Router {
     policy: RouterPolicy,
-    turn: Turn<ChaCha8Rng>,
+    pick_state: PickState<ChaCha8Rng>,
     picker: Picker,
     /// The pods as the picker sees them.
-    endpoints: Vec<Arc<Endpoint>>,
+    endpoints: Vec<Arc<EndpointState>>,
     matches: Matches,
     /// Bytes of the current request that pods hold, by pod.
     held: Vec<(usize, u64)>,
@@ -197,7 +197,7 @@ impl Router {
         }
         Self {
             policy,
-            turn: Turn::new(ChaCha8Rng::seed_from_u64(seed)),
+            pick_state: PickState::new(ChaCha8Rng::seed_from_u64(seed)),
             picker,
             endpoints,
             matches: Matches::new(),
@@ -267,8 +267,9 @@ impl Router {
             prompt_bytes: view.text.len() as u64,
             reading: CacheReading::Text,
         };
-        let members: Vec<&Arc<Endpoint>> = self.endpoints.iter().collect();
-        let placed = self.picker.place(&request, &members, Moment::after_epoch(view.now), &mut self.turn);
+        let endpoints: Vec<&Arc<EndpointState>> = self.endpoints.iter().collect();
+        let placed =
+            self.picker.place(&request, &endpoints, Moment::after_epoch(view.now), &mut self.pick_state);
         let picker::Placed { decision, lease, candidates: _, matched: _ } = placed.expect("a fleet has pods");
         RoutedRequest { pod_idx: decision.candidate_idx, lease }
     }
@@ -310,7 +311,7 @@ impl Router {
                 self.next = (self.next + 1) % n_pods;
                 any_load(self.next)
             }
-            RouterPolicy::Random => any_load(self.turn.rng.random_range(0..n_pods)),
+            RouterPolicy::Random => any_load(self.pick_state.rng.random_range(0..n_pods)),
             RouterPolicy::LeastRequest => any_load(self.least_of_two()),
             RouterPolicy::Guard { threshold: _, max_gap } => {
                 let Choice { pod_idx, chain, .. } = self.by_prefix(view.text);
@@ -320,7 +321,7 @@ impl Router {
             RouterPolicy::Oracle => any_load(soonest(view, pods)),
             RouterPolicy::User => match view.user {
                 Some(user) => any_load(usize::try_from(user).unwrap_or_default() % n_pods),
-                None => any_load(self.turn.rng.random_range(0..n_pods)),
+                None => any_load(self.pick_state.rng.random_range(0..n_pods)),
             },
             RouterPolicy::Load => {
                 self.held.clear();
@@ -346,7 +347,7 @@ impl Router {
 
     /// Draws two pods and returns the less busy one.
     fn least_of_two(&mut self) -> usize {
-        let [first, second] = [(); 2].map(|()| self.turn.rng.random_range(0..self.endpoints.len()));
+        let [first, second] = [(); 2].map(|()| self.pick_state.rng.random_range(0..self.endpoints.len()));
         let in_flight = |pod_idx: usize| self.endpoints[pod_idx].in_flight();
         if in_flight(second) < in_flight(first) { second } else { first }
     }
@@ -381,7 +382,7 @@ impl Router {
 
     /// Chooses a pod by what pods hold of the prompt.
     fn pick(&mut self, total_bytes: u64) -> Choice {
-        let picked = self.load_index.pick(total_bytes, &self.held, &mut self.turn.rng);
+        let picked = self.load_index.pick(total_bytes, &self.held, &mut self.pick_state.rng);
         let Pick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
         Choice {
             pod_idx: endpoint_idx,

@@ -59,8 +59,8 @@ impl Director {
     /// endpoint counts as stale until it is scraped again, and `served` has the prompt that it was assumed to get.
     pub fn note_served_elsewhere(&self, in_flight: &mut InFlightRequest, served: &str, now: Now) {
         self.metrics().served_elsewhere.inc();
-        debug!(picked = %in_flight.lease.member().destination, served, "Served by another endpoint");
-        in_flight.lease.member().state.distrust();
+        debug!(picked = %in_flight.lease.endpoint().destination, served, "Served by another endpoint");
+        in_flight.lease.endpoint().state.distrust();
         let datastore = self.datastore.load();
         let Some(endpoint) = datastore.endpoints.iter().find(|endpoint| *endpoint.destination == *served)
         else {
@@ -83,7 +83,7 @@ impl Director {
             let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
             ReportedUsage { prompt_tokens, completion_tokens, cached_tokens }
         });
-        let endpoint = Arc::clone(lease.member());
+        let endpoint = Arc::clone(lease.endpoint());
         let learned = self.picker.on_end(lease, answer);
         let predicted_cached_tokens = learned.map(|learned| self.note_learned(&endpoint, learned));
         drop(running);

@@ -5,14 +5,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Cache, Endpoint, Report};
+use super::{Cache, EndpointState, Report};
 use crate::gauges::Outline;
 
 /// Number of doubts about an endpoint at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doubts(u32);
 
-impl Endpoint {
+impl EndpointState {
     /// Returns true if the endpoint may be picked: something listens there, as far as is known.
     #[inline]
     #[must_use]

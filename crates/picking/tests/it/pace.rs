@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use picking::endpoint::Endpoint;
+use picking::endpoint::EndpointState;
 use picking::estimate::CacheReading;
 use picking::lease::Lease;
 use picking::matching::Matched;
@@ -30,7 +30,7 @@ fn the_pace_follows_what_was_seen_last() {
     assert!(pace.time_for(u64::MAX).is_some(), "no work is too much");
 }
 
-fn send(picker: &Picker, endpoint: &Arc<Endpoint>, uncached_bytes: u64) -> Lease<Endpoint> {
+fn send(picker: &Picker, endpoint: &Arc<EndpointState>, uncached_bytes: u64) -> Lease<EndpointState> {
     let request = Request {
         policy: Policy::Default,
         n_endpoints: NonZeroUsize::MIN,
