@@ -15,7 +15,7 @@ use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingRequest};
 use epp::director::{Director, InFlightRequest, Now, Options};
 use epp::metrics::Metrics;
-use epp::scrape::Reading;
+use epp::scrape::ScrapeResult;
 use epp::tuning::Patch;
 use ext_proc::body::{Api, BodyScanner};
 use ext_proc::budget::Budget;
@@ -96,7 +96,7 @@ fn director(n_pods: u16) -> Director {
             adapters: None,
         };
         let doubts = endpoint.state.doubts();
-        director.note_scrape(endpoint, Reading::Sample { sample, doubts, taken: now().instant });
+        director.note_scrape(endpoint, ScrapeResult::Sample { sample, doubts, taken: now().instant });
     }
     director
 }

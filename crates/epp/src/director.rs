@@ -23,7 +23,7 @@ use picking::endpoint::Cache;
 use picking::estimate::CacheReading;
 use picking::lease::Lease;
 use picking::moment::Moment;
-use picking::picker::{PickState, Picker, Settings};
+use picking::picker::{PickState, Picker, PickerSettings};
 use picking::request::{Request, TokenPrompts};
 use pool_index::snapshot::Snapshot;
 use prefix_index::blocks::{BlockIndex, Bounds};
@@ -45,7 +45,7 @@ use crate::explain::{DecisionRecord, Decisions, timestamp};
 use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::PeerJournal;
 use crate::policies::Policies;
-use crate::scrape::{Reading, pace};
+use crate::scrape::{ScrapeResult, times};
 use crate::tuning::Patch;
 use ext_proc::body::{Lookup, ModelName, RequestBody, Unseen};
 use ext_proc::compat::Compat;
@@ -89,7 +89,7 @@ impl Options {
     /// These options, with limits on the age of metrics that scrapes every `period` can keep.
     #[must_use]
     pub fn for_scrapes_every(self, period: Duration) -> Self {
-        let keep = |limit| pace::age_limit(limit, period);
+        let keep = |limit| times::age_limit(limit, period);
         let saturation = Thresholds { metrics_age: keep(self.saturation.metrics_age), ..self.saturation };
         Self { max_metrics_age: keep(self.max_metrics_age), saturation, ..self }
     }
@@ -189,7 +189,7 @@ impl Director {
         names.set_stream(1);
         Self {
             datastore: ArcSwap::default(),
-            picker: Picker::new(Settings {
+            picker: Picker::new(PickerSettings {
                 index_capacity: options.index_capacity,
                 kv_bounds: options.kv_bounds,
                 max_metrics_age: options.max_metrics_age,
@@ -222,10 +222,10 @@ impl Director {
     }
 
     /// Notes the result of a scrape of `endpoint`.
-    pub fn note_scrape(&self, endpoint: &LiveEndpoint, reading: Reading) {
+    pub fn note_scrape(&self, endpoint: &LiveEndpoint, reading: ScrapeResult) {
         let (destination, pod) = (&*endpoint.destination, &*endpoint.pod);
         match reading {
-            Reading::Sample { sample, doubts, taken } => {
+            ScrapeResult::Sample { sample, doubts, taken } => {
                 let taken = self.moment(taken);
                 let scraped = self.picker.on_scrape(&endpoint.state, sample, doubts, taken);
                 if scraped.cache == Cache::Lost {
@@ -233,7 +233,7 @@ impl Director {
                 }
                 note::bounded(endpoint, scraped.bound);
             }
-            Reading::Down => {
+            ScrapeResult::Down => {
                 if self.picker.on_down(&endpoint.state) == Cache::Lost {
                     debug!(endpoint = destination, pod, "Endpoint is down");
                 }

@@ -18,7 +18,7 @@ use pool_index::source::watched::{Content, Unreadable, Watched, poll_blocking};
 use thiserror::Error;
 use tracing::{error, info};
 
-use crate::tuning::{Knob, Patch, Source, Tuning, TuningError};
+use crate::tuning::{Knob, KnobSource, Patch, Tuning, TuningError};
 
 /// Tunings by pool. Readers never wait.
 #[derive(Debug)]
@@ -125,9 +125,9 @@ impl Policies {
 impl Layers {
     fn resolve(&self) -> InForce {
         let Self { flags, file, annotations } = self;
-        let default = Tuning::default().with(flags, Source::Flag).with(file, Source::File);
+        let default = Tuning::default().with(flags, KnobSource::Flag).with(file, KnobSource::File);
         let pool = |(key, (_, annotation)): (&ObjectKey, &(Option<String>, Patch))| {
-            (key.clone(), Arc::new(default.clone().with(annotation, Source::Annotation)))
+            (key.clone(), Arc::new(default.clone().with(annotation, KnobSource::Annotation)))
         };
         let pools = annotations.iter().map(pool).collect();
         InForce { default: Arc::new(default), pools }

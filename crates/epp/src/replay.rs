@@ -17,7 +17,7 @@ use scheduling::pick::{Ask, Policy, pick};
 use scheduling::score::Score;
 use serde::{Deserialize, Serialize};
 
-use crate::tuning::{Patch, Source, Tuning};
+use crate::tuning::{KnobSource, Patch, Tuning};
 
 mod rehearsal;
 
@@ -183,7 +183,8 @@ fn policy(record: &Record, changes: &Patch) -> Result<Policy, ReplayError> {
         None | Some("DEFAULT") => Ok(Policy::Default),
         Some("PREFIX_CACHE") => {
             let recorded = record.policy.clone().unwrap_or_default();
-            let tuning = Tuning::default().with(&recorded, Source::BuiltIn).with(changes, Source::Flag);
+            let tuning =
+                Tuning::default().with(&recorded, KnobSource::BuiltIn).with(changes, KnobSource::Flag);
             Ok(Policy::PrefixCache(tuning.affinity(Affinity::BYTES_PER_TOKEN)))
         }
         Some(other) => Err(ReplayError::Strategy { seq: record.seq, strategy: other.to_owned() }),

@@ -21,13 +21,13 @@ use tracing::{debug, warn};
 
 use self::attempts::Attempts;
 use self::exposition::NoLoad;
-use self::pace::Pace;
+use self::times::ScrapeTimes;
 use crate::datastore::LiveEndpoint;
 use crate::metrics::{Metrics, OutcomeLabels, ReasonLabels};
 
 pub mod attempts;
 pub mod exposition;
-pub mod pace;
+pub mod times;
 
 /// Largest page that is read; vLLM 0.11 sends about 100 KB.
 const MAX_BODY: usize = 8 << 20;
@@ -44,18 +44,18 @@ enum Page {
     Whole { n_left: u32 },
 }
 
-/// A scraped endpoint, its pace, and the parts that all scrapes share.
+/// A scraped endpoint, its times, and the parts that all scrapes share.
 #[derive(Debug)]
 pub struct Scraping {
     pub endpoint: Arc<LiveEndpoint>,
-    pub pace: Pace,
+    pub times: ScrapeTimes,
     pub attempts: Arc<Attempts>,
     pub metrics: Arc<Metrics>,
 }
 
 /// Result of a scrape.
 #[derive(Clone, Debug)]
-pub enum Reading {
+pub enum ScrapeResult {
     /// The endpoint's answer to a scrape that began after `doubts`.
     Sample { sample: Sample, doubts: Doubts, taken: std::time::Instant },
     /// Nothing listens at the address.
@@ -100,11 +100,11 @@ enum Failure {
 
 /// Scrapes an endpoint until this future is dropped. Calls `note` with each result that contains the load, and if
 /// nothing listens at the address.
-pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&LiveEndpoint, Reading)) {
-    let Scraping { endpoint, pace, attempts, metrics: _ } = &scraping;
+pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&LiveEndpoint, ScrapeResult)) {
+    let Scraping { endpoint, times, attempts, metrics: _ } = &scraping;
     let mut course = Course { page: Page::Filtered, n_failures: 0, said: BTreeSet::new() };
     loop {
-        let connected = attempts.connect(endpoint.address, course.n_failures, pace.patience()).await;
+        let connected = attempts.connect(endpoint.address, course.n_failures, times.patience()).await;
         let failure = match connected {
             Ok(stream) => match serve_connection(&scraping, stream, &mut course, &note).await {
                 End::Closed => continue,
@@ -113,13 +113,18 @@ pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&LiveEn
             Err(failure) => failure,
         };
         scraping.note_failure(&failure, &mut course, &note);
-        sleep(pace.backoff(course.n_failures, &mut rng)).await;
+        sleep(times.backoff(course.n_failures, &mut rng)).await;
     }
 }
 
 impl Scraping {
-    fn note_failure(&self, failure: &Failure, course: &mut Course, note: &impl Fn(&LiveEndpoint, Reading)) {
-        let Self { endpoint, metrics, pace: _, attempts: _ } = self;
+    fn note_failure(
+        &self,
+        failure: &Failure,
+        course: &mut Course,
+        note: &impl Fn(&LiveEndpoint, ScrapeResult),
+    ) {
+        let Self { endpoint, metrics, times: _, attempts: _ } = self;
         course.n_failures = course.n_failures.saturating_add(1);
         // The last numbers may be out of date: they count again after a scrape that succeeds.
         endpoint.state.distrust();
@@ -129,7 +134,7 @@ impl Scraping {
         let (destination, pod) = (&*endpoint.destination, &*endpoint.pod);
         match failure {
             // Not logged as a warning: pods come and go.
-            Failure::Refused => note(endpoint, Reading::Down),
+            Failure::Refused => note(endpoint, ScrapeResult::Down),
             Failure::Unreachable(_)
             | Failure::Timeout(_)
             | Failure::Broken(_)
@@ -168,10 +173,10 @@ async fn serve_connection(
     scraping: &Scraping,
     stream: TcpStream,
     course: &mut Course,
-    note: &impl Fn(&LiveEndpoint, Reading),
+    note: &impl Fn(&LiveEndpoint, ScrapeResult),
 ) -> End {
-    let Scraping { endpoint, pace, metrics, attempts: _ } = scraping;
-    let patience = pace.patience();
+    let Scraping { endpoint, times, metrics, attempts: _ } = scraping;
+    let patience = times.patience();
     let (mut sender, connection) = match handshake(TokioIo::new(stream)).await {
         Ok(opened) => opened,
         Err(error) => return End::Failed(Failure::broken(error)),
@@ -188,12 +193,12 @@ async fn serve_connection(
                 Ok(Err(failure)) => return End::Failed(failure),
                 Err(_) => return End::Failed(Failure::Timeout(patience)),
             };
-            note(endpoint, Reading::Sample { sample, doubts, taken: Instant::now().into_std() });
+            note(endpoint, ScrapeResult::Sample { sample, doubts, taken: Instant::now().into_std() });
             n_scrapes += 1;
             course.n_failures = 0;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
             // Most pods of a large pool are idle most of the time.
-            sleep_until(begun + pace.gap(endpoint.state.is_idle())).await;
+            sleep_until(begun + times.gap(endpoint.state.is_idle())).await;
         }
     };
     // An endpoint may close the connection after its answer, which must still be read.

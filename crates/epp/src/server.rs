@@ -71,7 +71,7 @@ pub struct Settings {
     pub peers: Vec<String>,
     pub scrape_interval: Duration,
     /// Ports of engines, for pools that use KV events.
-    pub kv_ports: kv_events::follow::Ports,
+    pub kv_ports: kv_events::follow::KvPorts,
     /// Longest wait of such a pool's request for its token ids.
     pub tokenize_timeout: Duration,
     pub grace_period: Duration,
@@ -87,7 +87,7 @@ pub struct Settings {
 
 /// The ports in use, also if port 0 was asked for.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Ports {
+pub struct BoundPorts {
     pub grpc: SocketAddr,
     pub health: SocketAddr,
     pub metrics: SocketAddr,
@@ -175,9 +175,9 @@ impl Server {
     ///
     /// # Errors
     /// If the system does not know the address of a bound port.
-    pub fn ports(&self) -> anyhow::Result<Ports> {
+    pub fn ports(&self) -> anyhow::Result<BoundPorts> {
         let address = |listener: &TcpListener| listener.local_addr().context("read the bound address");
-        Ok(Ports {
+        Ok(BoundPorts {
             grpc: address(&self.grpc)?,
             health: address(&self.health)?,
             metrics: address(&self.metrics)?,

@@ -31,7 +31,7 @@ pub enum Knob {
 /// Source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Source {
+pub enum KnobSource {
     BuiltIn,
     Flag,
     File,
@@ -53,7 +53,7 @@ pub struct Tuning {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Setting {
     pub value: f64,
-    pub source: Source,
+    pub source: KnobSource,
 }
 
 /// Reason why a text is not a policy.
@@ -197,7 +197,7 @@ impl Serialize for Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        let built_in = |knob: Knob| (knob, Setting { value: knob.built_in(), source: Source::BuiltIn });
+        let built_in = |knob: Knob| (knob, Setting { value: knob.built_in(), source: KnobSource::BuiltIn });
         Self { settings: Knob::ALL.into_iter().map(built_in).collect() }
     }
 }
@@ -205,7 +205,7 @@ impl Default for Tuning {
 impl Tuning {
     /// This tuning with the knobs of `patch` set.
     #[must_use]
-    pub fn with(mut self, patch: &Patch, source: Source) -> Self {
+    pub fn with(mut self, patch: &Patch, source: KnobSource) -> Self {
         let settings = patch.0.iter().map(|(knob, value)| (*knob, Setting { value: *value, source }));
         self.settings.extend(settings);
         self

@@ -23,7 +23,7 @@ use self::fields::{Field, Fields};
 use self::live::{Live, Shape, ValueState};
 pub use self::lookup::{Lookup, Unseen};
 pub use self::prompts::MAX_PROMPTS;
-use self::source::{Kind, Source, Span, Word};
+use self::source::{BodySource, Span, ValueKind, Word};
 pub use self::text::PromptText;
 use self::utf8::Utf8Checker;
 use crate::json::{Container, Event, JsonError, Lexer, Literal, MAX_DEPTH};
@@ -270,7 +270,7 @@ impl BodyScanner {
         if !is_object {
             return Err(BodyError::NotAnObject);
         }
-        let source = Source::new(chunks);
+        let source = BodySource::new(chunks);
         let prompts = prompts::read(&source, api, &fields, plain);
         Ok(RequestBody {
             api,
@@ -401,13 +401,13 @@ impl Root {
     }
 }
 
-fn model(source: &Source<'_>, fields: &Fields) -> Result<ModelName, BodyError> {
+fn model(source: &BodySource<'_>, fields: &Fields) -> Result<ModelName, BodyError> {
     let Some(span) = fields.get(Field::Model) else {
         let missing =
             if fields.is_null(Field::Model) { BodyError::ModelType } else { BodyError::ModelMissing };
         return Err(missing);
     };
-    if source.kind(span) != Kind::Text {
+    if source.kind(span) != ValueKind::Text {
         return Err(BodyError::ModelType);
     }
     let name = short_text(source, span, MAX_MODEL_NAME + 1);
@@ -418,13 +418,13 @@ fn model(source: &Source<'_>, fields: &Fields) -> Result<ModelName, BodyError> {
     }
 }
 
-fn cache_salt(source: &Source<'_>, fields: &Fields) -> Option<String> {
+fn cache_salt(source: &BodySource<'_>, fields: &Fields) -> Option<String> {
     let span = fields.get(Field::CacheSalt)?;
-    (source.kind(span) == Kind::Text).then(|| short_text(source, span, MAX_SALT))
+    (source.kind(span) == ValueKind::Text).then(|| short_text(source, span, MAX_SALT))
 }
 
 /// The text at `span`, or its first `limit` bytes.
-fn short_text(source: &Source<'_>, span: &Span, limit: usize) -> String {
+fn short_text(source: &BodySource<'_>, span: &Span, limit: usize) -> String {
     let mut bytes = Vec::new();
     source.text(span, |text| {
         let n_kept = text.len().min(limit - bytes.len());

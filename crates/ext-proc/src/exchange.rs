@@ -19,7 +19,7 @@ use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingReques
 use inference_api::object::ObjectKey;
 
 pub use self::collecting::{BodyEnd, CollectedBody};
-use self::collecting::{Collected, Collecting, Part, Progress};
+use self::collecting::{Collected, Collecting, NextPart, Progress};
 pub use self::mode::{BodyMode, Modes};
 pub use self::responding::ResponseReport;
 use self::responding::{RequestFacts, Responding};
@@ -222,7 +222,7 @@ impl<L> Exchange<L> {
         match self.phase {
             Phase::Headers => Err(ProtocolError::NoHeaders),
             Phase::Collecting(_) | Phase::Deciding | Phase::Picked(_) | Phase::Closed => {
-                Ok(self.collect(Part::Missing(fault)))
+                Ok(self.collect(NextPart::Missing(fault)))
             }
         }
     }
@@ -404,7 +404,7 @@ impl<L> Exchange<L> {
     fn request_body(&mut self, body: HttpBody) -> Result<Received, ProtocolError> {
         match &mut self.phase {
             Phase::Headers => Err(ProtocolError::NoHeaders),
-            Phase::Collecting(_) => Ok(self.collect(Part::Chunk(body))),
+            Phase::Collecting(_) => Ok(self.collect(NextPart::Chunk(body))),
             Phase::Picked(picked) if picked.rest == Rest::Passes => {
                 if body.end_of_stream {
                     picked.rest = Rest::None;
@@ -419,7 +419,7 @@ impl<L> Exchange<L> {
     fn request_trailers(&mut self) -> Result<Received, ProtocolError> {
         match &mut self.phase {
             Phase::Headers => Err(ProtocolError::NoHeaders),
-            Phase::Collecting(_) => Ok(self.collect(Part::Trailers)),
+            Phase::Collecting(_) => Ok(self.collect(NextPart::Trailers)),
             Phase::Picked(picked) => {
                 picked.rest = Rest::None;
                 Ok(Received::Answers(vec![trailers()]))
@@ -430,7 +430,7 @@ impl<L> Exchange<L> {
 
     /// Takes the next part of a body that is collected. After the last one the director is asked, also about a request
     /// that cannot be routed, because it records the fault and decides the refusal.
-    fn collect(&mut self, part: Part) -> Received {
+    fn collect(&mut self, part: NextPart) -> Received {
         match std::mem::replace(&mut self.phase, Phase::Deciding) {
             Phase::Collecting(collecting) => match collecting.take(part, &mut self.held) {
                 Progress::More(collecting) => {

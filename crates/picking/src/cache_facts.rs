@@ -27,14 +27,14 @@ struct State {
     tells_cached: bool,
     /// The bound in the index for this endpoint.
     bound: Option<u64>,
-    pending: Vec<Insertion>,
+    pending: Vec<InsertedPrompt>,
     /// Paths that its API does not have.
     lacking: Vec<&'static str>,
 }
 
 /// A prompt in the index, which is assumed to be cached from the pick on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Insertion {
+pub struct InsertedPrompt {
     pub endpoint: EndpointId,
     pub at: Use,
 }
@@ -76,7 +76,7 @@ impl CacheFacts {
     }
 
     /// Notes that the prompt was sent; it will be in the cache after it is computed.
-    pub fn note_sent(&self, insertion: Insertion) {
+    pub fn note_sent(&self, insertion: InsertedPrompt) {
         let mut state = self.state.lock();
         if state.pending.len() == MAX_PENDING {
             state.pending.remove(0);
@@ -85,14 +85,14 @@ impl CacheFacts {
     }
 
     /// Notes that the prompt's first token came.
-    pub fn note_computed(&self, insertion: Insertion) {
+    pub fn note_computed(&self, insertion: InsertedPrompt) {
         self.state.lock().pending.retain(|pending| *pending != insertion);
     }
 
     /// Returns true if the prompt must be cached unless it was evicted. A prompt without an answer may never have been
     /// cached.
     #[must_use]
-    pub fn is_computed(&self, insertion: Insertion) -> bool {
+    pub fn is_computed(&self, insertion: InsertedPrompt) -> bool {
         !self.state.lock().pending.contains(&insertion)
     }
 

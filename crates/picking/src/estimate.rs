@@ -10,7 +10,7 @@ use prefix_index::index::PrefixIndex;
 use prefix_index::usage::Use;
 use scheduling::affinity::Affinity;
 
-use crate::cache_facts::Insertion;
+use crate::cache_facts::InsertedPrompt;
 use crate::endpoint::EndpointState;
 
 /// A difference within this many tokens is no evidence: engines cache blocks of 16, and always compute the last one.
@@ -129,14 +129,14 @@ pub(crate) fn note_sent(
     chains: &[Chain],
     endpoint: &EndpointState,
     index: &PrefixIndex,
-) -> (Vec<Insertion>, Option<Use>) {
+) -> (Vec<InsertedPrompt>, Option<Use>) {
     let id = endpoint.id();
     let (mut insertions, mut previous) = (Vec::with_capacity(chains.len()), None);
     for chain in chains {
         let Some(inserted) = index.insert(chain, id) else { continue };
-        let insertion = Insertion { endpoint: id, at: inserted.at };
+        let insertion = InsertedPrompt { endpoint: id, at: inserted.at };
         endpoint.facts.note_sent(insertion);
-        let is_computed = |at: &Use| endpoint.facts.is_computed(Insertion { endpoint: id, at: *at });
+        let is_computed = |at: &Use| endpoint.facts.is_computed(InsertedPrompt { endpoint: id, at: *at });
         previous = inserted.previous.filter(is_computed);
         insertions.push(insertion);
     }

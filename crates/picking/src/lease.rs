@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use prefix_index::blocks::Expected;
 
-use crate::cache_facts::Insertion;
+use crate::cache_facts::InsertedPrompt;
 use crate::endpoint::EndpointState;
 use crate::estimate::Estimate;
 
@@ -20,7 +20,7 @@ pub struct Lease<E: Borrow<EndpointState>> {
     /// Bytes that the endpoint had to compute at the pick, with the request's own.
     work_bytes: u64,
     /// The request's prompts in the index; empty after the first token.
-    insertions: Vec<Insertion>,
+    insertions: Vec<InsertedPrompt>,
     /// Blocks that the endpoint will have stored; expected until the response ends.
     expected_blocks: Option<Expected>,
     /// The prediction to compare with the response; `None` if the response says nothing about the endpoint's cache.
@@ -32,7 +32,7 @@ impl<E: Borrow<EndpointState>> Lease<E> {
     pub(crate) fn new(
         endpoint: &Arc<E>,
         uncached_bytes: u64,
-        (insertions, expected_blocks): (Vec<Insertion>, Option<Expected>),
+        (insertions, expected_blocks): (Vec<InsertedPrompt>, Option<Expected>),
         estimate: Option<Estimate>,
     ) -> Self {
         let work_bytes = state(endpoint).add_request(uncached_bytes);
@@ -57,7 +57,7 @@ impl<E: Borrow<EndpointState>> Lease<E> {
     }
 
     /// Moves the request to another endpoint, which serves it in the end.
-    pub(crate) fn move_to(&mut self, endpoint: &Arc<E>, insertions: Vec<Insertion>) {
+    pub(crate) fn move_to(&mut self, endpoint: &Arc<E>, insertions: Vec<InsertedPrompt>) {
         self.insertions = insertions;
         self.expected_blocks = None;
         self.estimate = None;

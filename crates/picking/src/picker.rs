@@ -14,7 +14,7 @@ use rand::Rng;
 use scheduling::candidate::Candidate;
 use scheduling::pick::{Ask, Decision, pick};
 
-use crate::cache_facts::Insertion;
+use crate::cache_facts::InsertedPrompt;
 use crate::endpoint::health::Doubts;
 use crate::endpoint::{Cache, EndpointState, Incarnations, Sample};
 use crate::estimate::{Estimate, Learned, ReportedUsage, bound, note_sent};
@@ -31,7 +31,7 @@ pub const SCRAPE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Settings that do not change while a picker lives.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct PickerSettings {
     /// Most blocks of each endpoint in the prefix index.
     pub index_capacity: NonZeroU32,
     /// Bounds of the index of KV events.
@@ -43,7 +43,7 @@ pub struct Settings {
 /// The picker's knowledge about requests and caches; each [`EndpointState`] knows its own load.
 #[derive(Debug)]
 pub struct Picker {
-    settings: Settings,
+    settings: PickerSettings,
     incarnations: Incarnations,
     index: PrefixIndex,
     blocks: Arc<BlockIndex>,
@@ -90,7 +90,7 @@ impl<R> PickState<R> {
 
 impl Picker {
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: PickerSettings) -> Self {
         Self {
             settings,
             incarnations: Incarnations::default(),
@@ -208,7 +208,7 @@ impl Picker {
     pub fn on_sent_by_peer(&self, chain: &Chain, endpoint: &EndpointState) {
         let id = endpoint.id();
         if let Some(inserted) = self.index.insert(chain, id) {
-            endpoint.facts.note_sent(Insertion { endpoint: id, at: inserted.at });
+            endpoint.facts.note_sent(InsertedPrompt { endpoint: id, at: inserted.at });
         }
     }
 

@@ -92,7 +92,7 @@ pub struct Bounds {
 
 /// Sizes and counters, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
+pub struct BlockStats {
     /// Distinct blocks that at least one endpoint holds or is expected to hold.
     pub n_blocks: u64,
     /// Blocks that were stored after an unknown one, since the start.
@@ -333,10 +333,10 @@ impl BlockIndex {
     }
 
     #[must_use]
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self) -> BlockStats {
         let state = self.read();
         let State { holders, n_orphans, n_refused, .. } = &*state;
-        Stats { n_blocks: holders.len() as u64, n_orphans: *n_orphans, n_refused: *n_refused }
+        BlockStats { n_blocks: holders.len() as u64, n_orphans: *n_orphans, n_refused: *n_refused }
     }
 
     fn read(&self) -> ShardedLockReadGuard<'_, State> {

@@ -32,7 +32,7 @@ pub struct CurrentLoad {
 
 /// The endpoint for a request, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pick {
+pub struct RankedPick {
     pub endpoint_idx: usize,
     pub reason: Reason,
     /// Bytes of the request that the endpoint would have to compute.
@@ -118,7 +118,7 @@ impl LoadIndex {
 
     /// Picks an endpoint for a request of `total_bytes`. `matches` are the endpoints that hold some of it, each once,
     /// in any order, with the number of bytes. `None` without endpoints.
-    pub fn pick(&self, total_bytes: u64, matches: &[(usize, u64)], rng: &mut impl Rng) -> Option<Pick> {
+    pub fn pick(&self, total_bytes: u64, matches: &[(usize, u64)], rng: &mut impl Rng) -> Option<RankedPick> {
         let longest = matches.iter().map(|(_, matched)| ratio(*matched, total_bytes)).fold(0.0, f64::max);
         // If no match counts, none is preferred.
         let affinity = match &self.policy {
@@ -144,7 +144,7 @@ impl LoadIndex {
             None if self.ranks.len() == 1 => Reason::OnlyCandidate,
             None => Reason::Load,
         };
-        Some(Pick { endpoint_idx, reason, uncached_bytes: total_bytes.saturating_sub(matched) })
+        Some(RankedPick { endpoint_idx, reason, uncached_bytes: total_bytes.saturating_sub(matched) })
     }
 
     /// The best endpoints if none held any of the request.

@@ -11,7 +11,7 @@ use picking::estimate::CacheReading;
 use picking::lease::Lease;
 use picking::matching::Matched;
 use picking::moment::Moment;
-use picking::picker::{self, INDEX_CAPACITY, PickState, Picker, Settings};
+use picking::picker::{self, INDEX_CAPACITY, PickState, Picker, PickerSettings};
 use picking::request::{Request, TokenPrompts};
 use prefix_index::blocks::{BlockEvent, Bounds, TokenPrompt};
 use prefix_index::chain::{BlockHash, Chain, ChainBuilder, ChainSeed};
@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
 use scheduling::candidate::Load;
-use scheduling::load_index::{CurrentLoad, LoadIndex, Pick};
+use scheduling::load_index::{CurrentLoad, LoadIndex, RankedPick};
 use scheduling::pick::Policy;
 
 use crate::pod::{Pod, PodLoad, Work};
@@ -183,7 +183,7 @@ impl RouterPolicy {
 impl Router {
     #[must_use]
     pub fn new(policy: RouterPolicy, n_pods: usize, seed: u64) -> Self {
-        let picker = Picker::new(Settings {
+        let picker = Picker::new(PickerSettings {
             index_capacity: INDEX_CAPACITY,
             kv_bounds: Bounds::default(),
             // Scrapes are always recent in virtual time.
@@ -383,7 +383,7 @@ impl Router {
     /// Chooses a pod by what pods hold of the prompt.
     fn pick(&mut self, total_bytes: u64) -> Choice {
         let picked = self.load_index.pick(total_bytes, &self.held, &mut self.pick_state.rng);
-        let Pick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
+        let RankedPick { endpoint_idx, reason: _, uncached_bytes } = picked.expect("a fleet has pods");
         Choice {
             pod_idx: endpoint_idx,
             uncached_bytes,

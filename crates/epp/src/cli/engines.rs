@@ -87,7 +87,7 @@ impl EngineArgs {
     }
 
     /// The ports of KV events.
-    pub(super) fn kv_ports(&self) -> kv_events::follow::Ports {
-        kv_events::follow::Ports { events: self.kv_events_port, replay: self.kv_replay_port }
+    pub(super) fn kv_ports(&self) -> kv_events::follow::KvPorts {
+        kv_events::follow::KvPorts { events: self.kv_events_port, replay: self.kv_replay_port }
     }
 }

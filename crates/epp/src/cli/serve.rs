@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tracing::info;
 
-use crate::server::{Ports, Server, Settings, Shutdown};
+use crate::server::{BoundPorts, Server, Settings, Shutdown};
 
 /// Serves until a signal ends it. The bound addresses go to `port_file`.
 #[tokio::main]
@@ -60,7 +60,7 @@ impl Signals {
 }
 
 /// Writes the ports by a rename, so that a reader sees the whole file or none.
-fn write_ports(path: &Path, ports: Ports) -> anyhow::Result<()> {
+fn write_ports(path: &Path, ports: BoundPorts) -> anyhow::Result<()> {
     let text = serde_json::to_string(&ports).context("write the ports as JSON")?;
     let part = path.with_extension("part");
     std::fs::write(&part, text + "\n").with_context(|| format!("write {}", part.display()))?;

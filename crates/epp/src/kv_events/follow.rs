@@ -34,7 +34,7 @@ const SUBSCRIBING: Duration = Duration::from_millis(50);
 
 /// Ports of engines for which no other ports are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ports {
+pub struct KvPorts {
     pub events: u16,
     /// Port for past messages. `None`: engines are not asked for what was missed.
     pub replay: Option<u16>,
@@ -66,7 +66,7 @@ pub async fn follow(
     endpoint: Arc<LiveEndpoint>,
     blocks: Arc<BlockIndex>,
     metrics: Arc<Metrics>,
-    ports: Ports,
+    ports: KvPorts,
 ) {
     let KvAddresses { events, replay } = endpoint.kv;
     let at = |port| SocketAddr::new(endpoint.address.ip(), port);

@@ -13,9 +13,9 @@ use tracing::error;
 
 use crate::datastore::{Datastore, LiveEndpoint};
 use crate::director::Director;
-use crate::kv_events::follow::{Ports, follow};
+use crate::kv_events::follow::{KvPorts, follow};
 use crate::scrape::attempts::Attempts;
-use crate::scrape::pace::Pace;
+use crate::scrape::times::ScrapeTimes;
 use crate::scrape::{Scraping, scrape};
 use crate::server::parts::restart_on_panic;
 
@@ -24,9 +24,9 @@ use crate::server::parts::restart_on_panic;
 pub(crate) struct Follower {
     director: Arc<Director>,
     reader: Reader,
-    pace: Pace,
+    times: ScrapeTimes,
     attempts: Arc<Attempts>,
-    kv_ports: Ports,
+    kv_ports: KvPorts,
     scrapes: HashMap<Slot, CancellationToken>,
     tracker: TaskTracker,
 }
@@ -36,12 +36,12 @@ impl Follower {
     pub(crate) fn new(
         director: Arc<Director>,
         reader: Reader,
-        (scrape_interval, kv_ports): (Duration, Ports),
+        (scrape_interval, kv_ports): (Duration, KvPorts),
     ) -> Self {
         director.apply(&reader.snapshot());
-        let pace = Pace::new(scrape_interval, director.options().shortest_metrics_age());
+        let times = ScrapeTimes::new(scrape_interval, director.options().shortest_metrics_age());
         let (scrapes, tracker) = (HashMap::new(), TaskTracker::new());
-        Self { director, reader, pace, attempts: Arc::default(), kv_ports, scrapes, tracker }
+        Self { director, reader, times, attempts: Arc::default(), kv_ports, scrapes, tracker }
     }
 
     /// Runs until `stop`, or until the index ends.
@@ -84,12 +84,12 @@ impl Follower {
         endpoint: Arc<LiveEndpoint>,
         token: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
-        let Self { director, pace, attempts, kv_ports, .. } = self;
+        let Self { director, times, attempts, kv_ports, .. } = self;
         let (director, attempts) = (Arc::clone(director), Arc::clone(attempts));
-        let (pace, kv_ports) = (*pace, *kv_ports);
+        let (times, kv_ports) = (*times, *kv_ports);
         async move {
             let watch = || {
-                watch(Arc::clone(&director), Arc::clone(&endpoint), (pace, Arc::clone(&attempts)), kv_ports)
+                watch(Arc::clone(&director), Arc::clone(&endpoint), (times, Arc::clone(&attempts)), kv_ports)
             };
             let died = |panic: &str| {
                 director.metrics().endpoint_task_panics.inc();
@@ -111,15 +111,15 @@ impl Follower {
 async fn watch(
     director: Arc<Director>,
     endpoint: Arc<LiveEndpoint>,
-    (pace, attempts): (Pace, Arc<Attempts>),
-    kv_ports: Ports,
+    (times, attempts): (ScrapeTimes, Arc<Attempts>),
+    kv_ports: KvPorts,
 ) {
     let metrics = Arc::clone(director.metrics());
     let blocks = Arc::clone(director.blocks());
     let events = follow(Arc::clone(&endpoint), blocks, Arc::clone(&metrics), kv_ports);
     let mut rng = ChaCha8Rng::seed_from_u64(director.options().seed);
     rng.set_stream(u64::from(endpoint.slot.idx));
-    let scraping = Scraping { endpoint, pace, attempts, metrics };
+    let scraping = Scraping { endpoint, times, attempts, metrics };
     let note = |endpoint: &LiveEndpoint, reading| director.note_scrape(endpoint, reading);
     tokio::select! {
         () = scrape(scraping, rng, note) => {}

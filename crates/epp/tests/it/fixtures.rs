@@ -18,7 +18,7 @@ use epp::kv_events;
 use epp::server::accept::Patience;
 use epp::server::grpc::Timeouts;
 use epp::server::tls::Security;
-use epp::server::{Ports, Server, Settings, Shutdown};
+use epp::server::{BoundPorts, Server, Settings, Shutdown};
 use epp::spans::Otlp;
 use epp::tuning::Patch;
 use ext_proc::compat::Compat;
@@ -89,7 +89,7 @@ pub(crate) struct Scenario {
 
 /// A running picker.
 pub(crate) struct Picker {
-    pub(crate) ports: Ports,
+    pub(crate) ports: BoundPorts,
     pub(crate) pods: Vec<Pod>,
     pub(crate) log: Log,
     pub(crate) shutdown: Shutdown,
@@ -365,7 +365,7 @@ pub(crate) fn settings(pool_file: &Path, endpoints: &Path, max_body_bytes: usize
         n_dropped_lines: Counter::default(),
         peers: Vec::new(),
         scrape_interval: Duration::from_millis(10),
-        kv_ports: kv_events::follow::Ports { events: 1, replay: None },
+        kv_ports: kv_events::follow::KvPorts { events: 1, replay: None },
         tokenize_timeout: Duration::from_secs(1),
         grace_period: Duration::from_secs(5),
         drain_delay: Duration::ZERO,

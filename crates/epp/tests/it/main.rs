@@ -18,7 +18,7 @@ mod headers;
 mod limits;
 mod log;
 mod models;
-mod pace;
+mod scrape_times;
 mod pages;
 mod observed;
 mod patience;

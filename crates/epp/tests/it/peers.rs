@@ -9,7 +9,7 @@ use epp::director::{Director, Peers};
 use epp::follow_peers::Followers;
 use epp::metrics::Metrics;
 use epp::peers::{PeerJournal, PeerLine};
-use epp::server::{Ports, Server, Settings, Shutdown};
+use epp::server::{BoundPorts, Server, Settings, Shutdown};
 use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -44,7 +44,7 @@ struct Fleet {
 
 /// A running picker.
 struct Picker {
-    ports: Ports,
+    ports: BoundPorts,
     shutdown: Shutdown,
     server: JoinSet<anyhow::Result<()>>,
 }

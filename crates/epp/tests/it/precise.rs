@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use epp::kv_events::wire::{self, Message, WireError};
-use epp::server::{Ports, Server, Settings, Shutdown};
+use epp::server::{BoundPorts, Server, Settings, Shutdown};
 use prefix_index::blocks::{BlockEvent, Bounds, EngineHash, Stored};
 use rmpv::Value as Msgpack;
 use serde_json::Value;
@@ -31,7 +31,7 @@ const PROMPT: usize = 101;
 struct Lab {
     pods: Vec<Pod>,
     engines: Vec<Engine>,
-    ports: Ports,
+    ports: BoundPorts,
     pool: PathBuf,
     log: Log,
     shutdown: Shutdown,

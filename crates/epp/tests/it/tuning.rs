@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use epp::policies::{Policies, WatchedFile};
-use epp::tuning::{Knob, Patch, Source, Tuning};
+use epp::tuning::{Knob, KnobSource, Patch, Tuning};
 use inference_api::object::ObjectKey;
 use pool_index::source::kept::SETTLE;
 use serde_json::{Value, json};
@@ -20,14 +20,14 @@ fn patch(text: &str) -> Patch {
 #[test]
 fn a_later_source_wins_knob_by_knob() {
     let tuning = Tuning::default()
-        .with(&patch("{threshold: 0.1, stall: 1, spillTokens: 1}"), Source::Flag)
-        .with(&patch("{threshold: 0.2, stall: 2}"), Source::File)
-        .with(&patch(r#"{"threshold": 0.3}"#), Source::Annotation);
+        .with(&patch("{threshold: 0.1, stall: 1, spillTokens: 1}"), KnobSource::Flag)
+        .with(&patch("{threshold: 0.2, stall: 2}"), KnobSource::File)
+        .with(&patch(r#"{"threshold": 0.3}"#), KnobSource::Annotation);
     let setting = |knob| (tuning.settings()[&knob].value, tuning.settings()[&knob].source);
-    assert_eq!(setting(Knob::Threshold), (0.3, Source::Annotation));
-    assert_eq!(setting(Knob::Stall), (2.0, Source::File));
-    assert_eq!(setting(Knob::SpillTokens), (1.0, Source::Flag));
-    assert_eq!(setting(Knob::KvThreshold), (0.9, Source::BuiltIn));
+    assert_eq!(setting(Knob::Threshold), (0.3, KnobSource::Annotation));
+    assert_eq!(setting(Knob::Stall), (2.0, KnobSource::File));
+    assert_eq!(setting(Knob::SpillTokens), (1.0, KnobSource::Flag));
+    assert_eq!(setting(Knob::KvThreshold), (0.9, KnobSource::BuiltIn));
     let affinity = tuning.affinity(4.0);
     assert_eq!((affinity.threshold, affinity.stall, affinity.spill_bytes), (0.3, 2.0, 4.0));
     assert_eq!((affinity.queue_bytes, affinity.kv_bytes, affinity.kv_threshold), (256.0, 4096.0, 0.9));

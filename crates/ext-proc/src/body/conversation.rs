@@ -1,9 +1,9 @@
 //! Writes the conversations of the three APIs as one text, in the order of the engine's chat template: the leading
 //! system message, the tools, the other messages, and then what else decides about the prompt.
 
-use super::source::{Inner, Kind, Source, Span, Walk, Word};
+use super::source::{BodySource, Inner, Span, ValueKind, Walk, Word};
 use super::text::BillingLine;
-use super::writer::{Part, Writer, Written};
+use super::writer::{ContentPart, Writer, Written};
 use super::{Api, Field, Fields};
 
 /// A message or an item, as the positions of its fields. The Responses API spreads an assistant's message over several
@@ -52,7 +52,7 @@ struct Conversation<'a> {
 }
 
 /// The text of the conversation in the array at `messages`.
-pub(super) fn write(source: &Source<'_>, api: Api, fields: &Fields, messages: &Span) -> Written {
+pub(super) fn write(source: &BodySource<'_>, api: Api, fields: &Fields, messages: &Span) -> Written {
     let survey = Survey::new(source, api, messages);
     let mut conversation = Conversation { writer: Writer::new(source), api, fields, messages, survey };
     conversation.write();
@@ -78,14 +78,14 @@ impl Message {
         *field = Some(span);
     }
 
-    fn role(&self, source: &Source<'_>) -> Word {
+    fn role(&self, source: &BodySource<'_>) -> Word {
         self.role.as_ref().map(|role| source.word(role)).unwrap_or_default()
     }
 }
 
 /// Calls `each` with every message in the array at `span`: its number, its fields, its role and its position.
 fn each_message(
-    source: &Source<'_>,
+    source: &BodySource<'_>,
     span: &Span,
     mut each: impl FnMut(usize, &Message, Word, &Span) -> Walk,
 ) {
@@ -106,9 +106,9 @@ fn each_message(
 // === impl Survey ===
 
 impl Survey {
-    fn new(source: &Source<'_>, api: Api, messages: &Span) -> Self {
+    fn new(source: &BodySource<'_>, api: Api, messages: &Span) -> Self {
         let mut survey = Self::default();
-        if source.kind(messages) != Kind::Array {
+        if source.kind(messages) != ValueKind::Array {
             return survey;
         }
         each_message(source, messages, |message_idx, message, role, _| {
@@ -130,11 +130,11 @@ impl Survey {
 }
 
 /// Returns true if a user's message of the Messages API contains more than results of tools.
-fn asks(source: &Source<'_>, message: &Message) -> bool {
+fn asks(source: &BodySource<'_>, message: &Message) -> bool {
     let Some(content) = &message.content else { return false };
-    let mut asks = source.kind(content) == Kind::Text;
+    let mut asks = source.kind(content) == ValueKind::Text;
     let mut kind = Word::default();
-    if source.kind(content) == Kind::Array {
+    if source.kind(content) == ValueKind::Array {
         source.walk(content, |inner| {
             match inner {
                 Inner::Field(b"type", span) => kind = source.word(&span),
@@ -205,7 +205,7 @@ impl Conversation<'_> {
         }
         let source = self.writer.source;
         let messages = self.messages;
-        if source.kind(messages) == Kind::Array {
+        if source.kind(messages) == ValueKind::Array {
             let only_first = !(has_developer || is_inline);
             each_message(source, messages, |message_idx, message, role, _| {
                 if self.leads(message_idx, role.as_bytes())
@@ -235,7 +235,7 @@ impl Conversation<'_> {
 
     fn each_other(&mut self, mut write: impl FnMut(&mut Self, &Message, &[u8], bool)) {
         let (source, messages) = (self.writer.source, self.messages);
-        if source.kind(messages) != Kind::Array {
+        if source.kind(messages) != ValueKind::Array {
             return;
         }
         each_message(source, messages, |message_idx, message, role, _| {
@@ -267,7 +267,7 @@ impl Conversation<'_> {
 
     fn calls(&mut self, calls: &Span) {
         let source = self.writer.source;
-        if source.kind(calls) != Kind::Array {
+        if source.kind(calls) != ValueKind::Array {
             return;
         }
         let mut function = None;
@@ -294,11 +294,12 @@ impl Conversation<'_> {
     /// Writes a message of the Messages API. Results of tools become messages of their own, before the user's text.
     fn blocks(&mut self, message: &Message, role: &[u8], shows_reasoning: bool) {
         let source = self.writer.source;
-        let Some(content) = message.content.as_ref().filter(|content| source.kind(content) == Kind::Array)
+        let Some(content) =
+            message.content.as_ref().filter(|content| source.kind(content) == ValueKind::Array)
         else {
             return self.message(message, role, shows_reasoning);
         };
-        let of = |part: &Part| part.kind.as_ref().map(|kind| source.word(kind)).unwrap_or_default();
+        let of = |part: &ContentPart| part.kind.as_ref().map(|kind| source.word(kind)).unwrap_or_default();
         let (mut has_content, mut has_calls, mut has_reasoning) = (false, false, false);
         self.writer.each_part(content, |writer, part, _| match of(part).as_bytes() {
             b"tool_result" => {
@@ -345,14 +346,14 @@ impl Conversation<'_> {
     /// Writes items of the Responses API, or a text, which is the user's message.
     fn items(&mut self) {
         let (source, messages) = (self.writer.source, self.messages);
-        if source.kind(messages) == Kind::Text {
+        if source.kind(messages) == ValueKind::Text {
             self.writer.begin_message(b"user");
             self.writer.content(messages);
             self.writer.end_message();
             return;
         }
         let mut open = Open::None;
-        if source.kind(messages) == Kind::Array {
+        if source.kind(messages) == ValueKind::Array {
             each_message(source, messages, |item_idx, item, role, span| {
                 if !self.leads(item_idx, role.as_bytes()) {
                     let shows_reasoning = self.survey.last_user.is_none_or(|last| item_idx > last);

@@ -2,7 +2,7 @@
 
 use super::fields::{Field, Fields};
 use super::prompts::Prompts;
-use super::source::{Kind, Source};
+use super::source::{BodySource, ValueKind};
 use super::{Api, Literal};
 
 /// The engine's lookup in its cache.
@@ -47,7 +47,7 @@ pub enum Unseen {
     MessagesUsage,
 }
 
-pub(super) fn of(source: &Source<'_>, api: Api, fields: &Fields, prompts: &Prompts) -> Lookup {
+pub(super) fn of(source: &BodySource<'_>, api: Api, fields: &Fields, prompts: &Prompts) -> Lookup {
     if skips_the_cache(source, api, fields) {
         return Lookup::Skipped;
     }
@@ -78,17 +78,17 @@ pub(super) fn of(source: &Source<'_>, api: Api, fields: &Fields, prompts: &Promp
 
 /// vLLM's `skip_reading_prefix_cache`: true if log probabilities of the prompt are wanted (which `echo` implies if
 /// those of the reply are wanted), or the pooling of each token.
-fn skips_the_cache(source: &Source<'_>, api: Api, fields: &Fields) -> bool {
+fn skips_the_cache(source: &BodySource<'_>, api: Api, fields: &Fields) -> bool {
     let is_set = |field| fields.get(field).is_some();
     let echoes =
-        fields.get(Field::Echo).is_some_and(|echo| source.kind(echo) == Kind::Literal(Literal::True));
+        fields.get(Field::Echo).is_some_and(|echo| source.kind(echo) == ValueKind::Literal(Literal::True));
     // A chat's `top_logprobs` are 0 by default, not absent.
     let is_chat = api == Api::Chat || is_set(Field::Messages) && !is_set(Field::Prompt);
     let mut has_prompt_logprobs = is_set(Field::PromptLogprobs);
     if let Some(params) = fields.get(Field::SamplingParams) {
         source.fields(params, |key, span| {
             has_prompt_logprobs |=
-                key == b"prompt_logprobs" && source.kind(&span) != Kind::Literal(Literal::Null);
+                key == b"prompt_logprobs" && source.kind(&span) != ValueKind::Literal(Literal::Null);
         });
     }
     let pools_tokens = api == Api::Pooling

@@ -1,7 +1,7 @@
 //! The prompts of a body: usually one, several in an array, or none.
 
 use super::fields::{Field, Fields};
-use super::source::{Inner, Kind, Source, Span, Walk};
+use super::source::{BodySource, Inner, Span, ValueKind, Walk};
 use super::text::PromptText;
 use super::writer::Writer;
 use super::{Api, BodyError, conversation};
@@ -33,7 +33,7 @@ pub(super) struct Prompts {
 
 /// Reads the prompts. `hashed` is the prompt that was hashed as it arrived, and its field.
 pub(super) fn read(
-    source: &Source<'_>,
+    source: &BodySource<'_>,
     api: Api,
     fields: &Fields,
     hashed: Option<(Field, PromptText)>,
@@ -53,7 +53,7 @@ pub(super) fn read(
         _ if is_conversation => conversation(source, api, fields, &span),
         _ => plain(several(source, api, fields, *field).ok_or(BodyError::PromptType { key })),
     };
-    if is_conversation && *field == Field::Messages && source.kind(&span) != Kind::Array {
+    if is_conversation && *field == Field::Messages && source.kind(&span) != ValueKind::Array {
         prompts.texts = Err(BodyError::PromptType { key });
     }
     if let Ok(texts) = &prompts.texts
@@ -110,7 +110,7 @@ fn absent(api: Api, fields: &Fields) -> Result<Vec<PromptText>, BodyError> {
     }
 }
 
-fn conversation(source: &Source<'_>, api: Api, fields: &Fields, messages: &Span) -> Prompts {
+fn conversation(source: &BodySource<'_>, api: Api, fields: &Fields, messages: &Span) -> Prompts {
     let written = conversation::write(source, api, fields, messages);
     Prompts {
         texts: Ok(vec![written.text]),
@@ -120,15 +120,15 @@ fn conversation(source: &Source<'_>, api: Api, fields: &Fields, messages: &Span)
 }
 
 /// A prompt for each text or array of token ids in the fields; `None` if an element is neither.
-fn several(source: &Source<'_>, api: Api, fields: &Fields, field: Field) -> Option<Vec<PromptText>> {
+fn several(source: &BodySource<'_>, api: Api, fields: &Fields, field: Field) -> Option<Vec<PromptText>> {
     let mut texts = Vec::new();
     let pairs = [Field::First, Field::Second, Field::Documents];
     let all: &[Field] = if pairs.contains(&field) { &pairs } else { &[field] };
     for span in all.iter().filter_map(|field| fields.get(*field)) {
         let is_read = match source.kind(span) {
-            Kind::Text => push_text(source, span, &mut texts),
-            Kind::Array => push_each(source, api, span, &mut texts),
-            Kind::Object | Kind::Number | Kind::Literal(_) => api == Api::Pooling,
+            ValueKind::Text => push_text(source, span, &mut texts),
+            ValueKind::Array => push_each(source, api, span, &mut texts),
+            ValueKind::Object | ValueKind::Number | ValueKind::Literal(_) => api == Api::Pooling,
         };
         if !is_read {
             return None;
@@ -137,19 +137,19 @@ fn several(source: &Source<'_>, api: Api, fields: &Fields, field: Field) -> Opti
     Some(texts)
 }
 
-fn push_each(source: &Source<'_>, api: Api, span: &Span, texts: &mut Vec<PromptText>) -> bool {
+fn push_each(source: &BodySource<'_>, api: Api, span: &Span, texts: &mut Vec<PromptText>) -> bool {
     let mut are_read = true;
     source.walk(span, |inner| {
         if let Inner::Value(_, element) = inner {
             match source.kind(&element) {
-                Kind::Text => are_read &= push_text(source, &element, texts),
-                Kind::Array => are_read &= push_ids(source, &element, texts),
+                ValueKind::Text => are_read &= push_text(source, &element, texts),
+                ValueKind::Array => are_read &= push_ids(source, &element, texts),
                 // A single prompt of token ids, or an element that is neither text nor ids.
-                Kind::Number => {
+                ValueKind::Number => {
                     are_read &= push_ids(source, span, texts);
                     return Walk::Stop;
                 }
-                Kind::Object | Kind::Literal(_) => are_read &= api == Api::Pooling,
+                ValueKind::Object | ValueKind::Literal(_) => are_read &= api == Api::Pooling,
             }
         }
         if texts.len() < MAX_PROMPTS { Walk::On } else { Walk::Stop }
@@ -157,14 +157,14 @@ fn push_each(source: &Source<'_>, api: Api, span: &Span, texts: &mut Vec<PromptT
     are_read
 }
 
-fn push_text(source: &Source<'_>, span: &Span, texts: &mut Vec<PromptText>) -> bool {
+fn push_text(source: &BodySource<'_>, span: &Span, texts: &mut Vec<PromptText>) -> bool {
     let mut writer = Writer::new(source);
     writer.text(span);
     texts.push(writer.finish().text);
     true
 }
 
-fn push_ids(source: &Source<'_>, span: &Span, texts: &mut Vec<PromptText>) -> bool {
+fn push_ids(source: &BodySource<'_>, span: &Span, texts: &mut Vec<PromptText>) -> bool {
     let mut writer = Writer::new(source);
     let are_ids = writer.token_ids(span);
     texts.push(writer.finish().text);

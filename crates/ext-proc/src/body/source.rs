@@ -15,7 +15,7 @@ pub(super) type Span = Range<usize>;
 
 /// The chunks of a body, indexed by offset.
 #[derive(Debug)]
-pub(super) struct Source<'a> {
+pub(super) struct BodySource<'a> {
     chunks: &'a [Bytes],
     /// Offset of each chunk.
     starts: Vec<usize>,
@@ -23,7 +23,7 @@ pub(super) struct Source<'a> {
 
 /// The kind of a value, from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     Text,
     Array,
     Object,
@@ -51,7 +51,7 @@ pub(super) enum Inner<'w> {
 /// A walk through a container, which finds the values by their quotes, brackets, commas and colons. The grammar was checked
 /// before, and most values are read on their own afterwards.
 struct Walker<'a> {
-    source: &'a Source<'a>,
+    source: &'a BodySource<'a>,
     /// Offset of the next byte in the body.
     offset: usize,
     token: Token,
@@ -116,9 +116,9 @@ impl Word {
     }
 }
 
-// === impl Kind ===
+// === impl ValueKind ===
 
-impl Kind {
+impl ValueKind {
     fn of(first: u8) -> Self {
         match first {
             b'"' => Self::Text,
@@ -136,7 +136,7 @@ impl Kind {
 
 impl<'a> Walker<'a> {
     /// A walk through the container that begins at `offset`.
-    fn new(source: &'a Source<'a>, offset: usize) -> Self {
+    fn new(source: &'a BodySource<'a>, offset: usize) -> Self {
         Self {
             source,
             offset,
@@ -241,9 +241,9 @@ impl<'a> Walker<'a> {
     }
 }
 
-// === impl Source ===
+// === impl BodySource ===
 
-impl<'a> Source<'a> {
+impl<'a> BodySource<'a> {
     pub(super) fn new(chunks: &'a [Bytes]) -> Self {
         let mut n_bytes = 0;
         let starts = chunks.iter().map(|chunk| {
@@ -254,8 +254,8 @@ impl<'a> Source<'a> {
     }
 
     /// The kind of the value at `span`.
-    pub(super) fn kind(&self, span: &Span) -> Kind {
-        Kind::of(self.pieces(span).next().and_then(|piece| piece.first()).copied().unwrap_or_default())
+    pub(super) fn kind(&self, span: &Span) -> ValueKind {
+        ValueKind::of(self.pieces(span).next().and_then(|piece| piece.first()).copied().unwrap_or_default())
     }
 
     /// Calls `each` with every value directly in the container at `span`; the fields of a value that is an object come
@@ -279,7 +279,7 @@ impl<'a> Source<'a> {
 
     /// Calls `each` with the fields of the object at `span`, in their order; never if it is not an object.
     pub(super) fn fields(&self, span: &Span, mut each: impl FnMut(&[u8], Span)) {
-        if self.kind(span) == Kind::Object {
+        if self.kind(span) == ValueKind::Object {
             self.walk(span, |inner| {
                 if let Inner::Value(key, span) = inner {
                     each(key, span);
@@ -291,7 +291,7 @@ impl<'a> Source<'a> {
 
     /// Calls `each` with the pieces of the string at `span`, without escapes; never if it is not a string.
     pub(super) fn text(&self, span: &Span, mut each: impl FnMut(&[u8])) {
-        if self.kind(span) != Kind::Text {
+        if self.kind(span) != ValueKind::Text {
             return;
         }
         let mut lexer = Lexer::starting_at(span.start);

@@ -1,6 +1,6 @@
 //! Writes messages, tools and calls as the text of a prompt, the same for every API.
 
-use super::source::{Inner, Kind, Source, Span, Walk};
+use super::source::{BodySource, Inner, Span, ValueKind, Walk};
 use super::text::{BillingLine, EmbeddedJson, Identity, PromptText, SystemText, TextWriter};
 use crate::json::{Event, Literal};
 
@@ -22,7 +22,7 @@ const MEDIA: [&[u8]; 12] = [
 
 /// The type of a message's part, and the positions of its fields.
 #[derive(Debug, Default)]
-pub(super) struct Part {
+pub(super) struct ContentPart {
     pub(super) kind: Option<Span>,
     pub(super) text: Option<Span>,
     media: Option<Span>,
@@ -37,7 +37,7 @@ pub(super) struct Part {
 
 #[derive(Debug)]
 pub(super) struct Writer<'a> {
-    pub(super) source: &'a Source<'a>,
+    pub(super) source: &'a BodySource<'a>,
     text: TextWriter,
     /// True if a part of the current message's content is written.
     has_part: bool,
@@ -54,9 +54,9 @@ pub(super) struct Written {
     pub(super) has_billing_line: bool,
 }
 
-// === impl Part ===
+// === impl ContentPart ===
 
-impl Part {
+impl ContentPart {
     pub(super) fn note(&mut self, key: &[u8], span: Span) {
         let field = match key {
             b"type" => &mut self.kind,
@@ -77,7 +77,7 @@ impl Part {
 // === impl Writer ===
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(source: &'a Source<'a>) -> Self {
+    pub(super) fn new(source: &'a BodySource<'a>) -> Self {
         Self { source, text: TextWriter::new(), has_part: false, has_media: false, has_billing_line: false }
     }
 
@@ -128,28 +128,28 @@ impl<'a> Writer<'a> {
     /// Writes a message's content: a text, or parts with a line each.
     pub(super) fn content(&mut self, span: &Span) {
         match self.source.kind(span) {
-            Kind::Text => self.part_text(span),
-            Kind::Array => self.each_part(span, Self::part),
-            Kind::Object | Kind::Number | Kind::Literal(_) => {}
+            ValueKind::Text => self.part_text(span),
+            ValueKind::Array => self.each_part(span, Self::part),
+            ValueKind::Object | ValueKind::Number | ValueKind::Literal(_) => {}
         }
     }
 
     /// Writes the content of a system message.
     pub(super) fn system_content(&mut self, span: &Span, line: BillingLine) {
         match self.source.kind(span) {
-            Kind::Text => self.system_text(span, line),
-            Kind::Array => self.each_part(span, |writer, part, span| match &part.text {
+            ValueKind::Text => self.system_text(span, line),
+            ValueKind::Array => self.each_part(span, |writer, part, span| match &part.text {
                 Some(text) if part.media.is_none() => writer.system_text(text, line),
-                _ if writer.source.kind(span) == Kind::Text => writer.system_text(span, line),
+                _ if writer.source.kind(span) == ValueKind::Text => writer.system_text(span, line),
                 _ => writer.part(part, span),
             }),
-            Kind::Object | Kind::Number | Kind::Literal(_) => {}
+            ValueKind::Object | ValueKind::Number | ValueKind::Literal(_) => {}
         }
     }
 
     /// Calls `each` with every part in the array at `span`, and its position.
-    pub(super) fn each_part(&mut self, span: &Span, mut each: impl FnMut(&mut Self, &Part, &Span)) {
-        let mut part = Part::default();
+    pub(super) fn each_part(&mut self, span: &Span, mut each: impl FnMut(&mut Self, &ContentPart, &Span)) {
+        let mut part = ContentPart::default();
         self.source.walk(span, |inner| {
             match inner {
                 Inner::Field(key, span) => part.note(key, span),
@@ -159,8 +159,8 @@ impl<'a> Writer<'a> {
         });
     }
 
-    pub(super) fn part(&mut self, part: &Part, span: &Span) {
-        if self.source.kind(span) == Kind::Text {
+    pub(super) fn part(&mut self, part: &ContentPart, span: &Span) {
+        if self.source.kind(span) == ValueKind::Text {
             return self.part_text(span);
         }
         let kind = part.kind.as_ref().map(|kind| self.source.word(kind)).unwrap_or_default();
@@ -185,7 +185,7 @@ impl<'a> Writer<'a> {
 
     /// Writes declarations of functions: a chat's, or the flat ones of the Responses and Messages APIs.
     pub(super) fn tools(&mut self, span: &Span) {
-        if self.source.kind(span) != Kind::Array {
+        if self.source.kind(span) != ValueKind::Array {
             return;
         }
         let mut n_tools = 0_u32;
@@ -207,7 +207,7 @@ impl<'a> Writer<'a> {
         self.text.push(b", \"arguments\": ");
         let Self { source, text, .. } = self;
         match arguments {
-            Some(span) if source.kind(span) == Kind::Text => {
+            Some(span) if source.kind(span) == ValueKind::Text => {
                 let mut json = EmbeddedJson::new();
                 source.text(span, |piece| json.push(piece, |piece| text.push(piece)));
             }
@@ -283,7 +283,7 @@ impl<'a> Writer<'a> {
                 b"defer_loading" => &mut defer_loading,
                 _ => return,
             };
-            *field = (source.kind(&span) != Kind::Literal(Literal::Null)).then_some(span);
+            *field = (source.kind(&span) != ValueKind::Literal(Literal::Null)).then_some(span);
         });
         self.text.push(joint);
         self.text.push(b"{\"type\": \"function\", \"function\": {\"name\": ");
@@ -312,7 +312,7 @@ impl<'a> Writer<'a> {
 
     /// Identity of a part: equal for equal URLs or data, whatever its other fields are. An unknown part is identified
     /// by its whole value.
-    fn identity(&self, part: &Part, span: &Span) -> Identity {
+    fn identity(&self, part: &ContentPart, span: &Span) -> Identity {
         let mut identity = Identity::default();
         let mut push = |piece: &[u8]| identity.push(piece);
         let Some(media) = part.uuid.as_ref().or(part.media.as_ref()) else {
@@ -327,7 +327,7 @@ impl<'a> Writer<'a> {
             _ => {}
         });
         match (self.source.kind(media), url, data, media_type) {
-            (Kind::Text, ..) => self.source.text(media, push),
+            (ValueKind::Text, ..) => self.source.text(media, push),
             (_, Some(url), ..) => self.source.text(&url, push),
             // The data URL that the Messages API writes in this form.
             (_, None, Some(data), Some(media_type)) => {

@@ -51,7 +51,7 @@ enum Scan {
 
 /// The next part of a request whose body is collected.
 #[derive(Debug)]
-pub(crate) enum Part {
+pub(crate) enum NextPart {
     Chunk(HttpBody),
     Trailers,
     /// More should have come: the reason why it is not waited for any longer.
@@ -122,9 +122,9 @@ impl Collecting {
     }
 
     /// Takes the next part and decides if it is the last one. `held` grows by the memory of the body.
-    pub(crate) fn take(mut self: Box<Self>, part: Part, held: &mut Reservation) -> Progress {
+    pub(crate) fn take(mut self: Box<Self>, part: NextPart, held: &mut Reservation) -> Progress {
         let end = match part {
-            Part::Chunk(HttpBody { body, end_of_stream, .. }) => match self.push(body, held) {
+            NextPart::Chunk(HttpBody { body, end_of_stream, .. }) => match self.push(body, held) {
                 Err(fault) => return Progress::Done(Box::new(self.refused(fault))),
                 Ok(()) if end_of_stream => BodyEnd::EndOfStream,
                 // A buffering proxy sends the body in one message, and marks its end only if no trailers follow.
@@ -132,8 +132,8 @@ impl Collecting {
                 Ok(()) if self.is_opaque() => BodyEnd::Open,
                 Ok(()) => return Progress::More(self),
             },
-            Part::Trailers => BodyEnd::Trailers,
-            Part::Missing(fault) => return Progress::Done(Box::new(self.refused(fault))),
+            NextPart::Trailers => BodyEnd::Trailers,
+            NextPart::Missing(fault) => return Progress::Done(Box::new(self.refused(fault))),
         };
         Progress::Done(Box::new(self.finish(end)))
     }

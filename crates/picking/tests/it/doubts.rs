@@ -6,13 +6,13 @@ use std::time::Duration;
 use picking::endpoint::Sample;
 use picking::endpoint::health::Doubts;
 use picking::moment::Moment;
-use picking::picker::{Picker, Settings};
+use picking::picker::{Picker, PickerSettings};
 use prefix_index::blocks::Bounds;
 
 #[test]
 fn a_scrape_settles_the_doubts_that_were_there_when_it_began() {
     let max_metrics_age = Duration::from_secs(1);
-    let picker = Picker::new(Settings {
+    let picker = Picker::new(PickerSettings {
         index_capacity: NonZeroU32::MIN,
         kv_bounds: Bounds::default(),
         max_metrics_age,

@@ -9,7 +9,7 @@ use picking::estimate::CacheReading;
 use picking::lease::Lease;
 use picking::matching::Matched;
 use picking::pace::Pace;
-use picking::picker::{INDEX_CAPACITY, Picker, Settings};
+use picking::picker::{INDEX_CAPACITY, Picker, PickerSettings};
 use picking::request::Request;
 use prefix_index::blocks::Bounds;
 use scheduling::pick::Policy;
@@ -45,7 +45,7 @@ fn send(picker: &Picker, endpoint: &Arc<EndpointState>, uncached_bytes: u64) -> 
 
 #[test]
 fn a_first_token_is_expected_after_all_work_at_the_pick() {
-    let picker = Picker::new(Settings {
+    let picker = Picker::new(PickerSettings {
         index_capacity: INDEX_CAPACITY,
         kv_bounds: Bounds::default(),
         max_metrics_age: Duration::MAX,

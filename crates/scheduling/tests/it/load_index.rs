@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::affinity::Affinity;
 use scheduling::candidate::{AdapterState, Candidate, Load};
-use scheduling::load_index::{CurrentLoad, LoadIndex, Pick};
+use scheduling::load_index::{CurrentLoad, LoadIndex, RankedPick};
 use scheduling::pick::{Ask, Policy, pick};
 
 /// More endpoints than fit into one word of a set.
@@ -106,7 +106,7 @@ fn linear(
     loads: &[CurrentLoad],
     (total_bytes, matches): (u64, &[(usize, u64)]),
     rng: &mut ChaCha8Rng,
-) -> Pick {
+) -> RankedPick {
     let candidate = |(idx, load): (usize, &CurrentLoad)| {
         let CurrentLoad { waiting, kv_usage, in_flight, uncached_bytes } = *load;
         let load = Load { waiting, running: 0, kv_usage, in_flight, uncached_bytes, age: None, fresh: true };
@@ -118,7 +118,7 @@ fn linear(
     let ask = Ask { total_bytes, n_endpoints: NonZeroUsize::MIN };
     let decision = pick(policy, &candidates, ask, rng).expect("there are candidates");
     let endpoint_idx = decision.candidate_idx;
-    Pick {
+    RankedPick {
         endpoint_idx,
         reason: decision.reason,
         uncached_bytes: decision.scores[endpoint_idx].uncached_bytes,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use epp::datastore::Datastore;
 use epp::director::{Director, InFlightRequest, Now, Options};
 use epp::metrics::Metrics;
-use epp::scrape::Reading;
+use epp::scrape::ScrapeResult;
 use epp::tuning::Patch;
 use ext_proc::body::{Api, BodyScanner};
 use ext_proc::compat::Compat;
@@ -195,7 +195,7 @@ impl Served {
             let PodLoad { waiting, running, kv_usage } = *gauges;
             let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
             let (doubts, taken) = (endpoint.state.doubts(), self.now(now).instant);
-            self.director.note_scrape(endpoint, Reading::Sample { sample, doubts, taken });
+            self.director.note_scrape(endpoint, ScrapeResult::Sample { sample, doubts, taken });
         }
     }
 }

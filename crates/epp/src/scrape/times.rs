@@ -18,7 +18,7 @@ const MAX_BACKOFF_INTERVALS: u32 = 20;
 
 /// The times between an endpoint's scrapes.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct ScrapeTimes {
     period: Duration,
     idle: Duration,
 }
@@ -29,7 +29,7 @@ pub fn age_limit(limit: Duration, period: Duration) -> Duration {
     limit.max(period.saturating_mul(LIMIT_INTERVALS))
 }
 
-impl Pace {
+impl ScrapeTimes {
     /// Scrapes every `period`, and half as often while the endpoint is idle, unless the numbers would then be older
     /// than `limit`.
     #[must_use]

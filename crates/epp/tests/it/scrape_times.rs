@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use epp::director::Options;
-use epp::scrape::pace::Pace;
+use epp::scrape::times::ScrapeTimes;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use scheduling::candidate::Load;
@@ -22,8 +22,8 @@ fn default_limits() -> Options {
 
 /// The load just before the next numbers arrive, if an answer takes nearly an interval.
 fn oldest(limits: &Options, period: Duration, is_idle: bool) -> Load {
-    let pace = Pace::new(period, limits.shortest_metrics_age());
-    let age = pace.gap(is_idle) + period.mul_f64(0.9);
+    let times = ScrapeTimes::new(period, limits.shortest_metrics_age());
+    let age = times.gap(is_idle) + period.mul_f64(0.9);
     Load { age: Some(age), ..Load::default() }
 }
 
@@ -47,8 +47,8 @@ fn an_idle_endpoint_is_asked_half_as_often_where_its_numbers_count_all_the_same(
     let gaps = |period: u64| {
         let period = millis(period);
         let limits = default_limits().for_scrapes_every(period);
-        let pace = Pace::new(period, limits.shortest_metrics_age());
-        (pace.gap(false), pace.gap(true))
+        let times = ScrapeTimes::new(period, limits.shortest_metrics_age());
+        (times.gap(false), times.gap(true))
     };
     assert_eq!(gaps(50), (millis(50), millis(100)));
     assert_eq!(gaps(66), (millis(66), millis(132)));
@@ -64,18 +64,18 @@ fn limits_that_scrapes_can_keep_stay_as_they_are() {
 
 #[test]
 fn endpoints_that_do_not_answer_are_asked_more_and_more_seldom() {
-    let pace = Pace::new(millis(50), millis(200));
+    let times = ScrapeTimes::new(millis(50), millis(200));
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     for (n_failures, base) in
         [(1, 50), (2, 100), (3, 200), (4, 400), (5, 800), (6, 1000), (33, 1000), (u32::MAX, 1000)]
     {
-        let gaps: Vec<Duration> = (0..100).map(|_| pace.backoff(n_failures, &mut rng)).collect();
+        let gaps: Vec<Duration> = (0..100).map(|_| times.backoff(n_failures, &mut rng)).collect();
         let (least, most) = (*gaps.iter().min().unwrap(), *gaps.iter().max().unwrap());
         assert!(least >= millis(base) && most <= millis(base * 3 / 2), "{n_failures}: {least:?} to {most:?}");
         // Their attempts spread.
         assert!(most - least > millis(base) / 4, "{n_failures}: {least:?} to {most:?}");
     }
     // Without a pause, 3,000 of them would make 60,000 attempts a second.
-    let attempts: f64 = (0..3000).map(|_| 1.0 / pace.backoff(10, &mut rng).as_secs_f64()).sum();
+    let attempts: f64 = (0..3000).map(|_| 1.0 / times.backoff(10, &mut rng).as_secs_f64()).sum();
     assert!(attempts < 3000.0, "{attempts} a second");
 }
