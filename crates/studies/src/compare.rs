@@ -19,7 +19,7 @@ use lab::ui::Ui;
 use load::ending::End;
 use load::output::print;
 
-use self::matrix::{POLICIES, Plan, Row, Source};
+use self::matrix::{Matrix, POLICIES, RequestSource, WorkloadRow};
 use self::shapes::SHAPES;
 use self::traces::Traced;
 use self::workloads::WORKLOADS;
@@ -72,9 +72,9 @@ pub fn run(args: &CompareArgs) -> Result<End> {
     let traces = traces(args, &ui)?;
     let drawn = WORKLOADS.iter().filter(|workload| args.traces.is_empty() && workload.is_wanted(&args.only));
     let shaped = SHAPES.iter().filter(|shape| args.traces.is_empty() && shape.is_wanted(&args.only));
-    let traced = traces.iter().map(|(name, requests)| Source::Traced(name, requests));
-    let sources: Vec<Source<'_>> =
-        drawn.map(Source::Drawn).chain(shaped.map(Source::Shaped)).chain(traced).collect();
+    let traced = traces.iter().map(|(name, requests)| RequestSource::Traced(name, requests));
+    let sources: Vec<RequestSource<'_>> =
+        drawn.map(RequestSource::Drawn).chain(shaped.map(RequestSource::Shaped)).chain(traced).collect();
     if sources.is_empty() {
         let shapes = SHAPES.iter().map(|shape| shape.name);
         let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).chain(shapes).collect();
@@ -83,15 +83,15 @@ pub fn run(args: &CompareArgs) -> Result<End> {
     let mut loads = args.loads.clone();
     loads.sort_by(f64::total_cmp);
     loads.dedup();
-    let plan = Plan { sources, loads, seeds: args.seeds };
+    let matrix = Matrix { sources, loads, seeds: args.seeds };
     ui.step(&format!(
         "{} workloads, {} loads, {} policies, {} seeds",
-        plan.sources.len(),
-        plan.loads.len(),
+        matrix.sources.len(),
+        matrix.loads.len(),
         POLICIES.len(),
         args.seeds
     ));
-    let rows = plan.run(&|n_done, n_all| {
+    let rows = matrix.run(&|n_done, n_all| {
         if n_done % (n_all / 10).max(1) == 0 {
             ui.note(&format!("{n_done} of {n_all} runs"));
         }
@@ -110,7 +110,7 @@ pub fn run(args: &CompareArgs) -> Result<End> {
 }
 
 /// Writes `compare.html`, `compare.json` and `compare.md`.
-fn write_report(dir: &Path, rows: &[Row], args: &CompareArgs) -> Result<()> {
+fn write_report(dir: &Path, rows: &[WorkloadRow], args: &CompareArgs) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let document = output::document(rows, args.seeds, MARGIN);
     for (name, text) in [

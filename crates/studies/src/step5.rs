@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lab::flags::ClusterArgs;
 use load::ending::End;
-use load::multi_round_qa::schedule::{Pace, Plan};
+use load::multi_round_qa::schedule::{Plan, ScheduleRules};
 use load::multi_round_qa::sharegpt::{self, Entry};
 use load::output;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ use self::workload::Command;
 
 /// The tutorial's command.
 pub const COMMAND: Command = Command {
-    plan: Plan { n_users: 8, n_rounds: 15, qps: 0.1, init_user_id: 0, pace: Pace::Original },
+    plan: Plan { n_users: 8, n_rounds: 15, qps: 0.1, init_user_id: 0, rules: ScheduleRules::Original },
     words: (100, 2000),
     answer_len: 100,
     duration: Duration::from_secs(600),
@@ -243,7 +243,7 @@ impl Step5Args {
             Side { command, scrape_interval, jitter: 0.0, ..self.side(policy, self.first_seed) }
         };
         let picked = side(PolicyName::Prefix);
-        let plan = wall::Plan {
+        let wall_settings = wall::WallSettings {
             cluster: self.cluster.clone(),
             n_pods: u32::try_from(self.n_pods())?,
             latency: self.latency(),
@@ -256,8 +256,9 @@ impl Step5Args {
         let simulated = [side(PolicyName::LeastRequest).run(entries, &model)?, picked.run(entries, &model)?];
         let n_attempts = if through == Through::Envoy { 1 } else { ATTEMPTS };
         let agreed = until_agreed(n_attempts, async || {
-            let real =
-                wall::run(&plan, entries).await.context("through the real Envoy (--virtual does without)");
+            let real = wall::run(&wall_settings, entries)
+                .await
+                .context("through the real Envoy (--virtual does without)");
             Ok(real?.map(|real| (Pair { simulated: &simulated, real: &real, time_scale }.lines(), real)))
         });
         Ok(agreed.await?.map(|Agreed { run: real, agreement, earlier }| Real {

@@ -1,7 +1,7 @@
 //! The page of a comparison: it fits, and its numbers are those of the document.
 
 use serde_json::Value;
-use studies::compare::matrix::{Plan, Source};
+use studies::compare::matrix::{Matrix, RequestSource};
 use studies::compare::output::document;
 use studies::compare::page::render;
 use studies::compare::workloads::WORKLOADS;
@@ -12,9 +12,9 @@ const WIDTHS: [u32; 2] = [1280, 390];
 
 /// Returns the page and the document of one workload.
 fn compared() -> (String, Value) {
-    let sources = WORKLOADS.iter().filter(|workload| workload.name == "no sharing").map(Source::Drawn);
-    let plan = Plan { sources: sources.collect(), loads: vec![0.25, 0.5], seeds: 1 };
-    let rows = plan.run(&|_, _| {}).expect("the plan is valid");
+    let sources = WORKLOADS.iter().filter(|workload| workload.name == "no sharing").map(RequestSource::Drawn);
+    let matrix = Matrix { sources: sources.collect(), loads: vec![0.25, 0.5], seeds: 1 };
+    let rows = matrix.run(&|_, _| {}).expect("the matrix is valid");
     let document = document(&rows, 1, 0.1);
     (render(&rows, &document, 1).expect("the template is valid"), document)
 }

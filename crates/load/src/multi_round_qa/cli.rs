@@ -14,7 +14,7 @@ use crate::ending::End;
 use crate::interrupt::Interrupt;
 use crate::multi_round_qa::records::{self, Colours, Summary, Window};
 use crate::multi_round_qa::run::{Listener, Questions, RunResults, Settings, run};
-use crate::multi_round_qa::schedule::{Pace, Plan};
+use crate::multi_round_qa::schedule::{Plan, ScheduleRules};
 use crate::multi_round_qa::sharegpt;
 use crate::output;
 
@@ -151,7 +151,7 @@ impl QaArgs {
             n_rounds,
             qps: self.qps.with_context(|| missing("--qps"))?,
             init_user_id: self.init_user_id,
-            pace: if self.strict { Pace::Strict } else { Pace::Original },
+            rules: if self.strict { ScheduleRules::Strict } else { ScheduleRules::Original },
         };
         let base_url = self.base_url.clone().with_context(|| missing("--base-url"))?;
         let is_http = base_url.starts_with("http://") || base_url.starts_with("https://");
@@ -206,7 +206,7 @@ fn processed(path: &Path) -> Result<Summary> {
     let start = records.iter().map(|record| record.launch_time).fold(f64::INFINITY, f64::min);
     let end = records.iter().map(|record| record.finish_time).fold(0.0, f64::max);
     ensure!(start <= end, "{} has no rows", path.display());
-    let window = Window { qps: 0.0, n_pending: 0, n_failed: 0, start, end, pace: Pace::Original };
+    let window = Window { qps: 0.0, n_pending: 0, n_failed: 0, start, end, rules: ScheduleRules::Original };
     Ok(Summary::of(&records, window))
 }
 

@@ -6,7 +6,7 @@ use std::io;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::multi_round_qa::schedule::Pace;
+use crate::multi_round_qa::schedule::ScheduleRules;
 use crate::rows::Rows;
 use crate::stats::{as_f64, mean};
 
@@ -39,7 +39,7 @@ pub struct Window {
     /// Start of the window, in seconds since the Unix epoch.
     pub start: f64,
     pub end: f64,
-    pub pace: Pace,
+    pub rules: ScheduleRules,
 }
 
 /// The figures of a summary.
@@ -80,10 +80,10 @@ impl Record {
     }
 
     /// Returns tokens per second after the first token. The original divides the number of all tokens by that time.
-    fn generation_rate(&self, pace: Pace) -> Option<f64> {
-        let n_timed = match pace {
-            Pace::Original => self.generation_tokens,
-            Pace::Strict => self.generation_tokens.saturating_sub(1),
+    fn generation_rate(&self, rules: ScheduleRules) -> Option<f64> {
+        let n_timed = match rules {
+            ScheduleRules::Original => self.generation_tokens,
+            ScheduleRules::Strict => self.generation_tokens.saturating_sub(1),
         };
         (self.generation_time > 0.0).then(|| f64::from(n_timed) / self.generation_time)
     }
@@ -99,7 +99,7 @@ impl Summary {
         let seconds = (window.end - window.start).max(f64::MIN_POSITIVE);
         let sum = |of: fn(&Record) -> u32| inside.iter().map(|record| f64::from(of(record))).sum::<f64>();
         let rates: Vec<f64> =
-            inside.iter().filter_map(|record| record.generation_rate(window.pace)).collect();
+            inside.iter().filter_map(|record| record.generation_rate(window.rules)).collect();
         let ttfts: Vec<f64> = inside.iter().map(|record| record.ttft).collect();
         Self {
             window,
@@ -132,7 +132,7 @@ impl Summary {
     /// Returns the original's block of lines, in its colours if asked for.
     pub fn text(&self, colours: Colours) -> String {
         let Self { window, n_finished: _, speed, input_rate, output_rate, generation_rate, ttft } = self;
-        let Window { qps, n_pending, n_failed, start, end, pace: _ } = window;
+        let Window { qps, n_pending, n_failed, start, end, rules: _ } = window;
         let mut text = "\n\n==================== Performance summary ======================\n".to_owned();
         let mut line = |label: &str, value: String| {
             let _ = match colours {
@@ -249,7 +249,7 @@ mod tests {
     use expect_test::expect;
 
     use super::{Colours, HEADER, Record, Summary, Window, Writer, parse};
-    use crate::multi_round_qa::schedule::Pace;
+    use crate::multi_round_qa::schedule::ScheduleRules;
 
     fn record(user_id: u32, finish_time: f64) -> Record {
         Record {
@@ -264,14 +264,14 @@ mod tests {
         }
     }
 
-    fn window(pace: Pace, n_failed: usize) -> Window {
-        Window { qps: 0.1, n_pending: 0, n_failed, start: 100.0, end: 120.0, pace }
+    fn window(rules: ScheduleRules, n_failed: usize) -> Window {
+        Window { qps: 0.1, n_pending: 0, n_failed, start: 100.0, end: 120.0, rules }
     }
 
     #[test]
     fn the_summary_is_the_originals_line_for_line() {
         let records = [record(2, 110.0), record(3, 120.0), record(4, 121.0)];
-        let summary = Summary::of(&records, window(Pace::Original, 0));
+        let summary = Summary::of(&records, window(ScheduleRules::Original, 0));
         assert_eq!(summary.n_finished, 2, "what finished outside the window does not count");
         expect![[r"
 
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn failures_are_shown_and_strict_counts_intervals() {
-        let summary = Summary::of(&[record(2, 110.0)], window(Pace::Strict, 3));
+        let summary = Summary::of(&[record(2, 110.0)], window(ScheduleRules::Strict, 3));
         assert!(summary.text(Colours::Ansi).contains("\x1b[33mRequests failed: \x1b[32m3\x1b[0m"));
         assert!((summary.generation_rate - 20.0).abs() < 1e-9);
     }

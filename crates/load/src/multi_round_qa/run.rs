@@ -19,7 +19,7 @@ use crate::clock::{Stopwatch, utc_now};
 use crate::multi_round_qa::answer::{AnswerReader, AnswerSoFar};
 use crate::multi_round_qa::prompts;
 use crate::multi_round_qa::records::{Record, Summary, Window, Writer};
-use crate::multi_round_qa::schedule::{Ended, Pace, Plan, Schedule, Turn};
+use crate::multi_round_qa::schedule::{Ended, Plan, Schedule, ScheduleRules, Turn};
 use crate::multi_round_qa::sharegpt::Entry;
 use crate::pacer::Pacer;
 
@@ -90,14 +90,14 @@ pub trait Listener {
 #[derive(Debug, Clone)]
 pub struct RunResults {
     pub summary: Summary,
-    pub answered: Vec<Answered>,
+    pub answered: Vec<AnsweredRequest>,
     /// User and error of each failed request.
     pub failures: Vec<(u32, String)>,
 }
 
 /// One request that was answered.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Answered {
+pub struct AnsweredRequest {
     pub record: Record,
     /// Prompt tokens that came from a cache, if the endpoint reports them.
     pub cached_tokens: Option<u32>,
@@ -114,7 +114,7 @@ struct Conversation {
 struct Outcome {
     turn: Turn,
     question_id: u32,
-    result: Result<(Answered, String), String>,
+    result: Result<(AnsweredRequest, String), String>,
 }
 
 /// The parts of the tool that every request needs.
@@ -144,7 +144,7 @@ struct Run<'a, L> {
     schedule: Schedule,
     conversations: BTreeMap<u32, Conversation>,
     requests: JoinSet<Outcome>,
-    answered: Vec<Answered>,
+    answered: Vec<AnsweredRequest>,
     failures: Vec<(u32, String)>,
     n_sent: usize,
     csv: Option<Writer<File>>,
@@ -251,12 +251,12 @@ impl<L: Listener> Run<'_, L> {
                 self.listener.progress(now, counts);
                 last_progress = now;
             }
-            let pause = match (self.settings.repeatable, self.settings.plan.pace) {
+            let pause = match (self.settings.repeatable, self.settings.plan.rules) {
                 (Some(Repeatable { tick, .. }), _) => {
                     (tick * n_looks).saturating_sub(self.sender.clock.now())
                 }
-                (None, Pace::Original) => TICK,
-                (None, Pace::Strict) => {
+                (None, ScheduleRules::Original) => TICK,
+                (None, ScheduleRules::Strict) => {
                     self.schedule.next_due().saturating_sub(now).clamp(Duration::from_millis(1), TICK)
                 }
             };
@@ -338,7 +338,7 @@ impl<L: Listener> Run<'_, L> {
             n_failed: self.failures.len(),
             start,
             end,
-            pace: self.settings.plan.pace,
+            rules: self.settings.plan.rules,
         };
         let records: Vec<Record> = self.answered.iter().map(|answered| answered.record).collect();
         Summary::of(&records, window)
@@ -351,7 +351,7 @@ impl<L: Listener> Run<'_, L> {
         order(&mut self.answered, self.settings.plan.n_rounds);
         if let Some(path) = &self.settings.output {
             let mut csv = create(path)?;
-            for Answered { record, .. } in &self.answered {
+            for AnsweredRequest { record, .. } in &self.answered {
                 csv.write(record)?;
             }
         }
@@ -364,14 +364,14 @@ fn create(path: &Path) -> Result<Writer<File>> {
 }
 
 /// Sorts as the original does: finished sessions first, by the time when they ended, then the others by user id.
-fn order(answered: &mut [Answered], n_rounds: u32) {
+fn order(answered: &mut [AnsweredRequest], n_rounds: u32) {
     let mut ends: BTreeMap<u32, (u32, f64)> = BTreeMap::new();
-    for Answered { record, .. } in answered.iter() {
+    for AnsweredRequest { record, .. } in answered.iter() {
         let (n_answered, last) = ends.entry(record.user_id).or_default();
         *n_answered += 1;
         *last = last.max(record.finish_time);
     }
-    let key = |Answered { record, .. }: &Answered| {
+    let key = |AnsweredRequest { record, .. }: &AnsweredRequest| {
         let (n_answered, last) = ends[&record.user_id];
         let ended = if n_answered >= n_rounds { last } else { f64::INFINITY };
         (ended, record.user_id, record.question_id)
@@ -431,7 +431,12 @@ impl Sender {
         Ok(())
     }
 
-    async fn record(&self, turn: Turn, question_id: u32, body: Bytes) -> Result<(Answered, String), String> {
+    async fn record(
+        &self,
+        turn: Turn,
+        question_id: u32,
+        body: Bytes,
+    ) -> Result<(AnsweredRequest, String), String> {
         let launched = self.clock.now();
         let (answer, before_last_try) = self.answer(Some(turn.user_id), body).await?;
         let finished = self.clock.now();
@@ -447,7 +452,7 @@ impl Sender {
             launch_time: self.clock.calendar(launched),
             finish_time: self.clock.calendar(finished),
         };
-        Ok((Answered { record, cached_tokens }, content))
+        Ok((AnsweredRequest { record, cached_tokens }, content))
     }
 
     /// Returns the answer, and the virtual time that earlier tries took.

@@ -15,12 +15,12 @@ pub struct Plan {
     pub n_rounds: u32,
     pub qps: f64,
     pub init_user_id: u32,
-    pub pace: Pace,
+    pub rules: ScheduleRules,
 }
 
 /// Closeness of the schedule to the original.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
+pub enum ScheduleRules {
     /// The original's rules: a round is due one gap after the tick that sent the round before, so rounds drift; a
     /// failure ends a session.
     Original,
@@ -119,11 +119,11 @@ impl Schedule {
                 self.create(0, Due::Now);
                 self.joining = Joining::LastAt(now);
             }
-            Joining::LastAt(last) if is_due(self.plan.pace, now, last + self.user_gap) => {
+            Joining::LastAt(last) if is_due(self.plan.rules, now, last + self.user_gap) => {
                 self.create(0, Due::Now);
-                self.joining = Joining::LastAt(match self.plan.pace {
-                    Pace::Original => now,
-                    Pace::Strict => last + self.user_gap,
+                self.joining = Joining::LastAt(match self.plan.rules {
+                    ScheduleRules::Original => now,
+                    ScheduleRules::Strict => last + self.user_gap,
                 });
             }
             Joining::LastAt(_) => {}
@@ -138,7 +138,7 @@ impl Schedule {
 
     /// Records that the answer to a session's turn is complete, or will never come.
     pub fn ended(&mut self, user_id: u32, ended: Ended) {
-        let free = ended == Ended::Answered || self.plan.pace == Pace::Strict;
+        let free = ended == Ended::Answered || self.plan.rules == ScheduleRules::Strict;
         if let Some(session) = self.sessions.iter_mut().find(|session| session.user_id == user_id)
             && free
         {
@@ -191,9 +191,9 @@ impl Session {
         if self.is_finished(plan.n_rounds) {
             return;
         }
-        let next = match (self.due, plan.pace) {
-            (Due::At(due), _) if !is_due(plan.pace, now, due) => return,
-            (Due::At(due), Pace::Strict) => due + gap,
+        let next = match (self.due, plan.rules) {
+            (Due::At(due), _) if !is_due(plan.rules, now, due) => return,
+            (Due::At(due), ScheduleRules::Strict) => due + gap,
             (Due::At(_) | Due::Now, _) => now + gap,
         };
         if self.flight == Flight::Outstanding {
@@ -210,10 +210,10 @@ impl Session {
 }
 
 /// Says if the time has come. The original compares strictly, so a tick exactly at the due time sends nothing.
-fn is_due(pace: Pace, now: f64, due: f64) -> bool {
-    match pace {
-        Pace::Original => now > due,
-        Pace::Strict => now >= due,
+fn is_due(rules: ScheduleRules, now: f64, due: f64) -> bool {
+    match rules {
+        ScheduleRules::Original => now > due,
+        ScheduleRules::Strict => now >= due,
     }
 }
 
@@ -232,10 +232,10 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
-    use super::{Ended, Pace, Plan, Schedule};
+    use super::{Ended, Plan, Schedule, ScheduleRules};
 
-    fn tutorial(pace: Pace) -> Plan {
-        Plan { n_users: 8, n_rounds: 15, qps: 0.1, init_user_id: 0, pace }
+    fn tutorial(rules: ScheduleRules) -> Plan {
+        Plan { n_users: 8, n_rounds: 15, qps: 0.1, init_user_id: 0, rules }
     }
 
     /// Returns `(seconds, user, question index)` of every request. Each is answered at once, or fails if `fails` says
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn the_tutorials_command_is_63_requests_of_12_sessions() {
         for micros in [100_000, 100_500, 101_000, 102_000] {
-            let sent = play(tutorial(Pace::Original), Duration::from_micros(micros), |_| false);
+            let sent = play(tutorial(ScheduleRules::Original), Duration::from_micros(micros), |_| false);
             assert_eq!(sent.len(), 63, "tick of {micros} us");
             assert_eq!(by_user(&sent), TUTORIAL, "tick of {micros} us");
         }
@@ -288,17 +288,17 @@ mod tests {
 
     #[test]
     fn rounds_drift_in_the_original_and_not_when_strict() {
-        let last = |pace| {
-            let sent = play(tutorial(pace), Duration::from_millis(101), |_| false);
+        let last = |rules| {
+            let sent = play(tutorial(rules), Duration::from_millis(101), |_| false);
             sent.iter().rfind(|(_, user, _)| *user == 8).unwrap().0
         };
-        assert!(last(Pace::Original) > 580.2, "{}", last(Pace::Original));
-        assert!(last(Pace::Strict) < 580.11, "{}", last(Pace::Strict));
+        assert!(last(ScheduleRules::Original) > 580.2, "{}", last(ScheduleRules::Original));
+        assert!(last(ScheduleRules::Strict) < 580.11, "{}", last(ScheduleRules::Strict));
     }
 
     #[test]
     fn strict_sends_when_due_and_says_when_that_is() {
-        let mut schedule = Schedule::new(tutorial(Pace::Strict));
+        let mut schedule = Schedule::new(tutorial(ScheduleRules::Strict));
         let (mut now, mut sends) = (Duration::ZERO, Vec::new());
         while now <= Duration::from_secs(100) {
             for turn in schedule.tick(now).turns {
@@ -327,16 +327,17 @@ mod tests {
 
     #[test]
     fn a_failure_ends_a_session_of_the_original_only() {
-        let n_of = |pace| {
-            let sent = play(tutorial(pace), Duration::from_millis(100), |user| user == 9);
+        let n_of = |rules| {
+            let sent = play(tutorial(rules), Duration::from_millis(100), |user| user == 9);
             sent.iter().filter(|(_, user, _)| *user == 9).count()
         };
-        assert_eq!((n_of(Pace::Original), n_of(Pace::Strict)), (1, 8));
+        assert_eq!((n_of(ScheduleRules::Original), n_of(ScheduleRules::Strict)), (1, 8));
     }
 
     #[test]
     fn a_session_has_one_request_in_flight_and_sends_the_next_as_soon_as_it_is_free() {
-        let plan = Plan { n_users: 1, n_rounds: 3, qps: 1.0, init_user_id: 6, pace: Pace::Original };
+        let plan =
+            Plan { n_users: 1, n_rounds: 3, qps: 1.0, init_user_id: 6, rules: ScheduleRules::Original };
         let mut schedule = Schedule::new(plan);
         let at = Duration::from_secs_f64;
         let user_of = |schedule: &mut Schedule, now| {

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use crate::compare::shapes::Shape;
 use crate::compare::traces::Traced;
-use crate::compare::workloads::{self, Poisson, Replay, Workload};
+use crate::compare::workloads::{self, DrawnWorkload, Poisson, Replay};
 
 /// A policy and its name.
 pub type Named = (&'static str, fn() -> RouterPolicy);
@@ -47,8 +47,8 @@ const UPPER: f64 = 0.975;
 
 /// Source of the requests.
 #[derive(Clone, Copy, Debug)]
-pub enum Source<'a> {
-    Drawn(&'a Workload),
+pub enum RequestSource<'a> {
+    Drawn(&'a DrawnWorkload),
     /// Drawn with the shape of a public trace.
     Shaped(&'a Shape),
     /// A trace, with the name of its file.
@@ -57,7 +57,7 @@ pub enum Source<'a> {
 
 /// One workload under every policy and at every load.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct WorkloadRow {
     pub workload: String,
     /// Cells by ascending load, and for each load by policy.
     pub cells: Vec<Cell>,
@@ -134,8 +134,8 @@ struct Run {
 
 /// Everything that is to be run.
 #[derive(Clone, Debug)]
-pub struct Plan<'a> {
-    pub sources: Vec<Source<'a>>,
+pub struct Matrix<'a> {
+    pub sources: Vec<RequestSource<'a>>,
     /// Loads in ascending order.
     pub loads: Vec<f64>,
     pub seeds: u32,
@@ -149,12 +149,12 @@ struct Job {
     seed: u32,
 }
 
-impl Plan<'_> {
+impl Matrix<'_> {
     /// Runs everything on every core. Calls `progress` with the number of finished runs and of all runs.
     ///
     /// # Errors
     /// When the engine refuses its settings.
-    pub fn run(&self, progress: &(impl Fn(usize, usize) + Sync)) -> Result<Vec<Row>> {
+    pub fn run(&self, progress: &(impl Fn(usize, usize) + Sync)) -> Result<Vec<WorkloadRow>> {
         let jobs = self.jobs();
         let results: Mutex<Vec<Option<Result<Run>>>> = Mutex::new(jobs.iter().map(|_| None).collect());
         let (next, n_done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -215,26 +215,27 @@ impl Plan<'_> {
         Ok(Run { values: figures(&outcomes, &gaps), detail })
     }
 
-    fn row(&self, source: &Source<'_>, runs: &[Run]) -> Row {
+    fn row(&self, source: &RequestSource<'_>, runs: &[Run]) -> WorkloadRow {
         let cell = |(idx, runs): (usize, &[Run])| {
             let (load_idx, policy_idx) = (idx / POLICIES.len(), idx % POLICIES.len());
             Cell::of(POLICIES[policy_idx].0, self.loads[load_idx], runs)
         };
         let cells: Vec<Cell> = runs.chunks(self.n_seeds().max(1)).enumerate().map(cell).collect();
         let details = runs.iter().filter_map(|run| run.detail.clone()).collect();
-        Row { workload: source.name().to_owned(), knees: knees(&cells), cells, details }
+        WorkloadRow { workload: source.name().to_owned(), knees: knees(&cells), cells, details }
     }
 }
 
 impl Job {
-    fn idx(&self, plan: &Plan<'_>) -> usize {
+    fn idx(&self, matrix: &Matrix<'_>) -> usize {
         let Self { source_idx, load_idx, policy_idx, seed } = *self;
         let seed_idx = usize::try_from(seed - 1).unwrap_or(usize::MAX);
-        ((source_idx * plan.loads.len() + load_idx) * POLICIES.len() + policy_idx) * plan.n_seeds() + seed_idx
+        ((source_idx * matrix.loads.len() + load_idx) * POLICIES.len() + policy_idx) * matrix.n_seeds()
+            + seed_idx
     }
 }
 
-impl Source<'_> {
+impl RequestSource<'_> {
     pub fn name(&self) -> &str {
         match self {
             Self::Drawn(workload) => workload.name,
@@ -359,7 +360,7 @@ impl Detail {
     }
 }
 
-impl Row {
+impl WorkloadRow {
     /// Returns the cells of each load.
     pub fn by_load(&self) -> impl Iterator<Item = &[Cell]> {
         self.cells.chunks(POLICIES.len())

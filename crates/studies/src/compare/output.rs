@@ -3,13 +3,13 @@
 use load::table::new_table;
 use serde_json::{Value, json};
 
-use crate::compare::matrix::{Cell, Estimate, Knee, Row, Spread, best, excess};
+use crate::compare::matrix::{Cell, Estimate, Knee, Spread, WorkloadRow, best, excess};
 use crate::compare::ranking::rankings;
 
 const HEADS: [&str; 10] =
     ["TTFT mean", "p50", "p90", "p99", "ITL mean", "p99", "hit ratio", "regret", "busiest by mean", "knee"];
 
-pub fn text(rows: &[Row], seeds: u32) -> String {
+pub fn text(rows: &[WorkloadRow], seeds: u32) -> String {
     let mut text = String::new();
     for row in rows {
         for cells in row.by_load() {
@@ -30,12 +30,12 @@ pub fn text(rows: &[Row], seeds: u32) -> String {
 }
 
 /// Says, one line for each, whether policies rank as others have found.
-fn ranked(rows: &[Row], seeds: u32) -> String {
+fn ranked(rows: &[WorkloadRow], seeds: u32) -> String {
     rankings(rows, seeds).iter().map(|ranking| ranking.text() + "\n").collect()
 }
 
 /// Writes a table for each workload and load in GitHub's Markdown.
-pub fn markdown(rows: &[Row], seeds: u32) -> String {
+pub fn markdown(rows: &[WorkloadRow], seeds: u32) -> String {
     let mut text = String::from("# Policies under loads that distinguish them\n\n");
     for row in rows {
         for cells in row.by_load() {
@@ -50,7 +50,7 @@ pub fn markdown(rows: &[Row], seeds: u32) -> String {
     text + &legend(seeds)
 }
 
-pub fn document(rows: &[Row], seeds: u32, margin: f64) -> Value {
+pub fn document(rows: &[WorkloadRow], seeds: u32, margin: f64) -> Value {
     let workloads: Vec<Value> = rows
         .iter()
         .map(|row| {
@@ -66,7 +66,7 @@ pub fn document(rows: &[Row], seeds: u32, margin: f64) -> Value {
     json!({"seeds": seeds, "margin": margin, "rankings": rankings(rows, seeds), "workloads": workloads})
 }
 
-fn title(row: &Row, cells: &[Cell]) -> String {
+fn title(row: &WorkloadRow, cells: &[Cell]) -> String {
     let load = cells.first().map_or(1.0, |cell| cell.load);
     format!("{}, load {load}", row.workload)
 }

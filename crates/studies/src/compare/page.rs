@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::compare::charts::{Axes, ChartLine, heat, lines};
-use crate::compare::matrix::{Cell, Detail, POLICIES, Row};
+use crate::compare::matrix::{Cell, Detail, POLICIES, WorkloadRow};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -88,14 +88,14 @@ const COLUMNS: [Column; 11] = [
 struct Source<'a> {
     document: &'a Value,
     workload_idx: usize,
-    row: &'a Row,
+    row: &'a WorkloadRow,
 }
 
 /// Renders the page. `document` is the comparison of the same rows as JSON.
 ///
 /// # Errors
 /// When the template does not fit its values.
-pub fn render(rows: &[Row], document: &Value, seeds: u32) -> Result<String> {
+pub fn render(rows: &[WorkloadRow], document: &Value, seeds: u32) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::compare::matrix::{Cell, Row};
+use crate::compare::matrix::{Cell, WorkloadRow};
 
 /// Seeds that are needed to rank; means over fewer may be in any order.
 const MIN_SEEDS: u32 = 3;
@@ -73,14 +73,14 @@ pub struct Ranking {
 }
 
 /// Returns the rankings of the workloads that were run at load 1, if there are enough seeds.
-pub fn rankings(rows: &[Row], seeds: u32) -> Vec<Ranking> {
+pub fn rankings(rows: &[WorkloadRow], seeds: u32) -> Vec<Ranking> {
     let expected = EXPECTED.iter().filter(|_| seeds >= MIN_SEEDS);
     expected
         .filter_map(|expected| ranking(rows.iter().find(|row| row.workload == expected.workload)?, expected))
         .collect()
 }
 
-fn ranking(row: &Row, expected: &Expected) -> Option<Ranking> {
+fn ranking(row: &WorkloadRow, expected: &Expected) -> Option<Ranking> {
     let Expected { workload, figure, order } = *expected;
     let cells = row.by_load().find(|cells| cells.iter().all(|cell| (cell.load - 1.0).abs() < 1e-9))?;
     let mean = |cell: &Cell| match figure {
@@ -111,7 +111,7 @@ impl Ranking {
 #[cfg(test)]
 mod tests {
     use super::{DEFAULT, EXPECTED, Figure, LEAST_REQUEST, rankings};
-    use crate::compare::matrix::{Cell, Estimate, POLICIES, Row, Spread};
+    use crate::compare::matrix::{Cell, Estimate, POLICIES, Spread, WorkloadRow};
     use crate::compare::workloads::WORKLOADS;
 
     fn cell(policy: &'static str, load: f64, seconds: f64) -> Cell {
@@ -121,14 +121,14 @@ mod tests {
         Cell { policy, load, ttft: spread, itl: spread, hit_ratio, regret, imbalance }
     }
 
-    fn row(load: f64, seconds: impl Fn(&str) -> f64) -> Row {
+    fn row(load: f64, seconds: impl Fn(&str) -> f64) -> WorkloadRow {
         let cells = POLICIES.iter().map(|(policy, _)| cell(policy, load, seconds(policy))).collect();
-        Row { workload: "no sharing".to_owned(), cells, knees: Vec::new(), details: Vec::new() }
+        WorkloadRow { workload: "no sharing".to_owned(), cells, knees: Vec::new(), details: Vec::new() }
     }
 
     #[test]
     fn an_order_that_is_not_the_expected_one_fails() {
-        let holds = |row: Row, seeds| {
+        let holds = |row: WorkloadRow, seeds| {
             rankings(&[row], seeds).iter().map(|ranking| ranking.holds).collect::<Vec<bool>>()
         };
         let right = |policy: &str| if policy == LEAST_REQUEST { 2.0 } else { 1.0 };

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
-use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload as Drives};
+use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload};
 
 use crate::compare::traces::Traced;
 
@@ -26,7 +26,7 @@ const VOCABULARY: u32 = 1 << 16;
 
 /// Requests that come at random moments.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Workload {
+pub struct DrawnWorkload {
     pub name: &'static str,
     /// Requests per second.
     rate: f64,
@@ -47,46 +47,52 @@ enum Prefixes {
     None,
 }
 
-pub const WORKLOADS: [Workload; 6] = [
-    Workload {
+pub const WORKLOADS: [DrawnWorkload; 6] = [
+    DrawnWorkload {
         name: "cache thrash",
         rate: 4.0,
         prefixes: Prefixes::Even { count: 150, tokens: 2000 },
         own_tokens: 60,
         output_tokens: 60,
     },
-    Workload {
+    DrawnWorkload {
         name: "long documents",
         rate: 1.0,
         prefixes: Prefixes::Even { count: 24, tokens: 8000 },
         own_tokens: 60,
         output_tokens: 60,
     },
-    Workload {
+    DrawnWorkload {
         name: "long documents, half the rate",
         rate: 0.5,
         prefixes: Prefixes::Even { count: 24, tokens: 8000 },
         own_tokens: 60,
         output_tokens: 60,
     },
-    Workload {
+    DrawnWorkload {
         name: "hot prefix",
         rate: 10.0,
         prefixes: Prefixes::Hot { share: 0.8, others: 32, tokens: 4000 },
         own_tokens: 60,
         output_tokens: 100,
     },
-    Workload {
+    DrawnWorkload {
         name: "hot prefix, less load",
         rate: 4.0,
         prefixes: Prefixes::Hot { share: 0.8, others: 32, tokens: 4000 },
         own_tokens: 60,
         output_tokens: 100,
     },
-    Workload { name: "no sharing", rate: 6.0, prefixes: Prefixes::None, own_tokens: 1000, output_tokens: 60 },
+    DrawnWorkload {
+        name: "no sharing",
+        rate: 6.0,
+        prefixes: Prefixes::None,
+        own_tokens: 1000,
+        output_tokens: 60,
+    },
 ];
 
-impl Workload {
+impl DrawnWorkload {
     /// True if the name contains one of the words, or if there are no words.
     pub fn is_wanted(&self, words: &[String]) -> bool {
         words.is_empty() || words.iter().any(|word| self.name.contains(word.as_str()))
@@ -122,7 +128,7 @@ pub fn fitting(traced: Vec<Traced>, speed: f64) -> (Vec<Traced>, usize) {
 /// A workload's requests, drawn when they are due.
 #[derive(Debug)]
 pub struct Poisson {
-    workload: Workload,
+    workload: DrawnWorkload,
     rng: ChaCha8Rng,
     gaps: Exp<f64>,
     next_at: Duration,
@@ -153,7 +159,7 @@ impl Ends {
 
 impl Poisson {
     /// Makes the requests of a workload at `load` times its rate.
-    pub fn new(workload: &Workload, load: f64, seed: u64) -> Self {
+    pub fn new(workload: &DrawnWorkload, load: f64, seed: u64) -> Self {
         let gaps = Exp::new(workload.rate * load).expect("rates are above 0");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let next_at = Duration::from_secs_f64(gaps.sample(&mut rng));
@@ -170,7 +176,7 @@ impl Poisson {
     }
 
     fn request(&mut self) -> SimRequest {
-        let Workload { prefixes, own_tokens, output_tokens, .. } = self.workload;
+        let DrawnWorkload { prefixes, own_tokens, output_tokens, .. } = self.workload;
         let prefix = match prefixes {
             Prefixes::None => None,
             Prefixes::Even { count, tokens } => Some((self.rng.random_range(0..count), tokens)),
@@ -196,7 +202,7 @@ impl Poisson {
     }
 }
 
-impl Drives for Poisson {
+impl Workload for Poisson {
     fn next_due(&mut self, _now: Duration) -> Option<Duration> {
         (self.next_at < DURATION).then_some(self.next_at)
     }
@@ -244,7 +250,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-impl Drives for Replay<'_> {
+impl Workload for Replay<'_> {
     fn next_due(&mut self, _now: Duration) -> Option<Duration> {
         self.requests.get(self.next_idx).map(|one| one.at.div_f64(self.load))
     }

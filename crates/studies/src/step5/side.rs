@@ -17,7 +17,7 @@ use tracing::debug;
 
 use crate::step5::COMMAND;
 use crate::step5::judge::{Figures, Timed};
-use crate::step5::workload::{Command, Failure, Measured, Played, Tool, UserIds};
+use crate::step5::workload::{Command, Failure, Played, ServedRecord, Tool, UserIds};
 
 /// Name of the latency preset for the published servers.
 pub const PUBLISHED_LATENCY: &str = "a10-doc";
@@ -132,15 +132,16 @@ impl Side {
         let Played { measured, failures, window: (start, end) } = tool.finish()?;
         let Command { plan, .. } = self.command;
         let n_failed = failures.len();
-        let window = Window { qps: plan.qps, n_pending: 0, n_failed, start, end, pace: plan.pace };
+        let window = Window { qps: plan.qps, n_pending: 0, n_failed, start, end, rules: plan.rules };
         Ok(Figures { first_failure: failures.first().map(Failure::to_string), ..figures(measured, window) })
     }
 }
 
-fn figures(mut measured: Vec<Measured>, window: Window) -> Figures {
+fn figures(mut measured: Vec<ServedRecord>, window: Window) -> Figures {
     measured.sort_by_key(|measured| (measured.record.user_id, measured.record.question_id));
     let records: Vec<Record> = measured.iter().map(|measured| measured.record).collect();
-    let of = |tokens: fn(&Measured) -> u32| measured.iter().map(|one| f64::from(tokens(one))).sum::<f64>();
+    let of =
+        |tokens: fn(&ServedRecord) -> u32| measured.iter().map(|one| f64::from(tokens(one))).sum::<f64>();
     Figures {
         summary: Summary::of(&records, window),
         sessions: records.iter().map(|record| record.user_id).collect::<BTreeSet<u32>>().len(),

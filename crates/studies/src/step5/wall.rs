@@ -14,7 +14,7 @@ use lab::session::Session;
 use lab::ui::Ui;
 use load::multi_round_qa::records::Summary;
 use load::multi_round_qa::run::{
-    self as qa, Answered, Listener, Questions, Repeatable, RunResults, Settings,
+    self as qa, AnsweredRequest, Listener, Questions, Repeatable, RunResults, Settings,
 };
 use load::multi_round_qa::sharegpt::Entry;
 use load::stats::as_f64;
@@ -32,7 +32,7 @@ const PROGRESS_INTERVAL: f64 = 5.0;
 
 /// Settings of the runs.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct WallSettings {
     pub cluster: ClusterArgs,
     pub n_pods: u32,
     pub latency: String,
@@ -48,13 +48,14 @@ pub struct Plan {
 ///
 /// # Errors
 /// When the cluster cannot be started, or a request fails.
-pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>> {
-    let session = Session::new(plan.cluster.verbose)?;
-    let mut options = options(&plan.cluster, &plan.report_dir.join("step5"))?;
-    (options.replicas, options.time_scale) = (Some(plan.n_pods), plan.time_scale);
-    options.engine_args = ["--latency-preset", &plan.latency, "--jitter", "0"].map(str::to_owned).to_vec();
-    options.picker_args = vec!["--seed".to_owned(), plan.picker_seed.to_string()];
-    let Some(programs) = session.programs(&plan.cluster.programs).await? else { return Ok(None) };
+pub async fn run(wall_settings: &WallSettings, entries: &[Entry]) -> Result<Option<[Figures; 2]>> {
+    let session = Session::new(wall_settings.cluster.verbose)?;
+    let mut options = options(&wall_settings.cluster, &wall_settings.report_dir.join("step5"))?;
+    (options.replicas, options.time_scale) = (Some(wall_settings.n_pods), wall_settings.time_scale);
+    options.engine_args =
+        ["--latency-preset", &wall_settings.latency, "--jitter", "0"].map(str::to_owned).to_vec();
+    options.picker_args = vec!["--seed".to_owned(), wall_settings.picker_seed.to_string()];
+    let Some(programs) = session.programs(&wall_settings.cluster.programs).await? else { return Ok(None) };
     let Session { ui, interrupt } = &session;
     let anew = Fresh {
         engine_args: options.engine_args.clone(),
@@ -62,11 +63,11 @@ pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>>
         ..Fresh::default()
     };
     let both = async |cluster: &Cluster| {
-        let plain = side(cluster, plan, entries, ("http", "8080", ui)).await?;
+        let plain = side(cluster, wall_settings, entries, ("http", "8080", ui)).await?;
         // Start over with empty caches, and a picker that has seen no request.
         cluster.restart(anew).await.context("empty the caches")?;
-        let picked = side(cluster, plan, entries, ("llm-gw", "8081", ui)).await?;
-        let kept_at = plan.report_dir.join("step5").join("decisions.json");
+        let picked = side(cluster, wall_settings, entries, ("llm-gw", "8081", ui)).await?;
+        let kept_at = wall_settings.report_dir.join("step5").join("decisions.json");
         let picks = picks(cluster, picked.1, &kept_at).await?;
         anyhow::Ok([plain.0, Figures { picks, ..picked.0 }])
     };
@@ -77,10 +78,10 @@ pub async fn run(plan: &Plan, entries: &[Entry]) -> Result<Option<[Figures; 2]>>
 
 async fn side(
     cluster: &Cluster,
-    plan: &Plan,
+    wall_settings: &WallSettings,
     entries: &[Entry],
     (listener, name, ui): (&str, &'static str, &Ui),
-) -> Result<(Figures, Vec<Answered>)> {
+) -> Result<(Figures, Vec<AnsweredRequest>)> {
     let settings = Settings {
         plan: COMMAND.plan,
         words: COMMAND.words,
@@ -88,15 +89,15 @@ async fn side(
         model: "/model/qwen".to_owned(),
         base_url: format!("http://{}/v1", cluster.gateway(listener)?),
         api_key: "EMPTY".to_owned(),
-        duration: Some(plan.duration),
+        duration: Some(wall_settings.duration),
         questions: Questions::ShareGpt(Arc::from(entries)),
-        output: Some(csv(&plan.report_dir, name)),
+        output: Some(csv(&wall_settings.report_dir, name)),
         log_interval: LOG_INTERVAL,
         n_retries: 0,
         repeatable: Some(Repeatable { tick: TICK, settle: COMMAND.settle, stagger: STAGGER }),
-        time_scale: plan.time_scale,
+        time_scale: wall_settings.time_scale,
     };
-    let progress = Progress { ui, name, plan };
+    let progress = Progress { ui, name, wall_settings };
     let measured = qa::run(&settings, &progress, std::future::pending()).await?;
     let RunResults { summary, mut answered, failures } = measured.context("nothing stops it")?;
     if let Some((user_id, error)) = failures.first() {
@@ -107,9 +108,10 @@ async fn side(
 }
 
 /// Returns all figures except the picks; the answered requests are sorted by user and question.
-fn figures(summary: Summary, answered: &[Answered]) -> Figures {
-    let cached = |answered: &Answered| answered.cached_tokens.unwrap_or(0);
-    let sum = |of: &dyn Fn(&Answered) -> u32| answered.iter().map(|one| u64::from(of(one))).sum::<u64>();
+fn figures(summary: Summary, answered: &[AnsweredRequest]) -> Figures {
+    let cached = |answered: &AnsweredRequest| answered.cached_tokens.unwrap_or(0);
+    let sum =
+        |of: &dyn Fn(&AnsweredRequest) -> u32| answered.iter().map(|one| u64::from(of(one))).sum::<u64>();
     let share = |part: u64, whole: u64| {
         as_f64(usize::try_from(part).unwrap_or(usize::MAX))
             / as_f64(usize::try_from(whole).unwrap_or(usize::MAX))
@@ -133,7 +135,7 @@ fn figures(summary: Summary, answered: &[Answered]) -> Figures {
 
 /// Returns where the picker sent the requests, sorted by user and question, without the earlier ones of the warm-up.
 /// Keeps all that the picker reports in a file.
-async fn picks(cluster: &Cluster, mut answered: Vec<Answered>, kept_at: &Path) -> Result<Vec<usize>> {
+async fn picks(cluster: &Cluster, mut answered: Vec<AnsweredRequest>, kept_at: &Path) -> Result<Vec<usize>> {
     let pages = cluster.picker_pages("/debug/decisions?after=0").await?;
     let page = pages.first().context("no picker runs")?;
     std::fs::write(kept_at, page).with_context(|| format!("write {}", kept_at.display()))?;
@@ -145,7 +147,9 @@ async fn picks(cluster: &Cluster, mut answered: Vec<Answered>, kept_at: &Path) -
     answered.sort_by(|one, other| one.record.launch_time.total_cmp(&other.record.launch_time));
     let mut numbers = BTreeMap::new();
     let mut picks = BTreeMap::new();
-    for (Answered { record, .. }, decision) in answered.iter().zip(decisions.into_iter().skip(n_before)) {
+    for (AnsweredRequest { record, .. }, decision) in
+        answered.iter().zip(decisions.into_iter().skip(n_before))
+    {
         let endpoint = decision.endpoint.context("a request had no endpoint")?;
         let n_known = numbers.len();
         let number = *numbers.entry(endpoint).or_insert(n_known);
@@ -161,17 +165,17 @@ fn csv(report_dir: &Path, name: &str) -> PathBuf {
 struct Progress<'a> {
     ui: &'a Ui,
     name: &'a str,
-    plan: &'a Plan,
+    wall_settings: &'a WallSettings,
 }
 
 impl Listener for Progress<'_> {
     fn summary(&self, _summary: &Summary) {}
 
     fn progress(&self, elapsed: Duration, (sent, answered, failed): (usize, usize, usize)) {
-        let Self { ui, name, plan } = self;
-        let interval = (PROGRESS_INTERVAL * plan.time_scale).round().max(1.0);
+        let Self { ui, name, wall_settings } = self;
+        let interval = (PROGRESS_INTERVAL * wall_settings.time_scale).round().max(1.0);
         if (elapsed.as_secs_f64() % interval) < 1.0 {
-            let (seconds, all) = (elapsed.as_secs(), plan.duration.as_secs());
+            let (seconds, all) = (elapsed.as_secs(), wall_settings.duration.as_secs());
             ui.step(&format!(
                 "{name}: {seconds} of {all} s: {sent} sent, {answered} answered, {failed} failed"
             ));

@@ -48,7 +48,7 @@ pub struct Tool<'a> {
     conversations: HashMap<u32, Conversation>,
     pending: HashMap<u64, Pending>,
     next_id: u64,
-    records: Vec<Measured>,
+    records: Vec<ServedRecord>,
     failures: Vec<Failure>,
     /// The first error; nothing is sent after it.
     failure: Option<anyhow::Error>,
@@ -56,7 +56,7 @@ pub struct Tool<'a> {
 
 /// A record, and what the servers know about its request.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
+pub struct ServedRecord {
     pub record: Record,
     pub cached_tokens: u32,
     pub pod_idx: usize,
@@ -73,7 +73,7 @@ pub struct Failure {
 /// Results of a run of the tool.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Played {
-    pub measured: Vec<Measured>,
+    pub measured: Vec<ServedRecord>,
     pub failures: Vec<Failure>,
     /// Start and end of the window, in seconds.
     pub window: (f64, f64),
@@ -253,7 +253,7 @@ impl Workload for Tool<'_> {
                     finish_time: outcome.ended_at.as_secs_f64(),
                 };
                 let Outcome { cached_tokens, pod_idx, .. } = *outcome;
-                self.records.push(Measured { record, cached_tokens, pod_idx });
+                self.records.push(ServedRecord { record, cached_tokens, pod_idx });
                 if let Some(conversation) = self.conversations.get_mut(&turn.user_id) {
                     conversation.messages.push(Message { role: "assistant", content: reply.text });
                 }
