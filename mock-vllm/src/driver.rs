@@ -22,7 +22,7 @@ use crate::metrics::requests::SampleGroup;
 use crate::metrics::{Metrics, StepRecord};
 use crate::send_schedule::SendSchedule;
 use backlog::{Backlog, QueueLimits, QueuePlace, SubmitError};
-use commands::{Call, Commands, EngineWork, Inbox, ReportDone};
+use commands::{Commands, EngineWork, Inbox, ReportDone, WakeUp};
 use hashbrown::HashMap;
 use inspect::{EngineView, Inspection};
 use live::{Live, Stage};
@@ -319,7 +319,7 @@ impl Drop for RequestHandle {
 impl Driver {
     fn run(mut self) {
         while let Some(call) = self.inbox.wait(self.next_event()) {
-            if let Call::Command(command) = call {
+            if let WakeUp::Command(command) = call {
                 self.apply(command);
                 while let Some(command) = self.inbox.try_next() {
                     self.apply(command);

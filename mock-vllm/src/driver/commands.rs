@@ -24,7 +24,7 @@ pub(super) type EngineWork = Box<dyn FnOnce(&mut Engine) -> ReportDone + Send>;
 pub(super) type ReportDone = Box<dyn FnOnce() + Send>;
 
 /// Reason why a driver wakes up.
-pub(super) enum Call {
+pub(super) enum WakeUp {
     Command(Command),
     /// The next event is due.
     Due,
@@ -51,11 +51,11 @@ impl Commands {
 
 impl Inbox {
     /// Waits until a command arrives or the event at `next` is due; `None` if all senders are gone.
-    pub(super) fn wait(&self, next: Option<SimTime>) -> Option<Call> {
-        let Some(next) = next else { return self.rx.recv().ok().map(Call::Command) };
+    pub(super) fn wait(&self, next: Option<SimTime>) -> Option<WakeUp> {
+        let Some(next) = next else { return self.rx.recv().ok().map(WakeUp::Command) };
         match self.rx.recv_timeout(self.clock.until(next)) {
-            Ok(command) => Some(Call::Command(command)),
-            Err(RecvTimeoutError::Timeout) => Some(Call::Due),
+            Ok(command) => Some(WakeUp::Command(command)),
+            Err(RecvTimeoutError::Timeout) => Some(WakeUp::Due),
             Err(RecvTimeoutError::Disconnected) => None,
         }
     }

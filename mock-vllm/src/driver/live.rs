@@ -4,7 +4,7 @@
 use super::{Delivery, Outlets, Submission};
 use crate::clock::SimTime;
 use crate::metrics::lora::LoraStage;
-use crate::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
+use crate::metrics::requests::{FinishedRequest, SampleCounts, SampleGroup};
 use crate::metrics::{FirstToken, LoraShift, StepRecord};
 use std::sync::Arc;
 use vllm_engine::request::{EngineRequest, FinishReason, LoraAdapter};
@@ -124,7 +124,7 @@ impl Live {
     /// Returns vLLM's observations of a request that ends by itself; its first and last tokens are known.
     fn finished(&self, reason: FinishReason, cached_tokens: u32, observed: SimTime) -> FinishedRequest {
         let n_generation_tokens = self.n_tokens;
-        let alone = Sampling { n: 1, max_generation_tokens: n_generation_tokens };
+        let alone = SampleCounts { n: 1, max_generation_tokens: n_generation_tokens };
         FinishedRequest {
             reason,
             n_prompt_tokens: self.n_prompt_tokens,

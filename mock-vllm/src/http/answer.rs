@@ -4,7 +4,7 @@ use super::choices::{Choice, Choices, Event};
 use super::error::ApiError;
 use super::shape::{Delivered, finish_reason};
 use super::wire::logprobs::{LogprobsWriter, ScoredTokens};
-use super::wire::plain::{self, Content, PlainChoice, PlainPrompt};
+use super::wire::plain::{self, ChoiceContent, PlainChoice, PlainPrompt};
 use super::wire::usage::{PromptTokensDetails, Usage};
 use super::wire::{Api, Envelope, Finish};
 use crate::structured::tools::ToolChoice;
@@ -114,8 +114,8 @@ impl AnswerPlan {
         text: String,
         finish: Finish,
         calls: Option<&ToolReply>,
-    ) -> (Content, Finish) {
-        let Some(reply) = calls else { return (Content::Text(text), finish) };
+    ) -> (ChoiceContent, Finish) {
+        let Some(reply) = calls else { return (ChoiceContent::Text(text), finish) };
         let ToolMessage { content, tool_calls } = reply.message(&text);
         let choice = (!tool_calls.is_empty()).then(|| reply.choice());
         let reason = finish_reason(self.envelope.version, Delivered::Whole, choice, finish.reason);
@@ -123,7 +123,7 @@ impl AnswerPlan {
             ToolChoice::Auto => content,
             ToolChoice::Required | ToolChoice::Named { .. } => Some(content.unwrap_or_default()),
         };
-        (Content::Calls { content, tool_calls }, Finish { reason, ..finish })
+        (ChoiceContent::Calls { content, tool_calls }, Finish { reason, ..finish })
     }
 
     /// Returns the log probabilities of the choice's tokens in `range`, as JSON. Those of an echoed prompt go before

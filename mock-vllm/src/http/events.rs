@@ -11,7 +11,7 @@ use super::record::Record;
 use super::request::{DeliveryMode, TextRequest};
 use super::wire::{Api, Finish};
 use crate::driver::Admission;
-use crate::structured::tools::stream::{Delta, ToolCallStream};
+use crate::structured::tools::stream::{ToolCallStream, ToolDelta};
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
@@ -143,10 +143,10 @@ impl ReplyReader {
     }
 
     /// Returns what the next piece of the text adds.
-    pub(super) fn push(&mut self, text: &str) -> Delta {
+    pub(super) fn push(&mut self, text: &str) -> ToolDelta {
         match &mut self.0 {
             Some(calls) => calls.push(text).unwrap_or_default(),
-            None => Delta { content: Some(text.to_owned()), tool_calls: Vec::new() },
+            None => ToolDelta { content: Some(text.to_owned()), tool_calls: Vec::new() },
         }
     }
 }

@@ -12,13 +12,13 @@ use super::choices::{Choice, Piece};
 use super::error::ApiError;
 use super::events::{self, Events, WholeReply};
 use super::request::TextRequest;
-use super::wire::plain::Content;
+use super::wire::plain::ChoiceContent;
 use super::{Pod, PodConfig};
 use axum::response::{IntoResponse, Json, Response};
 use bytes::Bytes;
 use http::StatusCode;
 use input::ResponsesRequest;
-use output::{Head, Status, message_item};
+use output::{ResponseHead, Status, message_item};
 use std::sync::Arc;
 use stream::Progress;
 
@@ -37,7 +37,7 @@ pub(super) async fn respond(pod: Arc<Pod>, caller: Caller, body: Bytes) -> Respo
     let parse = |body: &[u8]| {
         let ResponsesRequest { chat, told } = ResponsesRequest::parse(body, version, tool_calling)?;
         let events = move |answer: AnswerPlan| {
-            let head = Head::new(told, &answer, prefix_caching.then_some(block_size));
+            let head = ResponseHead::new(told, &answer, prefix_caching.then_some(block_size));
             ResponsesAnswer { progress: Progress::new(head, &answer), answer }
         };
         Ok((chat, events))
@@ -71,8 +71,8 @@ impl Events for ResponsesAnswer {
         let status = Status::ended_by(finish.reason);
         let calls = answer.calls.first().and_then(Option::as_deref);
         let (content, tool_calls) = match answer.message(text, finish, calls).0 {
-            Content::Text(text) => (Some(text), Vec::new()),
-            Content::Calls { content, tool_calls } => (content, tool_calls),
+            ChoiceContent::Text(text) => (Some(text), Vec::new()),
+            ChoiceContent::Calls { content, tool_calls } => (content, tool_calls),
         };
         let text = content.unwrap_or_default();
         let status_before = |is_last: bool| if is_last { status } else { Status::Completed };

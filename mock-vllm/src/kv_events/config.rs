@@ -18,7 +18,7 @@ pub enum KvEventsConfig {
 pub struct ZmqConfig {
     pub endpoint: ZmqEndpoint,
     /// Replay endpoint, on which the pod always listens.
-    pub replay_endpoint: Option<Address>,
+    pub replay_endpoint: Option<TcpAddress>,
     /// Batches that are kept for replay; 0 for none.
     pub buffer_steps: usize,
     /// Most messages that wait for one slow subscriber; 0 for no limit.
@@ -32,19 +32,19 @@ pub struct ZmqConfig {
 /// Endpoint by vLLM's rule: the pod listens on an address with `*` or `::`, and connects to any other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ZmqEndpoint {
-    Bind(Address),
-    Connect(Address),
+    Bind(TcpAddress),
+    Connect(TcpAddress),
 }
 
 /// Host and port of a `tcp://` endpoint. It displays as `host:port`, with the wildcard as an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
+pub struct TcpAddress {
     host: String,
     port: u16,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub enum KvEventsConfigError {
     #[error("{path}: {reason}")]
     Json { path: String, reason: String },
     #[error("{0:?} is neither a JSON object nor key=value")]
@@ -80,12 +80,12 @@ enum PublisherKind {
 // === impl KvEventsConfig ===
 
 impl FromStr for KvEventsConfig {
-    type Err = ConfigError;
+    type Err = KvEventsConfigError;
 
     /// Reads the flag's JSON object.
-    fn from_str(json: &str) -> Result<Self, ConfigError> {
+    fn from_str(json: &str) -> Result<Self, KvEventsConfigError> {
         let raw = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(json))
-            .map_err(|error| ConfigError::from_json(&error))?;
+            .map_err(|error| KvEventsConfigError::from_json(&error))?;
         Self::try_from_raw(raw)
     }
 }
@@ -96,22 +96,23 @@ impl KvEventsConfig {
     ///
     /// # Errors
     /// Names the key that is unknown or has a value of the wrong type.
-    pub fn from_args<'a>(args: impl IntoIterator<Item = &'a str>) -> Result<Self, ConfigError> {
+    pub fn from_args<'a>(args: impl IntoIterator<Item = &'a str>) -> Result<Self, KvEventsConfigError> {
         let mut object = Map::new();
         for arg in args {
             if arg.trim_start().starts_with('{') {
-                object = serde_json::from_str(arg).map_err(|error| ConfigError::Json {
+                object = serde_json::from_str(arg).map_err(|error| KvEventsConfigError::Json {
                     path: "object".to_owned(),
                     reason: error.to_string(),
                 })?;
             } else {
-                let (key, value) = arg.split_once('=').ok_or_else(|| ConfigError::NoPair(arg.to_owned()))?;
+                let (key, value) =
+                    arg.split_once('=').ok_or_else(|| KvEventsConfigError::NoPair(arg.to_owned()))?;
                 let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
                 object.insert(key.to_owned(), value);
             }
         }
         let raw = serde_path_to_error::deserialize(Value::Object(object))
-            .map_err(|error| ConfigError::from_json(&error))?;
+            .map_err(|error| KvEventsConfigError::from_json(&error))?;
         Self::try_from_raw(raw)
     }
 
@@ -119,7 +120,7 @@ impl KvEventsConfig {
     ///
     /// # Errors
     /// Fails if a port would pass 65535.
-    pub fn for_rank(self, rank: u16) -> Result<Self, ConfigError> {
+    pub fn for_rank(self, rank: u16) -> Result<Self, KvEventsConfigError> {
         let Self::Zmq(mut config) = self else { return Ok(self) };
         config.endpoint = match config.endpoint {
             ZmqEndpoint::Bind(address) => ZmqEndpoint::Bind(address.for_rank(rank)?),
@@ -134,7 +135,7 @@ impl KvEventsConfig {
         matches!(self, Self::Zmq(_))
     }
 
-    fn try_from_raw(raw: RawConfig) -> Result<Self, ConfigError> {
+    fn try_from_raw(raw: RawConfig) -> Result<Self, KvEventsConfigError> {
         let RawConfig {
             enable_kv_cache_events,
             publisher,
@@ -145,7 +146,7 @@ impl KvEventsConfig {
             max_queue_size,
             topic,
         } = raw;
-        let address: Address = endpoint.parse()?;
+        let address: TcpAddress = endpoint.parse()?;
         let config = ZmqConfig {
             endpoint: if endpoint.contains('*') || endpoint.contains("::") {
                 ZmqEndpoint::Bind(address)
@@ -182,9 +183,9 @@ impl Default for RawConfig {
     }
 }
 
-// === impl ConfigError ===
+// === impl KvEventsConfigError ===
 
-impl ConfigError {
+impl KvEventsConfigError {
     fn from_json(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
         let path = match error.path().to_string().as_str() {
             "." => "object".to_owned(),
@@ -194,13 +195,13 @@ impl ConfigError {
     }
 }
 
-// === impl Address ===
+// === impl TcpAddress ===
 
-impl FromStr for Address {
-    type Err = ConfigError;
+impl FromStr for TcpAddress {
+    type Err = KvEventsConfigError;
 
-    fn from_str(endpoint: &str) -> Result<Self, ConfigError> {
-        let error = || ConfigError::Endpoint(endpoint.to_owned());
+    fn from_str(endpoint: &str) -> Result<Self, KvEventsConfigError> {
+        let error = || KvEventsConfigError::Endpoint(endpoint.to_owned());
         let (host, port) =
             endpoint.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':')).ok_or_else(error)?;
         let port = match port {
@@ -217,16 +218,16 @@ impl FromStr for Address {
     }
 }
 
-impl Address {
+impl TcpAddress {
     /// Adds the rank to the port. Port 0, which lets the system choose, stays 0.
-    fn for_rank(self, rank: u16) -> Result<Self, ConfigError> {
+    fn for_rank(self, rank: u16) -> Result<Self, KvEventsConfigError> {
         let Self { host, port } = self;
         let ranked = if port == 0 { Some(0) } else { port.checked_add(rank) };
-        Ok(Self { host, port: ranked.ok_or(ConfigError::Port { port, rank })? })
+        Ok(Self { host, port: ranked.ok_or(KvEventsConfigError::Port { port, rank })? })
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for TcpAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
     }

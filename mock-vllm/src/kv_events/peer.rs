@@ -2,7 +2,7 @@
 
 use super::replay::ReplayBuffer;
 use super::stats::Counters;
-use super::zmtp::{self, Decoder, Incoming, SocketType, ZmtpError};
+use super::zmtp::{self, Decoder, PeerInput, SocketType, ZmtpError};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -95,17 +95,17 @@ impl Subscriber {
                 incoming = connection.read() => {
                     let Some(incoming) = incoming? else { return Ok(()) };
                     match subscription(incoming) {
-                        Incoming::Subscribe(_) if prefixes.len() == MAX_SUBSCRIPTIONS => {
+                        PeerInput::Subscribe(_) if prefixes.len() == MAX_SUBSCRIPTIONS => {
                             return Err(ZmtpError::TooLong("list of subscriptions"));
                         }
-                        Incoming::Subscribe(prefix) => prefixes.push(prefix),
-                        Incoming::Cancel(prefix) => {
+                        PeerInput::Subscribe(prefix) => prefixes.push(prefix),
+                        PeerInput::Cancel(prefix) => {
                             if let Some(idx) = prefixes.iter().position(|held| *held == prefix) {
                                 prefixes.swap_remove(idx);
                             }
                         }
-                        Incoming::Ping(context) => connection.pong(&context).await?,
-                        Incoming::Message(_) | Incoming::Other => {}
+                        PeerInput::Ping(context) => connection.pong(&context).await?,
+                        PeerInput::Message(_) | PeerInput::Other => {}
                     }
                     self.interest.set(prefixes.iter().any(|prefix| self.topic.starts_with(prefix)));
                 }
@@ -129,12 +129,12 @@ impl ReplaySource {
         let mut connection = Connection::handshake(stream, SocketType::Router).await?;
         while let Some(incoming) = connection.read().await? {
             match incoming {
-                Incoming::Message(parts) => match start_seq(&parts) {
+                PeerInput::Message(parts) => match start_seq(&parts) {
                     Some(start) => self.answer(&mut connection.stream, start).await?,
                     None => tracing::warn!(?parts, "Invalid replay request"),
                 },
-                Incoming::Ping(context) => connection.pong(&context).await?,
-                Incoming::Subscribe(_) | Incoming::Cancel(_) | Incoming::Other => {}
+                PeerInput::Ping(context) => connection.pong(&context).await?,
+                PeerInput::Subscribe(_) | PeerInput::Cancel(_) | PeerInput::Other => {}
             }
         }
         Ok(())
@@ -201,7 +201,7 @@ impl Connection {
     }
 
     /// Returns the next message or command; `None` at the end. Cancelling it loses nothing.
-    async fn read(&mut self) -> Result<Option<Incoming>, ZmtpError> {
+    async fn read(&mut self) -> Result<Option<PeerInput>, ZmtpError> {
         loop {
             if let Some(incoming) = self.decoder.take_incoming()? {
                 return Ok(Some(incoming));
@@ -225,11 +225,11 @@ impl Connection {
 }
 
 /// Converts messages with which ZMTP 3.0 peers subscribe: 1 or 0, then the prefix.
-fn subscription(incoming: Incoming) -> Incoming {
-    let Incoming::Message(parts) = &incoming else { return incoming };
+fn subscription(incoming: PeerInput) -> PeerInput {
+    let PeerInput::Message(parts) = &incoming else { return incoming };
     match parts.as_slice() {
-        [only] if only.first() == Some(&1) => Incoming::Subscribe(only.slice(1..)),
-        [only] if only.first() == Some(&0) => Incoming::Cancel(only.slice(1..)),
+        [only] if only.first() == Some(&1) => PeerInput::Subscribe(only.slice(1..)),
+        [only] if only.first() == Some(&0) => PeerInput::Cancel(only.slice(1..)),
         _ => incoming,
     }
 }

@@ -1,6 +1,6 @@
 //! The task that owns the sockets: encodes batches, keeps them for replay and queues them for each subscriber.
 
-use super::config::{Address, ZmqConfig, ZmqEndpoint};
+use super::config::{TcpAddress, ZmqConfig, ZmqEndpoint};
 use super::encoding::{self, WireFormat};
 use super::peer::{Interest, ReplaySource, Subscriber};
 use super::publisher::{Batch, KvEventMonitor, KvEventPublisher};
@@ -50,7 +50,7 @@ pub struct BoundService {
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {endpoint} for KV events")]
-pub struct BindError {
+pub struct KvEventsBindError {
     pub endpoint: String,
     pub source: std::io::Error,
 }
@@ -58,7 +58,7 @@ pub struct BindError {
 #[derive(Debug)]
 enum Outlet {
     Listening(TcpListener),
-    Dialling(Address),
+    Dialling(TcpAddress),
 }
 
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl KvEventService {
     ///
     /// # Errors
     /// Names the endpoint that is taken or does not resolve.
-    pub async fn bind(self) -> Result<BoundService, BindError> {
+    pub async fn bind(self) -> Result<BoundService, KvEventsBindError> {
         let Self { config, format, rank, batches, counters } = self;
         let ZmqConfig { endpoint, replay_endpoint, buffer_steps, hwm, max_queue_size: _, topic } = config;
         let outlet = match endpoint {
@@ -122,9 +122,9 @@ impl KvEventService {
     }
 }
 
-async fn listen(address: &Address) -> Result<TcpListener, BindError> {
+async fn listen(address: &TcpAddress) -> Result<TcpListener, KvEventsBindError> {
     let endpoint = address.to_string();
-    TcpListener::bind(&endpoint).await.map_err(|source| BindError { endpoint, source })
+    TcpListener::bind(&endpoint).await.map_err(|source| KvEventsBindError { endpoint, source })
 }
 
 // === impl BoundService ===
@@ -217,7 +217,7 @@ async fn answer(stream: TcpStream, source: ReplaySource) {
 }
 
 /// Connects to a subscriber that listens, again and again until the service ends.
-async fn dial(address: Address, mut subscriber: Subscriber) {
+async fn dial(address: TcpAddress, mut subscriber: Subscriber) {
     loop {
         match TcpStream::connect(address.to_string()).await {
             Ok(stream) => log_end("subscriber", subscriber.serve(stream).await),

@@ -24,7 +24,7 @@ pub(super) enum SocketType {
 
 /// Message or command of a peer after the handshake.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Incoming {
+pub(super) enum PeerInput {
     /// All frames of a message.
     Message(Vec<Bytes>),
     Subscribe(Bytes),
@@ -179,7 +179,7 @@ impl Decoder {
     }
 
     /// Takes the next message or command; `None` if it has not arrived completely.
-    pub(super) fn take_incoming(&mut self) -> Result<Option<Incoming>, ZmtpError> {
+    pub(super) fn take_incoming(&mut self) -> Result<Option<PeerInput>, ZmtpError> {
         while let Some(Frame { flags, body }) = self.take_frame()? {
             if flags & COMMAND != 0 {
                 return read_command(body).map(Some);
@@ -189,7 +189,7 @@ impl Decoder {
             }
             self.parts.push(body);
             if flags & MORE == 0 {
-                return Ok(Some(Incoming::Message(std::mem::take(&mut self.parts))));
+                return Ok(Some(PeerInput::Message(std::mem::take(&mut self.parts))));
             }
         }
         Ok(None)
@@ -211,19 +211,19 @@ impl Decoder {
     }
 }
 
-fn read_command(mut body: Bytes) -> Result<Incoming, ZmtpError> {
+fn read_command(mut body: Bytes) -> Result<PeerInput, ZmtpError> {
     let n_name = usize::from(*body.first().ok_or(ZmtpError::Malformed("command"))?);
     if body.len() <= n_name {
         return Err(ZmtpError::Malformed("command"));
     }
     let name = body.split_to(1 + n_name);
     match &name[1..] {
-        b"SUBSCRIBE" => Ok(Incoming::Subscribe(body)),
-        b"CANCEL" => Ok(Incoming::Cancel(body)),
+        b"SUBSCRIBE" => Ok(PeerInput::Subscribe(body)),
+        b"CANCEL" => Ok(PeerInput::Cancel(body)),
         // Two bytes of time to live come first.
-        b"PING" if body.len() >= 2 => Ok(Incoming::Ping(body.split_off(2))),
+        b"PING" if body.len() >= 2 => Ok(PeerInput::Ping(body.split_off(2))),
         b"PING" => Err(ZmtpError::Malformed("PING")),
-        _ => Ok(Incoming::Other),
+        _ => Ok(PeerInput::Other),
     }
 }
 
@@ -239,7 +239,7 @@ fn take_property<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Decoder, Incoming, MAX_FRAME, SocketType, frame, frame_more, greeting, pong, ready};
+    use super::{Decoder, MAX_FRAME, PeerInput, SocketType, frame, frame_more, greeting, pong, ready};
     use bytes::Bytes;
 
     fn decoder(bytes: &[u8]) -> Decoder {
@@ -267,7 +267,7 @@ mod tests {
         }
         decoder.buffer.extend_from_slice(&wire[wire.len() - 1..]);
         let parts = vec![Bytes::new(), Bytes::from(vec![7; 300]), Bytes::from_static(b"end")];
-        assert_eq!(decoder.take_incoming().unwrap(), Some(Incoming::Message(parts)));
+        assert_eq!(decoder.take_incoming().unwrap(), Some(PeerInput::Message(parts)));
         assert_eq!(decoder.take_incoming().unwrap(), None);
     }
 
@@ -305,13 +305,13 @@ mod tests {
     #[test]
     fn commands_subscribe_cancel_and_ping() {
         let read = |body: &[u8]| decoder(body).take_incoming().unwrap().unwrap();
-        assert_eq!(read(b"\x04\x0b\x09SUBSCRIBEt"), Incoming::Subscribe(Bytes::from_static(b"t")));
-        assert_eq!(read(b"\x04\x07\x06CANCEL"), Incoming::Cancel(Bytes::new()));
-        assert_eq!(read(b"\x04\x09\x04PING\x00\x01hi"), Incoming::Ping(Bytes::from_static(b"hi")));
+        assert_eq!(read(b"\x04\x0b\x09SUBSCRIBEt"), PeerInput::Subscribe(Bytes::from_static(b"t")));
+        assert_eq!(read(b"\x04\x07\x06CANCEL"), PeerInput::Cancel(Bytes::new()));
+        assert_eq!(read(b"\x04\x09\x04PING\x00\x01hi"), PeerInput::Ping(Bytes::from_static(b"hi")));
         let mut answer = Vec::new();
         pong(&mut answer, b"hi");
         assert_eq!(answer, b"\x04\x07\x04PONGhi");
-        assert_eq!(read(&answer), Incoming::Other);
+        assert_eq!(read(&answer), PeerInput::Other);
     }
 
     #[test]

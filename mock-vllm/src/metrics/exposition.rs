@@ -29,7 +29,7 @@ pub(super) struct Series<T> {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Head<'a> {
+pub(super) struct MetricHead<'a> {
     /// Name, without the `_total` of a counter.
     pub(super) name: &'a str,
     pub(super) help: &'a str,
@@ -147,7 +147,11 @@ impl<'a> Exposition<'a> {
         self.text
     }
 
-    pub(super) fn gauge<'s>(&mut self, head: Head<'_>, series: impl IntoIterator<Item = &'s Series<f64>>) {
+    pub(super) fn gauge<'s>(
+        &mut self,
+        head: MetricHead<'_>,
+        series: impl IntoIterator<Item = &'s Series<f64>>,
+    ) {
         self.family(Kind::Gauge, head, |out| {
             series
                 .into_iter()
@@ -155,7 +159,11 @@ impl<'a> Exposition<'a> {
         });
     }
 
-    pub(super) fn counter<'s>(&mut self, head: Head<'_>, series: impl IntoIterator<Item = &'s Series<f64>>) {
+    pub(super) fn counter<'s>(
+        &mut self,
+        head: MetricHead<'_>,
+        series: impl IntoIterator<Item = &'s Series<f64>>,
+    ) {
         let total = format!("{}_total", head.name);
         self.family(Kind::Counter, head, |out| {
             for Series { labels, value, created } in series {
@@ -167,7 +175,7 @@ impl<'a> Exposition<'a> {
 
     pub(super) fn histogram<'s>(
         &mut self,
-        head: Head<'_>,
+        head: MetricHead<'_>,
         series: impl IntoIterator<Item = &'s Series<&'s Histogram>>,
     ) {
         let [bucket, count, sum] = ["bucket", "count", "sum"].map(|suffix| format!("{}_{suffix}", head.name));
@@ -188,7 +196,7 @@ impl<'a> Exposition<'a> {
     /// Writes the count and the sum of each series.
     pub(super) fn summary<'s>(
         &mut self,
-        head: Head<'_>,
+        head: MetricHead<'_>,
         series: impl IntoIterator<Item = &'s Series<(u64, f64)>>,
     ) {
         let [count, sum] = ["count", "sum"].map(|suffix| format!("{}_{suffix}", head.name));
@@ -201,8 +209,8 @@ impl<'a> Exposition<'a> {
         });
     }
 
-    fn family(&mut self, kind: Kind, head: Head<'_>, samples: impl FnOnce(&mut Self)) {
-        let Head { name, help } = head;
+    fn family(&mut self, kind: Kind, head: MetricHead<'_>, samples: impl FnOnce(&mut Self)) {
+        let MetricHead { name, help } = head;
         let start = self.text.len();
         let suffix = if kind == Kind::Counter && self.format == Format::Text { "_total" } else { "" };
         self.head(&format!("{name}{suffix}"), help, kind);

@@ -1,7 +1,7 @@
 //! Metrics of the API server, as `prometheus-fastapi-instrumentator` 8 makes them with vLLM's settings: sizes by
 //! `Content-Length`, durations from the request's arrival to the end of the answer's body, in wall time.
 
-use super::exposition::{Exposition, Head, Labels, Series};
+use super::exposition::{Exposition, Labels, MetricHead, Series};
 use super::histogram::Histogram;
 use crate::clock::Clock;
 use http::StatusCode;
@@ -146,7 +146,7 @@ impl HttpMetrics {
         let requests: Vec<_> =
             by_status.iter().map(|(key, created, n)| series(key.labels(), *n as f64, *created)).collect();
         let help = "Total number of requests by method, status and handler.";
-        out.counter(Head { name: "http_requests", help }, &requests);
+        out.counter(MetricHead { name: "http_requests", help }, &requests);
         let sizes = |bytes: fn(&HandlerSizes) -> u64| -> Vec<_> {
             let labels = |handler: &str| Labels::new([("handler", handler.to_owned())]);
             let summary = |sizes: &HandlerSizes| (sizes.n, bytes(sizes) as f64);
@@ -157,15 +157,15 @@ impl HttpMetrics {
         };
         let help = "Content length of incoming requests by handler. Only value of header is respected. Otherwise \
             ignored. No percentile calculated. ";
-        let head = Head { name: "http_request_size_bytes", help };
+        let head = MetricHead { name: "http_request_size_bytes", help };
         out.summary(head, &sizes(|sizes| sizes.request_bytes));
         let help = "Content length of outgoing responses by handler. Only value of header is respected. Otherwise \
             ignored. No percentile calculated. ";
-        let head = Head { name: "http_response_size_bytes", help };
+        let head = MetricHead { name: "http_response_size_bytes", help };
         out.summary(head, &sizes(|sizes| sizes.response_bytes));
         let help = "Latency with many buckets but no API specific labels. Made for more accurate percentile \
             calculations. ";
-        let head = Head { name: "http_request_duration_highr_seconds", help };
+        let head = MetricHead { name: "http_request_duration_highr_seconds", help };
         out.histogram(head, &[series(Labels::default(), fine, self.created)]);
         let durations: Vec<_> = by_method
             .iter()
@@ -173,7 +173,7 @@ impl HttpMetrics {
             .collect();
         let help = "Latency with only few buckets by handler. Made to be only used if aggregation by handler is \
             important. ";
-        out.histogram(Head { name: "http_request_duration_seconds", help }, &durations);
+        out.histogram(MetricHead { name: "http_request_duration_seconds", help }, &durations);
     }
 }
 

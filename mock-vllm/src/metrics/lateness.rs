@@ -1,7 +1,7 @@
 //! Error of the mock's own timing: the wall time from a streamed token's virtual time to its sending to the client.
 //! vLLM has no such metric, so it is shown only on request.
 
-use super::exposition::{Exposition, Head, Labels, Series};
+use super::exposition::{Exposition, Labels, MetricHead, Series};
 use super::histogram::Histogram;
 use parking_lot::Mutex;
 use std::time::Duration;
@@ -38,13 +38,13 @@ impl TokenLateness {
 
     pub(super) fn render(&self, out: &mut Exposition<'_>, labels: &Labels, created: f64) {
         let state = self.0.lock();
-        let head = Head {
+        let head = MetricHead {
             name: "mock_vllm:token_lateness_seconds",
             help: "Histogram of wall time between a streamed token's virtual time and its hand-over to the socket, early or late, in seconds.",
         };
         let created = Some(created);
         out.histogram(head, &[Series { labels: labels.clone(), value: &state.tokens, created }]);
-        let head = Head {
+        let head = MetricHead {
             name: "mock_vllm:token_lateness_max_seconds",
             help: "The longest of mock_vllm:token_lateness_seconds.",
         };

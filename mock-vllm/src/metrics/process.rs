@@ -1,7 +1,7 @@
 //! Metrics of the interpreter and of the process behind the pod, as Python's `prometheus_client` reports them. It
 //! reports the process on Linux only.
 
-use super::exposition::{Exposition, Head, Labels, Series};
+use super::exposition::{Exposition, Labels, MetricHead, Series};
 use std::fs;
 
 /// Linux shows CPU time in hundredths of a second, whatever the kernel's tick (`USER_HZ`, proc(5)).
@@ -50,7 +50,10 @@ impl ProcessSample {
         let help = "Start time of the process since unix epoch in seconds.";
         gauge(out, "process_start_time_seconds", help, started);
         let help = "Total user and system CPU time spent in seconds.";
-        out.counter(Head { name: "process_cpu_seconds", help }, &[read(Labels::default(), cpu_seconds)]);
+        out.counter(
+            MetricHead { name: "process_cpu_seconds", help },
+            &[read(Labels::default(), cpu_seconds)],
+        );
         gauge(out, "process_open_fds", "Number of open file descriptors.", open_fds as f64);
         gauge(out, "process_max_fds", "Maximum number of open file descriptors.", max_fds as f64);
     }
@@ -66,7 +69,7 @@ pub(super) fn render_python(out: &mut Exposition<'_>) {
     let generations =
         ["0", "1", "2"].map(|generation| read(Labels::new([("generation", generation.to_owned())]), 0.0));
     for (name, help) in counters {
-        out.counter(Head { name, help }, &generations);
+        out.counter(MetricHead { name, help }, &generations);
     }
     let [major, minor, patchlevel] = PYTHON;
     let labels = Labels::new([
@@ -77,11 +80,11 @@ pub(super) fn render_python(out: &mut Exposition<'_>) {
         ("version", PYTHON.join(".")),
     ]);
     let help = "Python platform information";
-    out.gauge(Head { name: "python_info", help }, &[read(labels, 1.0)]);
+    out.gauge(MetricHead { name: "python_info", help }, &[read(labels, 1.0)]);
 }
 
 fn gauge(out: &mut Exposition<'_>, name: &str, help: &str, value: f64) {
-    out.gauge(Head { name, help }, &[read(Labels::default(), value)]);
+    out.gauge(MetricHead { name, help }, &[read(Labels::default(), value)]);
 }
 
 fn read(labels: Labels, value: f64) -> Series<f64> {

@@ -1,7 +1,7 @@
 //! Pages of `/metrics` of each version of vLLM, in its order and with its texts (`v1/metrics/loggers.py` of
 //! 0.8.5.post1, 0.11.0 and 0.33.0), after the collectors of `prometheus_client` and before those of the web server.
 
-use super::exposition::{Exposition, Format, Head, Labels, Series};
+use super::exposition::{Exposition, Format, Labels, MetricHead, Series};
 use super::histogram::Histogram;
 use super::http::HttpMetrics;
 use super::process::{self, ProcessSample};
@@ -114,7 +114,7 @@ impl Page<'_, '_, '_> {
         let help = "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling \
             capacity; 'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum \
             of all reasons equals vllm:num_requests_waiting.";
-        self.out.gauge(Head { name: "vllm:num_requests_waiting_by_reason", help }, &series);
+        self.out.gauge(MetricHead { name: "vllm:num_requests_waiting_by_reason", help }, &series);
     }
 
     fn sleep_state(&mut self) {
@@ -128,7 +128,7 @@ impl Page<'_, '_, '_> {
             .map(|(state, value)| self.child("sleep_state", state, value));
         let help = "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; \
             weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.";
-        self.out.gauge(Head { name: "vllm:engine_sleep_state", help }, &series);
+        self.out.gauge(MetricHead { name: "vllm:engine_sleep_state", help }, &series);
     }
 
     fn gpu_prefix_cache(&mut self, queries_help: &str, hits_help: &str) {
@@ -164,7 +164,7 @@ impl Page<'_, '_, '_> {
             .map(|(reason, n)| self.child("finished_reason", reason, n as f64))
             .collect();
         let help = "Count of successfully processed requests.";
-        self.out.counter(Head { name: "vllm:request_success", help }, &series);
+        self.out.counter(MetricHead { name: "vllm:request_success", help }, &series);
         if self.is_0_33() {
             self.admission_rejections();
         }
@@ -209,13 +209,13 @@ impl Page<'_, '_, '_> {
             ("external_unspecified", 0),
         ]);
         let help = "Number of prompt tokens by source.";
-        self.out.counter(Head { name: "vllm:prompt_tokens_by_source", help }, &series);
+        self.out.counter(MetricHead { name: "vllm:prompt_tokens_by_source", help }, &series);
         let help = "Number of cached prompt tokens (local + external).";
         self.counter("vllm:prompt_tokens_cached", help, n_cached);
         let help = "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded \
             to DRAM), disk, p2p (transferred from another vLLM instance) or external_unspecified. Counted at \
             admission; sums to vllm:prefix_cache_hits + vllm:external_prefix_cache_hits.";
-        self.out.counter(Head { name: "vllm:prompt_tokens_cached_by_source", help }, &cached_series);
+        self.out.counter(MetricHead { name: "vllm:prompt_tokens_cached_by_source", help }, &cached_series);
     }
 
     fn admission_rejections(&mut self) {
@@ -229,7 +229,7 @@ impl Page<'_, '_, '_> {
             .map(|(limit, n)| Series { labels: labels.with("reason", limit), value: n as f64, created })
             .collect();
         let help = "Number of admission attempts rejected by a queue limit, by reason.";
-        self.out.counter(Head { name: "vllm:admission_rejections", help }, &series);
+        self.out.counter(MetricHead { name: "vllm:admission_rejections", help }, &series);
     }
 
     fn token_histograms(&mut self) {
@@ -325,7 +325,7 @@ impl Page<'_, '_, '_> {
             })
             .collect();
         let help = "Running stats on lora requests.";
-        self.out.gauge(Head { name: "vllm:lora_requests_info", help }, &series);
+        self.out.gauge(MetricHead { name: "vllm:lora_requests_info", help }, &series);
     }
 
     fn cache_config(&mut self) {
@@ -337,7 +337,7 @@ impl Page<'_, '_, '_> {
         };
         let help = "Information of the LLMEngine CacheConfig";
         let series = [Series { labels, value: 1.0, created: None }];
-        self.out.gauge(Head { name: "vllm:cache_config_info", help }, &series);
+        self.out.gauge(MetricHead { name: "vllm:cache_config_info", help }, &series);
     }
 
     fn lateness(&mut self) {
@@ -349,19 +349,19 @@ impl Page<'_, '_, '_> {
 
     fn gauge(&mut self, name: &str, help: &str, value: f64) {
         let series = [Series { labels: self.labels.clone(), value, created: None }];
-        self.out.gauge(Head { name, help }, &series);
+        self.out.gauge(MetricHead { name, help }, &series);
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) {
         let created = Some(self.metrics.config.created);
         let series = [Series { labels: self.labels.clone(), value: value as f64, created }];
-        self.out.counter(Head { name, help }, &series);
+        self.out.counter(MetricHead { name, help }, &series);
     }
 
     fn histogram(&mut self, name: &str, help: &str, value: &Histogram) {
         let created = Some(self.metrics.config.created);
         let series = [Series { labels: self.labels.clone(), value, created }];
-        self.out.histogram(Head { name, help }, &series);
+        self.out.histogram(MetricHead { name, help }, &series);
     }
 
     fn child(&self, label: &'static str, value_of_label: &'static str, value: f64) -> Series<f64> {

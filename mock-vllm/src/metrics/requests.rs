@@ -17,7 +17,7 @@ pub struct FinishedRequest {
     pub max_tokens: u32,
     pub n_preemptions: u32,
     /// Samples of its request; `None` if it is one of several samples and not the last one to end.
-    pub sampling: Option<Sampling>,
+    pub sampling: Option<SampleCounts>,
     /// Time from arrival to the last token.
     pub e2e: Duration,
     /// Time in the waiting queue, until it is first scheduled.
@@ -32,7 +32,7 @@ pub struct FinishedRequest {
 
 /// All samples of a request together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sampling {
+pub struct SampleCounts {
     pub n: u32,
     /// Tokens of the longest sample.
     pub max_generation_tokens: u32,
@@ -76,13 +76,13 @@ impl SampleGroup {
     }
 
     /// Counts a sample that has ended with this number of tokens. Returns all samples together, if it was the last.
-    pub fn finish(&self, n_generation_tokens: u32) -> Option<Sampling> {
+    pub fn finish(&self, n_generation_tokens: u32) -> Option<SampleCounts> {
         let mut progress = self.progress.lock();
         let Progress { n_finished, max_generation_tokens } = &mut *progress;
         *n_finished += 1;
         *max_generation_tokens = n_generation_tokens.max(*max_generation_tokens);
         (*n_finished == self.n)
-            .then_some(Sampling { n: self.n, max_generation_tokens: *max_generation_tokens })
+            .then_some(SampleCounts { n: self.n, max_generation_tokens: *max_generation_tokens })
     }
 }
 
@@ -138,7 +138,7 @@ impl RequestHistograms {
         self.prompt_tokens.observe(n_prompt_tokens as f64);
         self.generation_tokens.observe(f64::from(n_generation_tokens));
         self.params_max_tokens.observe(f64::from(max_tokens));
-        if let Some(Sampling { n, max_generation_tokens }) = sampling {
+        if let Some(SampleCounts { n, max_generation_tokens }) = sampling {
             self.max_num_generation_tokens.observe(f64::from(max_generation_tokens));
             self.params_n.observe(f64::from(n));
         }

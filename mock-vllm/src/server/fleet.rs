@@ -9,7 +9,7 @@ use super::ports::{ApiListener, BindError, ListenOn, Ports};
 use super::{BuildError, Crashed, PodSettings, Shared, Stop, build_pod, run_on};
 use crate::faults::socket::{TcpDoor, UnixDoor};
 use crate::http::Pod;
-use crate::kv_events::config::ConfigError;
+use crate::kv_events::config::KvEventsConfigError;
 use crate::kv_events::service::BoundService;
 use std::io;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub enum PlanError {
     #[error("{n_pods} pods from port {port} on pass port 65535")]
     Ports { port: u16, n_pods: u16 },
     #[error("--kv-events-config: {0}")]
-    KvEvents(#[from] ConfigError),
+    KvEvents(#[from] KvEventsConfigError),
 }
 
 /// Differences between the pods of a process.

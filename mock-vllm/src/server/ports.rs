@@ -24,7 +24,7 @@ pub enum ListenOn {
 
 /// Address of a pod; displays as `host:port` or `unix:path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum PodAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
@@ -43,7 +43,7 @@ pub struct SocketFile(PathBuf);
 #[derive(Debug)]
 pub struct Ports {
     pub api: ApiListener,
-    pub address: Address,
+    pub address: PodAddress,
     /// Both ends of its KV events; `None` if they are off.
     pub kv_events: Option<(KvEventPublisher, BoundService)>,
 }
@@ -111,18 +111,18 @@ async fn listen_on_any(host: &str, port: u16) -> io::Result<TcpListener> {
 // === impl ListenOn ===
 
 impl ListenOn {
-    async fn bind(&self) -> io::Result<(ApiListener, Address)> {
+    async fn bind(&self) -> io::Result<(ApiListener, PodAddress)> {
         match self {
             Self::Tcp { host, port } => {
                 let listener = listen_on_any(host, *port).await?;
                 let address = listener.local_addr()?;
-                Ok((ApiListener::Tcp(listener), Address::Tcp(address)))
+                Ok((ApiListener::Tcp(listener), PodAddress::Tcp(address)))
             }
             Self::Unix(path) => {
                 remove_stale(path).await;
                 let listener = UnixListener::bind(path)?;
                 let file = SocketFile(path.clone());
-                Ok((ApiListener::Unix(listener, file), Address::Unix(path.clone())))
+                Ok((ApiListener::Unix(listener, file), PodAddress::Unix(path.clone())))
             }
         }
     }
@@ -154,9 +154,9 @@ async fn remove_stale(path: &Path) {
     }
 }
 
-// === impl Address ===
+// === impl PodAddress ===
 
-impl fmt::Display for Address {
+impl fmt::Display for PodAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "{address}"),

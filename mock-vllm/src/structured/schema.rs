@@ -9,7 +9,7 @@
 
 mod compose;
 mod number;
-mod stop;
+mod gave_up;
 mod validate;
 mod check;
 

@@ -11,7 +11,7 @@ pub mod reply;
 
 use super::schema::{Schema, SchemaError};
 use rand::{Rng, RngExt};
-use reply::{Call, Syntax, ToolReply};
+use reply::{PlannedCall, Syntax, ToolReply};
 use serde_json::{Map, Value, json};
 
 /// Tools that may be called.
@@ -150,7 +150,7 @@ impl ToolRequest {
             let arguments = parameters
                 .generate(rng)
                 .map_err(|source| ToolError::Schema { name: name.clone(), source })?;
-            calls.push(Call { id: reply::new_id(rng), name: name.clone(), arguments });
+            calls.push(PlannedCall { id: reply::new_id(rng), name: name.clone(), arguments });
         }
         Ok((!calls.is_empty()).then(|| ToolReply::new(calls, self.choice, syntax)))
     }

@@ -132,7 +132,7 @@ fn keys_have_vllms_defaults() {
                 Zmq(
                     ZmqConfig {
                         endpoint: Bind(
-                            Address {
+                            TcpAddress {
                                 host: "0.0.0.0",
                                 port: 5557,
                             },
@@ -156,13 +156,13 @@ fn keys_have_vllms_defaults() {
                 Zmq(
                     ZmqConfig {
                         endpoint: Connect(
-                            Address {
+                            TcpAddress {
                                 host: "indexer",
                                 port: 5557,
                             },
                         ),
                         replay_endpoint: Some(
-                            Address {
+                            TcpAddress {
                                 host: "[::]",
                                 port: 5558,
                             },

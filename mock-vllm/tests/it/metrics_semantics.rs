@@ -3,7 +3,7 @@
 
 use crate::engine_fixtures::{prompt, request};
 use crate::metrics_fixtures::{Lab, Page, latency, metrics};
-use mock_vllm::metrics::requests::{FinishedRequest, SampleGroup, Sampling};
+use mock_vllm::metrics::requests::{FinishedRequest, SampleCounts, SampleGroup};
 use mock_vllm::metrics::{AdmissionLimit, FirstToken, SleepState, StepRecord};
 use std::sync::Arc;
 use std::time::Duration;
@@ -274,7 +274,7 @@ fn a_step_without_output_moves_the_gauges_only() {
 fn the_samples_of_a_request_count_together_when_the_last_ends() {
     let group = SampleGroup::new(3);
     let ends: Vec<_> = [5, 9, 7].into_iter().map(|n| group.finish(n)).collect();
-    assert_eq!(ends, [None, None, Some(Sampling { n: 3, max_generation_tokens: 9 })]);
+    assert_eq!(ends, [None, None, Some(SampleCounts { n: 3, max_generation_tokens: 9 })]);
     let mut metrics = metrics(VllmVersion::V0_33);
     let finished = ends.into_iter().map(|sampling| FinishedRequest {
         reason: FinishReason::Length,

@@ -2,7 +2,7 @@
 
 use mock_vllm::structured::constraint::Constraint;
 use mock_vllm::structured::tools::reply::{Syntax, ToolReply};
-use mock_vllm::structured::tools::stream::{Delta, ToolCallStream};
+use mock_vllm::structured::tools::stream::{ToolCallStream, ToolDelta};
 use mock_vllm::structured::tools::{LastMessage, ToolRequest};
 use proptest::prelude::{any, prop_assert_eq, proptest};
 use rand::SeedableRng;
@@ -38,7 +38,7 @@ fn names(reply: Option<ToolReply>) -> Vec<String> {
 }
 
 /// Returns what a client puts together: the content, and name and arguments of each call.
-fn collect(deltas: &[Delta]) -> (String, Vec<(String, String)>) {
+fn collect(deltas: &[ToolDelta]) -> (String, Vec<(String, String)>) {
     let mut content = String::new();
     let mut calls: Vec<(String, String)> = Vec::new();
     for delta in deltas {
@@ -309,7 +309,7 @@ fn a_stream_of_tokens_tells_the_name_first() {
     let mut stream = ToolCallStream::new(Arc::new(reply.clone()));
     assert!(!stream.has_calls());
     let pieces = tokenizer.encode(reply.text()).into_iter().map(|token| detokenizer.push(token));
-    let deltas: Vec<Delta> = pieces.filter_map(|piece| stream.push(&piece)).collect();
+    let deltas: Vec<ToolDelta> = pieces.filter_map(|piece| stream.push(&piece)).collect();
     let first = serde_json::to_string(&deltas[0]).unwrap();
     let call = &reply.tool_calls()[0];
     assert_eq!(

@@ -6,7 +6,7 @@ use crate::http::answer::AnswerPlan;
 use crate::http::choices::{Choice, Piece};
 use crate::http::error::ApiError;
 use crate::http::events::{Events, ReplyReader, WholeReply, push_event};
-use crate::http::wire::plain::Content;
+use crate::http::wire::plain::ChoiceContent;
 use crate::http::wire::usage::{PromptTokensDetails, Usage};
 use crate::http::wire::{Finish, StopReason};
 use crate::structured::tools::stream::{FunctionDelta, ToolCallDelta};
@@ -107,8 +107,8 @@ impl Events for MessageAnswer {
         let calls = self.answer.calls.first().and_then(Option::as_deref);
         let (content, finish) = self.answer.message(text, finish, calls);
         let (text, tool_calls) = match content {
-            Content::Text(text) => (text, Vec::new()),
-            Content::Calls { content, tool_calls } => (content.unwrap_or_default(), tool_calls),
+            ChoiceContent::Text(text) => (text, Vec::new()),
+            ChoiceContent::Calls { content, tool_calls } => (content.unwrap_or_default(), tool_calls),
         };
         let calls = match tool_calls.as_slice() {
             [] => Calls::None,

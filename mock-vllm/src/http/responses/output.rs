@@ -20,7 +20,7 @@ pub(super) struct Told {
 
 /// A response without its output.
 #[derive(Clone, Debug)]
-pub(super) struct Head {
+pub(super) struct ResponseHead {
     told: Told,
     /// Id of the response, with its prefix.
     pub(super) id: String,
@@ -81,9 +81,9 @@ impl Told {
     }
 }
 
-// === impl Head ===
+// === impl ResponseHead ===
 
-impl Head {
+impl ResponseHead {
     pub(super) fn new(told: Told, answer: &AnswerPlan, block_size: Option<NonZeroU32>) -> Self {
         let envelope = &answer.envelope;
         let uuid = envelope.id.strip_prefix(envelope.api.id_prefix()).unwrap_or(&envelope.id);

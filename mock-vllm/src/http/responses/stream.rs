@@ -1,7 +1,7 @@
 //! Events of a response that streams, in vLLM's order: an item is added, grows by deltas, and is done before the next
 //! one.
 
-use super::output::{Head, Status, call_item, custom_input, item_id, message_item, text_part};
+use super::output::{ResponseHead, Status, call_item, custom_input, item_id, message_item, text_part};
 use super::tools::Callee;
 use crate::http::answer::AnswerPlan;
 use crate::http::choices::{Choice, Piece};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 #[derive(Debug)]
 pub(super) struct Progress {
-    pub(super) head: Head,
+    pub(super) head: ResponseHead,
     reader: ReplyReader,
     open: Option<OpenItem>,
     /// Items that are done.
@@ -45,7 +45,7 @@ struct OpenCall {
 // === impl Progress ===
 
 impl Progress {
-    pub(super) fn new(head: Head, answer: &AnswerPlan) -> Self {
+    pub(super) fn new(head: ResponseHead, answer: &AnswerPlan) -> Self {
         let reader = ReplyReader::new(answer);
         Self { head, reader, open: None, output: Vec::new(), finish: "stop", sequence_number: 0 }
     }

@@ -2,7 +2,7 @@
 
 use super::usage::Usage;
 use super::{Api, Envelope, Finish, extend, push, push_finish, push_raw, push_stop_reason};
-use crate::structured::tools::stream::Delta as ToolDelta;
+use crate::structured::tools::stream::ToolDelta;
 use vllm_engine::vllm_version::VllmVersion;
 
 #[derive(Debug)]

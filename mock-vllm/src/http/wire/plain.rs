@@ -8,7 +8,7 @@ use vllm_engine::vllm_version::VllmVersion;
 /// One whole choice.
 #[derive(Clone, Debug)]
 pub(crate) struct PlainChoice {
-    pub(crate) content: Content,
+    pub(crate) content: ChoiceContent,
     pub(crate) finish: Finish,
     /// Log probabilities, as JSON.
     pub(crate) logprobs: Option<Vec<u8>>,
@@ -18,7 +18,7 @@ pub(crate) struct PlainChoice {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
+pub(crate) enum ChoiceContent {
     Text(String),
     /// Text and tool calls, in chats only.
     Calls {
@@ -36,9 +36,9 @@ pub(crate) struct PlainPrompt {
     pub(crate) text: Option<String>,
 }
 
-// === impl Content ===
+// === impl ChoiceContent ===
 
-impl Content {
+impl ChoiceContent {
     /// Puts `echo` before the content.
     pub(crate) fn after(self, echo: &str) -> Self {
         match self {
@@ -98,8 +98,8 @@ pub(crate) fn body(envelope: &Envelope, choices: &[PlainChoice], usage: Usage) -
 fn chat_choice(out: &mut Vec<u8>, choice: &PlainChoice, role: &str, version: VllmVersion) {
     let PlainChoice { content, finish, logprobs, token_ids, prompt: _ } = choice;
     let (content, tool_calls) = match content {
-        Content::Text(text) => (Some(text), [].as_slice()),
-        Content::Calls { content, tool_calls } => (content.as_ref(), tool_calls.as_slice()),
+        ChoiceContent::Text(text) => (Some(text), [].as_slice()),
+        ChoiceContent::Calls { content, tool_calls } => (content.as_ref(), tool_calls.as_slice()),
     };
     out.extend_from_slice(b",\"message\":{\"role\":");
     push(out, role);
@@ -139,8 +139,8 @@ fn chat_choice(out: &mut Vec<u8>, choice: &PlainChoice, role: &str, version: Vll
 fn completion_choice(out: &mut Vec<u8>, choice: &PlainChoice, version: VllmVersion) {
     let PlainChoice { content, finish, logprobs, token_ids, prompt } = choice;
     let text = match content {
-        Content::Text(text) => text,
-        Content::Calls { .. } => "",
+        ChoiceContent::Text(text) => text,
+        ChoiceContent::Calls { .. } => "",
     };
     out.extend_from_slice(b",\"text\":");
     push(out, text);

@@ -2,8 +2,8 @@
 //! `anyOf` and the keywords beside it). They are kept as a list of conjuncts, and combined only for the value at hand.
 
 use super::check::TYPES;
+use super::gave_up::GaveUp;
 use super::number::{self, Kind};
-use super::stop::Stop;
 use super::validate::{Validator, equal, item_schema, property_schema};
 use super::{Schema, SchemaError};
 use crate::structured::pattern::{Lengths, Pattern};
@@ -83,10 +83,10 @@ impl<'s> Demand<'s> {
     }
 
     /// Returns the strictest lower and upper bound.
-    fn size(&self, min: &str, max: &str) -> Result<Lengths, Stop> {
+    fn size(&self, min: &str, max: &str) -> Result<Lengths, GaveUp> {
         let min = self.counts(min).max().unwrap_or_default();
         let max = self.counts(max).min().unwrap_or(usize::MAX);
-        if min <= max { Ok(Lengths { min, max }) } else { Err(Stop::Unsatisfiable) }
+        if min <= max { Ok(Lengths { min, max }) } else { Err(GaveUp::Unsatisfiable) }
     }
 
     /// Returns the types that all schemas allow; all types if no schema has `type`.
@@ -120,9 +120,9 @@ impl<'s, 'r> Composer<'s, 'r> {
     }
 
     /// Makes a value that satisfies all of `schemas`.
-    fn value(&mut self, schemas: &[&'s Value], depth: usize) -> Result<Value, Stop> {
+    fn value(&mut self, schemas: &[&'s Value], depth: usize) -> Result<Value, GaveUp> {
         if depth > DEPTH_LIMIT {
-            return Err(Stop::TooDeep);
+            return Err(GaveUp::TooDeep);
         }
         let mut demand = Demand::default();
         schemas.iter().for_each(|schema| demand.add(self.schema, schema));
@@ -130,12 +130,12 @@ impl<'s, 'r> Composer<'s, 'r> {
             return self.listed(listed, &demand);
         }
         let n_tries = if demand.needs_test { N_RETRIES } else { 1 };
-        let mut last = Stop::Unsatisfiable;
+        let mut last = GaveUp::Unsatisfiable;
         for _ in 0..n_tries {
             match self.branch(demand.clone(), depth) {
                 Ok(value) if !demand.needs_test || self.accept(&demand, &value) => return Ok(value),
                 Ok(_) => {}
-                Err(Stop::TooComplex) => return Err(Stop::TooComplex),
+                Err(GaveUp::TooComplex) => return Err(GaveUp::TooComplex),
                 Err(stop) => last = stop,
             }
         }
@@ -146,10 +146,10 @@ impl<'s, 'r> Composer<'s, 'r> {
         !demand.has_false && demand.conjuncts.iter().all(|keywords| self.validator.satisfies(keywords, value))
     }
 
-    fn listed(&mut self, values: &'s [Value], demand: &Demand<'s>) -> Result<Value, Stop> {
+    fn listed(&mut self, values: &'s [Value], demand: &Demand<'s>) -> Result<Value, GaveUp> {
         let valid: Vec<_> = values.iter().filter(|value| self.accept(demand, value)).collect();
         if valid.is_empty() {
-            return Err(Stop::Unsatisfiable);
+            return Err(GaveUp::Unsatisfiable);
         }
         let value = valid[self.rng.random_range(0..valid.len())].clone();
         self.charge_text(value.as_str().map_or(0, str::len))?;
@@ -157,13 +157,13 @@ impl<'s, 'r> Composer<'s, 'r> {
     }
 
     /// Chooses branches until none is open, then makes a value.
-    fn branch(&mut self, mut demand: Demand<'s>, depth: usize) -> Result<Value, Stop> {
+    fn branch(&mut self, mut demand: Demand<'s>, depth: usize) -> Result<Value, GaveUp> {
         self.n_steps += 1;
         if self.n_steps > N_STEPS_LIMIT || self.validator.is_exhausted() {
-            return Err(Stop::TooComplex);
+            return Err(GaveUp::TooComplex);
         }
         if demand.has_false {
-            return Err(Stop::Unsatisfiable);
+            return Err(GaveUp::Unsatisfiable);
         }
         let Some(branches) = demand.choices.pop() else { return self.plain(&demand, depth) };
         let mut order: Vec<&'s Value> = branches.iter().collect();
@@ -171,7 +171,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         if depth >= SOFT_DEPTH {
             order.sort_by_key(|schema| self.complexity(schema));
         }
-        let mut last = Stop::Unsatisfiable;
+        let mut last = GaveUp::Unsatisfiable;
         for schema in order {
             let mut chosen = demand.clone();
             chosen.add(self.schema, schema);
@@ -180,7 +180,7 @@ impl<'s, 'r> Composer<'s, 'r> {
                 None => self.branch(chosen, depth),
             };
             match attempt {
-                Err(Stop::TooComplex) => return Err(Stop::TooComplex),
+                Err(GaveUp::TooComplex) => return Err(GaveUp::TooComplex),
                 Err(stop) => last = stop,
                 Ok(value) => return Ok(value),
             }
@@ -204,8 +204,8 @@ impl<'s, 'r> Composer<'s, 'r> {
     }
 
     /// Makes a value of a demand without open choices.
-    fn plain(&mut self, demand: &Demand<'s>, depth: usize) -> Result<Value, Stop> {
-        let mut last = Stop::Unsatisfiable;
+    fn plain(&mut self, demand: &Demand<'s>, depth: usize) -> Result<Value, GaveUp> {
+        let mut last = GaveUp::Unsatisfiable;
         for name in self.ordered_types(demand, depth) {
             let attempt = match name {
                 "null" => Ok(Value::Null),
@@ -217,7 +217,7 @@ impl<'s, 'r> Composer<'s, 'r> {
                 _ => self.object(demand, depth),
             };
             match attempt {
-                Err(Stop::TooComplex) => return Err(Stop::TooComplex),
+                Err(GaveUp::TooComplex) => return Err(GaveUp::TooComplex),
                 Err(stop) => last = stop,
                 Ok(value) => return Ok(value),
             }
@@ -268,7 +268,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         types
     }
 
-    fn text(&mut self, demand: &Demand<'s>) -> Result<String, Stop> {
+    fn text(&mut self, demand: &Demand<'s>) -> Result<String, GaveUp> {
         let lengths = demand.size("minLength", "maxLength")?;
         let sources = demand.values("pattern").filter_map(Value::as_str);
         let patterns: Vec<&Pattern> = sources.filter_map(|source| self.schema.patterns.get(source)).collect();
@@ -285,10 +285,10 @@ impl<'s, 'r> Composer<'s, 'r> {
         let text = match (drawn, patterns.first()) {
             (Some(text), _) => text,
             (None, Some(pattern)) => {
-                pattern.generate_within(lengths, matches, self.rng).ok_or(Stop::Unsatisfiable)?
+                pattern.generate_within(lengths, matches, self.rng).ok_or(GaveUp::Unsatisfiable)?
             }
             (None, None) if format.is_some_and(|format| format::text(format, self.rng).is_some()) => {
-                return Err(Stop::Unsatisfiable);
+                return Err(GaveUp::Unsatisfiable);
             }
             (None, None) => words::text(self.rng, lengths.min, lengths.max.min(lengths.min.max(OPEN_LENGTH))),
         };
@@ -296,12 +296,12 @@ impl<'s, 'r> Composer<'s, 'r> {
         Ok(text)
     }
 
-    fn charge_text(&mut self, n_bytes: usize) -> Result<(), Stop> {
+    fn charge_text(&mut self, n_bytes: usize) -> Result<(), GaveUp> {
         self.n_text_bytes += n_bytes;
-        if self.n_text_bytes > TEXT_LIMIT { Err(Stop::TooComplex) } else { Ok(()) }
+        if self.n_text_bytes > TEXT_LIMIT { Err(GaveUp::TooComplex) } else { Ok(()) }
     }
 
-    fn array(&mut self, demand: &Demand<'s>, depth: usize) -> Result<Value, Stop> {
+    fn array(&mut self, demand: &Demand<'s>, depth: usize) -> Result<Value, GaveUp> {
         let Lengths { min, max } = demand.size("minItems", "maxItems")?;
         let is_unique = demand.values("uniqueItems").any(|value| value == &Value::Bool(true));
         let prefixes = demand.values("prefixItems").chain(demand.values("items")).filter_map(Value::as_array);
@@ -323,7 +323,7 @@ impl<'s, 'r> Composer<'s, 'r> {
             };
             match item {
                 Ok(item) => items.push(item),
-                Err(Stop::Unsatisfiable | Stop::TooDeep) if items.len() >= min => break,
+                Err(GaveUp::Unsatisfiable | GaveUp::TooDeep) if items.len() >= min => break,
                 Err(stop) => return Err(stop),
             }
         }
@@ -331,24 +331,24 @@ impl<'s, 'r> Composer<'s, 'r> {
     }
 
     /// Makes a value that is not among `others`.
-    fn unlike(&mut self, others: &[Value], schemas: &[&'s Value], depth: usize) -> Result<Value, Stop> {
+    fn unlike(&mut self, others: &[Value], schemas: &[&'s Value], depth: usize) -> Result<Value, GaveUp> {
         for _ in 0..N_UNIQUE_RETRIES {
             let value = self.value(schemas, depth)?;
             if !others.iter().any(|other| equal(other, &value)) {
                 return Ok(value);
             }
         }
-        Err(Stop::Unsatisfiable)
+        Err(GaveUp::Unsatisfiable)
     }
 
-    fn object(&mut self, demand: &Demand<'s>, depth: usize) -> Result<Value, Stop> {
+    fn object(&mut self, demand: &Demand<'s>, depth: usize) -> Result<Value, GaveUp> {
         let size = demand.size("minProperties", "maxProperties")?;
         let mut fields = Map::new();
         for (name, is_required) in self.property_names(demand, size, depth)? {
             let schemas = property_schemas(demand, name);
             match self.value(&schemas, depth + 1) {
                 Ok(value) => drop(fields.insert(name.to_owned(), value)),
-                Err(Stop::Unsatisfiable | Stop::TooDeep) if !is_required => {}
+                Err(GaveUp::Unsatisfiable | GaveUp::TooDeep) if !is_required => {}
                 Err(stop) => return Err(stop),
             }
         }
@@ -368,7 +368,7 @@ impl<'s, 'r> Composer<'s, 'r> {
             let schemas = property_schemas(demand, &name);
             match self.value(&schemas, depth + 1) {
                 Ok(value) => drop(fields.insert(name, value)),
-                Err(Stop::Unsatisfiable | Stop::TooDeep) if fields.len() >= size.min => break,
+                Err(GaveUp::Unsatisfiable | GaveUp::TooDeep) if fields.len() >= size.min => break,
                 Err(stop) => return Err(stop),
             }
         }
@@ -381,7 +381,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         demand: &Demand<'s>,
         size: Lengths,
         depth: usize,
-    ) -> Result<Vec<(&'s str, bool)>, Stop> {
+    ) -> Result<Vec<(&'s str, bool)>, GaveUp> {
         let required =
             demand.values("required").filter_map(Value::as_array).flatten().filter_map(Value::as_str);
         let required: Vec<&str> = required.collect();
@@ -395,7 +395,7 @@ impl<'s, 'r> Composer<'s, 'r> {
         }
         let n_required = names.iter().filter(|(_, is_required)| *is_required).count();
         if n_required > size.max {
-            return Err(Stop::Unsatisfiable);
+            return Err(GaveUp::Unsatisfiable);
         }
         let mut n_optional_room = size.max - n_required;
         let mut n_optional_needed = size.min.saturating_sub(n_required);

@@ -1,6 +1,6 @@
 //! Draws numbers between bounds and on steps, in whole units of a common decimal scale, so that nothing is rounded.
 
-use super::stop::Stop;
+use super::gave_up::GaveUp;
 use crate::structured::decimal::{Decimal, lcm};
 use rand::{Rng, RngExt};
 use serde_json::{Map, Number, Value};
@@ -30,15 +30,19 @@ struct Limits {
     steps: Vec<Decimal>,
 }
 
-pub(super) fn draw(conjuncts: &[&Map<String, Value>], kind: Kind, rng: &mut dyn Rng) -> Result<Number, Stop> {
+pub(super) fn draw(
+    conjuncts: &[&Map<String, Value>],
+    kind: Kind,
+    rng: &mut dyn Rng,
+) -> Result<Number, GaveUp> {
     let limits = Limits::of(conjuncts)?;
-    draw_exact(&limits, kind, rng).ok_or(Stop::Unsatisfiable)
+    draw_exact(&limits, kind, rng).ok_or(GaveUp::Unsatisfiable)
 }
 
 // === impl Limits ===
 
 impl Limits {
-    fn of(conjuncts: &[&Map<String, Value>]) -> Result<Self, Stop> {
+    fn of(conjuncts: &[&Map<String, Value>]) -> Result<Self, GaveUp> {
         let mut limits = Self::default();
         for keywords in conjuncts {
             for (keyword, value) in *keywords {
@@ -54,7 +58,7 @@ impl Limits {
                         limits.upper.extend(Bound::of(number, is_exclusive, is_open)?);
                     }
                     "multipleOf" => {
-                        limits.steps.push(Decimal::from_number(number).ok_or(Stop::Unsatisfiable)?)
+                        limits.steps.push(Decimal::from_number(number).ok_or(GaveUp::Unsatisfiable)?)
                     }
                     _ => {}
                 }
@@ -66,11 +70,11 @@ impl Limits {
 
 impl Bound {
     /// Returns the bound; `None` if it is so large that it has no effect.
-    fn of(number: &Number, is_exclusive: bool, is_open: bool) -> Result<Option<Self>, Stop> {
+    fn of(number: &Number, is_exclusive: bool, is_open: bool) -> Result<Option<Self>, GaveUp> {
         if is_open {
             return Ok(None);
         }
-        let at = Decimal::from_number(number).ok_or(Stop::Unsatisfiable)?;
+        let at = Decimal::from_number(number).ok_or(GaveUp::Unsatisfiable)?;
         Ok(Some(Self { at, is_exclusive }))
     }
 }

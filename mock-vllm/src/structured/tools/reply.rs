@@ -23,7 +23,7 @@ pub enum Syntax {
 
 /// One call, before it becomes text.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Call {
+pub struct PlannedCall {
     pub id: String,
     pub name: String,
     pub arguments: Value,
@@ -80,7 +80,7 @@ pub struct ToolMessage {
 // === impl ToolReply ===
 
 impl ToolReply {
-    pub(super) fn new(calls: Vec<Call>, choice: ToolChoice, syntax: Syntax) -> Self {
+    pub(super) fn new(calls: Vec<PlannedCall>, choice: ToolChoice, syntax: Syntax) -> Self {
         let mut reply = Self { text: String::new(), n_content_bytes: 0, calls: Vec::new(), choice, syntax };
         let form = reply.form();
         if form == Form::List {
@@ -104,7 +104,7 @@ impl ToolReply {
             let (json, tail) = after.split_once(CLOSE)?;
             let mut call: Value = serde_json::from_str(json.trim()).ok()?;
             let name = call.get("name")?.as_str()?.to_owned();
-            calls.push(Call { id: new_id(rng), name, arguments: call.get_mut("arguments")?.take() });
+            calls.push(PlannedCall { id: new_id(rng), name, arguments: call.get_mut("arguments")?.take() });
             rest = tail;
         }
         let mut reply = Self {
@@ -185,8 +185,8 @@ impl ToolReply {
         }
     }
 
-    fn push(&mut self, call: Call, form: Form, is_first: bool) {
-        let Call { id, name, arguments } = call;
+    fn push(&mut self, call: PlannedCall, form: Form, is_first: bool) {
+        let PlannedCall { id, name, arguments } = call;
         let json_name = Value::from(name.as_str()).to_string();
         let (before_name, after_name, after) = match form {
             Form::Tagged => ("\n{\"name\": ", ", \"arguments\": ", "}"),

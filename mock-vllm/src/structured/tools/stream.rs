@@ -19,7 +19,7 @@ pub struct ToolCallStream {
 
 /// `delta` of one chunk, which serializes to the fields that are set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Delta {
+pub struct ToolDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -53,20 +53,20 @@ impl ToolCallStream {
 
     /// Adds a piece of the text and returns the delta that it completes; `None` if there is nothing new to send, as
     /// within a tag.
-    pub fn push(&mut self, piece: &str) -> Option<Delta> {
+    pub fn push(&mut self, piece: &str) -> Option<ToolDelta> {
         let reply = self.reply.clone();
         self.n_generated = (self.n_generated + piece.len()).min(reply.text().len());
         while !reply.text().is_char_boundary(self.n_generated) {
             self.n_generated -= 1;
         }
-        let mut delta = Delta { content: self.new_content(), tool_calls: Vec::new() };
+        let mut delta = ToolDelta { content: self.new_content(), tool_calls: Vec::new() };
         for (index, call) in reply.placed_calls().iter().enumerate() {
             if call.name_end > self.n_generated || call.begin > self.n_generated || piece.is_empty() {
                 break;
             }
             self.tell_call(&mut delta, index, call);
         }
-        (delta != Delta::default()).then_some(delta)
+        (delta != ToolDelta::default()).then_some(delta)
     }
 
     /// Returns whether a call was sent already.
@@ -74,7 +74,7 @@ impl ToolCallStream {
         !self.n_arguments_told.is_empty()
     }
 
-    fn tell_call(&mut self, delta: &mut Delta, index: usize, call: &PlacedCall) {
+    fn tell_call(&mut self, delta: &mut ToolDelta, index: usize, call: &PlacedCall) {
         let PlacedCall { id, name, begin: _, name_end: _, arguments, end: _ } = call;
         if self.n_arguments_told.len() == index {
             self.n_arguments_told.push(0);
