@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use lab::cluster::Status;
-use lab::cluster::supervisor::{self, Phase, State};
+use lab::cluster::supervisor::{self, ClusterState, Phase};
 use lab::flags::{self, ClusterArgs, options};
 use lab::session::Session;
 use load::ending::End;
@@ -130,8 +130,8 @@ pub fn status(args: &StatusArgs) -> Result<End> {
     Ok(if running { End::Good } else { End::Failed })
 }
 
-fn describe(state: &State) -> String {
-    let State { pid, run_dir, manifests, phase } = state;
+fn describe(state: &ClusterState) -> String {
+    let ClusterState { pid, run_dir, manifests, phase } = state;
     let mut text = format!(
         "supervisor {pid}, manifests {}, logs in {}\n",
         manifests.display(),

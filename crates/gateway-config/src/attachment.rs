@@ -7,7 +7,7 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Names, Pool};
+use crate::plan::{Names, PlannedPool};
 
 /// The way of responses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +116,8 @@ impl<'a> Attachment<'a> {
     /// The attachment of `pool` if the operator wants `responses`. If models have other names in the engines, responses
     /// go through the picker, which restores the clients' names.
     #[must_use]
-    pub fn new(pool: Pool<'a>, responses: Responses) -> Self {
-        let Pool { key: pool, failure_mode, names } = pool;
+    pub fn new(pool: PlannedPool<'a>, responses: Responses) -> Self {
+        let PlannedPool { key: pool, failure_mode, names } = pool;
         let responses = match names {
             Names::Kept => responses,
             Names::Changed => Responses::Through,

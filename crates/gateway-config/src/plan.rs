@@ -74,7 +74,7 @@ pub struct Cluster {
 
 /// A pool that at least one rule sends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pool<'a> {
+pub struct PlannedPool<'a> {
     pub key: &'a ObjectKey,
     pub failure_mode: FailureMode,
     pub names: Names,
@@ -100,13 +100,13 @@ impl Plan {
 
     /// Pools that at least one rule sends to, each once, in the order of the manifests.
     #[must_use]
-    pub fn pools(&self) -> Vec<Pool<'_>> {
-        let mut pools: Vec<Pool<'_>> = Vec::new();
+    pub fn pools(&self) -> Vec<PlannedPool<'_>> {
+        let mut pools: Vec<PlannedPool<'_>> = Vec::new();
         for cluster in &self.clusters {
             if let Backend::Pool { key, failure_mode, names, .. } = &cluster.backend
                 && !pools.iter().any(|pool| pool.key == key)
             {
-                pools.push(Pool { key, failure_mode: *failure_mode, names: *names });
+                pools.push(PlannedPool { key, failure_mode: *failure_mode, names: *names });
             }
         }
         pools

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::Parser as _;
 use lab::cluster::fault::Fault;
 use lab::cluster::programs::{ProgramOptions, Programs};
-use lab::cluster::supervisor::{self, Phase, State};
+use lab::cluster::supervisor::{self, ClusterState, Phase};
 use lab::cluster::{Cluster, Fresh, Options, Progress, ProgressEvent, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,7 +17,12 @@ use tokio::time::timeout;
 
 use crate::stubs::{Lab, files, free_port, read, tutorial, until};
 
-async fn up(state_dir: &Path, options: &Options, programs: &Programs, progress: &Progress) -> Result<State> {
+async fn up(
+    state_dir: &Path,
+    options: &Options,
+    programs: &Programs,
+    progress: &Progress,
+) -> Result<ClusterState> {
     let up = supervisor::up(state_dir, options, programs, progress, std::future::pending()).await?;
     Ok(up.expect("nothing stops it"))
 }

@@ -54,18 +54,18 @@ const TAIL_LINES: usize = 15;
 /// effect.
 #[derive(Debug)]
 pub(super) enum Command {
-    KillPod { name: String, reply: Reply },
-    KillPickers { name: Option<String>, reply: Reply },
-    HangPickers { hang: bool, reply: Reply },
-    ReplacePicker { name: String, reply: Reply },
-    StartPickers { reply: Reply },
-    Restart { fresh: Fresh, reply: Reply },
-    Apply { manifests: Manifests, reply: Reply },
-    ResetManifests { reply: Reply },
+    KillPod { name: String, reply: CommandReply },
+    KillPickers { name: Option<String>, reply: CommandReply },
+    HangPickers { hang: bool, reply: CommandReply },
+    ReplacePicker { name: String, reply: CommandReply },
+    StartPickers { reply: CommandReply },
+    Restart { fresh: Fresh, reply: CommandReply },
+    Apply { manifests: Manifests, reply: CommandReply },
+    ResetManifests { reply: CommandReply },
     Stop,
 }
 
-pub(super) type Reply = oneshot::Sender<Result<()>>;
+pub(super) type CommandReply = oneshot::Sender<Result<()>>;
 
 /// The part of the task's state that the handle can see.
 #[derive(Clone, Debug)]
@@ -161,7 +161,7 @@ pub(super) struct Local {
     epoch: u64,
     pods: Vec<PodProcess>,
     /// Replies to send when pods that were killed on purpose have ended, by pod name.
-    dying: BTreeMap<String, Reply>,
+    dying: BTreeMap<String, CommandReply>,
     n_pods_started: u64,
     backoffs: BTreeMap<String, Backoff>,
     pickers: Vec<PickerProcess>,

@@ -36,7 +36,7 @@ const TAIL_LINES: usize = 20;
 
 /// Content of `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct ClusterState {
     /// Process id of the supervisor.
     pub pid: u32,
     pub run_dir: PathBuf,
@@ -70,7 +70,7 @@ pub async fn up(
     programs: &Programs,
     progress: &Progress,
     stop: impl Future<Output = ()>,
-) -> Result<Option<State>> {
+) -> Result<Option<ClusterState>> {
     tokio::pin!(stop);
     std::fs::create_dir_all(state_dir).with_context(|| format!("create {}", state_dir.display()))?;
     if let Some(state) = status(state_dir)? {
@@ -134,7 +134,7 @@ pub async fn supervise(state_dir: &Path) -> Result<()> {
     let _lock = own(state_dir).await?;
     let text = std::fs::read_to_string(order_file(state_dir)).context("read what to start")?;
     let Order { options, programs } = serde_json::from_str(&text).context("parse what to start")?;
-    let mut state = State {
+    let mut state = ClusterState {
         pid: std::process::id(),
         run_dir: options.run_dir.clone(),
         manifests: options.manifests.clone(),
@@ -151,7 +151,7 @@ pub async fn supervise(state_dir: &Path) -> Result<()> {
 
 async fn keep(
     state_dir: &Path,
-    state: &mut State,
+    state: &mut ClusterState,
     (options, programs): (Options, Programs),
     interrupt: &Interrupt,
 ) -> Result<()> {
@@ -184,7 +184,7 @@ async fn keep(
 ///
 /// # Errors
 /// When the state directory cannot be read.
-pub fn status(state_dir: &Path) -> Result<Option<State>> {
+pub fn status(state_dir: &Path) -> Result<Option<ClusterState>> {
     if !state_dir.exists() || lock(state_dir)?.is_some() {
         return Ok(None);
     }
@@ -269,7 +269,7 @@ async fn own(state_dir: &Path) -> Result<Flock<File>> {
     bail!("a cluster is up already")
 }
 
-fn describe(state: &State) -> String {
+fn describe(state: &ClusterState) -> String {
     match &state.phase {
         Phase::Running { status } => {
             let gateways = status.gateways.iter();
@@ -281,7 +281,7 @@ fn describe(state: &State) -> String {
     }
 }
 
-fn read_state(state_dir: &Path) -> Result<Option<State>> {
+fn read_state(state_dir: &Path) -> Result<Option<ClusterState>> {
     let path = state_file(state_dir);
     if !path.exists() {
         return Ok(None);
@@ -290,7 +290,7 @@ fn read_state(state_dir: &Path) -> Result<Option<State>> {
     serde_json::from_str(&text).map(Some).with_context(|| format!("parse {}", path.display()))
 }
 
-fn write_state(state_dir: &Path, state: &State) -> Result<()> {
+fn write_state(state_dir: &Path, state: &ClusterState) -> Result<()> {
     write_whole(&state_file(state_dir), &serde_json::to_string_pretty(state)?)
 }
 

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use crate::check::{Check, Claim, Group};
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
-use crate::scenario::conversations::{Outcome, through};
+use crate::scenario::conversations::{SideRun, through};
 use crate::scenario::lab::{GOOD, Lab, Shot, Via};
 use crate::scenario::latency::{Gain, TOLERANCE, measure, modelled_gain_ms};
 use crate::scenario::{part, texts};
@@ -151,7 +151,7 @@ async fn without_annotation(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn compare_bare(lab: &Lab<'_>, bare: &Outcome) -> Result<()> {
+async fn compare_bare(lab: &Lab<'_>, bare: &SideRun) -> Result<()> {
     let plain = match lab.journal.side_named("8080") {
         Some(side) => side,
         None => {

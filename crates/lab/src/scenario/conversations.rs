@@ -29,7 +29,7 @@ const SEED: u64 = 20_250_523;
 
 /// Figures of one side, and the records made while it ran.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct SideRun {
     pub side: Side,
     pub evidence: Evidence,
     pub answered: usize,
@@ -47,7 +47,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
 }
 
 /// Sends all conversations through `via`, and journals the side under `name`.
-pub async fn through(lab: &Lab<'_>, group: Group, (via, name): (Via, &str)) -> Result<Outcome> {
+pub async fn through(lab: &Lab<'_>, group: Group, (via, name): (Via, &str)) -> Result<SideRun> {
     let lab = &lab.section(group, &format!("{CONVERSATIONS} conversations through {name}"));
     let mark = lab.mark();
     let before = lab.counters().await?;
@@ -65,7 +65,7 @@ pub async fn through(lab: &Lab<'_>, group: Group, (via, name): (Via, &str)) -> R
         pods: pods(&before, &after, &evidence.traces),
     };
     lab.journal.side(side.clone());
-    Ok(Outcome { side, evidence, answered })
+    Ok(SideRun { side, evidence, answered })
 }
 
 /// Holds one conversation; it ends early if a turn is not answered.
@@ -131,24 +131,24 @@ fn pods(
         .collect()
 }
 
-fn check_answers(lab: &Lab<'_>, outcome: &Outcome) {
-    let name = &outcome.side.name;
+fn check_answers(lab: &Lab<'_>, side_run: &SideRun) {
+    let name = &side_run.side.name;
     lab.check(
         Check::of(
             Group::Conversations,
             format!("{name}/answers"),
             format!("Every turn through {name} is answered"),
         )
-        .equal(CONVERSATIONS * TURNS, outcome.answered),
+        .equal(CONVERSATIONS * TURNS, side_run.answered),
     );
-    let told: f64 = outcome
+    let told: f64 = side_run
         .evidence
         .traces
         .iter()
         .filter_map(|trace| trace.client.usage)
         .map(|usage| f64::from(usage.cached_tokens()))
         .sum();
-    let counted: f64 = outcome.side.pods.iter().map(|pod| pod.tokens.hits).sum();
+    let counted: f64 = side_run.side.pods.iter().map(|pod| pod.tokens.hits).sum();
     lab.check(
         Check::of(
             Group::Conversations,
@@ -159,14 +159,14 @@ fn check_answers(lab: &Lab<'_>, outcome: &Outcome) {
     );
 }
 
-fn check_affinity(lab: &Lab<'_>, outcome: &Outcome) {
-    let Side { own_pod_turns, later_turns, .. } = &outcome.side;
+fn check_affinity(lab: &Lab<'_>, side_run: &SideRun) {
+    let Side { own_pod_turns, later_turns, .. } = &side_run.side;
     lab.check(
         Check::of(Group::Conversations, "8081/own-pod", "Every later turn on 8081 goes to its own pod")
             .equal(format!("{later_turns} of {later_turns}"), format!("{own_pod_turns} of {later_turns}")),
     );
     let disagreements: Vec<String> =
-        outcome.evidence.traces.iter().filter_map(|trace| trace.agreed_pod().err()).collect();
+        side_run.evidence.traces.iter().filter_map(|trace| trace.agreed_pod().err()).collect();
     lab.check(
         Check::of(
             Group::Conversations,
@@ -176,7 +176,7 @@ fn check_affinity(lab: &Lab<'_>, outcome: &Outcome) {
         .equal(0, disagreements.len())
         .detail(disagreements.join("\n")),
     );
-    let by_prefix = outcome.evidence.prefix_lines.len();
+    let by_prefix = side_run.evidence.prefix_lines.len();
     lab.check(
         Check::of(Group::Conversations, "8081/log-lines", "The picker logs one line per later turn")
             .equal(*later_turns, by_prefix),

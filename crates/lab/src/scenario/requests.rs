@@ -6,7 +6,7 @@ mod rows;
 use anyhow::{Context as _, Result, ensure};
 use load::client::Reply;
 
-use self::rows::{Row, Sent, rows};
+use self::rows::{Row, RowRequest, rows};
 use crate::check::{Check, Group};
 use crate::cluster::Fresh;
 use crate::evidence::picker::{Candidate, Decision};
@@ -144,9 +144,9 @@ impl Sender<'_> {
     }
 
     /// Sends one request, and waits until the picker has seen the whole answer and the pod's events.
-    async fn exchange(&mut self, sent: &Sent) -> Result<Seen> {
+    async fn exchange(&mut self, sent: &RowRequest) -> Result<Seen> {
         let Self { lab, mode, last_decision } = self;
-        let Sent { path, body: request } = sent;
+        let RowRequest { path, body: request } = sent;
         let mut request = request.clone();
         if let Some(fields) = request.as_object_mut() {
             fields.insert("model".to_owned(), lab.requests.model().into());

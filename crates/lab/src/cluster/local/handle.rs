@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::authority::{Authority, picker_host};
 use crate::cluster::fault::{Fault, Unavailable};
-use crate::cluster::local::{Command, Local, Reply, View};
+use crate::cluster::local::{Command, CommandReply, Local, View};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
 use crate::cluster::run_files::RunFiles;
@@ -279,7 +279,7 @@ impl LocalCluster {
         self.task.await.context("end the cluster")
     }
 
-    async fn command(&self, command: impl FnOnce(Reply) -> Command) -> Result<()> {
+    async fn command(&self, command: impl FnOnce(CommandReply) -> Command) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         let ended = || format!("the cluster has ended: {}", self.status().summary());
         self.commands.send(command(reply)).await.ok().with_context(ended)?;

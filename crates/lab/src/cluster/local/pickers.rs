@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow};
 use tokio::time::sleep;
 
 use crate::cluster::authority::picker_host;
-use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
+use crate::cluster::local::{Action, CommandReply, Job, Local, TAIL_LINES, describe};
 use crate::cluster::process::{Process, Program};
 use crate::cluster::{log_tail, ports};
 
@@ -27,11 +27,11 @@ pub(super) struct PickerProcess {
     pub(super) health: SocketAddr,
     pub(super) metrics: SocketAddr,
     pub(super) log: PathBuf,
-    pub(super) state: State,
+    pub(super) state: PickerState,
 }
 
 #[derive(Debug)]
-pub(super) enum State {
+pub(super) enum PickerState {
     /// The process runs. `start` is unique among all starts.
     Running { process: Process, start: u64, ready: bool, _probe: Job },
     /// The process drains; a new one will get its ports.
@@ -39,7 +39,7 @@ pub(super) enum State {
     /// The process is being killed; a new one will get its ports.
     Restarting,
     /// The process is being killed on purpose and stays down; the reply is sent when it is gone.
-    Killed { reply: Option<Reply> },
+    Killed { reply: Option<CommandReply> },
     /// The process has not started yet, or has ended unexpectedly and waits to be started again.
     Waiting,
     /// The next reconciliation starts the process.
@@ -48,12 +48,12 @@ pub(super) enum State {
 
 impl PickerProcess {
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.state, State::Running { ready: true, .. })
+        matches!(self.state, PickerState::Running { ready: true, .. })
     }
 
     /// True if the picker is ready or down on purpose.
     pub(super) fn is_settled(&self) -> bool {
-        self.is_ready() || matches!(self.state, State::Killed { .. })
+        self.is_ready() || matches!(self.state, PickerState::Killed { .. })
     }
 }
 
@@ -80,7 +80,7 @@ impl Local {
                     metrics: ports::free()?,
                     log: self.files.logs().join(format!("{name}.log")),
                     name,
-                    state: State::Due,
+                    state: PickerState::Due,
                 });
             }
         }
@@ -94,7 +94,7 @@ impl Local {
             picker.replica < n_pickers && wanted.iter().any(|wanted| wanted.name == picker.group)
         });
         for idx in 0..self.pickers.len() {
-            if matches!(self.pickers[idx].state, State::Due) {
+            if matches!(self.pickers[idx].state, PickerState::Due) {
                 self.start_picker(idx)?;
             }
         }
@@ -106,19 +106,19 @@ impl Local {
     }
 
     /// Kills the picker of this name, or all pickers.
-    pub(super) fn kill_pickers(&mut self, name: Option<&str>, reply: Reply) {
+    pub(super) fn kill_pickers(&mut self, name: Option<&str>, reply: CommandReply) {
         let mut reply = Some(reply);
         for picker in self.pickers.iter_mut().filter(|picker| name.is_none_or(|name| picker.name == name)) {
-            match std::mem::replace(&mut picker.state, State::Waiting) {
-                State::Running { process, .. } | State::Draining { process } => {
+            match std::mem::replace(&mut picker.state, PickerState::Waiting) {
+                PickerState::Running { process, .. } | PickerState::Draining { process } => {
                     process.kill();
                     // One reply for all is enough, because they are killed together.
-                    picker.state = State::Killed { reply: reply.take() };
+                    picker.state = PickerState::Killed { reply: reply.take() };
                 }
-                State::Restarting | State::Waiting | State::Due => {
-                    picker.state = State::Killed { reply: None }
+                PickerState::Restarting | PickerState::Waiting | PickerState::Due => {
+                    picker.state = PickerState::Killed { reply: None }
                 }
-                State::Killed { reply } => picker.state = State::Killed { reply },
+                PickerState::Killed { reply } => picker.state = PickerState::Killed { reply },
             }
         }
         if let Some(reply) = reply {
@@ -128,8 +128,8 @@ impl Local {
 
     pub(super) fn start_pickers(&mut self) -> Result<()> {
         for picker in &mut self.pickers {
-            if matches!(picker.state, State::Killed { .. }) {
-                picker.state = State::Due;
+            if matches!(picker.state, PickerState::Killed { .. }) {
+                picker.state = PickerState::Due;
             }
         }
         self.reconcile()?;
@@ -138,7 +138,7 @@ impl Local {
 
     pub(super) fn hang_pickers(&mut self, hang: bool) {
         for picker in &mut self.pickers {
-            if let State::Running { process, .. } = &mut picker.state {
+            if let PickerState::Running { process, .. } = &mut picker.state {
                 if hang { process.stop() } else { process.go_on() }
             }
         }
@@ -147,10 +147,10 @@ impl Local {
     pub(super) fn replace_picker(&mut self, name: &str) -> Result<()> {
         let found = self.pickers.iter_mut().find(|picker| picker.name == name);
         let picker = found.ok_or_else(|| anyhow!("there is no picker {name}"))?;
-        picker.state = match std::mem::replace(&mut picker.state, State::Due) {
-            State::Running { mut process, .. } => {
+        picker.state = match std::mem::replace(&mut picker.state, PickerState::Due) {
+            PickerState::Running { mut process, .. } => {
                 process.drain();
-                State::Draining { process }
+                PickerState::Draining { process }
             }
             state => state,
         };
@@ -159,10 +159,12 @@ impl Local {
 
     pub(super) fn restart_pickers(&mut self) {
         for picker in &mut self.pickers {
-            match std::mem::replace(&mut picker.state, State::Restarting) {
-                State::Running { process, .. } | State::Draining { process } => process.kill(),
-                State::Restarting => {}
-                State::Killed { .. } | State::Waiting | State::Due => picker.state = State::Due,
+            match std::mem::replace(&mut picker.state, PickerState::Restarting) {
+                PickerState::Running { process, .. } | PickerState::Draining { process } => process.kill(),
+                PickerState::Restarting => {}
+                PickerState::Killed { .. } | PickerState::Waiting | PickerState::Due => {
+                    picker.state = PickerState::Due
+                }
             }
         }
     }
@@ -171,15 +173,15 @@ impl Local {
         self.n_children -= 1;
         let Some(picker) = self.pickers.iter_mut().find(|picker| picker.name == name) else { return };
         match &mut picker.state {
-            State::Restarting | State::Draining { .. } => picker.state = State::Due,
-            State::Killed { reply } => {
+            PickerState::Restarting | PickerState::Draining { .. } => picker.state = PickerState::Due,
+            PickerState::Killed { reply } => {
                 if let Some(reply) = reply.take() {
                     let _ = reply.send(Ok(()));
                 }
             }
-            State::Running { .. } => {
+            PickerState::Running { .. } => {
                 let was_ready = picker.is_ready();
-                picker.state = State::Waiting;
+                picker.state = PickerState::Waiting;
                 let tail = log_tail(&picker.log, TAIL_LINES);
                 let message = format!("the picker {name} has ended ({}):\n{tail}", describe(status));
                 if was_ready {
@@ -193,19 +195,19 @@ impl Local {
                     Action::PickerDue { name }
                 });
             }
-            State::Waiting | State::Due => {}
+            PickerState::Waiting | PickerState::Due => {}
         }
     }
 
     pub(super) fn picker_due(&mut self, name: &str) {
         let found = self.pickers.iter_mut().find(|picker| picker.name == name);
-        if let Some(picker) = found.filter(|picker| matches!(picker.state, State::Waiting)) {
-            picker.state = State::Due;
+        if let Some(picker) = found.filter(|picker| matches!(picker.state, PickerState::Waiting)) {
+            picker.state = PickerState::Due;
         }
     }
 
     pub(super) fn picker_ready(&mut self, name: &str, start: u64) {
-        if let Some(PickerProcess { state: State::Running { start: running, ready, .. }, .. }) =
+        if let Some(PickerProcess { state: PickerState::Running { start: running, ready, .. }, .. }) =
             self.pickers.iter_mut().find(|picker| picker.name == name)
         {
             *ready |= *running == start;
@@ -214,7 +216,7 @@ impl Local {
 
     pub(super) fn picker_late(&mut self, name: &str, start: u64) {
         let Some(picker) = self.pickers.iter().find(|picker| picker.name == name) else { return };
-        if matches!(picker.state, State::Running { start: running, .. } if running == start) {
+        if matches!(picker.state, PickerState::Running { start: running, .. } if running == start) {
             let limit = self.options.ready_timeout;
             let tail = log_tail(&picker.log, TAIL_LINES);
             self.trouble =
@@ -257,7 +259,7 @@ impl Local {
         self.watch_exit(exit, |status| Action::PickerEnded { name: ended, status });
         let late = Action::PickerLate { name: name.clone(), start };
         let probe = self.probe(metrics, "/readyz", Action::PickerReady { name, start }, late);
-        self.pickers[idx].state = State::Running { process, start, ready: false, _probe: probe };
+        self.pickers[idx].state = PickerState::Running { process, start, ready: false, _probe: probe };
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::desired::DesiredDeployment;
-use crate::cluster::local::{Action, Job, Local, Reply, TAIL_LINES, describe};
+use crate::cluster::local::{Action, CommandReply, Job, Local, TAIL_LINES, describe};
 use crate::cluster::probe::Probes;
 use crate::cluster::process::{Process, Program};
 use crate::cluster::{log_tail, ports};
@@ -117,7 +117,7 @@ impl Local {
         complete && self.pods.iter().all(PodProcess::is_ready)
     }
 
-    pub(super) fn kill_pod(&mut self, name: String, reply: Reply) {
+    pub(super) fn kill_pod(&mut self, name: String, reply: CommandReply) {
         match self.pods.iter().position(|pod| pod.name == name) {
             None => {
                 let names: Vec<&str> = self.pods.iter().map(|pod| pod.name.as_str()).collect();

@@ -20,9 +20,9 @@ pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) title: &'static str,
     /// Requests that are sent first.
-    pub(super) before: Vec<Sent>,
+    pub(super) before: Vec<RowRequest>,
     /// Requests whose prediction is compared with what was cached.
-    pub(super) probes: Vec<Sent>,
+    pub(super) probes: Vec<RowRequest>,
     /// Field that makes the difference; a picker that ignores it is wrong about the probe.
     pub(super) field: Option<&'static str>,
     /// True if engines for text serve the probes.
@@ -30,13 +30,13 @@ pub(super) struct Row {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Sent {
+pub(super) struct RowRequest {
     pub(super) path: &'static str,
     pub(super) body: Value,
 }
 
 impl Row {
-    fn new(name: &'static str, title: &'static str, before: Sent, probe: Sent) -> Self {
+    fn new(name: &'static str, title: &'static str, before: RowRequest, probe: RowRequest) -> Self {
         Self { name, title, before: vec![before], probes: vec![probe], field: None, is_served: true }
     }
 
@@ -228,7 +228,7 @@ fn completions(tag: &str) -> Vec<Row> {
     // Token ids without special tokens, different for each tag.
     let first = tag.bytes().fold(1_000, |sum: u32, byte| (sum * 31 + u32::from(byte)) % 90_000 + 1_000);
     let ids = |n: u32| (first..first + n).collect::<Vec<u32>>();
-    let kept: Vec<Sent> =
+    let kept: Vec<RowRequest> =
         (0..WARM).map(|number| complete(long(&format!("kept {number}")), json!({}))).collect();
     let scored = (0..WARM).flat_map(|number| {
         let prompt = long(&format!("scored {number}"));
@@ -377,27 +377,27 @@ fn messages(tag: &str) -> Vec<Row> {
     ]
 }
 
-fn chat(messages: &[Value], fields: Value) -> Sent {
+fn chat(messages: &[Value], fields: Value) -> RowRequest {
     with(CHATS, json!({"messages": messages, "max_tokens": 1}), fields)
 }
 
-fn complete(prompt: impl Into<Value>, fields: Value) -> Sent {
+fn complete(prompt: impl Into<Value>, fields: Value) -> RowRequest {
     with(COMPLETIONS, json!({"prompt": prompt.into(), "max_tokens": 1}), fields)
 }
 
-fn respond(input: Value, fields: Value) -> Sent {
+fn respond(input: Value, fields: Value) -> RowRequest {
     with(RESPONSES, json!({"input": input, "max_output_tokens": 1}), fields)
 }
 
-fn message(messages: &[Value], fields: Value) -> Sent {
+fn message(messages: &[Value], fields: Value) -> RowRequest {
     with(MESSAGES, json!({"messages": messages, "max_tokens": 1}), fields)
 }
 
-fn with(path: &'static str, mut body: Value, fields: Value) -> Sent {
+fn with(path: &'static str, mut body: Value, fields: Value) -> RowRequest {
     if let (Some(body), Value::Object(fields)) = (body.as_object_mut(), fields) {
         body.extend(fields);
     }
-    Sent { path, body }
+    RowRequest { path, body }
 }
 
 fn user(content: &str) -> Value {
