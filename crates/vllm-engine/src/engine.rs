@@ -10,6 +10,7 @@
 
 pub mod inspect;
 
+mod preemption;
 mod queue;
 mod slots;
 mod kv_cache;
@@ -255,16 +256,6 @@ impl Engine {
         self.kv_cache.reserve(n_blocks);
     }
 
-    /// Sends all running requests back to the waiting queue, without a block. It may be called between steps or during
-    /// one.
-    pub fn preempt_all(&mut self) {
-        while let Some(slot) = self.running.pop() {
-            self.preempt(slot);
-        }
-        self.plan_slots.clear();
-        self.plan.preempted.clear();
-    }
-
     /// Forgets every cached block. Returns false, without a change, if a request holds a block.
     pub fn reset_prefix_cache(&mut self) -> bool {
         self.kv_cache.reset()
@@ -289,14 +280,11 @@ impl Engine {
                     idx += 1;
                     break;
                 }
-                let victim_idx = self.preemption_victim();
-                let victim = self.running.remove(victim_idx);
-                let refund = self.unplan(victim);
+                let (victim, refund) = self.preempt_one();
                 if refund > 0 {
                     budget += refund;
                     idx -= 1;
                 }
-                self.preempt(victim);
                 if victim == slot {
                     return budget;
                 }
@@ -456,38 +444,6 @@ impl Engine {
             is_prefill: n_new_tokens > 1 || live.n_outputs == 0,
             origin,
         });
-    }
-
-    /// Takes a request out of the step that is being composed. Returns the tokens that it had in it.
-    fn unplan(&mut self, slot: SlotIdx) -> u32 {
-        let Some(idx) = self.plan_slots.iter().position(|planned| *planned == slot) else { return 0 };
-        self.plan_slots.remove(idx);
-        self.plan.scheduled.remove(idx).n_new_tokens
-    }
-
-    /// Returns the index in `running` of the request to preempt: the last admitted one, or the least important and
-    /// latest.
-    fn preemption_victim(&self) -> usize {
-        let last = self.running.len() - 1;
-        match self.config.policy {
-            SchedulingPolicy::Fcfs => last,
-            SchedulingPolicy::Priority => (0..=last)
-                .max_by_key(|idx| {
-                    let live = &self.slots[self.running[*idx]];
-                    (live.request.priority, live.arrival_seq)
-                })
-                .expect("a request that runs asked for blocks"),
-        }
-    }
-
-    /// Sends a request back to the waiting queue, without a block. Its cached blocks stay until they are reused.
-    fn preempt(&mut self, slot: SlotIdx) {
-        let live = &mut self.slots[slot];
-        self.kv_cache.release(&mut live.held);
-        live.place = Place::Waiting;
-        self.plan.preempted.push(live.request.id);
-        self.waiting.requeue(slot, live);
-        self.counters.preemptions += 1;
     }
 
     /// Returns the token of a request, if the step has computed all its known tokens.
