@@ -4,7 +4,6 @@ use anyhow::Result;
 use load::clock::Stopwatch;
 
 use crate::check::{Check, Group};
-use crate::cluster::fault::Unavailable;
 use crate::report::Part;
 use crate::scenario::lab::Lab;
 
@@ -52,19 +51,12 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
     }
 }
 
-/// Runs one part of a group, times it, and turns its error into a failed check. If the cluster cannot give what the part
-/// needs, its checks are skipped.
+/// Runs one part of a group, times it, and turns its error into a failed check or into skips.
 async fn part(lab: &Lab<'_>, group: Group, name: &str, work: impl AsyncFnOnce(&Lab<'_>) -> Result<()>) {
     let lab = &lab.part(group, name);
     let stopwatch = Stopwatch::start();
-    let done = work(lab).await.and_then(|()| lab.all_made());
-    if let Err(error) = done {
-        let title = format!("The scenario `{name}` runs to its end");
-        let runs = Check::of(group, format!("{}/runs", name.replace(' ', "-")), title);
-        match error.downcast_ref::<Unavailable>() {
-            Some(unavailable) => lab.skip(runs, unavailable),
-            None => lab.check(runs.broken(&error)),
-        }
-    }
+    let done = work(lab).await;
+    let title = format!("The scenario `{name}` runs to its end");
+    lab.end_part(done, Check::of(group, format!("{}/runs", name.replace(' ', "-")), title));
     lab.journal.part(Part { name: format!("{group}: {name}"), wall_s: stopwatch.elapsed().as_secs_f64() });
 }

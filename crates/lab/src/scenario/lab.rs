@@ -1,13 +1,15 @@
 //! The common tools of all scenarios: a fresh cluster, a client that keeps records, and the records of the other
 //! programs.
 
+mod skips;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use load::chat::ChatStream;
@@ -17,7 +19,6 @@ use load::stats::millis;
 use tracing::{debug, info};
 
 use crate::check::{Check, Claim, Group};
-use crate::cluster::fault::Unavailable;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::{Cluster, Fresh, LogMark, Pod};
 use crate::evidence::join::{ClientSide, RequestTrace, join, request_id};
@@ -157,47 +158,10 @@ impl<'a> Lab<'a> {
 
     /// Records a check and shows it.
     pub fn check(&self, check: Check) {
-        self.announced().retain(|claim| !claim.is_of(&check));
+        self.note_made(&check);
         debug!(id = check.id, verdict = ?check.verdict, expected = check.expected, seen = check.seen, "Made a check");
         self.ui.check(&check);
         self.journal.check(check);
-    }
-
-    /// Announces checks that need a fault or a number of pods: they are skipped if the cluster does not have it.
-    pub fn announce<const N: usize>(&self, claims: [Claim; N]) -> [Claim; N] {
-        self.announced().extend_from_slice(&claims);
-        claims
-    }
-
-    /// Skips the announced checks that have not been made, or the check of the whole part if none is announced.
-    pub(super) fn skip(&self, whole: Claim, unavailable: &Unavailable) {
-        let announced = std::mem::take(&mut *self.announced());
-        let claims = if announced.is_empty() { vec![whole] } else { announced };
-        for claim in claims {
-            self.check(claim.skipped(unavailable));
-        }
-    }
-
-    /// Says if every announced check was made.
-    ///
-    /// # Errors
-    /// When one was not; the error names it.
-    pub(super) fn all_made(&self) -> Result<()> {
-        match self.announced().first() {
-            Some(claim) => bail!("the announced check {claim} was not made"),
-            None => Ok(()),
-        }
-    }
-
-    fn announced(&self) -> MutexGuard<'_, Vec<Claim>> {
-        self.announced.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says if so many pods are ready.
-    pub fn needs_pods(&self, n_needed: usize) -> Result<(), Unavailable> {
-        let n_ready = self.cluster.pods().len();
-        let reason = || format!("{n_needed} pods are needed, and {n_ready} ready: --replicas {n_needed}");
-        (n_ready >= n_needed).then_some(()).ok_or_else(|| Unavailable(reason()))
     }
 
     /// Returns the tools for a new part, which has announced no check.
