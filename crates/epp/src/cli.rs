@@ -1,6 +1,8 @@
 //! The command line.
 
 mod bodies;
+#[cfg(feature = "kubernetes")]
+mod cluster;
 mod engines;
 mod explain;
 mod knobs;
@@ -32,6 +34,7 @@ use crate::director::Options;
 use crate::log;
 use crate::server::Settings;
 use crate::server::accept::Patience;
+use crate::source;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,6 +82,9 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     pools: PoolArgs,
+    #[cfg(feature = "kubernetes")]
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
     #[command(flatten)]
     ports: PortArgs,
     #[command(flatten)]
@@ -127,10 +133,25 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 impl Cli {
     fn settings(&self, n_dropped_lines: Counter) -> Settings {
-        let Self { command: _, pools, ports, pick, knobs: _, engines, bodies, peers, log } = self;
+        let Self {
+            command: _,
+            pools,
+            #[cfg(feature = "kubernetes")]
+            cluster,
+            ports,
+            pick,
+            knobs: _,
+            engines,
+            bodies,
+            peers,
+            log,
+        } = self;
+        let source = source::Config::Files(pools.files());
+        #[cfg(feature = "kubernetes")]
+        let source = cluster.cluster().map_or(source, source::Config::Cluster);
         Settings {
             policy_file: pick.policy_file.clone(),
-            files: pools.files(),
+            source,
             security: ports.security(),
             host: ports.host,
             grpc_port: ports.grpc_port,

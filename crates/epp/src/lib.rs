@@ -32,6 +32,8 @@ pub mod scrape;
 
 pub mod datastore;
 
+pub mod source;
+
 pub mod status;
 
 pub mod metrics;

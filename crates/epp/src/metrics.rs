@@ -1,5 +1,7 @@
 //! The picker's own metrics: upstream's name if upstream has the metric, otherwise a name with `epp_`.
 
+#[cfg(feature = "kubernetes")]
+mod cluster;
 mod process;
 pub mod standing;
 
@@ -265,6 +267,12 @@ impl Metrics {
     pub fn register_budget(&mut self, budget: Arc<Budget>) {
         let help = "Bytes of bodies that are held, bounded by --max-buffered-bytes";
         self.registry.register("epp_buffered_bytes", help, BufferedBytes(budget));
+    }
+
+    /// Shows the state of the connection to an API server.
+    #[cfg(feature = "kubernetes")]
+    pub fn register_cluster(&mut self, standing: tokio::sync::watch::Receiver<pool_watch::source::Standing>) {
+        self.registry.register_collector(Box::new(cluster::ClusterStanding(standing)));
     }
 
     /// All metrics in the OpenMetrics text format.

@@ -22,7 +22,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
-use pool_index::source::files::{self, Files};
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -42,6 +41,7 @@ use crate::follow_peers::Followers;
 use crate::kv_events;
 use crate::metrics::Metrics;
 use crate::policies::WatchedFile;
+use crate::source::{self, Source};
 use crate::spans::{Otlp, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
@@ -49,7 +49,7 @@ use ext_proc::budget::Budget;
 /// Settings that are fixed before the process serves.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub files: files::Config,
+    pub source: source::Config,
     /// File that tunes the policy while the process runs.
     pub policy_file: Option<PathBuf>,
     /// Address of the ext_proc and the health port.
@@ -102,13 +102,13 @@ pub struct Shutdown {
     pub abort: CancellationToken,
 }
 
-/// A picker that has read its files and bound its ports.
+/// A picker that has opened its source of pools and bound its ports.
 #[derive(Debug)]
 pub struct Server {
     settings: Settings,
     director: Arc<Director>,
     limits: Limits,
-    files: Files,
+    source: Source,
     policy_file: Option<WatchedFile>,
     follower: Follower,
     parts: Parts,
@@ -121,14 +121,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Reads the files, then binds the ports.
+    /// Opens the source of pools, then binds the ports.
     ///
     /// # Errors
     /// If a file is not valid or a port is taken; the message names the flag.
     pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
-        let (files, reader) = Files::load(settings.files.clone()).context("read the pools")?;
         let options = settings.director.clone().for_scrapes_every(settings.scrape_interval);
         let mut metrics = Metrics::default();
+        let (source, reader) = settings.source.open(&mut metrics).await?;
         metrics.register_dropped_lines(settings.n_dropped_lines.clone());
         let budget = Arc::new(Budget::new(settings.max_buffered_bytes));
         metrics.register_budget(Arc::clone(&budget));
@@ -150,7 +150,7 @@ impl Server {
             settings,
             director,
             limits,
-            files,
+            source,
             policy_file,
             follower,
             parts: Parts::default(),
@@ -194,7 +194,7 @@ impl Server {
             settings,
             director,
             limits,
-            files,
+            source,
             policy_file,
             follower,
             mut parts,
@@ -218,7 +218,7 @@ impl Server {
         let router = http::router(Arc::clone(&director), (shutdown.drain.clone(), stop.clone()));
         let port = Port::shared("metrics", metrics, Http(router), patience);
         parts.spawn("metrics port", port.serve(stop.clone()));
-        parts.spawn("files of pools and endpoints", files.run(stop.clone().cancelled_owned()));
+        parts.spawn("source of pools and endpoints", source.run(stop.clone().cancelled_owned()));
         if let Some(file) = policy_file {
             let policies = Arc::clone(director.policies());
             parts.spawn("policy file", file.run(policies, stop.clone().cancelled_owned()));

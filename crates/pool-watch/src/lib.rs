@@ -6,6 +6,8 @@
 //! A watch that breaks is resumed, and while the API server is away the last snapshot stays in force. Nothing is
 //! published before every list is in: a picker is ready with all that it should know, or not at all.
 
+pub mod connect;
+
 pub mod source;
 
 mod retry;

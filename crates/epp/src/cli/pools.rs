@@ -11,7 +11,9 @@ use pool_index::source::files;
 #[command(next_help_heading = "Pools and endpoints")]
 pub(super) struct PoolArgs {
     /// YAML file with InferencePools and InferenceModels; may be given several times
-    #[arg(long = "pool-file", value_name = "FILE", required = true)]
+    #[arg(long = "pool-file", value_name = "FILE")]
+    #[cfg_attr(not(feature = "kubernetes"), arg(required = true))]
+    #[cfg_attr(feature = "kubernetes", arg(required_unless_present = "watched"))]
     pool_files: Vec<PathBuf>,
     /// YAML file with a list of endpoints, which pools select by label and namespace
     #[arg(long, value_name = "FILE")]

@@ -19,6 +19,7 @@ use epp::server::accept::Patience;
 use epp::server::grpc::Timeouts;
 use epp::server::tls::Security;
 use epp::server::{BoundPorts, Server, Settings, Shutdown};
+use epp::source::Config;
 use epp::spans::Otlp;
 use epp::tuning::Patch;
 use ext_proc::compat::Compat;
@@ -348,11 +349,11 @@ impl Write for Log {
 
 pub(crate) fn settings(pool_file: &Path, endpoints: &Path, max_body_bytes: usize) -> Settings {
     Settings {
-        files: files::Config {
+        source: Config::Files(files::Config {
             pool_files: vec![pool_file.to_owned()],
             endpoints_file: Some(endpoints.to_owned()),
             static_endpoints: Vec::new(),
-        },
+        }),
         policy_file: None,
         host: IpAddr::V4(Ipv4Addr::LOCALHOST),
         grpc_port: 0,

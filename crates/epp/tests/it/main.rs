@@ -15,6 +15,8 @@ mod fixtures;
 mod floods;
 mod frames;
 mod headers;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod limits;
 mod log;
 mod models;
