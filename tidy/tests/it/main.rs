@@ -1,6 +1,7 @@
 //! The house rules hold for the project, and each rule fails on an example that breaks it.
 
 mod manifests;
+mod recipe;
 
 use std::fs;
 use std::path::PathBuf;
