@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -17,10 +17,10 @@ use crate::chat::{ChatStream, read_chat};
 use crate::clock::Stopwatch;
 use crate::sse::{Frame, SseReader};
 
-/// Longest time that an answer may take. Every step of the tutorial is shorter, also in virtual time.
+/// Longest wait for the next bytes of an answer. On a slow machine an answer as a whole may take longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest time that an answer may take from an endpoint that others use too. OpenAI's SDK has the same default.
+/// Longest wait for the next bytes of an answer from an endpoint that others use too. OpenAI's SDK has the same default.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Sends requests and keeps their timing.
@@ -65,7 +65,7 @@ impl Default for Client {
 }
 
 impl Client {
-    /// Makes a client that waits up to ten minutes for an answer.
+    /// Makes a client that waits up to ten minutes for the next bytes of an answer.
     pub fn patient() -> Self {
         Self { timeout: PATIENCE, ..Self::default() }
     }
@@ -107,7 +107,7 @@ impl Client {
             let status = response.status();
             let mut body = response.into_body();
             let mut text = Vec::new();
-            while let Some(frame) = body.frame().await {
+            while let Some(frame) = self.in_time(body.frame()).await? {
                 let at = stopwatch.elapsed();
                 let Ok(data) = frame.context("read the body")?.into_data() else { continue };
                 match status.is_success() {
@@ -115,20 +115,27 @@ impl Client {
                     false => text.extend_from_slice(&data),
                 }
             }
-            Ok((status, String::from_utf8_lossy(&text).trim().to_owned()))
+            anyhow::Ok((status, String::from_utf8_lossy(&text).trim().to_owned()))
         };
-        let answered = tokio::time::timeout(self.timeout, exchange).await.context("wait for the answer");
-        answered.and_then(|answered| answered).with_context(|| format!("post {url}"))
+        exchange.await.with_context(|| format!("post {url}"))
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Reply> {
-        tokio::time::timeout(self.timeout, self.exchange(request)).await.context("wait for the answer")?
+        let stopwatch = Stopwatch::start();
+        let response = self.request(request).await?;
+        self.read(response, stopwatch).await
+    }
+
+    /// Waits for the next part of an answer.
+    async fn in_time<T>(&self, part: impl Future<Output = T>) -> Result<T> {
+        tokio::time::timeout(self.timeout, part).await.context("wait for the answer")
     }
 
     async fn request(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
         let (method, url) = (request.method().clone(), request.uri().clone());
         debug!(%method, %url, "Sending a request");
-        let response = self.http.request(request).await.map_err(anyhow::Error::from);
+        let response = self.in_time(self.http.request(request)).await;
+        let response = response.and_then(|response| response.map_err(anyhow::Error::from));
         match &response {
             Ok(response) => debug!(%method, %url, status = response.status().as_u16(), "An answer has begun"),
             Err(error) => debug!(%method, %url, error = format!("{error:#}"), "A request has failed"),
@@ -136,9 +143,12 @@ impl Client {
         response
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Reply> {
-        let stopwatch = Stopwatch::start();
-        let response = self.request(request).await?;
+    /// Reads the whole answer to a request that was sent when `stopwatch` was started.
+    async fn read<B>(&self, response: Response<B>, stopwatch: Stopwatch) -> Result<Reply>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
         let (head, mut body) = response.into_parts();
         let is_stream = head
             .headers
@@ -147,7 +157,7 @@ impl Client {
         let mut reader = SseReader::default();
         let mut malformed = None;
         let mut plain = Vec::new();
-        while let Some(frame) = body.frame().await {
+        while let Some(frame) = self.in_time(body.frame()).await? {
             let at = stopwatch.elapsed();
             let Ok(data) = frame.context("read the body")?.into_data() else { continue };
             if !is_stream {
@@ -184,10 +194,18 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use futures::{StreamExt as _, stream};
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
-    use super::Client;
+    use super::{Client, REQUEST_TIMEOUT, Reply};
+    use crate::clock::Stopwatch;
 
     async fn serve_once(answer: &'static str) -> (String, impl Future<Output = Vec<u8>>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -233,5 +251,24 @@ mod tests {
         let client = Client::default();
         let (reply, _) = tokio::join!(client.get(&url), serve);
         assert!(reply.unwrap().frames.unwrap().unwrap_err().contains("ends inside a frame"));
+    }
+
+    /// Reads an answer whose ten parts come this long after one another.
+    async fn read(gap: Duration) -> anyhow::Result<Reply> {
+        let parts = stream::iter(0..10).then(move |number| async move {
+            tokio::time::sleep(gap).await;
+            Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{number}"))))
+        });
+        let response = http::Response::new(StreamBody::new(Box::pin(parts)));
+        Client::default().read(response, Stopwatch::start()).await
+    }
+
+    /// A slow machine is waited for as long as something comes, and one that hangs is not.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_take_long_but_not_pause_for_long() {
+        let slow = read(REQUEST_TIMEOUT - Duration::from_secs(1)).await.unwrap();
+        assert_eq!(slow.text(), "0123456789");
+        let hung = read(REQUEST_TIMEOUT + Duration::from_secs(1)).await.unwrap_err();
+        assert!(format!("{hung:#}").contains("wait for the answer"), "{hung:#}");
     }
 }
