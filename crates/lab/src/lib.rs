@@ -30,3 +30,5 @@ pub mod conversation;
 pub mod expectation;
 
 pub mod check;
+
+pub mod patience;

@@ -25,15 +25,19 @@ use crate::evidence::join::{ClientSide, RequestTrace, join, request_id};
 use crate::evidence::picker;
 use crate::evidence::pod::CacheCounters;
 use crate::journal::Journal;
+use crate::patience::{self, Patience};
 use crate::requests::Requests;
 use crate::ui::Ui;
 
-/// Longest wait for a record. Logs are written when requests end and flushed within 100 ms, so a record that is missing
-/// after this time will not come.
-const LOG_PATIENCE: Duration = Duration::from_secs(10);
 const LOG_POLL: Duration = Duration::from_millis(20);
 /// Time between two looks at what pickers and pods have in memory.
 const POLL: Duration = Duration::from_millis(2);
+/// Time between two looks at what Envoy moves.
+const LOOK: Duration = Duration::from_millis(500);
+/// Statistics of Envoy that grow when bytes or messages move.
+const MOVEMENTS: &str = "^http.*downstream_cx_.x_bytes_total%7Cext_proc.*stream_msgs";
+/// Beginning of the statistics of Envoy's own admin port.
+const ADMIN: &str = "http.admin.";
 
 /// Words of Envoy's reason for a failure when nobody listens on the picker's port.
 pub(super) const REFUSED: &str = "Connection_refused";
@@ -258,6 +262,30 @@ impl<'a> Lab<'a> {
         self.answer(side, reply)
     }
 
+    /// Waits for `work` as long as Envoy moves anything meanwhile; `None` if it does not end.
+    pub async fn while_envoy_works<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let stands_still = async {
+            let mut patience = Patience::start(patience::PROGRAMS);
+            while patience.lasts(self.envoy_total(MOVEMENTS).await.ok()) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            done = work => Some(done),
+            () = stands_still => None,
+        }
+    }
+
+    /// Returns the sum of Envoy's statistics whose names match a regular expression, without those of its admin port.
+    pub async fn envoy_total(&self, filter: &str) -> Result<u64> {
+        let page = self.cluster.envoy_page(&format!("/stats?filter={filter}")).await?;
+        let counts = page.lines().filter(|line| !line.starts_with(ADMIN)).map(|line| {
+            let (_, count) = line.rsplit_once(": ").with_context(|| format!("a statistic: {line}"))?;
+            count.parse::<u64>().with_context(|| format!("the count of {line}"))
+        });
+        counts.sum()
+    }
+
     /// Posts JSON to any path, for scenarios that judge the answer themselves.
     pub async fn post(
         &self,
@@ -278,12 +306,18 @@ impl<'a> Lab<'a> {
 
     /// Waits until a metric, summed over all running pickers, is above `bound`.
     pub async fn picker_metric_above(&self, series: &str, bound: f64) -> Result<()> {
-        let waiting = Stopwatch::start();
-        while self.picker_metric(series).await? <= bound {
-            ensure!(waiting.elapsed() < LOG_PATIENCE, "the picker's {series} stays at {bound}");
+        let mut patience = Patience::start(patience::LOGS);
+        loop {
+            let value = self.picker_metric(series).await?;
+            if value > bound {
+                return Ok(());
+            }
+            ensure!(
+                patience.lasts(value.to_bits()),
+                "the picker's {series} stays at {value}, not above {bound}"
+            );
             tokio::time::sleep(POLL).await;
         }
-        Ok(())
     }
 
     fn answer(&self, side: ClientSide, reply: Result<Reply>) -> Answer {
@@ -338,7 +372,7 @@ impl<'a> Lab<'a> {
             .filter(|side| side.via != Via::POD)
             .filter_map(|side| side.request_id.as_deref())
             .collect();
-        let waiting = Stopwatch::start();
+        let mut patience = Patience::start(patience::LOGS);
         let (accesses, pods) = loop {
             let accesses = self.cluster.access_log()?;
             let pods = self.cluster.pod_entries(&mark.pods)?;
@@ -346,7 +380,7 @@ impl<'a> Lab<'a> {
                 .iter()
                 .all(|id| accesses.iter().any(|entry| entry.request_id.as_deref() == Some(*id)))
                 && ids.iter().all(|id| pods.iter().any(|entry| entry.request_id == *id));
-            if complete || waiting.elapsed() > LOG_PATIENCE {
+            if complete || !patience.lasts((accesses.len(), pods.len())) {
                 break (accesses, pods);
             }
             tokio::time::sleep(LOG_POLL).await;
@@ -365,13 +399,14 @@ impl<'a> Lab<'a> {
 
     /// Returns Envoy's reason for the first answer with status 500 after the first `n_before` entries of its access log.
     pub async fn reason_of_failure(&self, n_before: usize) -> Result<String> {
-        let waiting = Stopwatch::start();
+        let mut patience = Patience::start(patience::LOGS);
         loop {
             let accesses = self.cluster.access_log()?;
+            let n_entries = accesses.len();
             if let Some(entry) = accesses.into_iter().skip(n_before).find(|entry| entry.code == 500) {
                 return Ok(entry.details.unwrap_or_default());
             }
-            ensure!(waiting.elapsed() < LOG_PATIENCE, "Envoy's access log has no answer with status 500");
+            ensure!(patience.lasts(n_entries), "Envoy's access log has no answer with status 500");
             tokio::time::sleep(LOG_POLL).await;
         }
     }
@@ -388,27 +423,31 @@ impl<'a> Lab<'a> {
 
     /// Returns the picker's first decision after number `seq`, once its response has ended.
     pub async fn decision_after(&self, seq: u64) -> Result<picker::Decision> {
-        let waiting = Stopwatch::start();
+        let mut patience = Patience::start(patience::LOGS);
         loop {
-            let decision = self.cluster.decisions(seq).await?.into_iter().next();
+            let decisions = self.cluster.decisions(seq).await?;
+            let n_decisions = decisions.len();
+            let decision = decisions.into_iter().next();
             if let Some(decision) = decision.filter(|decision| decision.response.is_some()) {
                 return Ok(decision);
             }
-            ensure!(waiting.elapsed() < LOG_PATIENCE, "the picker reports no response after decision {seq}");
+            ensure!(patience.lasts(n_decisions), "the picker reports no response after decision {seq}");
             tokio::time::sleep(POLL).await;
         }
     }
 
     /// Waits until each picker's index has as many blocks as all pods' caches together.
     pub async fn index_agrees(&self) -> Result<()> {
-        let waiting = Stopwatch::start();
+        let mut patience = Patience::start(patience::LOGS);
         loop {
             let (cached, known) = (self.cached_blocks().await?, self.known_blocks().await?);
             if known.iter().all(|known| *known == cached) {
                 return Ok(());
             }
-            let patience = LOG_PATIENCE;
-            ensure!(waiting.elapsed() < patience, "pods have {cached} blocks, and pickers know of {known:?}");
+            ensure!(
+                patience.lasts((cached, known.clone())),
+                "pods have {cached} blocks, and pickers know of {known:?}"
+            );
             tokio::time::sleep(POLL).await;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use futures::future::join_all;
 
@@ -54,7 +54,8 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
 /// Runs the attack. Returns the bystanders' answers, and the status that each attacker got.
 async fn attacked(lab: &Lab<'_>, via: Via) -> Result<(Vec<Answer>, String)> {
     let (address, attack) = (lab.address(via)?, attack_body(lab));
-    let attacks = join_all((0..ATTACKERS).map(|_| wire::post_in_frames(address, &attack, 1)));
+    let attacks =
+        join_all((0..ATTACKERS).map(|_| lab.while_envoy_works(wire::post_in_frames(address, &attack, 1))));
     let (answers, statuses) = among_bystanders(lab, via, attacks).await;
     Ok((answers, statuses.into_iter().map(text).collect::<Vec<_>>().join(" ")))
 }
@@ -89,14 +90,13 @@ pub(super) async fn among_bystanders<T>(
 
 /// Returns the number of messages that Envoy has sent to pickers.
 async fn messages_to_picker(lab: &Lab<'_>) -> Result<u64> {
-    let page = lab.cluster.envoy_page("/stats?filter=ext_proc.*stream_msgs_sent").await?;
-    let counts = page.lines().map(|line| {
-        let (_, count) = line.rsplit_once(": ").with_context(|| format!("a statistic: {line}"))?;
-        count.parse::<u64>().with_context(|| format!("the count of {line}"))
-    });
-    counts.sum()
+    lab.envoy_total("ext_proc.*stream_msgs_sent").await
 }
 
-fn text(status: Result<http::StatusCode>) -> String {
-    status.map_or_else(|error| format!("{error:#}"), |status| status.as_u16().to_string())
+fn text(status: Option<Result<http::StatusCode>>) -> String {
+    match status {
+        Some(Ok(status)) => status.as_u16().to_string(),
+        Some(Err(error)) => format!("{error:#}"),
+        None => "no answer".to_owned(),
+    }
 }

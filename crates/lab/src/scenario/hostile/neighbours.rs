@@ -8,25 +8,22 @@ use anyhow::{Context as _, Result};
 use super::{all_answered, answered, claim, problems};
 use crate::check::{Claim, Group};
 use crate::cluster::fault::Fault;
+use crate::patience::{self, Patience};
 use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 use crate::scenario::texts;
 
 const REQUESTS: usize = 20;
-/// Time between two looks at whether the picker has noticed a fault. It scrapes each pod every 50 to 100 ms of wall time.
-const LOOK: Duration = Duration::from_millis(50);
-/// Looks until the picker must have noticed a fault: 20 s, many times what it takes.
-const LOOKS: usize = 400;
-/// Scrapes without a load after which the picker must believe the pod.
-const NOTICED: f64 = 10.0;
+/// Time between two looks at whether the picker has noticed a removal.
+const LOOK: Duration = Duration::from_millis(250);
+/// The picker must believe the pod after more scrapes without a load.
+const NOTICED: f64 = 9.0;
 /// Series that counts scrapes without a load.
 const NO_LOAD: &str = "epp_scrape_failures_total{reason=\"no_load\"}";
 /// Time for which a file is empty during a rewrite.
 const EMPTY_FOR: Duration = Duration::from_millis(100);
 const REWRITES: usize = 10;
 const EMPTY_FILES: [Fault; 2] = [Fault::EmptyPools, Fault::EmptyEndpoints];
-/// Time for which a removal lasts before the check, much longer than the picker waits.
-const GONE_FOR: Duration = Duration::from_secs(6);
 
 /// A pod whose metrics do not show its load gets no more than its share, and nothing while other pods report theirs.
 pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
@@ -42,12 +39,7 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
     let faults = serde_json::json!({"faults": ["metrics-omit"]}).to_string();
     let reply = lab.post(Via::Pod(blind.address), "/debug/faults", &[], faults.into()).await?;
     anyhow::ensure!(reply.status.is_success(), "set the fault: {} {}", reply.status, reply.text());
-    for _ in 0..LOOKS {
-        if lab.picker_metric(NO_LOAD).await? >= NOTICED {
-            break;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    lab.picker_metric_above(NO_LOAD, NOTICED).await?;
     let seen = at_pod(lab, "one pod tells nothing").await?;
     lab.check(traffic.equal(
         format!("0 of {REQUESTS} at {}", blind.address),
@@ -138,14 +130,20 @@ async fn rewrite(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The control: the picker follows a removal that lasts.
+/// The control: the picker follows a removal that lasts, some seconds later.
 async fn lasting_removal(lab: &Lab<'_>, control: Claim) -> Result<()> {
     for fault in &EMPTY_FILES {
         lab.cluster.inflict(fault).await?;
     }
-    tokio::time::sleep(GONE_FOR).await;
-    let request = body(&texts::chat(&lab.requests.model(), "Is there still a pool?"));
-    let gone = lab.send(Shot::new(Group::Hostile, "files that stay empty", Via::Picker, request)).await;
+    let mut patience = Patience::start(patience::PROGRAMS);
+    let gone = loop {
+        let request = body(&texts::chat(&lab.requests.model(), "Is there still a pool?"));
+        let answer = lab.send(Shot::new(Group::Hostile, "files that stay empty", Via::Picker, request)).await;
+        if answer.side.status != 200 || !patience.lasts(()) {
+            break answer;
+        }
+        tokio::time::sleep(LOOK).await;
+    };
     lab.check(control.equal("503".to_owned(), gone.side.status.to_string()).detail(gone.body));
     for fault in &EMPTY_FILES {
         lab.cluster.end(fault).await?;

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use futures::StreamExt as _;
 use futures::future::{join_all, try_join_all};
+use futures::stream::FuturesUnordered;
 
 use super::claim;
 use super::wire::{Upload, status_of};
 use crate::check::Group;
 use crate::cluster::Fresh;
+use crate::patience::{self, Patience};
 use crate::requests::body;
 use crate::scenario::lab::{GOOD, Lab, Shot, Via};
 use crate::scenario::texts;
@@ -20,8 +23,6 @@ const UPLOAD_BYTES: usize = 100_000;
 const BUDGET: f64 = 10_485_760.0;
 /// Time to wait for refusals before the picker is asked what it holds.
 const LOOK: Duration = Duration::from_millis(250);
-/// Looks until each upload must be refused or held: 20 s, many times what they take.
-const LOOKS: usize = 80;
 
 pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     let picker_args = vec!["--max-buffered-bytes".to_owned(), format!("{BUDGET:.0}")];
@@ -45,15 +46,17 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
             ),
     );
     drop(uploads);
-    let after = until_answered(lab).await;
+    let after = until_answered(lab).await?;
     lab.check(
         claim("uploads/after", "After the uploads, other clients are served").equal(GOOD.to_owned(), after),
     );
     lab.fresh(&[]).await?;
     let (uploads, refusals) = hold_back(lab).await?;
-    let finished = join_all(uploads.into_iter().map(Upload::finish)).await;
-    let n_good =
-        finished.iter().filter(|answer| answer.as_ref().is_ok_and(|text| status_of(text) == 200)).count();
+    let mut finishing: FuturesUnordered<_> = uploads.into_iter().map(Upload::finish).collect();
+    let mut n_good = 0;
+    while let Some(Some(answer)) = lab.while_envoy_works(finishing.next()).await {
+        n_good += usize::from(answer.is_ok_and(|text| status_of(&text) == 200));
+    }
     lab.check(claim("uploads/control", "Within the budget, every slow upload is answered").equal(
         format!("{UPLOADS} of {UPLOADS} answered, 0 refused"),
         format!("{n_good} of {UPLOADS} answered, {} refused", refusals.len()),
@@ -72,8 +75,10 @@ async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
         let request = body(&request);
         async move { Upload::begin(address, &request, 1).await }
     });
-    let (mut waiting, mut refusals) = (try_join_all(uploads).await?, Vec::new());
-    for _ in 0..LOOKS {
+    let begun = lab.while_envoy_works(try_join_all(uploads)).await.context("the uploads are not taken")?;
+    let (mut waiting, mut refusals) = (begun?, Vec::new());
+    let mut patience = Patience::start(patience::PROGRAMS);
+    loop {
         let looks = waiting.into_iter().map(|mut upload| async {
             let answer = upload.answer_within(LOOK).await;
             (upload, answer)
@@ -84,24 +89,23 @@ async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
         }
         // Every body is a little longer than its padding.
         let n_held = (lab.picker_metric("epp_buffered_bytes").await? / UPLOAD_BYTES as f64).floor();
-        if n_held + refusals.len() as f64 >= UPLOADS as f64 {
-            break;
+        let is_done = n_held + refusals.len() as f64 >= UPLOADS as f64;
+        if is_done || !patience.lasts((n_held.to_bits(), refusals.len())) {
+            return Ok((waiting, refusals));
         }
     }
-    Ok((waiting, refusals))
 }
 
 /// Asks until an answer is good, because the picker learns of closed uploads a moment later.
-async fn until_answered(lab: &Lab<'_>) -> String {
-    let mut verdict = String::new();
-    for _ in 0..20 {
+async fn until_answered(lab: &Lab<'_>) -> Result<String> {
+    let mut patience = Patience::start(patience::PROGRAMS);
+    loop {
         let request = body(&texts::chat(&lab.requests.model(), "Is anybody there?"));
-        verdict =
-            lab.send(Shot::new(Group::Hostile, "after the uploads", Via::Picker, request)).await.verdict();
-        if verdict == GOOD {
-            break;
+        let answer = lab.send(Shot::new(Group::Hostile, "after the uploads", Via::Picker, request)).await;
+        let held = lab.picker_metric("epp_buffered_bytes").await?;
+        if answer.chat.is_some() || !patience.lasts(held.to_bits()) {
+            return Ok(answer.verdict());
         }
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(LOOK).await;
     }
-    verdict
 }

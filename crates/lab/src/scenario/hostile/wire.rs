@@ -19,13 +19,10 @@ use tracing::debug;
 
 use crate::scenario::lab::CHAT;
 
-/// Longest wait for the answer to a hostile request; an attack takes a second or two.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Posts `body` over a new HTTP/2 connection, in DATA frames of `frame_bytes` each, and returns the status.
 ///
 /// # Errors
-/// When the connection or the stream breaks, or no answer comes.
+/// When the connection or the stream breaks.
 pub(super) async fn post_in_frames(
     address: SocketAddr,
     body: &Bytes,
@@ -54,7 +51,7 @@ pub(super) async fn post_in_frames(
             ended = connection => Err(ended.err().map_or_else(|| anyhow::anyhow!("the connection has ended"), Into::into)),
         }
     };
-    timeout(PATIENCE, exchange).await.context("no answer")?
+    exchange.await
 }
 
 /// An HTTP/1.1 upload that holds back its last bytes.
@@ -80,7 +77,7 @@ impl Upload {
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(&first).await
         };
-        let _ = timeout(PATIENCE, written).await.context("the upload is not taken")?;
+        let _ = written.await;
         Ok(Self { stream, rest })
     }
 
@@ -94,13 +91,10 @@ impl Upload {
 
     /// Sends the bytes that were held back, and returns the whole answer.
     pub(super) async fn finish(mut self) -> Result<String> {
-        let exchange = async {
-            self.stream.write_all(&self.rest).await?;
-            let mut answer = Vec::new();
-            self.stream.read_to_end(&mut answer).await?;
-            anyhow::Ok(String::from_utf8_lossy(&answer).into_owned())
-        };
-        timeout(PATIENCE, exchange).await.context("no answer")?
+        self.stream.write_all(&self.rest).await?;
+        let mut answer = Vec::new();
+        self.stream.read_to_end(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 }
 
@@ -181,22 +175,19 @@ fn header_block(address: SocketAddr) -> Vec<u8> {
     block
 }
 
-/// Sends `n_frames` frames of a flood over a new connection, and then reads. Returns whether the connection ends within
-/// `wait`.
+/// Sends `n_frames` frames of a flood over a new connection, and then reads until the connection ends.
 ///
 /// # Errors
 /// When there is no connection.
-pub(super) async fn flood(address: SocketAddr, flood: Flood, n_frames: u32, wait: Duration) -> Result<bool> {
+pub(super) async fn flood(address: SocketAddr, flood: Flood, n_frames: u32) -> Result<()> {
     let mut stream = TcpStream::connect(address).await.context("connect")?;
     let headers = header_block(address);
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     bytes.extend(frame(SETTINGS, 0, 0, b""));
     bytes.extend(flood.opening(&headers));
     bytes.extend((0..n_frames).flat_map(|idx| flood.frame(idx, &headers)));
-    let exchange = async {
-        // A connection that ends in the middle of the flood refuses the rest of it.
-        let _ = stream.write_all(&bytes).await;
-        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
-    };
-    Ok(timeout(wait, exchange).await.is_ok())
+    // A connection that ends in the middle of the flood refuses the rest of it.
+    let _ = stream.write_all(&bytes).await;
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    Ok(())
 }
