@@ -16,7 +16,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Args;
 use lab::cluster::Cluster;
+use lab::evidence::access_log::AccessEntry;
 use lab::flags::{ClusterArgs, options};
+use lab::patience::{self, Patience};
 use lab::session::Session;
 use lab::ui::Ui;
 use load::client::Client;
@@ -44,8 +46,8 @@ const PICKERS: u32 = 2;
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Longest wait for answers when the run was cut short.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
-/// Time after the last answer until Envoy has written its log.
-const LOG_FLUSH: Duration = Duration::from_millis(500);
+/// Time between two looks at Envoy's log, which Envoy writes a moment later.
+const LOG_POLL: Duration = Duration::from_millis(500);
 /// Most bytes that a picker may hold; [`MAX_GROWTH_BYTES`] is the most that any process may add in the second half of
 /// its life.
 const MAX_PICKER_BYTES: f64 = 150e6;
@@ -171,8 +173,7 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
         None => interrupt.unless(waiting.wait()).await.unwrap_or(()),
         Some(_) => timeout(LAST_ANSWERS, waiting.wait()).await.unwrap_or(()),
     }
-    sleep(LOG_FLUSH).await;
-    let (log, unread) = match cluster.access_log() {
+    let (log, unread) = match complete_log(cluster, &ledger).await {
         Ok(log) => (log, None),
         Err(error) => (Vec::new(), Some(format!("no failure is excused: {error:#}"))),
     };
@@ -188,6 +189,18 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
         problems: cut.into_iter().chain(unread).chain(problems).collect(),
         memory: growth,
     })
+}
+
+/// Reads Envoy's log when it has every failed request, or when nothing is added to it any more.
+async fn complete_log(cluster: &Cluster, ledger: &Mutex<Ledger>) -> Result<Vec<AccessEntry>> {
+    let mut patience = Patience::start(patience::LOGS);
+    loop {
+        let log = cluster.access_log()?;
+        if ledger.lock().failures_are_in(&log) || !patience.lasts(log.len()) {
+            return Ok(log);
+        }
+        sleep(LOG_POLL).await;
+    }
 }
 
 /// The part of the run that sends requests.

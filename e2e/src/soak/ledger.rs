@@ -1,6 +1,6 @@
 //! Keeps every failed request, and decides if its pod's death excuses it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use lab::evidence::access_log::AccessEntry;
@@ -58,6 +58,12 @@ impl Ledger {
     /// Returns how many requests were sent, answered and failed, in this order.
     pub(super) fn counts(&self) -> (usize, usize, usize) {
         (self.n_sent, self.n_answered, self.failures.len())
+    }
+
+    /// Returns true if the log has every failed request.
+    pub(super) fn failures_are_in(&self, log: &[AccessEntry]) -> bool {
+        let numbers: HashSet<u64> = log.iter().filter_map(number).collect();
+        self.failures.iter().all(|(sent, _)| numbers.contains(&sent.number))
     }
 
     /// Judges the failures by Envoy's log and by the times when pods died.
@@ -142,6 +148,14 @@ mod tests {
         let log = log(&[(1, "127.0.0.1:1"), (2, "127.0.0.1:2"), (3, "127.0.0.1:1"), (4, "127.0.0.1:1")]);
         let tally = ledger(&failures).judge(&log, &[DEATH]);
         assert_eq!((tally.sent, tally.excused, tally.lost.len()), (4, 1, 3), "{tally:?}");
+    }
+
+    #[test]
+    fn a_log_that_lacks_a_failure_is_not_complete() {
+        let ledger = ledger(&[(1, 900, 1005), (2, 900, 1005)]);
+        let [first, second, third] = [1, 2, 3].map(|number| (number, "127.0.0.1:1"));
+        assert!(!ledger.failures_are_in(&log(&[first, third])));
+        assert!(ledger.failures_are_in(&log(&[third, second, first])));
     }
 
     #[test]
