@@ -1,7 +1,5 @@
 //! The picker's own metrics: upstream's name if upstream has the metric, otherwise a name with `epp_`.
 
-#[cfg(feature = "kubernetes")]
-mod cluster;
 mod process;
 pub mod standing;
 
@@ -271,8 +269,12 @@ impl Metrics {
 
     /// Shows the state of the connection to an API server.
     #[cfg(feature = "kubernetes")]
-    pub fn register_cluster(&mut self, standing: tokio::sync::watch::Receiver<pool_watch::source::Standing>) {
-        self.registry.register_collector(Box::new(cluster::ClusterStanding(standing)));
+    pub fn register_cluster(
+        &mut self,
+        standing: tokio::sync::watch::Receiver<pool_watch::watches::Standing>,
+    ) {
+        self.registry
+            .register_collector(Box::new(pool_watch::metrics::StandingCollector::new("epp", standing)));
     }
 
     /// All metrics in the OpenMetrics text format.

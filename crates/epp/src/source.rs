@@ -5,6 +5,8 @@ use std::future::Future;
 use anyhow::Context;
 use pool_index::snapshot::Reader;
 use pool_index::source::files::{self, Files};
+#[cfg(feature = "kubernetes")]
+use pool_watch::connect;
 
 use crate::metrics::Metrics;
 
@@ -30,7 +32,7 @@ pub struct Cluster {
 pub enum Source {
     Files(Files),
     #[cfg(feature = "kubernetes")]
-    Cluster(pool_watch::source::Source),
+    Cluster(Box<pool_watch::source::Source>),
 }
 
 // === impl Config ===
@@ -56,11 +58,12 @@ impl Config {
             }
             #[cfg(feature = "kubernetes")]
             Self::Cluster(Cluster { scope, kubeconfig }) => {
-                let connected = pool_watch::connect::connect(kubeconfig.as_deref(), scope.clone()).await;
-                let connected = connected.context("find the API server")?;
+                let config = connect::config(kubeconfig.as_deref()).await.context("find the API server")?;
+                let connected = pool_watch::source::Source::try_new(config, scope.clone());
+                let connected = connected.context("connect to the API server")?;
                 let pool_watch::source::Connected { source, reader, standing } = connected;
                 metrics.register_cluster(standing);
-                Ok((Source::Cluster(source), reader))
+                Ok((Source::Cluster(Box::new(source)), reader))
             }
         }
     }

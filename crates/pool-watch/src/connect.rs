@@ -1,13 +1,14 @@
-//! Finds the API server.
+//! Finds the API server, and makes clients of it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use kube::Config;
 use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
 use thiserror::Error;
 
-use crate::source::{Connected, Source};
-use crate::world::Scope;
+/// Longest wait for a connection to the API server, which is in the same network.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no API server to follow.
 #[derive(Debug, Error)]
@@ -22,19 +23,28 @@ pub enum ConnectError {
     Client(#[source] kube::Error),
 }
 
-/// A source of the API server that `kubeconfig` names; without it, of the one in `$KUBECONFIG` or `~/.kube/config`, or
-/// else of the cluster that the process runs in. Nothing is asked of the server yet.
+/// The API server that `kubeconfig` names; without it, the one in `$KUBECONFIG` or `~/.kube/config`, or else that of the
+/// cluster that the process runs in.
 ///
 /// # Errors
-/// If no API server is known, or its certificates cannot be read.
-pub async fn connect(kubeconfig: Option<&Path>, scope: Scope) -> Result<Connected, ConnectError> {
-    let config = match kubeconfig {
-        Some(path) => from_file(path)
-            .await
-            .map_err(|source| ConnectError::Kubeconfig { path: path.to_owned(), source })?,
-        None => Config::infer().await.map_err(ConnectError::Unknown)?,
-    };
-    Source::try_new(config, scope).map_err(ConnectError::Client)
+/// If no API server is known.
+pub async fn config(kubeconfig: Option<&Path>) -> Result<Config, ConnectError> {
+    match kubeconfig {
+        Some(path) => {
+            from_file(path).await.map_err(|source| ConnectError::Kubeconfig { path: path.to_owned(), source })
+        }
+        None => Config::infer().await.map_err(ConnectError::Unknown),
+    }
+}
+
+/// A client for watches, each of which tries again by itself and says so.
+///
+/// # Errors
+/// If the configuration names a certificate that is none.
+pub fn client(mut config: Config) -> Result<Client, ConnectError> {
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(ConnectError::Client)
 }
 
 async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {

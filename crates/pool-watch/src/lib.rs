@@ -6,14 +6,17 @@
 //! A watch that breaks is resumed, and while the API server is away the last snapshot stays in force. Nothing is
 //! published before every list is in: a picker is ready with all that it should know, or not at all.
 
-pub mod connect;
-
 pub mod source;
+
+pub mod metrics;
+
+pub mod connect;
+pub mod watches;
 
 mod retry;
 
 pub mod world;
 
-mod store;
+pub mod store;
 
 pub mod pods;

@@ -7,7 +7,7 @@ use kube::runtime::watcher::Event;
 
 /// Objects of one watch, each reduced to a `V`.
 #[derive(Debug)]
-pub(crate) struct Store<V> {
+pub struct Store<V> {
     live: BTreeMap<ObjectKey, V>,
     /// Objects of a list that is still coming in; `live` counts until it is complete.
     incoming: Option<BTreeMap<ObjectKey, V>>,
@@ -24,7 +24,7 @@ impl<V> Default for Store<V> {
 
 impl<V> Store<V> {
     /// Applies an event; `reduce` gets the object and what was known of it.
-    pub(crate) fn apply<K>(
+    pub fn apply<K>(
         &mut self,
         event: Event<K>,
         key: impl Fn(&K) -> ObjectKey,
@@ -48,17 +48,23 @@ impl<V> Store<V> {
     }
 
     /// Notes that the API server has no such kind, and so none of its objects.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.incoming = None;
         self.replace();
     }
 
     /// True once the objects that exist are known.
-    pub(crate) fn is_listed(&self) -> bool {
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
         self.is_listed
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectKey, &V)> {
+    #[must_use]
+    pub fn get(&self, key: &ObjectKey) -> Option<&V> {
+        self.live.get(key)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&ObjectKey, &V)> {
         self.live.iter()
     }
 

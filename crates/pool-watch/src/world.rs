@@ -3,6 +3,7 @@
 //! A pool or model that breaks a rule of the API is kept in its last good version, and reported.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient;
@@ -96,6 +97,13 @@ impl Watch {
             Self::Models => ("inference.networking.x-k8s.io/v1alpha2", "InferenceModel"),
             Self::Pods(_) => ("v1", "Pod"),
         }
+    }
+}
+
+impl fmt::Display for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (_, kind) = self.kind();
+        f.write_str(kind)
     }
 }
 
