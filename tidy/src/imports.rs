@@ -23,7 +23,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("picking", &["scheduling", "prefix-index"]),
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api", "envoy-proto"]),
-    ("controller", &["gateway-config", "envoy-proto", "inference-api"]),
+    ("controller", &["gateway-config", "pool-watch", "pool-index", "envoy-proto", "inference-api"]),
     ("e2e", &["lab", "studies", "load"]),
     // What judges over the wire sees neither side's code.
     ("lab", &["gateway-config", "inference-api", "load"]),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use controller::hooks::Hooks;
+use controller::metrics::Metrics;
 use controller::world::World;
 use envoy_proto::envoygateway::extension::envoy_gateway_extension_server::EnvoyGatewayExtension as _;
 use envoy_proto::envoygateway::extension::{
@@ -10,6 +11,7 @@ use envoy_proto::envoygateway::extension::{
     PostRouteModifyRequest, PostTranslateModifyRequest,
 };
 use gateway_config::xds::Editor;
+use pool_watch::watches::Standing;
 use prost::Message as _;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -34,7 +36,8 @@ fn main() {
 fn hooks() -> (Runtime, Hooks) {
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     let (_, rx) = watch::channel(Some(Arc::new(World::default())));
-    (runtime, Hooks::new(Editor::new(false), rx))
+    let metrics = Arc::new(Metrics::new(watch::channel(Standing::default()).1));
+    (runtime, Hooks::new(Editor::new(false), rx, metrics))
 }
 
 fn resources(idx: usize) -> Vec<ExtensionResource> {

@@ -22,9 +22,11 @@ use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient;
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{debug, warn};
 
+use crate::metrics::{Answer, Hook, Metrics};
 use crate::resolve;
 use crate::world::World;
 
@@ -47,13 +49,14 @@ enum Unattachable {
 pub struct Hooks {
     editor: Editor,
     world: watch::Receiver<Option<Arc<World>>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Hooks {
     /// Hooks that are unavailable while `world` is None.
     #[must_use]
-    pub fn new(editor: Editor, world: watch::Receiver<Option<Arc<World>>>) -> Self {
-        Self { editor, world }
+    pub fn new(editor: Editor, world: watch::Receiver<Option<Arc<World>>>, metrics: Arc<Metrics>) -> Self {
+        Self { editor, world, metrics }
     }
 
     /// The gRPC service.
@@ -75,6 +78,26 @@ impl Hooks {
             warn!(%error, "Leaving a route without its pool");
             None
         }))
+    }
+}
+
+impl Hooks {
+    /// The message after `edit`, which gives another one or None; the call is counted.
+    fn counted(
+        &self,
+        hook: Hook,
+        message: Option<Bytes>,
+        edit: impl FnOnce(&[u8]) -> Result<Option<Vec<u8>>, Status>,
+    ) -> Result<Option<Bytes>, Status> {
+        let begun = Instant::now();
+        let edited = message.as_deref().map_or(Ok(None), edit);
+        let answer = match &edited {
+            Ok(Some(_)) => Answer::Edited,
+            Ok(None) => Answer::Kept,
+            Err(_) => Answer::Refused,
+        };
+        self.metrics.observe(hook, answer, begun.elapsed());
+        Ok(edited?.map(Bytes::from).or(message))
     }
 }
 
@@ -113,14 +136,11 @@ impl EnvoyGatewayExtension for Hooks {
     ) -> Result<Response<PostRouteModifyResponse>, Status> {
         let PostRouteModifyRequest { route, post_route_context } = request.into_inner();
         let resources = post_route_context.map(|context| context.extension_resources).unwrap_or_default();
-        let pool = self.pool(&resources)?;
-        let route = match (route, pool) {
-            (Some(route), Some(pool)) => {
-                debug!(pool = %pool.key, "Attaching a route");
-                Some(Bytes::from(self.editor.route(&route, &pool).map_err(malformed)?))
-            }
-            (route, _) => route,
-        };
+        let route = self.counted(Hook::Route, route, |route| {
+            let Some(pool) = self.pool(&resources)? else { return Ok(None) };
+            debug!(pool = %pool.key, "Attaching a route");
+            self.editor.route(route, &pool).map(Some).map_err(malformed)
+        })?;
         Ok(Response::new(PostRouteModifyResponse { route }))
     }
 
@@ -131,14 +151,11 @@ impl EnvoyGatewayExtension for Hooks {
         let PostClusterModifyRequest { cluster, post_cluster_context } = request.into_inner();
         let resources =
             post_cluster_context.map(|context| context.backend_extension_resources).unwrap_or_default();
-        let pool = self.pool(&resources)?;
-        let cluster = match (cluster, pool) {
-            (Some(cluster), Some(pool)) => {
-                debug!(pool = %pool.key, "Attaching a cluster");
-                Some(Bytes::from(self.editor.cluster(&cluster, &pool).map_err(malformed)?))
-            }
-            (cluster, _) => cluster,
-        };
+        let cluster = self.counted(Hook::Cluster, cluster, |cluster| {
+            let Some(pool) = self.pool(&resources)? else { return Ok(None) };
+            debug!(pool = %pool.key, "Attaching a cluster");
+            self.editor.cluster(cluster, &pool).map(Some).map_err(malformed)
+        })?;
         Ok(Response::new(PostClusterModifyResponse { cluster }))
     }
 
@@ -148,8 +165,11 @@ impl EnvoyGatewayExtension for Hooks {
     ) -> Result<Response<PostTranslateModifyResponse>, Status> {
         let PostTranslateModifyRequest { clusters, secrets, listeners, routes } = request.into_inner();
         let sent = Resources { clusters, listeners, route_configurations: routes };
-        let Resources { clusters, listeners, route_configurations } =
-            self.editor.translation(sent).map_err(malformed)?;
+        let begun = Instant::now();
+        let edited = self.editor.translation(sent).map_err(malformed);
+        let answer = if edited.is_ok() { Answer::Edited } else { Answer::Refused };
+        self.metrics.observe(Hook::Translation, answer, begun.elapsed());
+        let Resources { clusters, listeners, route_configurations } = edited?;
         let response =
             PostTranslateModifyResponse { clusters, secrets, listeners, routes: route_configurations };
         Ok(Response::new(response))

@@ -2,19 +2,36 @@
 //!
 //! ```text
 //! Envoy Gateway ──hook──► hooks ──resolve(pool, World)──► edits of gateway-config ──► answer
-//! API server ──objects──► World ──► objects, status ──► what the API server should have
+//! API server ──watches──► Cluster ──► World ──► Plan ──► writer ──► API server
 //! ```
 //!
-//! Its knowledge of the cluster is a [`world::World`], a value; the rules over it are pure. Decisions about requests are
-//! not made here but by the pickers.
+//! Its knowledge of the cluster is a [`world::World`], a value; the rules over it are pure, and end in a
+//! [`plan::Plan`]. Nothing is remembered that the API server does not hold, so that it can restart at any moment.
+//! Decisions about requests are not made here but by the pickers.
 
+pub mod cli;
+
+pub mod server;
+pub mod pages;
+pub mod tls;
 pub mod hooks;
 
+pub mod reconciler;
+pub mod writer;
+
+pub mod metrics;
+
+pub mod plan;
+pub mod certificates;
+pub mod deployments;
+pub mod routes;
 pub mod pickers;
 pub mod objects;
 pub mod status;
-
 pub mod resolve;
+
+pub mod setup;
+pub mod cluster;
 pub mod world;
 
 pub mod sweep;

@@ -7,22 +7,17 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::InferencePool;
 use serde_json::{Value, json};
 
+use crate::names::{INSTANCE, METRICS_PORT};
 use crate::objects::owner;
 use crate::resolve::{self, PickerService};
 use crate::sweep;
 use crate::world::World;
 
-/// Label by which a picker's Service selects its pods.
-pub const INSTANCE: &str = "app.kubernetes.io/instance";
-/// Port on which pickers tell each other their picks, and serve metrics.
-const METRICS_PORT: u16 = 9090;
-
-/// The managed pickers that the pools ask for, each with its pools. Two namespaces can share one: the picker's name joins
-/// the namespace `a-b` and the Service `c` to the same text as `a` and `b-c`.
+/// The managed pickers that the pools ask for, each with its pools, which are in one namespace and name one Service.
 #[must_use]
-pub fn managed<'a>(pools: &'a [InferencePool], world: &World) -> BTreeMap<ObjectKey, Vec<&'a InferencePool>> {
+pub fn managed(world: &World) -> BTreeMap<ObjectKey, Vec<&InferencePool>> {
     let mut pickers: BTreeMap<ObjectKey, Vec<&InferencePool>> = BTreeMap::new();
-    for pool in pools {
+    for pool in &world.pools {
         if let PickerService::Managed(picker) = resolve::picker(pool, world) {
             pickers.entry(picker).or_default().push(pool);
         }
@@ -30,9 +25,9 @@ pub fn managed<'a>(pools: &'a [InferencePool], world: &World) -> BTreeMap<Object
     pickers
 }
 
-/// The ServiceAccount and the Service of a managed picker, in the controller's namespace, and in each namespace of `pools`
+/// The ServiceAccount and the Service of a managed picker, in the controller's namespace, and in the namespace of `pools`
 /// the Role and RoleBinding by which it reads them, their models and their pods. The API server removes these two with the
-/// last of the namespace's pools.
+/// last of the pools.
 ///
 /// The Service is headless: the proxies and the other pickers see each picker of several.
 #[must_use]
@@ -58,17 +53,13 @@ pub fn around(picker: &ObjectKey, pools: &[&InferencePool]) -> Vec<Value> {
             },
         }),
     ];
-    let mut owners: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    for pool in pools {
-        owners.entry(&pool.meta.namespace).or_default().extend(owner(pool));
+    let Some(pool) = pools.first() else { return objects };
+    let mut there = json!({ "name": picker.name, "namespace": pool.meta.namespace, "labels": labels });
+    let owners: Vec<Value> = pools.iter().filter_map(|pool| owner(pool)).collect();
+    if !owners.is_empty() {
+        there["ownerReferences"] = json!(owners);
     }
-    for (namespace, owners) in owners {
-        let mut there = json!({ "name": picker.name, "namespace": namespace, "labels": labels });
-        if !owners.is_empty() {
-            there["ownerReferences"] = json!(owners);
-        }
-        objects.extend(rights(picker, &there));
-    }
+    objects.extend(rights(picker, &there));
     objects
 }
 

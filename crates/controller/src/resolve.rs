@@ -27,7 +27,7 @@ pub enum PickerService {
 #[must_use]
 pub fn picker(pool: &InferencePool, world: &World) -> PickerService {
     let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.name);
-    let managed = || PickerService::Managed(names::managed_picker(pool, &world.namespace));
+    let managed = || PickerService::Managed(world.managed_picker(&named));
     let asks = pool.meta.annotations.get(keys::MANAGED_PICKER).is_some_and(|value| value == "true");
     match (pool.version, world.services.contains(&named)) {
         (PoolVersion::V1, _) if asks => managed(),

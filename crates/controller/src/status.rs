@@ -83,7 +83,17 @@ fn gateways(pool: &InferencePool, world: &World) -> BTreeSet<ObjectKey> {
     parents.filter(|key| is_ours(key, world)).collect()
 }
 
-fn leads_to(route: &HttpRoute, pool: &InferencePool, world: &World) -> bool {
+/// True if `route` has a Gateway of Envoy Gateway's as a parent.
+#[must_use]
+pub fn is_served(route: &HttpRoute, world: &World) -> bool {
+    let namespace = &route.meta.namespace;
+    let mut gateways = route.spec.parent_refs.iter().filter_map(|parent| gateway(parent, namespace));
+    gateways.any(|key| is_ours(&key, world))
+}
+
+/// True if a rule of `route` leads to `pool`, and may.
+#[must_use]
+pub fn leads_to(route: &HttpRoute, pool: &InferencePool, world: &World) -> bool {
     let (group, key) = (pool.version.group(), pool.key());
     let may = world.allows(&route.meta.namespace, pool);
     may && route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).any(|backend| {

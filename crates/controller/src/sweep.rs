@@ -11,15 +11,26 @@ pub const MANAGER: &str = "warmpath-controller";
 /// Label with [`MANAGER`].
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
+/// Group, kind, namespace and name of an object; a version is only a form of the same object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identity([String; 4]);
+
+impl Identity {
+    #[must_use]
+    pub fn of(object: &Value) -> Self {
+        let metadata = |name: &'static str| text(&object["metadata"][name]);
+        let api_version = text(&object["apiVersion"]);
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        Self([group, text(&object["kind"]), metadata("namespace"), metadata("name")].map(str::to_owned))
+    }
+}
+
 /// The objects of `found` that the controller has made and that are not among the `wanted` ones, in their order.
 #[must_use]
-pub fn unwanted<'a>(found: &'a [Value], wanted: &[Value]) -> Vec<&'a Value> {
-    let wanted: BTreeSet<[&str; 4]> = wanted.iter().map(identity).collect();
-    found
-        .iter()
-        .filter(|object| is_made(object))
-        .filter(|object| !wanted.contains(&identity(object)))
-        .collect()
+pub fn unwanted<'a>(found: impl IntoIterator<Item = &'a Value>, wanted: &[Value]) -> Vec<&'a Value> {
+    let wanted: BTreeSet<Identity> = wanted.iter().map(Identity::of).collect();
+    let made = found.into_iter().filter(|object| is_made(object));
+    made.filter(|object| !wanted.contains(&Identity::of(object))).collect()
 }
 
 /// True for an object that the controller has made.
@@ -28,10 +39,6 @@ pub fn is_made(object: &Value) -> bool {
     object["metadata"]["labels"][MANAGED_BY] == MANAGER
 }
 
-/// Group, kind, namespace and name; a version is only a form of the same object.
-fn identity(object: &Value) -> [&str; 4] {
-    let text = |value: &'static str| object["metadata"][value].as_str().unwrap_or_default();
-    let api_version = object["apiVersion"].as_str().unwrap_or_default();
-    let group = api_version.split_once('/').map_or("", |(group, _)| group);
-    [group, object["kind"].as_str().unwrap_or_default(), text("namespace"), text("name")]
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }

@@ -1,6 +1,6 @@
-//! The cluster as the controller knows it: checked objects, and what it was told about itself.
+//! The cluster as the rules see it: checked objects, and what the controller was told about itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use inference_api::gateway::{Gateway, GatewayClass, HttpRoute};
 use inference_api::kinds::{Object, ReadError};
@@ -10,6 +10,7 @@ use inference_api::pool::{InferenceModel, InferencePool};
 use inference_api::{keys, object};
 use serde_json::Value;
 
+use crate::names;
 use crate::sweep;
 
 /// Everything that the rules need.
@@ -19,6 +20,7 @@ pub struct World {
     pub namespace: String,
     /// PEM of the authority that signs the certificates of managed pickers.
     pub authority: String,
+    pub pools: Vec<InferencePool>,
     pub models: Vec<InferenceModel>,
     /// All Services, except those that the controller has made.
     pub services: BTreeSet<ObjectKey>,
@@ -26,6 +28,8 @@ pub struct World {
     pub gateways: Vec<Gateway>,
     pub routes: Vec<HttpRoute>,
     pub grants: BTreeSet<Grant>,
+    /// Managed pickers by the name that they would like, each with the Service that has it: the first one of several.
+    pub pickers: BTreeMap<ObjectKey, ObjectKey>,
 }
 
 /// A permission that a ReferenceGrant gives: HTTPRoutes of one namespace may lead to pools of another.
@@ -39,41 +43,74 @@ pub struct Grant {
     pub pool: Option<String>,
 }
 
+/// What the rules need of one object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// An object of a kind that Warmpath reads.
+    Object(Box<Object>),
+    /// A Service that the controller has not made. That it exists counts, whatever it is.
+    Service(ObjectKey),
+    Grants(Vec<Grant>),
+    /// An object that no rule asks for.
+    Nothing,
+}
+
+impl Fact {
+    /// Reads an object as the API server holds it.
+    ///
+    /// # Errors
+    /// If the object breaks a rule of the API.
+    pub fn read(value: Value) -> Result<Self, ReadError> {
+        match (value["apiVersion"].as_str(), value["kind"].as_str()) {
+            (Some("v1"), Some("Service")) if sweep::is_made(&value) => Ok(Self::Nothing),
+            (Some("v1"), Some("Service")) => Ok(key(&value).map_or(Self::Nothing, Self::Service)),
+            (Some(version), Some("ReferenceGrant")) if version.starts_with(keys::GATEWAY_GROUP) => {
+                Ok(Self::Grants(grants(&value)))
+            }
+            _ => match lenient::read(value) {
+                Ok(read) => Ok(Self::Object(Box::new(read.object))),
+                Err(ReadError::Kind { .. }) => Ok(Self::Nothing),
+                Err(error @ (ReadError::NoKind | ReadError::Object(_))) => Err(error),
+            },
+        }
+    }
+}
+
 impl World {
     /// Adds an object as the API server holds it. Objects of other kinds are passed over.
     ///
     /// # Errors
     /// If the object breaks a rule of the API. It is then as if it did not exist.
     pub fn add(&mut self, value: Value) -> Result<(), ReadError> {
-        match (value["apiVersion"].as_str(), value["kind"].as_str()) {
-            (Some("v1"), Some("Service")) => {
-                // That it exists counts, whatever it is.
-                if !sweep::is_made(&value) {
-                    self.services.extend(key(&value));
-                }
-                return Ok(());
-            }
-            (Some(version), Some("ReferenceGrant")) if version.starts_with(keys::GATEWAY_GROUP) => {
-                self.grants.extend(grants(&value));
-                return Ok(());
-            }
-            _ => {}
-        }
-        match lenient::read(value).map(|read| read.object) {
-            Ok(Object::InferenceModel(model)) => self.models.push(model),
-            Ok(Object::GatewayClass(class)) => self.classes.push(class),
-            Ok(Object::Gateway(gateway)) => self.gateways.push(gateway),
-            Ok(Object::HttpRoute(route)) => self.routes.push(route),
-            Ok(
-                Object::InferencePool(_)
-                | Object::BackendTrafficPolicy(_)
-                | Object::Deployment(_)
-                | Object::Service(_),
-            )
-            | Err(ReadError::Kind { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        self.insert(Fact::read(value)?);
         Ok(())
+    }
+
+    /// Adds what is known of an object.
+    pub fn insert(&mut self, fact: Fact) {
+        match fact {
+            Fact::Service(key) => drop(self.services.insert(key)),
+            Fact::Grants(grants) => self.grants.extend(grants),
+            Fact::Nothing => {}
+            Fact::Object(object) => match *object {
+                Object::InferencePool(pool) => self.insert_pool(pool),
+                Object::InferenceModel(model) => self.models.push(model),
+                Object::GatewayClass(class) => self.classes.push(class),
+                Object::Gateway(gateway) => self.gateways.push(gateway),
+                Object::HttpRoute(route) => self.routes.push(route),
+                Object::BackendTrafficPolicy(_) | Object::Deployment(_) | Object::Service(_) => {}
+            },
+        }
+    }
+
+    /// The managed picker for pools that name the Service `named`.
+    #[must_use]
+    pub fn managed_picker(&self, named: &ObjectKey) -> ObjectKey {
+        let plain = names::managed_picker(named, &self.namespace);
+        match self.pickers.get(&plain) {
+            Some(first) if first != named => names::other_managed_picker(named, &self.namespace),
+            Some(_) | None => plain,
+        }
     }
 
     /// True if HTTPRoutes of `namespace` may lead to `pool`.
@@ -86,6 +123,18 @@ impl World {
                 && grant.pool.as_ref().is_none_or(|name| *name == pool.meta.name)
         };
         namespace == pool.meta.namespace || self.grants.iter().any(allows)
+    }
+
+    fn insert_pool(&mut self, pool: InferencePool) {
+        let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.name);
+        let first = self
+            .pickers
+            .entry(names::managed_picker(&named, &self.namespace))
+            .or_insert_with(|| named.clone());
+        if named < *first {
+            *first = named;
+        }
+        self.pools.push(pool);
     }
 }
 

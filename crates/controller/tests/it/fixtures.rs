@@ -1,5 +1,8 @@
 //! Objects of the tutorial, and what Envoy Gateway 1.9.1 sent for them.
 
+use std::sync::Arc;
+
+use controller::metrics::Metrics;
 use controller::world::World;
 use envoy_proto::envoygateway::extension::{
     PostClusterModifyRequest, PostRouteModifyRequest, PostTranslateModifyRequest,
@@ -7,8 +10,10 @@ use envoy_proto::envoygateway::extension::{
 use inference_api::kinds::Object;
 use inference_api::lenient;
 use inference_api::pool::InferencePool;
+use pool_watch::watches::Standing;
 use prost::Message as _;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 macro_rules! recorded {
     ($name:literal) => {
@@ -35,6 +40,10 @@ pub(crate) fn translate_request() -> PostTranslateModifyRequest {
 /// A cluster with nothing in it.
 pub(crate) fn world() -> World {
     World { namespace: "envoy-gateway-system".to_owned(), authority: "CA".to_owned(), ..World::default() }
+}
+
+pub(crate) fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new(watch::channel(Standing::default()).1))
 }
 
 pub(crate) fn object(value: Value) -> Object {

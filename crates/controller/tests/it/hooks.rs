@@ -17,7 +17,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
 use tonic::transport::{Channel, Server};
 
-use crate::fixtures::{alpha_pool, cluster_request, route_request, translate_request, v1_pool, world};
+use crate::fixtures::{
+    alpha_pool, cluster_request, metrics, route_request, translate_request, v1_pool, world,
+};
 
 /// A client of a server that knows this world, and the sender of the next one.
 async fn served(
@@ -26,7 +28,7 @@ async fn served(
     let (tx, rx) = watch::channel(known.map(Arc::new));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = Hooks::new(Editor::new(false), rx).into_service();
+    let service = Hooks::new(Editor::new(false), rx, metrics()).into_service();
     let server = Server::builder().add_service(service);
     #[expect(clippy::disallowed_methods, reason = "the server ends with the test's runtime")]
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
+mod api_server;
 mod fixtures;
 mod hooks;
 mod objects;
 mod pickers;
+mod process;
 mod resolve;
 mod status;
 mod world;

@@ -1,8 +1,9 @@
 //! Managed pickers: who needs one, what is around it, and what goes when nobody does.
 
-use controller::world::World;
+use controller::world::{Fact, World};
 use controller::{pickers, sweep};
 use expect_test::expect_file;
+use inference_api::kinds::Object;
 use inference_api::object::ObjectKey;
 use inference_api::pool::InferencePool;
 use serde_json::{Value, json};
@@ -17,56 +18,64 @@ fn named(name: &str, namespace: &str) -> InferencePool {
     pool(value)
 }
 
+fn with(pools: impl IntoIterator<Item = InferencePool>) -> World {
+    let mut world = world();
+    pools.into_iter().for_each(|pool| world.insert(Fact::Object(Box::new(Object::InferencePool(pool)))));
+    world
+}
+
 /// Everything that is made around the pickers of these pools.
-fn all(pools: &[InferencePool], world: &World) -> Vec<Value> {
-    let managed = pickers::managed(pools, world);
+fn all(pools: impl IntoIterator<Item = InferencePool>) -> Vec<Value> {
+    let world = with(pools);
+    let managed = pickers::managed(&world);
     managed.iter().flat_map(|(picker, pools)| pickers::around(picker, pools)).collect()
 }
 
 #[test]
 fn pools_that_name_the_same_service_share_a_picker() {
-    let pools = [named("a", "default"), named("b", "default"), named("c", "other"), pool(v1_pool())];
-    let names: Vec<(String, usize)> = pickers::managed(&pools, &world())
-        .iter()
-        .map(|(picker, pools)| (picker.to_string(), pools.len()))
-        .collect();
+    let world = with([named("a", "default"), named("b", "default"), named("c", "other"), pool(v1_pool())]);
+    let names: Vec<(String, usize)> =
+        pickers::managed(&world).iter().map(|(picker, pools)| (picker.to_string(), pools.len())).collect();
     let expected = [
         ("envoy-gateway-system/epp-default-ext-proc".to_owned(), 2),
         ("envoy-gateway-system/epp-other-ext-proc".to_owned(), 1),
     ];
     assert_eq!(names, expected);
     // Control: a Service that the pools name replaces the managed picker.
-    let served = World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world() };
-    assert_eq!(pickers::managed(&pools, &served).len(), 1);
+    let served = World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world };
+    assert_eq!(pickers::managed(&served).len(), 1);
 }
 
 #[test]
 fn a_picker_may_read_the_namespace_of_its_pools_only() {
-    let objects = all(&[named("a", "default"), named("b", "default")], &world());
+    let objects = all([named("a", "default"), named("b", "default")]);
     let text = serde_json::to_string_pretty(&objects).unwrap() + "\n";
     expect_file!["golden/managed-picker.json"].assert_eq(&text);
 }
 
-/// The names of both pools' pickers are the same text.
+/// Namespace and Service join to the same text for both. One picker would read the other's namespace.
 #[test]
-fn namespaces_that_share_a_picker_each_give_it_rights() {
+fn pickers_of_two_namespaces_never_have_one_name() {
     let (mut one, mut other) = (named("a", "x"), named("b", "x-y"));
     one.picker.name = "y-z".to_owned();
     other.picker.name = "z".to_owned();
-    let objects = all(&[one, other], &world());
-    let namespaces: Vec<&str> = objects
-        .iter()
-        .filter(|object| object["kind"] == "Role")
-        .filter_map(|object| object["metadata"]["namespace"].as_str())
-        .collect();
-    assert_eq!(namespaces, ["x", "x-y"]);
-    assert_eq!(objects.len(), 6, "one ServiceAccount and one Service");
+    let names = |pools: Vec<InferencePool>| -> Vec<(String, String)> {
+        let world = with(pools);
+        let managed = pickers::managed(&world);
+        managed.iter().map(|(picker, pools)| (picker.name.clone(), pools[0].meta.name.clone())).collect()
+    };
+    let both = names(vec![one.clone(), other.clone()]);
+    assert_eq!(both[0], ("epp-x-y-z".to_owned(), "a".to_owned()));
+    assert!(both[1].0.starts_with("epp-x-y-z-") && both[1].1 == "b", "{both:?}");
+    assert_eq!(names(vec![other.clone(), one]), both);
+    // Control: alone it has the plain name.
+    assert_eq!(names(vec![other]), [("epp-x-y-z".to_owned(), "b".to_owned())]);
 }
 
 #[test]
 fn what_no_pool_asks_for_is_found() {
-    let both = all(&[named("a", "default"), named("c", "other")], &world());
-    let one = all(&[named("a", "default")], &world());
+    let both = all([named("a", "default"), named("c", "other")]);
+    let one = all([named("a", "default")]);
     let names = |wanted: &[Value]| -> Vec<String> {
         let unwanted = sweep::unwanted(&both, wanted);
         unwanted.iter().map(|object| format!("{}/{}", object["kind"], object["metadata"]["name"])).collect()

@@ -1,0 +1,7 @@
+//! The controller's program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    controller::cli::main()
+}

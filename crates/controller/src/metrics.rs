@@ -1,0 +1,126 @@
+//! The controller's own metrics.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use pool_watch::metrics::StandingCollector;
+use pool_watch::watches::Standing;
+
+/// A hook of Envoy Gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Hook {
+    Route,
+    Cluster,
+    Translation,
+}
+
+/// The answer to a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Answer {
+    Edited,
+    /// Sent back as it came: it has no pool, or none that can be attached.
+    Kept,
+    Refused,
+}
+
+/// A way of writing to the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Verb {
+    Create,
+    Apply,
+    Patch,
+    Delete,
+}
+
+/// The end of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    Written,
+    /// The object has changed in the meantime.
+    Late,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HookLabels {
+    hook: Hook,
+    answer: Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    verb: Verb,
+    outcome: Outcome,
+}
+
+/// Counts what the controller does.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    hooks: Family<HookLabels, Counter>,
+    hook_seconds: Histogram,
+    writes: Family<WriteLabels, Counter>,
+    pools: Gauge,
+    managed_pickers: Gauge,
+    problems: Gauge,
+}
+
+impl Metrics {
+    /// Metrics that include the state of the connection to the API server.
+    #[must_use]
+    pub fn new(standing: watch::Receiver<Standing>) -> Self {
+        let buckets = [0.000_1, 0.000_5, 0.002, 0.01, 0.02, 0.05, 0.2, 1.0, 5.0];
+        let mut metrics = Self {
+            registry: Registry::default(),
+            hooks: Family::default(),
+            hook_seconds: Histogram::new(buckets),
+            writes: Family::default(),
+            pools: Gauge::default(),
+            managed_pickers: Gauge::default(),
+            problems: Gauge::default(),
+        };
+        let Self { registry, hooks, hook_seconds, writes, pools, managed_pickers, problems } = &mut metrics;
+        registry.register("controller_hooks", "Calls of Envoy Gateway by their answer", hooks.clone());
+        registry.register("controller_hook_seconds", "Time that a call took", hook_seconds.clone());
+        registry.register("controller_writes", "Writes to the API server by their end", writes.clone());
+        registry.register("controller_pools", "InferencePools", pools.clone());
+        registry.register("controller_managed_pickers", "Pickers that run here", managed_pickers.clone());
+        let help = "Pools that cannot be served as they ask; the log says which";
+        registry.register("controller_problems", help, problems.clone());
+        registry.register_collector(Box::new(StandingCollector::new("controller", standing)));
+        metrics
+    }
+
+    pub fn count(&self, verb: Verb, outcome: Outcome) {
+        self.writes.get_or_create(&WriteLabels { verb, outcome }).inc();
+    }
+
+    pub fn observe(&self, hook: Hook, answer: Answer, took: Duration) {
+        self.hooks.get_or_create(&HookLabels { hook, answer }).inc();
+        self.hook_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn set_counts(&self, n_pools: usize, n_pickers: usize, n_problems: usize) {
+        for (gauge, n) in
+            [(&self.pools, n_pools), (&self.managed_pickers, n_pickers), (&self.problems, n_problems)]
+        {
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes every text");
+        text
+    }
+}

@@ -1,0 +1,169 @@
+//! Follows the API server, and turns what it shows into a world for the hooks and work for the writer.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt as _;
+use kube::Client;
+use kube::api::{Api, ApiResource};
+use kube::core::DynamicObject;
+use kube::runtime::watcher::{self, Event};
+use pool_index::index::{Change, Index};
+use pool_index::snapshot::Reader;
+use pool_watch::watches::{self, Delivery, Events, Watches};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::certificates::Authority;
+use crate::cluster::{Cluster, Kind, Reach};
+use crate::metrics::Metrics;
+use crate::names;
+use crate::pickers;
+use crate::plan::{Plan, View, Work};
+use crate::setup::Setup;
+use crate::sweep::{MANAGED_BY, MANAGER};
+use crate::world::World;
+
+/// Time after which everything is looked at again although nothing has changed: certificates grow old.
+const AGAIN: Duration = Duration::from_secs(3600);
+
+/// Watches of everything that the controller follows.
+pub type Followed = Watches<Kind, Box<Event<DynamicObject>>>;
+
+/// What the reconciler tells the others; `None` until the first lists are in.
+#[derive(Debug)]
+pub struct Told {
+    pub world: watch::Sender<Option<Arc<World>>>,
+    pub authority: watch::Sender<Option<Arc<Authority>>>,
+    pub work: watch::Sender<Option<Arc<Work>>>,
+}
+
+/// Owns what is known of the cluster.
+pub struct Reconciler {
+    client: Client,
+    namespace: String,
+    setup: Setup,
+    clock: fn() -> SystemTime,
+    metrics: Arc<Metrics>,
+    watches: Followed,
+    cluster: Cluster,
+    /// Says which models are served.
+    index: (Index, Reader),
+    problems: Vec<String>,
+    told: Told,
+}
+
+// === impl Told ===
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            world: watch::channel(None).0,
+            authority: watch::channel(None).0,
+            work: watch::channel(None).0,
+        }
+    }
+}
+
+// === impl Reconciler ===
+
+impl std::fmt::Debug for Reconciler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reconciler").field("watches", &self.watches).finish_non_exhaustive()
+    }
+}
+
+impl Reconciler {
+    /// A reconciler of a controller in the namespace; `clock` dates statuses.
+    #[must_use]
+    pub fn new(
+        (client, namespace): (Client, String),
+        setup: Setup,
+        watches: Followed,
+        metrics: Arc<Metrics>,
+        clock: fn() -> SystemTime,
+    ) -> Self {
+        let (cluster, index, told) = (Cluster::default(), Index::new(), Told::default());
+        let problems = Vec::new();
+        Self { client, namespace, setup, clock, metrics, watches, cluster, index, problems, told }
+    }
+
+    /// What the reconciler tells the others.
+    #[must_use]
+    pub fn told(&self) -> &Told {
+        &self.told
+    }
+
+    /// Follows the API server until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let (client, namespace) = (self.client.clone(), self.namespace.clone());
+        self.watches.follow(&Kind::ALL, |kind| events(&client, &namespace, *kind));
+        loop {
+            let deliveries = tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(AGAIN) => Vec::new(),
+                deliveries = self.watches.next() => deliveries,
+            };
+            for (kind, delivery) in deliveries {
+                match delivery {
+                    Delivery::Event(event) => self.cluster.apply(kind, *event),
+                    Delivery::NoKind => self.cluster.clear(kind),
+                }
+            }
+            let is_listed = self.cluster.is_listed();
+            self.watches.note(is_listed, self.cluster.refused().count());
+            if is_listed {
+                self.reconcile();
+            }
+        }
+    }
+
+    fn reconcile(&mut self) {
+        let Self { namespace, setup, clock, metrics, cluster, index: (index, reader), told, .. } = self;
+        let secret = cluster.newest(Kind::Secret, &names::authority(namespace));
+        let authority = match secret.map(Authority::read) {
+            None => return send(&told.work, Work::Authority),
+            Some(Ok(authority)) => authority,
+            Some(Err(error)) => return warn!(%error, "Waiting for an authority"),
+        };
+        let world = cluster.world(namespace, &authority.certificates);
+        let (pools, models) = (world.pools.clone(), world.models.clone());
+        index.apply([Change::ReplaceObjects { pools, models }]);
+        let snapshot = reader.snapshot();
+        let view =
+            View { cluster, world: &world, models: &snapshot.models, authority: &authority, now: clock() };
+        let plan = Plan::new(view, setup);
+        metrics.set_counts(world.pools.len(), pickers::managed(&world).len(), plan.problems.len());
+        for problem in plan.problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!(problem, "A pool is not served as it asks");
+        }
+        self.problems.clone_from(&plan.problems);
+        send(&told.world, world);
+        send(&told.authority, authority.clone());
+        send(&told.work, Work::Plan(plan, authority));
+    }
+}
+
+/// Tells the newest value, unless it is the one that is known.
+fn send<T: PartialEq>(sender: &watch::Sender<Option<Arc<T>>>, value: T) {
+    sender.send_if_modified(|known| {
+        let is_new = known.as_deref() != Some(&value);
+        if is_new {
+            *known = Some(Arc::new(value));
+        }
+        is_new
+    });
+}
+
+fn events(client: &Client, namespace: &str, kind: Kind) -> Events<Box<Event<DynamicObject>>> {
+    let (client, resource) = (client.clone(), ApiResource::from_gvk(&kind.resource()));
+    let made = || watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGER}"));
+    let (api, config) = match kind.reach() {
+        Reach::All => (Api::<DynamicObject>::all_with(client, &resource), watcher::Config::default()),
+        Reach::Made => (Api::all_with(client, &resource), made()),
+        Reach::MadeHere => (Api::namespaced_with(client, namespace, &resource), made()),
+    };
+    watches::events(api, config).map(|event| event.map(Box::new)).boxed()
+}

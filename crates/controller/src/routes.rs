@@ -1,0 +1,54 @@
+//! Marks on routes that make Envoy Gateway translate again.
+//!
+//! Envoy Gateway sees the spec of a route's pools, but not what else the answers of the hooks depend on: Services, models,
+//! the authority. An annotation on the route has a digest of that. Envoy Gateway translates when it changes, because its
+//! own prefix makes it a part of the translation.
+
+use inference_api::gateway::HttpRoute;
+use inference_api::object::ObjectKey;
+use serde_json::{Value, json};
+
+use crate::names;
+use crate::resolve;
+use crate::status;
+use crate::world::World;
+
+/// Annotation with the digest.
+pub const MARK: &str = "gateway.envoyproxy.io/warmpath-attachment";
+
+/// The mark that a route should have; `None` for a route that leads to no pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub route: ObjectKey,
+    pub digest: Option<String>,
+}
+
+/// The marks of all routes.
+#[must_use]
+pub fn marks(world: &World) -> Vec<Mark> {
+    world.routes.iter().map(|route| Mark { route: route.meta.key(), digest: digest(route, world) }).collect()
+}
+
+impl Mark {
+    /// The change of the route, whose newest version is given; `None` if it has the mark.
+    #[must_use]
+    pub fn change(&self, newest: &Value) -> Option<Value> {
+        let current = newest["metadata"]["annotations"][MARK].as_str();
+        (current != self.digest.as_deref())
+            .then(|| json!({ "metadata": { "annotations": { MARK: self.digest } } }))
+    }
+}
+
+fn digest(route: &HttpRoute, world: &World) -> Option<String> {
+    if !status::is_served(route, world) {
+        return None;
+    }
+    let pools = world.pools.iter().filter(|pool| status::leads_to(route, pool, world));
+    let attached: Vec<Value> = pools
+        .map(|pool| {
+            let attached = resolve::pool(pool, world);
+            json!([attached.key, attached.responses, attached.picker])
+        })
+        .collect();
+    (!attached.is_empty()).then(|| names::digest(&json!(attached).to_string()))
+}
