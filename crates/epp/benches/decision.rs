@@ -92,6 +92,7 @@ fn director(n_pods: u16) -> Director {
             kv_usage: 0.5,
             started: Some(1.0),
             prompt_tokens: None,
+            first_tokens: Some(0),
             kv_tokens: None,
             adapters: None,
         };

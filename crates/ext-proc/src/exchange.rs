@@ -109,19 +109,6 @@ pub enum Pending {
     Fault(RequestFault),
 }
 
-/// Knowledge about the first token of a response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstToken {
-    /// It has not come, or is not known to have.
-    Awaited,
-    /// The stream that will show it is hidden: engines send its headers before it.
-    Hidden,
-    /// A stream has begun with it.
-    Seen,
-    /// It came some time before the answer, which engines send whole.
-    Past,
-}
-
 /// One request and its response.
 #[derive(Debug)]
 pub struct Exchange<L> {
@@ -245,10 +232,10 @@ impl<L> Exchange<L> {
         (Some(served.as_str()) != picked).then_some((served, lease))
     }
 
-    /// The knowledge about the first token after the messages so far.
+    /// Returns true if the response shows that the prompt is computed.
     #[must_use]
-    pub fn first_token(&self) -> FirstToken {
-        self.responding.first_token()
+    pub fn shows_first_token(&self) -> bool {
+        self.responding.shows_first_token()
     }
 
     /// The lease of the request, after the pick.

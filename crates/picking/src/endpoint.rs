@@ -10,10 +10,10 @@ use prefix_index::endpoint::EndpointId;
 use scheduling::candidate::{AdapterState, Load};
 
 use self::health::Doubts;
+use crate::awaited::{Awaited, PromptWork, QueuePlace};
 use crate::cache_facts::CacheFacts;
 use crate::gauges::{Gauges, Outline, Reading};
 use crate::moment::Moment;
-use crate::pace::Pace;
 
 /// The metrics that a scrape found on an endpoint's `/metrics`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +28,8 @@ pub struct Sample {
     pub started: Option<f64>,
     /// Prompt tokens that the process has counted, if the engine reports them. A lower value means a new process.
     pub prompt_tokens: Option<f64>,
+    /// First tokens that the process has counted, summed over the engines, if they report it.
+    pub first_tokens: Option<u64>,
     /// Size of the KV cache in tokens, summed over the engines, if they report it.
     pub kv_tokens: Option<u64>,
     /// The LoRA adapters, if the engine serves any.
@@ -81,8 +83,8 @@ pub struct EndpointState {
     /// Value of `doubts` when the last successful scrape began.
     settled_doubts: AtomicU32,
     report: Mutex<Report>,
+    queue: Mutex<Awaited>,
     pub facts: CacheFacts,
-    pub pace: Pace,
 }
 
 /// The fields that picks read end before this one.
@@ -125,8 +127,8 @@ impl EndpointState {
             doubts: AtomicU32::new(0),
             settled_doubts: AtomicU32::new(0),
             report: Mutex::new(Report::Pending),
+            queue: Mutex::default(),
             facts: CacheFacts::default(),
-            pace: Pace::default(),
         }
     }
 
@@ -141,18 +143,36 @@ impl EndpointState {
     pub(crate) fn reincarnate(&self, incarnations: &Incarnations) -> EndpointId {
         let old = self.incarnation.swap(incarnations.next(), Ordering::AcqRel);
         self.facts.reset();
+        self.compute(Awaited::clear);
         EndpointId::new(self.slot, old)
     }
 
-    /// Counts a request in flight, and `uncached_bytes` of its prompt as work. Returns all the work.
-    pub(crate) fn add_request(&self, uncached_bytes: u64) -> u64 {
+    /// Counts a request as in flight.
+    pub(crate) fn add_request(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.uncached_bytes.fetch_add(uncached_bytes, Ordering::Relaxed).saturating_add(uncached_bytes)
     }
 
-    /// Counts a part of a prompt in flight as work no longer: it is computed, or never will be.
-    pub(crate) fn remove_work(&self, uncached_bytes: u64) {
-        self.uncached_bytes.fetch_sub(uncached_bytes, Ordering::Relaxed);
+    /// Counts the prompts of a request as work, until it leaves the returned place or the engine has counted them.
+    pub(crate) fn enter(&self, work: PromptWork) -> QueuePlace {
+        let mut queue = self.queue.lock();
+        self.uncached_bytes.fetch_add(work.uncached_bytes, Ordering::Relaxed);
+        queue.push(work)
+    }
+
+    /// Counts the prompts of a request as work no longer: they are computed, or never will be. Returns them if they
+    /// still counted.
+    pub(crate) fn leave(&self, place: QueuePlace) -> Option<PromptWork> {
+        let mut queue = self.queue.lock();
+        let work = queue.remove(place)?;
+        self.uncached_bytes.fetch_sub(work.uncached_bytes, Ordering::Relaxed);
+        Some(work)
+    }
+
+    /// Counts the bytes that `computed` removes as work no longer.
+    fn compute(&self, computed: impl FnOnce(&mut Awaited) -> u64) {
+        let mut queue = self.queue.lock();
+        let n_bytes = computed(&mut queue);
+        self.uncached_bytes.fetch_sub(n_bytes, Ordering::Relaxed);
     }
 
     /// Counts a request as in flight no longer.
@@ -166,7 +186,7 @@ impl EndpointState {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Bytes of prompts in flight whose first token has not come and that are not assumed to be cached.
+    /// Bytes of prompts in flight whose first token is not known to have come and that are not assumed to be cached.
     #[inline]
     #[must_use]
     pub fn uncached_bytes(&self) -> u64 {
@@ -176,6 +196,7 @@ impl EndpointState {
     /// Notes the result of a scrape that began after `doubts`.
     #[must_use]
     pub(crate) fn report(&self, sample: Sample, doubts: Doubts, taken: Moment) -> Cache {
+        let n_counted = sample.first_tokens;
         let mut report = self.report.lock();
         let (restarted, sample) = match &*report {
             Report::Pending | Report::Down => (false, sample),
@@ -186,6 +207,9 @@ impl EndpointState {
         };
         self.facts.note_kv_tokens(sample.kv_tokens);
         let Sample { waiting, running, kv_usage, .. } = sample;
+        if !restarted {
+            self.compute(|queue| queue.count(n_counted, waiting.into()));
+        }
         let reading = Reading { waiting, running, kv_usage, age: Duration::ZERO };
         self.gauges.note(reading, taken, sample.adapters.is_some());
         *report = Report::Sample(sample);

@@ -2,10 +2,10 @@
 
 use std::borrow::Borrow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prefix_index::blocks::Expected;
 
+use crate::awaited::{PromptWork, QueuePlace};
 use crate::cache_facts::InsertedPrompt;
 use crate::endpoint::EndpointState;
 use crate::estimate::Estimate;
@@ -15,10 +15,8 @@ use crate::estimate::Estimate;
 #[must_use]
 pub struct Lease<E: Borrow<EndpointState>> {
     endpoint: Arc<E>,
-    /// Bytes of the request's prompt that are still to be computed; 0 after the first token.
-    uncached_bytes: u64,
-    /// Bytes that the endpoint had to compute at the pick, with the request's own.
-    work_bytes: u64,
+    /// Its place among the endpoint's requests that await their first token; `None` after a first token was seen.
+    place: Option<QueuePlace>,
     /// The request's prompts in the index; empty after the first token.
     insertions: Vec<InsertedPrompt>,
     /// Blocks that the endpoint will have stored; expected until the response ends.
@@ -28,22 +26,16 @@ pub struct Lease<E: Borrow<EndpointState>> {
 }
 
 impl<E: Borrow<EndpointState>> Lease<E> {
-    /// Counts a request as in flight to `endpoint`, and `uncached_bytes` of its prompt as work.
+    /// Counts a request as in flight to `endpoint`, and its prompts as work.
     pub(crate) fn new(
         endpoint: &Arc<E>,
-        uncached_bytes: u64,
+        work: PromptWork,
         (insertions, expected_blocks): (Vec<InsertedPrompt>, Option<Expected>),
         estimate: Option<Estimate>,
     ) -> Self {
-        let work_bytes = state(endpoint).add_request(uncached_bytes);
-        Self {
-            endpoint: Arc::clone(endpoint),
-            uncached_bytes,
-            work_bytes,
-            insertions,
-            expected_blocks,
-            estimate,
-        }
+        state(endpoint).add_request();
+        let place = Some(state(endpoint).enter(work));
+        Self { endpoint: Arc::clone(endpoint), place, insertions, expected_blocks, estimate }
     }
 
     #[must_use]
@@ -61,33 +53,11 @@ impl<E: Borrow<EndpointState>> Lease<E> {
         self.insertions = insertions;
         self.expected_blocks = None;
         self.estimate = None;
-        self.work_bytes = state(endpoint).add_request(self.uncached_bytes);
+        let work = self.leave();
+        self.place = work.map(|work| state(endpoint).enter(work));
+        state(endpoint).add_request();
         self.state().remove_request();
-        self.state().remove_work(self.uncached_bytes);
         self.endpoint = Arc::clone(endpoint);
-    }
-
-    /// True until the first token: part of the prompt counts as work, or as not cached yet.
-    #[must_use]
-    pub fn awaits_first_token(&self) -> bool {
-        self.uncached_bytes > 0 || !self.insertions.is_empty()
-    }
-
-    /// Notes that the first token was seen `elapsed` after the pick.
-    pub fn on_first_token_after(&mut self, elapsed: Duration) {
-        if self.uncached_bytes > 0 {
-            self.state().pace.note(self.work_bytes, elapsed);
-        }
-        self.on_first_token();
-    }
-
-    /// The time from the pick to the first token, as far as can be told; `None` if the endpoint has not shown its pace.
-    #[must_use]
-    pub fn expected_first_token(&self) -> Option<Duration> {
-        match self.uncached_bytes {
-            0 => Some(Duration::ZERO),
-            _ => self.state().pace.time_for(self.work_bytes),
-        }
     }
 
     /// Notes that the prompt is computed: it is cached, and is no work ahead of other requests any more.
@@ -96,12 +66,13 @@ impl<E: Borrow<EndpointState>> Lease<E> {
         for insertion in insertions {
             self.state().facts.note_computed(insertion);
         }
-        self.drop_work();
+        self.leave();
     }
 
-    fn drop_work(&mut self) {
-        let computed = std::mem::take(&mut self.uncached_bytes);
-        self.state().remove_work(computed);
+    /// Leaves its place. Returns the work if it still counted.
+    fn leave(&mut self) -> Option<PromptWork> {
+        let place = self.place.take()?;
+        self.state().leave(place)
     }
 
     fn state(&self) -> &EndpointState {
@@ -111,7 +82,7 @@ impl<E: Borrow<EndpointState>> Lease<E> {
 
 impl<E: Borrow<EndpointState>> Drop for Lease<E> {
     fn drop(&mut self) {
-        self.drop_work();
+        self.leave();
         self.state().remove_request();
     }
 }

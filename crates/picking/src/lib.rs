@@ -18,7 +18,7 @@ pub mod estimate;
 
 pub mod endpoint;
 
-pub mod pace;
+mod awaited;
 
 pub mod cache_facts;
 

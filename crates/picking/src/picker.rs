@@ -14,6 +14,7 @@ use rand::Rng;
 use scheduling::candidate::Candidate;
 use scheduling::pick::{Ask, Decision, pick};
 
+use crate::awaited::PromptWork;
 use crate::cache_facts::InsertedPrompt;
 use crate::endpoint::health::Doubts;
 use crate::endpoint::{Cache, EndpointState, Incarnations, Sample};
@@ -179,7 +180,8 @@ impl Picker {
         let expected = tokens.and_then(|TokenPrompts { prompts, block_size }| {
             self.blocks.expect(prompts, state.id(), *block_size)
         });
-        Lease::new(endpoint, uncached_bytes, (insertions, expected), estimate)
+        let work = PromptWork { n_prompts: chains.len().max(1) as u64, uncached_bytes };
+        Lease::new(endpoint, work, (insertions, expected), estimate)
     }
 
     /// Notes that `served` answered instead of the picked endpoint, which therefore could not be reached: the picked

@@ -35,6 +35,8 @@ pub struct PodLoad {
     pub waiting: u32,
     pub running: u32,
     pub kv_usage: f64,
+    /// First tokens so far.
+    pub first_tokens: u64,
 }
 
 /// A request as the engine receives it.
@@ -57,6 +59,8 @@ pub struct Pod {
     step_ends_at: Option<Duration>,
     /// Requests on their way to the engine, in the order in which they were sent.
     coming: Vec<Work>,
+    /// First tokens so far.
+    first_tokens: u64,
 }
 
 impl PodConfig {
@@ -92,6 +96,7 @@ impl Pod {
             output: StepOutput::default(),
             step_ends_at: None,
             coming: Vec::new(),
+            first_tokens: 0,
         })
     }
 
@@ -141,6 +146,7 @@ impl Pod {
     pub fn end_step(&mut self) -> &[OutputToken] {
         self.step_ends_at = None;
         self.engine.complete(&mut self.output);
+        self.first_tokens += self.output.tokens.iter().filter(|token| token.output_idx == 0).count() as u64;
         &self.output.tokens
     }
 
@@ -203,7 +209,12 @@ impl Pod {
     pub fn gauges(&self) -> PodLoad {
         let stats = self.engine.stats();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        PodLoad { waiting: count(stats.waiting), running: count(stats.running), kv_usage: stats.kv_usage }
+        PodLoad {
+            waiting: count(stats.waiting),
+            running: count(stats.running),
+            kv_usage: stats.kv_usage,
+            first_tokens: self.first_tokens,
+        }
     }
 
     /// Returns the number of prompt tokens that were looked up in the cache so far, and of those that were found.

@@ -76,14 +76,6 @@ pub struct RoutedRequest {
     lease: Lease<EndpointState>,
 }
 
-impl RoutedRequest {
-    /// The time from the pick to the first token, as far as the router can tell.
-    #[must_use]
-    pub fn expected_first_token(&self) -> Option<Duration> {
-        self.lease.expected_first_token()
-    }
-}
-
 /// A pod for a request.
 #[derive(Debug, Default)]
 struct Choice {
@@ -219,8 +211,9 @@ impl Router {
 
     /// Records the result of a scrape.
     pub fn on_scrape(&mut self, pod_idx: usize, gauges: PodLoad, now: Duration) {
-        let PodLoad { waiting, running, kv_usage } = gauges;
-        let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
+        let PodLoad { waiting, running, kv_usage, first_tokens } = gauges;
+        let first_tokens = Some(first_tokens);
+        let sample = Sample { waiting, running, kv_usage, first_tokens, ..Sample::default() };
         let endpoint = &self.endpoints[pod_idx];
         self.picker.on_scrape(endpoint, sample, endpoint.doubts(), Moment::after_epoch(now));
         self.rank(pod_idx);
@@ -278,13 +271,6 @@ impl Router {
     pub fn on_first_token(&mut self, placed: &mut RoutedRequest) {
         let RoutedRequest { pod_idx, lease } = placed;
         lease.on_first_token();
-        self.rank(*pod_idx);
-    }
-
-    /// Records that the first token was seen `elapsed` after the pick.
-    pub fn on_first_token_after(&mut self, placed: &mut RoutedRequest, elapsed: Duration) {
-        let RoutedRequest { pod_idx, lease } = placed;
-        lease.on_first_token_after(elapsed);
         self.rank(*pod_idx);
     }
 

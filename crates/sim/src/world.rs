@@ -108,8 +108,6 @@ enum Event {
     StepEnd(usize),
     /// The client receives the first token.
     FirstToken(u64),
-    /// The router assumes that the first token has come.
-    AssumedFirstToken(u64),
     End(u64),
     /// The router hears of the end.
     Report(u64),
@@ -225,11 +223,6 @@ impl World {
             Event::StepEnd(pod_idx) => self.end_step(pod_idx),
             Event::FirstToken(id) => {
                 if let Some(live) = self.live.get_mut(&id).filter(|live| live.is_seen) {
-                    self.router.on_first_token_after(&mut live.placed, at - live.sent_at);
-                }
-            }
-            Event::AssumedFirstToken(id) => {
-                if let Some(live) = self.live.get_mut(&id) {
                     self.router.on_first_token(&mut live.placed);
                 }
             }
@@ -328,12 +321,6 @@ impl World {
                 self.router.on_end(placed);
             }
             return Err(RefusedRequest { id, pod_idx, error });
-        }
-        let live = &self.live[&id];
-        if !live.is_seen
-            && let Some(expected) = live.placed.expected_first_token()
-        {
-            self.plan((live.sent_at + expected).max(self.now), Event::AssumedFirstToken(id));
         }
         self.begin_step(pod_idx);
         Ok(())

@@ -31,26 +31,9 @@ pub struct InFlightRequest {
 }
 
 impl InFlightRequest {
-    /// True until a first token is noted, unless nothing depends on it.
-    #[must_use]
-    pub fn awaits_first_token(&self) -> bool {
-        self.lease.awaits_first_token()
-    }
-
     /// Notes that the prompt is computed.
     pub fn note_first_token(&mut self) {
         self.lease.on_first_token();
-    }
-
-    /// Notes that the first token has just been seen.
-    pub fn note_first_token_at(&mut self, now: Instant) {
-        self.lease.on_first_token_after(now.saturating_duration_since(self.started));
-    }
-
-    /// The time of a first token that is not seen, as far as can be told.
-    #[must_use]
-    pub fn expected_first_token(&self) -> Option<Instant> {
-        self.started.checked_add(self.lease.expected_first_token()?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads the few gauges that the picker needs from an engine's Prometheus text; each engine has its own names for them.
+//! Reads the few numbers that the picker needs from an engine's Prometheus text; each engine has its own names for them.
 
 use inference_api::pool::ModelServerRuntime;
 use picking::endpoint::{Adapters, Sample};
@@ -16,6 +16,8 @@ enum Gauge {
     KvUsage,
     Adapters,
     PromptTokens,
+    /// Number of first tokens: of the times that were observed until one.
+    FirstTokens,
     /// Number and size of blocks, in the labels.
     CacheConfig,
 }
@@ -24,20 +26,22 @@ enum Gauge {
 type Row = (&'static str, Option<(&'static str, &'static str)>, Gauge);
 
 /// vLLM's names; 0.10 renamed the cache usage.
-const VLLM: [Row; 7] = [
+const VLLM: [Row; 8] = [
     ("vllm:num_requests_waiting", None, Gauge::Waiting),
     ("vllm:num_requests_running", None, Gauge::Running),
     ("vllm:kv_cache_usage_perc", None, Gauge::KvUsage),
     ("vllm:gpu_cache_usage_perc", None, Gauge::KvUsage),
     ("vllm:lora_requests_info", None, Gauge::Adapters),
     ("vllm:prompt_tokens_total", None, Gauge::PromptTokens),
+    ("vllm:time_to_first_token_seconds_count", None, Gauge::FirstTokens),
     ("vllm:cache_config_info", None, Gauge::CacheConfig),
 ];
-const SGLANG: [Row; 4] = [
+const SGLANG: [Row; 5] = [
     ("sglang:num_queue_reqs", None, Gauge::Waiting),
     ("sglang:num_running_reqs", None, Gauge::Running),
     ("sglang:token_usage", None, Gauge::KvUsage),
     ("sglang:prompt_tokens_total", None, Gauge::PromptTokens),
+    ("sglang:time_to_first_token_seconds_count", None, Gauge::FirstTokens),
 ];
 /// Names of Triton's batch manager.
 const TRT_LLM: [Row; 3] = [
@@ -118,6 +122,7 @@ struct Seen {
     running: Total<f64>,
     kv_usage: Total<f64>,
     prompt_tokens: Total<f64>,
+    first_tokens: Total<f64>,
     kv_tokens: Total<u64>,
     started: Option<f64>,
     adapters: Option<Adapters>,
@@ -169,6 +174,7 @@ impl Seen {
             Gauge::Running => self.running.add(line.value, sum),
             Gauge::KvUsage => self.kv_usage.add(line.value, |total, part| Some(total.max(part))),
             Gauge::PromptTokens => self.prompt_tokens.add(line.value, sum),
+            Gauge::FirstTokens => self.first_tokens.add(line.value, sum),
             Gauge::CacheConfig => self.kv_tokens.add(kv_tokens(line), u64::checked_add),
             // The latest series has the largest value, which is a timestamp.
             Gauge::Adapters => {
@@ -183,7 +189,7 @@ impl Seen {
 
     /// The gauges, or the gauges of the load that are unknown.
     fn sample(self) -> Result<Sample, Vec<Gauge>> {
-        let Self { prompt_tokens, kv_tokens, started, base_models, .. } = self;
+        let Self { prompt_tokens, first_tokens, kv_tokens, started, base_models, .. } = self;
         let load = [
             (Gauge::Waiting, self.waiting.value()),
             (Gauge::Running, self.running.value()),
@@ -198,6 +204,7 @@ impl Seen {
             kv_usage: kv_usage.min(1.0),
             started,
             prompt_tokens: prompt_tokens.value(),
+            first_tokens: first_tokens.value().map(whole),
             kv_tokens: kv_tokens.value(),
             adapters: self.adapters.map(|adapters| Adapters { base_models, ..adapters }),
         })
@@ -295,4 +302,13 @@ fn quote_end(value: &[u8]) -> Option<usize> {
 )]
 fn count(value: f64) -> u32 {
     value.clamp(0.0, f64::from(u32::MAX)) as u32
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "values are from 0 on, and a cast saturates"
+)]
+fn whole(value: f64) -> u64 {
+    value as u64
 }

@@ -28,8 +28,7 @@ use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
 use ext_proc::exchange::{
-    BodyMode, Exchange, FirstToken, NeedsPick, Pending, Pick, ProtocolError, Received, ResponseReport,
-    StreamOptions,
+    BodyMode, Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, ResponseReport, StreamOptions,
 };
 use ext_proc::observation::{Naming, Report};
 use ext_proc::pick_request::{PickRequest, PromptTokens};
@@ -123,8 +122,6 @@ struct Conversation {
     opened: Instant,
     /// Time of the last message.
     heard: Instant,
-    /// Time at which the first token is assumed to come, if the stream will not show it.
-    hidden_first_token: Option<Instant>,
     spans: Arc<Spans>,
     /// The request's span, after its headers came.
     span: RequestSpan,
@@ -196,7 +193,6 @@ impl ExternalProcessor for Processor {
             observed: Arc::clone(&self.observed),
             opened,
             heard: opened,
-            hidden_first_token: None,
             spans: Arc::clone(&self.spans),
             span: RequestSpan::none(),
             cut: Box::pin(self.cut.clone().cancelled_owned()),
@@ -283,15 +279,6 @@ impl Conversation {
                     self.answer(received).await?;
                     continue;
                 }
-                () = sleep_until(self.hidden_first_token.unwrap_or(deadline).into()),
-                    if self.hidden_first_token.is_some() =>
-                {
-                    self.hidden_first_token = None;
-                    if let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut) {
-                        in_flight.note_first_token();
-                    }
-                    continue;
-                }
             };
             match message {
                 Ok(Some(message)) => match Report::begun_by(&message) {
@@ -341,16 +328,10 @@ impl Conversation {
         }
         let received = self.exchange.receive(message);
         self.answer(received).await?;
-        let first_token = self.exchange.first_token();
-        if let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut)
-            && in_flight.awaits_first_token()
+        if self.exchange.shows_first_token()
+            && let Some(in_flight) = self.exchange.lease_mut().and_then(Held::in_flight_mut)
         {
-            match first_token {
-                FirstToken::Awaited => {}
-                FirstToken::Hidden => self.hidden_first_token = in_flight.expected_first_token(),
-                FirstToken::Seen => in_flight.note_first_token_at(now().instant),
-                FirstToken::Past => in_flight.note_first_token(),
-            }
+            in_flight.note_first_token();
         }
         if let Some((served, held)) = self.exchange.take_served_elsewhere()
             && let Some(in_flight) = held.in_flight_mut()

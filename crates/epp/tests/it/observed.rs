@@ -70,25 +70,31 @@ async fn a_request_ends_with_the_report_of_its_response() {
     until(async || load(&picker).await.0 == 0).await;
 }
 
-/// The picker learns from the streams that it sees how long prompts take, and assumes the same of the others.
+/// Engines count first tokens, so it does not matter which responses the picker sees.
 #[tokio::test]
-async fn a_first_token_that_is_not_reported_comes_as_those_before() {
+async fn a_first_token_that_is_not_reported_is_counted_by_the_engine() {
     let picker = Scenario::new(1).start().await;
     let proxy = picker.proxy().await;
-    let events = "text/event-stream; charset=utf-8";
-    let seen = ask(&proxy, &"seen".repeat(512)).await;
-    let report = proxy.begin_report(&seen).await;
-    report.report_headers_of(events, &[]).await;
-    report.report_body("data: {}\n\n", false).await;
-    until(async || load(&picker).await == (1, 0)).await;
-    report.report_body("data: [DONE]\n\n", true).await;
-    until(async || load(&picker).await == (0, 0)).await;
-    let hidden = ask(&proxy, &"hide".repeat(512)).await;
-    let report = proxy.begin_report_of(&hidden, None).await;
-    assert_eq!(load(&picker).await, (1, 2048), "Control: nothing is assumed before the headers");
-    report.report_headers_of(events, &[]).await;
-    until(async || load(&picker).await == (1, 0)).await;
-    drop(report);
+    let count = |n| {
+        picker.pods[0]
+            .set_idle_with(&format!("vllm:time_to_first_token_seconds_count{{engine=\"0\"}} {n}.0\n"));
+    };
+    count(5);
+    picker.wait_for_scrapes().await;
+    let mut reports = Vec::new();
+    for prompt in ["first".repeat(500), "second".repeat(500)] {
+        let answer = ask(&proxy, &prompt[..2048]).await;
+        let report = proxy.begin_report_of(&answer, None).await;
+        report.report_headers_of("text/event-stream; charset=utf-8", &[]).await;
+        reports.push(report);
+    }
+    picker.wait_for_scrapes().await;
+    assert_eq!(load(&picker).await, (2, 4096), "Control: it has counted none");
+    for (n, work) in [(6, 2048), (7, 0)] {
+        count(n);
+        until(async || load(&picker).await == (2, work)).await;
+    }
+    drop(reports);
     until(async || load(&picker).await == (0, 0)).await;
 }
 

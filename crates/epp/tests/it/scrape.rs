@@ -120,10 +120,24 @@ fn what_is_not_a_count_or_a_share_is_no_value() {
         let text =
             vllm(["1", "1", "1"], &format!("vllm:prompt_tokens_total 5\nvllm:prompt_tokens_total {value}\n"));
         check(Vllm, &text, gauges(1, 1, 1.0));
+        let first_tokens = "vllm:time_to_first_token_seconds_count";
+        let text = vllm(["1", "1", "1"], &format!("{first_tokens} 5\n{first_tokens} {value}\n"));
+        check(Vllm, &text, gauges(1, 1, 1.0));
     }
     // Control: a valid page.
     let text = vllm(["1", "1", "1"], "process_start_time_seconds 2\nvllm:prompt_tokens_total 5\n");
     check(Vllm, &text, Sample { started: Some(2.0), prompt_tokens: Some(5.0), ..gauges(1, 1, 1.0) });
+    let text = "vllm:time_to_first_token_seconds_bucket{le=\"1\"} 7\n\
+        vllm:time_to_first_token_seconds_count{engine=\"0\"} 5.0\n\
+        vllm:time_to_first_token_seconds_count{engine=\"1\"} 1e300\n\
+        vllm:time_to_first_token_seconds_sum 9.5\n";
+    let sample = Sample { first_tokens: Some(u64::MAX), ..gauges(1, 1, 1.0) };
+    check(Vllm, &vllm(["1", "1", "1"], text), sample.clone());
+    let sample = Sample { first_tokens: Some(5), ..sample };
+    check(Vllm, &vllm(["1", "1", "1"], &text.replace("1e300", "0")), sample.clone());
+    let text = "sglang:token_usage 1\nsglang:num_running_reqs 1\nsglang:num_queue_reqs 1\n\
+        sglang:time_to_first_token_seconds_count{model_name=\"m\"} 5.0\n";
+    check(Sglang, text, sample);
 }
 
 #[test]

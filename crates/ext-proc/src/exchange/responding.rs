@@ -7,8 +7,8 @@ use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{HttpBody, HttpHeaders, ProcessingResponse};
 use inference_api::keys;
 
+use super::BodyMode;
 use super::room::Room;
-use super::{BodyMode, FirstToken};
 use crate::budget::Reservation;
 use crate::compat::ReplyStyle;
 use crate::pick_request::header_value;
@@ -118,14 +118,14 @@ impl Responding {
         answer
     }
 
-    pub(crate) fn first_token(&self) -> FirstToken {
-        let Phase::Begun { reader, shows_body, layout, .. } = &self.phase else { return FirstToken::Awaited };
-        match (layout, shows_body) {
-            (Layout::EventStream, false) => FirstToken::Hidden,
-            (Layout::EventStream, true) if reader.n_bytes() > 0 => FirstToken::Seen,
-            (Layout::Json | Layout::Opaque, true) if reader.n_bytes() > 0 => FirstToken::Past,
-            (Layout::Json | Layout::Opaque, false) => FirstToken::Past,
-            (_, true) => FirstToken::Awaited,
+    /// Returns true if the prompt is known to be computed: a part of the body has come, or the headers of a response that
+    /// engines send whole. Engines send those of a stream before its first token.
+    pub(crate) fn shows_first_token(&self) -> bool {
+        match &self.phase {
+            Phase::Awaited => false,
+            Phase::Begun { reader, shows_body, layout, .. } => {
+                reader.n_bytes() > 0 || (!shows_body && *layout != Layout::EventStream)
+            }
         }
     }
 

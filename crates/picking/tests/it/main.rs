@@ -1,4 +1,4 @@
 //! Tests of the crate through its public interface.
 
+mod awaited;
 mod doubts;
-mod pace;

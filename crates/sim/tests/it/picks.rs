@@ -54,18 +54,17 @@ enum Event {
     FirstToken(usize),
     /// One of the requests in flight ends.
     End(usize),
-    /// Every pod is scraped.
+    /// Every pod is scraped, and has counted as many first tokens more than the last time.
     Scrape(Vec<PodLoad>),
     /// The engine of a pod reports a change of its cache. The simulator does not see it if it is `lost`.
     Kv { pod_idx: usize, event: BlockEvent, lost: bool },
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let gauges = (0..4_u32, 0..8_u32, 0.0..1.0).prop_map(|(waiting, running, kv_usage)| PodLoad {
-        waiting,
-        running,
-        kv_usage,
-    });
+    let gauges =
+        (0..4_u32, 0..8_u32, 0.0..1.0, 0..4_u64).prop_map(|(waiting, running, kv_usage, first_tokens)| {
+            PodLoad { waiting, running, kv_usage, first_tokens }
+        });
     prop_oneof![
         4 => (0..5_u8, 0..6000_usize)
             .prop_map(|(conversation, n_bytes)| Event::Arrival { conversation, n_bytes }),
@@ -192,8 +191,9 @@ impl Served {
 
     fn scrape(&self, gauges: &[PodLoad], now: Duration) {
         for (endpoint, gauges) in self.datastore.endpoints.iter().zip(gauges) {
-            let PodLoad { waiting, running, kv_usage } = *gauges;
-            let sample = Sample { waiting, running, kv_usage, ..Sample::default() };
+            let PodLoad { waiting, running, kv_usage, first_tokens } = *gauges;
+            let first_tokens = Some(first_tokens);
+            let sample = Sample { waiting, running, kv_usage, first_tokens, ..Sample::default() };
             let (doubts, taken) = (endpoint.state.doubts(), self.now(now).instant);
             self.director.note_scrape(endpoint, ScrapeResult::Sample { sample, doubts, taken });
         }
@@ -207,6 +207,7 @@ fn picks(events: &[Event], served: &Served, policy: RouterPolicy) -> [Vec<usize>
     // Requests in flight, those without a first token in front.
     let mut waiting: Vec<(InFlightRequest, RoutedRequest)> = Vec::new();
     let mut answering: Vec<(InFlightRequest, RoutedRequest)> = Vec::new();
+    let mut n_first_tokens = [0; N_PODS as usize];
     for (number, event) in (0_u64..).zip(events) {
         let now = Duration::from_millis(10 * number);
         match event {
@@ -239,7 +240,12 @@ fn picks(events: &[Event], served: &Served, policy: RouterPolicy) -> [Vec<usize>
                 }
             }
             Event::Scrape(gauges) => {
-                served.scrape(gauges, now);
+                let counted = gauges.iter().zip(&mut n_first_tokens).map(|(gauges, n_counted)| {
+                    *n_counted += gauges.first_tokens;
+                    PodLoad { first_tokens: *n_counted, ..*gauges }
+                });
+                let gauges: Vec<PodLoad> = counted.collect();
+                served.scrape(&gauges, now);
                 for (pod_idx, gauges) in gauges.iter().enumerate() {
                     router.on_scrape(pod_idx, *gauges, now);
                 }
