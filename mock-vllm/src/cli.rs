@@ -34,6 +34,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a model as `vllm serve` does, with vLLM's own command line
+    #[command(infer_long_args = true)]
     Serve(Box<ServeArgs>),
     /// Replay recorded vLLM workloads through the engine and compare every field of every step
     CheckTrace {

@@ -83,6 +83,8 @@ const GUARDED: [&str; 4] = ["/v1", "/v2", "/inference", "/cohere"];
 pub struct PodConfig {
     /// Names of the model, at least one; answers show the first.
     pub served_model_names: Vec<String>,
+    /// True if requests may use any other name, too.
+    pub any_model: bool,
     /// `--model`, as `/v1/models` shows it.
     pub model_root: String,
     pub max_model_len: u32,

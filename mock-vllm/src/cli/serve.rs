@@ -57,7 +57,8 @@ pub(super) struct ServeArgs {
 }
 
 const DIALECT: &str = "\
-vLLM's dialect: --flag_x is --flag-x, --no-x is --x=false and --x is --x=true, the last of a repeated flag wins.
+vLLM's dialect: --flag_x is --flag-x, --no-x is --x=false and --x is --x=true, the last of a repeated flag wins, and
+the beginning of a flag is the flag if no other begins so.
 Flags of vLLM that have no meaning here (--dtype, --enforce-eager, --load-format, ...) are accepted and logged.
 Any other flag is an error that names it.";
 
@@ -92,6 +93,7 @@ impl ServeArgs {
             fault,
             vllm_version,
             mock_metrics,
+            any_model,
             pod_name,
         } = mock;
         let jitter = latency.jitter;
@@ -111,6 +113,7 @@ impl ServeArgs {
         let http = PodConfig {
             endpoints,
             output: output.into_config()?,
+            any_model,
             ..api.into_config(model, (pod_name, vllm_version), &engine_config, block_size)
         };
         Ok(PodSettings {

@@ -159,6 +159,7 @@ impl Pod {
         }
         match self.loras.find(model) {
             Some(adapter) => Ok(ResolvedModel { name: adapter.name.clone(), lora: Some(adapter) }),
+            None if self.config.any_model => Ok(ResolvedModel { name: model.to_owned(), lora: None }),
             None => {
                 let known: Vec<String> = names.iter().cloned().chain(self.loras.names()).collect();
                 Err(ApiError::model_not_found(model, &known))

@@ -48,6 +48,7 @@ fn a_repeated_flag_is_won_by_the_last() {
     assert_eq!(settings("--max-num-seqs 1 --max-num-seqs 2").engine.max_num_seqs, 2);
     assert_eq!(settings("--gpu-memory-utilization 0.95").engine.n_blocks, 6_226);
     assert_eq!(settings("--num-gpu-blocks-override 3000").engine.n_blocks, 3_000);
+    assert_eq!(settings("--max-num-seq 7").engine.max_num_seqs, 7, "argparse takes the beginning of a flag");
     assert_eq!(settings("").http.served_model_names, ["m"]);
 }
 

@@ -124,6 +124,7 @@ impl ApiArgs {
             } else {
                 served_model_name
             },
+            any_model: false,
             fingerprint: fingerprint(&model, version, engine),
             model_root: model,
             max_model_len: engine.max_model_len,
