@@ -9,6 +9,7 @@ use load::ending::{End, block_on};
 use load::multi_round_qa::cli::{self as qa, QaArgs};
 
 use crate::commands::{self, LogsArgs, StateArgs, StatusArgs, UpArgs};
+use crate::explain::{self, ExplainArgs};
 use crate::overhead::{self, OverheadArgs};
 use crate::run::{self, RunArgs};
 use crate::soak::{self, SoakArgs};
@@ -21,6 +22,8 @@ Examples:
   e2e --only tutorial          run one group of checks (repeat the flag for more)
   e2e up                       start everything, keep it running, print the tutorial's curl commands
   e2e logs epp | grep 'Do prefix'
+  e2e up --manifests k8s/      the same with your own manifests
+  e2e explain-manifests k8s/   tell what becomes of each object, without starting anything
   e2e overhead                 measure the time that the picker adds: 8081 against 8080
   e2e step5                    reproduce the tutorial's published table in seconds
   e2e compare                  compare policies under loads that distinguish them
@@ -61,6 +64,8 @@ enum Command {
     Status(StatusArgs),
     /// Print the logs of what `up` started
     Logs(LogsArgs),
+    /// Tell what each object of some manifests comes to, without starting anything; fails if one is refused
+    ExplainManifests(ExplainArgs),
     /// Measure the time that the picker adds: 8081 against 8080 in turns, with bodies of 2 KB
     Overhead(OverheadArgs),
     /// Reproduce the tutorial's published table: its load through 8080 and 8081, in virtual time
@@ -110,6 +115,7 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::Down(state) => commands::down(&state).await,
         Command::Status(args) => commands::status(&args),
         Command::Logs(args) => commands::logs(&args).await,
+        Command::ExplainManifests(args) => explain::run(&args),
         Command::Overhead(args) => overhead::run(args).await,
         Command::Step5(args) => study::run("step5", args).await,
         Command::Compare(args) => study::run("compare", args).await,

@@ -132,9 +132,10 @@ pub fn status(args: &StatusArgs) -> Result<End> {
 
 fn describe(state: &ClusterState) -> String {
     let ClusterState { pid, run_dir, manifests, phase } = state;
+    let manifests: Vec<String> = manifests.iter().map(|source| source.display().to_string()).collect();
     let mut text = format!(
         "supervisor {pid}, manifests {}, logs in {}\n",
-        manifests.display(),
+        manifests.join(", "),
         run_dir.join("logs").display()
     );
     let status = match phase {

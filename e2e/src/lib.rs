@@ -7,6 +7,8 @@ pub mod run;
 
 pub mod commands;
 
+pub mod explain;
+
 pub mod follow;
 
 pub mod overhead;

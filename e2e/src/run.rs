@@ -69,13 +69,13 @@ fn text(report: &Report, written: &[PathBuf]) -> String {
 struct Facts {
     started: String,
     stopwatch: Stopwatch,
-    manifests: PathBuf,
+    manifests: Vec<PathBuf>,
     replicas: usize,
     ports: (u16, u16),
 }
 
 impl Facts {
-    fn of(manifests: PathBuf) -> Self {
+    fn of(manifests: Vec<PathBuf>) -> Self {
         Self {
             started: utc_now().truncate_to_second().format(&Rfc3339).unwrap_or_default(),
             stopwatch: Stopwatch::start(),
@@ -87,6 +87,7 @@ impl Facts {
 
     fn run(&self, args: &ClusterArgs, outcome: Outcome, only: &[Group]) -> Run {
         let Self { started, stopwatch, manifests, replicas, ports: (http_port, llm_port) } = self;
+        let sources: Vec<String> = manifests.iter().map(|source| source.display().to_string()).collect();
         let mut notes = Vec::new();
         if !only.is_empty() {
             let names: Vec<&str> = only.iter().map(|group| group.name()).collect();
@@ -101,7 +102,7 @@ impl Facts {
             started: started.clone(),
             outcome,
             elapsed_s: stopwatch.elapsed().as_secs_f64(),
-            manifests: manifests.display().to_string(),
+            manifests: sources.join(", "),
             replicas: *replicas,
             time_scale: args.time_scale(),
             http_port: *http_port,

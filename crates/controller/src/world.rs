@@ -98,7 +98,14 @@ impl World {
                 Object::GatewayClass(class) => self.classes.push(class),
                 Object::Gateway(gateway) => self.gateways.push(gateway),
                 Object::HttpRoute(route) => self.routes.push(route),
-                Object::BackendTrafficPolicy(_) | Object::Deployment(_) | Object::Service(_) => {}
+                Object::ReferenceGrant(_)
+                | Object::Namespace(_)
+                | Object::BackendTrafficPolicy(_)
+                | Object::ClientTrafficPolicy(_)
+                | Object::Workload(_)
+                | Object::Service(_)
+                | Object::ConfigMap(_)
+                | Object::Secret(_) => {}
             },
         }
     }

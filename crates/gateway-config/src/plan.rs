@@ -14,6 +14,7 @@ use inference_api::keys;
 use inference_api::kinds::Object;
 use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
+use inference_api::remark::Remark;
 
 pub use crate::plan::backend::{Backend, Names, PodPort};
 
@@ -31,6 +32,8 @@ pub struct Plan {
     pub listeners: Vec<Listener>,
     /// One cluster per rule of an HTTPRoute, in the order of the manifests.
     pub clusters: Vec<Cluster>,
+    /// What the objects ask for in vain, in their order.
+    pub remarks: Vec<Remark>,
 }
 
 /// One port of one Gateway.
@@ -88,7 +91,8 @@ impl Plan {
     pub fn new(objects: &[Object]) -> Result<Self, TranslateError> {
         let index = Index::new(objects)?;
         let policies = Policies::new(&index)?;
-        let mut plan = Self { listeners: listeners(&index)?, clusters: Vec::new() };
+        let mut plan = Self::default();
+        plan.add_listeners(&index)?;
         for route in &index.routes {
             plan.add_route(route, &index, &policies)?;
         }
@@ -112,13 +116,65 @@ impl Plan {
         pools
     }
 
+    fn add_listeners(&mut self, index: &Index<'_>) -> Result<(), TranslateError> {
+        for gateway in &index.gateways {
+            self.remarks.extend(class_remark(gateway, index));
+            for (idx, listener) in gateway.spec.listeners.iter().enumerate() {
+                let path = format!("spec.listeners[{idx}]");
+                let error = |field: &str, message: String| {
+                    index::error("Gateway", &gateway.meta, format!("{path}.{field}"), message)
+                };
+                let earlier = &gateway.spec.listeners[..idx];
+                if earlier.iter().any(|other| other.name == listener.name) {
+                    return Err(error("name", format!("{} is used twice", listener.name)));
+                }
+                if listener.protocol != "HTTP" {
+                    let path = format!("{path}.protocol");
+                    let what =
+                        format!("the gateway listens for {}, which the lab does not", listener.protocol);
+                    self.remarks.push(Remark::new("Gateway", gateway.meta.key(), path, what));
+                    continue;
+                }
+                if earlier.iter().any(|other| other.port == listener.port) {
+                    let port = listener.port;
+                    return Err(error("port", format!("two listeners on port {port} are not supported")));
+                }
+                self.listeners.push(Listener {
+                    gateway: gateway.meta.key(),
+                    name: listener.name.clone(),
+                    port: listener.port,
+                    routes: Vec::new(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Indices of the listeners that the route attaches to, in ascending order, each once. A parent that takes no route
+    /// from it gets a remark.
+    fn parents(&mut self, route: &HttpRoute, index: &Index<'_>) -> Vec<usize> {
+        let mut found = Vec::new();
+        for (idx, parent) in route.spec.parent_refs.iter().enumerate() {
+            match listeners_of(parent, route, (index, &self.listeners)) {
+                Ok(listeners) => found.extend(listeners),
+                Err((field, why)) => {
+                    let path = format!("spec.parentRefs[{idx}].{field}");
+                    self.remarks.push(Remark::new("HTTPRoute", route.meta.key(), path, why));
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     fn add_route(
         &mut self,
         route: &HttpRoute,
         index: &Index<'_>,
         policies: &Policies<'_>,
     ) -> Result<(), TranslateError> {
-        let parents = parents(route, index, &self.listeners)?;
+        let parents = self.parents(route, index);
         for (rule_idx, rule) in route.spec.rules.iter().enumerate() {
             let path = format!("spec.rules[{rule_idx}]");
             let name = format!("httproute/{}/rule/{rule_idx}", route.meta.key());
@@ -150,93 +206,49 @@ impl Plan {
     }
 }
 
-fn listeners(index: &Index<'_>) -> Result<Vec<Listener>, TranslateError> {
-    let mut planned = Vec::new();
-    for gateway in &index.gateways {
-        check_class(gateway, index)?;
-        for (idx, listener) in gateway.spec.listeners.iter().enumerate() {
-            let error = |field: &str, message: String| {
-                index::error("Gateway", &gateway.meta, format!("spec.listeners[{idx}].{field}"), message)
-            };
-            if listener.protocol != "HTTP" {
-                return Err(error("protocol", format!("{} is not supported, only HTTP", listener.protocol)));
-            }
-            let earlier = &gateway.spec.listeners[..idx];
-            if earlier.iter().any(|other| other.name == listener.name) {
-                return Err(error("name", format!("{} is used twice", listener.name)));
-            }
-            if earlier.iter().any(|other| other.port == listener.port) {
-                let port = listener.port;
-                return Err(error("port", format!("two listeners on port {port} are not supported")));
-            }
-            planned.push(Listener {
-                gateway: gateway.meta.key(),
-                name: listener.name.clone(),
-                port: listener.port,
-                routes: Vec::new(),
-            });
-        }
-    }
-    Ok(planned)
-}
-
-fn check_class(gateway: &Gateway, index: &Index<'_>) -> Result<(), TranslateError> {
+/// The Gateways of every class are served, as Envoy Gateway serves its own.
+fn class_remark(gateway: &Gateway, index: &Index<'_>) -> Option<Remark> {
     let name = &gateway.spec.gateway_class_name;
-    let error = |message| index::error("Gateway", &gateway.meta, "spec.gatewayClassName".to_owned(), message);
-    let class = index
-        .classes
-        .iter()
-        .find(|class| class.meta.name == *name)
-        .ok_or_else(|| error(format!("there is no GatewayClass {name}")))?;
-    let controller = &class.spec.controller_name;
-    if controller != keys::ENVOY_GATEWAY_CONTROLLER {
-        let path = "spec.controllerName".to_owned();
-        let message = format!("{controller} is not supported, only {}", keys::ENVOY_GATEWAY_CONTROLLER);
-        return Err(index::error("GatewayClass", &class.meta, path, message));
-    }
-    Ok(())
+    let class = index.classes.iter().find(|class| class.meta.name == *name);
+    let controller = match class {
+        Some(class) if class.spec.controller_name == keys::ENVOY_GATEWAY_CONTROLLER => return None,
+        Some(class) => format!("{} serves it, and Envoy does here", class.spec.controller_name),
+        None => format!("the controller of GatewayClass {name} serves it, and Envoy does here"),
+    };
+    Some(Remark::new("Gateway", gateway.meta.key(), "spec.gatewayClassName", controller))
 }
 
-/// Indices of the listeners that the route attaches to, in ascending order, each once.
-fn parents(
+/// Indices of the listeners that `parent` names, or the field that names none, and why.
+fn listeners_of(
+    parent: &ParentRef,
     route: &HttpRoute,
-    index: &Index<'_>,
-    listeners: &[Listener],
-) -> Result<Vec<usize>, TranslateError> {
-    let mut found = Vec::new();
-    for (idx, parent) in route.spec.parent_refs.iter().enumerate() {
-        let path = format!("spec.parentRefs[{idx}]");
-        let error = |field: &str, message: String| {
-            index::error("HTTPRoute", &route.meta, format!("{path}.{field}"), message)
-        };
-        let ParentRef { group, kind, namespace, name, section_name, port } = parent;
-        if let Some(group) = group.as_deref().filter(|group| *group != keys::GATEWAY_GROUP) {
-            return Err(error("group", format!("{group:?} is not supported, only {}", keys::GATEWAY_GROUP)));
-        }
-        if let Some(kind) = kind.as_deref().filter(|kind| *kind != "Gateway") {
-            return Err(error("kind", format!("{kind} is not supported, only Gateway")));
-        }
-        if namespace.as_ref().is_some_and(|namespace| *namespace != route.meta.namespace) {
-            return Err(error("namespace", "a Gateway of another namespace is not supported".to_owned()));
-        }
-        let key = ObjectKey::new(&route.meta.namespace, name);
-        if !index.gateways.iter().any(|gateway| gateway.meta.key() == key) {
-            return Err(error("name", format!("there is no Gateway {key}")));
-        }
-        let before = found.len();
-        found.extend(listeners.iter().enumerate().filter_map(|(listener_idx, listener)| {
-            let chosen = listener.gateway == key
-                && section_name.as_ref().is_none_or(|section| *section == listener.name)
-                && port.is_none_or(|port| port == listener.port);
-            chosen.then_some(listener_idx)
-        }));
-        if found.len() == before {
-            return Err(error("sectionName", format!("no listener of Gateway {key} matches")));
-        }
+    (index, listeners): (&Index<'_>, &[Listener]),
+) -> Result<Vec<usize>, (&'static str, String)> {
+    let ParentRef { group, kind, namespace, name, section_name, port } = parent;
+    let other = |what: &str| format!("the controller of {what} follows it");
+    if let Some(group) = group.as_deref().filter(|group| *group != keys::GATEWAY_GROUP) {
+        return Err(("group", other(group)));
     }
-    found.sort_unstable();
-    found.dedup();
-    Ok(found)
+    if let Some(kind) = kind.as_deref().filter(|kind| *kind != "Gateway") {
+        return Err(("kind", other(kind)));
+    }
+    let key = ObjectKey::new(namespace.as_ref().unwrap_or(&route.meta.namespace), name);
+    if !index.gateways.iter().any(|gateway| gateway.meta.key() == key) {
+        return Err(("name", format!("Gateway {key}, which is not among the files, takes the route")));
+    }
+    let chosen = |listener: &Listener| {
+        listener.gateway == key
+            && section_name.as_ref().is_none_or(|section| *section == listener.name)
+            && port.is_none_or(|port| port == listener.port)
+    };
+    let chosen: Vec<usize> =
+        listeners.iter().enumerate().filter(|(_, listener)| chosen(listener)).map(|(idx, _)| idx).collect();
+    match chosen.is_empty() {
+        true => {
+            Err(("sectionName", format!("Gateway {key} has no such listener for HTTP, and takes nothing")))
+        }
+        false => Ok(chosen),
+    }
 }
 
 fn single_backend<'a>(

@@ -1,84 +1,144 @@
-//! GatewayClass, Gateway, HTTPRoute and Envoy Gateway's BackendTrafficPolicy: the fields that Warmpath translates.
+//! GatewayClass, Gateway, HTTPRoute, what limits them, and Envoy Gateway's policies: the fields that Warmpath translates.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
 
 use crate::object::{ObjectKey, ObjectMeta};
 
 /// A class of Gateways and the controller that serves them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayClass {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     #[serde(rename = "metadata")]
     pub meta: ObjectMeta,
     pub spec: GatewayClassSpec,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayClassSpec {
     pub controller_name: String,
-    /// Free text without effect.
-    pub description: Option<String>,
 }
 
 /// Ports on which the proxy listens.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Gateway {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     #[serde(rename = "metadata")]
     pub meta: ObjectMeta,
     pub spec: GatewaySpec,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewaySpec {
     pub gateway_class_name: String,
     pub listeners: Vec<Listener>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Listener {
     pub name: String,
-    /// Must be `HTTP`: Warmpath translates no other protocol.
     pub protocol: String,
     pub port: u16,
+    /// Host names that the listener serves. None: every host.
+    pub hostname: Option<String>,
+    #[serde(default)]
+    pub allowed_routes: AllowedRoutes,
+}
+
+/// Routes that may attach to a listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct AllowedRoutes {
+    #[serde(default)]
+    pub namespaces: RouteNamespaces,
+    /// Kinds of routes. Empty: those of the listener's protocol.
+    #[serde(default)]
+    pub kinds: Vec<RouteKind>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct RouteNamespaces {
+    #[serde(default)]
+    pub from: FromNamespaces,
+    #[serde(default)]
+    pub selector: NamespaceSelector,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum FromNamespaces {
+    All,
+    #[default]
+    Same,
+    Selector,
+    None,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceSelector {
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RouteKind {
+    pub group: Option<String>,
+    pub kind: String,
+}
+
+/// The labels of a namespace.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Namespace {
+    #[serde(rename = "metadata")]
+    pub meta: ObjectMeta,
+}
+
+/// Objects of its namespace that objects of others may refer to.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct ReferenceGrant {
+    #[serde(rename = "metadata")]
+    pub meta: ObjectMeta,
+    pub spec: ReferenceGrantSpec,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ReferenceGrantSpec {
+    pub from: Vec<GrantFrom>,
+    pub to: Vec<GrantTo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct GrantFrom {
+    pub group: String,
+    pub kind: String,
+    pub namespace: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct GrantTo {
+    pub group: String,
+    pub kind: String,
+    /// None: every object of the kind.
+    pub name: Option<String>,
 }
 
 /// Rules that map requests of listeners to backends.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpRoute {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     #[serde(rename = "metadata")]
     pub meta: ObjectMeta,
     pub spec: HttpRouteSpec,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpRouteSpec {
+    #[serde(default)]
     pub parent_refs: Vec<ParentRef>,
     /// Host names that the route serves. Empty: every host.
     #[serde(default)]
@@ -88,7 +148,7 @@ pub struct HttpRouteSpec {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ParentRef {
     pub group: Option<String>,
     pub kind: Option<String>,
@@ -100,24 +160,134 @@ pub struct ParentRef {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpRouteRule {
+    /// Name of the rule, without effect on requests.
+    pub name: Option<String>,
     /// Matches of the rule. Empty: every path.
     #[serde(default)]
     pub matches: Vec<HttpRouteMatch>,
     #[serde(default)]
+    pub filters: Vec<HttpRouteFilter>,
+    #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
     pub timeouts: Option<HttpRouteTimeouts>,
+    pub retry: Option<HttpRouteRetry>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+/// A condition on requests: all that is set must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpRouteMatch {
     pub path: Option<PathMatch>,
+    #[serde(default)]
+    pub headers: Vec<ValueMatch>,
+    #[serde(default)]
+    pub query_params: Vec<ValueMatch>,
+    pub method: Option<String>,
+}
+
+/// A condition on the value of a header or a query parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ValueMatch {
+    #[serde(rename = "type", default)]
+    pub kind: ValueMatchKind,
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum ValueMatchKind {
+    #[default]
+    Exact,
+    RegularExpression,
+}
+
+/// A change of requests or responses; the field that `kind` names is set.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpRouteFilter {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub request_header_modifier: Option<HeaderModifier>,
+    pub response_header_modifier: Option<HeaderModifier>,
+    pub url_rewrite: Option<UrlRewrite>,
+    pub request_redirect: Option<RequestRedirect>,
+    pub request_mirror: Option<RequestMirror>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct HeaderModifier {
+    #[serde(default)]
+    pub set: Vec<Header>,
+    #[serde(default)]
+    pub add: Vec<Header>,
+    #[serde(default)]
+    pub remove: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+pub struct Header {
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct UrlRewrite {
+    pub hostname: Option<String>,
+    pub path: Option<PathModifier>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathModifier {
+    #[serde(rename = "type")]
+    pub kind: PathModifierKind,
+    pub replace_full_path: Option<String>,
+    pub replace_prefix_match: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum PathModifierKind {
+    ReplaceFullPath,
+    ReplacePrefixMatch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestRedirect {
+    pub scheme: Option<String>,
+    pub hostname: Option<String>,
+    pub path: Option<PathModifier>,
+    pub port: Option<u16>,
+    pub status_code: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestMirror {
+    pub backend_ref: BackendRef,
+    pub percent: Option<u32>,
+    pub fraction: Option<Fraction>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Fraction {
+    pub numerator: u32,
+    pub denominator: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct HttpRouteRetry {
+    /// Statuses of responses after which a request is sent again.
+    #[serde(default)]
+    pub codes: Vec<u16>,
+    pub attempts: Option<u32>,
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub backoff: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct PathMatch {
     #[serde(rename = "type", default)]
     pub kind: PathMatchKind,
@@ -135,7 +305,6 @@ pub enum PathMatchKind {
 
 /// A Service or an InferencePool that a rule sends to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct BackendRef {
     #[serde(default)]
     pub group: String,
@@ -145,6 +314,8 @@ pub struct BackendRef {
     pub name: String,
     pub port: Option<u16>,
     pub weight: Option<u32>,
+    #[serde(default)]
+    pub filters: Vec<HttpRouteFilter>,
 }
 
 impl BackendRef {
@@ -156,29 +327,25 @@ impl BackendRef {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpRouteTimeouts {
     #[serde(default, deserialize_with = "optional_duration")]
     pub request: Option<Duration>,
+    #[serde(default, deserialize_with = "optional_duration")]
+    pub backend_request: Option<Duration>,
 }
 
-/// Envoy Gateway's settings for traffic to backends; Warmpath translates the request timeout.
+/// Envoy Gateway's settings for traffic to backends.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct BackendTrafficPolicy {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     #[serde(rename = "metadata")]
     pub meta: ObjectMeta,
     pub spec: BackendTrafficPolicySpec,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct BackendTrafficPolicySpec {
     pub target_ref: Option<PolicyTarget>,
     #[serde(default)]
@@ -198,8 +365,33 @@ impl BackendTrafficPolicySpec {
     }
 }
 
+/// Envoy Gateway's settings for traffic from clients.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct ClientTrafficPolicy {
+    #[serde(rename = "metadata")]
+    pub meta: ObjectMeta,
+    pub spec: ClientTrafficPolicySpec,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientTrafficPolicySpec {
+    pub target_ref: Option<PolicyTarget>,
+    #[serde(default)]
+    pub target_refs: Vec<PolicyTarget>,
+    pub connection: Option<ClientConnection>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientConnection {
+    /// Bytes that Envoy holds of a request before it asks the client to wait; a quantity such as `50Mi`.
+    #[serde(default, deserialize_with = "optional_bytes")]
+    pub buffer_limit: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PolicyTarget {
     pub group: String,
     pub kind: String,
@@ -208,13 +400,13 @@ pub struct PolicyTarget {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct PolicyTimeout {
     pub http: Option<HttpTimeout>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpTimeout {
     #[serde(default, deserialize_with = "optional_duration")]
     pub request_timeout: Option<Duration>,
@@ -252,6 +444,44 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     text.map(|text| parse_duration(&text)).transpose().map_err(serde::de::Error::custom)
+}
+
+/// Parses a Kubernetes quantity of bytes, such as `32768`, `50Mi` or `1G`.
+///
+/// # Errors
+/// A message with the text, if it is not a quantity that fits 32 bits.
+pub fn parse_bytes(text: &str) -> Result<u32, String> {
+    const UNITS: [(&str, u64); 7] = [
+        ("", 1),
+        ("k", 1000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("Ki", 1 << 10),
+        ("Mi", 1 << 20),
+        ("Gi", 1 << 30),
+    ];
+    let digits = text.trim_end_matches(|found: char| found.is_ascii_alphabetic());
+    let unit = UNITS.iter().find(|(unit, _)| *unit == &text[digits.len()..]);
+    let bytes = unit.and_then(|(_, factor)| digits.parse::<u64>().ok()?.checked_mul(*factor));
+    bytes
+        .and_then(|bytes| u32::try_from(bytes).ok())
+        .ok_or_else(|| format!("{text:?} is not a number of bytes such as 32768, 50Mi or 1G below 4Gi"))
+}
+
+fn optional_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let quantity = Option::<Quantity>::deserialize(deserializer)?;
+    let bytes = quantity.map(|quantity| match quantity {
+        Quantity::Number(number) => parse_bytes(&number.to_string()),
+        Quantity::Text(text) => parse_bytes(&text),
+    });
+    bytes.transpose().map_err(serde::de::Error::custom)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Quantity {
+    Number(u64),
+    Text(String),
 }
 
 fn root_path() -> String {

@@ -57,6 +57,8 @@ pub const GROUP: &str = "inference.networking.k8s.io";
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 /// API group of Envoy Gateway's own kinds.
 pub const ENVOY_GATEWAY_GROUP: &str = "gateway.envoyproxy.io";
+/// API group of LeaderWorkerSet.
+pub const LWS_GROUP: &str = "leaderworkerset.x-k8s.io";
 /// `controllerName` of the GatewayClasses that Envoy Gateway serves, and so the local provider.
 pub const ENVOY_GATEWAY_CONTROLLER: &str = "gateway.envoyproxy.io/gatewayclass-controller";
 

@@ -1,8 +1,8 @@
 //! InferencePool, InferenceModel and the Gateway API objects: types, parsing, header and metadata keys.
 //!
 //! Plain data without a Kubernetes client, so that the local path compiles none. Every object is checked once, here,
-//! into a form that needs no further check. A field that nothing in Warmpath honours is an error in a file, and is
-//! named beside an object from an API server.
+//! into a form that needs no further check. Fields that nothing in Warmpath honours are listed beside the object; the
+//! reader of the picker's own files refuses them.
 
 pub mod condition;
 pub mod manifest;
@@ -13,7 +13,9 @@ pub mod gateway;
 pub mod pool;
 pub mod keys;
 pub mod workload;
+pub mod remark;
 pub mod object;
+pub mod fields;
 pub mod field;
 
 pub mod probe;

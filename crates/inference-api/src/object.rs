@@ -5,7 +5,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// Namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -44,9 +43,9 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// The part of `metadata` that Warmpath reads, plus what an API server adds when an object is read back from it.
+/// The part of `metadata` that Warmpath reads.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ObjectMeta {
     pub name: String,
     #[serde(default = "default_namespace")]
@@ -59,11 +58,8 @@ pub struct ObjectMeta {
     pub creation_timestamp: Option<String>,
     /// Changes with the spec; a status says which one it is about.
     pub generation: Option<u64>,
-    resource_version: Option<String>,
     /// Identity of this object among all that ever have its name; owner references need it.
     pub uid: Option<String>,
-    managed_fields: Option<Value>,
-    finalizers: Option<Vec<String>>,
 }
 
 impl ObjectMeta {

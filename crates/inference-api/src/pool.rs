@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::field::FieldError;
 use crate::keys;
@@ -215,7 +214,7 @@ impl Criticality {
 
 /// A name under which the model servers know the model.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct TargetModel {
     pub name: String,
     /// Share of the traffic, relative to the sum of all weights; set on all targets or on none.
@@ -225,20 +224,14 @@ pub struct TargetModel {
 // === wire forms ===
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct PoolV1Alpha2 {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     metadata: ObjectMeta,
     spec: PoolSpecV1Alpha2,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct PoolSpecV1Alpha2 {
     selector: BTreeMap<String, String>,
     target_port_number: u16,
@@ -246,7 +239,7 @@ struct PoolSpecV1Alpha2 {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct ExtensionRef {
     group: Option<String>,
     kind: Option<String>,
@@ -257,20 +250,14 @@ struct ExtensionRef {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct PoolV1 {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     metadata: ObjectMeta,
     spec: PoolSpecV1,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct PoolSpecV1 {
     selector: LabelSelector,
     target_ports: Vec<PortNumber>,
@@ -278,19 +265,18 @@ struct PoolSpecV1 {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct LabelSelector {
     match_labels: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct PortNumber {
     number: u16,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct EndpointPickerRef {
     group: Option<String>,
     kind: Option<String>,
@@ -301,20 +287,14 @@ struct EndpointPickerRef {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct ModelV1Alpha2 {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     metadata: ObjectMeta,
     spec: ModelSpec,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct ModelSpec {
     model_name: String,
     #[serde(default)]
@@ -325,7 +305,6 @@ struct ModelSpec {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct PoolRef {
     group: Option<String>,
     kind: Option<String>,

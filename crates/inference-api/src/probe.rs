@@ -17,7 +17,6 @@ pub struct Probe {
     pub success_threshold: u32,
     /// Failures in a row after which the probe fails.
     pub failure_threshold: u32,
-    termination_grace_period_seconds: Option<Value>,
 }
 
 /// The check that a probe makes.
@@ -34,7 +33,7 @@ pub enum Action {
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpGet {
     #[serde(default = "root")]
     pub path: String,
@@ -43,7 +42,6 @@ pub struct HttpGet {
     pub scheme: Scheme,
     #[serde(default)]
     pub http_headers: Vec<HttpHeader>,
-    host: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -55,14 +53,13 @@ pub enum Scheme {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct HttpHeader {
     pub name: String,
     pub value: String,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Wire {
     http_get: Option<HttpGet>,
     tcp_socket: Option<TcpSocket>,
@@ -78,29 +75,11 @@ struct Wire {
     success_threshold: u32,
     #[serde(default)]
     failure_threshold: u32,
-    termination_grace_period_seconds: Option<Value>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct TcpSocket {
     port: TargetPort,
-    #[serde(rename = "host")]
-    _host: Option<Value>,
-}
-
-impl Probe {
-    /// Fields of the probe that have no effect outside a cluster.
-    pub(crate) fn inert(&self) -> Vec<&'static str> {
-        let action = match &self.action {
-            Action::HttpGet(http_get) => http_get.host.is_some().then_some("httpGet.host"),
-            Action::TcpSocket { .. } => None,
-            Action::Exec => Some("exec"),
-            Action::Grpc => Some("grpc"),
-        };
-        let grace = self.termination_grace_period_seconds.is_some();
-        action.into_iter().chain(grace.then_some("terminationGracePeriodSeconds")).collect()
-    }
 }
 
 impl TryFrom<Wire> for Probe {
@@ -117,11 +96,10 @@ impl TryFrom<Wire> for Probe {
             timeout_seconds,
             success_threshold,
             failure_threshold,
-            termination_grace_period_seconds,
         } = wire;
         let actions = [
             http_get.map(Action::HttpGet),
-            tcp_socket.map(|TcpSocket { port, .. }| Action::TcpSocket { port }),
+            tcp_socket.map(|TcpSocket { port }| Action::TcpSocket { port }),
             exec.map(|_| Action::Exec),
             grpc.map(|_| Action::Grpc),
         ];
@@ -137,7 +115,6 @@ impl TryFrom<Wire> for Probe {
             timeout_seconds: or(timeout_seconds, 1),
             success_threshold: or(success_threshold, 1),
             failure_threshold: or(failure_threshold, 3),
-            termination_grace_period_seconds,
         })
     }
 }

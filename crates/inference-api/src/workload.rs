@@ -1,53 +1,53 @@
-//! Deployment and Service: what the local provider needs to start pods and to find them.
-//!
-//! Fields that only a cluster can honour (images, resources, volumes) are accepted and listed by
-//! [`Deployment::inert_fields`], so that a run can say that they had no effect.
+//! Workloads and Services: what the local provider needs to start pods and to find them.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::object::ObjectMeta;
 use crate::port::TargetPort;
 use crate::probe::Probe;
 
+/// Label of a LeaderWorkerSet's pods with the name of the set.
+const LWS_NAME: &str = "leaderworkerset.sigs.k8s.io/name";
+/// Label of a LeaderWorkerSet's pods with the number of the pod in its group; the leader has 0.
+const LWS_WORKER_INDEX: &str = "leaderworkerset.sigs.k8s.io/worker-index";
+
 /// Replicas of one pod template.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Deployment {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    #[serde(rename = "metadata")]
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    pub kind: WorkloadKind,
     pub meta: ObjectMeta,
-    pub spec: DeploymentSpec,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
-}
-
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct DeploymentSpec {
-    #[serde(default = "one_replica")]
     pub replicas: u32,
-    pub selector: Selector,
+    /// Labels that must be among those of the template. Empty: the kind has no such selector.
+    pub selector: BTreeMap<String, String>,
     pub template: PodTemplate,
-    progress_deadline_seconds: Option<Value>,
-    revision_history_limit: Option<Value>,
-    strategy: Option<Value>,
-    min_ready_seconds: Option<Value>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Selector {
-    pub match_labels: BTreeMap<String, String>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkloadKind {
+    Deployment,
+    ReplicaSet,
+    StatefulSet,
+    /// Groups of pods. Only the leaders of the groups serve, so a replica is a leader.
+    LeaderWorkerSet,
+    Pod,
+}
+
+impl WorkloadKind {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::ReplicaSet => "ReplicaSet",
+            Self::StatefulSet => "StatefulSet",
+            Self::LeaderWorkerSet => "LeaderWorkerSet",
+            Self::Pod => "Pod",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PodTemplate {
     #[serde(rename = "metadata", default)]
     pub meta: TemplateMeta,
@@ -55,7 +55,6 @@ pub struct PodTemplate {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TemplateMeta {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -64,94 +63,83 @@ pub struct TemplateMeta {
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PodSpec {
     pub containers: Vec<Container>,
-    volumes: Option<Value>,
-    node_selector: Option<Value>,
-    tolerations: Option<Value>,
-    affinity: Option<Value>,
-    restart_policy: Option<Value>,
-    runtime_class_name: Option<Value>,
-    image_pull_secrets: Option<Value>,
-    service_account_name: Option<Value>,
-    termination_grace_period_seconds: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Container {
     pub name: String,
+    pub image: Option<String>,
     #[serde(default)]
     pub command: Vec<String>,
     #[serde(default)]
     pub args: Vec<String>,
     #[serde(default)]
     pub ports: Vec<ContainerPort>,
+    #[serde(default)]
+    pub env: Vec<EnvVar>,
+    #[serde(default)]
+    pub env_from: Vec<EnvFrom>,
     pub startup_probe: Option<Probe>,
     pub readiness_probe: Option<Probe>,
     pub liveness_probe: Option<Probe>,
-    image: Option<Value>,
-    image_pull_policy: Option<Value>,
-    resources: Option<Value>,
-    env: Option<Value>,
-    volume_mounts: Option<Value>,
-    security_context: Option<Value>,
-    termination_message_path: Option<Value>,
-    termination_message_policy: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ContainerPort {
     pub container_port: u16,
     pub name: Option<String>,
     pub protocol: Option<String>,
 }
 
-impl Deployment {
-    /// Paths of the fields that are set and have no effect outside a cluster.
-    #[must_use]
-    pub fn inert_fields(&self) -> Vec<String> {
-        let spec = &self.spec;
-        let mut found = Vec::new();
-        let mut note = |path: &str, field: &Option<Value>| {
-            if field.is_some() {
-                found.push(path.to_owned());
-            }
-        };
-        note("spec.progressDeadlineSeconds", &spec.progress_deadline_seconds);
-        note("spec.revisionHistoryLimit", &spec.revision_history_limit);
-        note("spec.strategy", &spec.strategy);
-        note("spec.minReadySeconds", &spec.min_ready_seconds);
-        let pod = &spec.template.spec;
-        for (name, field) in [
-            ("volumes", &pod.volumes),
-            ("nodeSelector", &pod.node_selector),
-            ("tolerations", &pod.tolerations),
-            ("affinity", &pod.affinity),
-            ("restartPolicy", &pod.restart_policy),
-            ("runtimeClassName", &pod.runtime_class_name),
-            ("imagePullSecrets", &pod.image_pull_secrets),
-            ("serviceAccountName", &pod.service_account_name),
-            ("terminationGracePeriodSeconds", &pod.termination_grace_period_seconds),
-        ] {
-            note(&format!("spec.template.spec.{name}"), field);
-        }
-        for container in &pod.containers {
-            for (name, field) in container.inert() {
-                note(&format!("spec.template.spec.containers[{}].{name}", container.name), field);
-            }
-        }
-        for container in &pod.containers {
-            for (name, probe) in container.probes() {
-                let inert = probe.inert().into_iter();
-                let path = format!("spec.template.spec.containers[{}].{name}", container.name);
-                found.extend(inert.map(|field| format!("{path}.{field}")));
-            }
-        }
-        found
-    }
+/// A variable of a container: a value, or where the value is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvVar {
+    pub name: String,
+    #[serde(default)]
+    pub value: String,
+    pub value_from: Option<EnvSource>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvSource {
+    pub config_map_key_ref: Option<KeyRef>,
+    pub secret_key_ref: Option<KeyRef>,
+    pub field_ref: Option<FieldRef>,
+}
+
+/// A key of a ConfigMap or Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct KeyRef {
+    pub name: String,
+    pub key: String,
+}
+
+/// A field of the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldRef {
+    pub field_path: String,
+}
+
+/// All keys of a ConfigMap or Secret as variables.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvFrom {
+    #[serde(default)]
+    pub prefix: String,
+    pub config_map_ref: Option<NameRef>,
+    pub secret_ref: Option<NameRef>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct NameRef {
+    pub name: String,
 }
 
 impl Container {
@@ -166,57 +154,148 @@ impl Container {
         .into_iter()
         .filter_map(|(name, probe)| Some((name, probe.as_ref()?)))
     }
+}
 
-    fn inert(&self) -> [(&'static str, &Option<Value>); 8] {
-        [
-            ("image", &self.image),
-            ("imagePullPolicy", &self.image_pull_policy),
-            ("resources", &self.resources),
-            ("env", &self.env),
-            ("volumeMounts", &self.volume_mounts),
-            ("securityContext", &self.security_context),
-            ("terminationMessagePath", &self.termination_message_path),
-            ("terminationMessagePolicy", &self.termination_message_policy),
-        ]
-    }
+/// Text by key: a ConfigMap, or a Secret whose values are readable.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyValues {
+    pub meta: ObjectMeta,
+    pub values: BTreeMap<String, String>,
 }
 
 /// A name for the pods that its selector matches.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Service {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
     #[serde(rename = "metadata")]
     pub meta: ObjectMeta,
     pub spec: ServiceSpec,
-    #[serde(rename = "status")]
-    _status: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ServiceSpec {
     #[serde(default)]
     pub selector: BTreeMap<String, String>,
+    #[serde(default)]
     pub ports: Vec<ServicePort>,
-    /// `ClusterIP` or nothing: a gateway connects to the pods, not to the Service's address.
-    #[serde(rename = "type")]
-    pub kind: Option<String>,
-    #[serde(rename = "clusterIP")]
-    pub cluster_ip: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ServicePort {
     pub name: Option<String>,
     pub protocol: Option<String>,
     pub port: u16,
     /// Port of the pods. None: the same as `port`.
     pub target_port: Option<TargetPort>,
+}
+
+// === wire forms ===
+
+/// A Deployment, ReplicaSet or StatefulSet.
+#[derive(Deserialize)]
+pub(crate) struct Replicated {
+    metadata: ObjectMeta,
+    spec: ReplicatedSpec,
+}
+
+#[derive(Deserialize)]
+struct ReplicatedSpec {
+    #[serde(default = "one_replica")]
+    replicas: u32,
+    selector: Selector,
+    template: PodTemplate,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Selector {
+    #[serde(default)]
+    match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct LeaderWorkerSet {
+    metadata: ObjectMeta,
+    spec: LeaderWorkerSetSpec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeaderWorkerSetSpec {
+    #[serde(default = "one_replica")]
+    replicas: u32,
+    leader_worker_template: LeaderWorkerTemplate,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeaderWorkerTemplate {
+    /// None: the leader has the workers' template.
+    leader_template: Option<PodTemplate>,
+    worker_template: PodTemplate,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Pod {
+    metadata: ObjectMeta,
+    spec: PodSpec,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConfigMap {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    data: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Secret {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    string_data: BTreeMap<String, String>,
+}
+
+impl Replicated {
+    pub(crate) fn into_workload(self, kind: WorkloadKind) -> Workload {
+        let Self { metadata, spec: ReplicatedSpec { replicas, selector, template } } = self;
+        Workload { kind, meta: metadata, replicas, selector: selector.match_labels, template }
+    }
+}
+
+impl From<LeaderWorkerSet> for Workload {
+    fn from(LeaderWorkerSet { metadata, spec }: LeaderWorkerSet) -> Self {
+        let LeaderWorkerSetSpec { replicas, leader_worker_template } = spec;
+        let LeaderWorkerTemplate { leader_template, worker_template } = leader_worker_template;
+        let mut template = leader_template.unwrap_or(worker_template);
+        let labels = [(LWS_NAME, metadata.name.as_str()), (LWS_WORKER_INDEX, "0")];
+        template.meta.labels.extend(labels.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let kind = WorkloadKind::LeaderWorkerSet;
+        Self { kind, meta: metadata, replicas, selector: BTreeMap::new(), template }
+    }
+}
+
+impl From<Pod> for Workload {
+    fn from(Pod { metadata, spec }: Pod) -> Self {
+        let meta =
+            TemplateMeta { labels: metadata.labels.clone(), annotations: metadata.annotations.clone() };
+        let template = PodTemplate { meta, spec };
+        Self { kind: WorkloadKind::Pod, meta: metadata, replicas: 1, selector: BTreeMap::new(), template }
+    }
+}
+
+impl From<ConfigMap> for KeyValues {
+    fn from(ConfigMap { metadata, data }: ConfigMap) -> Self {
+        Self { meta: metadata, values: data }
+    }
+}
+
+impl From<Secret> for KeyValues {
+    fn from(Secret { metadata, string_data }: Secret) -> Self {
+        Self { meta: metadata, values: string_data }
+    }
 }
 
 fn one_replica() -> u32 {

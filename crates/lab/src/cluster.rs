@@ -22,13 +22,19 @@ mod process;
 
 mod ports;
 
+pub mod explain;
+
 mod desired;
+
+mod notes;
+
+mod reading;
+
+mod workload;
 
 mod probe;
 
 mod http;
-
-mod command;
 
 pub mod run_files;
 
@@ -56,9 +62,10 @@ use crate::evidence::pod::PodEntry;
 /// Settings of a cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// Directory whose `*.yaml` files (without subdirectories) are the cluster's objects. It is watched and never
-    /// changed.
-    pub manifests: PathBuf,
+    /// Files and directories of the cluster's objects. They are watched and never changed.
+    pub manifests: Vec<PathBuf>,
+    /// Treatment of what has no effect here.
+    pub strictness: Strictness,
     /// Directory for logs and generated files, created if it is missing. Each cluster needs its own.
     pub run_dir: PathBuf,
     /// Replicas of every Deployment in place of `spec.replicas`, until that field is edited.
@@ -84,7 +91,8 @@ impl Options {
     /// get ready.
     pub fn new(manifests: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Self {
         Self {
-            manifests: manifests.into(),
+            manifests: vec![manifests.into()],
+            strictness: Strictness::default(),
             run_dir: run_dir.into(),
             replicas: None,
             pickers: 1,
@@ -96,6 +104,16 @@ impl Options {
             ready_timeout: Duration::from_secs(30),
         }
     }
+}
+
+/// Treatment of objects and fields that have no effect here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Strictness {
+    /// They are listed.
+    #[default]
+    Lenient,
+    /// They are errors.
+    Strict,
 }
 
 /// Settings for a restart of pods and pickers, in place of those in [`Options`].

@@ -2,20 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use gateway_config::attachment::Responses;
 
-use crate::cluster::Options;
 use crate::cluster::programs::ProgramOptions;
+use crate::cluster::{Options, Strictness};
 use crate::doc;
 
 /// The cluster to start.
 #[derive(Debug, Clone, Args)]
 pub struct ClusterArgs {
-    /// Directory of the Kubernetes objects to apply [default: the tutorial's, from manifests/doc if that is here]
-    #[arg(long, value_name = "DIR")]
-    pub manifests: Option<PathBuf>,
+    /// Files and directories of the Kubernetes objects to apply, `-` for standard input; a directory with a
+    /// kustomization is its resources [default: the tutorial's, from manifests/doc if that is here]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub manifests: Vec<PathBuf>,
+    /// Refuse objects and fields that have no effect here, rather than list them
+    #[arg(long)]
+    pub strict: bool,
     /// Pods of every Deployment, in place of `spec.replicas`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub replicas: Option<u32>,
@@ -47,7 +51,9 @@ impl ClusterArgs {
 /// # Errors
 /// When the tutorial's manifests cannot be written to `run_dir`.
 pub fn options(args: &ClusterArgs, run_dir: &Path) -> Result<Options> {
-    let mut options = Options::new(manifests(args, run_dir)?, run_dir);
+    let mut options = Options::new(PathBuf::new(), run_dir);
+    options.manifests = sources(&args.manifests, run_dir)?;
+    options.strictness = if args.strict { Strictness::Strict } else { Strictness::Lenient };
     options.replicas = args.replicas;
     options.pickers = args.pickers.unwrap_or(1);
     options.responses = args.responses.unwrap_or_default();
@@ -55,9 +61,26 @@ pub fn options(args: &ClusterArgs, run_dir: &Path) -> Result<Options> {
     Ok(options)
 }
 
-/// Returns the directory of the manifests to apply: the one asked for, otherwise the tutorial's.
-fn manifests(args: &ClusterArgs, run_dir: &Path) -> Result<PathBuf> {
-    args.manifests.clone().map_or_else(|| doc::directory(run_dir), Ok)
+/// Returns the files and directories of the manifests to apply: those asked for, otherwise the tutorial's. Standard
+/// input becomes a file in `run_dir`, so that it can be read again.
+///
+/// # Errors
+/// When standard input cannot be read, or a file cannot be written.
+pub fn sources(asked: &[PathBuf], run_dir: &Path) -> Result<Vec<PathBuf>> {
+    if asked.is_empty() {
+        return Ok(vec![doc::directory(run_dir)?]);
+    }
+    let source = |source: &PathBuf| {
+        if source.as_os_str() != "-" {
+            return Ok(source.clone());
+        }
+        let file = run_dir.join("stdin.yaml");
+        let text = std::io::read_to_string(std::io::stdin()).context("read standard input")?;
+        std::fs::create_dir_all(run_dir).with_context(|| format!("create {}", run_dir.display()))?;
+        std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        Ok(file)
+    };
+    asked.iter().map(source).collect()
 }
 
 /// Returns the directory of the requests: beside the manifests if they have some, otherwise the tutorial's.
@@ -65,8 +88,8 @@ fn manifests(args: &ClusterArgs, run_dir: &Path) -> Result<PathBuf> {
 /// # Errors
 /// When the tutorial's cannot be written to the run's directory.
 pub fn requests(options: &Options) -> Result<PathBuf> {
-    let own = options.manifests.join("requests");
-    if own.is_dir() { Ok(own) } else { Ok(doc::directory(&options.run_dir)?.join("requests")) }
+    let own = options.manifests.iter().map(|source| source.join("requests")).find(|dir| dir.is_dir());
+    own.map_or_else(|| Ok(doc::directory(&options.run_dir)?.join("requests")), Ok)
 }
 
 /// Reads a positive factor of time.

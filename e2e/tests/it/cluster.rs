@@ -156,12 +156,12 @@ async fn an_invalid_edit_is_reported_and_changes_nothing() {
     let before = cluster.settled().await.unwrap();
     let valid = lab.manifests();
     let invalid = [
-        ("kind: GatewayClass", "kind: TCPRoute", "kind TCPRoute"),
         (
-            "      matches:\n        - path:\n            type: PathPrefix\n            value: /\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: qwen-backend-no-inference",
-            "      filters: []\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: qwen-backend-no-inference",
-            "spec.rules[0].filters",
+            "targetPortNumber: 8000",
+            "targetPortNumber: eight",
+            "inference-pool.yaml, document 1, InferencePool",
         ),
+        ("    - name: llm-gw", "    - name: http", "http is used twice"),
         // Only Envoy detects this error; the stub replaces it here.
         ("  name: qwen-backend\n", "  name: poison\n", "stub: poison"),
     ];

@@ -3,6 +3,7 @@
 mod browser;
 mod cluster;
 mod compare_page;
+mod explain;
 mod interrupts;
 mod log;
 mod probes;

@@ -6,7 +6,7 @@ use std::fs::Permissions;
 use std::net::TcpListener;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -96,7 +96,7 @@ impl Lab {
     }
 
     pub(crate) fn manifests(&self) -> Manifests {
-        Manifests::read(&self.dir.path().join("manifests")).unwrap()
+        Manifests::read(&[self.dir.path().join("manifests")]).unwrap()
     }
 
     /// Writes manifests like a user's editor.
@@ -144,7 +144,7 @@ pub(crate) fn free_port() -> u16 {
 }
 
 pub(crate) fn tutorial() -> Manifests {
-    Manifests::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/doc"))).unwrap()
+    Manifests::read(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/doc").into()]).unwrap()
 }
 
 pub(crate) fn read(path: impl Into<PathBuf>) -> String {

@@ -17,12 +17,12 @@ use crate::plan::index::{self, Index};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// Envoy balances: least request.
-    Service { key: ObjectKey, selector: BTreeMap<String, String>, port: PodPort },
+    Service { key: ObjectKey, selector: BTreeMap<String, String>, ports: Vec<PodPort> },
     /// The pool's picker balances.
     Pool {
         key: ObjectKey,
         selector: BTreeMap<String, String>,
-        port: PodPort,
+        ports: Vec<PodPort>,
         failure_mode: FailureMode,
         names: Names,
     },
@@ -43,10 +43,11 @@ impl Backend {
         }
     }
 
+    /// Ports on which the pods serve: a pod is an endpoint on each of them.
     #[must_use]
-    pub fn port(&self) -> &PodPort {
+    pub fn ports(&self) -> &[PodPort] {
         match self {
-            Self::Service { port, .. } | Self::Pool { port, .. } => port,
+            Self::Service { ports, .. } | Self::Pool { ports, .. } => ports,
         }
     }
 }
@@ -121,7 +122,7 @@ fn service(
         Some(TargetPort::Number(number)) => PodPort::Number(*number),
         Some(TargetPort::Name(name)) => PodPort::Name(name.clone()),
     };
-    Ok(Backend::Service { key, selector: service.spec.selector.clone(), port })
+    Ok(Backend::Service { key, selector: service.spec.selector.clone(), ports: vec![port] })
 }
 
 fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backend, String> {
@@ -130,17 +131,11 @@ fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backe
         .iter()
         .find(|pool| pool.meta.key() == key && pool.version == version)
         .ok_or_else(|| format!("there is no InferencePool {key} in this group"))?;
-    let [port] = pool.target_ports.as_slice() else {
-        return Err(format!(
-            "InferencePool {key} has {} target ports, one is supported",
-            pool.target_ports.len()
-        ));
-    };
     let names = names(&key, index);
     Ok(Backend::Pool {
         key,
         selector: pool.selector.clone(),
-        port: PodPort::Number(*port),
+        ports: pool.target_ports.iter().map(|port| PodPort::Number(*port)).collect(),
         failure_mode: pool.picker.failure_mode,
         names,
     })

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use inference_api::gateway::{BackendTrafficPolicy, Gateway, GatewayClass, HttpRoute};
+use inference_api::gateway::{
+    BackendTrafficPolicy, ClientTrafficPolicy, Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant,
+};
 use inference_api::kinds::Object;
 use inference_api::object::ObjectMeta;
 use inference_api::pool::{InferenceModel, InferencePool};
@@ -16,6 +18,9 @@ pub(super) struct Index<'a> {
     pub(super) gateways: Vec<&'a Gateway>,
     pub(super) routes: Vec<&'a HttpRoute>,
     pub(super) policies: Vec<&'a BackendTrafficPolicy>,
+    pub(super) client_policies: Vec<&'a ClientTrafficPolicy>,
+    pub(super) grants: Vec<&'a ReferenceGrant>,
+    pub(super) namespaces: Vec<&'a Namespace>,
     pub(super) services: Vec<&'a Service>,
     pub(super) pools: Vec<&'a InferencePool>,
     pub(super) models: Vec<&'a InferenceModel>,
@@ -42,8 +47,11 @@ impl<'a> Index<'a> {
                 Object::Service(service) => index.services.push(service),
                 Object::InferencePool(pool) => index.pools.push(pool),
                 Object::InferenceModel(model) => index.models.push(model),
+                Object::ClientTrafficPolicy(policy) => index.client_policies.push(policy),
+                Object::ReferenceGrant(grant) => index.grants.push(grant),
+                Object::Namespace(namespace) => index.namespaces.push(namespace),
                 // The caller binds pods.
-                Object::Deployment(_) => {}
+                Object::Workload(_) | Object::ConfigMap(_) | Object::Secret(_) => {}
             }
         }
         Ok(index)

@@ -7,8 +7,10 @@ use gateway_config::attachment::Responses;
 use gateway_config::error::TranslateError;
 use gateway_config::plan::Plan;
 use gateway_config::render::{Bindings, PickerBinding};
+use inference_api::lenient;
 use inference_api::manifest;
 use inference_api::object::ObjectKey;
+use serde_json::Value;
 
 pub(crate) const GATEWAY: &str = include_str!("../../../../manifests/doc/inference-gateway.yaml");
 pub(crate) const POOL: &str = include_str!("../../../../manifests/doc/inference-pool.yaml");
@@ -27,7 +29,10 @@ pub(crate) fn edited(from: &str, to: &str) -> String {
 }
 
 pub(crate) fn plan(yaml: &str) -> Result<Plan, TranslateError> {
-    Plan::new(&manifest::parse(yaml, "test.yaml").unwrap())
+    let read = |value: Value| lenient::read(value).unwrap().object;
+    let documents = manifest::documents(yaml, "test.yaml").unwrap().into_iter();
+    let objects: Vec<_> = documents.filter(|value| !value.is_null()).map(read).collect();
+    Plan::new(&objects)
 }
 
 /// Bindings with two pods, the picker on its usual port, and listeners on the manifest's ports.

@@ -1,6 +1,7 @@
-//! Everything that is not translated is refused, with the name of object and field.
+//! Everything that is not translated is refused or remarked on, with the name of object and field.
 
 use expect_test::{Expect, expect};
+use inference_api::remark::Remark;
 
 use crate::fixtures::{edited, plan, tutorial};
 
@@ -8,17 +9,24 @@ fn check(yaml: &str, expected: &Expect) {
     expected.assert_eq(&plan(yaml).unwrap_err().to_string());
 }
 
+/// Compares the first remark of a plan that is not refused.
+fn check_remark(yaml: &str, expected: &Expect) {
+    let remarks = plan(yaml).unwrap().remarks;
+    let Remark { kind, key, field, on_a_cluster } = remarks.first().expect("there is a remark");
+    expected.assert_eq(&format!("{kind} {key}: {field}: on a cluster {on_a_cluster}"));
+}
+
 #[test]
-fn the_tutorial_is_not_refused() {
-    plan(&tutorial()).unwrap();
+fn the_tutorial_is_translated_in_full() {
+    assert_eq!(plan(&tutorial()).unwrap().remarks, []);
 }
 
 #[test]
 fn gateway_and_class() {
-    check(
+    check_remark(
         &edited("protocol: HTTP\n", "protocol: HTTPS\n"),
         &expect![
-            "Gateway default/qwen-inference-gateway: spec.listeners[0].protocol: HTTPS is not supported, only HTTP"
+            "Gateway default/qwen-inference-gateway: spec.listeners[0].protocol: on a cluster the gateway listens for HTTPS, which the lab does not"
         ],
     );
     check(
@@ -31,16 +39,16 @@ fn gateway_and_class() {
         &edited("- name: llm-gw", "- name: http"),
         &expect!["Gateway default/qwen-inference-gateway: spec.listeners[1].name: http is used twice"],
     );
-    check(
+    check_remark(
         &edited("gatewayClassName: qwen-inference-gateway-class", "gatewayClassName: other"),
         &expect![
-            "Gateway default/qwen-inference-gateway: spec.gatewayClassName: there is no GatewayClass other"
+            "Gateway default/qwen-inference-gateway: spec.gatewayClassName: on a cluster the controller of GatewayClass other serves it, and Envoy does here"
         ],
     );
-    check(
+    check_remark(
         &edited("gateway.envoyproxy.io/gatewayclass-controller", "example.com/other"),
         &expect![
-            "GatewayClass default/qwen-inference-gateway-class: spec.controllerName: example.com/other is not supported, only gateway.envoyproxy.io/gatewayclass-controller"
+            "Gateway default/qwen-inference-gateway: spec.gatewayClassName: on a cluster example.com/other serves it, and Envoy does here"
         ],
     );
     check(
@@ -51,41 +59,41 @@ fn gateway_and_class() {
 
 #[test]
 fn parent_refs() {
-    check(
+    check_remark(
         &edited("- name: qwen-inference-gateway\n", "- name: other\n"),
         &expect![
-            "HTTPRoute default/qwen-backend: spec.parentRefs[0].name: there is no Gateway default/other"
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].name: on a cluster Gateway default/other, which is not among the files, takes the route"
         ],
     );
-    check(
+    check_remark(
         &edited("sectionName: llm-gw", "sectionName: other"),
         &expect![
-            "HTTPRoute default/qwen-backend: spec.parentRefs[0].sectionName: no listener of Gateway default/qwen-inference-gateway matches"
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].sectionName: on a cluster Gateway default/qwen-inference-gateway has no such listener for HTTP, and takes nothing"
         ],
     );
-    check(
+    check_remark(
         &edited("sectionName: llm-gw", "port: 1234"),
         &expect![
-            "HTTPRoute default/qwen-backend: spec.parentRefs[0].sectionName: no listener of Gateway default/qwen-inference-gateway matches"
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].sectionName: on a cluster Gateway default/qwen-inference-gateway has no such listener for HTTP, and takes nothing"
         ],
     );
-    check(
+    check_remark(
         &edited("sectionName: llm-gw", "namespace: other"),
         &expect![
-            "HTTPRoute default/qwen-backend: spec.parentRefs[0].namespace: a Gateway of another namespace is not supported"
+            "HTTPRoute default/qwen-backend: spec.parentRefs[0].name: on a cluster Gateway other/qwen-inference-gateway, which is not among the files, takes the route"
         ],
     );
-    check(
+    check_remark(
         &edited("kind: Gateway\n      name", "kind: Service\n      name"),
         &expect![
-            "HTTPRoute default/qwen-backend-no-inference: spec.parentRefs[0].kind: Service is not supported, only Gateway"
+            "HTTPRoute default/qwen-backend-no-inference: spec.parentRefs[0].kind: on a cluster the controller of Service follows it"
         ],
     );
-    check(
+    check_remark(
         &edited("- group: gateway.networking.k8s.io", "- group: example.com"),
-        &expect![[
-            r#"HTTPRoute default/qwen-backend-no-inference: spec.parentRefs[0].group: "example.com" is not supported, only gateway.networking.k8s.io"#
-        ]],
+        &expect![
+            "HTTPRoute default/qwen-backend-no-inference: spec.parentRefs[0].group: on a cluster the controller of example.com follows it"
+        ],
     );
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use expect_test::{Expect, expect};
-use inference_api::gateway::parse_duration;
+use inference_api::gateway::{parse_bytes, parse_duration};
 use inference_api::kinds::Object;
 use inference_api::manifest::parse;
 use inference_api::pool::{Criticality, FailureMode, InferencePool, PoolVersion, RoutingStrategy};
@@ -102,7 +102,7 @@ fn several_documents_keep_their_order_and_empty_ones_are_skipped() {
 #[test]
 fn errors_name_file_document_object_and_field() {
     check_error(
-        &POOL.replace("  selector:", "  selektor:"),
+        &POOL.replace("  selector:", "  selektor: { app: qwen }\n  selector:"),
         expect![
             "some.yaml, document 1, InferencePool default/vllm-qwen-pool: spec.selektor: field is not supported: `selektor`, expected one of `selector`, `targetPortNumber`, `extensionRef`"
         ],
@@ -114,8 +114,8 @@ fn errors_name_file_document_object_and_field() {
         ]],
     );
     check_error(
-        &format!("{POOL}---\napiVersion: v1\nkind: Secret\nmetadata: {{ name: x }}\n"),
-        expect!["some.yaml, document 2: kind Secret of v1 is not supported"],
+        &format!("{POOL}---\napiVersion: v1\nkind: Event\nmetadata: {{ name: x }}\n"),
+        expect!["some.yaml, document 2: kind Event of v1 is not supported"],
     );
     check_error("a: 1", expect!["some.yaml, document 1: no apiVersion or no kind: not a Kubernetes object"]);
     check_error(
@@ -130,6 +130,24 @@ fn errors_name_file_document_object_and_field() {
             "some.yaml, document 1, InferencePool default/vllm-qwen-pool: spec.selector: an empty selector selects no pod"
         ],
     );
+}
+
+/// YAML forbids the tabs.
+#[test]
+fn json_is_read_too() {
+    let json = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}"#.replace(": ", ":\t");
+    assert_eq!(parse(&format!("\t{json}"), "a.json").unwrap()[0].kind(), "Namespace");
+    assert!(parse(&format!("\t{json}}}"), "a.json").is_err());
+}
+
+#[test]
+fn quantities_are_those_of_kubernetes() {
+    for (text, bytes) in [("32768", 32_768), ("50Mi", 50 << 20), ("1k", 1000), ("1Gi", 1 << 30)] {
+        assert_eq!(parse_bytes(text), Ok(bytes));
+    }
+    for bad in ["", "Mi", "1.5Gi", "8Gi", "-1", "1m", "1 Mi"] {
+        assert!(parse_bytes(bad).is_err(), "{bad:?}");
+    }
 }
 
 #[test]

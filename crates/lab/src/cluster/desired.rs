@@ -1,19 +1,23 @@
-//! The checked content of the manifests: deployments, pickers and the gateway's plan.
+//! The checked content of the manifests: pods, pickers and the gateway's plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
+use gateway_config::error::TranslateError;
 use gateway_config::plan::{Backend, Plan, PodPort};
+use inference_api::keys;
 use inference_api::kinds::Object;
-use inference_api::manifest;
-use inference_api::object::{self, ObjectKey};
-use inference_api::pool::PrefixSource;
-use inference_api::workload::{Container, Deployment};
+use inference_api::object::ObjectKey;
+use inference_api::remark::Remark;
+use inference_api::workload::{EnvFrom, Workload};
 use serde_json::Value;
 
-use crate::cluster::command::EngineCommand;
+use crate::cluster::Strictness;
 use crate::cluster::manifests::Manifests;
-use crate::cluster::probe::Probes;
+use crate::cluster::notes;
+use crate::cluster::reading::Reading;
+use crate::cluster::workload::command::Engine;
+use crate::cluster::workload::{DesiredDeployment, World};
 
 /// Content of the manifests, ready to run.
 #[derive(Clone, Debug)]
@@ -21,21 +25,10 @@ pub(super) struct Desired {
     pub(super) plan: Plan,
     pub(super) deployments: Vec<DesiredDeployment>,
     pub(super) pickers: Vec<DesiredPicker>,
-    /// Remarks on objects that have no effect here or look like mistakes.
+    /// Objects and fields that have no effect here.
+    pub(super) remarks: Vec<Remark>,
+    /// The remarks, and what looks like a mistake, for people.
     pub(super) notes: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DesiredDeployment {
-    pub(super) key: ObjectKey,
-    pub(super) replicas: u32,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) command: EngineCommand,
-    pub(super) probes: Probes,
-    /// True if a pool of these pods reads their KV events.
-    pub(super) publishes_events: bool,
-    /// Names of the container port on which the engine serves.
-    port_names: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,125 +40,177 @@ pub(super) struct DesiredPicker {
     pub(super) pool_file: String,
 }
 
+/// An object that would change what the lab claims if it were left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) kind: String,
+    pub(super) key: ObjectKey,
+    /// Path of the field and what is wrong with it.
+    pub(super) what: String,
+}
+
 impl Desired {
     /// Checks the manifests.
     ///
     /// # Errors
-    /// Names the first object that is malformed or cannot run here, with its file and field.
-    pub(super) fn new(manifests: &Manifests) -> Result<Self> {
-        let mut objects = Vec::new();
-        let mut documents = Vec::new();
-        for (file, text) in &manifests.files {
-            objects.extend(manifest::parse(text, file)?);
-            documents.extend(documents_of(text)?);
-        }
-        let plan = Plan::new(&objects)?;
-        if plan.listeners.is_empty() {
-            bail!("there is no Gateway in the manifests");
-        }
-        let mut deployments = Vec::new();
-        let mut notes = Vec::new();
-        for object in &objects {
-            if let Object::Deployment(deployment) = object {
-                deployments.push(DesiredDeployment::new(deployment)?);
-                notes.extend(inert_note(deployment));
+    /// Names the first object that is malformed or cannot run here, with its file and field; if they are read strictly,
+    /// everything that has no effect.
+    pub(super) fn new(manifests: &Manifests, strictness: Strictness) -> Result<Self> {
+        let reading = Reading::new(manifests)?;
+        reading.check()?;
+        let desired = Self::of(&reading).map_err(|refusal| reading.at(refusal))?;
+        match strictness {
+            Strictness::Strict if !desired.remarks.is_empty() => {
+                let parts: Vec<String> =
+                    desired.remarks.iter().map(|remark| reading.strictly(remark)).collect();
+                bail!("{}", parts.join("\n"))
             }
+            Strictness::Strict | Strictness::Lenient => Ok(desired),
         }
+    }
+
+    /// Finds out what the objects mean together.
+    pub(super) fn of(reading: &Reading) -> Result<Self, Refusal> {
+        let objects: Vec<Object> = reading.objects().map(|(object, _)| object.clone()).collect();
+        let plan = Plan::new(&objects)?;
+        let objects: Vec<&Object> = objects.iter().collect();
+        let world = World::new(&objects, &plan);
+        let mut deployments = Vec::new();
+        let mut remarks: Vec<Remark> = reading.remarks().chain(&plan.remarks).cloned().collect();
+        for workload in objects.iter().filter_map(|object| as_workload(object)) {
+            let (pods, left_out) =
+                world.pods(workload).map_err(|error| Refusal::new(workload, &format!("{error:#}")))?;
+            deployments.extend(pods);
+            remarks.extend(left_out);
+        }
+        remarks.extend(objects.iter().filter_map(|object| unused(object, &objects, &plan)));
+        let (pickers, left_out) = pickers(reading, &deployments);
+        remarks.extend(left_out);
+        let mut notes = notes::grouped(&remarks);
         for cluster in &plan.clusters {
             notes.extend(check_backend(&cluster.backend, &deployments)?);
         }
-        for deployment in &mut deployments {
-            deployment.publishes_events = objects.iter().any(|object| wants_events(object, deployment));
+        Ok(Self { plan, deployments, pickers, remarks, notes })
+    }
+}
+
+impl Reading {
+    /// The error with the place of its object.
+    pub(super) fn at(&self, refusal: Refusal) -> anyhow::Error {
+        match self.place(&refusal.kind, &refusal.key) {
+            Some(place) => anyhow::anyhow!("{place}, {refusal}"),
+            None => anyhow::anyhow!("{refusal}"),
         }
-        let pickers = pickers(&objects, &documents)?;
-        Ok(Self { plan, deployments, pickers, notes })
+    }
+
+    /// The remark as the error that it is to a strict reader.
+    pub(super) fn strictly(&self, remark: &Remark) -> String {
+        let Remark { kind, key, field, on_a_cluster } = remark;
+        let place = self.place(kind, key).map_or_else(String::new, |place| format!("{place}, "));
+        let field = if field.is_empty() { String::new() } else { format!("{field}: ") };
+        format!(
+            "{place}{kind} {key}: {field}without effect here, refused by --strict; on a cluster {on_a_cluster}"
+        )
     }
 }
 
-impl DesiredDeployment {
-    fn new(deployment: &Deployment) -> Result<Self> {
-        let key = deployment.meta.key();
-        let template = &deployment.spec.template;
-        if !object::selects(&deployment.spec.selector.match_labels, &template.meta.labels) {
-            bail!("Deployment {key}: spec.selector: does not match the labels of spec.template");
+// === impl Refusal ===
+
+impl Refusal {
+    fn new(workload: &Workload, what: &str) -> Self {
+        Self { kind: workload.kind.as_str().to_owned(), key: workload.meta.key(), what: what.to_owned() }
+    }
+}
+
+impl From<TranslateError> for Refusal {
+    fn from(TranslateError { kind, key, path, message }: TranslateError) -> Self {
+        Self { kind: kind.to_owned(), key, what: format!("{path}: {message}") }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, key, what } = self;
+        write!(f, "{kind} {key}: {what}")
+    }
+}
+
+fn as_workload(object: &Object) -> Option<&Workload> {
+    match object {
+        Object::Workload(workload) => Some(workload),
+        _ => None,
+    }
+}
+
+/// A remark on an object that nothing here refers to.
+fn unused(object: &Object, objects: &[&Object], plan: &Plan) -> Option<Remark> {
+    let remark = |effect: &str| Some(Remark::new(object.kind(), object.key(), "", effect));
+    match object {
+        Object::Service(service) => {
+            let is_routed = plan.clusters.iter().any(|cluster| {
+                matches!(&cluster.backend, Backend::Service { key, .. } if *key == service.meta.key())
+            });
+            let is_pickers = objects.iter().any(|object| {
+                matches!(object, Object::InferencePool(pool)
+                    if pool.meta.namespace == service.meta.namespace && pool.picker.name == service.meta.name)
+            });
+            if is_routed || is_pickers { None } else { remark("other pods reach its pods by this name") }
         }
-        let [container] = template.spec.containers.as_slice() else {
-            bail!("Deployment {key}: spec.template.spec.containers: exactly one container can be run here");
-        };
-        let command = EngineCommand::parse(container)
-            .with_context(|| format!("Deployment {key}: command of container {}", container.name))?;
-        let probes = Probes::new(container, command.port)
-            .with_context(|| format!("Deployment {key}: container {}", container.name))?;
-        Ok(Self {
-            probes,
-            port_names: port_names(container, command.port),
-            replicas: deployment.spec.replicas,
-            labels: template.meta.labels.clone(),
-            command,
-            publishes_events: false,
-            key,
-        })
-    }
-
-    /// True if the backend selects this Deployment's pods.
-    pub(super) fn serves(&self, backend: &Backend) -> bool {
-        self.key.namespace == backend.key().namespace && object::selects(backend.selector(), &self.labels)
+        Object::ConfigMap(_) | Object::Secret(_) => {
+            let is_read = objects.iter().filter_map(|object| as_workload(object)).any(|workload| {
+                workload.meta.namespace == object.key().namespace && reads(workload, &object.key().name)
+            });
+            if is_read { None } else { remark("pods mount it, or controllers read it") }
+        }
+        _ => None,
     }
 }
 
-fn wants_events(object: &Object, deployment: &DesiredDeployment) -> bool {
-    let Object::InferencePool(pool) = object else { return false };
-    pool.prefix_source() == Ok(PrefixSource::Events)
-        && pool.meta.namespace == deployment.key.namespace
-        && object::selects(&pool.selector, &deployment.labels)
-}
-
-fn port_names(container: &Container, port: u16) -> Vec<String> {
-    let named = container.ports.iter().filter(|candidate| candidate.container_port == port);
-    named.filter_map(|candidate| candidate.name.clone()).collect()
+/// True if a variable of the workload's containers comes from a ConfigMap or Secret of this name.
+fn reads(workload: &Workload, name: &str) -> bool {
+    workload.template.spec.containers.iter().any(|container| {
+        let sources = container.env.iter().filter_map(|variable| variable.value_from.as_ref());
+        let keys = sources.flat_map(|source| source.config_map_key_ref.iter().chain(&source.secret_key_ref));
+        let all = container.env_from.iter().flat_map(|EnvFrom { prefix: _, config_map_ref, secret_ref }| {
+            config_map_ref.iter().chain(secret_ref)
+        });
+        keys.map(|key| &key.name).chain(all.map(|source| &source.name)).any(|found| found == name)
+    })
 }
 
 /// Returns a note if no pod is behind the backend.
-fn check_backend(backend: &Backend, deployments: &[DesiredDeployment]) -> Result<Option<String>> {
+fn check_backend(backend: &Backend, deployments: &[DesiredDeployment]) -> Result<Option<String>, Refusal> {
     let key = backend.key();
     let kind = match backend {
         Backend::Service { .. } => "Service",
         Backend::Pool { .. } => "InferencePool",
     };
-    let mut n_behind = 0;
-    for deployment in deployments.iter().filter(|deployment| deployment.serves(backend)) {
-        n_behind += 1;
-        let serves = match backend.port() {
-            PodPort::Number(number) => *number == deployment.command.port,
-            PodPort::Name(name) => deployment.port_names.contains(name),
-        };
-        if !serves {
-            let wanted = match backend.port() {
-                PodPort::Number(number) => number.to_string(),
-                PodPort::Name(name) => name.clone(),
-            };
-            let port = deployment.command.port;
-            bail!(
-                "{kind} {key}: its target port is {wanted}, but the pods of Deployment {} serve on {port}",
-                deployment.key
-            );
-        }
+    let mut behind = deployments.iter().filter(|deployment| deployment.is_selected(backend)).peekable();
+    let Some(first) = behind.peek().copied() else {
+        return Ok(Some(format!("{kind} {key} selects the pods of no Deployment")));
+    };
+    if behind.any(|deployment| deployment.serves(backend)) {
+        return Ok(None);
     }
-    Ok((n_behind == 0).then(|| format!("{kind} {key} selects the pods of no Deployment")))
+    let wanted = backend.ports().iter().map(|port| match port {
+        PodPort::Number(number) => number.to_string(),
+        PodPort::Name(name) => name.clone(),
+    });
+    let wanted: Vec<String> = wanted.collect();
+    let what = format!(
+        "its target port is {}, but the pods of Deployment {} serve on {}",
+        wanted.join(", "),
+        first.key,
+        first.command.port
+    );
+    Err(Refusal { kind: kind.to_owned(), key: key.clone(), what })
 }
 
-fn inert_note(deployment: &Deployment) -> Option<String> {
-    let inert = deployment.inert_fields();
-    let short = |path: &String| path.trim_start_matches("spec.template.").to_owned();
-    let fields: Vec<String> = inert.iter().map(short).collect();
-    let key = deployment.meta.key();
-    (!fields.is_empty())
-        .then(|| format!("Deployment {key}: without effect outside a cluster: {}", fields.join(", ")))
-}
-
-fn pickers(objects: &[Object], documents: &[Value]) -> Result<Vec<DesiredPicker>> {
+/// The pickers that the pools name, and what of their objects has no effect.
+fn pickers(reading: &Reading, deployments: &[DesiredDeployment]) -> (Vec<DesiredPicker>, Vec<Remark>) {
     let mut pickers: Vec<DesiredPicker> = Vec::new();
-    for (object, document) in objects.iter().zip(documents) {
+    let mut remarks = Vec::new();
+    for (object, document) in reading.objects() {
         if let Object::InferencePool(pool) = object {
             let name = format!("epp-{}-{}", pool.meta.namespace, pool.picker.name);
             let position = pickers.iter().position(|picker| picker.name == name);
@@ -173,67 +218,78 @@ fn pickers(objects: &[Object], documents: &[Value]) -> Result<Vec<DesiredPicker>
                 pickers.push(DesiredPicker { name, pools: Vec::new(), pool_file: String::new() });
                 pickers.len() - 1
             });
-            pickers[position].pools.push(pool.key());
-            push_document(&mut pickers[position].pool_file, document)?;
-        }
-    }
-    let mut names = BTreeSet::new();
-    for (object, document) in objects.iter().zip(documents) {
-        if let Object::InferenceModel(model) = object {
-            if !names.insert(model.meta.key()) {
-                bail!(
-                    "InferenceModel {}: metadata.name: there are two objects of this name",
-                    model.meta.key()
-                );
+            let mut document = document.clone();
+            let is_mocked =
+                deployments.iter().any(|pods| pods.is_in(pool) && pods.command.program != Engine::Vllm);
+            if is_mocked && remove_annotation(&mut document, keys::MODEL_SERVER_RUNTIME) {
+                let field = format!("metadata.annotations[{}]", keys::MODEL_SERVER_RUNTIME);
+                let effect = "the picker reads the metrics of this runtime, and here those of the mock, which are vLLM's";
+                remarks.push(Remark::new(object.kind(), pool.key(), field, effect));
             }
-            let pool = ObjectKey::new(&model.meta.namespace, &model.pool);
-            let Some(picker) = pickers.iter_mut().find(|picker| picker.pools.contains(&pool)) else {
-                bail!(
-                    "InferenceModel {}: spec.poolRef.name: there is no InferencePool {pool}",
-                    model.meta.key()
-                );
-            };
-            push_document(&mut picker.pool_file, document)?;
+            pickers[position].pools.push(pool.key());
+            push_document(&mut pickers[position].pool_file, &document);
         }
     }
-    Ok(pickers)
+    for (object, document) in reading.objects() {
+        if let Object::InferenceModel(model) = object {
+            let pool = ObjectKey::new(&model.meta.namespace, &model.pool);
+            match pickers.iter_mut().find(|picker| picker.pools.contains(&pool)) {
+                Some(picker) => push_document(&mut picker.pool_file, document),
+                None => {
+                    let effect = format!("it waits for InferencePool {pool}, which is not among the files");
+                    remarks.push(Remark::new(object.kind(), object.key(), "spec.poolRef.name", effect));
+                }
+            }
+        }
+    }
+    (pickers, remarks)
+}
+
+/// Removes an annotation; false if the object does not have it.
+fn remove_annotation(document: &mut Value, name: &str) -> bool {
+    let annotations = document.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+    annotations.is_some_and(|annotations| annotations.shift_remove(name).is_some())
 }
 
 /// Appends a document in JSON, which is also YAML.
-fn push_document(pool_file: &mut String, document: &Value) -> Result<()> {
-    pool_file.push_str("---\n");
-    pool_file.push_str(&serde_json::to_string_pretty(document)?);
-    pool_file.push('\n');
-    Ok(())
-}
-
-/// Returns the documents from which [`manifest::parse`] makes objects, in the same order.
-fn documents_of(text: &str) -> Result<Vec<Value>> {
-    let options = serde_saphyr::options! { strict_booleans: true };
-    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)?;
-    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
+fn push_document(pool_file: &mut String, document: &Value) {
+    pool_file.push_str(&format!("---\n{document:#}\n"));
 }
 
 #[cfg(test)]
 mod tests {
     use super::Desired;
+    use crate::cluster::Strictness;
     use crate::cluster::manifests::Manifests;
 
     fn tutorial() -> Manifests {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/doc");
-        Manifests::read(std::path::Path::new(dir)).unwrap()
+        Manifests::read(&[dir.into()]).unwrap()
     }
 
     fn check_refused(from: &str, to: &str, part: &str) {
         let mut manifests = tutorial();
         manifests.replace(from, to).unwrap();
-        let error = format!("{:#}", Desired::new(&manifests).unwrap_err());
+        let error = format!("{:#}", Desired::new(&manifests, Strictness::Lenient).unwrap_err());
         assert!(error.contains(part), "{error}");
+    }
+
+    /// Edits the tutorial: it is taken with a note, and refused by a strict reader.
+    fn check_noted(from: &str, to: &str, part: &str) {
+        let mut manifests = tutorial();
+        manifests.replace(from, to).unwrap();
+        let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
+        assert!(notes.iter().any(|note| note.contains(part)), "{notes:?}");
+        let error = format!("{:#}", Desired::new(&manifests, Strictness::Strict).unwrap_err());
+        assert!(
+            error.contains(part) && error.contains("--strict") && error.contains(", document "),
+            "{error}"
+        );
     }
 
     #[test]
     fn tutorial_is_five_pods_and_one_picker() {
-        let desired = Desired::new(&tutorial()).unwrap();
+        let desired = Desired::new(&tutorial(), Strictness::Lenient).unwrap();
         let [deployment] = desired.deployments.as_slice() else { panic!("{:?}", desired.deployments) };
         assert_eq!((deployment.replicas, deployment.command.port), (5, 8000));
         assert_eq!(deployment.command.args[..2], ["serve", "/models/Qwen2.5-7B-Instruct"]);
@@ -254,22 +310,32 @@ mod tests {
         );
         check_refused("targetPort: 8000", "targetPort: metrics", "its target port is metrics");
         check_refused(
-            "vllm serve /models",
-            "sglang serve /models",
-            "Deployment default/qwen: command of container vllm",
+            "--port 8000 --trust",
+            "--port many --trust",
+            "Deployment default/qwen: command of container vllm: --port many",
         );
-        check_refused(
+        check_noted(
             "    kind: InferencePool\n    name: vllm-qwen-pool\n  targetModels",
             "    kind: InferencePool\n    name: other\n  targetModels",
-            "there is no InferencePool default/other",
+            "it waits for InferencePool default/other",
         );
+    }
+
+    #[test]
+    fn what_has_no_effect_is_noted() {
+        check_noted("      containers:", "      hostNetwork: true\n      containers:", "hostNetwork");
+        check_noted("kind: GatewayClass", "kind: TCPRoute", "TCPRoute default/qwen-inference-gateway-class");
+        let mut manifests = tutorial();
+        manifests.files.insert("values.yaml".to_owned(), "replicas: 1".to_owned());
+        let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
+        assert!(notes.iter().any(|note| note.contains("not a Kubernetes object")), "{notes:?}");
     }
 
     #[test]
     fn a_named_target_port_is_followed() {
         let mut manifests = tutorial();
         manifests.replace("targetPort: 8000", "targetPort: http").unwrap();
-        Desired::new(&manifests).unwrap();
+        Desired::new(&manifests, Strictness::Lenient).unwrap();
     }
 
     #[test]
@@ -281,7 +347,7 @@ mod tests {
                 "  selector:\n    app: other\n  extensionRef",
             )
             .unwrap();
-        let notes = Desired::new(&manifests).unwrap().notes;
+        let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
         assert!(
             notes.contains(
                 &"InferencePool default/vllm-qwen-pool selects the pods of no Deployment".to_owned()

@@ -95,7 +95,7 @@ impl EnvoyFiles {
             "--use-dynamic-base-id --concurrency 2 --file-flush-interval-msec 100 --log-level warning -c";
         let mut args: Vec<String> = flags.split(' ').map(str::to_owned).collect();
         args.push(config.display().to_string());
-        Program { path: envoy.to_owned(), args, log }
+        Program { path: envoy.to_owned(), args, env: Vec::new(), log }
     }
 }
 

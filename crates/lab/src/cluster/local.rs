@@ -144,7 +144,8 @@ pub(super) struct Local {
     progress: Events,
     files: RunFiles,
     /// Directory that is watched: the user's or the copy.
-    manifests_dir: PathBuf,
+    /// Files and directories that are watched.
+    sources: Vec<PathBuf>,
     /// Manifests as last read, valid or not.
     seen: Manifests,
     /// Last valid manifests; `desired` is what they ask for.
@@ -221,7 +222,7 @@ impl Local {
         commands: mpsc::Receiver<Command>,
     ) -> Result<(Self, watch::Receiver<View>)> {
         let seen = Manifests::read(&options.manifests)?;
-        let desired = Desired::new(&seen)?;
+        let desired = Desired::new(&seen, options.strictness)?;
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
         if files.logs().exists() {
             std::fs::remove_dir_all(files.logs()).context("remove the logs of an earlier run")?;
@@ -243,7 +244,7 @@ impl Local {
         });
         let (responses, n_pickers) = (options.responses, options.pickers);
         let mut local = Self {
-            manifests_dir: options.manifests.clone(),
+            sources: options.manifests.clone(),
             envoy_files: EnvoyFiles::create(files.envoy_dir())?,
             progress: Events(progress),
             options,
@@ -428,10 +429,11 @@ impl Local {
         }
         std::fs::create_dir_all(&scratch).context("create the scratch manifests")?;
         for (name, text) in &manifests.files {
-            std::fs::write(scratch.join(name), text).with_context(|| format!("write {name}"))?;
+            let name = name.trim_start_matches('/').replace('/', "_");
+            std::fs::write(scratch.join(&name), text).with_context(|| format!("write {name}"))?;
         }
-        self.manifests_dir = scratch;
-        self.seen = manifests;
+        self.sources = vec![scratch];
+        self.seen = Manifests::read(&self.sources)?;
         self.reconcile()?;
         self.publish()
     }
@@ -439,7 +441,7 @@ impl Local {
     async fn reset_manifests(&mut self) -> Result<()> {
         let manifests = Manifests::read(&self.options.manifests)?;
         self.put_in_force(&manifests).await?;
-        self.manifests_dir = self.options.manifests.clone();
+        self.sources = self.options.manifests.clone();
         self.seen = manifests;
         self.reconcile()?;
         self.publish()
@@ -447,7 +449,7 @@ impl Local {
 
     /// Reads the manifests and follows a change. An invalid one is reported once, and again only when it changes.
     async fn look_at_manifests(&mut self) {
-        let read = Manifests::read(&self.manifests_dir);
+        let read = Manifests::read(&self.sources);
         let manifests = match read {
             Ok(manifests) if manifests == self.seen => return,
             Ok(manifests) => manifests,
@@ -472,7 +474,8 @@ impl Local {
 
     /// Checks the manifests as a whole, also with Envoy's own validation, and puts them in force if they are valid.
     async fn put_in_force(&mut self, manifests: &Manifests) -> Result<()> {
-        let previous = std::mem::replace(&mut self.desired, Desired::new(manifests)?);
+        let previous =
+            std::mem::replace(&mut self.desired, Desired::new(manifests, self.options.strictness)?);
         let listener_ports = self.listener_ports.clone();
         if let Err(error) = self.check_desired().await {
             self.desired = previous;

@@ -16,6 +16,8 @@ use crate::watchdog;
 pub(super) struct Program {
     pub(super) path: PathBuf,
     pub(super) args: Vec<String>,
+    /// Variables beside those of this program.
+    pub(super) env: Vec<(String, String)>,
     /// File to which stdout and stderr are appended.
     pub(super) log: PathBuf,
 }
@@ -38,7 +40,7 @@ pub(super) struct Exit {
 
 impl Process {
     pub(super) fn spawn(driver: &Path, program: &Program) -> Result<(Self, Exit)> {
-        let Program { path, args, log } = program;
+        let Program { path, args, env, log } = program;
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -49,6 +51,7 @@ impl Process {
             .arg("--")
             .arg(path)
             .args(args)
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)

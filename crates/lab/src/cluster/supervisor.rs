@@ -40,7 +40,7 @@ pub struct ClusterState {
     /// Process id of the supervisor.
     pub pid: u32,
     pub run_dir: PathBuf,
-    pub manifests: PathBuf,
+    pub manifests: Vec<PathBuf>,
     pub phase: Phase,
 }
 
@@ -77,7 +77,9 @@ pub async fn up(
         bail!("a cluster is up already ({}): end it with `e2e down`", describe(&state));
     }
     let mut options = options.clone();
-    options.manifests = std::path::absolute(&options.manifests)?;
+    for source in &mut options.manifests {
+        *source = std::path::absolute(&*source)?;
+    }
     options.run_dir = std::path::absolute(&options.run_dir)?;
     for file in [state_file(state_dir), events_file(state_dir)] {
         if file.exists() {

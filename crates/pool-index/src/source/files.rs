@@ -216,9 +216,14 @@ impl Content for Objects {
                 Object::GatewayClass(_)
                 | Object::Gateway(_)
                 | Object::HttpRoute(_)
+                | Object::ReferenceGrant(_)
+                | Object::Namespace(_)
                 | Object::BackendTrafficPolicy(_)
-                | Object::Deployment(_)
-                | Object::Service(_) => return Err(FilesError::Kind { path: path.to_owned(), kind, key }),
+                | Object::ClientTrafficPolicy(_)
+                | Object::Workload(_)
+                | Object::Service(_)
+                | Object::ConfigMap(_)
+                | Object::Secret(_) => return Err(FilesError::Kind { path: path.to_owned(), kind, key }),
             };
             if defined_before {
                 return Err(FilesError::Duplicate { path: path.to_owned(), kind, key });

@@ -250,7 +250,7 @@ impl Local {
         args.extend(peers.into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
         args.extend(self.options.explains.then(|| "--explain-to-clients".to_owned()));
         args.extend(self.options.picker_args.iter().cloned());
-        let program = Program { path: self.programs.picker.clone(), args, log: log.clone() };
+        let program = Program { path: self.programs.picker.clone(), args, env: Vec::new(), log: log.clone() };
         let (name, metrics) = (name.clone(), *metrics);
         let (process, exit) = Process::spawn(&self.programs.driver, &program)?;
         self.n_pickers_started += 1;

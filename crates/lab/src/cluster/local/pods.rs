@@ -11,10 +11,10 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{sleep, timeout};
 
-use crate::cluster::desired::DesiredDeployment;
 use crate::cluster::local::{Action, CommandReply, Job, Local, TAIL_LINES, describe};
 use crate::cluster::probe::Probes;
 use crate::cluster::process::{Process, Program};
+use crate::cluster::workload::DesiredDeployment;
 use crate::cluster::{log_tail, ports};
 
 /// Wait before a pod that ended is replaced; it doubles each time until a pod gets ready.
@@ -270,7 +270,8 @@ impl Local {
             args.push("--enable-scale-out".to_owned());
         }
         args.extend(self.options.engine_args.iter().cloned());
-        let program = Program { path: self.programs.engine.clone(), args, log: log.clone() };
+        let env = deployment.command.env.clone();
+        let program = Program { path: self.programs.engine.clone(), args, env, log: log.clone() };
         let (process, exit) = Process::spawn(&self.programs.driver, &program)?;
         let ended = name.clone();
         self.watch_exit(exit, |status| Action::PodEnded { name: ended, status });

@@ -139,7 +139,7 @@ impl Local {
         for pod in self.pods.iter().filter(|pod| pod.has_been_ready()) {
             let deployment =
                 self.desired.deployments.iter().find(|deployment| deployment.key == pod.deployment);
-            let Some(deployment) = deployment else { continue };
+            let Some(deployment) = deployment.filter(|deployment| deployment.is_endpoint) else { continue };
             let mut endpoint = json!({
                 "name": pod.name,
                 "namespace": pod.deployment.namespace,

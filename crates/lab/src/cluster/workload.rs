@@ -1,0 +1,473 @@
+//! Pods that the manifests ask for: which of them run here, by which command, and on which ports they are reached.
+
+pub(super) mod command;
+
+mod shell;
+
+pub(super) mod env;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use gateway_config::plan::{Backend, Plan, PodPort};
+use inference_api::kinds::Object;
+use inference_api::object::{self, ObjectKey};
+use inference_api::pool::{InferencePool, PrefixSource};
+use inference_api::probe::Action;
+use inference_api::remark::Remark;
+use inference_api::workload::{Container, Service, Workload};
+
+use crate::cluster::probe::Probes;
+use crate::cluster::workload::command::{Engine, EngineCommand, Translated};
+use crate::cluster::workload::env::{Env, Sources};
+
+/// Pods of one kind. A workload whose pods serve on several ports is several of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DesiredDeployment {
+    pub(super) key: ObjectKey,
+    pub(super) replicas: u32,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) command: EngineCommand,
+    pub(super) probes: Probes,
+    /// True if a pool of these pods reads their KV events.
+    pub(super) publishes_events: bool,
+    /// False if pools of these pods expect them on other ports only.
+    pub(super) is_endpoint: bool,
+    /// Names of the container port on which the engine serves.
+    pub(super) port_names: Vec<String>,
+}
+
+/// All that decides which pods run.
+pub(super) struct World<'a> {
+    plan: &'a Plan,
+    pools: Vec<&'a InferencePool>,
+    services: Vec<&'a Service>,
+    sources: Sources<'a>,
+}
+
+/// A container, its variables, and the engine that it runs.
+struct Candidate<'a> {
+    container: &'a Container,
+    env: Env,
+    engine: Option<Translated>,
+}
+
+// === impl DesiredDeployment ===
+
+impl DesiredDeployment {
+    /// True if the backend selects these pods, on a port on which they serve.
+    pub(super) fn serves(&self, backend: &Backend) -> bool {
+        self.is_selected(backend) && backend.ports().iter().any(|port| self.has_port(port))
+    }
+
+    /// True if the backend selects these pods, on whatever port.
+    pub(super) fn is_selected(&self, backend: &Backend) -> bool {
+        self.key.namespace == backend.key().namespace && object::selects(backend.selector(), &self.labels)
+    }
+
+    /// True if a pool sends requests to these pods.
+    pub(super) fn is_in(&self, pool: &InferencePool) -> bool {
+        pool.meta.namespace == self.key.namespace
+            && object::selects(&pool.selector, &self.labels)
+            && pool.target_ports.contains(&self.command.port)
+    }
+
+    fn has_port(&self, port: &PodPort) -> bool {
+        match port {
+            PodPort::Number(number) => *number == self.command.port,
+            PodPort::Name(name) => self.port_names.contains(name),
+        }
+    }
+}
+
+// === impl World ===
+
+impl<'a> World<'a> {
+    pub(super) fn new(objects: &[&'a Object], plan: &'a Plan) -> Self {
+        let pools = objects.iter().filter_map(|object| match object {
+            Object::InferencePool(pool) => Some(pool),
+            _ => None,
+        });
+        let services = objects.iter().filter_map(|object| match object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        });
+        Self {
+            plan,
+            pools: pools.collect(),
+            services: services.collect(),
+            sources: Sources::new(objects.iter().copied()),
+        }
+    }
+
+    /// The pods of a workload, and what of it has no effect.
+    ///
+    /// # Errors
+    /// When they run an engine in a way that cannot be followed.
+    pub(super) fn pods(&self, workload: &Workload) -> Result<(Vec<DesiredDeployment>, Vec<Remark>)> {
+        let remark = |field: &str, effect: String| {
+            Remark::new(workload.kind.as_str(), workload.meta.key(), field, effect)
+        };
+        if let Some(pool) = self.pool_of_picker(workload) {
+            let effect =
+                format!("it picks for InferencePool {pool}, for which the lab's own picker runs here");
+            return Ok((Vec::new(), vec![remark("", effect)]));
+        }
+        let candidates = self.candidates(workload)?;
+        let ports = self.ports(workload);
+        let first_engine = candidates.iter().find_map(|candidate| candidate.engine.as_ref());
+        let ports = match (ports.as_slice(), first_engine) {
+            ([], None) => {
+                let effect = "it runs, and no route and no pool leads to its pods".to_owned();
+                return Ok((Vec::new(), vec![remark("", effect)]));
+            }
+            ([], Some(engine)) => vec![engine.command.port],
+            (_, _) => ports,
+        };
+        let (mut pods, mut serving): (Vec<DesiredDeployment>, Vec<&str>) = (Vec::new(), Vec::new());
+        let mut remarks = Vec::new();
+        for port in ports {
+            let (candidate, command) = self.serving(&candidates, port, workload);
+            if pods.iter().any(|known| known.command.port == command.port) {
+                continue;
+            }
+            let effects = left_out(candidate, &command);
+            remarks.extend(effects.into_iter().map(|(field, effect)| {
+                remark(
+                    &format!("spec.template.spec.containers[{}].{field}", candidate.container.name),
+                    effect,
+                )
+            }));
+            let mut key = workload.meta.key();
+            if !pods.is_empty() {
+                key.name = format!("{}-{}", key.name, command.port);
+            }
+            serving.push(candidate.container.name.as_str());
+            pods.push(self.deployment(workload, key, (candidate, command))?);
+        }
+        let beside = candidates.iter().map(|candidate| candidate.container.name.as_str());
+        for name in beside.filter(|name| !serving.contains(name)) {
+            let field = format!("spec.template.spec.containers[{name}]");
+            remarks.push(remark(&field, "it runs beside the engine".to_owned()));
+        }
+        remarks.dedup();
+        Ok((pods, remarks))
+    }
+
+    fn deployment(
+        &self,
+        workload: &Workload,
+        key: ObjectKey,
+        (Candidate { container, engine, .. }, command): (&Candidate<'_>, EngineCommand),
+    ) -> Result<DesiredDeployment> {
+        let probes = match (command.program, engine) {
+            (Engine::Vllm, Some(engine)) => Probes::new(container, engine.command.port)
+                .with_context(|| format!("container {}", container.name))?,
+            (_, _) => Probes::of_health(),
+        };
+        let named = container.ports.iter().filter(|candidate| candidate.container_port == command.port);
+        let mut deployment = DesiredDeployment {
+            probes,
+            port_names: named.filter_map(|candidate| candidate.name.clone()).collect(),
+            replicas: workload.replicas,
+            labels: workload.template.meta.labels.clone(),
+            command,
+            publishes_events: false,
+            is_endpoint: true,
+            key,
+        };
+        let wants_events = |pool: &&&InferencePool| {
+            pool.prefix_source() == Ok(PrefixSource::Events) && deployment.is_in(pool)
+        };
+        deployment.publishes_events = self.pools.iter().find(wants_events).is_some();
+        let selects = |pool: &&&InferencePool| {
+            pool.meta.namespace == deployment.key.namespace
+                && object::selects(&pool.selector, &deployment.labels)
+        };
+        let mut pools = self.pools.iter().filter(selects).peekable();
+        deployment.is_endpoint = pools.peek().is_none() || pools.any(|pool| deployment.is_in(pool));
+        Ok(deployment)
+    }
+
+    /// The pool whose picker the workload is: the Service that the pool names selects its pods.
+    fn pool_of_picker(&self, workload: &Workload) -> Option<ObjectKey> {
+        let namespace = &workload.meta.namespace;
+        let is_picker = |pool: &&&InferencePool| {
+            let service = self.services.iter().find(|service| {
+                service.meta.namespace == *namespace && service.meta.name == pool.picker.name
+            });
+            let selector = service.map(|service| &service.spec.selector);
+            pool.meta.namespace == *namespace
+                && selector.is_some_and(|selector| object::selects(selector, &workload.template.meta.labels))
+        };
+        self.pools.iter().find(is_picker).map(|pool| pool.key())
+    }
+
+    fn candidates<'w>(&self, workload: &'w Workload) -> Result<Vec<Candidate<'w>>> {
+        let namespace = &workload.meta.namespace;
+        let candidate = |container: &'w Container| {
+            let env = Env::new(container, namespace, &self.sources);
+            let engine = EngineCommand::parse(container, &env)
+                .with_context(|| format!("command of container {}", container.name))?;
+            Ok(Candidate { container, env, engine })
+        };
+        let containers = &workload.template.spec.containers;
+        ensure!(!containers.is_empty(), "spec.template.spec.containers: there is none");
+        containers.iter().map(candidate).collect()
+    }
+
+    /// Ports on which routes and pools expect the workload's pods, each once.
+    fn ports(&self, workload: &Workload) -> Vec<u16> {
+        let labels = &workload.template.meta.labels;
+        let namespace = &workload.meta.namespace;
+        let routed = self.plan.clusters.iter().map(|cluster| &cluster.backend).filter(|backend| {
+            backend.key().namespace == *namespace && object::selects(backend.selector(), labels)
+        });
+        let declared = workload.template.spec.containers.iter().flat_map(|container| &container.ports);
+        let number = |port: &PodPort| match port {
+            PodPort::Number(number) => Some(*number),
+            PodPort::Name(name) => declared
+                .clone()
+                .find(|declared| declared.name.as_ref() == Some(name))
+                .map(|declared| declared.container_port),
+        };
+        let mut ports: Vec<u16> = Vec::new();
+        ports.extend(routed.flat_map(Backend::ports).filter_map(number));
+        let pools = self
+            .pools
+            .iter()
+            .filter(|pool| pool.meta.namespace == *namespace && object::selects(&pool.selector, labels));
+        ports.extend(pools.flat_map(|pool| &pool.target_ports));
+        let mut seen = Vec::new();
+        ports.retain(|port| {
+            !seen.contains(port) && {
+                seen.push(*port);
+                true
+            }
+        });
+        ports
+    }
+
+    /// The container that serves on the port, and its command.
+    fn serving<'c, 'w>(
+        &self,
+        candidates: &'c [Candidate<'w>],
+        port: u16,
+        workload: &Workload,
+    ) -> (&'c Candidate<'w>, EngineCommand) {
+        let serves = |candidate: &&Candidate<'_>| {
+            candidate.engine.as_ref().is_some_and(|engine| engine.command.port == port)
+        };
+        let declares = |candidate: &&Candidate<'_>| {
+            candidate.container.ports.iter().any(|declared| declared.container_port == port)
+        };
+        let candidate = candidates
+            .iter()
+            .find(serves)
+            .or_else(|| candidates.iter().find(declares))
+            .or_else(|| candidates.iter().find(|candidate| candidate.engine.is_some()))
+            .unwrap_or(&candidates[0]);
+        let command = match &candidate.engine {
+            None => EngineCommand::stand_in(candidate.container, &candidate.env, port),
+            // Each rank of a data-parallel engine serves on a port of its own.
+            Some(engine) if self.are_ranks(workload, [engine.command.port, port]) => {
+                EngineCommand { port, ..engine.command.clone() }
+            }
+            Some(engine) => engine.command.clone(),
+        };
+        (candidate, command)
+    }
+
+    /// True if one pool expects an endpoint on each of the ports.
+    fn are_ranks(&self, workload: &Workload, ports: [u16; 2]) -> bool {
+        let labels = &workload.template.meta.labels;
+        self.pools.iter().any(|pool| {
+            pool.meta.namespace == workload.meta.namespace
+                && object::selects(&pool.selector, labels)
+                && ports.iter().all(|port| pool.target_ports.contains(port))
+        })
+    }
+}
+
+/// What of a container has no effect: paths below it, each with the effect on a cluster.
+fn left_out(
+    Candidate { container, env, engine }: &Candidate<'_>,
+    command: &EngineCommand,
+) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    let known = "its value is known".to_owned();
+    found.extend(env.unknown.iter().map(|field| (field.clone(), known.clone())));
+    let flags = engine.iter().flat_map(|engine| &engine.left_out);
+    found.extend(
+        flags.map(|flag| ("args: ".to_owned() + flag, "the container's program follows them".to_owned())),
+    );
+    match command.program {
+        Engine::Vllm | Engine::Simulator => {}
+        Engine::Sglang => found.push((
+            "command".to_owned(),
+            "it runs SGLang, and here a mock of vLLM answers, with vLLM's metrics".to_owned(),
+        )),
+        Engine::Other => {
+            let words: Vec<&str> =
+                container.command.iter().chain(&container.args).map(String::as_str).collect();
+            let program =
+                if words.is_empty() { container.image.clone().unwrap_or_default() } else { words.join(" ") };
+            found.push((
+                "command".to_owned(),
+                format!("it runs `{program}`, and here a mock of vLLM answers for it, to any model's name"),
+            ));
+        }
+    }
+    for (name, probe) in container.probes() {
+        let is_asked = matches!(probe.action, Action::HttpGet(_) | Action::TcpSocket { .. });
+        if command.program != Engine::Vllm || !is_asked {
+            found.push((name.to_owned(), "the kubelet asks the container by it".to_owned()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cluster::Strictness;
+    use crate::cluster::desired::Desired;
+    use crate::cluster::manifests::Manifests;
+
+    /// A Gateway, a route and a v1 pool of the pods with the label `app: a`, each in JSON.
+    const POOL: [&str; 3] = [
+        r#"{"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "g"},
+            "spec": {"gatewayClassName": "eg", "listeners": [{"name": "http", "protocol": "HTTP", "port": 80}]}}"#,
+        r#"{"apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "HTTPRoute", "metadata": {"name": "r"},
+            "spec": {"parentRefs": [{"name": "g"}], "rules": [{"backendRefs": [
+                {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "p"}]}]}}"#,
+        r#"{"apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": {"name": "p"},
+            "spec": {"selector": {"matchLabels": {"app": "a"}}, "targetPorts": [{"number": 8000}],
+                "endpointPickerRef": {"name": "epp", "port": {"number": 9002}}}}"#,
+    ];
+    const VLLM: &str =
+        "{name: vllm, image: vllm/vllm-openai, args: [--model, m], ports: [{containerPort: 8000}]}";
+
+    fn manifests(text: String) -> Manifests {
+        let mut manifests = Manifests::default();
+        manifests.files.insert("all.yaml".to_owned(), text);
+        manifests
+    }
+
+    fn deployment(name: &str, label: &str, containers: &str) -> String {
+        format!(
+            "\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: 2\n  selector: {{matchLabels: \
+             {{app: {label}}}}}\n  template: {{metadata: {{labels: {{app: {label}}}}}, spec: {{containers: [{containers}]}}}}\n"
+        )
+    }
+
+    fn desired(text: String) -> Desired {
+        Desired::new(&manifests(text), Strictness::Lenient).unwrap()
+    }
+
+    /// Names and commands of the pods of the pool and `more`, and the notes.
+    fn pods(more: &str) -> (Vec<(String, String)>, String) {
+        let desired = desired(POOL.join("\n---\n") + more);
+        let pods =
+            desired.deployments.iter().map(|pods| (pods.key.name.clone(), pods.command.args.join(" ")));
+        (pods.collect(), desired.notes.join("\n"))
+    }
+
+    #[test]
+    fn the_container_that_serves_the_pools_port_runs() {
+        let sidecar = "{name: metrics, image: x, ports: [{containerPort: 9090}]}";
+        let (found, notes) = pods(&deployment("a", "a", &format!("{sidecar}, {VLLM}")));
+        assert_eq!(found, [("a".to_owned(), "serve --model m".to_owned())]);
+        assert!(notes.contains("(containers[metrics])"), "{notes}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_known_is_stood_in_for_only_if_a_route_leads_to_it() {
+        let echo = "{name: echo, image: echo, ports: [{containerPort: 8000}]}";
+        let (found, notes) = pods(&deployment("a", "a", echo));
+        assert_eq!(found, [("a".to_owned(), "serve echo --any-model=true".to_owned())]);
+        assert!(notes.contains("it runs `echo`"), "{notes}");
+        let (found, notes) = pods(&deployment("a", "other", echo));
+        assert_eq!(found, []);
+        assert!(notes.contains("Deployment default/a; on a cluster it runs, and no route"), "{notes}");
+    }
+
+    #[test]
+    fn the_pools_own_picker_is_left_out() {
+        let service = "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: epp}\nspec: {selector: {app: epp}, ports: [{port: 9002}]}\n";
+        let picker = deployment("my-epp", "epp", "{name: epp, image: epp, args: [--pool-name, p]}");
+        let (found, notes) = pods(&[service, &picker, &deployment("a", "a", VLLM)].concat());
+        assert_eq!(found.len(), 1);
+        assert!(
+            notes.contains("Deployment default/my-epp; on a cluster it picks for InferencePool default/p"),
+            "{notes}"
+        );
+        let (found, notes) = pods(&[picker.as_str(), &deployment("a", "a", VLLM)].concat());
+        assert!(
+            found.len() == 1 && !notes.contains("it picks for"),
+            "the control: nothing names it: {notes}"
+        );
+    }
+
+    #[test]
+    fn each_target_port_of_a_pool_has_pods_of_its_own() {
+        let ports = r#""targetPorts": [{"number": 8000}, {"number": 8002}]"#;
+        let pool = POOL.join("\n---\n").replace(r#""targetPorts": [{"number": 8000}]"#, ports);
+        let two = "{name: a, image: x, ports: [{containerPort: 8000}]}, {name: b, image: x, ports: [{containerPort: 8002}]}";
+        for containers in [two, VLLM] {
+            let desired = desired(pool.clone() + &deployment("a", "a", containers));
+            let found: Vec<_> =
+                desired.deployments.iter().map(|pods| (pods.key.name.as_str(), pods.command.port)).collect();
+            assert_eq!(found, [("a", 8000), ("a-8002", 8002)], "{containers}");
+        }
+    }
+
+    #[test]
+    fn an_engine_on_another_port_is_refused() {
+        let wrong = deployment("a", "a", "{name: vllm, image: vllm, args: [--model, m, --port, '9']}");
+        let error = Desired::new(&manifests(POOL.join("\n---\n") + &wrong), Strictness::Lenient).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("all.yaml, document 3, InferencePool default/p: its target port is 8000")
+        );
+    }
+
+    #[test]
+    fn a_runtime_whose_metrics_are_not_mocked_is_not_told_to_the_picker() {
+        let annotation = "inference.networking.x-k8s.io/model-server-runtime";
+        let annotated =
+            format!(r#""metadata": {{"name": "p", "annotations": {{"{annotation}": "sglang"}}}}"#);
+        let pool = POOL.join("\n---\n").replace(r#""metadata": {"name": "p"}"#, &annotated);
+        let sglang =
+            "{name: a, command: [python3, -m, sglang.launch_server, --model-path, m, --port, '8000']}";
+        for (container, is_told) in [(sglang, false), (VLLM, true)] {
+            let desired = desired(pool.clone() + &deployment("a", "a", container));
+            assert_eq!(desired.pickers[0].pool_file.contains(annotation), is_told, "{container}");
+        }
+    }
+
+    /// The picker's own reader refuses what it does not know.
+    #[test]
+    fn lists_and_what_a_server_writes_change_nothing() {
+        let documents = POOL.join("\n---\n") + &deployment("a", "a", VLLM);
+        let mut items: Vec<serde_json::Value> =
+            inference_api::manifest::documents(&documents, "x").unwrap().into_iter().collect();
+        let plain = desired(documents);
+        for item in &mut items {
+            item["status"] = serde_json::json!({ "conditions": [] });
+            item["metadata"]["managedFields"] = serde_json::json!([{ "manager": "kubectl" }]);
+            item["metadata"]["creationTimestamp"] = serde_json::Value::Null;
+        }
+        items[2]["spec"]["somethingNew"] = serde_json::json!("x");
+        let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": items, "metadata": {} });
+        let listed = desired(list.to_string());
+        assert_eq!((&listed.plan, &listed.deployments), (&plain.plan, &plain.deployments));
+        let pool_file = &listed.pickers[0].pool_file;
+        inference_api::manifest::parse(pool_file, "pools.yaml").unwrap();
+        assert!(
+            listed.notes.join("\n").contains("InferencePool default/p (somethingNew)"),
+            "{:?}",
+            listed.notes
+        );
+    }
+}
