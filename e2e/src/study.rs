@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lab::cluster::programs::{ProgramOptions, beside_this};
+use lab::cluster::programs::{ProgramOptions, Wanted, find};
 use lab::ui::Ui;
 use load::ending::End;
 use load::interrupt::Interrupt;
@@ -29,9 +29,11 @@ pub async fn run(command: &str, args: StudyArgs) -> Result<End> {
     let options = ProgramOptions { cargo, package, ..ProgramOptions::default() };
     let interrupt = Interrupt::listen()?;
     let ui = Ui::new(false);
-    let found = interrupt.unless(beside_this("studies", &options, &ui.progress())).await;
+    let wanted = Wanted { programs: &["studies"], arguments: &[] };
+    let found = interrupt.unless(find(wanted, &options, &ui.progress())).await;
     ui.finish();
-    let Some(program) = found.transpose()? else { return Ok(End::Interrupted) };
-    let error = Command::new(&program).arg(command).args(flags).exec();
+    let Some(programs) = found.transpose()? else { return Ok(End::Interrupted) };
+    let program = programs.first().context("the program is not found")?;
+    let error = Command::new(program).arg(command).args(flags).exec();
     Err(error).with_context(|| format!("start {}", program.display()))
 }

@@ -54,6 +54,14 @@ pub struct ProgramOptions {
     pub package: Option<PathBuf>,
 }
 
+/// Programs of the workspace, and further arguments for the cargo that builds them: packages and features. Without a
+/// package cargo selects the default members.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub programs: &'a [&'a str],
+    pub arguments: &'a [&'a str],
+}
+
 /// Absolute paths of the programs that a cluster starts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Programs {
@@ -83,7 +91,8 @@ impl Programs {
         let bin_dir = match (&options.bin_dir, &options.cargo) {
             (Some(bin_dir), _) => bin_dir.clone(),
             (None, Some(cargo)) => {
-                build(cargo, options.package.as_deref(), (beside, &["epp", "mock-vllm"]), progress).await?;
+                let wanted = Wanted { programs: &["epp", "mock-vllm"], arguments: &[] };
+                build(cargo, options.package.as_deref(), (beside, wanted), progress).await?;
                 beside.to_owned()
             }
             (None, None) => beside.to_owned(),
@@ -95,36 +104,39 @@ impl Programs {
     }
 }
 
-/// Finds the program of this name beside the running one; under cargo it is built first.
+/// Finds programs in the directory asked for, or else beside the running one; there they are built first under cargo.
 ///
 /// # Errors
-/// When it is missing; the error says how to get it.
-pub async fn beside_this(name: &str, options: &ProgramOptions, progress: &Progress) -> Result<PathBuf> {
+/// When one is missing; the error says how to get it.
+pub async fn find(wanted: Wanted<'_>, options: &ProgramOptions, progress: &Progress) -> Result<Vec<PathBuf>> {
     let this = std::env::current_exe().context("find this program")?;
     let beside = this.parent().context("find this program's directory")?;
-    if let Some(cargo) = &options.cargo {
-        build(cargo, options.package.as_deref(), (beside, &[name]), progress).await?;
+    if let (None, Some(cargo)) = (&options.bin_dir, &options.cargo) {
+        build(cargo, options.package.as_deref(), (beside, wanted), progress).await?;
     }
-    existing(beside, name)
+    let directory = options.bin_dir.as_deref().unwrap_or(beside);
+    wanted.programs.iter().map(|name| existing(directory, name)).collect()
 }
 
 /// Builds the programs with this program's profile, into its target directory.
 async fn build(
     cargo: &Path,
     package: Option<&Path>,
-    (beside, names): (&Path, &[&str]),
+    (beside, wanted): (&Path, Wanted<'_>),
     progress: &Progress,
 ) -> Result<()> {
-    let listed = names.join(" and ");
+    let Wanted { programs, arguments } = wanted;
+    let listed = programs.join(" and ");
     progress(ProgressEvent::Step(format!("building {listed}")));
     let profile = match beside.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(profile) => profile,
     };
     let mut command = Command::new(cargo);
-    // Select the default members, as `cargo e2e` does: with the same features, shared dependencies are compiled once.
+    // Without a package this selects the default members, as `cargo e2e` does: with the same features, shared
+    // dependencies are compiled once.
     command.args(["build", "--locked", "--profile", profile]);
-    command.args(names.iter().flat_map(|name| ["--bin", name]));
+    command.args(programs.iter().flat_map(|name| ["--bin", name])).args(arguments);
     if let Some(workspace) = package.and_then(Path::parent) {
         command.current_dir(workspace);
     }
