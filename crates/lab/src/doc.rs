@@ -1,4 +1,4 @@
-//! The tutorial's manifests and requests, which the program carries with it: it needs no checkout to run.
+//! The tutorial's manifests, requests and commands, which the program carries with it: it needs no checkout to run.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ macro_rules! files {
     ($($name:literal),* $(,)?) => { [$(($name, include_bytes!(concat!("../../../manifests/doc/", $name)))),*] };
 }
 
-const FILES: [(&str, &[u8]); 9] = files![
+const FILES: [(&str, &[u8]); 10] = files![
     "inference-gateway.yaml",
     "inference-pool.yaml",
     "vllm-service.yaml",
@@ -21,6 +21,7 @@ const FILES: [(&str, &[u8]); 9] = files![
     "requests/dash/round2.txt",
     "requests/quoted/round1.txt",
     "requests/quoted/round2.txt",
+    "tutorial/commands.yaml",
 ];
 
 /// Returns the directory of the tutorial's manifests: that of the working directory if it is a checkout, otherwise
@@ -71,7 +72,7 @@ mod tests {
         let (mut carried, mut published) = (BTreeMap::new(), BTreeMap::new());
         files(&copy, &copy, &mut carried);
         files(&checkout, &checkout, &mut published);
-        assert!(published.len() >= 9);
+        assert!(published.len() >= 10);
         assert_eq!(carried, published);
     }
 }

@@ -52,7 +52,7 @@ async fn a_missing_program_is_named() {
     options.bin_dir = Some(dir.path().to_owned());
     let error = resolve(&release, &options).await.unwrap_err();
     assert!(
-        error.contains("there is no epp in") && error.contains("cargo build --release -p epp"),
+        error.contains("there is no epp in") && error.contains("cargo build --release --bin epp"),
         "{error}"
     );
 }

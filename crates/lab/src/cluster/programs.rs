@@ -97,8 +97,8 @@ impl Programs {
             }
             (None, None) => beside.to_owned(),
         };
-        let picker = existing(&bin_dir, "epp")?;
-        let engine = existing(&bin_dir, "mock-vllm")?;
+        let picker = existing(&bin_dir, "epp", &[])?;
+        let engine = existing(&bin_dir, "mock-vllm", &[])?;
         let envoy = envoy(options, progress).await?;
         Ok(Self { driver, picker, engine, envoy })
     }
@@ -115,7 +115,7 @@ pub async fn find(wanted: Wanted<'_>, options: &ProgramOptions, progress: &Progr
         build(cargo, options.package.as_deref(), (beside, wanted), progress).await?;
     }
     let directory = options.bin_dir.as_deref().unwrap_or(beside);
-    wanted.programs.iter().map(|name| existing(directory, name)).collect()
+    wanted.programs.iter().map(|name| existing(directory, name, wanted.arguments)).collect()
 }
 
 /// Builds the programs with this program's profile, into its target directory.
@@ -161,13 +161,12 @@ async fn build(
     Ok(())
 }
 
-fn existing(bin_dir: &Path, name: &str) -> Result<PathBuf> {
+fn existing(bin_dir: &Path, name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let path = std::path::absolute(bin_dir.join(name))?;
     if !path.is_file() {
         let dir = bin_dir.display();
-        bail!(
-            "there is no {name} in {dir}: build it with `cargo build --release -p {name}`, or set --bin-dir"
-        );
+        let build = [&["cargo", "build", "--release", "--bin", name][..], arguments].concat().join(" ");
+        bail!("there is no {name} in {dir}: build it with `{build}`, or set --bin-dir");
     }
     Ok(path)
 }
