@@ -8,8 +8,13 @@ use lab::watchdog;
 use load::ending::{End, block_on};
 use load::multi_round_qa::cli::{self as qa, QaArgs};
 
-use crate::commands::{self, LogsArgs, StateArgs, StatusArgs, UpArgs};
+use crate::commands::{self, DownArgs, LogsArgs, StatusArgs, UpArgs};
 use crate::explain::{self, ExplainArgs};
+#[cfg(feature = "kubernetes")]
+use crate::kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+use crate::on;
+use crate::on::{ImagesArgs, TutorialArgs};
 use crate::overhead::{self, OverheadArgs};
 use crate::run::{self, RunArgs};
 use crate::soak::{self, SoakArgs};
@@ -30,6 +35,8 @@ Examples:
   e2e sweep replicas           find when prefix-aware routing pays
   e2e calibrate steps.csv      fit the latency model's constants to times of a real GPU
   e2e soak --seconds 180       check that no request is lost while pods die and pickers are replaced
+  e2e up --on kind             a Kubernetes cluster in place of processes: the tutorial's kubectl and curl commands work
+  e2e tutorial --on kind       run the tutorial's own commands there, and check what each prints
 
 Environment:
   RUST_LOG     log on standard error what is started, sent and inflicted: `debug`, or levels by crate as in
@@ -59,7 +66,7 @@ enum Command {
     /// Start everything, keep it running, and print the tutorial's commands
     Up(UpArgs),
     /// End what `up` started
-    Down(StateArgs),
+    Down(DownArgs),
     /// Show what `up` started: gateways, picker, pods
     Status(StatusArgs),
     /// Print the logs of what `up` started
@@ -87,6 +94,10 @@ enum Command {
     MultiRoundQa(Box<QaArgs>),
     /// Send requests while pods die and pickers are replaced: none may be lost, and memory must stay flat
     Soak(SoakArgs),
+    /// Follow the tutorial on Kubernetes: its commands as printed, with what each must print
+    Tutorial(TutorialArgs),
+    /// Make container images of the programs, with Docker
+    Images(ImagesArgs),
     /// Run a program that must not outlive the driver
     #[command(hide = true)]
     Watchdog {
@@ -109,10 +120,13 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(command: Command) -> anyhow::Result<End> {
+    if command.is_for_kubernetes() {
+        return on_kubernetes(command).await;
+    }
     match command {
         Command::Run(args) => run::run(args).await,
         Command::Up(args) => commands::up(args).await,
-        Command::Down(state) => commands::down(&state).await,
+        Command::Down(args) => commands::down(&args.state).await,
         Command::Status(args) => commands::status(&args),
         Command::Logs(args) => commands::logs(&args).await,
         Command::ExplainManifests(args) => explain::run(&args),
@@ -125,7 +139,52 @@ async fn dispatch(command: Command) -> anyhow::Result<End> {
         Command::MultiRoundQa(args) => qa::command(*args).await,
         Command::Soak(args) => soak::run(args).await,
         Command::Supervise { state_dir } => commands::supervise(&state_dir).await,
-        Command::Watchdog { command: _ } => Ok(End::Good),
+        Command::Tutorial(_) | Command::Images(_) | Command::Watchdog { command: _ } => Ok(End::Good),
+    }
+}
+
+#[cfg(not(feature = "kubernetes"))]
+async fn on_kubernetes(_: Command) -> anyhow::Result<End> {
+    on::run().await
+}
+
+#[cfg(feature = "kubernetes")]
+async fn on_kubernetes(command: Command) -> anyhow::Result<End> {
+    match command {
+        Command::Up(args) => kubernetes::up(args).await,
+        Command::Down(args) => kubernetes::down(args).await,
+        Command::Status(args) => kubernetes::status(args).await,
+        Command::Logs(args) => kubernetes::logs(args).await,
+        Command::Tutorial(args) => kubernetes::tutorial(args).await,
+        Command::Images(args) => kubernetes::images(args).await,
+        _ => anyhow::bail!("this command does not run on Kubernetes"),
+    }
+}
+
+// === impl Command ===
+
+impl Command {
+    /// True if the command needs a client for Kubernetes.
+    fn is_for_kubernetes(&self) -> bool {
+        match self {
+            Self::Up(args) => args.on.on.is_some(),
+            Self::Down(args) => args.on.on.is_some(),
+            Self::Status(args) => args.on.on.is_some(),
+            Self::Logs(args) => args.on.on.is_some(),
+            Self::Tutorial(_) | Self::Images(_) => true,
+            Self::Run(_)
+            | Self::ExplainManifests(_)
+            | Self::Overhead(_)
+            | Self::Step5(_)
+            | Self::Compare(_)
+            | Self::Sweep(_)
+            | Self::Calibrate(_)
+            | Self::Sharegpt(_)
+            | Self::MultiRoundQa(_)
+            | Self::Soak(_)
+            | Self::Watchdog { .. }
+            | Self::Supervise { .. } => false,
+        }
     }
 }
 

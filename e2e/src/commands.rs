@@ -18,6 +18,7 @@ use load::output;
 use load::table::new_table;
 
 use crate::follow::Followed;
+use crate::on::{InstallArgs, OnArgs};
 
 /// Time between two looks of `logs --follow`.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);
@@ -28,6 +29,18 @@ pub struct UpArgs {
     pub state: StateArgs,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub on: OnArgs,
+    #[command(flatten)]
+    pub install: InstallArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DownArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    #[command(flatten)]
+    pub on: OnArgs,
 }
 
 /// The place in which `up` keeps its state.
@@ -45,6 +58,8 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub on: OnArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -57,6 +72,8 @@ pub struct LogsArgs {
     pub follow: bool,
     #[command(flatten)]
     pub state: StateArgs,
+    #[command(flatten)]
+    pub on: OnArgs,
 }
 
 pub async fn up(args: UpArgs) -> Result<End> {
@@ -189,7 +206,11 @@ pub async fn supervise(state_dir: &Path) -> Result<End> {
     supervisor::supervise(state_dir).await.map(|()| End::Good)
 }
 
-fn state_dir(args: &StateArgs) -> Result<PathBuf> {
+/// Returns the directory in which `up` keeps its state.
+///
+/// # Errors
+/// When none is given and the system has none.
+pub fn state_dir(args: &StateArgs) -> Result<PathBuf> {
     if let Some(dir) = &args.state_dir {
         return Ok(dir.clone());
     }

@@ -3,6 +3,9 @@
 
 pub mod cli;
 
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+
 pub mod run;
 
 pub mod commands;
@@ -16,3 +19,5 @@ pub mod overhead;
 pub mod soak;
 
 pub mod study;
+
+pub mod on;

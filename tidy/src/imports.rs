@@ -3,7 +3,7 @@
 use toml::Table;
 
 /// Workspace crates that each crate may depend on. A crate that is not listed may depend on none.
-const MAY_IMPORT: [(&str, &[&str]); 19] = [
+const MAY_IMPORT: [(&str, &[&str]); 20] = [
     (
         "epp",
         &[
@@ -24,9 +24,10 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("scheduling", &["prefix-index"]),
     ("gateway-config", &["inference-api", "envoy-proto"]),
     ("controller", &["gateway-config", "pool-watch", "pool-index", "envoy-proto", "inference-api"]),
-    ("e2e", &["lab", "studies", "load"]),
+    ("e2e", &["lab", "lab-kube", "studies", "load"]),
     // What judges over the wire sees neither side's code.
     ("lab", &["gateway-config", "inference-api", "load"]),
+    ("lab-kube", &["lab", "load"]),
     ("load", &[]),
     // Step 5's run through a real cluster needs the lab's; the other studies run on the simulator alone.
     ("studies", &["sim", "load", "lab"]),
@@ -50,9 +51,10 @@ const TESTS_MAY_IMPORT: [(&str, &[&str]); 1] = [
 const ANY_TEST_MAY_IMPORT: &str = "test-skips";
 
 /// Outside crates that a crate must not use.
-const MUST_NOT_USE: [(&str, &[&str]); 11] = [
+const MUST_NOT_USE: [(&str, &[&str]); 12] = [
     // The main job compiles no simulator; only tests look at what studies print.
     ("e2e", &["studies", "sim"]),
+    ("lab-kube", &["sim", "studies", "tonic", "axum"]),
     ("pool-index", &["tonic", "prost", "axum"]),
     ("pool-watch", &["tonic", "prost", "axum"]),
     ("ext-proc", &["tokio", "kube", "tonic", "axum", "prometheus-client", "clap"]),
@@ -70,7 +72,7 @@ const MUST_NOT_USE: [(&str, &[&str]); 11] = [
 const KUBERNETES: [&str; 4] = ["kube", "k8s-openapi", "gateway-api", "kube-runtime"];
 
 /// Workspace crates that use them. They are no default members, and another crate has them by a feature only.
-const FOR_KUBERNETES: [&str; 2] = ["pool-watch", "controller"];
+const FOR_KUBERNETES: [&str; 3] = ["pool-watch", "controller", "lab-kube"];
 
 /// Complaints about one crate's manifest. `members` are the names of the workspace's crates.
 ///

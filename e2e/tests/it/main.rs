@@ -5,7 +5,11 @@ mod cluster;
 mod compare_page;
 mod explain;
 mod interrupts;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod log;
+#[cfg(not(feature = "kubernetes"))]
+mod on;
 mod probes;
 mod programs;
 mod report_page;

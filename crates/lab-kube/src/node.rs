@@ -1,0 +1,66 @@
+//! What nodes of kind lack: GPUs, and addresses for Services of type LoadBalancer.
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::api::{Access, ENVOY_GATEWAY};
+
+/// Resource of which the tutorial's pods want one each.
+const GPU: &str = "nvidia.com/gpu";
+/// GPUs that a node without any advertises: more pods than a laptop can run.
+const N_GPUS: u32 = 64;
+/// Label of the Services that Envoy Gateway makes for its proxies.
+const OF_A_GATEWAY: &str = "gateway.envoyproxy.io/owning-gateway-name";
+
+/// Has nodes without GPUs advertise some, so that the tutorial's pods can be placed; no device comes with them.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn advertise_gpus(access: &Access) -> Result<()> {
+    let api: Api<Node> = Api::all(access.client.clone());
+    for node in api.list(&ListParams::default()).await.context("list the nodes")?.items {
+        let has_gpus =
+            node.status.and_then(|status| status.allocatable).is_some_and(|all| all.contains_key(GPU));
+        if has_gpus {
+            continue;
+        }
+        let name = node.metadata.name.unwrap_or_default();
+        let gpus = json!({ GPU: N_GPUS.to_string() });
+        let patch = json!({ "status": { "capacity": gpus, "allocatable": gpus } });
+        let patched = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        patched.with_context(|| format!("have {name} advertise GPUs"))?;
+    }
+    Ok(())
+}
+
+/// Gives the node's own address to the proxies' Services that have none: the node serves their ports there.
+///
+/// # Errors
+/// When the API server refuses, or no node has an address.
+pub async fn give_addresses(access: &Access) -> Result<()> {
+    let services: Vec<Service> = access.list(ENVOY_GATEWAY, OF_A_GATEWAY).await?;
+    for service in services {
+        let balancer = service.status.and_then(|status| status.load_balancer);
+        if balancer.and_then(|balancer| balancer.ingress).is_some_and(|ingress| !ingress.is_empty()) {
+            continue;
+        }
+        let name = service.metadata.name.unwrap_or_default();
+        let patch =
+            json!({ "status": { "loadBalancer": { "ingress": [ { "ip": node_address(access).await? } ] } } });
+        let api = access.of::<Service>(ENVOY_GATEWAY);
+        let patched = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        patched.with_context(|| format!("give {name} the node's address"))?;
+    }
+    Ok(())
+}
+
+async fn node_address(access: &Access) -> Result<String> {
+    let api: Api<Node> = Api::all(access.client.clone());
+    let nodes = api.list(&ListParams::default()).await.context("list the nodes")?.items;
+    let mut addresses = nodes.into_iter().filter_map(|node| node.status?.addresses).flatten();
+    let internal = addresses.find(|address| address.type_ == "InternalIP");
+    internal.map(|address| address.address).context("no node has an address")
+}

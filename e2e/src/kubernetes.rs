@@ -1,0 +1,249 @@
+//! The commands on a Kubernetes cluster.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use futures::StreamExt as _;
+use lab::cluster::programs::ProgramOptions;
+use lab::doc;
+use lab::flags;
+use lab::session::Session;
+use lab_kube::api::Access;
+use lab_kube::kind::Kind;
+use lab_kube::settle::{self, Listener};
+use lab_kube::stand::{self, Plan, Target};
+use lab_kube::tutorial::{self, Shell};
+use lab_kube::{images, pods};
+use load::ending::End;
+use load::interrupt::Interrupt;
+use load::output;
+
+use crate::commands::{DownArgs, LogsArgs, StatusArgs, UpArgs, state_dir};
+use crate::on::{ImagesArgs, InstallArgs, OnArgs, Provider, TutorialArgs};
+
+const VERSION: &str = env!("PROGRAM_VERSION");
+
+/// The tutorial's Gateway, of which the user's shell asks the address.
+const GATEWAY_IP: &str = "export GATEWAY_IP=$(kubectl get gateway/qwen-inference-gateway -o jsonpath='{.status.addresses[0].value}')";
+
+fn target(on: &OnArgs, kubeconfig: Option<PathBuf>) -> Result<Target> {
+    let OnArgs { on, context, kind_name } = on;
+    Ok(match on.context("--on is missing")? {
+        Provider::Kind => Target::Kind(Kind { name: kind_name.clone(), kubeconfig }),
+        Provider::Cluster => Target::Existing(context.clone()),
+    })
+}
+
+fn plan(on: Target, install: &InstallArgs, programs: ProgramOptions, run_dir: PathBuf) -> Plan {
+    let InstallArgs { images, envoy_gateway } = install.clone();
+    let envoy_gateway = envoy_gateway.unwrap_or_else(|| stand::INSTALL.to_owned());
+    Plan { target: on, images, envoy_gateway, programs, version: VERSION.to_owned(), run_dir }
+}
+
+/// `e2e images`.
+pub async fn images(args: ImagesArgs) -> Result<End> {
+    let session = Session::new(false)?;
+    let progress = session.ui.progress();
+    let context = args.context_dir;
+    let built = images::build(&args.programs, VERSION, &context, &progress);
+    let built = session.interrupt.unless(built).await.transpose()?;
+    session.ui.finish();
+    let Some(references) = built else { return Ok(End::Interrupted) };
+    output::print(&references.iter().map(|reference| format!("{reference}\n")).collect::<String>());
+    Ok(End::Good)
+}
+
+/// `e2e up --on …`.
+pub async fn up(args: UpArgs) -> Result<End> {
+    let UpArgs { state, cluster, on, install } = args;
+    let session = Session::new(cluster.verbose)?;
+    let run_dir = state_dir(&state)?.join("kubernetes");
+    let manifests = flags::sources(&cluster.manifests, &run_dir)?;
+    let requests = doc::directory(&run_dir)?.join("requests/quoted");
+    let plan = plan(target(&on, None)?, &install, cluster.programs, run_dir);
+    let stood = made_for(&session, &plan.target, Left::IfDone, async || {
+        let progress = session.ui.progress();
+        let standing = stand::components(&plan, &progress).await?;
+        stand::objects(&standing, &manifests, &progress).await?;
+        settle::listeners(&standing.access).await
+    });
+    let Some(listeners) = stood.await? else { return Ok(End::Interrupted) };
+    output::print(&instructions(&listeners, &requests, &on));
+    Ok(End::Good)
+}
+
+/// What remains of a cluster that a command has made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    /// All of it, unless the command is interrupted.
+    IfDone,
+}
+
+/// Does the work, and deletes a cluster that was made for it; returns `None` if interrupted before the work was done. A
+/// cluster that was there before stays in any case.
+async fn made_for<T>(
+    session: &Session,
+    target: &Target,
+    left: Left,
+    work: impl AsyncFnOnce() -> Result<T>,
+) -> Result<Option<T>> {
+    let Session { ui, interrupt } = session;
+    stand::check(target).await?;
+    let made: Option<&Kind> = match target {
+        Target::Kind(kind) if !kind.is_there().await? => Some(kind),
+        Target::Kind(_) | Target::Existing(_) => None,
+    };
+    let done = interrupt.unless(work()).await.transpose();
+    if let Some(kind) = made {
+        let is_left = left == Left::IfDone && !matches!(done, Ok(None));
+        if is_left && done.is_err() {
+            ui.note(&format!("the cluster {} is left as it is: `{}` deletes it", kind.name, kind.deletion()));
+        }
+        if !is_left {
+            ui.step(&format!("deleting the cluster {}", kind.name));
+            kind.delete().await?;
+        }
+    }
+    ui.finish();
+    done
+}
+
+/// Step 4 of the tutorial, ready to paste.
+fn instructions(listeners: &[Listener], requests: &Path, on: &OnArgs) -> String {
+    let curl = |round: u32| {
+        format!(
+            "curl -X POST ${{GATEWAY_IP}}:8081/v1/chat/completions -H 'Content-Type: application/json' -d @{}/round{round}.txt\n",
+            requests.display()
+        )
+    };
+    let addresses: Vec<String> = listeners
+        .iter()
+        .map(|Listener { name, address, port, .. }| format!("{name} on {address}:{port}"))
+        .collect();
+    let down = match on.on {
+        Some(Provider::Kind) | None => "cargo e2e down --on kind",
+        Some(Provider::Cluster) => "cargo e2e down --on cluster",
+    };
+    format!(
+        "\nThe tutorial's objects serve. Step 4:\n\n{GATEWAY_IP}\n{}{}\
+         kubectl logs deploy/epp-default-inference-gateway-ext-proc -n envoy-gateway-system|grep \"Do prefix\"\n\n\
+         Listeners: {}.\n`{down}` removes everything.\n",
+        curl(1),
+        curl(2),
+        addresses.join(", ")
+    )
+}
+
+/// `e2e down --on …`.
+pub async fn down(args: DownArgs) -> Result<End> {
+    let DownArgs { state, on } = args;
+    let session = Session::new(false)?;
+    let target = target(&on, None)?;
+    stand::check(&target).await?;
+    let was_up = match &target {
+        Target::Kind(kind) => {
+            let is_there = kind.is_there().await?;
+            if is_there {
+                session.ui.step(&format!("deleting the cluster {}", kind.name));
+                kind.delete().await?;
+            }
+            is_there
+        }
+        Target::Existing(context) => {
+            let run_dir = state_dir(&state)?.join("kubernetes");
+            let access = Access::new(None, context.as_deref()).await?;
+            let manifests = doc::directory(&run_dir)?;
+            stand::remove(&access, &run_dir, &manifests, &session.ui.progress()).await?;
+            true
+        }
+    };
+    session.ui.finish();
+    output::print(if was_up { "everything has ended\n" } else { "nothing was up\n" });
+    Ok(End::Good)
+}
+
+/// Access to a cluster that is up; `None` if there is none.
+async fn access(on: &OnArgs) -> Result<Option<Access>> {
+    let target = target(on, None)?;
+    stand::check(&target).await?;
+    match &target {
+        Target::Kind(kind) if !kind.is_there().await? => Ok(None),
+        Target::Kind(kind) => Access::new(None, Some(&kind.context())).await.map(Some),
+        Target::Existing(context) => Access::new(None, context.as_deref()).await.map(Some),
+    }
+}
+
+/// `e2e status --on …`.
+pub async fn status(args: StatusArgs) -> Result<End> {
+    if args.json {
+        bail!("--json is not there with --on: `kubectl get pods --all-namespaces -o json` has the same");
+    }
+    let Some(access) = access(&args.on).await? else {
+        output::print("nothing is up\n");
+        return Ok(End::Failed);
+    };
+    let (text, is_ready) = pods::describe(&access).await?;
+    output::print(&text);
+    Ok(if is_ready { End::Good } else { End::Failed })
+}
+
+/// `e2e logs --on …`.
+pub async fn logs(args: LogsArgs) -> Result<End> {
+    let interrupt = Interrupt::listen()?;
+    let access = access(&args.on).await?.context("nothing is up")?;
+    let logs = pods::logs(&access, &args.part).await?;
+    if logs.is_empty() {
+        bail!("no pod is called `{}`", args.part);
+    }
+    let mut lines = pods::lines(&access, logs, args.follow).await?;
+    while let Some(next) = interrupt.unless(lines.next()).await {
+        match next {
+            Some(line) => output::print(&format!("{}\n", line.context("read a log")?)),
+            None => return Ok(End::Good),
+        }
+    }
+    Ok(End::Interrupted)
+}
+
+/// `e2e tutorial --on …`.
+pub async fn tutorial(args: TutorialArgs) -> Result<End> {
+    let session = Session::new(args.verbose)?;
+    let TutorialArgs { time, report_dir, keep, verbose: _, on, install, programs } = args;
+    let run_dir = report_dir.join("kubernetes");
+    std::fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
+    // A cluster for this run only does not become the user's current one.
+    let kubeconfig = (on.on == Some(Provider::Kind) && !keep).then(|| run_dir.join("kubeconfig"));
+    let plan = plan(target(&on, kubeconfig.clone())?, &install, programs, run_dir.clone());
+    let left = if keep { Left::IfDone } else { Left::Nothing };
+    let transcript = report_dir.join("tutorial.txt");
+    let followed = made_for(&session, &plan.target, left, async || {
+        let manifests = doc::directory(&run_dir)?;
+        let steps = tutorial::steps(&manifests)?;
+        let progress = session.ui.progress();
+        let standing = stand::components(&plan, &progress).await?;
+        let shell = Shell::new(&report_dir.join("tutorial"), &manifests, kubeconfig.as_deref())?;
+        let mut written = File::create(&transcript).context("create the transcript")?;
+        for step in steps.iter().map(|step| step.for_seconds(time)) {
+            session.ui.step(&step.title);
+            let ran = shell.run(&step.run).await?;
+            let verdict = step.judge(&ran);
+            written.write_all(tutorial::entry(&step, &ran, &verdict).as_bytes())?;
+            if let Err(error) = verdict {
+                session.ui.note(&format!(
+                    "{}: {error:#}\n$ {}\n{}{}",
+                    step.title, step.run, ran.stdout, ran.stderr
+                ));
+                return Ok(End::Failed);
+            }
+            session.ui.note(&format!("{}: as expected", step.title));
+            settle::settle(&standing.access, standing.addresses, &progress).await?;
+        }
+        Ok(End::Good)
+    });
+    let end = followed.await?.unwrap_or(End::Interrupted);
+    output::print(&format!("transcript: {}\n", transcript.display()));
+    Ok(end)
+}

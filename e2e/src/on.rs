@@ -1,0 +1,125 @@
+//! Flags that choose a Kubernetes cluster, and the program that knows what to do there. It links a client for
+//! Kubernetes, so it is built when it is first asked for.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use lab::cluster::programs::ProgramOptions;
+
+/// A provider of clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Provider {
+    /// A cluster of kind on this machine, made if it is not there
+    Kind,
+    /// A cluster of the kubeconfig
+    Cluster,
+}
+
+/// The cluster to use.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct OnArgs {
+    /// Use a Kubernetes cluster in place of processes of this machine: one of `kind`, or a `cluster` that is there
+    #[arg(long, value_enum, value_name = "kind|cluster", hide_possible_values = true)]
+    pub on: Option<Provider>,
+    /// Context of the cluster in the kubeconfig [default: the current one]
+    #[arg(long, value_name = "NAME", requires = "on")]
+    pub context: Option<String>,
+    /// Name of the cluster of kind
+    #[arg(long, value_name = "NAME", default_value = "warmpath")]
+    pub kind_name: String,
+}
+
+/// What to install there.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct InstallArgs {
+    /// Prefix of published images of this project [default: images of this machine's programs are made]
+    #[arg(long, value_name = "PREFIX")]
+    pub images: Option<String>,
+    /// File or URL of Envoy Gateway's install.yaml, for a cluster without it [default: that of the release 1.9.1]
+    #[arg(long, value_name = "FILE|URL", env = "ENVOY_GATEWAY_INSTALL")]
+    pub envoy_gateway: Option<String>,
+}
+
+/// Flags of `images`.
+#[derive(Debug, Clone, Args)]
+pub struct ImagesArgs {
+    /// Folder to fill for Docker; it is made again
+    #[arg(long, value_name = "DIR", default_value = "report/images")]
+    pub context_dir: PathBuf,
+    #[command(flatten, next_help_heading = "Programs")]
+    pub programs: ProgramOptions,
+}
+
+/// Flags of `tutorial`.
+#[derive(Debug, Clone, Args)]
+pub struct TutorialArgs {
+    /// Seconds of each of step 5's two runs; the tutorial prints 600
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub time: u64,
+    /// Directory for the transcript, and for the files that the commands use and write
+    #[arg(long, value_name = "DIR", default_value = "report")]
+    pub report_dir: PathBuf,
+    /// Leave the cluster running
+    #[arg(long)]
+    pub keep: bool,
+    /// Write more to standard error
+    #[arg(long, short)]
+    pub verbose: bool,
+    #[command(flatten)]
+    pub on: OnArgs,
+    #[command(flatten)]
+    pub install: InstallArgs,
+    #[command(flatten, next_help_heading = "Programs")]
+    pub programs: ProgramOptions,
+}
+
+/// Where to build the other program, as cargo says it.
+#[cfg(not(feature = "kubernetes"))]
+#[derive(Debug, Clone, Args)]
+struct CargoArgs {
+    #[arg(long, env = "CARGO", hide = true)]
+    cargo: Option<PathBuf>,
+    #[arg(long, env = "CARGO_MANIFEST_DIR", hide = true)]
+    package: Option<PathBuf>,
+}
+
+#[cfg(not(feature = "kubernetes"))]
+mod other {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::Command;
+
+    use anyhow::{Context as _, Result};
+    use clap::Parser as _;
+    use lab::cluster::programs::{ProgramOptions, Wanted, find};
+    use lab::ui::Ui;
+    use load::ending::End;
+    use load::interrupt::Interrupt;
+
+    const WANTED: Wanted<'_> =
+        Wanted { programs: &["e2e-kubernetes"], arguments: &["--features", "e2e/kubernetes"] };
+
+    #[derive(Debug, clap::Parser)]
+    struct Environment {
+        #[command(flatten)]
+        cargo: super::CargoArgs,
+    }
+
+    /// Becomes the program for Kubernetes with the same command line; returns only if there is none, or if it is
+    /// interrupted before.
+    pub async fn run() -> Result<End> {
+        let super::CargoArgs { cargo, package } = Environment::parse_from(["e2e"]).cargo;
+        let options = ProgramOptions { cargo, package, ..ProgramOptions::default() };
+        let interrupt = Interrupt::listen()?;
+        let ui = Ui::new(false);
+        let found = interrupt.unless(find(WANTED, &options, &ui.progress())).await;
+        ui.finish();
+        let Some(programs) = found.transpose()? else { return Ok(End::Interrupted) };
+        let program = programs.first().context("the program is not found")?;
+        let error = Command::new(program).args(std::env::args_os().skip(1)).exec();
+        Err(error).with_context(|| format!("start {}", program.display()))
+    }
+}
+#[cfg(not(feature = "kubernetes"))]
+pub use other::run;

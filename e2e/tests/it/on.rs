@@ -1,0 +1,42 @@
+//! `--on` makes the driver become the program with a client for Kubernetes, with the same command line.
+
+#![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn run(dir: &TempDir, arguments: &[&str]) -> Output {
+    let driver = dir.path().join("e2e");
+    fs::copy(env!("CARGO_BIN_EXE_e2e"), &driver).unwrap();
+    let mut command = Command::new(driver);
+    command.args(arguments).env_remove("CARGO").env("WARMPATH_STATE_DIR", dir.path());
+    command.output().unwrap()
+}
+
+#[test]
+fn the_driver_becomes_the_program_for_kubernetes() {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("e2e-kubernetes");
+    fs::write(&program, "#!/bin/sh\necho \"$@\"\nexit 7\n").unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    for arguments in [&["status", "--on", "kind"][..], &["tutorial", "--on", "cluster", "--context", "a"]] {
+        let output = run(&dir, arguments);
+        assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), arguments.join(" "));
+        assert_eq!(output.status.code(), Some(7));
+    }
+    let here = run(&dir, &["status"]);
+    assert_eq!(String::from_utf8(here.stdout).unwrap(), "nothing is up\n", "without --on it is not needed");
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named_with_its_build() {
+    let dir = TempDir::new().unwrap();
+    let output = run(&dir, &["status", "--on", "kind"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let build = "cargo build --release --bin e2e-kubernetes --features e2e/kubernetes";
+    assert!(said.contains(build), "{said}");
+}
