@@ -1,5 +1,7 @@
 //! `e2e overhead`: measures what the picker adds. It sends the same small request through 8081 and 8080 in turns, on
-//! one connection each, to pods whose clock runs a thousand times faster.
+//! one connection each, to pods whose clock runs a thousand times faster; and then streams.
+
+mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,8 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
 use lab::cluster::Cluster;
-use lab::flags::ClusterArgs;
-use lab::flags::options;
+use lab::flags::{ClusterArgs, attachments, options};
 use lab::requests::body;
 use lab::session::Session;
 use load::client::Client;
@@ -19,7 +20,10 @@ use load::pacer::Beat;
 use load::stats::{millis, quantile};
 use load::table::new_table;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::task::JoinSet;
+
+use self::streams::StreamOverhead;
 
 /// Time scale that makes the engine's time negligible: a step of 120 ms takes 0.12 ms.
 const TIME_SCALE: f64 = 1000.0;
@@ -71,6 +75,8 @@ struct Overhead {
     picker_8081: Latency,
     /// Differences of the two latencies, quantile by quantile.
     added: Latency,
+    /// Streams, for each way of responses.
+    streams: Vec<StreamOverhead>,
 }
 
 pub async fn run(args: OverheadArgs) -> Result<End> {
@@ -84,9 +90,20 @@ pub async fn run(args: OverheadArgs) -> Result<End> {
         ui.step("measuring 8081 and 8080 in turns");
         interrupt.unless(measure(cluster, &args)).await
     };
-    let measured = session.with(options, programs, measuring).await?.flatten();
+    let measured = session.with(options.clone(), programs.clone(), measuring).await?.flatten();
+    let Some(mut overhead) = measured.transpose()? else { return Ok(End::Interrupted) };
+    options.time_scale = streams::TIME_SCALE;
+    for responses in attachments(&args.cluster) {
+        options.responses = responses;
+        let measuring = async |cluster: &Cluster| {
+            ui.step(&format!("measuring streams, responses {responses}"));
+            interrupt.unless(streams::measure(cluster, responses.to_string(), args.body_bytes)).await
+        };
+        let measured = session.with(options.clone(), programs.clone(), measuring).await?.flatten();
+        let Some(streams) = measured.transpose()? else { return Ok(End::Interrupted) };
+        overhead.streams.push(streams);
+    }
     ui.finish();
-    let Some(overhead) = measured.transpose()? else { return Ok(End::Interrupted) };
     output::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&overhead)?),
         false => table(&overhead),
@@ -115,7 +132,8 @@ async fn measure(cluster: &Cluster, args: &OverheadArgs) -> Result<Overhead> {
         p99_ms: picker_8081.p99_ms - plain_8080.p99_ms,
     };
     let OverheadArgs { body_bytes, rate, .. } = *args;
-    Ok(Overhead { requests: plain.len(), body_bytes, rate, plain_8080, picker_8081, added })
+    let streams = Vec::new();
+    Ok(Overhead { requests: plain.len(), body_bytes, rate, plain_8080, picker_8081, added, streams })
 }
 
 /// Returns the milliseconds of requests by path; each request waits for the one before.
@@ -125,7 +143,7 @@ async fn closed_loop(paths: &[(String, Client); 2], args: &OverheadArgs) -> Resu
         // The order alternates, so that the state in which one path leaves the machine affects both equally.
         for turn in 0..2 {
             let path = usize::from((number + turn) % 2 == 1);
-            let elapsed = send(&paths[path], request(number, args.body_bytes)).await?;
+            let elapsed = send(&paths[path], request(number, args.body_bytes, &one_token())).await?;
             if number >= WARM_UP {
                 samples[path].push(elapsed);
             }
@@ -142,7 +160,7 @@ async fn open_loop(paths: &[(String, Client); 2], args: &OverheadArgs, rate: u32
     for number in 0..2 * (WARM_UP + args.requests) {
         beat.tick().await;
         let path = usize::from(number % 2 == 1);
-        let (to, body) = (paths[path].clone(), request(number, args.body_bytes));
+        let (to, body) = (paths[path].clone(), request(number, args.body_bytes, &one_token()));
         requests.spawn(async move { (number, path, send(&to, body).await) });
     }
     let mut samples = [Vec::new(), Vec::new()];
@@ -162,15 +180,19 @@ async fn send((url, client): &(String, Client), body: Bytes) -> Result<f64> {
     Ok(millis(reply.elapsed))
 }
 
-/// Makes a request of exactly `bytes` bytes that asks for one token without streaming. No two requests share a prefix.
-fn request(number: u32, bytes: u32) -> Bytes {
+/// Fields of a request for one token without streaming.
+fn one_token() -> Value {
+    serde_json::json!({"max_tokens": 1})
+}
+
+/// Makes a request of exactly `bytes` bytes with these fields. No two requests share a prefix.
+fn request(number: u32, bytes: u32, fields: &Value) -> Bytes {
     let with = |padding: &str| {
         let content = format!("{number:08} {padding}");
-        body(&serde_json::json!({
-            "model": "/model/qwen",
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": 1,
-        }))
+        let mut request = fields.clone();
+        request["model"] = "/model/qwen".into();
+        request["messages"] = serde_json::json!([{"role": "user", "content": content}]);
+        body(&request)
     };
     let envelope = with("").len();
     let padding = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(envelope);
@@ -185,7 +207,7 @@ impl Latency {
 }
 
 fn table(overhead: &Overhead) -> String {
-    let Overhead { requests, body_bytes, rate, plain_8080, picker_8081, added } = overhead;
+    let Overhead { requests, body_bytes, rate, plain_8080, picker_8081, added, streams } = overhead;
     let mut table = new_table(&["", "p50", "p90", "p99"], 1);
     for (name, latency) in
         [("8080, least request", plain_8080), ("8081, picker", picker_8081), ("added", added)]
@@ -196,16 +218,19 @@ fn table(overhead: &Overhead) -> String {
     }
     let pace =
         rate.map_or_else(|| "each after the last".to_owned(), |rate| format!("{rate} per second on each"));
-    format!("{table}\n{requests} requests of {body_bytes} bytes per path, in turns, {pace}; wall time\n")
+    let streams: String = streams.iter().map(|streams| format!("\n{}", streams.table())).collect();
+    format!(
+        "{table}\n{requests} requests of {body_bytes} bytes per path, in turns, {pace}; wall time\n{streams}"
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::request;
+    use super::{one_token, request};
 
     #[test]
     fn bodies_have_the_asked_size_and_differ_early() {
-        let (one, two) = (request(1, 2048), request(2, 2048));
+        let (one, two) = (request(1, 2048, &one_token()), request(2, 2048, &one_token()));
         assert_eq!((one.len(), two.len()), (2048, 2048));
         assert_ne!(one, two);
         assert!(serde_json::from_slice::<serde_json::Value>(&one).is_ok());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use gateway_config::attachment::Responses;
+use gateway_config::attachment::{Responses, Share};
 
 use crate::cluster::programs::ProgramOptions;
 use crate::cluster::{Options, Strictness};
@@ -59,6 +59,12 @@ pub fn options(args: &ClusterArgs, run_dir: &Path) -> Result<Options> {
     options.responses = args.responses.unwrap_or_default();
     options.time_scale = args.time_scale();
     Ok(options)
+}
+
+/// Returns the ways of responses to measure: the one asked for, otherwise each.
+pub fn attachments(args: &ClusterArgs) -> Vec<Responses> {
+    let each = || vec![Responses::Through, Responses::Observed(Share::TENTH)];
+    args.responses.map_or_else(each, |responses| vec![responses])
 }
 
 /// Returns the files and directories of the manifests to apply: those asked for, otherwise the tutorial's. Standard
