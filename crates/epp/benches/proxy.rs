@@ -24,6 +24,15 @@ const ANSWER: &[u8] = br#"data: {"choices":[],"usage":{"prompt_tokens":500,"comp
 #[derive(Clone)]
 pub(crate) struct Proxy(ExternalProcessorClient<Channel>);
 
+/// A request that has its pick, and its open stream.
+struct Asked {
+    requests: mpsc::Sender<ProcessingRequest>,
+    answers: Streaming<ProcessingResponse>,
+    pick: ProcessingResponse,
+    /// Time from the end of the request's body to the pick.
+    latency: Duration,
+}
+
 impl Proxy {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let endpoint = Endpoint::new(format!("http://{address}")).expect("an address");
@@ -33,33 +42,8 @@ impl Proxy {
 
     /// Runs one request and its response. Returns the time from the end of the request's body to the pick.
     pub(crate) async fn exchange(&self, body: &Bytes) -> Duration {
-        let (requests, rx) = mpsc::channel(64);
-        let answers = self.0.clone().process(ReceiverStream::new(rx)).await.expect("a stream");
-        let mut answers = answers.into_inner();
-        let send = async |request, protocol_config| {
-            let message =
-                ProcessingRequest { request: Some(request), protocol_config, ..ProcessingRequest::default() };
-            requests.send(message).await.expect("the picker reads");
-        };
-        let request = [
-            (":method", "POST"),
-            (":path", "/v1/chat/completions"),
-            (":authority", "localhost:8081"),
-            (":scheme", "http"),
-            ("user-agent", "bench/1.0"),
-            ("content-type", "application/json"),
-            ("x-forwarded-proto", "http"),
-            ("x-request-id", "8d0a25f9-5f53-4a2c-9a31-2bd0f0ec8b3f"),
-        ];
-        send(Request::RequestHeaders(headers(&request)), Some(modes())).await;
-        let mut rest = body.clone();
-        while rest.len() > CHUNK {
-            send(Request::RequestBody(chunk(rest.split_to(CHUNK), false)), None).await;
-        }
-        let start = Instant::now();
-        send(Request::RequestBody(chunk(rest, true)), None).await;
-        assert!(matches!(next(&mut answers).await, Response::RequestHeaders(_)), "picked");
-        let latency = start.elapsed();
+        let Asked { requests, mut answers, pick, latency } = self.ask(body).await;
+        assert!(matches!(pick.response, Some(Response::RequestHeaders(_))), "picked");
         let mut n_bytes = 0;
         loop {
             let Response::RequestBody(answer) = next(&mut answers).await else { panic!("a chunk") };
@@ -71,12 +55,53 @@ impl Proxy {
         }
         assert_eq!(n_bytes, body.len());
         let response = [(":status", "200"), ("content-type", "text/event-stream; charset=utf-8")];
-        send(Request::ResponseHeaders(headers(&response)), None).await;
+        send(&requests, Request::ResponseHeaders(headers(&response)), None).await;
         assert!(matches!(next(&mut answers).await, Response::ResponseHeaders(_)));
-        send(Request::ResponseBody(chunk(Bytes::from_static(ANSWER), true)), None).await;
+        send(&requests, Request::ResponseBody(chunk(Bytes::from_static(ANSWER), true)), None).await;
         assert!(matches!(next(&mut answers).await, Response::ResponseBody(_)));
         latency
     }
+
+    /// Returns the answer to a request's headers.
+    pub(crate) async fn pick(&self, body: &Bytes) -> ProcessingResponse {
+        self.ask(body).await.pick
+    }
+
+    /// Sends one request, and waits for the pick.
+    async fn ask(&self, body: &Bytes) -> Asked {
+        let (requests, rx) = mpsc::channel(64);
+        let answers = self.0.clone().process(ReceiverStream::new(rx)).await.expect("a stream");
+        let mut answers = answers.into_inner();
+        let request = [
+            (":method", "POST"),
+            (":path", "/v1/chat/completions"),
+            (":authority", "localhost:8081"),
+            (":scheme", "http"),
+            ("user-agent", "bench/1.0"),
+            ("content-type", "application/json"),
+            ("x-forwarded-proto", "http"),
+            ("x-request-id", "8d0a25f9-5f53-4a2c-9a31-2bd0f0ec8b3f"),
+        ];
+        send(&requests, Request::RequestHeaders(headers(&request)), Some(modes())).await;
+        let mut rest = body.clone();
+        while rest.len() > CHUNK {
+            send(&requests, Request::RequestBody(chunk(rest.split_to(CHUNK), false)), None).await;
+        }
+        let start = Instant::now();
+        send(&requests, Request::RequestBody(chunk(rest, true)), None).await;
+        let pick = answers.message().await.expect("the stream lives").expect("an answer");
+        Asked { requests, answers, pick, latency: start.elapsed() }
+    }
+}
+
+async fn send(
+    requests: &mpsc::Sender<ProcessingRequest>,
+    request: Request,
+    protocol_config: Option<ProtocolConfiguration>,
+) {
+    let message =
+        ProcessingRequest { request: Some(request), protocol_config, ..ProcessingRequest::default() };
+    requests.send(message).await.expect("the picker reads");
 }
 
 fn modes() -> ProtocolConfiguration {

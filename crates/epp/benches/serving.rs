@@ -1,17 +1,21 @@
 //! Costs of a whole picker on this machine: decisions per second of its CPU time, with ext_proc over loopback as Envoy
-//! speaks it; the latency of a decision at half of the target rate; and the cost of scraping a hundred idle pods. It is
-//! the program itself; the proxy and the pods share the machine's cores with it.
+//! speaks it; the latency of a decision at half of the target rate; the CPU time of a request by that of a server that
+//! decides nothing; and the cost of scraping a hundred idle pods. It is the program itself; the proxy and the pods share
+//! the machine's cores with it.
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock and spawns its clients")]
 
+mod no_op;
 mod proxy;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use prost::Message as _;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -43,21 +47,47 @@ const N_STREAMS: usize = 64;
 const N_IDLE_PODS: usize = 100;
 const RUN: Duration = Duration::from_secs(5);
 
-/// Killed when dropped.
+/// Turns in which the picker and the server that decides nothing run.
+const N_TURNS: u8 = 3;
+/// Argument with which this program is that server, followed by the files of its pick and its ports.
+const NO_OP: &str = "no-op";
+
+/// A picker, or a server that decides nothing. It is killed when dropped.
 struct Picker {
     child: Child,
     grpc: SocketAddr,
     _dir: TempDir,
 }
 
+/// Decisions of a run, and the CPU time and the wall time in seconds that they took.
+struct Cost {
+    decisions: f64,
+    busy: f64,
+    elapsed: f64,
+}
+
 fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, name, pick, ports] = &args[..]
+        && name == NO_OP
+    {
+        return no_op::serve(Path::new(pick), Path::new(ports));
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the runtime starts");
     runtime.block_on(async {
         let (pods, _tasks) = start_pods(N_PODS).await;
+        by_no_op(&pods).await;
         for (n_bytes, rate) in SIZES {
             let picker = Picker::start(&pods);
-            saturated(&picker, n_bytes).await;
+            let Cost { decisions, busy, elapsed } = saturated(&picker, n_bytes).await;
+            println!(
+                "{n_bytes} bytes: {:.0} decisions per second of CPU time ({:.0} per second, {:.2} cores), {:.0} MiB",
+                decisions / busy,
+                decisions / elapsed,
+                busy / elapsed,
+                picker.memory_mib()
+            );
             at_rate(&picker, n_bytes, rate / 2).await;
         }
         let (pods, _tasks) = start_pods(N_IDLE_PODS).await;
@@ -65,8 +95,28 @@ fn main() {
     });
 }
 
+/// Compares the CPU time of a request with that of the same messages without a decision, in turns.
+async fn by_no_op(pods: &[SocketAddr]) {
+    let (n_bytes, _) = SIZES[0];
+    let picker = Picker::start(pods);
+    let pick = Proxy::connect(picker.grpc).await.pick(&bodies(n_bytes)[0]).await;
+    let no_op = Picker::no_op(&pick.encode_to_vec());
+    let mut micros = [0.0, 0.0];
+    for _ in 0..N_TURNS {
+        for (sum, server) in micros.iter_mut().zip([&picker, &no_op]) {
+            let Cost { decisions, busy, elapsed: _ } = saturated(server, n_bytes).await;
+            *sum += busy / decisions * 1e6 / f64::from(N_TURNS);
+        }
+    }
+    let [own, bare] = micros;
+    println!(
+        "{n_bytes} bytes: {own:.0} µs of CPU time for a request, {:.2} times the {bare:.0} µs without a decision",
+        own / bare
+    );
+}
+
 /// Runs as many streams as possible, each request after the last one is answered.
-async fn saturated(picker: &Picker, n_bytes: usize) {
+async fn saturated(picker: &Picker, n_bytes: usize) -> Cost {
     let bodies = bodies(n_bytes);
     let proxy = Proxy::connect(picker.grpc).await;
     let end = Instant::now() + RUN;
@@ -86,14 +136,7 @@ async fn saturated(picker: &Picker, n_bytes: usize) {
     }
     let n_decisions: usize = clients.join_all().await.into_iter().sum();
     let (busy, elapsed) = (picker.cpu_seconds() - before, start.elapsed().as_secs_f64());
-    let decisions = u32::try_from(n_decisions).map_or(0.0, f64::from);
-    println!(
-        "{n_bytes} bytes: {:.0} decisions per second of CPU time ({:.0} per second, {:.2} cores), {:.0} MiB",
-        decisions / busy,
-        decisions / elapsed,
-        busy / elapsed,
-        picker.memory_mib()
-    );
+    Cost { decisions: u32::try_from(n_decisions).map_or(0.0, f64::from), busy, elapsed }
 }
 
 /// Sends requests at a constant rate, even if earlier ones are not answered.
@@ -203,9 +246,23 @@ impl Picker {
         ]);
         command.arg("--pool-file").arg(&pool).arg("--port-file").arg(&ports);
         command.args(pods.iter().flat_map(|pod| ["--endpoint".to_owned(), pod.to_string()]));
-        let child = command.stdout(Stdio::null()).spawn().expect("the picker starts");
+        Self::spawn(command, dir, &ports)
+    }
+
+    /// Starts this program as a server that decides nothing and sends this pick.
+    fn no_op(pick: &[u8]) -> Self {
+        let dir = TempDir::new().expect("there is a temporary directory");
+        let (recorded, ports) = (dir.path().join("pick"), dir.path().join("ports.json"));
+        std::fs::write(&recorded, pick).expect("the file can be written");
+        let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+        command.arg(NO_OP).arg(&recorded).arg(&ports);
+        Self::spawn(command, dir, &ports)
+    }
+
+    fn spawn(mut command: Command, dir: TempDir, ports: &Path) -> Self {
+        let child = command.stdout(Stdio::null()).spawn().expect("the server starts");
         let text = loop {
-            match std::fs::read_to_string(&ports) {
+            match std::fs::read_to_string(ports) {
                 Ok(text) => break text,
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
