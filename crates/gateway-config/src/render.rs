@@ -3,6 +3,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod listener;
+pub(crate) mod route;
 pub(crate) mod filters;
 
 use std::collections::BTreeMap;

@@ -20,7 +20,7 @@ use crate::attachment::{Attachment, Responses};
 use crate::error::Malformed;
 use crate::render::cluster::{override_host, picker_at, thresholds, tls_to};
 use crate::render::filters::filter_names;
-use crate::render::listener::{enabled, retry_policy};
+use crate::render::route::{enabled, retry_policy};
 use crate::render::{extension, picker_cluster};
 use crate::wire::Message;
 use crate::xds::parts::Parts;

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use inference_api::gateway::{BackendRef, HttpRoute};
+use inference_api::gateway::{BackendRef, GrantFrom, GrantTo, HttpRoute};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 use inference_api::pool::{FailureMode, InferenceModel, PoolVersion};
 use inference_api::port::TargetPort;
 use inference_api::workload::ServicePort;
 
-use crate::error::TranslateError;
-use crate::plan::index::{self, Index};
+use crate::plan::index::Index;
 
 /// The target of a rule. Its pods are those in the key's namespace that `selector` matches; an empty selector matches
 /// none.
@@ -68,54 +67,72 @@ pub enum PodPort {
     Name(String),
 }
 
-/// Resolves a rule's backendRef; `path` is the path of the field, for errors.
+/// A reference that leads to no pods, and the field that is to blame.
+pub(super) enum Unresolved {
+    /// The object does not exist, or the route may not refer to it: on a cluster requests get an error.
+    Missing { field: &'static str, what: String },
+    /// The reference asks for something that is not translated.
+    Invalid { field: &'static str, what: String },
+}
+
+fn missing(field: &'static str, what: String) -> Unresolved {
+    Unresolved::Missing { field, what }
+}
+
+/// Resolves a reference of `route` to a backend.
 pub(super) fn resolve(
     backend: &BackendRef,
     route: &HttpRoute,
-    path: &str,
     index: &Index<'_>,
-) -> Result<Backend, TranslateError> {
-    let error = |field: &str, message: String| {
-        index::error("HTTPRoute", &route.meta, format!("{path}.backendRefs[0].{field}"), message)
-    };
-    if backend.weight == Some(0) {
-        return Err(error("weight", "a weight of 0 is not supported".to_owned()));
-    }
+) -> Result<Backend, Unresolved> {
     let key = backend.key(&route.meta.namespace);
-    if key.namespace != route.meta.namespace {
-        return Err(error("namespace", "a backend of another namespace is not supported".to_owned()));
+    if key.namespace != route.meta.namespace && !is_granted(backend, &key, (route, index)) {
+        let what = format!("no ReferenceGrant of namespace {} allows it", key.namespace);
+        return Err(missing("namespace", what));
     }
     match (backend.group.as_str(), backend.kind.as_str()) {
-        ("", "Service") => service(backend, key, index).map_err(|(field, message)| error(field, message)),
-        (keys::GROUP_X, "InferencePool") => {
-            pool(key, PoolVersion::V1Alpha2, index).map_err(|message| error("name", message))
-        }
-        (keys::GROUP, "InferencePool") => {
-            pool(key, PoolVersion::V1, index).map_err(|message| error("name", message))
-        }
-        (group, kind) => Err(error("kind", format!("{kind} of group {group:?} is not supported"))),
+        ("", "Service") => service(backend, key, index),
+        (keys::GROUP_X, "InferencePool") => pool(key, PoolVersion::V1Alpha2, index),
+        (keys::GROUP, "InferencePool") => pool(key, PoolVersion::V1, index),
+        (group, kind) => Err(missing("kind", format!("the lab has no {kind} of group {group:?}"))),
     }
 }
 
-fn service(
-    backend: &BackendRef,
-    key: ObjectKey,
-    index: &Index<'_>,
-) -> Result<Backend, (&'static str, String)> {
+/// True if a ReferenceGrant lets the route refer to a backend of another namespace.
+fn is_granted(backend: &BackendRef, key: &ObjectKey, (route, index): (&HttpRoute, &Index<'_>)) -> bool {
+    let is_from = |from: &GrantFrom| {
+        from.group == keys::GATEWAY_GROUP
+            && from.kind == "HTTPRoute"
+            && from.namespace == route.meta.namespace
+    };
+    let is_to = |to: &GrantTo| {
+        to.group == backend.group
+            && to.kind == backend.kind
+            && to.name.as_ref().is_none_or(|name| *name == key.name)
+    };
+    index.grants.iter().any(|grant| {
+        grant.meta.namespace == key.namespace
+            && grant.spec.from.iter().any(is_from)
+            && grant.spec.to.iter().any(is_to)
+    })
+}
+
+fn service(backend: &BackendRef, key: ObjectKey, index: &Index<'_>) -> Result<Backend, Unresolved> {
     let service = index
         .services
         .iter()
         .find(|service| service.meta.key() == key)
-        .ok_or_else(|| ("name", format!("there is no Service {key}")))?;
-    let wanted = backend.port.ok_or_else(|| ("port", "a Service needs a port".to_owned()))?;
+        .ok_or_else(|| missing("name", format!("there is no Service {key}")))?;
+    let invalid = |what: String| Unresolved::Invalid { field: "port", what };
+    let wanted = backend.port.ok_or_else(|| invalid("a Service needs a port".to_owned()))?;
     let ServicePort { name: _, protocol, port: _, target_port } = service
         .spec
         .ports
         .iter()
         .find(|port| port.port == wanted)
-        .ok_or_else(|| ("port", format!("Service {key} has no port {wanted}")))?;
+        .ok_or_else(|| missing("port", format!("Service {key} has no port {wanted}")))?;
     if let Some(protocol) = protocol.as_deref().filter(|protocol| *protocol != "TCP") {
-        return Err(("port", format!("port {wanted} of Service {key} is {protocol}, not TCP")));
+        return Err(invalid(format!("port {wanted} of Service {key} is {protocol}, not TCP")));
     }
     let port = match target_port {
         None => PodPort::Number(wanted),
@@ -125,12 +142,12 @@ fn service(
     Ok(Backend::Service { key, selector: service.spec.selector.clone(), ports: vec![port] })
 }
 
-fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backend, String> {
+fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backend, Unresolved> {
     let pool = index
         .pools
         .iter()
         .find(|pool| pool.meta.key() == key && pool.version == version)
-        .ok_or_else(|| format!("there is no InferencePool {key} in this group"))?;
+        .ok_or_else(|| missing("name", format!("there is no InferencePool {key} in this group")))?;
     let names = names(&key, index);
     Ok(Backend::Pool {
         key,

@@ -1,8 +1,10 @@
-//! BackendTrafficPolicies: the request timeout of a route, from the most specific policy that targets it.
+//! Envoy Gateway's policies: what the most specific one that targets a route or a listener says of it.
 
 use std::time::Duration;
 
-use inference_api::gateway::{BackendTrafficPolicy, HttpRoute, PolicyTarget};
+use inference_api::gateway::{
+    BackendTrafficPolicy, ClientTrafficPolicy, ClientTrafficPolicySpec, HttpRoute, PolicyTarget,
+};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 
@@ -21,10 +23,11 @@ enum Scope {
 #[derive(Debug)]
 pub(super) struct Policies<'a> {
     scoped: Vec<(Scope, &'a BackendTrafficPolicy)>,
+    clients: &'a [&'a ClientTrafficPolicy],
 }
 
 impl<'a> Policies<'a> {
-    pub(super) fn new(index: &Index<'a>) -> Result<Self, TranslateError> {
+    pub(super) fn new(index: &'a Index<'a>) -> Result<Self, TranslateError> {
         let mut scoped: Vec<(Scope, &BackendTrafficPolicy)> = Vec::new();
         for policy in &index.policies {
             let single = policy.spec.target_ref.is_some();
@@ -49,7 +52,25 @@ impl<'a> Policies<'a> {
                 return Err(index::error("BackendTrafficPolicy", &policy.meta, path, message));
             }
         }
-        Ok(Self { scoped })
+        Ok(Self { scoped, clients: &index.client_policies })
+    }
+
+    /// Bytes of a request that Envoy holds at most on a listener, by the policy on it or else on its Gateway.
+    pub(super) fn buffer_limit(&self, gateway: &ObjectKey, listener: &str) -> Option<u32> {
+        let limit = |section: Option<&str>| {
+            let targets_it = |target: &PolicyTarget| {
+                target.kind == "Gateway"
+                    && target.name == gateway.name
+                    && target.section_name.as_deref() == section
+            };
+            let policy = self.clients.iter().find(|policy| {
+                let ClientTrafficPolicySpec { target_ref, target_refs, .. } = &policy.spec;
+                policy.meta.namespace == gateway.namespace
+                    && target_ref.iter().chain(target_refs).any(targets_it)
+            });
+            policy.and_then(|policy| policy.spec.connection.as_ref()?.buffer_limit)
+        };
+        limit(Some(listener)).or_else(|| limit(None))
     }
 
     /// The request timeout of `route` on `listener`. A policy on the route replaces one on the listener, which replaces

@@ -6,6 +6,7 @@ use inference_api::pool::FailureMode;
 use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Responses, Share};
+use crate::plan::MODEL_HEADER;
 use crate::render::{extension, observer_filter, picker_cluster, picker_filter, typed};
 
 /// Longest wait for one answer of a picker whose pool fails closed; Envoy does not apply it to streamed bodies.
@@ -16,6 +17,9 @@ const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
 /// Time from the end of a response to the end of its report, which tells the picker of it. If the picker reads the whole
 /// response, it does not wait for that.
 const REPORT_END: &str = "0.010s";
+
+/// Namespace of the dynamic metadata with the model that a body names.
+const MODEL_METADATA: &str = "warmpath.model";
 
 /// Names of the filters of an attachment, in their order.
 pub(crate) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
@@ -161,6 +165,43 @@ fn observer_modes(body_mode: &str) -> Value {
         "response_body_mode": body_mode,
         "response_trailer_mode": "SEND",
     })
+}
+
+/// The filters that set the header of the model from the body, and choose the route again.
+pub(super) fn model_filters() -> [Value; 2] {
+    let rule = json!({
+        "selectors": [{ "key": "model" }],
+        "on_present": { "metadata_namespace": MODEL_METADATA, "key": "model", "type": "STRING" },
+    });
+    let reader = extension(
+        "envoy.filters.http.json_to_metadata",
+        "envoy.extensions.filters.http.json_to_metadata.v3.JsonToMetadata",
+        json!({ "request_rules": {
+            "rules": [rule],
+            // The types with which people and client libraries send JSON.
+            "allow_content_types": [
+                "application/json",
+                "application/json; charset=utf-8",
+                "application/json;charset=utf-8",
+                "application/json; charset=UTF-8",
+                "application/x-www-form-urlencoded",
+            ],
+            "allow_empty_content_type": true,
+        } }),
+    );
+    let script = format!(
+        "function envoy_on_request(handle)\n  \
+         local found = handle:streamInfo():dynamicMetadata():get(\"{MODEL_METADATA}\")\n  \
+         if found ~= nil and found[\"model\"] ~= nil then\n    \
+         handle:headers():replace(\"{MODEL_HEADER}\", found[\"model\"])\n    \
+         handle:clearRouteCache()\n  end\nend\n"
+    );
+    let setter = extension(
+        "envoy.filters.http.lua",
+        "envoy.extensions.filters.http.lua.v3.Lua",
+        json!({ "default_source_code": { "inline_string": script } }),
+    );
+    [reader, setter]
 }
 
 /// A filter that calls a picker, disabled until a route enables it.

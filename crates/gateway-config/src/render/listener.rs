@@ -1,24 +1,20 @@
-//! A listener: connection manager, access log, virtual hosts, routes, and the filters of the pools that it routes to.
+//! A listener: connection manager, access log, and the filters of the pools that it routes to.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use inference_api::gateway::{PathMatch, PathMatchKind};
 use inference_api::keys;
-use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Responses};
 use crate::error::MissingBinding;
-use crate::plan::{Backend, Listener, Plan, Route};
-use crate::render::filters::{body_reports, filter_names, filters, previous_hosts};
-use crate::render::{Bindings, address, extension, listener_port, observer_filter, picker_filter, typed};
+use crate::plan::{Listener, Plan, Route, RouteAction};
+use crate::render::filters::{filters, model_filters};
+use crate::render::route::{pool_of, virtual_hosts};
+use crate::render::{Bindings, address, extension, listener_port, picker_filter, typed};
 
 /// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
 pub(crate) const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
-/// Shortest idle timeout that Envoy Gateway gives a route with a request timeout.
-const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> Result<Value, MissingBinding> {
     let port = listener_port(listener, bindings)?;
@@ -31,8 +27,10 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
         "name": listener.xds_name(),
         "address": address(SocketAddr::new(bindings.listen, port)),
     });
-    if pools.iter().any(|pool| pool.failure_mode == FailureMode::FailOpen) {
-        value["per_connection_buffer_limit_bytes"] = json!(FAIL_OPEN_BUFFER_BYTES);
+    let holds_bodies =
+        listener.reads_model() || pools.iter().any(|pool| pool.failure_mode == FailureMode::FailOpen);
+    if let Some(limit) = listener.buffer_limit.or(holds_bodies.then_some(FAIL_OPEN_BUFFER_BYTES)) {
+        value["per_connection_buffer_limit_bytes"] = json!(limit);
     }
     value["default_filter_chain"] = json!({ "filters": [{
         "name": "envoy.filters.network.http_connection_manager",
@@ -44,15 +42,11 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
 /// Pools that this listener routes to, each once.
 fn pools<'a>(listener: &Listener, plan: &'a Plan, responses: Responses) -> Vec<Attachment<'a>> {
     let mut pools = plan.pools();
-    pools.retain(|pool| listener.routes.iter().any(|route| pool_of(route, plan) == Some(pool.key)));
+    pools.retain(|pool| {
+        let mut clusters = listener.routes.iter().flat_map(Route::cluster_idxs);
+        clusters.any(|cluster_idx| pool_of(cluster_idx, plan) == Some(pool.key))
+    });
     pools.into_iter().map(|pool| Attachment::new(pool, responses)).collect()
-}
-
-fn pool_of<'a>(route: &Route, plan: &'a Plan) -> Option<&'a ObjectKey> {
-    match &plan.clusters[route.cluster_idx].backend {
-        Backend::Pool { key, .. } => Some(key),
-        Backend::Service { .. } => None,
-    }
 }
 
 fn connection_manager(
@@ -83,6 +77,13 @@ fn connection_manager(
         "ignore_port_in_host_matching": true,
         "virtual_hosts": virtual_hosts(listener, plan, pools),
     });
+    let has_missing = |route: &Route| match &route.action {
+        RouteAction::Forward(targets) => targets.iter().any(|target| target.cluster_idx.is_none()),
+        RouteAction::Redirect(_) | RouteAction::Fixed(_) => false,
+    };
+    if listener.routes.iter().any(has_missing) {
+        value["route_config"]["validate_clusters"] = json!(false);
+    }
     if pools.iter().any(|pool| pool.responses != Responses::Through) {
         // Headers that a picker adds to the responses that go through it.
         value["always_set_request_id_in_response"] = json!(true);
@@ -91,6 +92,15 @@ fn connection_manager(
         }
     }
     let mut chain: Vec<Value> = pools.iter().copied().flat_map(filters).collect();
+    if listener.reads_model() {
+        // The route is not known before the body, and with it which filters are wanted.
+        for filter in &mut chain {
+            if let Value::Object(filter) = filter {
+                filter.shift_remove("disabled");
+            }
+        }
+        chain.splice(0..0, model_filters());
+    }
     chain.push(extension(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
@@ -154,99 +164,4 @@ fn access_log_format(pools: &[Attachment<'_>]) -> Value {
         "served": metadata(keys::DESTINATION_ENDPOINT_SERVED),
         "ext_proc": ext_proc,
     })
-}
-
-fn virtual_hosts(listener: &Listener, plan: &Plan, pools: &[Attachment<'_>]) -> Vec<Value> {
-    let mut hosts: Vec<&str> = Vec::new();
-    for route in &listener.routes {
-        if !hosts.contains(&route.host.as_str()) {
-            hosts.push(&route.host);
-        }
-    }
-    let render = |host: &&str| {
-        let routes: Vec<Value> = listener
-            .routes
-            .iter()
-            .filter(|route| route.host == **host)
-            .flat_map(|planned| routes(planned, plan, pools))
-            .collect();
-        json!({
-            "name": format!("{}/{}", listener.xds_name(), host.replace('.', "_")),
-            "domains": [host],
-            "routes": routes,
-        })
-    };
-    hosts.iter().map(render).collect()
-}
-
-/// Envoy's routes of `planned`: if bodies of responses are reported for a share of the requests, a route with this share
-/// comes first.
-fn routes(planned: &Route, plan: &Plan, pools: &[Attachment<'_>]) -> Vec<Value> {
-    let pool = pool_of(planned, plan);
-    let attachment = pools.iter().find(|attachment| Some(attachment.pool) == pool);
-    let plain = route(planned, plan, attachment);
-    let Some((attachment, (share, reports))) =
-        attachment.and_then(|attachment| Some((attachment, body_reports(attachment)?)))
-    else {
-        return vec![plain];
-    };
-    let mut reporting = plain.clone();
-    reporting["match"]["runtime_fraction"] =
-        json!({ "default_value": { "numerator": share.per_million(), "denominator": "MILLION" } });
-    reporting["typed_per_filter_config"][observer_filter(attachment.pool)] = reports;
-    vec![reporting, plain]
-}
-
-fn route(route: &Route, plan: &Plan, attachment: Option<&Attachment<'_>>) -> Value {
-    let mut action = Map::new();
-    action.insert("cluster".to_owned(), json!(plan.clusters[route.cluster_idx].name));
-    if let Some(timeout) = route.timeout {
-        let idle = if timeout.is_zero() { timeout } else { timeout.max(MIN_IDLE_TIMEOUT) };
-        action.insert("timeout".to_owned(), json!(duration(timeout)));
-        action.insert("idle_timeout".to_owned(), json!(duration(idle)));
-    }
-    action.insert("upgrade_configs".to_owned(), json!([{ "upgrade_type": "websocket" }]));
-    let mut value = json!({ "name": route.name, "match": path_match(&route.path) });
-    if let Some(attachment) = attachment {
-        action.insert("retry_policy".to_owned(), retry_policy());
-        let names = filter_names(attachment).into_iter();
-        value["typed_per_filter_config"] = names.map(|name| (name, enabled())).collect();
-    }
-    value["route"] = Value::Object(action);
-    value
-}
-
-/// Enables for a route a filter that is disabled for the listener.
-pub(crate) fn enabled() -> Value {
-    typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }))
-}
-
-fn path_match(path: &PathMatch) -> Value {
-    let PathMatch { kind, value } = path;
-    match kind {
-        PathMatchKind::Exact => json!({ "path": value }),
-        PathMatchKind::RegularExpression => json!({ "safe_regex": { "regex": value } }),
-        PathMatchKind::PathPrefix => match value.trim_end_matches('/') {
-            "" => json!({ "prefix": "/" }),
-            prefix => json!({ "path_separated_prefix": prefix }),
-        },
-    }
-}
-
-/// Retries only before a pod has received a byte, and on another pod each time.
-pub(crate) fn retry_policy() -> Value {
-    json!({
-        "retry_on": "connect-failure,refused-stream",
-        "num_retries": 2,
-        "retry_host_predicate": [previous_hosts()],
-        "host_selection_retry_max_attempts": 5,
-    })
-}
-
-/// Protobuf's JSON form of a duration.
-fn duration(duration: Duration) -> String {
-    match duration.subsec_millis() {
-        0 => format!("{}s", duration.as_secs()),
-        millis => format!("{}.{millis:03}s", duration.as_secs()),
-    }
 }

@@ -5,5 +5,6 @@
 mod fixtures;
 mod refusals;
 mod rendering;
+mod routing;
 #[cfg(feature = "xds")]
 mod xds;

@@ -84,7 +84,7 @@ impl Desired {
             remarks.extend(left_out);
         }
         remarks.extend(objects.iter().filter_map(|object| unused(object, &objects, &plan)));
-        let (pickers, left_out) = pickers(reading, &deployments);
+        let (pickers, left_out) = pickers(reading, &plan, &deployments);
         remarks.extend(left_out);
         let mut notes = notes::grouped(&remarks);
         for cluster in &plan.clusters {
@@ -207,7 +207,11 @@ fn check_backend(backend: &Backend, deployments: &[DesiredDeployment]) -> Result
 }
 
 /// The pickers that the pools name, and what of their objects has no effect.
-fn pickers(reading: &Reading, deployments: &[DesiredDeployment]) -> (Vec<DesiredPicker>, Vec<Remark>) {
+fn pickers(
+    reading: &Reading,
+    plan: &Plan,
+    deployments: &[DesiredDeployment],
+) -> (Vec<DesiredPicker>, Vec<Remark>) {
     let mut pickers: Vec<DesiredPicker> = Vec::new();
     let mut remarks = Vec::new();
     for (object, document) in reading.objects() {
@@ -242,6 +246,14 @@ fn pickers(reading: &Reading, deployments: &[DesiredDeployment]) -> (Vec<Desired
             }
         }
     }
+    // Envoy asks the pickers of the pools that it routes to, and no others.
+    let routed = plan.pools();
+    let is_routed = |pool: &ObjectKey| routed.iter().any(|routed| routed.key == pool);
+    let idle = pickers.iter().flat_map(|picker| &picker.pools).filter(|pool| !is_routed(pool));
+    remarks.extend(idle.map(|pool| {
+        Remark::new("InferencePool", pool.clone(), "", "its picker waits for a route that leads to it")
+    }));
+    pickers.retain(|picker| picker.pools.iter().any(is_routed));
     (pickers, remarks)
 }
 

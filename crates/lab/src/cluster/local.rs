@@ -508,9 +508,15 @@ impl Local {
             .map(|listener| (listener.xds_name(), listener.port))
             .filter(|(name, port)| self.listener_ports.get(name).is_none_or(|bound| bound.wanted != *port))
             .collect();
-        let wanted: Vec<u16> = unbound.iter().map(|(_, port)| *port).collect();
+        let (first, later) = ports::first_of_each(unbound, listeners.iter().map(|listener| listener.port));
+        let wanted: Vec<u16> = first.iter().map(|(_, port)| *port).collect();
         let offset = ports::gateway_offset(&wanted)?;
-        for (name, port) in unbound {
+        for (name, port) in later {
+            let bound = ports::free()?.port();
+            self.note(format!("listener {name} listens on {bound}: another Gateway has port {port}"));
+            self.listener_ports.insert(name, BoundPort { wanted: port, bound });
+        }
+        for (name, port) in first {
             if offset != 0 && !ports::is_free(port) {
                 self.note(format!("port {port} is taken"));
             }

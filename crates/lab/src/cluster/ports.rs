@@ -1,5 +1,6 @@
 //! Free TCP ports on 127.0.0.1.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,6 +46,24 @@ pub(super) fn gateway_offset(wanted: &[u16]) -> Result<u16> {
     }
 }
 
+/// Tells the first listener of each port from later ones. On a cluster each Gateway has an address of its own; here they
+/// share one, so a later one needs another port. `all` has the ports of these and of earlier listeners.
+pub(super) fn first_of_each(
+    listeners: Vec<(String, u16)>,
+    all: impl Iterator<Item = u16>,
+) -> (Vec<(String, u16)>, Vec<(String, u16)>) {
+    let mut n_bound: BTreeMap<u16, usize> = BTreeMap::new();
+    all.for_each(|port| *n_bound.entry(port).or_default() += 1);
+    for (_, port) in &listeners {
+        n_bound.entry(*port).and_modify(|n_bound| *n_bound -= 1);
+    }
+    listeners.into_iter().partition(|(_, port)| {
+        let n_bound = n_bound.entry(*port).or_default();
+        *n_bound += 1;
+        *n_bound == 1
+    })
+}
+
 /// True if the port is bound neither on 127.0.0.1 nor on all addresses (macOS allows both at the same time).
 pub(super) fn is_free(port: u16) -> bool {
     [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED]
@@ -54,7 +73,17 @@ pub(super) fn is_free(port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{free, gateway_offset, is_free};
+    use super::{first_of_each, free, gateway_offset, is_free};
+
+    #[test]
+    fn only_the_first_listener_of_a_port_gets_it() {
+        let listeners =
+            |ports: &[u16]| ports.iter().map(|port| (port.to_string(), *port)).collect::<Vec<_>>();
+        let (first, later) = first_of_each(listeners(&[80, 81, 80]), [80, 81, 80].into_iter());
+        assert_eq!((first, later), (listeners(&[80, 81]), listeners(&[80])));
+        let (first, later) = first_of_each(listeners(&[80, 81]), [80, 80, 81].into_iter());
+        assert_eq!((first, later), (listeners(&[81]), listeners(&[80])), "an earlier one has it already");
+    }
 
     #[test]
     fn a_taken_port_is_not_handed_out() {

@@ -446,6 +446,16 @@ mod tests {
         }
     }
 
+    /// Envoy would never find its picker healthy.
+    #[test]
+    fn a_pool_without_a_route_has_no_picker() {
+        let other = POOL[2].replace(r#""name": "p""#, r#""name": "q""#).replace(r#""epp""#, r#""q-epp""#);
+        let desired = desired([POOL.join("\n---\n"), other].join("\n---\n"));
+        let pickers: Vec<&str> = desired.pickers.iter().map(|picker| picker.name.as_str()).collect();
+        assert_eq!(pickers, ["epp-default-epp"]);
+        assert!(desired.notes.join("\n").contains("InferencePool default/q; on a cluster its picker waits"));
+    }
+
     /// The picker's own reader refuses what it does not know.
     #[test]
     fn lists_and_what_a_server_writes_change_nothing() {

@@ -1,0 +1,361 @@
+//! Virtual hosts and routes: what a request must be, what is changed of it, and where it goes.
+
+use std::time::Duration;
+
+use inference_api::gateway::{
+    Header, HeaderModifier, HttpRouteRetry, PathMatch, PathMatchKind, RequestRedirect, ValueMatch,
+    ValueMatchKind,
+};
+use inference_api::object::ObjectKey;
+use serde_json::{Map, Value, json};
+
+use crate::attachment::Attachment;
+use crate::plan::{ANY_HOST, Backend, Listener, Matcher, PathChange, Plan, Route, RouteAction, Weighted};
+use crate::render::filters::{body_reports, filter_names, previous_hosts};
+use crate::render::{observer_filter, typed};
+
+/// Shortest idle timeout that Envoy Gateway gives a route with a request timeout.
+const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Name of the cluster that does not exist, as Envoy Gateway calls it.
+const NO_CLUSTER: &str = "invalid-backend-cluster";
+
+/// What the routes of one listener have in common.
+struct Context<'a> {
+    plan: &'a Plan,
+    pools: &'a [Attachment<'a>],
+    /// True if routes are chosen again when the body is known.
+    reads_model: bool,
+}
+
+pub(super) fn virtual_hosts(listener: &Listener, plan: &Plan, pools: &[Attachment<'_>]) -> Vec<Value> {
+    let context = Context { plan, pools, reads_model: listener.reads_model() };
+    let mut hosts: Vec<&str> = Vec::new();
+    for route in &listener.routes {
+        if !hosts.contains(&route.host.as_str()) {
+            hosts.push(&route.host);
+        }
+    }
+    if context.reads_model && !hosts.contains(&ANY_HOST) {
+        hosts.push(ANY_HOST);
+    }
+    let render = |host: &&str| {
+        let own = listener.routes.iter().filter(|route| route.host == **host);
+        let mut routes: Vec<Value> = own.flat_map(|planned| context.routes(planned)).collect();
+        routes.extend(context.no_route());
+        json!({
+            "name": format!("{}/{}", listener.xds_name(), host.replace('.', "_")),
+            "domains": [host],
+            "routes": routes,
+        })
+    };
+    hosts.iter().map(render).collect()
+}
+
+impl Context<'_> {
+    /// Envoy's routes of `planned`: if bodies of responses are reported for a share of the requests, a route with this
+    /// share comes first. Of several clusters all responses are reported alike.
+    fn routes(&self, planned: &Route) -> Vec<Value> {
+        let plain = self.route(planned);
+        let single = match &planned.action {
+            RouteAction::Forward(targets) if targets.len() == 1 => targets[0].cluster_idx,
+            RouteAction::Forward(_) | RouteAction::Redirect(_) | RouteAction::Fixed(_) => None,
+        };
+        let attachment = single.and_then(|cluster_idx| self.attachment(cluster_idx));
+        let Some((attachment, (share, reports))) =
+            attachment.and_then(|attachment| Some((attachment, body_reports(attachment)?)))
+        else {
+            return vec![plain];
+        };
+        let mut reporting = plain.clone();
+        reporting["match"]["runtime_fraction"] =
+            json!({ "default_value": { "numerator": share.per_million(), "denominator": "MILLION" } });
+        reporting["typed_per_filter_config"][observer_filter(attachment.pool)] = reports;
+        vec![reporting, plain]
+    }
+
+    /// The route of requests that no other takes: without it, the filters of all pools would see them.
+    fn no_route(&self) -> Option<Value> {
+        let answer = json!({
+            "name": "no-route",
+            "match": { "prefix": "/" },
+            "direct_response": { "status": 404 },
+            "typed_per_filter_config": self.filter_config(None),
+        });
+        self.reads_model.then_some(answer)
+    }
+
+    fn attachment(&self, cluster_idx: usize) -> Option<&Attachment<'_>> {
+        let pool = pool_of(cluster_idx, self.plan)?;
+        self.pools.iter().find(|attachment| attachment.pool == pool)
+    }
+
+    /// The filters of `own`, and not those of other pools.
+    fn filter_config(&self, own: Option<&Attachment<'_>>) -> Map<String, Value> {
+        let mut config = Map::new();
+        if self.reads_model {
+            let others = self.pools.iter().filter(|pool| own.is_none_or(|own| own.pool != pool.pool));
+            config.extend(others.flat_map(filter_names).map(|name| (name, disabled())));
+        } else if let Some(own) = own {
+            config.extend(filter_names(own).into_iter().map(|name| (name, enabled())));
+        }
+        config
+    }
+
+    fn route(&self, route: &Route) -> Value {
+        let mut value = json!({ "name": route.name, "match": matcher(&route.matcher) });
+        let own = match &route.action {
+            RouteAction::Forward(targets) => {
+                let single = match targets.as_slice() {
+                    [Weighted { cluster_idx: Some(cluster_idx), weight: _ }] => self.attachment(*cluster_idx),
+                    _ => None,
+                };
+                let config = self.filter_config(single);
+                if !config.is_empty() {
+                    value["typed_per_filter_config"] = Value::Object(config);
+                }
+                single
+            }
+            RouteAction::Redirect(_) | RouteAction::Fixed(_) => {
+                let config = self.filter_config(None);
+                if !config.is_empty() {
+                    value["typed_per_filter_config"] = Value::Object(config);
+                }
+                None
+            }
+        };
+        headers(&mut value, ("request", &route.request_headers));
+        headers(&mut value, ("response", &route.response_headers));
+        match &route.action {
+            RouteAction::Forward(targets) => value["route"] = self.forward(route, targets, own.is_some()),
+            RouteAction::Redirect(redirect_to) => value["redirect"] = redirect(route, redirect_to),
+            RouteAction::Fixed(status) => value["direct_response"] = json!({ "status": status }),
+        }
+        value
+    }
+
+    fn forward(&self, route: &Route, targets: &[Weighted], is_pool: bool) -> Value {
+        let mut action = Map::new();
+        let name = |target: &Weighted| match target.cluster_idx {
+            Some(cluster_idx) => self.plan.clusters[cluster_idx].name.as_str(),
+            None => NO_CLUSTER,
+        };
+        let mut is_pool = is_pool;
+        match targets {
+            [target] => {
+                action.insert("cluster".to_owned(), json!(name(target)));
+            }
+            targets => {
+                let clusters: Vec<Value> = targets
+                    .iter()
+                    .map(|target| {
+                        let mut cluster = json!({ "name": name(target), "weight": target.weight });
+                        let attachment = target.cluster_idx.and_then(|idx| self.attachment(idx));
+                        is_pool |= attachment.is_some();
+                        let config = self.filter_config(attachment);
+                        if !config.is_empty() {
+                            cluster["typed_per_filter_config"] = Value::Object(config);
+                        }
+                        cluster
+                    })
+                    .collect();
+                action.insert("weighted_clusters".to_owned(), json!({ "clusters": clusters }));
+                action.insert("cluster_not_found_response_code".to_owned(), json!("INTERNAL_SERVER_ERROR"));
+            }
+        }
+        if let Some(timeout) = route.timeout {
+            let idle = if timeout.is_zero() { timeout } else { timeout.max(MIN_IDLE_TIMEOUT) };
+            action.insert("timeout".to_owned(), json!(duration(timeout)));
+            action.insert("idle_timeout".to_owned(), json!(duration(idle)));
+        }
+        action.insert("upgrade_configs".to_owned(), json!([{ "upgrade_type": "websocket" }]));
+        if let Some(policy) = retries(route.retry.as_ref(), is_pool) {
+            action.insert("retry_policy".to_owned(), policy);
+        }
+        if let Some(host) = &route.host_rewrite {
+            action.insert("host_rewrite_literal".to_owned(), json!(host));
+        }
+        action.extend(rewrite(route));
+        if !route.mirrors.is_empty() {
+            let mirrors: Vec<Value> = route
+                .mirrors
+                .iter()
+                .map(|mirror| {
+                    let share = json!({ "numerator": mirror.per_million, "denominator": "MILLION" });
+                    json!({
+                        "cluster": self.plan.clusters[mirror.cluster_idx].name,
+                        "runtime_fraction": { "default_value": share },
+                    })
+                })
+                .collect();
+            action.insert("request_mirror_policies".to_owned(), json!(mirrors));
+        }
+        Value::Object(action)
+    }
+}
+
+/// Retries before a pod has received a byte, for a pool, and those that the rule asks for.
+fn retries(asked: Option<&HttpRouteRetry>, is_pool: bool) -> Option<Value> {
+    let Some(HttpRouteRetry { codes, attempts, backoff }) = asked else { return is_pool.then(retry_policy) };
+    let mut policy = retry_policy();
+    if !codes.is_empty() {
+        policy["retry_on"] = json!("connect-failure,refused-stream,retriable-status-codes");
+        policy["retriable_status_codes"] = json!(codes);
+    }
+    if let Some(attempts) = attempts {
+        policy["num_retries"] = json!(attempts);
+    }
+    if let Some(backoff) = backoff {
+        policy["retry_back_off"] = json!({ "base_interval": duration(*backoff) });
+    }
+    Some(policy)
+}
+
+fn redirect(route: &Route, to: &RequestRedirect) -> Value {
+    let RequestRedirect { scheme, hostname, path: _, port, status_code } = to;
+    let mut action = match &route.path_rewrite {
+        Some(PathChange::Full(path)) => Map::from_iter([("path_redirect".to_owned(), json!(path))]),
+        Some(PathChange::Prefix(_)) | None => rewrite(route),
+    };
+    for (field, value) in [("scheme_redirect", scheme), ("host_redirect", hostname)] {
+        if let Some(value) = value {
+            action.insert(field.to_owned(), json!(value));
+        }
+    }
+    if let Some(port) = port {
+        action.insert("port_redirect".to_owned(), json!(port));
+    }
+    let code = match status_code {
+        Some(301) => "MOVED_PERMANENTLY",
+        Some(303) => "SEE_OTHER",
+        Some(307) => "TEMPORARY_REDIRECT",
+        Some(308) => "PERMANENT_REDIRECT",
+        Some(_) | None => "FOUND",
+    };
+    action.insert("response_code".to_owned(), json!(code));
+    Value::Object(action)
+}
+
+fn rewrite(route: &Route) -> Map<String, Value> {
+    let regex = |pattern: String, substitution: &str| json!({ "pattern": { "regex": pattern }, "substitution": substitution });
+    let mut fields = Map::new();
+    match &route.path_rewrite {
+        None => {}
+        Some(PathChange::Full(path)) => {
+            fields.insert("regex_rewrite".to_owned(), regex("^/.*$".to_owned(), path));
+        }
+        Some(PathChange::Prefix(replacement)) => {
+            let replacement = replacement.trim_end_matches('/');
+            match (route.matcher.path.value.trim_end_matches('/'), replacement) {
+                ("", replacement) => {
+                    fields.insert("prefix_rewrite".to_owned(), json!(format!("{replacement}/")));
+                }
+                // A prefix that goes away must leave a path that begins with one slash.
+                (prefix, "") => {
+                    fields.insert("regex_rewrite".to_owned(), regex(format!("^{}/*", quoted(prefix)), "/"));
+                }
+                (_, replacement) => {
+                    fields.insert("prefix_rewrite".to_owned(), json!(replacement));
+                }
+            }
+        }
+    }
+    fields
+}
+
+/// A text as a regular expression that matches it alone.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::new();
+    for found in text.chars() {
+        if !found.is_ascii_alphanumeric() && found.is_ascii() && found != '/' && found != '_' {
+            quoted.push('\\');
+        }
+        quoted.push(found);
+    }
+    quoted
+}
+
+/// Adds changes of the headers of `side`, requests or responses.
+fn headers(value: &mut Value, (side, modifier): (&str, &HeaderModifier)) {
+    let HeaderModifier { set, add, remove } = modifier;
+    let change = |Header { name, value }: &Header, action: &str| {
+        // A percent sign would begin one of Envoy's own variables.
+        json!({ "header": { "key": name, "value": value.replace('%', "%%") }, "append_action": action })
+    };
+    let mut changes: Vec<Value> =
+        set.iter().map(|header| change(header, "OVERWRITE_IF_EXISTS_OR_ADD")).collect();
+    changes.extend(add.iter().map(|header| change(header, "APPEND_IF_EXISTS_OR_ADD")));
+    if !changes.is_empty() {
+        value[format!("{side}_headers_to_add")] = json!(changes);
+    }
+    if !remove.is_empty() {
+        value[format!("{side}_headers_to_remove")] = json!(remove);
+    }
+}
+
+fn matcher(matcher: &Matcher) -> Value {
+    let Matcher { path, headers, query_params, method } = matcher;
+    let mut value = path_match(path);
+    let string_match = |condition: &ValueMatch| match condition.kind {
+        ValueMatchKind::Exact => json!({ "exact": condition.value }),
+        ValueMatchKind::RegularExpression => json!({ "safe_regex": { "regex": condition.value } }),
+    };
+    let header = |condition: &ValueMatch| json!({ "name": condition.name.trim(), "string_match": string_match(condition) });
+    let mut conditions: Vec<Value> = headers.iter().map(header).collect();
+    conditions.extend(
+        method.iter().map(|method| json!({ "name": ":method", "string_match": { "exact": method } })),
+    );
+    if !conditions.is_empty() {
+        value["headers"] = json!(conditions);
+    }
+    if !query_params.is_empty() {
+        value["query_parameters"] = query_params.iter().map(header).collect();
+    }
+    value
+}
+
+fn path_match(path: &PathMatch) -> Value {
+    let PathMatch { kind, value } = path;
+    match kind {
+        PathMatchKind::Exact => json!({ "path": value }),
+        PathMatchKind::RegularExpression => json!({ "safe_regex": { "regex": value } }),
+        PathMatchKind::PathPrefix => match value.trim_end_matches('/') {
+            "" => json!({ "prefix": "/" }),
+            prefix => json!({ "path_separated_prefix": prefix }),
+        },
+    }
+}
+
+/// Protobuf's JSON form of a duration.
+fn duration(duration: Duration) -> String {
+    match duration.subsec_millis() {
+        0 => format!("{}s", duration.as_secs()),
+        millis => format!("{}.{millis:03}s", duration.as_secs()),
+    }
+}
+
+pub(super) fn pool_of(cluster_idx: usize, plan: &Plan) -> Option<&ObjectKey> {
+    match &plan.clusters[cluster_idx].backend {
+        Backend::Pool { key, .. } => Some(key),
+        Backend::Service { .. } => None,
+    }
+}
+
+/// Enables for a route a filter that is disabled for the listener.
+pub(crate) fn enabled() -> Value {
+    typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }))
+}
+
+/// Disables for a route a filter that is enabled for the listener.
+pub(super) fn disabled() -> Value {
+    typed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", json!({ "disabled": true }))
+}
+
+/// Retries only before a pod has received a byte, and on another pod each time.
+pub(crate) fn retry_policy() -> Value {
+    json!({
+        "retry_on": "connect-failure,refused-stream",
+        "num_retries": 2,
+        "retry_host_predicate": [previous_hosts()],
+        "host_selection_retry_max_attempts": 5,
+    })
+}

@@ -1,0 +1,319 @@
+//! Kinds of routes: what each becomes in Envoy's configuration, and what would be different without it.
+
+use gateway_config::plan::{Plan, RouteAction};
+use gateway_config::render::Rendered;
+use serde_json::{Value, json};
+
+use crate::fixtures::{bindings, plan};
+
+const GATEWAYS: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: { name: eg }
+spec: { controllerName: gateway.envoyproxy.io/gatewayclass-controller }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: g }
+spec: { gatewayClassName: eg, listeners: [ { name: http, protocol: HTTP, port: 80 } ] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: s }
+spec: { selector: { app: s }, ports: [ { port: 8000 } ] }
+";
+
+fn pool(name: &str) -> String {
+    format!(
+        "---\napiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {{name: {name}}}\nspec: {{selector: \
+         {{matchLabels: {{app: {name}}}}}, targetPorts: [{{number: 8000}}], endpointPickerRef: {{name: {name}-epp}}}}\n"
+    )
+}
+
+fn route(spec: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec: {{parentRefs: [{{name: \
+         g}}], {spec}}}\n"
+    )
+}
+
+fn to_pool(name: &str) -> String {
+    format!("{{group: inference.networking.k8s.io, kind: InferencePool, name: {name}}}")
+}
+
+/// The objects of most tests: pools `a` and `b`, a Service, and a route.
+fn planned(spec: &str) -> Plan {
+    plan(&[GATEWAYS, &pool("a"), &pool("b"), &route(spec)].concat()).unwrap()
+}
+
+fn manager(plan: &Plan, listener_idx: usize) -> Value {
+    let rendered = Rendered::new(plan, &bindings(plan)).unwrap().static_equivalent;
+    let listener = &rendered["static_resources"]["listeners"][listener_idx];
+    listener["default_filter_chain"]["filters"][0]["typed_config"].clone()
+}
+
+/// Envoy's routes of the first host.
+fn routes(plan: &Plan) -> Vec<Value> {
+    manager(plan, 0)["route_config"]["virtual_hosts"][0]["routes"].as_array().unwrap().clone()
+}
+
+fn first_route(rule: &str) -> Value {
+    let backend = "backendRefs: [{name: s, port: 8000}]";
+    routes(&planned(&format!("rules: [{{{backend}, {rule}}}]"))).remove(0)
+}
+
+#[test]
+fn several_backends_share_by_weight_and_each_pool_has_its_own_picker() {
+    let both = format!(
+        "{}, {}",
+        to_pool("a").replace('}', ", weight: 90}"),
+        to_pool("b").replace('}', ", weight: 10}")
+    );
+    let plan = planned(&format!("rules: [{{backendRefs: [{both}, {{name: s, port: 8000, weight: 0}}]}}]"));
+    let route = routes(&plan).remove(0);
+    let clusters = route["route"]["weighted_clusters"]["clusters"].as_array().unwrap();
+    let found: Vec<_> =
+        clusters.iter().map(|cluster| (cluster["name"].as_str().unwrap(), &cluster["weight"])).collect();
+    let name = |idx: u32| format!("httproute/default/r/rule/0/backend/{idx}");
+    assert_eq!(
+        found,
+        [(name(0).as_str(), &json!(90)), (name(1).as_str(), &json!(10))],
+        "weight 0 gets nothing"
+    );
+    for (cluster, pool) in clusters.iter().zip(["a", "b"]) {
+        let enabled: Vec<&String> = cluster["typed_per_filter_config"].as_object().unwrap().keys().collect();
+        assert_eq!(enabled, [&format!("envoy.filters.http.ext_proc/endpointpicker/{pool}_default_ext_proc")]);
+    }
+    assert!(route.get("typed_per_filter_config").is_none());
+    let single = routes(&planned(&format!("rules: [{{backendRefs: [{}]}}]", to_pool("a")))).remove(0);
+    assert_eq!(single["route"]["cluster"], "httproute/default/r/rule/0");
+}
+
+#[test]
+fn a_share_without_a_backend_gets_500() {
+    let missing = "{name: none, port: 8000}";
+    let plan = planned(&format!("rules: [{{backendRefs: [{missing}]}}]"));
+    assert_eq!(routes(&plan)[0]["direct_response"]["status"], 500);
+    assert_eq!(plan.remarks[0].field, "spec.rules[0].backendRefs[0].name");
+    let plan = planned(&format!("rules: [{{backendRefs: [{missing}, {{name: s, port: 8000}}]}}]"));
+    let route = routes(&plan).remove(0);
+    assert_eq!(route["route"]["weighted_clusters"]["clusters"][0]["name"], "invalid-backend-cluster");
+    assert_eq!(route["route"]["cluster_not_found_response_code"], "INTERNAL_SERVER_ERROR");
+    assert_eq!(manager(&plan, 0)["route_config"]["validate_clusters"], false);
+    for nothing in ["rules: [{backendRefs: [{name: s, port: 8000, weight: 0}]}]", "rules: [{}]"] {
+        assert_eq!(routes(&planned(nothing))[0]["direct_response"]["status"], 500, "{nothing}");
+    }
+    let good = planned("rules: [{backendRefs: [{name: s, port: 8000}]}]");
+    assert!(good.remarks.is_empty() && manager(&good, 0)["route_config"].get("validate_clusters").is_none());
+}
+
+#[test]
+fn matches_are_headers_queries_and_methods() {
+    let matches = "matches: [{path: {type: Exact, value: /v1}, method: POST, headers: [{name: X-A, value: b}, {name: c, type: \
+                   RegularExpression, value: d.*}], queryParams: [{name: q, value: '1'}]}]";
+    assert_eq!(
+        first_route(matches)["match"],
+        json!({
+            "path": "/v1",
+            "headers": [
+                { "name": "X-A", "string_match": { "exact": "b" } },
+                { "name": "c", "string_match": { "safe_regex": { "regex": "d.*" } } },
+                { "name": ":method", "string_match": { "exact": "POST" } },
+            ],
+            "query_parameters": [ { "name": "q", "string_match": { "exact": "1" } } ],
+        })
+    );
+    assert_eq!(first_route("matches: []")["match"], json!({ "prefix": "/" }));
+}
+
+#[test]
+fn the_narrower_match_comes_first() {
+    let backend = "backendRefs: [{name: s, port: 8000}]";
+    let matches = [
+        "{}",
+        "{queryParams: [{name: a, value: b}]}",
+        "{headers: [{name: a, value: b}]}",
+        "{headers: [{name: a, value: b}, {name: c, value: d}]}",
+        "{method: GET}",
+        "{path: {value: /v1}}",
+        "{path: {type: Exact, value: /}}",
+    ];
+    let rules: Vec<String> =
+        matches.iter().map(|found| format!("{{{backend}, matches: [{found}]}}")).collect();
+    let routes = routes(&planned(&format!("rules: [{}]", rules.join(", "))));
+    let order: Vec<String> =
+        routes.iter().map(|route| route["name"].as_str().unwrap()[25..26].to_owned()).collect();
+    assert_eq!(order, ["6", "5", "4", "3", "2", "1", "0"]);
+}
+
+#[test]
+fn filters_change_headers() {
+    let modifier = "{set: [{name: a, value: 50%}], add: [{name: b, value: c}], remove: [d]}";
+    let filters = format!(
+        "filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {modifier}}}, {{type: ResponseHeaderModifier, \
+         responseHeaderModifier: {modifier}}}]"
+    );
+    let route = first_route(&filters);
+    for side in ["request", "response"] {
+        assert_eq!(
+            route[format!("{side}_headers_to_add")],
+            json!([
+                { "header": { "key": "a", "value": "50%%" }, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD" },
+                { "header": { "key": "b", "value": "c" }, "append_action": "APPEND_IF_EXISTS_OR_ADD" },
+            ])
+        );
+        assert_eq!(route[format!("{side}_headers_to_remove")], json!(["d"]));
+    }
+}
+
+#[test]
+fn filters_rewrite_redirect_and_mirror() {
+    let rewrite = |path: &str, matched: &str| {
+        let filters = format!("filters: [{{type: URLRewrite, urlRewrite: {{hostname: h, path: {path}}}}}]");
+        first_route(&format!("{filters}, matches: [{{path: {{value: {matched}}}}}]"))["route"].clone()
+    };
+    let prefix = |to: &str| format!("{{type: ReplacePrefixMatch, replacePrefixMatch: {to}}}");
+    assert_eq!(rewrite(&prefix("/b/"), "/a")["prefix_rewrite"], "/b");
+    assert_eq!(rewrite(&prefix("/b"), "/")["prefix_rewrite"], "/b/", "the prefix is one slash");
+    assert_eq!(rewrite(&prefix("/"), "/a.b")["regex_rewrite"]["pattern"]["regex"], "^/a\\.b/*");
+    let full = rewrite("{type: ReplaceFullPath, replaceFullPath: /c}", "/a");
+    assert_eq!(
+        (&full["regex_rewrite"]["substitution"], &full["host_rewrite_literal"]),
+        (&json!("/c"), &json!("h"))
+    );
+
+    let redirect = "filters: [{type: RequestRedirect, requestRedirect: {scheme: https, port: 8443, statusCode: 301, path: {type: \
+                    ReplaceFullPath, replaceFullPath: /c}}}]";
+    let expected = json!({
+        "path_redirect": "/c", "scheme_redirect": "https", "port_redirect": 8443, "response_code": "MOVED_PERMANENTLY",
+    });
+    assert_eq!(first_route(redirect)["redirect"], expected);
+
+    let mirror =
+        "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: s, port: 8000}, percent: 10}}]";
+    let mirrored = &first_route(mirror)["route"]["request_mirror_policies"][0];
+    assert_eq!(mirrored["cluster"], "httproute/default/r/rule/0-mirror-0");
+    assert_eq!(mirrored["runtime_fraction"]["default_value"]["numerator"], 100_000);
+}
+
+#[test]
+fn a_filter_that_is_not_translated_is_refused() {
+    let filters = "rules: [{backendRefs: [{name: s, port: 8000}], filters: [{type: ExtensionRef}]}]";
+    let error = plan(&[GATEWAYS, &route(filters)].concat()).unwrap_err().to_string();
+    assert!(error.starts_with("HTTPRoute default/r: spec.rules[0].filters[0].type: ExtensionRef"), "{error}");
+}
+
+#[test]
+fn timeouts_and_retries_are_the_rules() {
+    let rule = "name: n, timeouts: {request: 10s}, retry: {codes: [503], attempts: 4, backoff: 100ms}";
+    let action = &first_route(rule)["route"];
+    assert_eq!((&action["timeout"], &action["retry_policy"]["num_retries"]), (&json!("10s"), &json!(4)));
+    assert_eq!(action["retry_policy"]["retriable_status_codes"], json!([503]));
+    assert_eq!(action["retry_policy"]["retry_back_off"]["base_interval"], "0.100s");
+    assert!(first_route("name: n")["route"].get("retry_policy").is_none());
+}
+
+#[test]
+fn a_listener_serves_the_hosts_that_it_shares_with_a_route() {
+    let listeners = "listeners: [ { name: http, protocol: HTTP, port: 80 } ]";
+    let two = "listeners: [ { name: x, protocol: HTTP, port: 80, hostname: '*.x.com' }, { name: y, protocol: HTTP, port: 80, \
+               hostname: y.com } ]";
+    let gateways = GATEWAYS.replace(listeners, two);
+    let hosts = |names: &str| {
+        let route =
+            route(&format!("hostnames: {names}, rules: [{{backendRefs: [{{name: s, port: 8000}}]}}]"));
+        let plan = plan(&[gateways.as_str(), &route].concat()).unwrap();
+        assert_eq!(plan.listeners.len(), 1, "a port is one listener of Envoy");
+        let hosts: Vec<String> = plan.listeners[0].routes.iter().map(|route| route.host.clone()).collect();
+        (hosts, plan.remarks.len())
+    };
+    assert_eq!(hosts("[]"), (vec!["*.x.com".to_owned(), "y.com".to_owned()], 0));
+    assert_eq!(
+        hosts("[a.x.com, z.com, '*.com']"),
+        (vec!["a.x.com".to_owned(), "*.x.com".to_owned(), "y.com".to_owned()], 0)
+    );
+    assert_eq!(hosts("[z.com]"), (vec![], 1));
+}
+
+#[test]
+fn a_listener_chooses_the_namespaces_of_its_routes() {
+    let other = route("rules: [{backendRefs: [{name: s, port: 8000}]}]")
+        .replace("{name: r}", "{name: r, namespace: other}")
+        .replace("{name: g}", "{name: g, namespace: default}");
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: other}\nspec: {ports: [{port: 8000}]}\n";
+    let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other, labels: {team: a}}\n";
+    let n_routes = |allowed: &str| {
+        let listener = format!("port: 80, allowedRoutes: {allowed}");
+        let plan =
+            plan(&[&GATEWAYS.replace("port: 80 ", &listener), &other, service, namespace].concat()).unwrap();
+        plan.listeners[0].routes.len()
+    };
+    for (allowed, expected) in [
+        ("{ namespaces: { from: All } }", 1),
+        ("{ namespaces: { from: Same } }", 0),
+        ("{}", 0),
+        ("{ namespaces: { from: None } }", 0),
+        ("{ namespaces: { from: Selector, selector: { matchLabels: { team: a } } } }", 1),
+        ("{ namespaces: { from: Selector, selector: { matchLabels: { team: b } } } }", 0),
+        ("{ namespaces: { from: All }, kinds: [ { kind: GRPCRoute } ] }", 0),
+    ] {
+        assert_eq!(n_routes(allowed), expected, "{allowed}");
+    }
+}
+
+#[test]
+fn a_backend_of_another_namespace_needs_a_grant() {
+    let pool = pool("far").replace("{name: far}", "{name: far, namespace: other}");
+    let spec = format!("rules: [{{backendRefs: [{}]}}]", to_pool("far").replace('}', ", namespace: other}"));
+    let grant = "---\napiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: x, namespace: other}\n\
+                 spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: default}], to: [{group: \
+                 inference.networking.k8s.io, kind: InferencePool}]}\n";
+    let action = |more: &str| {
+        let plan = plan(&[GATEWAYS, &pool, &route(&spec), more].concat()).unwrap();
+        plan.listeners[0].routes[0].action.clone()
+    };
+    assert!(matches!(action(grant), RouteAction::Forward(_)));
+    assert_eq!(action(""), RouteAction::Fixed(500));
+    assert_eq!(action(&grant.replace("kind: InferencePool", "kind: Service")), RouteAction::Fixed(500));
+}
+
+#[test]
+fn a_route_by_the_bodys_model_is_chosen_after_the_body() {
+    let rule = |model: &str, pool: &str| {
+        let header = format!("{{name: X-Gateway-Model-Name, value: {model}}}");
+        format!("{{matches: [{{headers: [{header}]}}], backendRefs: [{}]}}", to_pool(pool))
+    };
+    let plan = planned(&format!("rules: [{}, {}]", rule("m", "a"), rule("n", "b")));
+    let manager = manager(&plan, 0);
+    let filters = manager["http_filters"].as_array().unwrap();
+    let names: Vec<&str> = filters.iter().map(|filter| filter["name"].as_str().unwrap()).collect();
+    assert_eq!(names[..2], ["envoy.filters.http.json_to_metadata", "envoy.filters.http.lua"]);
+    assert!(
+        filters.iter().all(|filter| filter.get("disabled").is_none()),
+        "the first route would choose them"
+    );
+    let picker = |pool: &str| format!("envoy.filters.http.ext_proc/endpointpicker/{pool}_default_ext_proc");
+    let routes = routes(&plan);
+    for (route, others) in routes.iter().zip([&["b"][..], &["a"], &["a", "b"]]) {
+        let disabled: Vec<&String> = route["typed_per_filter_config"].as_object().unwrap().keys().collect();
+        let expected: Vec<String> = others.iter().map(|other| picker(other)).collect();
+        assert_eq!(disabled, expected.iter().collect::<Vec<_>>(), "{}", route["name"]);
+    }
+    assert_eq!(routes[2]["direct_response"]["status"], 404);
+    let control = planned(&format!("rules: [{}]", rule("m", "a").replace("X-Gateway-Model-Name", "x-other")));
+    assert_eq!(self::manager(&control, 0)["http_filters"][0]["disabled"], true);
+}
+
+#[test]
+fn a_policy_for_clients_bounds_what_is_held() {
+    let policy = "---\napiVersion: gateway.envoyproxy.io/v1alpha1\nkind: ClientTrafficPolicy\nmetadata: {name: c}\nspec: {targetRefs: \
+                  [{group: gateway.networking.k8s.io, kind: Gateway, name: g}], connection: {bufferLimit: 50Mi}}\n";
+    let limit = |more: &str| {
+        let plan = plan(&[GATEWAYS, more].concat()).unwrap();
+        let rendered = Rendered::new(&plan, &bindings(&plan)).unwrap().static_equivalent;
+        rendered["static_resources"]["listeners"][0].get("per_connection_buffer_limit_bytes").cloned()
+    };
+    assert_eq!(limit(policy), Some(json!(50 << 20)));
+    assert_eq!(limit(""), None);
+    assert_eq!(limit(&policy.replace("name: g}", "name: other}")), None);
+}
