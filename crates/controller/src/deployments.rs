@@ -17,7 +17,7 @@ const CERTIFICATES: &str = "/etc/epp/certificates";
 #[must_use]
 pub fn deployment(picker: &ObjectKey, pools: &[&InferencePool], setup: &Setup) -> Option<Value> {
     let pool = pools.first()?;
-    let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.name);
+    let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.as_ref()?.name);
     let labels = json!({
         sweep::MANAGED_BY: sweep::MANAGER,
         "app.kubernetes.io/name": "epp",

@@ -20,6 +20,7 @@ use gateway_config::error::Malformed;
 use gateway_config::xds::{Editor, Pool, Resources};
 use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient;
+use inference_api::object::ObjectKey;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -40,6 +41,8 @@ enum Unattachable {
     NotJson(#[from] serde_json::Error),
     #[error(transparent)]
     Object(#[from] ReadError),
+    #[error("InferencePool {0} names no picker")]
+    NoPicker(ObjectKey),
     #[error("the rule leads to {0} pools, one is supported")]
     Several(usize),
 }
@@ -112,7 +115,7 @@ fn find_pool(resources: &[ExtensionResource], world: &World) -> Result<Option<Po
             Err(error @ ReadError::Object(_)) => return Err(error.into()),
         };
         if let Object::InferencePool(pool) = object {
-            let pool = resolve::pool(&pool, world);
+            let pool = resolve::pool(&pool, world).ok_or_else(|| Unattachable::NoPicker(pool.key()))?;
             if !pools.contains(&pool) {
                 pools.push(pool);
             }

@@ -4,7 +4,7 @@ use gateway_config::attachment::{Responses, Share};
 use gateway_config::xds::{Picker, Pool, Trust};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{InferenceModel, InferencePool, PoolVersion};
+use inference_api::pool::{InferenceModel, InferencePool, PickerRef, PoolVersion};
 
 use crate::names;
 use crate::world::World;
@@ -18,6 +18,8 @@ pub enum PickerService {
     Named(ObjectKey),
     /// The pool names a Service that does not exist, and asks for no managed one.
     Missing(ObjectKey),
+    /// The pool names no Service.
+    Unnamed,
 }
 
 /// The picker of `pool`.
@@ -26,7 +28,8 @@ pub enum PickerService {
 /// for a managed one by an annotation.
 #[must_use]
 pub fn picker(pool: &InferencePool, world: &World) -> PickerService {
-    let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.name);
+    let Some(picker) = &pool.picker else { return PickerService::Unnamed };
+    let named = ObjectKey::new(&pool.meta.namespace, &picker.name);
     let managed = || PickerService::Managed(world.managed_picker(&named));
     let asks = pool.meta.annotations.get(keys::MANAGED_PICKER).is_some_and(|value| value == "true");
     match (pool.version, world.services.contains(&named)) {
@@ -37,13 +40,15 @@ pub fn picker(pool: &InferencePool, world: &World) -> PickerService {
     }
 }
 
-/// `pool` as the hooks attach it.
+/// `pool` as the hooks attach it; `None` if it names no picker.
 ///
 /// Responses go past a managed picker unless it must change them. Somebody else's picker gets the whole protocol. One that
 /// is missing is attached as if it existed: the pool's failure mode decides about requests until it does.
 #[must_use]
-pub fn pool(pool: &InferencePool, world: &World) -> Pool {
+pub fn pool(pool: &InferencePool, world: &World) -> Option<Pool> {
+    let PickerRef { name: _, port, failure_mode } = pool.picker.as_ref()?;
     let (responses, picker) = match picker(pool, world) {
+        PickerService::Unnamed => return None,
         PickerService::Managed(service) => {
             let responses =
                 if renames(pool, world) { Responses::Through } else { Responses::Observed(Share::TENTH) };
@@ -52,19 +57,20 @@ pub fn pool(pool: &InferencePool, world: &World) -> Pool {
             (responses, picker)
         }
         PickerService::Named(service) | PickerService::Missing(service) => {
-            let picker = Picker { host: names::host(&service), port: pool.picker.port, trust: Trust::Any };
+            let picker = Picker { host: names::host(&service), port: *port, trust: Trust::Any };
             (Responses::Through, picker)
         }
     };
     let key = pool.key();
-    Pool {
-        failure_mode: pool.picker.failure_mode,
+    Some(Pool {
+        failure_mode: *failure_mode,
         responses,
+        app_protocol: pool.app_protocol,
         pods: names::host(&names::pods_service(&key)),
         ports: pool.target_ports.clone(),
         picker,
         key,
-    }
+    })
 }
 
 /// True if a model of the pool has another name in the engines, which the picker restores in responses.

@@ -45,10 +45,8 @@ fn digest(route: &HttpRoute, world: &World) -> Option<String> {
     }
     let pools = world.pools.iter().filter(|pool| status::leads_to(route, pool, world));
     let attached: Vec<Value> = pools
-        .map(|pool| {
-            let attached = resolve::pool(pool, world);
-            json!([attached.key, attached.responses, attached.picker])
-        })
+        .filter_map(|pool| resolve::pool(pool, world))
+        .map(|attached| json!([attached.key, attached.responses, attached.picker]))
         .collect();
     (!attached.is_empty()).then(|| names::digest(&json!(attached).to_string()))
 }

@@ -37,7 +37,7 @@ pub fn changed_pool(pool: &InferencePool, world: &World, current: &Value, now: &
         }
         let mut ours = written.iter().filter(|known| !is_foreign(known));
         let known = ours.find(|known| known["parentRef"] == parent["parentRef"]);
-        parent["conditions"] = [accepted(), resolved_refs(pool, world)]
+        parent["conditions"] = [accepted(pool), resolved_refs(pool, world)]
             .into_iter()
             .map(|condition| dated(condition, pool.meta.generation, known, now))
             .collect();
@@ -119,8 +119,12 @@ fn is_ours(key: &ObjectKey, world: &World) -> bool {
     })
 }
 
-fn accepted() -> Value {
-    json!({ "type": "Accepted", "status": "True", "reason": "Accepted", "message": "the Gateway routes to the pool" })
+fn accepted(pool: &InferencePool) -> Value {
+    let (status, reason, message) = match &pool.picker {
+        Some(_) => ("True", "Accepted", "the Gateway routes to the pool"),
+        None => ("False", "EndpointPickerRefMissing", "the pool needs an endpointPickerRef"),
+    };
+    json!({ "type": "Accepted", "status": status, "reason": reason, "message": message })
 }
 
 fn resolved_refs(pool: &InferencePool, world: &World) -> Value {
@@ -129,6 +133,7 @@ fn resolved_refs(pool: &InferencePool, world: &World) -> Value {
             ("True", "ResolvedRefs", format!("the controller runs the picker {service}"))
         }
         PickerService::Named(service) => ("True", "ResolvedRefs", format!("Service {service} is the picker")),
+        PickerService::Unnamed => ("True", "ResolvedRefs", "the pool refers to nothing".to_owned()),
         PickerService::Missing(service) => {
             ("False", "InvalidExtensionRef", format!("there is no Service {service}"))
         }

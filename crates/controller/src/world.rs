@@ -62,7 +62,7 @@ impl Fact {
     /// If the object breaks a rule of the API.
     pub fn read(value: Value) -> Result<Self, ReadError> {
         match (value["apiVersion"].as_str(), value["kind"].as_str()) {
-            (Some("v1"), Some("Service")) if sweep::is_made(&value) => Ok(Self::Nothing),
+            _ if sweep::is_made(&value) => Ok(Self::Nothing),
             (Some("v1"), Some("Service")) => Ok(key(&value).map_or(Self::Nothing, Self::Service)),
             (Some(version), Some("ReferenceGrant")) if version.starts_with(keys::GATEWAY_GROUP) => {
                 Ok(Self::Grants(grants(&value)))
@@ -133,13 +133,13 @@ impl World {
     }
 
     fn insert_pool(&mut self, pool: InferencePool) {
-        let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.name);
-        let first = self
-            .pickers
-            .entry(names::managed_picker(&named, &self.namespace))
-            .or_insert_with(|| named.clone());
-        if named < *first {
-            *first = named;
+        if let Some(picker) = &pool.picker {
+            let named = ObjectKey::new(&pool.meta.namespace, &picker.name);
+            let name = names::managed_picker(&named, &self.namespace);
+            let first = self.pickers.entry(name).or_insert_with(|| named.clone());
+            if named < *first {
+                *first = named;
+            }
         }
         self.pools.push(pool);
     }

@@ -12,13 +12,15 @@ mod parts;
 mod field;
 
 use inference_api::object::ObjectKey;
-use inference_api::pool::FailureMode;
+use inference_api::pool::{AppProtocol, FailureMode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Responses};
 use crate::error::Malformed;
-use crate::render::cluster::{override_host, picker_at, thresholds, tls_to};
+use crate::render::cluster::{
+    PROTOCOL_OPTIONS, http2, override_host, picker_at, protocol_options, thresholds, tls_to,
+};
 use crate::render::filters::filter_names;
 use crate::render::route::{enabled, retry_policy};
 use crate::render::{extension, picker_cluster};
@@ -33,6 +35,8 @@ pub struct Pool {
     pub key: ObjectKey,
     pub failure_mode: FailureMode,
     pub responses: Responses,
+    /// Protocol that the pods speak.
+    pub app_protocol: AppProtocol,
     /// DNS name that resolves to the ready pods.
     pub pods: String,
     /// Ports on which each pod serves.
@@ -130,6 +134,11 @@ impl Editor {
         ]);
         mark::remove(&mut message, number::METADATA)?;
         let mut parts = vec![self.parts.encode("envoy.config.cluster.v3.Cluster", &part)];
+        match pool.app_protocol {
+            // What Envoy Gateway makes by itself.
+            AppProtocol::Http => {}
+            AppProtocol::H2c => parts.extend(self.speak_http2(&mut message)?),
+        }
         if !bounds_requests(&message)? {
             message.remove(&[number::CIRCUIT_BREAKERS]);
             let bounds = json!({ "circuit_breakers": { "thresholds": [thresholds()] } });
@@ -139,6 +148,32 @@ impl Editor {
             message.merge(part)?;
         }
         Ok(message.encode())
+    }
+
+    /// Makes the cluster speak HTTP/2. If it has no protocol options, returns the part that has them; other options stay.
+    fn speak_http2(&self, cluster: &mut Message<'_>) -> Result<Option<Vec<u8>>, Malformed> {
+        use field::{cluster as number, extension, map, protocol_options as options};
+        let http2 = http2(json!({}));
+        let part = self.parts.encode(PROTOCOL_OPTIONS, &http2);
+        let is_edited = cluster.edit(number::TYPED_EXTENSION_PROTOCOL_OPTIONS, |entry| {
+            let mut entry = Message::decode(entry)?;
+            if entry.text(map::KEY) != PROTOCOL_OPTIONS {
+                return Ok(None);
+            }
+            entry.edit(map::VALUE, |any| {
+                let mut any = Message::decode(any)?;
+                any.edit(extension::VALUE, |known| {
+                    let mut known = Message::decode(known)?;
+                    known.remove(&options::PROTOCOLS);
+                    known.merge(&part)?;
+                    Ok(Some(known.encode()))
+                })?;
+                Ok(Some(any.encode()))
+            })?;
+            Ok(Some(entry.encode()))
+        })?;
+        let part = json!({ "typed_extension_protocol_options": protocol_options(http2) });
+        Ok((!is_edited).then(|| self.parts.encode("envoy.config.cluster.v3.Cluster", &part)))
     }
 
     /// The cluster of a pool's picker.

@@ -172,7 +172,7 @@ fn pool_spec_v1() -> Value {
         "port is required when kind is 'Service' or unspecified",
     );
     object(
-        &["selector", "targetPorts", "endpointPickerRef"],
+        &["selector", "targetPorts"],
         json!({
             "selector": object(&["matchLabels"], json!({ "matchLabels": labels() })),
             "targetPorts": {
@@ -186,6 +186,7 @@ fn pool_spec_v1() -> Value {
                     "port number must be unique",
                 ),
             },
+            "appProtocol": { "type": "string", "enum": ["http", "kubernetes.io/h2c"], "default": "http" },
             "endpointPickerRef":
                 with(object(&["name"], endpoint_picker_ref), "x-kubernetes-validations", needs_port),
         }),

@@ -44,13 +44,22 @@ pub struct InferencePool {
     pub selector: BTreeMap<String, String>,
     /// Ports on which a pod serves; never empty. A v1alpha2 pool has exactly one.
     pub target_ports: Vec<u16>,
-    pub picker: PickerRef,
+    /// Protocol on all of these ports.
+    pub app_protocol: AppProtocol,
+    /// The picker's Service; a v1 pool may name none.
+    pub picker: Option<PickerRef>,
 }
 
 impl InferencePool {
     #[must_use]
     pub fn key(&self) -> ObjectKey {
         self.meta.key()
+    }
+
+    /// The proxy's reaction if the picker cannot be reached; without a picker, the API's default.
+    #[must_use]
+    pub fn failure_mode(&self) -> FailureMode {
+        self.picker.as_ref().map(|picker| picker.failure_mode).unwrap_or_default()
     }
 
     /// The strategy that the annotation asks for.
@@ -161,6 +170,18 @@ impl PrefixSource {
     }
 }
 
+/// Protocol that the pods of a pool speak: `appProtocol` in v1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    #[default]
+    #[serde(rename = "http")]
+    Http,
+    /// HTTP/2 without TLS.
+    #[serde(rename = "kubernetes.io/h2c")]
+    H2c,
+}
+
 /// The Service of the endpoint picker: `extensionRef` in v1alpha2, `endpointPickerRef` in v1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PickerRef {
@@ -261,7 +282,9 @@ pub(crate) struct PoolV1 {
 struct PoolSpecV1 {
     selector: LabelSelector,
     target_ports: Vec<PortNumber>,
-    endpoint_picker_ref: EndpointPickerRef,
+    #[serde(default)]
+    app_protocol: AppProtocol,
+    endpoint_picker_ref: Option<EndpointPickerRef>,
 }
 
 #[derive(Deserialize)]
@@ -322,13 +345,15 @@ impl TryFrom<PoolV1Alpha2> for InferencePool {
         check_service_ref("spec.extensionRef", group, kind)?;
         let port = port_number.unwrap_or(keys::DEFAULT_PICKER_PORT);
         let picker = PickerRef { name, port, failure_mode };
-        check_pool(&selector, &[target_port_number], &picker)?;
+        check_picker(&picker)?;
+        check_pool(&selector, &[target_port_number])?;
         Ok(Self {
             meta: raw.metadata,
             version: PoolVersion::V1Alpha2,
             selector,
             target_ports: vec![target_port_number],
-            picker,
+            app_protocol: AppProtocol::Http,
+            picker: Some(picker),
         })
     }
 }
@@ -340,15 +365,33 @@ impl TryFrom<PoolV1> for InferencePool {
         let PoolSpecV1 {
             selector: LabelSelector { match_labels: selector },
             target_ports,
+            app_protocol,
             endpoint_picker_ref,
         } = raw.spec;
-        let EndpointPickerRef { group, kind, name, port, failure_mode } = endpoint_picker_ref;
-        check_service_ref("spec.endpointPickerRef", group, kind)?;
         let target_ports: Vec<u16> = target_ports.into_iter().map(|port| port.number).collect();
+        let picker = endpoint_picker_ref.map(PickerRef::try_from).transpose()?;
+        check_pool(&selector, &target_ports)?;
+        Ok(Self {
+            meta: raw.metadata,
+            version: PoolVersion::V1,
+            selector,
+            target_ports,
+            app_protocol,
+            picker,
+        })
+    }
+}
+
+impl TryFrom<EndpointPickerRef> for PickerRef {
+    type Error = FieldError;
+
+    fn try_from(raw: EndpointPickerRef) -> Result<Self, FieldError> {
+        let EndpointPickerRef { group, kind, name, port, failure_mode } = raw;
+        check_service_ref("spec.endpointPickerRef", group, kind)?;
         let port = port.map_or(keys::DEFAULT_PICKER_PORT, |port| port.number);
-        let picker = PickerRef { name, port, failure_mode };
-        check_pool(&selector, &target_ports, &picker)?;
-        Ok(Self { meta: raw.metadata, version: PoolVersion::V1, selector, target_ports, picker })
+        let picker = Self { name, port, failure_mode };
+        check_picker(&picker)?;
+        Ok(picker)
     }
 }
 
@@ -388,27 +431,30 @@ fn check_service_ref(path: &str, group: Option<String>, kind: Option<String>) ->
     }
 }
 
-fn check_pool(
-    selector: &BTreeMap<String, String>,
-    ports: &[u16],
-    picker: &PickerRef,
-) -> Result<(), FieldError> {
+fn check_picker(picker: &PickerRef) -> Result<(), FieldError> {
+    if picker.port == 0 {
+        return Err(FieldError::new("spec", "port 0 is not a port"));
+    }
+    if picker.name.is_empty() {
+        return Err(FieldError::new("spec", "the endpoint picker has no name"));
+    }
+    Ok(())
+}
+
+fn check_pool(selector: &BTreeMap<String, String>, ports: &[u16]) -> Result<(), FieldError> {
     if selector.is_empty() {
         return Err(FieldError::new("spec.selector", "an empty selector selects no pod"));
     }
     if ports.is_empty() || ports.len() > MAX_TARGET_PORTS {
         return Err(FieldError::new("spec.targetPorts", format!("must list 1 to {MAX_TARGET_PORTS} ports")));
     }
-    if ports.contains(&0) || picker.port == 0 {
+    if ports.contains(&0) {
         return Err(FieldError::new("spec", "port 0 is not a port"));
     }
     if let Some(port) =
         ports.iter().enumerate().find_map(|(idx, port)| ports[..idx].contains(port).then_some(port))
     {
         return Err(FieldError::new("spec.targetPorts", format!("port {port} is listed twice")));
-    }
-    if picker.name.is_empty() {
-        return Err(FieldError::new("spec", "the endpoint picker has no name"));
     }
     Ok(())
 }

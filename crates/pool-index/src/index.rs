@@ -196,7 +196,7 @@ impl Index {
         Pool {
             key: pool.key(),
             strategy: strategy.unwrap_or_default(),
-            failure_mode: pool.picker.failure_mode,
+            failure_mode: pool.failure_mode(),
             runtime: runtime.unwrap_or_default(),
             prefix_source: prefix_source.unwrap_or_default(),
             problems: [unknown_strategy, unknown_runtime, unknown_source].into_iter().flatten().collect(),

@@ -80,7 +80,7 @@ impl Scope {
     fn contains(&self, pool: &InferencePool) -> bool {
         match &self.pools {
             Pools::Named(name) => pool.meta.name == *name,
-            Pools::OfPicker(name) => pool.picker.name == *name,
+            Pools::OfPicker(name) => pool.picker.as_ref().is_some_and(|picker| picker.name == *name),
         }
     }
 }

@@ -57,8 +57,8 @@ fn a_picker_may_read_the_namespace_of_its_pools_only() {
 #[test]
 fn pickers_of_two_namespaces_never_have_one_name() {
     let (mut one, mut other) = (named("a", "x"), named("b", "x-y"));
-    one.picker.name = "y-z".to_owned();
-    other.picker.name = "z".to_owned();
+    one.picker.as_mut().unwrap().name = "y-z".to_owned();
+    other.picker.as_mut().unwrap().name = "z".to_owned();
     let names = |pools: Vec<InferencePool>| -> Vec<(String, String)> {
         let world = with(pools);
         let managed = pickers::managed(&world);

@@ -46,11 +46,11 @@ fn a_v1_pool_has_the_picker_that_it_names_unless_it_asks_for_a_managed_one() {
 /// A managed picker serves on its own port, whatever the pool says of the Service that it names.
 #[test]
 fn responses_go_past_a_managed_picker_only() {
-    let ours = resolve::pool(&pool(alpha_pool()), &world());
+    let ours = resolve::pool(&pool(alpha_pool()), &world()).unwrap();
     assert_eq!((ours.responses, ours.picker.port), (Responses::Observed(Share::TENTH), 9002));
     assert_eq!(ours.picker.host, "epp-default-ext-proc.envoy-gateway-system.svc");
     assert_eq!(ours.picker.trust, Trust::Authority("CA".to_owned()));
-    let theirs = resolve::pool(&pool(v1_pool()), &with_service());
+    let theirs = resolve::pool(&pool(v1_pool()), &with_service()).unwrap();
     assert_eq!((theirs.responses, theirs.picker.port), (Responses::Through, 9009));
     assert_eq!((theirs.picker.host.as_str(), theirs.picker.trust), ("ext-proc.default.svc", Trust::Any));
     assert_eq!((theirs.pods.as_str(), theirs.ports), ("qwen-pods.default.svc", vec![8000, 8001]));
@@ -67,7 +67,7 @@ fn the_responses_of_a_pool_that_renames_models_go_through_its_picker() {
         })) else {
             panic!("no model")
         };
-        resolve::pool(&pool(alpha_pool()), &World { models: vec![model], ..world() }).responses
+        resolve::pool(&pool(alpha_pool()), &World { models: vec![model], ..world() }).unwrap().responses
     };
     assert_eq!(responses("default", "m-v2"), Responses::Through);
     assert_eq!(responses("default", "m"), Responses::Observed(Share::TENTH));

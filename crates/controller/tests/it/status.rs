@@ -125,6 +125,52 @@ fn a_v1alpha2_pool_has_its_own_field_and_a_managed_picker() {
 }
 
 #[test]
+fn a_pool_without_a_picker_is_not_accepted() {
+    let mut bare = v1_pool();
+    bare["spec"].as_object_mut().unwrap().remove("endpointPickerRef");
+    let conditions = |value: Value| {
+        let status = status::changed_pool(&pool(value), &routed(&[v1_route()]), &Value::Null, NOW).unwrap();
+        let conditions = status["parents"][0]["conditions"].clone();
+        [0, 1].map(|idx| (conditions[idx]["status"].clone(), conditions[idx]["reason"].clone()))
+    };
+    let [accepted, resolved] = conditions(bare);
+    assert_eq!(accepted, (json!("False"), json!("EndpointPickerRefMissing")));
+    assert_eq!(resolved, (json!("True"), json!("ResolvedRefs")));
+    // Control: with a reference it is accepted, also if there is no such Service.
+    let [accepted, resolved] = conditions(v1_pool());
+    assert_eq!(accepted, (json!("True"), json!("Accepted")));
+    assert_eq!(resolved, (json!("False"), json!("InvalidExtensionRef")));
+}
+
+#[test]
+fn a_pool_has_an_entry_for_each_gateway_and_loses_each_with_its_route() {
+    let mut second_gateway = routed(&[]).gateways[0].clone();
+    second_gateway.meta.name = "second".to_owned();
+    let with_routes = |routes: &[Value]| {
+        let mut world = routed(routes);
+        world.gateways.push(second_gateway.clone());
+        world
+    };
+    let mut other = route("default", &["second"], "inference.networking.k8s.io");
+    other["metadata"]["name"] = "other".into();
+    let names = |status: &Value| -> Vec<String> {
+        let parents = status["parents"].as_array().unwrap().iter();
+        parents.map(|parent| parent["parentRef"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let pool = pool(v1_pool());
+    let both =
+        status::changed_pool(&pool, &with_routes(&[v1_route(), other.clone()]), &Value::Null, NOW).unwrap();
+    assert_eq!(names(&both), ["ours", "second"]);
+    let one = status::changed_pool(&pool, &with_routes(&[other]), &both, LATER).unwrap();
+    assert_eq!(names(&one), ["second"]);
+    assert_eq!(one["parents"][0]["conditions"][0]["lastTransitionTime"], NOW);
+    let none = status::changed_pool(&pool, &with_routes(&[]), &one, LATER).unwrap();
+    assert_eq!(names(&none), Vec::<String>::new());
+    // Control: a pool to which nothing ever led gets no status.
+    assert_eq!(status::changed_pool(&pool, &with_routes(&[]), &Value::Null, NOW), None);
+}
+
+#[test]
 fn only_a_route_to_this_pool_counts() {
     assert_eq!(n_parents(&routed(&[v1_route()])), 1);
     assert_eq!(n_parents(&routed(&[])), 0);

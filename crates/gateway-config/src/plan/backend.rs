@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use inference_api::gateway::{BackendRef, GrantFrom, GrantTo, HttpRoute};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{FailureMode, InferenceModel, PoolVersion};
+use inference_api::pool::{AppProtocol, FailureMode, InferenceModel, PoolVersion};
 use inference_api::port::TargetPort;
 use inference_api::workload::ServicePort;
 
@@ -22,6 +22,7 @@ pub enum Backend {
         key: ObjectKey,
         selector: BTreeMap<String, String>,
         ports: Vec<PodPort>,
+        app_protocol: AppProtocol,
         failure_mode: FailureMode,
         names: Names,
     },
@@ -148,12 +149,17 @@ fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backe
         .iter()
         .find(|pool| pool.meta.key() == key && pool.version == version)
         .ok_or_else(|| missing("name", format!("there is no InferencePool {key} in this group")))?;
+    if pool.picker.is_none() {
+        let what = format!("InferencePool {key} names no picker: give it an endpointPickerRef");
+        return Err(Unresolved::Invalid { field: "name", what });
+    }
     let names = names(&key, index);
     Ok(Backend::Pool {
         key,
         selector: pool.selector.clone(),
         ports: pool.target_ports.iter().map(|port| PodPort::Number(*port)).collect(),
-        failure_mode: pool.picker.failure_mode,
+        app_protocol: pool.app_protocol,
+        failure_mode: pool.failure_mode(),
         names,
     })
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use inference_api::keys;
 use inference_api::object::ObjectKey;
+use inference_api::pool::AppProtocol;
 use serde_json::{Value, json};
 
 use crate::plan::{Backend, Cluster};
@@ -15,6 +16,8 @@ use crate::render::{PickerBinding, PickerTls, address, extension, picker_cluster
 const MAX_REQUESTS: u32 = 40_000;
 /// Most retries at a time: Envoy Gateway's default.
 const MAX_RETRIES: u32 = 1024;
+/// Message with the protocol of a cluster, and its key among the cluster's extensions.
+pub(crate) const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Service name under which a picker reports its health (upstream's name).
 const PICKER_SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 
@@ -71,16 +74,11 @@ pub(crate) fn picker_at(name: &str, kind: &str, load_assignment: Value) -> Value
             "max_requests": MAX_REQUESTS,
             "max_retries": MAX_REQUESTS,
         }] },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                json!({ "explicit_http_config": { "http2_protocol_options": {
-                    // The only guard against a hung picker: a streamed body has no message timeout.
-                    "connection_keepalive": { "interval": "5s", "timeout": "2s" },
-                    "max_outbound_frames": MAX_FRAMES,
-                } } }),
-            ),
-        },
+        "typed_extension_protocol_options": protocol_options(http2(json!({
+            // The only guard against a hung picker: a streamed body has no message timeout.
+            "connection_keepalive": { "interval": "5s", "timeout": "2s" },
+            "max_outbound_frames": MAX_FRAMES,
+        }))),
         // A picker that shuts down reports it first, so one failed answer is enough; a single late check means nothing.
         // If all pickers are down, all are tried, so a picker that is alone is never given up.
         "health_checks": [{
@@ -115,17 +113,32 @@ pub(crate) fn tls_to(server_name: &str, trusted_ca: Value) -> Value {
 }
 
 fn common(cluster: &Cluster, kind: &str) -> Value {
-    let policy = match &cluster.backend {
-        Backend::Service { .. } => least_request(),
-        Backend::Pool { .. } => override_host(),
+    let (policy, protocol) = match &cluster.backend {
+        Backend::Service { .. } => (least_request(), AppProtocol::Http),
+        Backend::Pool { app_protocol, .. } => (override_host(), *app_protocol),
     };
-    json!({
+    let mut value = json!({
         "name": cluster.name,
         "type": kind,
         "connect_timeout": "10s",
         "circuit_breakers": { "thresholds": [thresholds()] },
         "load_balancing_policy": policy,
-    })
+    });
+    match protocol {
+        AppProtocol::Http => {}
+        AppProtocol::H2c => value["typed_extension_protocol_options"] = protocol_options(http2(json!({}))),
+    }
+    value
+}
+
+/// Protocol options of a cluster whose endpoints speak HTTP/2 without being asked.
+pub(crate) fn http2(options: Value) -> Value {
+    json!({ "explicit_http_config": { "http2_protocol_options": options } })
+}
+
+/// The cluster's extension with its protocol options.
+pub(crate) fn protocol_options(options: Value) -> Value {
+    json!({ PROTOCOL_OPTIONS: typed(PROTOCOL_OPTIONS, options) })
 }
 
 /// Bounds of a cluster of pods.

@@ -8,8 +8,20 @@ pub(crate) mod cluster {
     pub(crate) const DNS_REFRESH_RATE: u32 = 16;
     pub(crate) const METADATA: u32 = 25;
     pub(crate) const LOAD_ASSIGNMENT: u32 = 33;
+    pub(crate) const TYPED_EXTENSION_PROTOCOL_OPTIONS: u32 = 36;
     pub(crate) const CLUSTER_TYPE: u32 = 38;
     pub(crate) const LOAD_BALANCING_POLICY: u32 = 41;
+}
+
+pub(crate) mod protocol_options {
+    /// The ways of saying a protocol; one of them counts.
+    pub(crate) const PROTOCOLS: [u32; 3] = [3, 4, 5];
+}
+
+/// An entry of a map.
+pub(crate) mod map {
+    pub(crate) const KEY: u32 = 1;
+    pub(crate) const VALUE: u32 = 2;
 }
 
 pub(crate) mod circuit_breakers {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::error::Malformed;
 use crate::wire::Message;
+use crate::xds::field::map;
 
 /// Namespace of the mark in the metadata.
 const NAMESPACE: &str = "warmpath";
@@ -13,10 +14,6 @@ const NAMESPACE: &str = "warmpath";
 const POOL: &str = "pool";
 /// `envoy.config.core.v3.Metadata.filter_metadata`, a map.
 const FILTER_METADATA: u32 = 1;
-/// Key of a map's entry.
-const MAP_KEY: u32 = 1;
-/// Value of a map's entry.
-const MAP_VALUE: u32 = 2;
 
 /// Metadata with the mark `text`, a JSON string.
 pub(super) fn render(text: &Value) -> Value {
@@ -29,8 +26,8 @@ pub(super) fn read(message: &Message<'_>, number: u32) -> Result<Option<String>,
     for metadata in message.all(number) {
         for entry in Message::decode(metadata)?.all(FILTER_METADATA) {
             let entry = Message::decode(entry)?;
-            if entry.text(MAP_KEY) == NAMESPACE {
-                let bytes = entry.bytes(MAP_VALUE).unwrap_or_default();
+            if entry.text(map::KEY) == NAMESPACE {
+                let bytes = entry.bytes(map::VALUE).unwrap_or_default();
                 let mut fields = Struct::decode(bytes).map_err(|_| Malformed)?.fields;
                 if let Some(value::Kind::StringValue(text)) = fields.remove(POOL).and_then(|value| value.kind)
                 {
@@ -47,7 +44,7 @@ pub(super) fn remove(message: &mut Message<'_>, number: u32) -> Result<(), Malfo
     message.edit(number, |metadata| {
         let mut metadata = Message::decode(metadata)?;
         let n_removed = metadata
-            .remove_if(FILTER_METADATA, |entry| Ok(Message::decode(entry)?.text(MAP_KEY) == NAMESPACE))?;
+            .remove_if(FILTER_METADATA, |entry| Ok(Message::decode(entry)?.text(map::KEY) == NAMESPACE))?;
         Ok((n_removed > 0).then(|| metadata.encode()))
     })?;
     Ok(())

@@ -153,6 +153,29 @@ fn backend_refs() {
 }
 
 #[test]
+fn a_pool_without_a_picker() {
+    let newer = |picker: &str| {
+        let pool = format!(
+            "---\napiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {{name: newer}}\n\
+             spec: {{selector: {{matchLabels: {{app: qwen}}}}, targetPorts: [{{number: 8000}}]{picker}}}\n"
+        );
+        let to_it = edited(
+            "- group: inference.networking.x-k8s.io\n          kind: InferencePool\n          name: vllm-qwen-pool",
+            "- group: inference.networking.k8s.io\n          kind: InferencePool\n          name: newer",
+        );
+        to_it + &pool
+    };
+    check(
+        &newer(""),
+        &expect![
+            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].name: InferencePool default/newer names no picker: give it an endpointPickerRef"
+        ],
+    );
+    // Control: with one it is taken.
+    plan(&newer(", endpointPickerRef: {name: e, port: {number: 9002}}")).unwrap();
+}
+
+#[test]
 fn policies() {
     let target = "kind: Gateway\n    name: qwen-inference-gateway";
     check(

@@ -11,7 +11,7 @@ use gateway_config::error::Malformed;
 use gateway_config::render::{Bindings, Rendered};
 use gateway_config::xds::{Editor, Picker, Pool, Resources, Trust};
 use inference_api::object::ObjectKey;
-use inference_api::pool::FailureMode;
+use inference_api::pool::{AppProtocol, FailureMode};
 use prost::Message as _;
 use prost::bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
@@ -52,6 +52,7 @@ fn pool() -> Pool {
         key: ObjectKey::new("default", "vllm-qwen-pool"),
         failure_mode: FailureMode::FailClose,
         responses: Responses::Observed(Share::TENTH),
+        app_protocol: AppProtocol::Http,
         pods: "vllm-qwen-pool-pods.default.svc".to_owned(),
         ports: vec![8000],
         picker: Picker {
@@ -333,6 +334,39 @@ fn a_strange_picker_is_reached_by_any_certificate() {
     let ours = picker(Trust::Authority("PEM".to_owned()));
     assert_eq!(tls(&ours)["validation_context"]["trusted_ca"]["inline_string"], "PEM");
     assert_eq!(ours["health_checks"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn pods_that_speak_http2_are_spoken_to_in_it() {
+    const OTHER: &[u8] = b"\x0a\x02\x08\x09";
+    const AUTO: &[u8] = b"\x2a\x00";
+    let editor = Editor::new(true);
+    let options = |cluster: &[u8], app_protocol: AppProtocol| {
+        let edited = editor.cluster(cluster, &Pool { app_protocol, ..pool() }).unwrap();
+        json(&message(CLUSTER, &edited))["typed_extension_protocol_options"]
+            ["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
+            .clone()
+    };
+    let plain = recorded_cluster();
+    let http2 = serde_json::json!({ "http2_protocol_options": {} });
+    assert_eq!(options(&plain, AppProtocol::H2c)["explicit_http_config"], http2);
+    // Other options of the cluster stay, also ones without descriptors. What said another protocol goes.
+    let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned();
+    let (mut any, mut entry, mut limited) = (Vec::new(), Vec::new(), plain.to_vec());
+    prost::encoding::string::encode(1, &format!("type.googleapis.com/{name}"), &mut any);
+    prost::encoding::bytes::encode(2, &[OTHER, AUTO].concat(), &mut any);
+    prost::encoding::string::encode(1, &name, &mut entry);
+    prost::encoding::bytes::encode(2, &any, &mut entry);
+    prost::encoding::bytes::encode(36, &entry, &mut limited);
+    assert_eq!(options(&limited, AppProtocol::H2c)["explicit_http_config"], http2);
+    let contains = |app_protocol: AppProtocol, part: &[u8]| {
+        let edited = editor.cluster(&limited, &Pool { app_protocol, ..pool() }).unwrap();
+        edited.windows(part.len()).any(|window| window == part)
+    };
+    assert!(contains(AppProtocol::H2c, OTHER) && !contains(AppProtocol::H2c, &[OTHER, AUTO].concat()));
+    // Controls: without it, both clusters keep what they have.
+    assert_eq!(options(&plain, AppProtocol::Http), Value::Null);
+    assert!(contains(AppProtocol::Http, &[OTHER, AUTO].concat()));
 }
 
 #[test]

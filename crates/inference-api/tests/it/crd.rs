@@ -32,6 +32,7 @@ fn full(crd: &Crd) -> Value {
         "inferencepools.inference.networking.k8s.io" => json!({
             "selector": { "matchLabels": { "app": "qwen" } },
             "targetPorts": [ { "number": 8000 }, { "number": 8001 } ],
+            "appProtocol": "kubernetes.io/h2c",
             "endpointPickerRef": {
                 "group": "", "kind": "Service", "name": "picker", "port": { "number": 9002 }, "failureMode": "FailOpen",
             },
@@ -118,6 +119,7 @@ fn limits() -> Vec<(Crd, &'static str, Value, Value)> {
         (v1(), port, json!(ports(1)), json!([])),
         (v1(), "/spec/targetPorts/0/number", json!(65_535), json!(65_536)),
         (v1(), "/spec/endpointPickerRef/port/number", json!(1), json!(0)),
+        (v1(), "/spec/appProtocol", json!("http"), json!("https")),
         (v1(), "/spec/selector/matchLabels", json!({ "a": "b" }), json!({})),
     ]
 }

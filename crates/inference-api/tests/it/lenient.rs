@@ -6,7 +6,7 @@ use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient::{Lenient, read};
 use inference_api::manifest::parse;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{Criticality, FailureMode, InferencePool, PoolVersion};
+use inference_api::pool::{AppProtocol, Criticality, FailureMode, InferencePool, PickerRef, PoolVersion};
 use serde_json::{Value, json};
 
 /// Metadata with everything that a server and its clients write.
@@ -56,6 +56,10 @@ fn model() -> Value {
     })
 }
 
+fn picker(pool: &InferencePool) -> &PickerRef {
+    pool.picker.as_ref().unwrap()
+}
+
 fn pool_of(value: Value) -> InferencePool {
     match read(value).unwrap().object {
         Object::InferencePool(pool) => pool,
@@ -93,12 +97,12 @@ fn check_error(object: Value, field: &str, what: &str) {
 fn both_versions_of_a_pool_are_read_with_all_that_a_server_adds() {
     let new = pool_of(pool_v1());
     assert_eq!((new.version, new.target_ports.as_slice()), (PoolVersion::V1, [8000, 8001].as_slice()));
-    assert_eq!((new.picker.port, new.picker.failure_mode), (9100, FailureMode::FailClose));
+    assert_eq!((picker(&new).port, new.failure_mode()), (9100, FailureMode::FailClose));
     assert_eq!(new.key(), ObjectKey::new("ai", "pool"));
     assert_eq!(new.meta.creation_timestamp.as_deref(), Some("2026-01-02T03:04:05Z"));
     let old = pool_of(pool_v1alpha2());
     assert_eq!((old.version, old.target_ports.as_slice()), (PoolVersion::V1Alpha2, [8000].as_slice()));
-    assert_eq!((old.picker.port, old.picker.failure_mode), (9002, FailureMode::FailOpen));
+    assert_eq!((picker(&old).port, old.failure_mode()), (9002, FailureMode::FailOpen));
 }
 
 #[test]
@@ -126,7 +130,7 @@ fn a_null_among_labels_is_a_value_and_refused() {
 
 #[test]
 fn fields_without_effect_are_named_outermost_first_and_metadata_is_not() {
-    assert_eq!(unknown(pool_v1()), ["spec.targetPorts[0].name", "spec.appProtocol"]);
+    assert_eq!(unknown(pool_v1()), ["spec.targetPorts[0].name"]);
     assert_eq!(unknown(pool_v1alpha2()), ["spec.extensionRef.timeout"]);
     assert_eq!(unknown(model()), ["spec.poolRef.namespace", "spec.targetModels[0].headers"]);
 }
@@ -194,6 +198,23 @@ fn versions_of_the_gateway_api_have_one_form() {
 }
 
 #[test]
+fn a_v1_pool_says_its_protocol_and_may_name_no_picker() {
+    let full = pool_of(with(pool_v1(), "/spec/appProtocol", json!("kubernetes.io/h2c")));
+    assert_eq!((full.app_protocol, full.picker.is_some()), (AppProtocol::H2c, true));
+    let mut value = pool_v1();
+    let spec = value["spec"].as_object_mut().unwrap();
+    spec.remove("appProtocol");
+    spec.remove("endpointPickerRef");
+    let bare = pool_of(value);
+    assert_eq!((bare.app_protocol, bare.picker.as_ref()), (AppProtocol::Http, None));
+    assert_eq!(bare.failure_mode(), FailureMode::FailClose);
+    // Control: an older pool must name one.
+    let mut old = pool_v1alpha2();
+    old["spec"].as_object_mut().unwrap().remove("extensionRef");
+    assert!(read(old).is_err());
+}
+
+#[test]
 fn the_strict_reader_refuses_what_only_the_lenient_one_takes() {
     for object in [pool_v1(), pool_v1alpha2(), model()] {
         assert!(parse(&object.to_string(), "object.json").is_err(), "{object}");
@@ -243,6 +264,16 @@ fn a_bad_object_is_an_error_with_its_field() {
         with(pool_v1(), "/spec/targetPorts", json!([])),
         "spec.targetPorts",
         "must list 1 to 8 ports",
+    );
+    check_error(
+        with(pool_v1(), "/spec/targetPorts", json!([{ "number": 1 }, { "number": 2 }, { "number": 1 }])),
+        "spec.targetPorts",
+        "port 1 is listed twice",
+    );
+    check_error(
+        with(pool_v1(), "/spec/appProtocol", json!("grpc")),
+        "spec.appProtocol",
+        "unknown variant `grpc`, expected `http` or `kubernetes.io/h2c`",
     );
     check_error(
         with(pool_v1(), "/spec/endpointPickerRef/kind", json!("Deployment")),

@@ -59,11 +59,11 @@ fn check_error(yaml: &str, expected: Expect) {
 fn both_versions_of_a_pool_have_one_form() {
     let old = pool(POOL);
     assert_eq!((old.version, old.target_ports.as_slice()), (PoolVersion::V1Alpha2, [8000].as_slice()));
-    assert_eq!((old.picker.port, old.picker.failure_mode), (9002, FailureMode::FailClose));
+    assert_eq!((old.picker.as_ref().unwrap().port, old.failure_mode()), (9002, FailureMode::FailClose));
     assert_eq!(old.key().to_string(), "default/vllm-qwen-pool");
     let new = pool(POOL_V1);
     assert_eq!((new.version, new.target_ports.as_slice()), (PoolVersion::V1, [8000, 8001].as_slice()));
-    assert_eq!((new.picker.port, new.picker.failure_mode), (9100, FailureMode::FailOpen));
+    assert_eq!((new.picker.as_ref().unwrap().port, new.failure_mode()), (9100, FailureMode::FailOpen));
     assert_eq!(old.selector, new.selector);
 }
 

@@ -152,7 +152,7 @@ fn unused(object: &Object, objects: &[&Object], plan: &Plan) -> Option<Remark> {
             });
             let is_pickers = objects.iter().any(|object| {
                 matches!(object, Object::InferencePool(pool)
-                    if pool.meta.namespace == service.meta.namespace && pool.picker.name == service.meta.name)
+                    if pool.meta.namespace == service.meta.namespace && pool.picker.as_ref().is_some_and(|picker| picker.name == service.meta.name))
             });
             if is_routed || is_pickers { None } else { remark("other pods reach its pods by this name") }
         }
@@ -216,7 +216,12 @@ fn pickers(
     let mut remarks = Vec::new();
     for (object, document) in reading.objects() {
         if let Object::InferencePool(pool) = object {
-            let name = format!("epp-{}-{}", pool.meta.namespace, pool.picker.name);
+            let Some(picker) = &pool.picker else {
+                let effect = "a Gateway may pick its endpoints without a picker";
+                remarks.push(Remark::new(object.kind(), pool.key(), "", effect));
+                continue;
+            };
+            let name = format!("epp-{}-{}", pool.meta.namespace, picker.name);
             let position = pickers.iter().position(|picker| picker.name == name);
             let position = position.unwrap_or_else(|| {
                 pickers.push(DesiredPicker { name, pools: Vec::new(), pool_file: String::new() });

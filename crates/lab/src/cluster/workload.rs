@@ -194,7 +194,8 @@ impl<'a> World<'a> {
         let namespace = &workload.meta.namespace;
         let is_picker = |pool: &&&InferencePool| {
             let service = self.services.iter().find(|service| {
-                service.meta.namespace == *namespace && service.meta.name == pool.picker.name
+                service.meta.namespace == *namespace
+                    && pool.picker.as_ref().is_some_and(|picker| picker.name == service.meta.name)
             });
             let selector = service.map(|service| &service.spec.selector);
             pool.meta.namespace == *namespace
