@@ -56,6 +56,12 @@ pub fn pods_service(pool: &InferencePool, world: &World) -> Result<Value, NameTa
     }))
 }
 
+/// A Secret without what is in it: enough to say which one.
+#[must_use]
+pub fn secret(key: &ObjectKey) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": key.name, "namespace": key.namespace } })
+}
+
 /// The API version of a pool.
 #[must_use]
 pub fn api_version(pool: &InferencePool) -> String {

@@ -18,7 +18,7 @@ use crate::{deployments, names, objects, pickers, routes, status, sweep};
 
 /// Annotation of an object that the controller has made: the digest of all that it wants of it. If that changes, the
 /// object is applied again, and fields that are not wanted any more go.
-const APPLIED: &str = "inference.networking.x-k8s.io/applied";
+pub const APPLIED: &str = "inference.networking.x-k8s.io/applied";
 
 /// What there is to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,7 +104,8 @@ impl Plan {
         plan.patches = statuses(view);
         plan.patches.extend(marks(cluster, world));
         if !cluster.hides_a_pool() {
-            let kept: Vec<Value> = wanted.objects.iter().cloned().chain(secrets.iter().map(secret)).collect();
+            let kept: Vec<Value> =
+                wanted.objects.iter().cloned().chain(secrets.iter().map(objects::secret)).collect();
             plan.unwanted = sweep::unwanted(cluster.made(), &kept).into_iter().cloned().collect();
         }
         plan.apply =
@@ -129,10 +130,6 @@ impl Wanted {
             self.objects[place] = object;
         }
     }
-}
-
-fn secret(key: &ObjectKey) -> Value {
-    json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": key.name, "namespace": key.namespace } })
 }
 
 fn stamped(mut object: Value) -> Value {

@@ -22,7 +22,8 @@ use crate::certificates::{Authority, CertificateError};
 use crate::cluster::Kind;
 use crate::metrics::{Metrics, Outcome, Verb};
 use crate::names;
-use crate::plan::{Part, Patch, Plan, Work};
+use crate::objects;
+use crate::plan::{APPLIED, Part, Patch, Plan, Work};
 use crate::sweep::{Identity, MANAGER};
 
 /// Writes at a time: what is made for 200 new pools is there within seconds.
@@ -33,6 +34,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// object that another controller has just made is known to have a pool by then.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Time within which a watch shows what was written. Before that, plans ask for it again.
+const LAG: Duration = Duration::from_secs(2);
+
 /// Carries out the newest work.
 pub struct Writer {
     client: Client,
@@ -41,6 +45,8 @@ pub struct Writer {
     clock: fn() -> SystemTime,
     /// Unwanted objects, and since when they are.
     unwanted: BTreeMap<Identity, Instant>,
+    /// Objects that were applied and that watches may not show yet, each with the time and its digest.
+    written: BTreeMap<Identity, (Instant, Value)>,
 }
 
 /// One write to the API server.
@@ -68,7 +74,7 @@ impl Writer {
     /// A writer for a controller in `namespace`; certificates are dated by `clock`.
     #[must_use]
     pub fn new(client: Client, namespace: String, metrics: Arc<Metrics>, clock: fn() -> SystemTime) -> Self {
-        Self { client, namespace, metrics, clock, unwanted: BTreeMap::new() }
+        Self { client, namespace, metrics, clock, unwanted: BTreeMap::new(), written: BTreeMap::new() }
     }
 
     /// Carries out the newest work until `stop`.
@@ -102,13 +108,19 @@ impl Writer {
     /// Returns the time after which something is left to do, if anything is.
     async fn carry_out(&mut self, plan: &Plan, authority: &Authority) -> Option<Duration> {
         let Plan { renews, sign, apply, patches, unwanted, problems: _ } = plan;
+        let now = Instant::now();
+        self.written.retain(|_, (at, _)| now.duration_since(*at) < LAG);
         let secrets = self.secrets((*renews, sign), authority);
-        let due = self.overdue(unwanted, Instant::now());
+        let due = self.overdue(unwanted, now);
         let mut has_failed = secrets.contains(&None);
+        let is_new = |object: &&Value| {
+            let written = self.written.get(&Identity::of(object));
+            written.is_none_or(|(_, digest)| *digest != object["metadata"]["annotations"][APPLIED])
+        };
         let (bindings, others): (Vec<&Value>, Vec<&Value>) = secrets
             .iter()
             .flatten()
-            .chain(apply)
+            .chain(apply.iter().filter(is_new))
             .partition(|object| Kind::of(object) == Some(Kind::RoleBinding));
         let steps = [
             others.into_iter().map(Change::Apply).collect::<Vec<_>>(),
@@ -118,12 +130,27 @@ impl Writer {
             due.iter().copied().map(Change::Delete).collect(),
         ];
         for changes in steps {
-            let writes: Vec<_> = changes.into_iter().map(|change| self.write(change)).collect();
-            let written: Vec<bool> = stream::iter(writes).buffer_unordered(CONCURRENT).collect().await;
+            let writes: Vec<_> = changes.iter().map(|change| self.write(*change)).collect();
+            let written: Vec<bool> = stream::iter(writes).buffered(CONCURRENT).collect().await;
             has_failed |= written.contains(&false);
+            for (change, _) in changes.into_iter().zip(written).filter(|(_, is_written)| *is_written) {
+                self.remember(change);
+            }
         }
         let rest = (due.len() < unwanted.len()).then_some(PATIENCE);
-        has_failed.then_some(RETRY).or(rest)
+        let unseen = (!self.written.is_empty()).then_some(LAG);
+        has_failed.then_some(RETRY).or(unseen).or(rest)
+    }
+
+    /// Notes what was applied, until a watch shows it.
+    fn remember(&mut self, change: Change<'_>) {
+        match change {
+            Change::Apply(object) => {
+                let digest = object["metadata"]["annotations"][APPLIED].clone();
+                self.written.insert(Identity::of(object), (Instant::now(), digest));
+            }
+            Change::Create(_) | Change::Patch(_) | Change::Delete(_) => {}
+        }
     }
 
     /// The Secrets to write; `None` for one that cannot be made.
@@ -134,8 +161,11 @@ impl Writer {
     ) -> Vec<Option<Value>> {
         let now = (self.clock)();
         let name = names::authority(&self.namespace);
-        let renewed = renews.then(|| self.made(&name, Authority::secret(&name, Some(authority), now)));
-        let signed = sign.iter().map(|(key, host)| self.made(key, authority.signed_secret(key, host, now)));
+        let is_new = |key: &ObjectKey| !self.written.contains_key(&Identity::of(&objects::secret(key)));
+        let renewed = (renews && is_new(&name))
+            .then(|| self.made(&name, Authority::secret(&name, Some(authority), now)));
+        let signed = sign.iter().filter(|(key, _)| is_new(key));
+        let signed = signed.map(|(key, host)| self.made(key, authority.signed_secret(key, host, now)));
         renewed.into_iter().chain(signed).collect()
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 /// API version and plural name, namespace, name.
 type Key = (String, String, String);
@@ -35,6 +37,8 @@ struct Stored {
     /// Answers 503 to everything, and breaks every watch.
     is_down: bool,
     n_breaks: u64,
+    /// Time by which watches are behind.
+    lag: Duration,
     /// Writes so far: method and path.
     writes: Vec<(Method, String)>,
 }
@@ -134,6 +138,10 @@ impl ApiServer {
         self.changes.send_modify(|n| *n += 1);
     }
 
+    pub(crate) fn set_lag(&self, lag: Duration) {
+        self.state.lock().lag = lag;
+    }
+
     /// Writes since the last call.
     pub(crate) fn take_writes(&self) -> Vec<(Method, String)> {
         std::mem::take(&mut self.state.lock().writes)
@@ -159,6 +167,8 @@ impl ApiServer {
                     changes.borrow_and_update();
                     match server.lines(&place, n_breaks, from)? {
                         (lines, version) if !lines.is_empty() => {
+                            let lag = server.state.lock().lag;
+                            sleep(lag).await;
                             return Some((
                                 Ok::<_, Infallible>(Bytes::from(lines)),
                                 (server, place, changes, version),

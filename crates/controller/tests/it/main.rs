@@ -7,6 +7,7 @@ mod fixtures;
 mod hooks;
 mod objects;
 mod pickers;
+mod plan;
 mod process;
 mod resolve;
 mod status;

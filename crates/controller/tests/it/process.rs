@@ -189,6 +189,28 @@ async fn a_second_controller_finds_nothing_to_do() {
     until(async || role()["rules"].as_array().is_some_and(|rules| rules.len() == 3)).await;
 }
 
+/// A plan that is made before a watch shows what was written asks for it again.
+#[tokio::test]
+async fn what_watches_show_late_is_written_once() {
+    let api = with_a_pool().await;
+    api.set_lag(Duration::from_millis(200));
+    let running = Running::start(api, None).await;
+    let mut writes = Vec::new();
+    until(async || {
+        writes.extend(running.api.take_writes());
+        running.api.get("apps/v1/deployments", HERE, PICKER).is_some() && mark(&running.api).is_string()
+    })
+    .await;
+    sleep(Duration::from_secs(1)).await;
+    writes.extend(running.api.take_writes());
+    let applied = |name: &str| writes.iter().filter(|(_, path)| path.ends_with(name)).count();
+    assert_eq!(
+        [applied("/secrets/epp-default-ext-proc"), applied("/services/qwen-pods")],
+        [1, 1],
+        "{writes:?}"
+    );
+}
+
 #[tokio::test]
 async fn hooks_are_answered_while_the_api_server_is_away() {
     let running = Running::start(with_a_pool().await, None).await;
