@@ -31,6 +31,9 @@ pub struct Listener {
     sections: Vec<gateway::Listener>,
 }
 
+/// Indices of listeners, each with the hosts that a route has there.
+pub(super) type Hosts = Vec<(usize, Vec<String>)>;
+
 impl Listener {
     /// Envoy Gateway's name of the listener and its route configuration: `<namespace>/<gateway>/<listener>`.
     #[must_use]
@@ -107,7 +110,7 @@ pub(super) fn parents(
     route: &HttpRoute,
     (index, listeners): (&Index<'_>, &[Listener]),
     remarks: &mut Vec<Remark>,
-) -> Vec<(usize, Vec<String>)> {
+) -> Hosts {
     let mut found: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for (idx, parent) in route.spec.parent_refs.iter().enumerate() {
         match attachments(parent, route, (index, listeners)) {
@@ -132,7 +135,7 @@ fn attachments(
     parent: &ParentRef,
     route: &HttpRoute,
     (index, listeners): (&Index<'_>, &[Listener]),
-) -> Result<Vec<(usize, Vec<String>)>, (&'static str, String)> {
+) -> Result<Hosts, (&'static str, String)> {
     let ParentRef { group, kind, namespace, name, section_name, port } = parent;
     let other = |what: &str| format!("the controller of {what} follows it");
     if let Some(group) = group.as_deref().filter(|group| *group != keys::GATEWAY_GROUP) {

@@ -46,12 +46,15 @@ pub(super) fn gateway_offset(wanted: &[u16]) -> Result<u16> {
     }
 }
 
+/// Name of a listener and the port that it wants.
+pub(super) type NamedPort = (String, u16);
+
 /// Tells the first listener of each port from later ones. On a cluster each Gateway has an address of its own; here they
 /// share one, so a later one needs another port. `all` has the ports of these and of earlier listeners.
 pub(super) fn first_of_each(
-    listeners: Vec<(String, u16)>,
+    listeners: Vec<NamedPort>,
     all: impl Iterator<Item = u16>,
-) -> (Vec<(String, u16)>, Vec<(String, u16)>) {
+) -> (Vec<NamedPort>, Vec<NamedPort>) {
     let mut n_bound: BTreeMap<u16, usize> = BTreeMap::new();
     all.for_each(|port| *n_bound.entry(port).or_default() += 1);
     for (_, port) in &listeners {
