@@ -13,6 +13,7 @@ mod on;
 mod probes;
 mod programs;
 mod report_page;
+mod routes;
 mod skips;
 mod soak;
 mod state_dir;

@@ -1,0 +1,210 @@
+//! Kinds of routes through a real Envoy: each shows its effect, and a request without its cause does not.
+
+#![expect(clippy::unwrap_used, reason = "a cluster that cannot be made fails its test")]
+
+use std::net::SocketAddr;
+
+use clap::Parser as _;
+use http::{HeaderName, StatusCode};
+use lab::cluster::programs::{ProgramOptions, Programs};
+use lab::cluster::{Cluster, Options};
+use load::client::{Client, Reply};
+use serde_json::{Value, json};
+
+use crate::stubs::{Lab, free_port};
+
+/// Requests by which the weights are judged.
+const N_WEIGHTED: u32 = 1000;
+/// Value of chi-square with one degree of freedom that only one run in a thousand exceeds by chance.
+const CHI_SQUARE: f64 = 10.83;
+
+#[derive(clap::Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    programs: ProgramOptions,
+}
+
+struct Gateway {
+    address: SocketAddr,
+    client: Client,
+}
+
+/// Pods that call themselves by the pool's name, whatever name of theirs a request uses, and a pool of them.
+fn pool(name: &str) -> String {
+    format!(
+        "---
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {{name: {name}}}
+spec:
+  selector: {{matchLabels: {{app: {name}}}}}
+  targetPorts: [{{number: 8000}}]
+  endpointPickerRef: {{name: {name}-epp, port: {{number: 9002}}}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: {name}}}
+spec:
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      containers:
+      - {{name: vllm, image: vllm/vllm-openai, args: [Qwen/Qwen2.5-7B-Instruct, --served-model-name, {name}, shared, $(NAME)], env: [{{name: NAME, value: only-{name}}}]}}
+"
+    )
+}
+
+/// A rule for requests whose header `kind` has the value.
+fn rule(kind: &str, more: &str) -> String {
+    format!("  - matches: [{{headers: [{{name: kind, value: {kind}}}]}}]\n    {more}\n")
+}
+
+fn to(pool: &str) -> String {
+    format!("{{group: inference.networking.k8s.io, kind: InferencePool, name: {pool}}}")
+}
+
+fn manifests(port: u16) -> String {
+    let weighted =
+        format!("{}, {}", to("a").replace('}', ", weight: 70}"), to("b").replace('}', ", weight: 30}"));
+    let backend = format!("backendRefs: [{}]", to("a"));
+    let filter = |filter: &str| format!("{backend}\n    filters: [{filter}]");
+    let failing = "{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-mock-vllm-fault, value: 'status:code=418'}]}}";
+    let marked =
+        "{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-marked, value: 'yes'}]}}";
+    let mirrored = format!("{{type: RequestMirror, requestMirror: {{backendRef: {}}}}}", to("b"));
+    let rules = [
+        rule("weighted", &format!("backendRefs: [{weighted}]")),
+        rule("request-header", &filter(failing)),
+        rule("response-header", &filter(marked)),
+        rule("mirror", &filter(&mirrored)),
+        rule("redirect", "filters: [{type: RequestRedirect, requestRedirect: {hostname: other.example.com, statusCode: 301}}]"),
+        rule("missing", "backendRefs: [{name: none, port: 80}]"),
+        "  - matches: [{path: {value: /api}, method: POST, queryParams: [{name: v, value: '1'}]}]\n    filters: [{type: URLRewrite, \
+         urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]\n    "
+            .to_owned()
+            + &backend
+            + "\n",
+        format!("  - matches: [{{headers: [{{name: X-Gateway-Model-Name, value: only-a}}]}}]\n    {backend}\n"),
+        format!(
+            "  - matches: [{{headers: [{{name: X-Gateway-Model-Name, type: RegularExpression, value: .*-b}}]}}]\n    backendRefs: [{}]\n",
+            to("b")
+        ),
+    ];
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: g}}
+spec: {{gatewayClassName: eg, listeners: [{{name: http, protocol: HTTP, port: {port}}}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: r}}
+spec:
+  parentRefs: [{{name: g}}]
+  rules:
+{}{}{}",
+        rules.concat(),
+        pool("a"),
+        pool("b")
+    )
+}
+
+/// Sends a chat for the model of both pools, or for another, with the header `kind` if it is not empty.
+async fn chat(gateway: &Gateway, (path, kind, model): (&str, &str, &str)) -> Reply {
+    let body = json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
+    let headers = [(HeaderName::from_static("kind"), kind)];
+    let headers = if kind.is_empty() { &[] } else { &headers[..] };
+    let url = format!("http://{}{path}", gateway.address);
+    gateway.client.post(&url, headers, body.to_string().into()).await.unwrap()
+}
+
+/// The pool whose pod answered; `None` if none did.
+fn pool_of(reply: &Reply) -> Option<String> {
+    let body: Value = serde_json::from_slice(&reply.body).ok()?;
+    body["model"].as_str().map(str::to_owned)
+}
+
+fn n_logged(cluster: &Cluster, pool: &str) -> usize {
+    let pods = cluster.pods();
+    let logs = pods.iter().filter(|pod| pod.deployment == pool).map(|pod| &pod.request_log);
+    logs.map(|log| std::fs::read_to_string(log).unwrap_or_default().lines().count()).sum()
+}
+
+const CHAT: &str = "/v1/chat/completions";
+
+#[tokio::test]
+async fn every_kind_of_route_has_its_effect_and_only_that() {
+    if test_skips::skips_slow() {
+        return;
+    }
+    let lab = Lab::new();
+    let options = CommandLine::parse_from(["e2e"]).programs;
+    let programs =
+        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let file = lab.dir.path().join("routes.yaml");
+    std::fs::write(&file, manifests(free_port())).unwrap();
+    let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join("run")) };
+    let cluster = Cluster::start(options, programs, lab.progress()).await.unwrap();
+    let gateway = Gateway { address: cluster.gateway("http").unwrap(), client: Client::default() };
+
+    assert_eq!(
+        chat(&gateway, (CHAT, "none", "shared")).await.status,
+        StatusCode::NOT_FOUND,
+        "no rule takes it"
+    );
+    assert_eq!(chat(&gateway, (CHAT, "missing", "shared")).await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(chat(&gateway, (CHAT, "request-header", "shared")).await.status, StatusCode::IM_A_TEAPOT);
+    let marked = chat(&gateway, (CHAT, "response-header", "shared")).await;
+    assert_eq!((marked.status, marked.headers.get("x-marked").is_some()), (StatusCode::OK, true));
+    let redirected = chat(&gateway, (CHAT, "redirect", "shared")).await;
+    assert_eq!(redirected.status, StatusCode::MOVED_PERMANENTLY);
+    assert!(redirected.headers["location"].to_str().unwrap().contains("//other.example.com"));
+
+    let rewritten = chat(&gateway, ("/api/v1/chat/completions?v=1", "", "shared")).await;
+    assert_eq!((rewritten.status, pool_of(&rewritten).as_deref()), (StatusCode::OK, Some("a")));
+    for other in ["/api/v1/chat/completions?v=2", "/apis/v1/chat/completions?v=1"] {
+        assert_eq!(chat(&gateway, (other, "", "shared")).await.status, StatusCode::NOT_FOUND, "{other}");
+    }
+    by_model(&gateway).await;
+    mirrored(&cluster, &gateway).await;
+    weighted(&gateway).await;
+    cluster.stop().await.unwrap();
+}
+
+/// Nobody sends the header: it comes from the body.
+async fn by_model(gateway: &Gateway) {
+    for (model, expected) in [("only-a", Some("a")), ("only-b", Some("b")), ("only-c", None)] {
+        let reply = chat(gateway, (CHAT, "", model)).await;
+        assert_eq!(pool_of(&reply).as_deref(), expected, "{model}: {}", reply.status);
+    }
+}
+
+async fn mirrored(cluster: &Cluster, gateway: &Gateway) {
+    let before = n_logged(cluster, "b");
+    let unmarked = chat(gateway, (CHAT, "", "only-a")).await;
+    assert!(unmarked.headers.get("x-marked").is_none());
+    assert_eq!(n_logged(cluster, "b"), before, "the control: nothing is copied");
+    assert_eq!(pool_of(&chat(gateway, (CHAT, "mirror", "shared")).await).as_deref(), Some("a"));
+    crate::stubs::until("the copy has arrived", || n_logged(cluster, "b") == before + 1).await;
+}
+
+async fn weighted(gateway: &Gateway) {
+    let mut counts = [0.0, 0.0];
+    for _ in 0..N_WEIGHTED {
+        match pool_of(&chat(gateway, (CHAT, "weighted", "shared")).await).as_deref() {
+            Some("a") => counts[0] += 1.0,
+            Some("b") => counts[1] += 1.0,
+            other => panic!("{other:?} answered"),
+        }
+    }
+    let chi_square = |shares: [f64; 2]| -> f64 {
+        let terms = shares.iter().zip(counts).map(|(share, seen)| {
+            let expected = share * f64::from(N_WEIGHTED);
+            (seen - expected).powi(2) / expected
+        });
+        terms.sum()
+    };
+    assert!(chi_square([0.7, 0.3]) < CHI_SQUARE, "{counts:?}");
+    assert!(chi_square([0.5, 0.5]) > CHI_SQUARE, "the control: the weights are not equal: {counts:?}");
+}
