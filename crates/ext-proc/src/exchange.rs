@@ -194,6 +194,12 @@ impl<L> Exchange<L> {
         self.is_observed && self.responding.is_complete()
     }
 
+    /// Returns true if the stream reports the response of a request of another stream.
+    #[must_use]
+    pub fn is_report(&self) -> bool {
+        self.is_observed
+    }
+
     /// Returns true if the request's headers or more of its body must come before the next answer.
     #[must_use]
     pub fn expects_request(&self) -> bool {

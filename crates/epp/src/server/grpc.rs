@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessor;
 use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse, processing_request};
-use futures::Stream;
 use futures::stream::unfold;
+use futures::{FutureExt as _, Stream};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 use prometheus_client::metrics::gauge::Gauge;
@@ -319,6 +319,22 @@ impl Conversation {
         Reported::Begun
     }
 
+    /// Reads what has come of a report. A proxy resets the stream of a report as soon as it has sent all of it, and the
+    /// stream is dropped then, also if none of it was read.
+    fn read_rest(&mut self) {
+        while let Some(Ok(Some(message))) = self.inbound.message().now_or_never() {
+            match Report::begun_by(&message) {
+                Some(report) => {
+                    self.begin_report(report);
+                }
+                None if self.exchange.is_report() => {
+                    let _ = self.take(message).now_or_never();
+                }
+                None => return,
+            }
+        }
+    }
+
     async fn take(&mut self, message: ProcessingRequest) -> Result<(), Status> {
         if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
             self.span = self.spans.begin(headers);
@@ -429,6 +445,7 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
+        self.read_rest();
         if let Some((Held::InFlight(in_flight), report)) = self.exchange.end() {
             let span = std::mem::replace(&mut self.span, RequestSpan::none());
             Served { in_flight, span }.end(&self.director, &report);

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use epp::observed::{Observed, REPORT_WAIT};
 use serde_json::{Value, json};
 
-use crate::fixtures::{Answer, Picker, Proxy, Scenario, get, post, until};
+use crate::fixtures::http2::{Kind, Peer, frame, framed, header_block};
+use crate::fixtures::{Answer, Picker, Proxy, SOON, Scenario, get, http_headers, post, reported, until};
 
 const USAGE: &str =
     r#"{"usage":{"prompt_tokens":600,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":0}}}"#;
@@ -182,6 +184,29 @@ async fn a_report_that_breaks_off_ends_the_request() {
     drop(report);
     until(async || load(&picker).await.0 == 0).await;
     until(async || response(&picker).await["complete"] == false).await;
+}
+
+/// The proxy resets a report some milliseconds after the response, which may be before a busy picker has read any of it.
+#[tokio::test]
+async fn a_report_that_is_reset_at_once_is_read() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let answer = ask(&proxy, &"b".repeat(2048)).await;
+    let ticket = answer.ticket.as_deref().unwrap();
+    let metadata = [("x-gateway-destination-endpoint", answer.picked()), ("x-warmpath-ticket", ticket)];
+    let head = http_headers(&post("/v1/completions"), true);
+    let response_head = http_headers(&[(":status", "200"), ("content-type", "application/json")], false);
+    let mut frames = frame(Kind::Headers, 4, 1, &header_block());
+    for request in [Request::RequestHeaders(head), Request::ResponseHeaders(response_head)] {
+        frames.extend(frame(Kind::Data, 0, 1, &framed(&reported(request, &metadata))));
+    }
+    assert_eq!(load(&picker).await, (1, 2048), "Control: nothing is reported yet");
+    frames.extend(frame(Kind::RstStream, 0, 1, &8_u32.to_be_bytes()));
+    let mut peer = Peer::connect(picker.ports.grpc).await;
+    peer.write(&frames, SOON).await;
+    until(async || load(&picker).await == (0, 0)).await;
+    assert_eq!(response(&picker).await["status"], 200);
+    assert!(picker.metrics().await.contains("epp_unreported_responses_total 0\n"));
 }
 
 #[tokio::test]
