@@ -114,6 +114,17 @@ impl LocalCluster {
     /// When it takes too long: twice the options' `ready_timeout` (once for the processes, once for Envoy's
     /// configuration) and the delays of the probes. The error has the last lines of the log of its cause.
     pub(in crate::cluster) async fn settled(&self) -> Result<Arc<Status>> {
+        let status = self.ready().await?;
+        let pickers = status.pickers.iter().filter(|picker| picker.running);
+        let pickers: Vec<SocketAddr> = pickers.map(|picker| picker.grpc).collect();
+        timeout(self.ready_timeout, http::until_healthy(status.admin, &pickers))
+            .await
+            .with_context(|| format!("Envoy finds a picker down that is ready, among {pickers:?}"))?;
+        Ok(status)
+    }
+
+    /// Waits like [`Self::settled`], whatever Envoy's health checks find.
+    async fn ready(&self) -> Result<Arc<Status>> {
         let mut view = self.view.clone();
         let limit = self.ready_timeout * 2 + view.borrow().patience;
         let wait = view.wait_for(|view| view.status.settled || view.status.trouble.is_some());
@@ -125,11 +136,6 @@ impl LocalCluster {
         if let Some(trouble) = &status.trouble {
             bail!("{trouble}");
         }
-        let pickers = status.pickers.iter().filter(|picker| picker.running);
-        let pickers: Vec<SocketAddr> = pickers.map(|picker| picker.grpc).collect();
-        timeout(self.ready_timeout, http::until_healthy(status.admin, &pickers))
-            .await
-            .with_context(|| format!("Envoy finds a picker down that is ready, among {pickers:?}"))?;
         Ok(status)
     }
 
@@ -172,7 +178,9 @@ impl LocalCluster {
                     self.originals.lock().await.keep(files_in(&identity)?)?;
                     stranger.write_identity(&identity, &picker_host(&picker.name))?;
                 }
-                self.start_pickers().await
+                self.command(|reply| Command::StartPickers { reply }).await?;
+                // Envoy soon finds a picker down that it does not trust.
+                self.ready().await.map(drop)
             }
             Fault::EmptyPools => self.originals.lock().await.empty(self.pool_files()),
             Fault::EmptyEndpoints => self.originals.lock().await.empty(vec![self.files.endpoints()]),
