@@ -4,6 +4,8 @@
 pub mod chat_template;
 pub mod chat;
 pub mod detokenizer;
+mod files;
+#[cfg(feature = "tokenizer-json")]
 mod hugging_face;
 pub mod memo;
 pub mod qwen;
@@ -11,7 +13,7 @@ mod added_tokens;
 
 use added_tokens::Segment;
 use detokenizer::Detokenizer;
-use hugging_face::HuggingFaceTokenizer;
+use files::FileTokenizer;
 use qwen::{QwenFamily, QwenTokenizer};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
@@ -32,6 +34,11 @@ pub enum TokenizerError {
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{path} is not a tokenizer: {reason}")]
     Invalid { path: PathBuf, reason: String },
+    #[error(
+        "{0}: this program was built without the reader of tokenizer.json, which takes long to compile: build it with \
+         `cargo build --release --package mock-vllm --features tokenizer-json`"
+    )]
+    NotBuilt(PathBuf),
 }
 
 /// Visibility of tokens like `<|im_end|>` in decoded text.
@@ -52,7 +59,8 @@ pub enum TokenizerSource {
 #[derive(Debug)]
 enum Backend {
     Qwen(Box<QwenTokenizer>),
-    HuggingFace(Box<HuggingFaceTokenizer>),
+    #[cfg_attr(not(feature = "tokenizer-json"), expect(dead_code, reason = "nothing reads files"))]
+    Files(Box<dyn FileTokenizer>),
 }
 
 // === impl Tokenizer ===
@@ -61,7 +69,7 @@ impl Tokenizer {
     /// Opens a tokenizer.
     ///
     /// # Errors
-    /// Fails for files that are missing or that the `tokenizers` library cannot read.
+    /// Fails for files that [`Tokenizer::load`] cannot load.
     pub fn open(source: &TokenizerSource) -> Result<Self, TokenizerError> {
         match source {
             TokenizerSource::BuiltIn(family) => Ok(Self::qwen(*family)),
@@ -82,10 +90,20 @@ impl Tokenizer {
     /// Loads `tokenizer.json` from a directory, or the file itself.
     ///
     /// # Errors
-    /// Fails if there is no such file, or if the `tokenizers` library cannot read it.
+    /// Fails if there is no such file, if the `tokenizers` library cannot read it, or without the feature
+    /// `tokenizer-json`.
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
-        let tokenizer = HuggingFaceTokenizer::load(path)?;
-        Ok(Self { backend: Arc::new(Backend::HuggingFace(Box::new(tokenizer))) })
+        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
+        if !file.is_file() {
+            return Err(TokenizerError::Missing(path.to_owned()));
+        }
+        #[cfg(feature = "tokenizer-json")]
+        {
+            let tokenizer = hugging_face::HuggingFaceTokenizer::load(file)?;
+            Ok(Self { backend: Arc::new(Backend::Files(Box::new(tokenizer))) })
+        }
+        #[cfg(not(feature = "tokenizer-json"))]
+        Err(TokenizerError::NotBuilt(file))
     }
 
     /// Returns the ids of `text`. Added tokens that are spelled out in it become their own ids, as in vLLM; no BOS is
@@ -103,7 +121,7 @@ impl Tokenizer {
     pub fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
         match &*self.backend {
             Backend::Qwen(_) => self.encode(text),
-            Backend::HuggingFace(tokenizer) => tokenizer.encode_with_special_tokens(text),
+            Backend::Files(tokenizer) => tokenizer.encode_with_special_tokens(text),
         }
     }
 
@@ -117,7 +135,7 @@ impl Tokenizer {
                 }
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            Backend::HuggingFace(tokenizer) => tokenizer.decode(ids, special_tokens),
+            Backend::Files(tokenizer) => tokenizer.decode(ids, special_tokens),
         }
     }
 
@@ -125,7 +143,7 @@ impl Tokenizer {
     pub fn token_string(&self, id: u32) -> Cow<'_, str> {
         match &*self.backend {
             Backend::Qwen(qwen) => Cow::Owned(qwen.token_string(id)),
-            Backend::HuggingFace(tokenizer) => Cow::Owned(tokenizer.token_string(id)),
+            Backend::Files(tokenizer) => Cow::Owned(tokenizer.token_string(id)),
         }
     }
 
@@ -144,7 +162,7 @@ impl Tokenizer {
     pub fn eos(&self) -> u32 {
         match &*self.backend {
             Backend::Qwen(_) => QwenFamily::IM_END,
-            Backend::HuggingFace(tokenizer) => tokenizer.eos(),
+            Backend::Files(tokenizer) => tokenizer.eos(),
         }
     }
 
@@ -152,7 +170,7 @@ impl Tokenizer {
     pub fn vocabulary_len(&self) -> u32 {
         match &*self.backend {
             Backend::Qwen(qwen) => qwen.family().model_vocabulary_len(),
-            Backend::HuggingFace(tokenizer) => tokenizer.vocabulary_len(),
+            Backend::Files(tokenizer) => tokenizer.vocabulary_len(),
         }
     }
 
@@ -160,7 +178,7 @@ impl Tokenizer {
     pub fn config(&self) -> Cow<'_, Map<String, Value>> {
         match &*self.backend {
             Backend::Qwen(qwen) => Cow::Owned(qwen.family().config()),
-            Backend::HuggingFace(tokenizer) => Cow::Borrowed(tokenizer.config()),
+            Backend::Files(tokenizer) => Cow::Borrowed(tokenizer.config()),
         }
     }
 
@@ -168,29 +186,36 @@ impl Tokenizer {
     pub fn chat_template(&self, with_tools: bool) -> Option<&str> {
         match &*self.backend {
             Backend::Qwen(qwen) => Some(qwen.family().chat_template()),
-            Backend::HuggingFace(tokenizer) => tokenizer.chat_template(with_tools),
+            Backend::Files(tokenizer) => tokenizer.chat_template(with_tools),
         }
     }
 
     fn adds_special_tokens(&self) -> bool {
         match &*self.backend {
             Backend::Qwen(_) => false,
-            Backend::HuggingFace(tokenizer) => tokenizer.adds_special_tokens(),
+            Backend::Files(tokenizer) => tokenizer.adds_special_tokens(),
         }
     }
 
     /// Calls `take` with pieces of `text` whose ids do not depend on each other, in order.
-    fn split<'a>(&self, text: &'a str, take: impl FnMut(Segment<'a>)) {
+    fn split<'a>(&self, text: &'a str, mut take: impl FnMut(Segment<'a>)) {
         match &*self.backend {
             Backend::Qwen(qwen) => qwen.split(text, take),
-            Backend::HuggingFace(tokenizer) => tokenizer.split(text, take),
+            Backend::Files(tokenizer) => tokenizer.split(text, &mut take),
         }
     }
 
     fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
         match &*self.backend {
             Backend::Qwen(qwen) => qwen.encode_plain(text, ids),
-            Backend::HuggingFace(tokenizer) => tokenizer.encode_plain(text, ids),
+            Backend::Files(tokenizer) => tokenizer.encode_plain(text, ids),
         }
     }
+}
+
+/// Returns the text of `eos_token`, `bos_token`, ... in `tokenizer_config.json`, which has it either bare or in an
+/// object.
+fn special_token<'a>(config: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    let token = config.get(name)?;
+    token.as_str().or_else(|| token.get("content")?.as_str())
 }

@@ -8,8 +8,8 @@ mod jinja;
 
 use super::Tokenizer;
 use super::chat::{Chat, ContentPart};
-use super::hugging_face::special_token;
 use super::memo::{self, PromptEncoder};
+use super::special_token;
 use serde_json::{Map, Value};
 use std::time::Duration;
 use template::Template;

@@ -1,6 +1,6 @@
 //! Converts tokens to text one by one, as vLLM streams them: bytes of an incomplete character are held back.
 
-use super::hugging_face::DecodeState;
+use super::files::DecodeState;
 use super::{Backend, SpecialTokens, Tokenizer};
 
 const REPLACEMENT: char = '\u{fffd}';
@@ -35,7 +35,7 @@ impl Detokenizer {
     pub(super) fn new(tokenizer: Tokenizer, special_tokens: SpecialTokens) -> Self {
         let state = match &*tokenizer.backend {
             Backend::Qwen(_) => State::Bytes(HeldBytes::default()),
-            Backend::HuggingFace(_) => State::Context(DecodeState::default()),
+            Backend::Files(_) => State::Context(DecodeState::default()),
         };
         Self { tokenizer, special_tokens, state }
     }
@@ -45,10 +45,10 @@ impl Detokenizer {
     pub fn push(&mut self, id: u32) -> String {
         match (&*self.tokenizer.backend, &mut self.state) {
             (Backend::Qwen(qwen), State::Bytes(held)) => held.push(qwen.token_bytes(id, self.special_tokens)),
-            (Backend::HuggingFace(tokenizer), State::Context(state)) => {
+            (Backend::Files(tokenizer), State::Context(state)) => {
                 tokenizer.decode_next(state, id, self.special_tokens)
             }
-            (Backend::Qwen(_), State::Context(_)) | (Backend::HuggingFace(_), State::Bytes(_)) => {
+            (Backend::Qwen(_), State::Context(_)) | (Backend::Files(_), State::Bytes(_)) => {
                 unreachable!("the state is made for the tokenizer")
             }
         }

@@ -1,9 +1,10 @@
 //! Any `tokenizer.json`, read by the `tokenizers` library, with the `tokenizer_config.json` beside it.
 
 use super::added_tokens::{AddedTokens, Segment};
-use super::{SpecialTokens, TokenizerError};
+use super::files::{DecodeState, FileTokenizer};
+use super::{SpecialTokens, TokenizerError, special_token};
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tokenizers::PostProcessor as _;
 
 pub(super) struct HuggingFaceTokenizer {
@@ -17,14 +18,6 @@ pub(super) struct HuggingFaceTokenizer {
     template_file: Option<String>,
 }
 
-/// State of one reply's decoding, which the library keeps in its `DecodeStream`.
-#[derive(Debug, Default)]
-pub(super) struct DecodeState {
-    ids: Vec<u32>,
-    prefix: String,
-    prefix_idx: usize,
-}
-
 /// Tokens that end a turn in models whose `tokenizer_config.json` is missing or names none, the likelier ones first.
 const EOS_CANDIDATES: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>"];
 /// Texts around an added token that a tokenizer with context would read differently: the start of a word, spaces, line
@@ -34,11 +27,7 @@ const PROBES: [(&str, &str); 5] = [("a", "b"), ("a ", " b"), ("\n", "\n\nb"), ("
 // === impl HuggingFaceTokenizer ===
 
 impl HuggingFaceTokenizer {
-    pub(super) fn load(path: &Path) -> Result<Self, TokenizerError> {
-        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
-        if !file.is_file() {
-            return Err(TokenizerError::Missing(path.to_owned()));
-        }
+    pub(super) fn load(file: PathBuf) -> Result<Self, TokenizerError> {
         let bytes = std::fs::read(&file)
             .map_err(|source| TokenizerError::Unreadable { path: file.clone(), source })?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
@@ -56,8 +45,10 @@ impl HuggingFaceTokenizer {
         let added = splitting_tokens(&inner);
         Ok(Self { inner, eos, added, config, template_file })
     }
+}
 
-    pub(super) fn split<'a>(&self, text: &'a str, mut take: impl FnMut(Segment<'a>)) {
+impl FileTokenizer for HuggingFaceTokenizer {
+    fn split<'a>(&self, text: &'a str, take: &mut dyn FnMut(Segment<'a>)) {
         match &self.added {
             Some(added) => added.split(text, take),
             None if text.is_empty() => {}
@@ -65,31 +56,23 @@ impl HuggingFaceTokenizer {
         }
     }
 
-    /// Appends the ids of a piece that `split` returned.
-    pub(super) fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
         ids.extend(encode(&self.inner, text, false));
     }
 
-    /// Returns the ids with what the model's post-processor adds to a text, like BOS.
-    pub(super) fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
+    fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
         encode(&self.inner, text, true)
     }
 
-    pub(super) fn adds_special_tokens(&self) -> bool {
+    fn adds_special_tokens(&self) -> bool {
         self.inner.get_post_processor().is_some_and(|processor| processor.added_tokens(false) > 0)
     }
 
-    pub(super) fn decode(&self, ids: &[u32], special_tokens: SpecialTokens) -> String {
+    fn decode(&self, ids: &[u32], special_tokens: SpecialTokens) -> String {
         self.inner.decode(ids, special_tokens == SpecialTokens::Skip).unwrap_or_default()
     }
 
-    /// Returns the text that `id` completes, like vLLM's `FastIncrementalDetokenizer`.
-    pub(super) fn decode_next(
-        &self,
-        state: &mut DecodeState,
-        id: u32,
-        special_tokens: SpecialTokens,
-    ) -> String {
+    fn decode_next(&self, state: &mut DecodeState, id: u32, special_tokens: SpecialTokens) -> String {
         let skips = special_tokens == SpecialTokens::Skip;
         let step = |state: &mut DecodeState| {
             let DecodeState { ids, prefix, prefix_idx } = state;
@@ -103,24 +86,23 @@ impl HuggingFaceTokenizer {
         piece.ok().flatten().unwrap_or_default()
     }
 
-    pub(super) fn token_string(&self, id: u32) -> String {
+    fn token_string(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default()
     }
 
-    pub(super) fn eos(&self) -> u32 {
+    fn eos(&self) -> u32 {
         self.eos
     }
 
-    pub(super) fn vocabulary_len(&self) -> u32 {
+    fn vocabulary_len(&self) -> u32 {
         u32::try_from(self.inner.get_vocab_size(true)).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn config(&self) -> &Map<String, Value> {
+    fn config(&self) -> &Map<String, Value> {
         &self.config
     }
 
-    /// Returns the model's template for chats, with tools or without.
-    pub(super) fn chat_template(&self, with_tools: bool) -> Option<&str> {
+    fn chat_template(&self, with_tools: bool) -> Option<&str> {
         if let Some(template) = &self.template_file {
             return Some(template);
         }
@@ -142,13 +124,6 @@ impl std::fmt::Debug for HuggingFaceTokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HuggingFaceTokenizer").field("eos", &self.eos).finish_non_exhaustive()
     }
-}
-
-/// Returns the text of `eos_token`, `bos_token`, ... in `tokenizer_config.json`, which has it either bare or in an
-/// object.
-pub(super) fn special_token<'a>(config: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
-    let token = config.get(name)?;
-    token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
 fn read_config(path: PathBuf) -> Result<Map<String, Value>, TokenizerError> {

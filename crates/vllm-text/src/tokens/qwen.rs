@@ -8,9 +8,8 @@ use super::added_tokens::{AddedTokens, Segment};
 use family::FIRST_ADDED;
 pub use family::QwenFamily;
 use std::borrow::Cow;
-use tokenizers::normalizers::NFC;
-use tokenizers::{NormalizedString, Normalizer as _};
 use unicode_normalization::{IsNormalized, is_nfc_quick};
+use unicode_normalization_alignments::UnicodeNormalization as _;
 
 pub(super) struct QwenTokenizer {
     family: QwenFamily,
@@ -75,16 +74,13 @@ impl std::fmt::Debug for QwenTokenizer {
     }
 }
 
-/// Composes a text to the NFC of the `tokenizers` library, whose tables know fewer compositions than today's Unicode.
+/// Composes a text to NFC by the tables that the `tokenizers` library uses, which know fewer compositions than today's
+/// Unicode.
 fn composed(text: &str) -> Cow<'_, str> {
     if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
         return Cow::Borrowed(text);
     }
-    let mut normalized = NormalizedString::from(text);
-    match NFC.normalize(&mut normalized) {
-        Ok(()) => Cow::Owned(normalized.get().to_owned()),
-        Err(error) => unreachable!("NFC has no bad input: {error}"),
-    }
+    Cow::Owned(text.nfc().map(|(composed, _alignment)| composed).collect())
 }
 
 /// Returns GPT-2's printable character for each byte, in which byte-level vocabularies are written.

@@ -86,8 +86,8 @@ pub(super) struct EngineArgs {
     /// Seed of jitter and made-up text
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// Directory with a tokenizer.json, or the name of a Qwen2.5 or Qwen3 model, which are built in; default: the
-    /// model's, or Qwen2.5's for an unknown model
+    /// Name of a Qwen2.5 or Qwen3 model, whose tokenizers are built in, or a directory with a tokenizer.json (if built
+    /// with the feature tokenizer-json); default: the model's, or Qwen2.5's for an unknown model
     #[arg(long, value_name = "DIR")]
     pub(super) tokenizer: Option<String>,
 }
