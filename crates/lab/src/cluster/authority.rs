@@ -62,7 +62,9 @@ impl fmt::Debug for Authority {
 
 /// DNS name in a picker's certificate: that of its Service.
 pub fn picker_host(picker: &str) -> String {
-    format!("{picker}.envoy-gateway-system.svc")
+    // A label of a DNS name has at most 63 characters, and a server refuses a client that asks for a longer one.
+    let label = picker.get(..63).unwrap_or(picker).trim_end_matches('-');
+    format!("{label}.envoy-gateway-system.svc")
 }
 
 fn params(names: Vec<String>, common_name: &str, now: OffsetDateTime) -> Result<CertificateParams> {
@@ -81,4 +83,16 @@ fn write(path: &Path, text: &str) -> Result<()> {
     let file = options.create(true).truncate(true).write(true).mode(0o600).open(path);
     let write = |mut file: std::fs::File| file.write_all(text.as_bytes());
     file.and_then(write).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::picker_host;
+
+    #[test]
+    fn a_long_name_is_cut_to_a_label() {
+        let name = "epp-".to_owned() + &"a".repeat(58) + "-b";
+        assert_eq!(picker_host(&name), format!("epp-{}.envoy-gateway-system.svc", "a".repeat(58)));
+        assert_eq!(picker_host("epp-a"), "epp-a.envoy-gateway-system.svc", "a short one stays");
+    }
 }
