@@ -78,13 +78,21 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Paths that `--api-key` guards in vLLM 0.33.
 const GUARDED: [&str; 4] = ["/v1", "/v2", "/inference", "/cohere"];
 
+/// Treatment of requests for a model that is neither served nor an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherNames {
+    /// An error, as in vLLM.
+    NotFound,
+    /// The served model answers under the request's name.
+    Answered,
+}
+
 /// Facts about their pod that the endpoints need.
 #[derive(Clone, Debug)]
 pub struct PodConfig {
     /// Names of the model, at least one; answers show the first.
     pub served_model_names: Vec<String>,
-    /// True if requests may use any other name, too.
-    pub any_model: bool,
+    pub other_names: OtherNames,
     /// `--model`, as `/v1/models` shows it.
     pub model_root: String,
     pub max_model_len: u32,

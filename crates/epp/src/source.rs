@@ -30,7 +30,7 @@ pub struct Cluster {
 /// A source that has been opened.
 #[derive(Debug)]
 pub enum Source {
-    Files(Files),
+    Files(Box<Files>),
     #[cfg(feature = "kubernetes")]
     Cluster(Box<pool_watch::source::Source>),
 }
@@ -54,7 +54,7 @@ impl Config {
         match self {
             Self::Files(config) => {
                 let (files, reader) = Files::load(config.clone()).context("read the pools")?;
-                Ok((Source::Files(files), reader))
+                Ok((Source::Files(Box::new(files)), reader))
             }
             #[cfg(feature = "kubernetes")]
             Self::Cluster(Cluster { scope, kubeconfig }) => {

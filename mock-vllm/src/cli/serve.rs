@@ -10,7 +10,7 @@ mod mock;
 mod output;
 mod values;
 
-use crate::http::PodConfig;
+use crate::http::{OtherNames, PodConfig};
 use crate::server::PodSettings;
 use api::ApiArgs;
 use chat::ChatArgs;
@@ -113,7 +113,7 @@ impl ServeArgs {
         let http = PodConfig {
             endpoints,
             output: output.into_config()?,
-            any_model,
+            other_names: if any_model { OtherNames::Answered } else { OtherNames::NotFound },
             ..api.into_config(model, (pod_name, vllm_version), &engine_config, block_size)
         };
         Ok(PodSettings {

@@ -2,7 +2,6 @@
 //! hands them to the driver, which spends the time. A client that goes away drops the handles, which aborts the
 //! requests.
 
-use super::Pod;
 use super::answer::AnswerPlan;
 use super::caller::Caller;
 use super::choices::{Choice, Choices};
@@ -15,6 +14,7 @@ use super::request::{DeliveryMode, StreamUsageMode, TextRequest};
 use super::request_ids;
 use super::stream;
 use super::wire::Api;
+use super::{OtherNames, Pod};
 use crate::driver::backlog::SubmitError;
 use crate::driver::{Admission, RequestHandle, Submission};
 use axum::response::{IntoResponse, Response};
@@ -159,7 +159,9 @@ impl Pod {
         }
         match self.loras.find(model) {
             Some(adapter) => Ok(ResolvedModel { name: adapter.name.clone(), lora: Some(adapter) }),
-            None if self.config.any_model => Ok(ResolvedModel { name: model.to_owned(), lora: None }),
+            None if self.config.other_names == OtherNames::Answered => {
+                Ok(ResolvedModel { name: model.to_owned(), lora: None })
+            }
             None => {
                 let known: Vec<String> = names.iter().cloned().chain(self.loras.names()).collect();
                 Err(ApiError::model_not_found(model, &known))

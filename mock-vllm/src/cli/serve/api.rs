@@ -2,7 +2,7 @@
 
 use super::values::HeaderList;
 use crate::http::cors::CorsConfig;
-use crate::http::{OptionalEndpoints, OutputConfig, PodConfig, UsageConfig};
+use crate::http::{OptionalEndpoints, OtherNames, OutputConfig, PodConfig, UsageConfig};
 use clap::Args;
 use sha2::{Digest, Sha256};
 use std::num::NonZeroU32;
@@ -124,7 +124,7 @@ impl ApiArgs {
             } else {
                 served_model_name
             },
-            any_model: false,
+            other_names: OtherNames::NotFound,
             fingerprint: fingerprint(&model, version, engine),
             model_root: model,
             max_model_len: engine.max_model_len,
