@@ -94,9 +94,12 @@ pub fn complaints(manifest: &str, members: &[String]) -> Result<Vec<String>, tom
     for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
         for dependency in table.get(section).and_then(toml::Value::as_table).into_iter().flat_map(Table::keys)
         {
-            let is_allowed = allowed.contains(&dependency.as_str())
-                || section == "dev-dependencies"
-                    && (for_tests.contains(&dependency.as_str()) || dependency == ANY_TEST_MAY_IMPORT);
+            // A crate names itself among its dev-dependencies to test its own features.
+            let tests_may = for_tests.contains(&dependency.as_str())
+                || dependency == ANY_TEST_MAY_IMPORT
+                || *dependency == name;
+            let is_allowed =
+                allowed.contains(&dependency.as_str()) || section == "dev-dependencies" && tests_may;
             if members.contains(dependency) && !is_allowed {
                 found.push(format!("{name} must not import {dependency} ({section})"));
             }

@@ -4,9 +4,9 @@
 pub mod chat_template;
 pub mod chat;
 pub mod detokenizer;
-mod files;
 #[cfg(feature = "tokenizer-json")]
 mod hugging_face;
+mod files;
 pub mod memo;
 pub mod qwen;
 mod added_tokens;

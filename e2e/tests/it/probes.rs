@@ -84,7 +84,7 @@ async fn a_pod_whose_probe_is_a_command_stays() {
     std::fs::write(sick(&lab, &pod), "").unwrap();
     sleep(Duration::from_secs(3)).await;
     assert!(serves(&cluster, &pod));
-    let noted = |event: &ProgressEvent| matches!(event, ProgressEvent::Note(text) if text.contains("readinessProbe.exec"));
+    let noted = |event: &ProgressEvent| matches!(event, ProgressEvent::Note(text) if text.contains("without effect here: Deployment default/qwen (containers[vllm].readinessProbe)"));
     assert!(lab.events().iter().any(noted), "{:?}", lab.events());
     cluster.stop().await.unwrap();
 }
