@@ -1,6 +1,6 @@
 //! The places of a pool's pods and picker, and the way in which the picker is attached.
 
-use gateway_config::attachment::{Responses, Share};
+use gateway_config::attachment::Responses;
 use gateway_config::xds::{Picker, Pool, Trust};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
@@ -50,8 +50,7 @@ pub fn pool(pool: &InferencePool, world: &World) -> Option<Pool> {
     let (responses, picker) = match picker(pool, world) {
         PickerService::Unnamed => return None,
         PickerService::Managed(service) => {
-            let responses =
-                if renames(pool, world) { Responses::Through } else { Responses::Observed(Share::TENTH) };
+            let responses = if renames(pool, world) { Responses::Through } else { Responses::default() };
             let trust = Trust::Authority(world.authority.clone());
             let picker = Picker { host: names::host(&service), port: keys::DEFAULT_PICKER_PORT, trust };
             (responses, picker)

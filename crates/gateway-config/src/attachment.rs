@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{Names, PlannedPool};
 
 /// The way of responses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Responses {
     /// Through the picker, which can change them. If it hangs or dies, it cuts them.
-    #[default]
     Through,
     /// Past the picker. A filter of its own reports them to it and waits for nothing: all headers, and the bodies of
     /// this share of them.
@@ -55,6 +54,13 @@ impl Share {
     }
 }
 
+impl Default for Responses {
+    /// Past the picker, with the bodies of a tenth.
+    fn default() -> Self {
+        Self::Observed(Share::TENTH)
+    }
+}
+
 impl Responses {
     /// The way for a configuration in which the route cannot tell some requests from others: if bodies of a share are to
     /// be reported, all are.
@@ -73,7 +79,7 @@ impl FromStr for Responses {
     fn from_str(text: &str) -> Result<Self, UnknownWay> {
         let way = match text.split_once('=') {
             None if text == "through" => Some(Self::Through),
-            None if text == "observed" => Some(Self::Observed(Share::TENTH)),
+            None if text == "observed" => Some(Self::default()),
             Some(("observed", share)) => Share::parse(share).map(Self::Observed),
             Some(_) | None => None,
         };

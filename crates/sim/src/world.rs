@@ -34,6 +34,13 @@ pub enum Reports {
     Past { bodies: f64 },
 }
 
+impl Default for Reports {
+    /// The lab's default.
+    fn default() -> Self {
+        Self::Past { bodies: 0.1 }
+    }
+}
+
 /// Settings of a fleet.
 #[derive(Clone, Debug)]
 pub struct Fleet {

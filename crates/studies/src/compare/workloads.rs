@@ -107,7 +107,7 @@ pub fn fleet(policy: RouterPolicy, seed: u64) -> Fleet {
         policy,
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
-        reports: Reports::AtOnce,
+        reports: Reports::default(),
         in_detail: true,
         seed,
     }
@@ -288,8 +288,15 @@ mod tests {
     use sim::router::RouterPolicy;
     use sim::world::World;
 
-    use super::{MAX_MODEL_LEN, Replay, fitting, fleet};
+    use super::{MAX_MODEL_LEN, Replay, Reports, fitting, fleet};
     use crate::compare::traces::Traced;
+
+    #[test]
+    fn simulated_answers_go_the_way_of_the_lab() {
+        let Reports::Past { bodies } = Reports::default() else { panic!("answers go through the picker") };
+        let lab = lab::cluster::Options::new("", "").responses;
+        assert_eq!(lab.to_string(), format!("observed={bodies}"));
+    }
 
     #[test]
     fn a_request_that_the_pods_refuse_fails_the_run() {

@@ -112,7 +112,7 @@ impl Side {
             policy: self.policy.policy(self.threshold),
             index_block: self.index_block,
             scrape_interval: self.scrape_interval,
-            reports: Reports::AtOnce,
+            reports: Reports::default(),
             in_detail: false,
             seed: self.seed,
         })
