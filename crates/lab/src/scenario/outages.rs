@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use futures::future::join_all;
-use gateway_config::attachment::{Responses, Share};
+use gateway_config::attachment::Responses;
 use load::clock::Stopwatch;
 use serde_json::Value;
 
@@ -27,6 +27,8 @@ const HANG: Duration = Duration::from_secs(30);
 /// Virtual time into its answer at which a stream is cut. A pod generates 25 to 45 tokens per second.
 const MIDWAY: Duration = Duration::from_secs(1);
 const LONG_ANSWER_TOKENS: u32 = 256;
+/// Arguments of a picker that, when it is asked to end, waits for its streams far less long than a long answer takes.
+const LITTLE_PATIENCE: [&str; 2] = ["--grace-period", "10ms"];
 /// Long answers that run at the same time.
 const LONG_ANSWERS: usize = 16;
 /// Requests that least request spreads. By chance, all of them go to one of five pods once in 2 million runs.
@@ -46,6 +48,7 @@ pub async fn run(lab: &Lab<'_>) {
     part(lab, group, "picker hung", picker_hung).await;
     part(lab, group, "picker cut off", picker_cut_off).await;
     part(lab, group, "picker gone from streams", picker_gone).await;
+    part(lab, group, "picker replaced under streams", picker_replaced).await;
     part(lab, group, "pool fails open", fails_open).await;
     part(lab, group, "pool saturated", saturated).await;
     part(lab, group, "one of two pickers killed", one_of_two).await;
@@ -135,9 +138,8 @@ async fn picker_gone(lab: &Lab<'_>) -> Result<()> {
         claim("picker-gone/hung-control", "Streams through the picker end when it hangs"),
     ]);
     let all = format!("{LONG_ANSWERS} of {LONG_ANSWERS} answered");
-    let past = Responses::Observed(Share::TENTH);
     for (fault, claim) in [(Fault::KillPickers, killed), (Fault::HangPickers, hung)] {
-        let answers = long_answers(lab, past, &fault).await?;
+        let answers = long_answers(lab, Responses::default(), &fault).await?;
         lab.check(claim.equal(all.clone(), n_answered(&answers)).detail(problems(&answers)));
     }
     for (fault, claim) in [(Fault::KillPickers, killed_through), (Fault::HangPickers, hung_through)] {
@@ -148,9 +150,28 @@ async fn picker_gone(lab: &Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Sends requests for long answers together, and inflicts `fault` while they run.
+/// The picker is replaced while streams run, and waits for them only a moment.
+async fn picker_replaced(lab: &Lab<'_>) -> Result<()> {
+    let [past, through] = lab.announce([
+        claim("picker-replaced/answers", "Streams past the picker go on when it is replaced"),
+        claim("picker-replaced/control", "Streams through a picker that does not wait for them are cut"),
+    ]);
+    let picker = lab.cluster.status().pickers.first().context("there is no picker")?.name.clone();
+    let replaced = Fault::ReplacePicker(picker);
+    let all = format!("{LONG_ANSWERS} of {LONG_ANSWERS} answered");
+    let answers = long_answers(lab, Responses::default(), &replaced).await?;
+    lab.check(past.equal(all.clone(), n_answered(&answers)).detail(problems(&answers)));
+    let answers = long_answers(lab, Responses::Through, &replaced).await?;
+    let n_good = answers.iter().filter(|answer| answer.chat.is_some()).count();
+    lab.check(through.holds(format!("fewer than {all}"), n_answered(&answers), n_good < LONG_ANSWERS));
+    Ok(())
+}
+
+/// Sends requests for long answers together, and inflicts `fault` while they run. A picker that is asked to end waits for
+/// them only a moment.
 async fn long_answers(lab: &Lab<'_>, responses: Responses, fault: &Fault) -> Result<Vec<Answer>> {
-    lab.start_anew(Fresh { responses: Some(responses), ..Fresh::default() }).await?;
+    let picker_args = LITTLE_PATIENCE.map(str::to_owned).to_vec();
+    lab.start_anew(Fresh { responses: Some(responses), picker_args, ..Fresh::default() }).await?;
     let streams = (0..LONG_ANSWERS).map(|number| {
         let request = long_answer(lab, &format!("Story {number} about a picker, please."));
         lab.send(shot(format!("{responses} responses, {fault}, stream {number}"), body(&request)))
