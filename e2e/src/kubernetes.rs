@@ -74,7 +74,7 @@ pub async fn up(args: UpArgs) -> Result<End> {
     Ok(End::Good)
 }
 
-/// What remains of a cluster that a command has made.
+/// State in which a command leaves a cluster that it has made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     Nothing,

@@ -30,7 +30,7 @@ pub struct OnArgs {
     pub kind_name: String,
 }
 
-/// What to install there.
+/// Components to install there.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Kubernetes")]
 pub struct InstallArgs {
@@ -75,7 +75,7 @@ pub struct TutorialArgs {
     pub programs: ProgramOptions,
 }
 
-/// Where to build the other program, as cargo says it.
+/// Place to build the other program, as cargo says it.
 #[cfg(not(feature = "kubernetes"))]
 #[derive(Debug, Clone, Args)]
 struct CargoArgs {

@@ -146,7 +146,7 @@ impl Authority {
     /// The Secret `name` with a certificate for `host`.
     ///
     /// # Errors
-    /// As [`Self::sign`].
+    /// Fails like [`Self::sign`].
     pub fn signed_secret(
         &self,
         name: &ObjectKey,

@@ -1,4 +1,4 @@
-//! What there is to do: the difference between the cluster and what its pools ask for.
+//! The work to do: the difference between the cluster and what its pools ask for.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -20,7 +20,7 @@ use crate::{deployments, names, objects, pickers, routes, status, sweep};
 /// object is applied again, and fields that are not wanted any more go.
 pub const APPLIED: &str = "inference.networking.x-k8s.io/applied";
 
-/// What there is to do.
+/// Writes and deletions that are still to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
     /// Make the authority: nothing can be served without it.
@@ -46,7 +46,7 @@ pub struct Plan {
     pub problems: Vec<String>,
 }
 
-/// What a plan is made of.
+/// Facts that a plan is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     pub cluster: &'a Cluster,

@@ -32,7 +32,7 @@ const AGAIN: Duration = Duration::from_secs(3600);
 /// Watches of everything that the controller follows.
 pub type Followed = Watches<Kind, Box<Event<DynamicObject>>>;
 
-/// What the reconciler tells the others; `None` until the first lists are in.
+/// State that the reconciler shares with the others; `None` until the first lists are in.
 #[derive(Debug)]
 pub struct Told {
     pub world: watch::Sender<Option<Arc<World>>>,
@@ -90,7 +90,7 @@ impl Reconciler {
         Self { client, namespace, setup, clock, metrics, watches, cluster, index, problems, told }
     }
 
-    /// What the reconciler tells the others.
+    /// State that the reconciler shares with the others.
     #[must_use]
     pub fn told(&self) -> &Told {
         &self.told

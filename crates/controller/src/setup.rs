@@ -1,4 +1,4 @@
-//! What the operator says about the controller and the pickers that it manages.
+//! Settings of the operator for the controller and the pickers that it manages.
 
 use std::num::NonZeroU16;
 

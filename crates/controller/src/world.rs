@@ -43,7 +43,7 @@ pub struct Grant {
     pub pool: Option<String>,
 }
 
-/// What the rules need of one object.
+/// Facts about one object that the rules need.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
     /// An object of a kind that Warmpath reads.

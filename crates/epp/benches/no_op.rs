@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// As on the picker's port.
+/// Limits like those of the picker's port.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const MAX_CONCURRENT_STREAMS: u32 = 40_000;

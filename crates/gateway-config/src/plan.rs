@@ -34,7 +34,7 @@ pub struct Plan {
     pub listeners: Vec<Listener>,
     /// One cluster per backend of a rule of an HTTPRoute, in the order of the manifests.
     pub clusters: Vec<Cluster>,
-    /// What the objects ask for in vain, in their order.
+    /// Requests of the objects that have no effect, in the objects' order.
     pub remarks: Vec<Remark>,
 }
 

@@ -122,7 +122,7 @@ pub struct GrantFrom {
 pub struct GrantTo {
     pub group: String,
     pub kind: String,
-    /// None: every object of the kind.
+    /// `None` stands for every object of the kind.
     pub name: Option<String>,
 }
 

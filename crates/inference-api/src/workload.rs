@@ -231,7 +231,7 @@ struct LeaderWorkerSetSpec {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct LeaderWorkerTemplate {
-    /// None: the leader has the workers' template.
+    /// `None` if the leader has the workers' template.
     leader_template: Option<PodTemplate>,
     worker_template: PodTemplate,
 }

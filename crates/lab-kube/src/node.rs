@@ -1,4 +1,4 @@
-//! What nodes of kind lack: GPUs, and addresses for Services of type LoadBalancer.
+//! Gives nodes of kind what they lack: GPUs, and addresses for Services of type LoadBalancer.
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Node, Service};

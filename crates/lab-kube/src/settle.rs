@@ -1,4 +1,4 @@
-//! What must hold until a cluster serves the tutorial: workloads are ready, pools have their pickers, Gateways have an
+//! Waits until a cluster serves the tutorial: workloads are ready, pools have their pickers, Gateways have an
 //! address and routes are accepted. An object that is not there asks for nothing, so that this holds after each step of
 //! the tutorial.
 
@@ -125,7 +125,7 @@ pub async fn listeners(access: &Access) -> Result<Vec<Listener>> {
     Ok(found)
 }
 
-/// What a Deployment still lacks.
+/// Returns what a Deployment still lacks.
 fn unready(deployment: &Deployment) -> Option<String> {
     let name = deployment.metadata.name.as_deref().unwrap_or_default();
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);

@@ -36,7 +36,7 @@ pub enum Target {
     Existing(Option<String>),
 }
 
-/// What to stand up.
+/// Parts of a cluster to stand up.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub target: Target,
@@ -107,7 +107,7 @@ pub async fn objects(standing: &Standing, manifests: &[PathBuf], progress: &Prog
     settle::settle(&standing.access, standing.addresses, progress).await
 }
 
-/// How kubectl is told of a file or a folder: as a kustomization if it is one.
+/// Returns the arguments by which kubectl takes a file or a folder: as a kustomization if it is one.
 fn named(source: &Path) -> Result<(&'static str, &str)> {
     let names = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
     let flag = if names.iter().any(|name| source.join(name).is_file()) { "-k" } else { "-f" };

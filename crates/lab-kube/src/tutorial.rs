@@ -39,7 +39,7 @@ pub struct Step {
     prints: String,
 }
 
-/// What a command has written, and how it ended.
+/// Output of a command, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
     pub stdout: String,
@@ -74,7 +74,7 @@ pub fn steps(manifests: &Path) -> Result<Vec<Step>> {
 // === impl Step ===
 
 impl Step {
-    /// The same step with runs of step 5 that take this many seconds.
+    /// Returns this step with runs of step 5 that take this many seconds.
     #[must_use]
     pub fn for_seconds(&self, seconds: u64) -> Self {
         Self { run: self.run.replace(PRINTED_TIME, &format!("--time {seconds} ")), ..self.clone() }

@@ -19,11 +19,11 @@ const MAX_PODS: usize = 3;
 const MAX_EVENTS: usize = 5;
 const MAX_LINES: i64 = 10;
 
-/// What a look at the cluster has shown.
+/// Result of a look at the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Look<T> {
     Done(T),
-    /// What is still missing, such as `deployment default/qwen: 3 of 5 pods ready`.
+    /// Something is still missing, such as `deployment default/qwen: 3 of 5 pods ready`.
     Missing(String),
 }
 

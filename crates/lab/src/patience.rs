@@ -1,4 +1,4 @@
-//! How long to wait for what must happen: as long as anything changes. A slow machine is waited for, and one on which
+//! Waits for what must happen: as long as anything changes. A slow machine is waited for, and one on which
 //! nothing goes on any more is not.
 
 use std::time::Duration;

@@ -39,7 +39,7 @@ pub struct Standing {
 /// Events of one watch.
 pub type Events<E> = Pin<Box<dyn Stream<Item = Result<E, watcher::Error>> + Send>>;
 
-/// What a watch has delivered.
+/// Objects that a watch has delivered.
 #[derive(Debug)]
 pub enum Delivery<E> {
     Event(E),

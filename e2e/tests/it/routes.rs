@@ -172,7 +172,7 @@ async fn every_kind_of_route_has_its_effect_and_only_that() {
     cluster.stop().await.unwrap();
 }
 
-/// Nobody sends the header: it comes from the body.
+/// The client does not send the header: it comes from the body.
 async fn by_model(gateway: &Gateway) {
     for (model, expected) in [("only-a", Some("a")), ("only-b", Some("b")), ("only-c", None)] {
         let reply = chat(gateway, (CHAT, "", model)).await;

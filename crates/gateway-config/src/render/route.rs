@@ -19,7 +19,7 @@ const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Name of the cluster that does not exist, as Envoy Gateway calls it.
 const NO_CLUSTER: &str = "invalid-backend-cluster";
 
-/// What the routes of one listener have in common.
+/// Facts that the routes of one listener share.
 struct Context<'a> {
     plan: &'a Plan,
     pools: &'a [Attachment<'a>],

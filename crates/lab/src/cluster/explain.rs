@@ -1,4 +1,4 @@
-//! What each object of the manifests comes to in the lab, without starting anything.
+//! Explains what each object of the manifests comes to in the lab, without starting anything.
 
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ pub struct Explained {
     pub namespace: String,
     pub name: String,
     pub answer: Answer,
-    /// What it comes to, or why it is refused.
+    /// Outcome, or the reason of a refusal.
     pub what: String,
     /// Its parts without effect; the object as a whole has no field.
     pub without_effect: Vec<Part>,
@@ -134,7 +134,7 @@ fn explained(
     }
 }
 
-/// What a translated object comes to.
+/// Returns what a translated object comes to.
 fn came_to(object: &Object, key: &ObjectKey, desired: Option<&Desired>) -> String {
     let Some(desired) = desired else { return String::new() };
     match object {

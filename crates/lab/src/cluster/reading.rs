@@ -167,7 +167,7 @@ fn read(value: Value, (api_version, kind): (&str, &str), key: &ObjectKey) -> Con
     }
 }
 
-/// What follows the fields of a known kind on a cluster.
+/// Returns what follows the fields of a known kind on a cluster.
 fn follower(kind: &str) -> &'static str {
     match kind {
         "Deployment" | "ReplicaSet" | "StatefulSet" | "LeaderWorkerSet" | "Pod" => {
@@ -179,7 +179,7 @@ fn follower(kind: &str) -> &'static str {
     }
 }
 
-/// What acts on an unknown kind on a cluster.
+/// Returns what acts on an unknown kind on a cluster.
 fn owner(api_version: &str) -> &'static str {
     let group = api_version.split_once('/').map_or("", |(group, _)| group);
     match group.contains('.') && !group.ends_with(".k8s.io") {

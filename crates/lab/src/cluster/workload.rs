@@ -290,7 +290,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// What of a container has no effect: paths below it, each with the effect on a cluster.
+/// Returns the parts of a container that have no effect: paths below it, each with the effect on a cluster.
 fn left_out(
     Candidate { container, env, engine }: &Candidate<'_>,
     command: &EngineCommand,

@@ -1,4 +1,4 @@
-//! What a tokenizer that is read from files does, whichever library reads it.
+//! The trait of tokenizers that are read from files, whichever library reads them.
 
 use super::SpecialTokens;
 use super::added_tokens::Segment;
