@@ -36,6 +36,7 @@ use self::grpc::{Limits, Processor, Timeouts};
 use self::health::Health;
 use self::parts::Parts;
 use self::tls::{Security, Tls};
+use self::workers::Workers;
 use crate::director::{Director, Options};
 use crate::follow_peers::Followers;
 use crate::kv_events;
@@ -115,16 +116,18 @@ pub struct Server {
     tls: Option<Tls>,
     reload: Arc<Notify>,
     spans: Arc<Spans>,
+    workers: Workers,
     grpc: TcpListener,
     health: TcpListener,
     metrics: TcpListener,
 }
 
 impl Server {
-    /// Opens the source of pools, then binds the ports.
+    /// Opens the source of pools and starts the threads that streams run on, then binds the ports. From then on clients
+    /// may use up the file descriptors.
     ///
     /// # Errors
-    /// If a file is not valid or a port is taken; the message names the flag.
+    /// If a file is not valid, the system gives no thread, or a port is taken; the message names the flag.
     pub async fn bind(settings: Settings) -> anyhow::Result<Self> {
         let options = settings.director.clone().for_scrapes_every(settings.scrape_interval);
         let mut metrics = Metrics::default();
@@ -141,8 +144,10 @@ impl Server {
             Follower::new(Arc::clone(&director), reader, (settings.scrape_interval, settings.kv_ports));
         let tls = settings.security.config(wall_clock())?;
         let spans = Arc::new(Spans::try_new(settings.otlp.as_ref())?);
+        let workers = Workers::start().context("start the workers")?;
         let host = settings.host;
         Ok(Self {
+            workers,
             grpc: listen(host, settings.grpc_port, "ext_proc", "--grpc-port").await?,
             health: listen(host, settings.health_port, "gRPC health", "--health-port").await?,
             metrics: listen(settings.metrics_host, settings.metrics_port, "metrics", "--metrics-port")
@@ -201,6 +206,7 @@ impl Server {
             tls,
             reload,
             spans,
+            workers,
             grpc,
             health,
             metrics,
@@ -237,7 +243,7 @@ impl Server {
         let is_secure = tls.is_some();
         let tls = tls.map(|tls| tls.follow(&mut parts, (reload, stop.clone())));
         let protocol = Grpc { tls, routes: Routes::new(service).add_service(health_service).prepare() };
-        let port = Port::on_workers("ext_proc", grpc, protocol, patience).context("start the workers")?;
+        let port = Port { name: "ext_proc", listener: grpc, protocol, patience, workers };
         let mut streams = pin!(port.serve(closed.clone()));
         info!(grpc = %ports.grpc, tls = is_secure, health = %ports.health, metrics = %ports.metrics, "Serving");
 

@@ -126,19 +126,6 @@ impl<P: Protocol> Port<P> {
         Self { name, listener, protocol, patience, workers: Workers::shared() }
     }
 
-    /// A port with threads of its own.
-    ///
-    /// # Errors
-    /// If the system gives no thread.
-    pub(super) fn on_workers(
-        name: &'static str,
-        listener: TcpListener,
-        protocol: P,
-        patience: Patience,
-    ) -> io::Result<Self> {
-        Ok(Self { name, listener, protocol, patience, workers: Workers::start()? })
-    }
-
     /// Accepts connections until `closed`, then waits for the open ones.
     pub(super) async fn serve(self, closed: CancellationToken) {
         let Self { name, listener, protocol, patience, mut workers } = self;
