@@ -5,10 +5,14 @@
 //! ```text
 //! Options + Programs ──► Cluster::start ──► local (one task: pods, pickers, Envoy) ──► Status (watch), evidence
 //!                            ▲ inflict(fault), restart, apply …             each child behind `e2e watchdog`
+//!                        Cluster::of ◄── another provider, which writes the same evidence to files
 //! ```
 
 pub mod supervisor;
+
 pub mod local;
+
+pub mod provider;
 
 pub mod fault;
 
@@ -40,24 +44,27 @@ pub mod run_files;
 
 pub mod manifests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use gateway_config::attachment::Responses;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use crate::cluster::fault::{Fault, Unavailable};
-use crate::cluster::local::handle::{LocalCluster, LocalMark};
+use crate::cluster::local::handle::LocalCluster;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
-use crate::evidence::access_log::AccessEntry;
-use crate::evidence::picker::{Decision, LogLine, parse_decisions};
-use crate::evidence::pod::PodEntry;
+use crate::cluster::provider::{Provider, Server};
+use crate::cluster::run_files::RunFiles;
+use crate::evidence::access_log::{self, AccessEntry};
+use crate::evidence::picker::{self, Decision, LogLine, parse_decisions};
+use crate::evidence::pod::{self, PodEntry};
 
 /// Settings of a cluster.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -252,19 +259,18 @@ pub struct Picker {
     pub log: PathBuf,
 }
 
-/// A running cluster of one of the providers. A further provider is a variant here and a module; the methods list all
-/// that it must give. [`Cluster::stop`] ends everything and waits; dropping the value ends it without waiting.
+/// A running cluster of one of the providers. [`Cluster::stop`] ends everything and waits; dropping the value ends it
+/// without waiting.
 #[must_use = "dropping a cluster ends it"]
 #[derive(Debug)]
-pub enum Cluster {
-    /// Processes of this machine.
-    Local(LocalCluster),
+pub struct Cluster {
+    provider: Box<dyn Provider>,
 }
 
 /// Places in the pickers' logs, for what is logged from then on.
 #[derive(Debug)]
-pub enum LogMark {
-    Local(LocalMark),
+pub struct LogMark {
+    lens: BTreeMap<PathBuf, usize>,
 }
 
 impl Cluster {
@@ -290,21 +296,22 @@ impl Cluster {
         stop: impl Future<Output = ()>,
     ) -> Result<Option<Self>> {
         let started = LocalCluster::start_unless(options, programs, progress, stop).await?;
-        Ok(started.map(Self::Local))
+        Ok(started.map(|local| Self::of(Box::new(local))))
+    }
+
+    /// Makes a cluster of another provider's that is ready.
+    pub fn of(provider: Box<dyn Provider>) -> Self {
+        Self { provider }
+    }
+
+    /// Returns the paths of the run's files.
+    pub fn files(&self) -> &RunFiles {
+        self.provider.files()
     }
 
     /// Returns the newest status; cheap.
     pub fn status(&self) -> Arc<Status> {
-        match self {
-            Self::Local(local) => local.status(),
-        }
-    }
-
-    /// Waits for a status that is newer than the last one returned here; `None` if the cluster has ended.
-    pub async fn changed(&mut self) -> Option<Arc<Status>> {
-        match self {
-            Self::Local(local) => local.changed().await,
-        }
+        self.provider.status()
     }
 
     /// Waits for [`Status::settled`] and returns that status.
@@ -312,27 +319,21 @@ impl Cluster {
     /// # Errors
     /// When it takes too long. The error names the cause, and has the last lines of its log if it has one.
     pub async fn settled(&self) -> Result<Arc<Status>> {
-        match self {
-            Self::Local(local) => local.settled().await,
-        }
+        self.provider.settled().await
     }
 
     /// Replaces every pod and picker with a new one (empty caches, empty index), and returns when the cluster has
     /// settled. Envoy stays.
     ///
     /// # Errors
-    /// When a pod or a picker does not start.
+    /// [`Unavailable`] when the provider lacks a setting; another error when a pod or a picker does not start.
     pub async fn restart(&self, fresh: Fresh) -> Result<()> {
-        match self {
-            Self::Local(local) => local.restart(fresh).await,
-        }
+        self.provider.restart(fresh).await
     }
 
     /// Returns the manifests in force.
     pub fn manifests(&self) -> Manifests {
-        match self {
-            Self::Local(local) => local.manifests(),
-        }
+        self.provider.manifests()
     }
 
     /// Puts other manifests in force and returns when the cluster has settled on them. The user's files are not touched.
@@ -340,9 +341,7 @@ impl Cluster {
     /// # Errors
     /// When the manifests are wrong; the previous ones stay in force.
     pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
-        match self {
-            Self::Local(local) => local.apply(manifests).await,
-        }
+        self.provider.apply(manifests).await
     }
 
     /// Goes back to the user's manifests after [`Cluster::apply`], and returns when the cluster has settled.
@@ -350,9 +349,7 @@ impl Cluster {
     /// # Errors
     /// When the user's manifests are wrong.
     pub async fn reset_manifests(&self) -> Result<()> {
-        match self {
-            Self::Local(local) => local.reset_manifests().await,
-        }
+        self.provider.reset_manifests().await
     }
 
     /// Says if the cluster can cause a fault.
@@ -360,9 +357,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot, with the reason.
     pub fn can(&self, fault: &Fault) -> Result<(), Unavailable> {
-        match self {
-            Self::Local(local) => local.can(fault),
-        }
+        self.provider.can(fault)
     }
 
     /// Causes a fault, and returns when it is there. [`Cluster::settled`] waits for what follows, such as the pod that
@@ -373,10 +368,7 @@ impl Cluster {
     pub async fn inflict(&self, fault: &Fault) -> Result<()> {
         self.can(fault)?;
         info!(%fault, "Inflicting a fault");
-        let inflicted = match self {
-            Self::Local(local) => local.inflict(fault).await,
-        };
-        inflicted.with_context(|| fault.to_string())
+        self.provider.inflict(fault).await.with_context(|| fault.to_string())
     }
 
     /// Ends a fault that lasts: killed pickers serve again, hung ones continue, files are what they were.
@@ -385,44 +377,7 @@ impl Cluster {
     /// When the pickers do not serve again.
     pub async fn end(&self, fault: &Fault) -> Result<()> {
         info!(%fault, "Ending a fault");
-        let ended = match self {
-            Self::Local(local) => local.end(fault).await,
-        };
-        ended.with_context(|| format!("end the fault: {fault}"))
-    }
-
-    /// Returns Envoy's record of every request that has ended.
-    ///
-    /// # Errors
-    /// When the record cannot be read.
-    pub fn access_log(&self) -> Result<Vec<AccessEntry>> {
-        match self {
-            Self::Local(local) => local.access_log(),
-        }
-    }
-
-    /// Returns the records of `pods`, which may be gone by now, and of the pods that are ready.
-    ///
-    /// # Errors
-    /// When a record cannot be read.
-    pub fn pod_entries(&self, pods: &[Pod]) -> Result<Vec<PodEntry>> {
-        match self {
-            Self::Local(local) => local.pod_entries(pods),
-        }
-    }
-
-    /// Returns the present end of the pickers' logs.
-    pub fn log_mark(&self) -> LogMark {
-        match self {
-            Self::Local(local) => LogMark::Local(local.log_mark()),
-        }
-    }
-
-    /// Returns the pickers' log lines about prefix-aware routing since `mark`.
-    pub fn prefix_lines(&self, mark: &LogMark) -> Vec<LogLine> {
-        match (self, mark) {
-            (Self::Local(_), LogMark::Local(mark)) => mark.prefix_lines(),
-        }
+        self.provider.end(fault).await.with_context(|| format!("end the fault: {fault}"))
     }
 
     /// Returns a page of a picker, such as `/metrics`.
@@ -430,9 +385,7 @@ impl Cluster {
     /// # Errors
     /// When the picker does not answer with success.
     pub async fn picker_page(&self, picker: &Picker, path: &str) -> Result<String> {
-        match self {
-            Self::Local(local) => local.page(picker.metrics, path).await,
-        }
+        self.provider.page(Server::Picker(picker), path).await
     }
 
     /// Returns a page of a pod, such as `/metrics`.
@@ -440,9 +393,7 @@ impl Cluster {
     /// # Errors
     /// When the pod does not answer with success.
     pub async fn pod_page(&self, pod: &Pod, path: &str) -> Result<String> {
-        match self {
-            Self::Local(local) => local.page(pod.address, path).await,
-        }
+        self.provider.page(Server::Pod(pod), path).await
     }
 
     /// Returns a page of Envoy's admin port, such as `/stats`.
@@ -450,9 +401,7 @@ impl Cluster {
     /// # Errors
     /// When Envoy does not answer with success.
     pub async fn envoy_page(&self, path: &str) -> Result<String> {
-        match self {
-            Self::Local(local) => local.page(local.status().admin, path).await,
-        }
+        self.provider.page(Server::Envoy, path).await
     }
 
     /// Ends everything and waits for it.
@@ -460,9 +409,59 @@ impl Cluster {
     /// # Errors
     /// When the work of the cluster has failed.
     pub async fn stop(self) -> Result<()> {
-        match self {
-            Self::Local(local) => local.stop().await,
+        self.provider.stop().await
+    }
+}
+
+// === impl Cluster, from the run's files ===
+
+impl Cluster {
+    /// Returns Envoy's record of every request that has ended.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn access_log(&self) -> Result<Vec<AccessEntry>> {
+        access_log::parse(&read(&self.files().access_log()))
+            .map_err(|error| anyhow!("read Envoy's access log: {error}"))
+    }
+
+    /// Returns the records of `pods`, which may be gone by now, and of the pods that are ready.
+    ///
+    /// # Errors
+    /// When a record cannot be read.
+    pub fn pod_entries(&self, pods: &[Pod]) -> Result<Vec<PodEntry>> {
+        let status = self.status();
+        let ready = status.pods.iter().filter(|pod| pod.ready);
+        let logs: BTreeSet<&Path> = pods.iter().chain(ready).map(|pod| pod.request_log.as_path()).collect();
+        let mut entries = Vec::new();
+        for log in logs {
+            let read = pod::parse(&read(log));
+            entries.extend(read.map_err(|error| anyhow!("read {}: {error}", log.display()))?);
         }
+        Ok(entries)
+    }
+
+    /// Returns the present end of the pickers' logs.
+    pub fn log_mark(&self) -> LogMark {
+        let len = |picker: &Picker| (picker.log.clone(), read(&picker.log).len());
+        LogMark { lens: self.status().pickers.iter().map(len).collect() }
+    }
+
+    /// Returns the pickers' log lines about prefix-aware routing since `mark`.
+    pub fn prefix_lines(&self, mark: &LogMark) -> Vec<LogLine> {
+        let status = self.status();
+        let logs: BTreeSet<&Path> = mark
+            .lens
+            .keys()
+            .map(PathBuf::as_path)
+            .chain(status.pickers.iter().map(|picker| picker.log.as_path()))
+            .collect();
+        let since = |log: &Path| {
+            // A picker that has come since then has logged nothing before.
+            let from = mark.lens.get(log).copied().unwrap_or(0);
+            picker::prefix_aware_lines(read(log).get(from..).unwrap_or_default())
+        };
+        logs.into_iter().flat_map(since).collect()
     }
 }
 
@@ -518,4 +517,9 @@ pub fn log_tail(path: &Path, n_lines: usize) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(n_lines)..].join("\n")
+}
+
+/// Reads a log; one that does not exist yet is empty.
+fn read(log: &Path) -> String {
+    std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
-use crate::stubs::{Lab, files, free_port, read, tutorial, until};
+use crate::stubs::{Lab, free_port, read, tutorial, until};
 
 async fn up(
     state_dir: &Path,
@@ -32,11 +32,11 @@ fn names(status: &Status) -> Vec<&str> {
 }
 
 fn endpoints(cluster: &Cluster) -> String {
-    read(files(cluster).endpoints())
+    read(cluster.files().endpoints())
 }
 
 fn eds(cluster: &Cluster) -> String {
-    read(files(cluster).envoy_dir().join("xds/eds-httproute_default_qwen-backend_rule_0.json"))
+    read(cluster.files().envoy_dir().join("xds/eds-httproute_default_qwen-backend_rule_0.json"))
 }
 
 #[tokio::test]
@@ -60,7 +60,7 @@ async fn it_starts_what_the_manifests_ask_for_and_ends_it() {
     }
     let [picker] = status.pickers.as_slice() else { panic!("{:?}", status.pickers) };
     assert_eq!(picker.name, "epp-default-inference-gateway-ext-proc");
-    assert!(read(files(&cluster).pools(&picker.name)).contains("InferenceModel"));
+    assert!(read(cluster.files().pools(&picker.name)).contains("InferenceModel"));
     assert_eq!((lab.n_alive("engine"), lab.n_alive("picker"), lab.n_alive("envoy")), (2, 1, 1));
     cluster.stop().await.unwrap();
     assert_eq!(lab.alive(), Vec::<String>::new());
@@ -120,7 +120,7 @@ async fn edits_of_the_manifests_take_effect() {
     lab.write(&manifests);
     until("there is one pod", || cluster.pods().len() == 1 && cluster.status().settled).await;
 
-    let pools = files(&cluster).pools(&cluster.status().pickers[0].name);
+    let pools = cluster.files().pools(&cluster.status().pickers[0].name);
     manifests.replace("PREFIX_CACHE", "DEFAULT").unwrap();
     lab.write(&manifests);
     until("the picker's file has the strategy", || read(&pools).contains(r#""DEFAULT""#)).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lab::cluster::{Cluster, Pod, ProgressEvent};
 use tokio::time::sleep;
 
-use crate::stubs::{Lab, files, read, until};
+use crate::stubs::{Lab, read, until};
 
 /// Ports of the tutorial's container; a probe is inserted before them.
 const PORTS: &str = "        ports:\n        - containerPort: 8000\n";
@@ -26,9 +26,9 @@ fn sick(lab: &Lab, pod: &Pod) -> PathBuf {
 
 /// Returns the picker's line for the pod, and whether Envoy's plain route has it.
 fn published(cluster: &Cluster, pod: &Pod) -> (String, bool) {
-    let endpoints = read(files(cluster).endpoints());
+    let endpoints = read(cluster.files().endpoints());
     let line = endpoints.lines().find(|line| line.contains(&pod.name)).unwrap_or_default();
-    let eds = files(cluster).envoy_dir().join("xds/eds-httproute_default_qwen-backend_rule_0.json");
+    let eds = cluster.files().envoy_dir().join("xds/eds-httproute_default_qwen-backend_rule_0.json");
     (line.to_owned(), read(eds).contains(&pod.address.port().to_string()))
 }
 

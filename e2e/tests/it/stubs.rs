@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use lab::cluster::manifests::Manifests;
 use lab::cluster::programs::Programs;
-use lab::cluster::run_files::RunFiles;
 use lab::cluster::{Cluster, Options, Progress, ProgressEvent};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -149,12 +148,6 @@ pub(crate) fn tutorial() -> Manifests {
 
 pub(crate) fn read(path: impl Into<PathBuf>) -> String {
     std::fs::read_to_string(path.into()).unwrap()
-}
-
-/// Returns the paths of the run's files.
-pub(crate) fn files(cluster: &Cluster) -> &RunFiles {
-    let Cluster::Local(local) = cluster;
-    local.files()
 }
 
 /// False if the process is gone. It counts a zombie as alive, and no test leaves one.

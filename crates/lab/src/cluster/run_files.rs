@@ -1,4 +1,4 @@
-//! Files of a local run: logs, certificates, and what Envoy and the pickers read.
+//! Files of a run: logs, and of a local one also certificates and what Envoy and the pickers read.
 
 use std::path::PathBuf;
 

@@ -22,8 +22,9 @@ use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use crate::cluster::envoy::write_whole;
+use crate::cluster::local::handle::LocalCluster;
 use crate::cluster::programs::Programs;
-use crate::cluster::{Cluster, Options, Progress, ProgressEvent, Status, log_tail};
+use crate::cluster::{Options, Progress, ProgressEvent, Status, log_tail};
 
 /// Time between two looks at another process's files.
 const POLL: Duration = Duration::from_millis(50);
@@ -162,7 +163,7 @@ async fn keep(
         // There is no other way to report this error.
         let _ = append_event(&events, &event);
     });
-    let started = Cluster::start_unless(options, programs, progress, interrupt.requested()).await?;
+    let started = LocalCluster::start_unless(options, programs, progress, interrupt.requested()).await?;
     let Some(mut cluster) = started else { return remove_state(state_dir) };
     state.phase = Phase::Running { status: Status::clone(&cluster.status()) };
     write_state(state_dir, state)?;

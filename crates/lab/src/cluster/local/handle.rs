@@ -1,13 +1,13 @@
-//! Handle of the local provider's task: commands, faults, and evidence from the files of the run.
+//! Handle of the local provider's task: commands, faults and pages.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use load::client::Client;
 use load::clock::utc_now;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
@@ -20,11 +20,9 @@ use crate::cluster::fault::{Fault, Unavailable};
 use crate::cluster::local::{Command, CommandReply, Local, View};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
+use crate::cluster::provider::{Answer, Provider, Server};
 use crate::cluster::run_files::RunFiles;
-use crate::cluster::{Fresh, Options, Pod, Progress, Status, http};
-use crate::evidence::access_log::{self, AccessEntry};
-use crate::evidence::picker::{self, LogLine};
-use crate::evidence::pod::{self, PodEntry};
+use crate::cluster::{Fresh, Options, Progress, Status, http};
 
 /// Commands that may wait for the task. Scenarios send one at a time.
 const COMMANDS: usize = 16;
@@ -41,12 +39,6 @@ pub struct LocalCluster {
     /// Asks for pages; scenarios have clients of their own.
     client: Client,
     originals: Mutex<Originals>,
-}
-
-/// Lengths of the pickers' logs at one moment.
-#[derive(Debug)]
-pub struct LocalMark {
-    lens: BTreeMap<PathBuf, usize>,
 }
 
 /// Texts of the files that faults have changed, by path.
@@ -91,10 +83,6 @@ impl LocalCluster {
                 Err(error)
             }
         }
-    }
-
-    pub fn files(&self) -> &RunFiles {
-        &self.files
     }
 
     /// Returns the newest status; cheap.
@@ -217,33 +205,6 @@ impl LocalCluster {
         self.settled().await.map(drop)
     }
 
-    pub(in crate::cluster) fn access_log(&self) -> Result<Vec<AccessEntry>> {
-        access_log::parse(&read(&self.files.access_log()))
-            .map_err(|error| anyhow!("read Envoy's access log: {error}"))
-    }
-
-    pub(in crate::cluster) fn pod_entries(&self, pods: &[Pod]) -> Result<Vec<PodEntry>> {
-        let status = self.status();
-        let ready = status.pods.iter().filter(|pod| pod.ready);
-        let logs: BTreeSet<&Path> = pods.iter().chain(ready).map(|pod| pod.request_log.as_path()).collect();
-        let mut entries = Vec::new();
-        for log in logs {
-            let read = pod::parse(&read(log));
-            entries.extend(read.map_err(|error| anyhow!("read {}: {error}", log.display()))?);
-        }
-        Ok(entries)
-    }
-
-    pub(in crate::cluster) fn log_mark(&self) -> LocalMark {
-        let lens = self
-            .status()
-            .pickers
-            .iter()
-            .map(|picker| (picker.log.clone(), read(&picker.log).len()))
-            .collect();
-        LocalMark { lens }
-    }
-
     pub(in crate::cluster) async fn page(&self, address: SocketAddr, path: &str) -> Result<String> {
         let reply = self.client.get(&format!("http://{address}{path}")).await?;
         let text = reply.text();
@@ -295,14 +256,60 @@ impl LocalCluster {
     }
 }
 
-// === impl LocalMark ===
+// === impl Provider for LocalCluster ===
 
-impl LocalMark {
-    pub(in crate::cluster) fn prefix_lines(&self) -> Vec<LogLine> {
-        let since = |(log, from): (&PathBuf, &usize)| {
-            picker::prefix_aware_lines(read(log).get(*from..).unwrap_or_default())
+impl Provider for LocalCluster {
+    fn files(&self) -> &RunFiles {
+        &self.files
+    }
+
+    fn status(&self) -> Arc<Status> {
+        self.status()
+    }
+
+    fn settled(&self) -> Answer<'_, Arc<Status>> {
+        Box::pin(self.settled())
+    }
+
+    fn restart(&self, fresh: Fresh) -> Answer<'_, ()> {
+        Box::pin(self.restart(fresh))
+    }
+
+    fn manifests(&self) -> Manifests {
+        self.manifests()
+    }
+
+    fn apply<'a>(&'a self, manifests: &'a Manifests) -> Answer<'a, ()> {
+        Box::pin(self.apply(manifests))
+    }
+
+    fn reset_manifests(&self) -> Answer<'_, ()> {
+        Box::pin(self.reset_manifests())
+    }
+
+    fn can(&self, fault: &Fault) -> Result<(), Unavailable> {
+        self.can(fault)
+    }
+
+    fn inflict<'a>(&'a self, fault: &'a Fault) -> Answer<'a, ()> {
+        Box::pin(self.inflict(fault))
+    }
+
+    fn end<'a>(&'a self, fault: &'a Fault) -> Answer<'a, ()> {
+        Box::pin(self.end(fault))
+    }
+
+    fn page<'a>(&'a self, server: Server<'a>, path: &'a str) -> Answer<'a, String> {
+        let address = match server {
+            Server::Picker(picker) => picker.metrics,
+            Server::Pod(pod) => pod.address,
+            Server::Envoy => self.status().admin,
         };
-        self.lens.iter().flat_map(since).collect()
+        Box::pin(self.page(address, path))
+    }
+
+    fn stop(self: Box<Self>) -> Answer<'static, ()> {
+        Box::pin((*self).stop())
     }
 }
 
@@ -342,9 +349,4 @@ impl Originals {
 fn files_in(dir: &Path) -> Result<Vec<PathBuf>> {
     let read = || std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>();
     read().with_context(|| format!("read {}", dir.display()))
-}
-
-/// Reads a log; one that does not exist yet is empty.
-fn read(log: &Path) -> String {
-    std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
