@@ -59,9 +59,16 @@ pub enum TokenizerSource {
 #[derive(Debug)]
 enum Backend {
     Qwen(Box<QwenTokenizer>),
-    #[cfg_attr(not(feature = "tokenizer-json"), expect(dead_code, reason = "nothing reads files"))]
     Files(Box<dyn FileTokenizer>),
 }
+
+/// Reads a `tokenizer.json`.
+type FileReader = fn(PathBuf) -> Result<Box<dyn FileTokenizer>, TokenizerError>;
+
+#[cfg(feature = "tokenizer-json")]
+const FILE_READER: Option<FileReader> = Some(hugging_face::read);
+#[cfg(not(feature = "tokenizer-json"))]
+const FILE_READER: Option<FileReader> = None;
 
 // === impl Tokenizer ===
 
@@ -93,17 +100,16 @@ impl Tokenizer {
     /// Fails if there is no such file, if the `tokenizers` library cannot read it, or without the feature
     /// `tokenizer-json`.
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
+        Self::load_with(FILE_READER, path)
+    }
+
+    fn load_with(reader: Option<FileReader>, path: &Path) -> Result<Self, TokenizerError> {
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         if !file.is_file() {
             return Err(TokenizerError::Missing(path.to_owned()));
         }
-        #[cfg(feature = "tokenizer-json")]
-        {
-            let tokenizer = hugging_face::HuggingFaceTokenizer::load(file)?;
-            Ok(Self { backend: Arc::new(Backend::Files(Box::new(tokenizer))) })
-        }
-        #[cfg(not(feature = "tokenizer-json"))]
-        Err(TokenizerError::NotBuilt(file))
+        let Some(read) = reader else { return Err(TokenizerError::NotBuilt(file)) };
+        Ok(Self { backend: Arc::new(Backend::Files(read(file)?)) })
     }
 
     /// Returns the ids of `text`. Added tokens that are spelled out in it become their own ids, as in vLLM; no BOS is
@@ -218,4 +224,25 @@ impl Tokenizer {
 fn special_token<'a>(config: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     let token = config.get(name)?;
     token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FILE_READER, Tokenizer, TokenizerError};
+
+    #[test]
+    fn without_a_reader_of_files_the_error_says_how_to_build_one() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let load = |reader| Tokenizer::load_with(reader, directory.path()).err();
+        assert!(matches!(load(None), Some(TokenizerError::Missing(_))));
+        let file = directory.path().join("tokenizer.json");
+        std::fs::write(&file, "{}").expect("a file can be written");
+        let error = load(None).expect("nothing reads files").to_string();
+        assert!(
+            error.contains(&file.display().to_string()) && error.contains("--features tokenizer-json"),
+            "{error}"
+        );
+        // The control: a reader reads the file, and finds no tokenizer in it.
+        assert!(matches!(load(FILE_READER), Some(TokenizerError::Invalid { .. })));
+    }
 }

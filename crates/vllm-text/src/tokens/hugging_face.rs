@@ -24,10 +24,18 @@ const EOS_CANDIDATES: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>"
 /// breaks.
 const PROBES: [(&str, &str); 5] = [("a", "b"), ("a ", " b"), ("\n", "\n\nb"), ("It's 1", "2 x"), ("", "b")];
 
+/// Reads a `tokenizer.json`, and what lies beside it.
+///
+/// # Errors
+/// Fails if a file cannot be read or is not valid, or if no token ends a text.
+pub(super) fn read(file: PathBuf) -> Result<Box<dyn FileTokenizer>, TokenizerError> {
+    Ok(Box::new(HuggingFaceTokenizer::load(file)?))
+}
+
 // === impl HuggingFaceTokenizer ===
 
 impl HuggingFaceTokenizer {
-    pub(super) fn load(file: PathBuf) -> Result<Self, TokenizerError> {
+    fn load(file: PathBuf) -> Result<Self, TokenizerError> {
         let bytes = std::fs::read(&file)
             .map_err(|source| TokenizerError::Unreadable { path: file.clone(), source })?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
