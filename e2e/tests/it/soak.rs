@@ -25,6 +25,9 @@ fn problems(outcome: &Value) -> Vec<String> {
 /// A run of an hour ends with its first error, and still reports what became of the requests.
 #[test]
 fn an_error_ends_the_run_at_once_and_the_ledger_is_told() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let lab = Lab::new();
     std::fs::write(lab.dir.path().join("mute"), "").unwrap();
     let (code, outcome, said) = soak(&lab, "--seconds 3600 --replacements 0");

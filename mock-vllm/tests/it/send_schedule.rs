@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Far more bytes than the buffers of two sockets take.
-const MANY_BYTES: usize = 32 << 20;
+/// Patterns of 251 bytes: far more than the buffers of two sockets take.
+const N_PATTERNS: usize = (32 << 20) / 251;
 
 struct Lab {
     send_schedule: Arc<SendSchedule>,
@@ -106,12 +106,12 @@ async fn a_token_that_was_announced_out_of_order_leaves_at_its_time() {
 #[tokio::test]
 async fn what_a_full_socket_did_not_take_follows_in_order() {
     let mut lab = Lab::new().await;
-    let pattern: Vec<u8> = (0..=250).cycle().take(MANY_BYTES).collect();
+    let pattern = (0..=250).collect::<Vec<u8>>().repeat(N_PATTERNS);
     lab.outbox.hold(at(10));
     lab.write(&pattern).await;
     lab.sweep(at(10));
     let outbox = lab.outbox.clone();
-    let mut received = vec![0; MANY_BYTES];
+    let mut received = vec![0; pattern.len()];
     let (rest, read) =
         tokio::join!(poll_fn(|ctx| outbox.poll_flush(ctx)), lab.client.read_exact(&mut received));
     rest.unwrap();
