@@ -38,10 +38,15 @@ pub struct CacheCounters {
 impl CacheCounters {
     /// Reads vLLM's counters from a Prometheus text; `None` if one is missing, so that no check passes without data.
     pub fn parse(metrics: &str) -> Option<Self> {
+        let tokens = |name: &str| sum(metrics, &format!("vllm:{name}_total"));
+        // Version 0.8 counts blocks, under names that begin with the GPU.
+        let blocks = |name: &str| Some(tokens(&format!("gpu_{name}"))? * block_size(metrics)?);
+        let count = |name: &str| tokens(name).or_else(|| blocks(name));
         Some(Self {
-            queries: sum(metrics, "vllm:prefix_cache_queries_total")?,
-            hits: sum(metrics, "vllm:prefix_cache_hits_total")?,
-            kv_usage: sum(metrics, "vllm:kv_cache_usage_perc")?,
+            queries: count("prefix_cache_queries")?,
+            hits: count("prefix_cache_hits")?,
+            kv_usage: sum(metrics, "vllm:kv_cache_usage_perc")
+                .or_else(|| sum(metrics, "vllm:gpu_cache_usage_perc"))?,
         })
     }
 
@@ -58,6 +63,12 @@ impl CacheCounters {
     pub fn hit_ratio(self) -> Option<f64> {
         (self.queries > 0.0).then(|| self.hits / self.queries)
     }
+}
+
+/// Returns the tokens of a block, from the label of the cache's configuration.
+fn block_size(metrics: &str) -> Option<f64> {
+    let line = metrics.lines().find(|line| line.starts_with("vllm:cache_config_info{"))?;
+    line.split_once("block_size=\"")?.1.split('"').next()?.parse().ok()
 }
 
 /// Returns the sum over all series of a metric.
@@ -93,6 +104,18 @@ mod tests {
         let before = CacheCounters { queries: 99.0, hits: 0.0, kv_usage: 0.0 };
         assert_eq!(counters.since(before).hit_ratio(), Some(0.5));
         assert_eq!(counters.since(counters).hit_ratio(), None);
+    }
+
+    /// Figures of version 0.8, which are blocks of 16 tokens.
+    #[test]
+    fn counters_of_blocks_are_read_as_tokens() {
+        let metrics = METRICS.replace(":prefix_cache", ":gpu_prefix_cache").replace("kv_cache", "gpu_cache");
+        assert_eq!(CacheCounters::parse(&metrics), None, "the size of a block is not known");
+        let config = "vllm:cache_config_info{block_size=\"16\",cache_dtype=\"auto\"} 1.0\n";
+        let counters = CacheCounters::parse(&(metrics + config)).unwrap();
+        assert_eq!(counters, CacheCounters { queries: 355.0 * 16.0, hits: 128.0 * 16.0, kv_usage: 0.25 });
+        let tokens = CacheCounters::parse(&(METRICS.to_owned() + config)).unwrap();
+        assert_eq!(tokens.hits, 128.0, "later versions count tokens");
     }
 
     #[test]
