@@ -380,6 +380,14 @@ impl Cluster {
         self.provider.end(fault).await.with_context(|| format!("end the fault: {fault}"))
     }
 
+    /// Returns an address that leads to a pod's from here.
+    ///
+    /// # Errors
+    /// When there is no way to the pod.
+    pub async fn reach(&self, address: SocketAddr) -> Result<SocketAddr> {
+        self.provider.reach(address).await
+    }
+
     /// Returns a page of a picker, such as `/metrics`.
     ///
     /// # Errors

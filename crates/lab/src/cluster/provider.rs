@@ -5,6 +5,7 @@
 //! records outlive the pods that made them.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -53,6 +54,9 @@ pub trait Provider: fmt::Debug {
     fn inflict<'a>(&'a self, fault: &'a Fault) -> Answer<'a, ()>;
 
     fn end<'a>(&'a self, fault: &'a Fault) -> Answer<'a, ()>;
+
+    /// Returns an address on this machine or its network that leads to a pod's.
+    fn reach(&self, address: SocketAddr) -> Answer<'_, SocketAddr>;
 
     /// Returns a page of a server; an answer without success is an error.
     fn page<'a>(&'a self, server: Server<'a>, path: &'a str) -> Answer<'a, String>;

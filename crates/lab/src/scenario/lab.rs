@@ -238,7 +238,7 @@ impl<'a> Lab<'a> {
         let Shot { group, label, via, headers, body } = shot;
         let sent_at = self.started.elapsed().as_secs_f64();
         let stopwatch = Stopwatch::start();
-        let reply = match self.url(via) {
+        let reply = match self.url(via).await {
             Ok(url) => {
                 let headers: Vec<(HeaderName, &str)> =
                     headers.iter().map(|(name, value)| (name.clone(), value.as_str())).collect();
@@ -294,7 +294,7 @@ impl<'a> Lab<'a> {
         headers: &[(HeaderName, &str)],
         body: Bytes,
     ) -> Result<Reply> {
-        self.client().post(&format!("http://{}{path}", self.address(via)?), headers, body).await
+        self.client().post(&format!("http://{}{path}", self.address(via).await?), headers, body).await
     }
 
     /// Returns the sum of a metric over all running pickers. `series` is the beginning of the metric's lines.
@@ -343,15 +343,15 @@ impl<'a> Lab<'a> {
         Answer { side, chat, body: reply.text(), headers: reply.headers }
     }
 
-    fn url(&self, via: Via) -> Result<String> {
-        Ok(format!("http://{}{CHAT}", self.address(via)?))
+    async fn url(&self, via: Via) -> Result<String> {
+        Ok(format!("http://{}{CHAT}", self.address(via).await?))
     }
 
-    pub fn address(&self, via: Via) -> Result<SocketAddr> {
+    pub async fn address(&self, via: Via) -> Result<SocketAddr> {
         match via {
             Via::Picker => self.cluster.gateway("llm-gw"),
             Via::Plain => self.cluster.gateway("http"),
-            Via::Pod(address) => Ok(address),
+            Via::Pod(address) => self.cluster.reach(address).await,
         }
     }
 

@@ -299,6 +299,10 @@ impl Provider for LocalCluster {
         Box::pin(self.end(fault))
     }
 
+    fn reach(&self, address: SocketAddr) -> Answer<'_, SocketAddr> {
+        Box::pin(async move { Ok(address) })
+    }
+
     fn page<'a>(&'a self, server: Server<'a>, path: &'a str) -> Answer<'a, String> {
         let address = match server {
             Server::Picker(picker) => picker.metrics,

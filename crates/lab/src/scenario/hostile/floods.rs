@@ -18,7 +18,7 @@ const NO_END: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
-    let address = lab.address(Via::Picker)?;
+    let address = lab.address(Via::Picker).await?;
     let until_closed = async |flood| lab.while_envoy_works(wire::flood(address, flood, N_FRAMES)).await;
     let (answers, ends) = among_bystanders(lab, Via::Picker, all_floods(until_closed)).await;
     lab.check(

@@ -53,7 +53,7 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
 
 /// Runs the attack. Returns the bystanders' answers, and the status that each attacker got.
 async fn attacked(lab: &Lab<'_>, via: Via) -> Result<(Vec<Answer>, String)> {
-    let (address, attack) = (lab.address(via)?, attack_body(lab));
+    let (address, attack) = (lab.address(via).await?, attack_body(lab));
     let attacks =
         join_all((0..ATTACKERS).map(|_| lab.while_envoy_works(wire::post_in_frames(address, &attack, 1))));
     let (answers, statuses) = among_bystanders(lab, via, attacks).await;

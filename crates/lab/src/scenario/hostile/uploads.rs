@@ -67,7 +67,7 @@ pub(super) async fn run(lab: &Lab<'_>) -> Result<()> {
 /// Begins all uploads, and waits until each is refused or held by the picker. Returns those that are held, and the answers
 /// to the others.
 async fn hold_back(lab: &Lab<'_>) -> Result<(Vec<Upload>, Vec<String>)> {
-    let address = lab.address(Via::Picker)?;
+    let address = lab.address(Via::Picker).await?;
     let model = lab.requests.model();
     let uploads = (0..UPLOADS).map(|number| {
         let mut request = texts::chat(&model, &format!("Upload {number} is in no hurry."));
