@@ -35,6 +35,7 @@ Examples:
   e2e sweep replicas           find when prefix-aware routing pays
   e2e calibrate steps.csv      fit the latency model's constants to times of a real GPU
   e2e soak --seconds 180       check that no request is lost while pods die and pickers are replaced
+  e2e --on kind                the checks on a Kubernetes cluster that is made for them, with stock Envoy Gateway
   e2e up --on kind             a Kubernetes cluster in place of processes: the tutorial's kubectl and curl commands work
   e2e tutorial --on kind       run the tutorial's own commands there, and check what each prints
 
@@ -151,6 +152,7 @@ async fn on_kubernetes(_: Command) -> anyhow::Result<End> {
 #[cfg(feature = "kubernetes")]
 async fn on_kubernetes(command: Command) -> anyhow::Result<End> {
     match command {
+        Command::Run(args) => kubernetes::run(args).await,
         Command::Up(args) => kubernetes::up(args).await,
         Command::Down(args) => kubernetes::down(args).await,
         Command::Status(args) => kubernetes::status(args).await,
@@ -171,9 +173,9 @@ impl Command {
             Self::Down(args) => args.on.on.is_some(),
             Self::Status(args) => args.on.on.is_some(),
             Self::Logs(args) => args.on.on.is_some(),
+            Self::Run(args) => args.on.on.is_some(),
             Self::Tutorial(_) | Self::Images(_) => true,
-            Self::Run(_)
-            | Self::ExplainManifests(_)
+            Self::ExplainManifests(_)
             | Self::Overhead(_)
             | Self::Step5(_)
             | Self::Compare(_)

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use futures::StreamExt as _;
+use lab::cluster::Cluster;
 use lab::cluster::programs::ProgramOptions;
 use lab::doc;
 use lab::flags;
+use lab::report::Outcome;
 use lab::session::Session;
 use lab_kube::api::Access;
+use lab_kube::cluster::KubernetesCluster;
 use lab_kube::kind::Kind;
 use lab_kube::settle::{self, Listener};
 use lab_kube::stand::{self, Plan, Target};
@@ -22,6 +25,7 @@ use load::output;
 
 use crate::commands::{DownArgs, LogsArgs, StatusArgs, UpArgs, state_dir};
 use crate::on::{ImagesArgs, InstallArgs, OnArgs, Provider, TutorialArgs};
+use crate::run::{self, Checks, RunArgs};
 
 const VERSION: &str = env!("PROGRAM_VERSION");
 
@@ -53,6 +57,31 @@ pub async fn images(args: ImagesArgs) -> Result<End> {
     let Some(references) = built else { return Ok(End::Interrupted) };
     output::print(&references.iter().map(|reference| format!("{reference}\n")).collect::<String>());
     Ok(End::Good)
+}
+
+/// `e2e --on …`.
+pub async fn run(args: RunArgs) -> Result<End> {
+    let session = Session::new(args.cluster.verbose)?;
+    let options = run::prepared(&args)?;
+    // A cluster for this run only does not become the user's current one.
+    let kubeconfig = (args.on.on == Some(Provider::Kind)).then(|| options.run_dir.join("kubeconfig"));
+    std::fs::create_dir_all(&options.run_dir).context("create the run's directory")?;
+    let target = target(&args.on, kubeconfig)?;
+    let plan = plan(target, &args.install, args.cluster.programs.clone(), options.run_dir.clone());
+    let mut checks = Checks::new(&args, &options, &session)?;
+    let outcome = made_for(&session, &plan.target, Left::Nothing, async || {
+        let progress = session.ui.progress();
+        let standing = stand::components(&plan, &progress).await?;
+        checks.restart_clock();
+        let provider = KubernetesCluster::start(standing, &options, progress).await?;
+        let cluster = Cluster::of(Box::new(provider));
+        let outcome = checks.run(&cluster).await;
+        session.ui.step("giving the cluster back");
+        cluster.stop().await?;
+        outcome
+    });
+    let outcome = outcome.await?.unwrap_or(Outcome::Interrupted);
+    checks.report(outcome)
 }
 
 /// `e2e up --on …`.

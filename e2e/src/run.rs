@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lab::check::Group;
-use lab::cluster::Cluster;
+use lab::cluster::{Cluster, Options};
 use lab::flags::{ClusterArgs, options, requests};
 use lab::journal::Journal;
 use lab::report::summary;
@@ -19,6 +19,8 @@ use load::clock::{Stopwatch, utc_now};
 use load::ending::End;
 use load::output;
 use time::format_description::well_known::Rfc3339;
+
+use crate::on::{InstallArgs, OnArgs};
 
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
@@ -36,27 +38,37 @@ pub struct RunArgs {
     pub json: bool,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub on: OnArgs,
+    #[command(flatten)]
+    pub install: InstallArgs,
 }
 
 pub async fn run(args: RunArgs) -> Result<End> {
-    let RunArgs { cluster, only, report_dir, keep, json } = args;
-    let session = Session::new(cluster.verbose)?;
-    let journal = Journal::default();
-    let run_dir = report_dir.join("run");
-    clear(&run_dir)?;
-    let (outcome, facts) = asserted(&cluster, (&only, keep), &run_dir, (&journal, &session)).await?;
+    let session = Session::new(args.cluster.verbose)?;
+    let options = prepared(&args)?;
+    let mut checks = Checks::new(&args, &options, &session)?;
+    let outcome = match session.programs(&args.cluster.programs).await? {
+        None => Outcome::Interrupted,
+        Some(programs) => {
+            // The run's time does not include building and downloading programs.
+            checks.restart_clock();
+            let work = async |cluster: &Cluster| checks.run(cluster).await;
+            session.with(options, programs, work).await?.transpose()?.unwrap_or(Outcome::Interrupted)
+        }
+    };
     session.ui.finish();
-    let report = journal.report(facts.run(&cluster, outcome, &only));
-    let written = report.write(&report_dir)?;
-    output::print(&match json {
-        true => format!("{}\n", serde_json::to_string_pretty(&report)?),
-        false => text(&report, &written),
-    });
-    Ok(match report.run.outcome {
-        Outcome::Passed => End::Good,
-        Outcome::Failed => End::Failed,
-        Outcome::Interrupted => End::Interrupted,
-    })
+    checks.report(outcome)
+}
+
+/// Clears the run's directory, and returns the options of the cluster for the checks.
+///
+/// # Errors
+/// When the directory cannot be cleared.
+pub fn prepared(args: &RunArgs) -> Result<Options> {
+    let run_dir = args.report_dir.join("run");
+    clear(&run_dir)?;
+    options(&args.cluster, &run_dir)
 }
 
 fn text(report: &Report, written: &[PathBuf]) -> String {
@@ -65,89 +77,119 @@ fn text(report: &Report, written: &[PathBuf]) -> String {
     format!("\n{summary}{html}")
 }
 
-/// Facts about the run's cluster for the report.
-struct Facts {
+/// The checks of one run, on a cluster of any provider, and what the report says of them.
+#[derive(Debug)]
+pub struct Checks<'a> {
+    args: &'a RunArgs,
+    session: &'a Session,
+    journal: Journal,
+    requests: Requests,
     started: String,
     stopwatch: Stopwatch,
     manifests: Vec<PathBuf>,
     replicas: usize,
     ports: (u16, u16),
+    /// Time since the end of the checks.
+    stopping: Option<Stopwatch>,
 }
 
-impl Facts {
-    fn of(manifests: Vec<PathBuf>) -> Self {
-        Self {
+impl<'a> Checks<'a> {
+    /// Reads the requests, and starts the clock.
+    ///
+    /// # Errors
+    /// When the requests cannot be written to the run's directory.
+    pub fn new(args: &'a RunArgs, options: &Options, session: &'a Session) -> Result<Self> {
+        Ok(Self {
+            args,
+            session,
+            journal: Journal::default(),
+            requests: Requests::new(requests(options)?),
             started: utc_now().truncate_to_second().format(&Rfc3339).unwrap_or_default(),
             stopwatch: Stopwatch::start(),
-            manifests,
+            manifests: options.manifests.clone(),
             replicas: 0,
             ports: (0, 0),
-        }
+            stopping: None,
+        })
     }
 
-    fn run(&self, args: &ClusterArgs, outcome: Outcome, only: &[Group]) -> Run {
-        let Self { started, stopwatch, manifests, replicas, ports: (http_port, llm_port) } = self;
-        let sources: Vec<String> = manifests.iter().map(|source| source.display().to_string()).collect();
+    /// Starts the clock again.
+    pub fn restart_clock(&mut self) {
+        self.started = utc_now().truncate_to_second().format(&Rfc3339).unwrap_or_default();
+        self.stopwatch = Stopwatch::start();
+    }
+
+    /// Runs the groups of checks that are asked for, and keeps the cluster afterwards if that is asked for.
+    ///
+    /// # Errors
+    /// When the cluster lacks a listener of the tutorial's.
+    pub async fn run(&mut self, cluster: &Cluster) -> Result<Outcome> {
+        let Session { ui, interrupt } = self.session;
+        let RunArgs { only, keep, .. } = self.args;
+        self.replicas = cluster.pods().len();
+        self.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
+        self.journal.part(Part { name: "start".to_owned(), wall_s: self.stopwatch.elapsed().as_secs_f64() });
+        let settings = (self.requests.clone(), self.args.cluster.time_scale(), self.stopwatch);
+        let lab = Lab::new(cluster, &self.journal, ui, settings);
+        let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.clone() };
+        let outcome = match interrupt.unless(scenario::run(&lab, &groups)).await {
+            Some(()) => Outcome::Passed,
+            None => Outcome::Interrupted,
+        };
+        if *keep && outcome == Outcome::Passed {
+            let _ = interrupt.unless(keep_running(&lab, ui)).await;
+        }
+        self.stopping = Some(Stopwatch::start());
+        Ok(outcome)
+    }
+
+    /// Writes the report and prints its summary.
+    ///
+    /// # Errors
+    /// When the report cannot be written.
+    pub fn report(&self, outcome: Outcome) -> Result<End> {
+        if let Some(stopping) = &self.stopping {
+            self.journal.part(Part { name: "stop".to_owned(), wall_s: stopping.elapsed().as_secs_f64() });
+        }
+        let report = self.journal.report(self.described(outcome));
+        let written = report.write(&self.args.report_dir)?;
+        output::print(&match self.args.json {
+            true => format!("{}\n", serde_json::to_string_pretty(&report)?),
+            false => text(&report, &written),
+        });
+        Ok(match report.run.outcome {
+            Outcome::Passed => End::Good,
+            Outcome::Failed => End::Failed,
+            Outcome::Interrupted => End::Interrupted,
+        })
+    }
+
+    fn described(&self, outcome: Outcome) -> Run {
+        let (http_port, llm_port) = self.ports;
+        let only = &self.args.only;
+        let sources: Vec<String> = self.manifests.iter().map(|source| source.display().to_string()).collect();
         let mut notes = Vec::new();
         if !only.is_empty() {
             let names: Vec<&str> = only.iter().map(|group| group.name()).collect();
             notes.push(format!("only {} ran, as asked for with --only", names.join(", ")));
         }
         for (port, documented) in [(http_port, 8080), (llm_port, 8081)] {
-            if *port != 0 && *port != documented {
+            if port != 0 && port != documented {
                 notes.push(format!("port {documented} was taken: {port} stands for it"));
             }
         }
         Run {
-            started: started.clone(),
+            started: self.started.clone(),
             outcome,
-            elapsed_s: stopwatch.elapsed().as_secs_f64(),
+            elapsed_s: self.stopwatch.elapsed().as_secs_f64(),
             manifests: sources.join(", "),
-            replicas: *replicas,
-            time_scale: args.time_scale(),
-            http_port: *http_port,
-            llm_port: *llm_port,
+            replicas: self.replicas,
+            time_scale: self.args.cluster.time_scale(),
+            http_port,
+            llm_port,
             notes,
         }
     }
-}
-
-/// Starts the cluster, runs the scenarios and ends the cluster. An interrupt ends the cluster too, and waits for that.
-async fn asserted(
-    args: &ClusterArgs,
-    (only, keep): (&[Group], bool),
-    run_dir: &Path,
-    (journal, session): (&Journal, &Session),
-) -> Result<(Outcome, Facts)> {
-    let options = options(args, run_dir)?;
-    let Some(programs) = session.programs(&args.programs).await? else {
-        return Ok((Outcome::Interrupted, Facts::of(options.manifests)));
-    };
-    // The run's time does not include building and downloading programs.
-    let mut facts = Facts::of(options.manifests.clone());
-    let requests = Requests::new(requests(&options)?);
-    let Session { ui, interrupt } = session;
-    let checked = async |cluster: &Cluster| {
-        facts.replicas = cluster.pods().len();
-        facts.ports = (cluster.gateway("http")?.port(), cluster.gateway("llm-gw")?.port());
-        journal.part(Part { name: "start".to_owned(), wall_s: facts.stopwatch.elapsed().as_secs_f64() });
-        let lab = Lab::new(cluster, journal, ui, (requests, args.time_scale(), facts.stopwatch));
-        let groups = if only.is_empty() { Group::ALL.to_vec() } else { only.to_vec() };
-        let outcome = match interrupt.unless(scenario::run(&lab, &groups)).await {
-            Some(()) => Outcome::Passed,
-            None => Outcome::Interrupted,
-        };
-        if keep && outcome == Outcome::Passed {
-            let _ = interrupt.unless(keep_running(&lab, ui)).await;
-        }
-        anyhow::Ok((outcome, Stopwatch::start()))
-    };
-    let Some(checked) = session.with(options, programs, checked).await? else {
-        return Ok((Outcome::Interrupted, facts));
-    };
-    let (outcome, stopping) = checked?;
-    journal.part(Part { name: "stop".to_owned(), wall_s: stopping.elapsed().as_secs_f64() });
-    Ok((outcome, facts))
 }
 
 async fn keep_running(lab: &Lab<'_>, ui: &Ui) {

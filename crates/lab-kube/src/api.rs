@@ -4,12 +4,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use http::Request;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, LogParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
+use tokio::process::Command;
 
 use crate::tool::Tool;
 
@@ -56,12 +58,32 @@ impl Access {
     /// # Errors
     /// When kubectl fails.
     pub async fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let context: &[&str] = match &self.context {
-            Some(context) => &["--context", context],
-            None => &[],
-        };
-        let arguments = [context, arguments].concat();
+        let arguments = [self.context_flag(), arguments.to_vec()].concat();
         Tool::Kubectl.run_with(&arguments, self.kubeconfig.as_deref(), input).await
+    }
+
+    /// A command of kubectl against the cluster, for one that lasts.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(Tool::Kubectl.name());
+        command.args(self.context_flag()).args(arguments);
+        if let Some(kubeconfig) = &self.kubeconfig {
+            command.env("KUBECONFIG", kubeconfig);
+        }
+        command
+    }
+
+    fn context_flag(&self) -> Vec<&str> {
+        self.context.iter().flat_map(|context| ["--context", context]).collect()
+    }
+
+    /// Returns a page of a pod, through the API server.
+    ///
+    /// # Errors
+    /// When the API server or the pod does not answer with success.
+    pub async fn pod_page(&self, namespace: &str, (pod, port): (&str, u16), path: &str) -> Result<String> {
+        let uri = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy{path}");
+        let request = Request::get(&uri).body(Vec::new())?;
+        self.client.request_text(request).await.with_context(|| format!("get {path} of {pod}"))
     }
 
     /// Applies objects, and takes over the fields that somebody else has set.

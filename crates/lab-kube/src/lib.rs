@@ -7,6 +7,8 @@
 
 pub mod tutorial;
 
+pub mod cluster;
+
 pub mod stand;
 
 pub mod pods;

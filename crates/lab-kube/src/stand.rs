@@ -225,7 +225,7 @@ fn is_configuration(object: &Value) -> bool {
 }
 
 /// The objects as one text. JSON is YAML.
-fn yaml(objects: &[Value]) -> String {
+pub fn yaml(objects: &[Value]) -> String {
     objects.iter().map(|object| format!("---\n{object}\n")).collect()
 }
 

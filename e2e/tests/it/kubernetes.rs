@@ -79,7 +79,7 @@ fn interrupted(mut child: Child) -> ExitStatus {
 
 #[test]
 fn a_cluster_that_is_being_made_is_deleted_when_interrupted() {
-    for command in [&["up", "--on", "kind"][..], &["tutorial", "--on", "kind"]] {
+    for command in [&["--on", "kind"][..], &["up", "--on", "kind"], &["tutorial", "--on", "kind"]] {
         let stubs = Stubs::new();
         let child = stubs.start(command);
         until(|| stubs.calls().contains("create cluster"));

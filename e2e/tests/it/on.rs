@@ -22,7 +22,11 @@ fn the_driver_becomes_the_program_for_kubernetes() {
     let program = dir.path().join("e2e-kubernetes");
     fs::write(&program, "#!/bin/sh\necho \"$@\"\nexit 7\n").unwrap();
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
-    for arguments in [&["status", "--on", "kind"][..], &["tutorial", "--on", "cluster", "--context", "a"]] {
+    for arguments in [
+        &["status", "--on", "kind"][..],
+        &["--on", "kind", "--only", "tutorial"],
+        &["tutorial", "--on", "cluster", "--context", "a"],
+    ] {
         let output = run(&dir, arguments);
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), arguments.join(" "));
         assert_eq!(output.status.code(), Some(7));
