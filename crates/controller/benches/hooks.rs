@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
+use controller::facts::Facts;
 use controller::hooks::Hooks;
 use controller::metrics::Metrics;
-use controller::world::World;
 use envoy_proto::envoygateway::extension::envoy_gateway_extension_server::EnvoyGatewayExtension as _;
 use envoy_proto::envoygateway::extension::{
     ExtensionResource, PostClusterExtensionContext, PostClusterModifyRequest, PostRouteExtensionContext,
     PostRouteModifyRequest, PostTranslateModifyRequest,
 };
 use gateway_config::xds::Editor;
-use pool_watch::watches::Standing;
+use pool_watch::watches::WatchState;
 use prost::Message as _;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
@@ -35,8 +35,8 @@ fn main() {
 
 fn hooks() -> (Runtime, Hooks) {
     let runtime = Builder::new_current_thread().build().expect("a runtime");
-    let (_, rx) = watch::channel(Some(Arc::new(World::default())));
-    let metrics = Arc::new(Metrics::new(watch::channel(Standing::default()).1));
+    let (_, rx) = watch::channel(Some(Arc::new(Facts::default())));
+    let metrics = Arc::new(Metrics::new(watch::channel(WatchState::default()).1));
     (runtime, Hooks::new(Editor::new(false), rx, metrics))
 }
 

@@ -15,8 +15,8 @@ use pool_watch::store::Store;
 use serde_json::Value;
 use tracing::warn;
 
+use crate::facts::{Fact, Facts};
 use crate::sweep;
-use crate::world::{Fact, World};
 
 /// A kind of object that the controller follows or makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,16 +175,16 @@ impl Cluster {
         self.stores.values().all(Store::is_listed)
     }
 
-    /// The world of a controller in `namespace` that knows this `authority`.
+    /// The facts of a controller in `namespace` that knows this `authority`.
     #[must_use]
-    pub fn world(&self, namespace: &str, authority: &str) -> World {
-        let mut world =
-            World { namespace: namespace.to_owned(), authority: authority.to_owned(), ..World::default() };
+    pub fn facts(&self, namespace: &str, authority: &str) -> Facts {
+        let mut facts =
+            Facts { namespace: namespace.to_owned(), authority: authority.to_owned(), ..Facts::default() };
         let held = self.stores.values().flat_map(Store::iter);
         for fact in held.filter_map(|(_, held)| held.fact.clone()) {
-            world.insert(fact);
+            facts.insert(fact);
         }
-        world
+        facts
     }
 
     /// The newest version of an object.

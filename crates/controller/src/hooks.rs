@@ -27,9 +27,9 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{debug, warn};
 
+use crate::facts::Facts;
 use crate::metrics::{Answer, Hook, Metrics};
 use crate::resolve;
-use crate::world::World;
 
 /// Largest request: `maxMessageSize` in the configuration of Envoy Gateway that the manifests have.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -47,19 +47,19 @@ enum Unattachable {
     Several(usize),
 }
 
-/// Answers the hooks by the newest world.
+/// Answers the hooks by the newest facts.
 #[derive(Debug)]
 pub struct Hooks {
     editor: Editor,
-    world: watch::Receiver<Option<Arc<World>>>,
+    facts: watch::Receiver<Option<Arc<Facts>>>,
     metrics: Arc<Metrics>,
 }
 
 impl Hooks {
-    /// Hooks that are unavailable while `world` is None.
+    /// Hooks that are unavailable while `facts` is None.
     #[must_use]
-    pub fn new(editor: Editor, world: watch::Receiver<Option<Arc<World>>>, metrics: Arc<Metrics>) -> Self {
-        Self { editor, world, metrics }
+    pub fn new(editor: Editor, facts: watch::Receiver<Option<Arc<Facts>>>, metrics: Arc<Metrics>) -> Self {
+        Self { editor, facts, metrics }
     }
 
     /// The gRPC service.
@@ -70,14 +70,14 @@ impl Hooks {
             .max_encoding_message_size(usize::MAX)
     }
 
-    fn world(&self) -> Result<Arc<World>, Status> {
-        self.world.borrow().clone().ok_or_else(|| Status::unavailable("the first lists are not in yet"))
+    fn facts(&self) -> Result<Arc<Facts>, Status> {
+        self.facts.borrow().clone().ok_or_else(|| Status::unavailable("the first lists are not in yet"))
     }
 
     /// The pool among a rule's resources; None if there is none that can be attached.
     fn pool(&self, resources: &[ExtensionResource]) -> Result<Option<Pool>, Status> {
-        let world = self.world()?;
-        Ok(find_pool(resources, &world).unwrap_or_else(|error| {
+        let facts = self.facts()?;
+        Ok(find_pool(resources, &facts).unwrap_or_else(|error| {
             warn!(%error, "Leaving a route without its pool");
             None
         }))
@@ -105,7 +105,7 @@ impl Hooks {
 }
 
 /// The pool among a rule's resources. The others belong to other extensions.
-fn find_pool(resources: &[ExtensionResource], world: &World) -> Result<Option<Pool>, Unattachable> {
+fn find_pool(resources: &[ExtensionResource], facts: &Facts) -> Result<Option<Pool>, Unattachable> {
     let mut pools: Vec<Pool> = Vec::new();
     for ExtensionResource { unstructured_bytes } in resources {
         let value = serde_json::from_slice(unstructured_bytes)?;
@@ -115,7 +115,7 @@ fn find_pool(resources: &[ExtensionResource], world: &World) -> Result<Option<Po
             Err(error @ ReadError::Object(_)) => return Err(error.into()),
         };
         if let Object::InferencePool(pool) = object {
-            let pool = resolve::pool(&pool, world).ok_or_else(|| Unattachable::NoPicker(pool.key()))?;
+            let pool = resolve::pool(&pool, facts).ok_or_else(|| Unattachable::NoPicker(pool.key()))?;
             if !pools.contains(&pool) {
                 pools.push(pool);
             }

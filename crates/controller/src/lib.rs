@@ -1,11 +1,11 @@
 //! Serves InferencePools on Kubernetes with stock Envoy Gateway.
 //!
 //! ```text
-//! Envoy Gateway ──hook──► hooks ──resolve(pool, World)──► edits of gateway-config ──► answer
-//! API server ──watches──► Cluster ──► World ──► Plan ──► writer ──► API server
+//! Envoy Gateway ──hook──► hooks ──resolve(pool, Facts)──► edits of gateway-config ──► answer
+//! API server ──watches──► Cluster ──► Facts ──► Plan ──► writer ──► API server
 //! ```
 //!
-//! Its knowledge of the cluster is a [`world::World`], a value; the rules over it are pure, and end in a
+//! Its knowledge of the cluster is a [`facts::Facts`], a value; the rules over it are pure, and end in a
 //! [`plan::Plan`]. Nothing is remembered that the API server does not hold, so that it can restart at any moment.
 //! Decisions about requests are not made here but by the pickers.
 
@@ -32,7 +32,7 @@ pub mod resolve;
 
 pub mod setup;
 pub mod cluster;
-pub mod world;
+pub mod facts;
 
 pub mod sweep;
 

@@ -11,8 +11,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use pool_watch::metrics::StandingCollector;
-use pool_watch::watches::Standing;
+use pool_watch::metrics::WatchStateCollector;
+use pool_watch::watches::WatchState;
 
 /// A hook of Envoy Gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -76,7 +76,7 @@ pub struct Metrics {
 impl Metrics {
     /// Metrics that include the state of the connection to the API server.
     #[must_use]
-    pub fn new(standing: watch::Receiver<Standing>) -> Self {
+    pub fn new(watch_state: watch::Receiver<WatchState>) -> Self {
         let buckets = [0.000_1, 0.000_5, 0.002, 0.01, 0.02, 0.05, 0.2, 1.0, 5.0];
         let mut metrics = Self {
             registry: Registry::default(),
@@ -95,7 +95,7 @@ impl Metrics {
         registry.register("controller_managed_pickers", "Pickers that run here", managed_pickers.clone());
         let help = "Pools that cannot be served as they ask; the log says which";
         registry.register("controller_problems", help, problems.clone());
-        registry.register_collector(Box::new(StandingCollector::new("controller", standing)));
+        registry.register_collector(Box::new(WatchStateCollector::new("controller", watch_state)));
         metrics
     }
 

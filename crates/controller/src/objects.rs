@@ -4,9 +4,9 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::{InferencePool, PoolVersion};
 use serde_json::{Value, json};
 
+use crate::facts::Facts;
 use crate::names;
 use crate::sweep;
-use crate::world::World;
 
 /// Label with the name of the pool.
 pub const POOL_LABEL: &str = "inference.networking.x-k8s.io/pool";
@@ -26,10 +26,10 @@ pub struct NameTaken {
 ///
 /// # Errors
 /// If somebody else's Service has its name: applying it would take that over.
-pub fn pods_service(pool: &InferencePool, world: &World) -> Result<Value, NameTaken> {
+pub fn pods_service(pool: &InferencePool, facts: &Facts) -> Result<Value, NameTaken> {
     let key = pool.key();
     let service = names::pods_service(&key);
-    if world.services.contains(&service) {
+    if facts.services.contains(&service) {
         return Err(NameTaken { pool: key, service });
     }
     let port = |port: &u16| json!({ "name": format!("port-{port}"), "port": port, "targetPort": port, "protocol": "TCP" });

@@ -11,8 +11,8 @@ use axum::routing::get;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::facts::Facts;
 use crate::metrics::Metrics;
-use crate::world::World;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -20,7 +20,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 #[derive(Clone, Debug)]
 pub struct Pages {
     pub metrics: Arc<Metrics>,
-    pub world: watch::Receiver<Option<Arc<World>>>,
+    pub facts: watch::Receiver<Option<Arc<Facts>>>,
     /// Cancelled when the process is told to end.
     pub stop: CancellationToken,
 }
@@ -43,7 +43,7 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
 async fn readyz(State(pages): State<Pages>) -> (StatusCode, &'static str) {
     if pages.stop.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "ending\n")
-    } else if pages.world.borrow().is_none() {
+    } else if pages.facts.borrow().is_none() {
         (StatusCode::SERVICE_UNAVAILABLE, "waiting for the first lists of the API server\n")
     } else {
         (StatusCode::OK, "ok\n")

@@ -7,18 +7,18 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::InferencePool;
 use serde_json::{Value, json};
 
+use crate::facts::Facts;
 use crate::names::{INSTANCE, METRICS_PORT};
 use crate::objects::owner;
 use crate::resolve::{self, PickerService};
 use crate::sweep;
-use crate::world::World;
 
 /// The managed pickers that the pools ask for, each with its pools, which are in one namespace and name one Service.
 #[must_use]
-pub fn managed(world: &World) -> BTreeMap<ObjectKey, Vec<&InferencePool>> {
+pub fn managed(facts: &Facts) -> BTreeMap<ObjectKey, Vec<&InferencePool>> {
     let mut pickers: BTreeMap<ObjectKey, Vec<&InferencePool>> = BTreeMap::new();
-    for pool in &world.pools {
-        if let PickerService::Managed(picker) = resolve::picker(pool, world) {
+    for pool in &facts.pools {
+        if let PickerService::Managed(picker) = resolve::picker(pool, facts) {
             pickers.entry(picker).or_default().push(pool);
         }
     }

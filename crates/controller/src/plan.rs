@@ -11,9 +11,9 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::certificates::{self, Authority};
 use crate::cluster::{Cluster, Kind};
+use crate::facts::Facts;
 use crate::setup::Setup;
 use crate::sweep::Identity;
-use crate::world::World;
 use crate::{deployments, names, objects, pickers, routes, status, sweep};
 
 /// Annotation of an object that the controller has made: the digest of all that it wants of it. If that changes, the
@@ -51,7 +51,7 @@ pub struct Plan {
 pub struct View<'a> {
     pub cluster: &'a Cluster,
     /// The cluster as the rules see it.
-    pub world: &'a World,
+    pub facts: &'a Facts,
     /// Statuses by InferenceModel.
     pub models: &'a BTreeMap<ObjectKey, ModelStatus>,
     pub authority: &'a Authority,
@@ -78,17 +78,17 @@ impl Plan {
     /// The plan for what is seen.
     #[must_use]
     pub fn new(view: View<'_>, setup: &Setup) -> Self {
-        let View { cluster, world, models: _, authority, now } = view;
+        let View { cluster, facts, models: _, authority, now } = view;
         let mut plan = Self::default();
         let mut wanted = Wanted::default();
-        for pool in &world.pools {
-            match objects::pods_service(pool, world) {
+        for pool in &facts.pools {
+            match objects::pods_service(pool, facts) {
                 Ok(service) => wanted.insert(service),
                 Err(taken) => plan.problems.push(taken.to_string()),
             }
         }
-        let mut secrets = vec![names::authority(&world.namespace)];
-        for (picker, pools) in pickers::managed(world) {
+        let mut secrets = vec![names::authority(&facts.namespace)];
+        for (picker, pools) in pickers::managed(facts) {
             let held = cluster.newest(Kind::Secret, &picker);
             if held.is_none_or(|secret| authority.is_due(secret, now)) {
                 plan.sign.push((picker.clone(), names::host(&picker)));
@@ -99,10 +99,10 @@ impl Plan {
                 .for_each(|object| wanted.insert(object));
             secrets.push(picker);
         }
-        let held = cluster.newest(Kind::Secret, &names::authority(&world.namespace));
+        let held = cluster.newest(Kind::Secret, &names::authority(&facts.namespace));
         plan.renews = held.is_some_and(|secret| certificates::is_authority_due(secret, now));
         plan.patches = statuses(view);
-        plan.patches.extend(marks(cluster, world));
+        plan.patches.extend(marks(cluster, facts));
         if !cluster.hides_a_pool() {
             let kept: Vec<Value> =
                 wanted.objects.iter().cloned().chain(secrets.iter().map(objects::secret)).collect();
@@ -159,15 +159,15 @@ fn contains(held: &Value, wanted: &Value) -> bool {
 }
 
 fn statuses(view: View<'_>) -> Vec<Patch> {
-    let View { cluster, world, models, authority: _, now } = view;
+    let View { cluster, facts, models, authority: _, now } = view;
     let now = rfc3339(now);
-    let pools = world.pools.iter().filter_map(|pool| {
+    let pools = facts.pools.iter().filter_map(|pool| {
         let (kind, key) = (Kind::pool(pool.version), pool.key());
         let newest = cluster.newest(kind, &key)?;
-        let status = status::changed_pool(pool, world, &newest["status"], &now)?;
+        let status = status::changed_pool(pool, facts, &newest["status"], &now)?;
         Some(of_status(kind, key, newest, &status))
     });
-    let models = world.models.iter().filter_map(|model| {
+    let models = facts.models.iter().filter_map(|model| {
         let (kind, key) = (Kind::Model, model.meta.key());
         let newest = cluster.newest(kind, &key)?;
         let status = status::changed_model(model, &models.get(&key)?.accepted, &newest["status"], &now)?;
@@ -176,8 +176,8 @@ fn statuses(view: View<'_>) -> Vec<Patch> {
     pools.chain(models).collect()
 }
 
-fn marks(cluster: &Cluster, world: &World) -> impl Iterator<Item = Patch> {
-    routes::marks(world).into_iter().filter_map(|mark| {
+fn marks(cluster: &Cluster, facts: &Facts) -> impl Iterator<Item = Patch> {
+    routes::marks(facts).into_iter().filter_map(|mark| {
         let newest = cluster.newest(Kind::HttpRoute, &mark.route)?;
         let body = mark.change(newest)?;
         Some(Patch { kind: Kind::HttpRoute, key: mark.route, part: Part::Metadata, body })

@@ -1,4 +1,4 @@
-//! Follows the API server, and turns what it shows into a world for the hooks and work for the writer.
+//! Follows the API server, and turns what it shows into facts for the hooks and work for the writer.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,13 +18,13 @@ use tracing::warn;
 
 use crate::certificates::Authority;
 use crate::cluster::{Cluster, Kind, Reach};
+use crate::facts::Facts;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::pickers;
 use crate::plan::{Plan, View, Work};
 use crate::setup::Setup;
 use crate::sweep::{MANAGED_BY, MANAGER};
-use crate::world::World;
 
 /// Time after which everything is looked at again although nothing has changed: certificates grow old.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -35,7 +35,7 @@ pub type Followed = Watches<Kind, Box<Event<DynamicObject>>>;
 /// State that the reconciler shares with the others; `None` until the first lists are in.
 #[derive(Debug)]
 pub struct Told {
-    pub world: watch::Sender<Option<Arc<World>>>,
+    pub facts: watch::Sender<Option<Arc<Facts>>>,
     pub authority: watch::Sender<Option<Arc<Authority>>>,
     pub work: watch::Sender<Option<Arc<Work>>>,
 }
@@ -60,7 +60,7 @@ pub struct Reconciler {
 impl Default for Told {
     fn default() -> Self {
         Self {
-            world: watch::channel(None).0,
+            facts: watch::channel(None).0,
             authority: watch::channel(None).0,
             work: watch::channel(None).0,
         }
@@ -128,19 +128,19 @@ impl Reconciler {
             Some(Ok(authority)) => authority,
             Some(Err(error)) => return warn!(%error, "Waiting for an authority"),
         };
-        let world = cluster.world(namespace, &authority.certificates);
-        let (pools, models) = (world.pools.clone(), world.models.clone());
+        let facts = cluster.facts(namespace, &authority.certificates);
+        let (pools, models) = (facts.pools.clone(), facts.models.clone());
         index.apply([Change::ReplaceObjects { pools, models }]);
         let snapshot = reader.snapshot();
         let view =
-            View { cluster, world: &world, models: &snapshot.models, authority: &authority, now: clock() };
+            View { cluster, facts: &facts, models: &snapshot.models, authority: &authority, now: clock() };
         let plan = Plan::new(view, setup);
-        metrics.set_counts(world.pools.len(), pickers::managed(&world).len(), plan.problems.len());
+        metrics.set_counts(facts.pools.len(), pickers::managed(&facts).len(), plan.problems.len());
         for problem in plan.problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!(problem, "A pool is not served as it asks");
         }
         self.problems.clone_from(&plan.problems);
-        send(&told.world, world);
+        send(&told.facts, facts);
         send(&told.authority, authority.clone());
         send(&told.work, Work::Plan(plan, authority));
     }

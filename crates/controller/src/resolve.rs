@@ -6,8 +6,8 @@ use inference_api::keys;
 use inference_api::object::ObjectKey;
 use inference_api::pool::{InferenceModel, InferencePool, PickerRef, PoolVersion};
 
+use crate::facts::Facts;
 use crate::names;
-use crate::world::World;
 
 /// The picker of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +27,12 @@ pub enum PickerService {
 /// A v1alpha2 pool has a managed one unless the Service that it names exists. A v1 pool must name one that exists, or ask
 /// for a managed one by an annotation.
 #[must_use]
-pub fn picker(pool: &InferencePool, world: &World) -> PickerService {
+pub fn picker(pool: &InferencePool, facts: &Facts) -> PickerService {
     let Some(picker) = &pool.picker else { return PickerService::Unnamed };
     let named = ObjectKey::new(&pool.meta.namespace, &picker.name);
-    let managed = || PickerService::Managed(world.managed_picker(&named));
+    let managed = || PickerService::Managed(facts.managed_picker(&named));
     let asks = pool.meta.annotations.get(keys::MANAGED_PICKER).is_some_and(|value| value == "true");
-    match (pool.version, world.services.contains(&named)) {
+    match (pool.version, facts.services.contains(&named)) {
         (PoolVersion::V1, _) if asks => managed(),
         (PoolVersion::V1Alpha2 | PoolVersion::V1, true) => PickerService::Named(named),
         (PoolVersion::V1Alpha2, false) => managed(),
@@ -45,13 +45,13 @@ pub fn picker(pool: &InferencePool, world: &World) -> PickerService {
 /// Responses go past a managed picker unless it must change them. Somebody else's picker gets the whole protocol. One that
 /// is missing is attached as if it existed: the pool's failure mode decides about requests until it does.
 #[must_use]
-pub fn pool(pool: &InferencePool, world: &World) -> Option<Pool> {
+pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
     let PickerRef { name: _, port, failure_mode } = pool.picker.as_ref()?;
-    let (responses, picker) = match picker(pool, world) {
+    let (responses, picker) = match picker(pool, facts) {
         PickerService::Unnamed => return None,
         PickerService::Managed(service) => {
-            let responses = if renames(pool, world) { Responses::Through } else { Responses::default() };
-            let trust = Trust::Authority(world.authority.clone());
+            let responses = if renames(pool, facts) { Responses::Through } else { Responses::default() };
+            let trust = Trust::Authority(facts.authority.clone());
             let picker = Picker { host: names::host(&service), port: keys::DEFAULT_PICKER_PORT, trust };
             (responses, picker)
         }
@@ -73,11 +73,11 @@ pub fn pool(pool: &InferencePool, world: &World) -> Option<Pool> {
 }
 
 /// True if a model of the pool has another name in the engines, which the picker restores in responses.
-fn renames(pool: &InferencePool, world: &World) -> bool {
+fn renames(pool: &InferencePool, facts: &Facts) -> bool {
     let changes = |model: &&InferenceModel| {
         model.meta.namespace == pool.meta.namespace
             && model.pool == pool.meta.name
             && model.target_models.iter().any(|target| target.name != model.model_name)
     };
-    world.models.iter().any(|model| changes(&model))
+    facts.models.iter().any(|model| changes(&model))
 }

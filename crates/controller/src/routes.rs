@@ -8,10 +8,10 @@ use inference_api::gateway::HttpRoute;
 use inference_api::object::ObjectKey;
 use serde_json::{Value, json};
 
+use crate::facts::Facts;
 use crate::names;
 use crate::resolve;
 use crate::status;
-use crate::world::World;
 
 /// Annotation with the digest.
 pub const MARK: &str = "gateway.envoyproxy.io/warmpath-attachment";
@@ -25,8 +25,8 @@ pub struct Mark {
 
 /// The marks of all routes.
 #[must_use]
-pub fn marks(world: &World) -> Vec<Mark> {
-    world.routes.iter().map(|route| Mark { route: route.meta.key(), digest: digest(route, world) }).collect()
+pub fn marks(facts: &Facts) -> Vec<Mark> {
+    facts.routes.iter().map(|route| Mark { route: route.meta.key(), digest: digest(route, facts) }).collect()
 }
 
 impl Mark {
@@ -39,13 +39,13 @@ impl Mark {
     }
 }
 
-fn digest(route: &HttpRoute, world: &World) -> Option<String> {
-    if !status::is_served(route, world) {
+fn digest(route: &HttpRoute, facts: &Facts) -> Option<String> {
+    if !status::is_served(route, facts) {
         return None;
     }
-    let pools = world.pools.iter().filter(|pool| status::leads_to(route, pool, world));
+    let pools = facts.pools.iter().filter(|pool| status::leads_to(route, pool, facts));
     let attached: Vec<Value> = pools
-        .filter_map(|pool| resolve::pool(pool, world))
+        .filter_map(|pool| resolve::pool(pool, facts))
         .map(|attached| json!([attached.key, attached.responses, attached.picker]))
         .collect();
     (!attached.is_empty()).then(|| names::digest(&json!(attached).to_string()))

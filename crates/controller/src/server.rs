@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Grpc;
 use tracing::info;
 
+use crate::facts::Facts;
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::pages::Pages;
 use crate::reconciler::{Reconciler, Told};
 use crate::setup::Setup;
 use crate::tls::{self, Served};
-use crate::world::World;
 use crate::writer::Writer;
 
 /// Longest wait for calls and writes that are under way when the process is told to end.
@@ -110,8 +110,8 @@ impl Server {
         let Self { settings, client, hooks: listener, metrics: metrics_listener } = self;
         let Settings { namespace, setup, secure_names, .. } = settings;
         let editor = Editor::new(setup.explains);
-        let (watches, standing) = Watches::new();
-        let metrics = Arc::new(Metrics::new(standing));
+        let (watches, watch_state) = Watches::new();
+        let metrics = Arc::new(Metrics::new(watch_state));
         let reconciler = Reconciler::new(
             (client.clone(), namespace.clone()),
             setup,
@@ -119,17 +119,17 @@ impl Server {
             Arc::clone(&metrics),
             wall_clock,
         );
-        let Told { world, authority, work } = reconciler.told();
-        let (world, authority, work) = (world.subscribe(), authority.subscribe(), work.subscribe());
+        let Told { facts, authority, work } = reconciler.told();
+        let (facts, authority, work) = (facts.subscribe(), authority.subscribe(), work.subscribe());
         let mut parts = JoinSet::new();
         let writer = Writer::new(client, namespace, Arc::clone(&metrics), wall_clock);
         spawn(&mut parts, "writer", writer.run(work, stop.clone()));
         spawn(&mut parts, "reconciler", reconciler.run(stop.clone()));
-        let pages = Pages { metrics: Arc::clone(&metrics), world: world.clone(), stop: stop.clone() };
+        let pages = Pages { metrics: Arc::clone(&metrics), facts: facts.clone(), stop: stop.clone() };
         let pages = axum::serve(metrics_listener, pages.router())
             .with_graceful_shutdown(stop.clone().cancelled_owned());
         spawn(&mut parts, "metrics port", async { drop(pages.await) });
-        let service = Hooks::new(editor, world.clone(), metrics).into_service();
+        let service = Hooks::new(editor, facts.clone(), metrics).into_service();
         let security = match secure_names {
             None => None,
             Some(hosts) => {
@@ -140,7 +140,7 @@ impl Server {
                 Some(config)
             }
         };
-        spawn(&mut parts, "hooks port", serve(listener, service, security, (world, stop.clone())));
+        spawn(&mut parts, "hooks port", serve(listener, service, security, (facts, stop.clone())));
         info!(hooks = %ports.hooks, metrics = %ports.metrics, "Bound");
         let result = tokio::select! {
             () = stop.cancelled() => Ok(()),
@@ -168,16 +168,16 @@ fn spawn(
     });
 }
 
-/// Serves the hooks from the first world on.
+/// Serves the hooks from the first facts on.
 async fn serve(
     listener: TcpListener,
     service: EnvoyGatewayExtensionServer<Hooks>,
     security: Option<Arc<rustls::ServerConfig>>,
-    (mut world, stop): (watch::Receiver<Option<Arc<World>>>, CancellationToken),
+    (mut facts, stop): (watch::Receiver<Option<Arc<Facts>>>, CancellationToken),
 ) {
     tokio::select! {
         () = stop.cancelled() => return,
-        known = world.wait_for(Option::is_some) => if known.is_err() { return },
+        known = facts.wait_for(Option::is_some) => if known.is_err() { return },
     }
     info!(tls = security.is_some(), "Serving hooks");
     let router = Grpc::builder().http2_keepalive_interval(Some(PING)).add_service(service);

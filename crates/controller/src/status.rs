@@ -11,19 +11,19 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::{InferenceModel, InferencePool, PoolVersion};
 use serde_json::{Value, json};
 
+use crate::facts::Facts;
 use crate::resolve::{self, PickerService};
-use crate::world::World;
 
 /// The status that `pool` should have, if `current` is another one.
 ///
 /// `current` is the `status` of the object, or null. `now` is the time in RFC 3339; a condition gets it if its status
 /// changes. Entries of other controllers stay.
 #[must_use]
-pub fn changed_pool(pool: &InferencePool, world: &World, current: &Value, now: &str) -> Option<Value> {
+pub fn changed_pool(pool: &InferencePool, facts: &Facts, current: &Value, now: &str) -> Option<Value> {
     let field = parents_field(pool.version);
     let written = current[field].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut parents: Vec<Value> = written.iter().filter(|parent| is_foreign(parent)).cloned().collect();
-    for gateway in gateways(pool, world) {
+    for gateway in gateways(pool, facts) {
         let mut parent = json!({
             "parentRef": {
                 "group": keys::GATEWAY_GROUP,
@@ -37,7 +37,7 @@ pub fn changed_pool(pool: &InferencePool, world: &World, current: &Value, now: &
         }
         let mut ours = written.iter().filter(|known| !is_foreign(known));
         let known = ours.find(|known| known["parentRef"] == parent["parentRef"]);
-        parent["conditions"] = [accepted(pool), resolved_refs(pool, world)]
+        parent["conditions"] = [accepted(pool), resolved_refs(pool, facts)]
             .into_iter()
             .map(|condition| dated(condition, pool.meta.generation, known, now))
             .collect();
@@ -74,28 +74,28 @@ fn is_foreign(parent: &Value) -> bool {
 }
 
 /// Gateways of Envoy Gateway's from which a route leads to `pool`.
-fn gateways(pool: &InferencePool, world: &World) -> BTreeSet<ObjectKey> {
-    let leads = world.routes.iter().filter(|route| leads_to(route, pool, world));
+fn gateways(pool: &InferencePool, facts: &Facts) -> BTreeSet<ObjectKey> {
+    let leads = facts.routes.iter().filter(|route| leads_to(route, pool, facts));
     let parents = leads.flat_map(|route| {
         let namespace = &route.meta.namespace;
         route.spec.parent_refs.iter().filter_map(move |parent| gateway(parent, namespace))
     });
-    parents.filter(|key| is_ours(key, world)).collect()
+    parents.filter(|key| is_ours(key, facts)).collect()
 }
 
 /// True if `route` has a Gateway of Envoy Gateway's as a parent.
 #[must_use]
-pub fn is_served(route: &HttpRoute, world: &World) -> bool {
+pub fn is_served(route: &HttpRoute, facts: &Facts) -> bool {
     let namespace = &route.meta.namespace;
     let mut gateways = route.spec.parent_refs.iter().filter_map(|parent| gateway(parent, namespace));
-    gateways.any(|key| is_ours(&key, world))
+    gateways.any(|key| is_ours(&key, facts))
 }
 
 /// True if a rule of `route` leads to `pool`, and may.
 #[must_use]
-pub fn leads_to(route: &HttpRoute, pool: &InferencePool, world: &World) -> bool {
+pub fn leads_to(route: &HttpRoute, pool: &InferencePool, facts: &Facts) -> bool {
     let (group, key) = (pool.version.group(), pool.key());
-    let may = world.allows(&route.meta.namespace, pool);
+    let may = facts.allows(&route.meta.namespace, pool);
     may && route.spec.rules.iter().flat_map(|rule| &rule.backend_refs).any(|backend| {
         backend.group == group && backend.kind == "InferencePool" && backend.key(&route.meta.namespace) == key
     })
@@ -109,10 +109,10 @@ fn gateway(parent: &ParentRef, namespace: &str) -> Option<ObjectKey> {
 }
 
 /// True for a Gateway of a class that Envoy Gateway serves.
-fn is_ours(key: &ObjectKey, world: &World) -> bool {
-    let gateway = world.gateways.iter().find(|gateway| gateway.meta.key() == *key);
+fn is_ours(key: &ObjectKey, facts: &Facts) -> bool {
+    let gateway = facts.gateways.iter().find(|gateway| gateway.meta.key() == *key);
     gateway.is_some_and(|gateway| {
-        world.classes.iter().any(|class| {
+        facts.classes.iter().any(|class| {
             class.meta.name == gateway.spec.gateway_class_name
                 && class.spec.controller_name == keys::ENVOY_GATEWAY_CONTROLLER
         })
@@ -127,8 +127,8 @@ fn accepted(pool: &InferencePool) -> Value {
     json!({ "type": "Accepted", "status": status, "reason": reason, "message": message })
 }
 
-fn resolved_refs(pool: &InferencePool, world: &World) -> Value {
-    let (status, reason, message) = match resolve::picker(pool, world) {
+fn resolved_refs(pool: &InferencePool, facts: &Facts) -> Value {
+    let (status, reason, message) = match resolve::picker(pool, facts) {
         PickerService::Managed(service) => {
             ("True", "ResolvedRefs", format!("the controller runs the picker {service}"))
         }

@@ -271,10 +271,10 @@ impl Metrics {
     #[cfg(feature = "kubernetes")]
     pub fn register_cluster(
         &mut self,
-        standing: tokio::sync::watch::Receiver<pool_watch::watches::Standing>,
+        watch_state: tokio::sync::watch::Receiver<pool_watch::watches::WatchState>,
     ) {
         self.registry
-            .register_collector(Box::new(pool_watch::metrics::StandingCollector::new("epp", standing)));
+            .register_collector(Box::new(pool_watch::metrics::WatchStateCollector::new("epp", watch_state)));
     }
 
     /// All metrics in the OpenMetrics text format.

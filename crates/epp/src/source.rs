@@ -22,7 +22,7 @@ pub enum Config {
 #[cfg(feature = "kubernetes")]
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    pub scope: pool_watch::world::Scope,
+    pub scope: pool_watch::view::PoolScope,
     /// File that names the API server. None: found as `kubectl` and pods find it.
     pub kubeconfig: Option<std::path::PathBuf>,
 }
@@ -61,8 +61,8 @@ impl Config {
                 let config = connect::config(kubeconfig.as_deref()).await.context("find the API server")?;
                 let connected = pool_watch::source::Source::try_new(config, scope.clone());
                 let connected = connected.context("connect to the API server")?;
-                let pool_watch::source::Connected { source, reader, standing } = connected;
-                metrics.register_cluster(standing);
+                let pool_watch::source::Connected { source, reader, watch_state } = connected;
+                metrics.register_cluster(watch_state);
                 Ok((Source::Cluster(Box::new(source)), reader))
             }
         }

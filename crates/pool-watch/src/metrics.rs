@@ -8,26 +8,26 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
-use crate::watches::Standing;
+use crate::watches::WatchState;
 
 /// Reads the state when the metrics are read.
 #[derive(Debug)]
-pub struct StandingCollector {
+pub struct WatchStateCollector {
     /// The program's prefix of metric names.
     prefix: &'static str,
-    standing: watch::Receiver<Standing>,
+    watch_state: watch::Receiver<WatchState>,
 }
 
-impl StandingCollector {
+impl WatchStateCollector {
     #[must_use]
-    pub fn new(prefix: &'static str, standing: watch::Receiver<Standing>) -> Self {
-        Self { prefix, standing }
+    pub fn new(prefix: &'static str, watch_state: watch::Receiver<WatchState>) -> Self {
+        Self { prefix, watch_state }
     }
 }
 
-impl Collector for StandingCollector {
+impl Collector for WatchStateCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Standing { is_listed, is_failing, n_failures, n_refused } = self.standing.borrow().clone();
+        let WatchState { is_listed, is_failing, n_failures, n_refused } = self.watch_state.borrow().clone();
         let name = |name: &str| format!("{}_kubernetes_{name}", self.prefix);
         let mut gauge = |metric, help, value: u64| {
             let gauge = ConstGauge::new(value);

@@ -13,13 +13,13 @@ use pool_index::snapshot::Reader;
 use tokio::sync::watch;
 
 use crate::connect::{self, ConnectError};
-use crate::watches::{self, Delivery, Events, Standing, Watches};
-use crate::world::{Scope, Seen, Watch, World};
+use crate::view::{NamespaceView, PoolScope, Seen, Watch};
+use crate::watches::{self, Delivery, Events, WatchState, Watches};
 
 /// A source of pools, models and endpoints.
 pub struct Source {
     client: Client,
-    world: World,
+    view: NamespaceView,
     index: Index,
     watches: Watches<Watch, Seen>,
 }
@@ -29,14 +29,14 @@ pub struct Source {
 pub struct Connected {
     pub source: Source,
     pub reader: Reader,
-    pub standing: watch::Receiver<Standing>,
+    pub watch_state: watch::Receiver<WatchState>,
 }
 
 // === impl Source ===
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Source").field("world", &self.world).finish_non_exhaustive()
+        f.debug_struct("Source").field("view", &self.view).finish_non_exhaustive()
     }
 }
 
@@ -45,26 +45,27 @@ impl Source {
     ///
     /// # Errors
     /// If no client can be made of the configuration, for example because it names a certificate that is none.
-    pub fn try_new(config: Config, scope: Scope) -> Result<Connected, ConnectError> {
+    pub fn try_new(config: Config, scope: PoolScope) -> Result<Connected, ConnectError> {
         let (index, reader) = Index::new();
-        let (watches, standing) = Watches::new();
-        let source = Self { client: connect::client(config)?, world: World::new(scope), index, watches };
-        Ok(Connected { source, reader, standing })
+        let (watches, watch_state) = Watches::new();
+        let source =
+            Self { client: connect::client(config)?, view: NamespaceView::new(scope), index, watches };
+        Ok(Connected { source, reader, watch_state })
     }
 
     /// Follows the API server until `shutdown` resolves.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
         loop {
-            let Self { client, world, watches, .. } = &mut self;
-            watches.follow(&world.watches(), |watch| stream(client, &world.scope().namespace, watch));
+            let Self { client, view, watches, .. } = &mut self;
+            watches.follow(&view.watches(), |watch| stream(client, &view.scope().namespace, watch));
             tokio::select! {
                 () = &mut shutdown => return,
                 deliveries = watches.next() => {
                     for (watch, delivery) in deliveries {
                         match delivery {
-                            Delivery::Event(seen) => world.apply(&watch, seen),
-                            Delivery::NoKind => world.clear(&watch),
+                            Delivery::Event(seen) => view.apply(&watch, seen),
+                            Delivery::NoKind => view.clear(&watch),
                         }
                     }
                     self.publish();
@@ -75,11 +76,11 @@ impl Source {
 
     /// Tells the index what is known, unless a list is still missing.
     fn publish(&mut self) {
-        let is_listed = self.world.is_listed();
+        let is_listed = self.view.is_listed();
         if is_listed {
-            self.index.apply(self.world.changes());
+            self.index.apply(self.view.changes());
         }
-        self.watches.note(is_listed, self.world.refused().count());
+        self.watches.note(is_listed, self.view.refused().count());
     }
 }
 

@@ -25,7 +25,7 @@ const CALM: Duration = Duration::from_secs(2 * LONGEST.as_secs());
 
 /// State of the connection to the API server, for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct WatchState {
     /// True once the first lists are in.
     pub is_listed: bool,
     /// True while the API server does not answer a watch as it should; the last snapshot stays in force.
@@ -51,7 +51,7 @@ pub enum Delivery<E> {
 pub struct Watches<K, E> {
     streams: StreamMap<K, Events<E>>,
     calm_at: Option<Instant>,
-    standing: watch::Sender<Standing>,
+    watch_state: watch::Sender<WatchState>,
 }
 
 /// A failed watch's reason.
@@ -82,9 +82,9 @@ impl<K: fmt::Debug, E> fmt::Debug for Watches<K, E> {
 impl<K: Clone + Display + Eq + Hash + Unpin, E> Watches<K, E> {
     /// No watches yet, and the state of the connection.
     #[must_use]
-    pub fn new() -> (Self, watch::Receiver<Standing>) {
-        let (standing, receiver) = watch::channel(Standing::default());
-        (Self { streams: StreamMap::new(), calm_at: None, standing }, receiver)
+    pub fn new() -> (Self, watch::Receiver<WatchState>) {
+        let (watch_state, receiver) = watch::channel(WatchState::default());
+        (Self { streams: StreamMap::new(), calm_at: None, watch_state }, receiver)
     }
 
     /// Starts the `wanted` watches that do not run yet, and ends all others.
@@ -107,7 +107,7 @@ impl<K: Clone + Display + Eq + Hash + Unpin, E> Watches<K, E> {
                 () = until(self.calm_at) => {
                     self.calm_at = None;
                     info!("The API server answers again");
-                    self.standing.send_modify(|standing| standing.is_failing = false);
+                    self.watch_state.send_modify(|watch_state| watch_state.is_failing = false);
                 }
                 Some(next) = self.streams.next() => break next,
             }
@@ -125,11 +125,11 @@ impl<K: Clone + Display + Eq + Hash + Unpin, E> Watches<K, E> {
 
     /// Tells the state whether all first lists are in, and how many objects cannot be taken.
     pub fn note(&self, is_listed: bool, n_refused: usize) {
-        self.standing.send_if_modified(|standing| {
-            let before = standing.clone();
-            standing.is_listed |= is_listed;
-            standing.n_refused = n_refused;
-            *standing != before
+        self.watch_state.send_if_modified(|watch_state| {
+            let before = watch_state.clone();
+            watch_state.is_listed |= is_listed;
+            watch_state.n_refused = n_refused;
+            *watch_state != before
         });
     }
 
@@ -143,12 +143,12 @@ impl<K: Clone + Display + Eq + Hash + Unpin, E> Watches<K, E> {
             Failure::Expired => {}
             Failure::Away => {
                 self.calm_at = Some(Instant::now() + CALM);
-                self.standing.send_modify(|standing| {
-                    if !standing.is_failing {
+                self.watch_state.send_modify(|watch_state| {
+                    if !watch_state.is_failing {
                         warn!(kind = %key, %error, "The API server fails, what is known stays in force");
                     }
-                    standing.is_failing = true;
-                    standing.n_failures += 1;
+                    watch_state.is_failing = true;
+                    watch_state.n_failures += 1;
                 });
             }
         }

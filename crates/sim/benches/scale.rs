@@ -15,7 +15,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
-use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload, World};
+use sim::simulation::{
+    Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Simulation, Workload,
+};
 
 /// Requests of one session; each prompt has everything that was said before, and something new.
 const ROUNDS: usize = 10;
@@ -130,9 +132,9 @@ fn run(n_pods: usize, n_requests: usize) {
     };
     let mut sessions = Sessions::new(n_requests, n_pods);
     let start = Instant::now();
-    let mut world = World::try_new(fleet).expect("valid settings");
+    let mut simulation = Simulation::try_new(fleet).expect("valid settings");
     let built = start.elapsed().as_secs_f64();
-    world.run(&mut sessions);
+    simulation.run(&mut sessions);
     let seconds = start.elapsed().as_secs_f64() - built;
     assert_eq!(sessions.n_ended, n_requests, "requests were lost");
     println!(

@@ -7,7 +7,7 @@
 //! ```
 //! One seed gives the same run on every machine.
 
-pub mod world;
+pub mod simulation;
 
 pub mod router;
 

@@ -20,7 +20,7 @@ use load::multi_round_qa::sharegpt::{self, Entry};
 use load::output;
 use serde_json::{Value, json};
 use sim::model::ChatModel;
-use sim::world::SCRAPE_INTERVAL;
+use sim::simulation::SCRAPE_INTERVAL;
 
 use self::agreement::{Agreed, Pair, until_agreed};
 use self::judge::{Figures, Setup, TableLine};

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
+use controller::facts::Facts;
 use controller::metrics::Metrics;
-use controller::world::World;
 use envoy_proto::envoygateway::extension::{
     PostClusterModifyRequest, PostRouteModifyRequest, PostTranslateModifyRequest,
 };
 use inference_api::kinds::Object;
 use inference_api::lenient;
 use inference_api::pool::InferencePool;
-use pool_watch::watches::Standing;
+use pool_watch::watches::WatchState;
 use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -38,12 +38,12 @@ pub(crate) fn translate_request() -> PostTranslateModifyRequest {
 }
 
 /// A cluster with nothing in it.
-pub(crate) fn world() -> World {
-    World { namespace: "envoy-gateway-system".to_owned(), authority: "CA".to_owned(), ..World::default() }
+pub(crate) fn facts() -> Facts {
+    Facts { namespace: "envoy-gateway-system".to_owned(), authority: "CA".to_owned(), ..Facts::default() }
 }
 
 pub(crate) fn metrics() -> Arc<Metrics> {
-    Arc::new(Metrics::new(watch::channel(Standing::default()).1))
+    Arc::new(Metrics::new(watch::channel(WatchState::default()).1))
 }
 
 pub(crate) fn object(value: Value) -> Object {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use controller::facts::Facts;
 use controller::hooks::Hooks;
-use controller::world::World;
 use envoy_proto::envoygateway::extension::envoy_gateway_extension_client::EnvoyGatewayExtensionClient;
 use envoy_proto::envoygateway::extension::{
     ExtensionResource, PostEndpointsModifyRequest, PostHttpListenerModifyRequest, PostTranslateModifyRequest,
@@ -18,13 +18,13 @@ use tonic::Code;
 use tonic::transport::{Channel, Server};
 
 use crate::fixtures::{
-    alpha_pool, cluster_request, metrics, route_request, translate_request, v1_pool, world,
+    alpha_pool, cluster_request, facts, metrics, route_request, translate_request, v1_pool,
 };
 
-/// A client of a server that knows this world, and the sender of the next one.
+/// A client of a server that knows these facts, and the sender of the next ones.
 async fn served(
-    known: Option<World>,
-) -> (EnvoyGatewayExtensionClient<Channel>, watch::Sender<Option<Arc<World>>>) {
+    known: Option<Facts>,
+) -> (EnvoyGatewayExtensionClient<Channel>, watch::Sender<Option<Arc<Facts>>>) {
     let (tx, rx) = watch::channel(known.map(Arc::new));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -42,7 +42,7 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 
 #[tokio::test]
 async fn the_tutorials_pool_is_attached() {
-    let (mut client, _world) = served(Some(world())).await;
+    let (mut client, _world) = served(Some(facts())).await;
     let route = client.post_route_modify(route_request()).await.unwrap().into_inner().route.unwrap();
     assert!(contains(&route, "default/vllm-qwen-pool"));
     let cluster = client.post_cluster_modify(cluster_request()).await.unwrap().into_inner().cluster.unwrap();
@@ -66,14 +66,14 @@ async fn hooks_wait_for_the_first_lists() {
     let (mut client, world_tx) = served(None).await;
     let error = client.post_route_modify(route_request()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
-    world_tx.send_replace(Some(Arc::new(world())));
+    world_tx.send_replace(Some(Arc::new(facts())));
     client.post_route_modify(route_request()).await.unwrap();
 }
 
 /// A route is left alone rather than all Gateways held back.
 #[tokio::test]
 async fn what_cannot_be_attached_stays_as_it_is() {
-    let (mut client, _world) = served(Some(world())).await;
+    let (mut client, _world) = served(Some(facts())).await;
     let resource = |text: String| ExtensionResource { unstructured_bytes: text.into() };
     let mut bad = alpha_pool();
     bad["spec"]["targetPortNumber"] = 0.into();
@@ -114,7 +114,7 @@ async fn what_cannot_be_attached_stays_as_it_is() {
 
 #[tokio::test]
 async fn bytes_that_are_no_message_are_an_invalid_argument() {
-    let (mut client, _world) = served(Some(world())).await;
+    let (mut client, _world) = served(Some(facts())).await;
     let bad = Bytes::from_static(b"\x0a\xff");
     let mut route = route_request();
     route.route = Some(bad.clone());
@@ -129,7 +129,7 @@ async fn bytes_that_are_no_message_are_an_invalid_argument() {
 /// Hooks that the manifests do not ask for answer with what they got, if somebody asks for them.
 #[tokio::test]
 async fn other_hooks_change_nothing() {
-    let (mut client, _world) = served(Some(world())).await;
+    let (mut client, _world) = served(Some(facts())).await;
     let bytes = Some(Bytes::from_static(b"\x0a\x01x"));
     let listener = PostHttpListenerModifyRequest { listener: bytes.clone() };
     assert_eq!(client.post_http_listener_modify(listener).await.unwrap().into_inner().listener, bytes);
@@ -142,7 +142,7 @@ async fn other_hooks_change_nothing() {
 /// More than the 4 MiB that gRPC takes by default.
 #[tokio::test]
 async fn large_translations_are_taken() {
-    let (mut client, _world) = served(Some(world())).await;
+    let (mut client, _world) = served(Some(facts())).await;
     let mut sent = translate_request();
     let cluster = sent.clusters[0].clone();
     sent.clusters = vec![cluster; 20_000];

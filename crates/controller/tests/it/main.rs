@@ -11,4 +11,4 @@ mod plan;
 mod process;
 mod resolve;
 mod status;
-mod world;
+mod facts;

@@ -1,6 +1,6 @@
 //! Managed pickers: who needs one, what is around it, and what goes when nobody does.
 
-use controller::world::{Fact, World};
+use controller::facts::{Fact, Facts};
 use controller::{pickers, sweep};
 use expect_test::expect_file;
 use inference_api::kinds::Object;
@@ -8,7 +8,7 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::InferencePool;
 use serde_json::{Value, json};
 
-use crate::fixtures::{alpha_pool, pool, v1_pool, world};
+use crate::fixtures::{alpha_pool, facts, pool, v1_pool};
 
 fn named(name: &str, namespace: &str) -> InferencePool {
     let mut value = alpha_pool();
@@ -18,31 +18,31 @@ fn named(name: &str, namespace: &str) -> InferencePool {
     pool(value)
 }
 
-fn with(pools: impl IntoIterator<Item = InferencePool>) -> World {
-    let mut world = world();
-    pools.into_iter().for_each(|pool| world.insert(Fact::Object(Box::new(Object::InferencePool(pool)))));
-    world
+fn with(pools: impl IntoIterator<Item = InferencePool>) -> Facts {
+    let mut facts = facts();
+    pools.into_iter().for_each(|pool| facts.insert(Fact::Object(Box::new(Object::InferencePool(pool)))));
+    facts
 }
 
 /// Everything that is made around the pickers of these pools.
 fn all(pools: impl IntoIterator<Item = InferencePool>) -> Vec<Value> {
-    let world = with(pools);
-    let managed = pickers::managed(&world);
+    let facts = with(pools);
+    let managed = pickers::managed(&facts);
     managed.iter().flat_map(|(picker, pools)| pickers::around(picker, pools)).collect()
 }
 
 #[test]
 fn pools_that_name_the_same_service_share_a_picker() {
-    let world = with([named("a", "default"), named("b", "default"), named("c", "other"), pool(v1_pool())]);
+    let facts = with([named("a", "default"), named("b", "default"), named("c", "other"), pool(v1_pool())]);
     let names: Vec<(String, usize)> =
-        pickers::managed(&world).iter().map(|(picker, pools)| (picker.to_string(), pools.len())).collect();
+        pickers::managed(&facts).iter().map(|(picker, pools)| (picker.to_string(), pools.len())).collect();
     let expected = [
         ("envoy-gateway-system/epp-default-ext-proc".to_owned(), 2),
         ("envoy-gateway-system/epp-other-ext-proc".to_owned(), 1),
     ];
     assert_eq!(names, expected);
     // Control: a Service that the pools name replaces the managed picker.
-    let served = World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world };
+    let served = Facts { services: [ObjectKey::new("default", "ext-proc")].into(), ..facts };
     assert_eq!(pickers::managed(&served).len(), 1);
 }
 
@@ -60,8 +60,8 @@ fn pickers_of_two_namespaces_never_have_one_name() {
     one.picker.as_mut().unwrap().name = "y-z".to_owned();
     other.picker.as_mut().unwrap().name = "z".to_owned();
     let names = |pools: Vec<InferencePool>| -> Vec<(String, String)> {
-        let world = with(pools);
-        let managed = pickers::managed(&world);
+        let facts = with(pools);
+        let managed = pickers::managed(&facts);
         managed.iter().map(|(picker, pools)| (picker.name.clone(), pools[0].meta.name.clone())).collect()
     };
     let both = names(vec![one.clone(), other.clone()]);

@@ -54,8 +54,8 @@ impl Scene {
     }
 
     fn plan(&self, setup: &Setup) -> Plan {
-        let world = self.cluster.world(HERE, &self.authority.certificates);
-        let models = world.models.iter().map(|model| {
+        let facts = self.cluster.facts(HERE, &self.authority.certificates);
+        let models = facts.models.iter().map(|model| {
             let pool = ObjectKey::new("default", "qwen");
             let status =
                 ModelStatus { model_name: model.model_name.clone(), pool, accepted: accepted::yes() };
@@ -63,7 +63,7 @@ impl Scene {
         });
         let models: BTreeMap<ObjectKey, ModelStatus> = models.collect();
         let Self { cluster, authority, now } = self;
-        Plan::new(View { cluster, world: &world, models: &models, authority, now: *now }, setup)
+        Plan::new(View { cluster, facts: &facts, models: &models, authority, now: *now }, setup)
     }
 
     /// Does what the plan says, as an API server would.

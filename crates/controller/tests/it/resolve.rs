@@ -1,8 +1,8 @@
 //! The picker of each kind of pool.
 
+use controller::facts::Facts;
 use controller::names;
 use controller::resolve::{self, PickerService};
-use controller::world::World;
 use gateway_config::attachment::{Responses, Share};
 use gateway_config::xds::Trust;
 use inference_api::keys;
@@ -10,10 +10,10 @@ use inference_api::kinds::Object;
 use inference_api::object::ObjectKey;
 use serde_json::json;
 
-use crate::fixtures::{alpha_pool, object, pool, v1_pool, world};
+use crate::fixtures::{alpha_pool, facts, object, pool, v1_pool};
 
-fn with_service() -> World {
-    World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world() }
+fn with_service() -> Facts {
+    Facts { services: [ObjectKey::new("default", "ext-proc")].into(), ..facts() }
 }
 
 fn managed() -> PickerService {
@@ -24,17 +24,17 @@ fn managed() -> PickerService {
 fn a_v1alpha2_pool_has_a_managed_picker_unless_its_service_exists() {
     let pool = pool(alpha_pool());
     let named = PickerService::Named(ObjectKey::new("default", "ext-proc"));
-    assert_eq!(resolve::picker(&pool, &world()), managed());
+    assert_eq!(resolve::picker(&pool, &facts()), managed());
     assert_eq!(resolve::picker(&pool, &with_service()), named);
     // Control: a Service of another namespace is not the pool's.
-    let elsewhere = World { services: [ObjectKey::new("other", "ext-proc")].into(), ..world() };
+    let elsewhere = Facts { services: [ObjectKey::new("other", "ext-proc")].into(), ..facts() };
     assert_eq!(resolve::picker(&pool, &elsewhere), managed());
 }
 
 #[test]
 fn a_v1_pool_has_the_picker_that_it_names_unless_it_asks_for_a_managed_one() {
     let named = ObjectKey::new("default", "ext-proc");
-    assert_eq!(resolve::picker(&pool(v1_pool()), &world()), PickerService::Missing(named.clone()));
+    assert_eq!(resolve::picker(&pool(v1_pool()), &facts()), PickerService::Missing(named.clone()));
     assert_eq!(resolve::picker(&pool(v1_pool()), &with_service()), PickerService::Named(named.clone()));
     let mut asking = v1_pool();
     asking["metadata"]["annotations"] = json!({ keys::MANAGED_PICKER: "true" });
@@ -46,7 +46,7 @@ fn a_v1_pool_has_the_picker_that_it_names_unless_it_asks_for_a_managed_one() {
 /// A managed picker serves on its own port, whatever the pool says of the Service that it names.
 #[test]
 fn responses_go_past_a_managed_picker_only() {
-    let ours = resolve::pool(&pool(alpha_pool()), &world()).unwrap();
+    let ours = resolve::pool(&pool(alpha_pool()), &facts()).unwrap();
     assert_eq!((ours.responses, ours.picker.port), (Responses::Observed(Share::TENTH), 9002));
     assert_eq!(ours.picker.host, "epp-default-ext-proc.envoy-gateway-system.svc");
     assert_eq!(ours.picker.trust, Trust::Authority("CA".to_owned()));
@@ -67,7 +67,7 @@ fn the_responses_of_a_pool_that_renames_models_go_through_its_picker() {
         })) else {
             panic!("no model")
         };
-        resolve::pool(&pool(alpha_pool()), &World { models: vec![model], ..world() }).unwrap().responses
+        resolve::pool(&pool(alpha_pool()), &Facts { models: vec![model], ..facts() }).unwrap().responses
     };
     assert_eq!(responses("default", "m-v2"), Responses::Through);
     assert_eq!(responses("default", "m"), Responses::Observed(Share::TENTH));

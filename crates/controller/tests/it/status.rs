@@ -1,21 +1,21 @@
 //! The status of pools and models.
 
+use controller::facts::Facts;
 use controller::status;
-use controller::world::World;
 use expect_test::expect;
 use inference_api::condition::accepted;
 use inference_api::kinds::Object;
 use inference_api::object::ObjectKey;
 use serde_json::{Value, json};
 
-use crate::fixtures::{alpha_pool, object, pool, v1_pool, world};
+use crate::fixtures::{alpha_pool, facts, object, pool, v1_pool};
 
 const NOW: &str = "2026-01-01T00:00:00Z";
 const LATER: &str = "2026-01-02T00:00:00Z";
 
-/// A world with Gateways `ours` and `theirs`, of Envoy Gateway's class and of another one, and these objects.
-fn routed(objects: &[Value]) -> World {
-    let mut world = world();
+/// Facts with Gateways `ours` and `theirs`, of Envoy Gateway's class and of another one, and these objects.
+fn routed(objects: &[Value]) -> Facts {
+    let mut facts = facts();
     let class = |name: &str, controller: &str| {
         json!({
             "apiVersion": "gateway.networking.k8s.io/v1",
@@ -39,9 +39,9 @@ fn routed(objects: &[Value]) -> World {
         gateway("theirs"),
     ];
     for object in fixed.iter().chain(objects) {
-        world.add(object.clone()).unwrap();
+        facts.add(object.clone()).unwrap();
     }
-    world
+    facts
 }
 
 fn route(namespace: &str, gateways: &[&str], group: &str) -> Value {
@@ -64,8 +64,8 @@ fn v1_route() -> Value {
     route("default", &["ours", "theirs", "absent"], "inference.networking.k8s.io")
 }
 
-fn n_parents(world: &World) -> usize {
-    let status = status::changed_pool(&pool(v1_pool()), world, &Value::Null, NOW);
+fn n_parents(facts: &Facts) -> usize {
+    let status = status::changed_pool(&pool(v1_pool()), facts, &Value::Null, NOW);
     status.map_or(0, |status| status["parents"].as_array().unwrap().len())
 }
 
@@ -147,9 +147,9 @@ fn a_pool_has_an_entry_for_each_gateway_and_loses_each_with_its_route() {
     let mut second_gateway = routed(&[]).gateways[0].clone();
     second_gateway.meta.name = "second".to_owned();
     let with_routes = |routes: &[Value]| {
-        let mut world = routed(routes);
-        world.gateways.push(second_gateway.clone());
-        world
+        let mut facts = routed(routes);
+        facts.gateways.push(second_gateway.clone());
+        facts
     };
     let mut other = route("default", &["second"], "inference.networking.k8s.io");
     other["metadata"]["name"] = "other".into();
@@ -217,11 +217,11 @@ fn a_route_of_another_namespace_needs_a_grant() {
 #[test]
 fn a_status_is_written_only_when_it_changes() {
     let pool = pool(v1_pool());
-    let world = routed(&[v1_route()]);
-    let first = status::changed_pool(&pool, &world, &Value::Null, NOW).unwrap();
-    assert_eq!(status::changed_pool(&pool, &world, &first, LATER), None);
+    let facts = routed(&[v1_route()]);
+    let first = status::changed_pool(&pool, &facts, &Value::Null, NOW).unwrap();
+    assert_eq!(status::changed_pool(&pool, &facts, &first, LATER), None);
     // The picker appears: its condition gets a new time, the other one keeps its own.
-    let found = World { services: [ObjectKey::new("default", "ext-proc")].into(), ..world };
+    let found = Facts { services: [ObjectKey::new("default", "ext-proc")].into(), ..facts };
     let second = status::changed_pool(&pool, &found, &first, LATER).unwrap();
     let time = |idx: usize| second["parents"][0]["conditions"][idx]["lastTransitionTime"].clone();
     assert_eq!((time(0), time(1)), (json!(NOW), json!(LATER)));

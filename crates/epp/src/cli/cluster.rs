@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use inference_api::object::ObjectKey;
-use pool_watch::world::{Pools, Scope};
+use pool_watch::view::{PoolScope, Pools};
 
 use crate::source::Cluster;
 
@@ -33,7 +33,7 @@ impl ClusterArgs {
     /// The cluster to follow, if one is asked for.
     pub(super) fn cluster(&self) -> Option<Cluster> {
         let Self { watched: Watched { watch_pool, watch_picker }, kubeconfig } = self;
-        let scope = |key: &ObjectKey, pools: fn(String) -> Pools| Scope {
+        let scope = |key: &ObjectKey, pools: fn(String) -> Pools| PoolScope {
             namespace: key.namespace.clone(),
             pools: pools(key.name.clone()),
         };

@@ -9,7 +9,7 @@ use axum::extract::{OriginalUri, Query};
 use axum::response::{IntoResponse as _, Response};
 use epp::server::{Server, Shutdown};
 use epp::source::{Cluster, Config};
-use pool_watch::world::{Pools, Scope};
+use pool_watch::view::{PoolScope, Pools};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -60,7 +60,7 @@ async fn the_picker_follows_the_cluster_that_a_kubeconfig_names() {
     let kubeconfig = kubeconfig(&dir, &format!("http://{}", listener.local_addr().unwrap()));
     tasks.spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
     for (picker, is_followed) in [("picker", true), ("somebody-else", false)] {
-        let scope = Scope { namespace: "ai".to_owned(), pools: Pools::OfPicker(picker.to_owned()) };
+        let scope = PoolScope { namespace: "ai".to_owned(), pools: Pools::OfPicker(picker.to_owned()) };
         let mut settings = settings(Path::new(""), Path::new(""), 1 << 20);
         settings.source = Config::Cluster(Cluster { scope, kubeconfig: Some(kubeconfig.clone()) });
         let server = Server::bind(settings).await.unwrap();

@@ -17,7 +17,7 @@ use crate::cluster::manifests::Manifests;
 use crate::cluster::notes;
 use crate::cluster::reading::Reading;
 use crate::cluster::workload::command::Engine;
-use crate::cluster::workload::{DesiredDeployment, World};
+use crate::cluster::workload::{DesiredDeployment, WorkloadContext};
 
 /// Content of the manifests, ready to run.
 #[derive(Clone, Debug)]
@@ -74,12 +74,12 @@ impl Desired {
         let objects: Vec<Object> = reading.objects().map(|(object, _)| object.clone()).collect();
         let plan = Plan::new(&objects)?;
         let objects: Vec<&Object> = objects.iter().collect();
-        let world = World::new(&objects, &plan);
+        let context = WorkloadContext::new(&objects, &plan);
         let mut deployments = Vec::new();
         let mut remarks: Vec<Remark> = reading.remarks().chain(&plan.remarks).cloned().collect();
         for workload in objects.iter().filter_map(|object| as_workload(object)) {
             let (pods, left_out) =
-                world.pods(workload).map_err(|error| Refusal::new(workload, &format!("{error:#}")))?;
+                context.pods(workload).map_err(|error| Refusal::new(workload, &format!("{error:#}")))?;
             deployments.extend(pods);
             remarks.extend(left_out);
         }

@@ -38,7 +38,7 @@ pub(super) struct DesiredDeployment {
 }
 
 /// All that decides which pods run.
-pub(super) struct World<'a> {
+pub(super) struct WorkloadContext<'a> {
     plan: &'a Plan,
     pools: Vec<&'a InferencePool>,
     services: Vec<&'a Service>,
@@ -80,9 +80,9 @@ impl DesiredDeployment {
     }
 }
 
-// === impl World ===
+// === impl WorkloadContext ===
 
-impl<'a> World<'a> {
+impl<'a> WorkloadContext<'a> {
     pub(super) fn new(objects: &[&'a Object], plan: &'a Plan) -> Self {
         let pools = objects.iter().filter_map(|object| match object {
             Object::InferencePool(pool) => Some(pool),

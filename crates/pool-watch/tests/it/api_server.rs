@@ -25,13 +25,13 @@ pub(crate) const MODELS: &str = "/apis/inference.networking.x-k8s.io/v1alpha2/na
 #[derive(Clone)]
 pub(crate) struct ApiServer {
     address: SocketAddr,
-    state: Arc<Mutex<World>>,
+    state: Arc<Mutex<ServerState>>,
     /// Counts changes, so that watches look again.
     changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct World {
+struct ServerState {
     version: u64,
     /// Objects by collection and name; a collection that is missing is a kind that is not installed.
     objects: BTreeMap<String, BTreeMap<String, Value>>,
@@ -60,7 +60,7 @@ impl ApiServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let objects = collections.iter().map(|name| ((*name).to_owned(), BTreeMap::new())).collect();
-        let state = Arc::new(Mutex::new(World { version: 1, objects, ..World::default() }));
+        let state = Arc::new(Mutex::new(ServerState { version: 1, objects, ..ServerState::default() }));
         let server = Self { address, state, changes: watch::channel(0).0 };
         let router = Router::new().fallback(answer).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -92,11 +92,11 @@ impl ApiServer {
 
     /// Forgets the past: watches from any version before now are told that it is gone.
     pub(crate) fn compact(&self) {
-        let mut world = self.state.lock();
-        world.version += 1;
-        world.oldest = world.version;
-        world.events.clear();
-        drop(world);
+        let mut server_state = self.state.lock();
+        server_state.version += 1;
+        server_state.oldest = server_state.version;
+        server_state.events.clear();
+        drop(server_state);
         self.break_watches();
     }
 
@@ -105,21 +105,21 @@ impl ApiServer {
     }
 
     fn change(&self, collection: &str, name: &str, after: Option<Value>) {
-        let mut world = self.state.lock();
-        world.version += 1;
-        let version = world.version;
+        let mut server_state = self.state.lock();
+        server_state.version += 1;
+        let version = server_state.version;
         let after = after.map(|mut object| {
             object["metadata"]["resourceVersion"] = json!(version.to_string());
             object
         });
-        let objects = world.objects.get_mut(collection).unwrap();
+        let objects = server_state.objects.get_mut(collection).unwrap();
         let before = match after.clone() {
             Some(object) => objects.insert(name.to_owned(), object),
             None => objects.remove(name),
         };
         let collection = collection.to_owned();
-        world.events.push(Event { version, collection, before, after });
-        drop(world);
+        server_state.events.push(Event { version, collection, before, after });
+        drop(server_state);
         self.changes.send_modify(|n| *n += 1);
     }
 }
@@ -145,22 +145,22 @@ async fn answer(
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Response {
     let selector = query.get("labelSelector").cloned().unwrap_or_default();
-    let mut world = server.state.lock();
-    world.requests.push((uri.path().to_owned(), selector.clone()));
-    if world.is_down {
+    let mut server_state = server.state.lock();
+    server_state.requests.push((uri.path().to_owned(), selector.clone()));
+    if server_state.is_down {
         return failed(StatusCode::SERVICE_UNAVAILABLE);
     }
-    let Some(objects) = world.objects.get(uri.path()) else {
+    let Some(objects) = server_state.objects.get(uri.path()) else {
         return failed(StatusCode::NOT_FOUND);
     };
     if query.contains_key("watch") {
-        let (n_breaks, from) = (world.n_breaks, query["resourceVersion"].parse().unwrap());
-        drop(world);
+        let (n_breaks, from) = (server_state.n_breaks, query["resourceVersion"].parse().unwrap());
+        drop(server_state);
         let watcher = Watcher { server: server.clone(), path: uri.path().to_owned(), selector, n_breaks };
         return watcher.answer(from);
     }
     let items: Vec<&Value> = objects.values().filter(|object| selects(&selector, object)).collect();
-    let meta = json!({ "resourceVersion": world.version.to_string() });
+    let meta = json!({ "resourceVersion": server_state.version.to_string() });
     json!({ "kind": "List", "apiVersion": "v1", "metadata": meta, "items": items })
         .to_string()
         .into_response()
@@ -197,17 +197,18 @@ impl Watcher {
 
     /// Lines for what has happened since `from`, and the version that they reach. None: the watch breaks.
     fn next(&self, from: u64) -> Option<(String, u64)> {
-        let world = self.server.state.lock();
-        if from < world.oldest {
+        let server_state = self.server.state.lock();
+        if from < server_state.oldest {
             let gone = json!({ "type": "ERROR", "object": status(StatusCode::GONE) });
             return Some((format!("{gone}\n"), u64::MAX));
         }
-        if world.n_breaks != self.n_breaks {
+        if server_state.n_breaks != self.n_breaks {
             return None;
         }
-        let new = world.events.iter().filter(|event| event.version > from && event.collection == self.path);
+        let new =
+            server_state.events.iter().filter(|event| event.version > from && event.collection == self.path);
         let lines = new.filter_map(|event| self.line(event)).collect();
-        Some((lines, world.version))
+        Some((lines, server_state.version))
     }
 
     fn line(&self, event: &Event) -> Option<String> {

@@ -6,8 +6,8 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::RoutingStrategy;
 use pool_index::snapshot::{Reader, Snapshot};
 use pool_watch::source::{Connected, Source};
-use pool_watch::watches::Standing;
-use pool_watch::world::{Pools, Scope};
+use pool_watch::view::{PoolScope, Pools};
+use pool_watch::watches::WatchState;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -69,7 +69,7 @@ fn model(name: &str) -> Value {
 struct Followed {
     server: ApiServer,
     reader: Reader,
-    standing: watch::Receiver<Standing>,
+    watch_state: watch::Receiver<WatchState>,
     task: JoinHandle<()>,
 }
 
@@ -83,10 +83,10 @@ impl Followed {
     async fn start(collections: &[&str], pools: Pools, prepare: impl FnOnce(&ApiServer)) -> Self {
         let server = ApiServer::start(collections).await;
         prepare(&server);
-        let scope = Scope { namespace: "ai".to_owned(), pools };
-        let Connected { source, reader, standing } = Source::try_new(server.config(), scope).unwrap();
+        let scope = PoolScope { namespace: "ai".to_owned(), pools };
+        let Connected { source, reader, watch_state } = Source::try_new(server.config(), scope).unwrap();
         let task = tokio::spawn(source.run(std::future::pending()));
-        Self { server, reader, standing, task }
+        Self { server, reader, watch_state, task }
     }
 
     /// A server with every kind, the pool `p` on port 8000 of `app: qwen`, and two pods.
@@ -116,8 +116,11 @@ impl Followed {
             .await;
     }
 
-    async fn standing(&mut self, holds: impl Fn(&Standing) -> bool) {
-        timeout(PATIENCE, self.standing.wait_for(|standing| holds(standing))).await.unwrap().unwrap();
+    async fn watch_state(&mut self, holds: impl Fn(&WatchState) -> bool) {
+        timeout(PATIENCE, self.watch_state.wait_for(|watch_state| holds(watch_state)))
+            .await
+            .unwrap()
+            .unwrap();
     }
 }
 
@@ -232,7 +235,7 @@ async fn after_410_the_source_lists_again_and_forgets_what_is_gone() {
     let slot = |followed: &Followed| followed.reader.snapshot().endpoints[0].slot;
     let kept = slot(&followed);
     server.set_down(true);
-    followed.standing(|standing| standing.is_failing).await;
+    followed.watch_state(|watch_state| watch_state.is_failing).await;
     server.delete(PODS, "b");
     server.compact();
     server.set_down(false);
@@ -244,15 +247,15 @@ async fn after_410_the_source_lists_again_and_forgets_what_is_gone() {
 async fn while_the_api_server_is_away_the_last_snapshot_stays_in_force() {
     let mut followed = Followed::with_two_pods().await;
     let server = followed.server.clone();
-    assert!(!followed.standing.borrow().is_failing);
+    assert!(!followed.watch_state.borrow().is_failing);
     let version = followed.reader.snapshot().version;
     server.set_down(true);
-    followed.standing(|standing| standing.is_failing && standing.n_failures > 3).await;
+    followed.watch_state(|watch_state| watch_state.is_failing && watch_state.n_failures > 3).await;
     assert_eq!(followed.reader.snapshot().version, version);
     server.apply(PODS, pod("c", "10.0.0.3"));
     server.set_down(false);
     followed.endpoints("p", &["10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000"]).await;
-    followed.standing(|standing| !standing.is_failing).await;
+    followed.watch_state(|watch_state| !watch_state.is_failing).await;
 }
 
 #[tokio::test]
@@ -260,15 +263,15 @@ async fn nothing_is_published_before_every_list_is_in() {
     let server = ApiServer::start(&[PODS, POOLS, POOLS_X, MODELS]).await;
     server.apply(POOLS_X, pool("p", "qwen", 8000));
     server.set_down(true);
-    let scope = Scope { namespace: "ai".to_owned(), pools: of_picker() };
-    let Connected { source, reader, standing } = Source::try_new(server.config(), scope).unwrap();
+    let scope = PoolScope { namespace: "ai".to_owned(), pools: of_picker() };
+    let Connected { source, reader, watch_state } = Source::try_new(server.config(), scope).unwrap();
     let task = tokio::spawn(source.run(std::future::pending()));
-    let mut followed = Followed { server: server.clone(), reader, standing, task };
-    followed.standing(|standing| standing.is_failing).await;
-    assert!(!followed.standing.borrow().is_listed);
+    let mut followed = Followed { server: server.clone(), reader, watch_state, task };
+    followed.watch_state(|watch_state| watch_state.is_failing).await;
+    assert!(!followed.watch_state.borrow().is_listed);
     assert_eq!(followed.reader.snapshot().version, 0);
     server.set_down(false);
-    followed.standing(|standing| standing.is_listed).await;
+    followed.watch_state(|watch_state| watch_state.is_listed).await;
     assert_eq!(followed.reader.snapshot().pools.len(), 1);
 }
 
@@ -280,7 +283,7 @@ async fn a_kind_that_is_not_installed_is_empty() {
     })
     .await;
     followed.endpoints("p", &["10.0.0.1:8000"]).await;
-    assert!(!followed.standing.borrow().is_failing);
+    assert!(!followed.watch_state.borrow().is_failing);
 }
 
 #[tokio::test]
@@ -290,14 +293,14 @@ async fn a_bad_object_is_reported_and_its_last_good_version_kept() {
     let mut bad = pool("p", "qwen", 9000);
     bad["spec"]["targetPortNumber"] = json!("eight");
     server.apply(POOLS_X, bad.clone());
-    followed.standing(|standing| standing.n_refused == 1).await;
+    followed.watch_state(|watch_state| watch_state.n_refused == 1).await;
     server.apply(PODS, pod("c", "10.0.0.3"));
     followed.endpoints("p", &["10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000"]).await;
     bad["metadata"]["name"] = json!("never-good");
     server.apply(POOLS_X, bad);
-    followed.standing(|standing| standing.n_refused == 2).await;
+    followed.watch_state(|watch_state| watch_state.n_refused == 2).await;
     assert_eq!(followed.reader.snapshot().pools.len(), 1);
     server.apply(POOLS_X, pool("p", "qwen", 9000));
     followed.endpoints("p", &["10.0.0.1:9000", "10.0.0.2:9000", "10.0.0.3:9000"]).await;
-    followed.standing(|standing| standing.n_refused == 1).await;
+    followed.watch_state(|watch_state| watch_state.n_refused == 1).await;
 }

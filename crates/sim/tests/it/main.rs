@@ -10,7 +10,9 @@ use std::time::Duration;
 use sim::model::{ChatModel, Message};
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
-use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload, World};
+use sim::simulation::{
+    Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Simulation, Workload,
+};
 
 /// Requests at fixed moments.
 struct Planned {
@@ -70,8 +72,8 @@ fn fleet(policy: RouterPolicy, n_pods: usize, (jitter, seed): (f64, u64)) -> Fle
     }
 }
 
-fn world(policy: RouterPolicy, n_pods: usize, seeds: (f64, u64)) -> World {
-    World::try_new(fleet(policy, n_pods, seeds)).unwrap()
+fn simulation(policy: RouterPolicy, n_pods: usize, seeds: (f64, u64)) -> Simulation {
+    Simulation::try_new(fleet(policy, n_pods, seeds)).unwrap()
 }
 
 fn run(
@@ -81,7 +83,7 @@ fn run(
     requests: &[(u64, SimRequest)],
 ) -> Vec<Outcome> {
     let mut planned = Planned::new(requests);
-    world(policy, n_pods, (jitter, seed)).run(&mut planned);
+    simulation(policy, n_pods, (jitter, seed)).run(&mut planned);
     planned.outcomes.sort_by_key(|outcome| outcome.id);
     planned.outcomes
 }
@@ -128,7 +130,7 @@ fn mean_time_to_first_token(reports: Reports, scrape_interval: Duration) -> Dura
         (0..300_u32).map(|n| (u64::from(n) * 150, request(n * 5000, 300 + n % 7 * 400, 60))).collect();
     let mut planned = Planned::new(&requests);
     let fleet = Fleet { reports, scrape_interval, ..fleet(RouterPolicy::prefix(), 5, (0.03, 5)) };
-    World::try_new(fleet).unwrap().run(&mut planned);
+    Simulation::try_new(fleet).unwrap().run(&mut planned);
     assert_eq!(planned.outcomes.len(), requests.len());
     let times = planned.outcomes.iter().map(|outcome| outcome.first_token_at - outcome.sent_at);
     times.sum::<Duration>() / 300
@@ -236,10 +238,10 @@ fn the_guard_relieves_a_busy_holder() {
     assert!(busiest(RouterPolicy::guard()) < 20);
 }
 
-/// Runs at most `n_events` events; returns true if the world came to its end.
-fn comes_to_its_end(world: &mut World, workload: &mut Planned, n_events: usize) -> bool {
-    world.begin(workload);
-    (0..n_events).any(|_| !world.advance(workload))
+/// Runs at most `n_events` events; returns true if the simulation came to its end.
+fn comes_to_its_end(simulation: &mut Simulation, workload: &mut Planned, n_events: usize) -> bool {
+    simulation.begin(workload);
+    (0..n_events).any(|_| !simulation.advance(workload))
 }
 
 /// A prompt as long as the model's context is refused, reported once, and leaves no trace in the load. A prompt with
@@ -259,8 +261,8 @@ fn what_the_engine_refuses_is_told_and_the_run_ends() {
     ] {
         let run = |n_tokens| {
             let mut planned = Planned::new(&load(n_tokens));
-            let mut world = world(policy, 2, (0.0, 1));
-            assert!(comes_to_its_end(&mut world, &mut planned, 10_000), "{policy:?}: no end");
+            let mut simulation = simulation(policy, 2, (0.0, 1));
+            assert!(comes_to_its_end(&mut simulation, &mut planned, 10_000), "{policy:?}: no end");
             planned
         };
         let (long, short) = (run(CONTEXT), run(CONTEXT - 1));

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use load::stats::{as_f64, mean, quantile};
 use serde::Serialize;
 use sim::router::RouterPolicy;
-use sim::world::{Outcome, World};
+use sim::simulation::{Outcome, Simulation};
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 use tracing::debug;
 
@@ -245,27 +245,27 @@ impl RequestSource<'_> {
     }
 
     fn run(&self, policy: RouterPolicy, load: f64, seed: u64) -> Result<(Vec<Outcome>, Vec<Duration>)> {
-        let world = World::try_new(workloads::fleet(policy, seed));
-        let mut world = world.map_err(|error| anyhow!("{error}"))?;
+        let simulation = Simulation::try_new(workloads::fleet(policy, seed));
+        let mut simulation = simulation.map_err(|error| anyhow!("{error}"))?;
         let outcomes = match self {
             Self::Drawn(workload) => {
                 let mut drawn = Poisson::new(workload, load, seed);
-                world.run(&mut drawn);
+                simulation.run(&mut drawn);
                 drawn.finish()?
             }
             Self::Shaped(shape) => {
                 let requests = shape.draw(workloads::DURATION.mul_f64(load), seed);
                 let mut replay = Replay::new(&requests, load);
-                world.run(&mut replay);
+                simulation.run(&mut replay);
                 replay.finish()?
             }
             Self::Traced(_, requests) => {
                 let mut replay = Replay::new(requests, load);
-                world.run(&mut replay);
+                simulation.run(&mut replay);
                 replay.finish()?
             }
         };
-        Ok((outcomes, world.gaps().to_vec()))
+        Ok((outcomes, simulation.gaps().to_vec()))
     }
 }
 

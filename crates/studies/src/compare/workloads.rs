@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
-use sim::world::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload};
+use sim::simulation::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload};
 
 use crate::compare::traces::Traced;
 
@@ -286,7 +286,7 @@ mod tests {
     use std::time::Duration;
 
     use sim::router::RouterPolicy;
-    use sim::world::World;
+    use sim::simulation::Simulation;
 
     use super::{MAX_MODEL_LEN, Replay, Reports, fitting, fleet};
     use crate::compare::traces::Traced;
@@ -310,9 +310,9 @@ mod tests {
             vec![one(0, 100), one(1, input_tokens), one(2, 100)]
         };
         let run = |requests: &[Traced]| {
-            let mut world = World::try_new(fleet(RouterPolicy::prefix(), 1)).unwrap();
+            let mut simulation = Simulation::try_new(fleet(RouterPolicy::prefix(), 1)).unwrap();
             let mut replay = Replay::new(requests, 1.0);
-            world.run(&mut replay);
+            simulation.run(&mut replay);
             replay.finish().map(|outcomes| outcomes.len())
         };
         let error = run(&traced(MAX_MODEL_LEN)).unwrap_err().to_string();

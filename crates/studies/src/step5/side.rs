@@ -12,7 +12,7 @@ use serde::Serialize;
 use sim::model::ChatModel;
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
-use sim::world::{Fleet, Reports, SCRAPE_INTERVAL, World};
+use sim::simulation::{Fleet, Reports, SCRAPE_INTERVAL, Simulation};
 use tracing::debug;
 
 use crate::step5::COMMAND;
@@ -126,9 +126,9 @@ impl Side {
         debug!(policy = ?self.policy, n_pods = self.n_pods, seed = self.seed, "Running a side in virtual time");
         // Routing by prefix must not depend on a user's id.
         let mut tool = Tool::new(self.command, entries, model, UserIds::Stripped);
-        let world = World::try_new(self.fleet()?);
-        let mut world = world.map_err(|error| anyhow!("a pod of {}: {error}", self.latency))?;
-        world.run(&mut tool);
+        let simulation = Simulation::try_new(self.fleet()?);
+        let mut simulation = simulation.map_err(|error| anyhow!("a pod of {}: {error}", self.latency))?;
+        simulation.run(&mut tool);
         let Played { measured, failures, window: (start, end) } = tool.finish()?;
         let Command { plan, .. } = self.command;
         let n_failed = failures.len();

@@ -10,7 +10,7 @@ use load::multi_round_qa::records::Record;
 use load::multi_round_qa::schedule::{Ended, Plan, Schedule, Turn};
 use load::multi_round_qa::sharegpt::Entry;
 use sim::model::{ChatModel, DecodedReply, Message};
-use sim::world::{Outcome, RefusedRequest, SimRequest, Workload};
+use sim::simulation::{Outcome, RefusedRequest, SimRequest, Workload};
 
 /// Time between two looks at the sessions: the original sleeps 100 ms, and looking takes half a millisecond.
 pub const TICK: Duration = Duration::from_micros(100_500);

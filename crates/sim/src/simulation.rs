@@ -136,7 +136,7 @@ struct Live {
 
 /// A running fleet.
 #[derive(Debug)]
-pub struct World {
+pub struct Simulation {
     fleet: Fleet,
     pods: Vec<Pod>,
     router: Router,
@@ -167,7 +167,7 @@ impl Fleet {
     }
 }
 
-impl World {
+impl Simulation {
     /// Makes a fleet.
     ///
     /// # Errors

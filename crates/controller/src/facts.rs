@@ -15,7 +15,7 @@ use crate::sweep;
 
 /// Everything that the rules need.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct World {
+pub struct Facts {
     /// Namespace of the controller, in which managed pickers run.
     pub namespace: String,
     /// PEM of the authority that signs the certificates of managed pickers.
@@ -76,7 +76,7 @@ impl Fact {
     }
 }
 
-impl World {
+impl Facts {
     /// Adds an object as the API server holds it. Objects of other kinds are passed over.
     ///
     /// # Errors

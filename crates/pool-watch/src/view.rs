@@ -22,7 +22,7 @@ use crate::store::Store;
 
 /// The pools that a picker serves, all of them in one namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scope {
+pub struct PoolScope {
     pub namespace: String,
     pub pools: Pools,
 }
@@ -58,8 +58,8 @@ pub enum Seen {
 
 /// All that is known of the namespace.
 #[derive(Debug)]
-pub struct World {
-    scope: Scope,
+pub struct NamespaceView {
+    scope: PoolScope,
     pools_v1alpha2: Store<Version<InferencePool>>,
     pools_v1: Store<Version<InferencePool>>,
     models: Store<Version<InferenceModel>>,
@@ -74,9 +74,9 @@ struct Version<T> {
     error: Option<ReadError>,
 }
 
-// === impl Scope ===
+// === impl PoolScope ===
 
-impl Scope {
+impl PoolScope {
     fn contains(&self, pool: &InferencePool) -> bool {
         match &self.pools {
             Pools::Named(name) => pool.meta.name == *name,
@@ -107,11 +107,11 @@ impl fmt::Display for Watch {
     }
 }
 
-// === impl World ===
+// === impl NamespaceView ===
 
-impl World {
+impl NamespaceView {
     #[must_use]
-    pub fn new(scope: Scope) -> Self {
+    pub fn new(scope: PoolScope) -> Self {
         Self {
             scope,
             pools_v1alpha2: Store::default(),
@@ -122,7 +122,7 @@ impl World {
     }
 
     #[must_use]
-    pub fn scope(&self) -> &Scope {
+    pub fn scope(&self) -> &PoolScope {
         &self.scope
     }
 
