@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lab::cluster::Progress;
 use lab::cluster::programs::{ProgramOptions, Programs};
@@ -95,6 +96,15 @@ async fn an_envoy_that_is_too_old_is_refused() {
     let (_dir, release, options) = checkout("1.37.5");
     let error = resolve(&release, &options).await.unwrap_err();
     assert!(error.contains("is Envoy 1.37, and 1.38 or later is needed"), "{error}");
+}
+
+/// A build takes minutes, and its end would not help.
+#[tokio::test]
+async fn an_envoy_that_cannot_be_had_ends_the_build() {
+    let (dir, release, mut options) = checkout("1.37.5");
+    options.cargo = Some(script(dir.path(), "cargo", "exec sleep 600"));
+    let error = tokio::time::timeout(Duration::from_secs(120), resolve(&release, &options)).await;
+    assert!(error.expect("the build goes on").unwrap_err().contains("is Envoy 1.37"));
 }
 
 /// Nothing but the driver is in the directory at first, so it says what is missing; then `studies` goes on in its place.

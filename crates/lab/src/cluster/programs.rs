@@ -88,18 +88,20 @@ impl Programs {
     /// When [`Programs::resolve`] would fail.
     pub async fn resolve_for(driver: PathBuf, options: &ProgramOptions, progress: &Progress) -> Result<Self> {
         let beside = driver.parent().context("find this program's directory")?;
-        let bin_dir = match (&options.bin_dir, &options.cargo) {
-            (Some(bin_dir), _) => bin_dir.clone(),
-            (None, Some(cargo)) => {
-                let wanted = Wanted { programs: &["epp", "mock-vllm"], arguments: &[] };
-                build(cargo, options.package.as_deref(), (beside, wanted), progress).await?;
-                beside.to_owned()
-            }
-            (None, None) => beside.to_owned(),
+        let ours = async {
+            let bin_dir = match (&options.bin_dir, &options.cargo) {
+                (Some(bin_dir), _) => bin_dir,
+                (None, Some(cargo)) => {
+                    let wanted = Wanted { programs: &["epp", "mock-vllm"], arguments: &[] };
+                    build(cargo, options.package.as_deref(), (beside, wanted), progress).await?;
+                    beside
+                }
+                (None, None) => beside,
+            };
+            Ok((existing(bin_dir, "epp", &[])?, existing(bin_dir, "mock-vllm", &[])?))
         };
-        let picker = existing(&bin_dir, "epp", &[])?;
-        let engine = existing(&bin_dir, "mock-vllm", &[])?;
-        let envoy = envoy(options, progress).await?;
+        // Envoy arrives while cargo compiles, and a machine that cannot have it hears of it before that takes minutes.
+        let (envoy, (picker, engine)) = tokio::try_join!(envoy(options, progress), ours)?;
         Ok(Self { driver, picker, engine, envoy })
     }
 }
