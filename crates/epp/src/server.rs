@@ -26,6 +26,7 @@ use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -260,8 +261,7 @@ impl Server {
         };
         stop.cancel();
         let _ = tokio::time::timeout(LAST_TASKS, parts.ended()).await;
-        let sent = tokio::task::spawn_blocking(move || spans.shut_down());
-        let _ = tokio::time::timeout(LAST_TASKS, sent).await;
+        let _ = tokio::time::timeout(LAST_TASKS, spawn_blocking(move || spans.shut_down())).await;
         info!("Ended");
         result
     }
