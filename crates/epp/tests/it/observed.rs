@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use epp::observed::{Observed, REPORT_WAIT};
+use ext_proc::compat::Compat;
 use serde_json::{Value, json};
 
 use crate::fixtures::http2::{Kind, Peer, frame, framed, header_block};
@@ -233,6 +234,62 @@ async fn a_second_report_and_one_of_another_process_change_nothing() {
     drop(first);
     until(async || load(&picker).await.0 == 0).await;
     assert_eq!(picker.decisions(0).await.len(), 1, "a report is no request");
+}
+
+/// The proxy learns from the pick which picker it must report to.
+#[tokio::test]
+async fn each_of_two_pickers_gets_the_reports_of_its_own_picks() {
+    let pickers = [Scenario::new(1).start().await, Scenario::new(1).start().await];
+    let proxies = [pickers[0].proxy().await, pickers[1].proxy().await];
+    let answer = ask(&proxies[0], &"d".repeat(2048)).await;
+    assert_eq!(answer.picker, Some(pickers[0].ports.grpc.to_string()));
+    assert_ne!(answer.picker, Some(pickers[1].ports.grpc.to_string()));
+    // Control: the other one does not know the request.
+    let mut elsewhere = proxies[1].begin_report(&answer).await;
+    assert_eq!(elsewhere.try_next().await.unwrap(), None);
+    assert_eq!((load(&pickers[0]).await, load(&pickers[1]).await), ((1, 2048), (0, 0)));
+    let report = proxies[0].begin_report(&answer).await;
+    report.report_headers(&[]).await;
+    report.report_body(USAGE, true).await;
+    until(async || load(&pickers[0]).await == (0, 0)).await;
+    assert_eq!(response(&pickers[0]).await["complete"], true);
+    assert_eq!(load(&pickers[1]).await, (0, 0));
+}
+
+/// A picker that ends takes reports as long as it takes requests. Reports that come later find no process, and no counts
+/// that they could correct.
+#[tokio::test]
+async fn a_picker_that_drains_takes_reports() {
+    let picker = Scenario::new(1).drain_delay(SOON).start().await;
+    let proxy = picker.proxy().await;
+    let [first, second] = [ask(&proxy, "first").await, ask(&proxy, "second").await];
+    let early = proxy.begin_report(&first).await;
+    picker.shutdown.drain.cancel();
+    until(async || picker.log.lines().iter().any(|line| line.contains("Draining"))).await;
+    assert_eq!(load(&picker).await.0, 2, "Control: a drain ends no request");
+    let late = proxy.begin_report(&second).await;
+    for (report, n_in_flight) in [(early, 1), (late, 0)] {
+        report.report_headers(&[]).await;
+        report.report_body(USAGE, true).await;
+        until(async || load(&picker).await.0 == n_in_flight).await;
+    }
+    picker.shutdown.abort.cancel();
+}
+
+#[tokio::test]
+async fn upstreams_replies_name_the_request_for_its_report_too() {
+    let picker = Scenario::new(1).compat(Compat::GieV04).start().await;
+    let proxy = picker.proxy().await;
+    let answer = ask(&proxy, &"e".repeat(2048)).await;
+    assert_eq!(load(&picker).await, (1, 2048));
+    let report = proxy.begin_report(&answer).await;
+    report.report_headers(&[]).await;
+    report.report_body(USAGE, true).await;
+    until(async || load(&picker).await == (0, 0)).await;
+    assert_eq!(response(&picker).await["usage"]["prompt_tokens"], 600);
+    // Control: a proxy that sends responses through the picker gets no name.
+    let answer = proxy.full_duplex_request(&post("/v1/completions"), &body("f")).await;
+    assert_eq!((answer.ticket, answer.picker), (None, None));
 }
 
 #[tokio::test]
