@@ -42,7 +42,7 @@ main-job:
 step5:
     bash .ci/recipe step5
 
-# Pods die and pickers are replaced for three minutes; and the control that must lose requests.
+# Pods die and pickers are replaced for minutes; and the controls that must lose requests and cut answers.
 soak:
     bash .ci/recipe soak
 

@@ -93,7 +93,7 @@ enum Command {
     Sharegpt(StudyArgs),
     /// Load an endpoint like the tutorial's step 5, with the flags of multi-round-qa.py
     MultiRoundQa(Box<QaArgs>),
-    /// Send requests while pods die and pickers are replaced: none may be lost, and memory must stay flat
+    /// Send requests while pods die and pickers are replaced: none may be lost or cut, and memory must stay flat
     Soak(SoakArgs),
     /// Follow the tutorial on Kubernetes: its commands as printed, with what each must print
     Tutorial(TutorialArgs),

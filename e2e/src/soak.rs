@@ -1,10 +1,12 @@
-//! `e2e soak`: conversations at an even pace through 8081 while pods are killed and pickers are replaced.
+//! `e2e soak`: conversations at an even pace through 8081 while pods are killed, pickers are replaced and users hang up.
+//! Some answers last longer than a picker that is replaced waits for.
 //!
 //! A request may fail only if the pod that was computing it was killed. Any other failed request had a live pod and was
 //! lost. The results are reported however the run ends.
 
 mod ledger;
 mod chaos;
+mod in_flight;
 mod memory;
 mod users;
 
@@ -38,10 +40,12 @@ use tokio_util::task::TaskTracker;
 use self::chaos::Chaos;
 use self::ledger::{Ledger, Sent, Tally};
 use self::memory::{Growth, Memory};
-use self::users::Users;
+use self::users::{NextRequest, Users};
 
 /// Default number of pickers: while one is replaced, Envoy needs another.
 const PICKERS: u32 = 2;
+/// Arguments of the pickers. One that is replaced waits for requests, which last milliseconds, but not for long answers.
+const PICKER_ARGS: [&str; 2] = ["--grace-period", "2s"];
 /// Time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 /// Longest wait for answers when the run was cut short.
@@ -64,7 +68,8 @@ pub struct SoakArgs {
     /// Seconds between two kills of a pod
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub kill_every: u32,
-    /// Number of times that a picker is replaced, evenly over the run
+    /// Number of times that a picker is replaced, evenly over the first two thirds of the run; the last pickers live long
+    /// enough to show if their memory grows
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub replacements: u32,
     /// Seed that chooses the texts and the pods that die
@@ -97,6 +102,7 @@ pub async fn run(args: SoakArgs) -> Result<End> {
     let session = Session::new(args.cluster.verbose)?;
     let mut options = options(&args.cluster, &args.report_dir.join("soak"))?;
     options.pickers = args.cluster.pickers.unwrap_or(PICKERS);
+    options.picker_args = PICKER_ARGS.map(str::to_owned).to_vec();
     let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
     let soaked =
         session.with(options, programs, async |cluster| soak(cluster, &args, &session).await).await?;
@@ -155,7 +161,7 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
         tokio::try_join!(
             talking.run(duration, args.rate, Users::new(rng.random())),
             chaos.kill_pods(duration, Duration::from_secs(args.kill_every.into())),
-            chaos.replace_pickers(duration, args.replacements),
+            chaos.replace_pickers(duration * 2 / 3, args.replacements),
             memory.watch(duration),
         )
     };
@@ -179,6 +185,11 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
     };
     let (deaths, pickers_replaced) = chaos.done();
     let requests = ledger.lock().judge(&log, &deaths);
+    let uncounted = match &cut {
+        None => interrupt.unless(in_flight::differences(cluster)).await.unwrap_or(Ok(Vec::new())),
+        Some(_) => Ok(Vec::new()),
+    };
+    let uncounted = uncounted.unwrap_or_else(|error| vec![format!("nothing in flight is known: {error:#}")]);
     let growth = memory.growth();
     let problems = problems(&requests, &growth, (deaths.len(), args));
     Ok(Outcome {
@@ -186,7 +197,7 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
         requests,
         pods_killed: deaths.len(),
         pickers_replaced,
-        problems: cut.into_iter().chain(unread).chain(problems).collect(),
+        problems: cut.into_iter().chain(unread).chain(uncounted).chain(problems).collect(),
         memory: growth,
     })
 }
@@ -228,13 +239,17 @@ impl Conversing {
             let sent_at = started.elapsed();
             ledger.lock().n_sent += 1;
             self.waiting.spawn(async move {
-                let reply = client.post(&url, &[], turn.body).await;
-                let ended_at = started.elapsed();
-                let sent = Sent { number, sent_at, ended_at };
+                let NextRequest { user, body, length, hangs_up_after } = turn;
+                let patience = hangs_up_after.unwrap_or(Duration::MAX);
+                let Ok(reply) = timeout(patience, client.post(&url, &[], body)).await else {
+                    users.lock().answered(user, None);
+                    return ledger.lock().note_hung_up();
+                };
+                let sent = Sent { number, length, sent_at, ended_at: started.elapsed() };
                 let answer = reply.map_err(|error| format!("{error:#}")).and_then(|reply| {
                     reply.chat().map_err(|error| format!("{}: {error}", reply.status.as_u16()))
                 });
-                users.lock().answered(turn.user, answer.as_ref().ok().map(|chat| chat.content.as_str()));
+                users.lock().answered(user, answer.as_ref().ok().map(|chat| chat.content.as_str()));
                 ledger.lock().note(sent, answer.map(|chat| chat.usage));
             });
             number += 1;
@@ -266,6 +281,12 @@ fn problems(requests: &Tally, memory: &[Growth], (n_killed, args): (usize, &Soak
     if !requests.lost.is_empty() {
         problems.push(format!("{} requests with a live pod were lost", requests.lost.len()));
     }
+    if requests.cut > 0 {
+        problems.push(format!("{} answers of live pods were cut", requests.cut));
+    }
+    if requests.answered > 0 && requests.long == 0 {
+        problems.push("no long answer came".to_owned());
+    }
     if n_killed == 0 && args.seconds > args.kill_every {
         problems.push("no pod was killed".to_owned());
     }
@@ -293,10 +314,10 @@ fn table(outcome: &Outcome) -> String {
         let row = [*half_way, half_way + grown, *most].map(|bytes| format!("{:.1} MB", bytes / 1e6));
         table.add_row(std::iter::once(process.clone()).chain(row));
     }
-    let Tally { sent, answered, excused, lost, cached_share } = requests;
+    let Tally { sent, answered, long, hung_up, excused, lost, cut, cached_share } = requests;
     let mut text = format!(
-        "{table}\n{sent} requests in {seconds:.0} s ({:.1} per second): {answered} answered, {excused} failed with their pod, \
-         {} lost; {:.0} % of prompt tokens cached\n{pods_killed} pods killed, {pickers_replaced} pickers replaced\n",
+        "{table}\n{sent} requests in {seconds:.0} s ({:.1} per second): {answered} answered ({long} of them long), \
+         {hung_up} hung up, {excused} failed with their pod, {} lost ({cut} of them cut); {:.0} % of prompt tokens cached\n{pods_killed} pods killed, {pickers_replaced} pickers replaced\n",
         as_f64(*sent) / seconds,
         lost.len(),
         cached_share * 100.0
@@ -308,7 +329,7 @@ fn table(outcome: &Outcome) -> String {
         text += &format!("FAILED {problem}\n");
     }
     if problems.is_empty() {
-        text += "no request that had a live pod was lost, and memory is flat\n";
+        text += "no request that had a live pod was lost, none is in flight any more, and memory is flat\n";
     }
     text
 }

@@ -8,6 +8,7 @@ use load::chat::Usage;
 use serde::Serialize;
 
 use crate::soak::chaos::Death;
+use crate::soak::users::Length;
 
 /// Time in which Envoy may still write to a dead pod's connection, until it has read the end of that connection.
 const UNNOTICED: Duration = Duration::from_millis(100);
@@ -17,6 +18,7 @@ const UNNOTICED: Duration = Duration::from_millis(100);
 pub(super) struct Sent {
     /// Number in its path: `?soak=17`.
     pub(super) number: u64,
+    pub(super) length: Length,
     pub(super) sent_at: Duration,
     pub(super) ended_at: Duration,
 }
@@ -26,6 +28,8 @@ pub(super) struct Sent {
 pub(super) struct Ledger {
     pub(super) n_sent: usize,
     n_answered: usize,
+    n_long_answered: usize,
+    n_hung_up: usize,
     prompt_tokens: u64,
     cached_tokens: u64,
     failures: Vec<(Sent, String)>,
@@ -35,10 +39,16 @@ pub(super) struct Ledger {
 pub(super) struct Tally {
     pub(super) sent: usize,
     pub(super) answered: usize,
+    /// Long answers among them.
+    pub(super) long: usize,
+    /// Requests whose user hung up before the answer ended.
+    pub(super) hung_up: usize,
     /// Requests that failed because their pod was killed while it computed them.
     pub(super) excused: usize,
     /// Descriptions of the requests that failed for another reason.
     pub(super) lost: Vec<String>,
+    /// Lost requests whose answer had begun.
+    pub(super) cut: usize,
     /// Cached share of the prompt tokens of answered requests.
     pub(super) cached_share: f64,
 }
@@ -48,11 +58,17 @@ impl Ledger {
         match answer {
             Ok(usage) => {
                 self.n_answered += 1;
+                self.n_long_answered += usize::from(sent.length == Length::Long);
                 self.prompt_tokens += u64::from(usage.prompt_tokens);
                 self.cached_tokens += u64::from(usage.cached_tokens());
             }
             Err(error) => self.failures.push((sent, error)),
         }
+    }
+
+    /// Notes that a user has hung up.
+    pub(super) fn note_hung_up(&mut self) {
+        self.n_hung_up += 1;
     }
 
     /// Returns how many requests were sent, answered and failed, in this order.
@@ -70,7 +86,7 @@ impl Ledger {
     pub(super) fn judge(&self, log: &[AccessEntry], deaths: &[Death]) -> Tally {
         let entries: HashMap<u64, &AccessEntry> =
             log.iter().filter_map(|entry| Some((number(entry)?, entry))).collect();
-        let mut excused = 0;
+        let (mut excused, mut cut) = (0, 0);
         let mut lost = Vec::new();
         for (sent, error) in &self.failures {
             let entry = entries.get(&sent.number);
@@ -82,6 +98,7 @@ impl Ledger {
                 excused += 1;
                 continue;
             }
+            cut += usize::from(entry.is_some_and(|entry| entry.code == 200));
             let details = entry.and_then(|entry| entry.details.as_deref()).unwrap_or("not in Envoy's log");
             lost.push(format!(
                 "request {} at {:.2} s, after {:.2} s: {error}; pod {}; {details}",
@@ -92,13 +109,22 @@ impl Ledger {
             ));
         }
         // Some requests may have neither an answer nor an error, because the task that waited for them is gone.
-        let n_unaccounted = self.n_sent - self.n_answered - self.failures.len();
+        let n_unaccounted = self.n_sent - self.n_answered - self.n_hung_up - self.failures.len();
         if n_unaccounted > 0 {
             lost.push(format!("{n_unaccounted} requests were never answered"));
         }
         #[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^53")]
         let cached_share = self.cached_tokens as f64 / self.prompt_tokens.max(1) as f64;
-        Tally { sent: self.n_sent, answered: self.n_answered, excused, lost, cached_share }
+        Tally {
+            sent: self.n_sent,
+            answered: self.n_answered,
+            long: self.n_long_answered,
+            hung_up: self.n_hung_up,
+            excused,
+            lost,
+            cut,
+            cached_share,
+        }
     }
 }
 
@@ -117,13 +143,14 @@ mod tests {
 
     use super::{Ledger, Sent};
     use crate::soak::chaos::Death;
+    use crate::soak::users::Length;
     use lab::evidence::access_log::{AccessEntry, parse};
 
     fn ledger(failures: &[(u64, u64, u64)]) -> Ledger {
         let mut ledger = Ledger { n_sent: failures.len(), ..Ledger::default() };
         for (number, sent_at, ended_at) in failures {
             let [sent_at, ended_at] = [sent_at, ended_at].map(|millis| Duration::from_millis(*millis));
-            let sent = Sent { number: *number, sent_at, ended_at };
+            let sent = Sent { number: *number, length: Length::Short, sent_at, ended_at };
             ledger.note(sent, Err("503".to_owned()));
         }
         ledger
@@ -148,6 +175,23 @@ mod tests {
         let log = log(&[(1, "127.0.0.1:1"), (2, "127.0.0.1:2"), (3, "127.0.0.1:1"), (4, "127.0.0.1:1")]);
         let tally = ledger(&failures).judge(&log, &[DEATH]);
         assert_eq!((tally.sent, tally.excused, tally.lost.len()), (4, 1, 3), "{tally:?}");
+    }
+
+    #[test]
+    fn a_lost_answer_that_had_begun_was_cut() {
+        let mut log = log(&[(1, "127.0.0.1:2"), (2, "127.0.0.1:2"), (3, "127.0.0.1:1")]);
+        (log[0].code, log[2].code) = (200, 200);
+        let tally = ledger(&[(1, 900, 1005), (2, 900, 1005), (3, 900, 1005)]).judge(&log, &[DEATH]);
+        assert_eq!((tally.excused, tally.lost.len(), tally.cut), (1, 2, 1), "{tally:?}");
+    }
+
+    #[test]
+    fn a_user_who_hangs_up_has_lost_nothing() {
+        let mut ledger = ledger(&[]);
+        ledger.n_sent = 2;
+        ledger.note_hung_up();
+        let tally = ledger.judge(&[], &[]);
+        assert_eq!((tally.hung_up, tally.lost.len()), (1, 1), "the other one is lost: {tally:?}");
     }
 
     #[test]
