@@ -98,7 +98,9 @@ impl Facts {
                 Object::GatewayClass(class) => self.classes.push(class),
                 Object::Gateway(gateway) => self.gateways.push(gateway),
                 Object::HttpRoute(route) => self.routes.push(route),
-                Object::ReferenceGrant(_)
+                Object::InferenceObjective(_)
+                | Object::InferenceModelRewrite(_)
+                | Object::ReferenceGrant(_)
                 | Object::Namespace(_)
                 | Object::BackendTrafficPolicy(_)
                 | Object::ClientTrafficPolicy(_)

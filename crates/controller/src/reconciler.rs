@@ -8,7 +8,7 @@ use kube::Client;
 use kube::api::{Api, ApiResource};
 use kube::core::DynamicObject;
 use kube::runtime::watcher::{self, Event};
-use pool_index::index::{Change, Index};
+use pool_index::index::{Change, Index, Objects};
 use pool_index::snapshot::Reader;
 use pool_watch::watches::{self, Delivery, Events, Watches};
 use tokio::sync::watch;
@@ -130,7 +130,7 @@ impl Reconciler {
         };
         let facts = cluster.facts(namespace, &authority.certificates);
         let (pools, models) = (facts.pools.clone(), facts.models.clone());
-        index.apply([Change::ReplaceObjects { pools, models }]);
+        index.apply([Change::ReplaceObjects(Objects { pools, models, ..Objects::default() })]);
         let snapshot = reader.snapshot();
         let view =
             View { cluster, facts: &facts, models: &snapshot.models, authority: &authority, now: clock() };

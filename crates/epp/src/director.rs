@@ -180,6 +180,15 @@ impl<'a> Placement<'a> {
             lookup: Lookup::Beside(Unseen::NoPrompt),
         }
     }
+
+    /// The placement of a request that names this InferenceObjective, which overrides its InferenceModel. One that the
+    /// pool does not have changes nothing.
+    fn under(mut self, objective: Option<&str>, trace: &mut DecisionTrace) -> Self {
+        let criticality = objective.and_then(|name| self.live_pool.pool.objectives.get(name)).copied();
+        self.criticality = criticality.or(self.criticality);
+        trace.criticality = self.criticality;
+        self
+    }
 }
 
 impl Director {
@@ -313,11 +322,12 @@ impl Director {
         tokens: PromptTokens,
         now: Now,
     ) -> (Result<Pick<InFlightRequest>, Refusal>, Arc<DecisionRecord>) {
-        let PickRequest { x_request_id, pool, subset, wants_reason, content } = request;
+        let PickRequest { x_request_id, pool, subset, objective, wants_reason, content } = request;
         let mut trace = DecisionTrace::new(self.request_id(), x_request_id, timestamp(now.wall));
         let datastore = self.datastore.load();
         let placed = self
             .locate(&datastore, pool.as_ref(), (content, tokens), &mut trace)
+            .map(|placement| placement.under(objective.as_deref(), &mut trace))
             .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
         let labels = trace.labels.clone();
         let Picked { facts, rewrite, lease, running, chains } = match placed {
@@ -386,11 +396,10 @@ impl Director {
             None => ModelChoice { target_model: None, criticality: None },
         };
         let ModelChoice { target_model, criticality } = choice;
-        trace.criticality = criticality;
         trace.target_model.clone_from(&target_model);
         let named = model.zip(target_model.clone());
         if let Some((model, target_model)) = &named
-            && live_pool.pool.models.contains_key(model)
+            && model::names(&live_pool.pool, model)
         {
             trace.labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
         }

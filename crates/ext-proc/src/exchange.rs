@@ -463,10 +463,11 @@ impl<L> Exchange<L> {
 
     fn ask(&mut self, head: RequestHead, content: Content, pending: Pending) -> Received {
         self.phase = Phase::Deciding;
-        let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, wants_reason } = head;
+        let RequestHead { route: _, x_request_id: _, subset, has_content_length: _, objective, wants_reason } =
+            head;
         let pool = self.options.pool.clone();
         let x_request_id = self.request_id.text.clone();
-        let request = PickRequest { x_request_id, pool, subset, wants_reason, content };
+        let request = PickRequest { x_request_id, pool, subset, objective, wants_reason, content };
         Received::NeedsPick(Box::new(NeedsPick { request, pending }))
     }
 

@@ -18,6 +18,8 @@ pub struct PickRequest {
     /// The pool that the proxy names.
     pub pool: Option<ObjectKey>,
     pub subset: Option<Subset>,
+    /// Name of the InferenceObjective that the client names.
+    pub objective: Option<String>,
     /// True if the client asks for the decision.
     pub wants_reason: bool,
     pub content: Content,
@@ -70,6 +72,7 @@ pub struct RequestHead {
     pub x_request_id: Option<String>,
     pub subset: Option<Subset>,
     pub has_content_length: bool,
+    pub objective: Option<String>,
     pub wants_reason: bool,
 }
 
@@ -79,6 +82,7 @@ impl RequestHead {
         let mut line = RequestLine::default();
         let mut x_request_id = None;
         let mut has_content_length = false;
+        let mut objective = None;
         let mut wants_reason = false;
         for header in headers.headers.iter().flat_map(|map| &map.headers) {
             let value = header_value(header);
@@ -90,6 +94,7 @@ impl RequestHead {
                 "x-request-id" if !value.is_empty() => x_request_id = Some(value.to_owned()),
                 "content-length" => has_content_length = true,
                 keys::EXPLAIN => wants_reason = matches!(value, "1" | "true"),
+                name if keys::OBJECTIVE.contains(&name) => objective = Some(value.to_owned()),
                 _ => {}
             }
         }
@@ -98,6 +103,7 @@ impl RequestHead {
             x_request_id,
             subset: Subset::from_metadata(metadata),
             has_content_length,
+            objective,
             wants_reason,
         }
     }

@@ -49,8 +49,13 @@ pub const MODEL_SERVER_RUNTIME: &str = "inference.networking.x-k8s.io/model-serv
 /// Annotation of a v1 InferencePool that asks for a managed picker with the value `true`. Warmpath's own.
 pub const MANAGED_PICKER: &str = "inference.networking.x-k8s.io/managed-picker";
 
-/// API group of InferencePool v1alpha2 and InferenceModel.
+/// Request headers that name the InferenceObjective of a request: llm-d's, and Gateway API Inference Extension's.
+pub const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
+
+/// API group of InferencePool v1alpha2, InferenceModel, InferenceObjective and InferenceModelRewrite.
 pub const GROUP_X: &str = "inference.networking.x-k8s.io";
+/// Newer API group of InferenceObjective and InferenceModelRewrite.
+pub const LLM_D_GROUP: &str = "llm-d.ai";
 /// API group of InferencePool v1.
 pub const GROUP: &str = "inference.networking.k8s.io";
 /// API group of GatewayClass, Gateway and HTTPRoute.

@@ -12,7 +12,9 @@ use crate::gateway::{
     BackendTrafficPolicy, ClientTrafficPolicy, Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant,
 };
 use crate::keys;
+use crate::model_rewrite::{InferenceModelRewrite, RewriteV1Alpha2};
 use crate::object::{DEFAULT_NAMESPACE, ObjectKey};
+use crate::objective::{InferenceObjective, ObjectiveV1Alpha2};
 use crate::pool::{InferenceModel, InferencePool, ModelV1Alpha2, PoolV1, PoolV1Alpha2};
 use crate::workload::{
     ConfigMap, KeyValues, LeaderWorkerSet, Pod, Replicated, Secret, Service, Workload, WorkloadKind,
@@ -23,6 +25,8 @@ use crate::workload::{
 pub enum Object {
     InferencePool(InferencePool),
     InferenceModel(InferenceModel),
+    InferenceObjective(InferenceObjective),
+    InferenceModelRewrite(InferenceModelRewrite),
     GatewayClass(GatewayClass),
     Gateway(Gateway),
     HttpRoute(HttpRoute),
@@ -60,10 +64,14 @@ pub enum ReadError {
 const GATEWAY_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha2"];
 
 /// Every known kind: its group, its name and its versions.
-const KINDS: [(&str, &str, &[&str]); 18] = [
+const KINDS: [(&str, &str, &[&str]); 22] = [
     (keys::GROUP_X, "InferencePool", &["v1alpha2"]),
     (keys::GROUP, "InferencePool", &["v1"]),
     (keys::GROUP_X, "InferenceModel", &["v1alpha2"]),
+    (keys::GROUP_X, "InferenceObjective", &["v1alpha2"]),
+    (keys::LLM_D_GROUP, "InferenceObjective", &["v1alpha2"]),
+    (keys::GROUP_X, "InferenceModelRewrite", &["v1alpha2"]),
+    (keys::LLM_D_GROUP, "InferenceModelRewrite", &["v1alpha2"]),
     (keys::GATEWAY_GROUP, "GatewayClass", GATEWAY_VERSIONS),
     (keys::GATEWAY_GROUP, "Gateway", GATEWAY_VERSIONS),
     (keys::GATEWAY_GROUP, "HTTPRoute", GATEWAY_VERSIONS),
@@ -110,6 +118,12 @@ pub(crate) fn read(value: Value, fields: &Known) -> Result<Object, ReadError> {
         }
         (keys::GROUP, "InferencePool") => checked::<PoolV1, _>(value, fields).map(Object::InferencePool),
         (_, "InferenceModel") => checked::<ModelV1Alpha2, _>(value, fields).map(Object::InferenceModel),
+        (_, "InferenceObjective") => {
+            checked::<ObjectiveV1Alpha2, _>(value, fields).map(Object::InferenceObjective)
+        }
+        (_, "InferenceModelRewrite") => {
+            checked::<RewriteV1Alpha2, _>(value, fields).map(Object::InferenceModelRewrite)
+        }
         (_, "GatewayClass") => fields.read(value).map(Object::GatewayClass),
         (_, "Gateway") => fields.read(value).map(Object::Gateway),
         (_, "HTTPRoute") => fields.read(value).map(Object::HttpRoute),
@@ -163,6 +177,8 @@ impl Object {
         match self {
             Self::InferencePool(_) => "InferencePool",
             Self::InferenceModel(_) => "InferenceModel",
+            Self::InferenceObjective(_) => "InferenceObjective",
+            Self::InferenceModelRewrite(_) => "InferenceModelRewrite",
             Self::GatewayClass(_) => "GatewayClass",
             Self::Gateway(_) => "Gateway",
             Self::HttpRoute(_) => "HTTPRoute",
@@ -182,6 +198,8 @@ impl Object {
         match self {
             Self::InferencePool(object) => object.meta.key(),
             Self::InferenceModel(object) => object.meta.key(),
+            Self::InferenceObjective(object) => object.meta.key(),
+            Self::InferenceModelRewrite(object) => object.meta.key(),
             Self::GatewayClass(object) => object.meta.key(),
             Self::Gateway(object) => object.meta.key(),
             Self::HttpRoute(object) => object.meta.key(),

@@ -1,4 +1,4 @@
-//! InferencePool, InferenceModel and the Gateway API objects: types, parsing, header and metadata keys.
+//! InferencePool, the objects that refer to one, and the Gateway API objects: types, parsing, header and metadata keys.
 //!
 //! Plain data without a Kubernetes client, so that the local path compiles none. Every object is checked once, here,
 //! into a form that needs no further check. Fields that nothing in Warmpath honours are listed beside the object; the
@@ -10,6 +10,8 @@ pub mod lenient;
 pub mod crd;
 pub mod kinds;
 pub mod gateway;
+pub mod objective;
+pub mod model_rewrite;
 pub mod pool;
 pub mod keys;
 pub mod workload;

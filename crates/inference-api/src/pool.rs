@@ -327,8 +327,9 @@ struct ModelSpec {
     pool_ref: PoolRef,
 }
 
+/// The pool that an object belongs to.
 #[derive(Deserialize)]
-struct PoolRef {
+pub(crate) struct PoolRef {
     group: Option<String>,
     kind: Option<String>,
     name: String,
@@ -400,21 +401,27 @@ impl TryFrom<ModelV1Alpha2> for InferenceModel {
 
     fn try_from(raw: ModelV1Alpha2) -> Result<Self, FieldError> {
         let ModelSpec { model_name, criticality, target_models, pool_ref } = raw.spec;
-        let PoolRef { group, kind, name: pool } = pool_ref;
-        if group.as_deref().is_some_and(|group| group != keys::GROUP_X && group != keys::GROUP) {
-            let what = format!("{} is not an InferencePool's", group.unwrap_or_default());
-            return Err(FieldError::new("spec.poolRef.group", what));
-        }
-        if kind.as_deref().is_some_and(|kind| kind != "InferencePool") {
-            let what = format!("{} is not InferencePool", kind.unwrap_or_default());
-            return Err(FieldError::new("spec.poolRef.kind", what));
-        }
+        let pool = pool_ref.into_pool()?;
         if model_name.is_empty() || model_name.chars().count() > MAX_MODEL_NAME {
             let what = format!("must have 1 to {MAX_MODEL_NAME} characters");
             return Err(FieldError::new("spec.modelName", what));
         }
-        check_targets(&target_models)?;
+        check_targets("spec.targetModels", &target_models)?;
         Ok(Self { meta: raw.metadata, model_name, criticality, target_models, pool })
+    }
+}
+
+impl PoolRef {
+    /// The name of the pool.
+    pub(crate) fn into_pool(self) -> Result<String, FieldError> {
+        let Self { group, kind, name } = self;
+        if let Some(group) = group.filter(|group| group != keys::GROUP_X && group != keys::GROUP) {
+            return Err(FieldError::new("spec.poolRef.group", format!("{group} is not an InferencePool's")));
+        }
+        if let Some(kind) = kind.filter(|kind| kind != "InferencePool") {
+            return Err(FieldError::new("spec.poolRef.kind", format!("{kind} is not InferencePool")));
+        }
+        Ok(name)
     }
 }
 
@@ -459,8 +466,8 @@ fn check_pool(selector: &BTreeMap<String, String>, ports: &[u16]) -> Result<(), 
     Ok(())
 }
 
-fn check_targets(targets: &[TargetModel]) -> Result<(), FieldError> {
-    let refuse = |what: String| Err(FieldError::new("spec.targetModels", what));
+pub(crate) fn check_targets(path: &str, targets: &[TargetModel]) -> Result<(), FieldError> {
+    let refuse = |what: String| Err(FieldError::new(path, what));
     if targets.len() > MAX_TARGET_MODELS {
         return refuse(format!("at most {MAX_TARGET_MODELS}, not {}", targets.len()));
     }

@@ -6,12 +6,17 @@ use std::sync::Arc;
 
 use inference_api::condition::{ConditionStatus, accepted};
 use inference_api::keys;
-use inference_api::object::{ObjectKey, selects};
-use inference_api::pool::{InferenceModel, InferencePool};
+use inference_api::kinds::Object;
+use inference_api::model_rewrite::{InferenceModelRewrite, RewriteRule};
+use inference_api::object::{ObjectKey, ObjectMeta, selects};
+use inference_api::objective::InferenceObjective;
+use inference_api::pool::{Criticality, InferenceModel, InferencePool};
 use tracing::{info, warn};
 
 use crate::slots::{Identity, Slots};
-use crate::snapshot::{Endpoint, KvAddresses, Model, ModelStatus, Pool, Publisher, Reader, Slot, Snapshot};
+use crate::snapshot::{
+    Endpoint, KvAddresses, Model, ModelStatus, Pool, Publisher, Reader, Rewrites, Slot, Snapshot,
+};
 
 /// A change that a source saw.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,13 +29,19 @@ pub enum Change {
     ApplyEndpoint(EndpointRecord),
     /// The endpoint is gone, with all of its ports.
     DeleteEndpoint(ObjectKey),
-    /// All pools and models that exist now; others are gone.
-    ReplaceObjects {
-        pools: Vec<InferencePool>,
-        models: Vec<InferenceModel>,
-    },
+    /// All objects that exist now; others are gone.
+    ReplaceObjects(Objects),
     /// All endpoints that exist now; others are gone.
     ReplaceEndpoints(Vec<EndpointRecord>),
+}
+
+/// Pools, and the objects that refer to them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    pub pools: Vec<InferencePool>,
+    pub models: Vec<InferenceModel>,
+    pub objectives: Vec<InferenceObjective>,
+    pub rewrites: Vec<InferenceModelRewrite>,
 }
 
 /// A port of a model server as its source describes it.
@@ -60,12 +71,48 @@ pub enum Membership {
 pub struct Index {
     pools: BTreeMap<ObjectKey, InferencePool>,
     models: BTreeMap<ObjectKey, InferenceModel>,
+    objectives: Vec<InferenceObjective>,
+    /// In the order in which their rules are tried.
+    rewrites: Vec<InferenceModelRewrite>,
     /// Records by pod and port.
     endpoints: BTreeMap<(ObjectKey, u16), EndpointRecord>,
     slots: Slots,
     /// Endpoints that share another one's address, each with that address and the endpoint that counts.
     doubles: BTreeMap<ObjectKey, (SocketAddr, ObjectKey)>,
     publisher: Publisher,
+}
+
+// === impl Objects ===
+
+impl Objects {
+    /// True if the object is of a kind that pickers read.
+    #[must_use]
+    pub fn take(object: &Object) -> bool {
+        matches!(
+            object,
+            Object::InferencePool(_)
+                | Object::InferenceModel(_)
+                | Object::InferenceObjective(_)
+                | Object::InferenceModelRewrite(_)
+        )
+    }
+}
+
+/// Objects of kinds that pickers do not read are left out.
+impl FromIterator<Object> for Objects {
+    fn from_iter<T: IntoIterator<Item = Object>>(objects: T) -> Self {
+        let mut found = Self::default();
+        for object in objects {
+            match object {
+                Object::InferencePool(pool) => found.pools.push(pool),
+                Object::InferenceModel(model) => found.models.push(model),
+                Object::InferenceObjective(objective) => found.objectives.push(objective),
+                Object::InferenceModelRewrite(rewrite) => found.rewrites.push(rewrite),
+                _ => {}
+            }
+        }
+        found
+    }
 }
 
 // === impl Index ===
@@ -77,6 +124,8 @@ impl Index {
         let index = Self {
             pools: BTreeMap::new(),
             models: BTreeMap::new(),
+            objectives: Vec::new(),
+            rewrites: Vec::new(),
             endpoints: BTreeMap::new(),
             slots: Slots::default(),
             doubles: BTreeMap::new(),
@@ -114,11 +163,14 @@ impl Index {
                 self.endpoints.insert(by_port(&record), record);
             }
             Change::DeleteEndpoint(key) => self.endpoints.retain(|(pod, _), _| *pod != key),
-            Change::ReplaceObjects { pools, models } => {
+            Change::ReplaceObjects(Objects { pools, models, objectives, mut rewrites }) => {
                 let keys: BTreeSet<ObjectKey> = pools.iter().map(InferencePool::key).collect();
                 self.pools.retain(|key, _| keys.contains(key));
                 self.pools.extend(pools.into_iter().map(|pool| (pool.key(), pool)));
                 self.models = models.into_iter().map(|model| (model.meta.key(), model)).collect();
+                self.objectives = objectives;
+                rewrites.sort_by_key(|rewrite| by_age(&rewrite.meta));
+                self.rewrites = rewrites;
             }
             Change::ReplaceEndpoints(records) => {
                 self.endpoints = records.into_iter().map(|record| (by_port(&record), record)).collect();
@@ -202,6 +254,8 @@ impl Index {
             problems: [unknown_strategy, unknown_runtime, unknown_source].into_iter().flatten().collect(),
             routing_policy: pool.meta.annotations.get(keys::ROUTING_POLICY).cloned(),
             models: self.resolve_models(pool),
+            objectives: self.resolve_objectives(pool),
+            rewrites: self.resolve_rewrites(pool),
             endpoints,
         }
     }
@@ -211,11 +265,7 @@ impl Index {
     fn resolve_models(&self, pool: &InferencePool) -> BTreeMap<String, Model> {
         let mut models: Vec<&InferenceModel> =
             self.models.values().filter(|model| pool_of(model) == pool.key()).collect();
-        // An object without a timestamp has not been created by an API server yet: it is younger than any that has one.
-        models.sort_by_key(|model| {
-            let created = model.meta.creation_timestamp.as_deref();
-            (created.is_none(), created, model.meta.key())
-        });
+        models.sort_by_key(|model| by_age(&model.meta));
         let mut winners = BTreeMap::new();
         for model in models {
             winners.entry(model.model_name.clone()).or_insert_with(|| Model {
@@ -225,6 +275,32 @@ impl Index {
             });
         }
         winners
+    }
+
+    fn resolve_objectives(&self, pool: &InferencePool) -> BTreeMap<String, Criticality> {
+        let own = self
+            .objectives
+            .iter()
+            .filter(|objective| ObjectKey::new(&objective.meta.namespace, &objective.pool) == pool.key());
+        own.map(|objective| (objective.meta.name.clone(), objective.criticality())).collect()
+    }
+
+    /// The rules of a pool: the older object wins, and in it the first rule.
+    fn resolve_rewrites(&self, pool: &InferencePool) -> Rewrites {
+        let mut rewrites = Rewrites::default();
+        let own = self
+            .rewrites
+            .iter()
+            .filter(|rewrite| ObjectKey::new(&rewrite.meta.namespace, &rewrite.pool) == pool.key());
+        for RewriteRule { models, targets } in own.flat_map(|rewrite| &rewrite.rules) {
+            for model in models {
+                rewrites.by_model.entry(model.clone()).or_insert_with(|| targets.clone());
+            }
+            if models.is_empty() && rewrites.generic.is_none() {
+                rewrites.generic = Some(targets.clone());
+            }
+        }
+        rewrites
     }
 
     fn statuses(&self, pools: &BTreeMap<ObjectKey, Arc<Pool>>) -> BTreeMap<ObjectKey, ModelStatus> {
@@ -240,6 +316,13 @@ impl Index {
         };
         self.models.iter().map(|(key, model)| (key.clone(), status(model))).collect()
     }
+}
+
+/// The order of objects that claim the same: the older one first. An object without a timestamp has not been created by
+/// an API server yet: it is younger than any that has one.
+fn by_age(meta: &ObjectMeta) -> (bool, Option<String>, ObjectKey) {
+    let created = meta.creation_timestamp.clone();
+    (created.is_none(), created, meta.key())
 }
 
 fn pool_of(model: &InferenceModel) -> ObjectKey {

@@ -48,6 +48,9 @@ pub struct Pool {
     pub routing_policy: Option<String>,
     /// Models by the name that clients ask for.
     pub models: BTreeMap<String, Model>,
+    /// Treatment of requests by the InferenceObjective that they name.
+    pub objectives: BTreeMap<String, Criticality>,
+    pub rewrites: Rewrites,
     /// The ready endpoints that the pool selects, in the order of slots.
     pub endpoints: Arc<[Arc<Endpoint>]>,
 }
@@ -60,6 +63,15 @@ pub struct Model {
     pub criticality: Criticality,
     /// Target models. Empty: the model is served under the name that clients ask for.
     pub targets: Vec<TargetModel>,
+}
+
+/// Rules of the pool's InferenceModelRewrites.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rewrites {
+    /// Targets of requests for these models.
+    pub by_model: BTreeMap<String, Vec<TargetModel>>,
+    /// Targets of requests for any other model.
+    pub generic: Option<Vec<TargetModel>>,
 }
 
 /// A ready model server.
@@ -127,6 +139,17 @@ impl Pool {
     #[must_use]
     pub fn goes_by_events(&self) -> bool {
         self.strategy == RoutingStrategy::PrefixCache && self.prefix_source == PrefixSource::Events
+    }
+}
+
+// === impl Rewrites ===
+
+impl Rewrites {
+    /// The targets of requests for `model`. Empty: it keeps its name.
+    #[must_use]
+    pub fn targets(&self, model: &str) -> &[TargetModel] {
+        let targets = self.by_model.get(model).or(self.generic.as_ref());
+        targets.map(Vec::as_slice).unwrap_or_default()
     }
 }
 

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
-use pool_index::index::Change;
+use pool_index::index::{Change, Objects};
 use serde_json::Value;
 use tracing::warn;
 
@@ -179,7 +179,8 @@ impl NamespaceView {
         let records = pods.into_iter().flat_map(|(key, pod)| pod.records(key, &ports)).collect();
         let models = self.models.iter().filter_map(|(_, model)| model.good.clone()).collect();
         let pools = pools.into_values().cloned().collect();
-        [Change::ReplaceObjects { pools, models }, Change::ReplaceEndpoints(records)]
+        let objects = Objects { pools, models, ..Objects::default() };
+        [Change::ReplaceObjects(objects), Change::ReplaceEndpoints(records)]
     }
 
     /// Objects whose newest version cannot be taken.

@@ -10,7 +10,8 @@ use pool_index::source::files;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Pools and endpoints")]
 pub(super) struct PoolArgs {
-    /// YAML file with InferencePools and InferenceModels; may be given several times
+    /// YAML file with InferencePools, InferenceModels, InferenceObjectives and InferenceModelRewrites; may be given several
+    /// times
     #[arg(long = "pool-file", value_name = "FILE")]
     #[cfg_attr(not(feature = "kubernetes"), arg(required = true))]
     #[cfg_attr(feature = "kubernetes", arg(required_unless_present = "watched"))]

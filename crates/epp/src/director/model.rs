@@ -27,13 +27,18 @@ pub(super) fn choose_pool<'a>(
     }
     let takes_any = |live_pool: &&LivePool| live_pool.pool.models.is_empty();
     let Some(model) = model else { return Ok(datastore.pools.values().find(takes_any).unwrap_or(first)) };
-    let names_it = |live_pool: &&LivePool| live_pool.pool.models.contains_key(model);
+    let names_it = |live_pool: &&LivePool| names(&live_pool.pool, model);
     datastore
         .pools
         .values()
         .find(names_it)
         .or_else(|| datastore.pools.values().find(takes_any))
         .ok_or_else(|| Refusal::ModelNotFound { model: model.to_owned() })
+}
+
+/// True if an object of the pool names the model.
+pub(super) fn names(pool: &Pool, model: &str) -> bool {
+    pool.models.contains_key(model) || pool.rewrites.by_model.contains_key(model)
 }
 
 /// A pool's answer for a model.
@@ -55,8 +60,8 @@ pub(super) fn find<'a>(pool: &'a Pool, model: &str) -> Result<Option<&'a Model>,
     pool.models.get(model).map(Some).ok_or_else(|| Refusal::ModelNotFound { model: model.to_owned() })
 }
 
-/// The InferenceModel's target, drawn by weight. A pool without any InferenceModel takes every model under its own
-/// name, because pools of v1 have none.
+/// The target of the InferenceModel, drawn by weight. A pool without any InferenceModel takes every model under its own
+/// name, because pools of v1 have none. A rewrite comes first: the InferenceModel is that of its target.
 ///
 /// The draw is upstream's: a number below the sum of weights, from which the weights are subtracted in order. Targets
 /// without weights have equal chances.
@@ -64,6 +69,7 @@ pub(super) fn find<'a>(pool: &'a Pool, model: &str) -> Result<Option<&'a Model>,
 /// # Errors
 /// If the pool has InferenceModels and none is named `model`.
 pub(super) fn choose(pool: &Pool, model: &str, rng: &mut impl Rng) -> Result<ModelChoice, Refusal> {
+    let model = draw(pool.rewrites.targets(model), rng).unwrap_or(model);
     let Some(found) = find(pool, model)? else {
         return Ok(ModelChoice { target_model: Some(model.to_owned()), criticality: None });
     };

@@ -78,6 +78,8 @@ impl Director {
             problems,
             models,
             routing_policy: _,
+            objectives: _,
+            rewrites: _,
             endpoints: _,
         } = &**pool;
         PoolStatus {

@@ -68,18 +68,20 @@ impl Director {
         let live_pool = model::choose_pool(&datastore, pool, model).ok()?;
         let live_pool = Some(live_pool).filter(|live_pool| live_pool.pool.goes_by_events())?;
         self.options.compat.check(body, !live_pool.pool.models.is_empty()).ok()?;
-        let found = match model {
+        // The ids are the same for all targets.
+        let rewritten = model.and_then(|model| live_pool.pool.rewrites.targets(model).first());
+        let rewritten = rewritten.map(|target| target.name.as_str());
+        let found = match rewritten.or(model) {
             Some(model) => model::find(&live_pool.pool, model).ok()?,
             None => None,
         };
         let endpoints = live_pool.endpoints.iter().filter(|endpoint| endpoint.state.is_reachable());
         let endpoint = endpoints.min_by_key(|endpoint| endpoint.state.in_flight())?;
-        // The ids are the same for all targets.
-        let target = found.and_then(|found| found.targets.first());
+        let target = found.and_then(|found| found.targets.first()).map(|target| target.name.as_str());
         Some(TokenSource {
             endpoint: Arc::clone(endpoint),
             api: body.api,
-            target_model: target.map(|target| target.name.clone()),
+            target_model: target.or(rewritten).map(str::to_owned),
         })
     }
 }

@@ -4,10 +4,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use inference_api::kinds::Object;
 use inference_api::manifest::{self, ManifestError};
 use inference_api::object::ObjectKey;
-use pool_index::index::{Change, EndpointRecord, Index, Membership};
+use pool_index::index::{Change, EndpointRecord, Index, Membership, Objects};
 use pool_index::snapshot::KvAddresses;
 
 use bytes::Bytes;
@@ -58,20 +57,16 @@ impl Rehearsal {
     ) -> Result<Self, RehearsalError> {
         let built_in = [("the built-in pool".to_owned(), POOL.to_owned())];
         let files = if files.is_empty() { &built_in } else { files };
-        let mut changes = Vec::new();
+        let mut parsed = Vec::new();
         for (name, text) in files {
-            for object in manifest::parse(text, name)? {
-                match object {
-                    Object::InferencePool(pool) => changes.push(Change::ApplyPool(pool)),
-                    Object::InferenceModel(model) => changes.push(Change::ApplyModel(model)),
-                    _ => {}
-                }
-            }
+            parsed.extend(manifest::parse(text, name)?);
         }
-        if !changes.iter().any(|change| matches!(change, Change::ApplyPool(_))) {
+        let objects: Objects = parsed.into_iter().collect();
+        if objects.pools.is_empty() {
             let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
             return Err(RehearsalError::NoPool(names.join(", ")));
         }
+        let mut changes = vec![Change::ReplaceObjects(objects)];
         changes.extend(endpoints.iter().enumerate().map(|(idx, address)| {
             Change::ApplyEndpoint(EndpointRecord {
                 key: ObjectKey::new("default", format!("pod-{idx}")),
@@ -98,6 +93,7 @@ impl Rehearsal {
             x_request_id: String::new(),
             pool: None,
             subset: None,
+            objective: None,
             wants_reason: false,
             content,
         };

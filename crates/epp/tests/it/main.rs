@@ -20,6 +20,7 @@ mod kubernetes;
 mod limits;
 mod log;
 mod models;
+mod objectives;
 mod scrape_times;
 mod pages;
 mod observed;

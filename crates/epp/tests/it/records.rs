@@ -55,6 +55,7 @@ fn decide(director: &Director, n_requests: usize) {
             x_request_id: "4c9f".to_owned(),
             pool: None,
             subset: None,
+            objective: None,
             wants_reason: false,
             content: Content::Opaque,
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use inference_api::gateway::{BackendRef, GrantFrom, GrantTo, HttpRoute};
 use inference_api::keys;
+use inference_api::model_rewrite::{InferenceModelRewrite, RewriteRule};
 use inference_api::object::ObjectKey;
 use inference_api::pool::{AppProtocol, FailureMode, InferenceModel, PoolVersion};
 use inference_api::port::TargetPort;
@@ -57,7 +58,7 @@ impl Backend {
 pub enum Names {
     /// The engines use the names that clients use.
     Kept,
-    /// An InferenceModel sends at least one model under another name.
+    /// An InferenceModel or an InferenceModelRewrite sends at least one model under another name.
     Changed,
 }
 
@@ -170,5 +171,18 @@ fn names(pool: &ObjectKey, index: &Index<'_>) -> Names {
             && model.pool == pool.name
             && model.target_models.iter().any(|target| target.name != model.model_name)
     };
-    if index.models.iter().any(changes) { Names::Changed } else { Names::Kept }
+    let is_renamed = |RewriteRule { models, targets }: &RewriteRule| match models.as_slice() {
+        [] => !targets.is_empty(),
+        models => models.iter().any(|model| targets.iter().any(|target| target.name != *model)),
+    };
+    let rewrites = |rewrite: &&InferenceModelRewrite| {
+        rewrite.meta.namespace == pool.namespace
+            && rewrite.pool == pool.name
+            && rewrite.rules.iter().any(is_renamed)
+    };
+    if index.models.iter().any(changes) || index.rewrites.iter().any(rewrites) {
+        Names::Changed
+    } else {
+        Names::Kept
+    }
 }

@@ -6,6 +6,7 @@ use inference_api::gateway::{
     BackendTrafficPolicy, ClientTrafficPolicy, Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant,
 };
 use inference_api::kinds::Object;
+use inference_api::model_rewrite::InferenceModelRewrite;
 use inference_api::object::ObjectMeta;
 use inference_api::pool::{InferenceModel, InferencePool};
 use inference_api::workload::Service;
@@ -24,6 +25,7 @@ pub(super) struct Index<'a> {
     pub(super) services: Vec<&'a Service>,
     pub(super) pools: Vec<&'a InferencePool>,
     pub(super) models: Vec<&'a InferenceModel>,
+    pub(super) rewrites: Vec<&'a InferenceModelRewrite>,
 }
 
 impl<'a> Index<'a> {
@@ -47,11 +49,15 @@ impl<'a> Index<'a> {
                 Object::Service(service) => index.services.push(service),
                 Object::InferencePool(pool) => index.pools.push(pool),
                 Object::InferenceModel(model) => index.models.push(model),
+                Object::InferenceModelRewrite(rewrite) => index.rewrites.push(rewrite),
                 Object::ClientTrafficPolicy(policy) => index.client_policies.push(policy),
                 Object::ReferenceGrant(grant) => index.grants.push(grant),
                 Object::Namespace(namespace) => index.namespaces.push(namespace),
-                // The caller binds pods.
-                Object::Workload(_) | Object::ConfigMap(_) | Object::Secret(_) => {}
+                // The caller binds pods and pickers.
+                Object::InferenceObjective(_)
+                | Object::Workload(_)
+                | Object::ConfigMap(_)
+                | Object::Secret(_) => {}
             }
         }
         Ok(index)

@@ -321,6 +321,20 @@ fn the_responses_of_a_pool_that_renames_models_go_through_the_picker() {
     assert_eq!(filters(&observed(&renamed)), filters(&render(&renamed)));
     // Control: a model that keeps its name changes nothing.
     assert_eq!(filters(&observed(&model("{name: m, weight: 1}"))), filters(&observed(&tutorial())));
+    let rewrite = |rule: &str| {
+        let spec = format!("spec: {{poolRef: {{name: vllm-qwen-pool}}, rules: [{rule}]}}");
+        let rewrite = "kind: InferenceModelRewrite\napiVersion: llm-d.ai/v1alpha2\nmetadata: {name: w}\n";
+        format!("{}---\n{rewrite}{spec}\n", tutorial())
+    };
+    for rule in
+        ["{targets: [{modelRewrite: m}]}", "{matches: [{model: {value: n}}], targets: [{modelRewrite: m}]}"]
+    {
+        let renamed = rewrite(rule);
+        assert_eq!(filters(&observed(&renamed)), filters(&render(&renamed)), "{rule}");
+    }
+    // Control: a rule that keeps the name changes nothing.
+    let kept = rewrite("{matches: [{model: {value: m}}], targets: [{modelRewrite: m}]}");
+    assert_eq!(filters(&observed(&kept)), filters(&observed(&tutorial())));
 }
 
 #[test]

@@ -164,3 +164,65 @@ fn durations_are_those_of_the_gateway_api() {
         assert!(parse_duration(bad).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn objectives_and_rewrites_are_read_in_both_groups() {
+    for group in ["inference.networking.x-k8s.io", "llm-d.ai"] {
+        let object = |kind: &str, spec: &str| {
+            let head = format!("apiVersion: {group}/v1alpha2\nkind: {kind}\nmetadata: {{ name: o }}\n");
+            format!("{head}spec: {{ poolRef: {{ name: p }}, {spec} }}\n")
+        };
+        let objects = object("InferenceObjective", "priority: -2")
+            + "---\n"
+            + &object("InferenceModelRewrite", "rules: [ { targets: [ { modelRewrite: m, weight: 2 } ] } ]");
+        match parse(&objects, "some.yaml").unwrap().as_slice() {
+            [Object::InferenceObjective(objective), Object::InferenceModelRewrite(rewrite)] => {
+                assert_eq!((objective.priority, objective.pool.as_str()), (-2, "p"));
+                assert_eq!((rewrite.rules[0].models.len(), &*rewrite.rules[0].targets[0].name), (0, "m"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let rewrite = |rule: &str| {
+        format!(
+            "apiVersion: llm-d.ai/v1alpha2\nkind: InferenceModelRewrite\nmetadata: {{ name: w }}\nspec: {{ poolRef: {{ name: p \
+             }}, rules: [ {{ {rule} }} ] }}\n"
+        )
+    };
+    check_error(
+        &rewrite("targets: [ { modelRewrite: '' } ]"),
+        expect![
+            "some.yaml, document 1, InferenceModelRewrite default/w: spec.rules[0].targets[0].modelRewrite: an empty name is not the name of a model"
+        ],
+    );
+    check_error(
+        &rewrite("targets: [ { modelRewrite: m, weight: 0 } ]"),
+        expect![
+            "some.yaml, document 1, InferenceModelRewrite default/w: spec.rules[0].targets: weight 0 is not in 1..=1000000"
+        ],
+    );
+    check_error(
+        &rewrite("targets: [ { modelRewrite: m, weight: 1 }, { modelRewrite: n } ]"),
+        expect![
+            "some.yaml, document 1, InferenceModelRewrite default/w: spec.rules[0].targets: set a weight on all of them or on none"
+        ],
+    );
+    check_error(
+        &rewrite("matches: [ { model: { value: '' } } ]"),
+        expect![
+            "some.yaml, document 1, InferenceModelRewrite default/w: spec.rules[0].matches[0].model.value: an empty name is not the name of a model"
+        ],
+    );
+    check_error(
+        &rewrite("matches: [ { model: { type: Prefix, value: m } } ]"),
+        expect![
+            "some.yaml, document 1, InferenceModelRewrite default/w: spec.rules[0].matches[0].model.type: unknown variant `Prefix`, expected `Exact`"
+        ],
+    );
+    check_error(
+        "apiVersion: llm-d.ai/v1alpha2\nkind: InferenceObjective\nmetadata: { name: o }\nspec: { poolRef: { kind: Service, name: p } }\n",
+        expect![
+            "some.yaml, document 1, InferenceObjective default/o: spec.poolRef.kind: Service is not InferencePool"
+        ],
+    );
+}

@@ -36,7 +36,7 @@ pub(super) struct DesiredPicker {
     /// Name that the managed component gives the Deployment: `epp-<namespace>-<extensionRef.name>`.
     pub(super) name: String,
     pub(super) pools: Vec<ObjectKey>,
-    /// The picker's InferencePools and InferenceModels, as in the manifests.
+    /// The picker's InferencePools, and the objects that refer to them, as in the manifests.
     pub(super) pool_file: String,
 }
 
@@ -240,8 +240,7 @@ fn pickers(
         }
     }
     for (object, document) in reading.objects() {
-        if let Object::InferenceModel(model) = object {
-            let pool = ObjectKey::new(&model.meta.namespace, &model.pool);
+        if let Some(pool) = pool_of(object) {
             match pickers.iter_mut().find(|picker| picker.pools.contains(&pool)) {
                 Some(picker) => push_document(&mut picker.pool_file, document),
                 None => {
@@ -260,6 +259,17 @@ fn pickers(
     }));
     pickers.retain(|picker| picker.pools.iter().any(is_routed));
     (pickers, remarks)
+}
+
+/// The pool that an object for a picker refers to.
+fn pool_of(object: &Object) -> Option<ObjectKey> {
+    let (meta, pool) = match object {
+        Object::InferenceModel(model) => (&model.meta, &model.pool),
+        Object::InferenceObjective(objective) => (&objective.meta, &objective.pool),
+        Object::InferenceModelRewrite(rewrite) => (&rewrite.meta, &rewrite.pool),
+        _ => return None,
+    };
+    Some(ObjectKey::new(&meta.namespace, pool))
 }
 
 /// Removes an annotation; false if the object does not have it.

@@ -171,6 +171,8 @@ fn came_to(object: &Object, key: &ObjectKey, desired: Option<&Desired>) -> Strin
             pods.collect::<Vec<_>>().join(", ")
         }
         Object::InferenceModel(_)
+        | Object::InferenceObjective(_)
+        | Object::InferenceModelRewrite(_)
         | Object::GatewayClass(_)
         | Object::ReferenceGrant(_)
         | Object::Namespace(_)

@@ -174,7 +174,9 @@ fn follower(kind: &str) -> &'static str {
             "the scheduler, the kubelet and the container runtime follow them"
         }
         "Service" => "kube-proxy and load balancers follow them",
-        "InferencePool" | "InferenceModel" => "the controllers of the pool may follow them",
+        "InferencePool" | "InferenceModel" | "InferenceObjective" | "InferenceModelRewrite" => {
+            "the controllers of the pool may follow them"
+        }
         _ => "the gateway's controller follows them",
     }
 }

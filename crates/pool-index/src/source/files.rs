@@ -12,7 +12,6 @@ use std::time::Instant;
 use inference_api::kinds::Object;
 use inference_api::manifest::{self, ManifestError};
 use inference_api::object::{DEFAULT_NAMESPACE, ObjectKey};
-use inference_api::pool::{InferenceModel, InferencePool};
 use serde::Deserialize;
 use thiserror::Error;
 use tracing::error;
@@ -20,13 +19,13 @@ use tracing::error;
 use super::kept::Kept;
 use super::watched::{Content, Unreadable, Watched, poll_blocking};
 use crate::address;
-use crate::index::{Change, EndpointRecord, Index, Membership};
+use crate::index::{Change, EndpointRecord, Index, Membership, Objects};
 use crate::snapshot::{KvAddresses, Reader};
 
 /// Files to read, and endpoints that need no file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// Multi-document YAML of InferencePools and InferenceModels.
+    /// Multi-document YAML of InferencePools, InferenceModels, InferenceObjectives and InferenceModelRewrites.
     pub pool_files: Vec<PathBuf>,
     /// YAML list of `{name, namespace: default, address: ip:port, labels: {}, ready: true}`, and if an engine publishes
     /// what its KV cache holds, `kvEvents: ip:port`, `kvReplay: ip:port`.
@@ -42,7 +41,7 @@ pub enum FilesError {
     Read(#[from] Unreadable),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    #[error("{}: {kind} {key} does not belong here, only InferencePool and InferenceModel do", path.display())]
+    #[error("{}: {kind} {key} does not belong here, only InferencePool and the kinds that refer to one do", path.display())]
     Kind { path: PathBuf, kind: &'static str, key: ObjectKey },
     #[error("{}: {kind} {key} is defined twice", path.display())]
     Duplicate { path: PathBuf, kind: &'static str, key: ObjectKey },
@@ -53,7 +52,7 @@ pub enum FilesError {
 /// The files and the index that they feed.
 #[derive(Debug)]
 pub struct Files {
-    pool_files: Vec<Watched<Objects>>,
+    pool_files: Vec<Watched<PoolFile>>,
     endpoints_file: Option<Watched<Endpoints>>,
     static_endpoints: Vec<SocketAddr>,
     index: Index,
@@ -61,16 +60,10 @@ pub struct Files {
 
 /// The objects in a file of pools.
 #[derive(Debug)]
-struct Objects {
-    pools: Kept<ObjectKey, InferencePool>,
-    models: Kept<ObjectKey, InferenceModel>,
-}
+struct PoolFile(Kept<ObjectId, Object>);
 
-#[derive(Debug, Default)]
-struct ParsedObjects {
-    pools: BTreeMap<ObjectKey, InferencePool>,
-    models: BTreeMap<ObjectKey, InferenceModel>,
-}
+/// Kind and key of an object.
+type ObjectId = (&'static str, ObjectKey);
 
 /// The records in a file of endpoints.
 #[derive(Debug)]
@@ -138,37 +131,23 @@ impl Files {
     /// All pool files together. An object that two of them define is an error, because nothing says which definition is
     /// meant; an object that moves from one file to another is in both for a moment.
     fn objects(&self) -> Result<Change, FilesError> {
-        let mut pools: BTreeMap<&ObjectKey, &InferencePool> = BTreeMap::new();
-        let mut models: BTreeMap<&ObjectKey, &InferenceModel> = BTreeMap::new();
+        let mut objects: BTreeMap<&ObjectId, &Object> = BTreeMap::new();
         for file in &self.pool_files {
-            let duplicate = |kind, key: &ObjectKey| FilesError::Duplicate {
-                path: file.path().to_owned(),
-                kind,
-                key: key.clone(),
-            };
-            for (key, pool) in file.content().pools.present() {
-                if pools.insert(key, pool).is_some() {
-                    return Err(duplicate("InferencePool", key));
-                }
-            }
-            for (key, model) in file.content().models.present() {
-                if models.insert(key, model).is_some() {
-                    return Err(duplicate("InferenceModel", key));
+            let PoolFile(kept) = file.content();
+            for (id, object) in kept.present() {
+                if objects.insert(id, object).is_some() {
+                    let (kind, key) = id.clone();
+                    return Err(FilesError::Duplicate { path: file.path().to_owned(), kind, key });
                 }
             }
         }
         for file in &self.pool_files {
-            for (key, pool) in file.content().pools.absent() {
-                pools.entry(key).or_insert(pool);
-            }
-            for (key, model) in file.content().models.absent() {
-                models.entry(key).or_insert(model);
+            let PoolFile(kept) = file.content();
+            for (id, object) in kept.absent() {
+                objects.entry(id).or_insert(object);
             }
         }
-        Ok(Change::ReplaceObjects {
-            pools: pools.into_values().cloned().collect(),
-            models: models.into_values().cloned().collect(),
-        })
+        Ok(Change::ReplaceObjects(objects.into_values().cloned().collect()))
     }
 
     /// All endpoints. A record that is now present under another name is not kept under its old name.
@@ -194,50 +173,38 @@ impl Files {
     }
 }
 
-// === impl Objects ===
+// === impl PoolFile ===
 
-impl From<ParsedObjects> for Objects {
-    fn from(ParsedObjects { pools, models }: ParsedObjects) -> Self {
-        Self { pools: pools.into(), models: models.into() }
+impl From<BTreeMap<ObjectId, Object>> for PoolFile {
+    fn from(objects: BTreeMap<ObjectId, Object>) -> Self {
+        Self(objects.into())
     }
 }
 
-impl Content for Objects {
-    type Parsed = ParsedObjects;
+impl Content for PoolFile {
+    type Parsed = BTreeMap<ObjectId, Object>;
     type Error = FilesError;
 
-    fn parse(text: &str, path: &Path) -> Result<ParsedObjects, FilesError> {
-        let mut parsed = ParsedObjects::default();
+    fn parse(text: &str, path: &Path) -> Result<Self::Parsed, FilesError> {
+        let mut parsed = BTreeMap::new();
         for object in manifest::parse(text, &path.display().to_string())? {
             let (kind, key) = (object.kind(), object.key());
-            let defined_before = match object {
-                Object::InferencePool(pool) => parsed.pools.insert(pool.key(), pool).is_some(),
-                Object::InferenceModel(model) => parsed.models.insert(model.meta.key(), model).is_some(),
-                Object::GatewayClass(_)
-                | Object::Gateway(_)
-                | Object::HttpRoute(_)
-                | Object::ReferenceGrant(_)
-                | Object::Namespace(_)
-                | Object::BackendTrafficPolicy(_)
-                | Object::ClientTrafficPolicy(_)
-                | Object::Workload(_)
-                | Object::Service(_)
-                | Object::ConfigMap(_)
-                | Object::Secret(_) => return Err(FilesError::Kind { path: path.to_owned(), kind, key }),
-            };
-            if defined_before {
+            if !Objects::take(&object) {
+                return Err(FilesError::Kind { path: path.to_owned(), kind, key });
+            }
+            if parsed.insert((kind, key.clone()), object).is_some() {
                 return Err(FilesError::Duplicate { path: path.to_owned(), kind, key });
             }
         }
         Ok(parsed)
     }
 
-    fn update(&mut self, ParsedObjects { pools, models }: ParsedObjects, now: Instant) -> usize {
-        self.pools.update(pools, now) + self.models.update(models, now)
+    fn update(&mut self, objects: Self::Parsed, now: Instant) -> usize {
+        self.0.update(objects, now)
     }
 
     fn settle(&mut self, now: Instant) -> bool {
-        self.pools.settle(now) | self.models.settle(now)
+        self.0.settle(now)
     }
 }
 

@@ -169,6 +169,7 @@ impl Served {
             x_request_id: String::new(),
             pool: None,
             subset: None,
+            objective: None,
             wants_reason: false,
             content: Content::Body(scanner.finish(&[body]).unwrap()),
         };
