@@ -55,6 +55,10 @@ struct Cli {
     /// Replicas of every picker [default: one, and whoever scales the Deployment may change that]
     #[arg(long, value_name = "N")]
     picker_replicas: Option<NonZeroU16>,
+    /// Argument of every picker, after the controller's own, as in --picker-arg=--grace-period=30s; may be given several
+    /// times
+    #[arg(long = "picker-arg", value_name = "ARG", allow_hyphen_values = true)]
+    picker_args: Vec<String>,
     /// Tell clients that send the header x-warmpath-explain why their pod was picked: names, loads and prefixes of pods
     #[arg(long)]
     explain_to_clients: bool,
@@ -109,6 +113,7 @@ impl Cli {
         let Self {
             picker_image: image,
             picker_replicas: replicas,
+            picker_args: arguments,
             explain_to_clients: explains,
             namespace,
             kubeconfig,
@@ -125,7 +130,7 @@ impl Cli {
         Settings {
             kubeconfig,
             namespace,
-            setup: Setup { image, replicas, explains },
+            setup: Setup { image, replicas, arguments, explains },
             host,
             hooks_port,
             secure_names,

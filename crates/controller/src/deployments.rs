@@ -39,7 +39,7 @@ pub fn deployment(picker: &ObjectKey, pools: &[&InferencePool], setup: &Setup) -
 }
 
 fn pod(picker: &ObjectKey, named: &ObjectKey, setup: &Setup) -> Value {
-    let Setup { image, replicas: _, explains } = setup;
+    let Setup { image, replicas: _, arguments: further, explains } = setup;
     let mut arguments = vec![
         format!("--watch-picker={named}"),
         "--host=0.0.0.0".to_owned(),
@@ -49,6 +49,7 @@ fn pod(picker: &ObjectKey, named: &ObjectKey, setup: &Setup) -> Value {
         format!("--peer={}:{METRICS_PORT}", names::host(picker)),
     ];
     arguments.extend(explains.then(|| "--explain-to-clients".to_owned()));
+    arguments.extend(further.iter().cloned());
     let probe = |path: &str, period: u32| json!({ "httpGet": { "path": path, "port": "metrics" }, "periodSeconds": period });
     let port = |name: &str, port: u16| json!({ "name": name, "containerPort": port, "protocol": "TCP" });
     let container = json!({

@@ -9,6 +9,8 @@ pub struct Setup {
     pub image: String,
     /// Pickers per Deployment; `None` leaves the number to whoever scales it, from one on.
     pub replicas: Option<NonZeroU16>,
+    /// Arguments of the picker after the controller's own.
+    pub arguments: Vec<String>,
     /// True if clients may ask a picker for its reasons.
     pub explains: bool,
 }

@@ -27,7 +27,7 @@ fn epoch() -> SystemTime {
 }
 
 fn setup() -> Setup {
-    Setup { image: "epp:1".to_owned(), replicas: None, explains: false }
+    Setup { image: "epp:1".to_owned(), replicas: None, arguments: Vec::new(), explains: false }
 }
 
 /// A cluster with an authority and these objects, and the authority.
@@ -176,6 +176,16 @@ fn the_deployment_of_a_managed_picker() {
     let explaining = Scene::new(&routed()).plan(&Setup { explains: true, ..setup() });
     let arguments = &explaining.apply.last().unwrap()["spec"]["template"]["spec"]["containers"][0]["args"];
     assert_eq!(arguments.as_array().unwrap().last().unwrap(), "--explain-to-clients");
+}
+
+/// The golden file of the test before is the control: without the setting there is no such argument.
+#[test]
+fn the_operators_arguments_come_after_the_controllers_own() {
+    let operators = Setup { arguments: vec!["--grace-period=30s".to_owned()], explains: true, ..setup() };
+    let plan = Scene::new(&routed()).plan(&operators);
+    let arguments = &plan.apply.last().unwrap()["spec"]["template"]["spec"]["containers"][0]["args"];
+    let last = &arguments.as_array().unwrap()[arguments.as_array().unwrap().len() - 2..];
+    assert_eq!(last, ["--explain-to-clients", "--grace-period=30s"]);
 }
 
 /// Both would get the Service `qwen-pods`.

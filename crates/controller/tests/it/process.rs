@@ -45,7 +45,12 @@ impl Running {
         let settings = Settings {
             kubeconfig: Some(kubeconfig),
             namespace: HERE.to_owned(),
-            setup: Setup { image: "epp:1".to_owned(), replicas: None, explains: false },
+            setup: Setup {
+                image: "epp:1".to_owned(),
+                replicas: None,
+                arguments: Vec::new(),
+                explains: false,
+            },
             host,
             hooks_port: 0,
             secure_names,
