@@ -16,8 +16,8 @@ pub(super) const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy
                        inference.networking.x-k8s.io/prefix-cache-mode: \"precise\"";
 /// Blocks of a pod's cache, enough for two or three conversations of about 1,200 tokens.
 const BLOCKS: &str = "200";
-/// Number of conversations, more than all pods have room for.
-const CONVERSATIONS: usize = 16;
+/// Number of conversations. Of five pods, one has three or more, which it has no room for, and one has two at most.
+const CONVERSATIONS: usize = 13;
 /// Number of conversations before the pool is made precise.
 const CONTROLS: usize = 2;
 const TURNS: usize = 2;
