@@ -67,18 +67,25 @@ pub async fn run(args: RunArgs) -> Result<End> {
     let kubeconfig = (args.on.on == Some(Provider::Kind)).then(|| options.run_dir.join("kubeconfig"));
     std::fs::create_dir_all(&options.run_dir).context("create the run's directory")?;
     let target = target(&args.on, kubeconfig)?;
+    let kind = match &target {
+        Target::Kind(kind) => Some(kind.clone()),
+        Target::Existing(_) => None,
+    };
     let plan = plan(target, &args.install, args.cluster.programs.clone(), options.run_dir.clone());
     let mut checks = Checks::new(&args, &options, &session)?;
     let outcome = made_for(&session, &plan.target, Left::Nothing, async || {
         let progress = session.ui.progress();
-        let standing = stand::components(&plan, &progress).await?;
-        checks.restart_clock();
-        let provider = KubernetesCluster::start(standing, &options, progress).await?;
+        let start = async {
+            let standing = stand::components(&plan, &progress).await?;
+            checks.restart_clock();
+            KubernetesCluster::start(standing, kind, &options, progress.clone()).await
+        };
+        let Some(provider) = session.interrupt.unless(start).await.transpose()? else { return Ok(None) };
         let cluster = Cluster::of(Box::new(provider));
         let outcome = checks.run(&cluster).await;
         session.ui.step("giving the cluster back");
         cluster.stop().await?;
-        outcome
+        outcome.map(Some)
     });
     let outcome = outcome.await?.unwrap_or(Outcome::Interrupted);
     checks.report(outcome)
@@ -92,11 +99,14 @@ pub async fn up(args: UpArgs) -> Result<End> {
     let manifests = flags::sources(&cluster.manifests, &run_dir)?;
     let requests = doc::directory(&run_dir)?.join("requests/quoted");
     let plan = plan(target(&on, None)?, &install, cluster.programs, run_dir);
-    let stood = made_for(&session, &plan.target, Left::IfDone, async || {
+    let stand = async {
         let progress = session.ui.progress();
         let standing = stand::components(&plan, &progress).await?;
         stand::objects(&standing, &manifests, &progress).await?;
         settle::listeners(&standing.access).await
+    };
+    let stood = made_for(&session, &plan.target, Left::IfDone, async || {
+        session.interrupt.unless(stand).await.transpose()
     });
     let Some(listeners) = stood.await? else { return Ok(End::Interrupted) };
     output::print(&instructions(&listeners, &requests, &on));
@@ -111,21 +121,21 @@ enum Left {
     IfDone,
 }
 
-/// Does the work, and deletes a cluster that was made for it; returns `None` if interrupted before the work was done. A
-/// cluster that was there before stays in any case.
+/// Does the work, and deletes a cluster that was made for it. Work that is interrupted returns `None`. A cluster that was
+/// there before stays in any case.
 async fn made_for<T>(
     session: &Session,
     target: &Target,
     left: Left,
-    work: impl AsyncFnOnce() -> Result<T>,
+    work: impl AsyncFnOnce() -> Result<Option<T>>,
 ) -> Result<Option<T>> {
-    let Session { ui, interrupt } = session;
+    let ui = &session.ui;
     stand::check(target).await?;
     let made: Option<&Kind> = match target {
         Target::Kind(kind) if !kind.is_there().await? => Some(kind),
         Target::Kind(_) | Target::Existing(_) => None,
     };
-    let done = interrupt.unless(work()).await.transpose();
+    let done = work().await;
     if let Some(kind) = made {
         let is_left = left == Left::IfDone && !matches!(done, Ok(None));
         if is_left && done.is_err() {
@@ -248,7 +258,7 @@ pub async fn tutorial(args: TutorialArgs) -> Result<End> {
     let plan = plan(target(&on, kubeconfig.clone())?, &install, programs, run_dir.clone());
     let left = if keep { Left::IfDone } else { Left::Nothing };
     let transcript = report_dir.join("tutorial.txt");
-    let followed = made_for(&session, &plan.target, left, async || {
+    let follow = async {
         let manifests = doc::directory(&run_dir)?;
         let steps = tutorial::steps(&manifests)?;
         let progress = session.ui.progress();
@@ -271,7 +281,9 @@ pub async fn tutorial(args: TutorialArgs) -> Result<End> {
             settle::settle(&standing.access, standing.addresses, &progress).await?;
         }
         Ok(End::Good)
-    });
+    };
+    let followed =
+        made_for(&session, &plan.target, left, async || session.interrupt.unless(follow).await.transpose());
     let end = followed.await?.unwrap_or(End::Interrupted);
     output::print(&format!("transcript: {}\n", transcript.display()));
     Ok(end)

@@ -10,6 +10,8 @@ mod faults;
 
 mod watch;
 
+mod pickers;
+
 mod records;
 
 mod membership;
@@ -40,7 +42,9 @@ use tokio::sync::Mutex;
 use crate::api::{Access, ENVOY_GATEWAY};
 use crate::cluster::edits::Settings;
 use crate::cluster::forward::Forward;
+use crate::cluster::pickers::Controller;
 use crate::cluster::watch::{View, Watch};
+use crate::kind::Kind;
 use crate::settle::{self, Addresses};
 use crate::stand::{Standing, yaml};
 use crate::wait::{self, Look};
@@ -56,6 +60,11 @@ pub struct KubernetesCluster {
     addresses: Addresses,
     files: RunFiles,
     progress: Progress,
+    /// Replicas of every picker.
+    n_pickers: u32,
+    /// The cluster of kind, whose node can be reached.
+    kind: Option<Kind>,
+    controller: Controller,
     /// The user's manifests, and those in force.
     original: Manifests,
     in_force: Brief<Manifests>,
@@ -86,19 +95,28 @@ impl KubernetesCluster {
     ///
     /// # Errors
     /// When the API server refuses the objects, or they do not serve in time.
-    pub async fn start(standing: Standing, options: &Options, progress: Progress) -> Result<Self> {
+    pub async fn start(
+        standing: Standing,
+        kind: Option<Kind>,
+        options: &Options,
+        progress: Progress,
+    ) -> Result<Self> {
         let Standing { access, addresses } = standing;
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
         let original = Manifests::read(&options.manifests)?;
         let fresh = Fresh { engine_args: options.engine_args.clone(), ..Fresh::default() };
         let (time_scale, replicas) = (options.time_scale, options.replicas);
         let settings = Settings { fresh, epoch: 0, time_scale, replicas };
+        let controller = Controller::find(&access).await?;
         let watch = Watch::start(access.clone(), files.clone()).await?;
         let cluster = Self {
             access,
             addresses,
             files,
             progress,
+            n_pickers: options.pickers,
+            kind,
+            controller,
             in_force: Brief::new(original.clone()),
             original,
             applied: Mutex::new(Applied { settings: settings.clone(), objects: Vec::new() }),
@@ -107,7 +125,11 @@ impl KubernetesCluster {
             pods: Mutex::default(),
             client: Client::default(),
         };
+        let fresh = settings.fresh.clone();
         cluster.put(&cluster.original, settings).await?;
+        cluster.set_pickers(&fresh, pickers::arguments(&fresh)?).await?;
+        // A run that was killed may have left none.
+        cluster.scale_pickers(cluster.n_pickers).await?;
         cluster.until_known().await?;
         Ok(cluster)
     }
@@ -222,11 +244,12 @@ impl KubernetesCluster {
     }
 
     async fn restart_all(&self, fresh: Fresh) -> Result<()> {
-        refuse(&fresh)?;
+        let arguments = pickers::arguments(&fresh)?;
+        self.set_pickers(&fresh, arguments).await?;
         let manifests = self.manifests();
         let mut settings = self.applied.lock().await.settings.clone();
         settings.epoch += 1;
-        let n_pickers = fresh.pickers.unwrap_or(1);
+        let n_pickers = fresh.pickers.unwrap_or(self.n_pickers);
         settings.fresh = fresh;
         let old: Vec<String> =
             self.watch.view().status.pickers.iter().map(|picker| picker.name.clone()).collect();
@@ -238,6 +261,15 @@ impl KubernetesCluster {
         self.until_known().await.map(drop)
     }
 
+    /// Has the controller give its pickers these settings.
+    async fn set_pickers(&self, fresh: &Fresh, arguments: Vec<String>) -> Result<()> {
+        if !self.controller.set(&self.access, &arguments).await? {
+            return Ok(());
+        }
+        let look = async || pickers::look(&self.access, fresh).await;
+        wait::until(&self.access, ("waiting for the controller", KNOWN), &self.progress, look).await
+    }
+
     async fn exchange(&self, manifests: &Manifests) -> Result<()> {
         let settings = self.applied.lock().await.settings.clone();
         self.put(manifests, settings).await?;
@@ -246,6 +278,11 @@ impl KubernetesCluster {
 
     /// Gives the user's objects back as they were, with the user's settings.
     async fn take_back(&self) -> Result<()> {
+        if self.kind.is_some() {
+            self.signal_api_server("-CONT").await?;
+        }
+        self.scale_pickers(self.n_pickers).await?;
+        self.controller.set(&self.access, &[]).await?;
         let applied = self.applied.lock().await;
         let plain = edits::plain(&self.original)?;
         self.access.kubectl(&["apply", "-f", "-"], &yaml(&plain)).await?;
@@ -253,21 +290,6 @@ impl KubernetesCluster {
         let delete = ["delete", "--ignore-not-found", "--wait=false", "-f", "-"];
         self.access.kubectl(&delete, &yaml(&removed)).await.map(drop)
     }
-}
-
-/// Refuses settings of pickers that are the controller's to choose.
-fn refuse(fresh: &Fresh) -> Result<(), Unavailable> {
-    let Fresh { engine_args: _, picker_args, explains, responses, pickers: _ } = fresh;
-    let reason = if !picker_args.is_empty() {
-        "the controller chooses the arguments of its pickers"
-    } else if !explains {
-        "the controller decides for all pickers if they explain their picks to clients"
-    } else if responses.is_some() {
-        "the controller chooses the way of responses"
-    } else {
-        return Ok(());
-    };
-    Err(Unavailable(reason.to_owned()))
 }
 
 impl Provider for KubernetesCluster {

@@ -29,6 +29,12 @@ impl Kind {
         format!("kind-{}", self.name)
     }
 
+    /// The container of the node with the API server.
+    #[must_use]
+    pub fn control_plane(&self) -> String {
+        format!("{}-control-plane", self.name)
+    }
+
     /// The command that deletes the cluster, for the user.
     #[must_use]
     pub fn deletion(&self) -> String {

@@ -126,7 +126,7 @@ pub async fn listeners(access: &Access) -> Result<Vec<Listener>> {
 }
 
 /// Returns what a Deployment still lacks.
-fn unready(deployment: &Deployment) -> Option<String> {
+pub(crate) fn unready(deployment: &Deployment) -> Option<String> {
     let name = deployment.metadata.name.as_deref().unwrap_or_default();
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let status = deployment.status.as_ref();

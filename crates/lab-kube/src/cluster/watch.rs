@@ -25,6 +25,7 @@ use tracing::debug;
 use crate::api::{Access, DEFAULT, ENVOY_GATEWAY};
 use crate::cluster::edits::selector;
 use crate::cluster::membership::Endpoints;
+use crate::cluster::pickers::PICKERS;
 use crate::cluster::records::{self, Records, Source};
 use crate::settle;
 use crate::wait::is_ready;
@@ -33,7 +34,6 @@ use crate::wait::is_ready;
 const LOOK: Duration = Duration::from_millis(250);
 /// Time between two tries to open a log.
 const RETRY: Duration = Duration::from_millis(200);
-const PICKERS: &str = "app.kubernetes.io/name=epp";
 const PROXIES: &str = "gateway.envoyproxy.io/owning-gateway-name";
 const PICKER_PORT: u16 = 9002;
 const METRICS_PORT: u16 = 9090;

@@ -22,6 +22,14 @@ pub enum Fault {
     EmptyPools,
     /// The file with the pickers' endpoints is empty.
     EmptyEndpoints,
+    /// The controller of pools dies without notice. Its successor serves.
+    KillController,
+    /// The gateway's controller is restarted, as by an upgrade.
+    RestartGatewayController,
+    /// Every pool and model is deleted, and made again.
+    RemakePools,
+    /// The API server answers nobody.
+    HangApiServer,
 }
 
 /// Something that the cluster cannot give, and why. The checks that need it are skipped.
@@ -47,6 +55,10 @@ impl fmt::Display for Fault {
             Self::ForgeCertificates => f.write_str("give the pickers forged certificates"),
             Self::EmptyPools => f.write_str("empty the files of pools"),
             Self::EmptyEndpoints => f.write_str("empty the file of endpoints"),
+            Self::KillController => f.write_str("kill the controller"),
+            Self::RestartGatewayController => f.write_str("restart the gateway's controller"),
+            Self::RemakePools => f.write_str("delete the pools and make them again"),
+            Self::HangApiServer => f.write_str("hang the API server"),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::check::{Check, Claim, Group};
 use crate::cluster::fault::Fault;
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
-use crate::scenario::lab::{Answer, GOOD, Lab, REFUSED, Shot, Via};
+use crate::scenario::lab::{Answer, GONE, GOOD, Lab, Shot, Via};
 use crate::scenario::part;
 
 /// Requests sent beside round 2 right after the pod's death, enough to reach every pod.
@@ -108,9 +108,9 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
     lab.check(
         fails
             .holds(
-                format!("500, {REFUSED}"),
+                format!("500, {}", GONE.join(" or ")),
                 format!("{}, {reason}", down.side.status),
-                down.side.status == 500 && reason.contains(REFUSED),
+                down.side.status == 500 && GONE.iter().any(|words| reason.contains(words)),
             )
             .detail(&down.body),
     );
@@ -128,6 +128,7 @@ async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
         claim("strange-picker/fails", "A picker whose certificate is not trusted sees no request"),
         claim("strange-picker/back", "The real picker is trusted again"),
     ]);
+    lab.cluster.can(&Fault::ForgeCertificates)?;
     lab.fresh(&[]).await?;
     let send = async |label: &str| {
         let body = lab.requests.curl(Form::Quoted, 1)?;

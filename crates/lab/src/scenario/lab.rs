@@ -41,6 +41,9 @@ const ADMIN: &str = "http.admin.";
 
 /// Words of Envoy's reason for a failure when nobody listens on the picker's port.
 pub(super) const REFUSED: &str = "Connection_refused";
+/// Words of Envoy's reason when the picker's address is gone, as that of a pod: nobody answers there, or the name has no
+/// address any more.
+pub(super) const GONE: [&str; 3] = [REFUSED, "connection_timeout", "no_healthy_upstream"];
 pub(super) const CHAT: &str = "/v1/chat/completions";
 
 /// Tools of a part of a scenario, and the section in which its requests are reported. The cluster belongs to the run.

@@ -69,6 +69,7 @@ async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
         claim("picker-hung/plain", "8080 works while the picker hangs"),
         claim("picker-hung/back", "8081 works again when the picker continues"),
     ]);
+    lab.cluster.can(&Fault::HangPickers)?;
     lab.fresh(&[]).await?;
     let request = || lab.requests.curl(Form::Quoted, 1);
     lab.cluster.inflict(&Fault::HangPickers).await?;

@@ -131,6 +131,12 @@ impl LocalCluster {
     pub(in crate::cluster) fn can(&self, fault: &Fault) -> Result<(), Unavailable> {
         match fault {
             Fault::KillPod(_) | Fault::EmptyEndpoints => Ok(()),
+            Fault::KillController
+            | Fault::RestartGatewayController
+            | Fault::RemakePools
+            | Fault::HangApiServer => Err(Unavailable(
+                "without Kubernetes there are no objects, and no controllers of them".to_owned(),
+            )),
             Fault::KillPicker(_)
             | Fault::KillPickers
             | Fault::HangPickers
@@ -172,12 +178,21 @@ impl LocalCluster {
             }
             Fault::EmptyPools => self.originals.lock().await.empty(self.pool_files()),
             Fault::EmptyEndpoints => self.originals.lock().await.empty(vec![self.files.endpoints()]),
+            Fault::KillController
+            | Fault::RestartGatewayController
+            | Fault::RemakePools
+            | Fault::HangApiServer => Ok(self.can(fault)?),
         }
     }
 
     pub(in crate::cluster) async fn end(&self, fault: &Fault) -> Result<()> {
         match fault {
-            Fault::KillPod(_) | Fault::ReplacePicker(_) => Ok(()),
+            Fault::KillPod(_)
+            | Fault::ReplacePicker(_)
+            | Fault::KillController
+            | Fault::RestartGatewayController
+            | Fault::RemakePools
+            | Fault::HangApiServer => Ok(()),
             Fault::KillPicker(_) | Fault::KillPickers => self.start_pickers().await,
             Fault::HangPickers => self.command(|reply| Command::HangPickers { hang: false, reply }).await,
             Fault::ForgeCertificates => {

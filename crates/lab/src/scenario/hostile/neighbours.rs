@@ -83,6 +83,7 @@ pub(super) async fn rewritten_files(lab: &Lab<'_>) -> Result<()> {
         claim("rewritten/prefixes", "The picker still knows after the rewrites what was cached before"),
         claim("rewritten/control", "The picker follows files that stay empty: there is no pool any more"),
     ]);
+    lab.cluster.can(&EMPTY_FILES[0])?;
     lab.fresh(&[]).await?;
     let is_over = AtomicBool::new(false);
     let rewriting = async {

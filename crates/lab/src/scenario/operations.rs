@@ -1,0 +1,170 @@
+//! What operators do while clients send requests: they scale pods, rename models, make pools again, and upgrade or lose
+//! controllers. No client may notice.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::future::join_all;
+use tokio::time::sleep;
+
+use crate::check::{Check, Claim, Group};
+use crate::cluster::fault::Fault;
+use crate::requests::{Form, body};
+use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
+use crate::scenario::{part, texts};
+
+/// Clients that send one request after the other.
+const CLIENTS: usize = 4;
+/// Time for which the API server answers nobody.
+const OUTAGE: Duration = Duration::from_secs(30);
+const REPLICAS: &str = "replicas: 5";
+/// Numbers of pods to which a Deployment is scaled, one after the other.
+const STEPS: [usize; 2] = [2, 8];
+const MODEL: (&str, &str) = ("modelName: /model/qwen", "modelName: /model/renamed");
+/// A model has its name for good: one with another name is another object.
+const OBJECT: (&str, &str) = ("name: inferencemodel-qwen", "name: inferencemodel-renamed");
+const RENAMED: &str = "/model/renamed";
+
+pub async fn run(lab: &Lab<'_>) {
+    let group = Group::Faults;
+    part(lab, group, "pods scaled", scaled).await;
+    part(lab, group, "model renamed", renamed).await;
+    part(lab, group, "pool made again", made_again).await;
+    part(lab, group, "controllers replaced", controllers).await;
+    part(lab, group, "API server hung", api_server).await;
+}
+
+fn claim(name: &str, title: &str) -> Claim {
+    Check::of(Group::Faults, name, title)
+}
+
+/// Does the work while clients send requests, and returns their answers too.
+async fn meanwhile<T>(
+    lab: &Lab<'_>,
+    label: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<(T, Vec<Answer>)> {
+    let is_over = AtomicBool::new(false);
+    let model = lab.requests.model();
+    let client = async |number: usize| {
+        let mut answers = Vec::new();
+        while !is_over.load(Ordering::Relaxed) {
+            let text = format!("Client {number} asks question {} while: {label}.", answers.len());
+            let shot = Shot::new(Group::Faults, label, Via::Picker, body(&texts::chat(&model, &text)));
+            answers.push(lab.send(shot).await);
+        }
+        answers
+    };
+    let work = async {
+        let done = work.await;
+        is_over.store(true, Ordering::Relaxed);
+        done
+    };
+    let (done, answers) = tokio::join!(work, join_all((0..CLIENTS).map(client)));
+    Ok((done?, answers.into_iter().flatten().collect()))
+}
+
+/// Checks that every answer is good. The number of requests depends on how long the work takes.
+fn check_answers(lab: &Lab<'_>, claim: Claim, answers: &[Answer]) {
+    let bad: Vec<String> =
+        answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
+    let seen = format!("{} of {} answered", answers.len() - bad.len(), answers.len());
+    let is_good = bad.is_empty() && !answers.is_empty();
+    lab.check(claim.holds("every request is answered", seen, is_good).detail(bad.join("\n")));
+}
+
+async fn scaled(lab: &Lab<'_>) -> Result<()> {
+    let [answers_claim, pods] = lab.announce([
+        claim("scaled/answers", "No request is lost but with its pod while pods are scaled down and up"),
+        claim("scaled/pods", "There are as many pods as are asked for"),
+    ]);
+    lab.fresh(&[]).await?;
+    let original = lab.cluster.manifests();
+    let work = async {
+        let mut seen = Vec::new();
+        for n_pods in STEPS {
+            let mut manifests = original.clone();
+            manifests.replace(REPLICAS, &format!("replicas: {n_pods}")).context("scale the pods")?;
+            lab.apply(&manifests).await?;
+            seen.push(lab.cluster.pods().len());
+        }
+        anyhow::Ok(seen)
+    };
+    let (seen, answers) = meanwhile(lab, "pods are scaled", work).await?;
+    let lost: Vec<String> =
+        answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
+    let at_most = format!("at most {CLIENTS}, those under way when pods end");
+    let n_lost = format!("{} of {}", lost.len(), answers.len());
+    lab.check(answers_claim.holds(at_most, n_lost, lost.len() <= CLIENTS).detail(lost.join("\n")));
+    lab.check(pods.equal(format!("{STEPS:?}"), format!("{seen:?}")));
+    lab.reset().await
+}
+
+async fn renamed(lab: &Lab<'_>) -> Result<()> {
+    let [before, after] = lab.announce([
+        claim("renamed/control", "A model's new name is not known before it is given"),
+        claim("renamed/answer", "The next request finds a model by its new name"),
+    ]);
+    let ask = async |label: &str| {
+        let mut request = texts::chat(RENAMED, "Who are you?");
+        request["max_tokens"] = 8.into();
+        lab.send(Shot::new(Group::Faults, label, Via::Picker, body(&request))).await
+    };
+    lab.check(before.equal("404".to_owned(), ask("name not given").await.side.status.to_string()));
+    let mut manifests = lab.cluster.manifests();
+    for (from, to) in [MODEL, OBJECT] {
+        manifests.replace(from, to).context("rename the model")?;
+    }
+    lab.apply(&manifests).await?;
+    lab.check(after.equal(GOOD.to_owned(), ask("name given").await.verdict()));
+    lab.reset().await
+}
+
+async fn made_again(lab: &Lab<'_>) -> Result<()> {
+    let [lines] = lab.announce([claim(
+        "made-again/log",
+        "A pool that is deleted and made again is routed by prefix, like a new one",
+    )]);
+    lab.cluster.can(&Fault::RemakePools)?;
+    lab.fresh(&[]).await?;
+    lab.cluster.inflict(&Fault::RemakePools).await?;
+    let mark = lab.mark();
+    let mut sides = Vec::new();
+    for round in [1, 2] {
+        let request = lab.requests.curl(Form::Bash, round)?;
+        let label = format!("pool made again, round {round}");
+        sides.push(lab.send(Shot::new(Group::Faults, label, Via::Picker, request)).await.side);
+    }
+    let evidence = lab.collect(&mark, sides).await?;
+    lab.check(lines.equal(1, evidence.prefix_lines.len()));
+    Ok(())
+}
+
+async fn controllers(lab: &Lab<'_>) -> Result<()> {
+    let [own, gateways] = lab.announce([
+        claim("controllers/own", "No request is lost while the controller of pools is replaced"),
+        claim("controllers/gateway", "No request is lost while the gateway's controller is restarted"),
+    ]);
+    for (fault, claim) in [(Fault::KillController, own), (Fault::RestartGatewayController, gateways)] {
+        lab.cluster.can(&fault)?;
+        let work = async { lab.cluster.inflict(&fault).await };
+        let ((), answers) = meanwhile(lab, &fault.to_string(), work).await?;
+        check_answers(lab, claim, &answers);
+    }
+    Ok(())
+}
+
+async fn api_server(lab: &Lab<'_>) -> Result<()> {
+    let [answers_claim] =
+        lab.announce([claim("api-server/answers", "No request is lost while the API server answers nobody")]);
+    lab.cluster.can(&Fault::HangApiServer)?;
+    let work = async {
+        lab.cluster.inflict(&Fault::HangApiServer).await?;
+        sleep(OUTAGE).await;
+        lab.cluster.end(&Fault::HangApiServer).await
+    };
+    let ((), answers) = meanwhile(lab, "the API server hangs", work).await?;
+    check_answers(lab, answers_claim, &answers);
+    Ok(())
+}
