@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessor;
 use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse, processing_request};
-use futures::stream::unfold;
+use futures::stream::try_unfold;
 use futures::{FutureExt as _, Stream};
 use inference_api::keys;
 use inference_api::object::ObjectKey;
@@ -198,13 +198,10 @@ impl ExternalProcessor for Processor {
             cut: Box::pin(self.cut.clone().cancelled_owned()),
             _open: OpenStream::new(self.director.metrics().streams.clone()),
         };
-        let answers = unfold(Some(conversation), |conversation| async {
-            let mut conversation = conversation?;
-            match conversation.next().await {
-                Ok(Some(answer)) => Some((Ok(answer), Some(conversation))),
-                Ok(None) => None,
-                Err(status) => Some((Err(status), None)),
-            }
+        // Every answer takes the conversation and gives it back, so it is moved as a pointer.
+        let answers = try_unfold(Box::new(conversation), async |mut conversation| {
+            let answer = conversation.next().await?;
+            Ok(answer.map(|answer| (answer, conversation)))
         });
         Ok(Response::new(Box::pin(answers)))
     }
