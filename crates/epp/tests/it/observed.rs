@@ -210,6 +210,39 @@ async fn a_report_that_is_reset_at_once_is_read() {
     assert!(picker.metrics().await.contains("epp_unreported_responses_total 0\n"));
 }
 
+/// Reports end well, early, in the middle, or come twice, and the requests overlap.
+#[tokio::test]
+async fn however_reports_end_no_request_stays_in_flight() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let mut open = Vec::new();
+    for number in 0..40 {
+        let answer = ask(&proxy, &format!("{number}").repeat(100)).await;
+        let report = proxy.begin_report(&answer).await;
+        match number % 4 {
+            0 => {
+                report.report_headers(&[]).await;
+                report.report_body(USAGE, true).await;
+            }
+            1 => report.report_headers(&[]).await,
+            2 => {
+                report.report_headers(&[]).await;
+                report.report_body(&USAGE[..30], false).await;
+            }
+            _ => open.push(proxy.begin_report(&answer).await),
+        }
+        open.push(report);
+    }
+    until(async || load(&picker).await.0 == 30).await;
+    drop(open);
+    until(async || load(&picker).await == (0, 0)).await;
+
+    // Control: a request without a report stays in flight.
+    ask(&proxy, "unreported").await;
+    picker.wait_for_scrapes().await;
+    assert_eq!(load(&picker).await.0, 1);
+}
+
 #[tokio::test]
 async fn a_second_report_and_one_of_another_process_change_nothing() {
     let picker = Scenario::new(1).start().await;
