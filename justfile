@@ -46,6 +46,10 @@ step5:
 soak:
     bash .ci/recipe soak
 
+# The checks and the tutorial's commands on Kubernetes, if Docker, kind and kubectl are here.
+kind:
+    bash .ci/recipe kind
+
 # Generate the code and the descriptors from the protos again.
 proto:
     REGENERATE_PROTO=1 cargo test --package envoy-proto
