@@ -61,8 +61,8 @@ impl Plan {
     /// The first field that asks for something that cannot be left out and is not translated.
     pub fn new(objects: &[Object]) -> Result<Self, TranslateError> {
         let index = Index::new(objects)?;
-        let policies = Policies::new(&index)?;
         let mut plan = Self::default();
+        let policies = Policies::new(&index, &mut plan.remarks);
         plan.listeners = listener::listeners(&index, &mut plan.remarks)?;
         for route in &index.routes {
             plan.add_route(route, &index, &policies)?;
@@ -99,7 +99,7 @@ impl Plan {
             let planned = route::rule(route, (rule_idx, rule), index, self)?;
             for (listener_idx, hosts) in &parents {
                 let listener = &mut self.listeners[*listener_idx];
-                let timeout = planned.timeout.or_else(|| policies.timeout(route, listener));
+                let timeout = planned.timeout.or_else(|| policies.timeout(route, rule, listener));
                 for (match_idx, matcher) in route::matchers(rule).into_iter().enumerate() {
                     for host in hosts {
                         let suffix = host.replace('.', "_");

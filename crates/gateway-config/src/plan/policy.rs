@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use inference_api::gateway::{
-    BackendTrafficPolicy, ClientTrafficPolicy, ClientTrafficPolicySpec, HttpRoute, PolicyTarget,
+    BackendTrafficPolicy, ClientTrafficPolicy, ClientTrafficPolicySpec, HttpRoute, HttpRouteRule,
+    PolicyTarget,
 };
 use inference_api::keys;
 use inference_api::object::ObjectKey;
+use inference_api::remark::Remark;
 
-use crate::error::TranslateError;
 use crate::plan::Listener;
-use crate::plan::index::{self, Index};
+use crate::plan::index::Index;
 
 /// The object that a policy targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ enum Scope {
     Gateway(ObjectKey),
     Listener(ObjectKey, String),
     Route(ObjectKey),
+    /// A rule of a route, by its name.
+    Rule(ObjectKey, String),
 }
 
 #[derive(Debug)]
@@ -27,32 +30,45 @@ pub(super) struct Policies<'a> {
 }
 
 impl<'a> Policies<'a> {
-    pub(super) fn new(index: &'a Index<'a>) -> Result<Self, TranslateError> {
+    /// Finds what each policy targets. A target that is not there, or that an older policy has, gets a remark, as Envoy
+    /// Gateway reports it in the policy's status.
+    pub(super) fn new(index: &'a Index<'a>, remarks: &mut Vec<Remark>) -> Self {
         let mut scoped: Vec<(Scope, &BackendTrafficPolicy)> = Vec::new();
-        for policy in &index.policies {
+        let mut policies = index.policies.clone();
+        policies.sort_by_key(|policy| {
+            let created = policy.meta.creation_timestamp.as_deref();
+            (created.is_none(), created, policy.meta.key())
+        });
+        for policy in policies {
             let single = policy.spec.target_ref.is_some();
+            let mut remark = |field: String, effect: String| {
+                remarks.push(Remark::new("BackendTrafficPolicy", policy.meta.key(), field, effect));
+            };
+            if policy.spec.targets().next().is_none() {
+                remark(
+                    "spec.targetRefs".to_owned(),
+                    "a policy without a target has no effect, as here".to_owned(),
+                );
+            }
             for (idx, target) in policy.spec.targets().enumerate() {
                 let path = match (single, idx) {
                     (true, 0) => "spec.targetRef".to_owned(),
                     (true, _) => format!("spec.targetRefs[{}]", idx - 1),
                     (false, _) => format!("spec.targetRefs[{idx}]"),
                 };
-                let error = |field: &str, message: String| {
-                    index::error("BackendTrafficPolicy", &policy.meta, format!("{path}.{field}"), message)
-                };
-                let scope = scope(target, policy, index).map_err(|(field, message)| error(field, message))?;
-                if let Some((_, other)) = scoped.iter().find(|(known, _)| *known == scope) {
-                    return Err(error("name", format!("{} targets it too", other.meta.key())));
+                match scope(target, policy, index) {
+                    Err((field, effect)) => remark(format!("{path}.{field}"), effect),
+                    Ok(scope) => match scoped.iter().find(|(known, _)| *known == scope) {
+                        Some((_, other)) => {
+                            let effect = format!("{}, which targets it too, wins, as here", other.meta.key());
+                            remark(format!("{path}.name"), effect);
+                        }
+                        None => scoped.push((scope, policy)),
+                    },
                 }
-                scoped.push((scope, policy));
-            }
-            if policy.spec.targets().next().is_none() {
-                let message = "a policy without a target has no effect".to_owned();
-                let path = "spec.targetRefs".to_owned();
-                return Err(index::error("BackendTrafficPolicy", &policy.meta, path, message));
             }
         }
-        Ok(Self { scoped, clients: &index.client_policies })
+        Self { scoped, clients: &index.client_policies }
     }
 
     /// Bytes of a request that Envoy holds at most on a listener, by the policy on it or else on its Gateway.
@@ -73,11 +89,17 @@ impl<'a> Policies<'a> {
         limit(Some(listener)).or_else(|| limit(None))
     }
 
-    /// The request timeout of `route` on `listener`. A policy on the route replaces one on the listener, which replaces
-    /// one on the Gateway, each as a whole.
-    pub(super) fn timeout(&self, route: &HttpRoute, listener: &Listener) -> Option<Duration> {
+    /// The request timeout of a rule of `route` on `listener`. A policy on the rule replaces one on the route, which
+    /// replaces one on the listener, which replaces one on the Gateway, each as a whole.
+    pub(super) fn timeout(
+        &self,
+        route: &HttpRoute,
+        rule: &HttpRouteRule,
+        listener: &Listener,
+    ) -> Option<Duration> {
         let gateway = &listener.gateway;
         let scopes = [
+            Scope::Rule(route.meta.key(), rule.name.clone().unwrap_or_default()),
             Scope::Route(route.meta.key()),
             Scope::Listener(gateway.clone(), listener.name.clone()),
             Scope::Gateway(gateway.clone()),
@@ -89,38 +111,33 @@ impl<'a> Policies<'a> {
     }
 }
 
+/// The object that a policy targets, or the field that keeps it from that, with what comes of it on a cluster.
 fn scope(
     target: &PolicyTarget,
     policy: &BackendTrafficPolicy,
     index: &Index<'_>,
 ) -> Result<Scope, (&'static str, String)> {
     let PolicyTarget { group, kind, name, section_name } = target;
-    if group != keys::GATEWAY_GROUP {
-        return Err(("group", format!("{group:?} is not supported, only {}", keys::GATEWAY_GROUP)));
-    }
     let key = ObjectKey::new(&policy.meta.namespace, name);
-    match (kind.as_str(), section_name) {
-        ("Gateway", section) => {
-            let gateway = index
-                .gateways
-                .iter()
-                .find(|gateway| gateway.meta.key() == key)
-                .ok_or_else(|| ("name", format!("there is no Gateway {key}")))?;
+    let missing = || ("name", format!("it waits for {kind} {key}, which is not among the files"));
+    match (group.as_str(), kind.as_str(), section_name) {
+        (keys::GATEWAY_GROUP, "Gateway", section) => {
+            let gateway = index.gateways.iter().find(|gateway| gateway.meta.key() == key);
+            let gateway = gateway.ok_or_else(missing)?;
             let Some(section) = section else { return Ok(Scope::Gateway(key)) };
             if !gateway.spec.listeners.iter().any(|listener| listener.name == *section) {
-                return Err(("sectionName", format!("Gateway {key} has no listener {section}")));
+                return Err(("sectionName", format!("it waits for listener {section} of Gateway {key}")));
             }
             Ok(Scope::Listener(key, section.clone()))
         }
-        ("HTTPRoute", None) => {
-            if !index.routes.iter().any(|route| route.meta.key() == key) {
-                return Err(("name", format!("there is no HTTPRoute {key}")));
+        (keys::GATEWAY_GROUP, "HTTPRoute", section) => {
+            let route = index.routes.iter().find(|route| route.meta.key() == key).ok_or_else(missing)?;
+            let Some(section) = section else { return Ok(Scope::Route(key)) };
+            if !route.spec.rules.iter().any(|rule| rule.name.as_ref() == Some(section)) {
+                return Err(("sectionName", format!("it waits for rule {section} of HTTPRoute {key}")));
             }
-            Ok(Scope::Route(key))
+            Ok(Scope::Rule(key, section.clone()))
         }
-        ("HTTPRoute", Some(section)) => {
-            Err(("sectionName", format!("{section}: a policy on one rule is not supported")))
-        }
-        (kind, _) => Err(("kind", format!("{kind} is not supported, only Gateway and HTTPRoute"))),
+        (group, kind, _) => Err(("kind", format!("it applies to {kind} {key} of group {group:?}"))),
     }
 }

@@ -10,7 +10,7 @@ use inference_api::gateway::{
 use inference_api::remark::Remark;
 
 use crate::error::TranslateError;
-use crate::plan::backend::{self, Unresolved};
+use crate::plan::backend::{self, Resolved, Unresolved};
 use crate::plan::index::{self, Index};
 use crate::plan::{Cluster, Plan};
 
@@ -198,7 +198,10 @@ impl Adder<'_, '_> {
         path: &str,
     ) -> Result<Option<usize>, TranslateError> {
         match backend::resolve(backend, self.route, self.index) {
-            Ok(backend) => {
+            Ok(Resolved { backend, group_effect }) => {
+                self.plan.remarks.extend(group_effect.map(|effect| {
+                    Remark::new("HTTPRoute", self.route.meta.key(), format!("{path}.group"), effect)
+                }));
                 self.plan.clusters.push(Cluster { name, backend });
                 Ok(Some(self.plan.clusters.len() - 1))
             }

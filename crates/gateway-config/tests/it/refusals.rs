@@ -135,15 +135,18 @@ fn backend_refs() {
             "          kind: InferencePool\n          name: other",
         ),
         &expect![
-            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].name: on a cluster these requests get 500, as here: there is no InferencePool default/other in this group"
+            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].name: on a cluster these requests get 500, as here: there is no InferencePool default/other"
         ],
     );
+    let other_group =
+        edited("- group: inference.networking.x-k8s.io\n", "- group: inference.networking.k8s.io\n");
     check_remark(
-        &edited("- group: inference.networking.x-k8s.io\n", "- group: inference.networking.k8s.io\n"),
+        &other_group,
         &expect![
-            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].name: on a cluster these requests get 500, as here: there is no InferencePool default/vllm-qwen-pool in this group"
+            "HTTPRoute default/qwen-backend: spec.rules[0].backendRefs[0].group: on a cluster these requests get an error, because InferencePool default/vllm-qwen-pool is of inference.networking.x-k8s.io"
         ],
     );
+    assert_eq!(plan(&other_group).unwrap().clusters, plan(&tutorial()).unwrap().clusters);
     check_remark(
         &edited("          kind: InferencePool\n", "          kind: Backend\n"),
         &expect![[
@@ -178,57 +181,57 @@ fn a_pool_without_a_picker() {
 #[test]
 fn policies() {
     let target = "kind: Gateway\n    name: qwen-inference-gateway";
-    check(
+    check_remark(
         &edited(target, "kind: Gateway\n    name: other"),
         &expect![
-            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.name: there is no Gateway default/other"
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.name: on a cluster it waits for Gateway default/other, which is not among the files"
         ],
     );
-    check(
+    check_remark(
         &edited(target, "kind: HTTPRoute\n    name: other"),
         &expect![
-            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.name: there is no HTTPRoute default/other"
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.name: on a cluster it waits for HTTPRoute default/other, which is not among the files"
         ],
     );
-    check(
+    check_remark(
         &edited(target, "kind: Service\n    name: qwen"),
-        &expect![
-            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.kind: Service is not supported, only Gateway and HTTPRoute"
-        ],
-    );
-    check(
-        &edited(target, &format!("{target}\n    sectionName: other")),
-        &expect![
-            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.sectionName: Gateway default/qwen-inference-gateway has no listener other"
-        ],
-    );
-    check(
-        &edited("  targetRef:\n    group: gateway.networking.k8s.io", "  targetRef:\n    group: \"\""),
         &expect![[
-            r#"BackendTrafficPolicy default/backend-timeout: spec.targetRef.group: "" is not supported, only gateway.networking.k8s.io"#
+            r#"BackendTrafficPolicy default/backend-timeout: spec.targetRef.kind: on a cluster it applies to Service default/qwen of group "gateway.networking.k8s.io""#
         ]],
     );
-    check(
+    check_remark(
+        &edited(target, &format!("{target}\n    sectionName: other")),
+        &expect![
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.sectionName: on a cluster it waits for listener other of Gateway default/qwen-inference-gateway"
+        ],
+    );
+    check_remark(
+        &edited("  targetRef:\n    group: gateway.networking.k8s.io", "  targetRef:\n    group: \"\""),
+        &expect![[
+            r#"BackendTrafficPolicy default/backend-timeout: spec.targetRef.kind: on a cluster it applies to Gateway default/qwen-inference-gateway of group """#
+        ]],
+    );
+    check_remark(
         &edited(
             "kind: Gateway\n    name: qwen-inference-gateway",
             "kind: HTTPRoute\n    name: qwen-backend\n    sectionName: r",
         ),
         &expect![
-            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.sectionName: r: a policy on one rule is not supported"
+            "BackendTrafficPolicy default/backend-timeout: spec.targetRef.sectionName: on a cluster it waits for rule r of HTTPRoute default/qwen-backend"
         ],
     );
     let second = "---\napiVersion: gateway.envoyproxy.io/v1alpha1\nkind: BackendTrafficPolicy\nmetadata: {name: second}\n";
     let same = "spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: qwen-inference-gateway}]}\n";
-    check(
+    check_remark(
         &(tutorial() + second + same),
         &expect![
-            "BackendTrafficPolicy default/second: spec.targetRefs[0].name: default/backend-timeout targets it too"
+            "BackendTrafficPolicy default/second: spec.targetRefs[0].name: on a cluster default/backend-timeout, which targets it too, wins, as here"
         ],
     );
-    check(
+    check_remark(
         &(tutorial() + second + "spec: {}\n"),
         &expect![
-            "BackendTrafficPolicy default/second: spec.targetRefs: a policy without a target has no effect"
+            "BackendTrafficPolicy default/second: spec.targetRefs: on a cluster a policy without a target has no effect, as here"
         ],
     );
 }

@@ -135,6 +135,14 @@ fn the_nearest_timeout_wins() {
     assert_eq!(timeout(&on_listener, 1), Some(Duration::from_secs(3600)));
     let on_route = on_listener + &policy("kind: HTTPRoute, name: qwen-backend-no-inference", "3s");
     assert_eq!(timeout(&on_route, 0), Some(Duration::from_secs(3)));
+    let on_rule = |name: &str| {
+        edited(rule, &format!("      name: {name}\n{rule}"))
+            + &policy("kind: HTTPRoute, name: qwen-backend", "4s")
+            + &policy("kind: HTTPRoute, name: qwen-backend, sectionName: chat", "5s")
+    };
+    assert_eq!(timeout(&on_rule("chat"), 1), Some(Duration::from_secs(5)));
+    // Control: a rule of another name keeps the route's policy.
+    assert_eq!(timeout(&on_rule("other"), 1), Some(Duration::from_secs(4)));
 }
 
 #[test]
