@@ -359,6 +359,26 @@ mod tests {
     }
 
     #[test]
+    fn the_last_of_two_objects_of_one_name_counts() {
+        let mut manifests = tutorial();
+        let pods = manifests.files["vllm-service.yaml"].replace("replicas: 5", "replicas: 2");
+        manifests.files.insert("z.yaml".to_owned(), pods);
+        let desired = Desired::new(&manifests, Strictness::Lenient).unwrap();
+        let [deployment] = desired.deployments.as_slice() else { panic!("{:?}", desired.deployments) };
+        assert_eq!(deployment.replicas, 2);
+        let note = "Deployment default/qwen (metadata.name), Service default/qwen (metadata.name); on a cluster a later object";
+        assert!(desired.notes.iter().any(|found| found.contains(note)), "{:?}", desired.notes);
+        // Control: the same object in another namespace is another one.
+        let mut manifests = tutorial();
+        let pods =
+            manifests.files["vllm-service.yaml"].replace("name: qwen\n", "name: qwen\n  namespace: other\n");
+        manifests.files.insert("z.yaml".to_owned(), pods);
+        assert!(
+            !Desired::new(&manifests, Strictness::Lenient).unwrap().notes.concat().contains("a later object")
+        );
+    }
+
+    #[test]
     fn a_named_target_port_is_followed() {
         let mut manifests = tutorial();
         manifests.replace("targetPort: 8000", "targetPort: http").unwrap();

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cluster::Strictness;
 use crate::cluster::desired::{Desired, Refusal};
 use crate::cluster::manifests::Manifests;
-use crate::cluster::reading::{Content, Document, Reading};
+use crate::cluster::reading::{Content, Document, REPLACED, Reading};
 
 /// The answer to every object, in the order of the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -99,11 +99,14 @@ fn explained(
     strictness: Strictness,
 ) -> Explained {
     let Document { place, kind, key, content } = document;
-    let of_this = |remark: &&Remark| remark.kind == *kind && remark.key == *key;
+    let of_this =
+        |remark: &&Remark| remark.kind == *kind && remark.key == *key && remark.on_a_cluster != REPLACED;
     let mut remarks: Vec<&Remark> = match (desired, content) {
-        (Some(desired), _) => desired.remarks.iter().filter(of_this).collect(),
+        (_, Content::NoPart(remark)) => vec![remark],
+        (Some(desired), Content::Object { .. } | Content::Refused { .. }) => {
+            desired.remarks.iter().filter(of_this).collect()
+        }
         (None, Content::Object { remarks, .. }) => remarks.iter().collect(),
-        (None, Content::NoPart(remark)) => vec![remark],
         (None, Content::Refused { .. }) => Vec::new(),
     };
     remarks.dedup();
@@ -118,7 +121,9 @@ fn explained(
         }
         (_, Some(remark)) => (Answer::WithoutEffect, format!("on a cluster {}", remark.on_a_cluster)),
         (Content::Object { object, .. }, None) => (Answer::Translated, came_to(object, key, desired)),
-        (Content::NoPart(_), None) => (Answer::WithoutEffect, String::new()),
+        (Content::NoPart(remark), None) => {
+            (Answer::WithoutEffect, format!("on a cluster {}", remark.on_a_cluster))
+        }
     };
     let part =
         |remark: &&Remark| Part { field: remark.field.clone(), on_a_cluster: remark.on_a_cluster.clone() };

@@ -20,6 +20,9 @@ use crate::cluster::manifests::Manifests;
 /// Part of the path of the fields that decide which requests a rule takes.
 const MATCHES: &str = ".matches[";
 
+/// Effect of an object that a later one of its kind and name follows.
+pub(super) const REPLACED: &str = "a later object of its name replaces it, as here";
+
 /// All documents, in the order of the files.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reading {
@@ -70,7 +73,22 @@ impl Reading {
                 reading.add(value, &Place { file: file.clone(), document: idx + 1 });
             }
         }
+        reading.replace_earlier();
         Ok(reading)
+    }
+
+    /// Leaves the last of several objects of one kind and name, as `kubectl apply` does.
+    fn replace_earlier(&mut self) {
+        for idx in 0..self.documents.len() {
+            let (earlier, later) = self.documents.split_at_mut(idx + 1);
+            let Some(Document { kind, key, content, .. }) = earlier.last_mut() else { continue };
+            let is_replaced = matches!(content, Content::Object { .. })
+                && later.iter().any(|later| later.kind == *kind && later.key == *key);
+            if is_replaced {
+                *content =
+                    Content::NoPart(Remark::new(kind.as_str(), key.clone(), "metadata.name", REPLACED));
+            }
+        }
     }
 
     /// The objects, each with its document.
