@@ -26,6 +26,10 @@ pub(super) struct Probes {
     liveness: Option<Probe>,
 }
 
+/// Longest time from a pod's start to the first question whether it is ready. Longer delays give an engine the time to
+/// load its model, and the mock loads none.
+const MAX_START_DELAY: Duration = Duration::from_secs(10);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
     /// Name of the probe in the manifest.
@@ -50,6 +54,12 @@ enum Ask {
 struct Tally {
     passes: bool,
     n_against: u32,
+}
+
+/// True if the probe would keep a pod from being ready for longer than a pod here needs to start.
+pub(super) fn delays_too_long(name: &str, probe: &probe::Probe) -> bool {
+    let delay = Duration::from_secs(probe.initial_delay_seconds.into());
+    name != "livenessProbe" && delay > MAX_START_DELAY
 }
 
 // === impl Probes ===
@@ -160,10 +170,14 @@ impl Probe {
             }
         };
         let seconds = |given: u32| Duration::from_secs(given.into());
+        let initial_delay = match delays_too_long(name, probe) {
+            true => MAX_START_DELAY,
+            false => seconds(probe.initial_delay_seconds),
+        };
         Ok(Some(Self {
             name,
             ask,
-            initial_delay: seconds(probe.initial_delay_seconds),
+            initial_delay,
             period: seconds(probe.period_seconds),
             timeout: seconds(probe.timeout_seconds),
             success_threshold: probe.success_threshold,
@@ -324,6 +338,22 @@ mod tests {
         assert_eq!((none.readiness.clone(), none.can_end()), (Some(Probe::of_health()), false));
         let exec = probes("readinessProbe: {exec: {command: [\"true\"]}}").unwrap();
         assert_eq!((exec.readiness.clone(), exec.patience()), (None, Duration::ZERO));
+    }
+
+    #[test]
+    fn the_time_to_load_a_model_is_not_waited_for() {
+        let delayed = |name: &str, delay: u32| {
+            probes(&format!("{name}: {{httpGet: {{port: 8000}}, initialDelaySeconds: {delay}}}")).unwrap()
+        };
+        for name in ["startupProbe", "readinessProbe"] {
+            assert_eq!(delayed(name, 600).patience(), Duration::from_secs(10));
+            // Control: a short delay stays.
+            assert_eq!(delayed(name, 10).patience(), Duration::from_secs(10));
+            assert_eq!(delayed(name, 2).patience(), Duration::from_secs(2));
+        }
+        // A liveness probe keeps no pod from being ready.
+        let liveness = delayed("livenessProbe", 600).liveness.unwrap();
+        assert_eq!(liveness.initial_delay, Duration::from_secs(600));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use inference_api::probe::Action;
 use inference_api::remark::Remark;
 use inference_api::workload::{Container, Service, Workload};
 
-use crate::cluster::probe::Probes;
+use crate::cluster::probe::{self, Probes};
 use crate::cluster::workload::command::{Engine, EngineCommand, Translated};
 use crate::cluster::workload::env::{Env, Sources};
 
@@ -323,6 +323,10 @@ fn left_out(
         let is_asked = matches!(probe.action, Action::HttpGet(_) | Action::TcpSocket { .. });
         if command.program != Engine::Vllm || !is_asked {
             found.push((name.to_owned(), "the kubelet asks the container by it".to_owned()));
+        } else if probe::delays_too_long(name, probe) {
+            let effect =
+                "the kubelet waits so long for the model to load; the mock loads none and is asked after 10s";
+            found.push((format!("{name}.initialDelaySeconds"), effect.to_owned()));
         }
     }
     found
