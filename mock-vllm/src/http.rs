@@ -57,7 +57,7 @@ use dev::SleepSwitch;
 use error::ApiError;
 use framework::get;
 use generate::generate;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use keep_alive::KeepAlive;
 use lora::LoraRegistry;
 use parking_lot::Mutex;
@@ -211,8 +211,14 @@ pub fn router(pod: Arc<Pod>) -> Router {
         "" => router,
         path => Router::new().nest(path, router.clone()).fallback_service(router),
     };
+    let below = match pod.config.other_names {
+        OtherNames::NotFound => anywhere,
+        OtherNames::Answered => {
+            Router::new().fallback_service(anywhere).layer(middleware::map_request(without_prefix))
+        }
+    };
     Router::new()
-        .fallback_service(anywhere)
+        .fallback_service(below)
         .layer(middleware::map_response(framework::name_one_method))
         .layer(middleware::from_fn_with_state(pod.clone(), cors::cors))
         .layer(middleware::from_fn_with_state(pod, gate))
@@ -236,6 +242,16 @@ impl ServerLoad {
     fn leave(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Removes what comes before the API's path: a pod that stands in for another server knows no paths of that server.
+async fn without_prefix(mut request: Request) -> Request {
+    let uri = request.uri();
+    let rest = uri.path().rfind("/v1/").and_then(|idx| uri.path_and_query()?.as_str().get(idx..));
+    if let Some(rest) = rest.and_then(|rest| Uri::try_from(rest).ok()) {
+        *request.uri_mut() = rest;
+    }
+    request
 }
 
 /// Checks keys before a request, and adds request-id headers after it.

@@ -27,6 +27,23 @@ async fn unknown_models_are_not_found() {
 }
 
 #[tokio::test]
+async fn a_pod_that_stands_in_answers_for_any_model_below_any_path() {
+    let path = "/some/route/v1/chat/completions?a=/v1/models";
+    let body = chat(r#""model":"gpt-4","max_tokens":1"#);
+    let pod = start("--any-model=true").await;
+    for path in ["/v1/chat/completions", path] {
+        let answer = pod.post(path, body.clone()).await;
+        assert_eq!((answer.status, &answer.json()["model"]), (StatusCode::OK, &json!("gpt-4")), "{path}");
+    }
+    assert_eq!(pod.get("/some/other/path").await.status, StatusCode::NOT_FOUND);
+    // Control: a pod that is vLLM knows its own models and paths.
+    let pod = start("").await;
+    assert_eq!(pod.post("/v1/chat/completions", body).await.status, StatusCode::NOT_FOUND);
+    let known = pod.post(path, chat(r#""max_tokens":1"#)).await;
+    assert_eq!((known.status, known.body.as_str()), (StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#));
+}
+
+#[tokio::test]
 async fn limits_are_checked_with_vllms_texts() {
     let check = async |fields: &str, param: Option<&str>, message: &str| {
         check_error(&chat(fields), 400, "BadRequestError", param, message).await;

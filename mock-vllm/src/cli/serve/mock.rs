@@ -31,7 +31,7 @@ pub(super) struct MockArgs {
     /// Show the mock's own metrics, mock_vllm:*, in /metrics: how late its tokens are
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) mock_metrics: bool,
-    /// Answer requests for any model's name; for pods that stand in for a server that is not vLLM
+    /// Answer requests for any model's name, and below any path; for pods that stand in for a server that is not vLLM
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) any_model: bool,
     /// Name of the pod in the request log
