@@ -82,7 +82,10 @@ fn a_cluster_that_is_being_made_is_deleted_when_interrupted() {
     for command in [&["--on", "kind"][..], &["up", "--on", "kind"], &["tutorial", "--on", "kind"]] {
         let stubs = Stubs::new();
         let child = stubs.start(command);
-        until(|| stubs.calls().contains("create cluster"));
+        let has_child =
+            || fs::read_to_string(stubs.path("calls.child")).is_ok_and(|text| text.ends_with('\n'));
+        until(has_child);
+        assert!(stubs.calls().contains("create cluster"), "{}", stubs.calls());
         assert_eq!(interrupted(child).code(), Some(130), "{command:?}");
         assert!(stubs.calls().contains("delete cluster --name warmpath"), "{}", stubs.calls());
         let grandchild = fs::read_to_string(stubs.path("calls.child")).unwrap();
