@@ -3,8 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -13,6 +12,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use crate::stubs::write_program;
 
 /// Writes its arguments to the file `calls`; `kind create` then takes for ever.
 const KIND: &str = r#"#!/bin/sh
@@ -44,8 +45,7 @@ impl Stubs {
     fn program(&self, name: &str, script: &str) {
         let path = self.path("bin").join(name);
         fs::create_dir_all(self.path("bin")).unwrap();
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, script);
     }
 
     fn calls(&self) -> String {

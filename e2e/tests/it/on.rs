@@ -2,15 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
+use crate::stubs::write_program;
+
+/// A directory with the driver in it.
+fn directory() -> TempDir {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::fs::hard_link(env!("CARGO_BIN_EXE_e2e"), dir.path().join("e2e")).unwrap();
+    dir
+}
+
 fn run(dir: &TempDir, arguments: &[&str]) -> Output {
     let driver = dir.path().join("e2e");
-    fs::copy(env!("CARGO_BIN_EXE_e2e"), &driver).unwrap();
     let mut command = Command::new(driver);
     command.args(arguments).env_remove("CARGO").env("WARMPATH_STATE_DIR", dir.path());
     command.output().unwrap()
@@ -18,10 +24,9 @@ fn run(dir: &TempDir, arguments: &[&str]) -> Output {
 
 #[test]
 fn the_driver_becomes_the_program_for_kubernetes() {
-    let dir = TempDir::new().unwrap();
+    let dir = directory();
     let program = dir.path().join("e2e-kubernetes");
-    fs::write(&program, "#!/bin/sh\necho \"$@\"\nexit 7\n").unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, "#!/bin/sh\necho \"$@\"\nexit 7\n");
     for arguments in [
         &["status", "--on", "kind"][..],
         &["--on", "kind", "--only", "tutorial"],
@@ -37,7 +42,7 @@ fn the_driver_becomes_the_program_for_kubernetes() {
 
 #[test]
 fn a_program_that_is_not_there_is_named_with_its_build() {
-    let dir = TempDir::new().unwrap();
+    let dir = directory();
     let output = run(&dir, &["status", "--on", "kind"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));

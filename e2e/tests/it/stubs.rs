@@ -2,11 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use std::fs::Permissions;
 use std::net::TcpListener;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -46,8 +44,7 @@ impl Lab {
             let (python, pids) = (python(), pids.display());
             // Without the user's packages (-I -S) it starts in half the time.
             let script = format!("#!/bin/sh\nexec '{python}' -I -S '{stub}' {role} '{pids}' \"$@\"\n");
-            std::fs::write(&path, script).unwrap();
-            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+            write_program(&path, &script);
             path
         };
         let programs = Programs {
@@ -144,6 +141,14 @@ pub(crate) fn free_port() -> u16 {
 
 pub(crate) fn tutorial() -> Manifests {
     Manifests::read(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/doc").into()]).unwrap()
+}
+
+/// Writes a program. A shell writes it, because a program cannot be started while its file is open for writing, and
+/// what other tests start at the moment would hold a file of this process open.
+pub(crate) fn write_program(path: &Path, text: &str) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""]).arg(path).arg(text);
+    assert!(shell.status().unwrap().success(), "{} is not written", path.display());
 }
 
 pub(crate) fn read(path: impl Into<PathBuf>) -> String {
