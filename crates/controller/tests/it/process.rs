@@ -137,6 +137,9 @@ fn mark(api: &ApiServer) -> Value {
 
 #[tokio::test]
 async fn a_pool_gets_what_it_asks_for_and_loses_it() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let running = Running::start(with_a_pool().await, None).await;
     let api = running.api.clone();
     let made = [
@@ -218,6 +221,9 @@ async fn what_watches_show_late_is_written_once() {
 
 #[tokio::test]
 async fn hooks_are_answered_while_the_api_server_is_away() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let running = Running::start(with_a_pool().await, None).await;
     until(async || running.get("/readyz").await.starts_with("HTTP/1.1 200")).await;
     let before = running.hooked().await;

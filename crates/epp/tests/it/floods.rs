@@ -60,6 +60,9 @@ async fn send_frames(connection: &Connection, what: &str, frames: impl IntoItera
 
 #[tokio::test]
 async fn a_body_of_tiny_chunks_cuts_nobody_else() {
+    if test_skips::skips_slow() {
+        return;
+    }
     // Control: chunks of 1,000 bytes never do harm.
     for size in [1_000, 16, 1] {
         let what = format!("chunks of {size}");

@@ -245,6 +245,9 @@ async fn after_410_the_source_lists_again_and_forgets_what_is_gone() {
 
 #[tokio::test]
 async fn while_the_api_server_is_away_the_last_snapshot_stays_in_force() {
+    if test_skips::skips_slow() {
+        return;
+    }
     let mut followed = Followed::with_two_pods().await;
     let server = followed.server.clone();
     assert!(!followed.watch_state.borrow().is_failing);
