@@ -135,7 +135,7 @@ impl Editor {
         mark::remove(&mut message, number::METADATA)?;
         let mut parts = vec![self.parts.encode("envoy.config.cluster.v3.Cluster", &part)];
         match pool.app_protocol {
-            // What Envoy Gateway makes by itself.
+            // Envoy Gateway makes these by itself.
             AppProtocol::Http => {}
             AppProtocol::H2c => parts.extend(self.speak_http2(&mut message)?),
         }

@@ -76,7 +76,7 @@ pub struct KubernetesCluster {
     client: Client,
 }
 
-/// What was applied last.
+/// The objects that were applied last.
 #[derive(Debug)]
 struct Applied {
     settings: Settings,

@@ -109,7 +109,7 @@ fn matches(expected: &[Option<Regex>], lines: &[&str]) -> Result<(), String> {
             let tries = (0..=lines.len()).map(|n_skipped| matches(rest, &lines[n_skipped..]));
             let all: Vec<Result<(), String>> = tries.collect();
             let is_found = all.iter().any(Result::is_ok);
-            // What comes closest is the first place at which the next expression matches.
+            // The closest is the first place at which the next expression matches.
             let next = rest.first().and_then(Option::as_ref);
             let closest = next.and_then(|next| lines.iter().position(|line| next.is_match(line)));
             let told = all.into_iter().nth(closest.unwrap_or(0)).unwrap_or(Ok(()));

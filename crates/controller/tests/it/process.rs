@@ -231,7 +231,7 @@ async fn hooks_are_answered_while_the_api_server_is_away() {
     until(async || running.get("/metrics").await.contains("controller_kubernetes_failing 1")).await;
     assert_eq!(running.hooked().await, before);
     assert!(running.get("/readyz").await.starts_with("HTTP/1.1 200"));
-    // What happens in the meantime is taken up afterwards: somebody's picker replaces the managed one.
+    // Changes in the meantime are taken up afterwards: somebody's picker replaces the managed one.
     let service = json!({ "metadata": { "name": "ext-proc", "namespace": "default" }, "spec": {} });
     running.api.apply("v1/services", &service);
     let marked = mark(&running.api);

@@ -1,4 +1,4 @@
-//! What operators do while clients send requests: they scale pods, rename models, make pools again, and upgrade or lose
+//! Operators at work while clients send requests: they scale pods, rename models, make pools again, and upgrade or lose
 //! controllers. No client may notice.
 
 use std::sync::atomic::{AtomicBool, Ordering};
