@@ -1,5 +1,5 @@
 //! Operators at work while clients send requests: they scale pods, rename models, make pools again, and upgrade or lose
-//! controllers. No client may notice.
+//! controllers. Clients may lose what was under way on pods that are scaled down, and nothing else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -76,7 +76,10 @@ fn check_answers(lab: &Lab<'_>, claim: Claim, answers: &[Answer]) {
 
 async fn scaled(lab: &Lab<'_>) -> Result<()> {
     let [answers_claim, pods] = lab.announce([
-        claim("scaled/answers", "No request is lost but with its pod while pods are scaled down and up"),
+        claim(
+            "scaled/answers",
+            "At most as many requests are lost as there are clients while pods are scaled",
+        ),
         claim("scaled/pods", "There are as many pods as are asked for"),
     ]);
     lab.fresh(&[]).await?;
@@ -94,7 +97,7 @@ async fn scaled(lab: &Lab<'_>) -> Result<()> {
     let (seen, answers) = meanwhile(lab, "pods are scaled", work).await?;
     let lost: Vec<String> =
         answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
-    let at_most = format!("at most {CLIENTS}, those under way when pods end");
+    let at_most = format!("at most {CLIENTS}, one for each client, whatever pod it had");
     let n_lost = format!("{} of {}", lost.len(), answers.len());
     lab.check(answers_claim.holds(at_most, n_lost, lost.len() <= CLIENTS).detail(lost.join("\n")));
     lab.check(pods.equal(format!("{STEPS:?}"), format!("{seen:?}")));
