@@ -146,11 +146,12 @@ fn holds(cluster: &Cluster, wanted: &Value) -> bool {
     held.is_some_and(|held| contains(held, wanted))
 }
 
+/// The API server leaves out fields that are false.
 fn contains(held: &Value, wanted: &Value) -> bool {
     match (held, wanted) {
-        (Value::Object(held), Value::Object(wanted)) => {
-            wanted.iter().all(|(name, wanted)| held.get(name).is_some_and(|held| contains(held, wanted)))
-        }
+        (Value::Object(held), Value::Object(wanted)) => wanted.iter().all(|(name, wanted)| {
+            held.get(name).map_or(*wanted == Value::Bool(false), |held| contains(held, wanted))
+        }),
         (Value::Array(held), Value::Array(wanted)) => {
             held.len() == wanted.len() && held.iter().zip(wanted).all(|(held, wanted)| contains(held, wanted))
         }

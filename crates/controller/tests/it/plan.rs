@@ -74,6 +74,7 @@ impl Scene {
         }
         for object in &plan.apply {
             let mut object = object.clone();
+            leave_out_false(&mut object);
             object["metadata"]["uid"] = json!("1");
             object["status"] = json!({ "made": "by the API server" });
             self.hold(&object);
@@ -95,6 +96,18 @@ impl Scene {
         let plan = self.plan(&setup());
         let patch = plan.patches.iter().find(|patch| patch.kind == Kind::HttpRoute).unwrap();
         patch.body["metadata"]["annotations"][MARK].clone()
+    }
+}
+
+/// The API server does not show fields of objects that are false.
+fn leave_out_false(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| *field != json!(false));
+            fields.values_mut().for_each(leave_out_false);
+        }
+        Value::Array(items) => items.iter_mut().for_each(leave_out_false),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
