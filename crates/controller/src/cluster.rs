@@ -15,7 +15,7 @@ use pool_watch::store::Store;
 use serde_json::Value;
 use tracing::warn;
 
-use crate::facts::{Fact, Facts};
+use crate::facts::{Fact, Facts, Place};
 use crate::sweep;
 
 /// A kind of object that the controller follows or makes.
@@ -175,11 +175,10 @@ impl Cluster {
         self.stores.values().all(Store::is_listed)
     }
 
-    /// The facts of a controller in `namespace` that knows this `authority`.
+    /// The facts of a controller at this `place` that knows this `authority`.
     #[must_use]
-    pub fn facts(&self, namespace: &str, authority: &str) -> Facts {
-        let mut facts =
-            Facts { namespace: namespace.to_owned(), authority: authority.to_owned(), ..Facts::default() };
+    pub fn facts(&self, place: &Place, authority: &str) -> Facts {
+        let mut facts = Facts { place: place.clone(), authority: authority.to_owned(), ..Facts::default() };
         let held = self.stores.values().flat_map(Store::iter);
         for fact in held.filter_map(|(_, held)| held.fact.clone()) {
             facts.insert(fact);

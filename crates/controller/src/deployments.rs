@@ -5,6 +5,7 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::InferencePool;
 use serde_json::{Value, json};
 
+use crate::facts::Place;
 use crate::names::{self, INSTANCE, METRICS_PORT};
 use crate::setup::Setup;
 use crate::sweep;
@@ -12,10 +13,15 @@ use crate::sweep;
 /// Directory in the picker's container with its certificate.
 const CERTIFICATES: &str = "/etc/epp/certificates";
 
-/// The Deployment of a managed picker for `pools`, which name one Service. Its pods fit the Pod Security Standard
+/// The Deployment at `place` of a managed picker for `pools`, which name one Service. Its pods fit the Pod Security Standard
 /// `restricted`.
 #[must_use]
-pub fn deployment(picker: &ObjectKey, pools: &[&InferencePool], setup: &Setup) -> Option<Value> {
+pub fn deployment(
+    picker: &ObjectKey,
+    pools: &[&InferencePool],
+    place: &Place,
+    setup: &Setup,
+) -> Option<Value> {
     let pool = pools.first()?;
     let named = ObjectKey::new(&pool.meta.namespace, &pool.picker.as_ref()?.name);
     let labels = json!({
@@ -29,7 +35,7 @@ pub fn deployment(picker: &ObjectKey, pools: &[&InferencePool], setup: &Setup) -
         "metadata": { "name": picker.name, "namespace": picker.namespace, "labels": labels },
         "spec": {
             "selector": { "matchLabels": { INSTANCE: picker.name } },
-            "template": { "metadata": { "labels": labels }, "spec": pod(picker, &named, setup) },
+            "template": { "metadata": { "labels": labels }, "spec": pod(picker, (&named, place), setup) },
         },
     });
     if let Some(replicas) = setup.replicas {
@@ -38,7 +44,7 @@ pub fn deployment(picker: &ObjectKey, pools: &[&InferencePool], setup: &Setup) -
     Some(deployment)
 }
 
-fn pod(picker: &ObjectKey, named: &ObjectKey, setup: &Setup) -> Value {
+fn pod(picker: &ObjectKey, (named, place): (&ObjectKey, &Place), setup: &Setup) -> Value {
     let Setup { image, replicas: _, arguments: further, explains } = setup;
     let mut arguments = vec![
         format!("--watch-picker={named}"),
@@ -46,7 +52,7 @@ fn pod(picker: &ObjectKey, named: &ObjectKey, setup: &Setup) -> Value {
         "--metrics-host=0.0.0.0".to_owned(),
         "--secure-serving".to_owned(),
         format!("--cert-path={CERTIFICATES}"),
-        format!("--peer={}:{METRICS_PORT}", names::host(picker)),
+        format!("--peer={}:{METRICS_PORT}", names::address(picker, &place.domain)),
     ];
     arguments.extend(explains.then(|| "--explain-to-clients".to_owned()));
     arguments.extend(further.iter().cloned());

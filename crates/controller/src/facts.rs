@@ -13,11 +13,19 @@ use serde_json::Value;
 use crate::names;
 use crate::sweep;
 
+/// Place of the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its namespace, in which managed pickers run.
+    pub namespace: String,
+    /// Domain of the cluster's DNS names.
+    pub domain: String,
+}
+
 /// Everything that the rules need.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
-    /// Namespace of the controller, in which managed pickers run.
-    pub namespace: String,
+    pub place: Place,
     /// PEM of the authority that signs the certificates of managed pickers.
     pub authority: String,
     pub pools: Vec<InferencePool>,
@@ -115,9 +123,9 @@ impl Facts {
     /// The managed picker for pools that name the Service `named`.
     #[must_use]
     pub fn managed_picker(&self, named: &ObjectKey) -> ObjectKey {
-        let plain = names::managed_picker(named, &self.namespace);
+        let plain = names::managed_picker(named, &self.place.namespace);
         match self.pickers.get(&plain) {
-            Some(first) if first != named => names::other_managed_picker(named, &self.namespace),
+            Some(first) if first != named => names::other_managed_picker(named, &self.place.namespace),
             Some(_) | None => plain,
         }
     }
@@ -137,7 +145,7 @@ impl Facts {
     fn insert_pool(&mut self, pool: InferencePool) {
         if let Some(picker) = &pool.picker {
             let named = ObjectKey::new(&pool.meta.namespace, &picker.name);
-            let name = names::managed_picker(&named, &self.namespace);
+            let name = names::managed_picker(&named, &self.place.namespace);
             let first = self.pickers.entry(name).or_insert_with(|| named.clone());
             if named < *first {
                 *first = named;

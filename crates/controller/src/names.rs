@@ -7,6 +7,8 @@ use sha2::{Digest as _, Sha256};
 pub const INSTANCE: &str = "app.kubernetes.io/instance";
 /// Port on which pickers tell each other their picks, and serve metrics.
 pub const METRICS_PORT: u16 = 9090;
+/// Domain of a cluster of which nothing else is known.
+const USUAL_DOMAIN: &str = "cluster.local";
 /// Longest name of a Service (RFC 1123 label).
 const MAX_LEN: usize = 63;
 /// Digits of the hash in a name that was cut.
@@ -43,13 +45,30 @@ pub fn authority(namespace: &str) -> ObjectKey {
 #[must_use]
 pub fn controller_hosts(namespace: &str) -> Vec<String> {
     let host = host(&ObjectKey::new(namespace, "warmpath-controller"));
-    vec![format!("{host}.cluster.local"), host]
+    vec![format!("{host}.{USUAL_DOMAIN}"), host]
 }
 
-/// The DNS name of a Service, as pods of any namespace resolve it in a cluster of any domain.
+/// The DNS name of a Service in its certificate: the same in a cluster of any domain.
 #[must_use]
 pub fn host(service: &ObjectKey) -> String {
     format!("{}.{}.svc", service.name, service.namespace)
+}
+
+/// The absolute DNS name of a Service in a cluster of this domain. A resolver asks for it once, and only the cluster. A
+/// shorter name is completed with each search domain, and asked of servers outside of the cluster while it has no
+/// address; if these are out of reach, each such look-up takes seconds, in which new addresses stay unknown.
+#[must_use]
+pub fn address(service: &ObjectKey, domain: &str) -> String {
+    format!("{}.{domain}.", host(service))
+}
+
+/// The domain of the cluster, which the resolver's configuration of a pod names in its search list after `svc`. A machine
+/// outside of the cluster does not know it.
+#[must_use]
+pub fn domain(resolv_conf: &str) -> &str {
+    let searched = resolv_conf.lines().filter_map(|line| line.trim().strip_prefix("search")).next_back();
+    let mut domains = searched.unwrap_or_default().split_whitespace();
+    domains.find_map(|domain| domain.trim_end_matches('.').strip_prefix("svc.")).unwrap_or(USUAL_DOMAIN)
 }
 
 /// The digest of a text, in as many hexadecimal digits as tell versions of it apart.

@@ -87,19 +87,19 @@ impl Plan {
                 Err(taken) => plan.problems.push(taken.to_string()),
             }
         }
-        let mut secrets = vec![names::authority(&facts.namespace)];
+        let mut secrets = vec![names::authority(&facts.place.namespace)];
         for (picker, pools) in pickers::managed(facts) {
             let held = cluster.newest(Kind::Secret, &picker);
             if held.is_none_or(|secret| authority.is_due(secret, now)) {
                 plan.sign.push((picker.clone(), names::host(&picker)));
             }
             pickers::around(&picker, &pools).into_iter().for_each(|object| wanted.insert(object));
-            deployments::deployment(&picker, &pools, setup)
+            deployments::deployment(&picker, &pools, &facts.place, setup)
                 .into_iter()
                 .for_each(|object| wanted.insert(object));
             secrets.push(picker);
         }
-        let held = cluster.newest(Kind::Secret, &names::authority(&facts.namespace));
+        let held = cluster.newest(Kind::Secret, &names::authority(&facts.place.namespace));
         plan.renews = held.is_some_and(|secret| certificates::is_authority_due(secret, now));
         plan.patches = statuses(view);
         plan.patches.extend(marks(cluster, facts));

@@ -18,7 +18,7 @@ use tracing::warn;
 
 use crate::certificates::Authority;
 use crate::cluster::{Cluster, Kind, Reach};
-use crate::facts::Facts;
+use crate::facts::{Facts, Place};
 use crate::metrics::Metrics;
 use crate::names;
 use crate::pickers;
@@ -43,7 +43,7 @@ pub struct Told {
 /// Owns what is known of the cluster.
 pub struct Reconciler {
     client: Client,
-    namespace: String,
+    place: Place,
     setup: Setup,
     clock: fn() -> SystemTime,
     metrics: Arc<Metrics>,
@@ -76,10 +76,10 @@ impl std::fmt::Debug for Reconciler {
 }
 
 impl Reconciler {
-    /// A reconciler of a controller in the namespace; `clock` dates statuses.
+    /// A reconciler of a controller at the place; `clock` dates statuses.
     #[must_use]
     pub fn new(
-        (client, namespace): (Client, String),
+        (client, place): (Client, Place),
         setup: Setup,
         watches: Followed,
         metrics: Arc<Metrics>,
@@ -87,7 +87,7 @@ impl Reconciler {
     ) -> Self {
         let (cluster, index, told) = (Cluster::default(), Index::new(), Told::default());
         let problems = Vec::new();
-        Self { client, namespace, setup, clock, metrics, watches, cluster, index, problems, told }
+        Self { client, place, setup, clock, metrics, watches, cluster, index, problems, told }
     }
 
     /// State that the reconciler shares with the others.
@@ -98,7 +98,7 @@ impl Reconciler {
 
     /// Follows the API server until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let (client, namespace) = (self.client.clone(), self.namespace.clone());
+        let (client, namespace) = (self.client.clone(), self.place.namespace.clone());
         self.watches.follow(&Kind::ALL, |kind| events(&client, &namespace, *kind));
         loop {
             let deliveries = tokio::select! {
@@ -121,14 +121,14 @@ impl Reconciler {
     }
 
     fn reconcile(&mut self) {
-        let Self { namespace, setup, clock, metrics, cluster, index: (index, reader), told, .. } = self;
-        let secret = cluster.newest(Kind::Secret, &names::authority(namespace));
+        let Self { place, setup, clock, metrics, cluster, index: (index, reader), told, .. } = self;
+        let secret = cluster.newest(Kind::Secret, &names::authority(&place.namespace));
         let authority = match secret.map(Authority::read) {
             None => return send(&told.work, Work::Authority),
             Some(Ok(authority)) => authority,
             Some(Err(error)) => return warn!(%error, "Waiting for an authority"),
         };
-        let facts = cluster.facts(namespace, &authority.certificates);
+        let facts = cluster.facts(place, &authority.certificates);
         let (pools, models) = (facts.pools.clone(), facts.models.clone());
         index.apply([Change::ReplaceObjects(Objects { pools, models, ..Objects::default() })]);
         let snapshot = reader.snapshot();

@@ -47,16 +47,18 @@ pub fn picker(pool: &InferencePool, facts: &Facts) -> PickerService {
 #[must_use]
 pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
     let PickerRef { name: _, port, failure_mode } = pool.picker.as_ref()?;
+    let address = |service: &ObjectKey| names::address(service, &facts.place.domain);
     let (responses, picker) = match picker(pool, facts) {
         PickerService::Unnamed => return None,
         PickerService::Managed(service) => {
             let responses = if renames(pool, facts) { Responses::Through } else { Responses::default() };
-            let trust = Trust::Authority(facts.authority.clone());
-            let picker = Picker { host: names::host(&service), port: keys::DEFAULT_PICKER_PORT, trust };
+            let (host, certificates) = (names::host(&service), facts.authority.clone());
+            let trust = Trust::Authority { host, certificates };
+            let picker = Picker { address: address(&service), port: keys::DEFAULT_PICKER_PORT, trust };
             (responses, picker)
         }
         PickerService::Named(service) | PickerService::Missing(service) => {
-            let picker = Picker { host: names::host(&service), port: *port, trust: Trust::Any };
+            let picker = Picker { address: address(&service), port: *port, trust: Trust::Any };
             (Responses::Through, picker)
         }
     };
@@ -65,7 +67,7 @@ pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
         failure_mode: *failure_mode,
         responses,
         app_protocol: pool.app_protocol,
-        pods: names::host(&names::pods_service(&key)),
+        pods: address(&names::pods_service(&key)),
         ports: pool.target_ports.clone(),
         picker,
         key,

@@ -26,9 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Grpc;
 use tracing::info;
 
-use crate::facts::Facts;
+use crate::facts::{Facts, Place};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
+use crate::names;
 use crate::pages::Pages;
 use crate::reconciler::{Reconciler, Told};
 use crate::setup::Setup;
@@ -37,6 +38,8 @@ use crate::writer::Writer;
 
 /// Longest wait for calls and writes that are under way when the process is told to end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
+/// Configuration of the resolver, which kubelet writes for every pod.
+const RESOLVER: &str = "/etc/resolv.conf";
 /// Time between two pings of a connection without calls: Envoy Gateway keeps one for days.
 const PING: Duration = Duration::from_secs(30);
 
@@ -113,7 +116,7 @@ impl Server {
         let (watches, watch_state) = Watches::new();
         let metrics = Arc::new(Metrics::new(watch_state));
         let reconciler = Reconciler::new(
-            (client.clone(), namespace.clone()),
+            (client.clone(), Place { namespace: namespace.clone(), domain: domain() }),
             setup,
             watches,
             Arc::clone(&metrics),
@@ -193,6 +196,11 @@ async fn serve(
     if let Err(error) = served {
         tracing::error!(%error, "Cannot serve hooks");
     }
+}
+
+/// The domain of the cluster in which this process runs.
+fn domain() -> String {
+    names::domain(&std::fs::read_to_string(RESOLVER).unwrap_or_default()).to_owned()
 }
 
 async fn listen(host: IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {

@@ -29,6 +29,9 @@ use crate::xds::parts::Parts;
 
 pub use crate::xds::translation::Resources;
 
+/// Time between two look-ups of a name. Pods and pickers come and go.
+const REFRESH: &str = "1s";
+
 /// A pool, and the addresses of its pods and its picker as the proxies resolve them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
@@ -47,7 +50,8 @@ pub struct Pool {
 /// The Service of a pool's picker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Picker {
-    pub host: String,
+    /// DNS name that resolves to the pickers.
+    pub address: String,
     pub port: u16,
     pub trust: Trust,
 }
@@ -55,8 +59,8 @@ pub struct Picker {
 /// Trust in a picker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trust {
-    /// Its certificate must be for [`Picker::host`] and signed by this authority, in PEM. It reports its health.
-    Authority(String),
+    /// Its certificate must be for this host and signed by this authority, in PEM. It reports its health.
+    Authority { host: String, certificates: String },
     /// Somebody else's picker: any certificate. Its health is not asked for, because it may be served elsewhere.
     Any,
 }
@@ -119,7 +123,7 @@ impl Editor {
         let name = message.text(number::NAME).to_owned();
         let part = json!({
             "type": "STRICT_DNS",
-            "dns_refresh_rate": "1s",
+            "dns_refresh_rate": REFRESH,
             "load_assignment": resolved(&name, &pool.pods, &pool.ports),
             "load_balancing_policy": override_host(),
             "metadata": mark::render(&json!(json!(pool).to_string())),
@@ -178,12 +182,14 @@ impl Editor {
 
     /// The cluster of a pool's picker.
     fn picker(&self, pool: &Pool) -> Vec<u8> {
-        let Picker { host, port, trust } = &pool.picker;
+        let Picker { address, port, trust } = &pool.picker;
         let name = picker_cluster(&pool.key);
-        let mut value = picker_at(&name, "STRICT_DNS", resolved(&name, host, &[*port]));
-        value["dns_refresh_rate"] = json!("1s");
+        let mut value = picker_at(&name, "STRICT_DNS", resolved(&name, address, &[*port]));
+        value["dns_refresh_rate"] = json!(REFRESH);
+        // A picker whose name is gone is gone, even if it answered a health check a moment ago.
+        value["ignore_health_on_host_removal"] = json!(true);
         value["transport_socket"] = match trust {
-            Trust::Authority(ca) => tls_to(host, json!({ "inline_string": ca })),
+            Trust::Authority { host, certificates } => tls_to(host, json!({ "inline_string": certificates })),
             Trust::Any => {
                 value["health_checks"] = json!([]);
                 extension(

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use controller::facts::Facts;
+use controller::facts::{Facts, Place};
 use controller::metrics::Metrics;
 use envoy_proto::envoygateway::extension::{
     PostClusterModifyRequest, PostRouteModifyRequest, PostTranslateModifyRequest,
@@ -37,9 +37,13 @@ pub(crate) fn translate_request() -> PostTranslateModifyRequest {
     PostTranslateModifyRequest::decode(recorded!("PostTranslateModify")).unwrap()
 }
 
+pub(crate) fn place() -> Place {
+    Place { namespace: "envoy-gateway-system".to_owned(), domain: "cluster.local".to_owned() }
+}
+
 /// A cluster with nothing in it.
 pub(crate) fn facts() -> Facts {
-    Facts { namespace: "envoy-gateway-system".to_owned(), authority: "CA".to_owned(), ..Facts::default() }
+    Facts { place: place(), authority: "CA".to_owned(), ..Facts::default() }
 }
 
 pub(crate) fn metrics() -> Arc<Metrics> {

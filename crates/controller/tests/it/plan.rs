@@ -17,7 +17,7 @@ use kube::runtime::watcher::Event;
 use pool_index::snapshot::ModelStatus;
 use serde_json::{Value, json};
 
-use crate::fixtures::{alpha_pool, v1_pool};
+use crate::fixtures::{alpha_pool, place, v1_pool};
 
 const HERE: &str = "envoy-gateway-system";
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -54,7 +54,7 @@ impl Scene {
     }
 
     fn plan(&self, setup: &Setup) -> Plan {
-        let facts = self.cluster.facts(HERE, &self.authority.certificates);
+        let facts = self.cluster.facts(&place(), &self.authority.certificates);
         let models = facts.models.iter().map(|model| {
             let pool = ObjectKey::new("default", "qwen");
             let status =

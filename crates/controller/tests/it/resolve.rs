@@ -48,12 +48,15 @@ fn a_v1_pool_has_the_picker_that_it_names_unless_it_asks_for_a_managed_one() {
 fn responses_go_past_a_managed_picker_only() {
     let ours = resolve::pool(&pool(alpha_pool()), &facts()).unwrap();
     assert_eq!((ours.responses, ours.picker.port), (Responses::Observed(Share::TENTH), 9002));
-    assert_eq!(ours.picker.host, "epp-default-ext-proc.envoy-gateway-system.svc");
-    assert_eq!(ours.picker.trust, Trust::Authority("CA".to_owned()));
+    let host = "epp-default-ext-proc.envoy-gateway-system.svc".to_owned();
+    assert_eq!(ours.picker.address, format!("{host}.cluster.local."));
+    assert_eq!(ours.picker.trust, Trust::Authority { host, certificates: "CA".to_owned() });
     let theirs = resolve::pool(&pool(v1_pool()), &with_service()).unwrap();
     assert_eq!((theirs.responses, theirs.picker.port), (Responses::Through, 9009));
-    assert_eq!((theirs.picker.host.as_str(), theirs.picker.trust), ("ext-proc.default.svc", Trust::Any));
-    assert_eq!((theirs.pods.as_str(), theirs.ports), ("qwen-pods.default.svc", vec![8000, 8001]));
+    let address = "ext-proc.default.svc.cluster.local.";
+    assert_eq!((theirs.picker.address.as_str(), theirs.picker.trust), (address, Trust::Any));
+    let pods = "qwen-pods.default.svc.cluster.local.";
+    assert_eq!((theirs.pods.as_str(), theirs.ports), (pods, vec![8000, 8001]));
 }
 
 #[test]
@@ -83,4 +86,19 @@ fn long_names_are_cut_and_stay_different() {
     };
     assert_ne!(name("a"), name("b"));
     assert_eq!(names::pods_service(&ObjectKey::new("ns", "qwen")), ObjectKey::new("ns", "qwen-pods"));
+}
+
+/// Every name that a resolver is given is absolute, in the cluster's own domain. A host in a certificate has no domain.
+#[test]
+fn names_are_complete_in_the_domain_of_the_cluster() {
+    let domain = |text: &str| names::domain(text).to_owned();
+    let pod = "search default.svc.example.test svc.example.test example.test\nnameserver 10.96.0.10\n";
+    assert_eq!(domain(pod), "example.test");
+    assert_eq!(domain("search a.svc.b. svc.b. b.\noptions ndots:5\n"), "b");
+    for outside in ["", "search office.test\n", "nameserver 10.96.0.10\n"] {
+        assert_eq!(domain(outside), "cluster.local", "{outside:?}");
+    }
+    let service = ObjectKey::new("default", "qwen-pods");
+    assert_eq!(names::address(&service, "example.test"), "qwen-pods.default.svc.example.test.");
+    assert_eq!(names::host(&service), "qwen-pods.default.svc");
 }

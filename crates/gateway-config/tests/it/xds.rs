@@ -47,18 +47,24 @@ fn recorded_translation() -> Resources {
     }
 }
 
+fn trust(certificates: &str) -> Trust {
+    let host = "epp-default-inference-gateway-ext-proc.envoy-gateway-system.svc".to_owned();
+    Trust::Authority { host, certificates: certificates.to_owned() }
+}
+
 fn pool() -> Pool {
     Pool {
         key: ObjectKey::new("default", "vllm-qwen-pool"),
         failure_mode: FailureMode::FailClose,
         responses: Responses::Observed(Share::TENTH),
         app_protocol: AppProtocol::Http,
-        pods: "vllm-qwen-pool-pods.default.svc".to_owned(),
+        pods: "vllm-qwen-pool-pods.default.svc.cluster.local.".to_owned(),
         ports: vec![8000],
         picker: Picker {
-            host: "epp-default-inference-gateway-ext-proc.envoy-gateway-system.svc".to_owned(),
+            address: "epp-default-inference-gateway-ext-proc.envoy-gateway-system.svc.cluster.local."
+                .to_owned(),
             port: 9002,
-            trust: Trust::Authority("-----BEGIN CERTIFICATE-----".to_owned()),
+            trust: trust("-----BEGIN CERTIFICATE-----"),
         },
     }
 }
@@ -211,7 +217,7 @@ fn both_ways_give_the_same_filters_policies_and_pickers() {
             clusters.find(|cluster| cluster["name"] == name).unwrap()
         };
         let pods = "httproute/default/qwen-backend/rule/0";
-        let by_name = ["type", "load_assignment", "dns_refresh_rate"];
+        let by_name = ["type", "load_assignment", "dns_refresh_rate", "ignore_health_on_host_removal"];
         let found = without(&without(&cluster(pods), &by_name), &["metadata"]);
         assert_same(&found, &without(local_cluster(pods), &by_name[..2]));
         let picker = "envoy.clusters.endpointpicker_vllm-qwen-pool_default_ext_proc";
@@ -260,7 +266,7 @@ fn unknown_fields_survive() {
 
     let plain = message(CLUSTER, &recorded_cluster());
     let edited = message(CLUSTER, &editor.cluster(&recorded_cluster(), &pool()).unwrap());
-    assert_eq!(unknown(&plain), [5, 17, 27, 32]);
+    assert_eq!(unknown(&plain), [5, 17, 27]);
     assert_eq!(unknown(&edited), unknown(&plain));
 
     let manager = |resources: &Resources| -> Vec<u32> {
@@ -331,7 +337,7 @@ fn a_strange_picker_is_reached_by_any_certificate() {
     let tls = |cluster: &Value| cluster["transport_socket"]["typed_config"]["common_tls_context"].clone();
     let strange = picker(Trust::Any);
     assert_eq!((tls(&strange).get("validation_context"), strange.get("health_checks")), (None, None));
-    let ours = picker(Trust::Authority("PEM".to_owned()));
+    let ours = picker(trust("PEM"));
     assert_eq!(tls(&ours)["validation_context"]["trusted_ca"]["inline_string"], "PEM");
     assert_eq!(ours["health_checks"].as_array().unwrap().len(), 1);
 }
