@@ -5,6 +5,7 @@ mod listener;
 mod route;
 mod backend;
 mod policy;
+mod traffic;
 mod index;
 
 use inference_api::gateway::HttpRoute;
@@ -15,7 +16,8 @@ use inference_api::remark::Remark;
 
 pub use crate::plan::backend::{Backend, Names, PodPort};
 pub use crate::plan::listener::Listener;
-pub use crate::plan::route::{Matcher, Mirror, PathChange, Route, RouteAction, Weighted};
+pub use crate::plan::route::{Changes, Matcher, Mirror, PathChange, Route, RouteAction, Weighted};
+pub use crate::plan::traffic::{ClientTraffic, Traffic};
 
 use crate::error::TranslateError;
 use crate::plan::index::Index;
@@ -23,9 +25,6 @@ use crate::plan::policy::Policies;
 
 /// Host of a route that names none.
 pub const ANY_HOST: &str = "*";
-
-/// Header with the model that the body of a request names. Routes may match it although no client sends it.
-pub const MODEL_HEADER: &str = "x-gateway-model-name";
 
 /// Everything that Envoy must do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +43,7 @@ pub struct Cluster {
     /// Envoy Gateway's name: `httproute/<namespace>/<route>/rule/<index>`, and `/backend/<index>` if there are several.
     pub name: String,
     pub backend: Backend,
+    pub traffic: Traffic,
 }
 
 /// A pool that at least one rule sends to.
@@ -68,7 +68,7 @@ impl Plan {
             plan.add_route(route, &index, &policies)?;
         }
         for listener in &mut plan.listeners {
-            listener.buffer_limit = policies.buffer_limit(&listener.gateway, &listener.name);
+            listener.client = policies.client(&listener.gateway, &listener.name);
             listener.routes.sort_by_key(Route::precedence);
         }
         Ok(plan)
@@ -96,24 +96,57 @@ impl Plan {
     ) -> Result<(), TranslateError> {
         let parents = listener::parents(route, (index, &self.listeners), &mut self.remarks);
         for (rule_idx, rule) in route.spec.rules.iter().enumerate() {
+            let n_before = self.clusters.len();
             let planned = route::rule(route, (rule_idx, rule), index, self)?;
+            let mut of_clusters: Option<Traffic> = None;
             for (listener_idx, hosts) in &parents {
                 let listener = &mut self.listeners[*listener_idx];
-                let timeout = planned.timeout.or_else(|| policies.timeout(route, rule, listener));
-                for (match_idx, matcher) in route::matchers(rule).into_iter().enumerate() {
-                    for host in hosts {
-                        let suffix = host.replace('.', "_");
+                for host in hosts {
+                    let traffic = policies.traffic((route, rule), (&listener.gateway, &host.section));
+                    let traffic = traffic.with_rule(rule);
+                    match &of_clusters {
+                        Some(first) if !first.is_same_cluster(&traffic) => {
+                            let effect = "the proxy of each parent has clusters with the settings of its own policy, and \
+                                          here those of the first parent count";
+                            let field = format!("spec.rules[{rule_idx}].backendRefs");
+                            self.remarks.push(Remark::new(
+                                route.kind.as_str(),
+                                route.meta.key(),
+                                field,
+                                effect,
+                            ));
+                        }
+                        Some(_) => {}
+                        None => of_clusters = Some(traffic.clone()),
+                    }
+                    let suffix = host.name.replace('.', "_");
+                    for (match_idx, matcher) in route::matchers(rule).into_iter().enumerate() {
                         listener.routes.push(Route {
                             name: format!("{}/match/{match_idx}/{suffix}", planned.name),
-                            host: host.clone(),
-                            matcher: matcher.clone(),
-                            timeout,
+                            host: host.name.clone(),
+                            matcher,
+                            traffic: traffic.clone(),
                             ..planned.clone()
                         });
                     }
                 }
             }
+            self.add_traffic(n_before, &of_clusters.unwrap_or_default(), (route, rule_idx));
         }
         Ok(())
+    }
+
+    /// Gives the clusters of a rule, which begin at `first_idx`, their settings.
+    fn add_traffic(&mut self, first_idx: usize, traffic: &Traffic, (route, rule_idx): (&HttpRoute, usize)) {
+        for cluster in &mut self.clusters[first_idx..] {
+            cluster.traffic = traffic.clone();
+            if let (Backend::Pool { key, .. }, Some(_)) = (&cluster.backend, &traffic.load_balancer) {
+                let effect = format!(
+                    "the picker of InferencePool {key} chooses, as here, and not the load balancer of a policy"
+                );
+                let field = format!("spec.rules[{rule_idx}].backendRefs");
+                self.remarks.push(Remark::new(route.kind.as_str(), route.meta.key(), field, effect));
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod filters;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use inference_api::object::ObjectKey;
 use serde_json::{Value, json};
@@ -160,6 +161,14 @@ fn admin(bindings: &Bindings) -> Value {
 
 fn address(socket: SocketAddr) -> Value {
     json!({ "socket_address": { "address": socket.ip().to_string(), "port_value": socket.port() } })
+}
+
+/// Protobuf's JSON form of a duration.
+fn duration(duration: Duration) -> String {
+    match duration.subsec_millis() {
+        0 => format!("{}s", duration.as_secs()),
+        millis => format!("{}.{millis:03}s", duration.as_secs()),
+    }
 }
 
 /// `value` as a protobuf Any of the message `name`.

@@ -1,4 +1,4 @@
-//! GatewayClass, Gateway, HTTPRoute, what limits them, and Envoy Gateway's policies: the fields that Warmpath translates.
+//! GatewayClass, Gateway, HTTPRoute, and what limits them: the fields that Warmpath translates.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -130,9 +130,30 @@ pub struct GrantTo {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRoute {
+    pub kind: HttpRouteKind,
     #[serde(rename = "metadata")]
     pub meta: ObjectMeta,
     pub spec: HttpRouteSpec,
+}
+
+/// The kind of the object that the rules stand in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum HttpRouteKind {
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute,
+    /// Envoy AI Gateway makes an HTTPRoute of the same name of it.
+    #[serde(rename = "AIGatewayRoute")]
+    AiGatewayRoute,
+}
+
+impl HttpRouteKind {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HttpRoute => "HTTPRoute",
+            Self::AiGatewayRoute => "AIGatewayRoute",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -335,83 +356,6 @@ pub struct HttpRouteTimeouts {
     pub backend_request: Option<Duration>,
 }
 
-/// Envoy Gateway's settings for traffic to backends.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BackendTrafficPolicy {
-    #[serde(rename = "metadata")]
-    pub meta: ObjectMeta,
-    pub spec: BackendTrafficPolicySpec,
-}
-
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BackendTrafficPolicySpec {
-    pub target_ref: Option<PolicyTarget>,
-    #[serde(default)]
-    pub target_refs: Vec<PolicyTarget>,
-    pub timeout: Option<PolicyTimeout>,
-}
-
-impl BackendTrafficPolicySpec {
-    /// All targets, from the deprecated `targetRef` and from `targetRefs`.
-    pub fn targets(&self) -> impl Iterator<Item = &PolicyTarget> {
-        self.target_ref.iter().chain(&self.target_refs)
-    }
-
-    #[must_use]
-    pub fn request_timeout(&self) -> Option<Duration> {
-        self.timeout.as_ref().and_then(|timeout| timeout.http.as_ref()).and_then(|http| http.request_timeout)
-    }
-}
-
-/// Envoy Gateway's settings for traffic from clients.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct ClientTrafficPolicy {
-    #[serde(rename = "metadata")]
-    pub meta: ObjectMeta,
-    pub spec: ClientTrafficPolicySpec,
-}
-
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClientTrafficPolicySpec {
-    pub target_ref: Option<PolicyTarget>,
-    #[serde(default)]
-    pub target_refs: Vec<PolicyTarget>,
-    pub connection: Option<ClientConnection>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClientConnection {
-    /// Bytes that Envoy holds of a request before it asks the client to wait; a quantity such as `50Mi`.
-    #[serde(default, deserialize_with = "optional_bytes")]
-    pub buffer_limit: Option<u32>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyTarget {
-    pub group: String,
-    pub kind: String,
-    pub name: String,
-    pub section_name: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyTimeout {
-    pub http: Option<HttpTimeout>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HttpTimeout {
-    #[serde(default, deserialize_with = "optional_duration")]
-    pub request_timeout: Option<Duration>,
-}
-
 /// Parses a Gateway API duration (GEP-2257): up to four of `<number><h|m|s|ms>`, such as `1h` or `1m30s`.
 ///
 /// # Errors
@@ -441,47 +385,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(invalid()) } else { Ok(total) }
 }
 
-fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub(crate) fn optional_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     text.map(|text| parse_duration(&text)).transpose().map_err(serde::de::Error::custom)
-}
-
-/// Parses a Kubernetes quantity of bytes, such as `32768`, `50Mi` or `1G`.
-///
-/// # Errors
-/// A message with the text, if it is not a quantity that fits 32 bits.
-pub fn parse_bytes(text: &str) -> Result<u32, String> {
-    const UNITS: [(&str, u64); 7] = [
-        ("", 1),
-        ("k", 1000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-    ];
-    let digits = text.trim_end_matches(|found: char| found.is_ascii_alphabetic());
-    let unit = UNITS.iter().find(|(unit, _)| *unit == &text[digits.len()..]);
-    let bytes = unit.and_then(|(_, factor)| digits.parse::<u64>().ok()?.checked_mul(*factor));
-    bytes
-        .and_then(|bytes| u32::try_from(bytes).ok())
-        .ok_or_else(|| format!("{text:?} is not a number of bytes such as 32768, 50Mi or 1G below 4Gi"))
-}
-
-fn optional_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    let quantity = Option::<Quantity>::deserialize(deserializer)?;
-    let bytes = quantity.map(|quantity| match quantity {
-        Quantity::Number(number) => parse_bytes(&number.to_string()),
-        Quantity::Text(text) => parse_bytes(&text),
-    });
-    bytes.transpose().map_err(serde::de::Error::custom)
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Quantity {
-    Number(u64),
-    Text(String),
 }
 
 fn root_path() -> String {

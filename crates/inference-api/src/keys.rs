@@ -29,6 +29,9 @@ pub const LB_METADATA: &str = "envoy.lb";
 /// Filter-metadata namespace of the subset hint.
 pub const SUBSET_METADATA: &str = "envoy.lb.subset_hint";
 
+/// Request header with the model that the body names. Routes may match it although no client sends it.
+pub const MODEL_NAME: &str = "x-gateway-model-name";
+
 /// Header with the id of a request, the same in everything that handles it.
 pub const REQUEST_ID: &str = "x-request-id";
 /// Request header with which a client asks why its pod was picked: `true` or `1`. Warmpath's own.
@@ -62,6 +65,8 @@ pub const GROUP: &str = "inference.networking.k8s.io";
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 /// API group of Envoy Gateway's own kinds.
 pub const ENVOY_GATEWAY_GROUP: &str = "gateway.envoyproxy.io";
+/// API group of Envoy AI Gateway's kinds.
+pub const AI_GATEWAY_GROUP: &str = "aigateway.envoyproxy.io";
 /// API group of LeaderWorkerSet.
 pub const LWS_GROUP: &str = "leaderworkerset.x-k8s.io";
 /// `controllerName` of the GatewayClasses that Envoy Gateway serves, and so the local provider.

@@ -6,16 +6,16 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::ai_gateway::AiGatewayRoute;
 use crate::field::FieldError;
 use crate::fields::Known;
-use crate::gateway::{
-    BackendTrafficPolicy, ClientTrafficPolicy, Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant,
-};
+use crate::gateway::{Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant};
 use crate::keys;
 use crate::model_rewrite::{InferenceModelRewrite, RewriteV1Alpha2};
 use crate::object::{DEFAULT_NAMESPACE, ObjectKey};
 use crate::objective::{InferenceObjective, ObjectiveV1Alpha2};
 use crate::pool::{InferenceModel, InferencePool, ModelV1Alpha2, PoolV1, PoolV1Alpha2};
+use crate::traffic::{BackendTrafficPolicy, ClientTrafficPolicy};
 use crate::workload::{
     ConfigMap, KeyValues, LeaderWorkerSet, Pod, Replicated, Secret, Service, Workload, WorkloadKind,
 };
@@ -32,7 +32,7 @@ pub enum Object {
     HttpRoute(HttpRoute),
     ReferenceGrant(ReferenceGrant),
     Namespace(Namespace),
-    BackendTrafficPolicy(BackendTrafficPolicy),
+    BackendTrafficPolicy(Box<BackendTrafficPolicy>),
     ClientTrafficPolicy(ClientTrafficPolicy),
     Workload(Box<Workload>),
     Service(Service),
@@ -64,7 +64,7 @@ pub enum ReadError {
 const GATEWAY_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha2"];
 
 /// Every known kind: its group, its name and its versions.
-const KINDS: [(&str, &str, &[&str]); 22] = [
+const KINDS: [(&str, &str, &[&str]); 23] = [
     (keys::GROUP_X, "InferencePool", &["v1alpha2"]),
     (keys::GROUP, "InferencePool", &["v1"]),
     (keys::GROUP_X, "InferenceModel", &["v1alpha2"]),
@@ -75,6 +75,7 @@ const KINDS: [(&str, &str, &[&str]); 22] = [
     (keys::GATEWAY_GROUP, "GatewayClass", GATEWAY_VERSIONS),
     (keys::GATEWAY_GROUP, "Gateway", GATEWAY_VERSIONS),
     (keys::GATEWAY_GROUP, "HTTPRoute", GATEWAY_VERSIONS),
+    (keys::AI_GATEWAY_GROUP, "AIGatewayRoute", &["v1beta1", "v1alpha1"]),
     (keys::GATEWAY_GROUP, "ReferenceGrant", GATEWAY_VERSIONS),
     ("", "Namespace", &["v1"]),
     (keys::ENVOY_GATEWAY_GROUP, "BackendTrafficPolicy", &["v1alpha1"]),
@@ -127,9 +128,14 @@ pub(crate) fn read(value: Value, fields: &Known) -> Result<Object, ReadError> {
         (_, "GatewayClass") => fields.read(value).map(Object::GatewayClass),
         (_, "Gateway") => fields.read(value).map(Object::Gateway),
         (_, "HTTPRoute") => fields.read(value).map(Object::HttpRoute),
+        (_, "AIGatewayRoute") => {
+            fields.read(value).map(|read: AiGatewayRoute| Object::HttpRoute(read.into()))
+        }
         (_, "ReferenceGrant") => fields.read(value).map(Object::ReferenceGrant),
         (_, "Namespace") => fields.read(value).map(Object::Namespace),
-        (_, "BackendTrafficPolicy") => fields.read(value).map(Object::BackendTrafficPolicy),
+        (_, "BackendTrafficPolicy") => {
+            fields.read(value).map(|read| Object::BackendTrafficPolicy(Box::new(read)))
+        }
         (_, "ClientTrafficPolicy") => fields.read(value).map(Object::ClientTrafficPolicy),
         (_, "Service") => fields.read(value).map(Object::Service),
         (_, "ConfigMap") => fields.read(value).map(|read: ConfigMap| Object::ConfigMap(read.into())),
@@ -181,7 +187,7 @@ impl Object {
             Self::InferenceModelRewrite(_) => "InferenceModelRewrite",
             Self::GatewayClass(_) => "GatewayClass",
             Self::Gateway(_) => "Gateway",
-            Self::HttpRoute(_) => "HTTPRoute",
+            Self::HttpRoute(route) => route.kind.as_str(),
             Self::ReferenceGrant(_) => "ReferenceGrant",
             Self::Namespace(_) => "Namespace",
             Self::BackendTrafficPolicy(_) => "BackendTrafficPolicy",

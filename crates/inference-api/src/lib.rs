@@ -5,10 +5,13 @@
 //! reader of the picker's own files refuses them.
 
 pub mod condition;
+pub mod picker_config;
 pub mod manifest;
 pub mod lenient;
 pub mod crd;
 pub mod kinds;
+pub mod traffic;
+mod ai_gateway;
 pub mod gateway;
 pub mod objective;
 pub mod model_rewrite;

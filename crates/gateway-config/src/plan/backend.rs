@@ -81,31 +81,19 @@ fn missing(field: &'static str, what: String) -> Unresolved {
     Unresolved::Missing { field, what }
 }
 
-/// A backend, and what its group does on a cluster if it is not the pool's.
-pub(super) struct Resolved {
-    pub(super) backend: Backend,
-    pub(super) group_effect: Option<String>,
-}
-
-impl From<Backend> for Resolved {
-    fn from(backend: Backend) -> Self {
-        Self { backend, group_effect: None }
-    }
-}
-
 /// Resolves a reference of `route` to a backend.
 pub(super) fn resolve(
     backend: &BackendRef,
     route: &HttpRoute,
     index: &Index<'_>,
-) -> Result<Resolved, Unresolved> {
+) -> Result<Backend, Unresolved> {
     let key = backend.key(&route.meta.namespace);
     if key.namespace != route.meta.namespace && !is_granted(backend, &key, (route, index)) {
         let what = format!("no ReferenceGrant of namespace {} allows it", key.namespace);
         return Err(missing("namespace", what));
     }
     match (backend.group.as_str(), backend.kind.as_str()) {
-        ("", "Service") => service(backend, key, index).map(Resolved::from),
+        ("", "Service") => service(backend, key, index),
         (keys::GROUP_X, "InferencePool") => pool(key, PoolVersion::V1Alpha2, index),
         (keys::GROUP, "InferencePool") => pool(key, PoolVersion::V1, index),
         (group, kind) => Err(missing("kind", format!("the lab has no {kind} of group {group:?}"))),
@@ -156,30 +144,34 @@ fn service(backend: &BackendRef, key: ObjectKey, index: &Index<'_>) -> Result<Ba
     Ok(Backend::Service { key, selector: service.spec.selector.clone(), ports: vec![port] })
 }
 
-/// Resolves a reference to a pool. Published files name the group of one version and bring a pool of the other: that pool
-/// is meant.
-fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Resolved, Unresolved> {
-    let mut namesakes: Vec<_> = index.pools.iter().filter(|pool| pool.meta.key() == key).collect();
-    namesakes.sort_by_key(|pool| pool.version != version);
-    let pool =
-        namesakes.first().ok_or_else(|| missing("name", format!("there is no InferencePool {key}")))?;
-    let group_effect = (pool.version != version).then(|| {
-        format!("these requests get an error, because InferencePool {key} is of {}", pool.version.group())
-    });
+/// Resolves a reference to a pool. The versions of pools are kinds of their own: each has its group.
+fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backend, Unresolved> {
+    let mut namesakes = index.pools.iter().filter(|pool| pool.meta.key() == key);
+    let pool = match namesakes.clone().find(|pool| pool.version == version) {
+        Some(pool) => pool,
+        None => {
+            return Err(match namesakes.next() {
+                None => missing("name", format!("there is no InferencePool {key}")),
+                Some(other) => {
+                    let group = other.version.group();
+                    missing("group", format!("InferencePool {key} is of {group}, not {}", version.group()))
+                }
+            });
+        }
+    };
     if pool.picker.is_none() {
         let what = format!("InferencePool {key} names no picker: give it an endpointPickerRef");
         return Err(Unresolved::Invalid { field: "name", what });
     }
     let names = names(&key, index);
-    let backend = Backend::Pool {
+    Ok(Backend::Pool {
         key,
         selector: pool.selector.clone(),
         ports: pool.target_ports.iter().map(|port| PodPort::Number(*port)).collect(),
         app_protocol: pool.app_protocol,
         failure_mode: pool.failure_mode(),
         names,
-    };
-    Ok(Resolved { backend, group_effect })
+    })
 }
 
 fn names(pool: &ObjectKey, index: &Index<'_>) -> Names {

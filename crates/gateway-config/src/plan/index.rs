@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use inference_api::gateway::{
-    BackendTrafficPolicy, ClientTrafficPolicy, Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant,
-};
+use inference_api::gateway::{Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant};
 use inference_api::kinds::Object;
 use inference_api::model_rewrite::InferenceModelRewrite;
 use inference_api::object::ObjectMeta;
 use inference_api::pool::{InferenceModel, InferencePool};
+use inference_api::traffic::{BackendTrafficPolicy, ClientTrafficPolicy};
 use inference_api::workload::Service;
 
 use crate::error::TranslateError;
@@ -33,7 +32,12 @@ impl<'a> Index<'a> {
         let mut index = Self::default();
         let mut seen = BTreeSet::new();
         for object in objects {
-            if !seen.insert((object.kind(), object.key())) {
+            // Objects of two kinds may stand for one HTTPRoute.
+            let kind = match object {
+                Object::HttpRoute(_) => "HTTPRoute",
+                other => other.kind(),
+            };
+            if !seen.insert((kind, object.key())) {
                 return Err(TranslateError {
                     kind: object.kind(),
                     key: object.key(),

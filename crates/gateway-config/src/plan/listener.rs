@@ -8,9 +8,10 @@ use inference_api::object::{self, ObjectKey};
 use inference_api::remark::Remark;
 
 use crate::error::TranslateError;
+use crate::plan::ANY_HOST;
 use crate::plan::index::{self, Index};
 use crate::plan::route::Route;
-use crate::plan::{ANY_HOST, MODEL_HEADER};
+use crate::plan::traffic::ClientTraffic;
 
 /// Label with the name of a namespace, which every namespace has.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
@@ -23,8 +24,7 @@ pub struct Listener {
     pub name: String,
     /// The manifest's port.
     pub port: u16,
-    /// Bytes of a request that Envoy holds at most; `None`: as many as its routes need.
-    pub buffer_limit: Option<u32>,
+    pub client: ClientTraffic,
     /// Routes in order of precedence: Envoy chooses the host first, then the first route that matches.
     pub routes: Vec<Route>,
     /// The Gateway's listeners on the port.
@@ -32,7 +32,14 @@ pub struct Listener {
 }
 
 /// Indices of listeners, each with the hosts that a route has there.
-pub(super) type Hosts = Vec<(usize, Vec<String>)>;
+pub(super) type Hosts = Vec<(usize, Vec<Host>)>;
+
+/// A host, and the name of the Gateway's listener that has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    pub(super) name: String,
+    pub(super) section: String,
+}
 
 impl Listener {
     /// Envoy Gateway's name of the listener and its route configuration: `<namespace>/<gateway>/<listener>`.
@@ -45,7 +52,7 @@ impl Listener {
     #[must_use]
     pub fn reads_model(&self) -> bool {
         let mut conditions = self.routes.iter().flat_map(|route| &route.matcher.headers);
-        conditions.any(|condition| condition.name.eq_ignore_ascii_case(MODEL_HEADER))
+        conditions.any(|condition| condition.name.eq_ignore_ascii_case(keys::MODEL_NAME))
     }
 }
 
@@ -82,7 +89,7 @@ pub(super) fn listeners(
                     gateway: key.clone(),
                     name: listener.name.clone(),
                     port: listener.port,
-                    buffer_limit: None,
+                    client: ClientTraffic::default(),
                     routes: Vec::new(),
                     sections: vec![listener.clone()],
                 }),
@@ -111,19 +118,22 @@ pub(super) fn parents(
     (index, listeners): (&Index<'_>, &[Listener]),
     remarks: &mut Vec<Remark>,
 ) -> Hosts {
-    let mut found: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    let mut found: BTreeMap<usize, Vec<Host>> = BTreeMap::new();
     for (idx, parent) in route.spec.parent_refs.iter().enumerate() {
         match attachments(parent, route, (index, listeners)) {
             Ok(attachments) => {
                 for (listener_idx, hosts) in attachments {
                     let known = found.entry(listener_idx).or_default();
-                    let new: Vec<String> = hosts.into_iter().filter(|host| !known.contains(host)).collect();
-                    known.extend(new);
+                    for host in hosts {
+                        if !known.iter().any(|known| known.name == host.name) {
+                            known.push(host);
+                        }
+                    }
                 }
             }
             Err((field, why)) => {
                 let path = format!("spec.parentRefs[{idx}].{field}");
-                remarks.push(Remark::new("HTTPRoute", route.meta.key(), path, why));
+                remarks.push(Remark::new(route.kind.as_str(), route.meta.key(), path, why));
             }
         }
     }
@@ -197,16 +207,17 @@ fn allows(
 }
 
 /// Hosts that the listener and the route have in common.
-fn hosts(route: &HttpRoute, section: &gateway::Listener) -> Vec<String> {
+fn hosts(route: &HttpRoute, section: &gateway::Listener) -> Vec<Host> {
     let listener = section.hostname.as_deref().unwrap_or(ANY_HOST);
+    let host = |name: &str| Host { name: name.to_owned(), section: section.name.clone() };
     if route.spec.hostnames.is_empty() {
-        return vec![listener.to_owned()];
+        return vec![host(listener)];
     }
-    let common = |host: &String| {
-        if is_among(host, listener) {
-            Some(host.clone())
+    let common = |name: &String| {
+        if is_among(name, listener) {
+            Some(host(name))
         } else {
-            is_among(listener, host).then(|| listener.to_owned())
+            is_among(listener, name).then(|| host(listener))
         }
     };
     route.spec.hostnames.iter().filter_map(common).collect()

@@ -1,17 +1,20 @@
 //! Envoy Gateway's policies: what the most specific one that targets a route or a listener says of it.
 
-use std::time::Duration;
-
-use inference_api::gateway::{
-    BackendTrafficPolicy, ClientTrafficPolicy, ClientTrafficPolicySpec, HttpRoute, HttpRouteRule,
-    PolicyTarget,
-};
+use inference_api::gateway::{HttpRoute, HttpRouteRule};
 use inference_api::keys;
-use inference_api::object::ObjectKey;
+use inference_api::object::{ObjectKey, ObjectMeta};
 use inference_api::remark::Remark;
+use inference_api::traffic::{
+    BackendTrafficPolicySpec, ClientTrafficPolicySpec, LoadBalancerKind, PolicyTarget, Targets,
+};
 
-use crate::plan::Listener;
 use crate::plan::index::Index;
+use crate::plan::traffic::{ClientTraffic, Traffic};
+
+/// Kind of the policies for traffic to backends.
+const BACKEND: &str = "BackendTrafficPolicy";
+/// Kind of the policies for traffic from clients.
+const CLIENT: &str = "ClientTrafficPolicy";
 
 /// The object that a policy targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,102 +26,162 @@ enum Scope {
     Rule(ObjectKey, String),
 }
 
+/// A policy of either kind.
+struct Policy<'a, S> {
+    meta: &'a ObjectMeta,
+    targets: Targets<'a>,
+    spec: &'a S,
+}
+
 #[derive(Debug)]
 pub(super) struct Policies<'a> {
-    scoped: Vec<(Scope, &'a BackendTrafficPolicy)>,
-    clients: &'a [&'a ClientTrafficPolicy],
+    backends: Vec<(Scope, &'a BackendTrafficPolicySpec)>,
+    clients: Vec<(Scope, &'a ClientTrafficPolicySpec)>,
 }
 
 impl<'a> Policies<'a> {
     /// Finds what each policy targets. A target that is not there, or that an older policy has, gets a remark, as Envoy
     /// Gateway reports it in the policy's status.
-    pub(super) fn new(index: &'a Index<'a>, remarks: &mut Vec<Remark>) -> Self {
-        let mut scoped: Vec<(Scope, &BackendTrafficPolicy)> = Vec::new();
-        let mut policies = index.policies.clone();
-        policies.sort_by_key(|policy| {
-            let created = policy.meta.creation_timestamp.as_deref();
-            (created.is_none(), created, policy.meta.key())
-        });
-        for policy in policies {
-            let single = policy.spec.target_ref.is_some();
-            let mut remark = |field: String, effect: String| {
-                remarks.push(Remark::new("BackendTrafficPolicy", policy.meta.key(), field, effect));
-            };
-            if policy.spec.targets().next().is_none() {
-                remark(
-                    "spec.targetRefs".to_owned(),
-                    "a policy without a target has no effect, as here".to_owned(),
-                );
-            }
-            for (idx, target) in policy.spec.targets().enumerate() {
-                let path = match (single, idx) {
-                    (true, 0) => "spec.targetRef".to_owned(),
-                    (true, _) => format!("spec.targetRefs[{}]", idx - 1),
-                    (false, _) => format!("spec.targetRefs[{idx}]"),
-                };
-                match scope(target, policy, index) {
-                    Err((field, effect)) => remark(format!("{path}.{field}"), effect),
-                    Ok(scope) => match scoped.iter().find(|(known, _)| *known == scope) {
-                        Some((_, other)) => {
-                            let effect = format!("{}, which targets it too, wins, as here", other.meta.key());
-                            remark(format!("{path}.name"), effect);
-                        }
-                        None => scoped.push((scope, policy)),
-                    },
-                }
-            }
-        }
-        Self { scoped, clients: &index.client_policies }
+    pub(super) fn new(index: &Index<'a>, remarks: &mut Vec<Remark>) -> Self {
+        let policies: Vec<Policy<'a, BackendTrafficPolicySpec>> = index
+            .policies
+            .iter()
+            .map(|policy| Policy { meta: &policy.meta, targets: policy.spec.targets(), spec: &policy.spec })
+            .collect();
+        remarks.extend(policies.iter().filter_map(balancer_remark));
+        let backends = attach(BACKEND, policies, index, remarks);
+        let policies = index
+            .client_policies
+            .iter()
+            .map(|policy| Policy { meta: &policy.meta, targets: policy.spec.targets(), spec: &policy.spec })
+            .collect();
+        let clients = attach(CLIENT, policies, index, remarks);
+        Self { backends, clients }
     }
 
-    /// Bytes of a request that Envoy holds at most on a listener, by the policy on it or else on its Gateway.
-    pub(super) fn buffer_limit(&self, gateway: &ObjectKey, listener: &str) -> Option<u32> {
-        let limit = |section: Option<&str>| {
-            let targets_it = |target: &PolicyTarget| {
-                target.kind == "Gateway"
-                    && target.name == gateway.name
-                    && target.section_name.as_deref() == section
-            };
-            let policy = self.clients.iter().find(|policy| {
-                let ClientTrafficPolicySpec { target_ref, target_refs, .. } = &policy.spec;
-                policy.meta.namespace == gateway.namespace
-                    && target_ref.iter().chain(target_refs).any(targets_it)
-            });
-            policy.and_then(|policy| policy.spec.connection.as_ref()?.buffer_limit)
-        };
-        limit(Some(listener)).or_else(|| limit(None))
+    /// Settings for clients of the listener `section`: a policy on it replaces one on its Gateway.
+    pub(super) fn client(&self, gateway: &ObjectKey, section: &str) -> ClientTraffic {
+        let scopes = [Scope::Listener(gateway.clone(), section.to_owned()), Scope::Gateway(gateway.clone())];
+        first(&self.clients, &scopes).map(ClientTraffic::of).unwrap_or_default()
     }
 
-    /// The request timeout of a rule of `route` on `listener`. A policy on the rule replaces one on the route, which
-    /// replaces one on the listener, which replaces one on the Gateway, each as a whole.
-    pub(super) fn timeout(
+    /// Settings for a rule of `route` on the listener `section`. A policy on the rule replaces one on the route, which
+    /// replaces one on the listener, which replaces one on the Gateway, each as a whole, unless it asks to be merged.
+    pub(super) fn traffic(
         &self,
-        route: &HttpRoute,
-        rule: &HttpRouteRule,
-        listener: &Listener,
-    ) -> Option<Duration> {
-        let gateway = &listener.gateway;
-        let scopes = [
+        (route, rule): (&HttpRoute, &HttpRouteRule),
+        (gateway, section): (&ObjectKey, &str),
+    ) -> Traffic {
+        let own = [
             Scope::Rule(route.meta.key(), rule.name.clone().unwrap_or_default()),
             Scope::Route(route.meta.key()),
-            Scope::Listener(gateway.clone(), listener.name.clone()),
-            Scope::Gateway(gateway.clone()),
         ];
-        scopes
-            .iter()
-            .find_map(|scope| self.scoped.iter().find(|(known, _)| known == scope))
-            .and_then(|(_, policy)| policy.spec.request_timeout())
+        let parents = [Scope::Listener(gateway.clone(), section.to_owned()), Scope::Gateway(gateway.clone())];
+        let parent = || first(&self.backends, &parents).map(Traffic::of).unwrap_or_default();
+        match first(&self.backends, &own) {
+            None => parent(),
+            Some(spec) if spec.merge_type.is_some() => Traffic::of(spec).over(parent()),
+            Some(spec) => Traffic::of(spec),
+        }
     }
 }
 
-/// The object that a policy targets, or the field that keeps it from that, with what comes of it on a cluster.
+/// The policy of the first of `scopes` that has one.
+fn first<'a, S>(attached: &[(Scope, &'a S)], scopes: &[Scope]) -> Option<&'a S> {
+    let find = |scope: &Scope| attached.iter().find(|(known, _)| known == scope);
+    scopes.iter().find_map(find).map(|(_, spec)| *spec)
+}
+
+/// The policies by target. Of several with one target the oldest wins.
+fn attach<'a, S>(
+    kind: &'static str,
+    mut policies: Vec<Policy<'a, S>>,
+    index: &Index<'_>,
+    remarks: &mut Vec<Remark>,
+) -> Vec<(Scope, &'a S)> {
+    policies.sort_by_key(|policy| {
+        let created = policy.meta.creation_timestamp.as_deref();
+        (created.is_none(), created, policy.meta.key())
+    });
+    let mut attached: Vec<(Scope, &S)> = Vec::new();
+    let mut owners: Vec<ObjectKey> = Vec::new();
+    for Policy { meta, targets, spec } in policies {
+        let mut remark = |field: String, effect: String| {
+            remarks.push(Remark::new(kind, meta.key(), field, effect));
+        };
+        if targets.refs.is_empty() && targets.selectors.is_empty() {
+            remark(targets.field.to_owned(), "a policy without a target has no effect, as here".to_owned());
+        }
+        for (field, scope) in scopes((kind, meta), targets, index) {
+            let taken = |scope: &Scope| attached.iter().position(|(known, _)| known == scope);
+            match scope {
+                Err(effect) => remark(field, effect),
+                Ok(scope) => match taken(&scope).map(|idx| &owners[idx]) {
+                    Some(owner) if *owner == meta.key() => {}
+                    Some(owner) => {
+                        remark(field, format!("{owner}, which targets it too, wins, as here"));
+                    }
+                    None => {
+                        attached.push((scope, spec));
+                        owners.push(meta.key());
+                    }
+                },
+            }
+        }
+    }
+    attached
+}
+
+/// The objects that a policy targets, each with the field that says so; or what comes of the field on a cluster, if it
+/// names none.
+fn scopes(
+    (policy_kind, meta): (&str, &ObjectMeta),
+    targets: Targets<'_>,
+    index: &Index<'_>,
+) -> Vec<(String, Result<Scope, String>)> {
+    let Targets { field, refs, selectors } = targets;
+    let mut found = Vec::new();
+    for (idx, selector) in selectors.iter().enumerate() {
+        let path = format!("spec.targetSelectors[{idx}]");
+        let selected =
+            |meta_of: &&ObjectMeta| meta_of.namespace == meta.namespace && selector.matches(&meta_of.labels);
+        let scopes: Vec<Scope> = match (selector.group.as_str(), selector.kind.as_str()) {
+            (keys::GATEWAY_GROUP, "Gateway") => {
+                let gateways = index.gateways.iter().map(|gateway| &gateway.meta);
+                gateways.filter(selected).map(|meta| Scope::Gateway(meta.key())).collect()
+            }
+            (keys::GATEWAY_GROUP, "HTTPRoute") if policy_kind == BACKEND => {
+                let routes = index.routes.iter().map(|route| &route.meta);
+                routes.filter(selected).map(|meta| Scope::Route(meta.key())).collect()
+            }
+            (_, _) => Vec::new(),
+        };
+        if scopes.is_empty() {
+            let effect = format!("it waits for a {} that is not among the files", selector.kind);
+            found.push((path, Err(effect)));
+        } else {
+            found.extend(scopes.into_iter().map(|scope| (path.clone(), Ok(scope))));
+        }
+    }
+    for (idx, target) in refs.iter().enumerate() {
+        let path = if field.ends_with("Refs") { format!("{field}[{idx}]") } else { field.to_owned() };
+        found.push(match scope(target, (policy_kind, &meta.namespace), index) {
+            Ok(scope) => (format!("{path}.name"), Ok(scope)),
+            Err((field, effect)) => (format!("{path}.{field}"), Err(effect)),
+        });
+    }
+    found
+}
+
+/// The object that a reference of a policy names, or the field that keeps it from that, with what comes of it on a
+/// cluster.
 fn scope(
     target: &PolicyTarget,
-    policy: &BackendTrafficPolicy,
+    (policy_kind, namespace): (&str, &str),
     index: &Index<'_>,
 ) -> Result<Scope, (&'static str, String)> {
     let PolicyTarget { group, kind, name, section_name } = target;
-    let key = ObjectKey::new(&policy.meta.namespace, name);
+    let key = ObjectKey::new(namespace, name);
     let missing = || ("name", format!("it waits for {kind} {key}, which is not among the files"));
     match (group.as_str(), kind.as_str(), section_name) {
         (keys::GATEWAY_GROUP, "Gateway", section) => {
@@ -130,7 +193,7 @@ fn scope(
             }
             Ok(Scope::Listener(key, section.clone()))
         }
-        (keys::GATEWAY_GROUP, "HTTPRoute", section) => {
+        (keys::GATEWAY_GROUP, "HTTPRoute", section) if policy_kind == BACKEND => {
             let route = index.routes.iter().find(|route| route.meta.key() == key).ok_or_else(missing)?;
             let Some(section) = section else { return Ok(Scope::Route(key)) };
             if !route.spec.rules.iter().any(|rule| rule.name.as_ref() == Some(section)) {
@@ -140,4 +203,19 @@ fn scope(
         }
         (group, kind, _) => Err(("kind", format!("it applies to {kind} {key} of group {group:?}"))),
     }
+}
+
+/// A remark on a load balancer that needs what only a cluster has.
+fn balancer_remark(policy: &Policy<'_, BackendTrafficPolicySpec>) -> Option<Remark> {
+    let kind = policy.spec.load_balancer.as_ref()?.kind;
+    let what = match kind {
+        LoadBalancerKind::BackendUtilization => "Envoy balances by the utilization that endpoints report",
+        LoadBalancerKind::DynamicModule => "Envoy balances by a module that it loads",
+        LoadBalancerKind::ConsistentHash
+        | LoadBalancerKind::LeastRequest
+        | LoadBalancerKind::Random
+        | LoadBalancerKind::RoundRobin => return None,
+    };
+    let effect = format!("{what}, and here by least request");
+    Some(Remark::new(BACKEND, policy.meta.key(), "spec.loadBalancer.type", effect))
 }

@@ -1,17 +1,18 @@
 //! Rules of HTTPRoutes: what they match, change and send where.
 
 use std::cmp::Reverse;
-use std::time::Duration;
 
 use inference_api::gateway::{
-    BackendRef, HeaderModifier, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRetry, HttpRouteRule,
-    PathMatch, PathMatchKind, PathModifier, PathModifierKind, RequestMirror, RequestRedirect, ValueMatch,
+    BackendRef, HeaderModifier, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRule, PathMatch,
+    PathMatchKind, PathModifier, PathModifierKind, RequestMirror, RequestRedirect, UrlRewrite, ValueMatch,
 };
+use inference_api::keys;
 use inference_api::remark::Remark;
 
 use crate::error::TranslateError;
-use crate::plan::backend::{self, Resolved, Unresolved};
+use crate::plan::backend::{self, Unresolved};
 use crate::plan::index::{self, Index};
+use crate::plan::traffic::Traffic;
 use crate::plan::{Cluster, Plan};
 
 /// Status of a request whose backend does not exist (Gateway API, HTTPRouteRule).
@@ -33,9 +34,7 @@ pub struct Route {
     pub path_rewrite: Option<PathChange>,
     /// Backends that get copies of the requests.
     pub mirrors: Vec<Mirror>,
-    /// Request timeout. None: Envoy's default of 15 s, as under Envoy Gateway. Zero: no timeout.
-    pub timeout: Option<Duration>,
-    pub retry: Option<HttpRouteRetry>,
+    pub traffic: Traffic,
 }
 
 /// A condition on requests.
@@ -58,11 +57,22 @@ pub enum RouteAction {
 }
 
 /// A target of requests, and its share of them relative to the sum of all weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weighted {
     /// Index into [`Plan::clusters`]; `None` if the backend does not exist.
     pub cluster_idx: Option<usize>,
     pub weight: u32,
+    /// Changes of the requests that it gets, and of their responses.
+    pub changes: Changes,
+}
+
+/// Changes of requests to one backend, before those of the rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub request_headers: HeaderModifier,
+    pub response_headers: HeaderModifier,
+    /// Host that replaces the request's.
+    pub host_rewrite: Option<String>,
 }
 
 /// A change of the path.
@@ -133,7 +143,6 @@ pub(super) fn rule(
         plan,
     };
     let action = adder.forward(rule, &path)?;
-    let timeouts = rule.timeouts.as_ref();
     let mut planned = Route {
         name: adder.name.clone(),
         host: String::new(),
@@ -144,8 +153,7 @@ pub(super) fn rule(
         host_rewrite: None,
         path_rewrite: None,
         mirrors: Vec::new(),
-        timeout: timeouts.and_then(|timeouts| timeouts.backend_request.or(timeouts.request)),
-        retry: rule.retry.clone(),
+        traffic: Traffic::default(),
     };
     for (idx, filter) in rule.filters.iter().enumerate() {
         let path = format!("{path}.filters[{idx}]");
@@ -165,17 +173,14 @@ struct Adder<'a, 'i> {
 
 impl Adder<'_, '_> {
     fn error(&self, path: String, message: String) -> TranslateError {
-        index::error("HTTPRoute", &self.route.meta, path, message)
+        index::error(self.route.kind.as_str(), &self.route.meta, path, message)
     }
 
     fn forward(&mut self, rule: &HttpRouteRule, path: &str) -> Result<RouteAction, TranslateError> {
         let mut targets = Vec::new();
         for (idx, backend) in rule.backend_refs.iter().enumerate() {
             let path = format!("{path}.backendRefs[{idx}]");
-            if !backend.filters.is_empty() {
-                let message = "a filter of one backend is not supported: move it to the rule".to_owned();
-                return Err(self.error(format!("{path}.filters"), message));
-            }
+            let changes = self.changes(&backend.filters, &path)?;
             let weight = backend.weight.unwrap_or(1);
             let name = match self.n_backends {
                 1 => self.name.clone(),
@@ -183,11 +188,39 @@ impl Adder<'_, '_> {
             };
             let cluster_idx = self.cluster(name, backend, &path)?;
             if weight > 0 {
-                targets.push(Weighted { cluster_idx, weight });
+                targets.push(Weighted { cluster_idx, weight, changes });
             }
         }
         let exists = targets.iter().any(|target| target.cluster_idx.is_some());
         Ok(if exists { RouteAction::Forward(targets) } else { RouteAction::Fixed(NO_BACKEND) })
+    }
+
+    /// The changes that a backend's own filters ask for: those that Envoy Gateway knows there.
+    fn changes(&self, filters: &[HttpRouteFilter], path: &str) -> Result<Changes, TranslateError> {
+        let mut changes = Changes::default();
+        for (idx, filter) in filters.iter().enumerate() {
+            let path = format!("{path}.filters[{idx}]");
+            let HttpRouteFilter {
+                kind, request_header_modifier, response_header_modifier, url_rewrite, ..
+            } = filter;
+            match (kind.as_str(), request_header_modifier, response_header_modifier, url_rewrite) {
+                ("RequestHeaderModifier", Some(modifier), _, _) => changes.request_headers = modifier.clone(),
+                ("ResponseHeaderModifier", _, Some(modifier), _) => {
+                    changes.response_headers = modifier.clone();
+                }
+                ("URLRewrite", _, _, Some(UrlRewrite { hostname: Some(hostname), path: None })) => {
+                    changes.host_rewrite = Some(hostname.clone());
+                }
+                (kind, _, _, _) => {
+                    let message = format!(
+                        "{kind} of one backend is not supported, only header modifiers and URLRewrite of a hostname are, and without \
+                         it requests would differ: move it to the rule"
+                    );
+                    return Err(self.error(format!("{path}.type"), message));
+                }
+            }
+        }
+        Ok(changes)
     }
 
     /// Adds the cluster of a backend; `None` if the backend does not exist, which gets a remark.
@@ -198,17 +231,24 @@ impl Adder<'_, '_> {
         path: &str,
     ) -> Result<Option<usize>, TranslateError> {
         match backend::resolve(backend, self.route, self.index) {
-            Ok(Resolved { backend, group_effect }) => {
-                self.plan.remarks.extend(group_effect.map(|effect| {
-                    Remark::new("HTTPRoute", self.route.meta.key(), format!("{path}.group"), effect)
-                }));
-                self.plan.clusters.push(Cluster { name, backend });
+            Ok(backend) => {
+                self.plan.clusters.push(Cluster { name, backend, traffic: Traffic::default() });
                 Ok(Some(self.plan.clusters.len() - 1))
             }
             Err(Unresolved::Missing { field, what }) => {
-                let effect = format!("these requests get {NO_BACKEND}, as here: {what}");
+                let effect = match backend.group.as_str() {
+                    keys::AI_GATEWAY_GROUP => {
+                        format!("these requests go to it, and here they get {NO_BACKEND}")
+                    }
+                    _ => format!("these requests get {NO_BACKEND}, as here: {what}"),
+                };
                 let field = format!("{path}.{field}");
-                self.plan.remarks.push(Remark::new("HTTPRoute", self.route.meta.key(), field, effect));
+                self.plan.remarks.push(Remark::new(
+                    self.route.kind.as_str(),
+                    self.route.meta.key(),
+                    field,
+                    effect,
+                ));
                 Ok(None)
             }
             Err(Unresolved::Invalid { field, what }) => Err(self.error(format!("{path}.{field}"), what)),

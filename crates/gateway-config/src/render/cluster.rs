@@ -3,19 +3,23 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use inference_api::gateway::Fraction;
 use inference_api::keys;
 use inference_api::object::ObjectKey;
 use inference_api::pool::AppProtocol;
-use serde_json::{Value, json};
+use inference_api::traffic::{CircuitBreaker, HttpTimeout, LoadBalancer, LoadBalancerKind, RetryBudget};
+use serde_json::{Map, Value, json};
 
-use crate::plan::{Backend, Cluster};
-use crate::render::{PickerBinding, PickerTls, address, extension, picker_cluster, typed};
+use crate::plan::{Backend, Cluster, Traffic};
+use crate::render::{PickerBinding, PickerTls, address, duration, extension, picker_cluster, typed};
 
 /// Most connections, pending requests and requests of a cluster. Envoy's default of 1024 is too low: each open stream
 /// counts, and also holds a gRPC stream to the picker.
 const MAX_REQUESTS: u32 = 40_000;
 /// Most retries at a time: Envoy Gateway's default.
 const MAX_RETRIES: u32 = 1024;
+/// Longest wait for a connection to a pod: Envoy Gateway's default.
+const CONNECT_TIMEOUT: &str = "10s";
 /// Message with the protocol of a cluster, and its key among the cluster's extensions.
 pub(crate) const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Service name under which a picker reports its health (upstream's name).
@@ -113,22 +117,97 @@ pub(crate) fn tls_to(server_name: &str, trusted_ca: Value) -> Value {
 }
 
 fn common(cluster: &Cluster, kind: &str) -> Value {
-    let (policy, protocol) = match &cluster.backend {
-        Backend::Service { .. } => (least_request(), AppProtocol::Http),
+    let Cluster { name, backend, traffic } = cluster;
+    let (policy, protocol) = match backend {
+        Backend::Service { .. } => (balancer(traffic.load_balancer.as_ref()), AppProtocol::Http),
         Backend::Pool { app_protocol, .. } => (override_host(), *app_protocol),
     };
     let mut value = json!({
-        "name": cluster.name,
+        "name": name,
         "type": kind,
-        "connect_timeout": "10s",
-        "circuit_breakers": { "thresholds": [thresholds()] },
+        "connect_timeout": traffic.timeout.tcp.connect_timeout.map_or_else(|| CONNECT_TIMEOUT.to_owned(), duration),
+        "circuit_breakers": circuit_breakers(&traffic.circuit_breaker),
         "load_balancing_policy": policy,
     });
-    match protocol {
-        AppProtocol::Http => {}
-        AppProtocol::H2c => value["typed_extension_protocol_options"] = protocol_options(http2(json!({}))),
+    if let Some(limit) = traffic.connection.buffer_limit {
+        value["per_connection_buffer_limit_bytes"] = json!(limit);
     }
+    let connections = connection_options(traffic);
+    let mut options = match protocol {
+        AppProtocol::Http if connections.is_empty() => return value,
+        AppProtocol::Http => json!({ "explicit_http_config": { "http_protocol_options": {} } }),
+        AppProtocol::H2c => http2(json!({})),
+    };
+    if !connections.is_empty() {
+        options["common_http_protocol_options"] = Value::Object(connections);
+    }
+    value["typed_extension_protocol_options"] = protocol_options(options);
     value
+}
+
+/// Options of the cluster's connections, whatever their protocol.
+fn connection_options(traffic: &Traffic) -> Map<String, Value> {
+    let HttpTimeout { connection_idle_timeout, max_connection_duration, .. } = traffic.timeout.http;
+    let fields = [
+        ("idle_timeout", connection_idle_timeout.map(|idle| json!(duration(idle)))),
+        ("max_connection_duration", max_connection_duration.map(|longest| json!(duration(longest)))),
+        (
+            "max_requests_per_connection",
+            traffic.circuit_breaker.max_requests_per_connection.map(|most| json!(most)),
+        ),
+    ];
+    fields.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))).collect()
+}
+
+/// Bounds of a cluster of pods: those of a policy before the usual ones.
+fn circuit_breakers(asked: &CircuitBreaker) -> Value {
+    let mut bounds = thresholds();
+    for (field, bound) in [
+        ("max_connections", asked.max_connections),
+        ("max_pending_requests", asked.max_pending_requests),
+        ("max_requests", asked.max_parallel_requests),
+        ("max_retries", asked.max_parallel_retries),
+    ] {
+        if let Some(bound) = bound {
+            bounds[field] = json!(bound);
+        }
+    }
+    if let Some(RetryBudget { percent, min_retry_concurrency }) = &asked.retry_budget {
+        let Fraction { numerator, denominator } = percent;
+        let percent = 100.0 * f64::from(*numerator) / f64::from(denominator.unwrap_or(100).max(1));
+        bounds["retry_budget"] = json!({ "budget_percent": { "value": percent } });
+        if let Some(least) = min_retry_concurrency {
+            bounds["retry_budget"]["min_retry_concurrency"] = json!(least);
+        }
+    }
+    let mut breakers = json!({ "thresholds": [bounds] });
+    if let Some(most) = asked.per_endpoint.max_connections {
+        breakers["per_host_thresholds"] = json!([{ "max_connections": most }]);
+    }
+    breakers
+}
+
+/// The balancer that a policy asks for. One that only a cluster has is least request, as without a policy.
+fn balancer(asked: Option<&LoadBalancer>) -> Value {
+    let Some(LoadBalancer { kind, consistent_hash }) = asked else { return least_request() };
+    let (name, message, config) = match kind {
+        LoadBalancerKind::LeastRequest
+        | LoadBalancerKind::BackendUtilization
+        | LoadBalancerKind::DynamicModule => return least_request(),
+        LoadBalancerKind::Random => ("random", "random.v3.Random", json!({})),
+        LoadBalancerKind::RoundRobin => ("round_robin", "round_robin.v3.RoundRobin", json!({})),
+        LoadBalancerKind::ConsistentHash => {
+            let table_size = consistent_hash.as_ref().and_then(|hash| hash.table_size);
+            let config = table_size.map_or_else(|| json!({}), |size| json!({ "table_size": size }));
+            ("maglev", "maglev.v3.Maglev", config)
+        }
+    };
+    let policy = extension(
+        &format!("envoy.load_balancing_policies.{name}"),
+        &format!("envoy.extensions.load_balancing_policies.{message}"),
+        config,
+    );
+    json!({ "policies": [{ "typed_extension_config": policy }] })
 }
 
 /// Protocol options of a cluster whose endpoints speak HTTP/2 without being asked.

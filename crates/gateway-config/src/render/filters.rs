@@ -6,7 +6,6 @@ use inference_api::pool::FailureMode;
 use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Responses, Share};
-use crate::plan::MODEL_HEADER;
 use crate::render::{extension, observer_filter, picker_cluster, picker_filter, typed};
 
 /// Longest wait for one answer of a picker whose pool fails closed; Envoy does not apply it to streamed bodies.
@@ -189,11 +188,12 @@ pub(super) fn model_filters() -> [Value; 2] {
             "allow_empty_content_type": true,
         } }),
     );
+    let header = keys::MODEL_NAME;
     let script = format!(
         "function envoy_on_request(handle)\n  \
          local found = handle:streamInfo():dynamicMetadata():get(\"{MODEL_METADATA}\")\n  \
          if found ~= nil and found[\"model\"] ~= nil then\n    \
-         handle:headers():replace(\"{MODEL_HEADER}\", found[\"model\"])\n    \
+         handle:headers():replace(\"{header}\", found[\"model\"])\n    \
          handle:clearRouteCache()\n  end\nend\n"
     );
     let setter = extension(

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use inference_api::keys;
 use inference_api::pool::FailureMode;
+use inference_api::traffic::HttpClientTimeout;
 use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Responses};
@@ -11,7 +12,7 @@ use crate::error::MissingBinding;
 use crate::plan::{Listener, Plan, Route, RouteAction};
 use crate::render::filters::{filters, model_filters};
 use crate::render::route::{pool_of, virtual_hosts};
-use crate::render::{Bindings, address, extension, listener_port, picker_filter, typed};
+use crate::render::{Bindings, address, duration, extension, listener_port, picker_filter, typed};
 
 /// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
 pub(crate) const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
@@ -29,7 +30,9 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
     });
     let holds_bodies =
         listener.reads_model() || pools.iter().any(|pool| pool.failure_mode == FailureMode::FailOpen);
-    if let Some(limit) = listener.buffer_limit.or(holds_bodies.then_some(FAIL_OPEN_BUFFER_BYTES)) {
+    if let Some(limit) =
+        listener.client.connection.buffer_limit.or(holds_bodies.then_some(FAIL_OPEN_BUFFER_BYTES))
+    {
         value["per_connection_buffer_limit_bytes"] = json!(limit);
     }
     value["default_filter_chain"] = json!({ "filters": [{
@@ -64,6 +67,7 @@ fn connection_manager(
         "server_header_transformation": "PASS_THROUGH",
         "common_http_protocol_options": { "headers_with_underscores_action": "REJECT_REQUEST" },
     });
+    add_timeouts(&mut value, &listener.client.timeout.http);
     if !pools.is_empty() {
         value["early_header_mutation_extensions"] = json!([without_forbidden_headers(bindings.explains)]);
     }
@@ -108,6 +112,28 @@ fn connection_manager(
     ));
     value["http_filters"] = json!(chain);
     value
+}
+
+/// Adds the timeouts that a policy for clients asks for.
+fn add_timeouts(manager: &mut Value, asked: &HttpClientTimeout) {
+    let HttpClientTimeout {
+        request_received_timeout,
+        request_headers_received_timeout,
+        idle_timeout,
+        stream_idle_timeout,
+    } = asked;
+    for (field, timeout) in [
+        ("request_timeout", request_received_timeout),
+        ("request_headers_timeout", request_headers_received_timeout),
+        ("stream_idle_timeout", stream_idle_timeout),
+    ] {
+        if let Some(timeout) = timeout {
+            manager[field] = json!(duration(*timeout));
+        }
+    }
+    if let Some(idle) = idle_timeout {
+        manager["common_http_protocol_options"]["idle_timeout"] = json!(duration(*idle));
+    }
 }
 
 /// Removes from requests the headers that no client may set: a client must never be able to choose a pod, or learn more

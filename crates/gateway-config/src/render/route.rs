@@ -3,19 +3,27 @@
 use std::time::Duration;
 
 use inference_api::gateway::{
-    Header, HeaderModifier, HttpRouteRetry, PathMatch, PathMatchKind, RequestRedirect, ValueMatch,
-    ValueMatchKind,
+    Header, HeaderModifier, PathMatch, PathMatchKind, RequestRedirect, ValueMatch, ValueMatchKind,
 };
 use inference_api::object::ObjectKey;
+use inference_api::traffic::{
+    BackOff, ConsistentHash, HashCookie, HashKind, HttpTimeout, LoadBalancer, LoadBalancerKind, Named,
+    PerRetry, Retry,
+};
 use serde_json::{Map, Value, json};
 
 use crate::attachment::Attachment;
-use crate::plan::{ANY_HOST, Backend, Listener, Matcher, PathChange, Plan, Route, RouteAction, Weighted};
+use crate::plan::{
+    ANY_HOST, Backend, Changes, Listener, Matcher, PathChange, Plan, Route, RouteAction, Weighted,
+};
 use crate::render::filters::{body_reports, filter_names, previous_hosts};
-use crate::render::{observer_filter, typed};
+use crate::render::{duration, observer_filter, typed};
 
 /// Shortest idle timeout that Envoy Gateway gives a route with a request timeout.
 const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Conditions and number of retries that do not name their own (Envoy Gateway).
+const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
+const NUM_RETRIES: u32 = 2;
 /// Name of the cluster that does not exist, as Envoy Gateway calls it.
 const NO_CLUSTER: &str = "invalid-backend-cluster";
 
@@ -25,10 +33,13 @@ struct Context<'a> {
     pools: &'a [Attachment<'a>],
     /// True if routes are chosen again when the body is known.
     reads_model: bool,
+    /// True if the listener has an idle timeout of its own.
+    has_stream_idle_timeout: bool,
 }
 
 pub(super) fn virtual_hosts(listener: &Listener, plan: &Plan, pools: &[Attachment<'_>]) -> Vec<Value> {
-    let context = Context { plan, pools, reads_model: listener.reads_model() };
+    let has_stream_idle_timeout = listener.client.timeout.http.stream_idle_timeout.is_some();
+    let context = Context { plan, pools, reads_model: listener.reads_model(), has_stream_idle_timeout };
     let mut hosts: Vec<&str> = Vec::new();
     for route in &listener.routes {
         if !hosts.contains(&route.host.as_str()) {
@@ -57,8 +68,8 @@ impl Context<'_> {
     fn routes(&self, planned: &Route) -> Vec<Value> {
         let plain = self.route(planned);
         let single = match &planned.action {
-            RouteAction::Forward(targets) if targets.len() == 1 => targets[0].cluster_idx,
-            RouteAction::Forward(_) | RouteAction::Redirect(_) | RouteAction::Fixed(_) => None,
+            RouteAction::Forward(targets) => single(targets),
+            RouteAction::Redirect(_) | RouteAction::Fixed(_) => None,
         };
         let attachment = single.and_then(|cluster_idx| self.attachment(cluster_idx));
         let Some((attachment, (share, reports))) =
@@ -105,10 +116,7 @@ impl Context<'_> {
         let mut value = json!({ "name": route.name, "match": matcher(&route.matcher) });
         let own = match &route.action {
             RouteAction::Forward(targets) => {
-                let single = match targets.as_slice() {
-                    [Weighted { cluster_idx: Some(cluster_idx), weight: _ }] => self.attachment(*cluster_idx),
-                    _ => None,
-                };
+                let single = single(targets).and_then(|cluster_idx| self.attachment(cluster_idx));
                 let config = self.filter_config(single);
                 if !config.is_empty() {
                     value["typed_per_filter_config"] = Value::Object(config);
@@ -141,7 +149,7 @@ impl Context<'_> {
         };
         let mut is_pool = is_pool;
         match targets {
-            [target] => {
+            [target] if target.changes == Changes::default() => {
                 action.insert("cluster".to_owned(), json!(name(target)));
             }
             targets => {
@@ -155,6 +163,12 @@ impl Context<'_> {
                         if !config.is_empty() {
                             cluster["typed_per_filter_config"] = Value::Object(config);
                         }
+                        let Changes { request_headers, response_headers, host_rewrite } = &target.changes;
+                        headers(&mut cluster, ("request", request_headers));
+                        headers(&mut cluster, ("response", response_headers));
+                        if let Some(host) = host_rewrite {
+                            cluster["host_rewrite_literal"] = json!(host);
+                        }
                         cluster
                     })
                     .collect();
@@ -162,14 +176,18 @@ impl Context<'_> {
                 action.insert("cluster_not_found_response_code".to_owned(), json!("INTERNAL_SERVER_ERROR"));
             }
         }
-        if let Some(timeout) = route.timeout {
-            let idle = if timeout.is_zero() { timeout } else { timeout.max(MIN_IDLE_TIMEOUT) };
-            action.insert("timeout".to_owned(), json!(duration(timeout)));
-            action.insert("idle_timeout".to_owned(), json!(duration(idle)));
-        }
+        action.extend(timeouts(&route.traffic.timeout.http, self.has_stream_idle_timeout));
         action.insert("upgrade_configs".to_owned(), json!([{ "upgrade_type": "websocket" }]));
-        if let Some(policy) = retries(route.retry.as_ref(), is_pool) {
+        let asked = route.traffic.retry.as_ref().map(retries);
+        if let Some(policy) = asked.or_else(|| is_pool.then(retry_policy)) {
             action.insert("retry_policy".to_owned(), policy);
+        }
+        let hashes = route.traffic.load_balancer.as_ref().map(hashes).unwrap_or_default();
+        if !hashes.is_empty() {
+            if let Some(clusters) = action.get_mut("weighted_clusters") {
+                clusters["use_hash_policy"] = json!(true);
+            }
+            action.insert("hash_policy".to_owned(), json!(hashes));
         }
         if let Some(host) = &route.host_rewrite {
             action.insert("host_rewrite_literal".to_owned(), json!(host));
@@ -193,21 +211,70 @@ impl Context<'_> {
     }
 }
 
-/// Retries before a pod has received a byte, for a pool, and those that the rule asks for.
-fn retries(asked: Option<&HttpRouteRetry>, is_pool: bool) -> Option<Value> {
-    let Some(HttpRouteRetry { codes, attempts, backoff }) = asked else { return is_pool.then(retry_policy) };
+/// Timeouts of a route. The idle timeout is never shorter than the request timeout, unless a policy says so.
+fn timeouts(asked: &HttpTimeout, has_stream_idle_timeout: bool) -> Vec<(String, Value)> {
+    let HttpTimeout { request_timeout, stream_idle_timeout, max_stream_duration, .. } = asked;
+    let of_request = |request: Duration| match request.is_zero() {
+        true => request,
+        false => request.max(MIN_IDLE_TIMEOUT),
+    };
+    let usual_idle = request_timeout.filter(|_| !has_stream_idle_timeout).map(of_request);
+    let longest = max_stream_duration.map(|longest| json!({ "max_stream_duration": duration(longest) }));
+    let fields = [
+        ("timeout", request_timeout.map(|request| json!(duration(request)))),
+        ("idle_timeout", stream_idle_timeout.or(usual_idle).map(|idle| json!(duration(idle)))),
+        ("max_stream_duration", longest),
+    ];
+    fields.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))).collect()
+}
+
+/// Retries that a rule or a policy asks for, with Envoy Gateway's defaults.
+fn retries(asked: &Retry) -> Value {
+    let Retry { num_retries, retry_on, per_retry } = asked;
     let mut policy = retry_policy();
-    if !codes.is_empty() {
-        policy["retry_on"] = json!("connect-failure,refused-stream,retriable-status-codes");
-        policy["retriable_status_codes"] = json!(codes);
+    policy["num_retries"] = json!(num_retries.unwrap_or(NUM_RETRIES));
+    let triggers = retry_on.as_ref().map(|retry_on| retry_on.triggers.as_slice()).unwrap_or_default();
+    let triggers: Vec<Value> = triggers.iter().map(|trigger| json!(trigger)).collect();
+    let triggers: Vec<&str> = triggers.iter().filter_map(Value::as_str).collect();
+    policy["retry_on"] = if triggers.is_empty() { json!(RETRY_ON) } else { json!(triggers.join(",")) };
+    policy["retriable_status_codes"] =
+        retry_on.as_ref().map_or_else(|| json!([503]), |retry_on| json!(retry_on.http_status_codes));
+    let PerRetry { timeout, back_off: BackOff { base_interval, max_interval } } = per_retry;
+    if let Some(timeout) = timeout {
+        policy["per_try_timeout"] = json!(duration(*timeout));
     }
-    if let Some(attempts) = attempts {
-        policy["num_retries"] = json!(attempts);
+    for (field, interval) in [("base_interval", base_interval), ("max_interval", max_interval)] {
+        if let Some(interval) = interval {
+            policy["retry_back_off"][field] = json!(duration(*interval));
+        }
     }
-    if let Some(backoff) = backoff {
-        policy["retry_back_off"] = json!({ "base_interval": duration(*backoff) });
+    policy
+}
+
+/// Parts of a request by which a consistent hash chooses.
+fn hashes(asked: &LoadBalancer) -> Vec<Value> {
+    let Some(hash) =
+        asked.consistent_hash.as_ref().filter(|_| asked.kind == LoadBalancerKind::ConsistentHash)
+    else {
+        return Vec::new();
+    };
+    let ConsistentHash { kind, header, headers, cookie, query_params, table_size: _ } = hash;
+    let of_header = |Named { name }: &Named| json!({ "header": { "header_name": name } });
+    match kind {
+        HashKind::SourceIP => vec![json!({ "connection_properties": { "source_ip": true } })],
+        HashKind::Header => header.iter().map(of_header).collect(),
+        HashKind::Headers => headers.iter().map(of_header).collect(),
+        HashKind::QueryParams => {
+            query_params.iter().map(|Named { name }| json!({ "query_parameter": { "name": name } })).collect()
+        }
+        HashKind::Cookie => cookie
+            .iter()
+            .map(|HashCookie { name, ttl }| match ttl {
+                Some(ttl) => json!({ "cookie": { "name": name, "ttl": duration(*ttl) } }),
+                None => json!({ "cookie": { "name": name } }),
+            })
+            .collect(),
     }
-    Some(policy)
 }
 
 fn redirect(route: &Route, to: &RequestRedirect) -> Value {
@@ -325,11 +392,11 @@ fn path_match(path: &PathMatch) -> Value {
     }
 }
 
-/// Protobuf's JSON form of a duration.
-fn duration(duration: Duration) -> String {
-    match duration.subsec_millis() {
-        0 => format!("{}s", duration.as_secs()),
-        millis => format!("{}.{millis:03}s", duration.as_secs()),
+/// The only target's cluster, if nothing is changed for it alone.
+fn single(targets: &[Weighted]) -> Option<usize> {
+    match targets {
+        [Weighted { cluster_idx, weight: _, changes }] if *changes == Changes::default() => *cluster_idx,
+        _ => None,
     }
 }
 

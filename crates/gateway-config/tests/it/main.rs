@@ -5,6 +5,7 @@
 mod fixtures;
 mod refusals;
 mod rendering;
+mod policies;
 mod routing;
 #[cfg(feature = "xds")]
 mod xds;

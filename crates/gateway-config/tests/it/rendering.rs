@@ -112,8 +112,9 @@ fn without_a_policy_no_timeout_is_set() {
 
 #[test]
 fn the_nearest_timeout_wins() {
-    let timeout =
-        |yaml: &str, listener_idx: usize| plan(yaml).unwrap().listeners[listener_idx].routes[0].timeout;
+    let timeout = |yaml: &str, listener_idx: usize| {
+        plan(yaml).unwrap().listeners[listener_idx].routes[0].traffic.timeout.http.request_timeout
+    };
     let rule = "      matches:\n        - path:";
     let by_rule = edited(rule, &format!("      timeouts:\n        request: 250ms\n{rule}"));
     assert_eq!(timeout(&by_rule, 1), Some(Duration::from_millis(250)));

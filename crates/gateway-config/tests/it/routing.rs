@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{bindings, plan};
 
-const GATEWAYS: &str = "
+pub(crate) const GATEWAYS: &str = "
 apiVersion: gateway.networking.k8s.io/v1
 kind: GatewayClass
 metadata: { name: eg }
@@ -23,37 +23,37 @@ metadata: { name: s }
 spec: { selector: { app: s }, ports: [ { port: 8000 } ] }
 ";
 
-fn pool(name: &str) -> String {
+pub(crate) fn pool(name: &str) -> String {
     format!(
         "---\napiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {{name: {name}}}\nspec: {{selector: \
          {{matchLabels: {{app: {name}}}}}, targetPorts: [{{number: 8000}}], endpointPickerRef: {{name: {name}-epp}}}}\n"
     )
 }
 
-fn route(spec: &str) -> String {
+pub(crate) fn route(spec: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec: {{parentRefs: [{{name: \
          g}}], {spec}}}\n"
     )
 }
 
-fn to_pool(name: &str) -> String {
+pub(crate) fn to_pool(name: &str) -> String {
     format!("{{group: inference.networking.k8s.io, kind: InferencePool, name: {name}}}")
 }
 
 /// The objects of most tests: pools `a` and `b`, a Service, and a route.
-fn planned(spec: &str) -> Plan {
+pub(crate) fn planned(spec: &str) -> Plan {
     plan(&[GATEWAYS, &pool("a"), &pool("b"), &route(spec)].concat()).unwrap()
 }
 
-fn manager(plan: &Plan, listener_idx: usize) -> Value {
+pub(crate) fn manager(plan: &Plan, listener_idx: usize) -> Value {
     let rendered = Rendered::new(plan, &bindings(plan)).unwrap().static_equivalent;
     let listener = &rendered["static_resources"]["listeners"][listener_idx];
     listener["default_filter_chain"]["filters"][0]["typed_config"].clone()
 }
 
 /// Envoy's routes of the first host.
-fn routes(plan: &Plan) -> Vec<Value> {
+pub(crate) fn routes(plan: &Plan) -> Vec<Value> {
     manager(plan, 0)["route_config"]["virtual_hosts"][0]["routes"].as_array().unwrap().clone()
 }
 
@@ -204,6 +204,50 @@ fn a_filter_that_is_not_translated_is_refused() {
 }
 
 #[test]
+fn a_backends_own_filters_change_its_share() {
+    let filtered =
+        |name: &str, filters: &str| to_pool(name).replace('}', &format!(", filters: [{filters}]}}"));
+    let request =
+        "{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: b}], remove: [c]}}";
+    let response = "{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: d, value: e}]}}";
+    let host = "{type: URLRewrite, urlRewrite: {hostname: h}}";
+    let all = [request, response, host].join(", ");
+    let both = format!("rules: [{{backendRefs: [{}, {}]}}]", filtered("a", &all), to_pool("b"));
+    let route = routes(&planned(&both)).remove(0);
+    let clusters = &route["route"]["weighted_clusters"]["clusters"];
+    assert_eq!(clusters[0]["request_headers_to_add"][0]["header"], json!({ "key": "a", "value": "b" }));
+    assert_eq!(clusters[0]["request_headers_to_remove"], json!(["c"]));
+    assert_eq!(clusters[0]["response_headers_to_add"][0]["header"]["key"], "d");
+    assert_eq!(clusters[0]["host_rewrite_literal"], "h");
+    for field in ["request_headers_to_add", "response_headers_to_add", "host_rewrite_literal"] {
+        assert!(
+            clusters[1].get(field).is_none() && route.get(field).is_none(),
+            "{field}: the others' share is as it was"
+        );
+    }
+    let alone =
+        routes(&planned(&format!("rules: [{{backendRefs: [{}]}}]", filtered("a", request)))).remove(0);
+    let cluster = &alone["route"]["weighted_clusters"]["clusters"][0];
+    assert_eq!(cluster["request_headers_to_add"][0]["header"]["key"], "a");
+    assert!(
+        cluster["typed_per_filter_config"]
+            .get("envoy.filters.http.ext_proc/endpointpicker/a_default_ext_proc")
+            .is_some()
+    );
+    let mirror = filtered("a", "{type: RequestMirror, requestMirror: {backendRef: {name: s, port: 8000}}}");
+    let error = plan(
+        &[GATEWAYS, &pool("a"), &self::route(&format!("rules: [{{backendRefs: [{mirror}]}}]"))].concat(),
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "HTTPRoute default/r: spec.rules[0].backendRefs[0].filters[0].type: RequestMirror of one backend"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
 fn timeouts_and_retries_are_the_rules() {
     let rule = "name: n, timeouts: {request: 10s}, retry: {codes: [503], attempts: 4, backoff: 100ms}";
     let action = &first_route(rule)["route"];
@@ -305,15 +349,38 @@ fn a_route_by_the_bodys_model_is_chosen_after_the_body() {
 }
 
 #[test]
-fn a_policy_for_clients_bounds_what_is_held() {
-    let policy = "---\napiVersion: gateway.envoyproxy.io/v1alpha1\nkind: ClientTrafficPolicy\nmetadata: {name: c}\nspec: {targetRefs: \
-                  [{group: gateway.networking.k8s.io, kind: Gateway, name: g}], connection: {bufferLimit: 50Mi}}\n";
-    let limit = |more: &str| {
-        let plan = plan(&[GATEWAYS, more].concat()).unwrap();
-        let rendered = Rendered::new(&plan, &bindings(&plan)).unwrap().static_equivalent;
-        rendered["static_resources"]["listeners"][0].get("per_connection_buffer_limit_bytes").cloned()
+fn an_ai_gateway_route_leads_to_pools_by_model() {
+    let rule = |model: &str, backend: &str| {
+        format!(
+            "{{matches: [{{headers: [{{name: x-ai-eg-model, value: {model}}}]}}], backendRefs: [{backend}]}}"
+        )
     };
-    assert_eq!(limit(policy), Some(json!(50 << 20)));
-    assert_eq!(limit(""), None);
-    assert_eq!(limit(&policy.replace("name: g}", "name: other}")), None);
+    let rules = [rule("m", &to_pool("a")), rule("n", "{name: outside}")].join(", ");
+    let ai_route = route(&format!("rules: [{rules}]")).replace(
+        "gateway.networking.k8s.io/v1\nkind: HTTPRoute",
+        "aigateway.envoyproxy.io/v1beta1\nkind: AIGatewayRoute",
+    );
+    let plan = plan(&[GATEWAYS, &pool("a"), &ai_route].concat()).unwrap();
+    let found = routes(&plan);
+    let header = json!([{ "name": "x-gateway-model-name", "string_match": { "exact": "m" } }]);
+    assert_eq!(
+        (&found[0]["match"]["headers"], &found[0]["route"]["cluster"]),
+        (&header, &json!("httproute/default/r/rule/0"))
+    );
+    assert_eq!(manager(&plan, 0)["http_filters"][0]["name"], "envoy.filters.http.json_to_metadata");
+    assert_eq!(found[1]["direct_response"]["status"], 500, "a backend outside of the cluster");
+    let remark = &plan.remarks[0];
+    assert_eq!(
+        (remark.kind.as_str(), remark.field.as_str()),
+        ("AIGatewayRoute", "spec.rules[1].backendRefs[0].kind")
+    );
+    assert!(remark.on_a_cluster.contains("these requests go to it"), "{}", remark.on_a_cluster);
+    // Control: an HTTPRoute's header of this name is any header.
+    let control = planned(&format!("rules: [{}]", rule("m", &to_pool("a"))));
+    assert_eq!(routes(&control)[0]["match"]["headers"][0]["name"], "x-ai-eg-model");
+    let both = self::plan(&[GATEWAYS, &pool("a"), &ai_route, &route("rules: [{}]")].concat()).unwrap_err();
+    assert!(
+        both.to_string().contains("two objects of this name"),
+        "Envoy AI Gateway makes an HTTPRoute of it"
+    );
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use expect_test::{Expect, expect};
-use inference_api::gateway::{parse_bytes, parse_duration};
+use inference_api::gateway::parse_duration;
 use inference_api::kinds::Object;
 use inference_api::manifest::parse;
 use inference_api::pool::{Criticality, FailureMode, InferencePool, PoolVersion, RoutingStrategy};
+use inference_api::traffic::parse_bytes;
 
 const POOL: &str = "
 apiVersion: inference.networking.x-k8s.io/v1alpha2
