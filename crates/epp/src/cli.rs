@@ -14,9 +14,11 @@ mod ports;
 mod serve;
 mod values;
 
+use std::num::NonZeroU32;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use inference_api::picker_config::PickerConfig;
 use prefix_index::blocks::Bounds;
 use prometheus_client::metrics::counter::Counter;
 use tracing::error;
@@ -35,6 +37,7 @@ use crate::log;
 use crate::server::Settings;
 use crate::server::accept::Patience;
 use crate::source;
+use crate::tuning::Patch;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,16 +115,17 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(Command::Explain(args)) = &cli.command {
-        return explain::run(args, cli.options());
+        return explain::run(args, cli.options(&PickerConfig::default(), cli.knobs.patch()));
     }
     // The log outlives the server, so that its last lines are written.
     let log = match log::init(&cli.log.log_level) {
         Ok(log) => log,
         Err(error) => return failed(&error),
     };
-    let settings = cli.settings(log.n_dropped().clone());
-    serve::serve(settings, cli.ports.port_file.as_deref())
-        .map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+    let served = cli
+        .settings(log.n_dropped().clone())
+        .and_then(|settings| serve::serve(settings, cli.ports.port_file.as_deref()));
+    served.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
@@ -132,7 +136,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 // === impl Cli ===
 
 impl Cli {
-    fn settings(&self, n_dropped_lines: Counter) -> Settings {
+    fn settings(&self, n_dropped_lines: Counter) -> anyhow::Result<Settings> {
         let Self {
             command: _,
             pools,
@@ -140,16 +144,18 @@ impl Cli {
             cluster,
             ports,
             pick,
-            knobs: _,
+            knobs,
             engines,
             bodies,
             peers,
             log,
         } = self;
+        let config = pick.config()?;
+        let policy = Patch::of_config(&config)?.with(knobs.patch());
         let source = source::Config::Files(pools.files());
         #[cfg(feature = "kubernetes")]
         let source = cluster.cluster().map_or(source, source::Config::Cluster);
-        Settings {
+        Ok(Settings {
             policy_file: pick.policy_file.clone(),
             source,
             security: ports.security(),
@@ -170,20 +176,21 @@ impl Cli {
             max_body_bytes: bodies.max_body_bytes,
             max_buffered_bytes: bodies.max_buffered_bytes,
             body_timeouts: bodies.timeouts(),
-            director: self.options(),
-        }
+            director: self.options(&config, policy),
+        })
     }
 
-    fn options(&self) -> Options {
-        let Self { pools, pick, knobs, engines, peers, .. } = self;
+    fn options(&self, config: &PickerConfig, policy: Patch) -> Options {
+        let Self { pools, pick, engines, peers, .. } = self;
+        let capacity = config.index_capacity.and_then(NonZeroU32::new);
         Options {
             pool: pools.pool.clone(),
-            policy: knobs.patch(),
+            policy,
             max_metrics_age: engines.max_metrics_age,
             compat: pick.compat(),
             explains: pick.explain_to_clients,
-            saturation: engines.saturation(),
-            index_capacity: pick.index_capacity,
+            saturation: engines.saturation(&config.saturation),
+            index_capacity: capacity.unwrap_or(pick.index_capacity),
             kv_bounds: Bounds::default(),
             endpoints_per_pick: pick.endpoints_per_pick,
             n_decisions: pick.decisions,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use inference_api::picker_config::{PickerConfig, Weights};
 use scheduling::affinity::Affinity;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -42,6 +43,10 @@ pub enum KnobSource {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(try_from = "BTreeMap<Knob, f64>")]
 pub struct Patch(BTreeMap<Knob, f64>);
+
+/// Weights in upstream's default configuration (Gateway API Inference Extension v1.5), for which every knob has its
+/// built-in value.
+const UPSTREAM: Weights = Weights { prefix: 3.0, queue: 2.0, kv_cache: 2.0 };
 
 /// Every knob.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +163,42 @@ impl Patch {
             return Ok(Self::default());
         }
         Self::try_new(serde_saphyr::from_str(text).map_err(|error| syntax(&error))?)
+    }
+
+    /// The knobs that upstream's configuration asks for. Its weights count relative to that of the prefix cache: a queue of
+    /// twice the weight makes each request ahead twice as much work. Without a weight for the prefix cache no prefix counts.
+    ///
+    /// # Errors
+    /// If a weight is out of proportion to the others.
+    pub fn of_config(config: &PickerConfig) -> Result<Self, TuningError> {
+        let mut values = BTreeMap::new();
+        if let Some(threshold) = config.affinity_threshold {
+            values.insert(Knob::Threshold, threshold);
+        }
+        match config.weights {
+            None => {}
+            Some(Weights { prefix, .. }) if prefix <= 0.0 => {
+                values.insert(Knob::Threshold, 1.0);
+            }
+            Some(Weights { prefix, queue, kv_cache }) => {
+                let scaled = |knob: Knob, weight: f64, usual: f64| {
+                    (knob, knob.built_in() * (weight / prefix) / (usual / UPSTREAM.prefix))
+                };
+                values.extend([
+                    scaled(Knob::QueueTokens, queue, UPSTREAM.queue),
+                    scaled(Knob::Stall, queue, UPSTREAM.queue),
+                    scaled(Knob::KvTokens, kv_cache, UPSTREAM.kv_cache),
+                ]);
+            }
+        }
+        Self::try_new(values)
+    }
+
+    /// This patch with the knobs of `later` set.
+    #[must_use]
+    pub fn with(mut self, later: Self) -> Self {
+        self.0.extend(later.0);
+        self
     }
 
     /// Parses the policy file, a YAML mapping with the knobs under `default`; an empty text sets none.

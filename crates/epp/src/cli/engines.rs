@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use humantime::format_duration;
+use inference_api::picker_config::Saturation;
 use picking::picker::SCRAPE_INTERVAL;
 use scheduling::saturation::Thresholds;
 
@@ -78,11 +79,11 @@ pub(super) struct EngineArgs {
 
 impl EngineArgs {
     /// The limits above which a pod has no capacity for requests that are not critical.
-    pub(super) fn saturation(&self) -> Thresholds {
+    pub(super) fn saturation(&self, config: &Saturation) -> Thresholds {
         Thresholds {
-            queue_depth: self.saturation_queue_depth,
-            kv_usage: self.saturation_kv_usage,
-            metrics_age: self.saturation_metrics_age,
+            queue_depth: config.queue_depth.unwrap_or(self.saturation_queue_depth),
+            kv_usage: config.kv_usage.unwrap_or(self.saturation_kv_usage),
+            metrics_age: config.metrics_age.unwrap_or(self.saturation_metrics_age),
         }
     }
 

@@ -3,9 +3,12 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
+use inference_api::picker_config::PickerConfig;
 use picking::picker::INDEX_CAPACITY;
+use tracing::warn;
 
 use ext_proc::compat::Compat;
 
@@ -16,6 +19,13 @@ pub(super) struct PickArgs {
     /// inference.networking.x-k8s.io/routing-policy overrides it
     #[arg(long, value_name = "FILE")]
     pub(super) policy_file: Option<PathBuf>,
+    /// Upstream's EndpointPickerConfig: the weights and thresholds of prefix cache, queue and KV cache are taken, and the log
+    /// lists the rest. The flags below and the policy file override it, except for the saturation's
+    #[arg(long, value_name = "FILE", conflicts_with = "config_text", hide_short_help = true)]
+    config_file: Option<PathBuf>,
+    /// The same, as a text
+    #[arg(long, value_name = "YAML", hide_short_help = true)]
+    config_text: Option<String>,
     /// Answer clients that send `x-warmpath-explain: true` with the decision in the header x-warmpath-decision. It has pod
     /// names and addresses, so allow it only if every client may know them
     #[arg(long)]
@@ -56,6 +66,31 @@ impl ValueEnum for Style {
 }
 
 impl PickArgs {
+    /// Upstream's configuration; an empty one without a flag that names it.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not valid.
+    pub(super) fn config(&self) -> anyhow::Result<PickerConfig> {
+        let (name, text) = match (&self.config_file, &self.config_text) {
+            (Some(path), _) => {
+                let text =
+                    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+                (path.display().to_string(), text)
+            }
+            (None, Some(text)) => ("--config-text".to_owned(), text.clone()),
+            (None, None) => return Ok(PickerConfig::default()),
+        };
+        let config = PickerConfig::parse(&text).with_context(|| format!("read {name}"))?;
+        if !config.left_out.is_empty() {
+            warn!(
+                config = name,
+                fields = config.left_out.join(", "),
+                "Leaving out what the picker does not have"
+            );
+        }
+        Ok(config)
+    }
+
     pub(super) fn compat(&self) -> Compat {
         self.compat.0
     }

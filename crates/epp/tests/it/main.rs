@@ -26,6 +26,7 @@ mod pages;
 mod observed;
 mod patience;
 mod peers;
+mod picker_config;
 mod picking;
 mod precise;
 mod process;
