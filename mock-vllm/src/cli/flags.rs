@@ -34,6 +34,8 @@ struct Dialect<'a> {
     switches: Vec<&'a str>,
     /// JSON objects whose keys may be flags too: `--flag.key value`. Their values are called `JSON`.
     objects: Vec<&'a str>,
+    /// All flags.
+    flags: Vec<&'a str>,
 }
 
 // === impl Dialect ===
@@ -47,7 +49,24 @@ impl<'a> Dialect<'a> {
             };
             serve.get_arguments().filter(is_called).filter_map(Arg::get_long).collect()
         };
-        Self { switches: called("BOOL"), objects: called("JSON") }
+        let known = serve.get_arguments().filter_map(Arg::get_long);
+        let flags = known.chain(IGNORED.iter().map(|(name, ..)| *name)).collect();
+        Self { switches: called("BOOL"), objects: called("JSON"), flags }
+    }
+
+    /// The name for which `name` is short, as in argparse: a flag may be cut where no other flag begins alike. A name that
+    /// is whole, or short for several, stays.
+    fn complete(&self, name: String) -> String {
+        let (base, path) = name.split_at(name.find('.').unwrap_or(name.len()));
+        let (no, positive) = match base.strip_prefix("no-") {
+            Some(positive) => ("no-", positive),
+            None => ("", base),
+        };
+        let mut begun = self.flags.iter().filter(|flag| flag.starts_with(positive));
+        match (begun.next(), begun.next()) {
+            (Some(only), None) => format!("{no}{only}{path}"),
+            (_, _) => name,
+        }
     }
 }
 
@@ -84,6 +103,7 @@ pub(super) fn normalize(
             }
             return Ok(());
         };
+        let name = dialect.complete(name);
         swallowing = false;
         // The waiting flag got no value: the parser of the object will complain.
         normalized.extend(dotted.take().map(OsString::from));
@@ -165,6 +185,13 @@ mod tests {
         check("serve m --kv-events-config {}", "serve m --kv-events-config {}", &[]);
         check("serve m --hf_overrides.a_b 1", "serve m", &["--hf-overrides.a_b 1"]);
         check("serve m --nonsense x", "serve m --nonsense x", &[]);
+        check("serve m --max-model 8192", "serve m --max-model-len 8192", &[]);
+        check("serve m --max_model=8192", "serve m --max-model-len=8192", &[]);
+        check("serve m --no-enable-prefix", "serve m --enable-prefix-caching=false", &[]);
+        check("serve m --enforce --port 1", "serve m --port 1", &["--enforce-eager"]);
+        check("serve m --kv-events.topic x", "serve m --kv-events.topic x", &[]);
+        check("serve m --max-n 8", "serve m --max-n 8", &[]);
+        check("serve m --model x", "serve m --model x", &[]);
         check("check-trace a_b --c_d", "check-trace a_b --c_d", &[]);
     }
 
