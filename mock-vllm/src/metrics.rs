@@ -25,11 +25,20 @@ use vllm_engine::vllm_version::VllmVersion;
 /// vLLM's order of `FinishReason`; versions before 0.33 know the first three.
 const FINISHED_REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 
+/// The engine whose names the metrics have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Runtime {
+    #[default]
+    Vllm,
+    Sglang,
+}
+
 /// Facts about the pod that the exposition shows beside its numbers.
 #[derive(Clone, Debug)]
 pub struct MetricsConfig {
     /// Data-parallel rank: the label `engine`.
     pub engine: u16,
+    pub runtime: Runtime,
     pub version: VllmVersion,
     /// True if `--show-hidden-metrics-for-version` names the version before `version`.
     pub show_hidden: bool,

@@ -22,7 +22,7 @@ use crate::kv_events::publisher::KvEventPublisher;
 use crate::kv_events::service::{self, BoundService, KvEventService};
 use crate::metrics::cache_config::{CacheConfig, CacheFlags};
 use crate::metrics::http::HttpMetrics;
-use crate::metrics::{Metrics, MetricsConfig};
+use crate::metrics::{Metrics, MetricsConfig, Runtime};
 use crate::request_log::RequestLog;
 use crate::send_schedule::SendSchedule;
 use parking_lot::Mutex;
@@ -62,6 +62,7 @@ pub struct PodSettings {
     pub cache_flags: CacheFlags,
     pub kv_events: KvEventsConfig,
     pub kv_event_format: WireFormat,
+    pub runtime: Runtime,
     /// Show the metrics that this release hides.
     pub hidden_metrics: bool,
     /// Show the mock's own metrics beside vLLM's.
@@ -344,6 +345,7 @@ fn metrics_config(settings: &PodSettings, unix_time: Duration) -> MetricsConfig 
     };
     MetricsConfig {
         engine: settings.rank,
+        runtime: settings.runtime,
         version: pod.version,
         show_hidden: settings.hidden_metrics,
         model_name: pod.displayed_model().to_owned(),

@@ -93,6 +93,7 @@ impl ServeArgs {
             fault,
             vllm_version,
             mock_metrics,
+            model_server_runtime,
             any_model,
             pod_name,
         } = mock;
@@ -132,6 +133,7 @@ impl ServeArgs {
             cache_flags,
             kv_events,
             kv_event_format,
+            runtime: model_server_runtime.0,
             hidden_metrics,
             mock_metrics,
             rank: listen.rank(),

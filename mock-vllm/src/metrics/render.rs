@@ -1,12 +1,14 @@
 //! Pages of `/metrics` of each version of vLLM, in its order and with its texts (`v1/metrics/loggers.py` of
 //! 0.8.5.post1, 0.11.0 and 0.33.0), after the collectors of `prometheus_client` and before those of the web server.
 
+mod sglang;
+
 use super::exposition::{Exposition, Format, Labels, MetricHead, Series};
 use super::histogram::Histogram;
 use super::http::HttpMetrics;
 use super::process::{self, ProcessSample};
 use super::requests::RequestHistograms;
-use super::{Counters, FINISHED_REASONS, Metrics, MetricsConfig, SleepState};
+use super::{Counters, FINISHED_REASONS, Metrics, MetricsConfig, Runtime, SleepState};
 use vllm_engine::engine::EngineStats;
 use vllm_engine::vllm_version::VllmVersion;
 
@@ -42,13 +44,10 @@ impl Scrape<'_> {
             ("model_name", metrics.config.model_name.clone()),
         ];
         let mut page = Page { metrics, labels: Labels::new(labels), out: &mut out };
-        page.scheduler();
-        page.counters();
-        page.token_histograms();
-        page.latency_histograms();
-        page.phase_histograms();
-        page.lora();
-        page.cache_config();
+        match metrics.config.runtime {
+            Runtime::Vllm => page.vllm(),
+            Runtime::Sglang => page.sglang(),
+        }
         page.lateness();
         http.render(&mut out);
         out.into_text()
@@ -58,6 +57,16 @@ impl Scrape<'_> {
 // === impl Page ===
 
 impl Page<'_, '_, '_> {
+    fn vllm(&mut self) {
+        self.scheduler();
+        self.counters();
+        self.token_histograms();
+        self.latency_histograms();
+        self.phase_histograms();
+        self.lora();
+        self.cache_config();
+    }
+
     fn version(&self) -> VllmVersion {
         self.metrics.config.version
     }

@@ -5,7 +5,7 @@ use mock_vllm::driver::backlog::QueueLimits;
 use mock_vllm::driver::{self, Delivery, DriverConfig, DriverHandle, RequestHandle, Submission};
 use mock_vllm::metrics::http::HttpMetrics;
 use mock_vllm::metrics::render::Scrape;
-use mock_vllm::metrics::{Metrics, MetricsConfig};
+use mock_vllm::metrics::{Metrics, MetricsConfig, Runtime};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -36,6 +36,7 @@ pub(crate) fn latency() -> LatencyModel {
 pub(crate) fn metrics(version: VllmVersion) -> Metrics {
     Metrics::new(MetricsConfig {
         engine: 0,
+        runtime: Runtime::Vllm,
         version,
         show_hidden: false,
         model_name: "m".to_owned(),

@@ -159,6 +159,26 @@ async fn hidden_metrics_come_back_for_the_version_before() {
 }
 
 #[tokio::test]
+async fn a_pod_may_show_what_it_counts_by_sglangs_names() {
+    let pod = start("--model-server-runtime sglang").await;
+    pod.post("/v1/completions", r#"{"prompt":"one two three","max_tokens":1}"#).await;
+    let page = pod.get("/metrics").await.body;
+    let value = |name: &str| -> Option<f64> {
+        let line = page.lines().find(|line| line.starts_with(&format!("{name}{{")))?;
+        line.rsplit_once(' ')?.1.parse().ok()
+    };
+    for name in ["num_queue_reqs", "num_running_reqs", "token_usage", "cache_hit_rate"] {
+        assert!(value(&format!("sglang:{name}")).is_some(), "{name}: {page}");
+    }
+    assert_eq!(value("sglang:prompt_tokens_total"), Some(3.0));
+    assert_eq!(value("sglang:time_to_first_token_seconds_count"), Some(1.0));
+    assert_eq!(value("sglang:num_requests_total"), Some(1.0));
+    assert!(!page.contains("vllm:"), "{page}");
+    let page = start("").await.get("/metrics").await.body;
+    assert!(page.contains("vllm:num_requests_waiting") && !page.contains("sglang:"), "the control");
+}
+
+#[tokio::test]
 async fn cache_config_info_tells_the_flags_that_were_given() {
     let page = start("--num-gpu-blocks-override 600").await.get("/metrics").await.body;
     for label in

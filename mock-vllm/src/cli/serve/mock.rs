@@ -2,8 +2,9 @@
 
 use crate::clock::TimeScale;
 use crate::faults::Rule;
-use clap::Args;
+use crate::metrics::Runtime;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use vllm_engine::vllm_version::VllmVersion;
 
@@ -31,12 +32,33 @@ pub(super) struct MockArgs {
     /// Show the mock's own metrics, mock_vllm:*, in /metrics: how late its tokens are
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) mock_metrics: bool,
+    /// Engine whose metrics /metrics shows; the picker reads them by the pool's annotation
+    /// inference.networking.x-k8s.io/model-server-runtime
+    #[arg(long, value_name = "RUNTIME", value_enum, default_value_t = RuntimeName(Runtime::Vllm))]
+    pub(super) model_server_runtime: RuntimeName,
     /// Answer requests for any model's name, and below any path; for pods that stand in for a server that is not vLLM
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) any_model: bool,
     /// Name of the pod in the request log
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
     pub(super) pod_name: String,
+}
+
+/// A runtime, as the flag names it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RuntimeName(pub(super) Runtime);
+
+impl ValueEnum for RuntimeName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self(Runtime::Vllm), Self(Runtime::Sglang)]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self.0 {
+            Runtime::Vllm => "vllm",
+            Runtime::Sglang => "sglang",
+        }))
+    }
 }
 
 fn vllm_version() -> impl TypedValueParser<Value = VllmVersion> {
