@@ -30,9 +30,17 @@ pub mod explain;
 
 mod desired;
 
+mod picker_config;
+
+mod adapters;
+
+mod mounts;
+
 mod notes;
 
 mod reading;
+
+mod refusal;
 
 mod workload;
 

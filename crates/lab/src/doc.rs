@@ -34,6 +34,13 @@ pub fn directory(run_dir: &Path) -> Result<PathBuf> {
     if here.is_dir() { Ok(here) } else { write(&run_dir.join("doc")) }
 }
 
+/// Texts of the tutorial's manifests by file name, as the program carries them.
+pub fn manifests() -> impl Iterator<Item = (String, String)> {
+    let is_manifest = |name: &str| name.ends_with(".yaml") && !name.contains('/');
+    let own = FILES.into_iter().filter(move |(name, _)| is_manifest(name));
+    own.map(|(name, content)| (name.to_owned(), String::from_utf8_lossy(content).into_owned()))
+}
+
 fn write(directory: &Path) -> Result<PathBuf> {
     for (name, content) in FILES {
         let path = directory.join(name);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser as _;
 use lab::cluster::fault::Fault;
+use lab::cluster::manifests::Manifests;
 use lab::cluster::programs::{ProgramOptions, Programs};
 use lab::cluster::supervisor::{self, ClusterState, Phase};
 use lab::cluster::{Cluster, Fresh, Options, Progress, ProgressEvent, Status};
@@ -15,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
-use crate::stubs::{Lab, free_port, read, tutorial, until};
+use crate::stubs::{Lab, free_port, read, until};
 
 async fn up(
     state_dir: &Path,
@@ -380,5 +381,5 @@ fn the_requests_are_what_the_shells_make() {
             );
         }
     }
-    assert_eq!(tutorial().files.len(), 3);
+    assert_eq!(Manifests::tutorial().files.len(), 3);
 }

@@ -53,7 +53,7 @@ impl Lab {
             engine: program("mock-vllm", "engine"),
             envoy: program("envoy", "envoy"),
         };
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         manifests.replace("replicas: 5", "replicas: 2").unwrap();
         manifests.replace("port: 8080", &format!("port: {}", ports[0])).unwrap();
         manifests.replace("port: 8081", &format!("port: {}", ports[1])).unwrap();
@@ -137,10 +137,6 @@ pub(crate) fn free_port() -> u16 {
     let mut candidates =
         RANGE.map(|_| RANGE.start + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % n_ports);
     candidates.find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).expect("a port is free")
-}
-
-pub(crate) fn tutorial() -> Manifests {
-    Manifests::read(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/doc").into()]).unwrap()
 }
 
 /// Writes a program. A shell writes it, because a program cannot be started while its file is open for writing, and

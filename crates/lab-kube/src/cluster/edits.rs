@@ -189,10 +189,6 @@ mod tests {
 
     use super::{Settings, append, objects, plain, removed, replaced};
 
-    fn tutorial() -> Manifests {
-        Manifests::read(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/doc").into()]).unwrap()
-    }
-
     fn settings(engine_args: &[&str], epoch: u64) -> Settings {
         let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
         let fresh = Fresh { engine_args, ..Fresh::default() };
@@ -211,7 +207,8 @@ mod tests {
 
     #[test]
     fn engines_get_arguments_at_the_end_of_their_script() {
-        let edited = objects(&tutorial(), &settings(&["--fault", "status:code=429,rate=0.3"], 3)).unwrap();
+        let edited =
+            objects(&Manifests::tutorial(), &settings(&["--fault", "status:code=429,rate=0.3"], 3)).unwrap();
         let script = script(&edited);
         assert!(script.starts_with("vllm serve /models/Qwen2.5-7B-Instruct --port 8000"), "{script}");
         assert!(
@@ -226,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_precise_pool_gives_its_engines_events() {
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         let strategy = "routing-strategy: \"PREFIX_CACHE\"";
         let precise = format!("{strategy}\n    inference.networking.x-k8s.io/prefix-cache-mode: \"precise\"");
         manifests.replace(strategy, &precise).unwrap();
@@ -237,7 +234,7 @@ mod tests {
     /// The control: without its pool a Deployment is somebody else's, and stays.
     #[test]
     fn deployments_without_a_pool_stay_as_they_are() {
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         manifests
             .replace(
                 "  selector:\n    app: qwen\n  extensionRef",
@@ -250,9 +247,9 @@ mod tests {
 
     #[test]
     fn only_what_changes_is_replaced_or_removed() {
-        let before = objects(&tutorial(), &settings(&[], 1)).unwrap();
+        let before = objects(&Manifests::tutorial(), &settings(&[], 1)).unwrap();
         assert!(replaced(&before, &before).is_empty() && removed(&before, &before).is_empty());
-        let after = objects(&tutorial(), &settings(&[], 2)).unwrap();
+        let after = objects(&Manifests::tutorial(), &settings(&[], 2)).unwrap();
         assert_eq!(replaced(&before, &after), [of_kind(&after, "Deployment")]);
         let rest: Vec<Value> =
             before.iter().filter(|object| object["kind"] != "InferencePool").cloned().collect();

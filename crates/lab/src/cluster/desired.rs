@@ -1,23 +1,23 @@
 //! The checked content of the manifests: pods, pickers and the gateway's plan.
 
-use std::fmt;
+mod pickers;
 
 use anyhow::{Result, bail};
-use gateway_config::error::TranslateError;
 use gateway_config::plan::{Backend, Plan, PodPort};
-use inference_api::keys;
 use inference_api::kinds::Object;
-use inference_api::object::ObjectKey;
 use inference_api::remark::Remark;
 use inference_api::workload::{EnvFrom, Workload};
-use serde_json::Value;
 
 use crate::cluster::Strictness;
+use crate::cluster::adapters;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::notes;
+use crate::cluster::picker_config::FoundConfig;
 use crate::cluster::reading::Reading;
-use crate::cluster::workload::command::Engine;
+use crate::cluster::refusal::Refusal;
 use crate::cluster::workload::{DesiredDeployment, WorkloadContext};
+
+pub(super) use crate::cluster::desired::pickers::DesiredPicker;
 
 /// Content of the manifests, ready to run.
 #[derive(Clone, Debug)]
@@ -29,24 +29,6 @@ pub(super) struct Desired {
     pub(super) remarks: Vec<Remark>,
     /// The remarks, and what looks like a mistake, for people.
     pub(super) notes: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DesiredPicker {
-    /// Name that the managed component gives the Deployment: `epp-<namespace>-<extensionRef.name>`.
-    pub(super) name: String,
-    pub(super) pools: Vec<ObjectKey>,
-    /// The picker's InferencePools, and the objects that refer to them, as in the manifests.
-    pub(super) pool_file: String,
-}
-
-/// An object that would change what the lab claims if it were left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) kind: String,
-    pub(super) key: ObjectKey,
-    /// Path of the field and what is wrong with it.
-    pub(super) what: String,
 }
 
 impl Desired {
@@ -77,14 +59,27 @@ impl Desired {
         let context = WorkloadContext::new(&objects, &plan);
         let mut deployments = Vec::new();
         let mut remarks: Vec<Remark> = reading.remarks().chain(&plan.remarks).cloned().collect();
-        for workload in objects.iter().filter_map(|object| as_workload(object)) {
-            let (pods, left_out) =
-                context.pods(workload).map_err(|error| Refusal::new(workload, &format!("{error:#}")))?;
+        for (object, document) in reading.originals() {
+            let Some(workload) = as_workload(object) else { continue };
+            let (mut pods, left_out) =
+                context.pods(workload).map_err(|error| refuse(workload, format!("{error:#}")))?;
+            let maps = objects.iter().filter_map(|object| match object {
+                Object::ConfigMap(map) if map.meta.namespace == workload.meta.namespace => Some(map),
+                _ => None,
+            });
+            let adapters = adapters::of_sidecar(document, &maps.collect::<Vec<_>>());
+            pods.iter_mut().for_each(|pods| pods.command.load(&adapters));
             deployments.extend(pods);
             remarks.extend(left_out);
         }
-        remarks.extend(objects.iter().filter_map(|object| unused(object, &objects, &plan)));
-        let (pickers, left_out) = pickers(reading, &plan, &deployments);
+        let (pickers, left_out) = pickers::of(reading, &plan, &deployments)?;
+        let is_used = |object: &&&Object| {
+            let mut holders =
+                pickers.iter().filter_map(|picker| picker.config.as_ref()).map(FoundConfig::holder);
+            holders.any(|holder| holder == (object.kind(), &object.key()))
+        };
+        let others = objects.iter().filter(|object| !is_used(object));
+        remarks.extend(others.filter_map(|object| unused(object, &objects, &plan)));
         remarks.extend(left_out);
         let mut notes = notes::grouped(&remarks);
         for cluster in &plan.clusters {
@@ -114,25 +109,8 @@ impl Reading {
     }
 }
 
-// === impl Refusal ===
-
-impl Refusal {
-    fn new(workload: &Workload, what: &str) -> Self {
-        Self { kind: workload.kind.as_str().to_owned(), key: workload.meta.key(), what: what.to_owned() }
-    }
-}
-
-impl From<TranslateError> for Refusal {
-    fn from(TranslateError { kind, key, path, message }: TranslateError) -> Self {
-        Self { kind: kind.to_owned(), key, what: format!("{path}: {message}") }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, key, what } = self;
-        write!(f, "{kind} {key}: {what}")
-    }
+fn refuse(workload: &Workload, what: String) -> Refusal {
+    Refusal { kind: workload.kind.as_str().to_owned(), key: workload.meta.key(), what }
 }
 
 fn as_workload(object: &Object) -> Option<&Workload> {
@@ -206,96 +184,14 @@ fn check_backend(backend: &Backend, deployments: &[DesiredDeployment]) -> Result
     Err(Refusal { kind: kind.to_owned(), key: key.clone(), what })
 }
 
-/// The pickers that the pools name, and what of their objects has no effect.
-fn pickers(
-    reading: &Reading,
-    plan: &Plan,
-    deployments: &[DesiredDeployment],
-) -> (Vec<DesiredPicker>, Vec<Remark>) {
-    let mut pickers: Vec<DesiredPicker> = Vec::new();
-    let mut remarks = Vec::new();
-    for (object, document) in reading.objects() {
-        if let Object::InferencePool(pool) = object {
-            let Some(picker) = &pool.picker else {
-                let effect = "a Gateway may pick its endpoints without a picker";
-                remarks.push(Remark::new(object.kind(), pool.key(), "", effect));
-                continue;
-            };
-            let name = format!("epp-{}-{}", pool.meta.namespace, picker.name);
-            let position = pickers.iter().position(|picker| picker.name == name);
-            let position = position.unwrap_or_else(|| {
-                pickers.push(DesiredPicker { name, pools: Vec::new(), pool_file: String::new() });
-                pickers.len() - 1
-            });
-            let mut document = document.clone();
-            let is_mocked =
-                deployments.iter().any(|pods| pods.is_in(pool) && pods.command.program != Engine::Vllm);
-            if is_mocked && remove_annotation(&mut document, keys::MODEL_SERVER_RUNTIME) {
-                let field = format!("metadata.annotations[{}]", keys::MODEL_SERVER_RUNTIME);
-                let effect = "the picker reads the metrics of this runtime, and here those of the mock, which are vLLM's";
-                remarks.push(Remark::new(object.kind(), pool.key(), field, effect));
-            }
-            pickers[position].pools.push(pool.key());
-            push_document(&mut pickers[position].pool_file, &document);
-        }
-    }
-    for (object, document) in reading.objects() {
-        if let Some(pool) = pool_of(object) {
-            match pickers.iter_mut().find(|picker| picker.pools.contains(&pool)) {
-                Some(picker) => push_document(&mut picker.pool_file, document),
-                None => {
-                    let effect = format!("it waits for InferencePool {pool}, which is not among the files");
-                    remarks.push(Remark::new(object.kind(), object.key(), "spec.poolRef.name", effect));
-                }
-            }
-        }
-    }
-    // Envoy asks the pickers of the pools that it routes to, and no others.
-    let routed = plan.pools();
-    let is_routed = |pool: &ObjectKey| routed.iter().any(|routed| routed.key == pool);
-    let idle = pickers.iter().flat_map(|picker| &picker.pools).filter(|pool| !is_routed(pool));
-    remarks.extend(idle.map(|pool| {
-        Remark::new("InferencePool", pool.clone(), "", "its picker waits for a route that leads to it")
-    }));
-    pickers.retain(|picker| picker.pools.iter().any(is_routed));
-    (pickers, remarks)
-}
-
-/// The pool that an object for a picker refers to.
-fn pool_of(object: &Object) -> Option<ObjectKey> {
-    let (meta, pool) = match object {
-        Object::InferenceModel(model) => (&model.meta, &model.pool),
-        Object::InferenceObjective(objective) => (&objective.meta, &objective.pool),
-        Object::InferenceModelRewrite(rewrite) => (&rewrite.meta, &rewrite.pool),
-        _ => return None,
-    };
-    Some(ObjectKey::new(&meta.namespace, pool))
-}
-
-/// Removes an annotation; false if the object does not have it.
-fn remove_annotation(document: &mut Value, name: &str) -> bool {
-    let annotations = document.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
-    annotations.is_some_and(|annotations| annotations.shift_remove(name).is_some())
-}
-
-/// Appends a document in JSON, which is also YAML.
-fn push_document(pool_file: &mut String, document: &Value) {
-    pool_file.push_str(&format!("---\n{document:#}\n"));
-}
-
 #[cfg(test)]
 mod tests {
     use super::Desired;
     use crate::cluster::Strictness;
     use crate::cluster::manifests::Manifests;
 
-    fn tutorial() -> Manifests {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/doc");
-        Manifests::read(&[dir.into()]).unwrap()
-    }
-
     fn check_refused(from: &str, to: &str, part: &str) {
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         manifests.replace(from, to).unwrap();
         let error = format!("{:#}", Desired::new(&manifests, Strictness::Lenient).unwrap_err());
         assert!(error.contains(part), "{error}");
@@ -303,7 +199,7 @@ mod tests {
 
     /// Edits the tutorial: it is taken with a note, and refused by a strict reader.
     fn check_noted(from: &str, to: &str, part: &str) {
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         manifests.replace(from, to).unwrap();
         let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
         assert!(notes.iter().any(|note| note.contains(part)), "{notes:?}");
@@ -316,7 +212,7 @@ mod tests {
 
     #[test]
     fn tutorial_is_five_pods_and_one_picker() {
-        let desired = Desired::new(&tutorial(), Strictness::Lenient).unwrap();
+        let desired = Desired::new(&Manifests::tutorial(), Strictness::Lenient).unwrap();
         let [deployment] = desired.deployments.as_slice() else { panic!("{:?}", desired.deployments) };
         assert_eq!((deployment.replicas, deployment.command.port), (5, 8000));
         assert_eq!(deployment.command.args[..2], ["serve", "/models/Qwen2.5-7B-Instruct"]);
@@ -352,7 +248,7 @@ mod tests {
     fn what_has_no_effect_is_noted() {
         check_noted("      containers:", "      hostNetwork: true\n      containers:", "hostNetwork");
         check_noted("kind: GatewayClass", "kind: TCPRoute", "TCPRoute default/qwen-inference-gateway-class");
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         manifests.files.insert("values.yaml".to_owned(), "replicas: 1".to_owned());
         let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
         assert!(notes.iter().any(|note| note.contains("not a Kubernetes object")), "{notes:?}");
@@ -360,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_last_of_two_objects_of_one_name_counts() {
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         let pods = manifests.files["vllm-service.yaml"].replace("replicas: 5", "replicas: 2");
         manifests.files.insert("z.yaml".to_owned(), pods);
         let desired = Desired::new(&manifests, Strictness::Lenient).unwrap();
@@ -369,7 +265,7 @@ mod tests {
         let note = "Deployment default/qwen (metadata.name), Service default/qwen (metadata.name); on a cluster a later object";
         assert!(desired.notes.iter().any(|found| found.contains(note)), "{:?}", desired.notes);
         // Control: the same object in another namespace is another one.
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         let pods =
             manifests.files["vllm-service.yaml"].replace("name: qwen\n", "name: qwen\n  namespace: other\n");
         manifests.files.insert("z.yaml".to_owned(), pods);
@@ -380,14 +276,14 @@ mod tests {
 
     #[test]
     fn a_named_target_port_is_followed() {
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         manifests.replace("targetPort: 8000", "targetPort: http").unwrap();
         Desired::new(&manifests, Strictness::Lenient).unwrap();
     }
 
     #[test]
     fn a_backend_without_pods_is_noted() {
-        let mut manifests = tutorial();
+        let mut manifests = Manifests::tutorial();
         manifests
             .replace(
                 "  selector:\n    app: qwen\n  extensionRef",

@@ -9,9 +9,10 @@ use inference_api::remark::Remark;
 use serde::Serialize;
 
 use crate::cluster::Strictness;
-use crate::cluster::desired::{Desired, Refusal};
+use crate::cluster::desired::Desired;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::reading::{Content, Document, REPLACED, Reading};
+use crate::cluster::refusal::Refusal;
 
 /// The answer to every object, in the order of the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -103,11 +104,11 @@ fn explained(
         |remark: &&Remark| remark.kind == *kind && remark.key == *key && remark.on_a_cluster != REPLACED;
     let mut remarks: Vec<&Remark> = match (desired, content) {
         (_, Content::NoPart(remark)) => vec![remark],
-        (Some(desired), Content::Object { .. } | Content::Refused { .. }) => {
+        (Some(desired), Content::Object { .. } | Content::PickerConfig(_) | Content::Refused { .. }) => {
             desired.remarks.iter().filter(of_this).collect()
         }
         (None, Content::Object { remarks, .. }) => remarks.iter().collect(),
-        (None, Content::Refused { .. }) => Vec::new(),
+        (None, Content::PickerConfig(_) | Content::Refused { .. }) => Vec::new(),
     };
     remarks.dedup();
     let whole = remarks.iter().find(|remark| remark.field.is_empty());
@@ -121,6 +122,7 @@ fn explained(
         }
         (_, Some(remark)) => (Answer::WithoutEffect, format!("on a cluster {}", remark.on_a_cluster)),
         (Content::Object { object, .. }, None) => (Answer::Translated, came_to(object, key, desired)),
+        (Content::PickerConfig(_), None) => (Answer::Translated, "configuration of pickers".to_owned()),
         (Content::NoPart(remark), None) => {
             (Answer::WithoutEffect, format!("on a cluster {}", remark.on_a_cluster))
         }

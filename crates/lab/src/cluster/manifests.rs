@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::doc;
+
 /// Extensions of the files of a directory that are read.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 /// Names of the file that lists a kustomization's resources.
@@ -49,6 +51,12 @@ impl Manifests {
             }
         }
         Ok(manifests)
+    }
+
+    /// The tutorial's manifests.
+    #[must_use]
+    pub fn tutorial() -> Self {
+        Self { files: doc::manifests().collect() }
     }
 
     /// Adds a source, whose files are called by their path below `shown`.

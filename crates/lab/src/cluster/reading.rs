@@ -12,6 +12,7 @@ use inference_api::kinds::{self, Object, ReadError};
 use inference_api::lenient::{self, Lenient};
 use inference_api::manifest;
 use inference_api::object::{DEFAULT_NAMESPACE, ObjectKey};
+use inference_api::picker_config;
 use inference_api::remark::Remark;
 use serde_json::Value;
 
@@ -53,8 +54,12 @@ pub(super) enum Content {
         object: Box<Object>,
         /// The document without its unknown fields.
         value: Value,
+        /// The document as it is in the file.
+        original: Value,
         remarks: Vec<Remark>,
     },
+    /// Upstream's configuration of a picker, which is no object of a cluster.
+    PickerConfig(Value),
     /// A document that nothing here reads.
     NoPart(Remark),
     /// An object that would change what the lab claims if it were left out.
@@ -94,8 +99,24 @@ impl Reading {
     /// The objects, each with its document.
     pub(super) fn objects(&self) -> impl Iterator<Item = (&Object, &Value)> {
         self.documents.iter().filter_map(|document| match &document.content {
-            Content::Object { object, value, remarks: _ } => Some((&**object, value)),
-            Content::NoPart(_) | Content::Refused { .. } => None,
+            Content::Object { object, value, .. } => Some((&**object, value)),
+            Content::PickerConfig(_) | Content::NoPart(_) | Content::Refused { .. } => None,
+        })
+    }
+
+    /// The objects, each with its document as it is in the file.
+    pub(super) fn originals(&self) -> impl Iterator<Item = (&Object, &Value)> {
+        self.documents.iter().filter_map(|document| match &document.content {
+            Content::Object { object, original, .. } => Some((&**object, original)),
+            Content::PickerConfig(_) | Content::NoPart(_) | Content::Refused { .. } => None,
+        })
+    }
+
+    /// The last configuration of pickers that is a document of its own.
+    pub(super) fn picker_config(&self) -> Option<(&ObjectKey, &Value)> {
+        self.documents.iter().rev().find_map(|document| match &document.content {
+            Content::PickerConfig(value) => Some((&document.key, value)),
+            Content::Object { .. } | Content::NoPart(_) | Content::Refused { .. } => None,
         })
     }
 
@@ -104,7 +125,7 @@ impl Reading {
         self.documents.iter().flat_map(|document| match &document.content {
             Content::Object { remarks, .. } => remarks.as_slice(),
             Content::NoPart(remark) => std::slice::from_ref(remark),
-            Content::Refused { .. } => &[],
+            Content::PickerConfig(_) | Content::Refused { .. } => &[],
         })
     }
 
@@ -160,6 +181,7 @@ fn read(value: Value, (api_version, kind): (&str, &str), key: &ObjectKey) -> Con
                         .to_owned();
                 return Content::Refused { field: path.clone(), what };
             }
+            let original = value.clone();
             let mut value = value;
             let follower = follower(kind);
             let mut remarks = Vec::new();
@@ -167,10 +189,13 @@ fn read(value: Value, (api_version, kind): (&str, &str), key: &ObjectKey) -> Con
                 remove(&mut value, &path);
                 remarks.push(Remark::new(kind, key.clone(), path, follower));
             }
-            Content::Object { object: Box::new(object), value, remarks }
+            Content::Object { object: Box::new(object), value, original, remarks }
         }
         Err(ReadError::NoKind) => {
             remark("nothing is made of it: it has no apiVersion or no kind, so it is not a Kubernetes object")
+        }
+        Err(ReadError::Kind { .. }) if picker_config::is_config(api_version, kind) => {
+            Content::PickerConfig(value)
         }
         Err(ReadError::Kind { .. }) => match kinds::known_versions(api_version, kind) {
             None => remark(owner(api_version)),

@@ -31,6 +31,11 @@ impl RunFiles {
         self.dir.join(format!("pools-{picker}.yaml"))
     }
 
+    /// Upstream's configuration of a picker.
+    pub fn picker_config(&self, picker: &str) -> PathBuf {
+        self.dir.join(format!("config-{picker}.yaml"))
+    }
+
     pub fn endpoints(&self) -> PathBuf {
         self.dir.join("endpoints.yaml")
     }

@@ -18,7 +18,7 @@ use inference_api::remark::Remark;
 use inference_api::workload::{Container, Service, Workload};
 
 use crate::cluster::probe::{self, Probes};
-use crate::cluster::workload::command::{Engine, EngineCommand, Translated};
+use crate::cluster::workload::command::{ENABLE_METRICS, Engine, EngineCommand, Translated};
 use crate::cluster::workload::env::{Env, Sources};
 
 /// Pods of one kind. A workload whose pods serve on several ports is several of these.
@@ -304,10 +304,16 @@ fn left_out(
     );
     match command.program {
         Engine::Vllm | Engine::Simulator => {}
-        Engine::Sglang => found.push((
-            "command".to_owned(),
-            "it runs SGLang, and here a mock of vLLM answers, with vLLM's metrics".to_owned(),
-        )),
+        Engine::Sglang => {
+            let effect = "it runs SGLang, and here the mock of vLLM answers, with SGLang's metrics";
+            found.push(("command".to_owned(), effect.to_owned()));
+            let words = container.command.iter().chain(&container.args);
+            if !words.clone().any(|word| word.contains(ENABLE_METRICS)) {
+                let effect =
+                    format!("SGLang has no metrics without --{ENABLE_METRICS}, and here the mock has them");
+                found.push(("args".to_owned(), effect));
+            }
+        }
         Engine::Other => {
             let words: Vec<&str> =
                 container.command.iter().chain(&container.args).map(String::as_str).collect();
@@ -386,6 +392,24 @@ mod tests {
     }
 
     #[test]
+    fn adapters_of_a_sidecar_are_loaded() {
+        let map = "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: adapters}\ndata:\n  configmap.yaml: |\n    vLLMLoRAConfig: \
+                   {ensureExist: {models: [{base-model: m, id: one, source: org/one}, {id: two}]}}\n";
+        let lora = VLLM.replace("m]", "m, --enable-lora]");
+        let sidecar = "], initContainers: [{name: syncer, image: x, env: [{name: DYNAMIC_LORA_ROLLOUT_CONFIG, value: \
+                       /config/configmap.yaml}], volumeMounts: [{name: v, mountPath: /config}]}], volumes: [{name: v, configMap: \
+                       {name: adapters}}]}}\n";
+        let with = |container: &str| deployment("a", "a", container).replace("]}}\n", sidecar);
+        let loaded = "serve --model m --enable-lora --lora-modules one=org/one two=two";
+        assert_eq!(pods(&[map, &with(&lora)].concat()).0[0].1, loaded);
+        for controls in [[map, &with(VLLM)], ["", &with(&lora)]] {
+            assert!(!pods(&controls.concat()).0[0].1.contains("--lora-modules"), "{controls:?}");
+        }
+        let own = lora.replace("--enable-lora", "--enable-lora, --lora-modules, o=p");
+        assert!(pods(&[map, &with(&own)].concat()).0[0].1.ends_with("--lora-modules o=p"));
+    }
+
+    #[test]
     fn a_program_that_is_not_known_is_stood_in_for_only_if_a_route_leads_to_it() {
         let echo = "{name: echo, image: echo, ports: [{containerPort: 8000}]}";
         let (found, notes) = pods(&deployment("a", "a", echo));
@@ -438,17 +462,25 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_whose_metrics_are_not_mocked_is_not_told_to_the_picker() {
+    fn the_picker_reads_the_metrics_that_the_pods_show() {
         let annotation = "inference.networking.x-k8s.io/model-server-runtime";
         let annotated =
             format!(r#""metadata": {{"name": "p", "annotations": {{"{annotation}": "sglang"}}}}"#);
-        let pool = POOL.join("\n---\n").replace(r#""metadata": {"name": "p"}"#, &annotated);
-        let sglang =
-            "{name: a, command: [python3, -m, sglang.launch_server, --model-path, m, --port, '8000']}";
-        for (container, is_told) in [(sglang, false), (VLLM, true)] {
+        let plain = POOL.join("\n---\n");
+        let pool = plain.replace(r#""metadata": {"name": "p"}"#, &annotated);
+        let sglang = "{name: a, command: [python3, -m, sglang.launch_server, --model-path, m, --port, '8000', --enable-metrics]}";
+        let simulator = "{name: a, image: ghcr.io/llm-d/llm-d-inference-sim, args: [--model, m]}";
+        for (container, is_told) in [(sglang, true), (simulator, false), (VLLM, true)] {
             let desired = desired(pool.clone() + &deployment("a", "a", container));
             assert_eq!(desired.pickers[0].pool_file.contains(annotation), is_told, "{container}");
         }
+        let unread = "the picker reads vLLM's metrics";
+        let notes = |pool: &str| desired(pool.to_owned() + &deployment("a", "a", sglang)).notes.join("\n");
+        assert!(notes(&plain).contains(unread) && !notes(&pool).contains(unread), "{}", notes(&plain));
+        let hidden = "SGLang has no metrics without --enable-metrics";
+        assert!(!notes(&pool).contains(hidden));
+        let without = deployment("a", "a", &sglang.replace(", --enable-metrics", ""));
+        assert!(desired(pool + &without).notes.join("\n").contains(hidden));
     }
 
     /// Envoy would never find its picker healthy.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use tokio::time::sleep;
 
 use crate::cluster::authority::picker_host;
@@ -246,6 +246,12 @@ impl Local {
         // A single picker has no peer that could take over, so it need not wait before it ends.
         if peers.is_empty() {
             args.extend(["--drain-delay".to_owned(), "0s".to_owned()]);
+        }
+        let wanted = self.desired.pickers.iter().find(|wanted| wanted.name == *group);
+        if let Some(config) = wanted.and_then(|wanted| wanted.config.as_ref()) {
+            let file = self.files.picker_config(group);
+            std::fs::write(&file, &config.text).with_context(|| format!("write {}", file.display()))?;
+            args.extend(["--config-file".to_owned(), file.display().to_string()]);
         }
         args.extend(peers.into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
         args.extend(self.options.explains.then(|| "--explain-to-clients".to_owned()));

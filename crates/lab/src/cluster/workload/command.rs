@@ -31,6 +31,9 @@ const OF_SIMULATOR: [(&str, &str); 10] = [
     ("kv-cache-size", "num-gpu-blocks-override"),
 ];
 
+/// Flag without which SGLang has no metrics.
+pub(super) const ENABLE_METRICS: &str = "enable-metrics";
+
 /// Flags of SGLang that the mock has, with the mock's names.
 const OF_SGLANG: [(&str, &str); 9] = [
     ("model-path", "model"),
@@ -100,6 +103,16 @@ impl EngineCommand {
         };
         let Some((program, args)) = recognise(&words) else { return Ok(None) };
         Ok(Some(translate(program, args, env, left_out)?))
+    }
+
+    /// Serves these LoRA adapters from the start, if the engine takes adapters and names none itself.
+    pub(in crate::cluster) fn load(&mut self, adapters: &[String]) {
+        let has = |name: &str| flags(&self.args).iter().any(|flag| flag.name == name);
+        if !adapters.is_empty() && self.program == Engine::Vllm && has("enable-lora") && !has("lora-modules")
+        {
+            self.args.push("--lora-modules".to_owned());
+            self.args.extend_from_slice(adapters);
+        }
     }
 
     /// The mock in place of a program that is not known. Its model has the name that the command line gives it.
@@ -194,6 +207,7 @@ fn translate(program: Engine, args: &[String], env: &Env, mut left_out: Vec<Stri
         Engine::Simulator => &OF_SIMULATOR,
         Engine::Sglang => {
             command.port = SGLANG_PORT;
+            command.args.extend(["--model-server-runtime".to_owned(), "sglang".to_owned()]);
             &OF_SGLANG
         }
     };
@@ -209,8 +223,8 @@ fn translate(program: Engine, args: &[String], env: &Env, mut left_out: Vec<Stri
                 command.args.push(format!("--{mocks}"));
                 command.args.extend(values);
             }
-            // The lab chooses the address.
-            None if name == "host" => {}
+            // The lab chooses the address, and the mock always has metrics.
+            None if name == "host" || name == ENABLE_METRICS => {}
             None => left_out.push(format!("--{name}")),
         }
     }
@@ -361,11 +375,11 @@ args: [--model, m, --port, "8200", --max-loras, "2", --lora-modules, '{"name": "
     fn sglangs_flags_become_vllms() {
         check(
             "command: [python3, -m, sglang.launch_server]\nargs: [--model-path=m, --host=0.0.0.0, --tp, '2', --enable-metrics]",
-            Ok(("serve --model m --tensor-parallel-size 2", 30000)),
+            Ok(("serve --model-server-runtime sglang --model m --tensor-parallel-size 2", 30000)),
         );
         check(
             "image: lmsysorg/sglang:latest\nargs: [--model-path, m, --port, '8000']",
-            Ok(("serve --model m --port 8000", 8000)),
+            Ok(("serve --model-server-runtime sglang --model m --port 8000", 8000)),
         );
     }
 
