@@ -10,10 +10,12 @@ mod kubernetes;
 mod log;
 #[cfg(not(feature = "kubernetes"))]
 mod on;
+mod policies;
 mod probes;
 mod programs;
 mod report_page;
 mod routes;
+mod shapes;
 mod skips;
 mod soak;
 mod state_dir;
