@@ -17,6 +17,14 @@ pub struct AccessEntry {
     pub served: Option<String>,
 }
 
+impl AccessEntry {
+    /// True for an answer with success that ended as the server meant it to.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        (200..300).contains(&self.code) && self.flags.as_deref().is_none_or(|flags| flags == "-")
+    }
+}
+
 /// Returns the entries of a log file. An unreadable line is an error with its number.
 pub fn parse(text: &str) -> Result<Vec<AccessEntry>, String> {
     complete_lines(text)

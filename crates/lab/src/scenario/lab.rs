@@ -21,6 +21,7 @@ use tracing::{debug, info};
 use crate::check::{Check, Claim, Group};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::{Cluster, Fresh, LogMark, Pod};
+use crate::evidence::access_log::AccessEntry;
 use crate::evidence::join::{ClientSide, RequestTrace, join, request_id};
 use crate::evidence::picker;
 use crate::evidence::pod::CacheCounters;
@@ -410,6 +411,26 @@ impl<'a> Lab<'a> {
                 return Ok(entry.details.unwrap_or_default());
             }
             ensure!(patience.lasts(n_entries), "Envoy's access log has no answer with status 500");
+            tokio::time::sleep(LOG_POLL).await;
+        }
+    }
+
+    /// Returns the entries of chats without a whole answer after the first `n_before` entries of Envoy's access log, once
+    /// there are `n_lost` of them.
+    pub async fn losses(&self, n_before: usize, n_lost: usize) -> Result<Vec<AccessEntry>> {
+        let mut patience = Patience::start(patience::LOGS);
+        loop {
+            let mut accesses = self.cluster.access_log()?.split_off(n_before);
+            let n_entries = accesses.len();
+            accesses.retain(|entry| entry.path.as_deref() == Some(CHAT) && !entry.is_whole());
+            if accesses.len() >= n_lost {
+                return Ok(accesses);
+            }
+            ensure!(
+                patience.lasts(n_entries),
+                "Envoy's access log has {} lost requests, and clients {n_lost}",
+                accesses.len()
+            );
             tokio::time::sleep(LOG_POLL).await;
         }
     }

@@ -1,6 +1,7 @@
 //! Operators at work while clients send requests: they scale pods, rename models, make pools again, and upgrade or lose
 //! controllers. Clients may lose what was under way on pods that are scaled down, and nothing else.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio::time::sleep;
 
 use crate::check::{Check, Claim, Group};
 use crate::cluster::fault::Fault;
+use crate::evidence::access_log::AccessEntry;
 use crate::requests::{Form, body};
 use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
 use crate::scenario::{part, texts};
@@ -76,32 +78,51 @@ fn check_answers(lab: &Lab<'_>, claim: Claim, answers: &[Answer]) {
 
 async fn scaled(lab: &Lab<'_>) -> Result<()> {
     let [answers_claim, pods] = lab.announce([
-        claim(
-            "scaled/answers",
-            "At most as many requests are lost as there are clients while pods are scaled",
-        ),
+        claim("scaled/answers", "While pods are scaled, requests are lost only on pods that go away"),
         claim("scaled/pods", "There are as many pods as are asked for"),
     ]);
     lab.fresh(&[]).await?;
+    let n_before = lab.cluster.access_log()?.len();
     let original = lab.cluster.manifests();
+    let addresses =
+        || -> BTreeSet<String> { lab.cluster.pods().iter().map(|pod| pod.address.to_string()).collect() };
     let work = async {
-        let mut seen = Vec::new();
+        let (mut seen, mut gone) = (Vec::new(), BTreeSet::new());
+        let mut present = addresses();
         for n_pods in STEPS {
             let mut manifests = original.clone();
             manifests.replace(REPLICAS, &format!("replicas: {n_pods}")).context("scale the pods")?;
             lab.apply(&manifests).await?;
-            seen.push(lab.cluster.pods().len());
+            let before = std::mem::replace(&mut present, addresses());
+            gone.extend(before.difference(&present).cloned());
+            seen.push(present.len());
         }
-        anyhow::Ok(seen)
+        anyhow::Ok((seen, gone))
     };
-    let (seen, answers) = meanwhile(lab, "pods are scaled", work).await?;
-    let lost: Vec<String> =
-        answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
-    let at_most = format!("at most {CLIENTS}, one for each client, whatever pod it had");
-    let n_lost = format!("{} of {}", lost.len(), answers.len());
-    lab.check(answers_claim.holds(at_most, n_lost, lost.len() <= CLIENTS).detail(lost.join("\n")));
+    let ((seen, gone), answers) = meanwhile(lab, "pods are scaled", work).await?;
+    let n_lost = answers.iter().filter(|answer| answer.chat.is_none()).count();
+    let losses = lab.losses(n_before, n_lost).await?;
+    let needless = needless(&losses, &gone);
+    let observed = format!("{n_lost} of {} lost, {} of them needlessly", answers.len(), needless.len());
+    lab.check(
+        answers_claim
+            .holds("none is lost on a pod that stays", observed, needless.is_empty() && !answers.is_empty())
+            .detail(needless.join("\n")),
+    );
     lab.check(pods.equal(format!("{STEPS:?}"), format!("{seen:?}")));
     lab.reset().await
+}
+
+/// Returns the losses that are not the end of a pod, as text: another pod could have answered.
+fn needless(losses: &[AccessEntry], gone: &BTreeSet<String>) -> Vec<String> {
+    let is_needless =
+        |entry: &&AccessEntry| entry.upstream_host.as_ref().is_none_or(|host| !gone.contains(host));
+    let text = |entry: &AccessEntry| {
+        let or_nothing = |field: &Option<String>| field.clone().unwrap_or_else(|| "-".to_owned());
+        let AccessEntry { code, flags, details, upstream_host, .. } = entry;
+        format!("{code} {} at {}: {}", or_nothing(flags), or_nothing(upstream_host), or_nothing(details))
+    };
+    losses.iter().filter(is_needless).map(text).collect()
 }
 
 async fn renamed(lab: &Lab<'_>) -> Result<()> {
@@ -149,12 +170,24 @@ async fn controllers(lab: &Lab<'_>) -> Result<()> {
         claim("controllers/own", "No request is lost while the controller of pools is replaced"),
         claim("controllers/gateway", "No request is lost while the gateway's controller is restarted"),
     ]);
+    let [control] = lab.announce([claim(
+        "controllers/control",
+        "Requests are lost while every picker is dead, and such clients notice",
+    )]);
     for (fault, claim) in [(Fault::KillController, own), (Fault::RestartGatewayController, gateways)] {
         lab.cluster.can(&fault)?;
         let work = async { lab.cluster.inflict(&fault).await };
         let ((), answers) = meanwhile(lab, &fault.to_string(), work).await?;
         check_answers(lab, claim, &answers);
     }
+    let work = async {
+        lab.cluster.inflict(&Fault::KillPickers).await?;
+        lab.cluster.end(&Fault::KillPickers).await
+    };
+    let ((), answers) = meanwhile(lab, "every picker is killed", work).await?;
+    let n_lost = answers.iter().filter(|answer| answer.chat.is_none()).count();
+    let observed = format!("{n_lost} of {} lost", answers.len());
+    lab.check(control.holds("some are lost", observed, n_lost > 0));
     Ok(())
 }
 
@@ -170,4 +203,32 @@ async fn api_server(lab: &Lab<'_>) -> Result<()> {
     let ((), answers) = meanwhile(lab, "the API server hangs", work).await?;
     check_answers(lab, answers_claim, &answers);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::needless;
+    use crate::evidence::access_log;
+
+    /// A cut stream has status 200, and a request that found no pod has no host.
+    #[test]
+    fn a_loss_needs_a_pod_that_goes_away() {
+        let log = concat!(
+            r#"{"code":200,"flags":"UC","upstream_host":"10.0.0.1:8000"}"#,
+            "\n",
+            r#"{"code":503,"flags":"UF","upstream_host":"10.0.0.2:8000","details":"connection_refused"}"#,
+            "\n",
+            r#"{"code":503,"flags":"UH"}"#,
+            "\n",
+        );
+        let losses = access_log::parse(log).unwrap();
+        assert!(losses.iter().all(|entry| !entry.is_whole()));
+        let gone =
+            |hosts: &[&str]| -> BTreeSet<String> { hosts.iter().map(|host| (*host).to_owned()).collect() };
+        let found = needless(&losses, &gone(&["10.0.0.1:8000"]));
+        assert_eq!(found, ["503 UF at 10.0.0.2:8000: connection_refused", "503 UH at -: -"]);
+        assert_eq!(needless(&losses[..1], &gone(&[])).len(), 1, "the pod of a cut stream stays");
+    }
 }
