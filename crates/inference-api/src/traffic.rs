@@ -59,7 +59,7 @@ pub struct ClientTrafficPolicySpec {
     pub timeout: ClientTimeout,
 }
 
-/// What a policy names as its targets.
+/// Targets that a policy names.
 #[derive(Clone, Copy, Debug)]
 pub struct Targets<'a> {
     /// Path of the field with the references.

@@ -23,7 +23,7 @@ pub(super) struct PickArgs {
     /// lists the rest. The flags below and the policy file override it, except for the saturation's
     #[arg(long, value_name = "FILE", conflicts_with = "config_text", hide_short_help = true)]
     config_file: Option<PathBuf>,
-    /// The same, as a text
+    /// The text of such a configuration
     #[arg(long, value_name = "YAML", hide_short_help = true)]
     config_text: Option<String>,
     /// Answer clients that send `x-warmpath-explain: true` with the decision in the header x-warmpath-decision. It has pod

@@ -248,6 +248,16 @@ mod tests {
     fn what_has_no_effect_is_noted() {
         check_noted("      containers:", "      hostNetwork: true\n      containers:", "hostNetwork");
         check_noted("kind: GatewayClass", "kind: TCPRoute", "TCPRoute default/qwen-inference-gateway-class");
+        check_noted(
+            "  timeout:\n",
+            "  rateLimit: {type: Local}\n  timeout:\n",
+            "on a cluster Envoy answers 429 above the limit",
+        );
+        check_noted(
+            "kind: GatewayClass",
+            "kind: SecurityPolicy",
+            "Envoy refuses requests that it does not allow",
+        );
         let mut manifests = Manifests::tutorial();
         manifests.files.insert("values.yaml".to_owned(), "replicas: 1".to_owned());
         let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;

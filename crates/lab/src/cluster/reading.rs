@@ -21,6 +21,19 @@ use crate::cluster::manifests::Manifests;
 /// Part of the path of the fields that decide which requests a rule takes.
 const MATCHES: &str = ".matches[";
 
+/// Effects of Envoy Gateway's kinds and fields that have no part here; an empty field stands for the kind.
+const OF_ENVOY_GATEWAY: [(&str, &str, &str); 9] = [
+    ("BackendTrafficPolicy", "spec.rateLimit", "Envoy answers 429 above the limit"),
+    ("BackendTrafficPolicy", "spec.faultInjection", "Envoy delays requests, or answers them with errors"),
+    ("BackendTrafficPolicy", "spec.healthCheck", "Envoy leaves out endpoints that fail the check"),
+    ("BackendTrafficPolicy", "spec.responseOverride", "Envoy replaces some responses"),
+    ("BackendTrafficPolicy", "spec.requestBuffer", "Envoy holds requests until they are whole"),
+    ("SecurityPolicy", "", "Envoy refuses requests that it does not allow, and here they are answered"),
+    ("EnvoyExtensionPolicy", "", "Envoy passes requests through other programs"),
+    ("EnvoyPatchPolicy", "", "it edits Envoy's configuration"),
+    ("AIServiceBackend", "", "Envoy AI Gateway sends requests to it"),
+];
+
 /// Effect of an object that a later one of its kind and name follows.
 pub(super) const REPLACED: &str = "a later object of its name replaces it, as here";
 
@@ -187,7 +200,8 @@ fn read(value: Value, (api_version, kind): (&str, &str), key: &ObjectKey) -> Con
             let mut remarks = Vec::new();
             for UnknownField { path, .. } in unknown {
                 remove(&mut value, &path);
-                remarks.push(Remark::new(kind, key.clone(), path, follower));
+                let effect = of_envoy_gateway(kind, &path).unwrap_or(follower);
+                remarks.push(Remark::new(kind, key.clone(), path, effect));
             }
             Content::Object { object: Box::new(object), value, original, remarks }
         }
@@ -198,7 +212,7 @@ fn read(value: Value, (api_version, kind): (&str, &str), key: &ObjectKey) -> Con
             Content::PickerConfig(value)
         }
         Err(ReadError::Kind { .. }) => match kinds::known_versions(api_version, kind) {
-            None => remark(owner(api_version)),
+            None => remark(of_envoy_gateway(kind, "").unwrap_or_else(|| owner(api_version))),
             Some(versions) => {
                 let what = format!("{api_version} is not read here, only {}", versions.join(", "));
                 Content::Refused { field: "apiVersion".to_owned(), what }
@@ -222,6 +236,12 @@ fn follower(kind: &str) -> &'static str {
         }
         _ => "the gateway's controller follows them",
     }
+}
+
+/// The effect of a kind or a field of Envoy Gateway, if it is one of those that people should know.
+fn of_envoy_gateway(kind: &str, field: &str) -> Option<&'static str> {
+    let known = OF_ENVOY_GATEWAY.iter().find(|(of, path, _)| (*of, *path) == (kind, field));
+    known.map(|(_, _, effect)| *effect)
 }
 
 /// Returns what acts on an unknown kind on a cluster.
