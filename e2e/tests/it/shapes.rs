@@ -1,17 +1,19 @@
 //! Files in the shape of published ones: nothing of them is refused, and a chat is answered through the picker.
 
+use std::time::Duration;
+
 use clap::Parser as _;
 use http::{HeaderName, StatusCode};
 use lab::cluster::explain::{self, Answer};
 use lab::cluster::programs::{ProgramOptions, Programs};
 use lab::cluster::{Cluster, Options, Strictness};
 use load::client::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::stubs::{Lab, free_port};
+use crate::stubs::{HANG, Lab, free_port};
 
 /// The files, each with the model that its guide asks for, and the objects and fields that must be listed.
-const SHAPES: [(&str, &str, &str, &[&str]); 3] = [
+const SHAPES: [(&str, &str, &str, &[&str]); 4] = [
     (
         "guide-v1alpha2",
         include_str!("../shapes/guide-v1alpha2.yaml"),
@@ -19,8 +21,13 @@ const SHAPES: [(&str, &str, &str, &[&str]); 3] = [
         &["DestinationRule/epp-tls", "Deployment/llm-epp", "ClusterRole/pod-read"],
     ),
     ("guide-v1", include_str!("../shapes/guide-v1.yaml"), "review-1", &["Deployment/llm-epp"]),
+    ("sglang", SGLANG, "Qwen/Qwen2.5-7B-Instruct", &[]),
     ("ai-gateway", include_str!("../shapes/ai-gateway.yaml"), "small:latest", &["AIServiceBackend/provider"]),
 ];
+
+const SGLANG: &str = include_str!("../shapes/sglang.yaml");
+/// Line by which a pool of [`SGLANG`] names its runtime.
+const RUNTIME: &str = "  annotations: {inference.networking.x-k8s.io/model-server-runtime: sglang}\n";
 
 #[derive(clap::Parser)]
 struct CommandLine {
@@ -76,4 +83,49 @@ async fn every_published_shape_answers_through_the_picker() {
         assert!(unknown.status == StatusCode::NOT_FOUND, "{name}: the control: {}", unknown.status);
         cluster.stop().await.unwrap();
     }
+}
+
+/// The control is a pool that does not name its runtime: the picker looks for vLLM's names and finds none.
+#[tokio::test]
+async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
+    if test_skips::skips_slow() {
+        return;
+    }
+    let lab = Lab::new();
+    let options = CommandLine::parse_from(["e2e"]).programs;
+    let programs =
+        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    assert!(SGLANG.contains(RUNTIME));
+    for (name, text, is_read) in
+        [("named", SGLANG.to_owned(), true), ("control", SGLANG.replace(RUNTIME, ""), false)]
+    {
+        let file = lab.dir.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, text.replace("port: 80,", &format!("port: {},", free_port()))).unwrap();
+        let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
+        let cluster = Cluster::start(options, programs.clone(), lab.progress()).await.unwrap();
+        let client = Client::default();
+        let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
+        let body = json!({ "model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
+        let picker = cluster.status().pickers[0].metrics;
+        // Scrapes that found what they looked for, and others.
+        let scraped = async {
+            while n_scrapes(&client.get(&format!("http://{picker}/metrics")).await.unwrap().text()) < 10.0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(HANG, scraped).await.expect("the pods are scraped");
+        client.post(&url, &[], body.to_string().into()).await.unwrap();
+        let page = client.get(&format!("http://{picker}/debug/decisions?after=0")).await.unwrap();
+        let decisions: Value = serde_json::from_slice(&page.body).unwrap();
+        let candidates = decisions["decisions"][0]["candidates"].as_array().unwrap();
+        assert!(!candidates.is_empty());
+        assert!(candidates.iter().all(|candidate| candidate["fresh"] == is_read), "{name}: {candidates:?}");
+        cluster.stop().await.unwrap();
+    }
+}
+
+/// The number of scrapes that a picker's page counts, whatever their outcome.
+fn n_scrapes(page: &str) -> f64 {
+    let counts = page.lines().filter(|line| line.starts_with("epp_scrapes_total{"));
+    counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
