@@ -61,18 +61,6 @@ impl Default for Responses {
     }
 }
 
-impl Responses {
-    /// The way for a configuration in which the route cannot tell some requests from others: if bodies of a share are to
-    /// be reported, all are.
-    #[must_use]
-    pub fn alike_for_all(self) -> Self {
-        match self {
-            Self::Through | Self::Observed(Share::NONE) => self,
-            Self::Observed(_) => Self::Observed(Share::ALL),
-        }
-    }
-}
-
 impl FromStr for Responses {
     type Err = UnknownWay;
 

@@ -196,7 +196,7 @@ pub(crate) fn picker_cluster(pool: &ObjectKey) -> String {
 }
 
 /// Name of the filter that reports a pool's responses.
-fn observer_filter(pool: &ObjectKey) -> String {
+pub(crate) fn observer_filter(pool: &ObjectKey) -> String {
     format!("{}/observer", picker_filter(pool))
 }
 

@@ -115,6 +115,26 @@ impl<'a> Message<'a> {
         self.fields.insert(idx, Field { number, wire_type: WireType::LengthDelimited, value });
     }
 
+    /// Inserts before each value of the length-delimited field `number` the one that `before` gives for it.
+    pub(crate) fn insert_before_each(
+        &mut self,
+        number: u32,
+        before: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, Malformed>,
+    ) -> Result<(), Malformed> {
+        let mut fields = Vec::with_capacity(self.fields.len());
+        for field in self.fields.drain(..) {
+            if field.number == number
+                && field.wire_type == WireType::LengthDelimited
+                && let Some(value) = before(&field.value)?
+            {
+                fields.push(Field { value: Cow::Owned(value), ..field });
+            }
+            fields.push(field);
+        }
+        self.fields = fields;
+        Ok(())
+    }
+
     /// Replaces each value of the length-delimited field `number` for which `edit` gives another.
     pub(crate) fn edit(
         &mut self,

@@ -67,9 +67,7 @@ pub enum Trust {
 
 impl Pool {
     fn attachment(&self) -> Attachment<'_> {
-        // An edit of a route makes one of one.
-        let responses = self.responses.alike_for_all();
-        Attachment { pool: &self.key, failure_mode: self.failure_mode, responses }
+        Attachment { pool: &self.key, failure_mode: self.failure_mode, responses: self.responses }
     }
 }
 

@@ -83,6 +83,13 @@ pub mod header_value_option {
         }
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RuntimeFractionalPercent {
+    #[prost(message, optional, tag = "1")]
+    pub default_value: ::core::option::Option<
+        super::super::super::r#type::v3::FractionalPercent,
+    >,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeaderMap {
     #[prost(message, repeated, tag = "1")]

@@ -39,7 +39,7 @@ pub(crate) fn filters(attachment: Attachment<'_>) -> Vec<Value> {
 
 /// The share of the requests for which the observer of `attachment` is told by the route to send bodies, and what it is
 /// told; `None` if it does the same for all requests.
-pub(super) fn body_reports(attachment: &Attachment<'_>) -> Option<(Share, Value)> {
+pub(crate) fn body_reports(attachment: &Attachment<'_>) -> Option<(Share, Value)> {
     match attachment.responses {
         Responses::Through | Responses::Observed(Share::NONE | Share::ALL) => None,
         Responses::Observed(bodies) => {
@@ -47,11 +47,12 @@ pub(super) fn body_reports(attachment: &Attachment<'_>) -> Option<(Share, Value)
                 "processing_mode": observer_modes("STREAMED"),
                 "grpc_initial_metadata": [reports_bodies()],
             });
+            // It enables the filter, too, because it configures it.
             let config = typed(
                 "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
                 json!({ "overrides": overrides }),
             );
-            Some((bodies, typed("envoy.config.route.v3.FilterConfig", json!({ "config": config }))))
+            Some((bodies, config))
         }
     }
 }

@@ -12,7 +12,7 @@ use inference_api::traffic::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Share};
 use crate::plan::{
     ANY_HOST, Backend, Changes, Listener, Matcher, PathChange, Plan, Route, RouteAction, Weighted,
 };
@@ -64,24 +64,31 @@ pub(super) fn virtual_hosts(listener: &Listener, plan: &Plan, pools: &[Attachmen
 
 impl Context<'_> {
     /// Envoy's routes of `planned`: if bodies of responses are reported for a share of the requests, a route with this
-    /// share comes first. Of several clusters all responses are reported alike.
+    /// share comes first.
     fn routes(&self, planned: &Route) -> Vec<Value> {
         let plain = self.route(planned);
-        let single = match &planned.action {
-            RouteAction::Forward(targets) => single(targets),
-            RouteAction::Redirect(_) | RouteAction::Fixed(_) => None,
-        };
-        let attachment = single.and_then(|cluster_idx| self.attachment(cluster_idx));
-        let Some((attachment, (share, reports))) =
-            attachment.and_then(|attachment| Some((attachment, body_reports(attachment)?)))
-        else {
-            return vec![plain];
-        };
+        let RouteAction::Forward(targets) = &planned.action else { return vec![plain] };
         let mut reporting = plain.clone();
-        reporting["match"]["runtime_fraction"] =
-            json!({ "default_value": { "numerator": share.per_million(), "denominator": "MILLION" } });
-        reporting["typed_per_filter_config"][observer_filter(attachment.pool)] = reports;
+        let share = match reporting.pointer_mut("/route/weighted_clusters/clusters") {
+            Some(Value::Array(clusters)) => {
+                let shares = targets.iter().zip(clusters);
+                // Shares do not differ: the operator names one for all pools.
+                shares.fold(None, |share, (target, cluster)| self.report_bodies(target, cluster).or(share))
+            }
+            _ => targets.first().and_then(|target| self.report_bodies(target, &mut reporting)),
+        };
+        let Some(share) = share else { return vec![plain] };
+        reporting["match"]["runtime_fraction"] = fraction(share);
         vec![reporting, plain]
+    }
+
+    /// Makes a route, or one of its weighted clusters, report the bodies of responses if `target` is a pool of which a
+    /// share is reported. Returns the share.
+    fn report_bodies(&self, target: &Weighted, value: &mut Value) -> Option<Share> {
+        let attachment = self.attachment(target.cluster_idx?)?;
+        let (share, reports) = body_reports(attachment)?;
+        value["typed_per_filter_config"][observer_filter(attachment.pool)] = reports;
+        Some(share)
     }
 
     /// The route of requests that no other takes: without it, the filters of all pools would see them.
@@ -405,6 +412,11 @@ pub(super) fn pool_of(cluster_idx: usize, plan: &Plan) -> Option<&ObjectKey> {
         Backend::Pool { key, .. } => Some(key),
         Backend::Service { .. } => None,
     }
+}
+
+/// The condition that a share of the requests meets.
+pub(crate) fn fraction(share: Share) -> Value {
+    json!({ "default_value": { "numerator": share.per_million(), "denominator": "MILLION" } })
 }
 
 /// Enables for a route a filter that is disabled for the listener.

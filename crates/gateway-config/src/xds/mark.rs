@@ -1,4 +1,5 @@
-//! The mark in the metadata of a route or a cluster: which pool it belongs to.
+//! The mark in the metadata of a route or a cluster: which pool it belongs to. A second one is in routes that an edit has
+//! made.
 
 use envoy_proto::google::protobuf::{Struct, value};
 use prost::Message as _;
@@ -12,12 +13,31 @@ use crate::xds::field::map;
 const NAMESPACE: &str = "warmpath";
 /// Key of the mark in its namespace.
 const POOL: &str = "pool";
+/// Namespace that routes have if an edit has made them.
+const MADE: &str = "warmpath.made";
 /// `envoy.config.core.v3.Metadata.filter_metadata`, a map.
 const FILTER_METADATA: u32 = 1;
 
 /// Metadata with the mark `text`, a JSON string.
 pub(super) fn render(text: &Value) -> Value {
     json!({ "filter_metadata": { NAMESPACE: { POOL: text } } })
+}
+
+/// Metadata of a route that an edit makes.
+pub(super) fn render_made() -> Value {
+    json!({ "filter_metadata": { MADE: {} } })
+}
+
+/// True if an edit has made the message whose field `number` is the metadata.
+pub(super) fn is_made(message: &Message<'_>, number: u32) -> Result<bool, Malformed> {
+    for metadata in message.all(number) {
+        for entry in Message::decode(metadata)?.all(FILTER_METADATA) {
+            if Message::decode(entry)?.text(map::KEY) == MADE {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// The mark in the metadata, which is the field `number` of the message.

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use crate::attachment::Responses;
 use crate::error::Malformed;
-use crate::render::filters::filters;
+use crate::render::filters::{body_reports, filters};
 use crate::render::listener::{FAIL_OPEN_BUFFER_BYTES, decision_header, without_forbidden_headers};
-use crate::render::picker_cluster;
+use crate::render::route::fraction;
+use crate::render::{observer_filter, picker_cluster};
 use crate::wire::Message;
 use crate::xds::{Editor, Pool, field, mark};
 
@@ -96,13 +97,39 @@ impl Editor {
         use field::route_configuration as number;
         let mut configuration = Message::decode(&bytes)?;
         let pools = marks.pools(configuration.text(number::NAME));
-        if !self.explains || !pools.iter().any(|pool| pool.responses != Responses::Through) {
+        if !pools.iter().any(|pool| pool.responses != Responses::Through) {
             return Ok(bytes);
         }
+        configuration.edit(number::VIRTUAL_HOSTS, |host| {
+            let mut host = Message::decode(host)?;
+            host.remove_if(number::ROUTES, |route| {
+                mark::is_made(&Message::decode(route)?, field::route::METADATA)
+            })?;
+            host.insert_before_each(number::ROUTES, |route| self.reporting(route, marks))?;
+            Ok(Some(host.encode()))
+        })?;
         let header = json!({ "response_headers_to_add": [decision_header()] });
         let part = self.parts.encode("envoy.config.route.v3.RouteConfiguration", &header);
-        merge_once(&mut configuration, number::RESPONSE_HEADERS_TO_ADD, &part)?;
+        if self.explains {
+            merge_once(&mut configuration, number::RESPONSE_HEADERS_TO_ADD, &part)?;
+        }
         Ok(configuration.encode().into())
+    }
+
+    /// The route for the share of a marked route's requests of which the bodies of responses are reported.
+    fn reporting(&self, route: &[u8], marks: &Marks) -> Result<Option<Vec<u8>>, Malformed> {
+        let mut route = Message::decode(route)?;
+        let mark = mark::read(&route, field::route::METADATA)?;
+        let Some(pool) = mark.and_then(|name| marks.pools.get(&name)) else { return Ok(None) };
+        let Some((share, reports)) = body_reports(&pool.attachment()) else { return Ok(None) };
+        let part = json!({
+            "match": { "runtime_fraction": fraction(share) },
+            "metadata": mark::render_made(),
+            "typed_per_filter_config": { observer_filter(&pool.key): reports },
+        });
+        let part = self.parts.encode("envoy.config.route.v3.Route", &part);
+        route.merge(&part)?;
+        Ok(Some(route.encode()))
     }
 
     fn listener(&self, bytes: Bytes, marks: &Marks) -> Result<Bytes, Malformed> {

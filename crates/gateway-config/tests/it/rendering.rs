@@ -275,7 +275,7 @@ fn body_modes(responses: &str) -> (Value, Vec<(Value, Value)>) {
     let observer = &manager(&rendered, 1)["http_filters"][1];
     let name = observer["name"].as_str().unwrap();
     let routes = routes(&rendered, 1).iter().map(|route| {
-        let modes = &route["typed_per_filter_config"][name]["config"]["overrides"]["processing_mode"];
+        let modes = &route["typed_per_filter_config"][name]["overrides"]["processing_mode"];
         let fraction = &route["match"]["runtime_fraction"]["default_value"];
         (fraction["numerator"].clone(), modes["response_body_mode"].clone())
     });

@@ -1,7 +1,8 @@
 //! Kinds of routes: what each becomes in Envoy's configuration, and what would be different without it.
 
+use gateway_config::attachment::{Responses, Share};
 use gateway_config::plan::{Plan, RouteAction};
-use gateway_config::render::Rendered;
+use gateway_config::render::{Bindings, Rendered};
 use serde_json::{Value, json};
 
 use crate::fixtures::{bindings, plan};
@@ -87,6 +88,37 @@ fn several_backends_share_by_weight_and_each_pool_has_its_own_picker() {
     assert!(route.get("typed_per_filter_config").is_none());
     let single = routes(&planned(&format!("rules: [{{backendRefs: [{}]}}]", to_pool("a")))).remove(0);
     assert_eq!(single["route"]["cluster"], "httproute/default/r/rule/0");
+}
+
+#[test]
+fn each_pool_of_several_backends_reports_the_bodies_of_a_share() {
+    let backends = format!("{}, {{name: s, port: 8000}}, {}", to_pool("a"), to_pool("b"));
+    let plan = planned(&format!("rules: [{{backendRefs: [{backends}]}}]"));
+    let found = |responses| {
+        let bindings = Bindings { responses, ..bindings(&plan) };
+        let rendered = Rendered::new(&plan, &bindings).unwrap().static_equivalent;
+        let listener = &rendered["static_resources"]["listeners"][0]["default_filter_chain"];
+        let config = &listener["filters"][0]["typed_config"]["route_config"];
+        let routes = config["virtual_hosts"][0]["routes"].as_array().unwrap().iter().map(|route| {
+            let clusters = route["route"]["weighted_clusters"]["clusters"].as_array().unwrap();
+            let modes = clusters.iter().map(|cluster| {
+                let filters = cluster["typed_per_filter_config"].as_object().into_iter().flatten();
+                let modes = filters.filter_map(|(_, filter)| {
+                    filter["overrides"]["processing_mode"]["response_body_mode"].as_str()
+                });
+                modes.collect::<Vec<_>>().join(" ")
+            });
+            (route["match"]["runtime_fraction"]["default_value"]["numerator"].clone(), modes.collect())
+        });
+        routes.collect::<Vec<(Value, Vec<String>)>>()
+    };
+    let none = (Value::Null, vec![String::new(); 3]);
+    let reported = ["STREAMED", "", "STREAMED"].map(str::to_owned).to_vec();
+    assert_eq!(found(Responses::Observed(Share::TENTH)), [(json!(100_000), reported), none.clone()]);
+    // Control: if all requests are alike, there is one route.
+    for responses in [Responses::Observed(Share::ALL), Responses::Through] {
+        assert_eq!(found(responses), std::slice::from_ref(&none));
+    }
 }
 
 #[test]

@@ -176,7 +176,8 @@ fn sort(value: &Value) -> Value {
 #[test]
 fn both_ways_give_the_same_filters_policies_and_pickers() {
     let plan = plan(&tutorial()).unwrap();
-    for responses in [Responses::Observed(Share::ALL), Responses::Observed(Share::NONE), Responses::Through] {
+    let shares = [Share::TENTH, Share::ALL, Share::NONE].map(Responses::Observed);
+    for responses in shares.into_iter().chain([Responses::Through]) {
         let local = Rendered::new(&plan, &Bindings { responses, ..bindings(&plan) }).unwrap();
         let local = &local.static_equivalent["static_resources"];
         let local_manager = &local["listeners"][1]["default_filter_chain"]["filters"][0]["typed_config"];
@@ -203,11 +204,15 @@ fn both_ways_give_the_same_filters_policies_and_pickers() {
         let routes = json(&message(ROUTES, &resources.route_configurations[idx]));
         let local_routes = &local_manager["route_config"];
         assert_eq!(routes.get("response_headers_to_add"), local_routes.get("response_headers_to_add"));
-        let (route, local_route) =
-            (&routes["virtual_hosts"][0]["routes"][0], &local_routes["virtual_hosts"][0]["routes"][0]);
-        assert_same(&route["typed_per_filter_config"], &local_route["typed_per_filter_config"]);
-        assert_same(&route["route"]["retry_policy"], &local_route["route"]["retry_policy"]);
-        assert_eq!(route["route"]["cluster"], local_route["route"]["cluster"]);
+        let of_host = |config: &Value| config["virtual_hosts"][0]["routes"].as_array().unwrap().clone();
+        let (routes, local_routes) = (of_host(&routes), of_host(local_routes));
+        assert_eq!(routes.len(), local_routes.len(), "{responses}");
+        for (route, local_route) in routes.iter().zip(&local_routes) {
+            assert_same(&route["match"]["runtime_fraction"], &local_route["match"]["runtime_fraction"]);
+            assert_same(&route["typed_per_filter_config"], &local_route["typed_per_filter_config"]);
+            assert_same(&route["route"]["retry_policy"], &local_route["route"]["retry_policy"]);
+            assert_eq!(route["route"]["cluster"], local_route["route"]["cluster"]);
+        }
 
         let cluster = |name: &str| {
             json(&message(CLUSTER, &resources.clusters[named(CLUSTER, &resources.clusters, name)]))
@@ -257,12 +262,27 @@ fn unknown_fields_survive() {
         message(ROUTE, &recorded_route()),
         message(ROUTE, &editor.route(&recorded_route(), &pool()).unwrap()),
     );
-    let action = |route: &DynamicMessage| {
-        unknown(route.get_field_by_name("route").unwrap().as_ref().as_message().unwrap())
+    let in_route = |route: &DynamicMessage| {
+        let of = |field| unknown(route.get_field_by_name(field).unwrap().as_ref().as_message().unwrap());
+        [unknown(route), of("match"), of("route")]
     };
-    assert_eq!(unknown(&edited), unknown(&plain));
-    assert_eq!((unknown(&plain), action(&plain)), (vec![1], vec![8, 24, 25]));
-    assert_eq!(action(&edited), action(&plain));
+    assert_eq!(in_route(&plain), [vec![], vec![1], vec![8, 24, 25]]);
+    assert_eq!(in_route(&edited), in_route(&plain));
+    let hooked_routes = |editor| {
+        let resources = hooked(editor, &pool());
+        let idx = named(ROUTES, &resources.route_configurations, LLM_GW);
+        let routes = message(ROUTES, &resources.route_configurations[idx]);
+        let hosts = routes.get_field_by_name("virtual_hosts").unwrap().into_owned();
+        let host = hosts.as_list().unwrap()[0].as_message().unwrap().clone();
+        let routes = host.get_field_by_name("routes").unwrap().into_owned();
+        routes
+            .as_list()
+            .unwrap()
+            .iter()
+            .map(|route| in_route(route.as_message().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(hooked_routes(&editor), [in_route(&plain), in_route(&plain)], "both routes of the pool");
 
     let plain = message(CLUSTER, &recorded_cluster());
     let edited = message(CLUSTER, &editor.cluster(&recorded_cluster(), &pool()).unwrap());
