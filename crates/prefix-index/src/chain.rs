@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::schedule::{block_len, bytes_in_blocks};
+use crate::schedule::{block_len, blocks_within, bytes_in_blocks};
 
 /// Hash of the seed and of all text up to the end of a block: equal hashes mean equal prefixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,24 +99,21 @@ impl ChainBuilder {
     /// Appends `chunk` to the text.
     pub fn push(&mut self, chunk: &[u8]) -> &mut Self {
         let mut rest = chunk;
-        loop {
+        if !self.pending.is_empty() {
             let missing = self.next_block_len() - self.pending.len();
-            if rest.len() < missing {
-                self.pending.extend_from_slice(rest);
+            let (head, tail) = rest.split_at(missing.min(rest.len()));
+            self.pending.extend_from_slice(head);
+            if head.len() < missing {
                 return self;
             }
-            let (head, tail) = rest.split_at(missing);
-            if self.pending.is_empty() {
-                self.close_block(head);
-            } else {
-                let mut block = std::mem::take(&mut self.pending);
-                block.extend_from_slice(head);
-                self.close_block(&block);
-                block.clear();
-                self.pending = block;
-            }
-            rest = tail;
+            let mut block = std::mem::take(&mut self.pending);
+            self.close_blocks(&block);
+            block.clear();
+            (self.pending, rest) = (block, tail);
         }
+        let rest = self.close_blocks(rest);
+        self.pending.extend_from_slice(rest);
+        self
     }
 
     /// The chain of the text so far under `seed`.
@@ -130,14 +127,26 @@ impl ChainBuilder {
         Chain { hashes: hashes.into_boxed_slice() }
     }
 
-    fn next_block_len(&self) -> usize {
-        let block_idx =
-            u32::try_from(self.hashes.len()).expect("block lengths double, so no text has 2^32 blocks");
-        usize::try_from(block_len(block_idx)).expect("a block is shorter than the text in memory")
+    fn n_blocks(&self) -> u32 {
+        u32::try_from(self.hashes.len()).expect("block lengths double, so no text has 2^32 blocks")
     }
 
-    fn close_block(&mut self, block: &[u8]) {
-        let previous = self.hashes.last().map_or(0, |hash| hash.0);
-        self.hashes.push(BlockHash(xxh3_64_with_seed(block, previous)));
+    fn next_block_len(&self) -> usize {
+        usize::try_from(block_len(self.n_blocks())).expect("a block is shorter than the text in memory")
+    }
+
+    /// Closes the blocks that `text` fills, and returns the rest of it.
+    fn close_blocks<'a>(&mut self, mut text: &'a [u8]) -> &'a [u8] {
+        let n_blocks = self.n_blocks();
+        let n_full = blocks_within(bytes_in_blocks(n_blocks) + text.len() as u64);
+        let mut previous = self.hashes.last().map_or(0, |hash| hash.0);
+        self.hashes.reserve(usize::try_from(n_full - n_blocks).expect("a text has fewer blocks than bytes"));
+        self.hashes.extend((n_blocks..n_full).map(|block_idx| {
+            let n_bytes = usize::try_from(block_len(block_idx)).expect("the block is in the text");
+            let (block, rest) = text.split_at(n_bytes);
+            (previous, text) = (xxh3_64_with_seed(block, previous), rest);
+            BlockHash(previous)
+        }));
+        text
     }
 }

@@ -32,3 +32,20 @@ pub const fn bytes_in_blocks(n_blocks: u32) -> u64 {
         }
     }
 }
+
+/// Number of full blocks in the first `n_bytes` bytes.
+///
+/// # Panics
+/// If there are 2^32: block lengths double, so no text has as many.
+#[must_use]
+pub fn blocks_within(n_bytes: u64) -> u32 {
+    let n_blocks = match (n_bytes / FIRST_DOUBLING).checked_ilog2() {
+        None => n_bytes / MIN_BLOCK,
+        Some(doublings) => {
+            let rest = n_bytes - (FIRST_DOUBLING << doublings);
+            let whole = u64::from(MIN_BLOCKS + doublings * BLOCKS_PER_DOUBLING);
+            whole + rest / ((2 * MIN_BLOCK) << doublings)
+        }
+    };
+    u32::try_from(n_blocks).expect("block lengths double, so no text has 2^32 blocks")
+}

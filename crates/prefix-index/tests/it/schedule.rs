@@ -1,7 +1,7 @@
 //! The lengths of blocks; chunks make no difference.
 
 use prefix_index::chain::{ChainBuilder, ChainSeed};
-use prefix_index::schedule::{block_len, bytes_in_blocks};
+use prefix_index::schedule::{block_len, blocks_within, bytes_in_blocks};
 use proptest::prelude::{any, proptest};
 
 use crate::fixtures::{SEED, chain, noise, seeded_chain};
@@ -20,7 +20,9 @@ fn blocks_follow_the_formula() {
     for block_idx in 0..1300 {
         assert_eq!(bytes_in_blocks(block_idx), offset, "start of block {block_idx}");
         assert_eq!(block_len(block_idx), block_at(offset), "length of block {block_idx}");
+        assert_eq!(blocks_within(offset), block_idx);
         offset += block_at(offset);
+        assert_eq!(blocks_within(offset - 1), block_idx, "block {block_idx} is not full");
     }
 }
 
