@@ -200,6 +200,12 @@ impl<L> Exchange<L> {
         self.is_observed
     }
 
+    /// Returns true if the stream is such a report, or may still become one because it has had no message.
+    #[must_use]
+    pub fn may_be_report(&self) -> bool {
+        self.is_observed || matches!(self.phase, Phase::Headers)
+    }
+
     /// Returns true if the request's headers or more of its body must come before the next answer.
     #[must_use]
     pub fn expects_request(&self) -> bool {

@@ -319,7 +319,9 @@ impl Conversation {
     /// Reads what has come of a report. A proxy resets the stream of a report as soon as it has sent all of it, and the
     /// stream is dropped then, also if none of it was read.
     fn read_rest(&mut self) {
-        while let Some(Ok(Some(message))) = self.inbound.message().now_or_never() {
+        while self.exchange.may_be_report()
+            && let Some(Ok(Some(message))) = self.inbound.message().now_or_never()
+        {
             match Report::begun_by(&message) {
                 Some(report) => {
                     self.begin_report(report);
