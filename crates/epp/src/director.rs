@@ -41,7 +41,7 @@ use self::model::ModelChoice;
 use self::note::{DecisionTrace, PickFacts};
 pub use self::tokens::TokenSource;
 use crate::datastore::{Datastore, LiveEndpoint, LivePool};
-use crate::explain::{DecisionRecord, Decisions, timestamp};
+use crate::explain::{DecisionRecord, Decisions};
 use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
 use crate::peers::PeerJournal;
 use crate::policies::Policies;
@@ -323,7 +323,7 @@ impl Director {
         now: Now,
     ) -> (Result<Pick<InFlightRequest>, Refusal>, Arc<DecisionRecord>) {
         let PickRequest { x_request_id, pool, subset, objective, wants_reason, content } = request;
-        let mut trace = DecisionTrace::new(self.request_id(), x_request_id, timestamp(now.wall));
+        let mut trace = DecisionTrace::new(self.request_id(), x_request_id, now.wall);
         let datastore = self.datastore.load();
         let placed = self
             .locate(&datastore, pool.as_ref(), (content, tokens), &mut trace)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -30,8 +30,9 @@ const MAX_REQUEST_ID: usize = 128;
 pub struct DecisionRecord {
     /// Number of the decision in this process, from 1.
     pub seq: u64,
-    /// RFC 3339 with microseconds, UTC.
-    pub time: String,
+    /// Written as RFC 3339 with microseconds, UTC.
+    #[serde(serialize_with = "timestamp")]
+    pub time: SystemTime,
     /// The picker's own id of the request: 10 characters.
     pub request: String,
     /// Value of `x-request-id`, at most [`MAX_REQUEST_ID`] bytes.
@@ -257,8 +258,6 @@ pub fn kept_id(mut x_request_id: String) -> String {
     x_request_id
 }
 
-/// Formats `now` as in the records.
-#[must_use]
-pub fn timestamp(now: SystemTime) -> String {
-    OffsetDateTime::from(now).format(MICROS).unwrap_or_default()
+fn timestamp<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&OffsetDateTime::from(*time).format(MICROS).unwrap_or_default())
 }

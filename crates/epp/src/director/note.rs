@@ -3,6 +3,7 @@
 //! The facts are collected in a [`DecisionTrace`] while the request is decided; the record is built at the end.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use inference_api::pool::{Criticality, RoutingStrategy};
 use picking::picker::Placed;
@@ -26,8 +27,7 @@ pub(super) struct DecisionTrace {
     /// The picker's own id of the request.
     pub(super) request: String,
     pub(super) x_request_id: String,
-    /// RFC 3339 with microseconds, UTC.
-    pub(super) time: String,
+    pub(super) time: SystemTime,
     /// Labels with names from InferenceModels only, so that clients cannot make up label values.
     pub(super) labels: ModelLabels,
     pub(super) pool: Option<String>,
@@ -59,7 +59,7 @@ pub(super) struct PickFacts {
 
 impl DecisionTrace {
     /// A trace of a request about which only its ids are known.
-    pub(super) fn new(request: String, x_request_id: String, time: String) -> Self {
+    pub(super) fn new(request: String, x_request_id: String, time: SystemTime) -> Self {
         Self {
             request,
             x_request_id: kept_id(x_request_id),
