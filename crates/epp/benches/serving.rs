@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use mimalloc::MiMalloc;
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,6 +23,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use self::proxy::Proxy;
+
+/// The picker's allocator, also for the server that decides nothing.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
