@@ -124,6 +124,42 @@ async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
     }
 }
 
+/// A ConfigMap has the picker's configuration; the control is upstream's default, which changes nothing.
+#[tokio::test]
+async fn the_pickers_own_configuration_is_followed() {
+    if test_skips::skips_slow() {
+        return;
+    }
+    let lab = Lab::new();
+    let options = CommandLine::parse_from(["e2e"]).programs;
+    let programs =
+        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let queue = "{pluginRef: queue-scorer, weight: 2}";
+    let (_, text, model, _) = SHAPES[1];
+    assert!(text.contains(queue));
+    for (name, weight, queue_tokens) in [("heavy", 8, 256.0), ("control", 2, 64.0)] {
+        let text = text
+            .replace(queue, &queue.replace('2', &weight.to_string()))
+            .replace("port: 80,", &format!("port: {},", free_port()));
+        let file = lab.dir.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, text).unwrap();
+        let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
+        let cluster = Cluster::start(options, programs.clone(), lab.progress()).await.unwrap();
+        let client = Client::default();
+        let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
+        let body =
+            json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
+        client.post(&url, &[], body.to_string().into()).await.unwrap();
+        let picker = cluster.status().pickers[0].metrics;
+        let page = client.get(&format!("http://{picker}/debug/decisions?after=0")).await.unwrap();
+        let decisions: Value = serde_json::from_slice(&page.body).unwrap();
+        let decision = &decisions["decisions"][0];
+        assert_eq!(decision["strategy"], "PREFIX_CACHE", "{name}: a prefix scorer means it");
+        assert_eq!(decision["policy"]["queueTokens"], queue_tokens, "{name}");
+        cluster.stop().await.unwrap();
+    }
+}
+
 /// The number of scrapes that a picker's page counts, whatever their outcome.
 fn n_scrapes(page: &str) -> f64 {
     let counts = page.lines().filter(|line| line.starts_with("epp_scrapes_total{"));
