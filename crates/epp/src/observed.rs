@@ -3,7 +3,7 @@
 //! A report may be late, missing or doubled, or be about another process's request. It knows no streams, and the time is
 //! an argument.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -11,6 +11,9 @@ use parking_lot::Mutex;
 /// Longest wait for the report to begin. The proxy begins it when it sends the request on, a millisecond after the pick;
 /// without it the request counts as over, and the engine's own counts show its work.
 pub const REPORT_WAIT: Duration = Duration::from_secs(10);
+/// Time after which the engine's counts are believed: if it has no request, a request without a report is over. Engines
+/// do not count a request before they have its token ids.
+pub const ENGINE_WAIT: Duration = Duration::from_secs(2);
 
 /// The requests that no report has claimed. `T` is what ends a request.
 #[derive(Debug)]
@@ -23,16 +26,15 @@ pub struct Observed<T> {
 #[derive(Debug)]
 struct Waiting<T> {
     n_begun: u64,
-    requests: HashMap<u64, T>,
-    /// Numbers of all requests of the last [`REPORT_WAIT`], the oldest first.
-    ages: VecDeque<(Instant, u64)>,
+    /// The requests by number, each since its pick.
+    requests: HashMap<u64, (Instant, T)>,
 }
 
 impl<T> Observed<T> {
     /// Creates the requests of the process that is called `instance`.
     #[must_use]
     pub fn new(instance: String) -> Self {
-        let waiting = Waiting { n_begun: 0, requests: HashMap::new(), ages: VecDeque::new() };
+        let waiting = Waiting { n_begun: 0, requests: HashMap::new() };
         Self { instance, waiting: Mutex::new(waiting) }
     }
 
@@ -41,8 +43,7 @@ impl<T> Observed<T> {
         let mut waiting = self.waiting.lock();
         waiting.n_begun += 1;
         let number = waiting.n_begun;
-        waiting.requests.insert(number, request);
-        waiting.ages.push_back((now, number));
+        waiting.requests.insert(number, (now, request));
         format!("{}-{number}", self.instance)
     }
 
@@ -50,15 +51,18 @@ impl<T> Observed<T> {
     pub fn claim(&self, ticket: &str) -> Option<T> {
         let (instance, number) = ticket.rsplit_once('-')?;
         let number = number.parse().ok()?;
-        (instance == self.instance).then(|| self.waiting.lock().requests.remove(&number)).flatten()
+        let claimed = (instance == self.instance).then(|| self.waiting.lock().requests.remove(&number));
+        claimed.flatten().map(|(_, request)| request)
     }
 
-    /// Removes and returns the requests that have waited for their report too long.
-    pub fn expire(&self, now: Instant) -> Vec<T> {
+    /// Removes and returns the requests that have waited for their report too long, and those that have waited for
+    /// [`ENGINE_WAIT`] and of which `is_over` says that the engine has had no request since that moment.
+    pub fn expire(&self, now: Instant, is_over: impl Fn(&T, Instant) -> bool) -> Vec<T> {
+        let is_due = |kept: Instant, request: &T| {
+            now.saturating_duration_since(kept) >= REPORT_WAIT || is_over(request, kept + ENGINE_WAIT)
+        };
         let mut waiting = self.waiting.lock();
-        let Waiting { n_begun: _, requests, ages } = &mut *waiting;
-        let is_late = |(kept, _): &(Instant, u64)| now.saturating_duration_since(*kept) >= REPORT_WAIT;
-        let n_late = ages.partition_point(is_late);
-        ages.drain(..n_late).filter_map(|(_, number)| requests.remove(&number)).collect()
+        let due = waiting.requests.extract_if(|_, (kept, request)| is_due(*kept, request));
+        due.map(|(_, (_, request))| request).collect()
     }
 }

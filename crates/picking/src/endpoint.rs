@@ -58,6 +58,18 @@ enum Report {
     Down,
 }
 
+/// The last scrapes, as far as they found no request.
+#[derive(Clone, Copy, Debug, Default)]
+enum Quiet {
+    /// The last one found requests, or there is none.
+    #[default]
+    No,
+    /// The last one found none.
+    Once { last: Moment },
+    /// The last two found none.
+    Twice { before: Moment, last: Moment },
+}
+
 /// Consequence of a scrape for the endpoint's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
@@ -83,6 +95,7 @@ pub struct EndpointState {
     /// Value of `doubts` when the last successful scrape began.
     settled_doubts: AtomicU32,
     report: Mutex<Report>,
+    quiet: Mutex<Quiet>,
     queue: Mutex<Awaited>,
     pub facts: CacheFacts,
 }
@@ -112,6 +125,21 @@ impl Sample {
     }
 }
 
+// === impl Quiet ===
+
+impl Quiet {
+    /// Notes a scrape that found `n_requests`.
+    fn note(&mut self, n_requests: u32, taken: Moment) {
+        *self = match *self {
+            _ if n_requests > 0 => Self::No,
+            Self::No => Self::Once { last: taken },
+            Self::Once { last } | Self::Twice { before: _, last } => {
+                Self::Twice { before: last, last: taken }
+            }
+        };
+    }
+}
+
 // === impl EndpointState ===
 
 impl EndpointState {
@@ -127,6 +155,7 @@ impl EndpointState {
             doubts: AtomicU32::new(0),
             settled_doubts: AtomicU32::new(0),
             report: Mutex::new(Report::Pending),
+            quiet: Mutex::default(),
             queue: Mutex::default(),
             facts: CacheFacts::default(),
         }
@@ -207,6 +236,7 @@ impl EndpointState {
         };
         self.facts.note_kv_tokens(sample.kv_tokens);
         let Sample { waiting, running, kv_usage, .. } = sample;
+        self.quiet.lock().note(waiting.saturating_add(running), taken);
         if !restarted {
             self.compute(|queue| queue.count(n_counted, waiting.into()));
         }
@@ -223,6 +253,15 @@ impl EndpointState {
         match &*self.report.lock() {
             Report::Sample(sample) => sample.started,
             Report::Pending | Report::Down => None,
+        }
+    }
+
+    /// Returns true if two scrapes after `moment`, and all since, found no request.
+    #[must_use]
+    pub fn was_quiet_after(&self, moment: Moment) -> bool {
+        match *self.quiet.lock() {
+            Quiet::No | Quiet::Once { .. } => false,
+            Quiet::Twice { before, last: _ } => before > moment,
         }
     }
 

@@ -54,6 +54,12 @@ impl Director {
         self.decisions().amend(in_flight.seq, |record| record.served = Some(endpoint.destination.clone()));
     }
 
+    /// Returns true if the request's engine has had no request since a moment after `since`, according to its scrapes.
+    #[must_use]
+    pub fn engine_is_quiet(&self, in_flight: &InFlightRequest, since: Instant) -> bool {
+        in_flight.lease.endpoint().state.was_quiet_after(self.moment(since))
+    }
+
     /// Ends the request: its stream is over.
     pub fn settle(&self, in_flight: InFlightRequest, report: &ResponseReport, now: Instant) {
         let InFlightRequest { mut lease, running, labels, chains: _, started, seq } = in_flight;

@@ -154,8 +154,9 @@ impl Processor {
 
     /// Ends the requests whose responses the proxy never reports, until `stop`.
     pub(super) async fn give_up_reports(self, stop: CancellationToken) {
+        let is_over = |served: &Served, since| self.director.engine_is_quiet(&served.in_flight, since);
         while timeout(REPORT_WAIT / 10, stop.cancelled()).await.is_err() {
-            for served in self.observed.expire(now().instant) {
+            for served in self.observed.expire(now().instant, is_over) {
                 self.director.metrics().unreported_responses.inc();
                 served.end(&self.director, &ResponseReport::default());
             }

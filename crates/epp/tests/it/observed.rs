@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
-use epp::observed::{Observed, REPORT_WAIT};
+use epp::observed::{ENGINE_WAIT, Observed, REPORT_WAIT};
 use ext_proc::compat::Compat;
 use serde_json::{Value, json};
 
@@ -238,9 +238,25 @@ async fn however_reports_end_no_request_stays_in_flight() {
     until(async || load(&picker).await == (0, 0)).await;
 
     // Control: a request without a report stays in flight.
+    picker.pods[0].set_load(0, 1, 0.0);
+    picker.wait_for_scrapes().await;
     ask(&proxy, "unreported").await;
     picker.wait_for_scrapes().await;
     assert_eq!(load(&picker).await.0, 1);
+}
+
+/// Reports may be lost. The engine's counts tell then that a request is over, long before the longest wait ends.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the engine's time is the clock's")]
+async fn a_request_without_a_report_is_over_when_its_engine_has_none() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let asked = Instant::now();
+    ask(&proxy, "lost").await;
+    assert_eq!(load(&picker).await.0, 1, "Control: the picker knows of no end");
+    until(async || load(&picker).await.0 == 0).await;
+    assert!(asked.elapsed() >= ENGINE_WAIT, "the engine may not have begun");
+    assert!(picker.metrics().await.contains("epp_unreported_responses_total 1\n"));
 }
 
 #[tokio::test]
@@ -350,10 +366,28 @@ fn a_request_waits_for_its_report_for_a_while() {
     let fresh = observed.keep("fresh", later);
     assert_eq!(observed.claim(&early), Some("early"));
     assert_eq!(observed.claim(&early), None, "claimed twice");
-    assert_eq!(observed.expire(start + REPORT_WAIT - Duration::from_millis(1)), [""; 0]);
-    assert_eq!(observed.expire(start + REPORT_WAIT), ["late"]);
+    let never = |_: &&str, _| false;
+    assert_eq!(observed.expire(start + REPORT_WAIT - Duration::from_millis(1), never), [""; 0]);
+    assert_eq!(observed.expire(start + REPORT_WAIT, never), ["late"]);
     assert_eq!(observed.claim(&late), None, "claimed too late");
     assert_eq!(Observed::<&str>::new("there".to_owned()).claim(&fresh), None);
     assert_eq!(observed.claim(&fresh), Some("fresh"));
-    assert_eq!(observed.expire(later + REPORT_WAIT), [""; 0]);
+    assert_eq!(observed.expire(later + REPORT_WAIT, never), [""; 0]);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "some instant to count from")]
+fn a_request_waits_until_its_engine_has_none() {
+    let start = Instant::now();
+    let observed = Observed::new("here".to_owned());
+    for (number, name) in ["busy", "quiet"].into_iter().enumerate() {
+        observed.keep(name, start + Duration::from_secs(number as u64));
+    }
+    let quiet_since = start + Duration::from_secs(1) + ENGINE_WAIT;
+    let is_over = |name: &&str, since: Instant| {
+        assert_eq!(since, if *name == "quiet" { quiet_since } else { start + ENGINE_WAIT });
+        *name == "quiet"
+    };
+    assert_eq!(observed.expire(start, is_over), ["quiet"]);
+    assert_eq!(observed.expire(start, is_over), [""; 0]);
 }

@@ -2,3 +2,4 @@
 
 mod awaited;
 mod doubts;
+mod quiet;
