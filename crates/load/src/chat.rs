@@ -43,6 +43,8 @@ pub struct ChatStream {
     pub usage: Usage,
     /// Time from sending the request to the first chunk with content.
     pub ttft: Duration,
+    /// Times between each two chunks with content.
+    pub gaps: Vec<Duration>,
     /// Time from sending the request to `[DONE]`.
     pub done: Duration,
 }
@@ -101,7 +103,7 @@ pub fn read_chat(frames: &[Frame]) -> Result<ChatStream, ChatError> {
     let mut state = State::Start;
     let mut identity: Option<(String, String)> = None;
     let mut content = String::new();
-    let mut ttft = None;
+    let mut tokens = Vec::new();
     for (idx, frame) in frames.iter().enumerate() {
         if frame.data == "[DONE]" {
             state = finish(state, idx, frame.at)?;
@@ -115,7 +117,7 @@ pub fn read_chat(frames: &[Frame]) -> Result<ChatStream, ChatError> {
         if let Some(text) = chunk.choices.first().and_then(|choice| choice.delta.content.as_deref()) {
             content.push_str(text);
             if !text.is_empty() {
-                ttft.get_or_insert(frame.at);
+                tokens.push(frame.at);
             }
         }
         state = advance(state, idx, chunk)?;
@@ -131,8 +133,9 @@ pub fn read_chat(frames: &[Frame]) -> Result<ChatStream, ChatError> {
         return Err(ChatError::Sum(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens));
     }
     let (id, model) = identity.ok_or(ChatError::NoRole)?;
-    let ttft = ttft.ok_or(ChatError::NoContent)?;
-    Ok(ChatStream { id, model, content, finish_reason, usage, ttft, done })
+    let ttft = *tokens.first().ok_or(ChatError::NoContent)?;
+    let gaps = tokens.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    Ok(ChatStream { id, model, content, finish_reason, usage, ttft, gaps, done })
 }
 
 fn parse(idx: usize, data: &str) -> Result<Chunk, ChatError> {
@@ -202,6 +205,7 @@ mod tests {
         let chat = read_chat(&frames(&[ROLE, TEXT, LAST, USAGE, DONE])).unwrap();
         assert_eq!((chat.content.as_str(), chat.finish_reason.as_str()), ("Hi!", "length"));
         assert_eq!((chat.ttft, chat.done), (Duration::from_millis(2), Duration::from_millis(5)));
+        assert_eq!(chat.gaps, [Duration::from_millis(1)], "only text is a token");
         assert_eq!((chat.usage.cached_tokens(), chat.usage.prompt_tokens), (1, 3));
     }
 

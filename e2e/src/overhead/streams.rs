@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lab::cluster::Cluster;
 use load::client::{Client, Reply};
 use load::clock::Stopwatch;
-use load::sse::Frame;
 use load::stats::{as_f64, millis, quantile};
 use load::table::new_table;
 use serde::Serialize;
@@ -15,7 +14,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::request;
+use super::{one_token, request};
 
 /// Time scale of the engine: a token of each stream every 6 to 10 ms, so that a busy machine still reads each by itself.
 pub(super) const TIME_SCALE: f64 = 4.0;
@@ -23,8 +22,8 @@ pub(super) const TIME_SCALE: f64 = 4.0;
 const STREAMS: u32 = 16;
 /// Tokens of a long stream.
 const TOKENS: u32 = 100;
-/// Batches of streams of one token in a round: the system counts CPU time in steps of 10 ms.
-const SHORT_BATCHES: u32 = 10;
+/// Batches of whole answers in a round: the system counts CPU time in steps of 10 ms.
+const WHOLE_BATCHES: u32 = 10;
 /// Rounds, of which the first one is not counted.
 const ROUNDS: usize = 11;
 /// Time after the last answer in which the picker learns that it has ended.
@@ -39,8 +38,8 @@ enum Series {
     PlainAgain,
     /// Through 8081.
     Picker,
-    /// Through 8081, with one token each.
-    PickerShort,
+    /// Through 8081, whole answers of one token.
+    PickerWhole,
 }
 
 /// Results of a series.
@@ -72,27 +71,21 @@ pub(super) struct StreamOverhead {
     plain_8080: Gaps,
     plain_8080_again: Gaps,
     picker_8081: Gaps,
-    /// CPU time of the picker for a stream of one token, without that of an idle picker.
-    picker_cpu_ms_per_request: f64,
-    /// CPU time of the picker for each further token.
+    /// CPU time of the picker for a whole answer, without that of an idle picker.
+    picker_cpu_ms_per_whole_answer: f64,
+    /// CPU time of the picker for a stream of so many tokens.
+    picker_cpu_ms_per_stream: f64,
+    /// CPU time of the picker for a token of a stream.
     picker_cpu_us_per_token: f64,
 }
 
 impl Series {
-    const ALL: [Self; 4] = [Self::Plain, Self::PlainAgain, Self::Picker, Self::PickerShort];
+    const ALL: [Self; 4] = [Self::Plain, Self::PlainAgain, Self::Picker, Self::PickerWhole];
 
     fn listener(self) -> &'static str {
         match self {
             Self::Plain | Self::PlainAgain => "http",
-            Self::Picker | Self::PickerShort => "llm-gw",
-        }
-    }
-
-    /// Number of batches in a round, and of the tokens of each stream.
-    fn batches(self) -> (u32, u32) {
-        match self {
-            Self::Plain | Self::PlainAgain | Self::Picker => (1, TOKENS),
-            Self::PickerShort => (SHORT_BATCHES, 1),
+            Self::Picker | Self::PickerWhole => "llm-gw",
         }
     }
 }
@@ -115,8 +108,8 @@ pub(super) async fn measure(cluster: &Cluster, responses: String, body_bytes: u3
             }
         }
     }
-    let [plain, again, picker, short] = &runs;
-    let (per_request, per_token) = cpu(&[plain, again], picker, short);
+    let [plain, again, picker, whole] = &runs;
+    let [per_stream, per_whole] = cpu(&[plain, again], [picker, whole]);
     Ok(StreamOverhead {
         responses,
         streams: picker.n_streams,
@@ -125,8 +118,9 @@ pub(super) async fn measure(cluster: &Cluster, responses: String, body_bytes: u3
         plain_8080: Gaps::of(&plain.gaps)?,
         plain_8080_again: Gaps::of(&again.gaps)?,
         picker_8081: Gaps::of(&picker.gaps)?,
-        picker_cpu_ms_per_request: per_request * 1e3,
-        picker_cpu_us_per_token: per_token * 1e6,
+        picker_cpu_ms_per_whole_answer: per_whole * 1e3,
+        picker_cpu_ms_per_stream: per_stream * 1e3,
+        picker_cpu_us_per_token: (per_stream - per_whole) / f64::from(TOKENS) * 1e6,
     })
 }
 
@@ -138,19 +132,22 @@ async fn run(
     (number, body_bytes): (&mut u32, u32),
 ) -> Result<Run> {
     let url = format!("http://{}/v1/chat/completions", cluster.gateway(series.listener())?);
-    let (n_batches, n_tokens) = series.batches();
+    let (n_batches, fields) = match series {
+        Series::Plain | Series::PlainAgain | Series::Picker => (1, stream()),
+        Series::PickerWhole => (WHOLE_BATCHES, one_token()),
+    };
     let (before, stopwatch) = (picker_cpu(cluster).await?, Stopwatch::start());
     let mut run = Run::default();
     for _ in 0..n_batches {
         let mut streams = JoinSet::new();
         for number in *number..*number + STREAMS {
             let (client, url) = (client.clone(), url.clone());
-            let body = request(number, body_bytes, &stream_of(n_tokens));
+            let body = request(number, body_bytes, &fields);
             streams.spawn(async move { client.post(&url, &[], body).await });
         }
         *number += STREAMS;
         for reply in streams.join_all().await {
-            run.gaps.extend(gaps(&reply?)?);
+            run.gaps.extend(gaps(series, &reply?)?);
             run.n_streams += 1;
         }
     }
@@ -158,32 +155,27 @@ async fn run(
     Ok(Run { cpu_s: picker_cpu(cluster).await? - before, wall_s: stopwatch.elapsed().as_secs_f64(), ..run })
 }
 
-/// Fields of a request for a stream of `n_tokens`.
-fn stream_of(n_tokens: u32) -> Value {
+/// Fields of a request for a stream.
+fn stream() -> Value {
     serde_json::json!({
         "stream": true,
         "stream_options": {"include_usage": true},
-        "max_tokens": n_tokens,
-        "min_tokens": n_tokens,
+        "max_tokens": TOKENS,
+        "min_tokens": TOKENS,
     })
 }
 
-/// Returns the milliseconds between the tokens of an answer.
-fn gaps(reply: &Reply) -> Result<Vec<f64>> {
-    let frames = match &reply.frames {
-        Some(Ok(frames)) if reply.status.is_success() => frames,
-        _ => anyhow::bail!("no stream: {} {}", reply.status, reply.text()),
-    };
-    ensure!(reply.chat().is_ok(), "a broken stream: {:?}", reply.chat());
-    let at: Vec<Duration> = frames.iter().filter(|frame| is_token(frame)).map(|frame| frame.at).collect();
-    Ok(at.windows(2).map(|pair| millis(pair[1] - pair[0])).collect())
-}
-
-/// True if the frame has text of the answer.
-fn is_token(frame: &Frame) -> bool {
-    let chunk: Option<Value> = serde_json::from_str(&frame.data).ok();
-    let text = chunk.and_then(|chunk| Some(chunk["choices"][0]["delta"]["content"].as_str()?.len()));
-    text.is_some_and(|n_bytes| n_bytes > 0)
+/// Returns the milliseconds between the tokens of an answer; a whole answer has none.
+fn gaps(series: Series, reply: &Reply) -> Result<Vec<f64>> {
+    let answer = || format!("{} {}", reply.status, reply.text());
+    ensure!(reply.status.is_success(), "no answer: {}", answer());
+    match series {
+        Series::Plain | Series::PlainAgain | Series::Picker => {
+            let chat = reply.chat().map_err(|error| anyhow!("a broken stream: {error}"))?;
+            Ok(chat.gaps.into_iter().map(millis).collect())
+        }
+        Series::PickerWhole => Ok(Vec::new()),
+    }
 }
 
 /// Returns the CPU time of all pickers in seconds.
@@ -197,14 +189,12 @@ async fn picker_cpu(cluster: &Cluster) -> Result<f64> {
     pages.iter().map(seconds).sum()
 }
 
-/// Returns the seconds of CPU time for a request with one token, and for each further token. A picker that nobody uses
-/// reads the pods' metrics all the same: that cost is seen while streams go through 8080.
-fn cpu(idle: &[&Run], long: &Run, short: &Run) -> (f64, f64) {
+/// Returns the seconds of CPU time for an answer of each run. A picker that nobody uses reads the pods' metrics all the
+/// same: that cost is seen while streams go through 8080.
+fn cpu<const N: usize>(idle: &[&Run], runs: [&Run; N]) -> [f64; N] {
     let sum = |of: fn(&Run) -> f64| idle.iter().map(|run| of(run)).sum::<f64>();
     let idle = sum(|run| run.cpu_s) / sum(|run| run.wall_s);
-    let per_stream = |run: &Run| (run.cpu_s - idle * run.wall_s) / as_f64(run.n_streams);
-    let per_request = per_stream(short);
-    (per_request, (per_stream(long) - per_request) / f64::from(TOKENS - 1))
+    runs.map(|run| (run.cpu_s - idle * run.wall_s) / as_f64(run.n_streams))
 }
 
 impl Run {
@@ -237,12 +227,13 @@ impl StreamOverhead {
         }
         format!(
             "{table}\n{} streams of {} tokens per path, {STREAMS} at a time, responses {}; wall time at time scale {}\n\
-             CPU time of the picker: {:.2} ms for a request, {:.1} µs for each further token\n",
+             CPU time of the picker: {:.2} ms for a whole answer, {:.2} ms for a stream, {:.1} µs of it for each token\n",
             self.streams,
             self.tokens,
             self.responses,
             self.time_scale,
-            self.picker_cpu_ms_per_request,
+            self.picker_cpu_ms_per_whole_answer,
+            self.picker_cpu_ms_per_stream,
             self.picker_cpu_us_per_token
         )
     }
@@ -250,34 +241,13 @@ impl StreamOverhead {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use load::sse::Frame;
-
-    use super::{Run, TOKENS, cpu, is_token};
+    use super::{Run, cpu};
 
     #[test]
     fn the_cost_of_scrapes_is_nobodys() {
         let run = |cpu_s: f64, wall_s: f64| Run { n_streams: 10, gaps: Vec::new(), cpu_s, wall_s };
-        let (idle, tokens) = (run(0.5, 10.0), f64::from(TOKENS - 1));
-        // 10 ms for a request, 1 ms for a token, and 50 ms in each second.
-        let (per_request, per_token) =
-            cpu(&[&idle, &idle], &run(0.1 + 0.01 * tokens + 0.2, 4.0), &run(0.1 + 0.05, 1.0));
-        assert!(
-            (per_request - 0.01).abs() < 1e-9 && (per_token - 0.001).abs() < 1e-9,
-            "{per_request} {per_token}"
-        );
-    }
-
-    #[test]
-    fn only_text_is_a_token() {
-        let frame = |data: &str| Frame { data: data.to_owned(), at: Duration::ZERO };
-        let tokens = [
-            r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#,
-            r#"{"choices":[{"delta":{"content":"word"}}]}"#,
-            r#"{"choices":[],"usage":{"prompt_tokens":1}}"#,
-            "[DONE]",
-        ];
-        assert_eq!(tokens.map(|data| is_token(&frame(data))), [false, true, false, false]);
+        // 10 ms for an answer, and 50 ms in each second.
+        let [long, short] = cpu(&[&run(0.5, 10.0); 2], [&run(0.1 + 0.2, 4.0), &run(0.1 + 0.05, 1.0)]);
+        assert!((long - 0.01).abs() < 1e-9 && (short - 0.01).abs() < 1e-9, "{long} {short}");
     }
 }
