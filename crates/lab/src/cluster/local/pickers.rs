@@ -154,7 +154,8 @@ impl Local {
             }
             state => state,
         };
-        Ok(())
+        // Until then the old picker seems to serve on.
+        self.publish()
     }
 
     pub(super) fn restart_pickers(&mut self) {
