@@ -6,7 +6,6 @@
 
 mod ledger;
 mod chaos;
-mod in_flight;
 mod memory;
 mod users;
 
@@ -20,6 +19,7 @@ use clap::Args;
 use lab::cluster::Cluster;
 use lab::evidence::access_log::AccessEntry;
 use lab::flags::{ClusterArgs, options};
+use lab::in_flight::InFlight;
 use lab::patience::{self, Patience};
 use lab::session::Session;
 use lab::ui::Ui;
@@ -186,9 +186,10 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
     let (deaths, pickers_replaced) = chaos.done();
     let requests = ledger.lock().judge(&log, &deaths);
     let uncounted = match &cut {
-        None => interrupt.unless(in_flight::differences(cluster)).await.unwrap_or(Ok(Vec::new())),
-        Some(_) => Ok(Vec::new()),
+        None => interrupt.unless(InFlight::with(cluster, 0)).await.transpose(),
+        Some(_) => Ok(None),
     };
+    let uncounted = uncounted.map(|found| found.map_or_else(Vec::new, |found| found.differences()));
     let uncounted = uncounted.unwrap_or_else(|error| vec![format!("nothing in flight is known: {error:#}")]);
     let growth = memory.growth();
     let problems = problems(&requests, &growth, (deaths.len(), args));

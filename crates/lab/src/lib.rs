@@ -3,6 +3,8 @@
 
 pub mod scenario;
 
+pub mod in_flight;
+
 pub mod journal;
 
 pub mod session;

@@ -23,6 +23,8 @@ pub mod faults;
 
 pub mod outages;
 
+pub mod streams;
+
 pub mod operations;
 
 pub mod limits;
@@ -46,6 +48,7 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
             Group::Faults => {
                 faults::run(lab).await;
                 outages::run(lab).await;
+                streams::run(lab).await;
                 operations::run(lab).await;
                 part(lab, group, "big and many", limits::run).await;
             }

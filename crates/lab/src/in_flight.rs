@@ -1,17 +1,18 @@
 //! Requests in flight as pickers count them, against the requests that the pods have. When all users have their answers,
-//! both are 0: a request whose end no picker learnt would count for ever.
+//! both are 0: a request whose end no picker learnt would count longer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use lab::cluster::Cluster;
-use lab::evidence::pod;
-use lab::patience::{self, Patience};
 use serde::Deserialize;
 use tokio::time::sleep;
 
-const POLL: Duration = Duration::from_millis(500);
+use crate::cluster::Cluster;
+use crate::evidence::pod;
+use crate::patience::{self, Patience};
+
+const POLL: Duration = Duration::from_millis(100);
 
 /// Requests by the address of the pod that has them.
 type Counts = BTreeMap<String, u64>;
@@ -33,24 +34,54 @@ struct Endpoint {
     in_flight: u64,
 }
 
-/// Waits until pickers and pods count the same requests, at least as long as a picker waits for a report. Returns the
-/// differences that stay.
-///
-/// # Errors
-/// When a page cannot be read.
-pub(super) async fn differences(cluster: &Cluster) -> Result<Vec<String>> {
-    let mut patience = Patience::start(patience::PROGRAMS);
-    loop {
-        let (counted, real) = (counted(&cluster.picker_pages("/debug/pools").await?)?, real(cluster).await?);
-        let differences = compare(&counted, &real);
-        if differences.is_empty() || !patience.lasts((counted, real)) {
-            return Ok(differences);
+/// The requests in flight to each pod.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// The counts of all pickers together; each picker counts its own requests.
+    counted: Counts,
+    /// The pods' own counts.
+    real: Counts,
+}
+
+impl InFlight {
+    /// Reads the pages of pickers and pods.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub async fn read(cluster: &Cluster) -> Result<Self> {
+        let (pages, real) = tokio::try_join!(cluster.picker_pages("/debug/pools"), real(cluster))?;
+        Ok(Self { counted: counted(&pages)?, real })
+    }
+
+    /// Waits until pods have `n_requests` together and pickers count the same requests, at least as long as a picker
+    /// waits for a report. Returns what is read last.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub async fn with(cluster: &Cluster, n_requests: u64) -> Result<Self> {
+        let mut patience = Patience::start(patience::PROGRAMS);
+        loop {
+            let found = Self::read(cluster).await?;
+            let is_awaited = found.differences().is_empty() && found.n_requests() == n_requests;
+            if is_awaited || !patience.lasts((found.counted.clone(), found.real.clone())) {
+                return Ok(found);
+            }
+            sleep(POLL).await;
         }
-        sleep(POLL).await;
+    }
+
+    /// Number of requests that the pods have.
+    pub fn n_requests(&self) -> u64 {
+        self.real.values().sum()
+    }
+
+    /// A sentence for each pod that pickers count other requests to than it has.
+    pub fn differences(&self) -> Vec<String> {
+        compare(&self.counted, &self.real)
     }
 }
 
-/// Returns the counts of all pickers together from their pages; each picker counts its own requests.
+/// Returns the counts of all pickers together from their pages.
 fn counted(pages: &[String]) -> Result<Counts> {
     let mut counts = Counts::new();
     for page in pages {
