@@ -78,11 +78,11 @@ async fn paused(lab: &Lab<'_>) -> Result<()> {
     let [p50, p99, longest, control] = lab.announce([
         claim(
             "picker-paused/p50",
-            "While the picker hangs, half of the tokens come on 8081 as soon as on 8080",
+            "While the picker hangs, half of the tokens come on 8081 about as soon as on 8080",
         ),
         claim(
             "picker-paused/p99",
-            "While the picker hangs, 99 % of the tokens come on 8081 as soon as on 8080",
+            "While the picker hangs, 99 % of the tokens come on 8081 about as soon as on 8080",
         ),
         claim("picker-paused/longest", "While the picker hangs, no token waits for it"),
         claim("picker-paused/control", "Tokens that go through the picker wait for it when it hangs"),
