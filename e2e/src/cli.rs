@@ -28,6 +28,7 @@ Examples:
   e2e up                       start everything, keep it running, print the tutorial's curl commands
   e2e logs epp | grep 'Do prefix'
   e2e up --manifests k8s/      the same with your own manifests
+  e2e up --manifests k8s/ --picker theirs=./my-epp
   e2e explain-manifests k8s/   tell what becomes of each object, without starting anything
   e2e overhead                 measure the time that the picker adds: 8081 against 8080
   e2e step5                    reproduce the tutorial's published table in seconds

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use etcetera::base_strategy::{BaseStrategy as _, Xdg};
 use lab::cluster::Status;
+use lab::cluster::picker_choice::PickerChoice;
 use lab::cluster::supervisor::{self, ClusterState, Phase};
 use lab::flags::{self, ClusterArgs, options};
 use lab::session::Session;
@@ -27,6 +28,10 @@ const FOLLOW_POLL: Duration = Duration::from_millis(100);
 pub struct UpArgs {
     #[command(flatten)]
     pub state: StateArgs,
+    /// Program that picks: `theirs` is that of the picker's own Deployment among the manifests, run as it says, by its
+    /// name on the PATH or as FILE; its pods' addresses are in $WARMPATH_ENDPOINTS_FILE
+    #[arg(long, value_name = "ours|theirs[=FILE]", default_value = "ours", conflicts_with_all = ["on", "pickers", "responses"])]
+    pub picker: PickerChoice,
     #[command(flatten)]
     pub cluster: ClusterArgs,
     #[command(flatten)]
@@ -82,7 +87,8 @@ pub async fn up(args: UpArgs) -> Result<End> {
     let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
     let Session { ui, interrupt } = &session;
     ui.step("starting pods, picker and Envoy");
-    let options = options(&args.cluster, &state_dir.join("run"))?;
+    let mut options = options(&args.cluster, &state_dir.join("run"))?;
+    options.picker = args.picker;
     let started =
         supervisor::up(&state_dir, &options, &programs, &ui.progress(), interrupt.requested()).await?;
     ui.finish();

@@ -47,15 +47,25 @@ pub struct PickerBinding {
     pub addresses: Vec<SocketAddr>,
     /// `None`: no TLS.
     pub tls: Option<PickerTls>,
+    pub health: PickerHealth,
 }
 
 /// Requirements on the picker's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PickerTls {
-    /// DNS name in the certificate.
-    pub server_name: String,
-    /// PEM file of the authorities that may sign it.
-    pub trusted_ca: PathBuf,
+pub enum PickerTls {
+    /// It must be for this DNS name, and signed by one of the authorities in this PEM file.
+    Authority { server_name: String, trusted_ca: PathBuf },
+    /// Somebody else's picker: any certificate.
+    Any,
+}
+
+/// Knowledge about a picker's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PickerHealth {
+    /// It answers health checks beside ext_proc.
+    Reported,
+    /// Its health is not asked for, because somebody else's picker may serve it elsewhere.
+    Unknown,
 }
 
 /// Envoy's configuration in two forms: files that Envoy watches, and one static file that `--mode validate` checks as a

@@ -19,11 +19,11 @@ use serde_json::{Value, json};
 use crate::attachment::{Attachment, Responses};
 use crate::error::Malformed;
 use crate::render::cluster::{
-    PROTOCOL_OPTIONS, http2, override_host, picker_at, protocol_options, thresholds, tls_to,
+    PROTOCOL_OPTIONS, http2, override_host, picker_at, protocol_options, thresholds, tls_to, tls_to_any,
 };
 use crate::render::filters::filter_names;
+use crate::render::picker_cluster;
 use crate::render::route::{enabled, retry_policy};
-use crate::render::{extension, picker_cluster};
 use crate::wire::Message;
 use crate::xds::parts::Parts;
 
@@ -190,11 +190,7 @@ impl Editor {
             Trust::Authority { host, certificates } => tls_to(host, json!({ "inline_string": certificates })),
             Trust::Any => {
                 value["health_checks"] = json!([]);
-                extension(
-                    "envoy.transport_sockets.tls",
-                    "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                    json!({ "common_tls_context": { "alpn_protocols": ["h2"] } }),
-                )
+                tls_to_any()
             }
         };
         self.parts.encode("envoy.config.cluster.v3.Cluster", &value)

@@ -22,13 +22,13 @@ pub mod programs;
 
 mod envoy;
 
-mod process;
-
 mod ports;
 
 pub mod explain;
 
 mod desired;
+
+mod their_picker;
 
 mod picker_config;
 
@@ -47,6 +47,12 @@ mod workload;
 mod probe;
 
 mod http;
+
+mod greeting;
+
+mod process;
+
+pub mod picker_choice;
 
 pub mod run_files;
 
@@ -67,6 +73,7 @@ use tracing::info;
 use crate::cluster::fault::{Fault, Unavailable};
 use crate::cluster::local::handle::LocalCluster;
 use crate::cluster::manifests::Manifests;
+use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::programs::Programs;
 use crate::cluster::provider::{Provider, Server};
 use crate::cluster::run_files::RunFiles;
@@ -93,6 +100,8 @@ pub struct Options {
     pub engine_args: Vec<String>,
     /// Arguments appended to every picker's command line.
     pub picker_args: Vec<String>,
+    /// The program that picks.
+    pub picker: PickerChoice,
     /// True if clients may ask which pod was picked and why. Here the user of the lab is also its operator.
     pub explains: bool,
     /// Way of the responses of pools that allow it.
@@ -114,6 +123,7 @@ impl Options {
             time_scale: 1.0,
             engine_args: Vec::new(),
             picker_args: Vec::new(),
+            picker: PickerChoice::Ours,
             explains: true,
             responses: Responses::default(),
             ready_timeout: Duration::from_secs(30),
@@ -261,9 +271,10 @@ pub struct Picker {
     pub name: String,
     pub running: bool,
     pub grpc: SocketAddr,
-    pub health: SocketAddr,
-    /// Serves `/metrics`, `/healthz` and `/debug/decisions`.
-    pub metrics: SocketAddr,
+    /// `None` for a picker of the user's.
+    pub health: Option<SocketAddr>,
+    /// Serves `/metrics`, `/healthz` and `/debug/decisions`; `None` for a picker of the user's.
+    pub metrics: Option<SocketAddr>,
     pub log: PathBuf,
 }
 

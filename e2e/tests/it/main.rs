@@ -20,4 +20,5 @@ mod skips;
 mod soak;
 mod state_dir;
 mod stubs;
+mod their_picker;
 mod watchdog;

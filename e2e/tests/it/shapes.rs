@@ -106,7 +106,7 @@ async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
         let client = Client::default();
         let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
         let body = json!({ "model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
-        let picker = cluster.status().pickers[0].metrics;
+        let picker = cluster.status().pickers[0].metrics.unwrap();
         // Scrapes that found what they looked for, and others.
         let scraped = async {
             while n_scrapes(&client.get(&format!("http://{picker}/metrics")).await.unwrap().text()) < 10.0 {
@@ -150,7 +150,7 @@ async fn the_pickers_own_configuration_is_followed() {
         let body =
             json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
         client.post(&url, &[], body.to_string().into()).await.unwrap();
-        let picker = cluster.status().pickers[0].metrics;
+        let picker = cluster.status().pickers[0].metrics.unwrap();
         let page = client.get(&format!("http://{picker}/debug/decisions?after=0")).await.unwrap();
         let decisions: Value = serde_json::from_slice(&page.body).unwrap();
         let decision = &decisions["decisions"][0];

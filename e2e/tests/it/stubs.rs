@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use clap::Parser as _;
 use lab::cluster::manifests::Manifests;
-use lab::cluster::programs::Programs;
+use lab::cluster::programs::{ProgramOptions, Programs};
 use lab::cluster::{Cluster, Options, Progress, ProgressEvent};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -20,6 +21,12 @@ use tempfile::TempDir;
 
 /// Longest wait for anything; only a hang reaches it.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
+
+#[derive(clap::Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    programs: ProgramOptions,
+}
 
 pub(crate) struct Lab {
     pub(crate) dir: TempDir,
@@ -59,6 +66,15 @@ impl Lab {
         manifests.replace("port: 8081", &format!("port: {}", ports[1])).unwrap();
         let lab = Self { dir, programs, ports, events: Arc::default() };
         lab.write(&manifests);
+        lab
+    }
+
+    /// Prepares the same with the real programs. The first use builds them and installs Envoy.
+    pub(crate) async fn real() -> Self {
+        let mut lab = Self::new();
+        let options = CommandLine::parse_from(["e2e"]).programs;
+        let driver = lab.programs.driver.clone();
+        lab.programs = Programs::resolve_for(driver, &options, &lab.progress()).await.unwrap();
         lab
     }
 

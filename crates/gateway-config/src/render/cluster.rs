@@ -11,7 +11,9 @@ use inference_api::traffic::{CircuitBreaker, HttpTimeout, LoadBalancer, LoadBala
 use serde_json::{Map, Value, json};
 
 use crate::plan::{Backend, Cluster, Traffic};
-use crate::render::{PickerBinding, PickerTls, address, duration, extension, picker_cluster, typed};
+use crate::render::{
+    PickerBinding, PickerHealth, PickerTls, address, duration, extension, picker_cluster, typed,
+};
 
 /// Most connections, pending requests and requests of a cluster. Envoy's default of 1024 is too low: each open stream
 /// counts, and also holds a gRPC stream to the picker.
@@ -58,10 +60,19 @@ const MAX_FRAMES: u32 = 1_000_000;
 
 /// The cluster of a picker on this machine.
 pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
+    let PickerBinding { addresses, tls, health } = picker;
     let name = picker_cluster(pool);
-    let mut value = picker_at(&name, "STATIC", load_assignment(&name, &picker.addresses));
-    if let Some(PickerTls { server_name, trusted_ca }) = &picker.tls {
-        value["transport_socket"] = tls_to(server_name, json!({ "filename": trusted_ca }));
+    let mut value = picker_at(&name, "STATIC", load_assignment(&name, addresses));
+    match tls {
+        Some(PickerTls::Authority { server_name, trusted_ca }) => {
+            value["transport_socket"] = tls_to(server_name, json!({ "filename": trusted_ca }));
+        }
+        Some(PickerTls::Any) => value["transport_socket"] = tls_to_any(),
+        None => {}
+    }
+    match health {
+        PickerHealth::Reported => {}
+        PickerHealth::Unknown => value["health_checks"] = json!([]),
     }
     value
 }
@@ -113,6 +124,15 @@ pub(crate) fn tls_to(server_name: &str, trusted_ca: Value) -> Value {
             "sni": server_name,
             "common_tls_context": { "alpn_protocols": ["h2"], "validation_context": validation },
         }),
+    )
+}
+
+/// TLS that accepts any certificate.
+pub(crate) fn tls_to_any() -> Value {
+    extension(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        json!({ "common_tls_context": { "alpn_protocols": ["h2"] } }),
     )
 }
 

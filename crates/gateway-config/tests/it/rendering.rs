@@ -5,7 +5,7 @@ use std::time::Duration;
 use expect_test::{expect, expect_file};
 use gateway_config::attachment::{Responses, Share};
 use gateway_config::error::MissingBinding;
-use gateway_config::render::{Bindings, PickerTls, Rendered};
+use gateway_config::render::{Bindings, PickerHealth, PickerTls, Rendered};
 use serde_json::{Value, json};
 
 use crate::fixtures::{bindings, edited, plan, tutorial};
@@ -391,23 +391,33 @@ fn hosts_are_virtual_hosts_and_a_route_without_section_is_on_every_listener() {
 #[test]
 fn the_picker_is_believed_by_name_and_authority() {
     let plan = plan(&tutorial()).unwrap();
-    let socket = |bindings: &Bindings| {
+    let cluster = |bindings: &Bindings| {
         let rendered = Rendered::new(&plan, bindings).unwrap();
         let clusters = rendered.static_equivalent["static_resources"]["clusters"].as_array().unwrap().clone();
         let is_picker = |cluster: &&Value| cluster["name"].as_str().unwrap().contains("endpointpicker");
-        clusters.iter().find(is_picker).unwrap().get("transport_socket").cloned()
+        clusters.iter().find(is_picker).unwrap().clone()
     };
+    let socket = |bindings: &Bindings| cluster(bindings).get("transport_socket").cloned();
     let mut bindings = bindings(&plan);
     assert_eq!(socket(&bindings), None);
+    assert_eq!(cluster(&bindings)["health_checks"].as_array().unwrap().len(), 1);
     for picker in bindings.pickers.values_mut() {
-        picker.tls =
-            Some(PickerTls { server_name: "epp.svc".to_owned(), trusted_ca: "/run/tls/ca.crt".into() });
+        picker.tls = Some(PickerTls::Authority {
+            server_name: "epp.svc".to_owned(),
+            trusted_ca: "/run/tls/ca.crt".into(),
+        });
     }
     let tls = socket(&bindings).unwrap()["typed_config"].clone();
     assert_eq!(tls["sni"], "epp.svc");
     let validation = &tls["common_tls_context"]["validation_context"];
     assert_eq!(validation["trusted_ca"]["filename"], "/run/tls/ca.crt");
     assert_eq!(validation["match_typed_subject_alt_names"][0]["matcher"]["exact"], "epp.svc");
+    for picker in bindings.pickers.values_mut() {
+        (picker.tls, picker.health) = (Some(PickerTls::Any), PickerHealth::Unknown);
+    }
+    let tls = socket(&bindings).unwrap()["typed_config"]["common_tls_context"].clone();
+    assert_eq!(tls, json!({ "alpn_protocols": ["h2"] }), "somebody else's picker has any certificate");
+    assert_eq!(cluster(&bindings)["health_checks"], json!([]));
 }
 
 #[test]

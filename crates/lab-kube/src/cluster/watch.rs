@@ -181,7 +181,7 @@ impl Looker {
         let name = name(pod);
         let (log, _) = self.paths(Source::Picker, &name);
         let (grpc, metrics) = (SocketAddr::new(ip, PICKER_PORT), SocketAddr::new(ip, METRICS_PORT));
-        Picker { running: serves(pod), grpc, health: metrics, metrics, log, name }
+        Picker { running: serves(pod), grpc, health: Some(metrics), metrics: Some(metrics), log, name }
     }
 
     fn paths(&self, source: Source, pod: &str) -> (std::path::PathBuf, std::path::PathBuf) {

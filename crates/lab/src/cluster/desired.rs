@@ -12,9 +12,11 @@ use crate::cluster::Strictness;
 use crate::cluster::adapters;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::notes;
+use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::picker_config::FoundConfig;
 use crate::cluster::reading::Reading;
 use crate::cluster::refusal::Refusal;
+use crate::cluster::their_picker::TheirPicker;
 use crate::cluster::workload::{DesiredDeployment, WorkloadContext};
 
 pub(super) use crate::cluster::desired::pickers::DesiredPicker;
@@ -37,10 +39,18 @@ impl Desired {
     /// # Errors
     /// Names the first object that is malformed or cannot run here, with its file and field; if they are read strictly,
     /// everything that has no effect.
-    pub(super) fn new(manifests: &Manifests, strictness: Strictness) -> Result<Self> {
+    pub(super) fn new(manifests: &Manifests, strictness: Strictness, choice: &PickerChoice) -> Result<Self> {
         let reading = Reading::new(manifests)?;
         reading.check()?;
-        let desired = Self::of(&reading).map_err(|refusal| reading.at(refusal))?;
+        let desired = Self::of(&reading, choice).map_err(|refusal| reading.at(refusal))?;
+        if matches!(choice, PickerChoice::Theirs { .. })
+            && desired.pickers.iter().all(|picker| picker.theirs.is_none())
+        {
+            bail!(
+                "--picker theirs: among the files is no Deployment behind a Service that a pool names as its picker: \
+                 add it, or leave out `--picker` for the lab's own"
+            );
+        }
         match strictness {
             Strictness::Strict if !desired.remarks.is_empty() => {
                 let parts: Vec<String> =
@@ -52,11 +62,11 @@ impl Desired {
     }
 
     /// Finds out what the objects mean together.
-    pub(super) fn of(reading: &Reading) -> Result<Self, Refusal> {
+    pub(super) fn of(reading: &Reading, choice: &PickerChoice) -> Result<Self, Refusal> {
         let objects: Vec<Object> = reading.objects().map(|(object, _)| object.clone()).collect();
         let plan = Plan::new(&objects)?;
         let objects: Vec<&Object> = objects.iter().collect();
-        let context = WorkloadContext::new(&objects, &plan);
+        let context = WorkloadContext::new(&objects, &plan, choice);
         let mut deployments = Vec::new();
         let mut remarks: Vec<Remark> = reading.remarks().chain(&plan.remarks).cloned().collect();
         for (object, document) in reading.originals() {
@@ -72,15 +82,20 @@ impl Desired {
             deployments.extend(pods);
             remarks.extend(left_out);
         }
-        let (pickers, left_out) = pickers::of(reading, &plan, &deployments)?;
+        let (pickers, left_out) = pickers::of(reading, choice, (&plan, &deployments))?;
         let is_used = |object: &&&Object| {
-            let mut holders =
-                pickers.iter().filter_map(|picker| picker.config.as_ref()).map(FoundConfig::holder);
-            holders.any(|holder| holder == (object.kind(), &object.key()))
+            let key = object.key();
+            let is_config = |config: &FoundConfig| config.holder() == (object.kind(), &key);
+            let is_read = |theirs: &TheirPicker| object.kind() == "ConfigMap" && theirs.reads(&key);
+            pickers.iter().any(|picker| {
+                picker.config.as_ref().is_some_and(is_config) || picker.theirs.as_ref().is_some_and(is_read)
+            })
         };
         let others = objects.iter().filter(|object| !is_used(object));
         remarks.extend(others.filter_map(|object| unused(object, &objects, &plan)));
         remarks.extend(left_out);
+        let theirs: Vec<&TheirPicker> = pickers.iter().filter_map(|picker| picker.theirs.as_ref()).collect();
+        remarks.retain(|remark| !theirs.iter().any(|theirs| theirs.follows(remark)));
         let mut notes = notes::grouped(&remarks);
         for cluster in &plan.clusters {
             notes.extend(check_backend(&cluster.backend, &deployments)?);
@@ -187,13 +202,15 @@ fn check_backend(backend: &Backend, deployments: &[DesiredDeployment]) -> Result
 #[cfg(test)]
 mod tests {
     use super::Desired;
+    use super::PickerChoice;
     use crate::cluster::Strictness;
     use crate::cluster::manifests::Manifests;
 
     fn check_refused(from: &str, to: &str, part: &str) {
         let mut manifests = Manifests::tutorial();
         manifests.replace(from, to).unwrap();
-        let error = format!("{:#}", Desired::new(&manifests, Strictness::Lenient).unwrap_err());
+        let error =
+            format!("{:#}", Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours).unwrap_err());
         assert!(error.contains(part), "{error}");
     }
 
@@ -201,9 +218,10 @@ mod tests {
     fn check_noted(from: &str, to: &str, part: &str) {
         let mut manifests = Manifests::tutorial();
         manifests.replace(from, to).unwrap();
-        let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
+        let notes = Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours).unwrap().notes;
         assert!(notes.iter().any(|note| note.contains(part)), "{notes:?}");
-        let error = format!("{:#}", Desired::new(&manifests, Strictness::Strict).unwrap_err());
+        let error =
+            format!("{:#}", Desired::new(&manifests, Strictness::Strict, &PickerChoice::Ours).unwrap_err());
         assert!(
             error.contains(part) && error.contains("--strict") && error.contains(", document "),
             "{error}"
@@ -212,7 +230,7 @@ mod tests {
 
     #[test]
     fn tutorial_is_five_pods_and_one_picker() {
-        let desired = Desired::new(&Manifests::tutorial(), Strictness::Lenient).unwrap();
+        let desired = Desired::new(&Manifests::tutorial(), Strictness::Lenient, &PickerChoice::Ours).unwrap();
         let [deployment] = desired.deployments.as_slice() else { panic!("{:?}", desired.deployments) };
         assert_eq!((deployment.replicas, deployment.command.port), (5, 8000));
         assert_eq!(deployment.command.args[..2], ["serve", "/models/Qwen2.5-7B-Instruct"]);
@@ -260,7 +278,7 @@ mod tests {
         );
         let mut manifests = Manifests::tutorial();
         manifests.files.insert("values.yaml".to_owned(), "replicas: 1".to_owned());
-        let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
+        let notes = Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours).unwrap().notes;
         assert!(notes.iter().any(|note| note.contains("not a Kubernetes object")), "{notes:?}");
     }
 
@@ -269,7 +287,7 @@ mod tests {
         let mut manifests = Manifests::tutorial();
         let pods = manifests.files["vllm-service.yaml"].replace("replicas: 5", "replicas: 2");
         manifests.files.insert("z.yaml".to_owned(), pods);
-        let desired = Desired::new(&manifests, Strictness::Lenient).unwrap();
+        let desired = Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours).unwrap();
         let [deployment] = desired.deployments.as_slice() else { panic!("{:?}", desired.deployments) };
         assert_eq!(deployment.replicas, 2);
         let note = "Deployment default/qwen (metadata.name), Service default/qwen (metadata.name); on a cluster a later object";
@@ -280,7 +298,11 @@ mod tests {
             manifests.files["vllm-service.yaml"].replace("name: qwen\n", "name: qwen\n  namespace: other\n");
         manifests.files.insert("z.yaml".to_owned(), pods);
         assert!(
-            !Desired::new(&manifests, Strictness::Lenient).unwrap().notes.concat().contains("a later object")
+            !Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours)
+                .unwrap()
+                .notes
+                .concat()
+                .contains("a later object")
         );
     }
 
@@ -288,7 +310,7 @@ mod tests {
     fn a_named_target_port_is_followed() {
         let mut manifests = Manifests::tutorial();
         manifests.replace("targetPort: 8000", "targetPort: http").unwrap();
-        Desired::new(&manifests, Strictness::Lenient).unwrap();
+        Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours).unwrap();
     }
 
     #[test]
@@ -300,7 +322,7 @@ mod tests {
                 "  selector:\n    app: other\n  extensionRef",
             )
             .unwrap();
-        let notes = Desired::new(&manifests, Strictness::Lenient).unwrap().notes;
+        let notes = Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours).unwrap().notes;
         assert!(
             notes.contains(
                 &"InferencePool default/vllm-qwen-pool selects the pods of no Deployment".to_owned()

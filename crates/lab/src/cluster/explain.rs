@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::cluster::Strictness;
 use crate::cluster::desired::Desired;
 use crate::cluster::manifests::Manifests;
+use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::reading::{Content, Document, REPLACED, Reading};
 use crate::cluster::refusal::Refusal;
 
@@ -62,7 +63,7 @@ pub fn explain(sources: &[PathBuf], strictness: Strictness) -> Result<Explanatio
     let mut refusal = None;
     let mut desired = None;
     if reading.check().is_ok() {
-        match Desired::of(&reading) {
+        match Desired::of(&reading, &PickerChoice::Ours) {
             Ok(found) => desired = Some(found),
             Err(found) => refusal = Some(found),
         }

@@ -8,6 +8,7 @@
 //! `publish` writes the files that Envoy and the pickers read, and the status that scenarios read.
 
 pub mod handle;
+mod listeners;
 mod pickers;
 mod pods;
 mod publish;
@@ -30,9 +31,12 @@ use tokio::time::{sleep, timeout};
 use crate::cluster::authority::Authority;
 use crate::cluster::desired::Desired;
 use crate::cluster::envoy::{EnvoyFiles, write_whole};
+use crate::cluster::greeting::Security;
+use crate::cluster::local::listeners::BoundPort;
 use crate::cluster::local::pickers::PickerProcess;
 use crate::cluster::local::pods::{Backoff, PodProcess};
 use crate::cluster::manifests::Manifests;
+use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::ports;
 use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
@@ -113,6 +117,7 @@ enum Action {
     PickerReady {
         name: String,
         start: u64,
+        security: Security,
     },
     PickerLate {
         name: String,
@@ -143,7 +148,6 @@ pub(super) struct Local {
     programs: Programs,
     progress: Events,
     files: RunFiles,
-    /// Directory that is watched: the user's or the copy.
     /// Files and directories that are watched.
     sources: Vec<PathBuf>,
     /// Manifests as last read, valid or not.
@@ -185,13 +189,6 @@ pub(super) struct Local {
     view: watch::Sender<View>,
 }
 
-/// Port of a listener in the manifest, and the port to which it is bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct BoundPort {
-    wanted: u16,
-    bound: u16,
-}
-
 /// Handle of a background job that is aborted when its owner is dropped.
 #[derive(Debug)]
 struct Job(AbortHandle);
@@ -222,7 +219,7 @@ impl Local {
         commands: mpsc::Receiver<Command>,
     ) -> Result<(Self, watch::Receiver<View>)> {
         let seen = Manifests::read(&options.manifests)?;
-        let desired = Desired::new(&seen, options.strictness)?;
+        let desired = Desired::new(&seen, options.strictness, &options.picker)?;
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
         if files.logs().exists() {
             std::fs::remove_dir_all(files.logs()).context("remove the logs of an earlier run")?;
@@ -242,7 +239,12 @@ impl Local {
             manifests: Arc::clone(&in_force),
             patience: Duration::ZERO,
         });
-        let (responses, n_pickers) = (options.responses, options.pickers);
+        let n_pickers = options.pickers;
+        let responses = match options.picker {
+            PickerChoice::Ours => options.responses,
+            // Only the lab's picker knows what to do with reports of responses.
+            PickerChoice::Theirs { .. } => Responses::Through,
+        };
         let mut local = Self {
             sources: options.manifests.clone(),
             envoy_files: EnvoyFiles::create(files.envoy_dir())?,
@@ -360,7 +362,7 @@ impl Local {
             Action::BackoffOver { deployment } => self.backoff_over(&deployment),
             Action::PickerDue { name } => self.picker_due(&name),
             Action::PickerEnded { name, status } => self.picker_ended(&name, status),
-            Action::PickerReady { name, start } => self.picker_ready(&name, start),
+            Action::PickerReady { name, start, security } => self.picker_ready(&name, start, security),
             Action::PickerLate { name, start } => self.picker_late(&name, start),
             Action::EnvoyEnded { status } => {
                 self.n_children -= 1;
@@ -474,8 +476,8 @@ impl Local {
 
     /// Checks the manifests as a whole, also with Envoy's own validation, and puts them in force if they are valid.
     async fn put_in_force(&mut self, manifests: &Manifests) -> Result<()> {
-        let previous =
-            std::mem::replace(&mut self.desired, Desired::new(manifests, self.options.strictness)?);
+        let desired = Desired::new(manifests, self.options.strictness, &self.options.picker)?;
+        let previous = std::mem::replace(&mut self.desired, desired);
         let listener_ports = self.listener_ports.clone();
         if let Err(error) = self.check_desired().await {
             self.desired = previous;
@@ -496,36 +498,6 @@ impl Local {
         let rendered = self.render()?;
         if self.envoy_files.needs_validation(&rendered) {
             self.envoy_files.validate(&self.programs.envoy, &rendered.static_equivalent).await?;
-        }
-        Ok(())
-    }
-
-    /// Chooses the listeners' ports: the manifests' own if they are free, otherwise all moved by the same offset.
-    fn choose_listener_ports(&mut self) -> Result<()> {
-        let listeners = &self.desired.plan.listeners;
-        let unbound: Vec<(String, u16)> = listeners
-            .iter()
-            .map(|listener| (listener.xds_name(), listener.port))
-            .filter(|(name, port)| self.listener_ports.get(name).is_none_or(|bound| bound.wanted != *port))
-            .collect();
-        let (first, later) = ports::first_of_each(unbound, listeners.iter().map(|listener| listener.port));
-        let wanted: Vec<u16> = first.iter().map(|(_, port)| *port).collect();
-        let offset = ports::gateway_offset(&wanted)?;
-        for (name, port) in later {
-            let bound = ports::free()?.port();
-            self.note(format!("listener {name} listens on {bound}: another Gateway has port {port}"));
-            self.listener_ports.insert(name, BoundPort { wanted: port, bound });
-        }
-        for (name, port) in first {
-            if offset != 0 && !ports::is_free(port) {
-                self.note(format!("port {port} is taken"));
-            }
-            self.listener_ports.insert(name, BoundPort { wanted: port, bound: port + offset });
-        }
-        if offset != 0 {
-            let used: Vec<String> =
-                wanted.iter().map(|port| format!("{} for {port}", port + offset)).collect();
-            self.note(format!("the gateway listens on {}", used.join(", ")));
         }
         Ok(())
     }

@@ -26,6 +26,15 @@ pub(super) struct FoundConfig {
     field: String,
 }
 
+/// The picker's own Deployment, and the Service that the pool names.
+#[derive(Clone, Copy)]
+pub(super) struct OwnPicker<'a> {
+    pub(super) service: &'a Service,
+    pub(super) workload: &'a Workload,
+    /// The workload as it is in the file.
+    pub(super) document: &'a Value,
+}
+
 /// Everything among the files that can configure a picker.
 pub(super) struct PickerConfigs<'a> {
     services: Vec<&'a Service>,
@@ -89,7 +98,8 @@ impl<'a> PickerConfigs<'a> {
     /// # Errors
     /// If it is not valid.
     pub(super) fn of(&self, pool: &InferencePool) -> Result<Option<FoundConfig>, Refusal> {
-        let own = self.workload(pool).map(|(workload, raw)| self.of_workload(workload, raw)).transpose()?;
+        let own =
+            self.own_picker(pool).map(|own| self.of_workload(own.workload, own.document)).transpose()?;
         match (own.flatten(), self.document) {
             (Some(own), _) => Ok(Some(own)),
             (None, Some((key, value))) => {
@@ -101,7 +111,7 @@ impl<'a> PickerConfigs<'a> {
     }
 
     /// The pods behind the Service that the pool names as its picker.
-    fn workload(&self, pool: &InferencePool) -> Option<(&'a Workload, &'a Value)> {
+    pub(super) fn own_picker(&self, pool: &InferencePool) -> Option<OwnPicker<'a>> {
         let namespace = &pool.meta.namespace;
         let service = self.services.iter().find(|service| {
             service.meta.namespace == *namespace
@@ -111,7 +121,13 @@ impl<'a> PickerConfigs<'a> {
             workload.meta.namespace == *namespace
                 && object::selects(&service.spec.selector, &workload.template.meta.labels)
         };
-        self.workloads.iter().find(is_behind).copied()
+        let (workload, document) = self.workloads.iter().find(is_behind).copied()?;
+        Some(OwnPicker { service, workload, document })
+    }
+
+    /// The ConfigMaps of a namespace.
+    pub(super) fn maps_of(&self, namespace: &str) -> Vec<&'a KeyValues> {
+        self.maps.iter().filter(|map| map.meta.namespace == namespace).copied().collect()
     }
 
     fn of_workload(&self, workload: &Workload, raw: &Value) -> Result<Option<FoundConfig>, Refusal> {
@@ -139,11 +155,8 @@ impl<'a> PickerConfigs<'a> {
         path: &str,
     ) -> Option<(&'a KeyValues, String)> {
         let pod = mounts::pod_spec(raw)?;
-        let containers = pod.get("containers")?.as_array()?;
-        let is_named = |found: &&Value| found.get("name").and_then(Value::as_str) == Some(container);
-        let container = containers.iter().find(is_named)?;
-        let maps = self.maps.iter().filter(|map| map.meta.namespace == workload.meta.namespace);
-        mounts::config_map((pod, container), path, &maps.copied().collect::<Vec<_>>())
+        let container = mounts::container(pod, container)?;
+        mounts::config_map((pod, container), path, &self.maps_of(&workload.meta.namespace))
     }
 }
 
@@ -167,6 +180,7 @@ mod tests {
     use crate::cluster::Strictness;
     use crate::cluster::desired::Desired;
     use crate::cluster::manifests::Manifests;
+    use crate::cluster::picker_choice::PickerChoice;
 
     const CONFIG: &str = r#"{"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig", "plugins": [{"type": "prefix-cache-scorer"}, {"type": "new-scorer"}], "schedulingProfiles": [{"name": "default", "plugins": [{"pluginRef": "prefix-cache-scorer", "weight": 3}]}]}"#;
 
@@ -214,7 +228,8 @@ data: {{default-plugins.yaml: '{CONFIG}'}}
     fn desired(text: String) -> Result<Desired, String> {
         let mut manifests = Manifests::default();
         manifests.files.insert("all.yaml".to_owned(), text);
-        Desired::new(&manifests, Strictness::Lenient).map_err(|error| format!("{error:#}"))
+        Desired::new(&manifests, Strictness::Lenient, &PickerChoice::Ours)
+            .map_err(|error| format!("{error:#}"))
     }
 
     /// True if the picker got the configuration and the pool the strategy.

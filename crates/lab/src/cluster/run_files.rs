@@ -36,6 +36,11 @@ impl RunFiles {
         self.dir.join(format!("config-{picker}.yaml"))
     }
 
+    /// Directory with the files that a picker of the user's sees, below their paths in its container.
+    pub fn picker_mounts(&self, picker: &str) -> PathBuf {
+        self.dir.join("mounts").join(picker)
+    }
+
     pub fn endpoints(&self) -> PathBuf {
         self.dir.join("endpoints.yaml")
     }

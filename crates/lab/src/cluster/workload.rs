@@ -17,6 +17,7 @@ use inference_api::probe::Action;
 use inference_api::remark::Remark;
 use inference_api::workload::{Container, Service, Workload};
 
+use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::probe::{self, Probes};
 use crate::cluster::workload::command::{ENABLE_METRICS, Engine, EngineCommand, Translated};
 use crate::cluster::workload::env::{Env, Sources};
@@ -40,6 +41,7 @@ pub(super) struct DesiredDeployment {
 /// All that decides which pods run.
 pub(super) struct WorkloadContext<'a> {
     plan: &'a Plan,
+    choice: &'a PickerChoice,
     pools: Vec<&'a InferencePool>,
     services: Vec<&'a Service>,
     sources: Sources<'a>,
@@ -83,7 +85,7 @@ impl DesiredDeployment {
 // === impl WorkloadContext ===
 
 impl<'a> WorkloadContext<'a> {
-    pub(super) fn new(objects: &[&'a Object], plan: &'a Plan) -> Self {
+    pub(super) fn new(objects: &[&'a Object], plan: &'a Plan, choice: &'a PickerChoice) -> Self {
         let pools = objects.iter().filter_map(|object| match object {
             Object::InferencePool(pool) => Some(pool),
             _ => None,
@@ -94,6 +96,7 @@ impl<'a> WorkloadContext<'a> {
         });
         Self {
             plan,
+            choice,
             pools: pools.collect(),
             services: services.collect(),
             sources: Sources::new(objects.iter().copied()),
@@ -111,7 +114,10 @@ impl<'a> WorkloadContext<'a> {
         if let Some(pool) = self.pool_of_picker(workload) {
             let effect =
                 format!("it picks for InferencePool {pool}, for which the lab's own picker runs here");
-            return Ok((Vec::new(), vec![remark("", effect)]));
+            return match self.choice {
+                PickerChoice::Ours => Ok((Vec::new(), vec![remark("", effect)])),
+                PickerChoice::Theirs { .. } => Ok((Vec::new(), Vec::new())),
+            };
         }
         let candidates = self.candidates(workload)?;
         let ports = self.ports(workload);
@@ -343,6 +349,7 @@ mod tests {
     use crate::cluster::Strictness;
     use crate::cluster::desired::Desired;
     use crate::cluster::manifests::Manifests;
+    use crate::cluster::picker_choice::PickerChoice;
 
     /// A Gateway, a route and a v1 pool of the pods with the label `app: a`, each in JSON.
     const POOL: [&str; 3] = [
@@ -372,7 +379,7 @@ mod tests {
     }
 
     fn desired(text: String) -> Desired {
-        Desired::new(&manifests(text), Strictness::Lenient).unwrap()
+        Desired::new(&manifests(text), Strictness::Lenient, &PickerChoice::Ours).unwrap()
     }
 
     /// Names and commands of the pods of the pool and `more`, and the notes.
@@ -453,7 +460,9 @@ mod tests {
     #[test]
     fn an_engine_on_another_port_is_refused() {
         let wrong = deployment("a", "a", "{name: vllm, image: vllm, args: [--model, m, --port, '9']}");
-        let error = Desired::new(&manifests(POOL.join("\n---\n") + &wrong), Strictness::Lenient).unwrap_err();
+        let error =
+            Desired::new(&manifests(POOL.join("\n---\n") + &wrong), Strictness::Lenient, &PickerChoice::Ours)
+                .unwrap_err();
         assert!(
             error
                 .to_string()

@@ -8,11 +8,14 @@ use inference_api::pool::{InferencePool, ModelServerRuntime, RoutingStrategy};
 use inference_api::remark::Remark;
 use serde_json::Value;
 
+use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::picker_config::{FoundConfig, PickerConfigs};
 use crate::cluster::reading::Reading;
 use crate::cluster::refusal::Refusal;
+use crate::cluster::their_picker::TheirPicker;
 use crate::cluster::workload::DesiredDeployment;
 use crate::cluster::workload::command::Engine;
+use crate::cluster::workload::env::Sources;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::cluster) struct DesiredPicker {
@@ -23,15 +26,18 @@ pub(in crate::cluster) struct DesiredPicker {
     pub(in crate::cluster) pool_file: String,
     /// Upstream's configuration for it.
     pub(in crate::cluster) config: Option<FoundConfig>,
+    /// Its own Deployment, if that is to run.
+    pub(in crate::cluster) theirs: Option<TheirPicker>,
 }
 
 /// The pickers that the pools name, and what of their objects has no effect.
 pub(super) fn of(
     reading: &Reading,
-    plan: &Plan,
-    deployments: &[DesiredDeployment],
+    choice: &PickerChoice,
+    (plan, deployments): (&Plan, &[DesiredDeployment]),
 ) -> Result<(Vec<DesiredPicker>, Vec<Remark>), Refusal> {
     let configs = PickerConfigs::new(reading);
+    let sources = Sources::new(reading.objects().map(|(object, _)| object));
     let mut pickers: Vec<DesiredPicker> = Vec::new();
     let mut remarks = Vec::new();
     for (object, document) in reading.objects() {
@@ -45,11 +51,20 @@ pub(super) fn of(
             let position = pickers.iter().position(|picker| picker.name == name);
             let position = position.unwrap_or_else(|| {
                 let (pools, pool_file) = (Vec::new(), String::new());
-                pickers.push(DesiredPicker { name, pools, pool_file, config: None });
+                pickers.push(DesiredPicker { name, pools, pool_file, config: None, theirs: None });
                 pickers.len() - 1
             });
             let picker = &mut pickers[position];
-            if let Some(config) = configs.of(pool)?.filter(|config| picker.config.as_ref() != Some(config)) {
+            let theirs = match choice {
+                PickerChoice::Ours => None,
+                PickerChoice::Theirs { .. } => TheirPicker::of(pool, &configs, &sources)?,
+            };
+            if let Some((theirs, left_out)) = theirs {
+                remarks.extend(left_out);
+                picker.theirs = Some(theirs);
+            } else if let Some(config) =
+                configs.of(pool)?.filter(|config| picker.config.as_ref() != Some(config))
+            {
                 remarks.extend(config.remarks());
                 picker.config = Some(config);
             }

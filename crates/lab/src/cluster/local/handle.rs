@@ -321,10 +321,12 @@ impl Provider for LocalCluster {
     fn page<'a>(&'a self, server: Server<'a>, path: &'a str) -> Answer<'a, String> {
         let address = match server {
             Server::Picker(picker) => picker.metrics,
-            Server::Pod(pod) => pod.address,
-            Server::Envoy => self.status().admin,
+            Server::Pod(pod) => Some(pod.address),
+            Server::Envoy => Some(self.status().admin),
         };
-        Box::pin(self.page(address, path))
+        Box::pin(
+            async move { self.page(address.context("a picker of the user's has no pages")?, path).await },
+        )
     }
 
     fn stop(self: Box<Self>) -> Answer<'static, ()> {

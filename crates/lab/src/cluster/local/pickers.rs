@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
-use tokio::time::sleep;
+use anyhow::{Context as _, Result, anyhow, ensure};
+use tokio::time::{sleep, timeout};
 
 use crate::cluster::authority::picker_host;
+use crate::cluster::desired::DesiredPicker;
+use crate::cluster::greeting::{Security, until_greeted};
 use crate::cluster::local::{Action, CommandReply, Job, Local, TAIL_LINES, describe};
 use crate::cluster::process::{Process, Program};
+use crate::cluster::their_picker::TheirPicker;
 use crate::cluster::{log_tail, ports};
 
 /// Wait before a picker that ended unexpectedly is started again.
@@ -27,7 +30,16 @@ pub(super) struct PickerProcess {
     pub(super) health: SocketAddr,
     pub(super) metrics: SocketAddr,
     pub(super) log: PathBuf,
+    pub(super) program: PickerProgram,
     pub(super) state: PickerState,
+}
+
+/// The program of a picker since its last start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PickerProgram {
+    Ours,
+    /// The user's, and what its connections are, as far as it has been seen.
+    Theirs(Security),
 }
 
 #[derive(Debug)]
@@ -61,8 +73,10 @@ impl Local {
     /// Gives every picker in the manifests its ports. Pickers that are no longer in the manifests stay until
     /// [`Local::reconcile_pickers`] ends them.
     pub(super) fn plan_pickers(&mut self) -> Result<()> {
-        for group in self.desired.pickers.iter().map(|wanted| &wanted.name) {
-            for replica in 0..self.n_pickers {
+        for DesiredPicker { name: group, theirs, .. } in &self.desired.pickers {
+            // The processes of a Deployment would want the same port.
+            let n_pickers = if theirs.is_some() { 1 } else { self.n_pickers };
+            for replica in 0..n_pickers {
                 let name = if replica == 0 {
                     group.clone()
                 } else {
@@ -72,19 +86,37 @@ impl Local {
                     continue;
                 }
                 self.authority.write_identity(&self.files.identity(&name), &picker_host(group))?;
+                let (grpc, program) = match theirs {
+                    None => (ports::free()?, PickerProgram::Ours),
+                    Some(theirs) => (self.port_of(theirs)?, PickerProgram::Theirs(Security::Tls)),
+                };
                 self.pickers.push(PickerProcess {
                     group: group.clone(),
                     replica,
-                    grpc: ports::free()?,
+                    grpc,
                     health: ports::free()?,
                     metrics: ports::free()?,
                     log: self.files.logs().join(format!("{name}.log")),
+                    program,
                     name,
                     state: PickerState::Due,
                 });
             }
         }
         Ok(())
+    }
+
+    /// The address at which a picker of the user's will listen, if its program and its port are at hand.
+    fn port_of(&self, theirs: &TheirPicker) -> Result<SocketAddr> {
+        theirs.program(&self.options.picker)?;
+        let address = ports::local(theirs.port);
+        let is_wanted = self.pickers.iter().any(|picker| picker.grpc == address);
+        ensure!(
+            !is_wanted && ports::is_free(theirs.port),
+            "port {} is taken, on which the picker of {theirs} listens: end what has it, or change the port in the files",
+            theirs.port
+        );
+        Ok(address)
     }
 
     /// Starts the pickers that are due, and ends those that no pool names any more.
@@ -207,11 +239,17 @@ impl Local {
         }
     }
 
-    pub(super) fn picker_ready(&mut self, name: &str, start: u64) {
-        if let Some(PickerProcess { state: PickerState::Running { start: running, ready, .. }, .. }) =
-            self.pickers.iter_mut().find(|picker| picker.name == name)
+    pub(super) fn picker_ready(&mut self, name: &str, start: u64, security: Security) {
+        if let Some(PickerProcess {
+            program,
+            state: PickerState::Running { start: running, ready, .. },
+            ..
+        }) = self.pickers.iter_mut().find(|picker| picker.name == name)
         {
             *ready |= *running == start;
+            if let PickerProgram::Theirs(seen) = program {
+                *seen = security;
+            }
         }
     }
 
@@ -220,14 +258,65 @@ impl Local {
         if matches!(picker.state, PickerState::Running { start: running, .. } if running == start) {
             let limit = self.options.ready_timeout;
             let tail = log_tail(&picker.log, TAIL_LINES);
-            self.trouble =
-                Some(format!("the picker {name} does not answer /readyz after {limit:?}:\n{tail}"));
+            let missing = match picker.program {
+                PickerProgram::Ours => "answer /readyz".to_owned(),
+                PickerProgram::Theirs(_) => format!("serve gRPC on {}", picker.grpc),
+            };
+            self.trouble = Some(format!("the picker {name} does not {missing} after {limit:?}:\n{tail}"));
         }
     }
 
     fn start_picker(&mut self, idx: usize) -> Result<()> {
-        let picker = &self.pickers[idx];
-        let PickerProcess { name, group, grpc, health, metrics, log, .. } = picker;
+        let PickerProcess { name, group, log, .. } = &self.pickers[idx];
+        let wanted = self.desired.pickers.iter().find(|wanted| wanted.name == *group);
+        let (name, log) = (name.clone(), log.clone());
+        let program = match wanted.and_then(|wanted| wanted.theirs.as_ref()) {
+            None => self.our_picker(idx)?,
+            Some(theirs) => {
+                let program = theirs.prepare((&self.options.picker, &self.files), (&name, group), log)?;
+                let line = program.args.join(" ");
+                self.note(format!(
+                    "{theirs} runs here as `{} {line}` on port {}",
+                    program.path.display(),
+                    theirs.port
+                ));
+                program
+            }
+        };
+        let (process, exit) = Process::spawn(&self.programs.driver, &program)?;
+        self.n_pickers_started += 1;
+        let start = self.n_pickers_started;
+        let ended = name.clone();
+        self.watch_exit(exit, |status| Action::PickerEnded { name: ended, status });
+        let late = Action::PickerLate { name: name.clone(), start };
+        let PickerProcess { program, grpc, metrics, .. } = self.pickers[idx];
+        let probe = match program {
+            PickerProgram::Ours => {
+                let ready = Action::PickerReady { name, start, security: Security::Tls };
+                self.probe(metrics, "/readyz", ready, late)
+            }
+            PickerProgram::Theirs(_) => {
+                self.greet(grpc, move |security| Action::PickerReady { name, start, security }, late)
+            }
+        };
+        self.pickers[idx].state = PickerState::Running { process, start, ready: false, _probe: probe };
+        Ok(())
+    }
+
+    /// Starts a job that reports when a server of gRPC listens, or `late` if that takes too long.
+    fn greet(
+        &mut self,
+        address: SocketAddr,
+        ready: impl FnOnce(Security) -> Action + Send + 'static,
+        late: Action,
+    ) -> Job {
+        let limit = self.options.ready_timeout;
+        Job(self.jobs.spawn(async move { timeout(limit, until_greeted(address)).await.map_or(late, ready) }))
+    }
+
+    /// The command line of the lab's picker.
+    fn our_picker(&self, idx: usize) -> Result<Program> {
+        let PickerProcess { name, group, grpc, health, metrics, log, .. } = &self.pickers[idx];
         let peers = self.pickers.iter().filter(|peer| peer.group == *group && peer.name != *name);
         let peers: Vec<String> = peers.map(|peer| peer.metrics.to_string()).collect();
         let mut args = Vec::new();
@@ -257,16 +346,6 @@ impl Local {
         args.extend(peers.into_iter().flat_map(|peer| ["--peer".to_owned(), peer]));
         args.extend(self.options.explains.then(|| "--explain-to-clients".to_owned()));
         args.extend(self.options.picker_args.iter().cloned());
-        let program = Program { path: self.programs.picker.clone(), args, env: Vec::new(), log: log.clone() };
-        let (name, metrics) = (name.clone(), *metrics);
-        let (process, exit) = Process::spawn(&self.programs.driver, &program)?;
-        self.n_pickers_started += 1;
-        let start = self.n_pickers_started;
-        let ended = name.clone();
-        self.watch_exit(exit, |status| Action::PickerEnded { name: ended, status });
-        let late = Action::PickerLate { name: name.clone(), start };
-        let probe = self.probe(metrics, "/readyz", Action::PickerReady { name, start }, late);
-        self.pickers[idx].state = PickerState::Running { process, start, ready: false, _probe: probe };
-        Ok(())
+        Ok(Program { path: self.programs.picker.clone(), args, env: Vec::new(), log: log.clone() })
     }
 }

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use gateway_config::plan::{Backend, Cluster};
-use gateway_config::render::{Bindings, PickerBinding, PickerTls, Rendered};
+use gateway_config::render::{Bindings, PickerBinding, PickerHealth, PickerTls, Rendered};
 use inference_api::object::ObjectKey;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::authority::picker_host;
 use crate::cluster::envoy::write_whole;
+use crate::cluster::greeting::Security;
+use crate::cluster::local::pickers::PickerProgram;
 use crate::cluster::local::{Action, Job, Local, PICKER_RELOAD, PICKER_REMOVAL, View};
 use crate::cluster::ports::local;
 use crate::cluster::{GatewayAddress, Picker, Pod, Status, http};
@@ -35,13 +37,7 @@ impl Local {
             .pickers
             .iter()
             .flat_map(|wanted| {
-                let processes = self.pickers.iter().filter(|picker| picker.group == wanted.name);
-                let addresses = processes.map(|picker| picker.grpc).collect();
-                let tls = Some(PickerTls {
-                    server_name: picker_host(&wanted.name),
-                    trusted_ca: self.files.authority(),
-                });
-                let binding = PickerBinding { addresses, tls };
+                let binding = self.binding(&wanted.name);
                 wanted.pools.iter().map(move |pool| (pool.clone(), binding.clone()))
             })
             .collect();
@@ -63,6 +59,20 @@ impl Local {
             responses: self.responses,
         };
         Ok(Rendered::new(plan, &bindings)?)
+    }
+
+    /// Addresses of the processes of a picker, and how Envoy may trust them.
+    fn binding(&self, group: &str) -> PickerBinding {
+        let mut processes = self.pickers.iter().filter(|picker| picker.group == group).peekable();
+        let (tls, health) = match processes.peek().map(|picker| picker.program) {
+            Some(PickerProgram::Theirs(Security::Plain)) => (None, PickerHealth::Unknown),
+            Some(PickerProgram::Theirs(Security::Tls)) => (Some(PickerTls::Any), PickerHealth::Unknown),
+            Some(PickerProgram::Ours) | None => {
+                let (server_name, trusted_ca) = (picker_host(group), self.files.authority());
+                (Some(PickerTls::Authority { server_name, trusted_ca }), PickerHealth::Reported)
+            }
+        };
+        PickerBinding { addresses: processes.map(|picker| picker.grpc).collect(), tls, health }
     }
 
     /// Writes the files that changed, and starts a job that reports when they are in effect.
@@ -171,13 +181,16 @@ impl Local {
             })
             .collect();
         pods.sort_by(|left, right| left.name.cmp(&right.name));
-        let pickers = self.pickers.iter().map(|picker| Picker {
-            name: picker.name.clone(),
-            running: picker.is_ready(),
-            grpc: picker.grpc,
-            health: picker.health,
-            metrics: picker.metrics,
-            log: picker.log.clone(),
+        let pickers = self.pickers.iter().map(|picker| {
+            let is_ours = picker.program == PickerProgram::Ours;
+            Picker {
+                name: picker.name.clone(),
+                running: picker.is_ready(),
+                grpc: picker.grpc,
+                health: is_ours.then_some(picker.health),
+                metrics: is_ours.then_some(picker.metrics),
+                log: picker.log.clone(),
+            }
         });
         Status {
             settled,

@@ -90,6 +90,11 @@ impl Env {
         self.values.get(name).map(String::as_str)
     }
 
+    /// All variables whose values are known.
+    pub(in crate::cluster) fn all(&self) -> Vec<(String, String)> {
+        self.values.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// The variables that vLLM itself reads.
     pub(in crate::cluster) fn of_vllm(&self) -> Vec<(String, String)> {
         let own = self.values.iter().filter(|(name, _)| name.starts_with("VLLM_"));

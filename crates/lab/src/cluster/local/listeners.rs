@@ -1,0 +1,45 @@
+//! Ports of the Gateways' listeners.
+
+use anyhow::Result;
+
+use crate::cluster::local::Local;
+use crate::cluster::ports;
+
+/// Port of a listener in the manifest, and the port to which it is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BoundPort {
+    pub(super) wanted: u16,
+    pub(super) bound: u16,
+}
+
+impl Local {
+    /// Chooses the listeners' ports: the manifests' own if they are free, otherwise all moved by the same offset.
+    pub(super) fn choose_listener_ports(&mut self) -> Result<()> {
+        let listeners = &self.desired.plan.listeners;
+        let unbound: Vec<(String, u16)> = listeners
+            .iter()
+            .map(|listener| (listener.xds_name(), listener.port))
+            .filter(|(name, port)| self.listener_ports.get(name).is_none_or(|bound| bound.wanted != *port))
+            .collect();
+        let (first, later) = ports::first_of_each(unbound, listeners.iter().map(|listener| listener.port));
+        let wanted: Vec<u16> = first.iter().map(|(_, port)| *port).collect();
+        let offset = ports::gateway_offset(&wanted)?;
+        for (name, port) in later {
+            let bound = ports::free()?.port();
+            self.note(format!("listener {name} listens on {bound}: another Gateway has port {port}"));
+            self.listener_ports.insert(name, BoundPort { wanted: port, bound });
+        }
+        for (name, port) in first {
+            if offset != 0 && !ports::is_free(port) {
+                self.note(format!("port {port} is taken"));
+            }
+            self.listener_ports.insert(name, BoundPort { wanted: port, bound: port + offset });
+        }
+        if offset != 0 {
+            let used: Vec<String> =
+                wanted.iter().map(|port| format!("{} for {port}", port + offset)).collect();
+            self.note(format!("the gateway listens on {}", used.join(", ")));
+        }
+        Ok(())
+    }
+}
