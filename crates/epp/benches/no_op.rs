@@ -62,10 +62,14 @@ impl ExternalProcessor for NoOp {
 impl Conversation {
     async fn next(&mut self) -> Result<Option<ProcessingResponse>, Status> {
         while self.outbox.is_empty() {
-            let Some(ProcessingRequest { request: Some(request), .. }) = self.inbound.message().await? else {
+            let Some(ProcessingRequest { request: Some(request), observability_mode, .. }) =
+                self.inbound.message().await?
+            else {
                 return Ok(None);
             };
-            self.take(request);
+            if !observability_mode {
+                self.take(request);
+            }
         }
         Ok(self.outbox.pop_front())
     }

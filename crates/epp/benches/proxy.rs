@@ -1,10 +1,11 @@
-//! A proxy that sends requests like Envoy in FULL_DUPLEX_STREAMED, each with a short response.
+//! A proxy that sends requests like Envoy in FULL_DUPLEX_STREAMED, each with a short response, which goes through the
+//! picker or past it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use envoy_proto::config::core::v3::{HeaderMap, HeaderValue};
+use envoy_proto::config::core::v3::{HeaderMap, HeaderValue, Metadata};
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_proto::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
@@ -12,17 +13,34 @@ use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
+use envoy_proto::google::protobuf::value::Kind;
+use inference_api::keys;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
 /// Bytes that Envoy sends at once of a body that it has completely.
 const CHUNK: usize = 16 << 10;
+const RESPONSE: [(&str, &str); 2] =
+    [(":status", "200"), ("content-type", "text/event-stream; charset=utf-8")];
 const ANSWER: &[u8] = br#"data: {"choices":[],"usage":{"prompt_tokens":500,"completion_tokens":3}}"#;
 
+/// The way of responses, as the filters of a pool set it up.
+#[derive(Clone, Copy)]
+pub(crate) enum Way {
+    /// Through the picker, on the request's stream.
+    Through,
+    /// Past the picker. A stream of its own reports the headers of each, as that of nine in ten is.
+    Past,
+}
+
 #[derive(Clone)]
-pub(crate) struct Proxy(ExternalProcessorClient<Channel>);
+pub(crate) struct Proxy {
+    client: ExternalProcessorClient<Channel>,
+    way: Way,
+}
 
 /// A request that has its pick, and its open stream.
 struct Asked {
@@ -33,11 +51,21 @@ struct Asked {
     latency: Duration,
 }
 
+impl Way {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Through => "through the picker",
+            Self::Past => "past it",
+        }
+    }
+}
+
 impl Proxy {
-    pub(crate) async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr, way: Way) -> Self {
         let endpoint = Endpoint::new(format!("http://{address}")).expect("an address");
         let endpoint = endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(16 << 20);
-        Self(ExternalProcessorClient::new(endpoint.connect().await.expect("the picker listens")))
+        let client = ExternalProcessorClient::new(endpoint.connect().await.expect("the picker listens"));
+        Self { client, way }
     }
 
     /// Runs one request and its response. Returns the time from the end of the request's body to the pick.
@@ -54,12 +82,41 @@ impl Proxy {
             }
         }
         assert_eq!(n_bytes, body.len());
-        let response = [(":status", "200"), ("content-type", "text/event-stream; charset=utf-8")];
-        send(&requests, Request::ResponseHeaders(headers(&response)), None).await;
-        assert!(matches!(next(&mut answers).await, Response::ResponseHeaders(_)));
-        send(&requests, Request::ResponseBody(chunk(Bytes::from_static(ANSWER), true)), None).await;
-        assert!(matches!(next(&mut answers).await, Response::ResponseBody(_)));
+        match self.way {
+            Way::Through => {
+                send(&requests, Request::ResponseHeaders(headers(&RESPONSE)), None).await;
+                assert!(matches!(next(&mut answers).await, Response::ResponseHeaders(_)));
+                send(&requests, Request::ResponseBody(chunk(Bytes::from_static(ANSWER), true)), None).await;
+                assert!(matches!(next(&mut answers).await, Response::ResponseBody(_)));
+            }
+            Way::Past => {
+                drop(requests);
+                assert!(answers.message().await.expect("the stream ends well").is_none());
+                self.report(pick).await;
+            }
+        }
         latency
+    }
+
+    /// Reports a response to the picker.
+    async fn report(&self, pick: ProcessingResponse) {
+        let (reports, rx) = mpsc::channel(2);
+        let lb = pick.dynamic_metadata.and_then(|mut metadata| metadata.fields.remove(keys::LB_METADATA));
+        let Some(Kind::StructValue(lb)) = lb.and_then(|value| value.kind) else { panic!("a pick") };
+        let filter_metadata = [(keys::LB_METADATA.to_owned(), lb)].into();
+        let metadata_context = Some(Metadata { filter_metadata, ..Metadata::default() });
+        for (request, metadata_context) in [
+            (Request::RequestHeaders(HttpHeaders::default()), metadata_context),
+            (Request::ResponseHeaders(headers(&RESPONSE)), None),
+        ] {
+            let request = Some(request);
+            let message = ProcessingRequest { request, metadata_context, ..ProcessingRequest::default() };
+            let message = ProcessingRequest { observability_mode: true, ..message };
+            reports.send(message).await.expect("the report has room");
+        }
+        drop(reports);
+        let answers = self.client.clone().process(ReceiverStream::new(rx)).await.expect("a stream");
+        assert!(answers.into_inner().message().await.expect("the report ends well").is_none());
     }
 
     /// Returns the answer to a request's headers.
@@ -70,7 +127,11 @@ impl Proxy {
     /// Sends one request, and waits for the pick.
     async fn ask(&self, body: &Bytes) -> Asked {
         let (requests, rx) = mpsc::channel(64);
-        let answers = self.0.clone().process(ReceiverStream::new(rx)).await.expect("a stream");
+        let mut stream = tonic::Request::new(ReceiverStream::new(rx));
+        if let Way::Past = self.way {
+            stream.metadata_mut().insert(keys::RESPONSES, MetadataValue::from_static(keys::OBSERVED));
+        }
+        let answers = self.client.clone().process(stream).await.expect("a stream");
         let mut answers = answers.into_inner();
         let request = [
             (":method", "POST"),

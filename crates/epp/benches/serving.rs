@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use self::proxy::Proxy;
+use self::proxy::{Proxy, Way};
 
 /// The picker's allocator, also for the server that decides nothing.
 #[global_allocator]
@@ -82,10 +82,12 @@ fn main() {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the runtime starts");
     runtime.block_on(async {
         let (pods, _tasks) = start_pods(N_PODS).await;
-        by_no_op(&pods).await;
+        for way in [Way::Through, Way::Past] {
+            by_no_op(&pods, way).await;
+        }
         for (n_bytes, rate) in SIZES {
             let picker = Picker::start(&pods);
-            let Cost { decisions, busy, elapsed } = saturated(&picker, n_bytes).await;
+            let Cost { decisions, busy, elapsed } = saturated(&picker, n_bytes, Way::Past).await;
             println!(
                 "{n_bytes} bytes: {:.0} decisions per second of CPU time ({:.0} per second, {:.2} cores), {:.0} MiB",
                 decisions / busy,
@@ -101,29 +103,31 @@ fn main() {
 }
 
 /// Compares the CPU time of a request with that of the same messages without a decision, in turns.
-async fn by_no_op(pods: &[SocketAddr]) {
+async fn by_no_op(pods: &[SocketAddr], way: Way) {
     let (n_bytes, _) = SIZES[0];
     let picker = Picker::start(pods);
-    let pick = Proxy::connect(picker.grpc).await.pick(&bodies(n_bytes)[0]).await;
+    let pick = Proxy::connect(picker.grpc, way).await.pick(&bodies(n_bytes)[0]).await;
     let no_op = Picker::no_op(&pick.encode_to_vec());
     let mut micros = [0.0, 0.0];
     for _ in 0..N_TURNS {
         for (sum, server) in micros.iter_mut().zip([&picker, &no_op]) {
-            let Cost { decisions, busy, elapsed: _ } = saturated(server, n_bytes).await;
+            let Cost { decisions, busy, elapsed: _ } = saturated(server, n_bytes, way).await;
             *sum += busy / decisions * 1e6 / f64::from(N_TURNS);
         }
     }
     let [own, bare] = micros;
     println!(
-        "{n_bytes} bytes: {own:.0} µs of CPU time for a request, {:.2} times the {bare:.0} µs without a decision",
+        "{n_bytes} bytes, responses {}: {own:.0} µs of CPU time for a request, {:.2} times the {bare:.0} µs without a \
+         decision",
+        way.name(),
         own / bare
     );
 }
 
 /// Runs as many streams as possible, each request after the last one is answered.
-async fn saturated(picker: &Picker, n_bytes: usize) -> Cost {
+async fn saturated(picker: &Picker, n_bytes: usize, way: Way) -> Cost {
     let bodies = bodies(n_bytes);
-    let proxy = Proxy::connect(picker.grpc).await;
+    let proxy = Proxy::connect(picker.grpc, way).await;
     let end = Instant::now() + RUN;
     let (before, start) = (picker.cpu_seconds(), Instant::now());
     let mut clients = JoinSet::new();
@@ -147,7 +151,7 @@ async fn saturated(picker: &Picker, n_bytes: usize) -> Cost {
 /// Sends requests at a constant rate, even if earlier ones are not answered.
 async fn at_rate(picker: &Picker, n_bytes: usize, rate: u32) {
     let bodies = bodies(n_bytes);
-    let proxy = Proxy::connect(picker.grpc).await;
+    let proxy = Proxy::connect(picker.grpc, Way::Past).await;
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
     let mut requests = JoinSet::new();
     let n_requests = rate * u32::try_from(RUN.as_secs()).unwrap_or(1);
