@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue, Metadata};
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use envoy_proto::google::protobuf::value::Kind;
 use envoy_proto::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use envoy_proto::service::ext_proc::v3::{
     HttpBody, HttpHeaders, ProcessingRequest, ProcessingResponse, ProtocolConfiguration,
 };
-use envoy_proto::google::protobuf::value::Kind;
 use inference_api::keys;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

@@ -36,6 +36,8 @@ pub struct LiveEndpoint {
 #[derive(Debug)]
 pub struct LivePool {
     pub pool: Arc<Pool>,
+    /// `namespace/name`.
+    pub name: Arc<str>,
     pub endpoints: Vec<Arc<LiveEndpoint>>,
 }
 
@@ -106,6 +108,7 @@ impl Datastore {
             endpoints.iter().map(|endpoint| (endpoint.slot, endpoint)).collect();
         let live_pool = |pool: &Arc<Pool>| LivePool {
             pool: Arc::clone(pool),
+            name: pool.key.to_string().into(),
             endpoints: pool
                 .endpoints
                 .iter()
@@ -115,7 +118,7 @@ impl Datastore {
         let pools: BTreeMap<ObjectKey, LivePool> =
             snapshot.pools.iter().map(|(key, pool)| (key.clone(), live_pool(pool))).collect();
         // If several pools select an endpoint, the first by name determines its engine.
-        for LivePool { pool, endpoints } in pools.values().rev() {
+        for LivePool { pool, name: _, endpoints } in pools.values().rev() {
             endpoints.iter().for_each(|endpoint| *endpoint.runtime.lock() = pool.runtime);
         }
         for endpoint in &endpoints {

@@ -383,7 +383,7 @@ impl Director {
             trace.labels = ModelLabels { model_name: unlisted(), target_model_name: unlisted() };
         }
         let live_pool = model::choose_pool(datastore, pool.or(self.options.pool.as_ref()), model)?;
-        trace.pool = Some(live_pool.pool.key.to_string());
+        trace.pool = Some(Arc::clone(&live_pool.name));
         trace.strategy = Some(live_pool.pool.strategy);
         let Some(body) = body else {
             return Ok(Placement::opaque(live_pool));

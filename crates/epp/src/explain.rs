@@ -38,7 +38,7 @@ pub struct DecisionRecord {
     /// Value of `x-request-id`, at most [`MAX_REQUEST_ID`] bytes.
     pub x_request_id: String,
     /// `namespace/name`.
-    pub pool: Option<String>,
+    pub pool: Option<Arc<str>>,
     pub model: Option<String>,
     pub target_model: Option<String>,
     /// Criticality of the InferenceModel.

@@ -109,7 +109,8 @@ pub struct RunningLabels {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PickLabels {
-    pub pool: String,
+    /// `namespace/name`.
+    pub pool: Arc<str>,
     pub strategy: &'static str,
     pub reason: &'static str,
 }

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
-use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -31,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
-use self::accept::{Grpc, Http, Patience, Port};
+use self::accept::{Grpc, Http, Patience, Port, Services};
 use self::follow::Follower;
 use self::grpc::{Limits, Processor, Timeouts};
 use self::health::Health;
@@ -214,7 +213,9 @@ impl Server {
         } = self;
         let (stop, patience) = (CancellationToken::new(), settings.patience);
         let health_service = state.service();
-        let protocol = Grpc { tls: None, routes: Routes::new(health_service.clone()).prepare() };
+        let others = Routes::new(health_service).prepare();
+        let services = Services { processor: None, others: others.clone() };
+        let protocol = Grpc { tls: None, services };
         let port = Port::shared("health", health, protocol, patience);
         parts.spawn("health port", port.serve(stop.clone()));
         let readiness = state.follow(Arc::clone(&director), shutdown.drain.clone());
@@ -239,11 +240,9 @@ impl Server {
         let tokenizer = Tokenizer::new(settings.tokenize_timeout);
         let processor = Processor::new(director, Arc::clone(&spans), (limits, tokenizer), cut.clone());
         parts.spawn("reports of responses", processor.clone().give_up_reports(stop.clone()));
-        let max_bytes = processor.max_message_bytes();
-        let service = ExternalProcessorServer::new(processor).max_decoding_message_size(max_bytes);
         let is_secure = tls.is_some();
         let tls = tls.map(|tls| tls.follow(&mut parts, (reload, stop.clone())));
-        let protocol = Grpc { tls, routes: Routes::new(service).add_service(health_service).prepare() };
+        let protocol = Grpc { tls, services: Services { processor: Some(processor), others } };
         let port = Port { name: "ext_proc", listener: grpc, protocol, patience, workers };
         let mut streams = pin!(port.serve(closed.clone()));
         info!(grpc = %ports.grpc, tls = is_secure, health = %ports.health, metrics = %ports.metrics, "Serving");

@@ -30,7 +30,7 @@ pub(super) struct DecisionTrace {
     pub(super) time: SystemTime,
     /// Labels with names from InferenceModels only, so that clients cannot make up label values.
     pub(super) labels: ModelLabels,
-    pub(super) pool: Option<String>,
+    pub(super) pool: Option<Arc<str>>,
     pub(super) strategy: Option<RoutingStrategy>,
     pub(super) model: Option<String>,
     pub(super) target_model: Option<String>,

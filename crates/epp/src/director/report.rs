@@ -50,7 +50,7 @@ impl Director {
                 is_reachable: endpoint.state.is_reachable(),
             }
         };
-        let pool = |LivePool { pool, endpoints }: &LivePool| PoolStanding {
+        let pool = |LivePool { pool, name: _, endpoints }: &LivePool| PoolStanding {
             pool: pool.key.clone(),
             pods: endpoints.iter().map(pod).collect(),
         };
@@ -68,7 +68,7 @@ impl Director {
     }
 
     fn pool_status(&self, live_pool: &LivePool, now: Instant) -> PoolStatus {
-        let LivePool { pool, endpoints } = live_pool;
+        let LivePool { pool, name: _, endpoints } = live_pool;
         let Pool {
             key,
             strategy,

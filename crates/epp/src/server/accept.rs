@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -30,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tracing::{debug, info, warn};
 
-use crate::server::grpc::LocalAddress;
+use crate::server::grpc::{self, Processor};
 use crate::server::workers::Workers;
 
 /// Most streams on one connection. The proxy opens one stream per request in flight and closes none early; with hyper's
@@ -106,7 +107,15 @@ pub(super) trait Protocol: Clone + Send + 'static {
 #[derive(Clone, Debug)]
 pub(super) struct Grpc {
     pub(super) tls: Option<Arc<ServerConfig>>,
-    pub(super) routes: Routes,
+    pub(super) services: Services,
+}
+
+/// The gRPC services of a port.
+#[derive(Clone, Debug)]
+pub(super) struct Services {
+    /// Its requests skip the router, which would match, box and wrap each of them.
+    pub(super) processor: Option<Processor>,
+    pub(super) others: Routes,
 }
 
 /// HTTP/1.1.
@@ -193,6 +202,12 @@ fn prepare(socket: &TcpStream, patience: Patience) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns true if `path` is a method of the ext_proc service.
+fn is_for_processor(path: &str) -> bool {
+    let method = path.strip_prefix('/').and_then(|path| path.strip_prefix(grpc::SERVICE));
+    method.is_some_and(|method| method.starts_with('/'))
+}
+
 impl Protocol for Grpc {
     async fn serve(
         self,
@@ -201,14 +216,14 @@ impl Protocol for Grpc {
         closed: CancellationToken,
     ) -> anyhow::Result<()> {
         prepare(&socket, patience)?;
-        let Self { tls, routes } = self;
-        let routes = (routes, LocalAddress(socket.local_addr()?));
+        let Self { tls, services } = self;
+        let services = (services, socket.local_addr()?);
         match tls {
-            None => serve_http2(socket, routes, patience, closed).await,
+            None => serve_http2(socket, services, patience, closed).await,
             Some(tls) => {
                 let handshake = timeout(patience.handshake, TlsAcceptor::from(tls).accept(socket)).await;
                 let socket = handshake.map_err(|_| anyhow!("the TLS handshake took too long"))??;
-                serve_http2(socket, routes, patience, closed).await
+                serve_http2(socket, services, patience, closed).await
             }
         }
     }
@@ -237,7 +252,7 @@ impl Protocol for Http {
 
 async fn serve_http2<S>(
     socket: S,
-    (routes, address): (Routes, LocalAddress),
+    (services, address): (Services, SocketAddr),
     patience: Patience,
     closed: CancellationToken,
 ) -> anyhow::Result<()>
@@ -249,10 +264,11 @@ where
     let socket = InspectReader::new(socket, |bytes| {
         n_read.fetch_add(bytes.len().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
     });
-    let routes = TowerToHyperService::new(routes);
-    let service = service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(address);
-        routes.call(request)
+    let processor = services.processor.map(|it| TowerToHyperService::new(it.service_at(address)));
+    let others = TowerToHyperService::new(services.others);
+    let service = service_fn(|request: Request<Incoming>| match &processor {
+        Some(processor) if is_for_processor(request.uri().path()) => processor.call(request).left_future(),
+        Some(_) | None => others.call(request).right_future(),
     });
     let connection = http2(streams.clone(), patience).serve_connection(TokioIo::new(socket), service);
     tokio::pin!(connection);

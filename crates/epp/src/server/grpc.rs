@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use envoy_proto::service::ext_proc::v3::external_processor_server::ExternalProcessor;
+use envoy_proto::service::ext_proc::v3::external_processor_server::{
+    ExternalProcessor, ExternalProcessorServer,
+};
 use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse, processing_request};
 use futures::stream::try_unfold;
 use futures::{FutureExt as _, Stream};
@@ -40,10 +42,6 @@ pub const SERVICE: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
 /// Bytes that a message may have besides its body.
 const ENVELOPE_BYTES: usize = 1 << 20;
 
-/// The address at which a proxy reached the picker, in the extensions of each of its streams.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LocalAddress(pub(super) SocketAddr);
-
 /// Serves all streams with one director.
 #[derive(Clone, Debug)]
 pub struct Processor {
@@ -53,6 +51,8 @@ pub struct Processor {
     limits: Limits,
     observed: Arc<Observed<Served>>,
     cut: CancellationToken,
+    /// `ip:port` at which the proxy reached the picker, if it is known.
+    address: Option<Arc<str>>,
 }
 
 /// A request after its pick, and the span in which its response is noted.
@@ -78,7 +78,7 @@ enum Way {
     /// Through the picker, on the request's stream.
     Through,
     /// Past the picker, which the proxy reaches at this address.
-    Past { picker: Option<String> },
+    Past { picker: Option<Arc<str>> },
 }
 
 /// Limits of a stream.
@@ -144,12 +144,14 @@ impl Processor {
     ) -> Self {
         let started = now().wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let observed = Arc::new(Observed::new(format!("{:x}", started.as_nanos())));
-        Self { director, spans, tokenizer, limits, observed, cut }
+        Self { director, spans, tokenizer, limits, observed, cut, address: None }
     }
 
-    /// Most bytes of a message.
-    pub(super) fn max_message_bytes(&self) -> usize {
-        self.limits.max_body_bytes.saturating_add(ENVELOPE_BYTES)
+    /// The service for a proxy that reached the picker at `address`.
+    pub(super) fn service_at(&self, address: SocketAddr) -> ExternalProcessorServer<Self> {
+        let processor = Self { address: Some(address.to_string().into()), ..self.clone() };
+        let max_bytes = self.limits.max_body_bytes.saturating_add(ENVELOPE_BYTES);
+        ExternalProcessorServer::new(processor).max_decoding_message_size(max_bytes)
     }
 
     /// Ends the requests whose responses the proxy never reports, until `stop`.
@@ -180,7 +182,7 @@ impl ExternalProcessor for Processor {
             explains: self.director.explains(),
         };
         let opened = now().instant;
-        let way = Way::of(request.metadata(), request.extensions().get());
+        let way = Way::of(request.metadata(), self.address.as_ref());
         let reported = reported(request.metadata());
         let conversation = Conversation {
             inbound: request.into_inner(),
@@ -226,11 +228,9 @@ fn reported(metadata: &MetadataMap) -> BodyMode {
 
 impl Way {
     /// The way that the proxy's configuration names in the stream's metadata.
-    fn of(metadata: &MetadataMap, address: Option<&LocalAddress>) -> Self {
+    fn of(metadata: &MetadataMap, address: Option<&Arc<str>>) -> Self {
         match metadata.get(keys::RESPONSES) {
-            Some(value) if value == keys::OBSERVED => {
-                Self::Past { picker: address.map(|LocalAddress(address)| address.to_string()) }
-            }
+            Some(value) if value == keys::OBSERVED => Self::Past { picker: address.cloned() },
             Some(_) | None => Self::Through,
         }
     }
@@ -272,7 +272,7 @@ impl Conversation {
                 biased;
                 message = self.inbound.message() => message,
                 () = &mut self.cut => return Err(Status::unavailable("the picker is ending")),
-                () = sleep_until(deadline.into()), if self.exchange.expects_request() => {
+                () = async { sleep_until(deadline.into()).await }, if self.exchange.expects_request() => {
                     let received = self.exchange.give_up(fault);
                     self.answer(received).await?;
                     continue;
@@ -387,6 +387,7 @@ impl Conversation {
                 let ticket = self.observed.keep(Served { in_flight, span }, now().instant);
                 let pick = Pick { destination, rewrite, reason: None, lease: Held::Elsewhere };
                 let mut answers = self.exchange.answer(pending, Ok(pick));
+                let picker = picker.map(|address| address.to_string());
                 Naming { ticket, picker, decision: reason }.apply(&mut answers);
                 answers
             }

@@ -147,6 +147,7 @@ fn observer(pool: &ObjectKey, bodies: Share) -> Value {
                 "deferred_close_timeout": REPORT_END,
                 "failure_mode_allow": true,
                 "processing_mode": observer_modes(body_mode),
+                "forward_rules": { "allowed_headers": { "patterns": reported_headers() } },
                 "metadata_options": { "forwarding_namespaces": { "untyped": [keys::LB_METADATA] } },
         }),
     )
@@ -155,6 +156,11 @@ fn observer(pool: &ObjectKey, bodies: Share) -> Value {
 /// The picker cannot tell from a report's messages that a body will follow.
 fn reports_bodies() -> Value {
     json!({ "key": keys::REPORTED, "value": keys::BODY })
+}
+
+/// The headers that a report needs: those of the response that tell how to read it.
+fn reported_headers() -> Vec<Value> {
+    [":status", "content-type", "content-encoding"].map(|name| json!({ "exact": name })).to_vec()
 }
 
 fn observer_modes(body_mode: &str) -> Value {
