@@ -22,6 +22,8 @@ pub mod programs;
 
 mod envoy;
 
+mod relay;
+
 mod ports;
 
 pub mod explain;
@@ -151,6 +153,8 @@ pub struct Fresh {
     pub responses: Option<Responses>,
     /// Processes of each picker; `None` for the number in the options.
     pub pickers: Option<u32>,
+    /// True if a relay is between Envoy and each picker, which can disturb their connections. They speak without TLS then.
+    pub relayed: bool,
 }
 
 impl Default for Fresh {
@@ -161,6 +165,7 @@ impl Default for Fresh {
             explains: true,
             responses: None,
             pickers: None,
+            relayed: false,
         }
     }
 }

@@ -39,6 +39,9 @@ impl KubernetesCluster {
             Fault::HangApiServer if self.kind.is_some() => return Ok(()),
             Fault::HangApiServer => "the API server's process is only reached on kind",
             Fault::HangPickers => "no program in the picker's image could stop its process",
+            Fault::EndConnections | Fault::LoseMessages => {
+                "nothing can come between Envoy and the pickers' Services"
+            }
             Fault::ForgeCertificates => "the controller puts its own certificates back",
             Fault::EmptyPools | Fault::EmptyEndpoints => {
                 "pickers read pools and endpoints from the API server, and not from files"
@@ -86,9 +89,12 @@ impl KubernetesCluster {
                 self.until_known().await.map(drop)
             }
             Fault::HangApiServer => self.signal_api_server("-STOP").await,
-            Fault::HangPickers | Fault::ForgeCertificates | Fault::EmptyPools | Fault::EmptyEndpoints => {
-                Ok(self.can_have(fault)?)
-            }
+            Fault::HangPickers
+            | Fault::EndConnections
+            | Fault::LoseMessages
+            | Fault::ForgeCertificates
+            | Fault::EmptyPools
+            | Fault::EmptyEndpoints => Ok(self.can_have(fault)?),
         }
     }
 
@@ -109,6 +115,8 @@ impl KubernetesCluster {
             | Fault::RestartGatewayController
             | Fault::RemakePools
             | Fault::HangPickers
+            | Fault::EndConnections
+            | Fault::LoseMessages
             | Fault::ForgeCertificates
             | Fault::EmptyPools
             | Fault::EmptyEndpoints => Ok(()),

@@ -80,7 +80,10 @@ pub(super) async fn look(access: &Access, fresh: &Fresh) -> Result<Look<()>> {
 /// # Errors
 /// When it has none for them.
 pub(super) fn arguments(fresh: &Fresh) -> Result<Vec<String>, Unavailable> {
-    let Fresh { engine_args: _, picker_args, explains, responses, pickers: _ } = fresh;
+    let Fresh { engine_args: _, picker_args, explains, responses, pickers: _, relayed } = fresh;
+    if *relayed {
+        return Err(Unavailable("nothing can come between Envoy and the pickers' Services".to_owned()));
+    }
     if responses.is_some_and(|responses| responses != <_>::default()) {
         return Err(Unavailable("the controller chooses the way of responses".to_owned()));
     }

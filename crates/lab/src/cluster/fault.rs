@@ -14,6 +14,12 @@ pub enum Fault {
     KillPickers,
     /// Every picker accepts connections and answers nothing.
     HangPickers,
+    /// Every connection of Envoy to a picker ends by GOAWAY, as if a client's request had made the picker's HTTP/2 library
+    /// refuse all of them. Needs [`Fresh::relayed`](super::Fresh::relayed).
+    EndConnections,
+    /// Nothing that Envoy and pickers send arrives, and their connections stay. Needs
+    /// [`Fresh::relayed`](super::Fresh::relayed).
+    LoseMessages,
     /// A picker ends as in a rolling update, with time to drain, and its successor serves.
     ReplacePicker(String),
     /// Every picker has a certificate from an authority that Envoy does not trust.
@@ -51,6 +57,8 @@ impl fmt::Display for Fault {
             Self::KillPicker(name) => write!(f, "kill picker {name}"),
             Self::KillPickers => f.write_str("kill every picker"),
             Self::HangPickers => f.write_str("hang every picker"),
+            Self::EndConnections => f.write_str("end every connection to a picker"),
+            Self::LoseMessages => f.write_str("lose what Envoy and pickers send"),
             Self::ReplacePicker(name) => write!(f, "replace picker {name}"),
             Self::ForgeCertificates => f.write_str("give the pickers forged certificates"),
             Self::EmptyPools => f.write_str("empty the files of pools"),

@@ -9,9 +9,9 @@
 
 pub mod handle;
 mod listeners;
+mod publish;
 mod pickers;
 mod pods;
-mod publish;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -40,6 +40,7 @@ use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::ports;
 use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
+use crate::cluster::relay::Passage;
 use crate::cluster::run_files::RunFiles;
 use crate::cluster::{Fresh, Options, Progress, ProgressEvent, Status, http, log_tail};
 
@@ -61,6 +62,7 @@ pub(super) enum Command {
     KillPod { name: String, reply: CommandReply },
     KillPickers { name: Option<String>, reply: CommandReply },
     HangPickers { hang: bool, reply: CommandReply },
+    DisturbPickers { passage: Passage, reply: CommandReply },
     ReplacePicker { name: String, reply: CommandReply },
     StartPickers { reply: CommandReply },
     Restart { fresh: Fresh, reply: CommandReply },
@@ -396,19 +398,11 @@ impl Local {
                 let outcome = self.start_pickers();
                 let _ = reply.send(outcome);
             }
+            Command::DisturbPickers { passage, reply } => {
+                let _ = reply.send(self.disturb_pickers(passage));
+            }
             Command::Restart { fresh, reply } => {
-                let Fresh { engine_args, picker_args, explains, responses, pickers } = fresh;
-                self.options.engine_args = engine_args;
-                self.options.picker_args = picker_args;
-                self.options.explains = explains;
-                self.responses = responses.unwrap_or(self.options.responses);
-                self.n_pickers = pickers.unwrap_or(self.options.pickers);
-                self.epoch += 1;
-                self.backoffs.clear();
-                self.restart_pickers();
-                self.plan_pickers()?;
-                let outcome = self.reconcile().and_then(|()| self.publish());
-                let _ = reply.send(outcome);
+                let _ = reply.send(self.restart(fresh));
             }
             Command::Apply { manifests, reply } => {
                 let outcome = self.apply(manifests).await;
@@ -421,6 +415,22 @@ impl Local {
             Command::Stop => {}
         }
         Ok(())
+    }
+
+    fn restart(&mut self, fresh: Fresh) -> Result<()> {
+        let Fresh { engine_args, picker_args, explains, responses, pickers, relayed } = fresh;
+        self.options.engine_args = engine_args;
+        self.options.picker_args = picker_args;
+        self.options.explains = explains;
+        self.responses = responses.unwrap_or(self.options.responses);
+        self.n_pickers = pickers.unwrap_or(self.options.pickers);
+        self.epoch += 1;
+        self.backoffs.clear();
+        self.restart_pickers();
+        self.plan_pickers()?;
+        self.relay_pickers(relayed)?;
+        self.reconcile()?;
+        self.publish()
     }
 
     async fn apply(&mut self, manifests: Manifests) -> Result<()> {

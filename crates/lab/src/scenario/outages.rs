@@ -27,6 +27,8 @@ const HANG: Duration = Duration::from_secs(30);
 /// Virtual time into its answer at which a stream is cut. A pod generates 25 to 45 tokens per second.
 const MIDWAY: Duration = Duration::from_secs(1);
 const LONG_ANSWER_TOKENS: u32 = 256;
+/// Tokens of an answer during which connections end, which takes no time.
+const ANSWER_TOKENS: u32 = 128;
 /// Arguments of a picker that, when it is asked to end, waits for its streams far less long than a long answer takes.
 const LITTLE_PATIENCE: [&str; 2] = ["--grace-period", "10ms"];
 /// Long answers that run at the same time.
@@ -40,6 +42,8 @@ const FAIL_OPEN: &str = "    name: inference-gateway-ext-proc\n    failureMode: 
 const FAIL_CLOSE: &str = "    name: inference-gateway-ext-proc";
 const CRITICAL: &str = "criticality: Critical";
 const SHEDDABLE: &str = "criticality: Sheddable";
+/// Statistic of Envoy that counts connections to pickers which ended by GOAWAY.
+const GOAWAYS: &str = "endpointpicker.*upstream_cx_close_notify";
 /// Header with which a client would choose its pod.
 const DESTINATION: &str = "x-gateway-destination-endpoint";
 
@@ -98,7 +102,7 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
         claim("picker-cut-off/back", "The same request passes when the picker is back"),
     ]);
     lab.start_anew(Fresh { responses: Some(Responses::Through), ..Fresh::default() }).await?;
-    let request = long_answer(lab, "A long story about a picker, please.");
+    let request = long_answer(lab, "A long story about a picker, please.", LONG_ANSWER_TOKENS);
     let whole = lab.send(shot("long answer, picker alive", body(&request))).await;
     lab.check(
         claim("picker-cut-off/control", "A long answer passes while the picker lives")
@@ -123,46 +127,53 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
 }
 
 /// A request for a long answer.
-fn long_answer(lab: &Lab<'_>, text: &str) -> Value {
+fn long_answer(lab: &Lab<'_>, text: &str, n_tokens: u32) -> Value {
     let mut request = texts::chat(&lab.requests.model(), text);
-    request["max_tokens"] = LONG_ANSWER_TOKENS.into();
-    request["min_tokens"] = LONG_ANSWER_TOKENS.into();
+    request["max_tokens"] = n_tokens.into();
+    request["min_tokens"] = n_tokens.into();
     request
 }
 
-/// The picker dies or hangs while streams run. Only those that go through it notice.
+/// The picker dies, hangs or loses its connection to Envoy while streams run. Only those that go through it notice.
 async fn picker_gone(lab: &Lab<'_>) -> Result<()> {
-    let [killed, hung, killed_through, hung_through] = lab.announce([
+    let [killed, killed_through, hung, hung_through, ended, ended_through, heard] = lab.announce([
         claim("picker-gone/killed", "Streams past the picker go on when it dies"),
-        claim("picker-gone/hung", "Streams past the picker go on when it hangs"),
         claim("picker-gone/killed-control", "Streams through the picker end when it dies"),
+        claim("picker-gone/hung", "Streams past the picker go on when it hangs"),
         claim("picker-gone/hung-control", "Streams through the picker end when it hangs"),
+        claim(
+            "picker-gone/goaway",
+            "Streams past the picker go on when GOAWAY ends Envoy's connection to it",
+        ),
+        claim("picker-gone/goaway-control", "Streams through the picker end with Envoy's connection to it"),
+        claim("picker-gone/goaway-heard", "Envoy hears GOAWAY from the picker each time"),
     ]);
-    let all = format!("{LONG_ANSWERS} of {LONG_ANSWERS} answered");
-    for (fault, claim) in [(Fault::KillPickers, killed), (Fault::HangPickers, hung)] {
-        let answers = long_answers(lab, Responses::default(), &fault).await?;
-        lab.check(claim.equal(all.clone(), n_answered(&answers)).detail(problems(&answers)));
-    }
-    for (fault, claim) in [(Fault::KillPickers, killed_through), (Fault::HangPickers, hung_through)] {
-        let answers = long_answers(lab, Responses::Through, &fault).await?;
-        let n_good = answers.iter().filter(|answer| answer.chat.is_some()).count();
-        lab.check(claim.holds(format!("fewer than {all}"), n_answered(&answers), n_good < LONG_ANSWERS));
-    }
+    survived(lab, Fault::KillPickers, [killed, killed_through]).await?;
+    survived(lab, Fault::HangPickers, [hung, hung_through]).await?;
+    let n_before = lab.envoy_total(GOAWAYS).await?;
+    survived(lab, Fault::EndConnections, [ended, ended_through]).await?;
+    let n_heard = lab.envoy_total(GOAWAYS).await?.saturating_sub(n_before);
+    lab.check(heard.holds("at least 2 connections", format!("{n_heard} connections"), n_heard >= 2));
     Ok(())
 }
 
 /// The picker is replaced while streams run, and waits for them only a moment.
 async fn picker_replaced(lab: &Lab<'_>) -> Result<()> {
-    let [past, through] = lab.announce([
+    let claims = lab.announce([
         claim("picker-replaced/answers", "Streams past the picker go on when it is replaced"),
         claim("picker-replaced/control", "Streams through a picker that does not wait for them are cut"),
     ]);
     let picker = lab.cluster.status().pickers.first().context("there is no picker")?.name.clone();
-    let replaced = Fault::ReplacePicker(picker);
+    survived(lab, Fault::ReplacePicker(picker), claims).await
+}
+
+/// Checks that streams past the picker survive a fault, and that some streams through it do not.
+async fn survived(lab: &Lab<'_>, fault: Fault, [past, through]: [Claim; 2]) -> Result<()> {
+    lab.cluster.can(&fault)?;
     let all = format!("{LONG_ANSWERS} of {LONG_ANSWERS} answered");
-    let answers = long_answers(lab, Responses::default(), &replaced).await?;
+    let answers = long_answers(lab, Responses::default(), &fault).await?;
     lab.check(past.equal(all.clone(), n_answered(&answers)).detail(problems(&answers)));
-    let answers = long_answers(lab, Responses::Through, &replaced).await?;
+    let answers = long_answers(lab, Responses::Through, &fault).await?;
     let n_good = answers.iter().filter(|answer| answer.chat.is_some()).count();
     lab.check(through.holds(format!("fewer than {all}"), n_answered(&answers), n_good < LONG_ANSWERS));
     Ok(())
@@ -172,9 +183,13 @@ async fn picker_replaced(lab: &Lab<'_>) -> Result<()> {
 /// them only a moment.
 async fn long_answers(lab: &Lab<'_>, responses: Responses, fault: &Fault) -> Result<Vec<Answer>> {
     let picker_args = LITTLE_PATIENCE.map(str::to_owned).to_vec();
-    lab.start_anew(Fresh { responses: Some(responses), picker_args, ..Fresh::default() }).await?;
+    let (relayed, n_tokens) = match fault {
+        Fault::EndConnections => (true, ANSWER_TOKENS),
+        _ => (false, LONG_ANSWER_TOKENS),
+    };
+    lab.start_anew(Fresh { responses: Some(responses), picker_args, relayed, ..Fresh::default() }).await?;
     let streams = (0..LONG_ANSWERS).map(|number| {
-        let request = long_answer(lab, &format!("Story {number} about a picker, please."));
+        let request = long_answer(lab, &format!("Story {number} about a picker, please."), n_tokens);
         lab.send(shot(format!("{responses} responses, {fault}, stream {number}"), body(&request)))
     });
     let fail = async {

@@ -21,6 +21,7 @@ use crate::cluster::local::{Command, CommandReply, Local, View};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::programs::Programs;
 use crate::cluster::provider::{Answer, Provider, Server};
+use crate::cluster::relay::Passage;
 use crate::cluster::run_files::RunFiles;
 use crate::cluster::{Fresh, Options, Progress, Status, http};
 
@@ -137,9 +138,16 @@ impl LocalCluster {
             | Fault::HangApiServer => Err(Unavailable(
                 "without Kubernetes there are no objects, and no controllers of them".to_owned(),
             )),
+            Fault::EndConnections | Fault::LoseMessages
+                if self.status().pickers.iter().any(|picker| picker.metrics.is_none()) =>
+            {
+                Err(Unavailable("a relay understands only the lab's own picker".to_owned()))
+            }
             Fault::KillPicker(_)
             | Fault::KillPickers
             | Fault::HangPickers
+            | Fault::EndConnections
+            | Fault::LoseMessages
             | Fault::ReplacePicker(_)
             | Fault::ForgeCertificates
             | Fault::EmptyPools => {
@@ -159,6 +167,8 @@ impl LocalCluster {
             Fault::KillPicker(name) => self.kill_pickers(Some(name.clone())).await,
             Fault::KillPickers => self.kill_pickers(None).await,
             Fault::HangPickers => self.command(|reply| Command::HangPickers { hang: true, reply }).await,
+            Fault::EndConnections => self.disturb_pickers(Passage::GoAway).await,
+            Fault::LoseMessages => self.disturb_pickers(Passage::Closed).await,
             Fault::ReplacePicker(name) => {
                 let name = name.clone();
                 self.command(|reply| Command::ReplacePicker { name, reply }).await?;
@@ -188,11 +198,13 @@ impl LocalCluster {
     pub(in crate::cluster) async fn end(&self, fault: &Fault) -> Result<()> {
         match fault {
             Fault::KillPod(_)
+            | Fault::EndConnections
             | Fault::ReplacePicker(_)
             | Fault::KillController
             | Fault::RestartGatewayController
             | Fault::RemakePools
             | Fault::HangApiServer => Ok(()),
+            Fault::LoseMessages => self.disturb_pickers(Passage::Open).await,
             Fault::KillPicker(_) | Fault::KillPickers => self.start_pickers().await,
             Fault::HangPickers => self.command(|reply| Command::HangPickers { hang: false, reply }).await,
             Fault::ForgeCertificates => {
@@ -213,6 +225,10 @@ impl LocalCluster {
 
     async fn kill_pickers(&self, name: Option<String>) -> Result<()> {
         self.command(|reply| Command::KillPickers { name, reply }).await
+    }
+
+    async fn disturb_pickers(&self, passage: Passage) -> Result<()> {
+        self.command(|reply| Command::DisturbPickers { passage, reply }).await
     }
 
     async fn start_pickers(&self) -> Result<()> {

@@ -13,6 +13,7 @@ use crate::cluster::desired::DesiredPicker;
 use crate::cluster::greeting::{Security, until_greeted};
 use crate::cluster::local::{Action, CommandReply, Job, Local, TAIL_LINES, describe};
 use crate::cluster::process::{Process, Program};
+use crate::cluster::relay::{Passage, Relay};
 use crate::cluster::their_picker::TheirPicker;
 use crate::cluster::{log_tail, ports};
 
@@ -26,7 +27,9 @@ pub(super) struct PickerProcess {
     pub(super) group: String,
     /// Number of this process among those of the same picker, from 0.
     replica: u32,
-    pub(super) grpc: SocketAddr,
+    grpc: SocketAddr,
+    /// What Envoy connects to in place of the process.
+    relay: Option<Relay>,
     pub(super) health: SocketAddr,
     pub(super) metrics: SocketAddr,
     pub(super) log: PathBuf,
@@ -59,6 +62,16 @@ pub(super) enum PickerState {
 }
 
 impl PickerProcess {
+    /// Address at which Envoy reaches the picker.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.relay.as_ref().map_or(self.grpc, Relay::address)
+    }
+
+    /// True if a relay is between Envoy and the picker, so that they speak without TLS.
+    pub(super) fn is_relayed(&self) -> bool {
+        self.relay.is_some()
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.state, PickerState::Running { ready: true, .. })
     }
@@ -94,6 +107,7 @@ impl Local {
                     group: group.clone(),
                     replica,
                     grpc,
+                    relay: None,
                     health: ports::free()?,
                     metrics: ports::free()?,
                     log: self.files.logs().join(format!("{name}.log")),
@@ -117,6 +131,15 @@ impl Local {
             theirs.port
         );
         Ok(address)
+    }
+
+    /// Puts a relay before each picker of the lab's, or takes the relays away.
+    pub(super) fn relay_pickers(&mut self, relayed: bool) -> Result<()> {
+        for picker in &mut self.pickers {
+            let relayed = relayed && picker.program == PickerProgram::Ours;
+            picker.relay = relayed.then(|| Relay::start(picker.grpc)).transpose()?;
+        }
+        Ok(())
     }
 
     /// Starts the pickers that are due, and ends those that no pool names any more.
@@ -174,6 +197,14 @@ impl Local {
                 if hang { process.stop() } else { process.go_on() }
             }
         }
+    }
+
+    pub(super) fn disturb_pickers(&mut self, passage: Passage) -> Result<()> {
+        for picker in &self.pickers {
+            let relay = picker.relay.as_ref();
+            relay.with_context(|| format!("the picker {} has no relay", picker.name))?.order(passage);
+        }
+        Ok(())
     }
 
     pub(super) fn replace_picker(&mut self, name: &str) -> Result<()> {
@@ -316,7 +347,8 @@ impl Local {
 
     /// The command line of the lab's picker.
     fn our_picker(&self, idx: usize) -> Result<Program> {
-        let PickerProcess { name, group, grpc, health, metrics, log, .. } = &self.pickers[idx];
+        let picker = &self.pickers[idx];
+        let PickerProcess { name, group, grpc, health, metrics, log, .. } = picker;
         let peers = self.pickers.iter().filter(|peer| peer.group == *group && peer.name != *name);
         let peers: Vec<String> = peers.map(|peer| peer.metrics.to_string()).collect();
         let mut args = Vec::new();
@@ -331,8 +363,10 @@ impl Local {
         ] {
             args.extend([flag.to_owned(), value]);
         }
-        let identity = self.files.identity(name).display().to_string();
-        args.extend(["--secure-serving".to_owned(), "--cert-path".to_owned(), identity]);
+        if !picker.is_relayed() {
+            let identity = self.files.identity(name).display().to_string();
+            args.extend(["--secure-serving".to_owned(), "--cert-path".to_owned(), identity]);
+        }
         // A single picker has no peer that could take over, so it need not wait before it ends.
         if peers.is_empty() {
             args.extend(["--drain-delay".to_owned(), "0s".to_owned()]);

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use crate::cluster::authority::picker_host;
 use crate::cluster::envoy::write_whole;
 use crate::cluster::greeting::Security;
-use crate::cluster::local::pickers::PickerProgram;
+use crate::cluster::local::pickers::{PickerProcess, PickerProgram};
 use crate::cluster::local::{Action, Job, Local, PICKER_RELOAD, PICKER_REMOVAL, View};
 use crate::cluster::ports::local;
 use crate::cluster::{GatewayAddress, Picker, Pod, Status, http};
@@ -64,7 +64,9 @@ impl Local {
     /// Addresses of the processes of a picker, and how Envoy may trust them.
     fn binding(&self, group: &str) -> PickerBinding {
         let mut processes = self.pickers.iter().filter(|picker| picker.group == group).peekable();
+        let is_relayed = processes.peek().is_some_and(|picker| picker.is_relayed());
         let (tls, health) = match processes.peek().map(|picker| picker.program) {
+            Some(PickerProgram::Ours) if is_relayed => (None, PickerHealth::Reported),
             Some(PickerProgram::Theirs(Security::Plain)) => (None, PickerHealth::Unknown),
             Some(PickerProgram::Theirs(Security::Tls)) => (Some(PickerTls::Any), PickerHealth::Unknown),
             Some(PickerProgram::Ours) | None => {
@@ -72,7 +74,7 @@ impl Local {
                 (Some(PickerTls::Authority { server_name, trusted_ca }), PickerHealth::Reported)
             }
         };
-        PickerBinding { addresses: processes.map(|picker| picker.grpc).collect(), tls, health }
+        PickerBinding { addresses: processes.map(PickerProcess::address).collect(), tls, health }
     }
 
     /// Writes the files that changed, and starts a job that reports when they are in effect.
@@ -186,7 +188,7 @@ impl Local {
             Picker {
                 name: picker.name.clone(),
                 running: picker.is_ready(),
-                grpc: picker.grpc,
+                grpc: picker.address(),
                 health: is_ours.then_some(picker.health),
                 metrics: is_ours.then_some(picker.metrics),
                 log: picker.log.clone(),
