@@ -102,17 +102,19 @@ fn main() {
     });
 }
 
-/// Compares the CPU time of a request with that of the same messages without a decision, in turns.
+/// Compares the CPU time of a request with that of the same messages without a decision, in turns. The scrapes of an idle
+/// picker are no part of it.
 async fn by_no_op(pods: &[SocketAddr], way: Way) {
     let (n_bytes, _) = SIZES[0];
     let picker = Picker::start(pods);
     let pick = Proxy::connect(picker.grpc, way).await.pick(&bodies(n_bytes)[0]).await;
     let no_op = Picker::no_op(&pick.encode_to_vec());
+    let idle = [idle_share(&picker, RUN).await, 0.0];
     let mut micros = [0.0, 0.0];
     for _ in 0..N_TURNS {
-        for (sum, server) in micros.iter_mut().zip([&picker, &no_op]) {
-            let Cost { decisions, busy, elapsed: _ } = saturated(server, n_bytes, way).await;
-            *sum += busy / decisions * 1e6 / f64::from(N_TURNS);
+        for ((sum, server), idle) in micros.iter_mut().zip([&picker, &no_op]).zip(idle) {
+            let Cost { decisions, busy, elapsed } = saturated(server, n_bytes, way).await;
+            *sum += (busy - idle * elapsed) / decisions * 1e6 / f64::from(N_TURNS);
         }
     }
     let [own, bare] = micros;
@@ -175,16 +177,21 @@ async fn at_rate(picker: &Picker, n_bytes: usize, rate: u32) {
 }
 
 async fn idle(picker: &Picker) {
-    // The first scrapes take longer.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let (before, start) = (picker.cpu_seconds(), Instant::now());
-    tokio::time::sleep(RUN * 2).await;
-    let share = (picker.cpu_seconds() - before) / start.elapsed().as_secs_f64();
+    let share = idle_share(picker, RUN * 2).await;
     println!(
         "idle with {N_IDLE_PODS} pods: {:.1} % of a core, {:.0} MiB",
         share * 100.0,
         picker.memory_mib()
     );
+}
+
+/// Share of a core that the picker needs without requests.
+async fn idle_share(picker: &Picker, time: Duration) -> f64 {
+    // The first scrapes take longer.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (before, start) = (picker.cpu_seconds(), Instant::now());
+    tokio::time::sleep(time).await;
+    (picker.cpu_seconds() - before) / start.elapsed().as_secs_f64()
 }
 
 /// 512 chats that share their beginnings, as conversations do.

@@ -45,14 +45,20 @@ const ENVELOPE_BYTES: usize = 1 << 20;
 /// Serves all streams with one director.
 #[derive(Clone, Debug)]
 pub struct Processor {
+    shared: Arc<Shared>,
+    /// `ip:port` at which the proxy reached the picker, if it is known.
+    address: Option<Arc<str>>,
+}
+
+/// Everything that the streams have in common.
+#[derive(Debug)]
+struct Shared {
     director: Arc<Director>,
     spans: Arc<Spans>,
     tokenizer: Tokenizer,
     limits: Limits,
-    observed: Arc<Observed<Served>>,
+    observed: Observed<Served>,
     cut: CancellationToken,
-    /// `ip:port` at which the proxy reached the picker, if it is known.
-    address: Option<Arc<str>>,
 }
 
 /// A request after its pick, and the span in which its response is noted.
@@ -115,14 +121,10 @@ struct Conversation {
     way: Way,
     /// Mode of the body in a report. Envoy announces no modes there.
     reported: BodyMode,
-    director: Arc<Director>,
-    tokenizer: Tokenizer,
-    limits: Limits,
-    observed: Arc<Observed<Served>>,
+    shared: Arc<Shared>,
     opened: Instant,
     /// Time of the last message.
     heard: Instant,
-    spans: Arc<Spans>,
     /// The request's span, after its headers came.
     span: RequestSpan,
     /// Cancelled when the process cannot wait for the stream any longer.
@@ -142,25 +144,28 @@ impl Processor {
         (limits, tokenizer): (Limits, Tokenizer),
         cut: CancellationToken,
     ) -> Self {
-        let started = now().wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let observed = Arc::new(Observed::new(format!("{:x}", started.as_nanos())));
-        Self { director, spans, tokenizer, limits, observed, cut, address: None }
+        let started = wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let observed = Observed::new(format!("{:x}", started.as_nanos()));
+        let shared = Arc::new(Shared { director, spans, tokenizer, limits, observed, cut });
+        Self { shared, address: None }
     }
 
     /// The service for a proxy that reached the picker at `address`.
     pub(super) fn service_at(&self, address: SocketAddr) -> ExternalProcessorServer<Self> {
-        let processor = Self { address: Some(address.to_string().into()), ..self.clone() };
-        let max_bytes = self.limits.max_body_bytes.saturating_add(ENVELOPE_BYTES);
+        let shared = Arc::clone(&self.shared);
+        let max_bytes = shared.limits.max_body_bytes.saturating_add(ENVELOPE_BYTES);
+        let processor = Self { shared, address: Some(address.to_string().into()) };
         ExternalProcessorServer::new(processor).max_decoding_message_size(max_bytes)
     }
 
     /// Ends the requests whose responses the proxy never reports, until `stop`.
     pub(super) async fn give_up_reports(self, stop: CancellationToken) {
-        let is_over = |served: &Served, since| self.director.engine_is_quiet(&served.in_flight, since);
+        let Shared { director, observed, .. } = &*self.shared;
+        let is_over = |served: &Served, since| director.engine_is_quiet(&served.in_flight, since);
         while timeout(REPORT_WAIT / 10, stop.cancelled()).await.is_err() {
-            for served in self.observed.expire(now().instant, is_over) {
-                self.director.metrics().unreported_responses.inc();
-                served.end(&self.director, &ResponseReport::default());
+            for served in observed.expire(clock(), is_over) {
+                director.metrics().unreported_responses.inc();
+                served.end(director, &ResponseReport::default());
             }
         }
     }
@@ -174,32 +179,29 @@ impl ExternalProcessor for Processor {
         &self,
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Self::ProcessStream>, Status> {
+        let Shared { director, limits, cut, .. } = &*self.shared;
         let options = StreamOptions {
-            max_body_bytes: self.limits.max_body_bytes,
-            fresh_request_id: self.director.fresh_request_id(),
+            max_body_bytes: limits.max_body_bytes,
+            fresh_request_id: director.fresh_request_id(),
             pool: named_pool(request.metadata())?,
-            compat: self.director.compat(),
-            explains: self.director.explains(),
+            compat: director.compat(),
+            explains: director.explains(),
         };
-        let opened = now().instant;
+        let opened = clock();
         let way = Way::of(request.metadata(), self.address.as_ref());
         let reported = reported(request.metadata());
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
-            exchange: Exchange::new(options, self.limits.budget.reserve()),
+            exchange: Exchange::new(options, limits.budget.reserve()),
             way,
             reported,
-            director: Arc::clone(&self.director),
-            tokenizer: self.tokenizer.clone(),
-            limits: self.limits.clone(),
-            observed: Arc::clone(&self.observed),
             opened,
             heard: opened,
-            spans: Arc::clone(&self.spans),
             span: RequestSpan::none(),
-            cut: Box::pin(self.cut.clone().cancelled_owned()),
-            _open: OpenStream::new(self.director.metrics().streams.clone()),
+            cut: Box::pin(cut.clone().cancelled_owned()),
+            _open: OpenStream::new(director.metrics().streams.clone()),
+            shared: Arc::clone(&self.shared),
         };
         // Every answer takes the conversation and gives it back, so it is moved as a pointer.
         let answers = try_unfold(Box::new(conversation), async |mut conversation| {
@@ -241,7 +243,7 @@ impl Served {
     fn end(self, director: &Director, report: &ResponseReport) {
         let Self { in_flight, span } = self;
         span.note_response(report);
-        director.settle(in_flight, report, now().instant);
+        director.settle(in_flight, report, clock());
     }
 }
 
@@ -304,14 +306,16 @@ impl Conversation {
     /// The refusal of a body that came in a message too long to be read; `None` if `status` has another cause.
     fn refuse_too_large(&mut self, status: &Status) -> Option<Received> {
         let is_body = status.code() == Code::OutOfRange && self.exchange.expects_request();
-        let limit = self.limits.max_body_bytes;
+        let limit = self.shared.limits.max_body_bytes;
         is_body.then(|| self.exchange.give_up(RequestFault::TooLarge { limit }).ok()).flatten()
     }
 
     /// Makes the stream the report of a response.
     fn begin_report(&mut self, report: Report) -> Reported {
         let Report { ticket, destination } = report;
-        let Some(Served { in_flight, span }) = self.observed.claim(&ticket) else { return Reported::Unknown };
+        let Some(Served { in_flight, span }) = self.shared.observed.claim(&ticket) else {
+            return Reported::Unknown;
+        };
         self.span = span;
         self.exchange.observe(destination, self.reported, Held::InFlight(in_flight));
         Reported::Begun
@@ -337,10 +341,10 @@ impl Conversation {
 
     async fn take(&mut self, message: ProcessingRequest) -> Result<(), Status> {
         if let Some(processing_request::Request::RequestHeaders(headers)) = &message.request {
-            self.span = self.spans.begin(headers);
+            self.span = self.shared.spans.begin(headers);
         }
         if self.exchange.expects_request() {
-            self.heard = now().instant;
+            self.heard = clock();
         }
         let received = self.exchange.receive(message);
         self.answer(received).await?;
@@ -352,7 +356,7 @@ impl Conversation {
         if let Some((served, held)) = self.exchange.take_served_elsewhere()
             && let Some(in_flight) = held.in_flight_mut()
         {
-            self.director.note_served_elsewhere(in_flight, &served, now());
+            self.shared.director.note_served_elsewhere(in_flight, &served, now());
         }
         Ok(())
     }
@@ -384,7 +388,7 @@ impl Conversation {
             }
             Way::Past { picker } => {
                 let span = std::mem::replace(&mut self.span, RequestSpan::none());
-                let ticket = self.observed.keep(Served { in_flight, span }, now().instant);
+                let ticket = self.shared.observed.keep(Served { in_flight, span }, clock());
                 let pick = Pick { destination, rewrite, reason: None, lease: Held::Elsewhere };
                 let mut answers = self.exchange.answer(pending, Ok(pick));
                 let picker = picker.map(|address| address.to_string());
@@ -396,7 +400,7 @@ impl Conversation {
 
     /// The time by which more of the request must have come, and the fault otherwise.
     fn deadline(&self) -> (Instant, RequestFault) {
-        let Timeouts { idle, total } = self.limits.timeouts;
+        let Timeouts { idle, total } = self.shared.limits.timeouts;
         let (stalled, too_slow) = (self.heard + idle, self.opened + total);
         if stalled < too_slow {
             (stalled, RequestFault::Stalled { idle })
@@ -407,7 +411,7 @@ impl Conversation {
 
     /// The prompts' token ids, if the decision needs them.
     async fn tokens(&self, needs_pick: &NeedsPick) -> PromptTokens {
-        let Self { director, tokenizer, limits, .. } = self;
+        let Shared { director, tokenizer, limits, .. } = &*self.shared;
         let NeedsPick { request, pending: Pending::Body { body, .. } } = needs_pick else {
             return PromptTokens::Unasked;
         };
@@ -419,7 +423,7 @@ impl Conversation {
         if held.try_grow(n_bytes.saturating_mul(2)).is_err() {
             return PromptTokens::Unknown("no memory is left for the ids".to_owned());
         }
-        let started = now().instant;
+        let started = clock();
         let outcome = tokenizer.prompts(api, (body.pieces(), target_model.as_deref()), &endpoint).await;
         director.metrics().tokenize_seconds.observe(started.elapsed().as_secs_f64());
         match outcome {
@@ -434,12 +438,12 @@ impl Conversation {
     }
 
     fn decide(&self, request: PickRequest, tokens: PromptTokens) -> Result<Pick<InFlightRequest>, Refusal> {
-        let Self { director, span, .. } = self;
+        let director = &self.shared.director;
         let now = now();
         let (picked, record) = director.decide_on_record(request, tokens, now);
         let elapsed = now.instant.elapsed();
         director.metrics().decision_seconds.observe(elapsed.as_secs_f64());
-        span.note_decision(&record, now.wall, now.wall + elapsed);
+        self.span.note_decision(&record, now.wall, now.wall + elapsed);
         picked
     }
 }
@@ -449,7 +453,7 @@ impl Drop for Conversation {
         self.read_rest();
         if let Some((Held::InFlight(in_flight), report)) = self.exchange.end() {
             let span = std::mem::replace(&mut self.span, RequestSpan::none());
-            Served { in_flight, span }.end(&self.director, &report);
+            Served { in_flight, span }.end(&self.shared.director, &report);
         }
     }
 }
@@ -467,7 +471,16 @@ impl Drop for OpenStream {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]
 fn now() -> Now {
-    Now { instant: Instant::now(), wall: SystemTime::now() }
+    Now { instant: clock(), wall: wall_clock() }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
 }
