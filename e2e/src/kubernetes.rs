@@ -93,7 +93,7 @@ pub async fn run(args: RunArgs) -> Result<End> {
 
 /// `e2e up --on …`.
 pub async fn up(args: UpArgs) -> Result<End> {
-    let UpArgs { state, cluster, on, install } = args;
+    let UpArgs { state, picker: _, cluster, on, install } = args;
     let session = Session::new(cluster.verbose)?;
     let run_dir = state_dir(&state)?.join("kubernetes");
     let manifests = flags::sources(&cluster.manifests, &run_dir)?;
