@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::future::join_all;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::check::{Check, Claim, Group};
 use crate::cluster::fault::Fault;
@@ -192,16 +192,25 @@ async fn controllers(lab: &Lab<'_>) -> Result<()> {
 }
 
 async fn api_server(lab: &Lab<'_>) -> Result<()> {
-    let [answers_claim] =
-        lab.announce([claim("api-server/answers", "No request is lost while the API server answers nobody")]);
+    let [answers_claim, control] = lab.announce([
+        claim("api-server/answers", "No request is lost while the API server answers nobody"),
+        claim("api-server/control", "The API server answers nobody meanwhile, and somebody afterwards"),
+    ]);
     lab.cluster.can(&Fault::HangApiServer)?;
+    // Pages of pickers come through the API server.
+    let asked = || lab.cluster.picker_pages("/metrics");
+    let answered = |answers: bool| if answers { "an answer" } else { "no answer" };
     let work = async {
         lab.cluster.inflict(&Fault::HangApiServer).await?;
-        sleep(OUTAGE).await;
-        lab.cluster.end(&Fault::HangApiServer).await
+        let over = sleep(OUTAGE);
+        let meanwhile = timeout(OUTAGE, asked()).await.is_ok_and(|pages| pages.is_ok());
+        over.await;
+        lab.cluster.end(&Fault::HangApiServer).await?;
+        anyhow::Ok(format!("{}, then {}", answered(meanwhile), answered(asked().await.is_ok())))
     };
-    let ((), answers) = meanwhile(lab, "the API server hangs", work).await?;
+    let (seen, answers) = meanwhile(lab, "the API server hangs", work).await?;
     check_answers(lab, answers_claim, &answers);
+    lab.check(control.equal("no answer, then an answer".to_owned(), seen));
     Ok(())
 }
 
