@@ -20,7 +20,7 @@ mod forward;
 
 mod edits;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex as Brief, PoisonError};
@@ -34,7 +34,7 @@ use lab::cluster::fault::{Fault, Unavailable};
 use lab::cluster::manifests::Manifests;
 use lab::cluster::provider::{Answer, Provider, Server};
 use lab::cluster::run_files::RunFiles;
-use lab::cluster::{Fresh, Options, Progress, Status};
+use lab::cluster::{Fresh, Options, Pod, Progress, Status};
 use load::client::Client;
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -165,17 +165,55 @@ impl KubernetesCluster {
             })
         };
         wait::until(&self.access, (&name, settle::LIMIT), &self.progress, look).await?;
-        let template = &deployment["spec"]["template"]["metadata"];
-        let wanted: BTreeMap<String, String> = serde_json::from_value(template["annotations"].clone())?;
-        let labels: BTreeMap<String, String> = serde_json::from_value(template["labels"].clone())?;
-        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        for pod in self.access.list::<Object>(&namespace, &labels.join(",")).await? {
+        let wanted = &deployment["spec"]["template"]["metadata"]["annotations"];
+        let wanted: BTreeMap<String, String> = serde_json::from_value(wanted.clone())?;
+        for pod in self.pods_of(deployment).await? {
             let annotations = pod.metadata.annotations.unwrap_or_default();
             if edits::epoch(&annotations) != edits::epoch(&wanted) {
                 self.kill(&namespace, &pod.metadata.name.unwrap_or_default()).await?;
             }
         }
         Ok(())
+    }
+
+    /// Deletes the pods of the Deployments of engines without grace, and returns their names: their ReplicaSets make
+    /// others at once.
+    async fn kill_engines(&self, objects: &[Value]) -> Result<BTreeSet<String>> {
+        let mut killed = BTreeSet::new();
+        for deployment in objects.iter().filter(|object| edits::is_of_engines(object)) {
+            let (namespace, _) = edits::place(deployment);
+            for pod in self.pods_of(deployment).await? {
+                let name = pod.metadata.name.unwrap_or_default();
+                self.kill(&namespace, &name).await?;
+                killed.insert(name);
+            }
+        }
+        Ok(killed)
+    }
+
+    /// Waits until as many pods of engines are ready as the objects ask for, and none that was killed.
+    async fn until_replaced(&self, objects: &[Value], killed: &BTreeSet<String>) -> Result<()> {
+        let engines = objects.iter().filter(|object| edits::is_of_engines(object));
+        let n_wanted: u64 =
+            engines.map(|deployment| deployment["spec"]["replicas"].as_u64().unwrap_or(1)).sum();
+        let look = async || {
+            let status = self.watch.fresh().await?.status;
+            let is_new = |pod: &&Pod| pod.ready && !killed.contains(&pod.name);
+            let n_new = status.pods.iter().filter(is_new).count();
+            Ok(match n_new == status.pods.len() && u64::try_from(n_new)? == n_wanted {
+                true => Look::Done(()),
+                false => Look::Missing(format!("{n_new} of {n_wanted} new pods are ready")),
+            })
+        };
+        wait::until(&self.access, ("waiting for pods", settle::LIMIT), &self.progress, look).await
+    }
+
+    async fn pods_of(&self, deployment: &Value) -> Result<Vec<Object>> {
+        let (namespace, _) = edits::place(deployment);
+        let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+        let labels: BTreeMap<String, String> = serde_json::from_value(labels.clone())?;
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        self.access.list::<Object>(&namespace, &labels.join(",")).await
     }
 
     /// Deletes a pod without grace; one that is gone already is no error.
@@ -247,16 +285,28 @@ impl KubernetesCluster {
         let arguments = pickers::arguments(&fresh)?;
         self.set_pickers(&fresh, arguments).await?;
         let manifests = self.manifests();
-        let mut settings = self.applied.lock().await.settings.clone();
-        settings.epoch += 1;
+        let (mut settings, before) = {
+            let applied = self.applied.lock().await;
+            (applied.settings.clone(), applied.objects.clone())
+        };
         let n_pickers = fresh.pickers.unwrap_or(self.n_pickers);
         settings.fresh = fresh;
         let old: Vec<String> =
             self.watch.view().status.pickers.iter().map(|picker| picker.name.clone()).collect();
-        self.put(&manifests, settings).await?;
+        let killed = match edits::objects(&manifests, &settings)? == before {
+            true => self.kill_engines(&before).await?,
+            false => {
+                settings.epoch += 1;
+                self.put(&manifests, settings).await?;
+                BTreeSet::new()
+            }
+        };
         self.scale_pickers(n_pickers).await?;
         for picker in &old {
             self.kill(ENVOY_GATEWAY, picker).await?;
+        }
+        if !killed.is_empty() {
+            self.until_replaced(&before, &killed).await?;
         }
         self.until_known().await.map(drop)
     }

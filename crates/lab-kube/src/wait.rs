@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use crate::api::{Access, DEFAULT, ENVOY_GATEWAY};
 
 /// Time between two looks.
-const POLL: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(200);
 /// Pods, events and log lines that an error shows.
 const MAX_PODS: usize = 3;
 const MAX_EVENTS: usize = 5;

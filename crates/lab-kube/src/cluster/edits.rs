@@ -99,6 +99,11 @@ pub(super) fn epoch(annotations: &BTreeMap<String, String>) -> Option<&str> {
     annotations.get(EPOCH).map(String::as_str)
 }
 
+/// True for a Deployment of engines, which has the lab's settings.
+pub(super) fn is_of_engines(object: &Value) -> bool {
+    object["spec"]["template"]["metadata"]["annotations"][EPOCH].is_string()
+}
+
 fn identity(object: &Value) -> Identity {
     let (namespace, name) = place(object);
     (object["kind"].as_str().unwrap_or_default().to_owned(), namespace, name)
@@ -187,7 +192,7 @@ mod tests {
     use lab::cluster::manifests::Manifests;
     use serde_json::Value;
 
-    use super::{Settings, append, objects, plain, removed, replaced};
+    use super::{Settings, append, is_of_engines, objects, plain, removed, replaced};
 
     fn settings(engine_args: &[&str], epoch: u64) -> Settings {
         let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -215,6 +220,9 @@ mod tests {
             script.ends_with("--enable-prefix-caching --request-log /dev/stdout --enable-prompt-tokens-details --time-scale 10 --fault 'status:code=429,rate=0.3'"),
             "{script}"
         );
+        let engines: Vec<&Value> = edited.iter().filter(|object| is_of_engines(object)).collect();
+        assert_eq!(engines, [of_kind(&edited, "Deployment")]);
+        assert!(plain(&Manifests::tutorial()).unwrap().iter().all(|object| !is_of_engines(object)));
         let spec = &of_kind(&edited, "Deployment")["spec"];
         assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&2.into(), &"Recreate".into()));
         assert_eq!(of_kind(&edited, "GatewayClass")["spec"]["parametersRef"]["name"], "warmpath-lab");

@@ -196,7 +196,6 @@ impl<'a> Lab<'a> {
             self.cluster.reset_manifests().await.context("take the edited manifests back")?;
         }
         self.cluster.restart(fresh).await.context("restart pods and picker")?;
-        self.cluster.settled().await?;
         self.reconnect();
         Ok(())
     }
@@ -205,7 +204,6 @@ impl<'a> Lab<'a> {
     pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
         self.connections.edited.store(true, Ordering::Relaxed);
         self.cluster.apply(manifests).await.context("apply the edited manifests")?;
-        self.cluster.settled().await?;
         self.reconnect();
         Ok(())
     }
@@ -214,7 +212,6 @@ impl<'a> Lab<'a> {
     pub async fn reset(&self) -> Result<()> {
         self.connections.edited.store(false, Ordering::Relaxed);
         self.cluster.reset_manifests().await?;
-        self.cluster.settled().await?;
         self.reconnect();
         Ok(())
     }
