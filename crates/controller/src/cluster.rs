@@ -24,6 +24,10 @@ pub enum Kind {
     PoolV1Alpha2,
     PoolV1,
     Model,
+    /// InferenceModelRewrites of `inference.networking.x-k8s.io`.
+    Rewrite,
+    /// InferenceModelRewrites of `llm-d.ai`.
+    RewriteOfLlmD,
     GatewayClass,
     Gateway,
     HttpRoute,
@@ -67,10 +71,12 @@ struct Held {
 // === impl Kind ===
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::PoolV1Alpha2,
         Self::PoolV1,
         Self::Model,
+        Self::Rewrite,
+        Self::RewriteOfLlmD,
         Self::GatewayClass,
         Self::Gateway,
         Self::HttpRoute,
@@ -90,6 +96,8 @@ impl Kind {
             Self::PoolV1Alpha2 => ("inference.networking.x-k8s.io/v1alpha2", "InferencePool"),
             Self::PoolV1 => ("inference.networking.k8s.io/v1", "InferencePool"),
             Self::Model => ("inference.networking.x-k8s.io/v1alpha2", "InferenceModel"),
+            Self::Rewrite => ("inference.networking.x-k8s.io/v1alpha2", "InferenceModelRewrite"),
+            Self::RewriteOfLlmD => ("llm-d.ai/v1alpha2", "InferenceModelRewrite"),
             Self::GatewayClass => ("gateway.networking.k8s.io/v1", "GatewayClass"),
             Self::Gateway => ("gateway.networking.k8s.io/v1", "Gateway"),
             Self::HttpRoute => ("gateway.networking.k8s.io/v1", "HTTPRoute"),
@@ -131,6 +139,8 @@ impl Kind {
             Self::PoolV1Alpha2
             | Self::PoolV1
             | Self::Model
+            | Self::Rewrite
+            | Self::RewriteOfLlmD
             | Self::GatewayClass
             | Self::Gateway
             | Self::HttpRoute

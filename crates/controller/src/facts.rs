@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use inference_api::gateway::{Gateway, GatewayClass, HttpRoute};
 use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient;
+use inference_api::model_rewrite::InferenceModelRewrite;
 use inference_api::object::ObjectKey;
 use inference_api::pool::{InferenceModel, InferencePool};
 use inference_api::{keys, object};
@@ -30,6 +31,7 @@ pub struct Facts {
     pub authority: String,
     pub pools: Vec<InferencePool>,
     pub models: Vec<InferenceModel>,
+    pub rewrites: Vec<InferenceModelRewrite>,
     /// All Services, except those that the controller has made.
     pub services: BTreeSet<ObjectKey>,
     pub classes: Vec<GatewayClass>,
@@ -103,11 +105,11 @@ impl Facts {
             Fact::Object(object) => match *object {
                 Object::InferencePool(pool) => self.insert_pool(pool),
                 Object::InferenceModel(model) => self.models.push(model),
+                Object::InferenceModelRewrite(rewrite) => self.rewrites.push(rewrite),
                 Object::GatewayClass(class) => self.classes.push(class),
                 Object::Gateway(gateway) => self.gateways.push(gateway),
                 Object::HttpRoute(route) => self.routes.push(route),
                 Object::InferenceObjective(_)
-                | Object::InferenceModelRewrite(_)
                 | Object::ReferenceGrant(_)
                 | Object::Namespace(_)
                 | Object::BackendTrafficPolicy(_)

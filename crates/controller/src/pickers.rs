@@ -71,7 +71,11 @@ fn rights(picker: &ObjectKey, metadata: &Value) -> [Value; 2] {
         "metadata": metadata,
         "rules": [
             read("", &["pods"]),
-            read(keys::GROUP_X, &["inferencepools", "inferencemodels"]),
+            read(
+                keys::GROUP_X,
+                &["inferencepools", "inferencemodels", "inferenceobjectives", "inferencemodelrewrites"],
+            ),
+            read(keys::LLM_D_GROUP, &["inferenceobjectives", "inferencemodelrewrites"]),
             read(keys::GROUP, &["inferencepools"]),
         ],
     });

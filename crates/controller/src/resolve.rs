@@ -3,7 +3,8 @@
 use gateway_config::attachment::Responses;
 use gateway_config::xds::{Picker, Pool, Trust};
 use inference_api::keys;
-use inference_api::object::ObjectKey;
+use inference_api::model_rewrite::InferenceModelRewrite;
+use inference_api::object::{ObjectKey, ObjectMeta};
 use inference_api::pool::{InferenceModel, InferencePool, PickerRef, PoolVersion};
 
 use crate::facts::Facts;
@@ -76,10 +77,9 @@ pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
 
 /// True if a model of the pool has another name in the engines, which the picker restores in responses.
 fn renames(pool: &InferencePool, facts: &Facts) -> bool {
-    let changes = |model: &&InferenceModel| {
-        model.meta.namespace == pool.meta.namespace
-            && model.pool == pool.meta.name
-            && model.target_models.iter().any(|target| target.name != model.model_name)
-    };
-    facts.models.iter().any(|model| changes(&model))
+    let is_of =
+        |meta: &ObjectMeta, name: &str| meta.namespace == pool.meta.namespace && name == pool.meta.name;
+    let mut models = facts.models.iter().filter(|model| is_of(&model.meta, &model.pool));
+    let mut rewrites = facts.rewrites.iter().filter(|rewrite| is_of(&rewrite.meta, &rewrite.pool));
+    models.any(InferenceModel::renames) || rewrites.any(InferenceModelRewrite::renames)
 }

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions of InferencePool and InferenceModel, with the limits of the API.
+//! The CustomResourceDefinitions of InferencePool and of the objects that refer to one, with the limits of the API.
 //!
 //! `manifests/crds` holds them as files. Their schemas have the fields of the wire forms in [`crate::pool`] and no
 //! others: an API server drops what Warmpath does not know. Rules that need a field's old value, or two fields, are CEL.
@@ -12,6 +12,8 @@ use crate::pool::{MAX_MODEL_NAME, MAX_TARGET_MODELS, MAX_TARGET_PORTS, MAX_TARGE
 const MAX_NAME: usize = 253;
 /// Most labels in a pool's selector.
 const MAX_SELECTOR_LABELS: usize = 64;
+/// Most rules of a rewrite, and most models of a rule. An API server wants a bound of what CEL looks at.
+const MAX_REWRITE_LIST: usize = 16;
 /// Most conditions of one object (Gateway API).
 const MAX_CONDITIONS: usize = 8;
 /// Most parents in a pool's status (Gateway API).
@@ -43,7 +45,7 @@ pub struct Crd {
 
 /// All that Warmpath serves.
 #[must_use]
-pub fn all() -> [Crd; 3] {
+pub fn all() -> [Crd; 5] {
     [
         Crd {
             group: GROUP_X,
@@ -78,6 +80,24 @@ pub fn all() -> [Crd; 3] {
                 ("Accepted", ".status.conditions[?(@.type==\"Accepted\")].status"),
             ],
             spec: model_spec(),
+            status: object(&[], json!({ "conditions": conditions() })),
+        },
+        Crd {
+            group: GROUP_X,
+            version: "v1alpha2",
+            kind: "InferenceObjective",
+            short_name: "infobj",
+            columns: vec![("Inference Pool", ".spec.poolRef.name"), ("Priority", ".spec.priority")],
+            spec: objective_spec(),
+            status: object(&[], json!({ "conditions": conditions() })),
+        },
+        Crd {
+            group: GROUP_X,
+            version: "v1alpha2",
+            kind: "InferenceModelRewrite",
+            short_name: "infrewrite",
+            columns: vec![("Inference Pool", ".spec.poolRef.name")],
+            spec: rewrite_spec(),
             status: object(&[], json!({ "conditions": conditions() })),
         },
     ]
@@ -194,18 +214,6 @@ fn pool_spec_v1() -> Value {
 }
 
 fn model_spec() -> Value {
-    let target = object(
-        &["name"],
-        json!({
-            "name": text(1, MAX_NAME),
-            "weight": { "type": "integer", "format": "int32", "minimum": 1, "maximum": MAX_TARGET_WEIGHT },
-        }),
-    );
-    let pool_ref = json!({
-        "group": with(group_name(), "default", json!(GROUP_X)),
-        "kind": with(kind_name(), "default", json!("InferencePool")),
-        "name": text(1, MAX_NAME),
-    });
     object(
         &["modelName", "poolRef"],
         json!({
@@ -215,18 +223,50 @@ fn model_spec() -> Value {
                 cel("self == oldSelf", "modelName is immutable"),
             ),
             "criticality": { "type": "string", "enum": ["Critical", "Standard", "Sheddable"] },
-            "targetModels": {
-                "type": "array",
-                "maxItems": MAX_TARGET_MODELS,
-                "items": target,
-                "x-kubernetes-validations": cel(
-                    "self.all(model, has(model.weight)) || self.all(model, !has(model.weight))",
-                    "set a weight on all target models or on none",
-                ),
-            },
-            "poolRef": object(&["name"], pool_ref),
+            "targetModels": targets("name"),
+            "poolRef": pool_ref(GROUP_X),
         }),
     )
+}
+
+fn objective_spec() -> Value {
+    let priority = json!({ "type": "integer", "format": "int32", "minimum": i32::MIN, "maximum": i32::MAX });
+    object(&["poolRef"], json!({ "priority": priority, "poolRef": pool_ref(GROUP) }))
+}
+
+fn rewrite_spec() -> Value {
+    let exact = json!({ "type": "string", "enum": ["Exact"], "default": "Exact" });
+    let model = object(&["value"], json!({ "type": exact, "value": text(1, MAX_MODEL_NAME) }));
+    let matcher = object(&["model"], json!({ "model": model }));
+    let rule = json!({
+        "matches": { "type": "array", "maxItems": MAX_REWRITE_LIST, "items": matcher },
+        "targets": targets("modelRewrite"),
+    });
+    let rules = json!({ "type": "array", "maxItems": MAX_REWRITE_LIST, "items": object(&[], rule) });
+    object(&["poolRef", "rules"], json!({ "poolRef": pool_ref(GROUP), "rules": rules }))
+}
+
+/// Models in the engines, each with its name in the field `name`.
+fn targets(name: &str) -> Value {
+    let weight = json!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": MAX_TARGET_WEIGHT });
+    json!({
+        "type": "array",
+        "maxItems": MAX_TARGET_MODELS,
+        "items": object(&[name], json!({ name: text(1, MAX_NAME), "weight": weight })),
+        "x-kubernetes-validations": cel(
+            "self.all(model, has(model.weight)) || self.all(model, !has(model.weight))",
+            "set a weight on all target models or on none",
+        ),
+    })
+}
+
+fn pool_ref(default_group: &str) -> Value {
+    let pool_ref = json!({
+        "group": with(group_name(), "default", json!(default_group)),
+        "kind": with(kind_name(), "default", json!("InferencePool")),
+        "name": text(1, MAX_NAME),
+    });
+    object(&["name"], pool_ref)
 }
 
 /// Properties that the reference to a picker has in both versions.

@@ -24,6 +24,17 @@ pub struct RewriteRule {
     pub targets: Vec<TargetModel>,
 }
 
+impl InferenceModelRewrite {
+    /// True if a model has another name in the engines than for clients.
+    #[must_use]
+    pub fn renames(&self) -> bool {
+        self.rules.iter().any(|RewriteRule { models, targets }| match models.as_slice() {
+            [] => !targets.is_empty(),
+            models => models.iter().any(|model| targets.iter().any(|target| target.name != *model)),
+        })
+    }
+}
+
 // === wire form ===
 
 #[derive(Deserialize)]

@@ -212,6 +212,14 @@ pub struct InferenceModel {
     pub pool: String,
 }
 
+impl InferenceModel {
+    /// True if the model has another name in the engines than for clients.
+    #[must_use]
+    pub fn renames(&self) -> bool {
+        self.target_models.iter().any(|target| target.name != self.model_name)
+    }
+}
+
 /// Treatment of a model's requests when the pool is saturated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum Criticality {

@@ -9,13 +9,15 @@ macro_rules! files {
 }
 
 /// Manifests of our components, as `kubectl apply -k` takes them.
-pub const COMPONENTS: [(&str, &str); 8] = files![
+pub const COMPONENTS: [(&str, &str); 10] = files![
     "manifests/components/controller.yaml",
     "manifests/components/envoy-gateway.yaml",
     "manifests/components/kustomization.yaml",
     "manifests/components/pickers.yaml",
     "manifests/crds/inference.networking.k8s.io_inferencepools.yaml",
+    "manifests/crds/inference.networking.x-k8s.io_inferencemodelrewrites.yaml",
     "manifests/crds/inference.networking.x-k8s.io_inferencemodels.yaml",
+    "manifests/crds/inference.networking.x-k8s.io_inferenceobjectives.yaml",
     "manifests/crds/inference.networking.x-k8s.io_inferencepools.yaml",
     "manifests/crds/kustomization.yaml",
 ];

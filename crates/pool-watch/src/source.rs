@@ -91,7 +91,7 @@ fn stream(client: &Client, namespace: &str, watch: &Watch) -> Events<Seen> {
             let pods = watches::events(api, watcher::Config::default().labels(selector));
             pods.map(|event| event.map(|event| Seen::Pod(Box::new(event)))).boxed()
         }
-        Watch::PoolsV1Alpha2 | Watch::PoolsV1 | Watch::Models => {
+        Watch::PoolsV1Alpha2 | Watch::PoolsV1 | Watch::Models | Watch::Objectives(_) | Watch::Rewrites(_) => {
             let (api_version, kind) = watch.kind();
             let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
             let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));

@@ -7,7 +7,9 @@ use std::fmt;
 
 use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient;
+use inference_api::model_rewrite::InferenceModelRewrite;
 use inference_api::object::{DEFAULT_NAMESPACE, ObjectKey};
+use inference_api::objective::InferenceObjective;
 use inference_api::pool::{InferenceModel, InferencePool};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -45,8 +47,21 @@ pub enum Watch {
     PoolsV1,
     /// InferenceModels.
     Models,
+    /// InferenceObjectives of a group.
+    Objectives(Group),
+    /// InferenceModelRewrites of a group.
+    Rewrites(Group),
     /// Pods that match a label selector such as `app=qwen`.
     Pods(String),
+}
+
+/// An API group of InferenceObjective and InferenceModelRewrite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    /// `inference.networking.x-k8s.io`.
+    Older,
+    /// `llm-d.ai`.
+    Newer,
 }
 
 /// An event of a watch.
@@ -63,6 +78,8 @@ pub struct NamespaceView {
     pools_v1alpha2: Store<Version<InferencePool>>,
     pools_v1: Store<Version<InferencePool>>,
     models: Store<Version<InferenceModel>>,
+    objectives: BTreeMap<Group, Store<Version<InferenceObjective>>>,
+    rewrites: BTreeMap<Group, Store<Version<InferenceModelRewrite>>>,
     /// Pods by the selector of their watch.
     pods: BTreeMap<String, Store<PodState>>,
 }
@@ -95,6 +112,8 @@ impl Watch {
             Self::PoolsV1Alpha2 => ("inference.networking.x-k8s.io/v1alpha2", "InferencePool"),
             Self::PoolsV1 => ("inference.networking.k8s.io/v1", "InferencePool"),
             Self::Models => ("inference.networking.x-k8s.io/v1alpha2", "InferenceModel"),
+            Self::Objectives(group) => (group.api_version(), "InferenceObjective"),
+            Self::Rewrites(group) => (group.api_version(), "InferenceModelRewrite"),
             Self::Pods(_) => ("v1", "Pod"),
         }
     }
@@ -104,6 +123,19 @@ impl fmt::Display for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, kind) = self.kind();
         f.write_str(kind)
+    }
+}
+
+// === impl Group ===
+
+impl Group {
+    const ALL: [Self; 2] = [Self::Older, Self::Newer];
+
+    fn api_version(self) -> &'static str {
+        match self {
+            Self::Older => "inference.networking.x-k8s.io/v1alpha2",
+            Self::Newer => "llm-d.ai/v1alpha2",
+        }
     }
 }
 
@@ -117,6 +149,8 @@ impl NamespaceView {
             pools_v1alpha2: Store::default(),
             pools_v1: Store::default(),
             models: Store::default(),
+            objectives: Group::ALL.map(|group| (group, Store::default())).into(),
+            rewrites: Group::ALL.map(|group| (group, Store::default())).into(),
             pods: BTreeMap::new(),
         }
     }
@@ -132,12 +166,25 @@ impl NamespaceView {
             (Watch::PoolsV1Alpha2, Seen::Object(event)) => apply(&mut self.pools_v1alpha2, watch, *event),
             (Watch::PoolsV1, Seen::Object(event)) => apply(&mut self.pools_v1, watch, *event),
             (Watch::Models, Seen::Object(event)) => apply(&mut self.models, watch, *event),
+            (Watch::Objectives(group), Seen::Object(event)) => {
+                apply(self.objectives.entry(*group).or_default(), watch, *event);
+            }
+            (Watch::Rewrites(group), Seen::Object(event)) => {
+                apply(self.rewrites.entry(*group).or_default(), watch, *event);
+            }
             (Watch::Pods(selector), Seen::Pod(event)) => {
                 if let Some(pods) = self.pods.get_mut(selector) {
                     pods.apply(*event, key, |pod, _| PodState::new(pod));
                 }
             }
-            (Watch::PoolsV1Alpha2 | Watch::PoolsV1 | Watch::Models, Seen::Pod(_))
+            (
+                Watch::PoolsV1Alpha2
+                | Watch::PoolsV1
+                | Watch::Models
+                | Watch::Objectives(_)
+                | Watch::Rewrites(_),
+                Seen::Pod(_),
+            )
             | (Watch::Pods(_), Seen::Object(_)) => {}
         }
         self.follow_selectors();
@@ -149,6 +196,8 @@ impl NamespaceView {
             Watch::PoolsV1Alpha2 => self.pools_v1alpha2.clear(),
             Watch::PoolsV1 => self.pools_v1.clear(),
             Watch::Models => self.models.clear(),
+            Watch::Objectives(group) => self.objectives.entry(*group).or_default().clear(),
+            Watch::Rewrites(group) => self.rewrites.entry(*group).or_default().clear(),
             Watch::Pods(selector) => self.pods.entry(selector.clone()).or_default().clear(),
         }
         self.follow_selectors();
@@ -157,8 +206,10 @@ impl NamespaceView {
     /// The watches that are needed now.
     #[must_use]
     pub fn watches(&self) -> Vec<Watch> {
-        let objects = [Watch::PoolsV1Alpha2, Watch::PoolsV1, Watch::Models];
-        objects.into_iter().chain(self.pods.keys().cloned().map(Watch::Pods)).collect()
+        let objects = [Watch::PoolsV1Alpha2, Watch::PoolsV1, Watch::Models].into_iter();
+        let groups = Group::ALL.into_iter();
+        let newer = groups.flat_map(|group| [Watch::Objectives(group), Watch::Rewrites(group)]);
+        objects.chain(newer).chain(self.pods.keys().cloned().map(Watch::Pods)).collect()
     }
 
     /// True once every watch has delivered its first list.
@@ -167,6 +218,8 @@ impl NamespaceView {
         self.pools_v1alpha2.is_listed()
             && self.pools_v1.is_listed()
             && self.models.is_listed()
+            && self.objectives.values().all(Store::is_listed)
+            && self.rewrites.values().all(Store::is_listed)
             && self.pods.values().all(Store::is_listed)
     }
 
@@ -177,9 +230,12 @@ impl NamespaceView {
         let ports: BTreeSet<u16> = pools.values().flat_map(|pool| &pool.target_ports).copied().collect();
         let pods: BTreeMap<&ObjectKey, &PodState> = self.pods.values().flat_map(Store::iter).collect();
         let records = pods.into_iter().flat_map(|(key, pod)| pod.records(key, &ports)).collect();
-        let models = self.models.iter().filter_map(|(_, model)| model.good.clone()).collect();
-        let pools = pools.into_values().cloned().collect();
-        let objects = Objects { pools, models, ..Objects::default() };
+        let objects = Objects {
+            pools: pools.into_values().cloned().collect(),
+            models: good([&self.models]),
+            objectives: good(self.objectives.values()),
+            rewrites: good(self.rewrites.values()),
+        };
         [Change::ReplaceObjects(objects), Change::ReplaceEndpoints(records)]
     }
 
@@ -187,7 +243,13 @@ impl NamespaceView {
     pub fn refused(&self) -> impl Iterator<Item = &ReadError> {
         let pools = self.pools_v1alpha2.iter().chain(self.pools_v1.iter());
         let pools = pools.filter_map(|(_, pool)| pool.error.as_ref());
-        pools.chain(self.models.iter().filter_map(|(_, model)| model.error.as_ref()))
+        let models = self.models.iter().filter_map(|(_, model)| model.error.as_ref());
+        let objectives = self.objectives.values().flat_map(Store::iter);
+        let rewrites = self.rewrites.values().flat_map(Store::iter);
+        pools
+            .chain(models)
+            .chain(objectives.filter_map(|(_, objective)| objective.error.as_ref()))
+            .chain(rewrites.filter_map(|(_, rewrite)| rewrite.error.as_ref()))
     }
 
     /// Keeps pods by the selectors that pools have now; a new selector's pods are not listed yet.
@@ -222,6 +284,26 @@ impl Stored for InferenceModel {
     fn from_object(object: Object) -> Option<Self> {
         if let Object::InferenceModel(model) = object { Some(model) } else { None }
     }
+}
+
+impl Stored for InferenceObjective {
+    fn from_object(object: Object) -> Option<Self> {
+        if let Object::InferenceObjective(objective) = object { Some(objective) } else { None }
+    }
+}
+
+impl Stored for InferenceModelRewrite {
+    fn from_object(object: Object) -> Option<Self> {
+        if let Object::InferenceModelRewrite(rewrite) = object { Some(rewrite) } else { None }
+    }
+}
+
+/// The last good versions of all objects. Of two with one name, the one of the later store counts.
+fn good<'a, T: Clone + 'a>(stores: impl IntoIterator<Item = &'a Store<Version<T>>>) -> Vec<T> {
+    let all = stores.into_iter().flat_map(Store::iter);
+    let good: BTreeMap<&ObjectKey, &T> =
+        all.filter_map(|(key, version)| Some((key, version.good.as_ref()?))).collect();
+    good.into_values().cloned().collect()
 }
 
 fn apply<T: Stored>(store: &mut Store<Version<T>>, watch: &Watch, event: Event<DynamicObject>) {

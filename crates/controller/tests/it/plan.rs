@@ -247,6 +247,19 @@ fn a_route_is_marked_again_when_what_is_attached_changes() {
     let service = |name: &str| json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default" } });
     assert_ne!(with(&service("ext-proc")), plain);
     assert_ne!(with(&model("n", "renamed")), plain);
+    let rewrite = |group: &str, target: &str| {
+        json!({
+            "apiVersion": format!("{group}/v1alpha2"), "kind": "InferenceModelRewrite",
+            "metadata": { "name": "w", "namespace": "default" },
+            "spec": { "poolRef": { "name": "qwen" }, "rules": [{
+                "matches": [{ "model": { "value": "m" } }], "targets": [{ "modelRewrite": target }],
+            }] },
+        })
+    };
+    for group in ["inference.networking.x-k8s.io", "llm-d.ai"] {
+        assert_ne!(with(&rewrite(group, "renamed")), plain, "{group}");
+        assert_eq!(with(&rewrite(group, "m")), plain, "{group}");
+    }
     // Another authority signs.
     assert_ne!(Scene::new(&routed()).mark(), plain);
     // Controls: what is not attached to it.

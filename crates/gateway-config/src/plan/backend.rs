@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use inference_api::gateway::{BackendRef, GrantFrom, GrantTo, HttpRoute};
 use inference_api::keys;
-use inference_api::model_rewrite::{InferenceModelRewrite, RewriteRule};
-use inference_api::object::ObjectKey;
-use inference_api::pool::{AppProtocol, FailureMode, InferenceModel, PoolVersion};
+use inference_api::object::{ObjectKey, ObjectMeta};
+use inference_api::pool::{AppProtocol, FailureMode, PoolVersion};
 use inference_api::port::TargetPort;
 use inference_api::workload::ServicePort;
 
@@ -175,23 +174,11 @@ fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backe
 }
 
 fn names(pool: &ObjectKey, index: &Index<'_>) -> Names {
-    let changes = |model: &&InferenceModel| {
-        model.meta.namespace == pool.namespace
-            && model.pool == pool.name
-            && model.target_models.iter().any(|target| target.name != model.model_name)
-    };
-    let is_renamed = |RewriteRule { models, targets }: &RewriteRule| match models.as_slice() {
-        [] => !targets.is_empty(),
-        models => models.iter().any(|model| targets.iter().any(|target| target.name != *model)),
-    };
-    let rewrites = |rewrite: &&InferenceModelRewrite| {
-        rewrite.meta.namespace == pool.namespace
-            && rewrite.pool == pool.name
-            && rewrite.rules.iter().any(is_renamed)
-    };
-    if index.models.iter().any(changes) || index.rewrites.iter().any(rewrites) {
-        Names::Changed
-    } else {
-        Names::Kept
+    let is_of = |meta: &ObjectMeta, name: &str| meta.namespace == pool.namespace && name == pool.name;
+    let mut models = index.models.iter().filter(|model| is_of(&model.meta, &model.pool));
+    let mut rewrites = index.rewrites.iter().filter(|rewrite| is_of(&rewrite.meta, &rewrite.pool));
+    match models.any(|model| model.renames()) || rewrites.any(|rewrite| rewrite.renames()) {
+        true => Names::Changed,
+        false => Names::Kept,
     }
 }

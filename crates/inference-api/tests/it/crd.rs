@@ -43,6 +43,17 @@ fn full(crd: &Crd) -> Value {
             "targetModels": [ { "name": "/model/qwen", "weight": 100 } ],
             "poolRef": { "group": "inference.networking.x-k8s.io", "kind": "InferencePool", "name": "pool" },
         }),
+        "inferenceobjectives.inference.networking.x-k8s.io" => json!({
+            "priority": -1,
+            "poolRef": { "group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "pool" },
+        }),
+        "inferencemodelrewrites.inference.networking.x-k8s.io" => json!({
+            "poolRef": { "group": "inference.networking.k8s.io", "kind": "InferencePool", "name": "pool" },
+            "rules": [{
+                "matches": [ { "model": { "type": "Exact", "value": "alias" } } ],
+                "targets": [ { "modelRewrite": "target", "weight": 100 } ],
+            }],
+        }),
         other => panic!("no object of {other}"),
     };
     let manifest = crd.manifest();
@@ -102,6 +113,8 @@ fn limits() -> Vec<(Crd, &'static str, Value, Value)> {
     let (v1alpha2, v1) =
         (|| crd("inferencepools.inference.networking.x"), || crd("inferencepools.inference.networking.k"));
     let (target, port) = ("/spec/targetModels", "/spec/targetPorts");
+    let (objective, rewrite) = (|| crd("inferenceobjectives"), || crd("inferencemodelrewrites"));
+    let rewritten = |n: usize| vec![json!({ "modelRewrite": "a", "weight": 1 }); n];
     vec![
         (model(), "/spec/modelName", json!("é".repeat(256)), json!("é".repeat(257))),
         (model(), "/spec/modelName", json!("m"), json!("")),
@@ -121,6 +134,12 @@ fn limits() -> Vec<(Crd, &'static str, Value, Value)> {
         (v1(), "/spec/endpointPickerRef/port/number", json!(1), json!(0)),
         (v1(), "/spec/appProtocol", json!("http"), json!("https")),
         (v1(), "/spec/selector/matchLabels", json!({ "a": "b" }), json!({})),
+        (objective(), "/spec/priority", json!(i32::MIN), json!(i64::from(i32::MIN) - 1)),
+        (rewrite(), "/spec/rules/0/targets", json!(rewritten(10)), json!(rewritten(11))),
+        (rewrite(), "/spec/rules/0/targets/0/weight", json!(1_000_000), json!(1_000_001)),
+        (rewrite(), "/spec/rules/0/targets/0/modelRewrite", json!("m"), json!("")),
+        (rewrite(), "/spec/rules/0/matches/0/model/value", json!("m"), json!("")),
+        (rewrite(), "/spec/rules/0/matches/0/model/type", json!("Exact"), json!("Prefix")),
     ]
 }
 
@@ -213,8 +232,9 @@ fn a_schema_with_another_limit_disagrees_with_the_reader() {
             serde_json::from_str(&text.replace(&change(&from), &change(&to))).unwrap()
         })
     };
-    assert_eq!(raised("maxItems", json!(10), json!(11)), ["/spec/targetModels"]);
-    assert_eq!(raised("maximum", json!(1_000_000), json!(2_000_000)), ["/spec/targetModels/0/weight"]);
+    assert_eq!(raised("maxItems", json!(10), json!(11)), ["/spec/targetModels", "/spec/rules/0/targets"]);
+    let weights = ["/spec/targetModels/0/weight", "/spec/rules/0/targets/0/weight"];
+    assert_eq!(raised("maximum", json!(1_000_000), json!(2_000_000)), weights);
     assert_eq!(raised("maxLength", json!(256), json!(300)), ["/spec/modelName"]);
     assert_eq!(raised("maxItems", json!(8), json!(9)), ["/spec/targetPorts"]);
 }

@@ -19,6 +19,15 @@ use tokio::sync::watch;
 pub(crate) const PODS: &str = "/api/v1/namespaces/ai/pods";
 pub(crate) const POOLS_X: &str = "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/ai/inferencepools";
 pub(crate) const POOLS: &str = "/apis/inference.networking.k8s.io/v1/namespaces/ai/inferencepools";
+/// InferenceObjectives of the older group, and of the newer one.
+pub(crate) const OBJECTIVES: [&str; 2] = [
+    "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/ai/inferenceobjectives",
+    "/apis/llm-d.ai/v1alpha2/namespaces/ai/inferenceobjectives",
+];
+pub(crate) const REWRITES: [&str; 2] = [
+    "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/ai/inferencemodelrewrites",
+    "/apis/llm-d.ai/v1alpha2/namespaces/ai/inferencemodelrewrites",
+];
 pub(crate) const MODELS: &str = "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/ai/inferencemodels";
 
 /// A handle of the server; clones share it.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use inference_api::object::ObjectKey;
-use inference_api::pool::RoutingStrategy;
-use pool_index::snapshot::{Reader, Snapshot};
+use inference_api::pool::{Criticality, RoutingStrategy};
+use pool_index::snapshot::{Pool, Reader, Snapshot};
 use pool_watch::source::{Connected, Source};
 use pool_watch::view::{PoolScope, Pools};
 use pool_watch::watches::WatchState;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::api_server::{ApiServer, MODELS, PODS, POOLS, POOLS_X};
+use crate::api_server::{ApiServer, MODELS, OBJECTIVES, PODS, POOLS, POOLS_X, REWRITES};
 
 /// Patience with the source; far longer than any pause between its attempts.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -192,6 +192,45 @@ async fn an_edited_pool_counts_at_once() {
     followed.until("the model", |snapshot| snapshot.models.contains_key(&ObjectKey::new("ai", "m"))).await;
     server.delete(POOLS_X, "p");
     followed.until("no pool", |snapshot| snapshot.pools.is_empty()).await;
+}
+
+/// Objects of both groups change the pool as they come, change and go. Of two with one name, the newer group's counts.
+#[tokio::test]
+async fn objectives_and_rewrites_count_at_once() {
+    let kinds = [PODS, POOLS_X, OBJECTIVES[0], OBJECTIVES[1], REWRITES[0], REWRITES[1]];
+    let prepare = |server: &ApiServer| server.apply(POOLS_X, pool("p", "qwen", 8000));
+    let mut followed = Followed::start(&kinds, of_picker(), prepare).await;
+    let server = followed.server.clone();
+    let objective = |priority: i32| json!({ "metadata": { "name": "batch", "namespace": "ai" }, "spec": { "priority": priority, "poolRef": { "name": "p" } } });
+    for (collection, priority, expected) in [
+        (OBJECTIVES[0], -1, Criticality::Sheddable),
+        (OBJECTIVES[1], 1, Criticality::Critical),
+        (OBJECTIVES[1], -1, Criticality::Sheddable),
+    ] {
+        server.apply(collection, objective(priority));
+        followed
+            .until("the objective", |snapshot| {
+                served(snapshot).is_some_and(|pool| pool.objectives.get("batch") == Some(&expected))
+            })
+            .await;
+    }
+    for collection in OBJECTIVES {
+        server.delete(collection, "batch");
+    }
+    let is_empty = |pool: &Pool| pool.objectives.is_empty();
+    followed.until("no objective", |snapshot| served(snapshot).is_some_and(is_empty)).await;
+    for (collection, target) in [(REWRITES[0], "older"), (REWRITES[1], "newer")] {
+        let rules = json!([{ "matches": [{ "model": { "value": "alias" } }], "targets": [{ "modelRewrite": target }] }]);
+        server.apply(collection, json!({ "metadata": { "name": "w", "namespace": "ai" }, "spec": { "poolRef": { "name": "p" }, "rules": rules } }));
+        let is_target = |pool: &Pool| {
+            pool.rewrites.by_model.get("alias").is_some_and(|targets| targets[0].name == target)
+        };
+        followed.until("the rewrite", |snapshot| served(snapshot).is_some_and(is_target)).await;
+    }
+}
+
+fn served(snapshot: &Snapshot) -> Option<&Pool> {
+    snapshot.pools.get(&ObjectKey::new("ai", "p")).map(|pool| &**pool)
 }
 
 #[tokio::test]
