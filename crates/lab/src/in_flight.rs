@@ -59,11 +59,23 @@ impl InFlight {
     /// # Errors
     /// When a page cannot be read.
     pub async fn with(cluster: &Cluster, n_requests: u64) -> Result<Self> {
+        let is_awaited = |found: &Self| found.differences().is_empty() && found.n_requests() == n_requests;
+        Self::until(cluster, is_awaited).await
+    }
+
+    /// Waits until pods have `n_requests` together, whatever pickers count. Returns what is read last.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub async fn at_pods(cluster: &Cluster, n_requests: u64) -> Result<Self> {
+        Self::until(cluster, |found| found.n_requests() == n_requests).await
+    }
+
+    async fn until(cluster: &Cluster, is_awaited: impl Fn(&Self) -> bool) -> Result<Self> {
         let mut patience = Patience::start(patience::PROGRAMS);
         loop {
             let found = Self::read(cluster).await?;
-            let is_awaited = found.differences().is_empty() && found.n_requests() == n_requests;
-            if is_awaited || !patience.lasts((found.counted.clone(), found.real.clone())) {
+            if is_awaited(&found) || !patience.lasts((found.counted.clone(), found.real.clone())) {
                 return Ok(found);
             }
             sleep(POLL).await;

@@ -98,17 +98,19 @@ async fn relay(
         tokio::pin!(forth);
         loop {
             tokio::select! {
+                // An order counts for all that is read after it.
+                biased;
+                changed = orders.changed() => match changed.map(|()| *orders.borrow_and_update()) {
+                    Ok(Passage::GoAway) => return to_proxy.write_all(&go_away(last_stream)).await,
+                    Ok(Passage::Closed) => break,
+                    Ok(Passage::Open) | Err(_) => return Ok(()),
+                },
                 copied = &mut forth => return copied.map(drop),
                 frame = frames.next() => {
                     let Some(frame) = frame.transpose()? else { return Ok(()) };
                     last_stream = last_stream.max(stream_of(&frame));
                     to_proxy.write_all(&frame).await?;
                 }
-                changed = orders.changed() => match changed.map(|()| *orders.borrow_and_update()) {
-                    Ok(Passage::GoAway) => return to_proxy.write_all(&go_away(last_stream)).await,
-                    Ok(Passage::Closed) => break,
-                    Ok(Passage::Open) | Err(_) => return Ok(()),
-                },
             }
         }
     }

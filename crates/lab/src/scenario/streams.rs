@@ -127,47 +127,51 @@ async fn gaps(lab: &Lab<'_>, responses: Responses) -> Result<Gaps> {
 }
 
 /// The picker and the pods count the same requests while streams run, after users hung up, a pod died, and the picker was
-/// killed and replaced.
+/// killed and replaced. The control loses the reports of streams that end.
 async fn counted(lab: &Lab<'_>) -> Result<()> {
-    let [running, control, over] = lab.announce([
+    let [running, over, control] = lab.announce([
         claim("in-flight/running", "The picker counts as many streams to each pod as it has"),
-        claim("in-flight/control", "A picker that was not told of the streams counts others"),
         claim("in-flight/over", "After the streams the picker counts none"),
+        claim("in-flight/control", "A picker whose reports are lost counts streams that are over"),
     ]);
     lab.needs_pods(2)?;
     let picker_args = LITTLE_PATIENCE.map(str::to_owned).to_vec();
     lab.start_anew(Fresh { responses: Some(Responses::default()), picker_args, ..Fresh::default() }).await?;
     let one = lab.cluster.status().pickers.first().context("there is no picker")?.name.clone();
     disturb(lab, &one).await?;
+    let found = while_streams_run(lab, async || InFlight::with(lab.cluster, STREAMS.into()).await).await?;
+    let expected = |n_streams: u32| format!("{n_streams} requests, 0 pods with another count");
+    lab.check(running.equal(expected(STREAMS), summary(&found)).detail(found.differences().join("\n")));
+    let found = InFlight::with(lab.cluster, 0).await?;
+    lab.check(over.equal(expected(0), summary(&found)).detail(found.differences().join("\n")));
+    lab.cluster.can(&Fault::LoseMessages)?;
+    let responses = Some(Responses::default());
+    lab.start_anew(Fresh { responses, relayed: true, ..Fresh::default() }).await?;
+    let told = while_streams_run(lab, async || {
+        let found = InFlight::with(lab.cluster, STREAMS.into()).await?;
+        lab.cluster.inflict(&Fault::LoseMessages).await.map(|()| found)
+    });
+    let told = told.await?;
+    let found = InFlight::at_pods(lab.cluster, 0).await?;
+    lab.check(control.holds(
+        format!("{}, then other counts", expected(STREAMS)),
+        format!("{}, then {}", summary(&told), summary(&found)),
+        told.differences().is_empty() && !found.differences().is_empty(),
+    ));
+    lab.cluster.end(&Fault::LoseMessages).await
+}
+
+/// Looks while streams run that are longer than any look. Then all of their users hang up.
+async fn while_streams_run(lab: &Lab<'_>, look: impl AsyncFnOnce() -> Result<InFlight>) -> Result<InFlight> {
     let streams =
         (0..STREAMS).map(|number| lab.send(shot(lab, "counted stream", Via::Picker, (number, LONG_TOKENS))));
-    let look = async {
-        let found = InFlight::with(lab.cluster, STREAMS.into()).await?;
-        lab.check(
-            running
-                .equal(format!("{STREAMS} requests, 0 pods with another count"), summary(&found))
-                .detail(found.differences().join("\n")),
-        );
-        lab.cluster.inflict(&Fault::ReplacePicker(one)).await?;
-        let found = InFlight::read(lab.cluster).await?;
-        let n_differing = found.differences().len();
-        lab.check(control.holds("more than 0 pods with another count", summary(&found), n_differing > 0));
-        anyhow::Ok(())
-    };
     tokio::select! {
         answers = join_all(streams) => {
             let verdicts: Vec<String> = answers.iter().map(Answer::verdict).collect();
             bail!("the streams ended before they were counted: {}", verdicts.join(", "));
         }
-        looked = look => looked?,
+        found = look() => found,
     }
-    // The streams are dropped: their users hang up.
-    let found = InFlight::with(lab.cluster, 0).await?;
-    lab.check(
-        over.equal("0 requests, 0 pods with another count".to_owned(), summary(&found))
-            .detail(found.differences().join("\n")),
-    );
-    Ok(())
 }
 
 fn summary(found: &InFlight) -> String {
