@@ -245,16 +245,36 @@ async fn however_reports_end_no_request_stays_in_flight() {
     assert_eq!(load(&picker).await.0, 1);
 }
 
-/// Reports may be lost. The engine's counts tell then that a request is over, long before the longest wait ends.
+/// Reports may be lost. The engine's counts tell then that a request is over, before the longest wait ends: that of an
+/// earlier request, whose engine is busy.
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "the engine's time is the clock's")]
 async fn a_request_without_a_report_is_over_when_its_engine_has_none() {
-    let picker = Scenario::new(1).start().await;
+    let picker = Scenario::new(2).start().await;
     let proxy = picker.proxy().await;
+    let busy = ask(&proxy, "its engine is busy").await;
+    let pod = picker.pods.iter().find(|pod| pod.address.to_string() == busy.picked());
+    pod.unwrap().set_load(0, 1, 0.0);
+    picker.wait_for_scrapes().await;
     let asked = Instant::now();
-    ask(&proxy, "lost").await;
-    assert_eq!(load(&picker).await.0, 1, "Control: the picker knows of no end");
-    until(async || load(&picker).await.0 == 0).await;
+    let lost = ask(&proxy, "its report is lost").await;
+    assert_ne!(lost.picked(), busy.picked());
+    let n_in_flight = async || {
+        let pools: Value = serde_json::from_str(&get(picker.ports.metrics, "/debug/pools").await).unwrap();
+        let pods = pools["pools"][0]["endpoints"].as_array().unwrap();
+        [&busy, &lost].map(|answer| {
+            let pod = pods.iter().find(|pod| pod["endpoint"] == answer.picked());
+            pod.unwrap()["in_flight"].as_u64().unwrap()
+        })
+    };
+    assert_eq!(n_in_flight().await, [1, 1], "Control: the picker knows of no end");
+    let mut seen = [1, 1];
+    until(async || {
+        seen = n_in_flight().await;
+        seen[1] == 0
+    })
+    .await;
+    assert_eq!(seen, [1, 0], "the engine's count has ended it, and not the longest wait");
     assert!(asked.elapsed() >= ENGINE_WAIT, "the engine may not have begun");
     assert!(picker.metrics().await.contains("epp_unreported_responses_total 1\n"));
 }
