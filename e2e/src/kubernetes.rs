@@ -136,18 +136,36 @@ async fn made_for<T>(
         Target::Kind(_) | Target::Existing(_) => None,
     };
     let done = work().await;
-    if let Some(kind) = made {
-        let is_left = left == Left::IfDone && !matches!(done, Ok(None));
-        if is_left && done.is_err() {
-            ui.note(&format!("the cluster {} is left as it is: `{}` deletes it", kind.name, kind.deletion()));
-        }
-        if !is_left {
+    let is_left = left == Left::IfDone && !matches!(done, Ok(None));
+    let ended = match made {
+        Some(kind) if is_left && done.is_err() => told(session, kind).await,
+        Some(_) if is_left => Ok(()),
+        Some(kind) => {
             ui.step(&format!("deleting the cluster {}", kind.name));
-            kind.delete().await?;
+            kind.delete().await
         }
-    }
+        None => Ok(()),
+    };
     ui.finish();
-    done
+    match (done, ended) {
+        (Err(error), Err(also)) => {
+            ui.note(&format!("warning: {also:#}"));
+            Err(error)
+        }
+        (done, ended) => ended.and(done),
+    }
+}
+
+/// Tells the user which command deletes a cluster that is left, if it is there.
+async fn told(session: &Session, kind: &Kind) -> Result<()> {
+    if kind.is_there().await? {
+        session.ui.note(&format!(
+            "the cluster {} is left as it is: `{}` deletes it",
+            kind.name,
+            kind.deletion()
+        ));
+    }
+    Ok(())
 }
 
 /// Step 4 of the tutorial, ready to paste.

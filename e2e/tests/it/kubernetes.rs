@@ -15,12 +15,14 @@ use tempfile::TempDir;
 
 use crate::stubs::write_program;
 
-/// Writes its arguments to the file `calls`; `kind create` then takes for ever.
+/// Writes its arguments to the file `calls`; `kind create` then takes for ever, or fails when the cluster is there.
 const KIND: &str = r#"#!/bin/sh
 echo "$*" >> "$CALLS"
 case "$*" in
   "get clusters") echo other; cat "$CALLS.clusters" 2>/dev/null ;;
-  create*) sleep 1000 & echo $! > "$CALLS.child"; wait ;;
+  create*)
+    if [ -e "$CALLS.fail" ]; then cp "$CALLS.fail" "$CALLS.clusters"; exit 1; fi
+    sleep 1000 & echo $! > "$CALLS.child"; wait ;;
 esac
 exit 0
 "#;
@@ -102,6 +104,20 @@ fn a_cluster_that_was_there_stays() {
     assert_eq!(output.status.code(), Some(2), "the stub writes no kubeconfig");
     assert!(stubs.calls().contains("export kubeconfig"), "{}", stubs.calls());
     assert!(!stubs.calls().contains("delete"), "{}", stubs.calls());
+}
+
+/// Nobody is told to delete a cluster that was never made.
+#[test]
+fn up_that_fails_says_that_a_cluster_is_left_only_if_one_is() {
+    for (clusters, is_left) in [("other\n", false), ("warmpath\n", true)] {
+        let stubs = Stubs::new();
+        fs::write(stubs.path("calls.fail"), clusters).unwrap();
+        let output = stubs.start(&["up", "--on", "kind"]).wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert_eq!(said.contains("`kind delete cluster --name warmpath` deletes it"), is_left, "{said}");
+        assert!(!stubs.calls().contains("delete"), "{}", stubs.calls());
+    }
 }
 
 #[test]
