@@ -6,6 +6,8 @@ mod compare_page;
 mod explain;
 mod interrupts;
 #[cfg(feature = "kubernetes")]
+mod kind;
+#[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod log;
 #[cfg(not(feature = "kubernetes"))]
