@@ -63,8 +63,19 @@ pub struct TemplateMeta {
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PodSpec {
     pub containers: Vec<Container>,
+    /// Containers that run before the others; one with a restart policy runs beside them.
+    #[serde(default)]
+    pub init_containers: Vec<Container>,
+}
+
+impl PodSpec {
+    /// All ports that containers declare.
+    pub fn ports(&self) -> impl Iterator<Item = &ContainerPort> + Clone {
+        self.containers.iter().chain(&self.init_containers).flat_map(|container| &container.ports)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -95,19 +95,19 @@ impl ServeArgs {
             mock_metrics,
             model_server_runtime,
             any_model,
+            grow_kv_cache,
             pod_name,
         } = mock;
-        let jitter = latency.jitter;
-        let latency = latency.choose(&model, engine.tensor_parallel_size)?;
+        let (jitter, latency) = (latency.jitter, latency.choose(&model, engine.tensor_parallel_size)?);
         let lora = lora.settings()?;
         let (kv_events, kv_event_format) = (engine.kv_events()?, engine.kv_event_format(vllm_version));
         let engine_config = EngineConfig {
             kv_events: kv_events.is_on(),
-            ..engine.config(&latency, vllm_version, lora.max_loras)?
+            ..engine.config((&latency, grow_kv_cache), vllm_version, lora.max_loras)?
         };
-        let queue_limits = engine.queue_limits();
+        let (queue_limits, hidden_metrics) =
+            (engine.queue_limits(), engine.shows_hidden_metrics(vllm_version));
         let (block_size, cache_flags) = (engine.block_size(), engine.cache_flags());
-        let hidden_metrics = engine.shows_hidden_metrics(vllm_version);
         let EngineArgs { seed, tokenizer, .. } = engine;
         let tokenizer = tokenizer_source(tokenizer.as_deref(), &model)?;
         let endpoints = api.endpoints(lora.updates);

@@ -20,7 +20,22 @@ fn wrong_usage_is_named_before_anything_starts() {
     check_usage_error("serve m --latency-preset abacus", "abacus");
     check_usage_error("serve m --tokenizer nowhere/at-all", "nowhere/at-all");
     check_usage_error("serve m --max-model-len 200K", "KV blocks");
+    check_usage_error(
+        "serve m --max-model-len 200K --num-gpu-blocks-override 100 --grow-kv-cache",
+        "KV blocks",
+    );
     check_usage_error("dance", "dance");
+}
+
+#[test]
+fn the_kv_cache_grows_if_that_is_asked_for() {
+    let settings = |flags: &str| {
+        let line = format!("mock-vllm serve m {flags}");
+        mock_vllm::cli::pod_settings(line.split_whitespace().map(Into::into)).unwrap().engine
+    };
+    assert_eq!(settings("--max-model-len 163840 --grow-kv-cache").n_blocks, 163_840 / 16 + 1);
+    let (usual, same) = (settings(""), settings("--grow-kv-cache"));
+    assert_eq!(usual.n_blocks, same.n_blocks, "it holds enough already");
 }
 
 #[test]

@@ -52,6 +52,8 @@ fn gpus_share_work_and_kv_and_pay_for_it() {
     let expected = f64::from(one.2) * 2.0 * (72.864 - 13.75 - 1.5) / (72.864 - 27.5 - 1.5);
     assert!((f64::from(two.2) / expected - 1.0).abs() < 0.001, "{} and {expected}", two.2);
     refused("m --tensor-parallel-size 3", "Total number of attention heads (28) must be divisible");
+    refused("Qwen/Qwen2.5-7B-Instruct --tensor-parallel-size 8", "attention heads (28) must be divisible");
+    assert!(settings("m --tensor-parallel-size 8").is_ok(), "the heads of this model are not known");
     // With four KV heads on seven GPUs, each GPU has one whole head.
     let seven = settings("m --tensor-parallel-size 7").unwrap().latency;
     assert_eq!(seven.model.kv_bytes, 57_344.0 / 4.0);

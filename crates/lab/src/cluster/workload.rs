@@ -15,7 +15,7 @@ use inference_api::object::{self, ObjectKey};
 use inference_api::pool::{InferencePool, PrefixSource};
 use inference_api::probe::Action;
 use inference_api::remark::Remark;
-use inference_api::workload::{Container, Service, Workload};
+use inference_api::workload::{Container, PodSpec, Service, Workload};
 
 use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::probe::{self, Probes};
@@ -156,6 +156,10 @@ impl<'a> WorkloadContext<'a> {
             let field = format!("spec.template.spec.containers[{name}]");
             remarks.push(remark(&field, "it runs beside the engine".to_owned()));
         }
+        for Container { name, .. } in &workload.template.spec.init_containers {
+            let field = format!("spec.template.spec.initContainers[{name}]");
+            remarks.push(remark(&field, "it runs before the engine, or beside it".to_owned()));
+        }
         remarks.dedup();
         Ok((pods, remarks))
     }
@@ -171,7 +175,7 @@ impl<'a> WorkloadContext<'a> {
                 .with_context(|| format!("container {}", container.name))?,
             (_, _) => Probes::of_health(),
         };
-        let named = container.ports.iter().filter(|candidate| candidate.container_port == command.port);
+        let named = workload.template.spec.ports().filter(|declared| declared.container_port == command.port);
         let mut deployment = DesiredDeployment {
             probes,
             port_names: named.filter_map(|candidate| candidate.name.clone()).collect(),
@@ -230,7 +234,7 @@ impl<'a> WorkloadContext<'a> {
         let routed = self.plan.clusters.iter().map(|cluster| &cluster.backend).filter(|backend| {
             backend.key().namespace == *namespace && object::selects(backend.selector(), labels)
         });
-        let declared = workload.template.spec.containers.iter().flat_map(|container| &container.ports);
+        let declared = workload.template.spec.ports();
         let number = |port: &PodPort| match port {
             PodPort::Number(number) => Some(*number),
             PodPort::Name(name) => declared
@@ -255,7 +259,8 @@ impl<'a> WorkloadContext<'a> {
         ports
     }
 
-    /// The container that serves on the port, and its command.
+    /// The container that serves on the port, and its command. The only engine of a pod serves on all ports: what stands
+    /// in front of it passes requests on.
     fn serving<'c, 'w>(
         &self,
         candidates: &'c [Candidate<'w>],
@@ -268,16 +273,30 @@ impl<'a> WorkloadContext<'a> {
         let declares = |candidate: &&Candidate<'_>| {
             candidate.container.ports.iter().any(|declared| declared.container_port == port)
         };
+        let mut engines = candidates.iter().filter(|candidate| candidate.engine.is_some());
+        let only_engine = engines.next().filter(|_| engines.next().is_none());
+        let PodSpec { containers, init_containers } = &workload.template.spec;
+        let is_behind = |engine: &&Candidate<'_>| {
+            let mut others = containers.iter().chain(init_containers);
+            others.any(|other| {
+                other.name != engine.container.name
+                    && other.ports.iter().any(|declared| declared.container_port == port)
+            })
+        };
+        let behind_a_proxy = only_engine.filter(is_behind);
         let candidate = candidates
             .iter()
             .find(serves)
+            .or(behind_a_proxy)
             .or_else(|| candidates.iter().find(declares))
             .or_else(|| candidates.iter().find(|candidate| candidate.engine.is_some()))
             .unwrap_or(&candidates[0]);
         let command = match &candidate.engine {
             None => EngineCommand::stand_in(candidate.container, &candidate.env, port),
             // Each rank of a data-parallel engine serves on a port of its own.
-            Some(engine) if self.are_ranks(workload, [engine.command.port, port]) => {
+            Some(engine)
+                if behind_a_proxy.is_some() || self.are_ranks(workload, [engine.command.port, port]) =>
+            {
                 EngineCommand { port, ..engine.command.clone() }
             }
             Some(engine) => engine.command.clone(),
@@ -455,6 +474,32 @@ mod tests {
                 desired.deployments.iter().map(|pods| (pods.key.name.as_str(), pods.command.port)).collect();
             assert_eq!(found, [("a", 8000), ("a-8002", 8002)], "{containers}");
         }
+    }
+
+    #[test]
+    fn the_only_engine_answers_for_the_proxy_in_front_of_it() {
+        let engine = "{name: vllm, image: vllm, args: [--model, m, --port, '9']}";
+        let proxy =
+            "{name: proxy, image: x, args: [--port=8000, --vllm-port=9], ports: [{containerPort: 8000}]}";
+        let sidecar = format!("{engine}], initContainers: [{proxy}");
+        for containers in [format!("{proxy}, {engine}"), sidecar] {
+            let desired = desired(POOL.join("\n---\n") + &deployment("a", "a", &containers));
+            let [pods] = desired.deployments.as_slice() else { panic!("{:?}", desired.deployments) };
+            assert_eq!(
+                (pods.command.port, pods.command.args.join(" ")),
+                (8000, "serve --model m --port 9".to_owned())
+            );
+            assert!(desired.notes.join("\n").contains("ontainers[proxy]"), "{:?}", desired.notes);
+        }
+        // Control: the engine's own container declares another port than it serves on.
+        let wrong = engine.replace("]}", "], ports: [{containerPort: 8000}]}");
+        let wrong = POOL.join("\n---\n") + &deployment("a", "a", &wrong);
+        assert!(Desired::new(&manifests(wrong), Strictness::Lenient, &PickerChoice::Ours).is_err());
+        // Control: of two engines neither is taken to answer for the proxy.
+        let two =
+            format!("{proxy}, {engine}, {}", engine.replace("'9'", "'10'").replace("name: vllm", "name: b"));
+        let pods = &desired(POOL.join("\n---\n") + &deployment("a", "a", &two)).deployments[0];
+        assert_eq!(pods.command.args.join(" "), "serve proxy --any-model=true");
     }
 
     #[test]

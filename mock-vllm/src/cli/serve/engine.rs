@@ -153,7 +153,7 @@ impl EngineArgs {
 
     pub(super) fn config(
         &self,
-        latency: &LatencyModel,
+        (latency, grows): (&LatencyModel, bool),
         version: VllmVersion,
         max_loras: Option<NonZeroU32>,
     ) -> Result<EngineConfig, String> {
@@ -162,8 +162,11 @@ impl EngineArgs {
             return Err(format!("--gpu-memory-utilization must be above 0 and at most 1, got {utilization}"));
         }
         let block_size = self.block_size().get();
+        // One block is the pool's own.
+        let n_needed = self.max_model_len.div_ceil(block_size).saturating_add(1);
         let n_fitting = || match self.kv_cache_memory_bytes {
             Some(n_bytes) => latency.n_kv_blocks_in(n_bytes as f64, block_size),
+            None if grows => latency.n_kv_blocks(utilization, block_size).max(n_needed),
             None => latency.n_kv_blocks(utilization, block_size),
         };
         Ok(EngineConfig {

@@ -48,10 +48,14 @@ impl LatencyArgs {
             Some(gpu) => on_gpu(gpu, model)?,
             None => preset(&self.latency_preset)?,
         };
-        let latency = match &self.latency_calibration {
+        let mut latency = match &self.latency_calibration {
             Some(path) => calibrate(path, base)?,
             None => base,
         };
+        // The figures of another model stand in for one that is not known. Any usual number of GPUs divides its heads.
+        if presets::model_of(model).is_none() && n_gpus.is_power_of_two() {
+            latency.model.heads = latency.model.heads.next_multiple_of(n_gpus.get());
+        }
         let latency = latency
             .tensor_parallel(n_gpus)
             .map_err(|error| format!("--tensor-parallel-size {n_gpus}: {error}"))?;

@@ -39,6 +39,10 @@ pub(super) struct MockArgs {
     /// Answer requests for any model's name, and below any path; for pods that stand in for a server that is not vLLM
     #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
     pub(super) any_model: bool,
+    /// Have as many KV blocks as a request of --max-model-len needs, if the memory holds fewer; for pods whose real GPU
+    /// is not known
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    pub(super) grow_kv_cache: bool,
     /// Name of the pod in the request log
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
     pub(super) pod_name: String,

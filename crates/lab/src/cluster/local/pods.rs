@@ -252,6 +252,7 @@ impl Local {
         args.extend(["--request-log".to_owned(), request_log.display().to_string()]);
         args.extend(["--time-scale".to_owned(), self.options.time_scale.to_string()]);
         args.push("--enable-prompt-tokens-details".to_owned());
+        args.push("--grow-kv-cache".to_owned());
         let kv = match deployment.publishes_events {
             true => Some((ports::free()?, ports::free()?)),
             false => None,

@@ -15,7 +15,24 @@ const VLLM_PORT: u16 = 8000;
 /// Default of SGLang's `--port`.
 const SGLANG_PORT: u16 = 30000;
 /// Words that come before a program and change nothing of it here.
-const PREFIXES: [&str; 10] = ["exec", "env", "nohup", "nice", "time", "then", "do", "else", "if", "{"];
+const PREFIXES: [&str; 16] = [
+    "exec",
+    "env",
+    "nohup",
+    "nice",
+    "time",
+    "then",
+    "do",
+    "else",
+    "if",
+    "{",
+    "tini",
+    "dumb-init",
+    "uv",
+    "sudo",
+    "numactl",
+    "timeout",
+];
 
 /// Flags of the simulator that the mock has, with the mock's names.
 const OF_SIMULATOR: [(&str, &str); 10] = [
@@ -30,6 +47,13 @@ const OF_SIMULATOR: [(&str, &str); 10] = [
     ("block-size", "block-size"),
     ("kv-cache-size", "num-gpu-blocks-override"),
 ];
+
+/// Flags of vLLM that name files or models of the image. The mock has its own, unless it knows the tokenizer.
+const OF_IMAGE: [&str; 4] = ["chat-template", "tokenizer", "tool-parser-plugin", "reasoning-parser-plugin"];
+/// Tokenizers that the mock has.
+const TOKENIZERS: [&str; 2] = ["qwen2.5", "qwen3"];
+/// Longest prompt and answer of the simulator, if no flag says it.
+const SIMULATOR_MODEL_LEN: &str = "1024";
 
 /// Flag without which SGLang has no metrics.
 pub(super) const ENABLE_METRICS: &str = "enable-metrics";
@@ -147,20 +171,28 @@ fn entry_point(image: &str, args: Vec<String>) -> Vec<String> {
 
 /// The script of `sh -c SCRIPT`.
 fn script(words: &[String]) -> Option<&str> {
-    let (shell, rest) = words.split_first()?;
-    if !matches!(file_name(shell), "sh" | "bash" | "dash" | "ash" | "zsh") {
-        return None;
-    }
+    let is_shell = |words: &[String]| matches!(file_name(&words[0]), "sh" | "bash" | "dash" | "ash" | "zsh");
+    let (_, rest) = wrapped(words, |words| is_shell(words).then_some(words))?.split_first()?;
     let idx = rest.iter().position(|word| word.starts_with('-') && word.ends_with('c'))?;
     rest.get(idx + 1).map(String::as_str)
 }
 
 /// The engine that the words run, and its arguments.
 fn recognise(words: &[String]) -> Option<(Engine, &[String])> {
+    wrapped(words, engine)
+}
+
+/// What `of` finds at the first word, or, if that is a prefix or an assignment, behind it and its operands.
+fn wrapped<'w, T>(words: &'w [String], of: impl Fn(&'w [String]) -> Option<T>) -> Option<T> {
     let is_prefix =
-        |word: &String| PREFIXES.contains(&word.as_str()) || (word.contains('=') && !word.starts_with('-'));
-    let n_prefixes = words.iter().take_while(|word| is_prefix(word)).count();
-    let (program, args) = words[n_prefixes..].split_first()?;
+        |word: &String| PREFIXES.contains(&file_name(word)) || (word.contains('=') && !word.starts_with('-'));
+    let n_starts = if words.first().is_some_and(is_prefix) { words.len() } else { words.len().min(1) };
+    (0..n_starts).find_map(|start| of(&words[start..]))
+}
+
+/// The engine whose program is the first word, and its arguments.
+fn engine(words: &[String]) -> Option<(Engine, &[String])> {
+    let (program, args) = words.split_first()?;
     let is_first = |name: &str| args.first().is_some_and(|first| first == name);
     match file_name(program) {
         "vllm" if is_first("serve") => Some((Engine::Vllm, &args[1..])),
@@ -200,7 +232,7 @@ fn translate(program: Engine, args: &[String], env: &Env, mut left_out: Vec<Stri
         EngineCommand { args: vec!["serve".to_owned()], env: Vec::new(), port: VLLM_PORT, program };
     let known: &[(&str, &str)] = match program {
         Engine::Vllm | Engine::Other => {
-            command.args.extend_from_slice(args);
+            command.args.extend(without_files(args, &mut left_out));
             command.env = env.of_vllm();
             &[]
         }
@@ -228,8 +260,35 @@ fn translate(program: Engine, args: &[String], env: &Env, mut left_out: Vec<Stri
             None => left_out.push(format!("--{name}")),
         }
     }
+    let has = |name: &str| command.args.iter().any(|arg| arg == name);
+    // The mock's own default would need a larger cache.
+    if program == Engine::Simulator && has("--num-gpu-blocks-override") && !has("--max-model-len") {
+        command.args.extend(["--max-model-len", SIMULATOR_MODEL_LEN].map(str::to_owned));
+    }
     command.port = port(&command.args, command.port)?;
     Ok(Translated { command, left_out })
+}
+
+/// The arguments without flags that name files of the image, which are added to `left_out`.
+fn without_files(args: &[String], left_out: &mut Vec<String>) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut args = args.iter().peekable();
+    while let Some(arg) = args.next() {
+        let flag = arg.strip_prefix("--").unwrap_or_default();
+        let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
+        let name = name.replace('_', "-");
+        let found = value.or_else(|| args.peek().map(|next| next.as_str())).unwrap_or_default();
+        // A template may also be written out.
+        let is_here =
+            TOKENIZERS.iter().any(|known| found.to_lowercase().contains(known)) || found.contains('{');
+        if !OF_IMAGE.contains(&name.as_str()) || is_here {
+            kept.push(arg.clone());
+            continue;
+        }
+        left_out.push(format!("--{name}"));
+        args.next_if(|_| value.is_none());
+    }
+    kept
 }
 
 /// A flag and the words up to the next one.
@@ -348,6 +407,11 @@ env: [{name: MODEL, value: a b}, {name: EXTRA, value: --port 7}]"#,
             Ok(("serve a b --port 7", 7)),
         );
         check(r#"command: [sh, -c, "vllm serve a & vllm serve b"]"#, Err("several engines"));
+        for wrapper in ["[/usr/bin/env, A=b", "[tini, --", "[uv, run", "[/usr/bin/timeout, '9'"] {
+            check(&format!("command: {wrapper}, vllm, serve, m]"), Ok(("serve m", 8000)));
+            check(&format!("command: {wrapper}, bash, -c, 'vllm serve m']"), Ok(("serve m", 8000)));
+        }
+        check("command: [echo, vllm, serve, m]", Ok(("-", 0)));
     }
 
     #[test]
@@ -369,6 +433,8 @@ args: [--model, m, --port, "8200", --max-loras, "2", --lora-modules, '{"name": "
             )),
         );
         check("command: [/app/llm-d-inference-sim, --model=m]", Ok(("serve --model m", 8000)));
+        let small = "serve --model m --num-gpu-blocks-override 512 --max-model-len 1024";
+        check("command: [llm-d-inference-sim, --model, m, --kv-cache-size=512]", Ok((small, 8000)));
     }
 
     #[test]
@@ -390,6 +456,21 @@ args: [--model, m, --port, "8200", --max-loras, "2", --lora-modules, '{"name": "
         let container: Container = serde_saphyr::from_str(container).unwrap();
         let translated = EngineCommand::parse(&container, &Env::default()).unwrap().unwrap();
         assert_eq!(translated.left_out, ["`echo hi`", "--mode", "--v"]);
+    }
+
+    #[test]
+    fn files_of_the_image_are_left_out() {
+        let container =
+            "{name: a, command: [vllm, serve, m, --chat-template, /x.jinja, --tokenizer=org/m, --port, '9']}";
+        let container: Container = serde_saphyr::from_str(container).unwrap();
+        let translated = EngineCommand::parse(&container, &Env::default()).unwrap().unwrap();
+        assert_eq!(translated.command.args.join(" "), "serve m --port 9");
+        assert_eq!(translated.left_out, ["--chat-template", "--tokenizer"]);
+        let kept = "serve m --chat-template {{ messages }} --tokenizer Qwen/Qwen3-8B";
+        check(
+            "command: [vllm, serve, m, --chat-template, '{{ messages }}', --tokenizer, Qwen/Qwen3-8B]",
+            Ok((kept, 8000)),
+        );
     }
 
     #[test]

@@ -109,7 +109,8 @@ impl Lexer<'_> {
         }
     }
 
-    /// Value of the variable that follows a `$`: `NAME`, `{NAME}` or `{NAME:-default}`.
+    /// Value of the variable that follows a `$`: `NAME`, `{NAME}`, `{NAME:-default}` or `{NAME:+alternative}`. Other
+    /// changes of a value are left out.
     fn variable(&self, chars: &mut Peekable<Chars<'_>>) -> String {
         let is_name = |next: &char| next.is_ascii_alphanumeric() || *next == '_';
         match chars.peek() {
@@ -129,8 +130,14 @@ impl Lexer<'_> {
                 let inner: String = chars.by_ref().skip(1).take_while(|next| *next != '}').collect();
                 let n_name = inner.find(|next| !is_name(&next)).unwrap_or(inner.len());
                 let (name, rest) = inner.split_at(n_name);
-                let default = rest.strip_prefix(":-").or_else(|| rest.strip_prefix('-')).unwrap_or_default();
-                self.value(name).unwrap_or(default).to_owned()
+                let rest = rest.strip_prefix(':').unwrap_or(rest);
+                let operand = rest.get(1..).unwrap_or_default();
+                match (self.value(name), rest.chars().next()) {
+                    (found, Some('+')) => found.map_or_else(String::new, |_| operand.to_owned()),
+                    (Some(value), _) => value.to_owned(),
+                    (None, Some('-' | '=')) => operand.to_owned(),
+                    (None, _) => String::new(),
+                }
             }
             Some(next) if is_name(next) => {
                 let mut name = String::new();
@@ -211,6 +218,10 @@ mod tests {
         check(
             "A='x y'; export B=z\nrun $A \"$A\" ${B} ${C:-d} $C end",
             &[&["export"], &["run", "x", "y", "x y", "z", "d", "end"]],
+        );
+        check(
+            "A=x\nrun ${A:-d} ${B:=d} ${B=e} ${A:+on} ${B:+on} ${A%.*} ${B:?gone} end",
+            &[&["run", "x", "d", "e", "on", "x", "end"]],
         );
         check("run $(hostname -i) a", &[&["run", "$(hostname -i)", "a"]]);
     }
