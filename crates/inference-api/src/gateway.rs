@@ -1,11 +1,11 @@
 //! GatewayClass, Gateway, HTTPRoute, and what limits them: the fields that Warmpath translates.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
 use crate::object::{ObjectKey, ObjectMeta};
+use crate::selector::LabelSelector;
 
 /// A class of Gateways and the controller that serves them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -64,8 +64,8 @@ pub struct AllowedRoutes {
 pub struct RouteNamespaces {
     #[serde(default)]
     pub from: FromNamespaces,
-    #[serde(default)]
-    pub selector: NamespaceSelector,
+    /// Labels of the namespaces, for `Selector`.
+    pub selector: Option<LabelSelector>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -75,13 +75,6 @@ pub enum FromNamespaces {
     Same,
     Selector,
     None,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NamespaceSelector {
-    #[serde(default)]
-    pub match_labels: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -19,6 +19,7 @@ pub mod pool;
 pub mod keys;
 pub mod workload;
 pub mod remark;
+pub mod selector;
 pub mod object;
 pub mod fields;
 pub mod field;

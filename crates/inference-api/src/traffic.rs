@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::gateway::{Fraction, optional_duration};
 use crate::keys;
 use crate::object::ObjectMeta;
+use crate::selector::{self, LabelExpression, LabelSelector};
 
 /// Settings for traffic to backends.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -78,7 +79,7 @@ pub struct PolicyTarget {
     pub section_name: Option<String>,
 }
 
-/// Objects of the policy's namespace, by their labels.
+/// Objects by their labels, of the policy's namespace if no others are named.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetSelector {
@@ -86,25 +87,29 @@ pub struct TargetSelector {
     pub group: String,
     pub kind: String,
     #[serde(default)]
+    pub namespaces: TargetNamespaces,
+    #[serde(default)]
     match_labels: BTreeMap<String, String>,
     #[serde(default)]
     match_expressions: Vec<LabelExpression>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-struct LabelExpression {
-    key: String,
-    operator: LabelOperator,
+/// Namespaces whose objects a selector means.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct TargetNamespaces {
     #[serde(default)]
-    values: Vec<String>,
+    pub from: TargetNamespacesFrom,
+    /// Labels of the namespaces, for `Selector`.
+    pub selector: Option<LabelSelector>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-enum LabelOperator {
-    In,
-    NotIn,
-    Exists,
-    DoesNotExist,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum TargetNamespacesFrom {
+    /// That of the policy.
+    #[default]
+    Same,
+    All,
+    Selector,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -348,17 +353,7 @@ impl TargetSelector {
     /// True if an object of this kind with these labels is meant. A selector without conditions means every object.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        let fits = |LabelExpression { key, operator, values }: &LabelExpression| {
-            let value = labels.get(key);
-            match operator {
-                LabelOperator::In => value.is_some_and(|value| values.contains(value)),
-                LabelOperator::NotIn => value.is_none_or(|value| !values.contains(value)),
-                LabelOperator::Exists => value.is_some(),
-                LabelOperator::DoesNotExist => value.is_none(),
-            }
-        };
-        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.match_expressions.iter().all(fits)
+        selector::matches((&self.match_labels, &self.match_expressions), labels)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use inference_api::gateway::{BackendRef, GrantFrom, GrantTo, HttpRoute};
+use inference_api::gateway::{BackendRef, HttpRoute};
 use inference_api::keys;
 use inference_api::object::{ObjectKey, ObjectMeta};
 use inference_api::pool::{AppProtocol, FailureMode, PoolVersion};
@@ -87,7 +87,9 @@ pub(super) fn resolve(
     index: &Index<'_>,
 ) -> Result<Backend, Unresolved> {
     let key = backend.key(&route.meta.namespace);
-    if key.namespace != route.meta.namespace && !is_granted(backend, &key, (route, index)) {
+    let from = [keys::GATEWAY_GROUP, "HTTPRoute", route.meta.namespace.as_str()];
+    if key.namespace != route.meta.namespace && !index.is_granted(from, (&backend.group, &backend.kind, &key))
+    {
         let what = format!("no ReferenceGrant of namespace {} allows it", key.namespace);
         return Err(missing("namespace", what));
     }
@@ -97,25 +99,6 @@ pub(super) fn resolve(
         (keys::GROUP, "InferencePool") => pool(key, PoolVersion::V1, index),
         (group, kind) => Err(missing("kind", format!("the lab has no {kind} of group {group:?}"))),
     }
-}
-
-/// True if a ReferenceGrant lets the route refer to a backend of another namespace.
-fn is_granted(backend: &BackendRef, key: &ObjectKey, (route, index): (&HttpRoute, &Index<'_>)) -> bool {
-    let is_from = |from: &GrantFrom| {
-        from.group == keys::GATEWAY_GROUP
-            && from.kind == "HTTPRoute"
-            && from.namespace == route.meta.namespace
-    };
-    let is_to = |to: &GrantTo| {
-        to.group == backend.group
-            && to.kind == backend.kind
-            && to.name.as_ref().is_none_or(|name| *name == key.name)
-    };
-    index.grants.iter().any(|grant| {
-        grant.meta.namespace == key.namespace
-            && grant.spec.from.iter().any(is_from)
-            && grant.spec.to.iter().any(is_to)
-    })
 }
 
 fn service(backend: &BackendRef, key: ObjectKey, index: &Index<'_>) -> Result<Backend, Unresolved> {

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use inference_api::gateway::{Gateway, GatewayClass, HttpRoute, Namespace, ReferenceGrant};
+use inference_api::gateway::{
+    Gateway, GatewayClass, GrantFrom, GrantTo, HttpRoute, Namespace, ReferenceGrant,
+};
 use inference_api::kinds::Object;
 use inference_api::model_rewrite::InferenceModelRewrite;
-use inference_api::object::ObjectMeta;
+use inference_api::object::{ObjectKey, ObjectMeta};
 use inference_api::pool::{InferenceModel, InferencePool};
+use inference_api::selector::LabelSelector;
 use inference_api::traffic::{BackendTrafficPolicy, ClientTrafficPolicy};
 use inference_api::workload::Service;
 
@@ -26,6 +29,9 @@ pub(super) struct Index<'a> {
     pub(super) models: Vec<&'a InferenceModel>,
     pub(super) rewrites: Vec<&'a InferenceModelRewrite>,
 }
+
+/// Label that Kubernetes gives each namespace: its name.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 impl<'a> Index<'a> {
     pub(super) fn new(objects: &'a [Object]) -> Result<Self, TranslateError> {
@@ -65,6 +71,31 @@ impl<'a> Index<'a> {
             }
         }
         Ok(index)
+    }
+
+    /// True if the selector selects the namespace by its labels. Without a selector it selects none.
+    pub(super) fn is_selected(&self, namespace: &str, selector: Option<&LabelSelector>) -> bool {
+        let known = self.namespaces.iter().find(|known| known.meta.name == namespace);
+        let mut labels = known.map(|known| known.meta.labels.clone()).unwrap_or_default();
+        labels.insert(NAMESPACE_NAME.to_owned(), namespace.to_owned());
+        selector.is_some_and(|selector| selector.matches(&labels))
+    }
+
+    /// True if a ReferenceGrant lets the objects of a group, kind and namespace refer to the object `to`, of this group
+    /// and kind.
+    pub(super) fn is_granted(&self, from: [&str; 3], to: (&str, &str, &ObjectKey)) -> bool {
+        let (group, kind, key) = to;
+        let is_from = |granted: &GrantFrom| [&granted.group, &granted.kind, &granted.namespace] == from;
+        let is_to = |granted: &GrantTo| {
+            granted.group == group
+                && granted.kind == kind
+                && granted.name.as_ref().is_none_or(|name| *name == key.name)
+        };
+        self.grants.iter().any(|grant| {
+            grant.meta.namespace == key.namespace
+                && grant.spec.from.iter().any(is_from)
+                && grant.spec.to.iter().any(is_to)
+        })
     }
 }
 

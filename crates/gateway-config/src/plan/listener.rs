@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use inference_api::gateway::{self, FromNamespaces, Gateway, HttpRoute, ParentRef};
 use inference_api::keys;
-use inference_api::object::{self, ObjectKey};
+use inference_api::object::ObjectKey;
 use inference_api::remark::Remark;
 
 use crate::error::TranslateError;
@@ -12,9 +12,6 @@ use crate::plan::ANY_HOST;
 use crate::plan::index::{self, Index};
 use crate::plan::route::Route;
 use crate::plan::traffic::ClientTraffic;
-
-/// Label with the name of a namespace, which every namespace has.
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// One port of one Gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,12 +194,7 @@ fn allows(
             FromNamespaces::All => true,
             FromNamespaces::Same => *own == gateway.namespace,
             FromNamespaces::None => false,
-            FromNamespaces::Selector => {
-                let known = index.namespaces.iter().find(|namespace| namespace.meta.name == *own);
-                let mut labels = known.map(|namespace| namespace.meta.labels.clone()).unwrap_or_default();
-                labels.insert(NAMESPACE_NAME.to_owned(), own.clone());
-                object::selects(&namespaces.selector.match_labels, &labels)
-            }
+            FromNamespaces::Selector => index.is_selected(own, namespaces.selector.as_ref()),
         }
 }
 

@@ -5,7 +5,8 @@ use inference_api::keys;
 use inference_api::object::{ObjectKey, ObjectMeta};
 use inference_api::remark::Remark;
 use inference_api::traffic::{
-    BackendTrafficPolicySpec, ClientTrafficPolicySpec, LoadBalancerKind, PolicyTarget, Targets,
+    BackendTrafficPolicySpec, ClientTrafficPolicySpec, LoadBalancerKind, PolicyTarget, TargetNamespaces,
+    TargetNamespacesFrom, Targets,
 };
 
 use crate::plan::index::Index;
@@ -143,8 +144,19 @@ fn scopes(
     let mut found = Vec::new();
     for (idx, selector) in selectors.iter().enumerate() {
         let path = format!("spec.targetSelectors[{idx}]");
-        let selected =
-            |meta_of: &&ObjectMeta| meta_of.namespace == meta.namespace && selector.matches(&meta_of.labels);
+        let reaches = |target: &ObjectMeta| {
+            let TargetNamespaces { from, selector: namespaces } = &selector.namespaces;
+            let is_own = target.namespace == meta.namespace;
+            let is_meant = match from {
+                TargetNamespacesFrom::Same => is_own,
+                TargetNamespacesFrom::All => true,
+                TargetNamespacesFrom::Selector => index.is_selected(&target.namespace, namespaces.as_ref()),
+            };
+            let policy = [keys::ENVOY_GATEWAY_GROUP, policy_kind, meta.namespace.as_str()];
+            let is_granted = || index.is_granted(policy, (&selector.group, &selector.kind, &target.key()));
+            is_meant && (is_own || is_granted())
+        };
+        let selected = |target: &&ObjectMeta| selector.matches(&target.labels) && reaches(target);
         let scopes: Vec<Scope> = match (selector.group.as_str(), selector.kind.as_str()) {
             (keys::GATEWAY_GROUP, "Gateway") => {
                 let gateways = index.gateways.iter().map(|gateway| &gateway.meta);
@@ -157,7 +169,7 @@ fn scopes(
             (_, _) => Vec::new(),
         };
         if scopes.is_empty() {
-            let effect = format!("it waits for a {} that is not among the files", selector.kind);
+            let effect = format!("it waits for a {} that it selects, or that lets it", selector.kind);
             found.push((path, Err(effect)));
         } else {
             found.extend(scopes.into_iter().map(|scope| (path.clone(), Ok(scope))));

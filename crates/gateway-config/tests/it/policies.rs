@@ -231,6 +231,42 @@ fn selectors_target_by_label() {
     assert!(!timeout("{kind: GRPCRoute}"));
 }
 
+/// Objects of another namespace are targets if the policy means that namespace, and a ReferenceGrant there allows it.
+#[test]
+fn selectors_reach_other_namespaces_with_a_grant() {
+    let policy = |namespaces: &str| {
+        let spec = format!(
+            "targetSelectors: [{{kind: Gateway, namespaces: {namespaces}}}], timeout: {{http: {{requestTimeout: 1s}}}}"
+        );
+        policy("BackendTrafficPolicy", ("p", ", namespace: policies"), &spec)
+    };
+    let grant = |kind: &str| {
+        format!(
+            "---
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: {{name: policies}}
+spec:
+  from: [{{group: gateway.envoyproxy.io, kind: {kind}, namespace: policies}}]
+  to: [{{group: gateway.networking.k8s.io, kind: Gateway}}]
+"
+        )
+    };
+    let applies = |namespaces: &str, grant: &str| {
+        let objects = [GATEWAYS, &route(RULES), &policy(namespaces), grant].concat();
+        action(&plan(&objects).unwrap()).get("timeout").is_some()
+    };
+    let granted = grant("BackendTrafficPolicy");
+    assert!(applies("{from: All}", &granted));
+    let labels = "{from: Selector, selector: {matchLabels: {kubernetes.io/metadata.name: default}}}";
+    assert!(applies(labels, &granted));
+    let expression = "{from: Selector, selector: {matchExpressions: [{key: a, operator: DoesNotExist}]}}";
+    assert!(applies(expression, &granted));
+    assert!(!applies("{from: Selector, selector: {matchLabels: {a: b}}}", &granted));
+    assert!(!applies("{from: Selector}", &granted) && !applies("{from: Same}", &granted));
+    assert!(!applies("{from: All}", "") && !applies("{from: All}", &grant("ClientTrafficPolicy")));
+}
+
 #[test]
 fn a_policy_for_clients_bounds_what_is_held_and_how_long() {
     let on_gateway = policy(

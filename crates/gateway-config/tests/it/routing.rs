@@ -331,6 +331,15 @@ fn a_listener_chooses_the_namespaces_of_its_routes() {
         ("{ namespaces: { from: None } }", 0),
         ("{ namespaces: { from: Selector, selector: { matchLabels: { team: a } } } }", 1),
         ("{ namespaces: { from: Selector, selector: { matchLabels: { team: b } } } }", 0),
+        (
+            "{ namespaces: { from: Selector, selector: { matchExpressions: [{ key: team, operator: Exists }] } } }",
+            1,
+        ),
+        (
+            "{ namespaces: { from: Selector, selector: { matchExpressions: [{ key: team, operator: NotIn, values: [a] }] } } }",
+            0,
+        ),
+        ("{ namespaces: { from: Selector } }", 0),
         ("{ namespaces: { from: All }, kinds: [ { kind: GRPCRoute } ] }", 0),
     ] {
         assert_eq!(n_routes(allowed), expected, "{allowed}");
