@@ -178,6 +178,7 @@ fn key(value: &Value) -> ObjectKey {
 // === impl Object ===
 
 impl Object {
+    /// The name of the kind; `Workload` for pods of a kind that is not known.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -192,7 +193,7 @@ impl Object {
             Self::Namespace(_) => "Namespace",
             Self::BackendTrafficPolicy(_) => "BackendTrafficPolicy",
             Self::ClientTrafficPolicy(_) => "ClientTrafficPolicy",
-            Self::Workload(workload) => workload.kind.as_str(),
+            Self::Workload(workload) => workload.kind.known().unwrap_or("Workload"),
             Self::Service(_) => "Service",
             Self::ConfigMap(_) => "ConfigMap",
             Self::Secret(_) => "Secret",

@@ -24,7 +24,7 @@ pub struct Workload {
     pub template: PodTemplate,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkloadKind {
     Deployment,
     ReplicaSet,
@@ -32,17 +32,28 @@ pub enum WorkloadKind {
     /// Groups of pods. Only the leaders of the groups serve, so a replica is a leader.
     LeaderWorkerSet,
     Pod,
+    /// A kind that is known only by the templates of pods in its objects.
+    Other(String),
 }
 
 impl WorkloadKind {
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
-            Self::Deployment => "Deployment",
-            Self::ReplicaSet => "ReplicaSet",
-            Self::StatefulSet => "StatefulSet",
-            Self::LeaderWorkerSet => "LeaderWorkerSet",
-            Self::Pod => "Pod",
+            Self::Other(kind) => kind,
+            known => known.known().unwrap_or_default(),
+        }
+    }
+
+    /// The name of a known kind.
+    pub(crate) fn known(&self) -> Option<&'static str> {
+        match self {
+            Self::Deployment => Some("Deployment"),
+            Self::ReplicaSet => Some("ReplicaSet"),
+            Self::StatefulSet => Some("StatefulSet"),
+            Self::LeaderWorkerSet => Some("LeaderWorkerSet"),
+            Self::Pod => Some("Pod"),
+            Self::Other(_) => None,
         }
     }
 }

@@ -42,6 +42,8 @@ mod notes;
 
 mod reading;
 
+mod templates;
+
 mod refusal;
 
 mod workload;

@@ -14,9 +14,11 @@ use inference_api::manifest;
 use inference_api::object::{DEFAULT_NAMESPACE, ObjectKey};
 use inference_api::picker_config;
 use inference_api::remark::Remark;
+use inference_api::workload::WorkloadKind;
 use serde_json::Value;
 
 use crate::cluster::manifests::Manifests;
+use crate::cluster::templates::{self, Template};
 
 /// Part of the path of the fields that decide which requests a rule takes.
 const MATCHES: &str = ".matches[";
@@ -172,8 +174,18 @@ impl Reading {
             return items.into_iter().for_each(|item| self.add(item, place));
         }
         let key = key(&value);
-        let content = read(value, (&api_version, &kind), &key);
-        self.documents.push(Document { place: place.clone(), kind, key, content });
+        let is_unknown = kinds::known_versions(&api_version, &kind).is_none();
+        let templates = if is_unknown { templates::of(&value) } else { Vec::new() };
+        let mut pods =
+            templates.into_iter().filter_map(|template| of_template(template, (&kind, &key))).peekable();
+        if pods.peek().is_none() {
+            let content = read(value, (&api_version, &kind), &key);
+            self.documents.push(Document { place: place.clone(), kind, key, content });
+            return;
+        }
+        for (key, content) in pods {
+            self.documents.push(Document { place: place.clone(), kind: kind.clone(), key, content });
+        }
     }
 }
 
@@ -222,6 +234,27 @@ fn read(value: Value, (api_version, kind): (&str, &str), key: &ObjectKey) -> Con
             Content::Refused { field: error.error.field, what: error.error.what }
         }
     }
+}
+
+/// The pods of a template of an object whose kind is not known, under a key of their own.
+fn of_template(template: Template, (kind, key): (&str, &ObjectKey)) -> Option<(ObjectKey, Content)> {
+    let Template { name, deployment } = template;
+    let Lenient { object: Object::Workload(mut workload), unknown } =
+        lenient::read(deployment.clone()).ok()?
+    else {
+        return None;
+    };
+    if !name.is_empty() {
+        workload.meta.name = format!("{}-{name}", key.name);
+    }
+    workload.kind = WorkloadKind::Other(kind.to_owned());
+    let key = workload.meta.key();
+    let remark = |field: &str, effect| Remark::new(kind, key.clone(), field, effect);
+    let rest = "its controller follows it; here the templates of pods in it are run like Deployments";
+    let mut remarks = vec![remark("spec", rest)];
+    remarks.extend(unknown.iter().map(|field| remark(&field.path, follower("Deployment"))));
+    let object = Box::new(Object::Workload(workload));
+    Some((key, Content::Object { object, value: deployment.clone(), original: deployment, remarks }))
 }
 
 /// Returns what follows the fields of a known kind on a cluster.

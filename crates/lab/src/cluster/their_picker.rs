@@ -29,7 +29,7 @@ const ENDPOINTS_FILE: &str = "WARMPATH_ENDPOINTS_FILE";
 /// A picker as its Deployment runs it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct TheirPicker {
-    kind: &'static str,
+    kind: String,
     key: ObjectKey,
     /// First word of the command; `None` if the image decides.
     command: Option<String>,
@@ -84,7 +84,7 @@ impl TheirPicker {
             |words: &[String]| -> Vec<String> { words.iter().map(|word| env.expand(word)).collect() };
         let mut command = expanded(&container.command).into_iter();
         let picker = Self {
-            kind,
+            kind: kind.to_owned(),
             key: workload.meta.key(),
             command: command.next(),
             image: container.image.clone().unwrap_or_default(),
