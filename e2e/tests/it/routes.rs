@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use clap::Parser as _;
 use http::{HeaderName, StatusCode};
 use lab::cluster::programs::{ProgramOptions, Programs};
-use lab::cluster::{Cluster, Options};
+use lab::cluster::{Cluster, Fresh, Options};
 use load::client::{Client, Reply};
 use serde_json::{Value, json};
 
@@ -111,8 +111,13 @@ spec:
 }
 
 /// Sends a chat for the model of both pools, or for another, with the header `kind` if it is not empty.
-async fn chat(gateway: &Gateway, (path, kind, model): (&str, &str, &str)) -> Reply {
-    let body = json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
+async fn chat(gateway: &Gateway, target: (&str, &str, &str)) -> Reply {
+    said(gateway, target, "hi").await
+}
+
+/// Sends a chat of these words.
+async fn said(gateway: &Gateway, (path, kind, model): (&str, &str, &str), words: &str) -> Reply {
+    let body = json!({ "model": model, "messages": [{ "role": "user", "content": words }], "max_tokens": 1 });
     let headers = [(HeaderName::from_static("kind"), kind)];
     let headers = if kind.is_empty() { &[] } else { &headers[..] };
     let url = format!("http://{}{path}", gateway.address);
@@ -189,6 +194,61 @@ async fn mirrored(cluster: &Cluster, gateway: &Gateway) {
     crate::stubs::until("the copy has arrived", || n_logged(cluster, "b") == before + 1).await;
 }
 
+/// Each answer that a picker reads tells it how wrong its estimate is. The control reads none.
+#[tokio::test]
+async fn a_weighted_route_reports_the_share_of_its_answers() {
+    if test_skips::skips_slow() {
+        return;
+    }
+    const REQUESTS: u32 = 500;
+    let lab = Lab::new();
+    let options = CommandLine::parse_from(["e2e"]).programs;
+    let programs =
+        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let file = lab.dir.path().join("routes.yaml");
+    let with_details = "args: [--enable-prompt-tokens-details, ";
+    let pool = "kind: InferencePool\nmetadata: {";
+    assert!(manifests(0).contains(pool));
+    let by_prefix =
+        format!("{pool}annotations: {{inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE}}, ");
+    let text = manifests(free_port()).replace("args: [", with_details).replace(pool, &by_prefix);
+    std::fs::write(&file, text).unwrap();
+    let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join("run")) };
+    let cluster = Cluster::start(options, programs, lab.progress()).await.unwrap();
+    for share in [0.1, 0.0] {
+        let responses = Some(format!("observed={share}").parse().unwrap());
+        cluster.restart(Fresh { responses, ..Fresh::default() }).await.unwrap();
+        let gateway = Gateway { address: cluster.gateway("http").unwrap(), client: Client::default() };
+        for _ in 0..REQUESTS {
+            let reply = said(&gateway, (CHAT, "weighted", "shared"), &"hi ".repeat(200)).await;
+            assert_eq!(reply.status, StatusCode::OK);
+        }
+        let found = lab::in_flight::InFlight::with(&cluster, 0).await.unwrap();
+        assert!(found.differences().is_empty(), "{:?}", found.differences());
+        let pages = cluster.picker_pages("/metrics").await.unwrap();
+        assert_eq!(pages.len(), 2, "each pool has a picker");
+        let sums = |series: &str| pages.iter().map(|page| sum(page, series)).collect::<Vec<f64>>();
+        let n_read: f64 = sums("inference_model_response_sizes_count{").iter().sum();
+        let n_over: f64 = sums("inference_model_request_duration_seconds_count{").iter().sum();
+        let n_errors = sums("epp_prefix_estimate_error_ratio_count ");
+        if share > 0.0 {
+            assert!((n_over - f64::from(REQUESTS)).abs() < 0.5, "{n_over} are over");
+            let counts = [n_read, n_over - n_read];
+            assert!(chi_square([share, 1.0 - share], counts) < CHI_SQUARE, "{n_read} of {n_over} are read");
+            assert!(n_errors.iter().all(|n| *n > 0.0), "{n_errors:?}");
+        } else {
+            assert_eq!((n_read.abs(), n_errors), (0.0, vec![0.0; 2]), "the control");
+        }
+    }
+    cluster.stop().await.unwrap();
+}
+
+/// The sum of the lines that begin with `series`.
+fn sum(page: &str, series: &str) -> f64 {
+    let lines = page.lines().filter(|line| line.starts_with(series));
+    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
 async fn weighted(gateway: &Gateway) {
     let mut counts = [0.0, 0.0];
     for _ in 0..N_WEIGHTED {
@@ -198,13 +258,16 @@ async fn weighted(gateway: &Gateway) {
             other => panic!("{other:?} answered"),
         }
     }
-    let chi_square = |shares: [f64; 2]| -> f64 {
-        let terms = shares.iter().zip(counts).map(|(share, seen)| {
-            let expected = share * f64::from(N_WEIGHTED);
-            (seen - expected).powi(2) / expected
-        });
-        terms.sum()
-    };
-    assert!(chi_square([0.7, 0.3]) < CHI_SQUARE, "{counts:?}");
-    assert!(chi_square([0.5, 0.5]) > CHI_SQUARE, "the control: the weights are not equal: {counts:?}");
+    assert!(chi_square([0.7, 0.3], counts) < CHI_SQUARE, "{counts:?}");
+    assert!(
+        chi_square([0.5, 0.5], counts) > CHI_SQUARE,
+        "the control: the weights are not equal: {counts:?}"
+    );
+}
+
+/// The distance of `counts` from these shares of their sum.
+fn chi_square(shares: [f64; 2], counts: [f64; 2]) -> f64 {
+    let n: f64 = counts.iter().sum();
+    let terms = shares.iter().zip(counts).map(|(share, seen)| (seen - share * n).powi(2) / (share * n));
+    terms.sum()
 }

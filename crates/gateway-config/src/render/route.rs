@@ -124,7 +124,8 @@ impl Context<'_> {
         let own = match &route.action {
             RouteAction::Forward(targets) => {
                 let single = single(targets).and_then(|cluster_idx| self.attachment(cluster_idx));
-                let config = self.filter_config(single);
+                // Of several weighted clusters each has its own: it cannot take back what its route disables.
+                let config = if targets.len() > 1 { Map::new() } else { self.filter_config(single) };
                 if !config.is_empty() {
                     value["typed_per_filter_config"] = Value::Object(config);
                 }

@@ -389,6 +389,26 @@ fn a_route_by_the_bodys_model_is_chosen_after_the_body() {
     assert_eq!(self::manager(&control, 0)["http_filters"][0]["disabled"], true);
 }
 
+/// A weighted cluster cannot take back what its route disables.
+#[test]
+fn weighted_pools_beside_a_route_by_the_bodys_model_keep_their_pickers() {
+    let by_model = format!(
+        "{{matches: [{{headers: [{{name: X-Gateway-Model-Name, value: m}}]}}], backendRefs: [{}]}}",
+        to_pool("a")
+    );
+    let plan =
+        planned(&format!("rules: [{by_model}, {{backendRefs: [{}, {}]}}]", to_pool("a"), to_pool("b")));
+    let routes = routes(&plan);
+    let weighted = routes.iter().find(|route| route["route"]["weighted_clusters"].is_object()).unwrap();
+    assert_eq!(weighted.get("typed_per_filter_config"), None);
+    let clusters = weighted["route"]["weighted_clusters"]["clusters"].as_array().unwrap();
+    for (cluster, other) in clusters.iter().zip(["b", "a"]) {
+        let disabled = cluster["typed_per_filter_config"].as_object().unwrap().keys();
+        let picker = format!("envoy.filters.http.ext_proc/endpointpicker/{other}_default_ext_proc");
+        assert_eq!(disabled.collect::<Vec<_>>(), [&picker]);
+    }
+}
+
 #[test]
 fn an_ai_gateway_route_leads_to_pools_by_model() {
     let rule = |model: &str, backend: &str| {
