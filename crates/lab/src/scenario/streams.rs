@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use futures::future::{join_all, try_join_all};
 use gateway_config::attachment::Responses;
 use load::stats::{millis, quantile};
+use rand::SeedableRng as _;
+use rand::seq::SliceRandom as _;
+use rand_chacha::ChaCha8Rng;
 use tokio::time::{sleep, timeout};
 
 use crate::check::{Check, Claim, Group};
@@ -25,8 +28,11 @@ const TIMED_TOKENS: u32 = 200;
 const MIDWAY: Duration = Duration::from_secs(1);
 /// Time for which the picker hangs: far more than between two tokens, and less than Envoy waits for a silent picker.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Least difference between two paths that is not noise, as a share of the time between two tokens.
-const NOISE: f64 = 0.5;
+/// Time within which a token leaves a pod after it is due. A difference below it is noise.
+const PUNCTUALITY: Duration = Duration::from_millis(2);
+/// Ways in which the streams of one path are divided to see its noise. A greater difference than in all of them comes by
+/// chance once in so many runs.
+const DIVISIONS: usize = 200;
 /// Tokens of a stream that runs while requests are counted.
 const LONG_TOKENS: u32 = 4000;
 /// Users who hang up, and the virtual time by which each does so later than the one before.
@@ -53,24 +59,40 @@ fn shot(lab: &Lab<'_>, label: &str, via: Via, (number, n_tokens): (u32, u32)) ->
     Shot::new(Group::Faults, format!("{label} {number}"), via, body(&request))
 }
 
-/// Milliseconds between two tokens: through 8080, through 8080 as well, and through 8081.
+/// Milliseconds between two tokens of each stream.
 struct Gaps {
-    plain: Vec<f64>,
-    again: Vec<f64>,
-    picker: Vec<f64>,
+    /// Through 8080, twice as many streams as through 8081.
+    plain: Vec<Vec<f64>>,
+    /// Through 8081.
+    picker: Vec<Vec<f64>>,
 }
 
 impl Gaps {
     /// Returns the quantile of 8081, and the most that it may be: that of 8080, and the noise of 8080 against itself, but
     /// at least `least_noise`.
     fn quantile(&self, q: f64, least_noise: Duration) -> Result<(f64, f64)> {
-        let Self { plain, again, picker } = self;
-        let at = |gaps: &[f64]| quantile(gaps, q).context("no stream has two tokens");
-        let (plain, again) = (at(plain)?, at(again)?);
-        let most = plain.max(again);
-        let noise = (plain - again).abs().max(NOISE * most).max(millis(least_noise));
-        Ok((at(picker)?, most + noise))
+        let Self { plain, picker } = self;
+        let noise = noise(plain, q)?.max(millis(least_noise));
+        Ok((at(picker, q)?, at(plain, q)? + noise))
     }
+}
+
+/// The quantile of the gaps of these streams.
+fn at(streams: &[Vec<f64>], q: f64) -> Result<f64> {
+    quantile(&streams.concat(), q).context("no stream has two tokens")
+}
+
+/// The greatest difference between two halves of these streams, however they are divided.
+fn noise(streams: &[Vec<f64>], q: f64) -> Result<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut streams = streams.to_vec();
+    let mut most = 0.0_f64;
+    for _ in 0..DIVISIONS {
+        streams.shuffle(&mut rng);
+        let (one, other) = streams.split_at(streams.len() / 2);
+        most = most.max((at(one, q)? - at(other, q)?).abs());
+    }
+    Ok(most)
 }
 
 /// The picker hangs for a moment while streams run on both ports at the same time.
@@ -92,7 +114,7 @@ async fn paused(lab: &Lab<'_>) -> Result<()> {
     // The longest wait of a busy machine is a matter of luck.
     let part_of_pause = PAUSE / 4;
     for (claim, q, noise) in
-        [(p50, 0.5, Duration::ZERO), (p99, 0.99, Duration::ZERO), (longest, 1.0, part_of_pause)]
+        [(p50, 0.5, PUNCTUALITY), (p99, 0.99, PUNCTUALITY), (longest, 1.0, part_of_pause)]
     {
         let (picker, most) = past.quantile(q, noise)?;
         let seen = format!("{picker:.1} ms between two tokens");
@@ -105,25 +127,24 @@ async fn paused(lab: &Lab<'_>) -> Result<()> {
 
 async fn gaps(lab: &Lab<'_>, responses: Responses) -> Result<Gaps> {
     lab.start_anew(Fresh { responses: Some(responses), ..Fresh::default() }).await?;
-    let series = [Via::Plain, Via::Plain, Via::Picker];
-    let series = series.into_iter().zip(["8080", "8080 again", "8081"]).map(|(via, name)| async move {
-        let label = format!("{responses} responses, {name}");
+    let streams = async |via: Via, n_streams: u32| {
+        let label = format!("{responses} responses, {}", via.name());
         let send = async |number| {
             let answer = lab.send(shot(lab, &label, via, (number, TIMED_TOKENS))).await;
             let chat = answer.chat.as_ref().with_context(|| format!("{label}: {}", answer.verdict()))?;
             anyhow::Ok(chat.gaps.iter().copied().map(millis).collect::<Vec<f64>>())
         };
-        anyhow::Ok(try_join_all((0..STREAMS).map(send)).await?.concat())
-    });
+        try_join_all((0..n_streams).map(send)).await
+    };
     let pause = async {
         lab.pause(MIDWAY).await;
         lab.cluster.inflict(&Fault::HangPickers).await?;
         sleep(PAUSE).await;
         lab.cluster.end(&Fault::HangPickers).await
     };
-    let (found, ()) = tokio::try_join!(try_join_all(series), pause)?;
-    let [plain, again, picker] = found.try_into().ok().context("three series")?;
-    Ok(Gaps { plain, again, picker })
+    let (plain, picker) = (streams(Via::Plain, 2 * STREAMS), streams(Via::Picker, STREAMS));
+    let (plain, picker, ()) = tokio::try_join!(plain, picker, pause)?;
+    Ok(Gaps { plain, picker })
 }
 
 /// The picker and the pods count the same requests while streams run, after users hung up, a pod died, and the picker was
@@ -196,4 +217,47 @@ async fn disturb(lab: &Lab<'_>, picker: &str) -> Result<()> {
         lab.cluster.end(&fault).await?;
     }
     lab.cluster.settled().await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rand::{RngExt as _, SeedableRng as _};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::Gaps;
+
+    /// Streams of 200 tokens, with gaps from 40 to 50 ms; one in so many is 100 ms longer.
+    fn streams(n_streams: usize, seed: u64, slower_by: f64) -> Vec<Vec<f64>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut gap = || {
+            let stall = if rng.random_ratio(1, 50) { 100.0 } else { 0.0 };
+            rng.random_range(40.0..50.0) + stall + slower_by
+        };
+        (0..n_streams).map(|_| (0..200).map(|_| gap()).collect()).collect()
+    }
+
+    #[test]
+    fn only_what_is_slower_than_the_noise_is_late() {
+        for seed in 0..3 {
+            let plain = streams(32, seed, 0.0);
+            for (slower_by, is_late) in [(0.0, false), (20.0, true)] {
+                let gaps = Gaps { plain: plain.clone(), picker: streams(16, seed + 100, slower_by) };
+                for q in [0.5, 0.99] {
+                    let (picker, most) = gaps.quantile(q, Duration::ZERO).unwrap();
+                    assert_eq!(picker > most, is_late, "{seed} {q}: {picker} {most}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_difference_below_the_least_noise_is_none() {
+        let gaps = Gaps { plain: vec![vec![40.0; 200]; 32], picker: vec![vec![41.0; 200]; 16] };
+        for (least_noise, is_late) in [(2, false), (0, true)] {
+            let (picker, most) = gaps.quantile(0.5, Duration::from_millis(least_noise)).unwrap();
+            assert_eq!(picker > most, is_late);
+        }
+    }
 }
