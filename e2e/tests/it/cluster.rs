@@ -6,10 +6,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Parser as _;
 use lab::cluster::fault::Fault;
 use lab::cluster::manifests::Manifests;
-use lab::cluster::programs::{ProgramOptions, Programs};
+use lab::cluster::programs::Programs;
 use lab::cluster::supervisor::{self, ClusterState, Phase};
 use lab::cluster::{Cluster, Fresh, Options, Progress, ProgressEvent, Status};
 use nix::sys::signal::{Signal, kill};
@@ -328,12 +327,6 @@ async fn nothing_outlives_a_killed_supervisor() {
     supervisor::down(&state_dir).await.unwrap();
 }
 
-#[derive(clap::Parser)]
-struct CommandLine {
-    #[command(flatten)]
-    programs: ProgramOptions,
-}
-
 /// The stub accepts everything, so this test asks Envoy itself, which wants a picker that is healthy. The first run builds
 /// the other programs and installs Envoy.
 #[tokio::test]
@@ -341,10 +334,7 @@ async fn envoy_itself_accepts_the_tutorial() {
     if test_skips::skips_slow() {
         return;
     }
-    let mut lab = Lab::new();
-    let options = CommandLine::parse_from(["e2e"]).programs;
-    let driver = lab.programs.driver.clone();
-    lab.programs = Programs::resolve_for(driver, &options, &lab.progress()).await.unwrap();
+    let lab = Lab::real().await;
     let cluster = lab.start().await;
     let mut manifests = cluster.manifests();
     manifests

@@ -4,6 +4,7 @@ mod browser;
 mod cluster;
 mod compare_page;
 mod explain;
+mod gateways;
 mod interrupts;
 #[cfg(feature = "kubernetes")]
 mod kind;

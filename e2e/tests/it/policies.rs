@@ -6,9 +6,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
-use clap::Parser as _;
 use http::{HeaderName, StatusCode};
-use lab::cluster::programs::{ProgramOptions, Programs};
 use lab::cluster::{Cluster, Options};
 use load::client::{Client, Reply};
 use serde_json::json;
@@ -20,12 +18,6 @@ use crate::stubs::{HANG, Lab, free_port};
 const N_BALANCED: usize = 8;
 /// Rules of the route, each named by the value of the header that leads to it.
 const RULES: [&str; 6] = ["plain", "slow", "retry", "breaker", "turns", "sticky"];
-
-#[derive(clap::Parser)]
-struct CommandLine {
-    #[command(flatten)]
-    programs: ProgramOptions,
-}
 
 #[derive(Clone)]
 struct Gateway {
@@ -125,13 +117,11 @@ async fn every_setting_of_a_policy_has_its_effect_and_only_where_it_is_set() {
     if test_skips::skips_slow() {
         return;
     }
-    let lab = Lab::new();
-    let options = CommandLine::parse_from(["e2e"]).programs;
-    let programs =
-        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let lab = Lab::real().await;
     let file = lab.dir.path().join("policies.yaml");
     std::fs::write(&file, manifests([free_port(), free_port()])).unwrap();
-    let cluster = Cluster::start(Options::new(file, lab.dir.path().join("run")), programs, lab.progress());
+    let cluster =
+        Cluster::start(Options::new(file, lab.dir.path().join("run")), lab.programs.clone(), lab.progress());
     let cluster = cluster.await.unwrap();
     let gateway = Gateway { address: cluster.gateway("http").unwrap(), client: Arc::new(Client::patient()) };
 

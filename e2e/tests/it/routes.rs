@@ -4,9 +4,7 @@
 
 use std::net::SocketAddr;
 
-use clap::Parser as _;
 use http::{HeaderName, StatusCode};
-use lab::cluster::programs::{ProgramOptions, Programs};
 use lab::cluster::{Cluster, Fresh, Options};
 use load::client::{Client, Reply};
 use serde_json::{Value, json};
@@ -17,12 +15,6 @@ use crate::stubs::{Lab, free_port};
 const N_WEIGHTED: u32 = 1000;
 /// Value of chi-square with one degree of freedom that only one run in a thousand exceeds by chance.
 const CHI_SQUARE: f64 = 10.83;
-
-#[derive(clap::Parser)]
-struct CommandLine {
-    #[command(flatten)]
-    programs: ProgramOptions,
-}
 
 struct Gateway {
     address: SocketAddr,
@@ -143,14 +135,11 @@ async fn every_kind_of_route_has_its_effect_and_only_that() {
     if test_skips::skips_slow() {
         return;
     }
-    let lab = Lab::new();
-    let options = CommandLine::parse_from(["e2e"]).programs;
-    let programs =
-        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let lab = Lab::real().await;
     let file = lab.dir.path().join("routes.yaml");
     std::fs::write(&file, manifests(free_port())).unwrap();
     let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join("run")) };
-    let cluster = Cluster::start(options, programs, lab.progress()).await.unwrap();
+    let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
     let gateway = Gateway { address: cluster.gateway("http").unwrap(), client: Client::default() };
 
     assert_eq!(
@@ -201,10 +190,7 @@ async fn a_weighted_route_reports_the_share_of_its_answers() {
         return;
     }
     const REQUESTS: u32 = 500;
-    let lab = Lab::new();
-    let options = CommandLine::parse_from(["e2e"]).programs;
-    let programs =
-        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let lab = Lab::real().await;
     let file = lab.dir.path().join("routes.yaml");
     let with_details = "args: [--enable-prompt-tokens-details, ";
     let pool = "kind: InferencePool\nmetadata: {";
@@ -214,7 +200,7 @@ async fn a_weighted_route_reports_the_share_of_its_answers() {
     let text = manifests(free_port()).replace("args: [", with_details).replace(pool, &by_prefix);
     std::fs::write(&file, text).unwrap();
     let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join("run")) };
-    let cluster = Cluster::start(options, programs, lab.progress()).await.unwrap();
+    let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
     for share in [0.1, 0.0] {
         let responses = Some(format!("observed={share}").parse().unwrap());
         cluster.restart(Fresh { responses, ..Fresh::default() }).await.unwrap();

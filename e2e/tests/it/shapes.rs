@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use clap::Parser as _;
 use http::{HeaderName, StatusCode};
 use lab::cluster::explain::{self, Answer};
-use lab::cluster::programs::{ProgramOptions, Programs};
 use lab::cluster::{Cluster, Options, Strictness};
 use load::client::Client;
 use serde_json::{Value, json};
@@ -28,12 +26,6 @@ const SHAPES: [(&str, &str, &str, &[&str]); 4] = [
 const SGLANG: &str = include_str!("../shapes/sglang.yaml");
 /// Line by which a pool of [`SGLANG`] names its runtime.
 const RUNTIME: &str = "  annotations: {inference.networking.x-k8s.io/model-server-runtime: sglang}\n";
-
-#[derive(clap::Parser)]
-struct CommandLine {
-    #[command(flatten)]
-    programs: ProgramOptions,
-}
 
 #[test]
 fn no_published_shape_is_refused() {
@@ -58,15 +50,12 @@ async fn every_published_shape_answers_through_the_picker() {
     if test_skips::skips_slow() {
         return;
     }
-    let lab = Lab::new();
-    let options = CommandLine::parse_from(["e2e"]).programs;
-    let programs =
-        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let lab = Lab::real().await;
     for (name, text, model, _) in SHAPES {
         let file = lab.dir.path().join(format!("{name}.yaml"));
         std::fs::write(&file, text.replace("port: 80,", &format!("port: {},", free_port()))).unwrap();
         let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
-        let cluster = Cluster::start(options, programs.clone(), lab.progress()).await.unwrap();
+        let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
         let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
         let ask = |model: &str| {
             let body =
@@ -91,10 +80,7 @@ async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
     if test_skips::skips_slow() {
         return;
     }
-    let lab = Lab::new();
-    let options = CommandLine::parse_from(["e2e"]).programs;
-    let programs =
-        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let lab = Lab::real().await;
     assert!(SGLANG.contains(RUNTIME));
     for (name, text, is_read) in
         [("named", SGLANG.to_owned(), true), ("control", SGLANG.replace(RUNTIME, ""), false)]
@@ -102,7 +88,7 @@ async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
         let file = lab.dir.path().join(format!("{name}.yaml"));
         std::fs::write(&file, text.replace("port: 80,", &format!("port: {},", free_port()))).unwrap();
         let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
-        let cluster = Cluster::start(options, programs.clone(), lab.progress()).await.unwrap();
+        let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
         let client = Client::default();
         let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
         let body = json!({ "model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
@@ -130,10 +116,7 @@ async fn the_pickers_own_configuration_is_followed() {
     if test_skips::skips_slow() {
         return;
     }
-    let lab = Lab::new();
-    let options = CommandLine::parse_from(["e2e"]).programs;
-    let programs =
-        Programs::resolve_for(lab.programs.driver.clone(), &options, &lab.progress()).await.unwrap();
+    let lab = Lab::real().await;
     let queue = "{pluginRef: queue-scorer, weight: 2}";
     let (_, text, model, _) = SHAPES[1];
     assert!(text.contains(queue));
@@ -144,7 +127,7 @@ async fn the_pickers_own_configuration_is_followed() {
         let file = lab.dir.path().join(format!("{name}.yaml"));
         std::fs::write(&file, text).unwrap();
         let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
-        let cluster = Cluster::start(options, programs.clone(), lab.progress()).await.unwrap();
+        let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
         let client = Client::default();
         let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
         let body =
