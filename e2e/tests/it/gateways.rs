@@ -1,8 +1,6 @@
 //! Several Gateways, hostnames, namespaces and ports of a pod through a real Envoy: who is attached answers, and who is not
 //! does not.
 
-#![expect(clippy::unwrap_used, reason = "a cluster that cannot be made fails its test")]
-
 use http::{HeaderName, StatusCode};
 use lab::cluster::{Cluster, Options, Pod};
 use load::client::Client;

@@ -106,7 +106,7 @@ fn a_cluster_that_was_there_stays() {
     assert!(!stubs.calls().contains("delete"), "{}", stubs.calls());
 }
 
-/// Nobody is told to delete a cluster that was never made.
+/// A user is not told to delete a cluster that was never made.
 #[test]
 fn up_that_fails_says_that_a_cluster_is_left_only_if_one_is() {
     for (clusters, is_left) in [("other\n", false), ("warmpath\n", true)] {

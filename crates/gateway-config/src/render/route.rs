@@ -124,7 +124,7 @@ impl Context<'_> {
         let own = match &route.action {
             RouteAction::Forward(targets) => {
                 let single = single(targets).and_then(|cluster_idx| self.attachment(cluster_idx));
-                // Of several weighted clusters each has its own: it cannot take back what its route disables.
+                // Each of several weighted clusters has its own: it cannot take back what its route disables.
                 let config = if targets.len() > 1 { Map::new() } else { self.filter_config(single) };
                 if !config.is_empty() {
                     value["typed_per_filter_config"] = Value::Object(config);

@@ -11,7 +11,7 @@ pub enum PickerChoice {
     /// The lab's picker, whatever Deployments of pickers are among the files.
     #[default]
     Ours,
-    /// Those of the Deployments: this program, or the one that the command names, on the `PATH`.
+    /// The programs of the Deployments: this one, or the one that the command names, on the `PATH`.
     Theirs { program: Option<PathBuf> },
 }
 

@@ -16,7 +16,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::cluster::ports::local;
 
-/// What the relay does with what it receives.
+/// The relay's way with what it receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passage {
     /// Everything passes. Connections that have lost anything end.

@@ -18,7 +18,7 @@ const PROMPT: u32 = 228;
 const CACHED: u32 = 128;
 /// Largest difference between the measured and the modelled gain on a quiet machine, as a share of the modelled one.
 const TOLERANCE: f64 = 0.15;
-/// The same on a machine that is not quiet.
+/// The largest difference on a machine that is not quiet, as such a share.
 const MAX_NOISE: f64 = 0.45;
 /// Tokens that round 1 generates: the first one fills the eighth block, the second one writes it.
 const ROUND1_TOKENS: u32 = 2;
@@ -225,7 +225,7 @@ mod tests {
         let gain = Gain::of(&pairs).unwrap();
         assert_eq!((gain.warm_ms, gain.cold_ms, gain.gain_ms, gain.noise_ms), (90.0, 112.0, 22.0, 39.0));
         assert!(is_noisy(&pairs));
-        // What a busy machine adds to all pairs of a turn is noise as well.
+        // Time that a busy machine adds to all pairs of a turn is noise as well.
         let together = [pair(0, 104.0, 104.0), pair(0, 104.0, 104.0), pair(1, 100.0, 108.0)];
         assert!((Gain::of(&together).unwrap().noise_ms - 4.0).abs() < f64::EPSILON);
         let quiet = [pair(0, 100.0, 120.0), pair(1, 100.5, 120.0)];

@@ -28,7 +28,7 @@ pub(super) struct PickerProcess {
     /// Number of this process among those of the same picker, from 0.
     replica: u32,
     grpc: SocketAddr,
-    /// What Envoy connects to in place of the process.
+    /// The relay to which Envoy connects in place of the process.
     relay: Option<Relay>,
     pub(super) health: SocketAddr,
     pub(super) metrics: SocketAddr,

@@ -182,7 +182,7 @@ fn recognise(words: &[String]) -> Option<(Engine, &[String])> {
     wrapped(words, engine)
 }
 
-/// What `of` finds at the first word, or, if that is a prefix or an assignment, behind it and its operands.
+/// Returns what `of` finds at the first word, or, if that is a prefix or an assignment, behind it and its operands.
 fn wrapped<'w, T>(words: &'w [String], of: impl Fn(&'w [String]) -> Option<T>) -> Option<T> {
     let is_prefix =
         |word: &String| PREFIXES.contains(&file_name(word)) || (word.contains('=') && !word.starts_with('-'));
