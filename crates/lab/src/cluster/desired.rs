@@ -1,6 +1,8 @@
 //! The checked content of the manifests: pods, pickers and the gateway's plan.
 
 mod pickers;
+#[cfg(test)]
+mod workloads;
 
 use anyhow::{Result, bail};
 use gateway_config::plan::{Backend, Plan, PodPort};

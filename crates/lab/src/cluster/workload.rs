@@ -367,6 +367,3 @@ fn left_out(
     }
     found
 }
-
-#[cfg(test)]
-mod tests;

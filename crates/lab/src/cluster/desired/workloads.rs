@@ -1,7 +1,7 @@
 //! Pods of small manifests: which run, by which command, and what is noted.
 
+use super::Desired;
 use crate::cluster::Strictness;
-use crate::cluster::desired::Desired;
 use crate::cluster::manifests::Manifests;
 use crate::cluster::picker_choice::PickerChoice;
 
