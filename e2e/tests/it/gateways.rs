@@ -2,7 +2,7 @@
 //! does not.
 
 use http::{HeaderName, StatusCode};
-use lab::cluster::{Cluster, Options, Pod};
+use lab::cluster::Pod;
 use load::client::Client;
 use serde_json::{Value, json};
 
@@ -114,10 +114,7 @@ async fn who_is_attached_answers_and_nobody_else() {
         return;
     }
     let lab = Lab::real().await;
-    let file = lab.dir.path().join("gateways.yaml");
-    std::fs::write(&file, manifests()).unwrap();
-    let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join("run")) };
-    let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
+    let cluster = lab.start_text("gateways", &manifests()).await;
     let client = Client::default();
     let chat = async |(listener, host, to): (&str, &str, &str)| {
         let url = format!("http://{}/v1/chat/completions", cluster.gateway(listener).unwrap());

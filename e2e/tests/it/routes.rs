@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use http::{HeaderName, StatusCode};
-use lab::cluster::{Cluster, Fresh, Options};
+use lab::cluster::{Cluster, Fresh};
 use load::client::{Client, Reply};
 use serde_json::{Value, json};
 
@@ -136,10 +136,7 @@ async fn every_kind_of_route_has_its_effect_and_only_that() {
         return;
     }
     let lab = Lab::real().await;
-    let file = lab.dir.path().join("routes.yaml");
-    std::fs::write(&file, manifests(free_port())).unwrap();
-    let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join("run")) };
-    let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
+    let cluster = lab.start_text("routes", &manifests(free_port())).await;
     let gateway = Gateway { address: cluster.gateway("http").unwrap(), client: Client::default() };
 
     assert_eq!(
@@ -191,16 +188,13 @@ async fn a_weighted_route_reports_the_share_of_its_answers() {
     }
     const REQUESTS: u32 = 500;
     let lab = Lab::real().await;
-    let file = lab.dir.path().join("routes.yaml");
     let with_details = "args: [--enable-prompt-tokens-details, ";
     let pool = "kind: InferencePool\nmetadata: {";
     assert!(manifests(0).contains(pool));
     let by_prefix =
         format!("{pool}annotations: {{inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE}}, ");
     let text = manifests(free_port()).replace("args: [", with_details).replace(pool, &by_prefix);
-    std::fs::write(&file, text).unwrap();
-    let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join("run")) };
-    let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
+    let cluster = lab.start_text("routes", &text).await;
     for share in [0.1, 0.0] {
         let responses = Some(format!("observed={share}").parse().unwrap());
         cluster.restart(Fresh { responses, ..Fresh::default() }).await.unwrap();

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
+use lab::cluster::Strictness;
 use lab::cluster::explain::{self, Answer};
-use lab::cluster::{Cluster, Options, Strictness};
 use load::client::Client;
 use serde_json::{Value, json};
 
@@ -52,10 +52,8 @@ async fn every_published_shape_answers_through_the_picker() {
     }
     let lab = Lab::real().await;
     for (name, text, model, _) in SHAPES {
-        let file = lab.dir.path().join(format!("{name}.yaml"));
-        std::fs::write(&file, text.replace("port: 80,", &format!("port: {},", free_port()))).unwrap();
-        let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
-        let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
+        let text = text.replace("port: 80,", &format!("port: {},", free_port()));
+        let cluster = lab.start_text(name, &text).await;
         let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
         let ask = |model: &str| {
             let body =
@@ -85,10 +83,8 @@ async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
     for (name, text, is_read) in
         [("named", SGLANG.to_owned(), true), ("control", SGLANG.replace(RUNTIME, ""), false)]
     {
-        let file = lab.dir.path().join(format!("{name}.yaml"));
-        std::fs::write(&file, text.replace("port: 80,", &format!("port: {},", free_port()))).unwrap();
-        let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
-        let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
+        let text = text.replace("port: 80,", &format!("port: {},", free_port()));
+        let cluster = lab.start_text(name, &text).await;
         let client = Client::default();
         let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
         let body = json!({ "model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
@@ -124,10 +120,7 @@ async fn the_pickers_own_configuration_is_followed() {
         let text = text
             .replace(queue, &queue.replace('2', &weight.to_string()))
             .replace("port: 80,", &format!("port: {},", free_port()));
-        let file = lab.dir.path().join(format!("{name}.yaml"));
-        std::fs::write(&file, text).unwrap();
-        let options = Options { time_scale: 1000.0, ..Options::new(file, lab.dir.path().join(name)) };
-        let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
+        let cluster = lab.start_text(name, &text).await;
         let client = Client::default();
         let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
         let body =

@@ -103,7 +103,7 @@ impl ServeArgs {
         let (kv_events, kv_event_format) = (engine.kv_events()?, engine.kv_event_format(vllm_version));
         let engine_config = EngineConfig {
             kv_events: kv_events.is_on(),
-            ..engine.config((&latency, grow_kv_cache), vllm_version, lora.max_loras)?
+            ..engine.config(&latency, grow_kv_cache, vllm_version, lora.max_loras)?
         };
         let (queue_limits, hidden_metrics) =
             (engine.queue_limits(), engine.shows_hidden_metrics(vllm_version));

@@ -153,7 +153,8 @@ impl EngineArgs {
 
     pub(super) fn config(
         &self,
-        (latency, grows): (&LatencyModel, bool),
+        latency: &LatencyModel,
+        grows: bool,
         version: VllmVersion,
         max_loras: Option<NonZeroU32>,
     ) -> Result<EngineConfig, String> {
