@@ -133,6 +133,21 @@ async fn edits_of_the_manifests_take_effect() {
     cluster.stop().await.unwrap();
 }
 
+/// The programs of both bind their ports well after both have chosen.
+#[tokio::test]
+async fn clusters_that_start_at_once_share_no_port() {
+    let (lab, other) = (Lab::new(), Lab::new());
+    other.write(&lab.manifests());
+    let (first, second) = tokio::join!(lab.start(), other.start());
+    let ports = |cluster: &Cluster| ["http", "llm-gw"].map(|name| cluster.gateway(name).unwrap().port());
+    let mut bound = [ports(&first), ports(&second)];
+    bound.sort_unstable();
+    assert_eq!(bound[0], lab.ports);
+    assert!(bound[1].iter().all(|port| !lab.ports.contains(port)), "{bound:?}");
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn the_replicas_option_holds_until_the_number_is_edited() {
     let lab = Lab::new();

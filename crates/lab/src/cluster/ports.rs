@@ -1,49 +1,141 @@
 //! Free TCP ports on 127.0.0.1.
+//!
+//! A port is chosen some time before a child binds it, and a look whether it is free binds it for a moment. Labs of one
+//! user therefore claim ports before they look: a lock on a file, which the kernel releases with its process.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::getuid;
 
 /// Range of the ports for pods and controls. It is below the ephemeral range (Linux: from 32768), so that no connection
 /// of the load client takes a port between its choice and its use.
 const RANGE: Range<u16> = 20_000..30_000;
-/// Distance between the first ports that two processes with successive ids look at.
-const STRIDE: u32 = 100;
+/// Number of ports that a process claims at once.
+const BLOCK: u16 = 100;
+/// Most blocks of a process. Once it has used them all up, it looks through them again, from the first.
+const MAX_BLOCKS: usize = 20;
 /// Offsets that are tried for the gateway's ports: 8081, 9081, 10081 …
 const OFFSETS: [u16; 12] = [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000, 10_000, 11_000];
 
-/// Number of ports that all clusters of this process have looked at, so that they look at each port once before they
-/// start again.
-static N_LOOKED_AT: AtomicU32 = AtomicU32::new(0);
+/// Blocks of all clusters of this process.
+static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks { claimed: Vec::new(), n_looked_at: 0 });
 
-/// Returns a port that is free now and that no other cluster of this process gets.
-pub(super) fn free() -> Result<SocketAddr> {
-    let n_ports = u32::from(RANGE.end - RANGE.start);
-    let first = std::process::id() % (n_ports / STRIDE) * STRIDE;
-    for _ in RANGE {
-        let offset = (first + N_LOOKED_AT.fetch_add(1, Ordering::Relaxed)) % n_ports;
-        let port = RANGE.start + u16::try_from(offset)?;
-        if is_free(port) {
-            return Ok(local(port));
+/// A hold on a port, or on a block of them. No other claim of this user succeeds while it lives.
+#[derive(Debug)]
+pub(super) struct Claim {
+    _lock: File,
+}
+
+impl Claim {
+    /// Claims the port if it is free.
+    ///
+    /// # Errors
+    /// When the file of the claim cannot be made.
+    pub(super) fn port(port: u16) -> Result<Option<Self>> {
+        if RANGE.contains(&port) && !blocks(|blocks| blocks.has(port))? {
+            return Ok(None);
+        }
+        Ok(Self::named(&port.to_string())?.filter(|_| is_free(port)))
+    }
+
+    fn named(name: &str) -> Result<Option<Self>> {
+        let dir = std::env::temp_dir().join(format!("warmpath-ports-{}", getuid()));
+        let path = dir.join(name);
+        let open = || -> std::io::Result<File> {
+            std::fs::create_dir_all(&dir)?;
+            File::options().create(true).truncate(false).write(true).open(&path)
+        };
+        let lock = open().with_context(|| format!("claim ports with {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Self { _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).context(format!("lock {}", path.display())),
         }
     }
-    bail!("no port of {}..{} is free", RANGE.start, RANGE.end)
+}
+
+#[derive(Debug)]
+struct Blocks {
+    /// First port of each, with its claim.
+    claimed: Vec<(u16, Claim)>,
+    /// Number of ports that were looked at, so that a port is looked at again as late as possible.
+    n_looked_at: usize,
+}
+
+impl Blocks {
+    /// The next port, free or not; `None` if no block is left.
+    fn next(&mut self) -> Result<Option<u16>> {
+        let (mut block, offset) =
+            (self.n_looked_at / usize::from(BLOCK), self.n_looked_at % usize::from(BLOCK));
+        if block == self.claimed.len() && (block == MAX_BLOCKS || !self.claim_any()?) {
+            (block, self.n_looked_at) = (0, 0);
+        }
+        self.n_looked_at += 1;
+        let Some((first, _)) = self.claimed.get(block) else { return Ok(None) };
+        Ok(Some(first + u16::try_from(offset)?))
+    }
+
+    fn claim_any(&mut self) -> Result<bool> {
+        for first in RANGE.step_by(usize::from(BLOCK)) {
+            if self.claim(first)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Claims a block. False if it is claimed already, here or elsewhere.
+    fn claim(&mut self, first: u16) -> Result<bool> {
+        let claim = Claim::named(&format!("{first}-{}", first + BLOCK - 1))?;
+        let is_new = claim.is_some();
+        self.claimed.extend(claim.map(|claim| (first, claim)));
+        Ok(is_new)
+    }
+
+    /// True if the port's block is, or now becomes, one of these.
+    fn has(&mut self, port: u16) -> Result<bool> {
+        let first = port - (port - RANGE.start) % BLOCK;
+        Ok(self.claimed.iter().any(|(claimed, _)| *claimed == first) || self.claim(first)?)
+    }
+}
+
+fn blocks<T>(with: impl FnOnce(&mut Blocks) -> T) -> T {
+    with(&mut BLOCKS.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Returns a port that is free now and that no other cluster gets, of this process or of another lab of this user.
+pub(super) fn free() -> Result<SocketAddr> {
+    for _ in 0..=MAX_BLOCKS * usize::from(BLOCK) {
+        match blocks(Blocks::next)? {
+            Some(port) if is_free(port) => return Ok(local(port)),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    bail!("no port of {}..{} is free: end some of the labs that run", RANGE.start, RANGE.end)
 }
 
 pub(super) fn local(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
-/// Returns the least of [`OFFSETS`] at which all `wanted` ports are free.
-pub(super) fn gateway_offset(wanted: &[u16]) -> Result<u16> {
-    let fits = |offset: &u16| wanted.iter().all(|port| port.checked_add(*offset).is_some_and(is_free));
-    match OFFSETS.iter().find(|offset| fits(offset)) {
-        Some(offset) => Ok(*offset),
-        None => bail!("the gateway's ports {wanted:?} are taken, and so are those 1000 to 11000 above them"),
+/// Returns the least of [`OFFSETS`] at which all `wanted` ports are free, and claims on the ports there.
+pub(super) fn gateway_ports(wanted: &[u16]) -> Result<(u16, Vec<Claim>)> {
+    'offsets: for offset in OFFSETS {
+        let mut claims = Vec::with_capacity(wanted.len());
+        for port in wanted {
+            let claim = port.checked_add(offset).map(Claim::port).transpose()?.flatten();
+            let Some(claim) = claim else { continue 'offsets };
+            claims.push(claim);
+        }
+        return Ok((offset, claims));
     }
+    bail!("the gateway's ports {wanted:?} are taken, and so are those 1000 to 11000 above them")
 }
 
 /// Name of a listener and the port that it wants.
@@ -68,7 +160,7 @@ pub(super) fn first_of_each(
 }
 
 /// True if the port is bound neither on 127.0.0.1 nor on all addresses (macOS allows both at the same time).
-pub(super) fn is_free(port: u16) -> bool {
+fn is_free(port: u16) -> bool {
     [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED]
         .iter()
         .all(|address| TcpListener::bind((*address, port)).is_ok())
@@ -76,7 +168,7 @@ pub(super) fn is_free(port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{first_of_each, free, gateway_offset, is_free};
+    use super::{BLOCK, Blocks, Claim, MAX_BLOCKS, RANGE, first_of_each, free, gateway_ports, is_free};
 
     #[test]
     fn only_the_first_listener_of_a_port_gets_it() {
@@ -93,9 +185,50 @@ mod tests {
         let first = free().unwrap();
         let listener = std::net::TcpListener::bind(first).unwrap();
         assert!(!is_free(first.port()));
-        let offset = gateway_offset(&[first.port()]).unwrap();
+        let (offset, _claims) = gateway_ports(&[first.port()]).unwrap();
         assert!(offset != 0 && offset.is_multiple_of(1000));
         drop(listener);
         assert_ne!(free().unwrap(), first);
+    }
+
+    /// Nothing listens yet, as between a lab's choice of a port and the start of its Envoy.
+    #[test]
+    fn a_claimed_port_is_left_alone_until_the_claim_ends() {
+        let port = free().unwrap().port();
+        let (offset, claims) = gateway_ports(&[port]).unwrap();
+        assert_eq!(offset, 0);
+        assert!(is_free(port), "the control: only the claim is in the way");
+        assert_ne!(gateway_ports(&[port]).unwrap().0, 0);
+        drop(claims);
+        assert_eq!(gateway_ports(&[port]).unwrap().0, 0);
+    }
+
+    #[test]
+    fn labs_share_no_block_and_look_at_each_port_of_theirs_once() {
+        let mut labs = [(); 2].map(|()| Blocks { claimed: Vec::new(), n_looked_at: 0 });
+        let n_ports = usize::from(BLOCK) * 2;
+        let mut looked_at: Vec<u16> = Vec::new();
+        for lab in &mut labs {
+            looked_at.extend((0..n_ports).map(|_| lab.next().unwrap().unwrap()));
+        }
+        assert!(looked_at.iter().all(|port| RANGE.contains(port)));
+        looked_at.sort_unstable();
+        looked_at.dedup();
+        assert_eq!(looked_at.len(), n_ports * 2);
+        let [first, second] = &mut labs;
+        let of_first = first.claimed[0].0;
+        assert!(first.has(of_first).unwrap() && !second.has(of_first).unwrap());
+        assert!(Claim::port(of_first).unwrap().is_none(), "its block is another lab's");
+    }
+
+    #[test]
+    fn a_lab_that_has_used_its_blocks_up_begins_again() {
+        let mut lab = Blocks { claimed: Vec::new(), n_looked_at: 0 };
+        let first = lab.next().unwrap();
+        while lab.claimed.len() < MAX_BLOCKS {
+            assert!(lab.claim_any().unwrap(), "other labs have all blocks");
+        }
+        lab.n_looked_at = usize::from(BLOCK) * lab.claimed.len();
+        assert_eq!(lab.next().unwrap(), first);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::authority::picker_host;
@@ -28,6 +28,8 @@ pub(super) struct PickerProcess {
     /// Number of this process among those of the same picker, from 0.
     replica: u32,
     grpc: SocketAddr,
+    /// Claim on the port of a user's picker; a port of [`ports::free`] needs none.
+    _claim: Option<ports::Claim>,
     /// The relay to which Envoy connects in place of the process.
     relay: Option<Relay>,
     pub(super) health: SocketAddr,
@@ -99,14 +101,18 @@ impl Local {
                     continue;
                 }
                 self.authority.write_identity(&self.files.identity(&name), &picker_host(group))?;
-                let (grpc, program) = match theirs {
-                    None => (ports::free()?, PickerProgram::Ours),
-                    Some(theirs) => (self.port_of(theirs)?, PickerProgram::Theirs(Security::Tls)),
+                let (grpc, claim, program) = match theirs {
+                    None => (ports::free()?, None, PickerProgram::Ours),
+                    Some(theirs) => {
+                        let claim = self.claim_port_of(theirs)?;
+                        (ports::local(theirs.port), Some(claim), PickerProgram::Theirs(Security::Tls))
+                    }
                 };
                 self.pickers.push(PickerProcess {
                     group: group.clone(),
                     replica,
                     grpc,
+                    _claim: claim,
                     relay: None,
                     health: ports::free()?,
                     metrics: ports::free()?,
@@ -120,17 +126,15 @@ impl Local {
         Ok(())
     }
 
-    /// The address at which a picker of the user's will listen, if its program and its port are at hand.
-    fn port_of(&self, theirs: &TheirPicker) -> Result<SocketAddr> {
+    /// Claims the port on which a picker of the user's will listen, if its program is at hand.
+    fn claim_port_of(&self, theirs: &TheirPicker) -> Result<ports::Claim> {
         theirs.program(&self.options.picker)?;
-        let address = ports::local(theirs.port);
-        let is_wanted = self.pickers.iter().any(|picker| picker.grpc == address);
-        ensure!(
-            !is_wanted && ports::is_free(theirs.port),
-            "port {} is taken, on which the picker of {theirs} listens: end what has it, or change the port in the files",
-            theirs.port
-        );
-        Ok(address)
+        ports::Claim::port(theirs.port)?.with_context(|| {
+            format!(
+                "port {} is taken, on which the picker of {theirs} listens: end what has it, or change the port in the files",
+                theirs.port
+            )
+        })
     }
 
     /// Puts a relay before each picker of the lab's, or takes the relays away.
