@@ -20,6 +20,10 @@ const MAX_CONDITIONS: usize = 8;
 const MAX_PARENTS: usize = 32;
 /// Review in which the Kubernetes API reviewers approved these kinds; an API server asks for it in groups of k8s.io.
 const APPROVAL: &str = "https://github.com/kubernetes-sigs/gateway-api-inference-extension/pull/1173";
+/// Annotation by which tools know the release of the Gateway API Inference Extension that a definition is of.
+const BUNDLE_VERSION: &str = "inference.networking.k8s.io/bundle-version";
+/// The release whose v1 InferencePool has the same schema. It has none of the other kinds.
+const BUNDLE: &str = "v1.6.0";
 
 /// Value of a label (Kubernetes: `IsValidLabelValue`).
 const LABEL_VALUE: &str = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$";
@@ -131,6 +135,10 @@ impl Crd {
     pub fn manifest(&self) -> Value {
         let Self { group, version, kind, short_name, columns, spec: _, status: _ } = self;
         let plural = self.plural();
+        let mut annotations = json!({ "api-approved.kubernetes.io": APPROVAL });
+        if *group == GROUP {
+            annotations[BUNDLE_VERSION] = json!(BUNDLE);
+        }
         let column = |(name, path): (&str, &str)| json!({ "name": name, "type": "string", "jsonPath": path });
         let mut columns: Vec<Value> = columns.iter().copied().map(column).collect();
         columns.push(json!({ "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" }));
@@ -139,7 +147,7 @@ impl Crd {
             "kind": "CustomResourceDefinition",
             "metadata": {
                 "name": self.name(),
-                "annotations": { "api-approved.kubernetes.io": APPROVAL },
+                "annotations": annotations,
             },
             "spec": {
                 "group": group,

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 /// Writes the files instead of comparing them: `REGENERATE_CRDS=1 cargo test -p inference-api`.
 const REGENERATE: Option<&str> = option_env!("REGENERATE_CRDS");
 
+const BUNDLE_VERSION: &str = "inference.networking.k8s.io/bundle-version";
+
 const HEADER: &str = "# Generated from crates/inference-api: REGENERATE_CRDS=1 cargo test -p inference-api\n";
 
 fn path(crd: &Crd) -> PathBuf {
@@ -171,6 +173,15 @@ fn the_files_are_what_the_generator_prints() {
         let read_back: Value = serde_saphyr::from_str(&yaml).unwrap();
         assert_eq!(read_back, crd.manifest(), "{name} survives YAML");
     }
+}
+
+/// Upstream's conformance suite asks for the annotation, and takes no two releases.
+#[test]
+fn a_definition_of_upstreams_release_names_it() {
+    let bundle = |crd: &Crd| crd.manifest()["metadata"]["annotations"].get(BUNDLE_VERSION).cloned();
+    let named: Vec<String> = all().iter().filter(|crd| bundle(crd).is_some()).map(Crd::name).collect();
+    assert_eq!(named, ["inferencepools.inference.networking.k8s.io"]);
+    assert_eq!(bundle(&crd("inferencepools.inference.networking.k")), Some(json!("v1.6.0")));
 }
 
 #[test]
