@@ -17,10 +17,11 @@ use envoy_proto::envoygateway::extension::{
     PostVirtualHostModifyRequest, PostVirtualHostModifyResponse,
 };
 use gateway_config::error::Malformed;
-use gateway_config::xds::{Editor, Pool, Resources};
+use gateway_config::xds::{self, Division, Editor, Pool, Resources};
 use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient;
 use inference_api::object::ObjectKey;
+use inference_api::pool::InferencePool;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -29,7 +30,7 @@ use tracing::{debug, warn};
 
 use crate::facts::Facts;
 use crate::metrics::{Answer, Hook, Metrics};
-use crate::resolve;
+use crate::{resolve, rules};
 
 /// Largest request: `maxMessageSize` in the configuration of Envoy Gateway that the manifests have.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -43,8 +44,15 @@ enum Unattachable {
     Object(#[from] ReadError),
     #[error("InferencePool {0} names no picker")]
     NoPicker(ObjectKey),
-    #[error("the rule leads to {0} pools, one is supported")]
+    #[error("the rule leads to {0} pools, and its HTTPRoute is not known yet")]
     Several(usize),
+}
+
+/// The pools that a rule leads to.
+#[derive(Debug)]
+enum Attached {
+    One(Pool),
+    Divided(Division),
 }
 
 /// Answers the hooks by the newest facts.
@@ -74,11 +82,11 @@ impl Hooks {
         self.facts.borrow().clone().ok_or_else(|| Status::unavailable("the first lists are not in yet"))
     }
 
-    /// The pool among a rule's resources; None if there is none that can be attached.
-    fn pool(&self, resources: &[ExtensionResource]) -> Result<Option<Pool>, Status> {
+    /// The pools of the rule to which `name` belongs; None if there is none that can be attached.
+    fn pools(&self, name: &str, resources: &[ExtensionResource]) -> Result<Option<Attached>, Status> {
         let facts = self.facts()?;
-        Ok(find_pool(resources, &facts).unwrap_or_else(|error| {
-            warn!(%error, "Leaving a route without its pool");
+        Ok(attached(name, resources, &facts).unwrap_or_else(|error| {
+            warn!(%error, name, "Leaving a route without its pool");
             None
         }))
     }
@@ -104,9 +112,28 @@ impl Hooks {
     }
 }
 
-/// The pool among a rule's resources. The others belong to other extensions.
-fn find_pool(resources: &[ExtensionResource], facts: &Facts) -> Result<Option<Pool>, Unattachable> {
-    let mut pools: Vec<Pool> = Vec::new();
+/// The pools of the rule to which the route or cluster `name` belongs.
+fn attached(
+    name: &str,
+    resources: &[ExtensionResource],
+    facts: &Facts,
+) -> Result<Option<Attached>, Unattachable> {
+    let pools = find_pools(resources)?;
+    let Some(first) = pools.first() else { return Ok(None) };
+    let no_picker = || Unattachable::NoPicker(first.key());
+    match rules::division(name, &pools, facts) {
+        Some(division) if division.others == 0 && division.pools.iter().all(|part| part.pool.is_none()) => {
+            Err(no_picker())
+        }
+        Some(division) => Ok(Some(Attached::Divided(division))),
+        None if pools.len() > 1 => Err(Unattachable::Several(pools.len())),
+        None => resolve::pool(first, facts).map(|pool| Some(Attached::One(pool))).ok_or_else(no_picker),
+    }
+}
+
+/// The pools among a rule's resources, each once. The others belong to other extensions.
+fn find_pools(resources: &[ExtensionResource]) -> Result<Vec<InferencePool>, Unattachable> {
+    let mut pools: Vec<InferencePool> = Vec::new();
     for ExtensionResource { unstructured_bytes } in resources {
         let value = serde_json::from_slice(unstructured_bytes)?;
         let object = match lenient::read(value) {
@@ -114,17 +141,13 @@ fn find_pool(resources: &[ExtensionResource], facts: &Facts) -> Result<Option<Po
             Err(ReadError::NoKind | ReadError::Kind { .. }) => continue,
             Err(error @ ReadError::Object(_)) => return Err(error.into()),
         };
-        if let Object::InferencePool(pool) = object {
-            let pool = resolve::pool(&pool, facts).ok_or_else(|| Unattachable::NoPicker(pool.key()))?;
-            if !pools.contains(&pool) {
-                pools.push(pool);
-            }
+        if let Object::InferencePool(pool) = object
+            && !pools.contains(&pool)
+        {
+            pools.push(pool);
         }
     }
-    match pools.len() {
-        0 | 1 => Ok(pools.pop()),
-        several => Err(Unattachable::Several(several)),
-    }
+    Ok(pools)
 }
 
 fn malformed(error: Malformed) -> Status {
@@ -140,9 +163,14 @@ impl EnvoyGatewayExtension for Hooks {
         let PostRouteModifyRequest { route, post_route_context } = request.into_inner();
         let resources = post_route_context.map(|context| context.extension_resources).unwrap_or_default();
         let route = self.counted(Hook::Route, route, |route| {
-            let Some(pool) = self.pool(&resources)? else { return Ok(None) };
-            debug!(pool = %pool.key, "Attaching a route");
-            self.editor.route(route, &pool).map(Some).map_err(malformed)
+            let name = xds::route_name(route).map_err(malformed)?;
+            let Some(pools) = self.pools(&name, &resources)? else { return Ok(None) };
+            debug!(name, "Attaching a route");
+            let edited = match &pools {
+                Attached::One(pool) => self.editor.route(route, pool),
+                Attached::Divided(division) => self.editor.divided_route(route, division),
+            };
+            edited.map(Some).map_err(malformed)
         })?;
         Ok(Response::new(PostRouteModifyResponse { route }))
     }
@@ -155,9 +183,14 @@ impl EnvoyGatewayExtension for Hooks {
         let resources =
             post_cluster_context.map(|context| context.backend_extension_resources).unwrap_or_default();
         let cluster = self.counted(Hook::Cluster, cluster, |cluster| {
-            let Some(pool) = self.pool(&resources)? else { return Ok(None) };
-            debug!(pool = %pool.key, "Attaching a cluster");
-            self.editor.cluster(cluster, &pool).map(Some).map_err(malformed)
+            let name = xds::cluster_name(cluster).map_err(malformed)?;
+            let Some(pools) = self.pools(&name, &resources)? else { return Ok(None) };
+            debug!(name, "Attaching a cluster");
+            let edited = match &pools {
+                Attached::One(pool) => self.editor.cluster(cluster, pool),
+                Attached::Divided(division) => self.editor.divided_cluster(cluster, division),
+            };
+            edited.map(Some).map_err(malformed)
         })?;
         Ok(Response::new(PostClusterModifyResponse { cluster }))
     }

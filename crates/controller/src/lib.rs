@@ -28,6 +28,7 @@ pub mod routes;
 pub mod pickers;
 pub mod objects;
 pub mod status;
+pub mod rules;
 pub mod resolve;
 
 pub mod setup;

@@ -1,8 +1,8 @@
 //! Marks on routes that make Envoy Gateway translate again.
 //!
 //! Envoy Gateway sees the spec of a route's pools, but not what else the answers of the hooks depend on: Services, models,
-//! the authority. An annotation on the route has a digest of that. Envoy Gateway translates when it changes, because its
-//! own prefix makes it a part of the translation.
+//! the authority, and whether the controller knew the weights of the route's backends. An annotation on the route has a
+//! digest of that. Envoy Gateway translates when it changes, because its own prefix makes it a part of the translation.
 
 use inference_api::gateway::HttpRoute;
 use inference_api::object::ObjectKey;
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::facts::Facts;
 use crate::names;
 use crate::resolve;
+use crate::rules;
 use crate::status;
 
 /// Annotation with the digest.
@@ -44,9 +45,14 @@ fn digest(route: &HttpRoute, facts: &Facts) -> Option<String> {
         return None;
     }
     let pools = facts.pools.iter().filter(|pool| status::leads_to(route, pool, facts));
-    let attached: Vec<Value> = pools
+    let mut attached: Vec<Value> = pools
         .filter_map(|pool| resolve::pool(pool, facts))
         .map(|attached| json!([attached.key, attached.responses, attached.picker]))
         .collect();
-    (!attached.is_empty()).then(|| names::digest(&json!(attached).to_string()))
+    if attached.is_empty() {
+        return None;
+    }
+    let weights = rules::divided(route).map(|(backend, weight)| json!([backend.kind, backend.name, weight]));
+    attached.extend(weights);
+    Some(names::digest(&json!(attached).to_string()))
 }

@@ -7,6 +7,7 @@
 //! translation, which has all listeners.
 
 mod translation;
+mod division;
 mod mark;
 mod parts;
 mod field;
@@ -27,6 +28,7 @@ use crate::render::route::{enabled, retry_policy};
 use crate::wire::Message;
 use crate::xds::parts::Parts;
 
+pub use crate::xds::division::{Division, Portion};
 pub use crate::xds::translation::Resources;
 
 /// Time between two look-ups of a name. Pods and pickers come and go.
@@ -90,15 +92,26 @@ impl Editor {
     /// # Errors
     /// If `route` is not a protobuf message.
     pub fn route(&self, route: &[u8], pool: &Pool) -> Result<Vec<u8>, Malformed> {
-        let mut parts = vec![json!({ "metadata": mark::render(&json!(pool.key.to_string())) })];
         // One part per filter: the order of a map's entries in one part would be left to chance.
-        for name in filter_names(&pool.attachment()) {
-            parts.push(json!({ "typed_per_filter_config": { name: enabled() } }));
-        }
+        let filters = filter_names(&pool.attachment()).into_iter();
+        let filters: Vec<Value> =
+            filters.map(|name| json!({ "typed_per_filter_config": { name: enabled() } })).collect();
+        self.marked_route(route, [pool], &filters)
+    }
+
+    /// The route with a mark of `pools`, these parts, and a retry policy.
+    fn marked_route<'a>(
+        &self,
+        route: &[u8],
+        pools: impl IntoIterator<Item = &'a Pool>,
+        parts: &[Value],
+    ) -> Result<Vec<u8>, Malformed> {
+        let mut parts = parts.to_vec();
+        parts.push(json!({ "metadata": mark::render(mark::POOL, &mark::pools(pools)) }));
         let mut message = Message::decode(route)?;
         let action = message.bytes(field::route::ROUTE).map(Message::decode).transpose()?;
         // A policy of the user stays.
-        if action.is_some_and(|action| !action.has(field::route::RETRY_POLICY)) {
+        if action.is_some_and(|action| !action.has(field::route_action::RETRY_POLICY)) {
             parts.push(json!({ "route": { "retry_policy": retry_policy() } }));
         }
         mark::remove(&mut message, field::route::METADATA)?;
@@ -124,7 +137,7 @@ impl Editor {
             "dns_refresh_rate": REFRESH,
             "load_assignment": resolved(&name, &pool.pods, &pool.ports),
             "load_balancing_policy": override_host(),
-            "metadata": mark::render(&json!(json!(pool).to_string())),
+            "metadata": mark::render(mark::POOL, &json!(json!(pool).to_string())),
         });
         message.remove(&[
             number::TYPE,
@@ -195,6 +208,22 @@ impl Editor {
         };
         self.parts.encode("envoy.config.cluster.v3.Cluster", &value)
     }
+}
+
+/// Name of an `envoy.config.route.v3.Route`.
+///
+/// # Errors
+/// If `route` is not a protobuf message.
+pub fn route_name(route: &[u8]) -> Result<String, Malformed> {
+    Ok(Message::decode(route)?.text(field::route::NAME).to_owned())
+}
+
+/// Name of an `envoy.config.cluster.v3.Cluster`.
+///
+/// # Errors
+/// If `cluster` is not a protobuf message.
+pub fn cluster_name(cluster: &[u8]) -> Result<String, Malformed> {
+    Ok(Message::decode(cluster)?.text(field::cluster::NAME).to_owned())
 }
 
 /// The load assignment of a name that DNS resolves to all addresses behind it.

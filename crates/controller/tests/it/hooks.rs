@@ -11,6 +11,7 @@ use envoy_proto::envoygateway::extension::{
     PostVirtualHostModifyRequest,
 };
 use gateway_config::xds::Editor;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -109,6 +110,61 @@ async fn what_cannot_be_attached_stays_as_it_is() {
         ];
         let answer = client.post_route_modify(request).await.unwrap().into_inner();
         assert_ne!(answer.route, route_request().route);
+    }
+}
+
+/// Facts with the HTTPRoute of the recorded messages, whose rule has these backends.
+fn with_route(backends: &[Value]) -> Facts {
+    let mut facts = facts();
+    let route = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": { "name": "qwen-backend", "namespace": "default" },
+        "spec": { "parentRefs": [{ "name": "qwen-inference-gateway" }], "rules": [{ "backendRefs": backends }] },
+    });
+    facts.add(route).unwrap();
+    facts
+}
+
+fn backend(name: &str, weight: u32) -> Value {
+    json!({ "group": "inference.networking.x-k8s.io", "kind": "InferencePool", "name": name, "weight": weight })
+}
+
+/// Envoy Gateway shows the pools of a rule without their weights: those are in the HTTPRoute.
+#[tokio::test]
+async fn a_rule_with_several_pools_has_a_cluster_for_each() {
+    let mut second = alpha_pool();
+    second["metadata"]["name"] = "second".into();
+    let resources: Vec<ExtensionResource> = [alpha_pool(), second]
+        .map(|pool| ExtensionResource { unstructured_bytes: pool.to_string().into() })
+        .to_vec();
+    let service = json!({ "name": "qwen", "port": 8000, "weight": 1 });
+    let known = with_route(&[backend("qwen", 7), service, backend("second", 3)]);
+    let (mut client, known_tx) = served(Some(known)).await;
+    let mut route = route_request();
+    route.post_route_context.as_mut().unwrap().extension_resources = resources.clone();
+    let mut cluster = cluster_request();
+    cluster.post_cluster_context.as_mut().unwrap().backend_extension_resources = resources;
+    let edited = client.post_route_modify(route.clone()).await.unwrap().into_inner().route.unwrap();
+    for idx in [0, 2] {
+        assert!(contains(&edited, &format!("httproute/default/qwen-backend/rule/0/backend/{idx}")));
+    }
+    let marked = client.post_cluster_modify(cluster.clone()).await.unwrap().into_inner().cluster.unwrap();
+    let mut sent = translate_request();
+    let plain = cluster_request().cluster.unwrap();
+    let idx = sent.clusters.iter().position(|other| *other == plain).unwrap();
+    sent.clusters[idx] = marked;
+    let answer = client.post_translate_modify(sent.clone()).await.unwrap().into_inner();
+    for pods in ["qwen-pods.default.svc", "second-pods.default.svc"] {
+        assert_eq!(answer.clusters.iter().filter(|cluster| contains(cluster, pods)).count(), 1);
+    }
+    // Controls: a route that is not known yet, or that names only pools which Envoy Gateway does not show.
+    for unknown in [facts(), with_route(&[backend("a", 1), backend("b", 1)])] {
+        known_tx.send_replace(Some(Arc::new(unknown)));
+        let answer = client.post_route_modify(route.clone()).await.unwrap().into_inner();
+        assert_eq!(answer.route, route.route);
+        let answer = client.post_cluster_modify(cluster.clone()).await.unwrap().into_inner();
+        assert_eq!(answer.cluster, cluster.cluster);
     }
 }
 

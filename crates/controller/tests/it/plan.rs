@@ -260,6 +260,18 @@ fn a_route_is_marked_again_when_what_is_attached_changes() {
         assert_ne!(with(&rewrite(group, "renamed")), plain, "{group}");
         assert_eq!(with(&rewrite(group, "m")), plain, "{group}");
     }
+    // The hooks read weights in the route: they may have known older ones.
+    let weighted = |weight: u32| {
+        let mut objects = routed();
+        let route = objects.iter_mut().find(|object| object["kind"] == "HTTPRoute").unwrap();
+        let backends = route["spec"]["rules"][0]["backendRefs"].as_array_mut().unwrap();
+        backends.push(json!({ "name": "s", "port": 80, "weight": weight }));
+        let mut other = Scene::new(&objects);
+        other.authority = scene.authority.clone();
+        other.mark()
+    };
+    assert_ne!(weighted(1), plain);
+    assert_ne!(weighted(2), weighted(1));
     // Another authority signs.
     assert_ne!(Scene::new(&routed()).mark(), plain);
     // Controls: what is not attached to it.

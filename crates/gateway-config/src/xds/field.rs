@@ -34,7 +34,19 @@ pub(crate) mod circuit_breakers {
 pub(crate) mod route {
     pub(crate) const ROUTE: u32 = 2;
     pub(crate) const METADATA: u32 = 4;
+    pub(crate) const NAME: u32 = 14;
+}
+
+pub(crate) mod route_action {
+    pub(crate) const CLUSTER: u32 = 1;
+    pub(crate) const WEIGHTED_CLUSTERS: u32 = 3;
     pub(crate) const RETRY_POLICY: u32 = 9;
+}
+
+/// Weighted clusters, and one of them.
+pub(crate) mod weighted_cluster {
+    pub(crate) const CLUSTERS: u32 = 1;
+    pub(crate) const NAME: u32 = 1;
 }
 
 pub(crate) mod route_configuration {

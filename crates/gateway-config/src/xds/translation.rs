@@ -27,10 +27,12 @@ pub struct Resources {
     pub route_configurations: Vec<Bytes>,
 }
 
-/// Marked pools by name, and for each route configuration the names of the pools that its routes lead to.
+/// Marked pools by name, the names of the pools by their clusters, and for each route configuration those of the pools that
+/// its routes lead to.
 #[derive(Debug, Default)]
 struct Marks {
     pools: BTreeMap<String, Pool>,
+    by_cluster: BTreeMap<String, String>,
     by_route_configuration: BTreeMap<String, Vec<String>>,
 }
 
@@ -39,9 +41,11 @@ impl Marks {
         let mut marks = Self::default();
         for cluster in &resources.clusters {
             let cluster = Message::decode(cluster)?;
-            let mark = mark::read(&cluster, field::cluster::METADATA)?;
+            let mark = mark::read(&cluster, field::cluster::METADATA, mark::POOL)?;
             if let Some(pool) = mark.and_then(|text| serde_json::from_str::<Pool>(&text).ok()) {
-                marks.pools.insert(pool.key.to_string(), pool);
+                let name = pool.key.to_string();
+                marks.by_cluster.insert(cluster.text(field::cluster::NAME).to_owned(), name.clone());
+                marks.pools.insert(name, pool);
             }
         }
         for configuration in &resources.route_configurations {
@@ -50,8 +54,12 @@ impl Marks {
             let mut names: Vec<String> = Vec::new();
             for host in configuration.all(number::VIRTUAL_HOSTS) {
                 for route in Message::decode(host)?.all(number::ROUTES) {
-                    let mark = mark::read(&Message::decode(route)?, field::route::METADATA)?;
-                    names.extend(mark.filter(|name| marks.pools.contains_key(name) && !names.contains(name)));
+                    let mark = mark::read(&Message::decode(route)?, field::route::METADATA, mark::POOL)?;
+                    for name in mark.iter().flat_map(|mark| mark::names(mark)) {
+                        if marks.pools.contains_key(name) && !names.iter().any(|known| known == name) {
+                            names.push(name.to_owned());
+                        }
+                    }
                 }
             }
             marks.by_route_configuration.insert(configuration.text(number::NAME).to_owned(), names);
@@ -72,6 +80,8 @@ impl Editor {
     /// # Errors
     /// If one of the resources is not a protobuf message.
     pub fn translation(&self, resources: Resources) -> Result<Resources, Malformed> {
+        let clusters = self.with_portions(resources.clusters)?;
+        let resources = Resources { clusters, ..resources };
         let marks = Marks::read(&resources)?;
         let Resources { clusters, listeners, route_configurations } = resources;
         let pickers: BTreeSet<String> = marks.pools.values().map(|pool| picker_cluster(&pool.key)).collect();
@@ -118,18 +128,49 @@ impl Editor {
 
     /// The route for the share of a marked route's requests of which the bodies of responses are reported.
     fn reporting(&self, route: &[u8], marks: &Marks) -> Result<Option<Vec<u8>>, Malformed> {
+        use field::route_action::WEIGHTED_CLUSTERS;
         let mut route = Message::decode(route)?;
-        let mark = mark::read(&route, field::route::METADATA)?;
-        let Some(pool) = mark.and_then(|name| marks.pools.get(&name)) else { return Ok(None) };
-        let Some((share, reports)) = body_reports(&pool.attachment()) else { return Ok(None) };
-        let part = json!({
+        let mark = mark::read(&route, field::route::METADATA, mark::POOL)?;
+        let mut pools =
+            mark.iter().flat_map(|mark| mark::names(mark)).filter_map(|name| marks.pools.get(name));
+        // Shares do not differ: the operator names one for all pools.
+        let reported = pools.find_map(|pool| Some((pool, body_reports(&pool.attachment())?)));
+        let Some((pool, (share, reports))) = reported else { return Ok(None) };
+        let action = route.bytes(field::route::ROUTE).map(Message::decode).transpose()?;
+        let is_divided = action.is_some_and(|action| action.has(WEIGHTED_CLUSTERS));
+        let mut part = json!({
             "match": { "runtime_fraction": fraction(share) },
             "metadata": mark::render_made(),
-            "typed_per_filter_config": { observer_filter(&pool.key): reports },
         });
+        if is_divided {
+            route.edit(field::route::ROUTE, |action| {
+                let mut action = Message::decode(action)?;
+                action.edit(WEIGHTED_CLUSTERS, |weighted| self.reporting_portions(weighted, marks))?;
+                Ok(Some(action.encode()))
+            })?;
+        } else {
+            part["typed_per_filter_config"] = json!({ observer_filter(&pool.key): reports });
+        }
         let part = self.parts.encode("envoy.config.route.v3.Route", &part);
         route.merge(&part)?;
         Ok(Some(route.encode()))
+    }
+
+    /// Weighted clusters, in which those of pools report the bodies of responses.
+    fn reporting_portions(&self, weighted: &[u8], marks: &Marks) -> Result<Option<Vec<u8>>, Malformed> {
+        use field::weighted_cluster as number;
+        let mut weighted = Message::decode(weighted)?;
+        weighted.edit(number::CLUSTERS, |entry| {
+            let mut entry = Message::decode(entry)?;
+            let pool = marks.by_cluster.get(entry.text(number::NAME)).and_then(|name| marks.pools.get(name));
+            let reported = pool.and_then(|pool| Some((pool, body_reports(&pool.attachment())?)));
+            let Some((pool, (_, reports))) = reported else { return Ok(None) };
+            let part = json!({ "typed_per_filter_config": { observer_filter(&pool.key): reports } });
+            let part = self.parts.encode("envoy.config.route.v3.WeightedCluster.ClusterWeight", &part);
+            entry.merge(&part)?;
+            Ok(Some(entry.encode()))
+        })?;
+        Ok(Some(weighted.encode()))
     }
 
     fn listener(&self, bytes: Bytes, marks: &Marks) -> Result<Bytes, Malformed> {
