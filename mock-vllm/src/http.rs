@@ -129,6 +129,8 @@ pub struct OptionalEndpoints {
     pub tokenizer_info: bool,
     /// `--enable-scale-out`: the pod renders requests for others.
     pub scale_out: bool,
+    /// `--mock-endpoints`: `/debug/*`, and headers of the mock's own.
+    pub mock: bool,
 }
 
 /// Contents of `usage`, and when it is sent.
@@ -197,10 +199,12 @@ pub fn router(pod: Arc<Pod>) -> Router {
         .route("/ping", get(health).post(health))
         .route("/version", get(version))
         .route("/load", get(load))
-        .merge(debug::routes())
         .merge(lora::routes(pod.config.endpoints))
-        .merge(dev::routes(pod.config.endpoints))
-        .merge(faults::routes());
+        .merge(dev::routes(pod.config.endpoints));
+    let routes = match pod.config.endpoints.mock {
+        true => routes.merge(debug::routes()).merge(faults::routes()),
+        false => routes,
+    };
     let router = framework::complete(routes, &pod)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::map_response_with_state(pod.clone(), dated))

@@ -10,7 +10,7 @@ mod mock;
 mod output;
 mod values;
 
-use crate::http::{OtherNames, PodConfig};
+use crate::http::{OptionalEndpoints, OtherNames, PodConfig};
 use crate::server::PodSettings;
 use api::ApiArgs;
 use chat::ChatArgs;
@@ -19,7 +19,7 @@ use engine::{EngineArgs, tokenizer_source};
 use latency::LatencyArgs;
 use listen::ListenArgs;
 use lora::LoraArgs;
-use mock::MockArgs;
+use mock::{MockArgs, OwnArgs};
 use output::OutputArgs;
 use vllm_engine::config::EngineConfig;
 
@@ -92,7 +92,7 @@ impl ServeArgs {
             cache_log,
             fault,
             vllm_version,
-            mock_metrics,
+            own: OwnArgs { mock_metrics, mock_endpoints },
             model_server_runtime,
             any_model,
             grow_kv_cache,
@@ -110,7 +110,7 @@ impl ServeArgs {
         let (block_size, cache_flags) = (engine.block_size(), engine.cache_flags());
         let EngineArgs { seed, tokenizer, .. } = engine;
         let tokenizer = tokenizer_source(tokenizer.as_deref(), &model)?;
-        let endpoints = api.endpoints(lora.updates);
+        let endpoints = OptionalEndpoints { mock: mock_endpoints, ..api.endpoints(lora.updates) };
         let http = PodConfig {
             endpoints,
             output: output.into_config()?,

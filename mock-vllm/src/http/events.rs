@@ -101,7 +101,7 @@ where
         return whole(events, choices).await;
     };
     let hit = PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size);
-    hit.on(match delivery {
+    let response = match delivery {
         DeliveryMode::Plain => whole(events, choices).await,
         DeliveryMode::Stream(_) => {
             let choices = choices.through(caller.outbox);
@@ -109,7 +109,8 @@ where
             let stream = EventStream { events, choices, stage: Stage::Fresh };
             (StatusCode::OK, headers, Body::from_stream(stream)).into_response()
         }
-    })
+    };
+    hit.on(pod.config.endpoints, response)
 }
 
 /// Appends one event.

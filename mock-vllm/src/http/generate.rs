@@ -101,7 +101,7 @@ async fn streamed(pod: &Pod, answer: AnswerPlan, mut choices: Choices, usage: St
 /// Adds what is known when the head of the response is sent.
 fn head(pod: &Pod, n_prompt_tokens: usize, admission: Option<Admission>, response: Response) -> Response {
     let Some(Admission { cached_tokens, .. }) = admission else { return response };
-    PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size).on(response)
+    PrefixHit::new(cached_tokens, n_prompt_tokens, pod.config.block_size).on(pod.config.endpoints, response)
 }
 
 /// Hands the request to the driver, and adds to `record` what becomes known.

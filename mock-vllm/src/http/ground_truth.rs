@@ -1,6 +1,7 @@
 //! Reports what the prefix cache really had for a request, as a header and as JSON, so that a router can check its
 //! estimate.
 
+use super::OptionalEndpoints;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
@@ -30,8 +31,12 @@ impl PrefixHit {
         }
     }
 
-    /// Adds the header. For a request with several prompts or choices it is about the first one.
-    pub(super) fn on(self, mut response: Response) -> Response {
+    /// Adds the header, unless the pod answers as vLLM alone. For a request with several prompts or choices it is about the
+    /// first one.
+    pub(super) fn on(self, endpoints: OptionalEndpoints, mut response: Response) -> Response {
+        if !endpoints.mock {
+            return response;
+        }
         let Self { cached_tokens, cached_blocks, prompt_tokens, prompt_blocks } = self;
         let value = format!(
             "cached_tokens={cached_tokens}, cached_blocks={cached_blocks}, prompt_tokens={prompt_tokens}, \

@@ -3,6 +3,7 @@
 use crate::server_fixtures::{is_silent, start};
 use crate::server_lifecycle::{PATIENCE, open, wait_for};
 use crate::tutorial::{ROUND1, round2_bash};
+use http::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -87,4 +88,33 @@ async fn read_head(socket: &mut TcpStream) -> String {
         text.push_str(&String::from_utf8_lossy(&buffer[..n_read]));
     }
     text
+}
+
+/// The control is a pod with the mock's own endpoints, as they are by default.
+#[tokio::test]
+async fn a_pod_without_the_mocks_own_endpoints_answers_as_vllm_alone() {
+    for (flags, has_own) in [("", true), ("--mock-endpoints=false", false)] {
+        let pod = start(flags).await;
+        let fault = [("content-type", "application/json"), ("x-mock-vllm-fault", "status:code=503")];
+        let chat = pod.post("/v1/chat/completions", ROUND1).await;
+        assert_eq!((chat.status.as_u16(), chat.headers.contains_key(HEADER)), (200, has_own), "{flags}");
+        let spoiled = pod.send(Method::POST, "/v1/chat/completions", &fault, ROUND1).await;
+        assert_eq!(spoiled.status.is_success(), !has_own, "{flags}: {}", spoiled.body);
+        for path in ["/debug/cache", "/debug/faults"] {
+            assert_eq!(pod.get(path).await.status.is_success(), has_own, "{flags}: {path}");
+        }
+        let lookup = pod.post("/debug/lookup", ROUND1).await.status;
+        assert_eq!((lookup.is_success(), lookup.as_u16() == 404), (has_own, !has_own), "{flags}");
+        let metrics = pod.get("/metrics").await.body;
+        assert!(metrics.contains("vllm:prefix_cache_hits_total"), "vLLM has these: {metrics}");
+    }
+}
+
+/// Faults of the command line stay; the answer does not name them.
+#[tokio::test]
+async fn faults_of_flags_need_no_endpoint() {
+    let pod = start("--mock-endpoints=false --fault status:code=503").await;
+    let answer = pod.post("/v1/chat/completions", ROUND1).await;
+    assert_eq!(answer.status.as_u16(), 503, "{}", answer.body);
+    assert!(!answer.headers.contains_key("x-mock-vllm-fault"), "{:?}", answer.headers);
 }

@@ -94,6 +94,7 @@ impl ApiArgs {
             lora_updates,
             tokenizer_info: enable_tokenizer_info_endpoint,
             scale_out: self.enable_scale_out,
+            mock: false,
         }
     }
 

@@ -29,9 +29,8 @@ pub(super) struct MockArgs {
     /// Version of vLLM to imitate: metric names, error bodies, fields of chunks, KV events
     #[arg(long, value_name = "VERSION", value_parser = vllm_version(), default_value = VllmVersion::default().name())]
     pub(super) vllm_version: VllmVersion,
-    /// Show the mock's own metrics, mock_vllm:*, in /metrics: how late its tokens are
-    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
-    pub(super) mock_metrics: bool,
+    #[command(flatten)]
+    pub(super) own: OwnArgs,
     /// Engine whose metrics /metrics shows; the picker reads them by the pool's annotation
     /// inference.networking.x-k8s.io/model-server-runtime
     #[arg(long, value_name = "RUNTIME", value_enum, default_value_t = RuntimeName(Runtime::Vllm))]
@@ -46,6 +45,18 @@ pub(super) struct MockArgs {
     /// Name of the pod in the request log
     #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "mock-vllm")]
     pub(super) pod_name: String,
+}
+
+/// Things that the mock tells and vLLM does not.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Mock")]
+pub(super) struct OwnArgs {
+    /// Show the mock's own metrics, mock_vllm:*, in /metrics: how late its tokens are
+    #[arg(long, value_name = "BOOL", require_equals = true, default_value_t = false, action = clap::ArgAction::Set)]
+    pub(super) mock_metrics: bool,
+    /// Have the mock's own endpoints and headers, /debug/* and x-mock-vllm-*; without them it answers as vLLM alone
+    #[arg(long, value_name = "BOOL", require_equals = true, env = "MOCK_VLLM_ENDPOINTS", default_value = "true", value_parser = super::values::flag, action = clap::ArgAction::Set)]
+    pub(super) mock_endpoints: bool,
 }
 
 /// A runtime, as the flag names it.

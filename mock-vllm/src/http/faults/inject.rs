@@ -20,7 +20,8 @@ const FAULT_HEADER: HeaderName = HeaderName::from_static("x-mock-vllm-fault");
 const DEFAULT_RETRY: Duration = Duration::from_secs(1);
 
 pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Request, next: Next) -> Response {
-    if !pod.faults.any() && !request.headers().contains_key(FAULT_HEADER) {
+    let asks = pod.config.endpoints.mock && request.headers().contains_key(FAULT_HEADER);
+    if !pod.faults.any() && !asks {
         return next.run(request).await;
     }
     let Some(endpoints) = Endpoints::of(request.uri().path()) else { return next.run(request).await };
@@ -56,7 +57,12 @@ pub(in crate::http) async fn inject(State(pod): State<Arc<Pod>>, request: Reques
     // Faults change the final bytes, so the answer is converted first.
     let mut response = error::dated(response, pod.config.version);
     response.extensions_mut().remove::<ApiError>();
-    spoil(response, &rules, &Cutting { clock: pod.faults.clock().clone(), connection }).await
+    let cutting = Cutting { clock: pod.faults.clock().clone(), connection };
+    let mut response = spoil(response, &rules, &cutting).await;
+    if !pod.config.endpoints.mock {
+        response.headers_mut().remove(FAULT_HEADER);
+    }
+    response
 }
 
 /// Returns the pod's rules that hit this request, then the request's own.
@@ -65,7 +71,8 @@ fn rules(pod: &Pod, request: &Request, endpoints: Endpoints) -> Result<Vec<Rule>
     if rules.is_empty() {
         rules.extend(pod.faults.hits_of_request(endpoints).iter().map(|active| active.rule.clone()));
     }
-    for value in request.headers().get_all(FAULT_HEADER) {
+    let own = pod.config.endpoints.mock.then(|| request.headers().get_all(FAULT_HEADER));
+    for value in own.into_iter().flatten() {
         let text = String::from_utf8_lossy(value.as_bytes());
         let own = Rule::parse_header(&text).map_err(|error| {
             ApiError::bad_request(format!("{FAULT_HEADER}: {error}"), Some(FAULT_HEADER.as_str()))
