@@ -9,6 +9,7 @@ use futures::StreamExt as _;
 use lab::cluster::Cluster;
 use lab::cluster::programs::ProgramOptions;
 use lab::doc;
+use lab::engine::Engine;
 use lab::flags;
 use lab::report::Outcome;
 use lab::session::Session;
@@ -41,9 +42,9 @@ fn target(on: &OnArgs, kubeconfig: Option<PathBuf>) -> Result<Target> {
 }
 
 fn plan(on: Target, install: &InstallArgs, programs: ProgramOptions, run_dir: PathBuf) -> Plan {
-    let InstallArgs { images, envoy_gateway } = install.clone();
+    let InstallArgs { images, envoy_gateway, engine } = install.clone();
     let envoy_gateway = envoy_gateway.unwrap_or_else(|| stand::INSTALL.to_owned());
-    Plan { target: on, images, envoy_gateway, programs, version: VERSION.to_owned(), run_dir }
+    Plan { target: on, engine, images, envoy_gateway, programs, version: VERSION.to_owned(), run_dir }
 }
 
 /// `e2e images`.
@@ -62,7 +63,11 @@ pub async fn images(args: ImagesArgs) -> Result<End> {
 /// `e2e --on …`.
 pub async fn run(args: RunArgs) -> Result<End> {
     let session = Session::new(args.cluster.verbose)?;
-    let options = run::prepared(&args)?;
+    if args.install.engine == Engine::Vllm && args.cluster.time_scale.is_some() {
+        bail!("--time-scale is for mock-vllm: real engines have no other time than yours");
+    }
+    let mut options = run::prepared(&args)?;
+    options.engine = args.install.engine;
     // A cluster for this run only does not become the user's current one.
     let kubeconfig = (args.on.on == Some(Provider::Kind)).then(|| options.run_dir.join("kubeconfig"));
     std::fs::create_dir_all(&options.run_dir).context("create the run's directory")?;
@@ -296,7 +301,7 @@ pub async fn tutorial(args: TutorialArgs) -> Result<End> {
                 return Ok(End::Failed);
             }
             session.ui.note(&format!("{}: as expected", step.title));
-            settle::settle(&standing.access, standing.addresses, &progress).await?;
+            settle::settle(&standing.access, standing.conditions, &progress).await?;
         }
         Ok(End::Good)
     };

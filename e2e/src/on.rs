@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use lab::cluster::programs::ProgramOptions;
+use lab::engine::Engine;
 
 /// A provider of clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,6 +41,17 @@ pub struct InstallArgs {
     /// File or URL of Envoy Gateway's install.yaml, for a cluster without it [default: that of the release 1.9.1]
     #[arg(long, value_name = "FILE|URL", env = "ENVOY_GATEWAY_INSTALL")]
     pub envoy_gateway: Option<String>,
+    /// Program that the pods run: `mock`, which stands for vLLM on kind; or `vllm` as the manifests have it, on GPUs, of
+    /// which is skipped what only the mock tells
+    #[arg(
+        long,
+        value_enum,
+        value_name = "mock|vllm",
+        hide_possible_values = true,
+        default_value = "mock",
+        requires = "on"
+    )]
+    pub engine: Engine,
 }
 
 /// Flags of `images`.

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use lab::check::Group;
 use lab::cluster::{Cluster, Options};
+use lab::engine::Engine;
 use lab::flags::{ClusterArgs, options, requests};
 use lab::journal::Journal;
 use lab::report::summary;
@@ -172,6 +173,11 @@ impl<'a> Checks<'a> {
         if !only.is_empty() {
             let names: Vec<&str> = only.iter().map(|group| group.name()).collect();
             notes.push(format!("only {} ran, as asked for with --only", names.join(", ")));
+        }
+        if self.args.install.engine == Engine::Vllm {
+            notes.push(
+                "real engines, as asked for with --engine: skipped is what only mock-vllm has".to_owned(),
+            );
         }
         for (port, documented) in [(http_port, 8080), (llm_port, 8081)] {
             if port != 0 && port != documented {

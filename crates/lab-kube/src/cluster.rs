@@ -35,6 +35,7 @@ use lab::cluster::manifests::Manifests;
 use lab::cluster::provider::{Answer, Provider, Server};
 use lab::cluster::run_files::RunFiles;
 use lab::cluster::{Fresh, Options, Pod, Progress, Status};
+use lab::engine::Engine;
 use load::client::Client;
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -45,8 +46,8 @@ use crate::cluster::forward::Forward;
 use crate::cluster::pickers::Controller;
 use crate::cluster::watch::{View, Watch};
 use crate::kind::Kind;
-use crate::settle::{self, Addresses};
-use crate::stand::{Standing, yaml};
+use crate::settle::{self, Conditions};
+use crate::stand::{self, Standing, yaml};
 use crate::wait::{self, Look};
 
 /// Longest wait for Envoy to take in what pods there are. It asks for their names every second.
@@ -57,7 +58,7 @@ const METRICS_PORT: u16 = 9090;
 /// A cluster of Kubernetes as a provider.
 pub struct KubernetesCluster {
     access: Access,
-    addresses: Addresses,
+    conditions: Conditions,
     files: RunFiles,
     progress: Progress,
     /// Replicas of every picker.
@@ -101,17 +102,17 @@ impl KubernetesCluster {
         options: &Options,
         progress: Progress,
     ) -> Result<Self> {
-        let Standing { access, addresses } = standing;
+        let Standing { access, conditions } = standing;
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
-        let original = Manifests::read(&options.manifests)?;
+        let original = stand::read(&access, &options.manifests).await?;
         let fresh = Fresh { engine_args: options.engine_args.clone(), ..Fresh::default() };
         let (time_scale, replicas) = (options.time_scale, options.replicas);
-        let settings = Settings { fresh, epoch: 0, time_scale, replicas };
+        let settings = Settings { fresh, engine: conditions.engine, epoch: 0, time_scale, replicas };
         let controller = Controller::find(&access).await?;
         let watch = Watch::start(access.clone(), files.clone()).await?;
         let cluster = Self {
             access,
-            addresses,
+            conditions,
             files,
             progress,
             n_pickers: options.pickers,
@@ -164,7 +165,7 @@ impl KubernetesCluster {
                 false => Look::Missing("the new pods are not asked for yet".to_owned()),
             })
         };
-        wait::until(&self.access, (&name, settle::LIMIT), &self.progress, look).await?;
+        wait::until(&self.access, (&name, self.conditions.limit()), &self.progress, look).await?;
         let wanted = &deployment["spec"]["template"]["metadata"]["annotations"];
         let wanted: BTreeMap<String, String> = serde_json::from_value(wanted.clone())?;
         for pod in self.pods_of(deployment).await? {
@@ -180,7 +181,7 @@ impl KubernetesCluster {
     /// others at once.
     async fn kill_engines(&self, objects: &[Value]) -> Result<BTreeSet<String>> {
         let mut killed = BTreeSet::new();
-        for deployment in objects.iter().filter(|object| edits::is_of_engines(object)) {
+        for deployment in edits::engines(objects) {
             let (namespace, _) = edits::place(deployment);
             for pod in self.pods_of(deployment).await? {
                 let name = pod.metadata.name.unwrap_or_default();
@@ -193,9 +194,8 @@ impl KubernetesCluster {
 
     /// Waits until as many pods of engines are ready as the objects ask for, and none that was killed.
     async fn until_replaced(&self, objects: &[Value], killed: &BTreeSet<String>) -> Result<()> {
-        let engines = objects.iter().filter(|object| edits::is_of_engines(object));
-        let n_wanted: u64 =
-            engines.map(|deployment| deployment["spec"]["replicas"].as_u64().unwrap_or(1)).sum();
+        let replicas = |deployment: &Value| deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+        let n_wanted: u64 = edits::engines(objects).into_iter().map(replicas).sum();
         let look = async || {
             let status = self.watch.fresh().await?.status;
             let is_new = |pod: &&Pod| pod.ready && !killed.contains(&pod.name);
@@ -205,7 +205,8 @@ impl KubernetesCluster {
                 false => Look::Missing(format!("{n_new} of {n_wanted} new pods are ready")),
             })
         };
-        wait::until(&self.access, ("waiting for pods", settle::LIMIT), &self.progress, look).await
+        let limit = self.conditions.limit();
+        wait::until(&self.access, ("waiting for pods", limit), &self.progress, look).await
     }
 
     async fn pods_of(&self, deployment: &Value) -> Result<Vec<Object>> {
@@ -228,7 +229,8 @@ impl KubernetesCluster {
 
     /// Waits until the objects serve, and Envoy knows the pods and the pickers that there are.
     async fn until_known(&self) -> Result<Arc<Status>> {
-        settle::settle(&self.access, self.addresses, &self.progress).await?;
+        settle::settle(&self.access, self.conditions, &self.progress).await?;
+        self.until_engines_answer().await?;
         let look = async || {
             let view = self.watch.fresh().await?;
             if !view.status.settled {
@@ -241,6 +243,27 @@ impl KubernetesCluster {
             })
         };
         wait::until(&self.access, ("waiting for Envoy", KNOWN), &self.progress, look).await
+    }
+
+    /// Waits until every real engine answers: without a readiness probe its pod is ready long before.
+    async fn until_engines_answer(&self) -> Result<()> {
+        let limit = match self.conditions.engine {
+            Engine::Mock => return Ok(()),
+            Engine::Vllm => self.conditions.limit(),
+        };
+        let look = async || {
+            for pod in self.watch.view().status.pods.iter() {
+                if let Err(error) = self.page_of(pod, "/health").await {
+                    return Ok(Look::Missing(format!("{} does not answer: {error:#}", pod.name)));
+                }
+            }
+            Ok(Look::Done(()))
+        };
+        wait::until(&self.access, ("waiting for engines", limit), &self.progress, look).await
+    }
+
+    async fn page_of(&self, pod: &Pod, path: &str) -> Result<String> {
+        self.access.pod_page(&pod.namespace, (&pod.name, pod.address.port()), path).await
     }
 
     async fn envoy_page(&self, path: &str) -> Result<String> {
@@ -343,6 +366,10 @@ impl KubernetesCluster {
 }
 
 impl Provider for KubernetesCluster {
+    fn engine(&self) -> Engine {
+        self.conditions.engine
+    }
+
     fn files(&self) -> &RunFiles {
         &self.files
     }
@@ -394,9 +421,7 @@ impl Provider for KubernetesCluster {
                 Server::Picker(picker) => {
                     self.access.pod_page(ENVOY_GATEWAY, (&picker.name, METRICS_PORT), path).await
                 }
-                Server::Pod(pod) => {
-                    self.access.pod_page(&pod.namespace, (&pod.name, pod.address.port()), path).await
-                }
+                Server::Pod(pod) => self.page_of(pod, path).await,
                 Server::Envoy => self.envoy_page(path).await,
             }
         })

@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::DynamicObject;
 use lab::cluster::Progress;
+use lab::engine::Engine;
 use load::client::Client;
 use load::clock::Stopwatch;
 use serde_json::Value;
@@ -17,8 +18,10 @@ use crate::api::{Access, DEFAULT, ENVOY_GATEWAY};
 use crate::node;
 use crate::wait::{self, Look};
 
-/// Longest wait for everything. Pulled images of real engines have many gigabytes.
+/// Longest wait for everything.
 pub const LIMIT: Duration = Duration::from_secs(240);
+/// Longest wait for real engines: their images and their weights have tens of gigabytes.
+const LOADING: Duration = Duration::from_secs(45 * 60);
 /// Time that a load balancer of the cluster has to assign addresses.
 const GRACE: Duration = Duration::from_secs(5);
 const GATEWAY: (&str, &str, &str) = ("gateway.networking.k8s.io", "v1", "Gateway");
@@ -43,14 +46,33 @@ pub enum Addresses {
     OfNodes,
 }
 
+/// Conditions under which a cluster settles.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    pub addresses: Addresses,
+    pub engine: Engine,
+}
+
+impl Conditions {
+    /// Longest wait for pods.
+    #[must_use]
+    pub fn limit(self) -> Duration {
+        match self.engine {
+            Engine::Mock => LIMIT,
+            Engine::Vllm => LOADING,
+        }
+    }
+}
+
 /// Waits until everything that the objects ask for is there, and the listeners answer.
 ///
 /// # Errors
 /// When it takes too long.
-pub async fn settle(access: &Access, addresses: Addresses, progress: &Progress) -> Result<()> {
+pub async fn settle(access: &Access, conditions: Conditions, progress: &Progress) -> Result<()> {
+    let limit = conditions.limit();
     let waiting = Stopwatch::start();
     let look = async || {
-        if addresses == Addresses::OfNodes && waiting.elapsed() > GRACE {
+        if conditions.addresses == Addresses::OfNodes && waiting.elapsed() > GRACE {
             node::give_addresses(access).await?;
         }
         let mut missing = Vec::new();
@@ -70,7 +92,7 @@ pub async fn settle(access: &Access, addresses: Addresses, progress: &Progress) 
             false => Look::Missing(missing.join(", ")),
         })
     };
-    wait::until(access, ("waiting for the cluster", LIMIT), progress, look).await?;
+    wait::until(access, ("waiting for the cluster", limit), progress, look).await?;
     let client = Client::default();
     let look = async || {
         for listener in listeners(access).await? {
@@ -86,7 +108,7 @@ pub async fn settle(access: &Access, addresses: Addresses, progress: &Progress) 
         }
         Ok(Look::Done(()))
     };
-    wait::until(access, ("waiting for the listeners", LIMIT), progress, look).await
+    wait::until(access, ("waiting for the listeners", limit), progress, look).await
 }
 
 /// Waits until a Deployment runs as asked for.

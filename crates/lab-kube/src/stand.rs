@@ -7,8 +7,10 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
+use lab::cluster::manifests::{KUSTOMIZATIONS, Manifests};
 use lab::cluster::programs::ProgramOptions;
 use lab::cluster::{Progress, ProgressEvent};
+use lab::engine::Engine;
 use serde_json::Value;
 
 use crate::api::{Access, ENVOY_GATEWAY};
@@ -17,7 +19,7 @@ use crate::files;
 use crate::images::{self, Image, PREFIX};
 use crate::kind::Kind;
 use crate::node;
-use crate::settle::{self, Addresses};
+use crate::settle::{self, Addresses, Conditions};
 use crate::tool::Tool;
 
 /// The release of Envoy Gateway that is installed if there is none.
@@ -40,6 +42,8 @@ pub enum Target {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub target: Target,
+    /// Program that the pods of pools run.
+    pub engine: Engine,
     /// Prefix of published images; `None` for images of the programs of this machine.
     pub images: Option<String>,
     /// File or URL of Envoy Gateway's objects.
@@ -55,7 +59,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Standing {
     pub access: Access,
-    pub addresses: Addresses,
+    pub conditions: Conditions,
 }
 
 /// Sees that the programs that the target needs are there, before anything is made.
@@ -91,7 +95,7 @@ pub async fn components(plan: &Plan, progress: &Progress) -> Result<Standing> {
         Target::Kind(_) => Addresses::OfNodes,
         Target::Existing(_) => Addresses::OfCluster,
     };
-    Ok(Standing { access, addresses })
+    Ok(Standing { access, conditions: Conditions { addresses, engine: plan.engine } })
 }
 
 /// Applies the objects of files and folders, and waits until they serve.
@@ -104,14 +108,33 @@ pub async fn objects(standing: &Standing, manifests: &[PathBuf], progress: &Prog
         let (flag, path) = named(source)?;
         standing.access.kubectl(&["apply", flag, path], "").await?;
     }
-    settle::settle(&standing.access, standing.addresses, progress).await
+    settle::settle(&standing.access, standing.conditions, progress).await
 }
 
 /// Returns the arguments by which kubectl takes a file or a folder: as a kustomization if it is one.
 fn named(source: &Path) -> Result<(&'static str, &str)> {
-    let names = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
-    let flag = if names.iter().any(|name| source.join(name).is_file()) { "-k" } else { "-f" };
+    let flag = if is_kustomization(source) { "-k" } else { "-f" };
     Ok((flag, source.to_str().context("a path of the manifests is not UTF-8")?))
+}
+
+/// Reads files and folders like kubectl, which builds kustomizations.
+///
+/// # Errors
+/// When a source cannot be read, or not be built.
+pub async fn read(access: &Access, sources: &[PathBuf]) -> Result<Manifests> {
+    let (kustomizations, others): (Vec<PathBuf>, Vec<PathBuf>) =
+        sources.iter().cloned().partition(|source| is_kustomization(source));
+    let mut manifests = if others.is_empty() { Manifests::default() } else { Manifests::read(&others)? };
+    for source in kustomizations {
+        let (_, path) = named(&source)?;
+        let built = access.kubectl(&["kustomize", path], "").await?;
+        manifests.files.insert(path.to_owned(), built);
+    }
+    Ok(manifests)
+}
+
+fn is_kustomization(source: &Path) -> bool {
+    KUSTOMIZATIONS.iter().any(|name| source.join(name).is_file())
 }
 
 /// Image references in the components' manifests, and what takes their place.
@@ -137,17 +160,21 @@ async fn on_kind(plan: &Plan, kind: &Kind, progress: &Progress) -> Result<(Acces
     }
     kind.ensure(progress).await?;
     let access = Access::new(kind.kubeconfig.as_deref(), Some(&kind.context())).await?;
-    let references = load(kind, prefix, progress).await?;
-    node::advertise_gpus(&access).await?;
+    let references = load(plan, kind, prefix, progress).await?;
+    match plan.engine {
+        Engine::Mock => node::advertise_gpus(&access).await?,
+        Engine::Vllm => {}
+    }
     Ok((access, references))
 }
 
 /// Gives every image to the nodes: ours under a tag that changes with the content, so that a new one is rolled out, and
-/// those that stand for others under their names.
-async fn load(kind: &Kind, prefix: &str, progress: &Progress) -> Result<References> {
+/// those that stand for others under their names. Real engines have nothing that stands for them.
+async fn load(plan: &Plan, kind: &Kind, prefix: &str, progress: &Progress) -> Result<References> {
     progress(ProgressEvent::Step("loading the images into the cluster".to_owned()));
     let (mut references, mut tags) = (Vec::new(), Vec::new());
-    for image in Image::ALL {
+    let is_wanted = |image: &Image| plan.engine == Engine::Mock || *image != Image::MockVllm;
+    for image in Image::ALL.into_iter().filter(is_wanted) {
         let reference = image.reference(prefix);
         let id = Tool::Docker.run(&["image", "inspect", "--format", "{{.Id}}", &reference]).await?;
         let tag = match image.stands_for() {

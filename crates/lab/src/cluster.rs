@@ -81,6 +81,7 @@ use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::programs::Programs;
 use crate::cluster::provider::{Provider, Server};
 use crate::cluster::run_files::RunFiles;
+use crate::engine::Engine;
 use crate::evidence::access_log::{self, AccessEntry};
 use crate::evidence::picker::{self, Decision, LogLine, parse_decisions};
 use crate::evidence::pod::{self, PodEntry};
@@ -98,7 +99,9 @@ pub struct Options {
     pub replicas: Option<u32>,
     /// Processes of each picker; they report to each other where they send requests.
     pub pickers: u32,
-    /// Virtual seconds per second of wall time in the engines.
+    /// Program that the pods run.
+    pub engine: Engine,
+    /// Virtual seconds per second of wall time in the engines; 1 for those that are not ours.
     pub time_scale: f64,
     /// Arguments appended to every engine's command line; they win over the Deployment's own.
     pub engine_args: Vec<String>,
@@ -124,6 +127,7 @@ impl Options {
             run_dir: run_dir.into(),
             replicas: None,
             pickers: 1,
+            engine: Engine::default(),
             time_scale: 1.0,
             engine_args: Vec::new(),
             picker_args: Vec::new(),
@@ -330,6 +334,11 @@ impl Cluster {
         Self { provider }
     }
 
+    /// Returns the program that the pods run.
+    pub fn engine(&self) -> Engine {
+        self.provider.engine()
+    }
+
     /// Returns the paths of the run's files.
     pub fn files(&self) -> &RunFiles {
         self.provider.files()
@@ -354,6 +363,10 @@ impl Cluster {
     /// # Errors
     /// [`Unavailable`] when the provider lacks a setting; another error when a pod or a picker does not start.
     pub async fn restart(&self, fresh: Fresh) -> Result<()> {
+        if self.engine() == Engine::Vllm && !fresh.engine_args.is_empty() {
+            let arguments = fresh.engine_args.join(" ");
+            return Err(Unavailable(format!("a real engine keeps its own arguments: {arguments}")).into());
+        }
         self.provider.restart(fresh).await
     }
 
@@ -459,11 +472,14 @@ impl Cluster {
             .map_err(|error| anyhow!("read Envoy's access log: {error}"))
     }
 
-    /// Returns the records of `pods`, which may be gone by now, and of the pods that are ready.
+    /// Returns the records of `pods`, which may be gone by now, and of the pods that are ready. A real engine keeps none.
     ///
     /// # Errors
     /// When a record cannot be read.
     pub fn pod_entries(&self, pods: &[Pod]) -> Result<Vec<PodEntry>> {
+        if self.engine() == Engine::Vllm {
+            return Ok(Vec::new());
+        }
         let status = self.status();
         let ready = status.pods.iter().filter(|pod| pod.ready);
         let logs: BTreeSet<&Path> = pods.iter().chain(ready).map(|pod| pod.request_log.as_path()).collect();

@@ -34,3 +34,5 @@ pub mod expectation;
 pub mod check;
 
 pub mod patience;
+
+pub mod engine;

@@ -133,3 +133,30 @@ fn a_program_that_is_missing_is_named_before_anything_is_made() {
     assert!(said.contains("kind is needed and not on the PATH: https://kind.sigs.k8s.io"), "{said}");
     assert_eq!(stubs.calls(), "");
 }
+
+/// The control: the tutorial's own pods, which have no probes.
+#[test]
+fn the_overlay_for_gpus_is_the_tutorial_with_what_vllm_needs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let built = |folder: &str| {
+        let output = Command::new("kubectl").arg("kustomize").arg(root.join(folder)).output().ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let (Some(tutorial), Some(gpu)) = (built("manifests/doc"), built("manifests/gpu")) else {
+        return test_skips::missing("there is no kubectl", "WARMPATH_REQUIRE_KIND");
+    };
+    let kinds = |text: &str| text.lines().filter(|line| line.starts_with("kind: ")).count();
+    assert_eq!((kinds(&tutorial), kinds(&gpu)), (9, 9), "{gpu}");
+    for (text, is_in_both) in [
+        ("image: vllm/vllm-openai:v0.8.5", true),
+        ("nvidia.com/gpu: \"1\"", true),
+        ("--served-model-name", true),
+        ("readinessProbe:", false),
+        ("mountPath: /weights", false),
+        ("name: hf-token", false),
+    ] {
+        assert!(gpu.contains(text), "{text}: {gpu}");
+        assert_eq!(tutorial.contains(text), is_in_both, "{text}: {tutorial}");
+    }
+}

@@ -3,6 +3,7 @@
 mod browser;
 mod cluster;
 mod compare_page;
+mod engines;
 mod explain;
 mod gateways;
 mod interrupts;

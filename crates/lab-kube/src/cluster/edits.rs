@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use lab::cluster::Fresh;
 use lab::cluster::manifests::Manifests;
+use lab::engine::Engine;
 use serde_json::{Map, Value, json};
 
 use crate::api::{DEFAULT, ENVOY_GATEWAY};
@@ -23,6 +24,7 @@ const FLUSH: &str = "--file-flush-interval-msec 100";
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) fresh: Fresh,
+    pub(super) engine: Engine,
     /// Number of restarts.
     pub(super) epoch: u64,
     pub(super) time_scale: f64,
@@ -33,7 +35,7 @@ pub(super) struct Settings {
 /// A kind, a namespace and a name, in this order.
 type Identity = (String, String, String);
 
-/// Returns the objects of manifests with the lab's settings.
+/// Returns the objects of manifests with the lab's settings. Engines that are not ours keep their pods as they are.
 ///
 /// # Errors
 /// When a file is not YAML.
@@ -43,8 +45,13 @@ pub(super) fn objects(manifests: &Manifests, settings: &Settings) -> Result<Vec<
     for object in &mut objects {
         let own: Vec<&Value> = pools.iter().filter(|pool| selects(pool, object)).collect();
         if !own.is_empty() {
-            let is_precise = own.iter().any(|pool| is_precise(pool));
-            set_engines(object, settings, is_precise);
+            if let Some(replicas) = settings.replicas {
+                object["spec"]["replicas"] = json!(replicas);
+            }
+            match settings.engine {
+                Engine::Mock => set_engines(object, settings, own.iter().any(|pool| is_precise(pool))),
+                Engine::Vllm => {}
+            }
         }
         if object["kind"] == "GatewayClass" {
             object["spec"]["parametersRef"] = json!({
@@ -99,9 +106,10 @@ pub(super) fn epoch(annotations: &BTreeMap<String, String>) -> Option<&str> {
     annotations.get(EPOCH).map(String::as_str)
 }
 
-/// True for a Deployment of engines, which has the lab's settings.
-pub(super) fn is_of_engines(object: &Value) -> bool {
-    object["spec"]["template"]["metadata"]["annotations"][EPOCH].is_string()
+/// Returns the Deployments of engines: their pods are those of a pool.
+pub(super) fn engines(objects: &[Value]) -> Vec<&Value> {
+    let pools: Vec<&Value> = objects.iter().filter(|object| is_pool(object)).collect();
+    objects.iter().filter(|object| pools.iter().any(|pool| selects(pool, object))).collect()
 }
 
 fn identity(object: &Value) -> Identity {
@@ -142,12 +150,9 @@ fn selects(pool: &Value, object: &Value) -> bool {
 /// Gives a Deployment of engines the lab's settings. Its pods are replaced all at once, as nothing is to be learned from a
 /// mixture of old and new ones.
 fn set_engines(deployment: &mut Value, settings: &Settings, is_precise: bool) {
-    let Settings { fresh, epoch, time_scale, replicas } = settings;
+    let Settings { fresh, engine: _, epoch, time_scale, replicas: _ } = settings;
     let spec = &mut deployment["spec"];
     spec["strategy"] = json!({ "type": "Recreate" });
-    if let Some(replicas) = replicas {
-        spec["replicas"] = json!(replicas);
-    }
     spec["template"]["metadata"]["annotations"][EPOCH] = json!(epoch.to_string());
     let mut arguments: Vec<String> =
         ["--request-log", "/dev/stdout", "--enable-prompt-tokens-details"].map(str::to_owned).to_vec();
@@ -190,14 +195,15 @@ fn append(container: &mut Value, arguments: &[String]) {
 mod tests {
     use lab::cluster::Fresh;
     use lab::cluster::manifests::Manifests;
+    use lab::engine::Engine;
     use serde_json::Value;
 
-    use super::{Settings, append, is_of_engines, objects, plain, removed, replaced};
+    use super::{Settings, append, engines, objects, plain, removed, replaced};
 
     fn settings(engine_args: &[&str], epoch: u64) -> Settings {
         let engine_args = engine_args.iter().map(|arg| (*arg).to_owned()).collect();
         let fresh = Fresh { engine_args, ..Fresh::default() };
-        Settings { fresh, epoch, time_scale: 10.0, replicas: Some(2) }
+        Settings { fresh, engine: Engine::Mock, epoch, time_scale: 10.0, replicas: Some(2) }
     }
 
     fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
@@ -220,13 +226,28 @@ mod tests {
             script.ends_with("--enable-prefix-caching --request-log /dev/stdout --enable-prompt-tokens-details --time-scale 10 --fault 'status:code=429,rate=0.3'"),
             "{script}"
         );
-        let engines: Vec<&Value> = edited.iter().filter(|object| is_of_engines(object)).collect();
-        assert_eq!(engines, [of_kind(&edited, "Deployment")]);
-        assert!(plain(&Manifests::tutorial()).unwrap().iter().all(|object| !is_of_engines(object)));
+        assert_eq!(engines(&edited), [of_kind(&edited, "Deployment")]);
+        let without_pool: Vec<Value> =
+            edited.iter().filter(|object| object["kind"] != "InferencePool").cloned().collect();
+        assert!(engines(&without_pool).is_empty());
         let spec = &of_kind(&edited, "Deployment")["spec"];
         assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&2.into(), &"Recreate".into()));
         assert_eq!(of_kind(&edited, "GatewayClass")["spec"]["parametersRef"]["name"], "warmpath-lab");
         assert!(!script.contains("kv-events"), "the pool is not precise");
+    }
+
+    /// The control is the mock, whose command gets the lab's arguments.
+    #[test]
+    fn a_real_engine_keeps_its_image_its_command_and_its_gpus() {
+        let plain = plain(&Manifests::tutorial()).unwrap();
+        let settings = |engine| Settings { engine, ..settings(&[], 1) };
+        let of_pods = |objects: &[Value]| of_kind(objects, "Deployment")["spec"]["template"].clone();
+        let edited = objects(&Manifests::tutorial(), &settings(Engine::Vllm)).unwrap();
+        assert_eq!(of_pods(&edited), of_pods(&plain));
+        assert_eq!(of_kind(&edited, "Deployment")["spec"]["replicas"], 2);
+        assert_eq!(engines(&edited), [of_kind(&edited, "Deployment")]);
+        let edited = objects(&Manifests::tutorial(), &settings(Engine::Mock)).unwrap();
+        assert_ne!(of_pods(&edited), of_pods(&plain));
     }
 
     #[test]

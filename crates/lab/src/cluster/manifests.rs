@@ -11,7 +11,7 @@ use crate::doc;
 /// Extensions of the files of a directory that are read.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 /// Names of the file that lists a kustomization's resources.
-const KUSTOMIZATIONS: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
+pub const KUSTOMIZATIONS: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 /// Fields of a kustomization that change nothing that the lab reads.
 const PLAIN: [&str; 11] = [
     "apiVersion",
@@ -112,12 +112,22 @@ impl Manifests {
     /// # Errors
     /// When it does not occur exactly once: after an edit without effect, a test could pass for the wrong reason.
     pub fn replace(&mut self, from: &str, to: &str) -> Result<()> {
-        let n_found: usize = self.files.values().map(|text| text.matches(from).count()).sum();
+        self.replace_any(&[from], to)
+    }
+
+    /// Replaces the same in one of several spellings, of which one must occur, and only once.
+    ///
+    /// # Errors
+    /// When none occurs, or there is more than one place.
+    pub fn replace_any(&mut self, spellings: &[&str], to: &str) -> Result<()> {
+        let count = |from: &str| self.files.values().map(|text| text.matches(from).count()).sum::<usize>();
+        let n_found: usize = spellings.iter().map(|from| count(from)).sum();
         if n_found != 1 {
-            bail!("{from:?} occurs {n_found} times in the manifests, not once");
+            bail!("{} occurs {n_found} times in the manifests, not once", spellings.join(" or "));
         }
+        let found = spellings.iter().filter(|from| count(from) == 1).copied().collect::<String>();
         for text in self.files.values_mut() {
-            *text = text.replace(from, to);
+            *text = text.replace(&found, to);
         }
         Ok(())
     }
@@ -135,6 +145,9 @@ mod tests {
         manifests.replace("replicas: 5", "replicas: 2").unwrap();
         assert_eq!(manifests.files["a.yaml"], "replicas: 2\nport: 8000\n");
         assert!(manifests.replace("port: 8000", "port: 1").is_err());
+        assert!(manifests.replace_any(&["replicas: 2", "port: 8000"], "").is_err());
+        manifests.replace_any(&["replicas: \"2\"", "replicas: 2"], "replicas: 5").unwrap();
+        manifests.replace("replicas: 5", "replicas: 2").unwrap();
         assert!(manifests.replace("replicas: 5", "replicas: 2").is_err());
     }
 

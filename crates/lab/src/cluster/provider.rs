@@ -15,6 +15,7 @@ use crate::cluster::fault::{Fault, Unavailable};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::run_files::RunFiles;
 use crate::cluster::{Fresh, Picker, Pod, Status};
+use crate::engine::Engine;
 
 /// Answer of a provider that takes time.
 pub type Answer<'a, T> = LocalBoxFuture<'a, Result<T>>;
@@ -31,6 +32,8 @@ pub enum Server<'a> {
 
 /// Parts of a cluster, as [`Cluster`](super::Cluster) describes them. Dropping the value ends everything without waiting.
 pub trait Provider: fmt::Debug {
+    fn engine(&self) -> Engine;
+
     fn files(&self) -> &RunFiles;
 
     fn status(&self) -> Arc<Status>;

@@ -3,6 +3,7 @@
 use load::chat::Usage;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Engine;
 use crate::evidence::access_log::AccessEntry;
 use crate::evidence::picker::Decision;
 use crate::evidence::pod::PodEntry;
@@ -80,17 +81,30 @@ pub fn join(
 }
 
 impl RequestTrace {
-    /// Returns the pod that all records of a request through the picker name. The error says what each names.
-    pub fn agreed_pod(&self) -> Result<&str, String> {
+    /// Returns the pod that all records of a request through the picker name. The error says what each names. Pods of a
+    /// real engine have no record.
+    pub fn agreed_pod(&self, engine: Engine) -> Result<&str, String> {
         let envoy = self.served_by.as_deref();
         let picked = self.decision.as_ref().and_then(|decision| decision.pod.as_deref());
-        let pod = self.pod.as_ref().map(|entry| entry.pod.as_str());
-        match (envoy, picked, pod) {
-            (Some(envoy), Some(picked), Some(pod)) if envoy == picked && envoy == pod => Ok(envoy),
-            _ => {
-                let show = |name: Option<&str>| name.unwrap_or("nothing").to_owned();
-                Err(format!("Envoy {}, picker {}, pod {}", show(envoy), show(picked), show(pod)))
+        let mut records = vec![("Envoy", envoy), ("picker", picked)];
+        if engine == Engine::Mock {
+            records.push(("pod", self.pod.as_ref().map(|entry| entry.pod.as_str())));
+        }
+        match envoy {
+            Some(pod) if records.iter().all(|(_, name)| *name == Some(pod)) => Ok(pod),
+            Some(_) | None => {
+                let show =
+                    |(whose, name): &(&str, Option<&str>)| format!("{whose} {}", name.unwrap_or("nothing"));
+                Err(records.iter().map(show).collect::<Vec<_>>().join(", "))
             }
+        }
+    }
+
+    /// Returns the pod that answered, by its own record if it keeps one.
+    pub fn answered_by(&self, engine: Engine) -> Option<&str> {
+        match engine {
+            Engine::Mock => self.pod.as_ref().map(|entry| entry.pod.as_str()),
+            Engine::Vllm => self.served_by.as_deref(),
         }
     }
 
@@ -104,7 +118,9 @@ impl RequestTrace {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::{ClientSide, join, request_id};
+    use crate::engine::Engine;
     use crate::evidence::access_log::AccessEntry;
+    use crate::evidence::picker::parse_decisions;
     use crate::evidence::pod::PodEntry;
 
     pub(crate) fn client(request_id: Option<&str>) -> ClientSide {
@@ -154,6 +170,21 @@ pub(crate) mod tests {
         assert_eq!(traces[0].envoy_upstream.as_deref(), Some("host-b"));
         assert_eq!(traces[0].pod.as_ref().map(|pod| pod.pod.as_str()), Some("q-1"));
         assert!(traces[1..].iter().all(|trace| trace.envoy_upstream.is_none() && trace.pod.is_none()));
+    }
+
+    /// The control: a mock whose record is missing does not agree.
+    #[test]
+    fn a_real_engine_has_no_say_in_who_answered() {
+        let mut trace = join(vec![client(Some("a"))], &[], &[], &[]).remove(0);
+        trace.served_by = Some("q-1".to_owned());
+        let decisions = br#"{"decisions":[{"seq":1,"request":"r","x_request_id":"a","strategy":null,"outcome":"picked","endpoint":"e","pod":"q-1","reason":null,"threshold":null}]}"#;
+        trace.decision = Some(parse_decisions(decisions).unwrap().remove(0));
+        assert_eq!(trace.agreed_pod(Engine::Vllm), Ok("q-1"));
+        let missing = trace.agreed_pod(Engine::Mock).unwrap_err();
+        assert_eq!(missing, "Envoy q-1, picker q-1, pod nothing");
+        assert_eq!((trace.answered_by(Engine::Vllm), trace.answered_by(Engine::Mock)), (Some("q-1"), None));
+        trace.served_by = Some("q-2".to_owned());
+        assert_eq!(trace.agreed_pod(Engine::Vllm).unwrap_err(), "Envoy q-2, picker q-1");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A pod's records: its request log (JSON lines) and its Prometheus counters.
 
+use std::iter::Sum;
+
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::access_log::complete_lines;
@@ -50,6 +52,14 @@ impl CacheCounters {
         })
     }
 
+    fn plus(self, other: Self) -> Self {
+        Self {
+            queries: self.queries + other.queries,
+            hits: self.hits + other.hits,
+            kv_usage: self.kv_usage + other.kv_usage,
+        }
+    }
+
     /// Returns the increase since `earlier`, with the present `kv_usage`.
     pub fn since(self, earlier: Self) -> Self {
         Self {
@@ -62,6 +72,12 @@ impl CacheCounters {
     /// Returns the share of looked-up tokens that were in the cache; `None` if none were looked up.
     pub fn hit_ratio(self) -> Option<f64> {
         (self.queries > 0.0).then(|| self.hits / self.queries)
+    }
+}
+
+impl Sum for CacheCounters {
+    fn sum<I: Iterator<Item = Self>>(counters: I) -> Self {
+        counters.fold(Self::default(), Self::plus)
     }
 }
 
@@ -104,6 +120,8 @@ mod tests {
         let before = CacheCounters { queries: 99.0, hits: 0.0, kv_usage: 0.0 };
         assert_eq!(counters.since(before).hit_ratio(), Some(0.5));
         assert_eq!(counters.since(counters).hit_ratio(), None);
+        let both: CacheCounters = [counters, before].into_iter().sum();
+        assert_eq!((both.queries, both.hits), (454.0, 128.0));
     }
 
     /// Figures of version 0.8, which are blocks of 16 tokens.

@@ -8,10 +8,9 @@ use crate::requests::{Form, body};
 use crate::scenario::conversations::{SideRun, through};
 use crate::scenario::lab::{GOOD, Lab, Shot, Via};
 use crate::scenario::latency::{Gain, allowed_ms, measure, modelled_gain_ms};
+use crate::scenario::precise::ANNOTATION;
 use crate::scenario::{part, texts};
 
-/// The pool's annotation, as in the tutorial.
-const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
 /// Empty annotations in its place: the pool stays valid and loses its strategy.
 const NO_ANNOTATION: &str = "{} # no strategy";
 /// Header with which a client would choose its pod.
@@ -122,7 +121,7 @@ async fn forged_header(lab: &Lab<'_>) -> Result<()> {
 async fn without_annotation(lab: &Lab<'_>) -> Result<()> {
     lab.fresh(&[]).await?;
     let mut manifests = lab.cluster.manifests();
-    manifests.replace(ANNOTATION, NO_ANNOTATION).context("remove the pool's annotation")?;
+    manifests.replace_any(&ANNOTATION, NO_ANNOTATION).context("remove the pool's annotation")?;
     lab.apply(&manifests).await?;
     let bare = through(lab, Group::Controls, (Via::Picker, "8081, no annotation")).await?;
     lab.check(

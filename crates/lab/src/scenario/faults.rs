@@ -42,7 +42,9 @@ async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
     let first = lab.send(round(1)?).await;
     let verdict = first.verdict();
     let evidence = lab.collect(&mark, vec![first.side]).await?;
-    let Ok(pod) = evidence.traces[0].agreed_pod() else { bail!("round 1 has no agreed pod: {verdict}") };
+    let Ok(pod) = evidence.traces[0].agreed_pod(lab.engine()) else {
+        bail!("round 1 has no agreed pod: {verdict}")
+    };
     lab.cluster.inflict(&Fault::KillPod(pod.to_owned())).await?;
     let model = lab.requests.model();
     let bystanders = (0..BYSTANDERS).map(|number| {
@@ -71,11 +73,11 @@ async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
     );
     let sides = std::iter::once(second).chain(others).map(|answer| answer.side).collect();
     let traces = lab.collect(&mark, sides).await?.traces;
-    let served = traces[0].pod.as_ref().map_or("no pod", |entry| entry.pod.as_str());
+    let served = traces[0].answered_by(lab.engine());
     lab.check(other_pod.holds(
         format!("a pod other than {pod}"),
-        served,
-        traces[0].pod.is_some() && served != pod,
+        served.unwrap_or("no pod"),
+        served.is_some_and(|served| served != pod),
     ));
     let settled = lab.cluster.settled().await.context("wait for a new pod")?;
     let names: Vec<&str> = settled.pods.iter().filter(|pod| pod.ready).map(|pod| pod.name.as_str()).collect();

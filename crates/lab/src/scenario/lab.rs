@@ -3,6 +3,8 @@
 
 mod skips;
 
+mod engines;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +23,7 @@ use tracing::{debug, info};
 use crate::check::{Check, Claim, Group};
 use crate::cluster::manifests::Manifests;
 use crate::cluster::{Cluster, Fresh, LogMark, Pod};
+use crate::engine::Engine;
 use crate::evidence::access_log::AccessEntry;
 use crate::evidence::join::{ClientSide, RequestTrace, join, request_id};
 use crate::evidence::picker;
@@ -380,7 +383,8 @@ impl<'a> Lab<'a> {
             let complete = gateway_ids
                 .iter()
                 .all(|id| accesses.iter().any(|entry| entry.request_id.as_deref() == Some(*id)))
-                && ids.iter().all(|id| pods.iter().any(|entry| entry.request_id == *id));
+                && (self.engine() == Engine::Vllm
+                    || ids.iter().all(|id| pods.iter().any(|entry| entry.request_id == *id)));
             if complete || !patience.lasts((accesses.len(), pods.len())) {
                 break (accesses, pods);
             }

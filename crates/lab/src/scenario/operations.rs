@@ -81,6 +81,7 @@ async fn scaled(lab: &Lab<'_>) -> Result<()> {
         claim("scaled/answers", "While pods are scaled, requests are lost only on pods that go away"),
         claim("scaled/pods", "There are as many pods as are asked for"),
     ]);
+    lab.needs_mock("pods that take no GPU")?;
     lab.fresh(&[]).await?;
     let n_before = lab.cluster.access_log()?.len();
     let original = lab.cluster.manifests();

@@ -260,29 +260,24 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
 
 /// Pods report long queues: sheddable requests are refused, critical ones are not.
 async fn saturated(lab: &Lab<'_>) -> Result<()> {
+    let [critical_claim, sheddable, control] = lab.announce([
+        claim("saturated/critical", "A critical request is served by a saturated pool"),
+        claim("saturated/sheddable", "A saturated pool refuses a sheddable request, with a time to retry"),
+        claim("saturated/control", "A sheddable request is served by an idle pool"),
+    ]);
     lab.fresh(&["--fault", "metrics-lie:metric=waiting,value=100"]).await?;
     let request = || lab.requests.curl(Form::Quoted, 1);
     let critical = lab.send(shot("critical, saturated", request()?)).await;
-    lab.check(
-        claim("saturated/critical", "A critical request is served by a saturated pool")
-            .equal(GOOD.to_owned(), critical.verdict()),
-    );
+    lab.check(critical_claim.equal(GOOD.to_owned(), critical.verdict()));
     let mut manifests = lab.cluster.manifests();
     manifests.replace(CRITICAL, SHEDDABLE).context("make the model sheddable")?;
     lab.apply(&manifests).await?;
     let shed = lab.send(shot("sheddable, saturated", request()?)).await;
-    lab.check(
-        claim("saturated/sheddable", "A saturated pool refuses a sheddable request, with a time to retry")
-            .equal("429, Retry-After present".to_owned(), retry_after(&shed))
-            .detail(&shed.body),
-    );
+    lab.check(sheddable.equal("429, Retry-After present".to_owned(), retry_after(&shed)).detail(&shed.body));
     lab.fresh(&[]).await?;
     lab.apply(&manifests).await?;
     let idle = lab.send(shot("sheddable, idle", request()?)).await;
-    lab.check(
-        claim("saturated/control", "A sheddable request is served by an idle pool")
-            .equal(GOOD.to_owned(), idle.verdict()),
-    );
+    lab.check(control.equal(GOOD.to_owned(), idle.verdict()));
     Ok(())
 }
 

@@ -9,8 +9,11 @@ use crate::evidence::join::RequestTrace;
 use crate::requests::body;
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 
-/// The pool's annotation, as in the tutorial.
-pub(super) const ANNOTATION: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"";
+/// The pool's annotation, as in the tutorial and as kubectl builds a kustomization.
+pub(super) const ANNOTATION: [&str; 2] = [
+    "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"",
+    "inference.networking.x-k8s.io/routing-strategy: PREFIX_CACHE",
+];
 /// That annotation, followed by ours.
 pub(super) const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy: \"PREFIX_CACHE\"\n    \
                        inference.networking.x-k8s.io/prefix-cache-mode: \"precise\"";
@@ -38,37 +41,33 @@ pub(super) enum Mode {
 }
 
 pub async fn run(lab: &Lab<'_>) -> Result<()> {
+    let [exact_claim, churn, no_regret, control] = lab.announce([
+        claim("exact", "The picker predicts from KV events exactly the tokens that the engine finds"),
+        claim("churn", "Some conversations find their cache again, and some have lost it"),
+        claim("no-regret", "No request goes to another pod while an engine has most of its prompt"),
+        claim("control", "Without the annotation the picker does not use the engines' KV events"),
+    ]);
     lab.fresh(&["--num-gpu-blocks-override", BLOCKS, "--max-model-len", "3000"]).await?;
     let estimated = converse(lab, Mode::Estimate, CONTROLS).await?;
     let mut manifests = lab.cluster.manifests();
-    manifests.replace(ANNOTATION, PRECISE).context("make the pool precise")?;
+    manifests.replace_any(&ANNOTATION, PRECISE).context("make the pool precise")?;
     // This restarts the pods, now with KV events.
     lab.apply(&manifests).await?;
     let precise = converse(lab, Mode::Precise, CONVERSATIONS).await?;
     let n = CONVERSATIONS * TURNS;
     let exact = precise.iter().filter(|trace| is_exact(trace)).count();
-    lab.check(
-        claim("exact", "The picker predicts from KV events exactly the tokens that the engine finds")
-            .equal(format!("{n} of {n}"), format!("{exact} of {n}"))
-            .detail(misses(&precise)),
-    );
+    lab.check(exact_claim.equal(format!("{n} of {n}"), format!("{exact} of {n}")).detail(misses(&precise)));
     let second_turns = &precise[CONVERSATIONS..];
     let kept = second_turns.iter().filter(|trace| cached(trace).is_some_and(|cached| cached > MOST)).count();
-    lab.check(claim("churn", "Some conversations find their cache again, and some have lost it").holds(
+    lab.check(churn.holds(
         format!("more than 0 and less than {CONVERSATIONS}"),
         format!("{kept} of {CONVERSATIONS} second turns find their first"),
         kept > 0 && kept < CONVERSATIONS,
     ));
     let missed = precise.iter().filter(|trace| misses_a_cache(trace)).count();
-    lab.check(
-        claim("no-regret", "No request goes to another pod while an engine has most of its prompt")
-            .equal(0, missed),
-    );
+    lab.check(no_regret.equal(0, missed));
     let told = estimated.iter().filter(|trace| predicted(trace).is_some()).count();
-    lab.check(
-        claim("control", "Without the annotation the picker does not use the engines' KV events")
-            .equal(format!("0 of {}", CONTROLS * TURNS), format!("{told} of {}", estimated.len())),
-    );
+    lab.check(control.equal(format!("0 of {}", CONTROLS * TURNS), format!("{told} of {}", estimated.len())));
     Ok(())
 }
 

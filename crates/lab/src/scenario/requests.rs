@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use load::client::Reply;
 
 use self::rows::{Row, RowRequest, rows};
-use crate::check::{Check, Group};
+use crate::check::{Check, Claim, Group};
 use crate::cluster::Fresh;
 use crate::evidence::picker::{Candidate, Decision};
 use crate::requests::body;
@@ -60,6 +60,9 @@ struct Seen {
 }
 
 pub async fn run(lab: &Lab<'_>) -> Result<()> {
+    for mode in [Mode::Estimate, Mode::Precise] {
+        lab.announce_all(rows(mode.name()).iter().map(|row| claim(mode, row)).chain([control(mode)]));
+    }
     let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect();
     let (engine_args, picker_args) = (owned(&ENGINE_ARGS), owned(&PICKER_ARGS));
     lab.start_anew(Fresh { engine_args, picker_args, ..Fresh::default() }).await?;
@@ -67,9 +70,19 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     manifests.replace(REPLICAS, ONE_REPLICA).context("have one pod")?;
     lab.apply(&manifests).await?;
     table(lab, Mode::Estimate).await?;
-    manifests.replace(ANNOTATION, PRECISE).context("make the pool precise")?;
+    manifests.replace_any(&ANNOTATION, PRECISE).context("make the pool precise")?;
     lab.apply(&manifests).await?;
     table(lab, Mode::Precise).await
+}
+
+fn claim(mode: Mode, row: &Row) -> Claim {
+    let name = format!("{}/{}", mode.name(), row.name);
+    Check::of(Group::Requests, name, format!("{} ({})", row.title, mode.name()))
+}
+
+fn control(mode: Mode) -> Claim {
+    let title = format!("A picker that ignores a row's field fails the row ({})", mode.name());
+    Check::of(Group::Requests, format!("{}/control", mode.name()), title)
 }
 
 /// Sends the rows, and each row that has a field also without it.
@@ -85,10 +98,9 @@ async fn table(lab: &Lab<'_>, mode: Mode) -> Result<()> {
                 if row.is_served { "the engine refused it" } else { "the engine served it" }.to_owned(),
             );
         }
-        let name = format!("{}/{}", mode.name(), row.name);
         let shown: Vec<String> = probes.iter().map(|seen| seen.shown()).collect();
         lab.check(
-            Check::of(Group::Requests, name, format!("{} ({})", row.title, mode.name()))
+            claim(mode, &row)
                 .holds("the prediction equals what is cached", shown.join("; "), wrong.is_empty())
                 .detail(wrong.join("\n")),
         );
@@ -113,16 +125,12 @@ fn check_controls(lab: &Lab<'_>, mode: Mode, blind: &[(&str, (Seen, Seen))]) {
     };
     let unnoticed: Vec<String> = blind.iter().filter_map(told).collect();
     lab.check(
-        Check::of(
-            Group::Requests,
-            format!("{}/control", mode.name()),
-            format!("A picker that ignores a row's field fails the row ({})", mode.name()),
-        )
-        .equal(
-            format!("{} of {}", blind.len(), blind.len()),
-            format!("{} of {}", blind.len() - unnoticed.len(), blind.len()),
-        )
-        .detail(unnoticed.join("\n")),
+        control(mode)
+            .equal(
+                format!("{} of {}", blind.len(), blind.len()),
+                format!("{} of {}", blind.len() - unnoticed.len(), blind.len()),
+            )
+            .detail(unnoticed.join("\n")),
     );
 }
 

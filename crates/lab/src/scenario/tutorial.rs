@@ -4,8 +4,10 @@
 use anyhow::{Context as _, Result};
 
 use crate::check::{Check, Claim, Group};
+use crate::engine::Engine;
 use crate::evidence::join::RequestTrace;
 use crate::evidence::picker::{self, LogLine};
+use crate::evidence::pod::CacheCounters;
 use crate::requests::Form;
 use crate::scenario::lab::{Answer, Evidence, GOOD, Lab, Shot, Via};
 use crate::scenario::part;
@@ -13,8 +15,14 @@ use crate::scenario::part;
 /// The tutorial's answer to round 1: 24 Qwen tokens, as quoted in its round 2.
 const ROUND1_ANSWER: &str =
     "Hi there! It looks like you're setting up a fun test. I'm ready to play Zork! You can";
+/// Reason why an answer of a real engine is not compared with the tutorial's.
+const OWN_WORDS: &str = "a real engine answers in its model's own words, and counts them by its tokenizer";
 /// Ratio in the tutorial's log line.
 const RATIO: &str = " 0.54 > 0.50";
+
+/// Names and titles of the checks of what pods have in their caches.
+const CACHED: (&str, &str) = ("cached-tokens", "Round 2 finds the blocks of round 1 in the cache");
+const COLD: (&str, &str) = ("round1-cold", "Round 1 starts on an empty cache");
 
 /// Prompt tokens of round 2, and how many of them the pod of round 1 holds: the full 16-token blocks that round 1 with
 /// its answer (151 tokens) and round 2 have in common. Without apostrophes, the answers agree in 6 tokens only.
@@ -49,22 +57,39 @@ async fn rounds(lab: &Lab<'_>, form: Form) -> Result<()> {
         let body = lab.requests.curl(form, number)?;
         Ok(Shot::new(Group::Tutorial, format!("round {number} ({form})"), Via::Picker, body))
     };
-    let first = lab.send(round(1)?).await;
+    let (first, cold) = counted(lab, round(1)?).await?;
     check_answer(lab, form, &first, ("round 1", 127, 24));
     if let Some(chat) = &first.chat {
-        lab.check(
-            claim(form, "round1-text", "Round 1 is answered as in the tutorial")
-                .equal(ROUND1_ANSWER, chat.content.as_str()),
-        );
+        let text = claim(form, "round1-text", "Round 1 is answered as in the tutorial");
+        lab.check(match lab.engine() {
+            Engine::Mock => text.equal(ROUND1_ANSWER, chat.content.as_str()),
+            Engine::Vllm => text.skipped(OWN_WORDS),
+        });
     }
     let lines_before = lab.prefix_lines(&mark).len();
-    let second = lab.send(round(2)?).await;
+    let (second, warm) = counted(lab, round(2)?).await?;
     let Counts { round2_prompt, round2_cached } = counts(form);
     check_answer(lab, form, &second, ("round 2", round2_prompt, 3));
     let evidence = lab.collect(&mark, vec![first.side, second.side]).await?;
-    check_pods(lab, form, &evidence, round2_cached)?;
+    check_pods(lab, form, &evidence)?;
+    match lab.engine() {
+        Engine::Mock => check_cached(lab, form, &evidence, round2_cached)?,
+        Engine::Vllm => check_counted(lab, form, cold, warm),
+    }
     check_log(lab, form, lines_before, &evidence);
     Ok(())
+}
+
+/// Sends a request, and returns what pods count of it in their caches if nothing else tells that.
+async fn counted(lab: &Lab<'_>, shot: Shot) -> Result<(Answer, CacheCounters)> {
+    match lab.engine() {
+        Engine::Mock => Ok((lab.send(shot).await, CacheCounters::default())),
+        Engine::Vllm => {
+            let before = lab.cache_use().await?;
+            let answer = lab.send(shot).await;
+            Ok((answer, lab.cache_use_since(before).await?))
+        }
+    }
 }
 
 fn check_answer(lab: &Lab<'_>, form: Form, answer: &Answer, (round, prompt, completion): (&str, u32, u32)) {
@@ -78,22 +103,22 @@ fn check_answer(lab: &Lab<'_>, form: Form, answer: &Answer, (round, prompt, comp
         .side
         .usage
         .map_or_else(|| "no usage".to_owned(), |usage| tokens(usage.prompt_tokens, usage.completion_tokens));
-    lab.check(
-        claim(form, &format!("{name}-usage"), &format!("The usage of {round} is exact"))
-            .equal(tokens(prompt, completion), seen),
-    );
+    let usage = claim(form, &format!("{name}-usage"), &format!("The usage of {round} is exact"));
+    lab.check(match lab.engine() {
+        Engine::Mock => usage.equal(tokens(prompt, completion), seen),
+        Engine::Vllm => usage.skipped(OWN_WORDS),
+    });
 }
 
-fn check_pods(lab: &Lab<'_>, form: Form, evidence: &Evidence, cached: u32) -> Result<()> {
+fn check_pods(lab: &Lab<'_>, form: Form, evidence: &Evidence) -> Result<()> {
     let [first, second] = evidence.traces.as_slice() else { anyhow::bail!("two requests have two traces") };
-    let pod = |trace: &RequestTrace| match trace.agreed_pod() {
-        Ok(pod) => format!("Envoy, picker and pod say {pod}"),
+    let witnesses = lab.engine().witnesses();
+    let pod = |trace: &RequestTrace| match trace.agreed_pod(lab.engine()) {
+        Ok(pod) => format!("{witnesses} say {pod}"),
         Err(difference) => difference,
     };
-    let expected = first
-        .served_by
-        .as_ref()
-        .map_or_else(|| "a pod".to_owned(), |pod| format!("Envoy, picker and pod say {pod}"));
+    let expected =
+        first.served_by.as_ref().map_or_else(|| "a pod".to_owned(), |pod| format!("{witnesses} say {pod}"));
     lab.check(
         claim(form, "round1-records", "Every record names the same pod for round 1")
             .equal(expected.clone(), pod(first)),
@@ -102,19 +127,31 @@ fn check_pods(lab: &Lab<'_>, form: Form, evidence: &Evidence, cached: u32) -> Re
         claim(form, "affinity", "Round 2 goes to the pod of round 1, by every record")
             .equal(expected, pod(second)),
     );
+    Ok(())
+}
+
+fn check_cached(lab: &Lab<'_>, form: Form, evidence: &Evidence, cached: u32) -> Result<()> {
+    let [first, second] = evidence.traces.as_slice() else { anyhow::bail!("two requests have two traces") };
     let told = second.client.usage.map(|usage| usage.cached_tokens());
     let logged = second.pod.as_ref().map(|entry| entry.cached_tokens);
     let show = |told: Option<u32>, logged: Option<u32>| match (told, logged) {
         (Some(told), Some(logged)) => format!("{told} in usage, {logged} in the pod's log"),
         (_, _) => "no record".to_owned(),
     };
-    lab.check(
-        claim(form, "cached-tokens", "Round 2 finds the blocks of round 1 in the cache")
-            .equal(show(Some(cached), Some(cached)), show(told, logged)),
-    );
+    lab.check(claim(form, CACHED.0, CACHED.1).equal(show(Some(cached), Some(cached)), show(told, logged)));
     let cold = first.client.usage.map(|usage| usage.cached_tokens()).context("round 1 has no usage")?;
-    lab.check(claim(form, "round1-cold", "Round 1 starts on an empty cache").equal(0, cold));
+    lab.check(claim(form, COLD.0, COLD.1).equal(0, cold));
     Ok(())
+}
+
+/// Checks what pods have counted: an answer tells cached tokens only if its engine was asked to.
+fn check_counted(lab: &Lab<'_>, form: Form, cold: CacheCounters, warm: CacheCounters) {
+    let shown =
+        |used: CacheCounters| format!("{} of {} tokens by the pods' counters", used.hits, used.queries);
+    let has_hits = warm.hits > 0.0;
+    lab.check(claim(form, CACHED.0, CACHED.1).holds("more than 0 tokens", shown(warm), has_hits));
+    let is_cold = cold.queries > 0.0 && cold.hits.abs() < 1.0;
+    lab.check(claim(form, COLD.0, COLD.1).holds("0 tokens of some", shown(cold), is_cold));
 }
 
 fn check_log(lab: &Lab<'_>, form: Form, lines_before: usize, evidence: &Evidence) {

@@ -24,6 +24,7 @@ use crate::cluster::provider::{Answer, Provider, Server};
 use crate::cluster::relay::Passage;
 use crate::cluster::run_files::RunFiles;
 use crate::cluster::{Fresh, Options, Progress, Status, http};
+use crate::engine::Engine;
 
 /// Commands that may wait for the task. Scenarios send one at a time.
 const COMMANDS: usize = 16;
@@ -33,6 +34,7 @@ const COMMANDS: usize = 16;
 #[derive(Debug)]
 pub struct LocalCluster {
     files: RunFiles,
+    engine: Engine,
     ready_timeout: Duration,
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<View>,
@@ -60,7 +62,7 @@ impl LocalCluster {
         stop: impl Future<Output = ()>,
     ) -> Result<Option<Self>> {
         tokio::pin!(stop);
-        let ready_timeout = options.ready_timeout;
+        let (engine, ready_timeout) = (options.engine, options.ready_timeout);
         let (commands, received) = mpsc::channel(COMMANDS);
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
         // `Local::start` does not await anything after its first child has started, so dropping it leaves no child
@@ -71,7 +73,7 @@ impl LocalCluster {
         };
         let task = TaskTracker::new().spawn(local.run());
         let (client, originals) = (Client::default(), Mutex::default());
-        let cluster = Self { files, ready_timeout, commands, view, task, client, originals };
+        let cluster = Self { files, engine, ready_timeout, commands, view, task, client, originals };
         let settled = tokio::select! {
             settled = cluster.settled() => settled.map(Some),
             () = &mut stop => Ok(None),
@@ -290,6 +292,10 @@ impl LocalCluster {
 // === impl Provider for LocalCluster ===
 
 impl Provider for LocalCluster {
+    fn engine(&self) -> Engine {
+        self.engine
+    }
+
     fn files(&self) -> &RunFiles {
         &self.files
     }

@@ -16,6 +16,7 @@ use crate::cluster::probe::Probes;
 use crate::cluster::process::{Process, Program};
 use crate::cluster::workload::DesiredDeployment;
 use crate::cluster::{log_tail, ports};
+use crate::engine::Engine;
 
 /// Wait before a pod that ended is replaced; it doubles each time until a pod gets ready.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -249,9 +250,11 @@ impl Local {
         args.extend(["--host".to_owned(), address.ip().to_string()]);
         args.extend(["--port".to_owned(), address.port().to_string()]);
         args.extend(["--pod-name".to_owned(), name.clone()]);
-        args.extend(["--request-log".to_owned(), request_log.display().to_string()]);
-        args.extend(["--time-scale".to_owned(), self.options.time_scale.to_string()]);
-        args.push("--enable-prompt-tokens-details".to_owned());
+        if self.options.engine == Engine::Mock {
+            args.extend(["--request-log".to_owned(), request_log.display().to_string()]);
+            args.extend(["--time-scale".to_owned(), self.options.time_scale.to_string()]);
+            args.push("--enable-prompt-tokens-details".to_owned());
+        }
         args.push("--grow-kv-cache".to_owned());
         let kv = match deployment.publishes_events {
             true => Some((ports::free()?, ports::free()?)),

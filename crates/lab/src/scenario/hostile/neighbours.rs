@@ -36,6 +36,7 @@ pub(super) async fn blind_pods(lab: &Lab<'_>) -> Result<()> {
         claim("blind-pod/control", "The same requests use every pod while all pods report their load"),
         claim("blind-pod/counted", "A scrape that finds no load counts as failed"),
     ]);
+    lab.needs_mock("the page /debug/faults")?;
     lab.needs_pods(2)?;
     lab.fresh(&[]).await?;
     let mut picked = BTreeSet::new();

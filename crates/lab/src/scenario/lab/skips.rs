@@ -11,8 +11,13 @@ use crate::scenario::lab::Lab;
 impl Lab<'_> {
     /// Announces checks that need a fault or a number of pods: they are skipped if the cluster does not have it.
     pub fn announce<const N: usize>(&self, claims: [Claim; N]) -> [Claim; N] {
-        self.announced().extend_from_slice(&claims);
+        self.announce_all(claims.iter().cloned());
         claims
+    }
+
+    /// Announces checks like [`Lab::announce`], of which there is any number.
+    pub fn announce_all(&self, claims: impl IntoIterator<Item = Claim>) {
+        self.announced().extend(claims);
     }
 
     /// Says if so many pods are ready.
