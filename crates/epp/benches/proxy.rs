@@ -115,7 +115,9 @@ impl Proxy {
             reports.send(message).await.expect("the report has room");
         }
         drop(reports);
-        let answers = self.client.clone().process(ReceiverStream::new(rx)).await.expect("a stream");
+        let mut stream = tonic::Request::new(ReceiverStream::new(rx));
+        stream.metadata_mut().insert(keys::PICKER, MetadataValue::from_static("127.0.0.1:9002"));
+        let answers = self.client.clone().process(stream).await.expect("a stream");
         assert!(answers.into_inner().message().await.expect("the report ends well").is_none());
     }
 

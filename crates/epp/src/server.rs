@@ -5,6 +5,7 @@
 //! ```
 
 pub mod accept;
+mod gathered;
 mod workers;
 mod follow;
 mod health;

@@ -157,6 +157,8 @@ struct Picked<L> {
 enum Rest {
     /// It passes unchanged.
     Passes,
+    /// The body is answered; trailers may follow.
+    Trailers,
     /// The request is answered completely.
     None,
 }
@@ -183,9 +185,17 @@ impl<L> Exchange<L> {
     pub fn may_end(&self) -> bool {
         match &self.phase {
             Phase::Headers | Phase::Closed => true,
-            Phase::Picked(picked) => picked.rest == Rest::None || self.modes.request != BodyMode::FullDuplex,
+            Phase::Picked(picked) => {
+                picked.rest != Rest::Passes || self.modes.request != BodyMode::FullDuplex
+            }
             Phase::Collecting(_) | Phase::Deciding => false,
         }
+    }
+
+    /// Returns true if all of the request is answered, with its pick. A report answers nothing.
+    #[must_use]
+    pub fn has_answered_request(&self) -> bool {
+        !self.is_observed && matches!(&self.phase, Phase::Picked(picked) if picked.rest == Rest::None)
     }
 
     /// Returns true if the proxy waits for no answer, and the response's end has come: nothing that follows matters.
@@ -347,7 +357,7 @@ impl<L> Exchange<L> {
                 let n_bytes = body.n_bytes(rewrite);
                 let mut answers = body.answers(&pick.destination, &self.request_id, rewrite, end);
                 self.style.apply_to_pick(&mut answers, n_bytes);
-                self.note_pick(pick, if end == BodyEnd::Open { Rest::Passes } else { Rest::None });
+                self.note_pick(pick, end.into());
                 answers.extend((end == BodyEnd::Trailers).then(trailers));
                 answers
             }
@@ -483,6 +493,16 @@ impl<L> Exchange<L> {
         let restore = rewrite.map(|rewrite| json_string(&rewrite.model));
         let picked = Picked { destination, lease, restore, reason, served: None, rest };
         self.phase = Phase::Picked(Box::new(picked));
+    }
+}
+
+impl From<BodyEnd> for Rest {
+    fn from(end: BodyEnd) -> Self {
+        match end {
+            BodyEnd::EndOfStream | BodyEnd::Trailers => Self::None,
+            BodyEnd::BeforeTrailers => Self::Trailers,
+            BodyEnd::Open => Self::Passes,
+        }
     }
 }
 

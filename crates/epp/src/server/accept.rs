@@ -4,6 +4,7 @@
 //! connection: HTTP/2's guards against abuse are set so that only the peer itself can trigger them.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tracing::{debug, info, warn};
 
+use crate::server::gathered::Gathered;
 use crate::server::grpc::{self, Processor};
 use crate::server::workers::Workers;
 
@@ -270,19 +272,20 @@ where
         Some(processor) if is_for_processor(request.uri().path()) => processor.call(request).left_future(),
         Some(_) | None => others.call(request).right_future(),
     });
-    let connection = http2(streams.clone(), patience).serve_connection(TokioIo::new(socket), service);
+    let socket = Gathered::new(socket);
+    let connection = http2(streams.clone(), patience).serve_connection(TokioIo::new(socket.clone()), service);
     tokio::pin!(connection);
     let half_open = half_open(&n_read, patience.handshake);
     tokio::pin!(half_open);
     tokio::select! {
-        served = &mut connection => return Ok(served?),
+        served = poll_fn(|cx| socket.poll_turn(connection.as_mut(), cx)) => return served,
         error = &mut half_open => return Err(error),
         () = streams.idle(patience.idle) => debug!("Closing an idle connection"),
         () = closed.cancelled() => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        served = connection => Ok(served?),
+        served = poll_fn(|cx| socket.poll_turn(connection.as_mut(), cx)) => served,
         error = half_open => Err(error),
     }
 }
@@ -295,6 +298,7 @@ fn http2(streams: Streams, patience: Patience) -> http2::Builder<Streams> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
+        .auto_date_header(false)
         // If clients give up together, the proxy resets all their streams.
         .max_pending_accept_reset_streams(usize::try_from(MAX_CONCURRENT_STREAMS).ok())
         // Frames may be under way for a stream that the picker has ended; a connection lives for months.

@@ -190,6 +190,7 @@ impl ExternalProcessor for Processor {
         let opened = clock();
         let way = Way::of(request.metadata(), self.address.as_ref());
         let reported = reported(request.metadata());
+        let is_observer = request.metadata().contains_key(keys::PICKER);
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
@@ -203,8 +204,14 @@ impl ExternalProcessor for Processor {
             _open: OpenStream::new(director.metrics().streams.clone()),
             shared: Arc::clone(&self.shared),
         };
+        let mut conversation = Box::new(conversation);
+        if is_observer {
+            // A report takes no answer, so nothing is sent before its end, not even headers.
+            let answer = Box::pin(conversation.next()).await?.ok_or_else(|| Status::ok(""))?;
+            conversation.outbox.push_front(answer);
+        }
         // Every answer takes the conversation and gives it back, so it is moved as a pointer.
-        let answers = try_unfold(Box::new(conversation), async |mut conversation| {
+        let answers = try_unfold(conversation, async |mut conversation| {
             let answer = conversation.next().await?;
             Ok(answer.map(|answer| (answer, conversation)))
         });
@@ -263,7 +270,7 @@ impl Conversation {
             if let Some(answer) = self.outbox.pop_front() {
                 return Ok(Some(answer));
             }
-            if self.exchange.has_heard_all() {
+            if self.exchange.has_heard_all() || self.has_answered_all() {
                 return Ok(None);
             }
             self.exchange.note_sent();
@@ -301,6 +308,12 @@ impl Conversation {
                 },
             }
         }
+    }
+
+    /// Returns true if the proxy needs no more of the stream, because the response goes past the picker. The stream ends
+    /// with its last answer then, without a look at what else the proxy sends.
+    fn has_answered_all(&self) -> bool {
+        self.way != Way::Through && self.exchange.has_answered_request()
     }
 
     /// The refusal of a body that came in a message too long to be read; `None` if `status` has another cause.

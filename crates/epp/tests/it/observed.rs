@@ -2,13 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
+use envoy_proto::service::ext_proc::v3::HttpTrailers;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
+use envoy_proto::service::ext_proc::v3::processing_response::Response;
 use epp::observed::{ENGINE_WAIT, Observed, REPORT_WAIT};
 use ext_proc::compat::Compat;
 use serde_json::{Value, json};
 
-use crate::fixtures::http2::{Kind, Peer, frame, framed, header_block};
-use crate::fixtures::{Answer, Picker, Proxy, SOON, Scenario, get, http_headers, post, reported, until};
+use crate::fixtures::http2::{Kind, Peer, frame, framed, header_block, header_block_with};
+use crate::fixtures::{
+    Answer, Picker, Proxy, SOON, Scenario, get, http_headers, modes, post, reported, until,
+};
 
 const USAGE: &str =
     r#"{"usage":{"prompt_tokens":600,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":0}}}"#;
@@ -208,6 +213,94 @@ async fn a_report_that_is_reset_at_once_is_read() {
     until(async || load(&picker).await == (0, 0)).await;
     assert_eq!(response(&picker).await["status"], 200);
     assert!(picker.metrics().await.contains("epp_unreported_responses_total 0\n"));
+}
+
+/// Every frame to the proxy is a write, and wakes the proxy.
+#[tokio::test]
+async fn a_report_is_answered_by_one_frame_at_its_end() {
+    const END_STREAM: u8 = 1;
+    const ACK: u8 = 1;
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    // Control: without the observer's metadata, the stream may be that of a request, whose sender may wait for headers.
+    for (metadata, is_silent) in [(&[("x-warmpath-picker", "127.0.0.1:9002")][..], true), (&[], false)] {
+        let answer = ask(&proxy, &"b".repeat(2048)).await;
+        let ticket = answer.ticket.as_deref().unwrap();
+        let lb = [("x-gateway-destination-endpoint", answer.picked()), ("x-warmpath-ticket", ticket)];
+        let response_head = http_headers(&[(":status", "200"), ("content-type", "application/json")], false);
+        let mut frames = frame(Kind::Headers, 4, 1, &header_block_with(metadata));
+        let head = Request::RequestHeaders(http_headers(&post("/v1/completions"), true));
+        for request in [head, Request::ResponseHeaders(response_head)] {
+            frames.extend(frame(Kind::Data, 0, 1, &framed(&reported(request, &lb))));
+        }
+        let mut peer = Peer::connect(picker.ports.grpc).await;
+        peer.write(&frames, SOON).await;
+        until(async || load(&picker).await == (1, 0)).await;
+        let mut n_frames = 0;
+        // The second answer comes behind everything that waited when the first one left.
+        for _ in 0..2 {
+            peer.write(&frame(Kind::Ping, 0, 0, &[0; 8]), SOON).await;
+            loop {
+                match peer.read_frame().await {
+                    (_, _, 1) => n_frames += 1,
+                    frame if frame == (Kind::Ping as u8, ACK, 0) => break,
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(n_frames, u32::from(!is_silent), "{metadata:?}");
+        peer.write(&frame(Kind::Data, END_STREAM, 1, b""), SOON).await;
+        assert_eq!(peer.read_frame().await, (Kind::Headers as u8, 4 | END_STREAM, 1), "{metadata:?}");
+        until(async || load(&picker).await == (0, 0)).await;
+        assert_eq!(response(&picker).await["status"], 200);
+    }
+}
+
+/// The proxy needs no more of the stream than the answers to its request, so it is not read once more.
+#[tokio::test]
+async fn the_stream_of_a_request_ends_with_its_answers() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await.with_observed_responses();
+    let completion = body("a");
+    let mut call = proxy.open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    call.send_body(completion.as_bytes(), true).await;
+    call.full_duplex_answer().await;
+    assert_eq!(call.try_next().await.unwrap(), None, "the body's end is the request's");
+
+    let mut call = proxy.open().await;
+    call.send_headers(None, &[(":method", "GET"), (":path", "/v1/models")], None, true).await;
+    assert!(matches!(call.next().await, Response::RequestHeaders(_)));
+    assert_eq!(call.try_next().await.unwrap(), None, "the request has no body");
+
+    let mut call = proxy.open().await;
+    let upload =
+        [(":method", "POST"), (":path", "/v1/audio/transcriptions"), ("content-type", "multipart/form-data")];
+    call.send_headers(None, &upload, None, false).await;
+    assert!(matches!(call.next().await, Response::RequestHeaders(_)));
+    call.send_body(b"RIFF", false).await;
+    assert!(matches!(call.next().await, Response::RequestBody(_)));
+    call.send_body(b"WAVE", true).await;
+    assert!(matches!(call.next().await, Response::RequestBody(_)));
+    assert_eq!(call.try_next().await.unwrap(), None, "the body that is not read has ended");
+
+    let mut call = proxy.open().await;
+    let config = modes(BodySendMode::Buffered, BodySendMode::None);
+    call.send_headers(Some(config), &post("/v1/completions"), None, false).await;
+    assert!(matches!(call.next().await, Response::RequestHeaders(_)));
+    call.send_body(completion.as_bytes(), false).await;
+    assert!(matches!(call.next().await, Response::RequestBody(_)));
+    // Control: the trailers are still to come.
+    call.send(Request::RequestTrailers(HttpTrailers::default())).await;
+    assert!(matches!(call.next().await, Response::RequestTrailers(_)));
+    assert_eq!(call.try_next().await.unwrap(), None, "the trailers are the request's end");
+
+    // Control: the response is still to come.
+    let mut call = picker.proxy().await.open().await;
+    call.send_headers(None, &post("/v1/completions"), None, false).await;
+    call.send_body(completion.as_bytes(), true).await;
+    call.full_duplex_answer().await;
+    call.finish_response().await;
 }
 
 /// Reports end well, early, in the middle, or come twice, and the requests overlap.
