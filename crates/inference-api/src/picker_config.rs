@@ -15,6 +15,18 @@ use crate::manifest;
 pub const KIND: &str = "EndpointPickerConfig";
 /// Version of both groups.
 const VERSION: &str = "v1alpha1";
+/// Plugins whose parameters are read: the picker's own ways, and what only names others.
+const PLUGINS: [&str; 9] = [
+    "max-score-picker",
+    "single-profile-handler",
+    "prefix-cache-scorer",
+    "queue-scorer",
+    "kv-cache-scorer",
+    "kv-cache-utilization-scorer",
+    "prefix-cache-affinity-filter",
+    "approx-prefix-cache-producer",
+    "utilization-detector",
+];
 /// Weight of a scorer that names none.
 const DEFAULT_WEIGHT: f64 = 1.0;
 
@@ -130,25 +142,12 @@ impl PickerConfig {
     }
 
     fn add_plugin(&mut self, plugin: &Plugin, path: &str) -> Result<(), FieldError> {
-        match plugin.kind.as_str() {
-            // The picker's own way, or what only names others.
-            "max-score-picker"
-            | "single-profile-handler"
-            | "prefix-cache-scorer"
-            | "queue-scorer"
-            | "kv-cache-scorer"
-            | "kv-cache-utilization-scorer"
-            | "prefix-cache-affinity-filter"
-            | "approx-prefix-cache-producer"
-            | "utilization-detector" => {}
-            _ => self.left_out.push(format!("{path} ({})", plugin.kind)),
+        if !PLUGINS.contains(&plugin.kind.as_str()) {
+            self.left_out.push(format!("{path} ({})", plugin.kind));
+            return Ok(());
         }
-        let is_read = self.left_out.last().is_none_or(|last| !last.starts_with(&format!("{path} ")));
-        let parameters = plugin.parameters.iter().flatten().filter(|_| is_read);
-        for parameter in parameters {
-            self.add_parameter(parameter, &format!("{path}.parameters"))?;
-        }
-        Ok(())
+        let path = format!("{path}.parameters");
+        plugin.parameters.iter().flatten().try_for_each(|parameter| self.add_parameter(parameter, &path))
     }
 
     fn add_parameter(&mut self, (name, value): (&String, &Value), path: &str) -> Result<(), FieldError> {

@@ -142,6 +142,11 @@ impl Check {
         Claim { id: format!("{group}/{name}"), group, title: title.into() }
     }
 
+    /// Starts a check of the faults; `name` is unique among them.
+    pub fn of_faults(name: &str, title: &str) -> Claim {
+        Self::of(Group::Faults, name, title)
+    }
+
     /// Adds evidence; an empty text adds nothing.
     pub fn detail(mut self, detail: impl fmt::Display) -> Self {
         self.detail = Some(detail.to_string()).filter(|detail| !detail.is_empty());

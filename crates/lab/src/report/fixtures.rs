@@ -38,7 +38,7 @@ pub(crate) fn skipping() -> Report {
     let mut report = report();
     report.run.outcome = Outcome::Failed;
     report.checks[1].verdict = Verdict::Failed;
-    let hung = Check::of(Group::Faults, "picker-hung/fails", "With a hung picker a request fails");
+    let hung = Check::of_faults("picker-hung/fails", "With a hung picker a request fails");
     report.checks.push(hung.skipped("no <picker> runs"));
     report
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use futures::future::join_all;
 
-use crate::check::{Check, Claim, Group};
+use crate::check::{Check, Group};
 use crate::cluster::fault::Fault;
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
@@ -21,16 +21,12 @@ pub async fn run(lab: &Lab<'_>) {
     part(lab, group, "broken request", broken_request).await;
 }
 
-fn claim(name: &str, title: &str) -> Claim {
-    Check::of(Group::Faults, name, title)
-}
-
 async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
     let [answer, bystanders_claim, other_pod, replaced] = lab.announce([
-        claim("pod-killed/answer", "Round 2 is answered although the pod of round 1 is dead"),
-        claim("pod-killed/bystanders", "No other client sees an error when a pod dies"),
-        claim("pod-killed/other-pod", "Round 2 is served by another pod"),
-        claim("pod-killed/replaced", "The dead pod is replaced"),
+        Check::of_faults("pod-killed/answer", "Round 2 is answered although the pod of round 1 is dead"),
+        Check::of_faults("pod-killed/bystanders", "No other client sees an error when a pod dies"),
+        Check::of_faults("pod-killed/other-pod", "Round 2 is served by another pod"),
+        Check::of_faults("pod-killed/replaced", "The dead pod is replaced"),
     ]);
     lab.needs_pods(2)?;
     lab.fresh(&[]).await?;
@@ -91,9 +87,9 @@ async fn matched_pod_killed(lab: &Lab<'_>) -> Result<()> {
 
 async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
     let [fails, plain_claim, back_claim] = lab.announce([
-        claim("picker-killed/fails", "Without a picker 8081 answers 500 at once"),
-        claim("picker-killed/plain", "8080 works without a picker"),
-        claim("picker-killed/back", "8081 works again when the picker is back"),
+        Check::of_faults("picker-killed/fails", "Without a picker 8081 answers 500 at once"),
+        Check::of_faults("picker-killed/plain", "8080 works without a picker"),
+        Check::of_faults("picker-killed/back", "8081 works again when the picker is back"),
     ]);
     lab.fresh(&[]).await?;
     let send = async |label: &str, via: Via| {
@@ -127,8 +123,8 @@ async fn picker_killed(lab: &Lab<'_>) -> Result<()> {
 /// trusted.
 async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
     let [fails, back_claim] = lab.announce([
-        claim("strange-picker/fails", "A picker whose certificate is not trusted sees no request"),
-        claim("strange-picker/back", "The real picker is trusted again"),
+        Check::of_faults("strange-picker/fails", "A picker whose certificate is not trusted sees no request"),
+        Check::of_faults("strange-picker/back", "The real picker is trusted again"),
     ]);
     lab.cluster.can(&Fault::ForgeCertificates)?;
     lab.fresh(&[]).await?;
@@ -150,7 +146,7 @@ async fn strange_picker(lab: &Lab<'_>) -> Result<()> {
 /// Sends dash's file as `--data-binary` would, with line breaks inside its strings.
 async fn broken_request(lab: &Lab<'_>) -> Result<()> {
     let raw = lab.requests.raw(Form::Dash, 2)?;
-    lab.check(claim("broken/premise", "dash's file is not valid JSON").equal(
+    lab.check(Check::of_faults("broken/premise", "dash's file is not valid JSON").equal(
         "refused by a JSON parser",
         if serde_json::from_slice::<serde_json::Value>(&raw).is_ok() {
             "valid"
@@ -162,7 +158,7 @@ async fn broken_request(lab: &Lab<'_>) -> Result<()> {
     let shot = Shot::new(Group::Faults, "dash's file by --data-binary", Via::Picker, raw);
     let broken = lab.send(shot).await;
     lab.check(
-        claim("broken/status", "Broken JSON gets 400 with an OpenAI error body")
+        Check::of_faults("broken/status", "Broken JSON gets 400 with an OpenAI error body")
             .equal("400 with error.message and error.code 400".to_owned(), describe(&broken))
             .detail(&broken.body),
     );
@@ -170,7 +166,7 @@ async fn broken_request(lab: &Lab<'_>) -> Result<()> {
         Shot::new(Group::Faults, "after the broken one", Via::Picker, lab.requests.curl(Form::Dash, 2)?);
     let after = lab.send(shot).await;
     lab.check(
-        claim("broken/after", "The next request is answered as if nothing had happened")
+        Check::of_faults("broken/after", "The next request is answered as if nothing had happened")
             .equal(GOOD.to_owned(), after.verdict()),
     );
     lab.collect(&mark, vec![broken.side, after.side]).await?;

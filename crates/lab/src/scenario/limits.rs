@@ -19,8 +19,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     request["metadata"] = serde_json::json!({"padding": "x".repeat(BIG_BODY_BYTES)});
     let big = lab.send(Shot::new(Group::Faults, "6 MB body", Via::Picker, body(&request))).await;
     lab.check(
-        Check::of(Group::Faults, "limits/big-body", "A body of 6 MB passes")
-            .equal(GOOD.to_owned(), big.verdict()),
+        Check::of_faults("limits/big-body", "A body of 6 MB passes").equal(GOOD.to_owned(), big.verdict()),
     );
     let streams = (0..STREAMS).map(|number| {
         let label = format!("stream {} of {STREAMS}", number + 1);
@@ -32,7 +31,7 @@ pub async fn run(lab: &Lab<'_>) -> Result<()> {
     let problems: Vec<String> =
         answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
     lab.check(
-        Check::of(Group::Faults, "limits/streams", "64 streams at a time pass")
+        Check::of_faults("limits/streams", "64 streams at a time pass")
             .equal(format!("{STREAMS} of {STREAMS} answered"), format!("{good} of {STREAMS} answered"))
             .detail(problems.join("\n")),
     );

@@ -37,10 +37,6 @@ pub async fn run(lab: &Lab<'_>) {
     part(lab, group, "API server hung", api_server).await;
 }
 
-fn claim(name: &str, title: &str) -> Claim {
-    Check::of(Group::Faults, name, title)
-}
-
 /// Does the work while clients send requests, and returns their answers too.
 async fn meanwhile<T>(
     lab: &Lab<'_>,
@@ -78,8 +74,11 @@ fn check_answers(lab: &Lab<'_>, claim: Claim, answers: &[Answer]) {
 
 async fn scaled(lab: &Lab<'_>) -> Result<()> {
     let [answers_claim, pods] = lab.announce([
-        claim("scaled/answers", "While pods are scaled, requests are lost only on pods that go away"),
-        claim("scaled/pods", "There are as many pods as are asked for"),
+        Check::of_faults(
+            "scaled/answers",
+            "While pods are scaled, requests are lost only on pods that go away",
+        ),
+        Check::of_faults("scaled/pods", "There are as many pods as are asked for"),
     ]);
     lab.needs_mock("pods that take no GPU")?;
     lab.fresh(&[]).await?;
@@ -128,8 +127,8 @@ fn needless(losses: &[AccessEntry], gone: &BTreeSet<String>) -> Vec<String> {
 
 async fn renamed(lab: &Lab<'_>) -> Result<()> {
     let [before, after] = lab.announce([
-        claim("renamed/control", "A model's new name is not known before it is given"),
-        claim("renamed/answer", "The next request finds a model by its new name"),
+        Check::of_faults("renamed/control", "A model's new name is not known before it is given"),
+        Check::of_faults("renamed/answer", "The next request finds a model by its new name"),
     ]);
     let ask = async |label: &str| {
         let mut request = texts::chat(RENAMED, "Who are you?");
@@ -147,7 +146,7 @@ async fn renamed(lab: &Lab<'_>) -> Result<()> {
 }
 
 async fn made_again(lab: &Lab<'_>) -> Result<()> {
-    let [lines] = lab.announce([claim(
+    let [lines] = lab.announce([Check::of_faults(
         "made-again/log",
         "A pool that is deleted and made again is routed by prefix, like a new one",
     )]);
@@ -168,10 +167,13 @@ async fn made_again(lab: &Lab<'_>) -> Result<()> {
 
 async fn controllers(lab: &Lab<'_>) -> Result<()> {
     let [own, gateways] = lab.announce([
-        claim("controllers/own", "No request is lost while the controller of pools is replaced"),
-        claim("controllers/gateway", "No request is lost while the gateway's controller is restarted"),
+        Check::of_faults("controllers/own", "No request is lost while the controller of pools is replaced"),
+        Check::of_faults(
+            "controllers/gateway",
+            "No request is lost while the gateway's controller is restarted",
+        ),
     ]);
-    let [control] = lab.announce([claim(
+    let [control] = lab.announce([Check::of_faults(
         "controllers/control",
         "Requests are lost while every picker is dead, and such clients notice",
     )]);
@@ -194,8 +196,11 @@ async fn controllers(lab: &Lab<'_>) -> Result<()> {
 
 async fn api_server(lab: &Lab<'_>) -> Result<()> {
     let [answers_claim, control] = lab.announce([
-        claim("api-server/answers", "No request is lost while the API server answers nobody"),
-        claim("api-server/control", "The API server answers nobody meanwhile, and somebody afterwards"),
+        Check::of_faults("api-server/answers", "No request is lost while the API server answers nobody"),
+        Check::of_faults(
+            "api-server/control",
+            "The API server answers nobody meanwhile, and somebody afterwards",
+        ),
     ]);
     lab.cluster.can(&Fault::HangApiServer)?;
     // Pages of pickers come through the API server.

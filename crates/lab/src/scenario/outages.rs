@@ -58,10 +58,6 @@ pub async fn run(lab: &Lab<'_>) {
     part(lab, group, "one of two pickers killed", one_of_two).await;
 }
 
-fn claim(name: &str, title: &str) -> Claim {
-    Check::of(Group::Faults, name, title)
-}
-
 fn shot(label: impl Into<String>, body: Bytes) -> Shot {
     Shot::new(Group::Faults, label, Via::Picker, body)
 }
@@ -69,9 +65,9 @@ fn shot(label: impl Into<String>, body: Bytes) -> Shot {
 /// The picker accepts requests and never answers, as in a deadlock.
 async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
     let [fails, plain_claim, back_claim] = lab.announce([
-        claim("picker-hung/fails", "With a hung picker a request fails after some seconds"),
-        claim("picker-hung/plain", "8080 works while the picker hangs"),
-        claim("picker-hung/back", "8081 works again when the picker continues"),
+        Check::of_faults("picker-hung/fails", "With a hung picker a request fails after some seconds"),
+        Check::of_faults("picker-hung/plain", "8080 works while the picker hangs"),
+        Check::of_faults("picker-hung/back", "8081 works again when the picker continues"),
     ]);
     lab.cluster.can(&Fault::HangPickers)?;
     lab.fresh(&[]).await?;
@@ -98,14 +94,17 @@ async fn picker_hung(lab: &Lab<'_>) -> Result<()> {
 /// A picker that responses go through dies: they are cut, and clients can see that.
 async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     let [fails, back_claim] = lab.announce([
-        claim("picker-cut-off/fails", "A cut answer ends before the picker is back, and is not well formed"),
-        claim("picker-cut-off/back", "The same request passes when the picker is back"),
+        Check::of_faults(
+            "picker-cut-off/fails",
+            "A cut answer ends before the picker is back, and is not well formed",
+        ),
+        Check::of_faults("picker-cut-off/back", "The same request passes when the picker is back"),
     ]);
     lab.start_anew(Fresh { responses: Some(Responses::Through), ..Fresh::default() }).await?;
     let request = long_answer(lab, "A long story about a picker, please.", LONG_ANSWER_TOKENS);
     let whole = lab.send(shot("long answer, picker alive", body(&request))).await;
     lab.check(
-        claim("picker-cut-off/control", "A long answer passes while the picker lives")
+        Check::of_faults("picker-cut-off/control", "A long answer passes while the picker lives")
             .equal(GOOD.to_owned(), whole.verdict()),
     );
     let kill = async {
@@ -137,16 +136,19 @@ fn long_answer(lab: &Lab<'_>, text: &str, n_tokens: u32) -> Value {
 /// The picker dies, hangs or loses its connection to Envoy while streams run. Only those that go through it notice.
 async fn picker_gone(lab: &Lab<'_>) -> Result<()> {
     let [killed, killed_through, hung, hung_through, ended, ended_through, heard] = lab.announce([
-        claim("picker-gone/killed", "Streams past the picker go on when it dies"),
-        claim("picker-gone/killed-control", "Streams through the picker end when it dies"),
-        claim("picker-gone/hung", "Streams past the picker go on when it hangs"),
-        claim("picker-gone/hung-control", "Streams through the picker end when it hangs"),
-        claim(
+        Check::of_faults("picker-gone/killed", "Streams past the picker go on when it dies"),
+        Check::of_faults("picker-gone/killed-control", "Streams through the picker end when it dies"),
+        Check::of_faults("picker-gone/hung", "Streams past the picker go on when it hangs"),
+        Check::of_faults("picker-gone/hung-control", "Streams through the picker end when it hangs"),
+        Check::of_faults(
             "picker-gone/goaway",
             "Streams past the picker go on when GOAWAY ends Envoy's connection to it",
         ),
-        claim("picker-gone/goaway-control", "Streams through the picker end with Envoy's connection to it"),
-        claim("picker-gone/goaway-heard", "Envoy hears GOAWAY from the picker each time"),
+        Check::of_faults(
+            "picker-gone/goaway-control",
+            "Streams through the picker end with Envoy's connection to it",
+        ),
+        Check::of_faults("picker-gone/goaway-heard", "Envoy hears GOAWAY from the picker each time"),
     ]);
     survived(lab, Fault::KillPickers, [killed, killed_through]).await?;
     survived(lab, Fault::HangPickers, [hung, hung_through]).await?;
@@ -160,8 +162,11 @@ async fn picker_gone(lab: &Lab<'_>) -> Result<()> {
 /// The picker is replaced while streams run, and waits for them only a moment.
 async fn picker_replaced(lab: &Lab<'_>) -> Result<()> {
     let claims = lab.announce([
-        claim("picker-replaced/answers", "Streams past the picker go on when it is replaced"),
-        claim("picker-replaced/control", "Streams through a picker that does not wait for them are cut"),
+        Check::of_faults("picker-replaced/answers", "Streams past the picker go on when it is replaced"),
+        Check::of_faults(
+            "picker-replaced/control",
+            "Streams through a picker that does not wait for them are cut",
+        ),
     ]);
     let picker = lab.cluster.status().pickers.first().context("there is no picker")?.name.clone();
     survived(lab, Fault::ReplacePicker(picker), claims).await
@@ -211,8 +216,11 @@ fn n_answered(answers: &[Answer]) -> String {
 /// pod.
 async fn fails_open(lab: &Lab<'_>) -> Result<()> {
     let [answers_claim, forged] = lab.announce([
-        claim("fail-open/answers", "A pool that fails open is served without a picker"),
-        claim("fail-open/forged", "Without a picker, a forged header does not choose the pod either"),
+        Check::of_faults("fail-open/answers", "A pool that fails open is served without a picker"),
+        Check::of_faults(
+            "fail-open/forged",
+            "Without a picker, a forged header does not choose the pod either",
+        ),
     ]);
     lab.fresh(&[]).await?;
     let mut manifests = lab.cluster.manifests();
@@ -226,8 +234,11 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
     }
     let evidence = lab.collect(&mark, sides).await?;
     lab.check(
-        claim("fail-open/picks", "A pool that fails open is routed by prefix while its picker lives")
-            .equal(1, evidence.prefix_lines.len()),
+        Check::of_faults(
+            "fail-open/picks",
+            "A pool that fails open is routed by prefix while its picker lives",
+        )
+        .equal(1, evidence.prefix_lines.len()),
     );
     lab.cluster.inflict(&Fault::KillPickers).await?;
     let wanted: SocketAddr = lab.cluster.pods().first().context("there is no pod")?.address;
@@ -261,9 +272,12 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
 /// Pods report long queues: sheddable requests are refused, critical ones are not.
 async fn saturated(lab: &Lab<'_>) -> Result<()> {
     let [critical_claim, sheddable, control] = lab.announce([
-        claim("saturated/critical", "A critical request is served by a saturated pool"),
-        claim("saturated/sheddable", "A saturated pool refuses a sheddable request, with a time to retry"),
-        claim("saturated/control", "A sheddable request is served by an idle pool"),
+        Check::of_faults("saturated/critical", "A critical request is served by a saturated pool"),
+        Check::of_faults(
+            "saturated/sheddable",
+            "A saturated pool refuses a sheddable request, with a time to retry",
+        ),
+        Check::of_faults("saturated/control", "A sheddable request is served by an idle pool"),
     ]);
     lab.fresh(&["--fault", "metrics-lie:metric=waiting,value=100"]).await?;
     let request = || lab.requests.curl(Form::Quoted, 1);
@@ -289,8 +303,11 @@ fn retry_after(answer: &Answer) -> String {
 /// Two pickers share a pool. Either may die, and the other knows where it sent requests.
 async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
     let [answers, affinity] = lab.announce([
-        claim("two-pickers/answers", "No client notices that one of two pickers has died"),
-        claim("two-pickers/affinity", "The other picker sends every conversation to the pod that holds it"),
+        Check::of_faults("two-pickers/answers", "No client notices that one of two pickers has died"),
+        Check::of_faults(
+            "two-pickers/affinity",
+            "The other picker sends every conversation to the pod that holds it",
+        ),
     ]);
     lab.start_anew(Fresh { pickers: Some(2), ..Fresh::default() }).await?;
     let model = lab.requests.model();

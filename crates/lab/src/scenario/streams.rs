@@ -12,7 +12,7 @@ use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 use tokio::time::{sleep, timeout};
 
-use crate::check::{Check, Claim, Group};
+use crate::check::{Check, Group};
 use crate::cluster::Fresh;
 use crate::cluster::fault::Fault;
 use crate::in_flight::InFlight;
@@ -45,10 +45,6 @@ const LITTLE_PATIENCE: [&str; 2] = ["--grace-period", "10ms"];
 pub async fn run(lab: &Lab<'_>) {
     part(lab, Group::Faults, "picker paused under streams", paused).await;
     part(lab, Group::Faults, "requests in flight", counted).await;
-}
-
-fn claim(name: &str, title: &str) -> Claim {
-    Check::of(Group::Faults, name, title)
 }
 
 fn shot(lab: &Lab<'_>, label: &str, via: Via, (number, n_tokens): (u32, u32)) -> Shot {
@@ -98,16 +94,19 @@ fn noise(streams: &[Vec<f64>], q: f64) -> Result<f64> {
 /// The picker hangs for a moment while streams run on both ports at the same time.
 async fn paused(lab: &Lab<'_>) -> Result<()> {
     let [p50, p99, longest, control] = lab.announce([
-        claim(
+        Check::of_faults(
             "picker-paused/p50",
             "While the picker hangs, half of the tokens come on 8081 about as soon as on 8080",
         ),
-        claim(
+        Check::of_faults(
             "picker-paused/p99",
             "While the picker hangs, 99 % of the tokens come on 8081 about as soon as on 8080",
         ),
-        claim("picker-paused/longest", "While the picker hangs, no token waits for it"),
-        claim("picker-paused/control", "Tokens that go through the picker wait for it when it hangs"),
+        Check::of_faults("picker-paused/longest", "While the picker hangs, no token waits for it"),
+        Check::of_faults(
+            "picker-paused/control",
+            "Tokens that go through the picker wait for it when it hangs",
+        ),
     ]);
     lab.cluster.can(&Fault::HangPickers)?;
     let past = gaps(lab, Responses::default()).await?;
@@ -151,9 +150,9 @@ async fn gaps(lab: &Lab<'_>, responses: Responses) -> Result<Gaps> {
 /// killed and replaced. The control loses the reports of streams that end.
 async fn counted(lab: &Lab<'_>) -> Result<()> {
     let [running, over, control] = lab.announce([
-        claim("in-flight/running", "The picker counts as many streams to each pod as it has"),
-        claim("in-flight/over", "After the streams the picker counts none"),
-        claim("in-flight/control", "A picker whose reports are lost counts streams that are over"),
+        Check::of_faults("in-flight/running", "The picker counts as many streams to each pod as it has"),
+        Check::of_faults("in-flight/over", "After the streams the picker counts none"),
+        Check::of_faults("in-flight/control", "A picker whose reports are lost counts streams that are over"),
     ]);
     lab.needs_pods(2)?;
     let picker_args = LITTLE_PATIENCE.map(str::to_owned).to_vec();
