@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use gateway_config::attachment::{Responses, Share};
 
+use crate::cluster::manifests::STANDARD_INPUT;
 use crate::cluster::programs::ProgramOptions;
 use crate::cluster::{Options, Strictness};
 use crate::doc;
@@ -80,7 +81,7 @@ pub fn sources(asked: &[PathBuf], run_dir: &Path) -> Result<Vec<PathBuf>> {
         if source.as_os_str() != "-" {
             return Ok(source.clone());
         }
-        let file = run_dir.join("stdin.yaml");
+        let file = run_dir.join(STANDARD_INPUT);
         let text = std::io::read_to_string(std::io::stdin()).context("read standard input")?;
         std::fs::create_dir_all(run_dir).with_context(|| format!("create {}", run_dir.display()))?;
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;

@@ -54,6 +54,18 @@ fn each_object_gets_one_of_three_answers() {
     assert_eq!(answer(&found, "Role/reader"), "without_effect", "the others are explained all the same");
 }
 
+/// Whoever pipes objects in knows of no file.
+#[test]
+fn what_comes_on_standard_input_is_called_so() {
+    let named = explain(&[], BAD);
+    let text = String::from_utf8(named.stdout).unwrap();
+    assert!(text.contains("standard input, document 1") && !text.contains("/standard input"), "{text}");
+    assert!(text.contains("manifests/doc"), "Control: files are called by their path: {text}");
+    let broken = explain(&[], "a: [");
+    let text = String::from_utf8(broken.stderr).unwrap();
+    assert!(text.contains("standard input") && !text.contains("/standard input"), "{text}");
+}
+
 #[test]
 fn strictly_what_has_no_effect_is_refused() {
     let strict = explain(&["--json", "--strict"], ROLE);

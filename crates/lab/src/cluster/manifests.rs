@@ -10,6 +10,8 @@ use crate::doc;
 
 /// Extensions of the files of a directory that are read.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+/// Name of a file that holds what came on standard input. It is shown without the directory that it was written to.
+pub const STANDARD_INPUT: &str = "standard input";
 /// Names of the file that lists a kustomization's resources.
 pub const KUSTOMIZATIONS: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 /// Fields of a kustomization that change nothing that the lab reads.
@@ -43,8 +45,12 @@ impl Manifests {
         let mut manifests = Self::default();
         for source in sources {
             let n_before = manifests.files.len();
-            // The files of a single directory need no longer name.
-            let shown = if sources.len() == 1 && source.is_dir() { Path::new("") } else { source.as_path() };
+            let shown = match source.file_name() {
+                Some(name) if name == STANDARD_INPUT => Path::new(STANDARD_INPUT),
+                // The files of a single directory need no longer name.
+                Some(_) | None if sources.len() == 1 && source.is_dir() => Path::new(""),
+                Some(_) | None => source,
+            };
             manifests.add(source, shown)?;
             if manifests.files.len() == n_before {
                 bail!("{} holds no .yaml, .yml or .json file that is not read already", source.display());
