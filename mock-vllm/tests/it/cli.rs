@@ -24,6 +24,12 @@ fn wrong_usage_is_named_before_anything_starts() {
         "serve m --max-model-len 200K --num-gpu-blocks-override 100 --grow-kv-cache",
         "KV blocks",
     );
+    check_usage_error(
+        "serve m --runner pooling",
+        "--runner pooling: this server has only models that generate",
+    );
+    check_usage_error("serve m --task embed", "--task embed: this server has only models that generate");
+    check_usage_error("serve m --task sing", "[possible values: auto, generate,");
     check_usage_error("dance", "dance");
 }
 
@@ -36,6 +42,21 @@ fn the_kv_cache_grows_if_that_is_asked_for() {
     assert_eq!(settings("--max-model-len 163840 --grow-kv-cache").n_blocks, 163_840 / 16 + 1);
     let (usual, same) = (settings(""), settings("--grow-kv-cache"));
     assert_eq!(usual.n_blocks, same.n_blocks, "it holds enough already");
+}
+
+#[test]
+fn the_longest_request_may_be_what_fits() {
+    let engine = |flags: &str| {
+        let line = format!("mock-vllm serve m --runner generate --task auto {flags}");
+        mock_vllm::cli::pod_settings(line.split_whitespace().map(Into::into)).unwrap().engine
+    };
+    let usual = engine("").max_model_len;
+    for auto in ["--max-model-len auto", "--max_model_len=auto", "--max-model-len -1"] {
+        assert_eq!(engine(auto).max_model_len, usual, "{auto}");
+        let few = engine(&format!("{auto} --num-gpu-blocks-override 101"));
+        assert_eq!(few.max_model_len, 100 * 16, "one block is the pool's own");
+        few.validate().unwrap();
+    }
 }
 
 #[test]

@@ -6,8 +6,11 @@ use crate::kv_events::config::KvEventsConfig;
 use crate::kv_events::encoding::{HashForm, WireFormat};
 use crate::metrics::cache_config::CacheFlags;
 use clap::{Args, ValueEnum};
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::str::FromStr;
+use tracing::warn;
 use vllm_engine::config::{EngineConfig, SchedulingPolicy};
 use vllm_engine::hash::{DEFAULT_SEED, HashAlgorithm, HashSeed};
 use vllm_engine::latency::LatencyModel;
@@ -22,9 +25,16 @@ const DEFAULT_BLOCK_SIZE: NonZeroU32 = NonZeroU32::new(16).expect("not 0");
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine (as vLLM)")]
 pub(super) struct EngineArgs {
-    /// Longest prompt plus answer, in tokens; 8k = 8000, 8K = 8192
-    #[arg(long, value_name = "N", value_parser = human_count, default_value_t = QWEN_CONTEXT)]
-    max_model_len: u32,
+    /// Longest prompt plus answer, in tokens; 8k = 8000, 8K = 8192; `auto` or -1 is the model's, or as many as the KV
+    /// blocks hold
+    #[arg(long, value_name = "N", default_value_t = ModelLen::Tokens(QWEN_CONTEXT), allow_negative_numbers = true)]
+    max_model_len: ModelLen,
+    /// Use of the model; this server has only models that generate text
+    #[arg(long, value_name = "RUNNER", value_enum, default_value = "auto")]
+    runner: RunnerName,
+    /// Older name of --runner
+    #[arg(long, value_name = "TASK", value_enum, default_value = "auto")]
+    task: TaskName,
     /// Most requests in one step
     #[arg(long, value_name = "N", value_parser = human_count, default_value_t = 256)]
     max_num_seqs: u32,
@@ -92,6 +102,35 @@ pub(super) struct EngineArgs {
     pub(super) tokenizer: Option<String>,
 }
 
+/// Longest prompt plus answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ModelLen {
+    Tokens(u32),
+    /// The model's, or as many tokens as the KV blocks hold.
+    Auto,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RunnerName {
+    Auto,
+    Generate,
+    Pooling,
+    Draft,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TaskName {
+    Auto,
+    Generate,
+    Embedding,
+    Embed,
+    Classify,
+    Score,
+    Reward,
+    Transcription,
+    Draft,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum HashName {
     Sha256,
@@ -103,6 +142,28 @@ enum HashName {
 enum PolicyName {
     Fcfs,
     Priority,
+}
+
+// === impl ModelLen ===
+
+impl FromStr for ModelLen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" | "-1" => Ok(Self::Auto),
+            count => human_count(count).map(Self::Tokens),
+        }
+    }
+}
+
+impl fmt::Display for ModelLen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tokens(n_tokens) => write!(f, "{n_tokens}"),
+            Self::Auto => write!(f, "auto"),
+        }
+    }
 }
 
 // === impl EngineArgs ===
@@ -151,6 +212,28 @@ impl EngineArgs {
         }
     }
 
+    /// Refuses the uses of a model that need other answers than text.
+    fn check_use(&self) -> Result<(), String> {
+        let Self { runner, task, .. } = self;
+        let generates = "this server has only models that generate text: leave the flag out";
+        match runner {
+            RunnerName::Auto | RunnerName::Generate => {}
+            RunnerName::Pooling | RunnerName::Draft => {
+                return Err(format!("--runner {}: {generates}", value_name(*runner)));
+            }
+        }
+        match task {
+            TaskName::Auto | TaskName::Generate => Ok(()),
+            TaskName::Embedding
+            | TaskName::Embed
+            | TaskName::Classify
+            | TaskName::Score
+            | TaskName::Reward
+            | TaskName::Transcription
+            | TaskName::Draft => Err(format!("--task {}: {generates}", value_name(*task))),
+        }
+    }
+
     pub(super) fn config(
         &self,
         latency: &LatencyModel,
@@ -162,20 +245,40 @@ impl EngineArgs {
         if !(utilization > 0.0 && utilization <= 1.0) {
             return Err(format!("--gpu-memory-utilization must be above 0 and at most 1, got {utilization}"));
         }
+        self.check_use()?;
         let block_size = self.block_size().get();
+        let asked = match self.max_model_len {
+            ModelLen::Tokens(n_tokens) => n_tokens,
+            ModelLen::Auto => QWEN_CONTEXT,
+        };
         // One block is the pool's own.
-        let n_needed = self.max_model_len.div_ceil(block_size).saturating_add(1);
+        let n_needed = asked.div_ceil(block_size).saturating_add(1);
         let n_fitting = || match self.kv_cache_memory_bytes {
             Some(n_bytes) => latency.n_kv_blocks_in(n_bytes as f64, block_size),
-            None if grows => latency.n_kv_blocks(utilization, block_size).max(n_needed),
-            None => latency.n_kv_blocks(utilization, block_size),
+            None => {
+                let n_fitting = latency.n_kv_blocks(utilization, block_size);
+                if !grows || n_fitting >= n_needed {
+                    return n_fitting;
+                }
+                warn!(
+                    n_fitting,
+                    n_needed,
+                    "The GPU's memory does not hold --max-model-len: the KV cache grows, where vLLM would not start"
+                );
+                n_needed
+            }
+        };
+        let n_blocks = self.num_gpu_blocks_override.unwrap_or_else(n_fitting);
+        let max_model_len = match self.max_model_len {
+            ModelLen::Tokens(n_tokens) => n_tokens,
+            ModelLen::Auto => QWEN_CONTEXT.min(n_blocks.saturating_sub(1).saturating_mul(block_size)),
         };
         Ok(EngineConfig {
-            n_blocks: self.num_gpu_blocks_override.unwrap_or_else(n_fitting),
+            n_blocks,
             block_size,
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
-            max_model_len: self.max_model_len,
+            max_model_len,
             policy: match self.scheduling_policy {
                 PolicyName::Fcfs => SchedulingPolicy::Fcfs,
                 PolicyName::Priority => SchedulingPolicy::Priority,
@@ -194,6 +297,10 @@ impl EngineArgs {
             kv_events: false,
         })
     }
+}
+
+fn value_name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// Finds the tokenizer that `--tokenizer` names, or else the one that fits the model.
