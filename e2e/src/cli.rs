@@ -154,6 +154,8 @@ async fn on_kubernetes(_: Command) -> anyhow::Result<End> {
 async fn on_kubernetes(command: Command) -> anyhow::Result<End> {
     match command {
         Command::Run(args) => kubernetes::run(args).await,
+        Command::Soak(args) => kubernetes::soak(args).await,
+        Command::Overhead(args) => kubernetes::overhead(args).await,
         Command::Up(args) => kubernetes::up(args).await,
         Command::Down(args) => kubernetes::down(args).await,
         Command::Status(args) => kubernetes::status(args).await,
@@ -175,16 +177,16 @@ impl Command {
             Self::Status(args) => args.on.on.is_some(),
             Self::Logs(args) => args.on.on.is_some(),
             Self::Run(args) => args.on.on.is_some(),
+            Self::Soak(args) => args.on.on.is_some(),
+            Self::Overhead(args) => args.on.on.is_some(),
             Self::Tutorial(_) | Self::Images(_) => true,
             Self::ExplainManifests(_)
-            | Self::Overhead(_)
             | Self::Step5(_)
             | Self::Compare(_)
             | Self::Sweep(_)
             | Self::Calibrate(_)
             | Self::Sharegpt(_)
             | Self::MultiRoundQa(_)
-            | Self::Soak(_)
             | Self::Watchdog { .. }
             | Self::Supervise { .. } => false,
         }

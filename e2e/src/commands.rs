@@ -12,6 +12,7 @@ use lab::cluster::Status;
 use lab::cluster::picker_choice::PickerChoice;
 use lab::cluster::supervisor::{self, ClusterState, Phase};
 use lab::flags::{self, ClusterArgs, options};
+use lab::on::{InstallArgs, OnArgs};
 use lab::session::Session;
 use load::ending::End;
 use load::interrupt::Interrupt;
@@ -19,7 +20,6 @@ use load::output;
 use load::table::new_table;
 
 use crate::follow::Followed;
-use crate::on::{InstallArgs, OnArgs};
 
 /// Time between two looks of `logs --follow`.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);

@@ -2,22 +2,21 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use futures::StreamExt as _;
-use lab::cluster::Cluster;
 use lab::cluster::programs::ProgramOptions;
 use lab::doc;
 use lab::engine::Engine;
 use lab::flags;
+use lab::on::{InstallArgs, OnArgs, Provider};
 use lab::report::Outcome;
 use lab::session::Session;
 use lab_kube::api::Access;
-use lab_kube::cluster::KubernetesCluster;
-use lab_kube::kind::Kind;
 use lab_kube::settle::{self, Listener};
-use lab_kube::stand::{self, Plan, Target};
+use lab_kube::stage::{self, Asked, Left, made_for};
+use lab_kube::stand::{self, Target};
 use lab_kube::tutorial::{self, Shell};
 use lab_kube::{images, pods};
 use load::ending::End;
@@ -25,26 +24,18 @@ use load::interrupt::Interrupt;
 use load::output;
 
 use crate::commands::{DownArgs, LogsArgs, StatusArgs, UpArgs, state_dir};
-use crate::on::{ImagesArgs, InstallArgs, OnArgs, Provider, TutorialArgs};
+use crate::on::{ImagesArgs, TutorialArgs};
+use crate::overhead::{self, OverheadArgs};
 use crate::run::{self, Checks, RunArgs};
+use crate::soak::{self, SoakArgs};
 
 const VERSION: &str = env!("PROGRAM_VERSION");
 
 /// The tutorial's Gateway, of which the user's shell asks the address.
 const GATEWAY_IP: &str = "export GATEWAY_IP=$(kubectl get gateway/qwen-inference-gateway -o jsonpath='{.status.addresses[0].value}')";
 
-fn target(on: &OnArgs, kubeconfig: Option<PathBuf>) -> Result<Target> {
-    let OnArgs { on, context, kind_name } = on;
-    Ok(match on.context("--on is missing")? {
-        Provider::Kind => Target::Kind(Kind { name: kind_name.clone(), kubeconfig }),
-        Provider::Cluster => Target::Existing(context.clone()),
-    })
-}
-
-fn plan(on: Target, install: &InstallArgs, programs: ProgramOptions, run_dir: PathBuf) -> Plan {
-    let InstallArgs { images, envoy_gateway, engine } = install.clone();
-    let envoy_gateway = envoy_gateway.unwrap_or_else(|| stand::INSTALL.to_owned());
-    Plan { target: on, engine, images, envoy_gateway, programs, version: VERSION.to_owned(), run_dir }
+fn asked<'a>(on: &'a OnArgs, install: &'a InstallArgs, programs: &'a ProgramOptions) -> Asked<'a> {
+    Asked { on, install, programs, version: VERSION }
 }
 
 /// `e2e images`.
@@ -68,32 +59,38 @@ pub async fn run(args: RunArgs) -> Result<End> {
     }
     let mut options = run::prepared(&args)?;
     options.engine = args.install.engine;
-    // A cluster for this run only does not become the user's current one.
-    let kubeconfig = (args.on.on == Some(Provider::Kind)).then(|| options.run_dir.join("kubeconfig"));
-    std::fs::create_dir_all(&options.run_dir).context("create the run's directory")?;
-    let target = target(&args.on, kubeconfig)?;
-    let kind = match &target {
-        Target::Kind(kind) => Some(kind.clone()),
-        Target::Existing(_) => None,
-    };
-    let plan = plan(target, &args.install, args.cluster.programs.clone(), options.run_dir.clone());
+    let run_dir = options.run_dir.clone();
     let mut checks = Checks::new(&args, &options, &session)?;
-    let outcome = made_for(&session, &plan.target, Left::Nothing, async || {
-        let progress = session.ui.progress();
-        let start = async {
-            let standing = stand::components(&plan, &progress).await?;
-            checks.restart_clock();
-            KubernetesCluster::start(standing, kind, &options, progress.clone()).await
-        };
-        let Some(provider) = session.interrupt.unless(start).await.transpose()? else { return Ok(None) };
-        let cluster = Cluster::of(Box::new(provider));
-        let outcome = checks.run(&cluster).await;
-        session.ui.step("giving the cluster back");
-        cluster.stop().await?;
-        outcome.map(Some)
+    let asked = asked(&args.on, &args.install, &args.cluster.programs);
+    let outcome = asked.stage(&session, &run_dir, async |stage| {
+        checks.restart_clock();
+        session.with(options, stage, async |cluster| checks.run(cluster).await).await?.transpose()
     });
     let outcome = outcome.await?.unwrap_or(Outcome::Interrupted);
     checks.report(outcome)
+}
+
+/// `e2e soak --on …`.
+pub async fn soak(args: SoakArgs) -> Result<End> {
+    let session = Session::new(args.cluster.verbose)?;
+    let options = soak::prepared(&args)?;
+    let run_dir = options.run_dir.clone();
+    let asked = asked(&args.on, &args.install, &args.cluster.programs).with_mocks()?;
+    let ended = asked
+        .stage(&session, &run_dir, async |stage| soak::on(stage, options, &args, &session).await.map(Some));
+    Ok(ended.await?.unwrap_or(End::Interrupted))
+}
+
+/// `e2e overhead --on …`.
+pub async fn overhead(args: OverheadArgs) -> Result<End> {
+    let session = Session::new(args.cluster.verbose)?;
+    let options = overhead::prepared(&args)?;
+    let run_dir = options.run_dir.clone();
+    let asked = asked(&args.on, &args.install, &args.cluster.programs).with_mocks()?;
+    let ended = asked.stage(&session, &run_dir, async |stage| {
+        overhead::on(stage, options, &args, &session).await.map(Some)
+    });
+    Ok(ended.await?.unwrap_or(End::Interrupted))
 }
 
 /// `e2e up --on …`.
@@ -103,7 +100,8 @@ pub async fn up(args: UpArgs) -> Result<End> {
     let run_dir = state_dir(&state)?.join("kubernetes");
     let manifests = flags::sources(&cluster.manifests, &run_dir)?;
     let requests = doc::directory(&run_dir)?.join("requests/quoted");
-    let plan = plan(target(&on, None)?, &install, cluster.programs, run_dir);
+    let asked = asked(&on, &install, &cluster.programs);
+    let plan = asked.plan(stage::target(&on, None)?, run_dir);
     let stand = async {
         let progress = session.ui.progress();
         let standing = stand::components(&plan, &progress).await?;
@@ -116,61 +114,6 @@ pub async fn up(args: UpArgs) -> Result<End> {
     let Some(listeners) = stood.await? else { return Ok(End::Interrupted) };
     output::print(&instructions(&listeners, &requests, &on));
     Ok(End::Good)
-}
-
-/// State in which a command leaves a cluster that it has made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    Nothing,
-    /// All of it, unless the command is interrupted.
-    IfDone,
-}
-
-/// Does the work, and deletes a cluster that was made for it. Work that is interrupted returns `None`. A cluster that was
-/// there before stays in any case.
-async fn made_for<T>(
-    session: &Session,
-    target: &Target,
-    left: Left,
-    work: impl AsyncFnOnce() -> Result<Option<T>>,
-) -> Result<Option<T>> {
-    let ui = &session.ui;
-    stand::check(target).await?;
-    let made: Option<&Kind> = match target {
-        Target::Kind(kind) if !kind.is_there().await? => Some(kind),
-        Target::Kind(_) | Target::Existing(_) => None,
-    };
-    let done = work().await;
-    let is_left = left == Left::IfDone && !matches!(done, Ok(None));
-    let ended = match made {
-        Some(kind) if is_left && done.is_err() => told(session, kind).await,
-        Some(_) if is_left => Ok(()),
-        Some(kind) => {
-            ui.step(&format!("deleting the cluster {}", kind.name));
-            kind.delete().await
-        }
-        None => Ok(()),
-    };
-    ui.finish();
-    match (done, ended) {
-        (Err(error), Err(also)) => {
-            ui.note(&format!("warning: {also:#}"));
-            Err(error)
-        }
-        (done, ended) => ended.and(done),
-    }
-}
-
-/// Tells the user which command deletes a cluster that is left, if it is there.
-async fn told(session: &Session, kind: &Kind) -> Result<()> {
-    if kind.is_there().await? {
-        session.ui.note(&format!(
-            "the cluster {} is left as it is: `{}` deletes it",
-            kind.name,
-            kind.deletion()
-        ));
-    }
-    Ok(())
 }
 
 /// Step 4 of the tutorial, ready to paste.
@@ -203,7 +146,7 @@ fn instructions(listeners: &[Listener], requests: &Path, on: &OnArgs) -> String 
 pub async fn down(args: DownArgs) -> Result<End> {
     let DownArgs { state, on } = args;
     let session = Session::new(false)?;
-    let target = target(&on, None)?;
+    let target = stage::target(&on, None)?;
     stand::check(&target).await?;
     let was_up = match &target {
         Target::Kind(kind) => {
@@ -229,7 +172,7 @@ pub async fn down(args: DownArgs) -> Result<End> {
 
 /// Access to a cluster that is up; `None` if there is none.
 async fn access(on: &OnArgs) -> Result<Option<Access>> {
-    let target = target(on, None)?;
+    let target = stage::target(on, None)?;
     stand::check(&target).await?;
     match &target {
         Target::Kind(kind) if !kind.is_there().await? => Ok(None),
@@ -278,7 +221,8 @@ pub async fn tutorial(args: TutorialArgs) -> Result<End> {
     std::fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
     // A cluster for this run only does not become the user's current one.
     let kubeconfig = (on.on == Some(Provider::Kind) && !keep).then(|| run_dir.join("kubeconfig"));
-    let plan = plan(target(&on, kubeconfig.clone())?, &install, programs, run_dir.clone());
+    let asked = asked(&on, &install, &programs);
+    let plan = asked.plan(stage::target(&on, kubeconfig.clone())?, run_dir.clone());
     let left = if keep { Left::IfDone } else { Left::Nothing };
     let transcript = report_dir.join("tutorial.txt");
     let follow = async {

@@ -9,10 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
-use lab::cluster::Cluster;
+use lab::cluster::fault::Unavailable;
+use lab::cluster::{Cluster, Options};
 use lab::flags::{ClusterArgs, attachments, options};
+use lab::on::{InstallArgs, OnArgs};
 use lab::requests::body;
-use lab::session::Session;
+use lab::session::{Session, Stage};
 use load::client::Client;
 use load::ending::End;
 use load::output;
@@ -55,6 +57,10 @@ pub struct OverheadArgs {
     pub json: bool,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub on: OnArgs,
+    #[command(flatten)]
+    pub install: InstallArgs,
 }
 
 /// Milliseconds from sending a request to the last byte of its answer.
@@ -77,20 +83,44 @@ struct Overhead {
     added: Latency,
     /// Streams, for each way of responses.
     streams: Vec<StreamOverhead>,
+    /// Measurements that the cluster cannot have, each with the reason.
+    skipped: Vec<String>,
 }
 
 pub async fn run(args: OverheadArgs) -> Result<End> {
     let session = Session::new(args.cluster.verbose)?;
+    let options = prepared(&args)?;
+    let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
+    on(&programs, options, &args, &session).await
+}
+
+/// Returns the options of the first cluster.
+///
+/// # Errors
+/// When the tutorial's manifests cannot be written to the run's directory.
+pub fn prepared(args: &OverheadArgs) -> Result<Options> {
     let mut options = options(&args.cluster, &args.report_dir.join("overhead"))?;
     options.time_scale = TIME_SCALE;
     options.engine_args = vec!["--jitter".to_owned(), "0".to_owned()];
-    let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
-    let Session { ui, interrupt } = &session;
+    Ok(options)
+}
+
+/// Measures on clusters of this stage, and prints what it finds.
+///
+/// # Errors
+/// When a cluster cannot be started, or a request fails.
+pub async fn on(
+    stage: &impl Stage,
+    mut options: Options,
+    args: &OverheadArgs,
+    session: &Session,
+) -> Result<End> {
+    let Session { ui, interrupt } = session;
     let measuring = async |cluster: &Cluster| {
         ui.step("measuring 8081 and 8080 in turns");
-        interrupt.unless(measure(cluster, &args)).await
+        interrupt.unless(measure(cluster, args)).await
     };
-    let measured = session.with(options.clone(), programs.clone(), measuring).await?.flatten();
+    let measured = session.with(options.clone(), stage, measuring).await?.flatten();
     let Some(mut overhead) = measured.transpose()? else { return Ok(End::Interrupted) };
     options.time_scale = streams::TIME_SCALE;
     for responses in attachments(&args.cluster) {
@@ -99,7 +129,14 @@ pub async fn run(args: OverheadArgs) -> Result<End> {
             ui.step(&format!("measuring streams, responses {responses}"));
             interrupt.unless(streams::measure(cluster, responses.to_string(), args.body_bytes)).await
         };
-        let measured = session.with(options.clone(), programs.clone(), measuring).await?.flatten();
+        let measured = match session.with(options.clone(), stage, measuring).await {
+            Ok(measured) => measured.flatten(),
+            Err(error) => {
+                let Unavailable(reason) = error.downcast()?;
+                overhead.skipped.push(format!("streams, responses {responses}: {reason}"));
+                continue;
+            }
+        };
         let Some(streams) = measured.transpose()? else { return Ok(End::Interrupted) };
         overhead.streams.push(streams);
     }
@@ -132,8 +169,8 @@ async fn measure(cluster: &Cluster, args: &OverheadArgs) -> Result<Overhead> {
         p99_ms: picker_8081.p99_ms - plain_8080.p99_ms,
     };
     let OverheadArgs { body_bytes, rate, .. } = *args;
-    let streams = Vec::new();
-    Ok(Overhead { requests: plain.len(), body_bytes, rate, plain_8080, picker_8081, added, streams })
+    let (streams, skipped) = (Vec::new(), Vec::new());
+    Ok(Overhead { requests: plain.len(), body_bytes, rate, plain_8080, picker_8081, added, streams, skipped })
 }
 
 /// Returns the milliseconds of requests by path; each request waits for the one before.
@@ -207,7 +244,7 @@ impl Latency {
 }
 
 fn table(overhead: &Overhead) -> String {
-    let Overhead { requests, body_bytes, rate, plain_8080, picker_8081, added, streams } = overhead;
+    let Overhead { requests, body_bytes, rate, plain_8080, picker_8081, added, streams, skipped } = overhead;
     let mut table = new_table(&["", "p50", "p90", "p99"], 1);
     for (name, latency) in
         [("8080, least request", plain_8080), ("8081, picker", picker_8081), ("added", added)]
@@ -219,8 +256,9 @@ fn table(overhead: &Overhead) -> String {
     let pace =
         rate.map_or_else(|| "each after the last".to_owned(), |rate| format!("{rate} per second on each"));
     let streams: String = streams.iter().map(|streams| format!("\n{}", streams.table())).collect();
+    let skipped: String = skipped.iter().map(|skipped| format!("skipped: {skipped}\n")).collect();
     format!(
-        "{table}\n{requests} requests of {body_bytes} bytes per path, in turns, {pace}; wall time\n{streams}"
+        "{table}\n{requests} requests of {body_bytes} bytes per path, in turns, {pace}; wall time\n{streams}{skipped}"
     )
 }
 

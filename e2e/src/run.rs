@@ -9,6 +9,7 @@ use lab::cluster::{Cluster, Options};
 use lab::engine::Engine;
 use lab::flags::{ClusterArgs, options, requests};
 use lab::journal::Journal;
+use lab::on::{InstallArgs, OnArgs};
 use lab::report::summary;
 use lab::report::{Outcome, Part, Report, Run};
 use lab::requests::Requests;
@@ -20,8 +21,6 @@ use load::clock::{Stopwatch, utc_now};
 use load::ending::End;
 use load::output;
 use time::format_description::well_known::Rfc3339;
-
-use crate::on::{InstallArgs, OnArgs};
 
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
@@ -55,7 +54,7 @@ pub async fn run(args: RunArgs) -> Result<End> {
             // The run's time does not include building and downloading programs.
             checks.restart_clock();
             let work = async |cluster: &Cluster| checks.run(cluster).await;
-            session.with(options, programs, work).await?.transpose()?.unwrap_or(Outcome::Interrupted)
+            session.with(options, &programs, work).await?.transpose()?.unwrap_or(Outcome::Interrupted)
         }
     };
     session.ui.finish();

@@ -19,11 +19,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use lab::cluster::Cluster;
+use lab::cluster::{Cluster, Options};
 use lab::evidence::access_log::AccessEntry;
 use lab::flags::{ClusterArgs, options};
+use lab::on::{InstallArgs, OnArgs};
 use lab::patience::{self, Patience};
-use lab::session::Session;
+use lab::session::{Session, Stage};
 use lab::ui::Ui;
 use load::client::Client;
 use load::clock::Stopwatch;
@@ -85,6 +86,10 @@ pub struct SoakArgs {
     pub json: bool,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub on: OnArgs,
+    #[command(flatten)]
+    pub install: InstallArgs,
 }
 
 /// Results of a run.
@@ -102,13 +107,29 @@ struct Outcome {
 
 pub async fn run(args: SoakArgs) -> Result<End> {
     let session = Session::new(args.cluster.verbose)?;
+    let options = prepared(&args)?;
+    let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
+    on(&programs, options, &args, &session).await
+}
+
+/// Returns the options of the cluster.
+///
+/// # Errors
+/// When the tutorial's manifests cannot be written to the run's directory.
+pub fn prepared(args: &SoakArgs) -> Result<Options> {
     let mut options = options(&args.cluster, &args.report_dir.join("soak"))?;
     options.pickers = args.cluster.pickers.unwrap_or(PICKERS);
     options.picker_args = PICKER_ARGS.map(str::to_owned).to_vec();
-    let Some(programs) = session.programs(&args.cluster.programs).await? else { return Ok(End::Interrupted) };
-    let soaked =
-        session.with(options, programs, async |cluster| soak(cluster, &args, &session).await).await?;
-    let Session { ui, interrupt } = &session;
+    Ok(options)
+}
+
+/// Runs the soak on a cluster of this stage, and prints what it finds.
+///
+/// # Errors
+/// When the cluster cannot be started, or the settings make no sense on it.
+pub async fn on(stage: &impl Stage, options: Options, args: &SoakArgs, session: &Session) -> Result<End> {
+    let soaked = session.with(options, stage, async |cluster| soak(cluster, args, session).await).await?;
+    let Session { ui, interrupt } = session;
     ui.finish();
     let Some(outcome) = soaked.transpose()? else { return Ok(End::Interrupted) };
     output::print(&match args.json {

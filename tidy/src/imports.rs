@@ -30,7 +30,7 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("lab-kube", &["lab", "load"]),
     ("load", &[]),
     // Step 5's run through a real cluster needs the lab's; the other studies run on the simulator alone.
-    ("studies", &["sim", "load", "lab"]),
+    ("studies", &["sim", "load", "lab", "lab-kube"]),
     // The simulator joins both sides of the wire in one process on purpose.
     ("sim", &["picking", "vllm-engine", "vllm-text", "scheduling", "prefix-index"]),
     ("mock-vllm", &["vllm-engine", "vllm-text"]),

@@ -34,7 +34,7 @@ use lab::cluster::fault::{Fault, Unavailable};
 use lab::cluster::manifests::Manifests;
 use lab::cluster::provider::{Answer, Provider, Server};
 use lab::cluster::run_files::RunFiles;
-use lab::cluster::{Fresh, Options, Pod, Progress, Status};
+use lab::cluster::{Fresh, Options, Pod, Progress, ProgressEvent, Status};
 use lab::engine::Engine;
 use load::client::Client;
 use serde_json::Value;
@@ -105,7 +105,13 @@ impl KubernetesCluster {
         let Standing { access, conditions } = standing;
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
         let original = stand::read(&access, &options.manifests).await?;
-        let fresh = Fresh { engine_args: options.engine_args.clone(), ..Fresh::default() };
+        let fresh = Fresh {
+            engine_args: options.engine_args.clone(),
+            picker_args: options.picker_args.clone(),
+            responses: Some(options.responses),
+            ..Fresh::default()
+        };
+        let picker_arguments = pickers::arguments(&fresh)?;
         let (time_scale, replicas) = (options.time_scale, options.replicas);
         let settings = Settings { fresh, engine: conditions.engine, epoch: 0, time_scale, replicas };
         let controller = Controller::find(&access).await?;
@@ -128,7 +134,7 @@ impl KubernetesCluster {
         };
         let fresh = settings.fresh.clone();
         cluster.put(&cluster.original, settings).await?;
-        cluster.set_pickers(&fresh, pickers::arguments(&fresh)?).await?;
+        cluster.set_pickers(&fresh, picker_arguments).await?;
         // A run that was killed may have left none.
         cluster.scale_pickers(cluster.n_pickers).await?;
         cluster.until_known().await?;
@@ -351,6 +357,7 @@ impl KubernetesCluster {
 
     /// Gives the user's objects back as they were, with the user's settings.
     async fn take_back(&self) -> Result<()> {
+        (self.progress)(ProgressEvent::Step("giving the cluster back".to_owned()));
         if self.kind.is_some() {
             self.signal_api_server("-CONT").await?;
         }

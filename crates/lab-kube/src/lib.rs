@@ -2,10 +2,13 @@
 //! crate of the driver that speaks to an API server; Docker, kind and kubectl are run as a user runs them.
 //!
 //! ```text
-//! Plan ──► stand: images ──► kind ──► Envoy Gateway ──► components ──► settle ──► tutorial: commands, judged
+//! Plan ──► stand: images ──► kind ──► Envoy Gateway ──► components ──► settle ──┬─► tutorial: commands, judged
+//!                                                                              └─► stage ──► cluster: the lab's checks
 //! ```
 
 pub mod tutorial;
+
+pub mod stage;
 
 pub mod cluster;
 

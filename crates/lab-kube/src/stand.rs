@@ -56,7 +56,7 @@ pub struct Plan {
 }
 
 /// A cluster that is up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Standing {
     pub access: Access,
     pub conditions: Conditions,

@@ -11,6 +11,8 @@ pub mod session;
 
 pub mod flags;
 
+pub mod on;
+
 pub mod ui;
 
 pub mod report;

@@ -4,7 +4,8 @@ use anyhow::Result;
 use load::interrupt::Interrupt;
 
 use crate::cluster::programs::{ProgramOptions, Programs};
-use crate::cluster::{Cluster, Options};
+use crate::cluster::provider::Answer;
+use crate::cluster::{Cluster, Options, Progress};
 use crate::ui::Ui;
 
 /// Signals and output that every command with a cluster shares.
@@ -12,6 +13,28 @@ use crate::ui::Ui;
 pub struct Session {
     pub ui: Ui,
     pub interrupt: Interrupt,
+}
+
+/// A place for the clusters of one command, one after the other: processes of this machine, or a Kubernetes cluster.
+pub trait Stage {
+    /// Starts a cluster and returns when it is ready; `None` if it is interrupted before.
+    fn start<'a>(
+        &'a self,
+        options: Options,
+        progress: Progress,
+        interrupt: &'a Interrupt,
+    ) -> Answer<'a, Option<Cluster>>;
+}
+
+impl Stage for Programs {
+    fn start<'a>(
+        &'a self,
+        options: Options,
+        progress: Progress,
+        interrupt: &'a Interrupt,
+    ) -> Answer<'a, Option<Cluster>> {
+        Box::pin(Cluster::start_unless(options, self.clone(), progress, interrupt.requested()))
+    }
 }
 
 impl Session {
@@ -40,15 +63,15 @@ impl Session {
     pub async fn with<T>(
         &self,
         options: Options,
-        programs: Programs,
+        stage: &impl Stage,
         work: impl AsyncFnOnce(&Cluster) -> T,
     ) -> Result<Option<T>> {
         let Self { ui, interrupt } = self;
         ui.step("starting pods, picker and Envoy");
-        let started = Cluster::start_unless(options, programs, ui.progress(), interrupt.requested()).await?;
+        let started = stage.start(options, ui.progress(), interrupt).await?;
         let Some(cluster) = started else { return Ok(None) };
         let done = work(&cluster).await;
-        ui.step("ending every process");
+        ui.step("ending what was started");
         cluster.stop().await?;
         Ok(Some(done))
     }

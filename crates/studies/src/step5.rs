@@ -14,6 +14,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lab::flags::ClusterArgs;
+use lab::on::{InstallArgs, OnArgs};
+use lab::session::{Session, Stage};
 use load::ending::End;
 use load::multi_round_qa::schedule::{Plan, ScheduleRules};
 use load::multi_round_qa::sharegpt::{self, Entry};
@@ -114,6 +116,10 @@ pub struct Step5Args {
     pub json: bool,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub on: OnArgs,
+    #[command(flatten)]
+    pub install: InstallArgs,
 }
 
 /// The ways that step 5's load takes. By default it runs in virtual time, and its first 200 s also through the real
@@ -148,7 +154,7 @@ pub async fn run(args: Step5Args) -> Result<End> {
     };
     let real = match through {
         Through::VirtualTime => None,
-        Through::Both | Through::Envoy => match args.real(through, &entries).await? {
+        Through::Both | Through::Envoy => match args.through_envoy(through, &entries).await? {
             Some(real) => Some(real),
             None => return Ok(End::Interrupted),
         },
@@ -176,6 +182,10 @@ impl Step5Args {
             (false, true) => Through::VirtualTime,
             (false, false) => Through::Both,
         };
+        ensure!(
+            through != Through::VirtualTime || self.on.on.is_none(),
+            "--on: nothing goes through a cluster in virtual time"
+        );
         let scale = self.time_scale();
         ensure!(
             through == Through::VirtualTime || scale <= MAX_TIME_SCALE,
@@ -231,8 +241,43 @@ impl Step5Args {
         Ok((side(PolicyName::LeastRequest)?, side(self.policy)?))
     }
 
-    /// Runs both sides through the real Envoy, and the same in virtual time; `None` if it is interrupted.
-    async fn real(&self, through: Through, entries: &[Entry]) -> Result<Option<Real>> {
+    /// Runs both sides through the real Envoy where the flags say; `None` if it is interrupted.
+    async fn through_envoy(&self, through: Through, entries: &[Entry]) -> Result<Option<Real>> {
+        let session = Session::new(self.cluster.verbose)?;
+        if self.on.on.is_some() {
+            return self.on_kubernetes(through, entries, &session).await;
+        }
+        let Some(programs) = session.programs(&self.cluster.programs).await? else { return Ok(None) };
+        self.real(through, entries, (&session, &programs)).await
+    }
+
+    #[cfg(feature = "kubernetes")]
+    async fn on_kubernetes(
+        &self,
+        through: Through,
+        entries: &[Entry],
+        session: &Session,
+    ) -> Result<Option<Real>> {
+        let Self { on, install, cluster: ClusterArgs { programs, .. }, report_dir, .. } = self;
+        let version = env!("PROGRAM_VERSION");
+        let asked = lab_kube::stage::Asked { on, install, programs, version }.with_mocks()?;
+        let work = async |stage: &_| self.real(through, entries, (session, stage)).await;
+        asked.stage(session, &wall::run_dir(report_dir), work).await
+    }
+
+    #[cfg(not(feature = "kubernetes"))]
+    #[expect(clippy::unused_async, reason = "with a client for Kubernetes it waits")]
+    async fn on_kubernetes(&self, _: Through, _: &[Entry], _: &Session) -> Result<Option<Real>> {
+        anyhow::bail!("--on: this program has no client for Kubernetes; `e2e step5` builds the one that has")
+    }
+
+    /// Runs both sides on clusters of this stage, and the same in virtual time; `None` if it is interrupted.
+    async fn real(
+        &self,
+        through: Through,
+        entries: &[Entry],
+        staged: (&Session, &impl Stage),
+    ) -> Result<Option<Real>> {
         let time_scale = self.time_scale();
         let duration = if through == Through::Envoy { COMMAND.duration } else { SHORT };
         let side = |policy| {
@@ -256,7 +301,7 @@ impl Step5Args {
         let simulated = [side(PolicyName::LeastRequest).run(entries, &model)?, picked.run(entries, &model)?];
         let n_attempts = if through == Through::Envoy { 1 } else { ATTEMPTS };
         let agreed = until_agreed(n_attempts, async || {
-            let real = wall::run(&wall_settings, entries)
+            let real = wall::run(&wall_settings, entries, staged)
                 .await
                 .context("through the real Envoy (--virtual does without)");
             Ok(real?.map(|real| (Pair { simulated: &simulated, real: &real, time_scale }.lines(), real)))

@@ -31,11 +31,16 @@ fn the_driver_becomes_the_program_for_kubernetes() {
         &["status", "--on", "kind"][..],
         &["--on", "kind", "--only", "tutorial"],
         &["tutorial", "--on", "cluster", "--context", "a"],
+        &["soak", "--on", "kind", "--seconds", "30"],
+        &["overhead", "--on", "cluster", "--requests", "50"],
     ] {
         let output = run(&dir, arguments);
         assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), arguments.join(" "));
         assert_eq!(output.status.code(), Some(7));
     }
+    write_program(&dir.path().join("studies-kubernetes"), "#!/bin/sh\necho studies \"$@\"\n");
+    let output = run(&dir, &["step5", "--wall", "--on", "kind"]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "studies step5 --wall --on kind\n");
     let here = run(&dir, &["status"]);
     assert_eq!(String::from_utf8(here.stdout).unwrap(), "nothing is up\n", "without --on it is not needed");
 }

@@ -10,7 +10,7 @@ use lab::cluster::{Cluster, Fresh};
 use lab::evidence::picker::parse_decisions;
 use lab::flags::ClusterArgs;
 use lab::flags::options;
-use lab::session::Session;
+use lab::session::{Session, Stage};
 use lab::ui::Ui;
 use load::multi_round_qa::records::Summary;
 use load::multi_round_qa::run::{
@@ -44,19 +44,21 @@ pub struct WallSettings {
     pub report_dir: PathBuf,
 }
 
-/// Runs both sides and returns the figures of 8080 first; `None` if it is interrupted.
+/// Runs both sides on a cluster of this stage and returns the figures of 8080 first; `None` if it is interrupted.
 ///
 /// # Errors
 /// When the cluster cannot be started, or a request fails.
-pub async fn run(wall_settings: &WallSettings, entries: &[Entry]) -> Result<Option<[Figures; 2]>> {
-    let session = Session::new(wall_settings.cluster.verbose)?;
-    let mut options = options(&wall_settings.cluster, &wall_settings.report_dir.join("step5"))?;
+pub async fn run(
+    wall_settings: &WallSettings,
+    entries: &[Entry],
+    (session, stage): (&Session, &impl Stage),
+) -> Result<Option<[Figures; 2]>> {
+    let mut options = options(&wall_settings.cluster, &run_dir(&wall_settings.report_dir))?;
     (options.replicas, options.time_scale) = (Some(wall_settings.n_pods), wall_settings.time_scale);
     options.engine_args =
         ["--latency-preset", &wall_settings.latency, "--jitter", "0"].map(str::to_owned).to_vec();
     options.picker_args = vec!["--seed".to_owned(), wall_settings.picker_seed.to_string()];
-    let Some(programs) = session.programs(&wall_settings.cluster.programs).await? else { return Ok(None) };
-    let Session { ui, interrupt } = &session;
+    let Session { ui, interrupt } = session;
     let anew = Fresh {
         engine_args: options.engine_args.clone(),
         picker_args: options.picker_args.clone(),
@@ -67,13 +69,19 @@ pub async fn run(wall_settings: &WallSettings, entries: &[Entry]) -> Result<Opti
         // Start over with empty caches, and a picker that has seen no request.
         cluster.restart(anew).await.context("empty the caches")?;
         let picked = side(cluster, wall_settings, entries, ("llm-gw", "8081", ui)).await?;
-        let kept_at = wall_settings.report_dir.join("step5").join("decisions.json");
+        let kept_at = run_dir(&wall_settings.report_dir).join("decisions.json");
         let picks = picks(cluster, picked.1, &kept_at).await?;
         anyhow::Ok([plain.0, Figures { picks, ..picked.0 }])
     };
-    let ran = session.with(options, programs, async |cluster| interrupt.unless(both(cluster)).await).await?;
+    let ran = session.with(options, stage, async |cluster| interrupt.unless(both(cluster)).await).await?;
     ui.finish();
     ran.flatten().transpose()
+}
+
+/// The directory for generated files and logs.
+#[must_use]
+pub fn run_dir(report_dir: &Path) -> PathBuf {
+    report_dir.join("step5")
 }
 
 async fn side(
@@ -159,7 +167,7 @@ async fn picks(cluster: &Cluster, mut answered: Vec<AnsweredRequest>, kept_at: &
 }
 
 fn csv(report_dir: &Path, name: &str) -> PathBuf {
-    report_dir.join("step5").join(format!("{name}.csv"))
+    run_dir(report_dir).join(format!("{name}.csv"))
 }
 
 struct Progress<'a> {
