@@ -3,6 +3,8 @@
 mod browser;
 mod cluster;
 mod compare_page;
+#[cfg(feature = "containers")]
+mod containers;
 mod engines;
 mod explain;
 mod gateways;
