@@ -27,6 +27,8 @@ pub mod streams;
 
 pub mod operations;
 
+pub mod objectives;
+
 pub mod limits;
 
 pub mod hostile;
@@ -50,6 +52,7 @@ pub async fn run(lab: &Lab<'_>, groups: &[Group]) {
                 outages::run(lab).await;
                 streams::run(lab).await;
                 operations::run(lab).await;
+                objectives::run(lab).await;
                 part(lab, group, "big and many", limits::run).await;
             }
             Group::Hostile => hostile::run(lab).await,

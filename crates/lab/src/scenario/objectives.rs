@@ -1,0 +1,146 @@
+//! InferenceObjectives and InferenceModelRewrites that are applied while the pickers run: the next requests follow them.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use load::client::Client;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::check::{Check, Claim, Group};
+use crate::cluster::Fresh;
+use crate::patience::{self, Patience};
+use crate::requests::body;
+use crate::scenario::lab::{Answer, GOOD, Lab, Shot, Via};
+use crate::scenario::{part, texts};
+
+const FILE: &str = "objectives.yaml";
+const OBJECTS: &str = "\
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferenceObjective
+metadata:
+  name: batch
+spec:
+  priority: -1
+  poolRef:
+    group: inference.networking.x-k8s.io
+    name: vllm-qwen-pool
+---
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferenceModelRewrite
+metadata:
+  name: alias
+spec:
+  poolRef:
+    group: inference.networking.x-k8s.io
+    name: vllm-qwen-pool
+  rules:
+  - matches:
+    - model:
+        value: /model/alias
+    targets:
+    - modelRewrite: /model/qwen
+";
+const ALIAS: &str = "/model/alias";
+/// Header by which a request names its objective, and the one that is applied.
+const OBJECTIVE: (&str, &str) = ("x-gateway-inference-objective", "batch");
+/// A pod with a stream has no capacity for requests that may be refused.
+const PICKER_ARGS: [&str; 2] = ["--saturation-kv-usage", "0"];
+/// Streams for each pod: every pod has one.
+const STREAMS: usize = 3;
+/// Tokens of a stream, which lasts longer than the part.
+const TOKENS: u32 = 4000;
+/// Time between two looks at what the pickers follow.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub async fn run(lab: &Lab<'_>) {
+    part(lab, Group::Faults, "objectives applied", applied).await;
+}
+
+fn claim(name: &str, title: &str) -> Claim {
+    Check::of(Group::Faults, name, title)
+}
+
+async fn applied(lab: &Lab<'_>) -> Result<()> {
+    let [unknown, rewritten, refused, control] = lab.announce([
+        claim("objectives/alias-control", "A model that nothing names is not known"),
+        claim("objectives/alias", "A rewrite that is applied gives a model another name"),
+        claim(
+            "objectives/refused",
+            "An objective below 0 that is applied lets busy pools refuse its requests",
+        ),
+        claim("objectives/control", "Without the objective, pools that are as busy answer such requests"),
+    ]);
+    let picker_args = PICKER_ARGS.map(str::to_owned).to_vec();
+    lab.start_anew(Fresh { picker_args, ..Fresh::default() }).await?;
+    let plain = lab.cluster.manifests();
+    let streams = busy(lab).await?;
+    lab.check(unknown.equal("404".to_owned(), ask(lab, Ask::Alias).await.side.status.to_string()));
+    let mut manifests = plain.clone();
+    manifests.files.insert(FILE.to_owned(), OBJECTS.to_owned());
+    lab.apply(&manifests).await?;
+    lab.check(rewritten.equal(GOOD.to_owned(), until(lab, Ask::Alias, GOOD).await));
+    lab.check(refused.equal("429".to_owned(), until(lab, Ask::Objective, "429").await));
+    lab.apply(&plain).await?;
+    lab.check(control.equal(GOOD.to_owned(), until(lab, Ask::Objective, GOOD).await));
+    drop(streams);
+    lab.reset().await
+}
+
+/// A request that the objects concern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    Alias,
+    Objective,
+}
+
+async fn ask(lab: &Lab<'_>, ask: Ask) -> Answer {
+    let model = match ask {
+        Ask::Alias => ALIAS.to_owned(),
+        Ask::Objective => lab.requests.model(),
+    };
+    let request = body(&texts::chat(&model, "Does somebody have time for me?"));
+    let shot = Shot::new(Group::Faults, format!("{ask:?}"), Via::Picker, request);
+    let (header, name) = OBJECTIVE;
+    lab.send(match ask {
+        Ask::Alias => shot,
+        Ask::Objective => shot.header(header, name),
+    })
+    .await
+}
+
+/// Asks until the answer is the wanted one, as long as a picker may take to follow objects. Returns the last answer.
+async fn until(lab: &Lab<'_>, asked: Ask, wanted: &str) -> String {
+    let mut patience = Patience::start(patience::LOGS);
+    loop {
+        let answer = ask(lab, asked).await;
+        let seen = if answer.chat.is_some() { answer.verdict() } else { answer.side.status.to_string() };
+        if seen == wanted || !patience.lasts(seen.clone()) {
+            return seen;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Streams through the picker, which run until the value is dropped.
+async fn busy(lab: &Lab<'_>) -> Result<JoinSet<()>> {
+    let url = format!("http://{}/v1/chat/completions", lab.address(Via::Picker).await?);
+    let (client, model) = (Client::default(), lab.requests.model());
+    let mut streams = JoinSet::new();
+    for number in 0..STREAMS * lab.cluster.pods().len() {
+        let (client, url, request) = (client.clone(), url.clone(), body(&stream(&model, number)));
+        streams.spawn(async move { drop(client.post(&url, &[], request).await) });
+    }
+    Ok(streams)
+}
+
+fn stream(model: &str, number: usize) -> Value {
+    json!({
+        "model": model,
+        "messages": [{ "role": "user", "content": format!("{number} is the number of this stream.") }],
+        "max_tokens": TOKENS,
+        "min_tokens": TOKENS,
+        "stream": true,
+    })
+}
