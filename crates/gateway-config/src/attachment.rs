@@ -98,12 +98,22 @@ impl fmt::Display for Responses {
     }
 }
 
+/// The maker of a picker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// This project: it answers a request's headers at once.
+    Warmpath,
+    /// Somebody else: it may answer them when it has read the body, as upstream's protocol allows.
+    Other,
+}
+
 /// A pool, and what goes through its picker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attachment<'a> {
     pub pool: &'a ObjectKey,
     pub failure_mode: FailureMode,
     pub responses: Responses,
+    pub maker: Maker,
 }
 
 impl<'a> Attachment<'a> {
@@ -116,6 +126,6 @@ impl<'a> Attachment<'a> {
             Names::Kept => responses,
             Names::Changed => Responses::Through,
         };
-        Self { pool, failure_mode, responses }
+        Self { pool, failure_mode, responses, maker: Maker::Warmpath }
     }
 }

@@ -17,7 +17,7 @@ use inference_api::pool::{AppProtocol, FailureMode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::attachment::{Attachment, Responses};
+use crate::attachment::{Attachment, Maker, Responses};
 use crate::error::Malformed;
 use crate::render::cluster::{
     PROTOCOL_OPTIONS, http2, override_host, picker_at, protocol_options, thresholds, tls_to, tls_to_any,
@@ -69,7 +69,11 @@ pub enum Trust {
 
 impl Pool {
     fn attachment(&self) -> Attachment<'_> {
-        Attachment { pool: &self.key, failure_mode: self.failure_mode, responses: self.responses }
+        let maker = match self.picker.trust {
+            Trust::Authority { .. } => Maker::Warmpath,
+            Trust::Any => Maker::Other,
+        };
+        Attachment { pool: &self.key, failure_mode: self.failure_mode, responses: self.responses, maker }
     }
 }
 

@@ -5,7 +5,7 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::FailureMode;
 use serde_json::{Value, json};
 
-use crate::attachment::{Attachment, Responses, Share};
+use crate::attachment::{Attachment, Maker, Responses, Share};
 use crate::render::{extension, observer_filter, picker_cluster, picker_filter, typed};
 
 /// Longest wait for one answer of a picker whose pool fails closed; Envoy does not apply it to streamed bodies.
@@ -22,7 +22,7 @@ const MODEL_METADATA: &str = "warmpath.model";
 
 /// Names of the filters of an attachment, in their order.
 pub(crate) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
-    let Attachment { pool, failure_mode: _, responses } = attachment;
+    let Attachment { pool, failure_mode: _, responses, maker: _ } = attachment;
     match responses {
         Responses::Through => vec![picker_filter(pool)],
         Responses::Observed(_) => vec![picker_filter(pool), observer_filter(pool)],
@@ -59,11 +59,14 @@ pub(crate) fn body_reports(attachment: &Attachment<'_>) -> Option<(Share, Value)
 
 /// The filter that asks the picker, and waits for its answers.
 fn picker(attachment: Attachment<'_>) -> Value {
-    let Attachment { pool, failure_mode, responses } = attachment;
-    let (fails_open, message_timeout, mut modes, response_modes) = match failure_mode {
-        FailureMode::FailClose => (
-            false,
-            STREAMED_MESSAGE_TIMEOUT,
+    let Attachment { pool, failure_mode, responses, maker } = attachment;
+    let (fails_open, message_timeout) = match failure_mode {
+        FailureMode::FailClose => (false, STREAMED_MESSAGE_TIMEOUT),
+        FailureMode::FailOpen => (true, FAIL_OPEN_MESSAGE_TIMEOUT),
+    };
+    let (mut modes, response_modes) = match (failure_mode, maker) {
+        // A body that is buffered is sent when the headers are answered: a picker that waits for it would never answer.
+        (FailureMode::FailClose, _) | (FailureMode::FailOpen, Maker::Other) => (
             json!({
                 "request_header_mode": "SEND",
                 "request_body_mode": "FULL_DUPLEX_STREAMED",
@@ -76,9 +79,7 @@ fn picker(attachment: Attachment<'_>) -> Value {
             }),
         ),
         // A streamed request body cannot fail open: the picker may have taken part of it.
-        FailureMode::FailOpen => (
-            true,
-            FAIL_OPEN_MESSAGE_TIMEOUT,
+        (FailureMode::FailOpen, Maker::Warmpath) => (
             json!({ "request_header_mode": "SEND", "request_body_mode": "BUFFERED" }),
             json!({ "response_header_mode": "SEND", "response_body_mode": "STREAMED" }),
         ),

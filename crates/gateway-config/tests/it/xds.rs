@@ -482,6 +482,25 @@ fn a_pool_that_fails_open_gets_a_larger_buffer() {
     assert_eq!(limit(FailureMode::FailClose), 32 << 10, "Envoy Gateway's");
 }
 
+/// Pickers of others may answer headers when they have read the body, which Envoy buffers until headers are answered.
+#[test]
+fn a_strange_picker_gets_the_body_before_it_answers() {
+    let mode = |trust: Trust, failure_mode: FailureMode| {
+        let pool = Pool { failure_mode, responses: Responses::Through, ..pool() };
+        let resources = hooked(&Editor::new(true), &Pool { picker: Picker { trust, ..pool.picker }, ..pool });
+        let filters = manager(&resources, LLM_GW)["http_filters"].clone();
+        let is_picker = |filter: &&Value| filter["name"].as_str().unwrap().ends_with("_ext_proc");
+        let config = filters.as_array().unwrap().iter().find(is_picker).unwrap()["typed_config"].clone();
+        let fails_open = config["failure_mode_allow"].as_bool().unwrap_or_default();
+        (config["processing_mode"]["request_body_mode"].as_str().unwrap().to_owned(), fails_open)
+    };
+    let full_duplex = "FULL_DUPLEX_STREAMED".to_owned();
+    assert_eq!(mode(Trust::Any, FailureMode::FailOpen), (full_duplex.clone(), true));
+    assert_eq!(mode(Trust::Any, FailureMode::FailClose), (full_duplex, false));
+    // Control: our own answers headers at once, and a buffered body fails open.
+    assert_eq!(mode(trust("PEM"), FailureMode::FailOpen), ("BUFFERED".to_owned(), true));
+}
+
 /// A strange picker's certificate is not verified, and its health is not asked for.
 #[test]
 fn a_strange_picker_is_reached_by_any_certificate() {
