@@ -238,7 +238,7 @@ async fn start_envoy(network: &str, pods: &[SocketAddr], picker: &str) -> Contai
     request.with_network(network).with_container_name(named(network, "envoy")).start().await.unwrap()
 }
 
-/// What each party has seen of the requests, in their order.
+/// Records of the requests by each party, in the order of the requests.
 #[derive(Debug)]
 struct Seen {
     /// Tokens that the answers say were cached.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::check::{Check, Claim, Group};
+use crate::check::{Check, Group};
 use crate::cluster::Fresh;
 use crate::patience::{self, Patience};
 use crate::requests::body;
@@ -58,19 +58,18 @@ pub async fn run(lab: &Lab<'_>) {
     part(lab, Group::Faults, "objectives applied", applied).await;
 }
 
-fn claim(name: &str, title: &str) -> Claim {
-    Check::of(Group::Faults, name, title)
-}
-
 async fn applied(lab: &Lab<'_>) -> Result<()> {
     let [unknown, rewritten, refused, control] = lab.announce([
-        claim("objectives/alias-control", "A model that nothing names is not known"),
-        claim("objectives/alias", "A rewrite that is applied gives a model another name"),
-        claim(
+        Check::of_faults("objectives/alias-control", "A model that nothing names is not known"),
+        Check::of_faults("objectives/alias", "A rewrite that is applied gives a model another name"),
+        Check::of_faults(
             "objectives/refused",
             "An objective below 0 that is applied lets busy pools refuse its requests",
         ),
-        claim("objectives/control", "Without the objective, pools that are as busy answer such requests"),
+        Check::of_faults(
+            "objectives/control",
+            "Without the objective, pools that are as busy answer such requests",
+        ),
     ]);
     let picker_args = PICKER_ARGS.map(str::to_owned).to_vec();
     lab.start_anew(Fresh { picker_args, ..Fresh::default() }).await?;
