@@ -13,8 +13,8 @@ use crate::stubs::{Lab, free_port};
 
 /// Requests by which the weights are judged.
 const N_WEIGHTED: u32 = 1000;
-/// Value of chi-square with one degree of freedom that only one run in a thousand exceeds by chance.
-const CHI_SQUARE: f64 = 10.83;
+/// Value of chi-square with one degree of freedom that only one run in a million exceeds by chance.
+const CHI_SQUARE: f64 = 23.93;
 
 struct Gateway {
     address: SocketAddr,

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that cannot be made fails its test")]
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +17,7 @@ use lab::cluster::{Cluster, Options, Progress, ProgressEvent};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 /// Longest wait for anything; only a hang reaches it.
@@ -160,7 +161,15 @@ pub(crate) fn free_port() -> u16 {
     let first = u16::try_from(std::process::id() * STRIDE % u32::from(n_ports)).unwrap();
     let mut candidates =
         RANGE.map(|_| RANGE.start + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % n_ports);
-    candidates.find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).expect("a port is free")
+    candidates.find(|port| is_free(*port)).expect("a port is free")
+}
+
+/// True if nobody is bound to the port. The socket listens not: what other tests start at the moment would hold it, and
+/// keep the gateway from the port.
+fn is_free(port: u16) -> bool {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into()).is_ok()
 }
 
 /// Writes a program. A shell writes it, because a program cannot be started while its file is open for writing, and

@@ -7,8 +7,9 @@ use mock_vllm::server::fleet::{PlannedPod, Replicas};
 use mock_vllm::server::ports::ListenOn;
 use predicates::prelude::PredicateBooleanExt as _;
 use predicates::str::contains;
+use socket2::{Domain, Socket, Type};
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -113,8 +114,11 @@ fn data_parallel_ranks_carry_their_label() {
 /// Finds two neighbouring ports, and holds the second.
 fn taken_neighbour() -> (u16, TcpListener) {
     for _ in 0..100 {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
+        // The socket does not listen: a child that another test starts at the moment holds it for a while.
+        let first = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        first.set_reuse_address(true).unwrap();
+        first.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let port = first.local_addr().unwrap().as_socket().unwrap().port();
         if let (Some(next), true) = (port.checked_add(1), port > 1024)
             && let Ok(held) = TcpListener::bind(("127.0.0.1", next))
         {
@@ -128,15 +132,17 @@ fn taken_neighbour() -> (u16, TcpListener) {
 fn a_taken_port_is_named_with_the_way_out_before_anything_is_built() {
     let (port, held) = taken_neighbour();
     // A pod that is built would fail: the script does not exist.
-    let flags = format!("serve m --host 127.0.0.1 --port {port} --pods 2 --scripted-replies nowhere.yaml");
-    run(&flags)
+    let flags = |port: u16| {
+        format!("serve m --host 127.0.0.1 --port {port} --pods 2 --scripted-replies nowhere.yaml")
+    };
+    run(&flags(port))
         .code(1)
         .stderr(contains(format!("port {} of 127.0.0.1 is taken", port + 1)))
         .stderr(contains("pod mock-vllm-1").and(contains("--port 0")))
         .stderr(contains("nowhere.yaml").not());
     drop(held);
     // The control: the port was all that was wrong.
-    run(&flags).stderr(contains("nowhere.yaml"));
+    run(&flags(0)).stderr(contains("nowhere.yaml"));
 }
 
 #[test]

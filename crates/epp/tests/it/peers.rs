@@ -71,7 +71,14 @@ impl Fleet {
         settings.director.seed = seed;
         settings.director.peers = Some(Peers { instance: format!("picker-{seed}"), journal_bytes: 1 << 20 });
         change(&mut settings);
-        let server = Server::bind(settings).await.unwrap();
+        // A port of a picker that died is held by a child that another test starts at the moment.
+        let mut bound = None;
+        until(async || {
+            bound = Server::bind(settings.clone()).await.ok();
+            bound.is_some()
+        })
+        .await;
+        let server = bound.unwrap();
         let ports = server.ports().unwrap();
         let (mut tasks, shutdown) = (JoinSet::new(), Shutdown::default());
         tasks.spawn(server.run(shutdown.clone()));
@@ -147,8 +154,8 @@ async fn one_that_begins_anew_is_told_what_was() {
 #[tokio::test]
 async fn a_picker_that_restarts_is_followed_again() {
     let fleet = Fleet::start().await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let first = fleet.picker(1, |settings| settings.metrics_port = port).await;
+    let first = fleet.picker(1, |_| {}).await;
+    let port = first.ports.metrics.port();
     let second = fleet.picker(2, |settings| settings.peers = vec![first.address()]).await;
     first.ask(&"x".repeat(1024)).await;
     until(async || second.metric("epp_peer_insertions_total").await > 0.0).await;

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::getuid;
+use socket2::{Domain, Socket, Type};
 
 /// Range of the ports for pods and controls. It is below the ephemeral range (Linux: from 32768), so that no connection
 /// of the load client takes a port between its choice and its use.
@@ -161,14 +162,26 @@ pub(super) fn first_of_each(
 
 /// True if the port is bound neither on 127.0.0.1 nor on all addresses (macOS allows both at the same time).
 fn is_free(port: u16) -> bool {
-    [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED]
-        .iter()
-        .all(|address| TcpListener::bind((*address, port)).is_ok())
+    [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED].iter().all(|address| look((*address, port).into()).is_ok())
+}
+
+/// Binds a socket to the address, and listens not. A child that another thread starts at the moment holds the socket for
+/// as long as it takes to become its program, which is long on a busy machine. Linux lets a server bind meanwhile what a
+/// socket holds that does not listen.
+///
+/// # Errors
+/// When the address is taken.
+fn look(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK, Blocks, Claim, MAX_BLOCKS, RANGE, first_of_each, free, gateway_ports, is_free};
+    use super::{BLOCK, Blocks, Claim, MAX_BLOCKS, RANGE, first_of_each, free, gateway_ports, is_free, look};
+    use std::net::TcpListener;
 
     #[test]
     fn only_the_first_listener_of_a_port_gets_it() {
@@ -183,12 +196,24 @@ mod tests {
     #[test]
     fn a_taken_port_is_not_handed_out() {
         let first = free().unwrap();
-        let listener = std::net::TcpListener::bind(first).unwrap();
+        let listener = TcpListener::bind(first).unwrap();
         assert!(!is_free(first.port()));
         let (offset, _claims) = gateway_ports(&[first.port()]).unwrap();
         assert!(offset != 0 && offset.is_multiple_of(1000));
         drop(listener);
         assert_ne!(free().unwrap(), first);
+    }
+
+    /// A child that was started during a look holds the socket of the look.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_look_that_lasts_keeps_no_server_from_the_port() {
+        let address = free().unwrap();
+        let _held = look(address).unwrap();
+        let server = TcpListener::bind(address).expect("only a look is in the way");
+        assert!(look(address).is_err(), "the control: a server listens");
+        drop(server);
+        assert!(is_free(address.port()));
     }
 
     /// Nothing listens yet, as between a lab's choice of a port and the start of its Envoy.
