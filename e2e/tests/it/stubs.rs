@@ -19,6 +19,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Longest wait for anything; only a hang reaches it.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
@@ -35,6 +36,8 @@ pub(crate) struct Lab {
     /// Ports of the listeners `http` and `llm-gw`.
     pub(crate) ports: [u16; 2],
     events: Arc<Mutex<Vec<ProgressEvent>>>,
+    /// Held by a lab of real programs.
+    _turn: Option<SemaphorePermit<'static>>,
 }
 
 impl Lab {
@@ -65,14 +68,18 @@ impl Lab {
         manifests.replace("replicas: 5", "replicas: 2").unwrap();
         manifests.replace("port: 8080", &format!("port: {}", ports[0])).unwrap();
         manifests.replace("port: 8081", &format!("port: {}", ports[1])).unwrap();
-        let lab = Self { dir, programs, ports, events: Arc::default() };
+        let lab = Self { dir, programs, ports, events: Arc::default(), _turn: None };
         lab.write(&manifests);
         lab
     }
 
     /// Prepares the same with the real programs. The first use builds them and installs Envoy.
     pub(crate) async fn real() -> Self {
-        let mut lab = Self::new();
+        /// Labs of real programs that run at the same time. With more of them a program may get no CPU for seconds, and
+        /// Envoy gives it up then.
+        static TURNS: Semaphore = Semaphore::const_new(2);
+        let turn = TURNS.acquire().await.unwrap();
+        let mut lab = Self { _turn: Some(turn), ..Self::new() };
         let options = CommandLine::parse_from(["e2e"]).programs;
         let driver = lab.programs.driver.clone();
         lab.programs = Programs::resolve_for(driver, &options, &lab.progress()).await.unwrap();
