@@ -6,38 +6,16 @@ use lab::cluster::Pod;
 use load::client::Client;
 use serde_json::{Value, json};
 
-use crate::stubs::{Lab, free_port};
+use crate::stubs::{Lab, Workload, free_port};
 
 /// Chats through a pool of two ports until both must have been picked: fewer than one run in a million misses one.
 const N_CHATS: usize = 20;
 
 /// A pool of this namespace and its pod, whose model has the pool's name. The pool has these ports of the pod.
 fn pool(name: &str, namespace: &str, ports: &[u16]) -> String {
-    let targets: Vec<String> = ports.iter().map(|port| format!("{{number: {port}}}")).collect();
-    let targets = targets.join(", ");
-    let n_ports = ports.len();
-    format!(
-        "---
-apiVersion: inference.networking.k8s.io/v1
-kind: InferencePool
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  selector: {{matchLabels: {{app: {name}}}}}
-  targetPorts: [{targets}]
-  endpointPickerRef: {{name: {name}-epp, port: {{number: 9002}}}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      containers:
-      - {{name: vllm, image: vllm/vllm-openai, args: [m, --served-model-name, {name}, shared, '--data-parallel-size={n_ports}']}}
-"
-    )
+    let container =
+        format!("args: [m, --served-model-name, {name}, shared, '--data-parallel-size={}']", ports.len());
+    Workload { kind: "Deployment", name, namespace, replicas: 1, container: &container }.with_pool(ports)
 }
 
 /// A route of a Gateway to a pool.

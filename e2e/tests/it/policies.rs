@@ -12,7 +12,7 @@ use load::client::{Client, Reply};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::stubs::{HANG, Lab, free_port};
+use crate::stubs::{HANG, Lab, Workload, free_port};
 
 /// Requests by which balancers are told apart.
 const N_BALANCED: usize = 8;
@@ -59,6 +59,8 @@ fn manifests([port, patient_port]: [u16; 2]) -> String {
             "loadBalancer: {type: ConsistentHash, consistentHash: {type: Header, header: {name: user}}}",
         ),
     ];
+    let container = "args: [Qwen/Qwen2.5-7B-Instruct, --served-model-name, m]";
+    let pods = Workload { kind: "StatefulSet", name: "s", namespace: "default", replicas: 2, container };
     format!(
         "apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -85,17 +87,8 @@ apiVersion: v1
 kind: Service
 metadata: {{name: s}}
 spec: {{selector: {{app: s}}, ports: [{{port: 8000}}]}}
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {{name: s}}
-spec:
-  replicas: 2
-  selector: {{matchLabels: {{app: s}}}}
-  template:
-    metadata: {{labels: {{app: s}}}}
-    spec: {{containers: [{{name: vllm, image: vllm/vllm-openai, args: [Qwen/Qwen2.5-7B-Instruct, --served-model-name, m]}}]}}
-{}",
+{}{}",
+        pods.manifest(),
         policies.concat()
     )
 }

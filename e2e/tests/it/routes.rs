@@ -9,7 +9,7 @@ use lab::cluster::{Cluster, Fresh};
 use load::client::{Client, Reply};
 use serde_json::{Value, json};
 
-use crate::stubs::{Lab, free_port};
+use crate::stubs::{Lab, Workload, free_port};
 
 /// Requests by which the weights are judged.
 const N_WEIGHTED: u32 = 1000;
@@ -23,28 +23,11 @@ struct Gateway {
 
 /// Pods that call themselves by the pool's name, whatever name of theirs a request uses, and a pool of them.
 fn pool(name: &str) -> String {
-    format!(
-        "---
-apiVersion: inference.networking.k8s.io/v1
-kind: InferencePool
-metadata: {{name: {name}}}
-spec:
-  selector: {{matchLabels: {{app: {name}}}}}
-  targetPorts: [{{number: 8000}}]
-  endpointPickerRef: {{name: {name}-epp, port: {{number: 9002}}}}
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {{name: {name}}}
-spec:
-  selector: {{matchLabels: {{app: {name}}}}}
-  template:
-    metadata: {{labels: {{app: {name}}}}}
-    spec:
-      containers:
-      - {{name: vllm, image: vllm/vllm-openai, args: [Qwen/Qwen2.5-7B-Instruct, --served-model-name, {name}, shared, $(NAME)], env: [{{name: NAME, value: only-{name}}}]}}
-"
-    )
+    let container = format!(
+        "args: [Qwen/Qwen2.5-7B-Instruct, --served-model-name, {name}, shared, $(NAME)], env: [{{name: NAME, value: only-{name}}}]"
+    );
+    Workload { kind: "StatefulSet", name, namespace: "default", replicas: 1, container: &container }
+        .with_pool(&[8000])
 }
 
 /// A rule for requests whose header `kind` has the value.

@@ -1,10 +1,12 @@
 //! Files in the shape of published ones: nothing of them is refused, and a chat is answered through the picker.
 
+#![expect(clippy::unwrap_used, reason = "a cluster that cannot be made fails its test")]
+
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
-use lab::cluster::Strictness;
 use lab::cluster::explain::{self, Answer};
+use lab::cluster::{Cluster, Strictness};
 use load::client::Client;
 use serde_json::{Value, json};
 
@@ -26,6 +28,30 @@ const SHAPES: [(&str, &str, &str, &[&str]); 4] = [
 const SGLANG: &str = include_str!("../shapes/sglang.yaml");
 /// Line by which a pool of [`SGLANG`] names its runtime.
 const RUNTIME: &str = "  annotations: {inference.networking.x-k8s.io/model-server-runtime: sglang}\n";
+
+/// Starts a file with its gateway on a free port.
+async fn start(lab: &Lab, name: &str, text: &str) -> Cluster {
+    let port = "port: 80,";
+    assert!(text.contains(port));
+    lab.start_text(name, &text.replace(port, &format!("port: {},", free_port()))).await
+}
+
+fn chats(cluster: &Cluster) -> String {
+    format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap())
+}
+
+fn chat(model: &str) -> String {
+    let message = json!({ "role": "user", "content": "hi" });
+    json!({ "model": model, "messages": [message], "max_tokens": 1 }).to_string()
+}
+
+/// The decisions that the cluster's picker remembers, the oldest first.
+async fn decisions(cluster: &Cluster, client: &Client) -> Vec<Value> {
+    let picker = cluster.status().pickers[0].metrics.unwrap();
+    let page = client.get(&format!("http://{picker}/debug/decisions?after=0")).await.unwrap();
+    let page: Value = serde_json::from_slice(&page.body).unwrap();
+    page["decisions"].as_array().unwrap().clone()
+}
 
 #[test]
 fn no_published_shape_is_refused() {
@@ -52,14 +78,11 @@ async fn every_published_shape_answers_through_the_picker() {
     }
     let lab = Lab::real().await;
     for (name, text, model, _) in SHAPES {
-        let text = text.replace("port: 80,", &format!("port: {},", free_port()));
-        let cluster = lab.start_text(name, &text).await;
-        let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
+        let cluster = start(&lab, name, text).await;
+        let url = chats(&cluster);
         let ask = |model: &str| {
-            let body =
-                json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
             let explain = [(HeaderName::from_static("x-warmpath-explain"), "true")];
-            let (url, body) = (url.clone(), body.to_string());
+            let (url, body) = (url.clone(), chat(model));
             async move { Client::default().post(&url, &explain, body.into()).await.unwrap() }
         };
         let reply = ask(model).await;
@@ -83,11 +106,9 @@ async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
     for (name, text, is_read) in
         [("named", SGLANG.to_owned(), true), ("control", SGLANG.replace(RUNTIME, ""), false)]
     {
-        let text = text.replace("port: 80,", &format!("port: {},", free_port()));
-        let cluster = lab.start_text(name, &text).await;
+        let cluster = start(&lab, name, &text).await;
         let client = Client::default();
-        let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
-        let body = json!({ "model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
+        let url = chats(&cluster);
         let picker = cluster.status().pickers[0].metrics.unwrap();
         // Scrapes that found what they looked for, and others.
         let scraped = async {
@@ -97,13 +118,9 @@ async fn the_picker_reads_sglangs_metrics_if_the_pool_names_the_runtime() {
         };
         tokio::time::timeout(HANG, scraped).await.expect("the pods are scraped");
         let candidates = async || {
-            client.post(&url, &[], body.to_string().into()).await.unwrap();
-            let page = client.get(&format!("http://{picker}/debug/decisions?after=0")).await.unwrap();
-            let decisions: Value = serde_json::from_slice(&page.body).unwrap();
-            decisions["decisions"].as_array().unwrap().last().unwrap()["candidates"]
-                .as_array()
-                .unwrap()
-                .clone()
+            client.post(&url, &[], chat("Qwen/Qwen2.5-7B-Instruct").into()).await.unwrap();
+            let decisions = decisions(&cluster, &client).await;
+            decisions.last().unwrap()["candidates"].as_array().unwrap().clone()
         };
         let are_read = |candidates: &[Value]| {
             !candidates.is_empty() && candidates.iter().all(|candidate| candidate["fresh"] == true)
@@ -131,19 +148,11 @@ async fn the_pickers_own_configuration_is_followed() {
     let (_, text, model, _) = SHAPES[1];
     assert!(text.contains(queue));
     for (name, weight, queue_tokens) in [("heavy", 8, 256.0), ("control", 2, 64.0)] {
-        let text = text
-            .replace(queue, &queue.replace('2', &weight.to_string()))
-            .replace("port: 80,", &format!("port: {},", free_port()));
-        let cluster = lab.start_text(name, &text).await;
+        let text = text.replace(queue, &queue.replace('2', &weight.to_string()));
+        let cluster = start(&lab, name, &text).await;
         let client = Client::default();
-        let url = format!("http://{}/v1/chat/completions", cluster.gateway("http").unwrap());
-        let body =
-            json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 1 });
-        client.post(&url, &[], body.to_string().into()).await.unwrap();
-        let picker = cluster.status().pickers[0].metrics.unwrap();
-        let page = client.get(&format!("http://{picker}/debug/decisions?after=0")).await.unwrap();
-        let decisions: Value = serde_json::from_slice(&page.body).unwrap();
-        let decision = &decisions["decisions"][0];
+        client.post(&chats(&cluster), &[], chat(model).into()).await.unwrap();
+        let decision = &decisions(&cluster, &client).await[0];
         assert_eq!(decision["strategy"], "PREFIX_CACHE", "{name}: a prefix scorer means it");
         assert_eq!(decision["policy"]["queueTokens"], queue_tokens, "{name}");
         cluster.stop().await.unwrap();

@@ -148,6 +148,54 @@ impl Lab {
     }
 }
 
+/// A Deployment or StatefulSet whose pods have the label `app` with its name and run vLLM.
+pub(crate) struct Workload<'a> {
+    pub(crate) kind: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) replicas: u32,
+    /// Fields of the container, at least `args`.
+    pub(crate) container: &'a str,
+}
+
+impl Workload<'_> {
+    pub(crate) fn manifest(&self) -> String {
+        let Self { kind, name, namespace, replicas, container } = self;
+        format!(
+            "---
+apiVersion: apps/v1
+kind: {kind}
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec: {{containers: [{{name: vllm, image: vllm/vllm-openai, {container}}}]}}
+"
+        )
+    }
+
+    /// The workload, and an InferencePool of its name that has these ports of each pod.
+    pub(crate) fn with_pool(&self, ports: &[u16]) -> String {
+        let Self { name, namespace, .. } = self;
+        let ports: Vec<String> = ports.iter().map(|port| format!("{{number: {port}}}")).collect();
+        let ports = ports.join(", ");
+        let pool = format!(
+            "---
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  selector: {{matchLabels: {{app: {name}}}}}
+  targetPorts: [{ports}]
+  endpointPickerRef: {{name: {name}-epp, port: {{number: 9002}}}}
+"
+        );
+        pool + &self.manifest()
+    }
+}
+
 /// Returns the interpreter itself: `python3` may be a script that looks for it each time.
 fn python() -> &'static str {
     static PYTHON: OnceLock<String> = OnceLock::new();
