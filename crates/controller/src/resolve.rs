@@ -2,10 +2,9 @@
 
 use gateway_config::attachment::Responses;
 use gateway_config::xds::{Picker, Pool, Trust};
-use inference_api::keys;
-use inference_api::model_rewrite::InferenceModelRewrite;
-use inference_api::object::{ObjectKey, ObjectMeta};
-use inference_api::pool::{InferenceModel, InferencePool, PickerRef, PoolVersion};
+use inference_api::object::ObjectKey;
+use inference_api::pool::{InferencePool, PickerRef, PoolVersion};
+use inference_api::{keys, model_rewrite};
 
 use crate::facts::Facts;
 use crate::names;
@@ -48,11 +47,13 @@ pub fn picker(pool: &InferencePool, facts: &Facts) -> PickerService {
 #[must_use]
 pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
     let PickerRef { name: _, port, failure_mode } = pool.picker.as_ref()?;
+    let key = pool.key();
     let address = |service: &ObjectKey| names::address(service, &facts.place.domain);
     let (responses, picker) = match picker(pool, facts) {
         PickerService::Unnamed => return None,
         PickerService::Managed(service) => {
-            let responses = if renames(pool, facts) { Responses::Through } else { Responses::default() };
+            let renames = model_rewrite::renames(&key, &facts.models, &facts.rewrites);
+            let responses = if renames { Responses::Through } else { Responses::default() };
             let (host, certificates) = (names::host(&service), facts.authority.clone());
             let trust = Trust::Authority { host, certificates };
             let picker = Picker { address: address(&service), port: keys::DEFAULT_PICKER_PORT, trust };
@@ -63,7 +64,6 @@ pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
             (Responses::Through, picker)
         }
     };
-    let key = pool.key();
     Some(Pool {
         failure_mode: *failure_mode,
         responses,
@@ -73,13 +73,4 @@ pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
         picker,
         key,
     })
-}
-
-/// True if a model of the pool has another name in the engines, which the picker restores in responses.
-fn renames(pool: &InferencePool, facts: &Facts) -> bool {
-    let is_of =
-        |meta: &ObjectMeta, name: &str| meta.namespace == pool.meta.namespace && name == pool.meta.name;
-    let mut models = facts.models.iter().filter(|model| is_of(&model.meta, &model.pool));
-    let mut rewrites = facts.rewrites.iter().filter(|rewrite| is_of(&rewrite.meta, &rewrite.pool));
-    models.any(InferenceModel::renames) || rewrites.any(InferenceModelRewrite::renames)
 }

@@ -3,15 +3,15 @@
 use serde::Deserialize;
 
 use crate::field::FieldError;
-use crate::object::ObjectMeta;
-use crate::pool::{PoolRef, TargetModel, check_targets};
+use crate::object::{ObjectKey, ObjectMeta};
+use crate::pool::{InferenceModel, PoolRef, TargetModel, check_targets};
 
 /// Rules of a pool, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InferenceModelRewrite {
     pub meta: ObjectMeta,
-    /// Name of the pool, in the rewrite's namespace.
-    pub pool: String,
+    /// The pool, which is in the rewrite's namespace.
+    pub pool: ObjectKey,
     pub rules: Vec<RewriteRule>,
 }
 
@@ -33,6 +33,16 @@ impl InferenceModelRewrite {
             models => models.iter().any(|model| targets.iter().any(|target| target.name != *model)),
         })
     }
+}
+
+/// True if a model of `pool` has another name in the engines than for clients: the picker must restore it in responses.
+pub fn renames<'a>(
+    pool: &ObjectKey,
+    models: impl IntoIterator<Item = &'a InferenceModel>,
+    rewrites: impl IntoIterator<Item = &'a InferenceModelRewrite>,
+) -> bool {
+    models.into_iter().any(|model| model.pool == *pool && model.renames())
+        || rewrites.into_iter().any(|rewrite| rewrite.pool == *pool && rewrite.renames())
 }
 
 // === wire form ===
@@ -91,7 +101,7 @@ impl TryFrom<RewriteV1Alpha2> for InferenceModelRewrite {
 
     fn try_from(RewriteV1Alpha2 { metadata, spec }: RewriteV1Alpha2) -> Result<Self, FieldError> {
         let RewriteSpec { pool_ref, rules } = spec;
-        let pool = pool_ref.into_pool()?;
+        let pool = pool_ref.into_pool(&metadata)?;
         let rules = rules.into_iter().enumerate().map(|(rule_idx, rule)| checked(rule_idx, rule));
         Ok(Self { meta: metadata, pool, rules: rules.collect::<Result<_, _>>()? })
     }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::field::FieldError;
-use crate::object::ObjectMeta;
+use crate::object::{ObjectKey, ObjectMeta};
 use crate::pool::{Criticality, PoolRef};
 
 /// The importance of some requests of a pool.
@@ -12,8 +12,8 @@ pub struct InferenceObjective {
     pub meta: ObjectMeta,
     /// Larger is more important.
     pub priority: i32,
-    /// Name of the pool, in the objective's namespace.
-    pub pool: String,
+    /// The pool, which is in the objective's namespace.
+    pub pool: ObjectKey,
 }
 
 impl InferenceObjective {
@@ -48,6 +48,7 @@ impl TryFrom<ObjectiveV1Alpha2> for InferenceObjective {
 
     fn try_from(ObjectiveV1Alpha2 { metadata, spec }: ObjectiveV1Alpha2) -> Result<Self, FieldError> {
         let ObjectiveSpec { priority, pool_ref } = spec;
-        Ok(Self { meta: metadata, priority, pool: pool_ref.into_pool()? })
+        let pool = pool_ref.into_pool(&metadata)?;
+        Ok(Self { meta: metadata, priority, pool })
     }
 }

@@ -208,8 +208,8 @@ pub struct InferenceModel {
     pub criticality: Criticality,
     /// Target models. Empty: the model is served under its own name.
     pub target_models: Vec<TargetModel>,
-    /// Name of the pool, in the model's namespace.
-    pub pool: String,
+    /// The pool, which is in the model's namespace.
+    pub pool: ObjectKey,
 }
 
 impl InferenceModel {
@@ -409,7 +409,7 @@ impl TryFrom<ModelV1Alpha2> for InferenceModel {
 
     fn try_from(raw: ModelV1Alpha2) -> Result<Self, FieldError> {
         let ModelSpec { model_name, criticality, target_models, pool_ref } = raw.spec;
-        let pool = pool_ref.into_pool()?;
+        let pool = pool_ref.into_pool(&raw.metadata)?;
         if model_name.is_empty() || model_name.chars().count() > MAX_MODEL_NAME {
             let what = format!("must have 1 to {MAX_MODEL_NAME} characters");
             return Err(FieldError::new("spec.modelName", what));
@@ -420,8 +420,8 @@ impl TryFrom<ModelV1Alpha2> for InferenceModel {
 }
 
 impl PoolRef {
-    /// The name of the pool.
-    pub(crate) fn into_pool(self) -> Result<String, FieldError> {
+    /// The pool to which the object with this metadata refers.
+    pub(crate) fn into_pool(self, referrer: &ObjectMeta) -> Result<ObjectKey, FieldError> {
         let Self { group, kind, name } = self;
         if let Some(group) = group.filter(|group| group != keys::GROUP_X && group != keys::GROUP) {
             return Err(FieldError::new("spec.poolRef.group", format!("{group} is not an InferencePool's")));
@@ -429,7 +429,7 @@ impl PoolRef {
         if let Some(kind) = kind.filter(|kind| kind != "InferencePool") {
             return Err(FieldError::new("spec.poolRef.kind", format!("{kind} is not InferencePool")));
         }
-        Ok(name)
+        Ok(ObjectKey::new(&referrer.namespace, name))
     }
 }
 

@@ -263,8 +263,9 @@ impl Index {
     /// The models of a pool by name. If two objects have the same model name, the older wins, as the API says; if they
     /// are equally old, the first by name.
     fn resolve_models(&self, pool: &InferencePool) -> BTreeMap<String, Model> {
+        let key = pool.key();
         let mut models: Vec<&InferenceModel> =
-            self.models.values().filter(|model| pool_of(model) == pool.key()).collect();
+            self.models.values().filter(|model| model.pool == key).collect();
         models.sort_by_key(|model| by_age(&model.meta));
         let mut winners = BTreeMap::new();
         for model in models {
@@ -278,20 +279,15 @@ impl Index {
     }
 
     fn resolve_objectives(&self, pool: &InferencePool) -> BTreeMap<String, Criticality> {
-        let own = self
-            .objectives
-            .iter()
-            .filter(|objective| ObjectKey::new(&objective.meta.namespace, &objective.pool) == pool.key());
+        let key = pool.key();
+        let own = self.objectives.iter().filter(|objective| objective.pool == key);
         own.map(|objective| (objective.meta.name.clone(), objective.criticality())).collect()
     }
 
     /// The rules of a pool: the older object wins, and in it the first rule.
     fn resolve_rewrites(&self, pool: &InferencePool) -> Rewrites {
-        let mut rewrites = Rewrites::default();
-        let own = self
-            .rewrites
-            .iter()
-            .filter(|rewrite| ObjectKey::new(&rewrite.meta.namespace, &rewrite.pool) == pool.key());
+        let (mut rewrites, key) = (Rewrites::default(), pool.key());
+        let own = self.rewrites.iter().filter(|rewrite| rewrite.pool == key);
         for RewriteRule { models, targets } in own.flat_map(|rewrite| &rewrite.rules) {
             for model in models {
                 rewrites.by_model.entry(model.clone()).or_insert_with(|| targets.clone());
@@ -305,7 +301,7 @@ impl Index {
 
     fn statuses(&self, pools: &BTreeMap<ObjectKey, Arc<Pool>>) -> BTreeMap<ObjectKey, ModelStatus> {
         let status = |model: &InferenceModel| {
-            let (pool, model_name) = (pool_of(model), model.model_name.clone());
+            let (pool, model_name) = (model.pool.clone(), model.model_name.clone());
             let winner = pools.get(&pool).and_then(|pool| pool.models.get(&model_name));
             let accepted = match winner {
                 None => accepted::pending(&pool),
@@ -323,10 +319,6 @@ impl Index {
 fn by_age(meta: &ObjectMeta) -> (bool, Option<String>, ObjectKey) {
     let created = meta.creation_timestamp.clone();
     (created.is_none(), created, meta.key())
-}
-
-fn pool_of(model: &InferenceModel) -> ObjectKey {
-    ObjectKey::new(&model.meta.namespace, &model.pool)
 }
 
 fn belongs(record: &EndpointRecord, pool: &InferencePool) -> bool {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use inference_api::gateway::{BackendRef, HttpRoute};
-use inference_api::keys;
-use inference_api::object::{ObjectKey, ObjectMeta};
+use inference_api::object::ObjectKey;
 use inference_api::pool::{AppProtocol, FailureMode, PoolVersion};
 use inference_api::port::TargetPort;
 use inference_api::workload::ServicePort;
+use inference_api::{keys, model_rewrite};
 
 use crate::plan::index::Index;
 
@@ -145,23 +145,13 @@ fn pool(key: ObjectKey, version: PoolVersion, index: &Index<'_>) -> Result<Backe
         let what = format!("InferencePool {key} names no picker: give it an endpointPickerRef");
         return Err(Unresolved::Invalid { field: "name", what });
     }
-    let names = names(&key, index);
+    let renames = model_rewrite::renames(&key, index.models.iter().copied(), index.rewrites.iter().copied());
     Ok(Backend::Pool {
         key,
         selector: pool.selector.clone(),
         ports: pool.target_ports.iter().map(|port| PodPort::Number(*port)).collect(),
         app_protocol: pool.app_protocol,
         failure_mode: pool.failure_mode(),
-        names,
+        names: if renames { Names::Changed } else { Names::Kept },
     })
-}
-
-fn names(pool: &ObjectKey, index: &Index<'_>) -> Names {
-    let is_of = |meta: &ObjectMeta, name: &str| meta.namespace == pool.namespace && name == pool.name;
-    let mut models = index.models.iter().filter(|model| is_of(&model.meta, &model.pool));
-    let mut rewrites = index.rewrites.iter().filter(|rewrite| is_of(&rewrite.meta, &rewrite.pool));
-    match models.any(|model| model.renames()) || rewrites.any(|rewrite| rewrite.renames()) {
-        true => Names::Changed,
-        false => Names::Kept,
-    }
 }

@@ -6,6 +6,8 @@ use expect_test::{Expect, expect};
 use inference_api::gateway::parse_duration;
 use inference_api::kinds::Object;
 use inference_api::manifest::parse;
+use inference_api::model_rewrite::renames;
+use inference_api::object::ObjectKey;
 use inference_api::pool::{Criticality, FailureMode, InferencePool, PoolVersion, RoutingStrategy};
 use inference_api::traffic::parse_bytes;
 
@@ -83,12 +85,48 @@ fn the_annotation_chooses_the_strategy() {
     );
 }
 
+/// The controls are a name that stays, and pools of another name or namespace.
+#[test]
+fn a_pool_renames_models_if_an_object_of_its_own_does() {
+    let group = "inference.networking.x-k8s.io/v1alpha2";
+    let object = |kind: &str, spec: &str| {
+        let text = format!(
+            "apiVersion: {group}\nkind: {kind}\nmetadata: {{ name: o }}\nspec: {{ poolRef: {{ name: p }}, {spec} }}\n"
+        );
+        parse(&text, "some.yaml").unwrap().remove(0)
+    };
+    let model = |target: &str| {
+        let spec = format!("modelName: m, targetModels: [ {{ name: {target} }} ]");
+        let Object::InferenceModel(model) = object("InferenceModel", &spec) else { panic!("a model") };
+        model
+    };
+    let rewrite = |target: &str| {
+        let matches = "matches: [ { model: { value: m } } ]";
+        let spec = format!("rules: [ {{ {matches}, targets: [ {{ modelRewrite: {target} }} ] }} ]");
+        let Object::InferenceModelRewrite(rewrite) = object("InferenceModelRewrite", &spec) else {
+            panic!("a rewrite")
+        };
+        rewrite
+    };
+    for (namespace, name, target, expected) in [
+        ("default", "p", "m-v2", true),
+        ("default", "p", "m", false),
+        ("default", "q", "m-v2", false),
+        ("other", "p", "m-v2", false),
+    ] {
+        let pool = ObjectKey::new(namespace, name);
+        assert_eq!(renames(&pool, [&model(target)], []), expected, "a model: {pool} {target}");
+        assert_eq!(renames(&pool, [], [&rewrite(target)]), expected, "a rewrite: {pool} {target}");
+    }
+}
+
 #[test]
 fn a_model_names_its_pool_and_targets() {
     let Object::InferenceModel(model) = parse(MODEL, "model.yaml").unwrap().remove(0) else {
         panic!("a model");
     };
-    assert_eq!((model.model_name.as_str(), model.pool.as_str()), ("/model/qwen", "vllm-qwen-pool"));
+    assert_eq!(model.model_name, "/model/qwen");
+    assert_eq!(model.pool, ObjectKey::new("default", "vllm-qwen-pool"));
     assert_eq!(model.criticality, Criticality::Critical);
     assert_eq!(model.target_models[0].weight, Some(100));
 }
@@ -178,7 +216,8 @@ fn objectives_and_rewrites_are_read_in_both_groups() {
             + &object("InferenceModelRewrite", "rules: [ { targets: [ { modelRewrite: m, weight: 2 } ] } ]");
         match parse(&objects, "some.yaml").unwrap().as_slice() {
             [Object::InferenceObjective(objective), Object::InferenceModelRewrite(rewrite)] => {
-                assert_eq!((objective.priority, objective.pool.as_str()), (-2, "p"));
+                let pool = ObjectKey::new("default", "p");
+                assert_eq!((objective.priority, &objective.pool, &rewrite.pool), (-2, &pool, &pool));
                 assert_eq!((rewrite.rules[0].models.len(), &*rewrite.rules[0].targets[0].name), (0, "m"));
             }
             other => panic!("{other:?}"),

@@ -77,7 +77,7 @@ pub(super) fn of(
     }
     for (object, document) in reading.objects() {
         if let Some(pool) = pool_of(object) {
-            match pickers.iter_mut().find(|picker| picker.pools.contains(&pool)) {
+            match pickers.iter_mut().find(|picker| picker.pools.contains(pool)) {
                 Some(picker) => push_document(&mut picker.pool_file, document),
                 None => {
                     let effect = format!("it waits for InferencePool {pool}, which is not among the files");
@@ -130,14 +130,13 @@ fn follow_engines(
 }
 
 /// The pool that an object for a picker refers to.
-fn pool_of(object: &Object) -> Option<ObjectKey> {
-    let (meta, pool) = match object {
-        Object::InferenceModel(model) => (&model.meta, &model.pool),
-        Object::InferenceObjective(objective) => (&objective.meta, &objective.pool),
-        Object::InferenceModelRewrite(rewrite) => (&rewrite.meta, &rewrite.pool),
-        _ => return None,
-    };
-    Some(ObjectKey::new(&meta.namespace, pool))
+fn pool_of(object: &Object) -> Option<&ObjectKey> {
+    match object {
+        Object::InferenceModel(model) => Some(&model.pool),
+        Object::InferenceObjective(objective) => Some(&objective.pool),
+        Object::InferenceModelRewrite(rewrite) => Some(&rewrite.pool),
+        _ => None,
+    }
 }
 
 /// Removes an annotation; false if the object does not have it.
