@@ -109,12 +109,7 @@ pub fn prepared(args: &OverheadArgs) -> Result<Options> {
 ///
 /// # Errors
 /// When a cluster cannot be started, or a request fails.
-pub async fn on(
-    stage: &impl Stage,
-    mut options: Options,
-    args: &OverheadArgs,
-    session: &Session,
-) -> Result<End> {
+pub async fn on(stage: &impl Stage, options: Options, args: &OverheadArgs, session: &Session) -> Result<End> {
     let Session { ui, interrupt } = session;
     let measuring = async |cluster: &Cluster| {
         ui.step("measuring 8081 and 8080 in turns");
@@ -122,24 +117,10 @@ pub async fn on(
     };
     let measured = session.with(options.clone(), stage, measuring).await?.flatten();
     let Some(mut overhead) = measured.transpose()? else { return Ok(End::Interrupted) };
-    options.time_scale = streams::TIME_SCALE;
-    for responses in attachments(&args.cluster) {
-        options.responses = responses;
-        let measuring = async |cluster: &Cluster| {
-            ui.step(&format!("measuring streams, responses {responses}"));
-            interrupt.unless(streams::measure(cluster, responses.to_string(), args.body_bytes)).await
-        };
-        let measured = match session.with(options.clone(), stage, measuring).await {
-            Ok(measured) => measured.flatten(),
-            Err(error) => {
-                let Unavailable(reason) = error.downcast()?;
-                overhead.skipped.push(format!("streams, responses {responses}: {reason}"));
-                continue;
-            }
-        };
-        let Some(streams) = measured.transpose()? else { return Ok(End::Interrupted) };
-        overhead.streams.push(streams);
-    }
+    let Some((streams, skipped)) = with_streams(stage, options, args, session).await? else {
+        return Ok(End::Interrupted);
+    };
+    (overhead.streams, overhead.skipped) = (streams, skipped);
     ui.finish();
     output::print(&match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&overhead)?),
@@ -150,6 +131,34 @@ pub async fn on(
     let good =
         is_within(added.p50_ms, args.max_added_p50_ms) && is_within(added.p99_ms, args.max_added_p99_ms);
     Ok(if good { End::Good } else { End::Failed })
+}
+
+/// Measures streams on a cluster for each way of responses. Returns the ways that the stage cannot have as skipped, each
+/// with its reason; `None` if it is interrupted.
+async fn with_streams(
+    stage: &impl Stage,
+    mut options: Options,
+    args: &OverheadArgs,
+    session: &Session,
+) -> Result<Option<(Vec<StreamOverhead>, Vec<String>)>> {
+    let Session { ui, interrupt } = session;
+    options.time_scale = streams::TIME_SCALE;
+    let (mut measured, mut skipped) = (Vec::new(), Vec::new());
+    for responses in attachments(&args.cluster) {
+        options.responses = responses;
+        if let Err(Unavailable(reason)) = stage.can_have(&options) {
+            skipped.push(format!("streams, responses {responses}: {reason}"));
+            continue;
+        }
+        let measuring = async |cluster: &Cluster| {
+            ui.step(&format!("measuring streams, responses {responses}"));
+            interrupt.unless(streams::measure(cluster, responses.to_string(), args.body_bytes)).await
+        };
+        let streams = session.with(options.clone(), stage, measuring).await?.flatten();
+        let Some(streams) = streams.transpose()? else { return Ok(None) };
+        measured.push(streams);
+    }
+    Ok(Some((measured, skipped)))
 }
 
 async fn measure(cluster: &Cluster, args: &OverheadArgs) -> Result<Overhead> {
@@ -264,7 +273,55 @@ fn table(overhead: &Overhead) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{one_token, request};
+    use anyhow::Result;
+    use clap::Parser as _;
+    use lab::cluster::fault::Unavailable;
+    use lab::cluster::provider::Answer;
+    use lab::cluster::{Cluster, Options, Progress};
+    use lab::session::{Session, Stage};
+    use load::interrupt::Interrupt;
+
+    use super::{OverheadArgs, StreamOverhead, one_token, request, with_streams};
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: OverheadArgs,
+    }
+
+    /// A stage that starts no cluster, and can have no way of responses but one.
+    struct Empty {
+        way: &'static str,
+    }
+
+    impl Stage for Empty {
+        fn can_have(&self, options: &Options) -> Result<(), Unavailable> {
+            let is_had = options.responses.to_string() == self.way;
+            is_had.then_some(()).ok_or_else(|| Unavailable("it has another way".to_owned()))
+        }
+
+        fn start<'a>(&'a self, _: Options, _: Progress, _: &'a Interrupt) -> Answer<'a, Option<Cluster>> {
+            Box::pin(async { Err(Unavailable("no pod starts".to_owned()).into()) })
+        }
+    }
+
+    async fn streams_on(way: &'static str) -> Result<Option<(Vec<StreamOverhead>, Vec<String>)>> {
+        let args = Line::parse_from(["overhead"]).args;
+        let options = Options::new("manifests", "run");
+        with_streams(&Empty { way }, options, &args, &Session::new(false)?).await
+    }
+
+    /// The control is a stage that can have one of the ways, and starts no cluster all the same.
+    #[tokio::test]
+    async fn only_a_way_of_responses_that_is_refused_is_skipped() {
+        let (measured, skipped) = streams_on("none").await.unwrap().unwrap();
+        assert!(measured.is_empty());
+        let skip = |way| format!("streams, responses {way}: it has another way");
+        assert_eq!(skipped, [skip("through"), skip("observed=0.1")]);
+        for way in ["through", "observed=0.1"] {
+            assert_eq!(streams_on(way).await.unwrap_err().to_string(), "no pod starts");
+        }
+    }
 
     #[test]
     fn bodies_have_the_asked_size_and_differ_early() {

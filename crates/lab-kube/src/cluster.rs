@@ -90,6 +90,24 @@ impl fmt::Debug for KubernetesCluster {
     }
 }
 
+/// Says if a cluster can have these settings.
+///
+/// # Errors
+/// When it cannot, with the reason.
+pub fn can_have(options: &Options) -> Result<(), Unavailable> {
+    pickers::arguments(&settings(options)).map(drop)
+}
+
+/// The settings with which pods and pickers start.
+fn settings(options: &Options) -> Fresh {
+    Fresh {
+        engine_args: options.engine_args.clone(),
+        picker_args: options.picker_args.clone(),
+        responses: Some(options.responses),
+        ..Fresh::default()
+    }
+}
+
 impl KubernetesCluster {
     /// Applies the options' manifests with the lab's settings to a cluster that has the components, and returns when they
     /// serve.
@@ -105,12 +123,7 @@ impl KubernetesCluster {
         let Standing { access, conditions } = standing;
         let files = RunFiles { dir: std::path::absolute(&options.run_dir)? };
         let original = stand::read(&access, &options.manifests).await?;
-        let fresh = Fresh {
-            engine_args: options.engine_args.clone(),
-            picker_args: options.picker_args.clone(),
-            responses: Some(options.responses),
-            ..Fresh::default()
-        };
+        let fresh = settings(options);
         let picker_arguments = pickers::arguments(&fresh)?;
         let (time_scale, replicas) = (options.time_scale, options.replicas);
         let settings = Settings { fresh, engine: conditions.engine, epoch: 0, time_scale, replicas };

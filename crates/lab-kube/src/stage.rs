@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use lab::cluster::fault::Unavailable;
 use lab::cluster::programs::ProgramOptions;
 use lab::cluster::provider::Answer;
 use lab::cluster::{Cluster, Options, Progress};
@@ -11,7 +12,7 @@ use lab::on::{InstallArgs, OnArgs, Provider};
 use lab::session::{Session, Stage};
 use load::interrupt::Interrupt;
 
-use crate::cluster::KubernetesCluster;
+use crate::cluster::{self, KubernetesCluster};
 use crate::kind::Kind;
 use crate::stand::{self, Plan, Standing, Target};
 
@@ -41,6 +42,10 @@ pub struct KubernetesStage {
 }
 
 impl Stage for KubernetesStage {
+    fn can_have(&self, options: &Options) -> Result<(), Unavailable> {
+        cluster::can_have(options)
+    }
+
     fn start<'a>(
         &'a self,
         options: Options,

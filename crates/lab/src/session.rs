@@ -3,6 +3,7 @@
 use anyhow::Result;
 use load::interrupt::Interrupt;
 
+use crate::cluster::fault::Unavailable;
 use crate::cluster::programs::{ProgramOptions, Programs};
 use crate::cluster::provider::Answer;
 use crate::cluster::{Cluster, Options, Progress};
@@ -17,6 +18,12 @@ pub struct Session {
 
 /// A place for the clusters of one command, one after the other: processes of this machine, or a Kubernetes cluster.
 pub trait Stage {
+    /// Says if clusters of this stage can have these settings.
+    ///
+    /// # Errors
+    /// When they cannot, with the reason.
+    fn can_have(&self, options: &Options) -> Result<(), Unavailable>;
+
     /// Starts a cluster and returns when it is ready; `None` if it is interrupted before.
     fn start<'a>(
         &'a self,
@@ -27,6 +34,10 @@ pub trait Stage {
 }
 
 impl Stage for Programs {
+    fn can_have(&self, _: &Options) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
     fn start<'a>(
         &'a self,
         options: Options,
