@@ -65,6 +65,17 @@ impl Image {
         }
     }
 
+    /// Returns the image of ours that stands for `used` on nodes that hold images by these names: it has its own name there,
+    /// too.
+    #[must_use]
+    pub fn behind(used: &str, held: &[Vec<String>]) -> Option<Self> {
+        let ours = Self::ALL.into_iter().find(|ours| ours.stands_for() == Some(used))?;
+        let is_used = |name: &String| name.trim_start_matches("docker.io/") == used;
+        let is_own = |name: &String| !is_used(name) && name.contains(&format!("/{}:", ours.name()));
+        let stands = |names: &Vec<String>| names.iter().any(is_used) && names.iter().any(is_own);
+        held.iter().any(stands).then_some(ours)
+    }
+
     /// The reference of the image, with the prefix of a registry or of this machine's images.
     #[must_use]
     pub fn reference(self, prefix: &str) -> String {
@@ -147,4 +158,36 @@ fn is_for_linux(program: &Path) -> Result<bool> {
 /// Removes symbols and debug information. Without the program `strip` the image is only larger.
 async fn strip(program: &Path) {
     let _ = tokio::process::Command::new("strip").arg(program).kill_on_drop(true).output().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Image;
+
+    const VLLM: &str = "vllm/vllm-openai:v0.8.5";
+
+    fn held(images: &[&[&str]]) -> Vec<Vec<String>> {
+        images.iter().map(|names| names.iter().map(|name| (*name).to_owned()).collect()).collect()
+    }
+
+    /// The control is a node with vLLM itself, beside our image.
+    #[test]
+    fn an_image_stands_for_another_only_if_it_has_both_names() {
+        let own = Image::MockVllm.reference("docker.io/warmpath");
+        let mock = held(&[&["docker.io/vllm/vllm-openai:v0.8.5", &own]]);
+        assert_eq!(Image::behind(VLLM, &mock), Some(Image::MockVllm));
+        assert_eq!(Image::behind("vllm/vllm-openai:v0.9", &mock), None);
+        let vllm =
+            held(&[&["docker.io/vllm/vllm-openai:v0.8.5", "docker.io/vllm/vllm-openai@sha256:0"], &[&own]]);
+        assert_eq!(Image::behind(VLLM, &vllm), None);
+        assert_eq!(Image::behind(VLLM, &[]), None);
+    }
+
+    #[test]
+    fn an_image_that_is_called_like_its_original_is_told_by_its_prefix() {
+        let original = Image::Benchmark.stands_for().unwrap();
+        assert_eq!(Image::behind(original, &held(&[&[original]])), None);
+        let ours = Image::Benchmark.reference("docker.io/warmpath");
+        assert_eq!(Image::behind(original, &held(&[&[original, &ours]])), Some(Image::Benchmark));
+    }
 }

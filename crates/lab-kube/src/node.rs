@@ -1,4 +1,4 @@
-//! Gives nodes of kind what they lack: GPUs, and addresses for Services of type LoadBalancer.
+//! Nodes: what they hold, and what those of kind lack and get: GPUs, and addresses for Services of type LoadBalancer.
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -34,6 +34,17 @@ pub async fn advertise_gpus(access: &Access) -> Result<()> {
         patched.with_context(|| format!("have {name} advertise GPUs"))?;
     }
     Ok(())
+}
+
+/// Returns the names of each image that a node has.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn images(access: &Access) -> Result<Vec<Vec<String>>> {
+    let api: Api<Node> = Api::all(access.client.clone());
+    let nodes = api.list(&ListParams::default()).await.context("list the nodes")?.items;
+    let images = nodes.into_iter().filter_map(|node| node.status?.images).flatten();
+    Ok(images.filter_map(|image| image.names).collect())
 }
 
 /// Gives the node's own address to the proxies' Services that have none: the node serves their ports there.

@@ -11,6 +11,7 @@ use load::table::new_table;
 
 use crate::api::{Access, DEFAULT, ENVOY_GATEWAY};
 use crate::images::Image;
+use crate::node;
 use crate::settle;
 use crate::wait::{is_ready, state};
 
@@ -35,6 +36,7 @@ pub async fn describe(access: &Access) -> Result<(String, bool)> {
         let address = format!("{address}:{port}");
         table.add_row(["gateway", &format!("{DEFAULT}/{gateway} {name}"), &address, "programmed"]);
     }
+    let held = node::images(access).await?;
     let (mut n_pods, mut n_ready, mut stands_for) = (0, 0, Vec::new());
     for namespace in NAMESPACES {
         for pod in access.list::<Pod>(namespace, "").await? {
@@ -48,9 +50,7 @@ pub async fn describe(access: &Access) -> Result<(String, bool)> {
                 .iter()
                 .flat_map(|spec| &spec.containers)
                 .filter_map(|container| container.image.clone());
-            stands_for.extend(images.filter_map(|image| {
-                Image::ALL.into_iter().find(|ours| ours.stands_for() == Some(image.as_str()))
-            }));
+            stands_for.extend(images.filter_map(|image| Image::behind(&image, &held)));
         }
     }
     let mut text = format!("{table}\n");

@@ -182,7 +182,8 @@ async fn load(plan: &Plan, kind: &Kind, prefix: &str, progress: &Progress) -> Re
             None => format!("{}-{}", reference, short(&id)),
         };
         Tool::Docker.run(&["tag", &reference, &tag]).await?;
-        tags.push(tag.clone());
+        // A node that has an image by its own name as well shows what stands there.
+        tags.extend([reference, tag.clone()]);
         references.push((image.reference(PREFIX), tag));
     }
     kind.load(&tags.iter().map(String::as_str).collect::<Vec<_>>()).await?;
