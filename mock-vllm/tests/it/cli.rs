@@ -44,6 +44,22 @@ fn the_kv_cache_grows_if_that_is_asked_for() {
     assert_eq!(usual.n_blocks, same.n_blocks, "it holds enough already");
 }
 
+/// The program ends once it has read its flags, because a file is missing.
+#[test]
+fn the_log_says_that_the_kv_cache_grows() {
+    let log = |flags: &str| {
+        let ended = run(&format!("serve m --port 0 --scripted-replies nowhere.yaml {flags}")).code(1);
+        String::from_utf8(ended.get_output().stderr.clone()).unwrap()
+    };
+    let grown = log("--max-model-len 163840 --grow-kv-cache");
+    let mut warnings = grown.lines().filter(|line| line.contains("the KV cache grows"));
+    let warning = warnings.next().unwrap_or_else(|| panic!("no warning in {grown}"));
+    assert!(warning.contains("WARN") && warning.contains("n_needed=10241"), "{warning}");
+    assert_eq!(warnings.next(), None, "once");
+    let control = log("--grow-kv-cache");
+    assert!(control.contains("nowhere.yaml") && !control.contains("grows"), "{control}");
+}
+
 #[test]
 fn the_longest_request_may_be_what_fits() {
     let engine = |flags: &str| {
