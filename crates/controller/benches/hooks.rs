@@ -1,23 +1,36 @@
-//! Hook calls: one for a route, one for a cluster, and a translation of 200 routes, to one pool or to one pool each.
+//! The controller on a cluster with 200 routes to 200 pools: calls of the hooks, and what it does when an object changes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use controller::facts::Facts;
+use controller::certificates::Authority;
+use controller::cluster::{Cluster, Kind};
+use controller::facts::{Facts, Place};
 use controller::hooks::Hooks;
 use controller::metrics::Metrics;
+use controller::names;
+use controller::plan::{Plan, View};
+use controller::setup::Setup;
 use envoy_proto::envoygateway::extension::envoy_gateway_extension_server::EnvoyGatewayExtension as _;
 use envoy_proto::envoygateway::extension::{
     ExtensionResource, PostClusterExtensionContext, PostClusterModifyRequest, PostRouteExtensionContext,
     PostRouteModifyRequest, PostTranslateModifyRequest,
 };
 use gateway_config::xds::Editor;
+use kube::runtime::watcher::Event;
+use pool_index::index::{Change, Index, Objects};
 use pool_watch::watches::WatchState;
 use prost::Message as _;
+use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tonic::Request;
 
 const N_ROUTES: usize = 200;
+/// Services of other people: the controller holds the key of each.
+const N_SERVICES: usize = 2_000;
+const HERE: &str = "envoy-gateway-system";
 
 macro_rules! recorded {
     ($name:literal) => {
@@ -33,20 +46,92 @@ fn main() {
     divan::main();
 }
 
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+fn pool(idx: usize) -> Value {
+    json!({
+        "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
+        "kind": "InferencePool",
+        "metadata": { "name": format!("pool-{idx}"), "namespace": "default", "uid": format!("u-{idx}") },
+        "spec": {
+            "targetPortNumber": 8000,
+            "selector": { "app": format!("qwen-{idx}") },
+            "extensionRef": { "name": format!("ext-proc-{idx}") },
+        },
+    })
+}
+
+/// The pool of an index with its model and its route. The recorded requests are about the last route.
+fn routed_pool(idx: usize) -> [Value; 3] {
+    let name = format!("pool-{idx}");
+    let route = if idx + 1 == N_ROUTES { "qwen-backend".to_owned() } else { format!("route-{idx}") };
+    let backend = json!({ "group": "inference.networking.x-k8s.io", "kind": "InferencePool", "name": name });
+    [
+        pool(idx),
+        json!({
+            "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
+            "kind": "InferenceModel",
+            "metadata": { "name": format!("model-{idx}"), "namespace": "default" },
+            "spec": { "modelName": "/model/qwen", "poolRef": { "name": name } },
+        }),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": { "name": route, "namespace": "default" },
+            "spec": { "parentRefs": [{ "name": "gw" }], "rules": [{ "backendRefs": [backend] }] },
+        }),
+    ]
+}
+
+/// What the watches have delivered, and the authority.
+fn cluster() -> (Cluster, Authority) {
+    let secret = Authority::secret(&names::authority(HERE), None, now()).expect("an authority");
+    let authority = Authority::read(&secret).expect("an authority");
+    let gateway_api = "gateway.networking.k8s.io/v1";
+    let mut objects = vec![
+        secret,
+        json!({
+            "apiVersion": gateway_api, "kind": "GatewayClass", "metadata": { "name": "eg" },
+            "spec": { "controllerName": "gateway.envoyproxy.io/gatewayclass-controller" },
+        }),
+        json!({
+            "apiVersion": gateway_api, "kind": "Gateway", "metadata": { "name": "gw", "namespace": "default" },
+            "spec": { "gatewayClassName": "eg", "listeners": [] },
+        }),
+    ];
+    objects.extend((0..N_ROUTES).flat_map(routed_pool));
+    objects.extend((0..N_SERVICES).map(|idx| {
+        let metadata = json!({ "name": format!("service-{idx}"), "namespace": "default" });
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata })
+    }));
+    let mut cluster = Cluster::default();
+    for object in objects {
+        let kind = Kind::of(&object).expect("a kind that is followed");
+        cluster.apply(kind, Event::Apply(serde_json::from_value(object).expect("an object")));
+    }
+    (cluster, authority)
+}
+
+fn facts(cluster: &Cluster, authority: &Authority) -> Facts {
+    let place = Place { namespace: HERE.to_owned(), domain: "cluster.local".to_owned() };
+    let facts = cluster.facts(&place, &authority.certificates);
+    let counts = (facts.pools.len(), facts.models.len(), facts.routes.len(), facts.services.len());
+    assert_eq!(counts, (N_ROUTES, N_ROUTES, N_ROUTES, N_SERVICES));
+    facts
+}
+
 fn hooks() -> (Runtime, Hooks) {
     let runtime = Builder::new_current_thread().build().expect("a runtime");
-    let (_, rx) = watch::channel(Some(Arc::new(Facts::default())));
+    let (cluster, authority) = cluster();
+    let (_, rx) = watch::channel(Some(Arc::new(facts(&cluster, &authority))));
     let metrics = Arc::new(Metrics::new(watch::channel(WatchState::default()).1));
     (runtime, Hooks::new(Editor::new(false), rx, metrics))
 }
 
 fn resources(idx: usize) -> Vec<ExtensionResource> {
-    let text = format!(
-        r#"{{"apiVersion": "inference.networking.x-k8s.io/v1alpha2", "kind": "InferencePool",
-            "metadata": {{"name": "pool-{idx}", "namespace": "default"}},
-            "spec": {{"targetPortNumber": 8000, "selector": {{"app": "qwen"}}, "extensionRef": {{"name": "ext-proc"}}}}}}"#
-    );
-    vec![ExtensionResource { unstructured_bytes: text.into() }]
+    vec![ExtensionResource { unstructured_bytes: pool(idx).to_string().into() }]
 }
 
 fn route_request(idx: usize) -> PostRouteModifyRequest {
@@ -64,15 +149,15 @@ fn cluster_request(idx: usize) -> PostClusterModifyRequest {
 #[divan::bench]
 fn route(bencher: divan::Bencher<'_, '_>) {
     let (runtime, hooks) = hooks();
-    bencher.with_inputs(|| route_request(0)).bench_values(|request| {
+    bencher.with_inputs(|| route_request(N_ROUTES - 1)).bench_values(|request| {
         runtime.block_on(hooks.post_route_modify(Request::new(request))).expect("an answer")
     });
 }
 
 #[divan::bench]
-fn cluster(bencher: divan::Bencher<'_, '_>) {
+fn cluster_of_a_pool(bencher: divan::Bencher<'_, '_>) {
     let (runtime, hooks) = hooks();
-    bencher.with_inputs(|| cluster_request(0)).bench_values(|request| {
+    bencher.with_inputs(|| cluster_request(N_ROUTES - 1)).bench_values(|request| {
         runtime.block_on(hooks.post_cluster_modify(Request::new(request))).expect("an answer")
     });
 }
@@ -100,8 +185,31 @@ fn translation(bencher: divan::Bencher<'_, '_>, n_pools: usize) {
         let cluster = hooks.post_cluster_modify(Request::new(cluster_request(idx % n_pools)));
         sent.clusters.extend(runtime.block_on(cluster).expect("an answer").into_inner().cluster);
     }
+    let n_sent = sent.clusters.len();
     sent.routes = vec![route_configuration("default/qwen-inference-gateway/llm-gw", &routes)];
     bencher.with_inputs(|| sent.clone()).bench_values(|request| {
-        runtime.block_on(hooks.post_translate_modify(Request::new(request))).expect("an answer")
+        let answer = runtime.block_on(hooks.post_translate_modify(Request::new(request)));
+        let answer = answer.expect("an answer").into_inner();
+        assert_eq!(answer.clusters.len(), n_sent + n_pools, "each pool's picker has a cluster");
+        answer
+    });
+}
+
+/// All that follows a change of an object, except for the writes: the facts, the models that are served, and the plan.
+#[divan::bench]
+fn reconcile(bencher: divan::Bencher<'_, '_>) {
+    let (cluster, authority) = cluster();
+    let setup = Setup { image: "epp:1".to_owned(), replicas: None, arguments: Vec::new(), explains: false };
+    let (mut index, reader) = Index::new();
+    bencher.bench_local(|| {
+        let facts = facts(&cluster, &authority);
+        let (pools, models) = (facts.pools.clone(), facts.models.clone());
+        index.apply([Change::ReplaceObjects(Objects { pools, models, ..Objects::default() })]);
+        let snapshot = reader.snapshot();
+        let models: &BTreeMap<_, _> = &snapshot.models;
+        let view = View { cluster: &cluster, facts: &facts, models, authority: &authority, now: now() };
+        let plan = Plan::new(view, &setup);
+        assert_eq!((plan.sign.len(), plan.patches.len()), (N_ROUTES, 3 * N_ROUTES));
+        plan
     });
 }
