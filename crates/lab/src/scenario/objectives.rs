@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use load::client::Client;
-use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use anyhow::{Result, bail};
+use futures::future::join_all;
 use tokio::time::sleep;
 
-use crate::check::{Check, Group};
+use crate::check::{Check, Claim, Group};
 use crate::cluster::Fresh;
 use crate::patience::{self, Patience};
 use crate::requests::body;
@@ -47,9 +45,9 @@ const ALIAS: &str = "/model/alias";
 const OBJECTIVE: (&str, &str) = ("x-gateway-inference-objective", "batch");
 /// A pod with a stream has no capacity for requests that may be refused.
 const PICKER_ARGS: [&str; 2] = ["--saturation-kv-usage", "0"];
-/// Streams for each pod: every pod has one.
+/// Streams for each pod. The picker does not spread them evenly: with three times as many as pods, every pod has one.
 const STREAMS: usize = 3;
-/// Tokens of a stream, which lasts longer than the part.
+/// Tokens of a stream, which is long: the pods are free only for moments.
 const TOKENS: u32 = 4000;
 /// Time between two looks at what the pickers follow.
 const LOOK: Duration = Duration::from_millis(100);
@@ -59,7 +57,7 @@ pub async fn run(lab: &Lab<'_>) {
 }
 
 async fn applied(lab: &Lab<'_>) -> Result<()> {
-    let [unknown, rewritten, refused, control] = lab.announce([
+    let claims = lab.announce([
         Check::of_faults("objectives/alias-control", "A model that nothing names is not known"),
         Check::of_faults("objectives/alias", "A rewrite that is applied gives a model another name"),
         Check::of_faults(
@@ -73,8 +71,16 @@ async fn applied(lab: &Lab<'_>) -> Result<()> {
     ]);
     let picker_args = PICKER_ARGS.map(str::to_owned).to_vec();
     lab.start_anew(Fresh { picker_args, ..Fresh::default() }).await?;
+    tokio::select! {
+        () = keep_busy(lab) => bail!("no pod runs that could be kept busy"),
+        followed = followed(lab, claims) => followed?,
+    }
+    lab.reset().await
+}
+
+/// Applies the objects to busy pools, and removes them again.
+async fn followed(lab: &Lab<'_>, [unknown, rewritten, refused, control]: [Claim; 4]) -> Result<()> {
     let plain = lab.cluster.manifests();
-    let streams = busy(lab).await?;
     lab.check(unknown.equal("404".to_owned(), ask(lab, Ask::Alias).await.side.status.to_string()));
     let mut manifests = plain.clone();
     manifests.files.insert(FILE.to_owned(), OBJECTS.to_owned());
@@ -83,8 +89,7 @@ async fn applied(lab: &Lab<'_>) -> Result<()> {
     lab.check(refused.equal("429".to_owned(), until(lab, Ask::Objective, "429").await));
     lab.apply(&plain).await?;
     lab.check(control.equal(GOOD.to_owned(), until(lab, Ask::Objective, GOOD).await));
-    drop(streams);
-    lab.reset().await
+    Ok(())
 }
 
 /// A request that the objects concern.
@@ -122,24 +127,19 @@ async fn until(lab: &Lab<'_>, asked: Ask, wanted: &str) -> String {
     }
 }
 
-/// Streams through the picker, which run until the value is dropped.
-async fn busy(lab: &Lab<'_>) -> Result<JoinSet<()>> {
-    let url = format!("http://{}/v1/chat/completions", lab.address(Via::Picker).await?);
-    let (client, model) = (Client::default(), lab.requests.model());
-    let mut streams = JoinSet::new();
-    for number in 0..STREAMS * lab.cluster.pods().len() {
-        let (client, url, request) = (client.clone(), url.clone(), body(&stream(&model, number)));
-        streams.spawn(async move { drop(client.post(&url, &[], request).await) });
-    }
-    Ok(streams)
-}
-
-fn stream(model: &str, number: usize) -> Value {
-    json!({
-        "model": model,
-        "messages": [{ "role": "user", "content": format!("{number} is the number of this stream.") }],
-        "max_tokens": TOKENS,
-        "min_tokens": TOKENS,
-        "stream": true,
-    })
+/// Keeps every pod busy with streams through the picker: a user whose stream ends begins another one.
+async fn keep_busy(lab: &Lab<'_>) {
+    let model = lab.requests.model();
+    let users = (0..STREAMS * lab.cluster.pods().len()).map(|number| {
+        let text = format!("{number} is the number of this stream.");
+        let request = body(&texts::long_chat(&model, &text, TOKENS));
+        async move {
+            loop {
+                let shot = Shot::new(Group::Faults, format!("stream {number}"), Via::Picker, request.clone());
+                lab.send(shot).await;
+                sleep(LOOK).await;
+            }
+        }
+    });
+    join_all(users).await;
 }

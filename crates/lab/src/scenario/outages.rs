@@ -9,7 +9,6 @@ use bytes::Bytes;
 use futures::future::join_all;
 use gateway_config::attachment::Responses;
 use load::clock::Stopwatch;
-use serde_json::Value;
 
 use crate::check::{Check, Claim, Group};
 use crate::cluster::Fresh;
@@ -101,7 +100,8 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
         Check::of_faults("picker-cut-off/back", "The same request passes when the picker is back"),
     ]);
     lab.start_anew(Fresh { responses: Some(Responses::Through), ..Fresh::default() }).await?;
-    let request = long_answer(lab, "A long story about a picker, please.", LONG_ANSWER_TOKENS);
+    let text = "A long story about a picker, please.";
+    let request = texts::long_chat(&lab.requests.model(), text, LONG_ANSWER_TOKENS);
     let whole = lab.send(shot("long answer, picker alive", body(&request))).await;
     lab.check(
         Check::of_faults("picker-cut-off/control", "A long answer passes while the picker lives")
@@ -123,14 +123,6 @@ async fn picker_cut_off(lab: &Lab<'_>) -> Result<()> {
     let back = lab.send(shot("long answer, picker back", body(&request))).await;
     lab.check(back_claim.equal(GOOD.to_owned(), back.verdict()));
     Ok(())
-}
-
-/// A request for a long answer.
-fn long_answer(lab: &Lab<'_>, text: &str, n_tokens: u32) -> Value {
-    let mut request = texts::chat(&lab.requests.model(), text);
-    request["max_tokens"] = n_tokens.into();
-    request["min_tokens"] = n_tokens.into();
-    request
 }
 
 /// The picker dies, hangs or loses its connection to Envoy while streams run. Only those that go through it notice.
@@ -193,8 +185,10 @@ async fn long_answers(lab: &Lab<'_>, responses: Responses, fault: &Fault) -> Res
         _ => (false, LONG_ANSWER_TOKENS),
     };
     lab.start_anew(Fresh { responses: Some(responses), picker_args, relayed, ..Fresh::default() }).await?;
+    let model = lab.requests.model();
     let streams = (0..LONG_ANSWERS).map(|number| {
-        let request = long_answer(lab, &format!("Story {number} about a picker, please."), n_tokens);
+        let text = format!("Story {number} about a picker, please.");
+        let request = texts::long_chat(&model, &text, n_tokens);
         lab.send(shot(format!("{responses} responses, {fault}, stream {number}"), body(&request)))
     });
     let fail = async {

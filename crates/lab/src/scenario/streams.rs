@@ -49,9 +49,7 @@ pub async fn run(lab: &Lab<'_>) {
 
 fn shot(lab: &Lab<'_>, label: &str, via: Via, (number, n_tokens): (u32, u32)) -> Shot {
     let text = format!("{label}, {} {number}: a long story, please.", via.name());
-    let mut request = texts::chat(&lab.requests.model(), &text);
-    request["max_tokens"] = n_tokens.into();
-    request["min_tokens"] = n_tokens.into();
+    let request = texts::long_chat(&lab.requests.model(), &text, n_tokens);
     Shot::new(Group::Faults, format!("{label} {number}"), via, body(&request))
 }
 

@@ -34,6 +34,14 @@ pub(super) fn chat(model: &str, content: &str) -> Value {
     })
 }
 
+/// Makes a chat request whose answer has exactly this many tokens.
+pub(super) fn long_chat(model: &str, content: &str, n_tokens: u32) -> Value {
+    let mut request = chat(model, content);
+    request["max_tokens"] = n_tokens.into();
+    request["min_tokens"] = n_tokens.into();
+    request
+}
+
 #[cfg(test)]
 mod tests {
     use super::{AFTER, BEFORE, BYTES, pair};

@@ -76,9 +76,8 @@ pub(super) async fn among_bystanders<T>(
 ) -> (Vec<Answer>, T) {
     let model = lab.requests.model();
     let streams = (0..BYSTANDERS).map(|number| {
-        let mut request = texts::chat(&model, &format!("Bystander {number} asks for a long story."));
-        request["max_tokens"] = ANSWER_TOKENS.into();
-        request["min_tokens"] = ANSWER_TOKENS.into();
+        let text = format!("Bystander {number} asks for a long story.");
+        let request = texts::long_chat(&model, &text, ANSWER_TOKENS);
         lab.send(Shot::new(Group::Hostile, format!("bystander {}", number + 1), via, body(&request)))
     });
     let attack = async {
