@@ -40,7 +40,7 @@ use serde::Serialize;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-use self::chaos::Chaos;
+use self::chaos::{Chaos, Death};
 use self::ledger::{Ledger, Sent, Tally};
 use self::memory::{Growth, Memory};
 use self::users::{NextRequest, Users};
@@ -98,6 +98,8 @@ struct Outcome {
     seconds: f64,
     requests: Tally,
     pods_killed: usize,
+    /// Seconds from the order to kill a pod until it was gone, at most. Requests that it got meanwhile are excused.
+    longest_death_s: f64,
     pickers_replaced: usize,
     /// Memory by process, in bytes.
     memory: Vec<Growth>,
@@ -220,6 +222,7 @@ async fn soak(cluster: &Cluster, args: &SoakArgs, session: &Session) -> Result<O
         seconds: started.elapsed().as_secs_f64(),
         requests,
         pods_killed: deaths.len(),
+        longest_death_s: deaths.iter().map(Death::duration).max().unwrap_or_default().as_secs_f64(),
         pickers_replaced,
         problems: cut.into_iter().chain(unread).chain(uncounted).chain(problems).collect(),
         memory: growth,
@@ -332,7 +335,8 @@ fn problems(requests: &Tally, memory: &[Growth], (n_killed, args): (usize, &Soak
 }
 
 fn table(outcome: &Outcome) -> String {
-    let Outcome { seconds, requests, pods_killed, pickers_replaced, memory, problems } = outcome;
+    let Outcome { seconds, requests, pods_killed, longest_death_s, pickers_replaced, memory, problems } =
+        outcome;
     let mut table = new_table(&["process", "half way", "at the end", "most"], 1);
     for Growth { process, half_way, grown, most, .. } in memory {
         let row = [*half_way, half_way + grown, *most].map(|bytes| format!("{:.1} MB", bytes / 1e6));
@@ -341,7 +345,7 @@ fn table(outcome: &Outcome) -> String {
     let Tally { sent, answered, long, hung_up, excused, lost, cut, cached_share } = requests;
     let mut text = format!(
         "{table}\n{sent} requests in {seconds:.0} s ({:.1} per second): {answered} answered ({long} of them long), \
-         {hung_up} hung up, {excused} failed with their pod, {} lost ({cut} of them cut); {:.0} % of prompt tokens cached\n{pods_killed} pods killed, {pickers_replaced} pickers replaced\n",
+         {hung_up} hung up, {excused} failed with their pod, {} lost ({cut} of them cut); {:.0} % of prompt tokens cached\n{pods_killed} pods killed, each within {longest_death_s:.2} s, {pickers_replaced} pickers replaced\n",
         as_f64(*sent) / seconds,
         lost.len(),
         cached_share * 100.0

@@ -26,6 +26,12 @@ pub(super) struct Death {
     pub(super) until: Duration,
 }
 
+impl Death {
+    pub(super) fn duration(&self) -> Duration {
+        self.until.saturating_sub(self.from)
+    }
+}
+
 /// Kills pods and replaces pickers.
 pub(super) struct Chaos<'a> {
     cluster: &'a Cluster,

@@ -2,7 +2,7 @@
 //! so that they outlive the pods.
 //!
 //! ```text
-//! every 250 ms: pods, pools, Gateways ──► Status (watch) ──► a follower for each new container ──► files
+//! every 250 ms, or when asked: pods, pools, Gateways ──► Status (watch) ──► a follower for each new container ──► files
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,9 +17,9 @@ use kube::api::LogParams;
 use lab::cluster::run_files::RunFiles;
 use lab::cluster::{GatewayAddress, Picker, Pod, Status};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::api::{Access, DEFAULT, ENVOY_GATEWAY};
@@ -57,6 +57,8 @@ pub(super) struct View {
 #[derive(Debug)]
 pub(super) struct Watch {
     views: watch::Receiver<View>,
+    /// Wakes the task for a look at once.
+    asked: Arc<Notify>,
     _task: JoinSet<()>,
 }
 
@@ -71,10 +73,12 @@ impl Watch {
         let mut looker = Looker { access, files, followed: BTreeSet::new(), followers: JoinSet::new() };
         let first = looker.look(None).await?;
         let (sender, views) = watch::channel(first);
+        let asked = Arc::new(Notify::new());
         let mut task = JoinSet::new();
+        let wakes = Arc::clone(&asked);
         task.spawn(async move {
             loop {
-                sleep(LOOK).await;
+                let _ = timeout(LOOK, wakes.notified()).await;
                 let before = sender.borrow().clone();
                 match looker.look(Some(&before)).await {
                     Ok(view) => drop(sender.send(view)),
@@ -83,7 +87,7 @@ impl Watch {
                 }
             }
         });
-        Ok(Self { views, _task: task })
+        Ok(Self { views, asked, _task: task })
     }
 
     pub(super) fn view(&self) -> View {
@@ -97,8 +101,14 @@ impl Watch {
     pub(super) async fn fresh(&self) -> Result<View> {
         let mut views = self.views.clone();
         let due = views.borrow().n_looks + 2;
-        let view = views.wait_for(|view| view.n_looks >= due).await.context("nobody looks any more")?;
-        Ok(view.clone())
+        loop {
+            self.asked.notify_one();
+            views.changed().await.context("nobody looks any more")?;
+            let view = views.borrow_and_update().clone();
+            if view.n_looks >= due {
+                return Ok(view);
+            }
+        }
     }
 }
 
