@@ -249,6 +249,11 @@ impl KubernetesCluster {
     /// Waits until the objects serve, and Envoy knows the pods and the pickers that there are.
     async fn until_known(&self) -> Result<Arc<Status>> {
         settle::settle(&self.access, self.conditions, &self.progress).await?;
+        self.until_envoy_knows().await
+    }
+
+    /// Waits until engines answer, and Envoy knows the pods and the pickers that there are.
+    async fn until_envoy_knows(&self) -> Result<Arc<Status>> {
         self.until_engines_answer().await?;
         let look = async || {
             let view = self.watch.fresh().await?;
@@ -350,7 +355,9 @@ impl KubernetesCluster {
         if !killed.is_empty() {
             self.until_replaced(&before, &killed).await?;
         }
-        self.until_known().await.map(drop)
+        // A request to the listeners would be the first pick of new pickers, and take a number of their seed.
+        settle::objects(&self.access, self.conditions, &self.progress).await?;
+        self.until_envoy_knows().await.map(drop)
     }
 
     /// Has the controller give its pickers these settings.

@@ -69,7 +69,30 @@ impl Conditions {
 /// # Errors
 /// When it takes too long.
 pub async fn settle(access: &Access, conditions: Conditions, progress: &Progress) -> Result<()> {
-    let limit = conditions.limit();
+    objects(access, conditions, progress).await?;
+    let client = Client::default();
+    let look = async || {
+        for listener in listeners(access).await? {
+            let url = format!("http://{}:{}/health", listener.address, listener.port);
+            let answer = client.get(&url).await.map(|reply| reply.status.as_u16());
+            match answer {
+                Ok(404 | 500..) => {
+                    return Ok(Look::Missing(format!("{url} answers {}", answer.unwrap_or(0))));
+                }
+                Err(error) => return Ok(Look::Missing(format!("{url} does not answer: {error:#}"))),
+                Ok(_) => {}
+            }
+        }
+        Ok(Look::Done(()))
+    };
+    wait::until(access, ("waiting for the listeners", conditions.limit()), progress, look).await
+}
+
+/// Waits until everything that the objects ask for is there. No request is sent, so that new pickers have picked nothing.
+///
+/// # Errors
+/// When it takes too long.
+pub async fn objects(access: &Access, conditions: Conditions, progress: &Progress) -> Result<()> {
     let waiting = Stopwatch::start();
     let look = async || {
         if conditions.addresses == Addresses::OfNodes && waiting.elapsed() > GRACE {
@@ -92,23 +115,7 @@ pub async fn settle(access: &Access, conditions: Conditions, progress: &Progress
             false => Look::Missing(missing.join(", ")),
         })
     };
-    wait::until(access, ("waiting for the cluster", limit), progress, look).await?;
-    let client = Client::default();
-    let look = async || {
-        for listener in listeners(access).await? {
-            let url = format!("http://{}:{}/health", listener.address, listener.port);
-            let answer = client.get(&url).await.map(|reply| reply.status.as_u16());
-            match answer {
-                Ok(404 | 500..) => {
-                    return Ok(Look::Missing(format!("{url} answers {}", answer.unwrap_or(0))));
-                }
-                Err(error) => return Ok(Look::Missing(format!("{url} does not answer: {error:#}"))),
-                Ok(_) => {}
-            }
-        }
-        Ok(Look::Done(()))
-    };
-    wait::until(access, ("waiting for the listeners", limit), progress, look).await
+    wait::until(access, ("waiting for the cluster", conditions.limit()), progress, look).await
 }
 
 /// Waits until a Deployment runs as asked for.
