@@ -35,6 +35,8 @@ pub mod hostile;
 
 mod texts;
 
+mod answers;
+
 pub mod lab;
 
 /// Runs the groups in order. A scenario that cannot continue is a failed check and does not end the run.

@@ -9,7 +9,7 @@ mod uploads;
 mod wire;
 
 use crate::check::{Check, Claim, Group};
-use crate::scenario::lab::{Answer, Lab};
+use crate::scenario::lab::Lab;
 use crate::scenario::part;
 
 pub async fn run(lab: &Lab<'_>) {
@@ -26,21 +26,4 @@ pub async fn run(lab: &Lab<'_>) {
 
 fn claim(name: &str, title: &str) -> Claim {
     Check::of(Group::Hostile, name, title)
-}
-
-/// Counts well-formed answers: `3 of 4 answered`.
-fn answered(answers: &[Answer]) -> String {
-    let good = answers.iter().filter(|answer| answer.chat.is_some()).count();
-    format!("{good} of {} answered", answers.len())
-}
-
-fn all_answered(n_answers: usize) -> String {
-    format!("{n_answers} of {n_answers} answered")
-}
-
-/// Describes the problem of each answer that is not a well-formed stream.
-fn problems(answers: &[Answer]) -> String {
-    let problems: Vec<String> =
-        answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
-    problems.join("\n")
 }

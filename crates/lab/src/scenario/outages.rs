@@ -15,7 +15,8 @@ use crate::cluster::Fresh;
 use crate::cluster::fault::Fault;
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
-use crate::scenario::lab::{Answer, GOOD, Lab, REFUSED, Shot, Via};
+use crate::scenario::answers::{all_answered, answered, problems};
+use crate::scenario::lab::{Answer, GOOD, LITTLE_PATIENCE, Lab, REFUSED, Shot, Via};
 use crate::scenario::{part, texts};
 
 /// Least time for which Envoy waits for a silent picker: it tries to connect three times, for a second each.
@@ -28,8 +29,6 @@ const MIDWAY: Duration = Duration::from_secs(1);
 const LONG_ANSWER_TOKENS: u32 = 256;
 /// Tokens of an answer during which connections end, which takes no time.
 const ANSWER_TOKENS: u32 = 128;
-/// Arguments of a picker that, when it is asked to end, waits for its streams far less long than a long answer takes.
-const LITTLE_PATIENCE: [&str; 2] = ["--grace-period", "10ms"];
 /// Long answers that run at the same time.
 const LONG_ANSWERS: usize = 16;
 /// Requests that least request spreads. By chance, all of them go to one of five pods once in 2 million runs.
@@ -167,12 +166,12 @@ async fn picker_replaced(lab: &Lab<'_>) -> Result<()> {
 /// Checks that streams past the picker survive a fault, and that some streams through it do not.
 async fn survived(lab: &Lab<'_>, fault: Fault, [past, through]: [Claim; 2]) -> Result<()> {
     lab.cluster.can(&fault)?;
-    let all = format!("{LONG_ANSWERS} of {LONG_ANSWERS} answered");
+    let all = all_answered(LONG_ANSWERS);
     let answers = long_answers(lab, Responses::default(), &fault).await?;
-    lab.check(past.equal(all.clone(), n_answered(&answers)).detail(problems(&answers)));
+    lab.check(past.equal(all.clone(), answered(&answers)).detail(problems(&answers)));
     let answers = long_answers(lab, Responses::Through, &fault).await?;
     let n_good = answers.iter().filter(|answer| answer.chat.is_some()).count();
-    lab.check(through.holds(format!("fewer than {all}"), n_answered(&answers), n_good < LONG_ANSWERS));
+    lab.check(through.holds(format!("fewer than {all}"), answered(&answers), n_good < LONG_ANSWERS));
     Ok(())
 }
 
@@ -199,11 +198,6 @@ async fn long_answers(lab: &Lab<'_>, responses: Responses, fault: &Fault) -> Res
     failed?;
     lab.cluster.end(fault).await?;
     Ok(answers)
-}
-
-fn n_answered(answers: &[Answer]) -> String {
-    let n_good = answers.iter().filter(|answer| answer.chat.is_some()).count();
-    format!("{n_good} of {} answered", answers.len())
 }
 
 /// Checks `failureMode: FailOpen`: without a picker Envoy uses least request, and clients still cannot choose their
@@ -244,12 +238,7 @@ async fn fails_open(lab: &Lab<'_>) -> Result<()> {
         lab.send(request.header(DESTINATION, wanted.to_string()))
     });
     let answers: Vec<Answer> = join_all(requests).await;
-    let good = answers.iter().filter(|answer| answer.chat.is_some()).count();
-    lab.check(
-        answers_claim
-            .equal(format!("{SPREAD} of {SPREAD} answered"), format!("{good} of {SPREAD} answered"))
-            .detail(problems(&answers)),
-    );
+    lab.check(answers_claim.equal(all_answered(SPREAD), answered(&answers)).detail(problems(&answers)));
     let traces = lab.collect(&mark, answers.into_iter().map(|answer| answer.side).collect()).await?.traces;
     lab.cluster.end(&Fault::KillPickers).await?;
     lab.needs_pods(2)?;
@@ -326,15 +315,7 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
         let label = format!("one picker killed, conversation {}", conversation.number);
         seconds.push(lab.send(shot(label, body(&conversation.request(&model, 2)))).await);
     }
-    let good = seconds.iter().filter(|answer| answer.chat.is_some()).count();
-    lab.check(
-        answers
-            .equal(
-                format!("{AFTER_THE_KILL} of {AFTER_THE_KILL} answered"),
-                format!("{good} of {AFTER_THE_KILL} answered"),
-            )
-            .detail(problems(&seconds)),
-    );
+    lab.check(answers.equal(all_answered(AFTER_THE_KILL), answered(&seconds)).detail(problems(&seconds)));
     let seconds = lab.collect(&mark, seconds.into_iter().map(|answer| answer.side).collect()).await?.traces;
     let same =
         |(first, second): (&crate::evidence::join::RequestTrace, &crate::evidence::join::RequestTrace)| {
@@ -346,10 +327,4 @@ async fn one_of_two(lab: &Lab<'_>) -> Result<()> {
         format!("{stayed} of {AFTER_THE_KILL} stay"),
     ));
     lab.cluster.end(&kill_one).await
-}
-
-fn problems(answers: &[Answer]) -> String {
-    let problems: Vec<String> =
-        answers.iter().filter(|answer| answer.chat.is_none()).map(Answer::verdict).collect();
-    problems.join("\n")
 }

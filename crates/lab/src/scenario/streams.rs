@@ -17,7 +17,7 @@ use crate::cluster::Fresh;
 use crate::cluster::fault::Fault;
 use crate::in_flight::InFlight;
 use crate::requests::body;
-use crate::scenario::lab::{Answer, Lab, Shot, Via};
+use crate::scenario::lab::{Answer, LITTLE_PATIENCE, Lab, Shot, Via};
 use crate::scenario::{part, texts};
 
 /// Streams of each kind that run at the same time.
@@ -38,9 +38,6 @@ const LONG_TOKENS: u32 = 4000;
 /// Users who hang up, and the virtual time by which each does so later than the one before.
 const HANG_UPS: u32 = 20;
 const HANG_UP_EVERY: Duration = Duration::from_millis(50);
-
-/// Arguments of a picker that does not wait for its streams when it is replaced.
-const LITTLE_PATIENCE: [&str; 2] = ["--grace-period", "10ms"];
 
 pub async fn run(lab: &Lab<'_>) {
     part(lab, Group::Faults, "picker paused under streams", paused).await;

@@ -6,9 +6,10 @@ use anyhow::Result;
 use futures::future::join_all;
 use tokio::time::timeout;
 
+use super::claim;
 use super::frames::{BYSTANDERS, among_bystanders};
 use super::wire::{self, Flood};
-use super::{all_answered, answered, claim, problems};
+use crate::scenario::answers::{all_answered, answered, problems};
 use crate::scenario::lab::{Lab, Via};
 
 /// Frames of each flood. Envoy's limits are 1,000 answers that wait and 500 streams that are reset at once.

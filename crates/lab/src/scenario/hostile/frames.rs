@@ -6,9 +6,10 @@ use anyhow::Result;
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::{all_answered, answered, claim, problems, wire};
+use super::{claim, wire};
 use crate::check::Group;
 use crate::requests::body;
+use crate::scenario::answers::{all_answered, answered, problems};
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 use crate::scenario::texts;
 

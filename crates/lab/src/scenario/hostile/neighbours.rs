@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{all_answered, answered, claim, problems};
+use super::claim;
 use crate::check::{Claim, Group};
 use crate::cluster::fault::Fault;
 use crate::patience::{self, Patience};
 use crate::requests::body;
+use crate::scenario::answers::{all_answered, answered, problems};
 use crate::scenario::lab::{Answer, Lab, Shot, Via};
 use crate::scenario::texts;
 
