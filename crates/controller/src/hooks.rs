@@ -90,9 +90,7 @@ impl Hooks {
             None
         }))
     }
-}
 
-impl Hooks {
     /// The message after `edit`, which gives another one or None; the call is counted.
     fn counted(
         &self,

@@ -212,8 +212,8 @@ impl Editor {
         Ok(listener.encode().into())
     }
 
-    /// The connection manager with the filters of the pools that its routes lead to, and whether one of them fails open;
-    /// It is `None` if they lead to no pool.
+    /// The connection manager with the filters of the pools that its routes lead to, and whether one of them fails open.
+    /// The manager is `None` if they lead to no pool.
     fn manager(&self, bytes: &[u8], marks: &Marks) -> Result<(Option<Vec<u8>>, bool), Malformed> {
         use field::connection_manager as number;
         let mut manager = Message::decode(bytes)?;
