@@ -85,7 +85,7 @@ fn routed_pool(idx: usize) -> [Value; 3] {
     ]
 }
 
-/// What the watches have delivered, and the authority.
+/// The objects that the watches have delivered, and the authority.
 fn cluster() -> (Cluster, Authority) {
     let secret = Authority::secret(&names::authority(HERE), None, now()).expect("an authority");
     let authority = Authority::read(&secret).expect("an authority");
