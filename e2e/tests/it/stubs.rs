@@ -219,8 +219,8 @@ pub(crate) fn free_port() -> u16 {
     candidates.find(|port| is_free(*port)).expect("a port is free")
 }
 
-/// True if nobody is bound to the port. The socket listens not: what other tests start at the moment would hold it, and
-/// keep the gateway from the port.
+/// True if nobody is bound to the port. The socket does not listen: a child that another test starts holds it a while, and
+/// would keep the gateway from the port.
 fn is_free(port: u16) -> bool {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();

@@ -165,7 +165,7 @@ fn is_free(port: u16) -> bool {
     [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED].iter().all(|address| look((*address, port).into()).is_ok())
 }
 
-/// Binds a socket to the address, and listens not. A child that another thread starts at the moment holds the socket for
+/// Binds a socket to the address, and does not listen. A child that another thread starts at the moment holds the socket for
 /// as long as it takes to become its program, which is long on a busy machine. Linux lets a server bind meanwhile what a
 /// socket holds that does not listen.
 ///
