@@ -122,12 +122,20 @@ fn facts(cluster: &Cluster, authority: &Authority) -> Facts {
     facts
 }
 
-fn hooks() -> (Runtime, Hooks) {
-    let runtime = Builder::new_current_thread().build().expect("a runtime");
+/// Makes hooks that have not seen a pool yet.
+fn new_hooks() -> impl Fn() -> Hooks {
     let (cluster, authority) = cluster();
     let (_, rx) = watch::channel(Some(Arc::new(facts(&cluster, &authority))));
     let metrics = Arc::new(Metrics::new(watch::channel(WatchState::default()).1));
-    (runtime, Hooks::new(Editor::new(false), rx, metrics))
+    move || Hooks::new(Editor::new(false), rx.clone(), Arc::clone(&metrics))
+}
+
+fn hooks() -> (Runtime, Hooks) {
+    (runtime(), new_hooks()())
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().build().expect("a runtime")
 }
 
 fn resources(idx: usize) -> Vec<ExtensionResource> {
@@ -159,6 +167,15 @@ fn cluster_of_a_pool(bencher: divan::Bencher<'_, '_>) {
     let (runtime, hooks) = hooks();
     bencher.with_inputs(|| cluster_request(N_ROUTES - 1)).bench_values(|request| {
         runtime.block_on(hooks.post_cluster_modify(Request::new(request))).expect("an answer")
+    });
+}
+
+#[divan::bench]
+fn cluster_of_a_new_pool(bencher: divan::Bencher<'_, '_>) {
+    let (runtime, hooks) = (runtime(), new_hooks());
+    bencher.with_inputs(|| (hooks(), cluster_request(N_ROUTES - 1))).bench_refs(|(hooks, request)| {
+        let request = Request::new(std::mem::take(request));
+        runtime.block_on(hooks.post_cluster_modify(request)).expect("an answer")
     });
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{Names, PlannedPool};
 
 /// The way of responses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Responses {
     /// Through the picker, which can change them. If it hangs or dies, it cuts them.
@@ -21,7 +21,7 @@ pub enum Responses {
 }
 
 /// A share of all requests, from 0 to 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Share {
     /// Envoy counts shares in millionths, too.
     per_million: u32,

@@ -8,34 +8,33 @@
 
 mod translation;
 mod division;
+mod pool_parts;
 mod mark;
 mod parts;
 mod field;
 
+use std::sync::Arc;
+
 use inference_api::object::ObjectKey;
 use inference_api::pool::{AppProtocol, FailureMode};
+use prost::encoding;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Maker, Responses};
 use crate::error::Malformed;
-use crate::render::cluster::{
-    PROTOCOL_OPTIONS, http2, override_host, picker_at, protocol_options, thresholds, tls_to, tls_to_any,
-};
+use crate::render::cluster::PROTOCOL_OPTIONS;
 use crate::render::filters::filter_names;
-use crate::render::picker_cluster;
 use crate::render::route::{enabled, retry_policy};
 use crate::wire::Message;
 use crate::xds::parts::Parts;
+use crate::xds::pool_parts::{MAX_POOLS, Memo, PoolParts};
 
 pub use crate::xds::division::{Division, Portion};
 pub use crate::xds::translation::Resources;
 
-/// Time between two look-ups of a name. Pods and pickers come and go.
-const REFRESH: &str = "1s";
-
 /// A pool, and the addresses of its pods and its picker as the proxies resolve them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pool {
     pub key: ObjectKey,
     pub failure_mode: FailureMode,
@@ -50,7 +49,7 @@ pub struct Pool {
 }
 
 /// The Service of a pool's picker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Picker {
     /// DNS name that resolves to the pickers.
     pub address: String,
@@ -59,7 +58,7 @@ pub struct Picker {
 }
 
 /// Trust in a picker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Trust {
     /// Its certificate must be for this host and signed by this authority, in PEM. It reports its health.
     Authority { host: String, certificates: String },
@@ -81,6 +80,7 @@ impl Pool {
 #[derive(Debug)]
 pub struct Editor {
     parts: Parts,
+    memo: Memo,
     /// True if clients may ask the picker for its reasons; if not, listeners remove the question from requests.
     explains: bool,
 }
@@ -88,7 +88,7 @@ pub struct Editor {
 impl Editor {
     #[must_use]
     pub fn new(explains: bool) -> Self {
-        Self { parts: Parts::new(), explains }
+        Self { parts: Parts::new(), memo: Memo::new(MAX_POOLS), explains }
     }
 
     /// Attaches `pool` to an `envoy.config.route.v3.Route` that leads to it.
@@ -134,15 +134,9 @@ impl Editor {
     /// If `cluster` is not a protobuf message.
     pub fn cluster(&self, cluster: &[u8], pool: &Pool) -> Result<Vec<u8>, Malformed> {
         use field::cluster as number;
+        let parts = self.pool_parts(pool);
         let mut message = Message::decode(cluster)?;
-        let name = message.text(number::NAME).to_owned();
-        let part = json!({
-            "type": "STRICT_DNS",
-            "dns_refresh_rate": REFRESH,
-            "load_assignment": resolved(&name, &pool.pods, &pool.ports),
-            "load_balancing_policy": override_host(),
-            "metadata": mark::render(mark::POOL, &json!(json!(pool).to_string())),
-        });
+        let assignment = named_assignment(message.text(number::NAME));
         message.remove(&[
             number::TYPE,
             number::CLUSTER_TYPE,
@@ -152,65 +146,22 @@ impl Editor {
             number::LOAD_BALANCING_POLICY,
         ]);
         mark::remove(&mut message, number::METADATA)?;
-        let mut parts = vec![self.parts.encode("envoy.config.cluster.v3.Cluster", &part)];
-        match pool.app_protocol {
-            // Envoy Gateway makes these by itself.
-            AppProtocol::Http => {}
-            AppProtocol::H2c => parts.extend(self.speak_http2(&mut message)?),
+        message.merge(&parts.cluster)?;
+        message.merge(&assignment)?;
+        if let Some(http2) = &parts.http2
+            && !speaks_http2(&mut message, &http2.options)?
+        {
+            message.merge(&http2.extension)?;
         }
         if !bounds_requests(&message)? {
             message.remove(&[number::CIRCUIT_BREAKERS]);
-            let bounds = json!({ "circuit_breakers": { "thresholds": [thresholds()] } });
-            parts.push(self.parts.encode("envoy.config.cluster.v3.Cluster", &bounds));
-        }
-        for part in &parts {
-            message.merge(part)?;
+            message.merge(&parts.bounds)?;
         }
         Ok(message.encode())
     }
 
-    /// Makes the cluster speak HTTP/2. If it has no protocol options, returns the part that has them; other options stay.
-    fn speak_http2(&self, cluster: &mut Message<'_>) -> Result<Option<Vec<u8>>, Malformed> {
-        use field::{cluster as number, extension, map, protocol_options as options};
-        let http2 = http2(json!({}));
-        let part = self.parts.encode(PROTOCOL_OPTIONS, &http2);
-        let is_edited = cluster.edit(number::TYPED_EXTENSION_PROTOCOL_OPTIONS, |entry| {
-            let mut entry = Message::decode(entry)?;
-            if entry.text(map::KEY) != PROTOCOL_OPTIONS {
-                return Ok(None);
-            }
-            entry.edit(map::VALUE, |any| {
-                let mut any = Message::decode(any)?;
-                any.edit(extension::VALUE, |known| {
-                    let mut known = Message::decode(known)?;
-                    known.remove(&options::PROTOCOLS);
-                    known.merge(&part)?;
-                    Ok(Some(known.encode()))
-                })?;
-                Ok(Some(any.encode()))
-            })?;
-            Ok(Some(entry.encode()))
-        })?;
-        let part = json!({ "typed_extension_protocol_options": protocol_options(http2) });
-        Ok((!is_edited).then(|| self.parts.encode("envoy.config.cluster.v3.Cluster", &part)))
-    }
-
-    /// The cluster of a pool's picker.
-    fn picker(&self, pool: &Pool) -> Vec<u8> {
-        let Picker { address, port, trust } = &pool.picker;
-        let name = picker_cluster(&pool.key);
-        let mut value = picker_at(&name, "STRICT_DNS", resolved(&name, address, &[*port]));
-        value["dns_refresh_rate"] = json!(REFRESH);
-        // A picker whose name is gone is gone, even if it answered a health check a moment ago.
-        value["ignore_health_on_host_removal"] = json!(true);
-        value["transport_socket"] = match trust {
-            Trust::Authority { host, certificates } => tls_to(host, json!({ "inline_string": certificates })),
-            Trust::Any => {
-                value["health_checks"] = json!([]);
-                tls_to_any()
-            }
-        };
-        self.parts.encode("envoy.config.cluster.v3.Cluster", &value)
+    fn pool_parts(&self, pool: &Pool) -> Arc<PoolParts> {
+        self.memo.parts_of(pool, &self.parts)
     }
 }
 
@@ -230,11 +181,34 @@ pub fn cluster_name(cluster: &[u8]) -> Result<String, Malformed> {
     Ok(Message::decode(cluster)?.text(field::cluster::NAME).to_owned())
 }
 
-/// The load assignment of a name that DNS resolves to all addresses behind it.
-fn resolved(cluster_name: &str, host: &str, ports: &[u16]) -> Value {
-    let endpoint = |port: &u16| json!({ "endpoint": { "address": { "socket_address": { "address": host, "port_value": port } } } });
-    let endpoints: Vec<Value> = ports.iter().map(endpoint).collect();
-    json!({ "cluster_name": cluster_name, "endpoints": [{ "lb_endpoints": endpoints }] })
+/// Part of an `envoy.config.cluster.v3.Cluster`: the name in its load assignment.
+fn named_assignment(cluster_name: &str) -> Vec<u8> {
+    let (mut assignment, mut part) = (Vec::new(), Vec::new());
+    encoding::string::encode(field::load_assignment::CLUSTER_NAME, &cluster_name.to_owned(), &mut assignment);
+    encoding::bytes::encode(field::cluster::LOAD_ASSIGNMENT, &assignment, &mut part);
+    part
+}
+
+/// Makes the protocol options of the cluster say HTTP/2, if it has some; other options stay. False if it has none.
+fn speaks_http2(cluster: &mut Message<'_>, http2: &[u8]) -> Result<bool, Malformed> {
+    use field::{cluster as number, extension, map, protocol_options as options};
+    cluster.edit(number::TYPED_EXTENSION_PROTOCOL_OPTIONS, |entry| {
+        let mut entry = Message::decode(entry)?;
+        if entry.text(map::KEY) != PROTOCOL_OPTIONS {
+            return Ok(None);
+        }
+        entry.edit(map::VALUE, |any| {
+            let mut any = Message::decode(any)?;
+            any.edit(extension::VALUE, |known| {
+                let mut known = Message::decode(known)?;
+                known.remove(&options::PROTOCOLS);
+                known.merge(http2)?;
+                Ok(Some(known.encode()))
+            })?;
+            Ok(Some(any.encode()))
+        })?;
+        Ok(Some(entry.encode()))
+    })
 }
 
 /// True if a policy of the user bounds the cluster's requests. Envoy Gateway alone sets a bound for retries.

@@ -171,7 +171,7 @@ impl PrefixSource {
 }
 
 /// Protocol that the pods of a pool speak: `appProtocol` in v1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum AppProtocol {
     /// HTTP/1.1.
     #[default]
@@ -191,7 +191,7 @@ pub struct PickerRef {
 }
 
 /// The proxy's reaction if the picker cannot be reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum FailureMode {
     /// Drop the request.
     #[default]

@@ -13,6 +13,10 @@ pub(crate) mod cluster {
     pub(crate) const LOAD_BALANCING_POLICY: u32 = 41;
 }
 
+pub(crate) mod load_assignment {
+    pub(crate) const CLUSTER_NAME: u32 = 1;
+}
+
 pub(crate) mod protocol_options {
     /// The ways of saying a protocol; one of them counts.
     pub(crate) const PROTOCOLS: [u32; 3] = [3, 4, 5];

@@ -1,18 +1,17 @@
 //! The translation of one Gateway: the pickers' clusters, and their filters on the listeners that lead to marked routes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use inference_api::pool::FailureMode;
 use prost::bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::attachment::Responses;
 use crate::error::Malformed;
-use crate::render::filters::{body_reports, filters};
 use crate::render::listener::{FAIL_OPEN_BUFFER_BYTES, decision_header, without_forbidden_headers};
-use crate::render::route::fraction;
-use crate::render::{observer_filter, picker_cluster};
 use crate::wire::Message;
+use crate::xds::pool_parts::PoolParts;
 use crate::xds::{Editor, Pool, field, mark};
 
 const CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
@@ -31,13 +30,13 @@ pub struct Resources {
 /// its routes lead to.
 #[derive(Debug, Default)]
 struct Marks {
-    pools: BTreeMap<String, Pool>,
+    pools: BTreeMap<String, Arc<PoolParts>>,
     by_cluster: BTreeMap<String, String>,
     by_route_configuration: BTreeMap<String, Vec<String>>,
 }
 
 impl Marks {
-    fn read(resources: &Resources) -> Result<Self, Malformed> {
+    fn read(resources: &Resources, editor: &Editor) -> Result<Self, Malformed> {
         let mut marks = Self::default();
         for cluster in &resources.clusters {
             let cluster = Message::decode(cluster)?;
@@ -45,7 +44,7 @@ impl Marks {
             if let Some(pool) = mark.and_then(|text| serde_json::from_str::<Pool>(&text).ok()) {
                 let name = pool.key.to_string();
                 marks.by_cluster.insert(cluster.text(field::cluster::NAME).to_owned(), name.clone());
-                marks.pools.insert(name, pool);
+                marks.pools.insert(name, editor.pool_parts(&pool));
             }
         }
         for configuration in &resources.route_configurations {
@@ -68,9 +67,9 @@ impl Marks {
     }
 
     /// Pools that the routes of this configuration lead to, each once.
-    fn pools(&self, route_configuration: &str) -> Vec<&Pool> {
+    fn pools(&self, route_configuration: &str) -> Vec<&PoolParts> {
         let names = self.by_route_configuration.get(route_configuration);
-        names.into_iter().flatten().filter_map(|name| self.pools.get(name)).collect()
+        names.into_iter().flatten().filter_map(|name| self.pools.get(name).map(|parts| &**parts)).collect()
     }
 }
 
@@ -82,16 +81,16 @@ impl Editor {
     pub fn translation(&self, resources: Resources) -> Result<Resources, Malformed> {
         let clusters = self.with_portions(resources.clusters)?;
         let resources = Resources { clusters, ..resources };
-        let marks = Marks::read(&resources)?;
+        let marks = Marks::read(&resources, self)?;
         let Resources { clusters, listeners, route_configurations } = resources;
-        let pickers: BTreeSet<String> = marks.pools.values().map(|pool| picker_cluster(&pool.key)).collect();
+        let pickers: BTreeSet<&str> = marks.pools.values().map(|parts| parts.picker_name.as_str()).collect();
         let mut kept = Vec::with_capacity(clusters.len() + pickers.len());
         for cluster in clusters {
             if !pickers.contains(Message::decode(&cluster)?.text(field::cluster::NAME)) {
                 kept.push(cluster);
             }
         }
-        kept.extend(marks.pools.values().map(|pool| Bytes::from(self.picker(pool))));
+        kept.extend(marks.pools.values().map(|parts| Bytes::from(parts.picker.clone())));
         let listeners = listeners
             .into_iter()
             .map(|listener| self.listener(listener, &marks))
@@ -107,7 +106,7 @@ impl Editor {
         use field::route_configuration as number;
         let mut configuration = Message::decode(&bytes)?;
         let pools = marks.pools(configuration.text(number::NAME));
-        if !pools.iter().any(|pool| pool.responses != Responses::Through) {
+        if !pools.iter().any(|parts| parts.pool.responses != Responses::Through) {
             return Ok(bytes);
         }
         configuration.edit(number::VIRTUAL_HOSTS, |host| {
@@ -134,43 +133,20 @@ impl Editor {
         let mut pools =
             mark.iter().flat_map(|mark| mark::names(mark)).filter_map(|name| marks.pools.get(name));
         // Shares do not differ: the operator names one for all pools.
-        let reported = pools.find_map(|pool| Some((pool, body_reports(&pool.attachment())?)));
-        let Some((pool, (share, reports))) = reported else { return Ok(None) };
+        let Some(reports) = pools.find_map(|parts| parts.reports.as_ref()) else { return Ok(None) };
         let action = route.bytes(field::route::ROUTE).map(Message::decode).transpose()?;
         let is_divided = action.is_some_and(|action| action.has(WEIGHTED_CLUSTERS));
-        let mut part = json!({
-            "match": { "runtime_fraction": fraction(share) },
-            "metadata": mark::render_made(),
-        });
         if is_divided {
             route.edit(field::route::ROUTE, |action| {
                 let mut action = Message::decode(action)?;
-                action.edit(WEIGHTED_CLUSTERS, |weighted| self.reporting_portions(weighted, marks))?;
+                action.edit(WEIGHTED_CLUSTERS, |weighted| reporting_portions(weighted, marks))?;
                 Ok(Some(action.encode()))
             })?;
         } else {
-            part["typed_per_filter_config"] = json!({ observer_filter(&pool.key): reports });
+            route.merge(&reports.route)?;
         }
-        let part = self.parts.encode("envoy.config.route.v3.Route", &part);
-        route.merge(&part)?;
+        route.merge(&reports.share)?;
         Ok(Some(route.encode()))
-    }
-
-    /// Weighted clusters, in which those of pools report the bodies of responses.
-    fn reporting_portions(&self, weighted: &[u8], marks: &Marks) -> Result<Option<Vec<u8>>, Malformed> {
-        use field::weighted_cluster as number;
-        let mut weighted = Message::decode(weighted)?;
-        weighted.edit(number::CLUSTERS, |entry| {
-            let mut entry = Message::decode(entry)?;
-            let pool = marks.by_cluster.get(entry.text(number::NAME)).and_then(|name| marks.pools.get(name));
-            let reported = pool.and_then(|pool| Some((pool, body_reports(&pool.attachment())?)));
-            let Some((pool, (_, reports))) = reported else { return Ok(None) };
-            let part = json!({ "typed_per_filter_config": { observer_filter(&pool.key): reports } });
-            let part = self.parts.encode("envoy.config.route.v3.WeightedCluster.ClusterWeight", &part);
-            entry.merge(&part)?;
-            Ok(Some(entry.encode()))
-        })?;
-        Ok(Some(weighted.encode()))
     }
 
     fn listener(&self, bytes: Bytes, marks: &Marks) -> Result<Bytes, Malformed> {
@@ -222,17 +198,14 @@ impl Editor {
         if pools.is_empty() {
             return Ok((None, false));
         }
-        let rendered: Vec<Value> = pools.iter().flat_map(|pool| filters(pool.attachment())).collect();
-        let names: Vec<&str> = rendered.iter().filter_map(|filter| filter["name"].as_str()).collect();
+        let filters = || pools.iter().flat_map(|parts| &parts.filters);
+        let names: BTreeSet<&str> = filters().map(|(name, _)| name.as_str()).collect();
         manager.remove_if(number::HTTP_FILTERS, |filter| {
-            Ok(names.contains(&Message::decode(filter)?.text(field::extension::NAME)))
+            Ok(names.contains(Message::decode(filter)?.text(field::extension::NAME)))
         })?;
         // The last filter is the router.
-        for filter in &rendered {
-            let filter = self
-                .parts
-                .encode("envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter", filter);
-            manager.insert_before_last(number::HTTP_FILTERS, filter);
+        for (_, filter) in filters() {
+            manager.insert_before_last(number::HTTP_FILTERS, filter.clone());
         }
         let removed =
             json!({ "early_header_mutation_extensions": [without_forbidden_headers(self.explains)] });
@@ -240,13 +213,27 @@ impl Editor {
         merge_once(&mut manager, number::EARLY_HEADER_MUTATIONS, &removed)?;
         let request_id = json!({ "always_set_request_id_in_response": true });
         let request_id = self.parts.encode(MANAGER_MESSAGE, &request_id);
-        if pools.iter().any(|pool| pool.responses != Responses::Through) {
+        if pools.iter().any(|parts| parts.pool.responses != Responses::Through) {
             manager.remove(&[number::ALWAYS_SET_REQUEST_ID_IN_RESPONSE]);
             manager.merge(&request_id)?;
         }
-        let fails_open = pools.iter().any(|pool| pool.failure_mode == FailureMode::FailOpen);
+        let fails_open = pools.iter().any(|parts| parts.pool.failure_mode == FailureMode::FailOpen);
         Ok((Some(manager.encode()), fails_open))
     }
+}
+
+/// Weighted clusters, in which those of pools report the bodies of responses.
+fn reporting_portions(weighted: &[u8], marks: &Marks) -> Result<Option<Vec<u8>>, Malformed> {
+    use field::weighted_cluster as number;
+    let mut weighted = Message::decode(weighted)?;
+    weighted.edit(number::CLUSTERS, |entry| {
+        let mut entry = Message::decode(entry)?;
+        let pool = marks.by_cluster.get(entry.text(number::NAME)).and_then(|name| marks.pools.get(name));
+        let Some(reports) = pool.and_then(|parts| parts.reports.as_ref()) else { return Ok(None) };
+        entry.merge(&reports.portion)?;
+        Ok(Some(entry.encode()))
+    })?;
+    Ok(Some(weighted.encode()))
 }
 
 /// Merges a part with one value of the repeated field `number`, unless the message has that value.
