@@ -42,7 +42,9 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
 ];
 
 /// Workspace crates that only the tests of a crate may depend on.
-const TESTS_MAY_IMPORT: [(&str, &[&str]); 1] = [
+const TESTS_MAY_IMPORT: [(&str, &[&str]); 2] = [
+    // Pickers of others stand behind a real Envoy.
+    ("e2e", &["envoy-proto"]),
     // The simulator's picks are compared with those of the servers.
     ("sim", &["epp", "ext-proc", "pool-index", "inference-api"]),
 ];

@@ -7,7 +7,7 @@ use inference_api::kinds::{Object, ReadError};
 use inference_api::lenient;
 use inference_api::model_rewrite::InferenceModelRewrite;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{InferenceModel, InferencePool};
+use inference_api::pool::{BodyMode, InferenceModel, InferencePool};
 use inference_api::{keys, object};
 use serde_json::Value;
 
@@ -38,6 +38,8 @@ pub struct Facts {
     pub gateways: Vec<Gateway>,
     pub routes: Vec<HttpRoute>,
     pub grants: BTreeSet<Grant>,
+    /// How the pickers of others take bodies, as far as it was found out, by the Services of their pools' pods.
+    pub body_modes: BTreeMap<ObjectKey, BodyMode>,
     /// Managed pickers by the name that they would like, each with the Service that has it: the first one of several.
     pub pickers: BTreeMap<ObjectKey, ObjectKey>,
 }
@@ -60,6 +62,8 @@ pub enum Fact {
     Object(Box<Object>),
     /// A Service that the controller has not made. That it exists counts, whatever it is.
     Service(ObjectKey),
+    /// The body mode that the controller has noted on a Service of pods.
+    BodyMode(ObjectKey, BodyMode),
     Grants(Vec<Grant>),
     /// An object that no rule asks for.
     Nothing,
@@ -72,6 +76,9 @@ impl Fact {
     /// If the object breaks a rule of the API.
     pub fn read(value: Value) -> Result<Self, ReadError> {
         match (value["apiVersion"].as_str(), value["kind"].as_str()) {
+            (Some("v1"), Some("Service")) if sweep::is_made(&value) => {
+                Ok(noted(&value).map_or(Self::Nothing, |(key, mode)| Self::BodyMode(key, mode)))
+            }
             _ if sweep::is_made(&value) => Ok(Self::Nothing),
             (Some("v1"), Some("Service")) => Ok(key(&value).map_or(Self::Nothing, Self::Service)),
             (Some(version), Some("ReferenceGrant")) if version.starts_with(keys::GATEWAY_GROUP) => {
@@ -100,6 +107,7 @@ impl Facts {
     pub fn insert(&mut self, fact: Fact) {
         match fact {
             Fact::Service(key) => drop(self.services.insert(key)),
+            Fact::BodyMode(service, mode) => drop(self.body_modes.insert(service, mode)),
             Fact::Grants(grants) => self.grants.extend(grants),
             Fact::Nothing => {}
             Fact::Object(object) => match *object {
@@ -161,6 +169,12 @@ fn key(value: &Value) -> Option<ObjectKey> {
     let metadata = &value["metadata"];
     let namespace = metadata["namespace"].as_str().unwrap_or(object::DEFAULT_NAMESPACE);
     Some(ObjectKey::new(namespace, metadata["name"].as_str()?))
+}
+
+/// The body mode that a Service of pods notes.
+fn noted(value: &Value) -> Option<(ObjectKey, BodyMode)> {
+    let text = value["metadata"]["annotations"][keys::PICKER_BODY_MODE].as_str()?;
+    Some((key(value)?, BodyMode::parse(text)?))
 }
 
 /// Rights that a ReferenceGrant gives HTTPRoutes: each of its `from` may use each of its `to`.

@@ -18,6 +18,8 @@ pub mod hooks;
 
 pub mod reconciler;
 pub mod writer;
+pub mod probes;
+pub mod probe;
 
 pub mod metrics;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use inference_api::pool::BodyMode;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -49,6 +50,23 @@ pub enum Outcome {
     Failed,
 }
 
+/// The end of a look at somebody else's picker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Probe {
+    Answered,
+    Unanswered,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProbeLabels {
+    outcome: Probe,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BodyModeLabels {
+    body_mode: &'static str,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HookLabels {
     hook: Hook,
@@ -68,6 +86,8 @@ pub struct Metrics {
     hooks: Family<HookLabels, Counter>,
     hook_seconds: Histogram,
     writes: Family<WriteLabels, Counter>,
+    probes: Family<ProbeLabels, Counter>,
+    body_modes: Family<BodyModeLabels, Gauge>,
     pools: Gauge,
     managed_pickers: Gauge,
     problems: Gauge,
@@ -83,14 +103,30 @@ impl Metrics {
             hooks: Family::default(),
             hook_seconds: Histogram::new(buckets),
             writes: Family::default(),
+            probes: Family::default(),
+            body_modes: Family::default(),
             pools: Gauge::default(),
             managed_pickers: Gauge::default(),
             problems: Gauge::default(),
         };
-        let Self { registry, hooks, hook_seconds, writes, pools, managed_pickers, problems } = &mut metrics;
+        let Self {
+            registry,
+            hooks,
+            hook_seconds,
+            writes,
+            probes,
+            body_modes,
+            pools,
+            managed_pickers,
+            problems,
+        } = &mut metrics;
         registry.register("controller_hooks", "Calls of Envoy Gateway by their answer", hooks.clone());
         registry.register("controller_hook_seconds", "Time that a call took", hook_seconds.clone());
         registry.register("controller_writes", "Writes to the API server by their end", writes.clone());
+        let help = "Looks at pickers of others by their end";
+        registry.register("controller_probes", help, probes.clone());
+        let help = "Pools with pickers of others by the way in which these take bodies";
+        registry.register("controller_picker_body_modes", help, body_modes.clone());
         registry.register("controller_pools", "InferencePools", pools.clone());
         registry.register("controller_managed_pickers", "Pickers that run here", managed_pickers.clone());
         let help = "Pools that cannot be served as they ask; the log says which";
@@ -114,6 +150,16 @@ impl Metrics {
         {
             gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
         }
+    }
+
+    pub fn count_probe(&self, outcome: Probe) {
+        self.probes.get_or_create(&ProbeLabels { outcome }).inc();
+    }
+
+    /// Sets the number of pools whose picker takes bodies in this mode.
+    pub fn set_body_mode(&self, mode: BodyMode, n_pools: usize) {
+        let labels = BodyModeLabels { body_mode: mode.as_str() };
+        self.body_modes.get_or_create(&labels).set(i64::try_from(n_pools).unwrap_or(i64::MAX));
     }
 
     /// All metrics in the OpenMetrics text format.

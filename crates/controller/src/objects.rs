@@ -1,11 +1,13 @@
 //! The objects that pools ask for, as they are applied: only the fields that the controller owns.
 
+use inference_api::keys;
 use inference_api::object::ObjectKey;
 use inference_api::pool::{InferencePool, PoolVersion};
 use serde_json::{Value, json};
 
 use crate::facts::Facts;
 use crate::names;
+use crate::resolve;
 use crate::sweep;
 
 /// Label with the name of the pool.
@@ -22,7 +24,7 @@ pub struct NameTaken {
 }
 
 /// The headless Service that resolves to the ready pods of `pool`, by which the proxies know them. The API server removes
-/// it with its pool.
+/// it with its pool. It notes how somebody else's picker takes bodies, so that a controller that starts knows it.
 ///
 /// # Errors
 /// If somebody else's Service has its name: applying it would take that over.
@@ -41,6 +43,9 @@ pub fn pods_service(pool: &InferencePool, facts: &Facts) -> Result<Value, NameTa
     let mut metadata = json!({ "name": service.name, "namespace": service.namespace, "labels": labels });
     if let Some(owner) = owner(pool) {
         metadata["ownerReferences"] = json!([owner]);
+    }
+    if let Some(mode) = facts.body_modes.get(&service).filter(|_| resolve::is_of_others(pool, facts)) {
+        metadata["annotations"] = json!({ keys::PICKER_BODY_MODE: mode.as_str() });
     }
     Ok(json!({
         "apiVersion": "v1",

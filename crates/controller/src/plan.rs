@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use inference_api::keys;
 use inference_api::object::ObjectKey;
 use pool_index::snapshot::ModelStatus;
 use serde_json::{Value, json};
@@ -85,6 +86,12 @@ impl Plan {
             match objects::pods_service(pool, facts) {
                 Ok(service) => wanted.insert(service),
                 Err(taken) => plan.problems.push(taken.to_string()),
+            }
+            if let Err(value) = pool.picker_body_mode() {
+                let (pool, annotation) = (pool.key(), keys::PICKER_BODY_MODE);
+                plan.problems.push(format!(
+                    "InferencePool {pool} has the annotation {annotation} with {value:?}: write `streamed` or `full-duplex-streamed`"
+                ));
             }
         }
         let mut secrets = vec![names::authority(&facts.place.namespace)];

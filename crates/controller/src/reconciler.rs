@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
+use inference_api::pool::BodyMode;
 use kube::Client;
 use kube::api::{Api, ApiResource};
 use kube::core::DynamicObject;
@@ -23,6 +24,8 @@ use crate::metrics::Metrics;
 use crate::names;
 use crate::pickers;
 use crate::plan::{Plan, View, Work};
+use crate::probes::{self, Found};
+use crate::resolve;
 use crate::setup::Setup;
 use crate::sweep::{MANAGED_BY, MANAGER};
 
@@ -38,6 +41,8 @@ pub struct Told {
     pub facts: watch::Sender<Option<Arc<Facts>>>,
     pub authority: watch::Sender<Option<Arc<Authority>>>,
     pub work: watch::Sender<Option<Arc<Work>>>,
+    /// What others tell the reconciler: how the pickers of others take bodies.
+    pub found: watch::Sender<Found>,
 }
 
 /// Owns what is known of the cluster.
@@ -63,6 +68,7 @@ impl Default for Told {
             facts: watch::channel(None).0,
             authority: watch::channel(None).0,
             work: watch::channel(None).0,
+            found: watch::channel(Found::new()).0,
         }
     }
 }
@@ -100,10 +106,13 @@ impl Reconciler {
     pub async fn run(mut self, stop: CancellationToken) {
         let (client, namespace) = (self.client.clone(), self.place.namespace.clone());
         self.watches.follow(&Kind::ALL, |kind| events(&client, &namespace, *kind));
+        let mut found = self.told.found.subscribe();
         loop {
             let deliveries = tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(AGAIN) => Vec::new(),
+                // The reconciler owns a sender, so there is always one.
+                _ = found.changed() => Vec::new(),
                 deliveries = self.watches.next() => deliveries,
             };
             for (kind, delivery) in deliveries {
@@ -128,7 +137,12 @@ impl Reconciler {
             Some(Ok(authority)) => authority,
             Some(Err(error)) => return warn!(%error, "Waiting for an authority"),
         };
-        let facts = cluster.facts(place, &authority.certificates);
+        let mut facts = cluster.facts(place, &authority.certificates);
+        for (target, services) in probes::targets(&facts) {
+            if let Some(mode) = told.found.borrow().get(&target) {
+                facts.body_modes.extend(services.into_iter().map(|service| (service, *mode)));
+            }
+        }
         let (pools, models) = (facts.pools.clone(), facts.models.clone());
         index.apply([Change::ReplaceObjects(Objects { pools, models, ..Objects::default() })]);
         let snapshot = reader.snapshot();
@@ -136,6 +150,13 @@ impl Reconciler {
             View { cluster, facts: &facts, models: &snapshot.models, authority: &authority, now: clock() };
         let plan = Plan::new(view, setup);
         metrics.set_counts(facts.pools.len(), pickers::managed(&facts).len(), plan.problems.len());
+        for mode in [BodyMode::FullDuplexStreamed, BodyMode::Streamed] {
+            let of_others = facts.pools.iter().filter(|pool| resolve::is_of_others(pool, &facts));
+            metrics.set_body_mode(
+                mode,
+                of_others.filter(|pool| resolve::body_mode(pool, &facts) == mode).count(),
+            );
+        }
         for problem in plan.problems.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!(problem, "A pool is not served as it asks");
         }

@@ -3,7 +3,7 @@
 use gateway_config::attachment::Responses;
 use gateway_config::xds::{Picker, Pool, Trust};
 use inference_api::object::ObjectKey;
-use inference_api::pool::{InferencePool, PickerRef, PoolVersion};
+use inference_api::pool::{BodyMode, InferencePool, PickerRef, PoolVersion};
 use inference_api::{keys, model_rewrite};
 
 use crate::facts::Facts;
@@ -40,6 +40,23 @@ pub fn picker(pool: &InferencePool, facts: &Facts) -> PickerService {
     }
 }
 
+/// True if the picker of `pool` is, or would be, somebody else's.
+#[must_use]
+pub fn is_of_others(pool: &InferencePool, facts: &Facts) -> bool {
+    match picker(pool, facts) {
+        PickerService::Named(_) | PickerService::Missing(_) => true,
+        PickerService::Managed(_) | PickerService::Unnamed => false,
+    }
+}
+
+/// The body mode of somebody else's picker: the one that the pool's annotation says, or that was found out, or upstream's.
+#[must_use]
+pub fn body_mode(pool: &InferencePool, facts: &Facts) -> BodyMode {
+    let said = pool.picker_body_mode().ok().flatten();
+    let found = || facts.body_modes.get(&names::pods_service(&pool.key())).copied();
+    said.or_else(found).unwrap_or_default()
+}
+
 /// `pool` as the hooks attach it; `None` if it names no picker.
 ///
 /// Responses go past a managed picker unless it must change them. Somebody else's picker gets the whole protocol. One that
@@ -60,7 +77,8 @@ pub fn pool(pool: &InferencePool, facts: &Facts) -> Option<Pool> {
             (responses, picker)
         }
         PickerService::Named(service) | PickerService::Missing(service) => {
-            let picker = Picker { address: address(&service), port: *port, trust: Trust::Any };
+            let picker =
+                Picker { address: address(&service), port: *port, trust: Trust::Any(body_mode(pool, facts)) };
             (Responses::Through, picker)
         }
     };

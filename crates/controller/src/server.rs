@@ -31,6 +31,7 @@ use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::pages::Pages;
+use crate::probes::{Probes, Resolver};
 use crate::reconciler::{Reconciler, Told};
 use crate::setup::Setup;
 use crate::tls::{self, Served};
@@ -122,12 +123,14 @@ impl Server {
             Arc::clone(&metrics),
             wall_clock,
         );
-        let Told { facts, authority, work } = reconciler.told();
+        let Told { facts, authority, work, found } = reconciler.told();
+        let probes = Probes::new(facts.subscribe(), found.clone(), Arc::clone(&metrics), Resolver::Dns);
         let (facts, authority, work) = (facts.subscribe(), authority.subscribe(), work.subscribe());
         let mut parts = JoinSet::new();
         let writer = Writer::new(client, namespace, Arc::clone(&metrics), wall_clock);
         spawn(&mut parts, "writer", writer.run(work, stop.clone()));
         spawn(&mut parts, "reconciler", reconciler.run(stop.clone()));
+        spawn(&mut parts, "probes", probes.run(stop.clone()));
         let pages = Pages { metrics: Arc::clone(&metrics), facts: facts.clone(), stop: stop.clone() };
         let pages = axum::serve(metrics_listener, pages.router())
             .with_graceful_shutdown(stop.clone().cancelled_owned());

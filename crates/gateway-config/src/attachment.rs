@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use inference_api::object::ObjectKey;
-use inference_api::pool::FailureMode;
+use inference_api::pool::{BodyMode, FailureMode};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Names, PlannedPool};
@@ -103,8 +103,9 @@ impl fmt::Display for Responses {
 pub enum Maker {
     /// This project: it answers a request's headers at once.
     Warmpath,
-    /// Somebody else: it may answer them when it has read the body, as upstream's protocol allows.
-    Other,
+    /// Somebody else: it may answer them when it has read the body, as upstream's protocol allows. It takes bodies in this
+    /// mode.
+    Other(BodyMode),
 }
 
 /// A pool, and what goes through its picker.
@@ -118,14 +119,22 @@ pub struct Attachment<'a> {
 
 impl<'a> Attachment<'a> {
     /// The attachment of `pool` if the operator wants `responses`. If models have other names in the engines, responses
-    /// go through the picker, which restores the clients' names.
+    /// go through the picker, which restores the clients' names. Somebody else's picker gets the whole protocol.
     #[must_use]
-    pub fn new(pool: PlannedPool<'a>, responses: Responses) -> Self {
+    pub fn new(pool: PlannedPool<'a>, responses: Responses, maker: Maker) -> Self {
         let PlannedPool { key: pool, failure_mode, names } = pool;
-        let responses = match names {
-            Names::Kept => responses,
-            Names::Changed => Responses::Through,
+        let responses = match (names, maker) {
+            (Names::Kept, Maker::Warmpath) => responses,
+            (Names::Changed, Maker::Warmpath) | (Names::Kept | Names::Changed, Maker::Other(_)) => {
+                Responses::Through
+            }
         };
-        Self { pool, failure_mode, responses, maker: Maker::Warmpath }
+        Self { pool, failure_mode, responses, maker }
+    }
+
+    /// True if Envoy holds bodies for the picker within the buffer of their connection: only a body that is held can go on
+    /// without a pick.
+    pub(crate) fn holds_bodies(&self) -> bool {
+        self.failure_mode == FailureMode::FailOpen && self.maker == Maker::Warmpath
     }
 }

@@ -15,7 +15,7 @@ use inference_api::object::ObjectKey;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::attachment::Responses;
+use crate::attachment::{Maker, Responses};
 use crate::error::MissingBinding;
 use crate::plan::{Cluster, Listener, Plan};
 
@@ -47,7 +47,8 @@ pub struct PickerBinding {
     pub addresses: Vec<SocketAddr>,
     /// `None`: no TLS.
     pub tls: Option<PickerTls>,
-    pub health: PickerHealth,
+    /// Our own answers health checks beside ext_proc. Others are not asked, because they may serve them elsewhere.
+    pub maker: Maker,
 }
 
 /// Requirements on the picker's certificate.
@@ -57,15 +58,6 @@ pub enum PickerTls {
     Authority { server_name: String, trusted_ca: PathBuf },
     /// Somebody else's picker: any certificate.
     Any,
-}
-
-/// Knowledge about a picker's health.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PickerHealth {
-    /// It answers health checks beside ext_proc.
-    Reported,
-    /// Its health is not asked for, because somebody else's picker may serve it elsewhere.
-    Unknown,
 }
 
 /// Envoy's configuration in two forms: files that Envoy watches, and one static file that `--mode validate` checks as a

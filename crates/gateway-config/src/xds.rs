@@ -16,7 +16,7 @@ mod field;
 use std::sync::Arc;
 
 use inference_api::object::ObjectKey;
-use inference_api::pool::{AppProtocol, FailureMode};
+use inference_api::pool::{AppProtocol, BodyMode, FailureMode};
 use prost::encoding;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -62,15 +62,16 @@ pub struct Picker {
 pub enum Trust {
     /// Its certificate must be for this host and signed by this authority, in PEM. It reports its health.
     Authority { host: String, certificates: String },
-    /// Somebody else's picker: any certificate. Its health is not asked for, because it may be served elsewhere.
-    Any,
+    /// Somebody else's picker, which takes bodies in this mode: any certificate. Its health is not asked for, because it
+    /// may be served elsewhere.
+    Any(BodyMode),
 }
 
 impl Pool {
     fn attachment(&self) -> Attachment<'_> {
         let maker = match self.picker.trust {
             Trust::Authority { .. } => Maker::Warmpath,
-            Trust::Any => Maker::Other,
+            Trust::Any(body_mode) => Maker::Other(body_mode),
         };
         Attachment { pool: &self.key, failure_mode: self.failure_mode, responses: self.responses, maker }
     }

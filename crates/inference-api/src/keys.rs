@@ -51,6 +51,8 @@ pub const PREFIX_SOURCE: &str = "inference.networking.x-k8s.io/prefix-cache-mode
 pub const MODEL_SERVER_RUNTIME: &str = "inference.networking.x-k8s.io/model-server-runtime";
 /// Annotation of a v1 InferencePool that asks for a managed picker with the value `true`. Warmpath's own.
 pub const MANAGED_PICKER: &str = "inference.networking.x-k8s.io/managed-picker";
+/// Annotation of an InferencePool that says how its own picker takes bodies; see [`crate::pool::BodyMode`]. Warmpath's own.
+pub const PICKER_BODY_MODE: &str = "inference.networking.x-k8s.io/picker-body-mode";
 
 /// Request headers that name the InferenceObjective of a request: llm-d's, and Gateway API Inference Extension's.
 pub const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];

@@ -99,6 +99,42 @@ impl InferencePool {
             Some(unknown) => Err(unknown.to_owned()),
         }
     }
+
+    /// The body mode that the annotation gives somebody else's picker; `None` without one.
+    ///
+    /// # Errors
+    /// The annotation's value, if it is not a known one.
+    pub fn picker_body_mode(&self) -> Result<Option<BodyMode>, String> {
+        let Some(text) = self.meta.annotations.get(keys::PICKER_BODY_MODE) else { return Ok(None) };
+        BodyMode::parse(text).map(Some).ok_or_else(|| text.to_owned())
+    }
+}
+
+/// The protocol in which a picker takes the bodies of requests: a body mode of Envoy's ext_proc.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+pub enum BodyMode {
+    /// `full-duplex-streamed`, as in upstream's protocol: the picker answers when it wants to, and streams the body back.
+    #[default]
+    FullDuplexStreamed,
+    /// `streamed`: the picker answers each part of a body, and never sends one back.
+    Streamed,
+}
+
+impl BodyMode {
+    /// The annotation's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FullDuplexStreamed => "full-duplex-streamed",
+            Self::Streamed => "streamed",
+        }
+    }
+
+    /// The mode of an annotation's value; `None` for one that is not known.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::FullDuplexStreamed, Self::Streamed].into_iter().find(|mode| mode.as_str() == text)
+    }
 }
 
 /// The engine in a pool's pods; it decides the names of their metrics.

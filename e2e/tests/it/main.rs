@@ -25,6 +25,7 @@ mod shapes;
 mod skips;
 mod soak;
 mod state_dir;
+mod strange_pickers;
 mod stubs;
 mod their_picker;
 mod watchdog;

@@ -115,6 +115,13 @@ async fn what_keeps_a_picker_from_running_is_named() {
     let unnamed = error(&lab, &unnamed, THEIRS).await;
     assert!(unnamed.contains("Service default/llm-epp: spec.ports: port 9002"), "{unnamed}");
 
+    let modes =
+        "metadata: {name: llm, annotations: {\"inference.networking.x-k8s.io/picker-body-mode\": buffered}}";
+    let mode = file("command: [sh]").replacen("metadata: {name: llm}", modes, 1);
+    let mode = error(&lab, &mode, THEIRS).await;
+    let part = "InferencePool default/llm: metadata.annotations[inference.networking.x-k8s.io/picker-body-mode]: \"buffered\" is not `full-duplex-streamed` or `streamed`";
+    assert!(mode.contains(part), "{mode}");
+
     let none = file("command: [sh]")
         .replace("metadata: {labels: {app: llm-epp}}", "metadata: {labels: {app: other}}");
     let none = error(&lab, &none, THEIRS).await;

@@ -8,6 +8,7 @@ mod hooks;
 mod objects;
 mod pickers;
 mod plan;
+mod probes;
 mod process;
 mod resolve;
 mod status;

@@ -8,6 +8,7 @@ use gateway_config::xds::Trust;
 use inference_api::keys;
 use inference_api::kinds::Object;
 use inference_api::object::ObjectKey;
+use inference_api::pool::BodyMode;
 use serde_json::json;
 
 use crate::fixtures::{alpha_pool, facts, object, pool, v1_pool};
@@ -54,9 +55,27 @@ fn responses_go_past_a_managed_picker_only() {
     let theirs = resolve::pool(&pool(v1_pool()), &with_service()).unwrap();
     assert_eq!((theirs.responses, theirs.picker.port), (Responses::Through, 9009));
     let address = "ext-proc.default.svc.cluster.local.";
-    assert_eq!((theirs.picker.address.as_str(), theirs.picker.trust), (address, Trust::Any));
+    assert_eq!(
+        (theirs.picker.address.as_str(), theirs.picker.trust),
+        (address, Trust::Any(BodyMode::FullDuplexStreamed))
+    );
     let pods = "qwen-pods.default.svc.cluster.local.";
     assert_eq!((theirs.pods.as_str(), theirs.ports), (pods, vec![8000, 8001]));
+}
+
+#[test]
+fn an_annotation_says_how_somebody_elses_picker_takes_bodies() {
+    let trust = |value: Option<&str>| {
+        let mut object = v1_pool();
+        if let Some(value) = value {
+            object["metadata"]["annotations"] = json!({ keys::PICKER_BODY_MODE: value });
+        }
+        resolve::pool(&pool(object), &with_service()).unwrap().picker.trust
+    };
+    assert_eq!(trust(Some("streamed")), Trust::Any(BodyMode::Streamed));
+    for usual in [None, Some("full-duplex-streamed"), Some("buffered")] {
+        assert_eq!(trust(usual), Trust::Any(BodyMode::FullDuplexStreamed), "{usual:?}");
+    }
 }
 
 #[test]

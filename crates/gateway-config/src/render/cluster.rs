@@ -10,10 +10,9 @@ use inference_api::pool::AppProtocol;
 use inference_api::traffic::{CircuitBreaker, HttpTimeout, LoadBalancer, LoadBalancerKind, RetryBudget};
 use serde_json::{Map, Value, json};
 
+use crate::attachment::Maker;
 use crate::plan::{Backend, Cluster, Traffic};
-use crate::render::{
-    PickerBinding, PickerHealth, PickerTls, address, duration, extension, picker_cluster, typed,
-};
+use crate::render::{PickerBinding, PickerTls, address, duration, extension, picker_cluster, typed};
 
 /// Most connections, pending requests and requests of a cluster. Envoy's default of 1024 is too low: each open stream
 /// counts, and also holds a gRPC stream to the picker.
@@ -60,7 +59,7 @@ const MAX_FRAMES: u32 = 1_000_000;
 
 /// The cluster of a picker on this machine.
 pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
-    let PickerBinding { addresses, tls, health } = picker;
+    let PickerBinding { addresses, tls, maker } = picker;
     let name = picker_cluster(pool);
     let mut value = picker_at(&name, "STATIC", load_assignment(&name, addresses));
     match tls {
@@ -70,9 +69,9 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
         Some(PickerTls::Any) => value["transport_socket"] = tls_to_any(),
         None => {}
     }
-    match health {
-        PickerHealth::Reported => {}
-        PickerHealth::Unknown => value["health_checks"] = json!([]),
+    match maker {
+        Maker::Warmpath => {}
+        Maker::Other(_) => value["health_checks"] = json!([]),
     }
     value
 }

@@ -2,7 +2,7 @@
 
 use inference_api::keys;
 use inference_api::object::ObjectKey;
-use inference_api::pool::FailureMode;
+use inference_api::pool::{BodyMode, FailureMode};
 use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Maker, Responses, Share};
@@ -17,24 +17,104 @@ const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
 /// response, it does not wait for that.
 const REPORT_END: &str = "0.010s";
 
+const EXT_PROC: &str = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
+
+/// Largest request body that Envoy holds for a picker; it answers 413 above this.
+pub(crate) const HELD_BODY_BYTES: u32 = 50 << 20;
+
+/// Times that a picker is asked whether it is there: the next of several may answer.
+const PRESENCE_TRIES: u32 = 2;
+/// Longest wait for one of its answers.
+const PRESENCE_TIMEOUT_MS: u32 = 1000;
+/// Namespace of the dynamic metadata in which a request notes that its picker is away.
+const PICKER_METADATA: &str = "warmpath.picker";
+/// Key of that note.
+const AWAY: &str = "away";
+
 /// Namespace of the dynamic metadata with the model that a body names.
 const MODEL_METADATA: &str = "warmpath.model";
 
+/// A filter of an attachment.
+#[derive(Clone, Copy)]
+enum Filter {
+    /// Looks whether the picker is there.
+    Presence,
+    /// Waits for the whole body.
+    Buffer,
+    /// Asks the picker.
+    Picker,
+    /// Reports responses, and the bodies of this share of them.
+    Observer(Share),
+}
+
+/// Filters of an attachment, in their order.
+fn of(attachment: &Attachment<'_>) -> Vec<Filter> {
+    let Attachment { pool: _, failure_mode, responses, maker } = attachment;
+    let mut filters = match (maker, failure_mode) {
+        (Maker::Warmpath, _) => vec![],
+        // It answers a part of a body before the headers, and Envoy would send the part on without them.
+        (Maker::Other(BodyMode::Streamed), _) => vec![Filter::Buffer],
+        (Maker::Other(BodyMode::FullDuplexStreamed), FailureMode::FailClose) => vec![],
+        // Envoy keeps nothing of a body that it has sent to a picker in full duplex, so it must know before.
+        (Maker::Other(BodyMode::FullDuplexStreamed), FailureMode::FailOpen) => vec![Filter::Presence],
+    };
+    filters.push(Filter::Picker);
+    match responses {
+        Responses::Through => {}
+        Responses::Observed(bodies) => filters.push(Filter::Observer(*bodies)),
+    }
+    filters
+}
+
+impl Filter {
+    fn name(self, pool: &ObjectKey) -> String {
+        match self {
+            Self::Presence => format!("{}/presence", picker_filter(pool)),
+            Self::Buffer => format!("{}/buffer", picker_filter(pool)),
+            Self::Picker => picker_filter(pool),
+            Self::Observer(_) => observer_filter(pool),
+        }
+    }
+
+    /// The message that configures the filter for a route.
+    fn route_message(self) -> &'static str {
+        match self {
+            Self::Presence => "envoy.extensions.filters.http.lua.v3.LuaPerRoute",
+            Self::Buffer => "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+            Self::Picker | Self::Observer(_) => "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
+        }
+    }
+}
+
 /// Names of the filters of an attachment, in their order.
 pub(crate) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
-    let Attachment { pool, failure_mode: _, responses, maker: _ } = attachment;
-    match responses {
-        Responses::Through => vec![picker_filter(pool)],
-        Responses::Observed(_) => vec![picker_filter(pool), observer_filter(pool)],
-    }
+    of(attachment).into_iter().map(|filter| filter.name(attachment.pool)).collect()
+}
+
+/// Names of the filters of an attachment, and what disables each of them for a route if the listener enables it.
+pub(super) fn disabled(attachment: &Attachment<'_>) -> Vec<(String, Value)> {
+    let off = |filter: Filter| {
+        (filter.name(attachment.pool), typed(filter.route_message(), json!({ "disabled": true })))
+    };
+    of(attachment).into_iter().map(off).collect()
 }
 
 /// The filters of an attachment, disabled until a route enables them.
 pub(crate) fn filters(attachment: Attachment<'_>) -> Vec<Value> {
-    match attachment.responses {
-        Responses::Through => vec![picker(attachment)],
-        Responses::Observed(bodies) => vec![picker(attachment), observer(attachment.pool, bodies)],
-    }
+    let pool = attachment.pool;
+    let render = |filter: Filter| {
+        let config = match filter {
+            Filter::Presence => presence(pool),
+            Filter::Buffer => typed(
+                "envoy.extensions.filters.http.buffer.v3.Buffer",
+                json!({ "max_request_bytes": HELD_BODY_BYTES }),
+            ),
+            Filter::Picker => picker(attachment),
+            Filter::Observer(bodies) => observer(pool, bodies),
+        };
+        json!({ "name": filter.name(pool), "disabled": true, "typed_config": config })
+    };
+    of(&attachment).into_iter().map(render).collect()
 }
 
 /// The share of the requests for which the observer of `attachment` is told by the route to send bodies, and what it is
@@ -64,9 +144,49 @@ fn picker(attachment: Attachment<'_>) -> Value {
         FailureMode::FailClose => (false, STREAMED_MESSAGE_TIMEOUT),
         FailureMode::FailOpen => (true, FAIL_OPEN_MESSAGE_TIMEOUT),
     };
-    let (mut modes, response_modes) = match (failure_mode, maker) {
-        // A body that is buffered is sent when the headers are answered: a picker that waits for it would never answer.
-        (FailureMode::FailClose, _) | (FailureMode::FailOpen, Maker::Other) => (
+    // Pools may share a picker.
+    let mut metadata = vec![json!({ "key": keys::INFERENCE_POOL, "value": pool.to_string() })];
+    if responses != Responses::Through {
+        metadata.push(json!({ "key": keys::RESPONSES, "value": keys::OBSERVED }));
+    }
+    let mut config = json!({
+        "grpc_service": {
+            "envoy_grpc": { "cluster_name": picker_cluster(pool) },
+            "initial_metadata": metadata,
+            // A picker that has just died does not count as dead yet; another picker may take the request.
+            "retry_policy": {
+                "retry_on": "connect-failure,refused-stream",
+                "num_retries": 2,
+                // If there is no other picker, the request fails within a tenth of a second.
+                "retry_back_off": { "base_interval": "0.020s", "max_interval": "0.050s" },
+                "retry_host_predicate": [previous_hosts()],
+                "host_selection_retry_max_attempts": 5,
+            },
+        },
+        "failure_mode_allow": fails_open,
+        "message_timeout": message_timeout,
+        "processing_mode": picker_modes(attachment),
+        "metadata_options": {
+            "forwarding_namespaces": { "untyped": [keys::LB_METADATA, keys::SUBSET_METADATA] },
+            "receiving_namespaces": { "untyped": [keys::LB_METADATA] },
+        },
+    });
+    if maker == Maker::Other(BodyMode::Streamed) {
+        // It answers headers when it has the body.
+        config["send_body_without_waiting_for_header_response"] = json!(true);
+    }
+    let config = typed(EXT_PROC, config);
+    match of(&attachment).as_slice() {
+        [Filter::Presence, ..] => unless_away(config),
+        _ => config,
+    }
+}
+
+/// What the picker gets of requests and responses.
+fn picker_modes(attachment: Attachment<'_>) -> Value {
+    let Attachment { pool: _, failure_mode, responses, maker } = attachment;
+    let full_duplex = || {
+        (
             json!({
                 "request_header_mode": "SEND",
                 "request_body_mode": "FULL_DUPLEX_STREAMED",
@@ -77,48 +197,80 @@ fn picker(attachment: Attachment<'_>) -> Value {
                 "response_body_mode": "FULL_DUPLEX_STREAMED",
                 "response_trailer_mode": "SEND",
             }),
-        ),
-        // A streamed request body cannot fail open: the picker may have taken part of it.
-        (FailureMode::FailOpen, Maker::Warmpath) => (
-            json!({ "request_header_mode": "SEND", "request_body_mode": "BUFFERED" }),
-            json!({ "response_header_mode": "SEND", "response_body_mode": "STREAMED" }),
-        ),
+        )
     };
-    // Pools may share a picker.
-    let mut metadata = vec![json!({ "key": keys::INFERENCE_POOL, "value": pool.to_string() })];
+    let streamed = || json!({ "response_header_mode": "SEND", "response_body_mode": "STREAMED" });
+    let (mut modes, response_modes) = match (maker, failure_mode) {
+        (Maker::Other(BodyMode::Streamed), _) => {
+            (json!({ "request_header_mode": "SEND", "request_body_mode": "STREAMED" }), streamed())
+        }
+        // A body that is buffered is sent when the headers are answered: a picker that waits for it would never answer.
+        (Maker::Other(BodyMode::FullDuplexStreamed), _) | (Maker::Warmpath, FailureMode::FailClose) => {
+            full_duplex()
+        }
+        // A streamed request body cannot fail open: the picker may have taken part of it.
+        (Maker::Warmpath, FailureMode::FailOpen) => {
+            (json!({ "request_header_mode": "SEND", "request_body_mode": "BUFFERED" }), streamed())
+        }
+    };
     let response_modes = match responses {
         Responses::Through => response_modes,
-        Responses::Observed(_) => {
-            metadata.push(json!({ "key": keys::RESPONSES, "value": keys::OBSERVED }));
-            json!({ "response_header_mode": "SKIP", "response_body_mode": "NONE" })
-        }
+        Responses::Observed(_) => json!({ "response_header_mode": "SKIP", "response_body_mode": "NONE" }),
     };
     if let (Value::Object(modes), Value::Object(response_modes)) = (&mut modes, response_modes) {
         modes.extend(response_modes);
     }
-    ext_proc(
-        picker_filter(pool),
+    modes
+}
+
+/// The filter that asks the picker for its health, and notes in the request's metadata that it is away if nothing answers.
+/// Any answer is one of a picker that is there, also that it knows no such question. Envoy's own answer for it is the status
+/// 14, "unavailable".
+fn presence(pool: &ObjectKey) -> Value {
+    let cluster = picker_cluster(pool);
+    let script = format!(
+        r#"function envoy_on_request(handle)
+  local question = {{
+    [":method"] = "POST",
+    [":path"] = "/grpc.health.v1.Health/Check",
+    [":authority"] = "{cluster}",
+    ["content-type"] = "application/grpc",
+    ["te"] = "trailers",
+  }}
+  for _ = 1, {PRESENCE_TRIES} do
+    local answer = handle:httpCall("{cluster}", question, "\0\0\0\0\0", {PRESENCE_TIMEOUT_MS})
+    if answer[":status"] == "200" and answer["grpc-status"] ~= "14" then
+      return
+    end
+  end
+  handle:streamInfo():dynamicMetadata():set("{PICKER_METADATA}", "{AWAY}", true)
+end
+"#
+    );
+    lua(&script)
+}
+
+/// A filter that is skipped for requests whose picker is away.
+fn unless_away(filter: Value) -> Value {
+    let input = extension(
+        "envoy.matching.inputs.dynamic_metadata",
+        "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
+        json!({ "filter": PICKER_METADATA, "path": [{ "key": AWAY }] }),
+    );
+    let is_true = extension(
+        "envoy.matching.matchers.metadata_matcher",
+        "envoy.extensions.matching.input_matchers.metadata.v3.Metadata",
+        json!({ "value": { "bool_match": true } }),
+    );
+    let skip = extension("skip", "envoy.extensions.filters.common.matcher.action.v3.SkipFilter", json!({}));
+    typed(
+        "envoy.extensions.common.matching.v3.ExtensionWithMatcher",
         json!({
-                "grpc_service": {
-                    "envoy_grpc": { "cluster_name": picker_cluster(pool) },
-                    "initial_metadata": metadata,
-                    // A picker that has just died does not count as dead yet; another picker may take the request.
-                    "retry_policy": {
-                        "retry_on": "connect-failure,refused-stream",
-                        "num_retries": 2,
-                        // If there is no other picker, the request fails within a tenth of a second.
-                        "retry_back_off": { "base_interval": "0.020s", "max_interval": "0.050s" },
-                        "retry_host_predicate": [previous_hosts()],
-                        "host_selection_retry_max_attempts": 5,
-                    },
-                },
-                "failure_mode_allow": fails_open,
-                "message_timeout": message_timeout,
-                "processing_mode": modes,
-                "metadata_options": {
-                    "forwarding_namespaces": { "untyped": [keys::LB_METADATA, keys::SUBSET_METADATA] },
-                    "receiving_namespaces": { "untyped": [keys::LB_METADATA] },
-                },
+            "extension_config": { "name": "envoy.filters.http.ext_proc", "typed_config": filter },
+            "xds_matcher": { "matcher_list": { "matchers": [{
+                "predicate": { "single_predicate": { "input": input, "custom_match": is_true } },
+                "on_match": { "action": skip },
+            }] } },
         }),
     )
 }
@@ -137,8 +289,8 @@ fn observer(pool: &ObjectKey, bodies: Share) -> Value {
         metadata.push(reports_bodies());
         body_mode = "STREAMED";
     }
-    ext_proc(
-        observer_filter(pool),
+    typed(
+        EXT_PROC,
         json!({
                 "grpc_service": {
                     "envoy_grpc": { "cluster_name": picker_cluster(pool) },
@@ -204,18 +356,14 @@ pub(super) fn model_filters() -> [Value; 2] {
          handle:headers():replace(\"{header}\", found[\"model\"])\n    \
          handle:clearRouteCache()\n  end\nend\n"
     );
-    let setter = extension(
-        "envoy.filters.http.lua",
-        "envoy.extensions.filters.http.lua.v3.Lua",
-        json!({ "default_source_code": { "inline_string": script } }),
-    );
-    [reader, setter]
+    [reader, json!({ "name": "envoy.filters.http.lua", "typed_config": lua(&script) })]
 }
 
-/// A filter that calls a picker, disabled until a route enables it.
-fn ext_proc(name: String, config: Value) -> Value {
-    let config = typed("envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor", config);
-    json!({ "name": name, "disabled": true, "typed_config": config })
+fn lua(script: &str) -> Value {
+    typed(
+        "envoy.extensions.filters.http.lua.v3.Lua",
+        json!({ "default_source_code": { "inline_string": script } }),
+    )
 }
 
 pub(super) fn previous_hosts() -> Value {

@@ -3,23 +3,20 @@
 use std::net::SocketAddr;
 
 use inference_api::keys;
-use inference_api::pool::FailureMode;
+use inference_api::object::ObjectKey;
 use inference_api::traffic::HttpClientTimeout;
 use serde_json::{Value, json};
 
-use crate::attachment::{Attachment, Responses};
+use crate::attachment::{Attachment, Maker, Responses};
 use crate::error::MissingBinding;
 use crate::plan::{Listener, Plan, Route, RouteAction};
-use crate::render::filters::{filters, model_filters};
+use crate::render::filters::{HELD_BODY_BYTES, filters, model_filters};
 use crate::render::route::{pool_of, virtual_hosts};
 use crate::render::{Bindings, address, duration, extension, listener_port, picker_filter, typed};
 
-/// Largest request body of a pool that fails open: Envoy must hold it whole, and answers 413 above this.
-pub(crate) const FAIL_OPEN_BUFFER_BYTES: u32 = 50 << 20;
-
 pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> Result<Value, MissingBinding> {
     let port = listener_port(listener, bindings)?;
-    let pools = pools(listener, plan, bindings.responses);
+    let pools = pools(listener, plan, bindings);
     let manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         connection_manager(listener, plan, &pools, bindings),
@@ -28,11 +25,8 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
         "name": listener.xds_name(),
         "address": address(SocketAddr::new(bindings.listen, port)),
     });
-    let holds_bodies =
-        listener.reads_model() || pools.iter().any(|pool| pool.failure_mode == FailureMode::FailOpen);
-    if let Some(limit) =
-        listener.client.connection.buffer_limit.or(holds_bodies.then_some(FAIL_OPEN_BUFFER_BYTES))
-    {
+    let holds_bodies = listener.reads_model() || pools.iter().any(Attachment::holds_bodies);
+    if let Some(limit) = listener.client.connection.buffer_limit.or(holds_bodies.then_some(HELD_BODY_BYTES)) {
         value["per_connection_buffer_limit_bytes"] = json!(limit);
     }
     value["default_filter_chain"] = json!({ "filters": [{
@@ -43,13 +37,14 @@ pub(super) fn render(listener: &Listener, plan: &Plan, bindings: &Bindings) -> R
 }
 
 /// Pools that this listener routes to, each once.
-fn pools<'a>(listener: &Listener, plan: &'a Plan, responses: Responses) -> Vec<Attachment<'a>> {
+fn pools<'a>(listener: &Listener, plan: &'a Plan, bindings: &Bindings) -> Vec<Attachment<'a>> {
     let mut pools = plan.pools();
     pools.retain(|pool| {
         let mut clusters = listener.routes.iter().flat_map(Route::cluster_idxs);
         clusters.any(|cluster_idx| pool_of(cluster_idx, plan) == Some(pool.key))
     });
-    pools.into_iter().map(|pool| Attachment::new(pool, responses)).collect()
+    let maker = |pool: &ObjectKey| bindings.pickers.get(pool).map_or(Maker::Warmpath, |picker| picker.maker);
+    pools.into_iter().map(|pool| Attachment::new(pool, bindings.responses, maker(pool.key))).collect()
 }
 
 fn connection_manager(

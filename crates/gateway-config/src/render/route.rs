@@ -16,7 +16,7 @@ use crate::attachment::{Attachment, Share};
 use crate::plan::{
     ANY_HOST, Backend, Changes, Listener, Matcher, PathChange, Plan, Route, RouteAction, Weighted,
 };
-use crate::render::filters::{body_reports, filter_names, previous_hosts};
+use crate::render::filters::{body_reports, disabled, filter_names, previous_hosts};
 use crate::render::{duration, observer_filter, typed};
 
 /// Shortest idle timeout that Envoy Gateway gives a route with a request timeout.
@@ -112,7 +112,7 @@ impl Context<'_> {
         let mut config = Map::new();
         if self.reads_model {
             let others = self.pools.iter().filter(|pool| own.is_none_or(|own| own.pool != pool.pool));
-            config.extend(others.flat_map(filter_names).map(|name| (name, disabled())));
+            config.extend(others.flat_map(disabled));
         } else if let Some(own) = own {
             config.extend(filter_names(own).into_iter().map(|name| (name, enabled())));
         }
@@ -423,11 +423,6 @@ pub(crate) fn fraction(share: Share) -> Value {
 /// Enables for a route a filter that is disabled for the listener.
 pub(crate) fn enabled() -> Value {
     typed("envoy.config.route.v3.FilterConfig", json!({ "config": {} }))
-}
-
-/// Disables for a route a filter that is enabled for the listener.
-pub(super) fn disabled() -> Value {
-    typed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", json!({ "disabled": true }))
 }
 
 /// Retries only before a pod has received a byte, and on another pod each time.

@@ -151,7 +151,7 @@ fn picker(pool: &Pool, parts: &Parts) -> Vec<u8> {
     value["ignore_health_on_host_removal"] = json!(true);
     value["transport_socket"] = match trust {
         Trust::Authority { host, certificates } => tls_to(host, json!({ "inline_string": certificates })),
-        Trust::Any => {
+        Trust::Any(_) => {
             value["health_checks"] = json!([]);
             tls_to_any()
         }
@@ -169,7 +169,7 @@ fn resolved(host: &str, ports: &[u16]) -> Value {
 #[cfg(test)]
 mod tests {
     use inference_api::object::ObjectKey;
-    use inference_api::pool::FailureMode;
+    use inference_api::pool::{BodyMode, FailureMode};
 
     use super::*;
     use crate::attachment::{Responses, Share};
@@ -182,7 +182,11 @@ mod tests {
             app_protocol: AppProtocol::Http,
             pods: "pods".to_owned(),
             ports: vec![8000],
-            picker: Picker { address: "picker".to_owned(), port: 9002, trust: Trust::Any },
+            picker: Picker {
+                address: "picker".to_owned(),
+                port: 9002,
+                trust: Trust::Any(BodyMode::default()),
+            },
         }
     }
 

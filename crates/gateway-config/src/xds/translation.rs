@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use inference_api::pool::FailureMode;
 use prost::bytes::Bytes;
 use serde_json::json;
 
 use crate::attachment::Responses;
 use crate::error::Malformed;
-use crate::render::listener::{FAIL_OPEN_BUFFER_BYTES, decision_header, without_forbidden_headers};
+use crate::render::filters::HELD_BODY_BYTES;
+use crate::render::listener::{decision_header, without_forbidden_headers};
 use crate::wire::Message;
 use crate::xds::pool_parts::PoolParts;
 use crate::xds::{Editor, Pool, field, mark};
@@ -152,7 +152,7 @@ impl Editor {
     fn listener(&self, bytes: Bytes, marks: &Marks) -> Result<Bytes, Malformed> {
         use field::listener as number;
         let mut listener = Message::decode(&bytes)?;
-        let mut fails_open = false;
+        let mut holds_bodies = false;
         let mut is_edited = false;
         for chains in [number::FILTER_CHAINS, number::DEFAULT_FILTER_CHAIN] {
             is_edited |= listener.edit(chains, |chain| {
@@ -165,8 +165,8 @@ impl Editor {
                     let is_edited = filter.edit(field::extension::TYPED_CONFIG, |any| {
                         let mut any = Message::decode(any)?;
                         let is_edited = any.edit(field::extension::VALUE, |manager| {
-                            let (manager, opens) = self.manager(manager, marks)?;
-                            fails_open |= opens;
+                            let (manager, holds) = self.manager(manager, marks)?;
+                            holds_bodies |= holds;
                             Ok(manager)
                         })?;
                         Ok(is_edited.then(|| any.encode()))
@@ -179,16 +179,16 @@ impl Editor {
         if !is_edited {
             return Ok(bytes);
         }
-        let limit = json!({ "per_connection_buffer_limit_bytes": FAIL_OPEN_BUFFER_BYTES });
+        let limit = json!({ "per_connection_buffer_limit_bytes": HELD_BODY_BYTES });
         let limit = self.parts.encode("envoy.config.listener.v3.Listener", &limit);
-        if fails_open {
+        if holds_bodies {
             listener.remove(&[number::PER_CONNECTION_BUFFER_LIMIT_BYTES]);
             listener.merge(&limit)?;
         }
         Ok(listener.encode().into())
     }
 
-    /// The connection manager with the filters of the pools that its routes lead to, and whether one of them fails open.
+    /// The connection manager with the filters of the pools that its routes lead to, and whether Envoy holds bodies for one of them.
     /// The manager is `None` if they lead to no pool.
     fn manager(&self, bytes: &[u8], marks: &Marks) -> Result<(Option<Vec<u8>>, bool), Malformed> {
         use field::connection_manager as number;
@@ -217,8 +217,8 @@ impl Editor {
             manager.remove(&[number::ALWAYS_SET_REQUEST_ID_IN_RESPONSE]);
             manager.merge(&request_id)?;
         }
-        let fails_open = pools.iter().any(|parts| parts.pool.failure_mode == FailureMode::FailOpen);
-        Ok((Some(manager.encode()), fails_open))
+        let holds_bodies = pools.iter().any(|parts| parts.pool.attachment().holds_bodies());
+        Ok((Some(manager.encode()), holds_bodies))
     }
 }
 

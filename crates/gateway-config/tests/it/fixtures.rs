@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use gateway_config::attachment::Responses;
+use gateway_config::attachment::{Maker, Responses};
 use gateway_config::error::TranslateError;
 use gateway_config::plan::Plan;
-use gateway_config::render::{Bindings, PickerBinding, PickerHealth};
+use gateway_config::render::{Bindings, PickerBinding};
 use inference_api::lenient;
 use inference_api::manifest;
 use inference_api::object::ObjectKey;
@@ -38,7 +38,7 @@ pub(crate) fn plan(yaml: &str) -> Result<Plan, TranslateError> {
 /// Bindings with two pods, the picker on its usual port, and listeners on the manifest's ports.
 pub(crate) fn bindings(plan: &Plan) -> Bindings {
     let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    let picker = PickerBinding { addresses: vec![local(9002)], tls: None, health: PickerHealth::Reported };
+    let picker = PickerBinding { addresses: vec![local(9002)], tls: None, maker: Maker::Warmpath };
     let pickers: BTreeMap<ObjectKey, PickerBinding> =
         plan.pools().into_iter().map(|pool| (pool.key.clone(), picker.clone())).collect();
     let pods = vec![local(18001), local(18002)];

@@ -8,4 +8,6 @@ mod rendering;
 mod policies;
 mod routing;
 #[cfg(feature = "xds")]
+mod strange_pickers;
+#[cfg(feature = "xds")]
 mod xds;

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use expect_test::{expect, expect_file};
-use gateway_config::attachment::{Responses, Share};
+use gateway_config::attachment::{Maker, Responses, Share};
 use gateway_config::error::MissingBinding;
-use gateway_config::render::{Bindings, PickerHealth, PickerTls, Rendered};
+use gateway_config::render::{Bindings, PickerTls, Rendered};
+use inference_api::pool::BodyMode;
 use serde_json::{Value, json};
 
 use crate::fixtures::{bindings, edited, plan, tutorial};
@@ -413,7 +414,7 @@ fn the_picker_is_believed_by_name_and_authority() {
     assert_eq!(validation["trusted_ca"]["filename"], "/run/tls/ca.crt");
     assert_eq!(validation["match_typed_subject_alt_names"][0]["matcher"]["exact"], "epp.svc");
     for picker in bindings.pickers.values_mut() {
-        (picker.tls, picker.health) = (Some(PickerTls::Any), PickerHealth::Unknown);
+        (picker.tls, picker.maker) = (Some(PickerTls::Any), Maker::Other(BodyMode::default()));
     }
     let tls = socket(&bindings).unwrap()["typed_config"]["common_tls_context"].clone();
     assert_eq!(tls, json!({ "alpn_protocols": ["h2"] }), "somebody else's picker has any certificate");

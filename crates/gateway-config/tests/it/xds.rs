@@ -13,7 +13,7 @@ use gateway_config::error::Malformed;
 use gateway_config::render::{Bindings, Rendered};
 use gateway_config::xds::{Editor, Picker, Pool, Resources, Trust};
 use inference_api::object::ObjectKey;
-use inference_api::pool::{AppProtocol, FailureMode};
+use inference_api::pool::{AppProtocol, BodyMode, FailureMode};
 use prost::Message as _;
 use prost::bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
@@ -22,11 +22,11 @@ use serde_json::Value;
 use crate::fixtures::{bindings, plan, tutorial};
 
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
-const LISTENER: &str = "envoy.config.listener.v3.Listener";
+pub(crate) const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const ROUTE: &str = "envoy.config.route.v3.Route";
 const ROUTES: &str = "envoy.config.route.v3.RouteConfiguration";
 const RULE: &str = "httproute/default/qwen-backend/rule/0";
-const LLM_GW: &str = "default/qwen-inference-gateway/llm-gw";
+pub(crate) const LLM_GW: &str = "default/qwen-inference-gateway/llm-gw";
 
 /// Recorded requests.
 fn recorded_route() -> Bytes {
@@ -50,12 +50,12 @@ fn recorded_translation() -> Resources {
     }
 }
 
-fn trust(certificates: &str) -> Trust {
+pub(crate) fn trust(certificates: &str) -> Trust {
     let host = "epp-default-inference-gateway-ext-proc.envoy-gateway-system.svc".to_owned();
     Trust::Authority { host, certificates: certificates.to_owned() }
 }
 
-fn pool() -> Pool {
+pub(crate) fn pool() -> Pool {
     Pool {
         key: ObjectKey::new("default", "vllm-qwen-pool"),
         failure_mode: FailureMode::FailClose,
@@ -93,18 +93,18 @@ fn descriptors() -> DescriptorPool {
     descriptors
 }
 
-fn message(name: &str, bytes: &[u8]) -> DynamicMessage {
+pub(crate) fn message(name: &str, bytes: &[u8]) -> DynamicMessage {
     DynamicMessage::decode(descriptors().get_message_by_name(name).unwrap(), bytes).unwrap()
 }
 
 /// Protobuf's JSON form, in which fields without descriptors are left out.
-fn json(message: &DynamicMessage) -> Value {
+pub(crate) fn json(message: &DynamicMessage) -> Value {
     let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false);
     message.serialize_with_options(serde_json::value::Serializer, &options).unwrap()
 }
 
 /// The configuration that Envoy Gateway has after all hooks.
-fn hooked(editor: &Editor, pool: &Pool) -> Resources {
+pub(crate) fn hooked(editor: &Editor, pool: &Pool) -> Resources {
     editor.translation(with_answers(editor, pool)).unwrap()
 }
 
@@ -132,12 +132,12 @@ fn with_edited(edited: &[u8], cluster: Vec<u8>) -> Resources {
     sent
 }
 
-fn named(kind: &str, messages: &[Bytes], name: &str) -> usize {
+pub(crate) fn named(kind: &str, messages: &[Bytes], name: &str) -> usize {
     let is_named = |bytes: &Bytes| json(&message(kind, bytes))["name"] == name;
     messages.iter().position(is_named).unwrap_or_else(|| panic!("{name} is missing"))
 }
 
-fn manager(resources: &Resources, listener: &str) -> Value {
+pub(crate) fn manager(resources: &Resources, listener: &str) -> Value {
     let listener = &resources.listeners[named(LISTENER, &resources.listeners, listener)];
     json(&message(LISTENER, listener))["default_filter_chain"]["filters"][0]["typed_config"].clone()
 }
@@ -163,7 +163,7 @@ fn without(value: &Value, keys: &[&str]) -> Value {
     value
 }
 
-fn assert_same(found: &Value, local: &Value) {
+pub(crate) fn assert_same(found: &Value, local: &Value) {
     let sorted = |value: &Value| serde_json::to_string_pretty(&sort(value)).unwrap();
     assert_eq!(sorted(&without_defaults(found)), sorted(&without_defaults(local)));
 }
@@ -350,7 +350,8 @@ fn a_pool_that_changes_is_another_one() {
         picker(|picker| picker.address = "other".to_owned()),
         picker(|picker| picker.port = 9003),
         picker(|picker| picker.trust = trust("other")),
-        picker(|picker| picker.trust = Trust::Any),
+        picker(|picker| picker.trust = Trust::Any(BodyMode::FullDuplexStreamed)),
+        picker(|picker| picker.trust = Trust::Any(BodyMode::Streamed)),
     ];
     let editor = Editor::new(true);
     let sent = with_answers(&editor, &pool());
@@ -389,25 +390,6 @@ fn a_pool_that_fails_open_gets_a_larger_buffer() {
     assert_eq!(limit(FailureMode::FailClose), 32 << 10, "Envoy Gateway's");
 }
 
-/// Pickers of others may answer headers when they have read the body, which Envoy buffers until headers are answered.
-#[test]
-fn a_strange_picker_gets_the_body_before_it_answers() {
-    let mode = |trust: Trust, failure_mode: FailureMode| {
-        let pool = Pool { failure_mode, responses: Responses::Through, ..pool() };
-        let resources = hooked(&Editor::new(true), &Pool { picker: Picker { trust, ..pool.picker }, ..pool });
-        let filters = manager(&resources, LLM_GW)["http_filters"].clone();
-        let is_picker = |filter: &&Value| filter["name"].as_str().unwrap().ends_with("_ext_proc");
-        let config = filters.as_array().unwrap().iter().find(is_picker).unwrap()["typed_config"].clone();
-        let fails_open = config["failure_mode_allow"].as_bool().unwrap_or_default();
-        (config["processing_mode"]["request_body_mode"].as_str().unwrap().to_owned(), fails_open)
-    };
-    let full_duplex = "FULL_DUPLEX_STREAMED".to_owned();
-    assert_eq!(mode(Trust::Any, FailureMode::FailOpen), (full_duplex.clone(), true));
-    assert_eq!(mode(Trust::Any, FailureMode::FailClose), (full_duplex, false));
-    // Control: our own answers headers at once, and a buffered body fails open.
-    assert_eq!(mode(trust("PEM"), FailureMode::FailOpen), ("BUFFERED".to_owned(), true));
-}
-
 /// A strange picker's certificate is not verified, and its health is not asked for.
 #[test]
 fn a_strange_picker_is_reached_by_any_certificate() {
@@ -417,7 +399,7 @@ fn a_strange_picker_is_reached_by_any_certificate() {
         json(&message(CLUSTER, resources.clusters.last().unwrap()))
     };
     let tls = |cluster: &Value| cluster["transport_socket"]["typed_config"]["common_tls_context"].clone();
-    let strange = picker(Trust::Any);
+    let strange = picker(Trust::Any(BodyMode::default()));
     assert_eq!((tls(&strange).get("validation_context"), strange.get("health_checks")), (None, None));
     let ours = picker(trust("PEM"));
     assert_eq!(tls(&ours)["validation_context"]["trusted_ca"]["inline_string"], "PEM");

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use expect_test::{Expect, expect};
 use inference_api::gateway::parse_duration;
+use inference_api::keys;
 use inference_api::kinds::Object;
 use inference_api::manifest::parse;
 use inference_api::model_rewrite::renames;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{Criticality, FailureMode, InferencePool, PoolVersion, RoutingStrategy};
+use inference_api::pool::{BodyMode, Criticality, FailureMode, InferencePool, PoolVersion, RoutingStrategy};
 use inference_api::traffic::parse_bytes;
 
 const POOL: &str = "
@@ -83,6 +84,19 @@ fn the_annotation_chooses_the_strategy() {
         Err("prefix".to_owned()),
         "an unknown value is told, not guessed"
     );
+}
+
+#[test]
+fn the_annotation_says_how_somebody_elses_picker_takes_bodies() {
+    let mode = |value: &str| {
+        let annotation = format!("namespace: ai, annotations: {{ \"{}\": {value} }}", keys::PICKER_BODY_MODE);
+        pool(&POOL_V1.replacen("namespace: ai", &annotation, 1)).picker_body_mode()
+    };
+    assert_eq!(pool(POOL_V1).picker_body_mode(), Ok(None));
+    for known in [BodyMode::Streamed, BodyMode::FullDuplexStreamed] {
+        assert_eq!(mode(known.as_str()), Ok(Some(known)));
+    }
+    assert_eq!(mode("buffered"), Err("buffered".to_owned()));
 }
 
 /// The controls are a name that stays, and pools of another name or namespace.

@@ -36,7 +36,6 @@ use crate::cluster::local::listeners::BoundPort;
 use crate::cluster::local::pickers::PickerProcess;
 use crate::cluster::local::pods::{Backoff, PodProcess};
 use crate::cluster::manifests::Manifests;
-use crate::cluster::picker_choice::PickerChoice;
 use crate::cluster::ports;
 use crate::cluster::process::{Exit, Process};
 use crate::cluster::programs::Programs;
@@ -241,12 +240,7 @@ impl Local {
             manifests: Arc::clone(&in_force),
             patience: Duration::ZERO,
         });
-        let n_pickers = options.pickers;
-        let responses = match options.picker {
-            PickerChoice::Ours => options.responses,
-            // Only the lab's picker knows what to do with reports of responses.
-            PickerChoice::Theirs { .. } => Responses::Through,
-        };
+        let (n_pickers, responses) = (options.pickers, options.responses);
         let mut local = Self {
             sources: options.manifests.clone(),
             envoy_files: EnvoyFiles::create(files.envoy_dir())?,

@@ -7,8 +7,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use inference_api::keys;
 use inference_api::object::ObjectKey;
-use inference_api::pool::{InferencePool, PickerRef};
+use inference_api::pool::{BodyMode, InferencePool, PickerRef};
 use inference_api::port::TargetPort;
 use inference_api::remark::Remark;
 use inference_api::workload::{Container, Service, Workload};
@@ -38,6 +39,8 @@ pub(super) struct TheirPicker {
     env: Vec<(String, String)>,
     /// Port on which it serves ext_proc.
     pub(super) port: u16,
+    /// How it takes bodies, as an annotation of its pool says.
+    pub(super) body_mode: BodyMode,
     files: Vec<MountedFile>,
 }
 
@@ -47,7 +50,7 @@ impl TheirPicker {
     /// The picker of the pool, if its Deployment is among the files, and what of that has no effect.
     ///
     /// # Errors
-    /// When its Service leads to no port of the pods.
+    /// When its Service leads to no port of the pods, or an annotation of the pool has a value that is not known.
     pub(super) fn of(
         pool: &InferencePool,
         configs: &PickerConfigs<'_>,
@@ -91,6 +94,7 @@ impl TheirPicker {
             args: command.chain(expanded(&container.args)).collect(),
             env: env.all(),
             port,
+            body_mode: body_mode(pool)?,
             files: mounts::files((document, &container.name), &configs.maps_of(&workload.meta.namespace)),
         };
         Ok(Some((picker, remarks)))
@@ -177,6 +181,15 @@ impl fmt::Display for TheirPicker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.key)
     }
+}
+
+fn body_mode(pool: &InferencePool) -> Result<BodyMode, Refusal> {
+    let modes = [BodyMode::FullDuplexStreamed, BodyMode::Streamed].map(BodyMode::as_str).join("` or `");
+    pool.picker_body_mode().map(Option::unwrap_or_default).map_err(|value| Refusal {
+        kind: "InferencePool".to_owned(),
+        key: pool.key(),
+        what: format!("metadata.annotations[{}]: {value:?} is not `{modes}`", keys::PICKER_BODY_MODE),
+    })
 }
 
 /// The port of the pods behind the Service's port that the pool names.

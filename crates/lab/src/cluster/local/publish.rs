@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use gateway_config::attachment::Maker;
 use gateway_config::plan::{Backend, Cluster};
-use gateway_config::render::{Bindings, PickerBinding, PickerHealth, PickerTls, Rendered};
+use gateway_config::render::{Bindings, PickerBinding, PickerTls, Rendered};
 use inference_api::object::ObjectKey;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -65,16 +66,26 @@ impl Local {
     fn binding(&self, group: &str) -> PickerBinding {
         let mut processes = self.pickers.iter().filter(|picker| picker.group == group).peekable();
         let is_relayed = processes.peek().is_some_and(|picker| picker.is_relayed());
-        let (tls, health) = match processes.peek().map(|picker| picker.program) {
-            Some(PickerProgram::Ours) if is_relayed => (None, PickerHealth::Reported),
-            Some(PickerProgram::Theirs(Security::Plain)) => (None, PickerHealth::Unknown),
-            Some(PickerProgram::Theirs(Security::Tls)) => (Some(PickerTls::Any), PickerHealth::Unknown),
+        let maker = self.maker(group);
+        let tls = match processes.peek().map(|picker| picker.program) {
+            Some(PickerProgram::Ours) if is_relayed => None,
+            Some(PickerProgram::Theirs(Security::Plain)) => None,
+            Some(PickerProgram::Theirs(Security::Tls)) => Some(PickerTls::Any),
             Some(PickerProgram::Ours) | None => {
                 let (server_name, trusted_ca) = (picker_host(group), self.files.authority());
-                (Some(PickerTls::Authority { server_name, trusted_ca }), PickerHealth::Reported)
+                Some(PickerTls::Authority { server_name, trusted_ca })
             }
         };
-        PickerBinding { addresses: processes.map(PickerProcess::address).collect(), tls, health }
+        PickerBinding { addresses: processes.map(PickerProcess::address).collect(), tls, maker }
+    }
+
+    fn maker(&self, group: &str) -> Maker {
+        let mut pickers = self.desired.pickers.iter();
+        let wanted = pickers.find(|picker| picker.name == group);
+        match wanted.and_then(|picker| picker.theirs.as_ref()) {
+            Some(theirs) => Maker::Other(theirs.body_mode),
+            None => Maker::Warmpath,
+        }
     }
 
     /// Writes the files that changed, and starts a job that reports when they are in effect.
