@@ -167,16 +167,15 @@ impl Default for Cluster {
 }
 
 impl Cluster {
-    /// Applies an event of the watch of `kind`.
-    pub fn apply(&mut self, kind: Kind, event: Event<DynamicObject>) {
-        if let Some(store) = self.stores.get_mut(&kind) {
-            store.apply(event, key, |object, known| Held::new(kind, object, known));
-        }
+    /// Applies an event of the watch of `kind`. Returns false if what is known stays the same.
+    pub fn apply(&mut self, kind: Kind, event: Event<DynamicObject>) -> bool {
+        let store = self.stores.entry(kind).or_default();
+        store.apply(event, key, |object, known| Held::new(kind, object, known))
     }
 
-    /// Notes that the API server does not have the kind.
-    pub fn clear(&mut self, kind: Kind) {
-        self.stores.entry(kind).or_default().clear();
+    /// Notes that the API server does not have the kind. Returns false if that is known.
+    pub fn clear(&mut self, kind: Kind) -> bool {
+        self.stores.entry(kind).or_default().clear()
     }
 
     /// True once every watch has delivered its first list.

@@ -13,7 +13,7 @@ use pool_index::index::{Change, Index, Objects};
 use pool_index::snapshot::Reader;
 use pool_watch::watches::{self, Delivery, Events, Watches};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -107,26 +107,38 @@ impl Reconciler {
         let (client, namespace) = (self.client.clone(), self.place.namespace.clone());
         self.watches.follow(&Kind::ALL, |kind| events(&client, &namespace, *kind));
         let mut found = self.told.found.subscribe();
+        let mut again = Instant::now() + AGAIN;
         loop {
             let deliveries = tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(AGAIN) => Vec::new(),
+                () = sleep_until(again) => None,
                 // The reconciler owns a sender, so there is always one.
-                _ = found.changed() => Vec::new(),
-                deliveries = self.watches.next() => deliveries,
+                _ = found.changed() => None,
+                deliveries = self.watches.next() => Some(deliveries),
             };
-            for (kind, delivery) in deliveries {
-                match delivery {
-                    Delivery::Event(event) => self.cluster.apply(kind, *event),
-                    Delivery::NoKind => self.cluster.clear(kind),
-                }
+            let is_due = deliveries.is_none_or(|deliveries| self.take(deliveries));
+            if !is_due {
+                continue;
             }
             let is_listed = self.cluster.is_listed();
             self.watches.note(is_listed, self.cluster.refused().count());
             if is_listed {
                 self.reconcile();
             }
+            again = Instant::now() + AGAIN;
         }
+    }
+
+    /// Returns false if what is known of the cluster stays the same.
+    fn take(&mut self, deliveries: Vec<(Kind, Delivery<Box<Event<DynamicObject>>>)>) -> bool {
+        let mut is_news = false;
+        for (kind, delivery) in deliveries {
+            is_news |= match delivery {
+                Delivery::Event(event) => self.cluster.apply(kind, *event),
+                Delivery::NoKind => self.cluster.clear(kind),
+            };
+        }
+        is_news
     }
 
     fn reconcile(&mut self) {

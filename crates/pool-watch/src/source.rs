@@ -62,13 +62,16 @@ impl Source {
             tokio::select! {
                 () = &mut shutdown => return,
                 deliveries = watches.next() => {
+                    let mut is_news = false;
                     for (watch, delivery) in deliveries {
-                        match delivery {
+                        is_news |= match delivery {
                             Delivery::Event(seen) => view.apply(&watch, seen),
                             Delivery::NoKind => view.clear(&watch),
-                        }
+                        };
                     }
-                    self.publish();
+                    if is_news {
+                        self.publish();
+                    }
                 }
             }
         }

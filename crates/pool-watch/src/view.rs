@@ -160,23 +160,23 @@ impl NamespaceView {
         &self.scope
     }
 
-    /// Applies an event. One of a watch that is not wanted any more has no effect.
-    pub fn apply(&mut self, watch: &Watch, seen: Seen) {
-        match (watch, seen) {
+    /// Applies an event. One of a watch that is not wanted any more has no effect. Returns false if what is
+    /// known stays the same.
+    pub fn apply(&mut self, watch: &Watch, seen: Seen) -> bool {
+        let is_news = match (watch, seen) {
             (Watch::PoolsV1Alpha2, Seen::Object(event)) => apply(&mut self.pools_v1alpha2, watch, *event),
             (Watch::PoolsV1, Seen::Object(event)) => apply(&mut self.pools_v1, watch, *event),
             (Watch::Models, Seen::Object(event)) => apply(&mut self.models, watch, *event),
             (Watch::Objectives(group), Seen::Object(event)) => {
-                apply(self.objectives.entry(*group).or_default(), watch, *event);
+                apply(self.objectives.entry(*group).or_default(), watch, *event)
             }
             (Watch::Rewrites(group), Seen::Object(event)) => {
-                apply(self.rewrites.entry(*group).or_default(), watch, *event);
+                apply(self.rewrites.entry(*group).or_default(), watch, *event)
             }
-            (Watch::Pods(selector), Seen::Pod(event)) => {
-                if let Some(pods) = self.pods.get_mut(selector) {
-                    pods.apply(*event, key, |pod, _| PodState::new(pod));
-                }
-            }
+            (Watch::Pods(selector), Seen::Pod(event)) => self
+                .pods
+                .get_mut(selector)
+                .is_some_and(|pods| pods.apply(*event, key, |pod, _| PodState::new(pod))),
             (
                 Watch::PoolsV1Alpha2
                 | Watch::PoolsV1
@@ -185,22 +185,24 @@ impl NamespaceView {
                 | Watch::Rewrites(_),
                 Seen::Pod(_),
             )
-            | (Watch::Pods(_), Seen::Object(_)) => {}
-        }
+            | (Watch::Pods(_), Seen::Object(_)) => false,
+        };
         self.follow_selectors();
+        is_news
     }
 
-    /// Notes that the API server does not have the kind.
-    pub fn clear(&mut self, watch: &Watch) {
-        match watch {
+    /// Notes that the API server does not have the kind. Returns false if that is known.
+    pub fn clear(&mut self, watch: &Watch) -> bool {
+        let is_news = match watch {
             Watch::PoolsV1Alpha2 => self.pools_v1alpha2.clear(),
             Watch::PoolsV1 => self.pools_v1.clear(),
             Watch::Models => self.models.clear(),
             Watch::Objectives(group) => self.objectives.entry(*group).or_default().clear(),
             Watch::Rewrites(group) => self.rewrites.entry(*group).or_default().clear(),
             Watch::Pods(selector) => self.pods.entry(selector.clone()).or_default().clear(),
-        }
+        };
         self.follow_selectors();
+        is_news
     }
 
     /// The watches that are needed now.
@@ -306,7 +308,7 @@ fn good<'a, T: Clone + 'a>(stores: impl IntoIterator<Item = &'a Store<Version<T>
     good.into_values().cloned().collect()
 }
 
-fn apply<T: Stored>(store: &mut Store<Version<T>>, watch: &Watch, event: Event<DynamicObject>) {
+fn apply<T: Stored>(store: &mut Store<Version<T>>, watch: &Watch, event: Event<DynamicObject>) -> bool {
     store.apply(event, key, |object, known| match read(watch, object) {
         Ok(object) => Version { good: T::from_object(object), error: None },
         Err(error) => {
@@ -315,7 +317,7 @@ fn apply<T: Stored>(store: &mut Store<Version<T>>, watch: &Watch, event: Event<D
             }
             Version { good: known.and_then(|known| known.good.clone()), error: Some(error) }
         }
-    });
+    })
 }
 
 /// Reads an object of the watched kind. Lists of some servers leave out the kind of their items.

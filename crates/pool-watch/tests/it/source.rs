@@ -11,12 +11,17 @@ use pool_watch::watches::WatchState;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::api_server::{ApiServer, MODELS, OBJECTIVES, PODS, POOLS, POOLS_X, REWRITES};
 
 /// Patience with the source; far longer than any pause between its attempts.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Time in which a list that fails is asked for at pauses of 0.1, 0.2, 0.4, 0.8 and 1.6 s.
+const ASKED: Duration = Duration::from_secs(3);
+/// Without longer pauses it would be asked for thirty times.
+const MOST_ASKED: usize = 7;
 
 /// A ready pod with the label `app: qwen`.
 pub(crate) fn pod(name: &str, ip: &str) -> Value {
@@ -326,6 +331,22 @@ async fn a_kind_that_is_not_installed_is_empty() {
     .await;
     followed.endpoints("p", &["10.0.0.1:8000"]).await;
     assert!(!followed.watch_state.borrow().is_failing);
+}
+
+/// Lists of a kind that is not installed are asked for less and less often, and those of an API server that is away.
+#[tokio::test]
+async fn what_does_not_answer_is_asked_less_and_less_often() {
+    let followed = Followed::with_two_pods().await;
+    let server = followed.server.clone();
+    let n_asked = |path: &str| server.requests().iter().filter(|(asked, _)| asked == path).count();
+    sleep(ASKED).await;
+    let n_missing = n_asked(OBJECTIVES[1]);
+    assert!((2..=MOST_ASKED).contains(&n_missing), "{n_missing}");
+    let before = n_asked(POOLS_X);
+    server.set_down(true);
+    sleep(ASKED).await;
+    let n_failed = n_asked(POOLS_X) - before;
+    assert!((2..=MOST_ASKED).contains(&n_failed), "{n_failed}");
 }
 
 #[tokio::test]
