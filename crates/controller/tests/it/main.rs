@@ -5,6 +5,7 @@
 mod api_server;
 mod fixtures;
 mod hooks;
+mod kind;
 mod objects;
 mod pickers;
 mod plan;
