@@ -61,7 +61,7 @@ const MAX_FRAMES: u32 = 1_000_000;
 pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
     let PickerBinding { addresses, tls, maker } = picker;
     let name = picker_cluster(pool);
-    let mut value = picker_at(&name, "STATIC", load_assignment(&name, addresses));
+    let mut value = picker_at(&name, "STATIC", load_assignment(&name, addresses), *maker);
     match tls {
         Some(PickerTls::Authority { server_name, trusted_ca }) => {
             value["transport_socket"] = tls_to(server_name, json!({ "filename": trusted_ca }));
@@ -69,15 +69,32 @@ pub(super) fn picker(pool: &ObjectKey, picker: &PickerBinding) -> Value {
         Some(PickerTls::Any) => value["transport_socket"] = tls_to_any(),
         None => {}
     }
-    match maker {
-        Maker::Warmpath => {}
-        Maker::Other(_) => value["health_checks"] = json!([]),
-    }
     value
 }
 
 /// The cluster of a picker whose addresses `load_assignment` says, without TLS.
-pub(crate) fn picker_at(name: &str, kind: &str, load_assignment: Value) -> Value {
+pub(crate) fn picker_at(name: &str, kind: &str, load_assignment: Value, maker: Maker) -> Value {
+    // A picker that shuts down reports it first, so one failed answer is enough; a single late check means nothing.
+    // If all pickers are down, all are tried, so a picker that is alone is never given up.
+    let reported_health = || {
+        json!([{
+            "timeout": "1s",
+            "interval": "1s",
+            "no_traffic_interval": "1s",
+            "unhealthy_interval": "0.250s",
+            "unhealthy_threshold": 2,
+            "healthy_threshold": 1,
+            "grpc_health_check": { "service_name": PICKER_SERVICE },
+        }])
+    };
+    let (health_checks, keepalive) = match maker {
+        // The only guard against a hung picker: a streamed body has no message timeout.
+        Maker::Warmpath => (reported_health(), json!({ "interval": "5s", "timeout": "2s" })),
+        // Its health may be served elsewhere. A server of Go's gRPC ends a connection, and all requests on it, after four
+        // pings between which it has written nothing, if they come within five minutes of each other. So there is one only
+        // before a new request.
+        Maker::Other(_) => (json!([]), json!({ "connection_idle_interval": "5s", "timeout": "2s" })),
+    };
     json!({
         "name": name,
         "type": kind,
@@ -89,21 +106,10 @@ pub(crate) fn picker_at(name: &str, kind: &str, load_assignment: Value) -> Value
             "max_retries": MAX_REQUESTS,
         }] },
         "typed_extension_protocol_options": protocol_options(http2(json!({
-            // The only guard against a hung picker: a streamed body has no message timeout.
-            "connection_keepalive": { "interval": "5s", "timeout": "2s" },
+            "connection_keepalive": keepalive,
             "max_outbound_frames": MAX_FRAMES,
         }))),
-        // A picker that shuts down reports it first, so one failed answer is enough; a single late check means nothing.
-        // If all pickers are down, all are tried, so a picker that is alone is never given up.
-        "health_checks": [{
-            "timeout": "1s",
-            "interval": "1s",
-            "no_traffic_interval": "1s",
-            "unhealthy_interval": "0.250s",
-            "unhealthy_threshold": 2,
-            "healthy_threshold": 1,
-            "grpc_health_check": { "service_name": PICKER_SERVICE },
-        }],
+        "health_checks": health_checks,
         "load_balancing_policy": picker_that_picked(),
         "load_assignment": load_assignment,
     })

@@ -145,16 +145,13 @@ fn picker(pool: &Pool, parts: &Parts) -> Vec<u8> {
     let Picker { address, port, trust } = &pool.picker;
     let name = picker_cluster(&pool.key);
     let assignment = json!({ "cluster_name": name, "endpoints": resolved(address, &[*port]) });
-    let mut value = picker_at(&name, "STRICT_DNS", assignment);
+    let mut value = picker_at(&name, "STRICT_DNS", assignment, pool.attachment().maker);
     value["dns_refresh_rate"] = json!(REFRESH);
     // A picker whose name is gone is gone, even if it answered a health check a moment ago.
     value["ignore_health_on_host_removal"] = json!(true);
     value["transport_socket"] = match trust {
         Trust::Authority { host, certificates } => tls_to(host, json!({ "inline_string": certificates })),
-        Trust::Any(_) => {
-            value["health_checks"] = json!([]);
-            tls_to_any()
-        }
+        Trust::Any(_) => tls_to_any(),
     };
     parts.encode(CLUSTER, &value)
 }

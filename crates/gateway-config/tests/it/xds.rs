@@ -406,6 +406,22 @@ fn a_strange_picker_is_reached_by_any_certificate() {
     assert_eq!(ours["health_checks"].as_array().unwrap().len(), 1);
 }
 
+/// A server of Go's gRPC ends a connection on which pings come while it writes nothing.
+#[test]
+fn a_strange_picker_gets_no_pings_between_requests() {
+    let keepalive = |trust: Trust| {
+        let pool = pool();
+        let resources = hooked(&Editor::new(true), &Pool { picker: Picker { trust, ..pool.picker }, ..pool });
+        let cluster = json(&message(CLUSTER, resources.clusters.last().unwrap()));
+        cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]
+            ["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]
+            .clone()
+    };
+    let before_a_request = serde_json::json!({ "connection_idle_interval": "5s", "timeout": "2s" });
+    assert_eq!(keepalive(Trust::Any(BodyMode::default())), before_a_request);
+    assert_eq!(keepalive(trust("PEM")), serde_json::json!({ "interval": "5s", "timeout": "2s" }));
+}
+
 #[test]
 fn pods_that_speak_http2_are_spoken_to_in_it() {
     const OTHER: &[u8] = b"\x0a\x02\x08\x09";
