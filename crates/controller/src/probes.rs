@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::facts::Facts;
 use crate::metrics::{Metrics, Probe};
@@ -131,16 +131,26 @@ impl Probes {
         let (resolver, found, metrics) =
             (self.resolver.clone(), self.found.clone(), Arc::clone(&self.metrics));
         async move {
+            let mut has_answered = true;
             loop {
                 match look(&resolver, &target).await {
                     Ok((mode, mut connection)) => {
+                        has_answered = true;
                         metrics.count_probe(Probe::Answered);
                         tell(&found, &target, mode);
                         let _ = timeout(AGAIN, connection.closed()).await;
                     }
                     Err(error) => {
                         metrics.count_probe(Probe::Unanswered);
-                        debug!(address = target.address, error = %anyhow::Error::new(error), "A picker does not show how it takes bodies");
+                        // Once, not every second.
+                        if std::mem::take(&mut has_answered) {
+                            let Target { address, port } = &target;
+                            let error = format!("{:#}", anyhow::Error::new(error));
+                            info!(
+                                address,
+                                port, error, "A picker does not show how it takes bodies: looking again"
+                            );
+                        }
                     }
                 }
                 sleep(PAUSE).await;
