@@ -38,8 +38,8 @@ pub struct Target {
 /// Body modes of pickers, as far as they are known.
 pub type Found = BTreeMap<Target, BodyMode>;
 
-/// Pickers of others to look at, each with the Services of its pools' pods. Where a user says how a picker takes bodies,
-/// nobody looks.
+/// Pickers of others to look at, each with the Services of its pools' pods. A picker is left alone if a user says how it
+/// takes bodies.
 #[must_use]
 pub fn targets(facts: &Facts) -> BTreeMap<Target, Vec<ObjectKey>> {
     let mut targets: BTreeMap<Target, Vec<ObjectKey>> = BTreeMap::new();
@@ -66,9 +66,9 @@ pub struct Probes {
 /// Finds the address of a picker.
 #[derive(Clone, Debug)]
 pub enum Resolver {
-    /// By DNS.
+    /// The name is asked of DNS.
     Dns,
-    /// In this table.
+    /// This table has it.
     Table(BTreeMap<Target, SocketAddr>),
 }
 

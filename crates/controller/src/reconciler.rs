@@ -41,7 +41,7 @@ pub struct Told {
     pub facts: watch::Sender<Option<Arc<Facts>>>,
     pub authority: watch::Sender<Option<Arc<Authority>>>,
     pub work: watch::Sender<Option<Arc<Work>>>,
-    /// What others tell the reconciler: how the pickers of others take bodies.
+    /// Told by others: how the pickers of others take bodies.
     pub found: watch::Sender<Found>,
 }
 

@@ -53,9 +53,9 @@ enum Way {
     Silent,
     /// Headers at once, then each part, streamed back.
     Streams,
-    /// With a response of its own.
+    /// A response of its own.
     Immediate,
-    /// With an error.
+    /// An error.
     Refuses,
 }
 
@@ -252,7 +252,7 @@ async fn a_picker_is_looked_at_again_when_it_goes() {
     running.await.unwrap();
 }
 
-/// What was found is noted on the Service of the pods, and a controller that starts knows it from there.
+/// The Service of the pods notes what was found, and a controller that starts knows it from there.
 #[test]
 fn a_found_mode_is_noted_and_read_again() {
     let service = |facts: &Facts| objects::pods_service(&pool(v1_pool()), facts).unwrap();
@@ -269,7 +269,7 @@ fn a_found_mode_is_noted_and_read_again() {
     cluster.apply(Kind::Service, Event::Apply(object));
     assert_eq!(cluster.facts(&place(), "CA").body_modes, found.body_modes);
 
-    // What the user says counts more. Controls: nothing is noted of what is not known, or of a managed picker.
+    // The user's word counts more. Controls: nothing is noted of what is not known, or of a managed picker.
     let mut said = v1_pool();
     said["metadata"]["annotations"] = json!({ keys::PICKER_BODY_MODE: "full-duplex-streamed" });
     let said = resolve::pool(&pool(said), &found).unwrap().picker.trust;

@@ -182,7 +182,7 @@ fn picker(attachment: Attachment<'_>) -> Value {
     }
 }
 
-/// What the picker gets of requests and responses.
+/// The parts of requests and responses that the picker gets.
 fn picker_modes(attachment: Attachment<'_>) -> Value {
     let Attachment { pool: _, failure_mode, responses, maker } = attachment;
     let full_duplex = || {

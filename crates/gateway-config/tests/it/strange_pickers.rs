@@ -21,7 +21,7 @@ fn local(failure_mode: FailureMode, maker: Maker) -> Value {
     let plan = plan(&yaml).unwrap();
     let mut bindings = bindings(&plan);
     bindings.pickers.values_mut().for_each(|picker| picker.maker = maker);
-    // What the operator wants of responses counts for our own picker only.
+    // The operator's wish for responses counts for our own picker only.
     let rendered = Rendered::new(&plan, &Bindings { responses: Responses::default(), ..bindings }).unwrap();
     rendered.static_equivalent["static_resources"]["listeners"][1].clone()
 }
