@@ -213,6 +213,7 @@ struct Strange {
     url: String,
     pods: Vec<SocketAddr>,
     fails: Arc<AtomicBool>,
+    port: u16,
     /// `None` after its end.
     picker: Option<Runtime>,
 }
@@ -252,7 +253,7 @@ impl Strange {
         let cluster = Cluster::start(options, lab.programs.clone(), lab.progress()).await.unwrap();
         let url = format!("http://{}", cluster.gateway("http").unwrap());
         let pods = cluster.status().pods.iter().map(|pod| pod.address).collect();
-        Self { cluster, url, pods, fails, picker: Some(runtime) }
+        Self { cluster, url, pods, fails, port, picker: Some(runtime) }
     }
 
     /// Posts a prompt of this many bytes, which is to go to `pod`.
@@ -362,6 +363,11 @@ async fn a_picker_that_is_away_costs_no_request_of_a_pool_that_fails_open() {
                 assert_eq!(served_by(&reply), "", "nobody picked");
             }
             assert_eq!(strange.get().await.status, expected, "{name}");
+            if failure == "FailOpen" {
+                // A picker that hangs: its port takes connections, and nobody answers on them.
+                let _hangs = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, strange.port)).unwrap();
+                assert_eq!(strange.post(pod, 50).await.status, expected, "{name}: it hangs");
+            }
             strange.stop().await;
         }
     }
