@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use controller::cluster::{Cluster, Kind};
 use controller::facts::Facts;
 use controller::objects;
+use controller::plan::Work;
 use controller::probe::{Connection, ProbeError};
 use controller::probes::{self, Found, Probes, Resolver, Target};
+use controller::reconciler::Reconciler;
 use controller::resolve;
+use controller::setup::Setup;
 use controller::sweep;
 use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
 use envoy_proto::service::ext_proc::v3::external_processor_server::{
@@ -29,7 +32,10 @@ use inference_api::object::ObjectKey;
 use inference_api::pool::BodyMode;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
+use pool_watch::connect;
+use pool_watch::watches::Watches;
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -39,7 +45,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Identity, ServerTlsConfig};
 use tonic::{Status, Streaming};
 
+use crate::api_server::ApiServer;
 use crate::fixtures::{alpha_pool, facts, metrics, place, pool, v1_pool};
+use crate::process::{self, HERE, Running};
 
 /// Longest wait for anything; only a hang reaches it.
 const HANG: Duration = Duration::from_secs(60);
@@ -278,4 +286,50 @@ fn a_found_mode_is_noted_and_read_again() {
     let managed = Facts { body_modes: found.body_modes, ..facts() };
     let managed = objects::pods_service(&pool(alpha_pool()), &managed).unwrap();
     assert_eq!(managed["metadata"].get("annotations"), None);
+}
+
+/// The reconciler notes what the looks find, and the hooks answer by it.
+#[tokio::test]
+async fn a_found_mode_is_part_of_the_next_plan() {
+    let api = ApiServer::start().await;
+    api.apply("inference.networking.k8s.io/v1/inferencepools", &v1_pool());
+    let service = json!({ "metadata": { "name": "ext-proc", "namespace": "default" }, "spec": {} });
+    api.apply("v1/services", &service);
+    // A whole controller makes the authority and the Services, and finds nothing: there is no such name.
+    let running = Running::start(api, None).await;
+    process::until(async || {
+        let exists = |namespace, name| running.api.get("v1/services", namespace, name).is_some();
+        running.api.get("v1/secrets", HERE, "warmpath-authority").is_some() && exists("default", "qwen-pods")
+    })
+    .await;
+    let api = running.stop().await;
+    let dir = TempDir::new().unwrap();
+    let kubeconfig = dir.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
+    let client = connect::client(connect::config(Some(&kubeconfig)).await.unwrap()).unwrap();
+    let setup = Setup { image: "epp:1".to_owned(), replicas: None, arguments: Vec::new(), explains: false };
+    let (watches, _state) = Watches::new();
+    let reconciler = Reconciler::new((client, place()), setup, watches, metrics(), || SystemTime::UNIX_EPOCH);
+    let told = reconciler.told();
+    let (found, mut facts, work) = (told.found.clone(), told.facts.subscribe(), told.work.subscribe());
+    let stop = CancellationToken::new();
+    #[expect(clippy::disallowed_methods, reason = "the test stops it")]
+    let running = tokio::spawn(reconciler.run(stop.clone()));
+    let mode = |facts: &Option<Arc<Facts>>| {
+        facts.as_deref().map(|facts| resolve::pool(&facts.pools[0], facts).unwrap().picker.trust)
+    };
+    let is = |expected: BodyMode| move |facts: &Option<Arc<Facts>>| mode(facts) == Some(Trust::Any(expected));
+    timeout(HANG, facts.wait_for(is(BodyMode::FullDuplexStreamed))).await.unwrap().unwrap();
+    found.send_replace([(target(), BodyMode::Streamed)].into());
+    timeout(HANG, facts.wait_for(is(BodyMode::Streamed))).await.unwrap().unwrap();
+    let notes = || match work.borrow().as_deref() {
+        Some(Work::Plan(plan, _)) => plan
+            .apply
+            .iter()
+            .any(|object| object["metadata"]["annotations"][keys::PICKER_BODY_MODE] == "streamed"),
+        Some(Work::Authority) | None => false,
+    };
+    process::until(async || notes()).await;
+    stop.cancel();
+    running.await.unwrap();
 }

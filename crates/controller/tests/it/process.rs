@@ -24,12 +24,12 @@ use crate::fixtures::{alpha_pool, route_request};
 
 const POOLS: &str = "inference.networking.x-k8s.io/v1alpha2/inferencepools";
 const ROUTES: &str = "gateway.networking.k8s.io/v1/httproutes";
-const HERE: &str = "envoy-gateway-system";
+pub(crate) const HERE: &str = "envoy-gateway-system";
 const PICKER: &str = "epp-default-ext-proc";
 
 /// A controller, and what it runs with.
-struct Running {
-    api: ApiServer,
+pub(crate) struct Running {
+    pub(crate) api: ApiServer,
     ports: BoundPorts,
     stop: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
@@ -37,7 +37,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(api: ApiServer, secure_names: Option<Vec<String>>) -> Self {
+    pub(crate) async fn start(api: ApiServer, secure_names: Option<Vec<String>>) -> Self {
         let dir = TempDir::new().unwrap();
         let kubeconfig = dir.path().join("kubeconfig");
         std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
@@ -64,7 +64,7 @@ impl Running {
         Self { api, ports, stop, tasks, _dir: dir }
     }
 
-    async fn stop(mut self) -> ApiServer {
+    pub(crate) async fn stop(mut self) -> ApiServer {
         self.stop.cancel();
         self.tasks.join_next().await.unwrap().unwrap().unwrap();
         self.api
@@ -92,7 +92,7 @@ async fn get(address: SocketAddr, path: &str) -> String {
 }
 
 /// Waits for a condition, which must come.
-async fn until(mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(mut holds: impl AsyncFnMut() -> bool) {
     let looking = async {
         while !holds().await {
             sleep(Duration::from_millis(10)).await;
