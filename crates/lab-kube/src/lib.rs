@@ -26,6 +26,9 @@ pub mod node;
 
 pub mod wait;
 
+#[cfg(test)]
+mod stub;
+
 pub mod api;
 
 pub mod kind;

@@ -216,10 +216,15 @@ fn bad_condition(conditions: &Value, wanted: &[&str]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use k8s_openapi::api::apps::v1::Deployment;
+    use lab::cluster::Progress;
+    use lab::engine::Engine;
     use serde_json::{Value, json};
 
-    use super::{unaccepted, unready};
+    use super::{Addresses, Conditions, objects, settle, unaccepted, unready};
+    use crate::stub::Stub;
 
     fn deployment(generation: i64, status: Value) -> Option<String> {
         let object = json!({
@@ -256,5 +261,30 @@ mod tests {
         assert_eq!(unaccepted("HTTPRoute", &json!({})).unwrap(), "no Gateway has taken it");
         let gateway = json!({ "status": { "conditions": [condition("Accepted", "True")] } });
         assert_eq!(unaccepted("Gateway", &gateway).unwrap(), "not Programmed");
+    }
+
+    /// The first request would be the first pick of a new picker.
+    #[tokio::test]
+    async fn a_wait_for_objects_sends_nothing_to_the_listeners() {
+        let (api, listener) = (Stub::start().await, Stub::start().await);
+        listener.list("/health", json!([]));
+        let conditions =
+            ["Accepted", "Programmed"].map(|kind| json!({ "type": kind, "status": "True" })).to_vec();
+        let gateway = json!({
+            "metadata": { "name": "gw" },
+            "spec": { "listeners": [{ "name": "http", "port": listener.address.port() }] },
+            "status": { "addresses": [{ "value": "127.0.0.1" }], "conditions": conditions },
+        });
+        api.list("/apis/gateway.networking.k8s.io/v1/namespaces/default/gateways", json!([gateway]));
+        for namespace in ["default", "envoy-gateway-system"] {
+            api.list(&format!("/apis/apps/v1/namespaces/{namespace}/deployments"), json!([]));
+        }
+        let (access, progress): (_, Progress) = (api.access().await, Arc::new(|_| {}));
+        let conditions = Conditions { addresses: Addresses::OfCluster, engine: Engine::Mock };
+        objects(&access, conditions, &progress).await.unwrap();
+        assert_eq!(listener.asked(), [""; 0]);
+        // Control: the wait for the listeners asks them.
+        settle(&access, conditions, &progress).await.unwrap();
+        assert_eq!(listener.asked(), ["/health"]);
     }
 }

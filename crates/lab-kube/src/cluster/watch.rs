@@ -286,3 +286,54 @@ fn first_container(pod: &Object) -> String {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     containers.map(|container| container.name.clone()).next().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use lab::cluster::run_files::RunFiles;
+    use load::clock::Stopwatch;
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::{LOOK, Watch};
+    use crate::stub::Stub;
+
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    /// Views that are asked for, each of which takes two looks.
+    const VIEWS: u32 = 40;
+
+    fn pod(is_ready: bool) -> Value {
+        let status = if is_ready { "True" } else { "False" };
+        json!([{
+            "metadata": { "name": "qwen-0-1", "labels": { "app": "qwen" } },
+            "spec": { "containers": [{ "name": "vllm" }] },
+            "status": { "podIP": "10.0.0.1", "conditions": [{ "type": "Ready", "status": status }] },
+        }])
+    }
+
+    #[tokio::test]
+    async fn a_fresh_view_is_taken_at_once_and_shows_what_was_before() {
+        let (api, dir) = (Stub::start().await, TempDir::new().unwrap());
+        let pool = json!({
+            "metadata": { "name": "p" },
+            "spec": { "selector": { "app": "qwen" }, "targetPortNumber": 8000 },
+        });
+        api.list(
+            "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/default/inferencepools",
+            json!([pool]),
+        );
+        api.list("/api/v1/namespaces/envoy-gateway-system/pods", json!([]));
+        api.list(PODS, pod(true));
+        let files = RunFiles { dir: dir.path().to_owned() };
+        let watch = Watch::start(api.access().await, files).await.unwrap();
+        let asking = Stopwatch::start();
+        for number in 0..VIEWS {
+            let is_ready = number % 2 == 1;
+            api.list(PODS, pod(is_ready));
+            let status = watch.fresh().await.unwrap().status;
+            assert_eq!(status.pods.iter().map(|pod| pod.ready).collect::<Vec<_>>(), [is_ready], "{number}");
+        }
+        // Views that wait for their turn would take twice as long on an idle machine.
+        let taken = asking.elapsed();
+        assert!(taken < LOOK * VIEWS, "{taken:?}");
+    }
+}
