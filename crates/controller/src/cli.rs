@@ -34,6 +34,10 @@ picker in the controller's namespace, epp-POOLNAMESPACE-SERVICE, unless the Serv
 extensionRef names exists. A v1 pool gets one if its annotation
 inference.networking.x-k8s.io/managed-picker is \"true\". What no pool asks for is deleted.
 
+A picker that it has not made is sent a part of a request, to see how it takes bodies, unless the
+pool's annotation inference.networking.x-k8s.io/picker-body-mode says it: full-duplex-streamed, or
+streamed.
+
 HTTPRoutes that lead to a pool get the annotation gateway.envoyproxy.io/warmpath-attachment. It
 changes when Envoy Gateway has to translate again.
 
