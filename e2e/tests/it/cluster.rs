@@ -336,7 +336,8 @@ async fn nothing_outlives_a_killed_supervisor() {
     assert_eq!(lab.alive().len(), 4);
     kill(Pid::from_raw(state.pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
     until("every stub has ended", || lab.alive().is_empty()).await;
-    assert_eq!(supervisor::status(&state_dir).unwrap(), None);
+    // On a busy machine the supervisor may be the last to go.
+    until("the state is gone", || supervisor::status(&state_dir).unwrap().is_none()).await;
     let again = up(&state_dir, &options, &lab.programs, &progress).await.unwrap();
     assert_ne!(again.pid, state.pid);
     supervisor::down(&state_dir).await.unwrap();
