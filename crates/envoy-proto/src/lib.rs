@@ -1,4 +1,4 @@
-//! Envoy's ext_proc protocol and Envoy Gateway's extension service as generated Rust, reduced to what Warmpath needs.
+//! Envoy's ext_proc protocol, its access log service and Envoy Gateway's extension service as generated Rust, reduced to what Warmpath needs.
 //!
 //! The protos under `proto/` keep Envoy's names and numbers; `bytes` fields are [`bytes::Bytes`], so that a body chunk
 //! is passed on without a copy. The code under `generated/` is committed, so that a build needs neither protoc nor its
@@ -26,7 +26,20 @@ pub mod extensions {
     }
 }
 
+pub mod data {
+    pub mod accesslog {
+        pub mod v3 {
+            include!("generated/envoy.data.accesslog.v3.rs");
+        }
+    }
+}
+
 pub mod service {
+    pub mod accesslog {
+        pub mod v3 {
+            include!("generated/envoy.service.accesslog.v3.rs");
+        }
+    }
     pub mod ext_proc {
         pub mod v3 {
             include!("generated/envoy.service.ext_proc.v3.rs");

@@ -6,6 +6,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 
+use envoy_proto::service::accesslog::v3::access_log_service_server::{
+    AccessLogService, AccessLogServiceServer,
+};
+use envoy_proto::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
 use envoy_proto::service::ext_proc::v3::body_mutation::Mutation;
 use envoy_proto::service::ext_proc::v3::external_processor_server::{
     ExternalProcessor, ExternalProcessorServer,
@@ -28,6 +32,9 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 const MAX_CONCURRENT_STREAMS: u32 = 40_000;
 
+/// Reads an access log, and forgets it.
+struct NoLog;
+
 struct NoOp {
     /// The picker's answer to the headers of a request.
     pick: ProcessingResponse,
@@ -39,6 +46,18 @@ struct Conversation {
     /// The answer to the headers, until the body is complete.
     pick: Option<ProcessingResponse>,
     held: Vec<HttpBody>,
+}
+
+#[tonic::async_trait]
+impl AccessLogService for NoLog {
+    async fn stream_access_logs(
+        &self,
+        request: Request<Streaming<StreamAccessLogsMessage>>,
+    ) -> Result<Response<StreamAccessLogsResponse>, Status> {
+        let mut messages = request.into_inner();
+        while messages.message().await?.is_some() {}
+        Ok(Response::new(StreamAccessLogsResponse {}))
+    }
 }
 
 #[tonic::async_trait]
@@ -62,14 +81,10 @@ impl ExternalProcessor for NoOp {
 impl Conversation {
     async fn next(&mut self) -> Result<Option<ProcessingResponse>, Status> {
         while self.outbox.is_empty() {
-            let Some(ProcessingRequest { request: Some(request), observability_mode, .. }) =
-                self.inbound.message().await?
-            else {
+            let Some(ProcessingRequest { request: Some(request), .. }) = self.inbound.message().await? else {
                 return Ok(None);
             };
-            if !observability_mode {
-                self.take(request);
-            }
+            self.take(request);
         }
         Ok(self.outbox.pop_front())
     }
@@ -119,6 +134,7 @@ pub(crate) fn serve(pick: &Path, ports: &Path) {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .add_service(ExternalProcessorServer::new(NoOp { pick }))
+            .add_service(AccessLogServiceServer::new(NoLog))
             .serve_with_incoming(TcpListenerStream::new(listener))
             .await
             .expect("it serves");

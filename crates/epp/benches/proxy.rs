@@ -6,8 +6,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use envoy_proto::config::core::v3::{HeaderMap, HeaderValue, Metadata};
+use envoy_proto::data::accesslog::v3::{AccessLogCommon, HttpAccessLogEntry, HttpResponseProperties};
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_proto::google::protobuf::value::Kind;
+use envoy_proto::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_proto::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
+use envoy_proto::service::accesslog::v3::stream_access_logs_message::{HttpAccessLogEntries, LogEntries};
 use envoy_proto::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
@@ -17,6 +21,7 @@ use envoy_proto::service::ext_proc::v3::{
 use inference_api::keys;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
 use tonic::Streaming;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -32,7 +37,7 @@ const ANSWER: &[u8] = br#"data: {"choices":[],"usage":{"prompt_tokens":500,"comp
 pub(crate) enum Way {
     /// Through the picker, on the request's stream.
     Through,
-    /// Past the picker. A stream of its own reports the headers of each, as that of nine in ten is.
+    /// Past the picker, as those of nine in ten go. The access log tells its end.
     Past,
 }
 
@@ -40,6 +45,7 @@ pub(crate) enum Way {
 pub(crate) struct Proxy {
     client: ExternalProcessorClient<Channel>,
     way: Way,
+    log: mpsc::Sender<StreamAccessLogsMessage>,
 }
 
 /// A request that has its pick, and its open stream.
@@ -64,8 +70,11 @@ impl Proxy {
     pub(crate) async fn connect(address: SocketAddr, way: Way) -> Self {
         let endpoint = Endpoint::new(format!("http://{address}")).expect("an address");
         let endpoint = endpoint.initial_stream_window_size(1 << 20).initial_connection_window_size(16 << 20);
-        let client = ExternalProcessorClient::new(endpoint.connect().await.expect("the picker listens"));
-        Self { client, way }
+        let channel = endpoint.connect().await.expect("the picker listens");
+        let (log, messages) = mpsc::channel(64);
+        let mut logs = AccessLogServiceClient::new(channel.clone());
+        TaskTracker::new().spawn(async move { logs.stream_access_logs(ReceiverStream::new(messages)).await });
+        Self { client: ExternalProcessorClient::new(channel), way, log }
     }
 
     /// Runs one request and its response. Returns the time from the end of the request's body to the pick.
@@ -92,33 +101,23 @@ impl Proxy {
             Way::Past => {
                 drop(requests);
                 assert!(answers.message().await.expect("the stream ends well").is_none());
-                self.report(pick).await;
+                self.tell_end(pick).await;
             }
         }
         latency
     }
 
-    /// Reports a response to the picker.
-    async fn report(&self, pick: ProcessingResponse) {
-        let (reports, rx) = mpsc::channel(2);
+    /// Tells the picker that a request has ended.
+    async fn tell_end(&self, pick: ProcessingResponse) {
         let lb = pick.dynamic_metadata.and_then(|mut metadata| metadata.fields.remove(keys::LB_METADATA));
         let Some(Kind::StructValue(lb)) = lb.and_then(|value| value.kind) else { panic!("a pick") };
         let filter_metadata = [(keys::LB_METADATA.to_owned(), lb)].into();
-        let metadata_context = Some(Metadata { filter_metadata, ..Metadata::default() });
-        for (request, metadata_context) in [
-            (Request::RequestHeaders(HttpHeaders::default()), metadata_context),
-            (Request::ResponseHeaders(headers(&RESPONSE)), None),
-        ] {
-            let request = Some(request);
-            let message = ProcessingRequest { request, metadata_context, ..ProcessingRequest::default() };
-            let message = ProcessingRequest { observability_mode: true, ..message };
-            reports.send(message).await.expect("the report has room");
-        }
-        drop(reports);
-        let mut stream = tonic::Request::new(ReceiverStream::new(rx));
-        stream.metadata_mut().insert(keys::PICKER, MetadataValue::from_static("127.0.0.1:9002"));
-        let answers = self.client.clone().process(stream).await.expect("a stream");
-        assert!(answers.into_inner().message().await.expect("the report ends well").is_none());
+        let metadata = Some(Metadata { filter_metadata, ..Metadata::default() });
+        let common_properties = Some(AccessLogCommon { metadata, ..AccessLogCommon::default() });
+        let response = HttpResponseProperties { response_code: Some(200), response_body_bytes: 700 };
+        let entry = HttpAccessLogEntry { common_properties, response: Some(response) };
+        let log_entries = Some(LogEntries::HttpLogs(HttpAccessLogEntries { log_entry: vec![entry] }));
+        self.log.send(StreamAccessLogsMessage { log_entries }).await.expect("the log is open");
     }
 
     /// Returns the answer to a request's headers.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 use bytes::{Buf as _, BytesMut};
@@ -15,10 +15,11 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::director::Director;
+use crate::director::{Director, Now};
 use crate::http_client::{self, Chunks, HttpClient};
 use crate::metrics::PeerLabels;
 use crate::peers::{FORMAT, HEARTBEAT, PeerLine};
+use crate::reports::Reports;
 
 /// Longest silence of a live peer.
 const PATIENCE: Duration = HEARTBEAT.saturating_mul(3);
@@ -32,7 +33,7 @@ const MAX_LINE: usize = 8 << 20;
 /// Follows every address of some names.
 #[derive(Debug)]
 pub struct Followers {
-    director: Arc<Director>,
+    reports: Arc<Reports>,
     client: HttpClient,
     /// Names of peers, as `host:port`.
     names: Vec<String>,
@@ -44,7 +45,7 @@ pub struct Followers {
 
 /// The reader of one peer, and its position.
 struct Follower {
-    director: Arc<Director>,
+    reports: Arc<Reports>,
     client: HttpClient,
     address: SocketAddr,
     labels: PeerLabels,
@@ -65,9 +66,9 @@ enum Next {
 
 impl Followers {
     #[must_use]
-    pub fn new(director: Arc<Director>, names: Vec<String>) -> Self {
+    pub fn new(reports: Arc<Reports>, names: Vec<String>) -> Self {
         let (client, followed, tasks) = (http_client::new(), HashMap::new(), JoinSet::new());
-        Self { director, client, names, followed, tasks }
+        Self { reports, client, names, followed, tasks }
     }
 
     /// Runs until `stop`.
@@ -97,7 +98,7 @@ impl Followers {
 
     /// Follows the addresses in `found` and no others. One that turned out to be this picker is not asked again.
     pub fn follow(&mut self, found: HashSet<SocketAddr>) {
-        let Self { director, client, names: _, followed, tasks } = self;
+        let Self { reports, client, names: _, followed, tasks } = self;
         followed.retain(|address, stop| {
             let keep = found.contains(address);
             if !keep {
@@ -109,7 +110,7 @@ impl Followers {
             followed.entry(address).or_insert_with(|| {
                 let stop = CancellationToken::new();
                 let stopped = stop.clone().cancelled_owned();
-                let follower = Follower::new(Arc::clone(director), client.clone(), address);
+                let follower = Follower::new(Arc::clone(reports), client.clone(), address);
                 tasks.spawn(async move {
                     tokio::select! {
                         () = stopped => {}
@@ -129,7 +130,7 @@ impl Followers {
     pub async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next().await else { return std::future::pending().await };
         let peer = ended.expect("a follower does not panic").to_string();
-        let (metrics, labels) = (self.director.metrics(), PeerLabels { peer });
+        let (metrics, labels) = (self.reports.director().metrics(), PeerLabels { peer });
         metrics.peer_connected.remove(&labels);
         metrics.peer_insertions.remove(&labels);
         metrics.peer_missed.remove(&labels);
@@ -139,14 +140,18 @@ impl Followers {
 // === impl Follower ===
 
 impl Follower {
-    fn new(director: Arc<Director>, client: HttpClient, address: SocketAddr) -> Self {
+    fn new(reports: Arc<Reports>, client: HttpClient, address: SocketAddr) -> Self {
         let labels = PeerLabels { peer: address.to_string() };
-        Self { director, client, address, labels, instance: String::new(), seq: 0 }
+        Self { reports, client, address, labels, instance: String::new(), seq: 0 }
+    }
+
+    fn director(&self) -> &Director {
+        self.reports.director()
     }
 
     /// Reads until it is stopped, or the peer turns out to be this picker.
     async fn run(mut self) {
-        let connected = self.director.metrics().peer_connected.get_or_create(&self.labels).clone();
+        let connected = self.director().metrics().peer_connected.get_or_create(&self.labels).clone();
         loop {
             let outcome = self.read().await;
             connected.set(0);
@@ -195,12 +200,12 @@ impl Follower {
     }
 
     fn take(&mut self, line: PeerLine) -> anyhow::Result<Next> {
-        let metrics = self.director.metrics();
+        let metrics = self.director().metrics();
         match line {
             PeerLine::Hello { format, .. } if format != FORMAT => {
                 bail!("it speaks format {format}, this picker {FORMAT}")
             }
-            PeerLine::Hello { instance, .. } if self.director.is_instance(&instance) => {
+            PeerLine::Hello { instance, .. } if self.director().is_instance(&instance) => {
                 return Ok(Next::Nothing);
             }
             PeerLine::Hello { instance, next_seq, format: _ } => {
@@ -216,20 +221,27 @@ impl Follower {
                 self.seq = next_seq.saturating_sub(1);
             }
             PeerLine::Tick => {}
+            PeerLine::End(event) => {
+                self.seq = event.seq;
+                self.reports.take_from_peer(&event.ending, now());
+            }
             PeerLine::Insertion(event) => {
-                let since_epoch = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let since_epoch = now().wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 let age = since_epoch.saturating_sub(Duration::from_millis(event.time_ms));
                 metrics.peer_staleness.observe(age.as_secs_f64());
                 metrics.peer_insertions.get_or_create(&self.labels).inc();
                 self.seq = event.seq;
-                self.director.believe(&event);
+                self.director().believe(&event);
             }
         }
         Ok(Next::Line)
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "staleness is measured against the sender's wall clock")]
-fn now() -> SystemTime {
-    SystemTime::now()
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the follower is an edge; staleness is measured against the sender's wall clock"
+)]
+fn now() -> Now {
+    Now { instant: Instant::now(), wall: SystemTime::now() }
 }

@@ -12,6 +12,8 @@ pub mod server;
 
 pub mod follow_peers;
 
+pub mod reports;
+
 pub mod kv_events;
 
 pub mod tokens;
@@ -20,9 +22,9 @@ pub mod http_client;
 
 pub mod replay;
 
-pub mod observed;
-
 pub mod director;
+
+pub mod observed;
 
 pub mod peers;
 

@@ -432,7 +432,7 @@ impl Metrics {
         );
         registry.register(
             "epp_unreported_responses",
-            "Requests whose response goes past the picker, and that the proxy has not begun to report",
+            "Requests whose response goes past the picker, and of whose end the proxy has told nothing",
             self.unreported_responses.clone(),
         );
         self.register_peers();

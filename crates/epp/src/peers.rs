@@ -1,8 +1,10 @@
-//! Pickers that serve the same pools report their picks to each other, so that each finds the prefixes of all.
+//! Pickers that serve the same pools report their picks to each other, so that each finds the prefixes of all, and the
+//! ends of each other's requests, which the proxy tells to any of them.
 //!
 //! ```text
-//! director ─ SentPrompt ─► PeerJournal (bounded)
-//!                             └─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ─► its index
+//! director ─ SentPrompt ─┬► PeerJournal (bounded)
+//! reports ─ ToldEnd ─────┘     └─ GET /peers/insertions, a line of JSON each ─► the peer's Follower ┬► its index
+//!                                                                                                  └► its reports
 //! ```
 //! There is no leader. Each picker follows every other one and passes nothing on; one that was away or starts again
 //! reads the others' journals as far back as they go. A lost event costs a cache hit, never a request.
@@ -11,16 +13,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ext_proc::observation::Ending;
 use parking_lot::Mutex;
 use prefix_index::chain::Chain;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Version of the lines and of the hashes in them: pickers with different versions do not understand each other.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Time after which a journal without news sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Bytes of an event besides its hashes.
+/// Bytes of an event besides its hashes or its ticket.
 const EVENT_BYTES: usize = 128;
 
 /// One line of the stream. The first is [`PeerLine::Hello`].
@@ -37,6 +40,15 @@ pub enum PeerLine {
     /// Heartbeat: nothing has happened.
     Tick,
     Insertion(SentPrompt),
+    End(ToldEnd),
+}
+
+/// The end of another picker's request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToldEnd {
+    /// Number of the event in its process, from 1.
+    pub seq: u64,
+    pub ending: Ending,
 }
 
 /// A prompt that was sent to an endpoint.
@@ -69,15 +81,17 @@ pub struct PeerJournal {
 struct State {
     next_seq: u64,
     n_bytes: usize,
-    events: VecDeque<Arc<SentPrompt>>,
+    events: VecDeque<Arc<Event>>,
 }
 
-// === impl SentPrompt ===
-
-impl SentPrompt {
-    fn n_bytes(&self) -> usize {
-        EVENT_BYTES + size_of_val(self.hashes.hashes())
-    }
+/// An event of a journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Number of the event in its process, from 1.
+    pub seq: u64,
+    /// What followers read.
+    pub line: PeerLine,
+    n_bytes: usize,
 }
 
 // === impl PeerJournal ===
@@ -98,23 +112,33 @@ impl PeerJournal {
     /// Notes that `chain` goes to `endpoint`.
     pub fn note(&self, endpoint: &Arc<str>, started: Option<f64>, chain: &Chain, now: SystemTime) {
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let time_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        let line = |seq| {
+            let (endpoint, hashes) = (Arc::clone(endpoint), chain.clone());
+            PeerLine::Insertion(SentPrompt { seq, time_ms, endpoint, started, hashes })
+        };
+        self.add(line, size_of_val(chain.hashes()));
+    }
+
+    /// Notes how another picker's request has ended.
+    pub fn note_end(&self, ending: Ending) {
+        let n_bytes = ending.ticket.len();
+        self.add(|seq| PeerLine::End(ToldEnd { seq, ending }), n_bytes);
+    }
+
+    /// Adds the event with the next number, and forgets the oldest ones if there is no room.
+    fn add(&self, line: impl FnOnce(u64) -> PeerLine, n_bytes: usize) {
+        let n_bytes = EVENT_BYTES + n_bytes;
         let mut state = self.state.lock();
         let seq = state.next_seq;
-        let event = SentPrompt {
-            seq,
-            time_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
-            endpoint: Arc::clone(endpoint),
-            started,
-            hashes: chain.clone(),
-        };
         state.next_seq += 1;
-        state.n_bytes += event.n_bytes();
-        state.events.push_back(Arc::new(event));
+        state.n_bytes += n_bytes;
+        state.events.push_back(Arc::new(Event { seq, line: line(seq), n_bytes }));
         while state.n_bytes > self.max_bytes
             && state.events.len() > 1
             && let Some(oldest) = state.events.pop_front()
         {
-            state.n_bytes -= oldest.n_bytes();
+            state.n_bytes -= oldest.n_bytes;
         }
         drop(state);
         self.last_seq.send_replace(seq);
@@ -122,7 +146,7 @@ impl PeerJournal {
 
     /// The first event with a number above `after`, or the oldest that is kept.
     #[must_use]
-    pub fn after(&self, after: u64) -> Option<Arc<SentPrompt>> {
+    pub fn after(&self, after: u64) -> Option<Arc<Event>> {
         let state = self.state.lock();
         let idx = state.events.partition_point(|event| event.seq <= after);
         state.events.get(idx).cloned()

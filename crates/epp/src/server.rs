@@ -5,6 +5,7 @@
 //! ```
 
 pub mod accept;
+mod access_log;
 mod gathered;
 mod workers;
 mod follow;
@@ -19,7 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow};
 use prometheus_client::metrics::counter::Counter;
@@ -27,11 +28,13 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::accept::{Grpc, Http, Patience, Port, Services};
+use self::access_log::AccessLog;
 use self::follow::Follower;
 use self::grpc::{Limits, Processor, Timeouts};
 use self::health::Health;
@@ -43,6 +46,7 @@ use crate::follow_peers::Followers;
 use crate::kv_events;
 use crate::metrics::Metrics;
 use crate::policies::WatchedFile;
+use crate::reports::{LOOKS, Reports};
 use crate::source::{self, Source};
 use crate::spans::{Otlp, Spans};
 use crate::tokens::Tokenizer;
@@ -213,11 +217,9 @@ impl Server {
             metrics,
         } = self;
         let (stop, patience) = (CancellationToken::new(), settings.patience);
-        let health_service = state.service();
-        let others = Routes::new(health_service).prepare();
-        let services = Services { processor: None, others: others.clone() };
-        let protocol = Grpc { tls: None, services };
-        let port = Port::shared("health", health, protocol, patience);
+        let others = Routes::new(state.service());
+        let services = Services { processor: None, others: others.clone().prepare() };
+        let port = Port::shared("health", health, Grpc { tls: None, services }, patience);
         parts.spawn("health port", port.serve(stop.clone()));
         let readiness = state.follow(Arc::clone(&director), shutdown.drain.clone());
         let stopped = stop.clone().cancelled_owned();
@@ -232,15 +234,17 @@ impl Server {
             let policies = Arc::clone(director.policies());
             parts.spawn("policy file", file.run(policies, stop.clone().cancelled_owned()));
         }
+        let reports = Arc::new(Reports::new(director, wall_clock()));
         if !settings.peers.is_empty() {
-            let followers = Followers::new(Arc::clone(&director), settings.peers.clone());
+            let followers = Followers::new(Arc::clone(&reports), settings.peers.clone());
             parts.spawn("peers", followers.run(stop.clone()));
         }
         parts.spawn("pool index", follower.run(stop.clone()));
         let (cut, closed) = (CancellationToken::new(), CancellationToken::new());
         let tokenizer = Tokenizer::new(settings.tokenize_timeout);
-        let processor = Processor::new(director, Arc::clone(&spans), (limits, tokenizer), cut.clone());
-        parts.spawn("reports of responses", processor.clone().give_up_reports(stop.clone()));
+        parts.spawn("reports of responses", give_up_reports(Arc::clone(&reports), stop.clone()));
+        let others = others.add_service(AccessLog::service(Arc::clone(&reports), closed.clone())).prepare();
+        let processor = Processor::new(reports, Arc::clone(&spans), (limits, tokenizer), cut.clone());
         let is_secure = tls.is_some();
         let tls = tls.map(|tls| tls.follow(&mut parts, (reload, stop.clone())));
         let protocol = Grpc { tls, services: Services { processor: Some(processor), others } };
@@ -278,9 +282,21 @@ impl Settings {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "certificates are dated by the wall clock")]
+#[expect(clippy::disallowed_methods, reason = "certificates and the process are dated by the wall clock")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+/// Ends requests of whose end nobody tells, until `stop`.
+async fn give_up_reports(reports: Arc<Reports>, stop: CancellationToken) {
+    while timeout(LOOKS, stop.cancelled()).await.is_err() {
+        reports.give_up(clock());
+    }
 }
 
 /// Longest wait for tasks that were told to stop; each of them stops at its next await.

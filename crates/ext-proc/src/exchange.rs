@@ -204,6 +204,12 @@ impl<L> Exchange<L> {
         self.is_observed && self.responding.is_complete()
     }
 
+    /// The pool that the proxy names, if it names one.
+    #[must_use]
+    pub fn pool(&self) -> Option<&ObjectKey> {
+        self.options.pool.as_ref()
+    }
+
     /// Returns true if the stream reports the response of a request of another stream.
     #[must_use]
     pub fn is_report(&self) -> bool {

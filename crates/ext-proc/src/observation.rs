@@ -1,11 +1,16 @@
-//! Requests whose response goes past the picker: the name that the proxy gets at the pick, and repeats on the stream that
-//! reports the response.
+//! Requests whose response goes past the picker: the name that the proxy gets at the pick, and repeats where it tells of
+//! the response: in its access log, and on the streams that report a share of the responses.
 
+use envoy_proto::config::core::v3::Metadata;
+use envoy_proto::data::accesslog::v3::{HttpAccessLogEntry, ResponseFlags};
 use envoy_proto::google::protobuf::value::Kind;
 use envoy_proto::google::protobuf::{Struct, Value};
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
 use inference_api::keys;
+use serde::{Deserialize, Serialize};
+
+use crate::exchange::ResponseReport;
 
 /// The facts about a pick that the proxy needs after the request's stream has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +29,20 @@ pub struct Report {
     pub ticket: String,
     /// The endpoints that the proxy was told to try.
     pub destination: String,
+}
+
+/// The end of a request, according to the proxy's access log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    pub ticket: String,
+    /// The endpoint that served, if it is not the first of those that the proxy was told to try.
+    pub served_elsewhere: Option<String>,
+    /// HTTP status; `None` if there was no response.
+    pub status: Option<u16>,
+    /// Length in bytes of the response's body.
+    pub n_bytes: u64,
+    /// False if the client, the proxy or the engine broke off.
+    pub complete: bool,
 }
 
 impl Naming {
@@ -49,11 +68,73 @@ impl Report {
         if !message.observability_mode || !matches!(message.request, Some(Request::RequestHeaders(_))) {
             return None;
         }
-        let lb = message.metadata_context.as_ref()?.filter_metadata.get(keys::LB_METADATA)?;
+        let lb = lb(message.metadata_context.as_ref())?;
         let ticket = text(lb, keys::TICKET)?.to_owned();
         let destination = text(lb, keys::DESTINATION_ENDPOINT).unwrap_or_default().to_owned();
         Some(Self { ticket, destination })
     }
+}
+
+impl Ending {
+    /// The end that `entry` tells; `None` if no picker has named the request, or it goes on.
+    #[must_use]
+    pub fn of(entry: &HttpAccessLogEntry) -> Option<Self> {
+        let common = entry.common_properties.as_ref().filter(|common| !common.intermediate_log_entry)?;
+        let lb = lb(common.metadata.as_ref())?;
+        let ticket = text(lb, keys::TICKET)?.to_owned();
+        let picked = text(lb, keys::DESTINATION_ENDPOINT).and_then(|list| list.split(',').next());
+        let served = text(lb, keys::DESTINATION_ENDPOINT_SERVED).filter(|served| Some(*served) != picked);
+        let response = entry.response.as_ref();
+        let status = response.and_then(|response| u16::try_from(response.response_code?).ok());
+        let status = status.filter(|status| *status != 0);
+        let has_broken_off = common.response_flags.as_ref().is_some_and(has_broken_off);
+        Some(Self {
+            ticket,
+            served_elsewhere: served.map(str::to_owned),
+            status,
+            n_bytes: response.map_or(0, |response| response.response_body_bytes),
+            complete: status.is_some() && !has_broken_off,
+        })
+    }
+
+    /// The facts about the response.
+    #[must_use]
+    pub fn report(&self) -> ResponseReport {
+        let Self { ticket: _, served_elsewhere: _, status, n_bytes, complete } = *self;
+        ResponseReport { status, usage: None, n_bytes, complete: Some(complete) }
+    }
+}
+
+/// Returns true if the response is not whole.
+fn has_broken_off(flags: &ResponseFlags) -> bool {
+    let ResponseFlags {
+        upstream_request_timeout,
+        local_reset,
+        upstream_remote_reset,
+        upstream_connection_termination,
+        downstream_connection_termination,
+        stream_idle_timeout,
+        downstream_protocol_error,
+        upstream_max_stream_duration_reached,
+        duration_timeout,
+        upstream_protocol_error,
+        overload_manager,
+        downstream_remote_reset,
+    } = *flags;
+    let by_client = downstream_connection_termination || downstream_protocol_error || downstream_remote_reset;
+    let by_engine = upstream_remote_reset || upstream_connection_termination || upstream_protocol_error;
+    let by_proxy = upstream_request_timeout
+        || local_reset
+        || stream_idle_timeout
+        || upstream_max_stream_duration_reached
+        || duration_timeout
+        || overload_manager;
+    by_client || by_engine || by_proxy
+}
+
+/// The metadata that pickers write.
+fn lb(metadata: Option<&Metadata>) -> Option<&Struct> {
+    metadata?.filter_metadata.get(keys::LB_METADATA)
 }
 
 fn text<'a>(fields: &'a Struct, key: &str) -> Option<&'a str> {

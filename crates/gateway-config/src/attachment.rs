@@ -15,8 +15,8 @@ use crate::plan::{Names, PlannedPool};
 pub enum Responses {
     /// Through the picker, which can change them. If it hangs or dies, it cuts them.
     Through,
-    /// Past the picker. A filter of its own reports them to it and waits for nothing: all headers, and the bodies of
-    /// this share of them.
+    /// Past the picker. An access log tells it how each has ended, and a filter of its own reports this share of them with
+    /// their bodies. Neither waits for the picker.
     Observed(Share),
 }
 

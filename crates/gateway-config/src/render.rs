@@ -202,6 +202,11 @@ pub(crate) fn observer_filter(pool: &ObjectKey) -> String {
     format!("{}/observer", picker_filter(pool))
 }
 
+/// Name of the access log that tells a pool's picker the ends of requests.
+pub(crate) fn access_log_name(pool: &ObjectKey) -> String {
+    format!("{}/ends", picker_filter(pool))
+}
+
 /// Name of a pool's ext_proc filter, the same as Envoy AI Gateway's.
 fn picker_filter(pool: &ObjectKey) -> String {
     format!("envoy.filters.http.ext_proc/endpointpicker/{}_{}_ext_proc", pool.name, pool.namespace)

@@ -10,16 +10,12 @@ pub const DESTINATION_ENDPOINT_SUBSET: &str = "x-gateway-destination-endpoint-su
 /// for pools that share a picker. Warmpath's own.
 pub const INFERENCE_POOL: &str = "x-warmpath-inference-pool";
 /// Key in the initial metadata of an ext_proc stream: [`OBSERVED`] if the stream ends with the request, and the proxy
-/// reports the response on a stream of its own. Warmpath's own.
+/// reports the response elsewhere. Warmpath's own.
 pub const RESPONSES: &str = "x-warmpath-responses";
 /// Value of [`RESPONSES`].
 pub const OBSERVED: &str = "observed";
-/// Key in the initial metadata of a stream that reports a response: the parts that it reports besides the headers.
-pub const REPORTED: &str = "x-warmpath-reported";
-/// Value of [`REPORTED`].
-pub const BODY: &str = "body";
-/// Key under [`LB_METADATA`] with the name of a picked request, which the proxy repeats where it reports the response.
-/// Warmpath's own.
+/// Key under [`LB_METADATA`] with the name of a picked request, which the proxy repeats where it reports the response:
+/// `namespace/name/…`, which begins with the pool. Warmpath's own.
 pub const TICKET: &str = "x-warmpath-ticket";
 /// Key under [`LB_METADATA`], and in the initial metadata of a report, with the `ip:port` of the picker that has picked.
 /// Warmpath's own.

@@ -27,8 +27,8 @@ pub struct ClusterArgs {
     /// Picker processes, which report to each other where they send requests [default: 1; for `soak` 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub pickers: Option<u32>,
-    /// Way of responses: past the picker and `observed`, which reports to it all headers, and the bodies of a share, a
-    /// tenth if none is named; or `through` the picker, which then cuts them if it hangs or dies [default: observed]
+    /// Way of responses: past the picker and `observed`, which tells it how all have ended, and reports the bodies of a
+    /// share, a tenth if none is named; or `through` the picker, which then cuts them if it hangs or dies [default: observed]
     #[arg(long, value_name = "through|observed[=SHARE]")]
     pub responses: Option<Responses>,
     /// Virtual seconds per second of wall time; 10 makes every GPU ten times faster [default: 1]

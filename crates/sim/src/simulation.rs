@@ -21,7 +21,7 @@ pub const SCRAPE_INTERVAL: Duration = picker::SCRAPE_INTERVAL;
 /// Time from the last token to the end of the stream, as in the mock server.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 
-/// Time from the end of an answer that goes past the picker to the end of its report, measured with Envoy 1.40.
+/// Time from the end of an answer that goes past the picker until it knows, measured with Envoy 1.40.
 const REPORT_DELAY: Duration = Duration::from_millis(15);
 
 /// The way in which the router hears of answers.

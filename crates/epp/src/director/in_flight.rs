@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use picking::estimate::{Correction, Learned, ReportedUsage};
 use picking::lease::Lease;
+use pool_index::snapshot::Slot;
 use prefix_index::chain::Chain;
 use tracing::debug;
 
@@ -12,6 +13,7 @@ use super::{Director, Now, note};
 use crate::datastore::LiveEndpoint;
 use crate::explain::ResponseRecord;
 use crate::metrics::{Counted, ModelLabels};
+use crate::observed::Engine;
 use ext_proc::exchange::ResponseReport;
 use ext_proc::response::Usage;
 
@@ -54,18 +56,24 @@ impl Director {
         self.decisions().amend(in_flight.seq, |record| record.served = Some(endpoint.destination.clone()));
     }
 
-    /// Returns true if the request's engine has had no request since a moment after `since`, according to its scrapes.
+    /// The request's engine according to its scrapes, and whether it has had no request since a moment after `since`.
     #[must_use]
-    pub fn engine_is_quiet(&self, in_flight: &InFlightRequest, since: Instant) -> bool {
-        in_flight.lease.endpoint().state.was_quiet_after(self.moment(since))
+    pub fn engine(&self, in_flight: &InFlightRequest, since: Instant, now: Instant) -> Engine<Slot> {
+        let endpoint = in_flight.lease.endpoint();
+        let load = endpoint.state.load(self.moment(now), self.options.max_metrics_age);
+        let n_requests = load.fresh.then(|| usize::try_from(load.waiting.saturating_add(load.running)));
+        Engine {
+            key: endpoint.slot,
+            is_quiet: endpoint.state.was_quiet_after(self.moment(since)),
+            n_requests: n_requests.and_then(Result::ok),
+        }
     }
 
     /// Ends the request: its stream is over.
     pub fn settle(&self, in_flight: InFlightRequest, report: &ResponseReport, now: Instant) {
         let InFlightRequest { mut lease, running, labels, chains: _, started, seq } = in_flight;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
-        if complete.is_none() && status.is_some_and(|status| (200..300).contains(&status)) {
-            // Nothing tells if it has broken off, which is rare.
+        if complete != Some(false) && status.is_some_and(|status| (200..300).contains(&status)) {
             lease.on_first_token();
         }
         let answer = usage.filter(|_| complete == Some(true)).map(|usage| {

@@ -1,5 +1,5 @@
-//! The gRPC service: one stream per request, each driven by its own [`Exchange`], and one more per response that goes
-//! past the picker.
+//! The ext_proc service: one stream per request, each driven by its own [`Exchange`], and one more for each response that
+//! is reported with its body.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,19 +18,19 @@ use inference_api::keys;
 use inference_api::object::ObjectKey;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::task::coop::consume_budget;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::debug;
 
 use crate::director::{Director, InFlightRequest, Now, TokenSource};
-use crate::observed::{Observed, REPORT_WAIT};
+use crate::reports::{Reports, Served};
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
 use ext_proc::exchange::{
-    BodyMode, Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, ResponseReport, StreamOptions,
+    BodyMode, Exchange, NeedsPick, Pending, Pick, ProtocolError, Received, StreamOptions,
 };
 use ext_proc::observation::{Naming, Report};
 use ext_proc::pick_request::{PickRequest, PromptTokens};
@@ -53,19 +53,11 @@ pub struct Processor {
 /// Everything that the streams have in common.
 #[derive(Debug)]
 struct Shared {
-    director: Arc<Director>,
+    reports: Arc<Reports>,
     spans: Arc<Spans>,
     tokenizer: Tokenizer,
     limits: Limits,
-    observed: Observed<Served>,
     cut: CancellationToken,
-}
-
-/// A request after its pick, and the span in which its response is noted.
-#[derive(Debug)]
-struct Served {
-    in_flight: InFlightRequest,
-    span: RequestSpan,
 }
 
 /// The way in which a stream ends its request.
@@ -119,8 +111,6 @@ struct Conversation {
     outbox: VecDeque<ProcessingResponse>,
     exchange: Exchange<Held>,
     way: Way,
-    /// Mode of the body in a report. Envoy announces no modes there.
-    reported: BodyMode,
     shared: Arc<Shared>,
     opened: Instant,
     /// Time of the last message.
@@ -139,14 +129,12 @@ impl Processor {
     /// Creates a processor; streams that are open when `cut` is cancelled end with UNAVAILABLE.
     #[must_use]
     pub fn new(
-        director: Arc<Director>,
+        reports: Arc<Reports>,
         spans: Arc<Spans>,
         (limits, tokenizer): (Limits, Tokenizer),
         cut: CancellationToken,
     ) -> Self {
-        let started = wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let observed = Observed::new(format!("{:x}", started.as_nanos()));
-        let shared = Arc::new(Shared { director, spans, tokenizer, limits, observed, cut });
+        let shared = Arc::new(Shared { reports, spans, tokenizer, limits, cut });
         Self { shared, address: None }
     }
 
@@ -157,17 +145,11 @@ impl Processor {
         let processor = Self { shared, address: Some(address.to_string().into()) };
         ExternalProcessorServer::new(processor).max_decoding_message_size(max_bytes)
     }
+}
 
-    /// Ends the requests whose responses the proxy never reports, until `stop`.
-    pub(super) async fn give_up_reports(self, stop: CancellationToken) {
-        let Shared { director, observed, .. } = &*self.shared;
-        let is_over = |served: &Served, since| director.engine_is_quiet(&served.in_flight, since);
-        while timeout(REPORT_WAIT / 10, stop.cancelled()).await.is_err() {
-            for served in observed.expire(clock(), is_over) {
-                director.metrics().unreported_responses.inc();
-                served.end(director, &ResponseReport::default());
-            }
-        }
+impl Shared {
+    fn director(&self) -> &Director {
+        self.reports.director()
     }
 }
 
@@ -179,7 +161,8 @@ impl ExternalProcessor for Processor {
         &self,
         request: Request<Streaming<ProcessingRequest>>,
     ) -> Result<Response<Self::ProcessStream>, Status> {
-        let Shared { director, limits, cut, .. } = &*self.shared;
+        let Shared { limits, cut, .. } = &*self.shared;
+        let director = self.shared.director();
         let options = StreamOptions {
             max_body_bytes: limits.max_body_bytes,
             fresh_request_id: director.fresh_request_id(),
@@ -189,14 +172,12 @@ impl ExternalProcessor for Processor {
         };
         let opened = clock();
         let way = Way::of(request.metadata(), self.address.as_ref());
-        let reported = reported(request.metadata());
         let is_observer = request.metadata().contains_key(keys::PICKER);
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
             exchange: Exchange::new(options, limits.budget.reserve()),
             way,
-            reported,
             opened,
             heard: opened,
             span: RequestSpan::none(),
@@ -227,14 +208,6 @@ fn named_pool(metadata: &MetadataMap) -> Result<Option<ObjectKey>, Status> {
     key.map(Some).ok_or_else(invalid)
 }
 
-/// The mode of the body in a report, according to the proxy's configuration in the stream's metadata.
-fn reported(metadata: &MetadataMap) -> BodyMode {
-    match metadata.get(keys::REPORTED) {
-        Some(value) if value == keys::BODY => BodyMode::Streamed,
-        Some(_) | None => BodyMode::None,
-    }
-}
-
 impl Way {
     /// The way that the proxy's configuration names in the stream's metadata.
     fn of(metadata: &MetadataMap, address: Option<&Arc<str>>) -> Self {
@@ -242,15 +215,6 @@ impl Way {
             Some(value) if value == keys::OBSERVED => Self::Past { picker: address.cloned() },
             Some(_) | None => Self::Through,
         }
-    }
-}
-
-impl Served {
-    /// Ends the request, about whose response `report` is known.
-    fn end(self, director: &Director, report: &ResponseReport) {
-        let Self { in_flight, span } = self;
-        span.note_response(report);
-        director.settle(in_flight, report, clock());
     }
 }
 
@@ -326,11 +290,12 @@ impl Conversation {
     /// Makes the stream the report of a response.
     fn begin_report(&mut self, report: Report) -> Reported {
         let Report { ticket, destination } = report;
-        let Some(Served { in_flight, span }) = self.shared.observed.claim(&ticket) else {
+        let Some(Served { in_flight, span }) = self.shared.reports.claim(&ticket) else {
             return Reported::Unknown;
         };
         self.span = span;
-        self.exchange.observe(destination, self.reported, Held::InFlight(in_flight));
+        // Envoy announces no modes here: the response is reported with its body.
+        self.exchange.observe(destination, BodyMode::Streamed, Held::InFlight(in_flight));
         Reported::Begun
     }
 
@@ -369,7 +334,7 @@ impl Conversation {
         if let Some((served, held)) = self.exchange.take_served_elsewhere()
             && let Some(in_flight) = held.in_flight_mut()
         {
-            self.shared.director.note_served_elsewhere(in_flight, &served, now());
+            self.shared.director().note_served_elsewhere(in_flight, &served, now());
         }
         Ok(())
     }
@@ -401,7 +366,8 @@ impl Conversation {
             }
             Way::Past { picker } => {
                 let span = std::mem::replace(&mut self.span, RequestSpan::none());
-                let ticket = self.shared.observed.keep(Served { in_flight, span }, clock());
+                let served = Served { in_flight, span };
+                let ticket = self.shared.reports.keep(served, self.exchange.pool(), clock());
                 let pick = Pick { destination, rewrite, reason: None, lease: Held::Elsewhere };
                 let mut answers = self.exchange.answer(pending, Ok(pick));
                 let picker = picker.map(|address| address.to_string());
@@ -424,7 +390,8 @@ impl Conversation {
 
     /// The prompts' token ids, if the decision needs them.
     async fn tokens(&self, needs_pick: &NeedsPick) -> PromptTokens {
-        let Shared { director, tokenizer, limits, .. } = &*self.shared;
+        let Shared { tokenizer, limits, .. } = &*self.shared;
+        let director = self.shared.director();
         let NeedsPick { request, pending: Pending::Body { body, .. } } = needs_pick else {
             return PromptTokens::Unasked;
         };
@@ -451,7 +418,7 @@ impl Conversation {
     }
 
     fn decide(&self, request: PickRequest, tokens: PromptTokens) -> Result<Pick<InFlightRequest>, Refusal> {
-        let director = &self.shared.director;
+        let director = self.shared.director();
         let now = now();
         let (picked, record) = director.decide_on_record(request, tokens, now);
         let elapsed = now.instant.elapsed();
@@ -466,7 +433,7 @@ impl Drop for Conversation {
         self.read_rest();
         if let Some((Held::InFlight(in_flight), report)) = self.exchange.end() {
             let span = std::mem::replace(&mut self.span, RequestSpan::none());
-            Served { in_flight, span }.end(&self.shared.director, &report);
+            Served { in_flight, span }.end(self.shared.director(), &report, clock());
         }
     }
 }

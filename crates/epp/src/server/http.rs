@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::director::Director;
 use crate::metrics;
-use crate::peers::{PeerJournal, PeerLine, SentPrompt};
+use crate::peers::{PeerJournal, PeerLine};
 
 /// Approximate bytes of journal lines that are sent to a peer at once.
 const PEER_CHUNK: usize = 64 << 10;
@@ -170,7 +170,7 @@ async fn more_lines(journal: &PeerJournal, mut after: u64) -> (String, u64) {
         && let Some(event) = journal.after(after)
     {
         after = event.seq;
-        lines += &line(&PeerLine::Insertion(SentPrompt::clone(&event)));
+        lines += &line(&event.line);
     }
     (lines, after)
 }

@@ -36,7 +36,7 @@ use tracing::subscriber::DefaultGuard;
 
 pub(crate) use self::engine::{Engine, Form};
 pub(crate) use self::pod::{IMAGE_TOKENS, Pages, Pod};
-pub(crate) use self::proxy::{Answer, Call, Proxy, http_headers, modes, post, reported};
+pub(crate) use self::proxy::{Answer, Call, Proxy, ending, http_headers, modes, post, reported};
 
 /// Longest wait for something that must happen; after it the test fails.
 pub(crate) const SOON: Duration = Duration::from_secs(60);

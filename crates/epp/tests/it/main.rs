@@ -42,3 +42,4 @@ mod styles;
 mod tls;
 mod tuning;
 mod tutorial;
+mod unreported;

@@ -1,18 +1,20 @@
-//! Responses that go past the picker: the request's stream ends with the request, and another one reports the response.
+//! Responses that go past the picker: the request's stream ends with the request, the access log tells the end of the
+//! response, and a stream of its own reports the body of some.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use envoy_proto::data::accesslog::v3::{HttpAccessLogEntry, ResponseFlags};
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
-use envoy_proto::service::ext_proc::v3::HttpTrailers;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
-use epp::observed::{ENGINE_WAIT, Observed, REPORT_WAIT};
+use envoy_proto::service::ext_proc::v3::{HttpBody, HttpTrailers};
+use epp::observed::ENGINE_WAIT;
 use ext_proc::compat::Compat;
 use serde_json::{Value, json};
 
-use crate::fixtures::http2::{Kind, Peer, frame, framed, header_block, header_block_with};
+use crate::fixtures::http2::{Kind, Peer, frame, framed, header_block, header_block_of, header_block_with};
 use crate::fixtures::{
-    Answer, Picker, Proxy, SOON, Scenario, get, http_headers, modes, post, reported, until,
+    Answer, Picker, Proxy, SOON, Scenario, ending, get, http_headers, modes, post, reported, until,
 };
 
 const USAGE: &str =
@@ -89,12 +91,9 @@ async fn a_first_token_that_is_not_reported_is_counted_by_the_engine() {
     };
     count(5);
     picker.wait_for_scrapes().await;
-    let mut reports = Vec::new();
+    let mut answers = Vec::new();
     for prompt in ["first".repeat(500), "second".repeat(500)] {
-        let answer = ask(&proxy, &prompt[..2048]).await;
-        let report = proxy.begin_report_of(&answer, None).await;
-        report.report_headers_of("text/event-stream; charset=utf-8", &[]).await;
-        reports.push(report);
+        answers.push(ask(&proxy, &prompt[..2048]).await);
     }
     picker.wait_for_scrapes().await;
     assert_eq!(load(&picker).await, (2, 4096), "Control: it has counted none");
@@ -102,41 +101,74 @@ async fn a_first_token_that_is_not_reported_is_counted_by_the_engine() {
         count(n);
         until(async || load(&picker).await == (2, work)).await;
     }
-    drop(reports);
+    let log = proxy.open_log();
+    for answer in &answers {
+        log.tell(answer).await;
+    }
     until(async || load(&picker).await == (0, 0)).await;
 }
 
-/// The proxy reports the bodies of a share of the responses. For the others the end of the report is all it tells.
+/// The proxy reports the bodies of a share of the responses. Its access log tells how each request has ended.
 #[tokio::test]
-async fn a_report_of_headers_lasts_as_long_as_its_response() {
+async fn the_access_log_ends_requests() {
     let picker = Scenario::new(1).start().await;
     let proxy = picker.proxy().await;
-    // Engines send the headers of a stream before its first token, and all others with the answer.
-    for (content_type, n_uncached) in [("application/json", 0), ("text/event-stream; charset=utf-8", 2048)] {
-        let answer = ask(&proxy, &content_type.repeat(200)[..2048]).await;
-        let report = proxy.begin_report_of(&answer, None).await;
-        until(async || load(&picker).await == (1, 2048)).await;
-        report.report_headers_of(content_type, &[]).await;
-        until(async || load(&picker).await == (1, n_uncached)).await;
-        assert!(response(&picker).await.is_null(), "the response is not over");
-        assert_eq!(report.close().message().await.unwrap(), None);
+    let log = proxy.open_log();
+    let ended = |status: Option<u16>, complete: bool| json!({"status": status, "complete": complete, "predicted_cached_tokens": null, "usage": null});
+    let whole: fn(&mut HttpAccessLogEntry) = |_| {};
+    let cut: fn(&mut HttpAccessLogEntry) = |entry| {
+        let flags = ResponseFlags { downstream_connection_termination: true, ..ResponseFlags::default() };
+        entry.common_properties.as_mut().unwrap().response_flags = Some(flags);
+    };
+    let unanswered: fn(&mut HttpAccessLogEntry) =
+        |entry| entry.response.as_mut().unwrap().response_code = Some(0);
+    for (name, change, expected) in [
+        ("whole", whole, ended(Some(200), true)),
+        ("cut", cut, ended(Some(200), false)),
+        ("unanswered", unanswered, ended(None, false)),
+    ] {
+        let answer = ask(&proxy, &name.repeat(1000)[..2048]).await;
+        assert_eq!(load(&picker).await, (1, 2048));
+        // Control: the request goes on after an entry in the middle of it.
+        log.tell_with(&answer, &[], |entry| {
+            entry.common_properties.as_mut().unwrap().intermediate_log_entry = true
+        })
+        .await;
+        picker.wait_for_scrapes().await;
+        assert_eq!(load(&picker).await, (1, 2048), "{name}");
+        log.tell_with(&answer, &[], change).await;
         until(async || load(&picker).await == (0, 0)).await;
-        let usage = Value::Null;
-        let expected =
-            json!({"status": 200, "complete": null, "predicted_cached_tokens": null, "usage": usage});
-        assert_eq!(response(&picker).await, expected);
+        assert_eq!(response(&picker).await, expected, "{name}");
     }
-    let counted = "inference_model_request_duration_seconds_count{";
     let metrics = picker.metrics().await;
-    let counts: Vec<_> = metrics.lines().filter(|line| line.starts_with(counted)).collect();
-    assert!(counts.len() == 1 && counts[0].ends_with(" 2"), "{counts:?}");
+    for (counted, n) in
+        [("inference_model_request_duration_seconds_count{", 1), ("inference_model_response_sizes_count{", 1)]
+    {
+        let counts: Vec<_> = metrics.lines().filter(|line| line.starts_with(counted)).collect();
+        assert!(counts.len() == 1 && counts[0].ends_with(&format!(" {n}")), "{counts:?}");
+    }
+    assert!(metrics.contains("epp_streams 0\n"), "an access log is no request");
+}
 
-    // Control: a report with bodies that ends without one has broken off.
-    let answer = ask(&proxy, "cut").await;
+/// A share of the responses is reported, and all of them are in the log: the first of the two counts.
+#[tokio::test]
+async fn a_response_that_is_reported_ends_with_its_report() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let log = proxy.open_log();
+    let answer = ask(&proxy, &"a".repeat(2048)).await;
     let report = proxy.begin_report(&answer).await;
+    until(async || picker.metrics().await.contains("epp_streams 1\n")).await;
+    log.tell(&answer).await;
+    let second = ask(&proxy, "second").await;
+    log.tell(&second).await;
+    until(async || load(&picker).await == (1, 2048)).await;
     report.report_headers(&[]).await;
-    assert_eq!(report.close().message().await.unwrap(), None);
-    until(async || response(&picker).await["complete"] == false).await;
+    report.report_body(USAGE, true).await;
+    until(async || load(&picker).await == (0, 0)).await;
+    let usage = |record: &Value| record["response"]["usage"]["prompt_tokens"].clone();
+    let records = picker.decisions(0).await;
+    assert_eq!(records.iter().map(usage).collect::<Vec<_>>(), [json!(600), Value::Null]);
 }
 
 #[tokio::test]
@@ -170,6 +202,20 @@ async fn a_report_tells_who_served() {
     report.report_headers(&[("x-gateway-destination-endpoint-served", &other)]).await;
     until(async || picker.decisions(0).await.pop().unwrap()["served"] == *other).await;
     assert!(picker.metrics().await.contains("epp_served_elsewhere_total 1\n"));
+
+    // The access log tells it as well; the first of the picked ones is not worth a note.
+    let log = proxy.open_log();
+    for (is_first, n_elsewhere) in [(true, 1), (false, 2)] {
+        let answer = ask(&proxy, &"d".repeat(2048)).await;
+        let mut picked = answer.picked().split(',');
+        let served = if is_first { picked.next() } else { picked.nth(1) };
+        let served = served.expect("a fallback");
+        log.tell_with(&answer, &[("x-gateway-destination-endpoint-served", served)], |_| {}).await;
+        until(async || response(&picker).await["complete"] == true).await;
+        let record = picker.decisions(0).await.pop().unwrap();
+        assert_eq!(record["served"], if is_first { Value::Null } else { json!(served) });
+        assert!(picker.metrics().await.contains(&format!("epp_served_elsewhere_total {n_elsewhere}\n")));
+    }
 }
 
 /// A client that is gone, a pod that has died: the proxy ends the report in the middle.
@@ -230,7 +276,8 @@ async fn a_report_is_answered_by_one_frame_at_its_end() {
         let response_head = http_headers(&[(":status", "200"), ("content-type", "application/json")], false);
         let mut frames = frame(Kind::Headers, 4, 1, &header_block_with(metadata));
         let head = Request::RequestHeaders(http_headers(&post("/v1/completions"), true));
-        for request in [head, Request::ResponseHeaders(response_head)] {
+        let start = HttpBody { body: "{".into(), ..HttpBody::default() };
+        for request in [head, Request::ResponseHeaders(response_head), Request::ResponseBody(start)] {
             frames.extend(frame(Kind::Data, 0, 1, &framed(&reported(request, &lb))));
         }
         let mut peer = Peer::connect(picker.ports.grpc).await;
@@ -406,7 +453,8 @@ async fn each_of_two_pickers_gets_the_reports_of_its_own_picks() {
     let answer = ask(&proxies[0], &"d".repeat(2048)).await;
     assert_eq!(answer.picker, Some(pickers[0].ports.grpc.to_string()));
     assert_ne!(answer.picker, Some(pickers[1].ports.grpc.to_string()));
-    // Control: the other one does not know the request.
+    // Control: the other one does not know the request, and has no peers whom it could tell of it.
+    proxies[1].open_log().tell(&answer).await;
     let mut elsewhere = proxies[1].begin_report(&answer).await;
     assert_eq!(elsewhere.try_next().await.unwrap(), None);
     assert_eq!((load(&pickers[0]).await, load(&pickers[1]).await), ((1, 2048), (0, 0)));
@@ -438,6 +486,30 @@ async fn a_picker_that_drains_takes_reports() {
     picker.shutdown.abort.cancel();
 }
 
+/// The proxy keeps its access log open until the picker ends it, and then opens it where requests are still taken. What it
+/// sends until then is read.
+#[tokio::test]
+async fn a_picker_that_drains_ends_the_access_log() {
+    const END_STREAM: u8 = 1;
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await;
+    let [first, second] = [ask(&proxy, "first").await, ask(&proxy, "second").await];
+    let path = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
+    let entry = |answer| frame(Kind::Data, 0, 1, &framed(&ending(answer, &[], |_| {})));
+    let mut peer = Peer::connect(picker.ports.grpc).await;
+    peer.write(&frame(Kind::Headers, 4, 1, &header_block_of(path, &[])), SOON).await;
+    peer.write(&entry(&first), SOON).await;
+    until(async || load(&picker).await.0 == 1).await;
+    picker.shutdown.drain.cancel();
+    let ends_stream = |(kind, flags, stream): (u8, u8, u32)| {
+        (kind, stream) == (Kind::Headers as u8, 1) && flags & END_STREAM != 0
+    };
+    while !ends_stream(peer.read_frame().await) {}
+    assert_eq!(load(&picker).await.0, 1, "Control: a drain ends no request");
+    peer.write(&entry(&second), SOON).await;
+    until(async || load(&picker).await.0 == 0).await;
+}
+
 #[tokio::test]
 async fn upstreams_replies_name_the_request_for_its_report_too() {
     let picker = Scenario::new(1).compat(Compat::GieV04).start().await;
@@ -467,40 +539,4 @@ async fn the_proxy_gets_the_decision_for_the_response() {
     let told: Value = serde_json::from_str(decisions[0].as_deref().unwrap()).unwrap();
     assert_eq!(told["pod"], "qwen-0");
     assert_eq!(decisions[1], None);
-}
-
-#[test]
-#[expect(clippy::disallowed_methods, reason = "some instant to count from")]
-fn a_request_waits_for_its_report_for_a_while() {
-    let start = Instant::now();
-    let observed = Observed::new("here".to_owned());
-    let (early, late) = (observed.keep("early", start), observed.keep("late", start));
-    let later = start + REPORT_WAIT / 2;
-    let fresh = observed.keep("fresh", later);
-    assert_eq!(observed.claim(&early), Some("early"));
-    assert_eq!(observed.claim(&early), None, "claimed twice");
-    let never = |_: &&str, _| false;
-    assert_eq!(observed.expire(start + REPORT_WAIT - Duration::from_millis(1), never), [""; 0]);
-    assert_eq!(observed.expire(start + REPORT_WAIT, never), ["late"]);
-    assert_eq!(observed.claim(&late), None, "claimed too late");
-    assert_eq!(Observed::<&str>::new("there".to_owned()).claim(&fresh), None);
-    assert_eq!(observed.claim(&fresh), Some("fresh"));
-    assert_eq!(observed.expire(later + REPORT_WAIT, never), [""; 0]);
-}
-
-#[test]
-#[expect(clippy::disallowed_methods, reason = "some instant to count from")]
-fn a_request_waits_until_its_engine_has_none() {
-    let start = Instant::now();
-    let observed = Observed::new("here".to_owned());
-    for (number, name) in ["busy", "quiet"].into_iter().enumerate() {
-        observed.keep(name, start + Duration::from_secs(number as u64));
-    }
-    let quiet_since = start + Duration::from_secs(1) + ENGINE_WAIT;
-    let is_over = |name: &&str, since: Instant| {
-        assert_eq!(since, if *name == "quiet" { quiet_since } else { start + ENGINE_WAIT });
-        *name == "quiet"
-    };
-    assert_eq!(observed.expire(start, is_over), ["quiet"]);
-    assert_eq!(observed.expire(start, is_over), [""; 0]);
 }

@@ -9,13 +9,14 @@ use epp::director::{Director, Peers};
 use epp::follow_peers::Followers;
 use epp::metrics::Metrics;
 use epp::peers::{PeerJournal, PeerLine};
+use epp::reports::Reports;
 use epp::server::{BoundPorts, Server, Settings, Shutdown};
 use prefix_index::chain::{Chain, ChainBuilder, ChainSeed};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::fixtures::{Pod, Proxy, SOON, get, options, settings, until};
+use crate::fixtures::{Pod, Proxy, SOON, get, options, post, settings, until};
 
 const POOL: &str = "\
 apiVersion: inference.networking.x-k8s.io/v1alpha2
@@ -136,6 +137,40 @@ async fn what_one_placed_the_other_finds() {
     assert!(second.metric("epp_peer_staleness_seconds_sum").await < 6.0 * 5.0);
 }
 
+/// The proxy sends its access log to any of the pickers.
+#[tokio::test]
+async fn the_end_of_a_peers_request_is_passed_on() {
+    let fleet = Fleet::start().await;
+    let first = fleet.picker(1, |_| {}).await;
+    // Control: the second picker tells the end of a request to nobody who follows it.
+    let second = fleet.picker(2, |settings| settings.peers = vec![first.address()]).await;
+    let proxies = [Proxy::connect(first.ports.grpc).await, Proxy::connect(second.ports.grpc).await];
+    let running = "inference_model_running_requests";
+    let mut answers = Vec::new();
+    for (prompt, n_running) in [("a", 1.0), ("b", 2.0)] {
+        let body = format!(r#"{{"model":"m","prompt":"{prompt}"}}"#);
+        answers.push(
+            proxies[0].with_observed_responses().full_duplex_request(&post("/v1/completions"), &body).await,
+        );
+        assert!((first.metric(running).await - n_running).abs() < 0.5);
+    }
+    let logs = proxies.each_ref().map(Proxy::open_log);
+    logs[1].tell(&answers[0]).await;
+    let third = fleet.picker(3, |settings| settings.peers = vec![second.address()]).await;
+    until(async || third.metric("epp_peer_connected").await > 0.0).await;
+    assert!((first.metric(running).await - 2.0).abs() < 0.5);
+    // The other way round it is passed on: the second one follows the first.
+    let own = proxies[1]
+        .with_observed_responses()
+        .full_duplex_request(&post("/v1/completions"), r#"{"model":"m","prompt":"c"}"#)
+        .await;
+    until(async || (second.metric(running).await - 1.0).abs() < 0.5).await;
+    logs[0].tell(&own).await;
+    until(async || second.metric(running).await < 0.5).await;
+    logs[0].tell(&answers[1]).await;
+    until(async || (first.metric(running).await - 1.0).abs() < 0.5).await;
+}
+
 #[tokio::test]
 async fn one_that_begins_anew_is_told_what_was() {
     let fleet = Fleet::start().await;
@@ -225,7 +260,8 @@ fn a_journal_is_bounded_and_says_from_where_it_tells() {
 #[expect(clippy::disallowed_methods, reason = "the test stands in for the server")]
 async fn a_peer_that_is_gone_leaves_no_series() {
     let director = Arc::new(Director::new(options(), Arc::new(Metrics::default())));
-    let mut followers = Followers::new(Arc::clone(&director), Vec::new());
+    let reports = Arc::new(Reports::new(Arc::clone(&director), std::time::SystemTime::now()));
+    let mut followers = Followers::new(reports, Vec::new());
     let has_series = |peer: &SocketAddr| {
         let page = director.metrics().encode(&director.standing(Instant::now()));
         page.contains(&peer.to_string())
@@ -249,7 +285,7 @@ async fn a_peer_that_is_gone_leaves_no_series() {
 fn a_line_survives_the_wire() {
     let journal = PeerJournal::new("me".to_owned(), 10_000);
     journal.note(&"10.0.0.1:8000".into(), Some(1.5e9), &chain(256, 1), std::time::SystemTime::UNIX_EPOCH);
-    let line = PeerLine::Insertion((*journal.after(0).unwrap()).clone());
+    let line = journal.after(0).unwrap().line.clone();
     let text = serde_json::to_string(&line).unwrap();
     assert!(
         text.starts_with(r#"{"line":"insertion","seq":1,"time_ms":0,"endpoint":"10.0.0.1:8000""#),

@@ -6,7 +6,7 @@ use inference_api::pool::{BodyMode, FailureMode};
 use serde_json::{Value, json};
 
 use crate::attachment::{Attachment, Maker, Responses, Share};
-use crate::render::{extension, observer_filter, picker_cluster, picker_filter, typed};
+use crate::render::{access_log_name, extension, observer_filter, picker_cluster, picker_filter, typed};
 
 /// Longest wait for one answer of a picker whose pool fails closed; Envoy does not apply it to streamed bodies.
 const STREAMED_MESSAGE_TIMEOUT: &str = "10s";
@@ -16,6 +16,8 @@ const FAIL_OPEN_MESSAGE_TIMEOUT: &str = "2s";
 /// Time from the end of a response to the end of its report, which tells the picker of it. If the picker reads the whole
 /// response, it does not wait for that.
 const REPORT_END: &str = "0.010s";
+/// Longest time for which Envoy gathers the ends of requests, before it tells the picker.
+const ENTRIES_WAIT: &str = "0.020s";
 
 const EXT_PROC: &str = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
 
@@ -43,7 +45,7 @@ enum Filter {
     Buffer,
     /// Asks the picker.
     Picker,
-    /// Reports responses, and the bodies of this share of them.
+    /// Reports this share of the responses, with their bodies.
     Observer(Share),
 }
 
@@ -60,7 +62,7 @@ fn of(attachment: &Attachment<'_>) -> Vec<Filter> {
     };
     filters.push(Filter::Picker);
     match responses {
-        Responses::Through => {}
+        Responses::Through | Responses::Observed(Share::NONE) => {}
         Responses::Observed(bodies) => filters.push(Filter::Observer(*bodies)),
     }
     filters
@@ -76,6 +78,14 @@ impl Filter {
         }
     }
 
+    /// Returns true if the filter sees every request of its pool.
+    fn sees_all(self) -> bool {
+        match self {
+            Self::Presence | Self::Buffer | Self::Picker => true,
+            Self::Observer(share) => share == Share::ALL,
+        }
+    }
+
     /// The message that configures the filter for a route.
     fn route_message(self) -> &'static str {
         match self {
@@ -86,17 +96,20 @@ impl Filter {
     }
 }
 
-/// Names of the filters of an attachment, in their order.
+/// Names of the filters that see every request of an attachment, in their order.
 pub(crate) fn filter_names(attachment: &Attachment<'_>) -> Vec<String> {
-    of(attachment).into_iter().map(|filter| filter.name(attachment.pool)).collect()
+    let names = of(attachment).into_iter().filter(|filter| filter.sees_all());
+    names.map(|filter| filter.name(attachment.pool)).collect()
 }
 
-/// Names of the filters of an attachment, and what disables each of them for a route if the listener enables it.
-pub(super) fn disabled(attachment: &Attachment<'_>) -> Vec<(String, Value)> {
+/// Names of the filters that requests of `own` pass by if the listener enables all those of `attachment`, and what disables
+/// each of them for a route.
+pub(super) fn disabled(attachment: &Attachment<'_>, own: Option<&Attachment<'_>>) -> Vec<(String, Value)> {
+    let is_own = own.is_some_and(|own| own.pool == attachment.pool);
     let off = |filter: Filter| {
         (filter.name(attachment.pool), typed(filter.route_message(), json!({ "disabled": true })))
     };
-    of(attachment).into_iter().map(off).collect()
+    of(attachment).into_iter().filter(|filter| !(is_own && filter.sees_all())).map(off).collect()
 }
 
 /// The filters of an attachment, disabled until a route enables them.
@@ -110,31 +123,49 @@ pub(crate) fn filters(attachment: Attachment<'_>) -> Vec<Value> {
                 json!({ "max_request_bytes": HELD_BODY_BYTES }),
             ),
             Filter::Picker => picker(attachment),
-            Filter::Observer(bodies) => observer(pool, bodies),
+            Filter::Observer(_) => observer(pool),
         };
         json!({ "name": filter.name(pool), "disabled": true, "typed_config": config })
     };
     of(&attachment).into_iter().map(render).collect()
 }
 
-/// The share of the requests for which the observer of `attachment` is told by the route to send bodies, and what it is
-/// told; `None` if it does the same for all requests.
+/// The share of the requests for which a route enables the observer of `attachment`, and the configuration that does;
+/// `None` if it sees all requests or none.
 pub(crate) fn body_reports(attachment: &Attachment<'_>) -> Option<(Share, Value)> {
-    match attachment.responses {
-        Responses::Through | Responses::Observed(Share::NONE | Share::ALL) => None,
-        Responses::Observed(bodies) => {
-            let overrides = json!({
-                "processing_mode": observer_modes("STREAMED"),
-                "grpc_initial_metadata": [reports_bodies()],
-            });
-            // It enables the filter, too, because it configures it.
-            let config = typed(
-                "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute",
-                json!({ "overrides": overrides }),
-            );
-            Some((bodies, config))
+    of(attachment).into_iter().find_map(|filter| match filter {
+        Filter::Observer(share) if !filter.sees_all() => {
+            Some((share, typed(filter.route_message(), json!({ "overrides": {} }))))
         }
+        Filter::Presence | Filter::Buffer | Filter::Picker | Filter::Observer(_) => None,
+    })
+}
+
+/// The access log that tells the picker how each request that it has named has ended. Envoy gathers entries, sends them
+/// and goes on: a picker that hangs or dies holds and cuts nothing.
+pub(crate) fn access_log(attachment: &Attachment<'_>) -> Option<Value> {
+    let Attachment { pool, failure_mode: _, responses, maker: _ } = attachment;
+    if *responses == Responses::Through {
+        return None;
     }
+    let is_named_by_picker = json!({
+        "filter": keys::LB_METADATA,
+        "path": [{ "key": keys::TICKET }],
+        "value": { "string_match": { "prefix": format!("{pool}/") } },
+    });
+    let service = json!({ "envoy_grpc": { "cluster_name": picker_cluster(pool) } });
+    let mut log = extension(
+        &access_log_name(pool),
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        json!({ "common_config": {
+            "log_name": pool.to_string(),
+            "grpc_service": service,
+            "buffer_flush_interval": ENTRIES_WAIT,
+        } }),
+    );
+    log["filter"] =
+        json!({ "metadata_filter": { "matcher": is_named_by_picker, "match_if_key_not_found": false } });
+    Some(log)
 }
 
 /// The filter that asks the picker, and waits for its answers.
@@ -275,20 +306,15 @@ fn unless_away(filter: Value) -> Value {
     )
 }
 
-/// The filter that reports responses to the picker that has picked. It sends and goes on: a picker that hangs, dies or
-/// fails holds and cuts nothing. The report begins when the request is sent on, so its end is the request's end, whatever
-/// comes of it.
-fn observer(pool: &ObjectKey, bodies: Share) -> Value {
+/// The filter that reports responses, with their bodies, to the picker that has picked. It sends and goes on: a picker
+/// that hangs, dies or fails holds and cuts nothing. The report begins when the request is sent on, so its end is the
+/// request's end, whatever comes of it.
+fn observer(pool: &ObjectKey) -> Value {
     let picker = format!("%DYNAMIC_METADATA({}:{})%", keys::LB_METADATA, keys::PICKER);
-    let mut metadata = vec![
-        json!({ "key": keys::INFERENCE_POOL, "value": pool.to_string() }),
-        json!({ "key": keys::PICKER, "value": picker }),
-    ];
-    let mut body_mode = "NONE";
-    if bodies == Share::ALL {
-        metadata.push(reports_bodies());
-        body_mode = "STREAMED";
-    }
+    let metadata = json!([
+        { "key": keys::INFERENCE_POOL, "value": pool.to_string() },
+        { "key": keys::PICKER, "value": picker },
+    ]);
     typed(
         EXT_PROC,
         json!({
@@ -299,31 +325,22 @@ fn observer(pool: &ObjectKey, bodies: Share) -> Value {
                 "observability_mode": true,
                 "deferred_close_timeout": REPORT_END,
                 "failure_mode_allow": true,
-                "processing_mode": observer_modes(body_mode),
+                "processing_mode": {
+                    "request_header_mode": "SEND",
+                    "request_body_mode": "NONE",
+                    "response_header_mode": "SEND",
+                    "response_body_mode": "STREAMED",
+                    "response_trailer_mode": "SEND",
+                },
                 "forward_rules": { "allowed_headers": { "patterns": reported_headers() } },
                 "metadata_options": { "forwarding_namespaces": { "untyped": [keys::LB_METADATA] } },
         }),
     )
 }
 
-/// The picker cannot tell from a report's messages that a body will follow.
-fn reports_bodies() -> Value {
-    json!({ "key": keys::REPORTED, "value": keys::BODY })
-}
-
 /// The headers that a report needs: those of the response that tell how to read it.
 fn reported_headers() -> Vec<Value> {
     [":status", "content-type", "content-encoding"].map(|name| json!({ "exact": name })).to_vec()
-}
-
-fn observer_modes(body_mode: &str) -> Value {
-    json!({
-        "request_header_mode": "SEND",
-        "request_body_mode": "NONE",
-        "response_header_mode": "SEND",
-        "response_body_mode": body_mode,
-        "response_trailer_mode": "SEND",
-    })
 }
 
 /// The filters that set the header of the model from the body, and choose the route again.

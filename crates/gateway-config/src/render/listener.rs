@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::attachment::{Attachment, Maker, Responses};
 use crate::error::MissingBinding;
 use crate::plan::{Listener, Plan, Route, RouteAction};
-use crate::render::filters::{HELD_BODY_BYTES, filters, model_filters};
+use crate::render::filters::{HELD_BODY_BYTES, access_log, filters, model_filters};
 use crate::render::route::{pool_of, virtual_hosts};
 use crate::render::{Bindings, address, duration, extension, listener_port, picker_filter, typed};
 
@@ -66,11 +66,12 @@ fn connection_manager(
     if !pools.is_empty() {
         value["early_header_mutation_extensions"] = json!([without_forbidden_headers(bindings.explains)]);
     }
-    value["access_log"] = json!([extension(
+    let file = extension(
         "envoy.access_loggers.file",
         "envoy.extensions.access_loggers.file.v3.FileAccessLog",
         json!({ "path": bindings.access_log, "log_format": { "json_format": access_log_format(pools) } }),
-    )]);
+    );
+    value["access_log"] = std::iter::once(file).chain(pools.iter().filter_map(access_log)).collect();
     value["route_config"] = json!({
         "name": listener.xds_name(),
         "ignore_port_in_host_matching": true,

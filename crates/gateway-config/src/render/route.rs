@@ -111,8 +111,7 @@ impl Context<'_> {
     fn filter_config(&self, own: Option<&Attachment<'_>>) -> Map<String, Value> {
         let mut config = Map::new();
         if self.reads_model {
-            let others = self.pools.iter().filter(|pool| own.is_none_or(|own| own.pool != pool.pool));
-            config.extend(others.flat_map(disabled));
+            config.extend(self.pools.iter().flat_map(|attachment| disabled(attachment, own)));
         } else if let Some(own) = own {
             config.extend(filter_names(own).into_iter().map(|name| (name, enabled())));
         }

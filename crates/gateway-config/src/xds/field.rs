@@ -78,6 +78,7 @@ pub(crate) mod connection_manager {
     pub(crate) const RDS: u32 = 3;
     pub(crate) const ROUTE_CONFIG_NAME: u32 = 2;
     pub(crate) const HTTP_FILTERS: u32 = 5;
+    pub(crate) const ACCESS_LOG: u32 = 13;
     pub(crate) const ALWAYS_SET_REQUEST_ID_IN_RESPONSE: u32 = 37;
     pub(crate) const EARLY_HEADER_MUTATIONS: u32 = 52;
 }

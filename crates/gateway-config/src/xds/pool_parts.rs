@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::render::cluster::{
     PROTOCOL_OPTIONS, http2, override_host, picker_at, protocol_options, thresholds, tls_to, tls_to_any,
 };
-use crate::render::filters::{body_reports, filters};
+use crate::render::filters::{access_log, body_reports, filters};
 use crate::render::route::fraction;
 use crate::render::{observer_filter, picker_cluster};
 use crate::xds::parts::Parts;
@@ -28,6 +28,9 @@ const REFRESH: &str = "1s";
 const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 const CLUSTER_WEIGHT: &str = "envoy.config.route.v3.WeightedCluster.ClusterWeight";
 const HTTP_FILTER: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter";
+/// Message of a connection manager.
+pub(super) const MANAGER: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTE: &str = "envoy.config.route.v3.Route";
 
 /// Parts of the pools that were asked for last.
@@ -52,6 +55,8 @@ pub(super) struct PoolParts {
     pub(super) picker: Vec<u8>,
     /// The filters of a connection manager with their names, in their order.
     pub(super) filters: Vec<(String, Vec<u8>)>,
+    /// Name of the picker's access log, and the part of a connection manager with it; `None` if the picker wants none.
+    pub(super) access_log: Option<(String, Vec<u8>)>,
     /// `None` if all responses are reported in the same way.
     pub(super) reports: Option<Reports>,
 }
@@ -102,6 +107,10 @@ impl PoolParts {
             let name = filter["name"].as_str().unwrap_or_default().to_owned();
             (name, parts.encode(HTTP_FILTER, filter))
         };
+        let log = |log: Value| {
+            let name = log["name"].as_str().unwrap_or_default().to_owned();
+            (name, parts.encode(MANAGER, &json!({ "access_log": [log] })))
+        };
         Self {
             pool: pool.clone(),
             cluster: parts.encode(CLUSTER, &cluster),
@@ -110,6 +119,7 @@ impl PoolParts {
             picker_name: picker_cluster(&pool.key),
             picker: picker(pool, parts),
             filters: rendered.iter().map(filter).collect(),
+            access_log: access_log(&attachment).map(log),
             reports: body_reports(&attachment).map(|(share, reports)| {
                 let share = json!({
                     "match": { "runtime_fraction": fraction(share) },

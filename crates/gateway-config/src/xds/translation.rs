@@ -11,12 +11,10 @@ use crate::error::Malformed;
 use crate::render::filters::HELD_BODY_BYTES;
 use crate::render::listener::{decision_header, without_forbidden_headers};
 use crate::wire::Message;
-use crate::xds::pool_parts::PoolParts;
+use crate::xds::pool_parts::{MANAGER, PoolParts};
 use crate::xds::{Editor, Pool, field, mark};
 
 const CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
-const MANAGER_MESSAGE: &str =
-    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
 /// Everything that one Gateway's proxies get, as encoded messages. The answer replaces what was sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -209,10 +207,18 @@ impl Editor {
         }
         let removed =
             json!({ "early_header_mutation_extensions": [without_forbidden_headers(self.explains)] });
-        let removed = self.parts.encode(MANAGER_MESSAGE, &removed);
+        let removed = self.parts.encode(MANAGER, &removed);
         merge_once(&mut manager, number::EARLY_HEADER_MUTATIONS, &removed)?;
+        let logs = || pools.iter().filter_map(|parts| parts.access_log.as_ref());
+        let names: BTreeSet<&str> = logs().map(|(name, _)| name.as_str()).collect();
+        manager.remove_if(number::ACCESS_LOG, |log| {
+            Ok(names.contains(Message::decode(log)?.text(field::extension::NAME)))
+        })?;
+        for (_, part) in logs() {
+            manager.merge(part)?;
+        }
         let request_id = json!({ "always_set_request_id_in_response": true });
-        let request_id = self.parts.encode(MANAGER_MESSAGE, &request_id);
+        let request_id = self.parts.encode(MANAGER, &request_id);
         if pools.iter().any(|parts| parts.pool.responses != Responses::Through) {
             manager.remove(&[number::ALWAYS_SET_REQUEST_ID_IN_RESPONSE]);
             manager.merge(&request_id)?;

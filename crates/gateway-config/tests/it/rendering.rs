@@ -230,13 +230,19 @@ fn an_observed_response_goes_past_the_picker() {
     expect_file!["golden/observed-listener.json"].assert_eq(&pretty(manager(&rendered, 1)));
     // Only a listener with a pool has the filters.
     assert_eq!(manager(&rendered, 0), manager(&render(&tutorial()), 0));
-    let names = routes(&rendered, 1)[0]["typed_per_filter_config"].as_object().unwrap();
-    assert!(filters(&rendered).iter().take(2).eq(names.keys()), "{names:?}");
+    // The route of the share has both filters, and the other one the picker's.
+    for (route, n_filters) in routes(&rendered, 1).iter().zip([2, 1]) {
+        let names = route["typed_per_filter_config"].as_object().unwrap();
+        assert!(filters(&rendered).iter().take(n_filters).eq(names.keys()), "{names:?}");
+    }
+    let logs = |rendered: &Rendered| manager(rendered, 1)["access_log"].as_array().unwrap().len();
+    assert_eq!(logs(&rendered), 2);
     // Control: otherwise the response's body goes through the picker.
     let through = render(&tutorial());
     let modes = &manager(&through, 1)["http_filters"][0]["typed_config"]["processing_mode"];
     assert_eq!(modes["response_body_mode"], "FULL_DUPLEX_STREAMED");
     assert_eq!(filters(&through).len() + 1, filters(&rendered).len());
+    assert_eq!(logs(&through), 1, "that of the gateway");
 }
 
 #[test]
@@ -268,34 +274,29 @@ fn an_observed_pool_that_fails_open_is_buffered() {
     assert_eq!(filters[1]["typed_config"]["failure_mode_allow"], true);
 }
 
-/// Modes of the observer, and the fraction and modes of each route; a fraction or modes that are missing are null.
-fn body_modes(responses: &str) -> (Value, Vec<(Value, Value)>) {
+/// The fraction of each route, null if it takes all requests, and whether the observer sees them.
+fn observed_routes(responses: &str) -> Vec<(Value, bool)> {
     let plan = plan(&tutorial()).unwrap();
     let bindings = Bindings { responses: responses.parse().unwrap(), ..bindings(&plan) };
     let rendered = Rendered::new(&plan, &bindings).unwrap();
-    let observer = &manager(&rendered, 1)["http_filters"][1];
-    let name = observer["name"].as_str().unwrap();
     let routes = routes(&rendered, 1).iter().map(|route| {
-        let modes = &route["typed_per_filter_config"][name]["overrides"]["processing_mode"];
+        let mut names = route["typed_per_filter_config"].as_object().unwrap().keys();
         let fraction = &route["match"]["runtime_fraction"]["default_value"];
-        (fraction["numerator"].clone(), modes["response_body_mode"].clone())
+        (fraction["numerator"].clone(), names.any(|name| name.ends_with("/observer")))
     });
-    let mode = observer["typed_config"]["processing_mode"]["response_body_mode"].clone();
-    (mode, routes.collect())
+    routes.collect()
 }
 
 #[test]
 fn bodies_are_reported_for_a_share_of_the_requests() {
-    let (none, streamed) = (json!("NONE"), json!("STREAMED"));
-    let plain = (Value::Null, Value::Null);
+    let others = (Value::Null, false);
     for (responses, per_million) in [("observed", 100_000), ("observed=0.25", 250_000), ("observed=1e-6", 1)]
     {
-        let some = (json!(per_million), streamed.clone());
-        assert_eq!(body_modes(responses), (none.clone(), vec![some, plain.clone()]), "{responses}");
+        assert_eq!(observed_routes(responses), [(json!(per_million), true), others.clone()], "{responses}");
     }
     // Control: if all requests are alike, there is one route.
-    assert_eq!(body_modes("observed=0"), (none, vec![plain.clone()]));
-    assert_eq!(body_modes("observed=1"), (streamed, vec![plain]));
+    assert_eq!(observed_routes("observed=0"), [others]);
+    assert_eq!(observed_routes("observed=1"), [(Value::Null, true)]);
 }
 
 #[test]

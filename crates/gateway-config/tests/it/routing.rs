@@ -101,23 +101,23 @@ fn each_pool_of_several_backends_reports_the_bodies_of_a_share() {
         let config = &listener["filters"][0]["typed_config"]["route_config"];
         let routes = config["virtual_hosts"][0]["routes"].as_array().unwrap().iter().map(|route| {
             let clusters = route["route"]["weighted_clusters"]["clusters"].as_array().unwrap();
-            let modes = clusters.iter().map(|cluster| {
-                let filters = cluster["typed_per_filter_config"].as_object().into_iter().flatten();
-                let modes = filters.filter_map(|(_, filter)| {
-                    filter["overrides"]["processing_mode"]["response_body_mode"].as_str()
-                });
-                modes.collect::<Vec<_>>().join(" ")
+            let observed = clusters.iter().map(|cluster| {
+                let mut filters = cluster["typed_per_filter_config"].as_object().into_iter().flatten();
+                filters.any(|(name, _)| name.ends_with("/observer"))
             });
-            (route["match"]["runtime_fraction"]["default_value"]["numerator"].clone(), modes.collect())
+            (route["match"]["runtime_fraction"]["default_value"]["numerator"].clone(), observed.collect())
         });
-        routes.collect::<Vec<(Value, Vec<String>)>>()
+        routes.collect::<Vec<(Value, Vec<bool>)>>()
     };
-    let none = (Value::Null, vec![String::new(); 3]);
-    let reported = ["STREAMED", "", "STREAMED"].map(str::to_owned).to_vec();
-    assert_eq!(found(Responses::Observed(Share::TENTH)), [(json!(100_000), reported), none.clone()]);
+    let (none, pools) = (vec![false; 3], vec![true, false, true]);
+    assert_eq!(
+        found(Responses::Observed(Share::TENTH)),
+        [(json!(100_000), pools.clone()), (Value::Null, none.clone())]
+    );
     // Control: if all requests are alike, there is one route.
-    for responses in [Responses::Observed(Share::ALL), Responses::Through] {
-        assert_eq!(found(responses), std::slice::from_ref(&none));
+    assert_eq!(found(Responses::Observed(Share::ALL)), [(Value::Null, pools)]);
+    for responses in [Responses::Observed(Share::NONE), Responses::Through] {
+        assert_eq!(found(responses), [(Value::Null, none.clone())]);
     }
 }
 
@@ -387,6 +387,39 @@ fn a_route_by_the_bodys_model_is_chosen_after_the_body() {
     assert_eq!(routes[2]["direct_response"]["status"], 404);
     let control = planned(&format!("rules: [{}]", rule("m", "a").replace("X-Gateway-Model-Name", "x-other")));
     assert_eq!(self::manager(&control, 0)["http_filters"][0]["disabled"], true);
+}
+
+/// Filters that the first route does not want are gone when the route is chosen again, so all are enabled there.
+#[test]
+fn a_route_by_the_bodys_model_reports_the_bodies_of_a_share() {
+    let header = "{name: X-Gateway-Model-Name, value: m}";
+    let plan = planned(&format!(
+        "rules: [{{matches: [{{headers: [{header}]}}], backendRefs: [{}]}}, {{backendRefs: [{}]}}]",
+        to_pool("a"),
+        to_pool("b")
+    ));
+    let responses = Responses::Observed(Share::TENTH);
+    let rendered = Rendered::new(&plan, &Bindings { responses, ..bindings(&plan) }).unwrap();
+    let listener = &rendered.static_equivalent["static_resources"]["listeners"][0]["default_filter_chain"];
+    let manager = &listener["filters"][0]["typed_config"];
+    let filters = manager["http_filters"].as_array().unwrap();
+    assert!(filters.iter().all(|filter| filter.get("disabled").is_none()));
+    let observer =
+        |pool: &str| format!("envoy.filters.http.ext_proc/endpointpicker/{pool}_default_ext_proc/observer");
+    let routes = manager["route_config"]["virtual_hosts"][0]["routes"].as_array().unwrap();
+    let disabled = |route: &Value| {
+        ["a", "b"].map(|pool| route["typed_per_filter_config"][observer(pool)]["disabled"] == true)
+    };
+    let found: Vec<_> = routes
+        .iter()
+        .map(|route| (disabled(route), route["match"]["runtime_fraction"].is_object()))
+        .collect();
+    // Each pool's share, and the others, who report nothing; last comes the route of what no other takes.
+    let both = [true, true];
+    assert_eq!(
+        found,
+        [([false, true], true), (both, false), ([true, false], true), (both, false), (both, false)]
+    );
 }
 
 /// A weighted cluster cannot take back what its route disables.

@@ -56,17 +56,19 @@ fn portions(route: &Value) -> Vec<(&str, u64, Vec<&str>)> {
 fn a_rule_divides_its_requests_among_its_pools_and_services() {
     let editor = Editor::new(true);
     let (routes, resources) = hooked_division(&editor, &divided(5));
-    let [_, plain] = routes.as_slice() else { panic!("one of the pools reports a share") };
+    let [reporting, plain] = routes.as_slice() else { panic!("one of the pools reports a share") };
     let name = |idx: u32| format!("{RULE}/backend/{idx}");
     let (first, second, missing) = (name(0), name(2), name(3));
-    let own = vec!["vllm-qwen-pool_default_ext_proc", "vllm-qwen-pool_default_ext_proc/observer"];
-    let wanted = [
-        (RULE, 5, vec![]),
-        (&*first, 70, own),
-        (&*second, 20, vec!["second_default_ext_proc"]),
-        (&*missing, 5, vec![]),
-    ];
-    assert_eq!(portions(plain), wanted);
+    let own = ["vllm-qwen-pool_default_ext_proc", "vllm-qwen-pool_default_ext_proc/observer"];
+    for (route, n_filters) in [(reporting, 2), (plain, 1)] {
+        let wanted = [
+            (RULE, 5, vec![]),
+            (&*first, 70, own[..n_filters].to_vec()),
+            (&*second, 20, vec!["second_default_ext_proc"]),
+            (&*missing, 5, vec![]),
+        ];
+        assert_eq!(portions(route), wanted);
+    }
     assert_eq!((plain["route"].get("cluster"), plain.get("typed_per_filter_config")), (None, None));
     assert!(plain["route"]["retry_policy"].is_object());
 
@@ -97,20 +99,17 @@ fn a_rule_divides_its_requests_among_its_pools_and_services() {
 #[test]
 fn each_pool_of_a_divided_rule_reports_the_bodies_of_a_share() {
     let (routes, _) = hooked_division(&Editor::new(true), &divided(5));
-    let modes = |route: &Value| {
+    let observed = |route: &Value| {
         let clusters = route["route"]["weighted_clusters"]["clusters"].as_array().unwrap().clone();
-        let mode = |cluster: Value| {
+        let is_observed = |cluster: Value| {
             let filters = cluster["typed_per_filter_config"].as_object().cloned().unwrap_or_default();
-            let mode = |filter: &Value| {
-                filter["overrides"]["processing_mode"]["response_body_mode"].as_str().map(str::to_owned)
-            };
-            filters.values().filter_map(mode).collect::<String>()
+            filters.keys().any(|name| name.ends_with("/observer"))
         };
-        clusters.into_iter().map(mode).collect::<Vec<String>>()
+        clusters.into_iter().map(is_observed).collect::<Vec<bool>>()
     };
     assert_eq!(routes[0]["match"]["runtime_fraction"]["default_value"]["numerator"], 100_000);
-    assert_eq!(modes(&routes[0]), ["", "STREAMED", "", ""]);
-    assert_eq!(modes(&routes[1]), [""; 4]);
+    assert_eq!(observed(&routes[0]), [false, true, false, false]);
+    assert_eq!(observed(&routes[1]), [false; 4]);
 }
 
 /// Envoy Gateway makes a cluster for each backend if one is missing, and forgets those of pools in the route.

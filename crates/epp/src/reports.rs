@@ -1,0 +1,110 @@
+//! Responses that go past the picker, and what the proxy tells of them.
+//!
+//! ```text
+//! pick ─► keep ─► ticket ─► proxy ┬ access log: each end ────────┬─► take ─► settled
+//!                                 └ stream: a share, with bodies ┴─► claim
+//! ```
+//! A proxy sends its access log to any picker of the pool. A picker that gets the end of another's request writes it into
+//! its journal, which its peers read.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ext_proc::exchange::ResponseReport;
+use ext_proc::observation::Ending;
+use inference_api::object::ObjectKey;
+use pool_index::snapshot::Slot;
+
+use crate::director::{Director, InFlightRequest, Now};
+use crate::observed::Observed;
+use crate::spans::RequestSpan;
+
+/// Time between two looks for requests that are over although nobody has told.
+pub const LOOKS: Duration = Duration::from_secs(1);
+
+/// The requests that wait for news of their response.
+#[derive(Debug)]
+pub struct Reports {
+    director: Arc<Director>,
+    observed: Observed<Served, Slot>,
+}
+
+/// A request after its pick, and the span in which its response is noted.
+#[derive(Debug)]
+pub struct Served {
+    pub in_flight: InFlightRequest,
+    pub span: RequestSpan,
+}
+
+impl Served {
+    /// Ends the request, about whose response `report` is known.
+    pub fn end(self, director: &Director, report: &ResponseReport, now: Instant) {
+        let Self { in_flight, span } = self;
+        span.note_response(report);
+        director.settle(in_flight, report, now);
+    }
+}
+
+impl Reports {
+    /// Creates the requests of the process that was started at `started`.
+    #[must_use]
+    pub fn new(director: Arc<Director>, started: SystemTime) -> Self {
+        let started = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { director, observed: Observed::new(format!("{:x}", started.as_nanos())) }
+    }
+
+    #[must_use]
+    pub fn director(&self) -> &Arc<Director> {
+        &self.director
+    }
+
+    /// Keeps a request of `pool` until the proxy tells of its response. Returns its ticket.
+    pub fn keep(&self, served: Served, pool: Option<&ObjectKey>, now: Instant) -> String {
+        let ticket = self.observed.keep(served, now);
+        match pool {
+            Some(pool) => format!("{pool}/{ticket}"),
+            None => ticket,
+        }
+    }
+
+    /// Hands out the request whose response is about to be reported.
+    pub fn claim(&self, ticket: &str) -> Option<Served> {
+        self.observed.claim(without_pool(ticket))
+    }
+
+    /// Takes the end of a request from the proxy: ends it, or tells the peers if it is one of theirs.
+    pub fn take(&self, ending: Ending, now: Now) {
+        if self.observed.is_maker_of(without_pool(&ending.ticket)) {
+            self.take_own(&ending, now);
+        } else if let Some(journal) = self.director.journal() {
+            journal.note_end(ending);
+        }
+    }
+
+    /// Takes the end of a request that a peer was told, which may be this picker's.
+    pub fn take_from_peer(&self, ending: &Ending, now: Now) {
+        self.take_own(ending, now);
+    }
+
+    fn take_own(&self, ending: &Ending, now: Now) {
+        let Some(mut served) = self.claim(&ending.ticket) else { return };
+        if let Some(elsewhere) = &ending.served_elsewhere {
+            self.director.note_served_elsewhere(&mut served.in_flight, elsewhere, now);
+        }
+        served.end(&self.director, &ending.report(), now.instant);
+    }
+
+    /// Ends the requests that are over although nobody has told.
+    pub fn give_up(&self, now: Instant) {
+        let engine = |served: &Served, since| self.director.engine(&served.in_flight, since, now);
+        for served in self.observed.expire(now, engine) {
+            self.director.metrics().unreported_responses.inc();
+            served.end(&self.director, &ResponseReport::default(), now);
+        }
+    }
+}
+
+/// The ticket as it was made; the pool in front of it is for the proxy, which tells each pool's picker its own.
+fn without_pool(ticket: &str) -> &str {
+    ticket.rsplit_once('/').map_or(ticket, |(_, ticket)| ticket)
+}
