@@ -196,13 +196,15 @@ fn short(id: &str) -> &str {
     digits.get(..12).unwrap_or(digits)
 }
 
+/// Installs Envoy Gateway if there is none. The wait for it comes later: it is started again with its configuration, and
+/// a pod that has led until then holds its lease for 15 s.
 async fn install_envoy_gateway(access: &Access, install: &str, progress: &Progress) -> Result<()> {
     if access.of::<Deployment>(ENVOY_GATEWAY).get_opt(GATEWAY).await?.is_none() {
         progress(ProgressEvent::Step("installing Envoy Gateway".to_owned()));
         let applied = access.kubectl(&["apply", "--server-side", "-f", install], "").await;
         applied.context("install Envoy Gateway: --envoy-gateway names its install.yaml")?;
     }
-    settle::deployment(access, ENVOY_GATEWAY, GATEWAY, progress).await
+    Ok(())
 }
 
 /// The objects of the components, with other images, and without definitions that the cluster has.
