@@ -317,8 +317,8 @@ mod tests {
         let (measured, skipped) = streams_on("none").await.unwrap().unwrap();
         assert!(measured.is_empty());
         let skip = |way| format!("streams, responses {way}: it has another way");
-        assert_eq!(skipped, [skip("through"), skip("observed=0.1")]);
-        for way in ["through", "observed=0.1"] {
+        assert_eq!(skipped, [skip("through"), skip("observed=0.05")]);
+        for way in ["through", "observed=0.05"] {
             assert_eq!(streams_on(way).await.unwrap_err().to_string(), "no pod starts");
         }
     }

@@ -37,8 +37,8 @@ pub struct UnknownWay(String);
 impl Share {
     pub const NONE: Self = Self { per_million: 0 };
     pub const ALL: Self = Self { per_million: 1_000_000 };
-    /// A tenth. At 10 requests per second the picker reads the `usage` of one response per second.
-    pub const TENTH: Self = Self { per_million: 100_000 };
+    /// A twentieth. At 10 requests per second the picker reads the `usage` of one response every two seconds.
+    pub const TWENTIETH: Self = Self { per_million: 50_000 };
 
     #[must_use]
     pub fn per_million(self) -> u32 {
@@ -55,9 +55,9 @@ impl Share {
 }
 
 impl Default for Responses {
-    /// Past the picker, with the bodies of a tenth.
+    /// Past the picker, with the bodies of a twentieth.
     fn default() -> Self {
-        Self::Observed(Share::TENTH)
+        Self::Observed(Share::TWENTIETH)
     }
 }
 

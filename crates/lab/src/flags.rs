@@ -28,7 +28,7 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub pickers: Option<u32>,
     /// Way of responses: past the picker and `observed`, which tells it how all have ended, and reports the bodies of a
-    /// share, a tenth if none is named; or `through` the picker, which then cuts them if it hangs or dies [default: observed]
+    /// share, a twentieth if none is named; or `through` the picker, which then cuts them if it hangs or dies [default: observed]
     #[arg(long, value_name = "through|observed[=SHARE]")]
     pub responses: Option<Responses>,
     /// Virtual seconds per second of wall time; 10 makes every GPU ten times faster [default: 1]
@@ -64,7 +64,7 @@ pub fn options(args: &ClusterArgs, run_dir: &Path) -> Result<Options> {
 
 /// Returns the ways of responses to measure: the one asked for, otherwise each.
 pub fn attachments(args: &ClusterArgs) -> Vec<Responses> {
-    let each = || vec![Responses::Through, Responses::Observed(Share::TENTH)];
+    let each = || vec![Responses::Through, Responses::Observed(Share::TWENTIETH)];
     args.responses.map_or_else(each, |responses| vec![responses])
 }
 

@@ -37,7 +37,7 @@ pub enum Reports {
 impl Default for Reports {
     /// The lab's default.
     fn default() -> Self {
-        Self::Past { bodies: 0.1 }
+        Self::Past { bodies: 0.05 }
     }
 }
 

@@ -48,7 +48,7 @@ fn a_v1_pool_has_the_picker_that_it_names_unless_it_asks_for_a_managed_one() {
 #[test]
 fn responses_go_past_a_managed_picker_only() {
     let ours = resolve::pool(&pool(alpha_pool()), &facts()).unwrap();
-    assert_eq!((ours.responses, ours.picker.port), (Responses::Observed(Share::TENTH), 9002));
+    assert_eq!((ours.responses, ours.picker.port), (Responses::Observed(Share::TWENTIETH), 9002));
     let host = "epp-default-ext-proc.envoy-gateway-system.svc".to_owned();
     assert_eq!(ours.picker.address, format!("{host}.cluster.local."));
     assert_eq!(ours.picker.trust, Trust::Authority { host, certificates: "CA".to_owned() });
@@ -92,8 +92,8 @@ fn the_responses_of_a_pool_that_renames_models_go_through_its_picker() {
         resolve::pool(&pool(alpha_pool()), &Facts { models: vec![model], ..facts() }).unwrap().responses
     };
     assert_eq!(responses("default", "m-v2"), Responses::Through);
-    assert_eq!(responses("default", "m"), Responses::Observed(Share::TENTH));
-    assert_eq!(responses("other", "m-v2"), Responses::Observed(Share::TENTH));
+    assert_eq!(responses("default", "m"), Responses::Observed(Share::TWENTIETH));
+    assert_eq!(responses("other", "m-v2"), Responses::Observed(Share::TWENTIETH));
 }
 
 #[test]

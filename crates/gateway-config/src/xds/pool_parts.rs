@@ -185,7 +185,7 @@ mod tests {
         Pool {
             key: ObjectKey::new("default", name),
             failure_mode: FailureMode::FailClose,
-            responses: Responses::Observed(Share::TENTH),
+            responses: Responses::Observed(Share::TWENTIETH),
             app_protocol: AppProtocol::Http,
             pods: "pods".to_owned(),
             ports: vec![8000],

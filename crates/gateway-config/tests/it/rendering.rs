@@ -215,7 +215,7 @@ fn a_pool_that_fails_open_is_buffered() {
 /// The tutorial's configuration if the operator wants responses past the picker, with this text in its objects.
 fn observed(yaml: &str) -> Rendered {
     let plan = plan(yaml).unwrap();
-    let responses = Responses::Observed(Share::TENTH);
+    let responses = Responses::Observed(Share::TWENTIETH);
     Rendered::new(&plan, &Bindings { responses, ..bindings(&plan) }).unwrap()
 }
 
@@ -249,7 +249,7 @@ fn an_observed_response_goes_past_the_picker() {
 fn clients_are_told_of_a_pick_only_if_the_operator_allows_it() {
     let plan = plan(&tutorial()).unwrap();
     for (explains, is_told) in [(true, true), (false, false)] {
-        let responses = Responses::Observed(Share::TENTH);
+        let responses = Responses::Observed(Share::TWENTIETH);
         let bindings = Bindings { responses, explains, ..bindings(&plan) };
         let rendered = Rendered::new(&plan, &bindings).unwrap();
         let added = &manager(&rendered, 1)["route_config"]["response_headers_to_add"];
@@ -290,8 +290,7 @@ fn observed_routes(responses: &str) -> Vec<(Value, bool)> {
 #[test]
 fn bodies_are_reported_for_a_share_of_the_requests() {
     let others = (Value::Null, false);
-    for (responses, per_million) in [("observed", 100_000), ("observed=0.25", 250_000), ("observed=1e-6", 1)]
-    {
+    for (responses, per_million) in [("observed", 50_000), ("observed=0.25", 250_000), ("observed=1e-6", 1)] {
         assert_eq!(observed_routes(responses), [(json!(per_million), true), others.clone()], "{responses}");
     }
     // Control: if all requests are alike, there is one route.
@@ -303,7 +302,7 @@ fn bodies_are_reported_for_a_share_of_the_requests() {
 fn ways_of_responses_are_read_as_they_are_written() {
     for (text, written) in [
         ("through", "through"),
-        ("observed", "observed=0.1"),
+        ("observed", "observed=0.05"),
         ("observed=0", "observed=0"),
         ("observed=1", "observed=1"),
     ] {

@@ -111,8 +111,8 @@ fn each_pool_of_several_backends_reports_the_bodies_of_a_share() {
     };
     let (none, pools) = (vec![false; 3], vec![true, false, true]);
     assert_eq!(
-        found(Responses::Observed(Share::TENTH)),
-        [(json!(100_000), pools.clone()), (Value::Null, none.clone())]
+        found(Responses::Observed(Share::TWENTIETH)),
+        [(json!(50_000), pools.clone()), (Value::Null, none.clone())]
     );
     // Control: if all requests are alike, there is one route.
     assert_eq!(found(Responses::Observed(Share::ALL)), [(Value::Null, pools)]);
@@ -398,7 +398,7 @@ fn a_route_by_the_bodys_model_reports_the_bodies_of_a_share() {
         to_pool("a"),
         to_pool("b")
     ));
-    let responses = Responses::Observed(Share::TENTH);
+    let responses = Responses::Observed(Share::TWENTIETH);
     let rendered = Rendered::new(&plan, &Bindings { responses, ..bindings(&plan) }).unwrap();
     let listener = &rendered.static_equivalent["static_resources"]["listeners"][0]["default_filter_chain"];
     let manager = &listener["filters"][0]["typed_config"];

@@ -59,7 +59,7 @@ pub(crate) fn pool() -> Pool {
     Pool {
         key: ObjectKey::new("default", "vllm-qwen-pool"),
         failure_mode: FailureMode::FailClose,
-        responses: Responses::Observed(Share::TENTH),
+        responses: Responses::Observed(Share::TWENTIETH),
         app_protocol: AppProtocol::Http,
         pods: "vllm-qwen-pool-pods.default.svc.cluster.local.".to_owned(),
         ports: vec![8000],
@@ -184,7 +184,7 @@ fn sort(value: &Value) -> Value {
 #[test]
 fn both_ways_give_the_same_filters_policies_and_pickers() {
     let plan = plan(&tutorial()).unwrap();
-    let shares = [Share::TENTH, Share::ALL, Share::NONE].map(Responses::Observed);
+    let shares = [Share::TWENTIETH, Share::ALL, Share::NONE].map(Responses::Observed);
     for responses in shares.into_iter().chain([Responses::Through]) {
         let local = Rendered::new(&plan, &Bindings { responses, ..bindings(&plan) }).unwrap();
         let local = &local.static_equivalent["static_resources"];

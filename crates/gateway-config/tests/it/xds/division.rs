@@ -107,7 +107,7 @@ fn each_pool_of_a_divided_rule_reports_the_bodies_of_a_share() {
         };
         clusters.into_iter().map(is_observed).collect::<Vec<bool>>()
     };
-    assert_eq!(routes[0]["match"]["runtime_fraction"]["default_value"]["numerator"], 100_000);
+    assert_eq!(routes[0]["match"]["runtime_fraction"]["default_value"]["numerator"], 50_000);
     assert_eq!(observed(&routes[0]), [false, true, false, false]);
     assert_eq!(observed(&routes[1]), [false; 4]);
 }
