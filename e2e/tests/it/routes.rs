@@ -191,7 +191,7 @@ async fn a_weighted_route_reports_the_share_of_its_answers() {
         let pages = cluster.picker_pages("/metrics").await.unwrap();
         assert_eq!(pages.len(), 2, "each pool has a picker");
         let sums = |series: &str| pages.iter().map(|page| sum(page, series)).collect::<Vec<f64>>();
-        let n_read: f64 = sums("inference_model_response_sizes_count{").iter().sum();
+        let n_read: f64 = sums("inference_model_input_tokens_count{").iter().sum();
         let n_over: f64 = sums("inference_model_request_duration_seconds_count{").iter().sum();
         let n_errors = sums("epp_prefix_estimate_error_ratio_count ");
         if share > 0.0 {
