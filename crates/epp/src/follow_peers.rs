@@ -223,7 +223,7 @@ impl Follower {
             PeerLine::Tick => {}
             PeerLine::End(event) => {
                 self.seq = event.seq;
-                self.reports.take_from_peer(&event.ending, now());
+                self.reports.end(&event.ending, now());
             }
             PeerLine::Insertion(event) => {
                 let since_epoch = now().wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

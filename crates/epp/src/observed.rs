@@ -1,6 +1,6 @@
 //! Requests whose response goes past the picker, from the pick until the proxy tells of the response.
 //!
-//! What the proxy tells may be late, missing or doubled, or be about another process's request. This module knows no
+//! News of a response may be late, missing or doubled, or be about another process's request. This module knows no
 //! streams, and the time is an argument.
 
 use std::collections::HashMap;

@@ -89,7 +89,7 @@ struct State {
 pub struct Event {
     /// Number of the event in its process, from 1.
     pub seq: u64,
-    /// What followers read.
+    /// The line that followers read.
     pub line: PeerLine,
     n_bytes: usize,
 }

@@ -75,18 +75,14 @@ impl Reports {
     /// Takes the end of a request from the proxy: ends it, or tells the peers if it is one of theirs.
     pub fn take(&self, ending: Ending, now: Now) {
         if self.observed.is_maker_of(without_pool(&ending.ticket)) {
-            self.take_own(&ending, now);
+            self.end(&ending, now);
         } else if let Some(journal) = self.director.journal() {
             journal.note_end(ending);
         }
     }
 
-    /// Takes the end of a request that a peer was told, which may be this picker's.
-    pub fn take_from_peer(&self, ending: &Ending, now: Now) {
-        self.take_own(ending, now);
-    }
-
-    fn take_own(&self, ending: &Ending, now: Now) {
+    /// Ends the request if it is this picker's, and has not ended.
+    pub fn end(&self, ending: &Ending, now: Now) {
         let Some(mut served) = self.claim(&ending.ticket) else { return };
         if let Some(elsewhere) = &ending.served_elsewhere {
             self.director.note_served_elsewhere(&mut served.in_flight, elsewhere, now);
