@@ -150,14 +150,21 @@ async fn tell_peer(State(served): State<Served>, Query(place): Query<Place>) -> 
     let after = if place.instance == journal.instance() { place.after } else { 0 };
     let hello = line(&journal.hello(after));
     let lines = unfold((served, after), async |(served, after)| {
-        let (lines, after) = tokio::select! {
-            () = served.stop.cancelled() => return None,
-            more = more_lines(served.director.journal()?, after) => more,
-        };
+        let (lines, after) = next_lines(served.director.journal()?, after, &served.stop).await?;
         Some((lines, (served, after)))
     });
     let stream = once(async { hello }).chain(lines).map(Ok::<_, Infallible>);
     ([(CONTENT_TYPE, "application/jsonl")], Body::from_stream(stream)).into_response()
+}
+
+/// The next events or a heartbeat; `None` after `stop` and the last event, which is often the end of a request that a peer
+/// waits for.
+async fn next_lines(journal: &PeerJournal, after: u64, stop: &CancellationToken) -> Option<(String, u64)> {
+    tokio::select! {
+        biased;
+        more = more_lines(journal, after) => Some(more),
+        () = stop.cancelled() => None,
+    }
 }
 
 /// The next events, as many as exist and fit into a chunk, or a heartbeat; and the number of the last one.
@@ -182,4 +189,31 @@ fn line(line: &PeerLine) -> String {
 #[expect(clippy::disallowed_methods, reason = "the server is the edge that hands the time in")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use ext_proc::observation::Ending;
+    use tokio_util::sync::CancellationToken;
+
+    use super::{PEER_CHUNK, next_lines};
+    use crate::peers::PeerJournal;
+
+    #[tokio::test]
+    async fn a_picker_that_ends_tells_everything_first() {
+        let journal = PeerJournal::new("me".to_owned(), usize::MAX);
+        let note = || {
+            let ticket = "t".repeat(PEER_CHUNK);
+            let ending = Ending { ticket, served_elsewhere: None, status: None, n_bytes: 0, complete: false };
+            journal.note_end(ending);
+        };
+        (0..20).for_each(|_| note());
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let (mut after, mut n_told) = (0, 0);
+        while let Some((_, last)) = next_lines(&journal, after, &stop).await {
+            (after, n_told) = (last, n_told + 1);
+        }
+        assert_eq!((after, n_told), (20, 20));
+    }
 }
