@@ -115,7 +115,7 @@ impl Proxy {
         let metadata = Some(Metadata { filter_metadata, ..Metadata::default() });
         let common_properties = Some(AccessLogCommon { metadata, ..AccessLogCommon::default() });
         let response = HttpResponseProperties { response_code: Some(200), response_body_bytes: 700 };
-        let entry = HttpAccessLogEntry { common_properties, response: Some(response) };
+        let entry = HttpAccessLogEntry { common_properties, request: None, response: Some(response) };
         let log_entries = Some(LogEntries::HttpLogs(HttpAccessLogEntries { log_entry: vec![entry] }));
         self.log.send(StreamAccessLogsMessage { log_entries }).await.expect("the log is open");
     }

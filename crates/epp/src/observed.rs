@@ -30,9 +30,20 @@ pub struct Observed<T, K> {
 #[derive(Debug)]
 struct Waiting<T, K> {
     n_begun: u64,
-    /// The requests by number, each since its pick.
-    requests: HashMap<u64, (Instant, T)>,
+    /// The requests by number.
+    requests: HashMap<u64, Kept<T>>,
+    /// The last number of each request's id.
+    numbers: HashMap<String, u64>,
     surpluses: HashMap<K, Surplus>,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Kept<T> {
+    /// The time of its pick.
+    since: Instant,
+    id: String,
+    request: T,
 }
 
 /// Requests to an engine beyond those that it has.
@@ -65,16 +76,22 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
     /// Creates the requests of the process that is called `instance`.
     #[must_use]
     pub fn new(instance: String) -> Self {
-        let waiting = Waiting { n_begun: 0, requests: HashMap::new(), surpluses: HashMap::new() };
+        let waiting = Waiting {
+            n_begun: 0,
+            requests: HashMap::new(),
+            numbers: HashMap::new(),
+            surpluses: HashMap::new(),
+        };
         Self { instance, waiting: Mutex::new(waiting) }
     }
 
-    /// Keeps `request` until it is claimed. Returns its ticket.
-    pub fn keep(&self, request: T, now: Instant) -> String {
+    /// Keeps `request`, whose id is `id`, until it is claimed. Returns its ticket.
+    pub fn keep(&self, request: T, id: &str, now: Instant) -> String {
         let mut waiting = self.waiting.lock();
         waiting.n_begun += 1;
         let number = waiting.n_begun;
-        waiting.requests.insert(number, (now, request));
+        waiting.numbers.insert(id.to_owned(), number);
+        waiting.requests.insert(number, Kept { since: now, id: id.to_owned(), request });
         format!("{}-{number}", self.instance)
     }
 
@@ -88,8 +105,14 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
     pub fn claim(&self, ticket: &str) -> Option<T> {
         let (instance, number) = ticket.rsplit_once('-')?;
         let number = number.parse().ok()?;
-        let claimed = (instance == self.instance).then(|| self.waiting.lock().requests.remove(&number));
-        claimed.flatten().map(|(_, request)| request)
+        if instance == self.instance { self.waiting.lock().remove(number) } else { None }
+    }
+
+    /// Hands out the last request with this id.
+    pub fn claim_id(&self, id: &str) -> Option<T> {
+        let mut waiting = self.waiting.lock();
+        let number = *waiting.numbers.get(id)?;
+        waiting.remove(number)
     }
 
     /// Removes and returns the requests that are over although nothing was told of them: those that have waited for
@@ -99,7 +122,7 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
         let mut waiting = self.waiting.lock();
         let mut due = Vec::new();
         let mut by_engine: HashMap<K, Believed> = HashMap::new();
-        for (number, (kept, request)) in &waiting.requests {
+        for (number, Kept { since: kept, id: _, request }) in &waiting.requests {
             let believes_engine = kept.checked_add(ENGINE_WAIT).filter(|since| *since <= now);
             let Some(since) = believes_engine else { continue };
             let Engine { key, is_quiet, n_requests } = engine(request, since);
@@ -117,12 +140,20 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
             let n_over = waiting.n_over(key, surplus, now);
             due.extend(requests.into_iter().take(n_over).map(|(_, number)| number));
         }
-        let due = due.into_iter().filter_map(|number| waiting.requests.remove(&number));
-        due.map(|(_, request)| request).collect()
+        due.into_iter().filter_map(|number| waiting.remove(number)).collect()
     }
 }
 
 impl<T, K: Eq + Hash> Waiting<T, K> {
+    fn remove(&mut self, number: u64) -> Option<T> {
+        let Kept { since: _, id, request } = self.requests.remove(&number)?;
+        // Clients may send one id twice.
+        if self.numbers.get(&id) == Some(&number) {
+            self.numbers.remove(&id);
+        }
+        Some(request)
+    }
+
     /// The number of requests that are over, if the engine `key` has `surplus` fewer than the picker waits for.
     fn n_over(&mut self, key: K, surplus: usize, now: Instant) -> usize {
         if surplus == 0 {

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ext_proc::observation::Ending;
+use ext_proc::observation::{Ending, Name};
 use parking_lot::Mutex;
 use prefix_index::chain::Chain;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ use tokio::sync::watch;
 pub const FORMAT: u32 = 2;
 /// Time after which a journal without news sends a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Bytes of an event besides its hashes or its ticket.
+/// Bytes of an event besides its hashes or its name.
 const EVENT_BYTES: usize = 128;
 
 /// One line of the stream. The first is [`PeerLine::Hello`].
@@ -122,7 +122,8 @@ impl PeerJournal {
 
     /// Notes how another picker's request has ended.
     pub fn note_end(&self, ending: Ending) {
-        let n_bytes = ending.ticket.len();
+        let (Name::Ticket(name) | Name::Id(name)) = &ending.name;
+        let n_bytes = name.len();
         self.add(|seq| PeerLine::End(ToldEnd { seq, ending }), n_bytes);
     }
 

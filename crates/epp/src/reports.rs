@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ext_proc::exchange::ResponseReport;
-use ext_proc::observation::Ending;
+use ext_proc::observation::{Ending, Name};
 use inference_api::object::ObjectKey;
 use pool_index::snapshot::Slot;
 
@@ -59,8 +59,8 @@ impl Reports {
     }
 
     /// Keeps a request of `pool` until the proxy tells of its response. Returns its ticket.
-    pub fn keep(&self, served: Served, pool: Option<&ObjectKey>, now: Instant) -> String {
-        let ticket = self.observed.keep(served, now);
+    pub fn keep(&self, served: Served, (pool, id): (Option<&ObjectKey>, &str), now: Instant) -> String {
+        let ticket = self.observed.keep(served, id, now);
         match pool {
             Some(pool) => format!("{pool}/{ticket}"),
             None => ticket,
@@ -74,20 +74,32 @@ impl Reports {
 
     /// Takes the end of a request from the proxy: ends it, or tells the peers if it is one of theirs.
     pub fn take(&self, ending: Ending, now: Now) {
-        if self.observed.is_maker_of(without_pool(&ending.ticket)) {
-            self.end(&ending, now);
-        } else if let Some(journal) = self.director.journal() {
+        let is_others = match &ending.name {
+            Name::Ticket(ticket) => !self.observed.is_maker_of(without_pool(ticket)),
+            // Answers without a pick are whole.
+            Name::Id(_) => !ending.complete,
+        };
+        let was_own = self.end(&ending, now);
+        if is_others
+            && !was_own
+            && let Some(journal) = self.director.journal()
+        {
             journal.note_end(ending);
         }
     }
 
-    /// Ends the request if it is this picker's, and has not ended.
-    pub fn end(&self, ending: &Ending, now: Now) {
-        let Some(mut served) = self.claim(&ending.ticket) else { return };
+    /// Ends the request if it is this picker's, and has not ended. Returns true if it is.
+    pub fn end(&self, ending: &Ending, now: Now) -> bool {
+        let served = match &ending.name {
+            Name::Ticket(ticket) => self.claim(ticket),
+            Name::Id(id) => self.observed.claim_id(id),
+        };
+        let Some(mut served) = served else { return false };
         if let Some(elsewhere) = &ending.served_elsewhere {
             self.director.note_served_elsewhere(&mut served.in_flight, elsewhere, now);
         }
         served.end(&self.director, &ending.report(), now.instant);
+        true
     }
 
     /// Ends the requests that are over although nobody has told.

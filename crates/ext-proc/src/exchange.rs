@@ -204,6 +204,12 @@ impl<L> Exchange<L> {
         self.is_observed && self.responding.is_complete()
     }
 
+    /// The request's id, which the picker has made if the proxy has none.
+    #[must_use]
+    pub fn request_id(&self) -> &str {
+        &self.request_id.text
+    }
+
     /// The pool that the proxy names, if it names one.
     #[must_use]
     pub fn pool(&self) -> Option<&ObjectKey> {

@@ -31,10 +31,19 @@ pub struct Report {
     pub destination: String,
 }
 
+/// The name of a request whose end the proxy tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Name {
+    Ticket(String),
+    /// The request's id, if the proxy has no ticket: its client may have hung up before the proxy had the answer.
+    Id(String),
+}
+
 /// The end of a request, according to the proxy's access log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    pub ticket: String,
+    pub name: Name,
     /// The endpoint that served, if it is not the first of those that the proxy was told to try.
     pub served_elsewhere: Option<String>,
     /// HTTP status; `None` if there was no response.
@@ -76,20 +85,24 @@ impl Report {
 }
 
 impl Ending {
-    /// The end that `entry` tells; `None` if no picker has named the request, or it goes on.
+    /// The end that `entry` tells; `None` if the request has no name, or it goes on.
     #[must_use]
     pub fn of(entry: &HttpAccessLogEntry) -> Option<Self> {
         let common = entry.common_properties.as_ref().filter(|common| !common.intermediate_log_entry)?;
-        let lb = lb(common.metadata.as_ref())?;
-        let ticket = text(lb, keys::TICKET)?.to_owned();
-        let picked = text(lb, keys::DESTINATION_ENDPOINT).and_then(|list| list.split(',').next());
-        let served = text(lb, keys::DESTINATION_ENDPOINT_SERVED).filter(|served| Some(*served) != picked);
+        let lb = lb(common.metadata.as_ref());
+        let text = |key| lb.and_then(|lb| text(lb, key));
+        let name = match text(keys::TICKET) {
+            Some(ticket) => Name::Ticket(ticket.to_owned()),
+            None => Name::Id(entry.request.as_ref()?.request_id.clone()),
+        };
+        let picked = text(keys::DESTINATION_ENDPOINT).and_then(|list| list.split(',').next());
+        let served = text(keys::DESTINATION_ENDPOINT_SERVED).filter(|served| Some(*served) != picked);
         let response = entry.response.as_ref();
         let status = response.and_then(|response| u16::try_from(response.response_code?).ok());
         let status = status.filter(|status| *status != 0);
         let has_broken_off = common.response_flags.as_ref().is_some_and(has_broken_off);
         Some(Self {
-            ticket,
+            name,
             served_elsewhere: served.map(str::to_owned),
             status,
             n_bytes: response.map_or(0, |response| response.response_body_bytes),
@@ -100,7 +113,7 @@ impl Ending {
     /// The facts about the response.
     #[must_use]
     pub fn report(&self) -> ResponseReport {
-        let Self { ticket: _, served_elsewhere: _, status, n_bytes, complete } = *self;
+        let Self { name: _, served_elsewhere: _, status, n_bytes, complete } = *self;
         ResponseReport { status, usage: None, n_bytes, complete: Some(complete) }
     }
 }

@@ -4,6 +4,8 @@
 pub struct HttpAccessLogEntry {
     #[prost(message, optional, tag = "1")]
     pub common_properties: ::core::option::Option<AccessLogCommon>,
+    #[prost(message, optional, tag = "3")]
+    pub request: ::core::option::Option<HttpRequestProperties>,
     #[prost(message, optional, tag = "4")]
     pub response: ::core::option::Option<HttpResponseProperties>,
 }
@@ -44,6 +46,11 @@ pub struct ResponseFlags {
     pub overload_manager: bool,
     #[prost(bool, tag = "28")]
     pub downstream_remote_reset: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpRequestProperties {
+    #[prost(string, tag = "9")]
+    pub request_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HttpResponseProperties {

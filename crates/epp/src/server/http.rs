@@ -193,7 +193,7 @@ fn now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use ext_proc::observation::Ending;
+    use ext_proc::observation::{Ending, Name};
     use tokio_util::sync::CancellationToken;
 
     use super::{PEER_CHUNK, next_lines};
@@ -203,8 +203,8 @@ mod tests {
     async fn a_picker_that_ends_tells_everything_first() {
         let journal = PeerJournal::new("me".to_owned(), usize::MAX);
         let note = || {
-            let ticket = "t".repeat(PEER_CHUNK);
-            let ending = Ending { ticket, served_elsewhere: None, status: None, n_bytes: 0, complete: false };
+            let name = Name::Ticket("t".repeat(PEER_CHUNK));
+            let ending = Ending { name, served_elsewhere: None, status: None, n_bytes: 0, complete: false };
             journal.note_end(ending);
         };
         (0..20).for_each(|_| note());

@@ -3,7 +3,9 @@
 
 use std::time::Instant;
 
-use envoy_proto::data::accesslog::v3::{HttpAccessLogEntry, ResponseFlags};
+use envoy_proto::data::accesslog::v3::{
+    AccessLogCommon, HttpAccessLogEntry, HttpRequestProperties, ResponseFlags,
+};
 use envoy_proto::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_proto::service::ext_proc::v3::processing_request::Request;
 use envoy_proto::service::ext_proc::v3::processing_response::Response;
@@ -148,6 +150,32 @@ async fn the_access_log_ends_requests() {
         assert!(counts.len() == 1 && counts[0].ends_with(&format!(" {n}")), "{counts:?}");
     }
     assert!(metrics.contains("epp_streams 0\n"), "an access log is no request");
+}
+
+/// The proxy has no ticket of a request whose client hung up before the answer came.
+#[tokio::test]
+async fn a_request_whose_client_hung_up_at_its_pick_ends() {
+    let picker = Scenario::new(1).start().await;
+    let proxy = picker.proxy().await.with_observed_responses();
+    let log = proxy.open_log();
+    let mut headers = post("/v1/completions").to_vec();
+    headers.push(("x-request-id", "abc"));
+    let answer = proxy.full_duplex_request(&headers, &body("a")).await;
+    // Control: another request's end is not this one's.
+    for (id, n_in_flight) in [("other", 1), ("abc", 0)] {
+        log.tell_with(&answer, &[], |entry| {
+            *entry = HttpAccessLogEntry {
+                common_properties: Some(AccessLogCommon::default()),
+                request: Some(HttpRequestProperties { request_id: id.to_owned() }),
+                response: None,
+            };
+        })
+        .await;
+        picker.wait_for_scrapes().await;
+        until(async || load(&picker).await.0 <= n_in_flight).await;
+        assert_eq!(load(&picker).await.0, n_in_flight, "{id}");
+    }
+    assert!(picker.metrics().await.contains("epp_unreported_responses_total 0\n"));
 }
 
 /// A share of the responses is reported, and all of them are in the log: the first of the two counts.

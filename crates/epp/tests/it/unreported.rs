@@ -12,9 +12,9 @@ const UNKNOWN: Engine<u8> = Engine { key: 0, is_quiet: false, n_requests: None }
 fn a_request_waits_for_its_report_for_a_while() {
     let start = Instant::now();
     let observed = Observed::new("here".to_owned());
-    let (early, late) = (observed.keep("early", start), observed.keep("late", start));
+    let (early, late) = (observed.keep("early", "1", start), observed.keep("late", "2", start));
     let later = start + REPORT_WAIT / 2;
-    let fresh = observed.keep("fresh", later);
+    let fresh = observed.keep("fresh", "3", later);
     assert_eq!(observed.claim(&early), Some("early"));
     assert_eq!(observed.claim(&early), None, "claimed twice");
     let never = |_: &&str, _| UNKNOWN;
@@ -35,7 +35,7 @@ fn a_request_waits_until_its_engine_has_none() {
     let start = Instant::now();
     let observed = Observed::new("here".to_owned());
     for (number, name) in ["busy", "quiet"].into_iter().enumerate() {
-        observed.keep(name, start + Duration::from_secs(number as u64));
+        observed.keep(name, name, start + Duration::from_secs(number as u64));
     }
     let quiet_since = start + Duration::from_secs(1) + ENGINE_WAIT;
     let engine = |name: &&str, since: Instant| {
@@ -55,9 +55,9 @@ fn an_engine_has_no_more_requests_than_it_counts() {
     let observed = Observed::new("here".to_owned());
     let names = ["first", "second", "third", "fourth"];
     for (number, name) in names.into_iter().enumerate() {
-        observed.keep(name, start + Duration::from_millis(number as u64));
+        observed.keep(name, name, start + Duration::from_millis(number as u64));
     }
-    observed.keep("elsewhere", start);
+    observed.keep("elsewhere", "id", start);
     let has = |n_requests: usize| {
         move |name: &&str, _| match *name {
             "elsewhere" => Engine { key: 1, n_requests: Some(1), ..UNKNOWN },
@@ -79,4 +79,22 @@ fn an_engine_has_no_more_requests_than_it_counts() {
     assert_eq!(observed.expire(now, has(1)), ["second", "third"]);
     now += SURPLUS_WAIT;
     assert_eq!(observed.expire(now, has(1)), [""; 0]);
+}
+
+/// A client may hang up before the proxy has the answer with the ticket; the proxy knows the request's id.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "some instant to count from")]
+fn a_request_without_a_ticket_is_found_by_its_id() {
+    let start = Instant::now();
+    let observed = Observed::<_, u8>::new("here".to_owned());
+    let ticket = observed.keep("first", "id", start);
+    assert_eq!(observed.claim_id("other"), None);
+    assert_eq!(observed.claim_id("id"), Some("first"));
+    assert_eq!(observed.claim_id("id"), None, "claimed twice");
+    assert_eq!(observed.claim(&ticket), None, "claimed twice");
+    // Clients choose ids, and may choose one twice.
+    let first = observed.keep("first", "id", start);
+    observed.keep("second", "id", start);
+    assert_eq!(observed.claim(&first), Some("first"));
+    assert_eq!(observed.claim_id("id"), Some("second"));
 }

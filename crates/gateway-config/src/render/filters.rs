@@ -141,8 +141,9 @@ pub(crate) fn body_reports(attachment: &Attachment<'_>) -> Option<(Share, Value)
     })
 }
 
-/// The access log that tells the picker how each request that it has named has ended. Envoy gathers entries, sends them
-/// and goes on: a picker that hangs or dies holds and cuts nothing.
+/// The access log that tells the picker how each request that it has named has ended, and each that has no name: its
+/// client may have hung up before Envoy had the answer with the name. Envoy gathers entries, sends them and goes on: a
+/// picker that hangs or dies holds and cuts nothing.
 pub(crate) fn access_log(attachment: &Attachment<'_>) -> Option<Value> {
     let Attachment { pool, failure_mode: _, responses, maker: _ } = attachment;
     if *responses == Responses::Through {
@@ -164,7 +165,7 @@ pub(crate) fn access_log(attachment: &Attachment<'_>) -> Option<Value> {
         } }),
     );
     log["filter"] =
-        json!({ "metadata_filter": { "matcher": is_named_by_picker, "match_if_key_not_found": false } });
+        json!({ "metadata_filter": { "matcher": is_named_by_picker, "match_if_key_not_found": true } });
     Some(log)
 }
 
