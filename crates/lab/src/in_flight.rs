@@ -71,6 +71,14 @@ impl InFlight {
         Self::until(cluster, |found| found.n_requests() == n_requests).await
     }
 
+    /// Waits until pickers count `n_requests` together, whatever pods have. Returns what is read last.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub async fn at_pickers(cluster: &Cluster, n_requests: u64) -> Result<Self> {
+        Self::until(cluster, |found| found.n_counted() == n_requests).await
+    }
+
     async fn until(cluster: &Cluster, is_awaited: impl Fn(&Self) -> bool) -> Result<Self> {
         let mut patience = Patience::start(patience::PROGRAMS);
         loop {
@@ -85,6 +93,11 @@ impl InFlight {
     /// Number of requests that the pods have.
     pub fn n_requests(&self) -> u64 {
         self.real.values().sum()
+    }
+
+    /// Number of requests that pickers count.
+    pub fn n_counted(&self) -> u64 {
+        self.counted.values().sum()
     }
 
     /// A sentence for each pod that pickers count other requests to than it has.

@@ -39,7 +39,7 @@ impl KubernetesCluster {
             Fault::HangApiServer if self.kind.is_some() => return Ok(()),
             Fault::HangApiServer => "the API server's process is only reached on kind",
             Fault::HangPickers => "no program in the picker's image could stop its process",
-            Fault::EndConnections | Fault::LoseMessages => {
+            Fault::EndConnections | Fault::HoldAnswers | Fault::LoseMessages => {
                 "nothing can come between Envoy and the pickers' Services"
             }
             Fault::ForgeCertificates => "the controller puts its own certificates back",
@@ -91,6 +91,7 @@ impl KubernetesCluster {
             Fault::HangApiServer => self.signal_api_server("-STOP").await,
             Fault::HangPickers
             | Fault::EndConnections
+            | Fault::HoldAnswers
             | Fault::LoseMessages
             | Fault::ForgeCertificates
             | Fault::EmptyPools
@@ -116,6 +117,7 @@ impl KubernetesCluster {
             | Fault::RemakePools
             | Fault::HangPickers
             | Fault::EndConnections
+            | Fault::HoldAnswers
             | Fault::LoseMessages
             | Fault::ForgeCertificates
             | Fault::EmptyPools

@@ -17,6 +17,9 @@ pub enum Fault {
     /// Every connection of Envoy to a picker ends by GOAWAY, as if a client's request had made the picker's HTTP/2 library
     /// refuse all of them. Needs [`Fresh::relayed`](super::Fresh::relayed).
     EndConnections,
+    /// What pickers send waits until the fault ends. What Envoy sends arrives. Needs
+    /// [`Fresh::relayed`](super::Fresh::relayed).
+    HoldAnswers,
     /// Nothing that Envoy and pickers send arrives, and their connections stay. Needs
     /// [`Fresh::relayed`](super::Fresh::relayed).
     LoseMessages,
@@ -58,6 +61,7 @@ impl fmt::Display for Fault {
             Self::KillPickers => f.write_str("kill every picker"),
             Self::HangPickers => f.write_str("hang every picker"),
             Self::EndConnections => f.write_str("end every connection to a picker"),
+            Self::HoldAnswers => f.write_str("hold what pickers send"),
             Self::LoseMessages => f.write_str("lose what Envoy and pickers send"),
             Self::ReplacePicker(name) => write!(f, "replace picker {name}"),
             Self::ForgeCertificates => f.write_str("give the pickers forged certificates"),

@@ -1,6 +1,6 @@
 //! A relay between Envoy and a picker, for faults of their connections while both are well.
 //!
-//! It copies bytes, and knows of HTTP/2 only where a frame ends and how a connection does.
+//! It copies bytes, and knows of HTTP/2 only where a frame ends, which frames are answers, and how a connection ends.
 
 use std::net::SocketAddr;
 
@@ -21,6 +21,8 @@ use crate::cluster::ports::local;
 pub(super) enum Passage {
     /// Everything passes. Connections that have lost anything end.
     Open,
+    /// The picker's answers wait until the relay opens. Everything else passes: Envoy can send, and finds the picker alive.
+    Held,
     /// The connections end by GOAWAY, and what comes on later ones passes.
     GoAway,
     /// Nothing passes, and the connections stay.
@@ -84,7 +86,8 @@ async fn relay(
     picker: SocketAddr,
     mut orders: watch::Receiver<Passage>,
 ) -> std::io::Result<()> {
-    if *orders.borrow_and_update() == Passage::Closed {
+    let passage = *orders.borrow_and_update();
+    if passage == Passage::Closed {
         let _ = orders.changed().await;
         return Ok(());
     }
@@ -93,6 +96,8 @@ async fn relay(
     let (from_picker, mut to_picker) = picker.into_split();
     let mut frames = frames(from_picker);
     let mut last_stream = 0;
+    let mut is_held = passage == Passage::Held;
+    let mut held = Vec::new();
     {
         let forth = copy(&mut from_proxy, &mut to_picker);
         tokio::pin!(forth);
@@ -103,13 +108,21 @@ async fn relay(
                 changed = orders.changed() => match changed.map(|()| *orders.borrow_and_update()) {
                     Ok(Passage::GoAway) => return to_proxy.write_all(&go_away(last_stream)).await,
                     Ok(Passage::Closed) => break,
-                    Ok(Passage::Open) | Err(_) => return Ok(()),
+                    Ok(Passage::Held) => is_held = true,
+                    Ok(Passage::Open) => {
+                        is_held = false;
+                        to_proxy.write_all(&std::mem::take(&mut held)).await?;
+                    }
+                    Err(_) => return Ok(()),
                 },
                 copied = &mut forth => return copied.map(drop),
                 frame = frames.next() => {
                     let Some(frame) = frame.transpose()? else { return Ok(()) };
                     last_stream = last_stream.max(stream_of(&frame));
-                    to_proxy.write_all(&frame).await?;
+                    match is_held && is_answer(&frame) {
+                        true => held.extend_from_slice(&frame),
+                        false => to_proxy.write_all(&frame).await?,
+                    }
                 }
             }
         }
@@ -126,6 +139,15 @@ fn frames(picker: OwnedReadHalf) -> FramedRead<OwnedReadHalf, LengthDelimitedCod
 /// Returns the number of a frame's stream, 0 for a frame of the connection.
 fn stream_of(frame: &[u8]) -> u32 {
     frame[5..9].iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+}
+
+/// True if the frame is a part of an answer, and not only of its connection's upkeep.
+fn is_answer(frame: &[u8]) -> bool {
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const CONTINUATION: u8 = 9;
+    matches!(frame[3], DATA | HEADERS | RST_STREAM | CONTINUATION)
 }
 
 /// The frame that ends a connection because its peer asks for too much; the streams up to `last_stream` were heard.
@@ -152,6 +174,8 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(100);
     /// HEADERS of stream 3 with a payload of two bytes.
     const FRAME: [u8; 11] = [0, 0, 2, 1, 4, 0, 0, 0, 3, 7, 7];
+    /// WINDOW_UPDATE of the connection, by one byte.
+    const UPKEEP: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
     /// Connects to a relay. Returns it, and the sides of the proxy and the picker.
     async fn connected() -> (Relay, TcpStream, TcpStream) {
@@ -186,6 +210,22 @@ mod tests {
         relay.order(Passage::GoAway);
         assert_eq!(rest(&mut proxy).await, go_away(3));
         assert_eq!(rest(&mut picker).await, b"", "the picker's side ends, too");
+    }
+
+    #[tokio::test]
+    async fn answers_wait_while_they_are_held_and_requests_pass() {
+        let (relay, mut proxy, mut picker) = connected().await;
+        relay.order(Passage::Held);
+        tokio::time::sleep(MOMENT).await;
+        proxy.write_all(b"again").await.unwrap();
+        assert_eq!(read(&mut picker, 5).await, b"again");
+        picker.write_all(&[&FRAME[..], &UPKEEP].concat()).await.unwrap();
+        assert_eq!(read(&mut proxy, UPKEEP.len()).await, UPKEEP);
+        assert!(timeout(MOMENT, proxy.read_u8()).await.is_err(), "the answer waits");
+        relay.order(Passage::Open);
+        assert_eq!(read(&mut proxy, FRAME.len()).await, FRAME);
+        picker.write_all(&FRAME).await.unwrap();
+        assert_eq!(read(&mut proxy, FRAME.len()).await, FRAME, "nothing waits any more");
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 //! Streams that run past the picker: the time between their tokens while it hangs for a moment, and the requests that it
-//! counts while they run.
+//! counts while they run and when their users hang up.
 
 use std::time::Duration;
 
@@ -38,10 +38,15 @@ const LONG_TOKENS: u32 = 4000;
 /// Users who hang up, and the virtual time by which each does so later than the one before.
 const HANG_UPS: u32 = 20;
 const HANG_UP_EVERY: Duration = Duration::from_millis(50);
+/// Arguments of pods that never seem to be without requests.
+const BUSY: [&str; 2] = ["--fault", "metrics-lie:metric=waiting,value=100"];
+/// Metric of the requests whose end a picker did not learn from Envoy.
+const UNREPORTED: &str = "epp_unreported_responses_total";
 
 pub async fn run(lab: &Lab<'_>) {
     part(lab, Group::Faults, "picker paused under streams", paused).await;
     part(lab, Group::Faults, "requests in flight", counted).await;
+    part(lab, Group::Faults, "users hang up at the pick", hung_up_at_the_pick).await;
 }
 
 fn shot(lab: &Lab<'_>, label: &str, via: Via, (number, n_tokens): (u32, u32)) -> Shot {
@@ -174,6 +179,41 @@ async fn counted(lab: &Lab<'_>) -> Result<()> {
         told.differences().is_empty() && !found.differences().is_empty(),
     ));
     lab.cluster.end(&Fault::LoseMessages).await
+}
+
+/// Users hang up when the picker has picked, and before Envoy has the answer with the ticket: Envoy tells of their
+/// requests by their ids, and pods that seem busy tell nothing. The control loses what Envoy tells.
+async fn hung_up_at_the_pick(lab: &Lab<'_>) -> Result<()> {
+    let [told, control] = lab.announce([
+        Check::of_faults(
+            "hung-up-at-the-pick/told",
+            "Envoy tells the picker of requests whose users hang up before it has the answer",
+        ),
+        Check::of_faults("hung-up-at-the-pick/control", "A picker that is not told must ask the engines"),
+    ]);
+    lab.cluster.can(&Fault::HoldAnswers)?;
+    for (claim, engine_args, n_unreported) in [(told, &BUSY[..], 0), (control, &[], STREAMS)] {
+        let engine_args = engine_args.iter().copied().map(str::to_owned).collect();
+        let responses = Some(Responses::default());
+        lab.start_anew(Fresh { engine_args, responses, relayed: true, ..Fresh::default() }).await?;
+        lab.cluster.inflict(&Fault::HoldAnswers).await?;
+        let counted = while_streams_run(lab, async || {
+            let counted = InFlight::at_pickers(lab.cluster, STREAMS.into()).await?;
+            if n_unreported > 0 {
+                lab.cluster.inflict(&Fault::LoseMessages).await?;
+            }
+            Ok(counted)
+        });
+        let counted = counted.await?.n_counted();
+        let left = InFlight::at_pickers(lab.cluster, 0).await?.n_counted();
+        let seen = lab.picker_metric(UNREPORTED).await?;
+        lab.check(claim.equal(
+            format!("{STREAMS} requests, then 0, of which {n_unreported} ended without news"),
+            format!("{counted} requests, then {left}, of which {seen} ended without news"),
+        ));
+        lab.cluster.end(&Fault::HoldAnswers).await?;
+    }
+    Ok(())
 }
 
 /// Looks while streams run that are longer than any look. Then all of their users hang up.

@@ -140,7 +140,7 @@ impl LocalCluster {
             | Fault::HangApiServer => Err(Unavailable(
                 "without Kubernetes there are no objects, and no controllers of them".to_owned(),
             )),
-            Fault::EndConnections | Fault::LoseMessages
+            Fault::EndConnections | Fault::HoldAnswers | Fault::LoseMessages
                 if self.status().pickers.iter().any(|picker| picker.metrics.is_none()) =>
             {
                 Err(Unavailable("a relay understands only the lab's own picker".to_owned()))
@@ -149,6 +149,7 @@ impl LocalCluster {
             | Fault::KillPickers
             | Fault::HangPickers
             | Fault::EndConnections
+            | Fault::HoldAnswers
             | Fault::LoseMessages
             | Fault::ReplacePicker(_)
             | Fault::ForgeCertificates
@@ -170,6 +171,7 @@ impl LocalCluster {
             Fault::KillPickers => self.kill_pickers(None).await,
             Fault::HangPickers => self.command(|reply| Command::HangPickers { hang: true, reply }).await,
             Fault::EndConnections => self.disturb_pickers(Passage::GoAway).await,
+            Fault::HoldAnswers => self.disturb_pickers(Passage::Held).await,
             Fault::LoseMessages => self.disturb_pickers(Passage::Closed).await,
             Fault::ReplacePicker(name) => {
                 let name = name.clone();
@@ -206,7 +208,7 @@ impl LocalCluster {
             | Fault::RestartGatewayController
             | Fault::RemakePools
             | Fault::HangApiServer => Ok(()),
-            Fault::LoseMessages => self.disturb_pickers(Passage::Open).await,
+            Fault::HoldAnswers | Fault::LoseMessages => self.disturb_pickers(Passage::Open).await,
             Fault::KillPicker(_) | Fault::KillPickers => self.start_pickers().await,
             Fault::HangPickers => self.command(|reply| Command::HangPickers { hang: false, reply }).await,
             Fault::ForgeCertificates => {
