@@ -1,4 +1,4 @@
-//! The follower's side: reads a peer's journal and adds its events to the index.
+//! The follower's side: reads a peer's journal, adds its events to the index and notes its requests.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -155,6 +155,7 @@ impl Follower {
         loop {
             let outcome = self.read().await;
             connected.set(0);
+            self.reports.forget_peer(&self.instance);
             match outcome {
                 Ok(()) => return debug!(address = %self.address, "This picker is among its own peers"),
                 Err(error) => {
@@ -220,7 +221,7 @@ impl Follower {
                 self.instance = instance;
                 self.seq = next_seq.saturating_sub(1);
             }
-            PeerLine::Tick => {}
+            PeerLine::Waiting { ages_ms } => self.reports.note_peer(&self.instance, ages_ms, now().instant),
             PeerLine::End(event) => {
                 self.seq = event.seq;
                 self.reports.end(&event.ending, now());
@@ -235,6 +236,12 @@ impl Follower {
             }
         }
         Ok(Next::Line)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.reports.forget_peer(&self.instance);
     }
 }
 

@@ -3,7 +3,7 @@
 //! News of a response may be late, missing or doubled, or be about another process's request. This module knows no
 //! streams, and the time is an argument.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,14 @@ pub const REPORT_WAIT: Duration = Duration::from_secs(600);
 /// Time after which the engine's counts are believed: if it has no request, a request that the picker waits for is over.
 /// Engines do not count a request before they have its token ids.
 pub const ENGINE_WAIT: Duration = Duration::from_secs(2);
-/// Time for which an engine must have had fewer requests than the picker waits for, until the rest of them are over: an
-/// end that is on its way is not missing.
-pub const SURPLUS_WAIT: Duration = Duration::from_secs(10);
+/// Time after which an engine's count has a request: an engine counts no new one while it computes a long step.
+pub const COUNT_WAIT: Duration = Duration::from_secs(5);
+/// Time after which no end is on its way any more: a request that was over when the engine was asked is known to be over.
+/// A proxy takes up to 7 s to find out that the picker hangs which has its access log.
+pub const END_WAIT: Duration = Duration::from_secs(10);
+
+/// Longest delay of what another picker tells of its requests, by which they are older than they seem.
+pub const PEER_DELAY: Duration = Duration::from_secs(1);
 
 /// The requests that nothing was told of. `T` is what ends a request, and `K` identifies an engine.
 #[derive(Debug)]
@@ -34,7 +39,8 @@ struct Waiting<T, K> {
     requests: HashMap<u64, Kept<T>>,
     /// The last number of each request's id.
     numbers: HashMap<String, u64>,
-    surpluses: HashMap<K, Surplus>,
+    /// Counts of each engine that are younger than [`END_WAIT`], the oldest first.
+    counts: HashMap<K, VecDeque<Count>>,
 }
 
 /// A request that waits.
@@ -46,11 +52,17 @@ struct Kept<T> {
     request: T,
 }
 
-/// Requests to an engine beyond those that it has.
+/// A request that a picker waits for since its pick.
 #[derive(Clone, Copy, Debug)]
-struct Surplus {
-    since: Instant,
-    /// The smallest number of them since then.
+enum Awaited {
+    Own { since: Instant, number: u64 },
+    Others { since: Instant },
+}
+
+/// The number of requests that an engine had at a moment when pickers waited for more.
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    at: Instant,
     n_requests: usize,
 }
 
@@ -58,8 +70,7 @@ struct Surplus {
 #[derive(Debug)]
 struct Believed {
     n_requests: Option<usize>,
-    /// The requests that wait, each since its pick.
-    waiting: Vec<(Instant, u64)>,
+    awaited: Vec<Awaited>,
 }
 
 /// A request's engine, according to its scrapes.
@@ -76,12 +87,8 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
     /// Creates the requests of the process that is called `instance`.
     #[must_use]
     pub fn new(instance: String) -> Self {
-        let waiting = Waiting {
-            n_begun: 0,
-            requests: HashMap::new(),
-            numbers: HashMap::new(),
-            surpluses: HashMap::new(),
-        };
+        let waiting =
+            Waiting { n_begun: 0, requests: HashMap::new(), numbers: HashMap::new(), counts: HashMap::new() };
         Self { instance, waiting: Mutex::new(waiting) }
     }
 
@@ -115,10 +122,23 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
         waiting.remove(number)
     }
 
+    /// Reads each request, and the time of its pick.
+    pub fn read_each(&self, mut read: impl FnMut(&T, Instant)) {
+        self.waiting.lock().requests.values().for_each(|kept| read(&kept.request, kept.since));
+    }
+
     /// Removes and returns the requests that are over although nothing was told of them: those that have waited for
     /// [`REPORT_WAIT`]; those that have waited for [`ENGINE_WAIT`] and whose engine has had no request since that moment;
-    /// and the oldest of those that an engine has not had for [`SURPLUS_WAIT`].
-    pub fn expire(&self, now: Instant, engine: impl Fn(&T, Instant) -> Engine<K>) -> Vec<T> {
+    /// and those that an engine cannot have had. An engine has counted all requests that pickers had sent it for
+    /// [`COUNT_WAIT`]. If pickers wait for more of these [`END_WAIT`] later, the oldest are over.
+    ///
+    /// `others` tells the times of other pickers' picks whose requests wait.
+    pub fn expire(
+        &self,
+        now: Instant,
+        engine: impl Fn(&T, Instant) -> Engine<K>,
+        others: impl Fn(K) -> Vec<Instant>,
+    ) -> Vec<T> {
         let mut waiting = self.waiting.lock();
         let mut due = Vec::new();
         let mut by_engine: HashMap<K, Believed> = HashMap::new();
@@ -129,22 +149,28 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
             if is_quiet || now.saturating_duration_since(*kept) >= REPORT_WAIT {
                 due.push(*number);
             } else {
-                let believed = by_engine.entry(key).or_insert(Believed { n_requests, waiting: Vec::new() });
-                believed.waiting.push((*kept, *number));
+                let believed = by_engine.entry(key).or_insert(Believed { n_requests, awaited: Vec::new() });
+                believed.awaited.push(Awaited::Own { since: *kept, number: *number });
             }
         }
-        waiting.surpluses.retain(|key, _| by_engine.contains_key(key));
-        for (key, Believed { n_requests, waiting: mut requests }) in by_engine {
-            requests.sort_unstable();
-            let surplus = n_requests.map_or(0, |n_requests| requests.len().saturating_sub(n_requests));
-            let n_over = waiting.n_over(key, surplus, now);
-            due.extend(requests.into_iter().take(n_over).map(|(_, number)| number));
+        waiting.counts.retain(|key, _| by_engine.contains_key(key));
+        for (key, Believed { n_requests, mut awaited }) in by_engine {
+            awaited.extend(others(key).into_iter().map(|since| Awaited::Others { since }));
+            awaited.sort_unstable_by_key(Awaited::order);
+            let counts = waiting.counts.entry(key).or_default();
+            let count = n_requests.map(|n_requests| Count { at: now, n_requests });
+            counts.extend(count.filter(|count| count.n_beyond(&awaited) > 0));
+            while let Some(count) = counts.pop_front_if(|count| count.at + END_WAIT <= now) {
+                let n_over = count.n_beyond(&awaited);
+                let over = awaited.extract_if(.., |awaited| count.includes(awaited)).take(n_over);
+                due.extend(over.filter_map(|awaited| awaited.number()));
+            }
         }
         due.into_iter().filter_map(|number| waiting.remove(number)).collect()
     }
 }
 
-impl<T, K: Eq + Hash> Waiting<T, K> {
+impl<T, K> Waiting<T, K> {
     fn remove(&mut self, number: u64) -> Option<T> {
         let Kept { since: _, id, request } = self.requests.remove(&number)?;
         // Clients may send one id twice.
@@ -153,18 +179,36 @@ impl<T, K: Eq + Hash> Waiting<T, K> {
         }
         Some(request)
     }
+}
 
-    /// The number of requests that are over, if the engine `key` has `surplus` fewer than the picker waits for.
-    fn n_over(&mut self, key: K, surplus: usize, now: Instant) -> usize {
-        if surplus == 0 {
-            self.surpluses.remove(&key);
-            return 0;
+impl Awaited {
+    /// The order of requests by age. One of this picker counts as older than another picker's only if it is for certain:
+    /// otherwise each of two pickers might take its own for the oldest one.
+    fn order(&self) -> (Instant, Option<u64>) {
+        match *self {
+            Self::Own { since, number } => (since + PEER_DELAY, Some(number)),
+            Self::Others { since } => (since, None),
         }
-        let lasting = self.surpluses.entry(key).or_insert(Surplus { since: now, n_requests: surplus });
-        lasting.n_requests = lasting.n_requests.min(surplus);
-        if now.saturating_duration_since(lasting.since) < SURPLUS_WAIT {
-            return 0;
+    }
+
+    fn number(self) -> Option<u64> {
+        match self {
+            Self::Own { since: _, number } => Some(number),
+            Self::Others { since: _ } => None,
         }
-        std::mem::replace(lasting, Surplus { since: now, n_requests: usize::MAX }).n_requests
+    }
+}
+
+impl Count {
+    /// Returns true if the engine has counted the request, unless it was over.
+    fn includes(&self, awaited: &Awaited) -> bool {
+        let (Awaited::Own { since, .. } | Awaited::Others { since }) = *awaited;
+        since + COUNT_WAIT <= self.at
+    }
+
+    /// The number of requests beyond those that the engine had.
+    fn n_beyond(&self, awaited: &[Awaited]) -> usize {
+        let n_awaited = awaited.iter().filter(|awaited| self.includes(awaited)).count();
+        n_awaited.saturating_sub(self.n_requests)
     }
 }

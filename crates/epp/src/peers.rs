@@ -1,5 +1,6 @@
 //! Pickers that serve the same pools report their picks to each other, so that each finds the prefixes of all, and the
-//! ends of each other's requests, which the proxy tells to any of them.
+//! ends of each other's requests, which the proxy tells to any of them. Each picker's heartbeat tells the requests that it
+//! waits for, so that an engine's count can be compared with those of all.
 //!
 //! ```text
 //! director ─ SentPrompt ─┬► PeerJournal (bounded)
@@ -9,7 +10,7 @@
 //! There is no leader. Each picker follows every other one and passes nothing on; one that was away or starts again
 //! reads the others' journals as far back as they go. A lost event costs a cache hit, never a request.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 /// Version of the lines and of the hashes in them: pickers with different versions do not understand each other.
-pub const FORMAT: u32 = 2;
-/// Time after which a journal without news sends a heartbeat.
+pub const FORMAT: u32 = 3;
+/// Time between two heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Bytes of an event besides its hashes or its name.
 const EVENT_BYTES: usize = 128;
@@ -37,11 +38,16 @@ pub enum PeerLine {
         /// Number of the next event; the events between the wanted one and this one are forgotten.
         next_seq: u64,
     },
-    /// Heartbeat: nothing has happened.
-    Tick,
+    /// Heartbeat: the requests that the picker waits for.
+    Waiting {
+        ages_ms: Ages,
+    },
     Insertion(SentPrompt),
     End(ToldEnd),
 }
+
+/// Milliseconds since the picks of requests, by endpoint (`ip:port`).
+pub type Ages = BTreeMap<Arc<str>, Vec<u64>>;
 
 /// The end of another picker's request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

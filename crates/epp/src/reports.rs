@@ -5,18 +5,21 @@
 //!                                 └ stream: a share, with bodies ┴─► claim
 //! ```
 //! A proxy sends its access log to any picker of the pool. A picker that gets the end of another's request writes it into
-//! its journal, which its peers read.
+//! its journal, which its peers read. If it is killed before, nobody tells of that end, and the engine's own count must.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ext_proc::exchange::ResponseReport;
 use ext_proc::observation::{Ending, Name};
 use inference_api::object::ObjectKey;
+use parking_lot::Mutex;
 use pool_index::snapshot::Slot;
 
 use crate::director::{Director, InFlightRequest, Now};
 use crate::observed::Observed;
+use crate::peers::Ages;
 use crate::spans::RequestSpan;
 
 /// Time between two looks for requests that are over although nobody has told.
@@ -27,7 +30,12 @@ pub const LOOKS: Duration = Duration::from_secs(1);
 pub struct Reports {
     director: Arc<Director>,
     observed: Observed<Served, Slot>,
+    /// The requests that each peer waits for, by its instance.
+    peers: Mutex<HashMap<String, PeerRequests>>,
 }
+
+/// Times of the picks of a peer's requests, by endpoint.
+type PeerRequests = BTreeMap<Arc<str>, Vec<Instant>>;
 
 /// A request after its pick, and the span in which its response is noted.
 #[derive(Debug)]
@@ -50,7 +58,8 @@ impl Reports {
     #[must_use]
     pub fn new(director: Arc<Director>, started: SystemTime) -> Self {
         let started = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { director, observed: Observed::new(format!("{:x}", started.as_nanos())) }
+        let observed = Observed::new(format!("{:x}", started.as_nanos()));
+        Self { director, observed, peers: Mutex::default() }
     }
 
     #[must_use]
@@ -102,10 +111,42 @@ impl Reports {
         true
     }
 
+    /// The requests that wait, for the peers.
+    #[must_use]
+    pub fn ages(&self, now: Instant) -> Ages {
+        let mut ages = Ages::new();
+        self.observed.read_each(|served, since| {
+            let age = now.saturating_duration_since(since).as_millis();
+            let endpoint = Arc::clone(served.in_flight.destination());
+            ages.entry(endpoint).or_default().push(u64::try_from(age).unwrap_or(u64::MAX));
+        });
+        ages
+    }
+
+    /// Notes the requests that a peer waits for.
+    pub fn note_peer(&self, instance: &str, ages_ms: Ages, now: Instant) {
+        let since = |age_ms| now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
+        let requests = ages_ms
+            .into_iter()
+            .map(|(endpoint, ages_ms)| (endpoint, ages_ms.into_iter().map(since).collect()))
+            .collect();
+        self.peers.lock().insert(instance.to_owned(), requests);
+    }
+
+    /// Forgets the requests of a peer that tells of them no more.
+    pub fn forget_peer(&self, instance: &str) {
+        self.peers.lock().remove(instance);
+    }
+
     /// Ends the requests that are over although nobody has told.
     pub fn give_up(&self, now: Instant) {
         let engine = |served: &Served, since| self.director.engine(&served.in_flight, since, now);
-        for served in self.observed.expire(now, engine) {
+        let others = |slot| {
+            let Some(endpoint) = self.director.destination(slot) else { return Vec::new() };
+            let peers = self.peers.lock();
+            peers.values().filter_map(|requests| requests.get(&endpoint)).flatten().copied().collect()
+        };
+        for served in self.observed.expire(now, engine, others) {
             self.director.metrics().unreported_responses.inc();
             served.end(&self.director, &ResponseReport::default(), now);
         }

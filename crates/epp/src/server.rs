@@ -226,7 +226,8 @@ impl Server {
         parts.spawn("readiness", async {
             tokio::join!(readiness, stopped);
         });
-        let router = http::router(Arc::clone(&director), (shutdown.drain.clone(), stop.clone()));
+        let reports = Arc::new(Reports::new(Arc::clone(&director), wall_clock()));
+        let router = http::router(Arc::clone(&reports), (shutdown.drain.clone(), stop.clone()));
         let port = Port::shared("metrics", metrics, Http(router), patience);
         parts.spawn("metrics port", port.serve(stop.clone()));
         parts.spawn("source of pools and endpoints", source.run(stop.clone().cancelled_owned()));
@@ -234,7 +235,6 @@ impl Server {
             let policies = Arc::clone(director.policies());
             parts.spawn("policy file", file.run(policies, stop.clone().cancelled_owned()));
         }
-        let reports = Arc::new(Reports::new(director, wall_clock()));
         if !settings.peers.is_empty() {
             let followers = Followers::new(Arc::clone(&reports), settings.peers.clone());
             parts.spawn("peers", followers.run(stop.clone()));

@@ -33,6 +33,12 @@ pub struct InFlightRequest {
 }
 
 impl InFlightRequest {
+    /// `ip:port` of the picked endpoint.
+    #[must_use]
+    pub fn destination(&self) -> &Arc<str> {
+        &self.lease.endpoint().destination
+    }
+
     /// Notes that the prompt is computed.
     pub fn note_first_token(&mut self) {
         self.lease.on_first_token();
@@ -67,6 +73,14 @@ impl Director {
             is_quiet: endpoint.state.was_quiet_after(self.moment(since)),
             n_requests: n_requests.and_then(Result::ok),
         }
+    }
+
+    /// `ip:port` of the endpoint in `slot`; `None` if it is gone.
+    #[must_use]
+    pub fn destination(&self, slot: Slot) -> Option<Arc<str>> {
+        let datastore = self.datastore.load();
+        let idx = datastore.endpoints.binary_search_by_key(&slot, |endpoint| endpoint.slot).ok()?;
+        Some(Arc::clone(&datastore.endpoints[idx].destination))
     }
 
     /// Ends the request: its stream is over.

@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::director::Director;
 use crate::metrics;
-use crate::peers::{PeerJournal, PeerLine};
+use crate::peers::{HEARTBEAT, PeerJournal, PeerLine};
+use crate::reports::Reports;
 
 /// Approximate bytes of journal lines that are sent to a peer at once.
 const PEER_CHUNK: usize = 64 << 10;
@@ -49,7 +50,7 @@ struct Place {
 /// State of the handlers.
 #[derive(Clone, Debug)]
 struct Served {
-    director: Arc<Director>,
+    reports: Arc<Reports>,
     /// Cancelled when the drain begins.
     drain: CancellationToken,
     /// Ends streams that would otherwise never end.
@@ -59,6 +60,10 @@ struct Served {
 }
 
 impl Served {
+    fn director(&self) -> &Director {
+        self.reports.director()
+    }
+
     async fn turn(&self) -> SemaphorePermit<'_> {
         self.turns.acquire().await.expect("the semaphore is never closed")
     }
@@ -66,15 +71,12 @@ impl Served {
 
 impl FromRef<Served> for Arc<Director> {
     fn from_ref(served: &Served) -> Self {
-        Arc::clone(&served.director)
+        Arc::clone(served.reports.director())
     }
 }
 
 /// The routes of the metrics port.
-pub(super) fn router(
-    director: Arc<Director>,
-    (drain, stop): (CancellationToken, CancellationToken),
-) -> Router {
+pub(super) fn router(reports: Arc<Reports>, (drain, stop): (CancellationToken, CancellationToken)) -> Router {
     Router::new()
         .route("/metrics", get(show_metrics))
         .route("/healthz", get(async || "ok\n"))
@@ -83,7 +85,7 @@ pub(super) fn router(
         .route("/debug/pools", get(show_pools))
         .route("/debug/policy", get(show_policy))
         .route("/peers/insertions", get(tell_peer))
-        .with_state(Served { director, drain, stop, turns: Arc::new(Semaphore::new(1)) })
+        .with_state(Served { reports, drain, stop, turns: Arc::new(Semaphore::new(1)) })
 }
 
 /// 200 if requests are placed with knowledge, 503 before that and while draining.
@@ -91,7 +93,7 @@ async fn show_readiness(State(served): State<Served>) -> (StatusCode, &'static s
     if served.drain.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
     }
-    match served.director.is_ready() {
+    match served.director().is_ready() {
         true => (StatusCode::OK, "ok\n"),
         false => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -104,7 +106,7 @@ async fn show_readiness(State(served): State<Served>) -> (StatusCode, &'static s
 /// curl.
 async fn show_metrics(State(served): State<Served>, headers: HeaderMap) -> Response {
     let _turn = served.turn().await;
-    let director = &served.director;
+    let director = served.director();
     let standing = director.standing(now());
     let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (content_type, text) = if accepts.contains("application/openmetrics-text") {
@@ -116,12 +118,12 @@ async fn show_metrics(State(served): State<Served>, headers: HeaderMap) -> Respo
 }
 
 async fn show_decisions(State(served): State<Served>, Query(After { after }): Query<After>) -> Response {
-    let listing = served.director.decisions().listing(after);
+    let listing = served.director().decisions().listing(after);
     let parts = unfold((served, listing), async |(served, mut listing)| {
         // Otherwise a fast reader would keep the thread to the end.
         yield_now().await;
         let turn = served.turn().await;
-        let part = listing.next_part(served.director.decisions())?;
+        let part = listing.next_part(served.director().decisions())?;
         drop(turn);
         Some((part, (served, listing)))
     });
@@ -131,7 +133,7 @@ async fn show_decisions(State(served): State<Served>, Query(After { after }): Qu
 
 async fn show_pools(State(served): State<Served>) -> Response {
     let _turn = served.turn().await;
-    Json(served.director.status(now())).into_response()
+    Json(served.director().status(now())).into_response()
 }
 
 /// The value in force and its source, by pool and knob.
@@ -143,22 +145,27 @@ async fn show_policy(State(director): State<Arc<Director>>) -> Json<Value> {
 
 /// The journal from the peer's position on, as lines of JSON, for as long as the peer listens.
 async fn tell_peer(State(served): State<Served>, Query(place): Query<Place>) -> Response {
-    let Some(journal) = served.director.journal() else {
+    let Some(journal) = served.director().journal() else {
         return (StatusCode::NOT_FOUND, "this picker has no --peer\n").into_response();
     };
     // Numbers of another process mean nothing here.
     let after = if place.instance == journal.instance() { place.after } else { 0 };
     let hello = line(&journal.hello(after));
-    let lines = unfold((served, after), async |(served, after)| {
-        let (lines, after) = next_lines(served.director.journal()?, after, &served.stop).await?;
-        Some((lines, (served, after)))
+    let lines = unfold((served, after, now()), async |(served, after, mut due)| {
+        let (mut lines, after) = next_lines(served.director().journal()?, after, &served.stop).await?;
+        let now = now();
+        if lines.is_empty() || now >= due {
+            lines += &line(&PeerLine::Waiting { ages_ms: served.reports.ages(now) });
+            due = now + HEARTBEAT;
+        }
+        Some((lines, (served, after, due)))
     });
     let stream = once(async { hello }).chain(lines).map(Ok::<_, Infallible>);
     ([(CONTENT_TYPE, "application/jsonl")], Body::from_stream(stream)).into_response()
 }
 
-/// The next events or a heartbeat; `None` after `stop` and the last event, which is often the end of a request that a peer
-/// waits for.
+/// The next events, or none if it is time for a heartbeat; `None` after `stop` and the last event, which is often the end
+/// of a request that a peer waits for.
 async fn next_lines(journal: &PeerJournal, after: u64, stop: &CancellationToken) -> Option<(String, u64)> {
     tokio::select! {
         biased;
@@ -167,12 +174,12 @@ async fn next_lines(journal: &PeerJournal, after: u64, stop: &CancellationToken)
     }
 }
 
-/// The next events, as many as exist and fit into a chunk, or a heartbeat; and the number of the last one.
+/// The next events, as many as exist and fit into a chunk, or none after [`HEARTBEAT`]; and the number of the last one.
 async fn more_lines(journal: &PeerJournal, mut after: u64) -> (String, u64) {
-    if !journal.wait_for_more(after).await {
-        return (line(&PeerLine::Tick), after);
-    }
     let mut lines = String::new();
+    if !journal.wait_for_more(after).await {
+        return (lines, after);
+    }
     while lines.len() < PEER_CHUNK
         && let Some(event) = journal.after(after)
     {

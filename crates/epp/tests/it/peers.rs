@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use epp::director::{Director, Peers};
 use epp::follow_peers::Followers;
 use epp::metrics::Metrics;
+use epp::observed::{COUNT_WAIT, END_WAIT, PEER_DELAY};
 use epp::peers::{PeerJournal, PeerLine};
 use epp::reports::Reports;
 use epp::server::{BoundPorts, Server, Settings, Shutdown};
@@ -50,13 +51,21 @@ struct Picker {
     server: JoinSet<anyhow::Result<()>>,
 }
 
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 impl Fleet {
     async fn start() -> Self {
+        Self::of(4).await
+    }
+
+    async fn of(n_pods: usize) -> Self {
         let dir = TempDir::new().unwrap();
         let (pool, endpoints) = (dir.path().join("pool.yaml"), dir.path().join("endpoints.yaml"));
         let mut pods = Vec::new();
         let mut lines = String::new();
-        for idx in 0..4 {
+        for idx in 0..n_pods {
             let pod = Pod::start(format!("pod-{idx}")).await;
             pod.set_started(awkward_start());
             lines += &format!("- {{name: pod-{idx}, address: '{}', labels: {{app: a}}}}\n", pod.address);
@@ -107,6 +116,17 @@ impl Picker {
         let list = get(self.ports.metrics, "/debug/decisions?after=0").await;
         let list: Value = serde_json::from_str(&list).unwrap();
         (picked, list["decisions"].as_array().unwrap().last().unwrap().clone())
+    }
+
+    /// Sends a request whose response goes past the picker.
+    async fn send_past(&self) {
+        let proxy = Proxy::connect(self.ports.grpc).await.with_observed_responses();
+        proxy.full_duplex_request(&post("/v1/completions"), r#"{"model":"m","prompt":"a"}"#).await;
+    }
+
+    /// Number of requests that it waits for.
+    async fn n_running(&self) -> f64 {
+        self.metric("inference_model_running_requests").await
     }
 
     /// The value of a metric with one label, or with none.
@@ -171,6 +191,69 @@ async fn the_end_of_a_peers_request_is_passed_on() {
     until(async || (first.metric(running).await - 1.0).abs() < 0.5).await;
 }
 
+/// A picker that dies takes the ends with it that it has not passed on. The engine has fewer requests then than pickers
+/// count, though not fewer than each of them.
+#[tokio::test]
+async fn the_end_of_a_request_that_died_with_a_peer_is_found_out() {
+    if test_skips::skips_slow() {
+        return;
+    }
+    let fleet = Fleet::of(1).await;
+    // One request runs.
+    fleet.pods[0].set_load(0, 1, 0.0);
+    let alone = fleet.picker(1, |_| {}).await;
+    let [first_port, second_port] = [free_port(), free_port()];
+    let between = |port, peer: u16| {
+        move |settings: &mut Settings| {
+            settings.metrics_port = port;
+            settings.peers = vec![format!("127.0.0.1:{peer}")];
+        }
+    };
+    let first = fleet.picker(2, between(first_port, second_port)).await;
+    let second = fleet.picker(3, between(second_port, first_port)).await;
+    let pickers = [&alone, &first, &second];
+    for picker in &pickers[1..] {
+        until(async || picker.metric("epp_peer_connected").await > 0.5).await;
+    }
+    for picker in pickers {
+        picker.send_past().await;
+        tokio::time::sleep(PEER_DELAY).await;
+    }
+    let counts = async || {
+        let mut counts = Vec::new();
+        for picker in pickers {
+            counts.push(picker.n_running().await.to_string());
+        }
+        counts.join(" ")
+    };
+    assert_eq!(counts().await, "1 1 1");
+    until(async || first.n_running().await < 0.5).await;
+    // Control: a picker that is told of no other request than its own has no doubt, and the request that runs goes on.
+    tokio::time::sleep(END_WAIT).await;
+    assert_eq!(counts().await, "1 0 1");
+}
+
+/// Control: what a picker told before it died is not compared with what the engine has later.
+#[tokio::test]
+async fn a_picker_that_died_waits_for_nothing() {
+    if test_skips::skips_slow() {
+        return;
+    }
+    let fleet = Fleet::of(1).await;
+    fleet.pods[0].set_load(0, 2, 0.0);
+    let second = fleet.picker(2, |_| {}).await;
+    let first = fleet.picker(1, |settings| settings.peers = vec![second.address()]).await;
+    first.send_past().await;
+    tokio::time::sleep(PEER_DELAY).await;
+    second.send_past().await;
+    tokio::time::sleep(COUNT_WAIT).await;
+    second.die().await;
+    until(async || first.metric("epp_peer_connected").await < 0.5).await;
+    fleet.pods[0].set_load(0, 1, 0.0);
+    tokio::time::sleep(END_WAIT + END_WAIT / 2).await;
+    assert!((first.n_running().await - 1.0).abs() < 0.5);
+}
+
 #[tokio::test]
 async fn one_that_begins_anew_is_told_what_was() {
     let fleet = Fleet::start().await;
@@ -209,7 +292,7 @@ async fn a_picker_that_restarts_is_followed_again() {
 #[tokio::test]
 async fn a_picker_among_its_own_peers_lets_itself_be() {
     let fleet = Fleet::start().await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let own = SocketAddr::from(([127, 0, 0, 1], port)).to_string();
     let picker = fleet
         .picker(1, |settings| {
@@ -292,4 +375,8 @@ fn a_line_survives_the_wire() {
         "{text}"
     );
     assert_eq!(serde_json::from_str::<PeerLine>(&text).unwrap(), line);
+    let heartbeat = PeerLine::Waiting { ages_ms: [("10.0.0.1:8000".into(), vec![7, 0])].into() };
+    let text = serde_json::to_string(&heartbeat).unwrap();
+    assert_eq!(text, r#"{"line":"waiting","ages_ms":{"10.0.0.1:8000":[7,0]}}"#);
+    assert_eq!(serde_json::from_str::<PeerLine>(&text).unwrap(), heartbeat);
 }
