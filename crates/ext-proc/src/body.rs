@@ -231,27 +231,30 @@ impl BodyScanner {
             {
                 self.root.end_string(&self.lexer);
             }
+            // Most of a body is read without an event for each byte that has a meaning.
+            if let Some(key) = self.lexer.read_key(&mut chunk) {
+                self.root.take_key(key);
+            }
+            if let Some(at) = self.lexer.begin_string(&mut chunk) {
+                self.root.start_string(at);
+                if self.root.live.as_ref().is_none_or(Live::reads_word)
+                    && let Some(word) = self.lexer.read_word(&mut chunk)
+                {
+                    self.root.push_text(word);
+                    self.root.end_string(&self.lexer);
+                }
+                continue;
+            }
             let Some(event) = self.lexer.next(&mut chunk)? else { return Ok(()) };
             match event {
                 Event::Text(text) => self.root.push_text(text),
                 Event::Char(char) => self.root.push_text(char.encode_utf8(&mut [0; 4]).as_bytes()),
-                Event::KeyStart => match self.lexer.read_word(&mut chunk) {
-                    Some(key) => self.root.take_key(key),
-                    None => self.root.apply(event, &self.lexer),
-                },
-                Event::StringStart { .. } => {
-                    self.root.apply(event, &self.lexer);
-                    if self.root.live.as_ref().is_none_or(Live::reads_word)
-                        && let Some(word) = self.lexer.read_word(&mut chunk)
-                    {
-                        self.root.push_text(word);
-                        self.root.end_string(&self.lexer);
-                    }
-                }
+                Event::StringStart { at } => self.root.start_string(at),
+                Event::StringEnd { end: _ } => self.root.end_string(&self.lexer),
                 Event::Open(_)
                 | Event::Close(_)
+                | Event::KeyStart
                 | Event::KeyEnd
-                | Event::StringEnd { .. }
                 | Event::Number(_)
                 | Event::Literal(_) => self.root.apply(event, &self.lexer),
             }
@@ -323,9 +326,21 @@ impl Root {
         }
     }
 
+    /// Takes the start of a string that is a value.
+    fn start_string(&mut self, at: usize) {
+        if self.depth == 1 {
+            self.begin_value(at);
+        }
+        self.apply_live(Event::StringStart { at });
+    }
+
     /// Takes the end of the current string, before which `lexer` is.
     fn end_string(&mut self, lexer: &Lexer) {
-        self.apply(Event::StringEnd { end: lexer.offset() }, lexer);
+        let event = Event::StringEnd { end: lexer.offset() };
+        self.apply_live(event);
+        if self.depth == 1 {
+            self.end_value(lexer.offset(), event);
+        }
     }
 
     /// Takes any other event.
@@ -343,7 +358,6 @@ impl Root {
                 self.depth += 1;
             }
             Event::Close(_) => self.depth -= 1,
-            Event::StringStart { at } if self.depth == 1 => self.begin_value(at),
             Event::Number(_) | Event::Literal(_) if self.depth == 1 => self.begin_value(lexer.value_start()),
             Event::KeyStart if self.depth == 1 => {
                 self.is_key = true;
@@ -365,16 +379,12 @@ impl Root {
             | Event::Char(_) => {}
         }
         self.apply_live(event);
-        if self.depth == 1
-            && matches!(
-                event,
-                Event::Close(_) | Event::StringEnd { .. } | Event::Number(_) | Event::Literal(_)
-            )
-        {
+        if self.depth == 1 && matches!(event, Event::Close(_) | Event::Number(_) | Event::Literal(_)) {
             self.end_value(lexer.offset(), event);
         }
     }
 
+    #[inline(always)]
     fn apply_live(&mut self, event: Event<'_>) {
         if let Some(live) = &mut self.live
             && live.apply(event) == ValueState::GivenUp

@@ -6,6 +6,11 @@
 //! It keeps no text: the content of a string is borrowed from the chunk, escapes come as single characters. It does not
 //! know what the document means.
 
+mod text;
+
+pub(crate) use self::text::plain_prefix;
+use self::text::{after_space, unescaped};
+
 /// Deepest nesting of arrays and objects (serde_json's `recursion_limit` default).
 pub(crate) const MAX_DEPTH: u32 = 128;
 
@@ -245,6 +250,37 @@ impl Lexer {
         self.take(chunk);
         self.end_string(owner);
         Some(text)
+    }
+
+    /// Reads the opening quote of a string that is a value, if that is what comes next; otherwise reads nothing. Returns
+    /// the offset of the quote.
+    #[inline]
+    pub(crate) fn begin_string(&mut self, chunk: &mut &[u8]) -> Option<usize> {
+        let (State::Value | State::FirstElement) = self.state else { return None };
+        let rest = after_space(chunk).strip_prefix(b"\"")?;
+        self.offset += chunk.len() - rest.len();
+        (*chunk, self.state, self.value_start) = (rest, State::Str(Owner::Value), self.offset - 1);
+        Some(self.value_start)
+    }
+
+    /// Reads the next key of an object with its quotes and its colon, if the chunk contains all of it and it has no
+    /// escapes; otherwise reads nothing.
+    #[inline]
+    pub(crate) fn read_key<'a>(&mut self, chunk: &mut &'a [u8]) -> Option<&'a [u8]> {
+        let rest = match self.state {
+            State::FirstKey | State::Key => *chunk,
+            State::AfterValue if self.depth > 0 && self.innermost() == Container::Object => {
+                after_space(chunk).strip_prefix(b",")?
+            }
+            _ => return None,
+        };
+        let rest = after_space(rest).strip_prefix(b"\"")?;
+        let (key, rest) = rest.split_at(plain_prefix(rest));
+        let rest = after_space(rest.strip_prefix(b"\"")?).strip_prefix(b":")?;
+        self.offset += chunk.len() - rest.len();
+        self.state = State::Value;
+        *chunk = rest;
+        Some(key)
     }
 
     /// Checks the end of the document.
@@ -535,56 +571,4 @@ impl NumberPart {
     fn may_end(self) -> bool {
         matches!(self, Self::Zero | Self::Integer | Self::Fraction | Self::Exponent)
     }
-}
-
-/// The byte that an escape with this letter denotes, if it is a single byte.
-fn unescaped(byte: u8) -> Option<u8> {
-    Some(match byte {
-        b'"' | b'\\' | b'/' => byte,
-        b'b' => 0x08,
-        b'f' => 0x0c,
-        b'n' => b'\n',
-        b'r' => b'\r',
-        b't' => b'\t',
-        _ => return None,
-    })
-}
-
-/// Number of leading bytes that need no special treatment in a string.
-pub(crate) fn plain_prefix(bytes: &[u8]) -> usize {
-    const LANES: usize = 16;
-    let is_special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-    // Keys and words such as roles are short.
-    let n_leading = bytes.first_chunk().map_or(0, |word| n_plain_in_word(*word));
-    if (1..8).contains(&n_leading) {
-        return n_leading;
-    }
-    let mut n_plain = n_leading;
-    for lanes in bytes[n_plain..].chunks_exact(LANES) {
-        // No early exit inside the lanes, so that the compiler compares all of them at once.
-        if lanes.iter().fold(false, |found, &byte| found | is_special(byte)) {
-            break;
-        }
-        n_plain += LANES;
-    }
-    let (words, rest) = bytes[n_plain..].as_chunks();
-    for word in words {
-        let n_leading = n_plain_in_word(*word);
-        n_plain += n_leading;
-        if n_leading < word.len() {
-            return n_plain;
-        }
-    }
-    n_plain + rest.iter().take_while(|&&byte| !is_special(byte)).count()
-}
-
-/// Compares eight bytes at once: their highest bits then show which are not plain. A borrow spoils
-/// bits above the first such byte only.
-fn n_plain_in_word(bytes: [u8; 8]) -> usize {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    let word = u64::from_le_bytes(bytes);
-    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word;
-    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-    let special = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & (ONES << 7);
-    (special.trailing_zeros() / 8) as usize
 }

@@ -20,6 +20,15 @@ pub const fn block_len(block_idx: u32) -> u64 {
     }
 }
 
+/// Number of the first block after `block_idx` that is longer.
+#[must_use]
+pub(crate) const fn next_longer(block_idx: u32) -> u32 {
+    match block_idx.checked_sub(MIN_BLOCKS) {
+        None => MIN_BLOCKS,
+        Some(past) => MIN_BLOCKS + (past / BLOCKS_PER_DOUBLING + 1) * BLOCKS_PER_DOUBLING,
+    }
+}
+
 /// Bytes in the first `n_blocks` blocks: the offset at which block number `n_blocks` starts.
 #[must_use]
 pub const fn bytes_in_blocks(n_blocks: u32) -> u64 {

@@ -118,7 +118,7 @@ impl Live {
     }
 
     /// Takes an event that is not text of a key or string.
-    #[inline]
+    #[inline(always)]
     pub(super) fn apply(&mut self, event: Event<'_>) -> ValueState {
         if self.n_skipped > 0 {
             self.n_skipped = self.n_skipped.saturating_add_signed(event.depth_change());
