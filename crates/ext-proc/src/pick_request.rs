@@ -85,16 +85,16 @@ impl RequestHead {
         let mut objective = None;
         let mut wants_reason = false;
         for header in headers.headers.iter().flat_map(|map| &map.headers) {
-            let value = header_value(header);
+            let value = || header_value(header);
             match header.key.as_str() {
-                ":method" => line.method = value,
-                ":path" => line.path = value,
-                "content-type" => line.content_type = Some(value),
-                "content-encoding" => line.content_encoding = Some(value),
-                "x-request-id" if !value.is_empty() => x_request_id = Some(value.to_owned()),
+                ":method" => line.method = value(),
+                ":path" => line.path = value(),
+                "content-type" => line.content_type = Some(value()),
+                "content-encoding" => line.content_encoding = Some(value()),
+                "x-request-id" if !value().is_empty() => x_request_id = Some(value().to_owned()),
                 "content-length" => has_content_length = true,
-                keys::EXPLAIN => wants_reason = matches!(value, "1" | "true"),
-                name if keys::OBJECTIVE.contains(&name) => objective = Some(value.to_owned()),
+                keys::EXPLAIN => wants_reason = matches!(value(), "1" | "true"),
+                name if keys::OBJECTIVE.contains(&name) => objective = Some(value().to_owned()),
                 _ => {}
             }
         }
@@ -155,7 +155,8 @@ impl Route {
         }
         let path = path.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
         let known = PROMPT_PATHS.into_iter().find(|(suffix, _)| path.ends_with(suffix));
-        let is_json = content_type.map(|kind| kind.to_ascii_lowercase().contains("json"));
+        let is_json = content_type
+            .map(|kind| kind.as_bytes().windows(4).any(|word| word.eq_ignore_ascii_case(b"json")));
         let api = match (known, is_json) {
             (Some((_, api)), _) => api,
             (None, Some(true) | None) => Api::ModelOnly,
