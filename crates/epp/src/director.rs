@@ -42,7 +42,7 @@ use self::note::{DecisionTrace, PickFacts};
 pub use self::tokens::TokenSource;
 use crate::datastore::{Datastore, LiveEndpoint, LivePool};
 use crate::explain::{DecisionRecord, Decisions};
-use crate::metrics::{Counted, Metrics, ModelLabels, RunningLabels, UNLISTED_MODEL};
+use crate::metrics::{Counted, Metrics};
 use crate::peers::PeerJournal;
 use crate::policies::Policies;
 use crate::scrape::{ScrapeResult, times};
@@ -323,28 +323,29 @@ impl Director {
         now: Now,
     ) -> (Result<Pick<InFlightRequest>, Refusal>, Arc<DecisionRecord>) {
         let PickRequest { x_request_id, pool, subset, objective, wants_reason, content } = request;
-        let mut trace = DecisionTrace::new(self.request_id(), x_request_id, now.wall);
+        let unnamed = Arc::clone(&self.metrics.models.unnamed);
+        let mut trace = DecisionTrace::new((self.request_id(), x_request_id), now.wall, unnamed);
         let datastore = self.datastore.load();
         let placed = self
             .locate(&datastore, pool.as_ref(), (content, tokens), &mut trace)
             .map(|placement| placement.under(objective.as_deref(), &mut trace))
             .and_then(|placement| self.place(placement, subset.as_ref(), now.instant, &mut trace));
-        let labels = trace.labels.clone();
+        let metrics = Arc::clone(&trace.metrics);
         let Picked { facts, rewrite, lease, running, chains } = match placed {
             Ok(picked) => picked,
             Err(refusal) => {
                 let record = self.decisions.push(|seq| trace.without_endpoint(refusal.outcome(), seq));
-                self.note_refused(&refusal, &record, labels);
+                self.note_refused(&refusal, &record, &metrics.labels);
                 return (Err(refusal), record);
             }
         };
         self.tell_peers(&chains, lease.endpoint(), now);
         let destination = facts.destination();
         let record = self.decisions.push(|seq| trace.picked(facts, seq));
-        self.note_picked(&record, &labels);
+        self.note_picked(&record, &metrics);
         let reason = wants_reason.then(|| record.to_header());
         let in_flight =
-            InFlightRequest { lease, running, labels, chains, started: now.instant, seq: record.seq };
+            InFlightRequest { lease, running, metrics, chains, started: now.instant, seq: record.seq };
         (Ok(Pick { destination, rewrite, reason, lease: in_flight }), record)
     }
 
@@ -379,8 +380,7 @@ impl Director {
         let model = model.map(|model| model.name.as_str());
         trace.model = model.map(str::to_owned);
         if model.is_some() {
-            let unlisted = || UNLISTED_MODEL.to_owned();
-            trace.labels = ModelLabels { model_name: unlisted(), target_model_name: unlisted() };
+            trace.metrics = Arc::clone(&self.metrics.models.unlisted);
         }
         let live_pool = model::choose_pool(datastore, pool.or(self.options.pool.as_ref()), model)?;
         trace.pool = Some(Arc::clone(&live_pool.name));
@@ -401,7 +401,7 @@ impl Director {
         if let Some((model, target_model)) = &named
             && model::names(&live_pool.pool, model)
         {
-            trace.labels = ModelLabels { model_name: model.clone(), target_model_name: target_model.clone() };
+            trace.metrics = self.metrics.models.listed(model, target_model);
         }
         let prompts = match live_pool.pool.strategy {
             RoutingStrategy::Default => Vec::new(),
@@ -474,8 +474,6 @@ impl Director {
             Policy::Default => None,
             Policy::PrefixCache(affinity) => Some(affinity.threshold),
         };
-        let running = RunningLabels { model_name: trace.labels.model_name.clone() };
-        let running = self.metrics.running_requests.get_or_create(&running).clone();
         let request = Request {
             policy,
             n_endpoints: self.options.endpoints_per_pick,
@@ -491,10 +489,10 @@ impl Director {
         };
         let placed = self.picker.place(&request, &endpoints, self.moment(now), &mut self.pick_state.lock());
         let placed = placed.ok_or_else(|| Refusal::NoEndpoints { pool: live_pool.pool.key.clone() })?;
-        let running = Counted::new(running);
+        let running = Counted::new(trace.metrics.running_requests.clone());
         if let Some(n_bytes) = n_bytes {
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
-            self.metrics.request_bytes.get_or_create(&trace.labels).observe(n_bytes as f64);
+            trace.metrics.request_bytes.observe(n_bytes as f64);
         }
         let facts = PickFacts::new(&endpoints, &placed);
         Ok(Picked { facts, rewrite, lease: placed.lease, running, chains })

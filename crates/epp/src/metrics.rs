@@ -1,5 +1,6 @@
 //! The picker's own metrics: upstream's name if upstream has the metric, otherwise a name with `epp_`.
 
+pub mod models;
 mod process;
 pub mod standing;
 
@@ -14,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use self::models::Models;
 use self::standing::Standing;
 use ext_proc::budget::Budget;
 
@@ -143,16 +145,8 @@ struct BufferedBytes(Arc<Budget>);
 /// Metrics that the process counts. Those that are computed when they are read are in a [`Standing`].
 pub struct Metrics {
     registry: Registry,
-    pub requests: Family<ModelLabels, Counter>,
+    pub models: Models,
     pub request_errors: Family<ModelErrorLabels, Counter>,
-    pub running_requests: Family<RunningLabels, Gauge>,
-    pub request_bytes: HistogramFamily<ModelLabels>,
-    pub response_bytes: HistogramFamily<ModelLabels>,
-    pub request_seconds: HistogramFamily<ModelLabels>,
-    pub input_tokens: HistogramFamily<ModelLabels>,
-    pub output_tokens: HistogramFamily<ModelLabels>,
-    pub prompt_cached_tokens: HistogramFamily<ModelLabels>,
-    pub seconds_per_output_token: HistogramFamily<ModelLabels>,
     pub decision_seconds: Histogram,
     pub prefix_hit_ratio: Histogram,
     pub prefix_hit_bytes: Histogram,
@@ -189,16 +183,8 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
-            requests: Family::default(),
+            models: Models::default(),
             request_errors: Family::default(),
-            running_requests: Family::default(),
-            request_bytes: Family::new_with_constructor(|| Histogram::new(REQUEST_BYTES)),
-            response_bytes: Family::new_with_constructor(|| Histogram::new(RESPONSE_BYTES)),
-            request_seconds: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
-            input_tokens: Family::new_with_constructor(|| Histogram::new(INPUT_TOKENS)),
-            output_tokens: Family::new_with_constructor(|| Histogram::new(OUTPUT_TOKENS)),
-            prompt_cached_tokens: Family::new_with_constructor(|| Histogram::new(INPUT_TOKENS)),
-            seconds_per_output_token: Family::new_with_constructor(|| Histogram::new(SECONDS_PER_TOKEN)),
             decision_seconds: Histogram::new(DECISION_SECONDS),
             prefix_hit_ratio: Histogram::new(RATIO),
             prefix_hit_bytes: Histogram::new(REQUEST_BYTES),
@@ -321,7 +307,7 @@ impl Metrics {
         registry.register(
             "inference_model_request",
             "[ALPHA] Counter of inference model requests broken out for each model and target model",
-            self.requests.clone(),
+            self.models.families.requests.clone(),
         );
         registry.register(
             "inference_model_request_error",
@@ -331,37 +317,37 @@ impl Metrics {
         registry.register(
             "inference_model_running_requests",
             "[ALPHA] Inference model number of running requests in each model",
-            self.running_requests.clone(),
+            self.models.families.running_requests.clone(),
         );
         registry.register(
             "inference_model_request_sizes",
             "[ALPHA] Inference model requests size distribution in bytes for each model and target model",
-            self.request_bytes.clone(),
+            self.models.families.request_bytes.clone(),
         );
         registry.register(
             "inference_model_response_sizes",
             "[ALPHA] Inference model responses size distribution in bytes for each model and target model",
-            self.response_bytes.clone(),
+            self.models.families.response_bytes.clone(),
         );
         registry.register(
             "inference_model_request_duration_seconds",
             "[ALPHA] Inference model response latency distribution in seconds for each model and target model",
-            self.request_seconds.clone(),
+            self.models.families.request_seconds.clone(),
         );
         registry.register(
             "inference_model_input_tokens",
             "[ALPHA] Inference model input token count distribution for requests in each model",
-            self.input_tokens.clone(),
+            self.models.families.input_tokens.clone(),
         );
         registry.register(
             "inference_model_output_tokens",
             "[ALPHA] Inference model output token count distribution for requests in each model",
-            self.output_tokens.clone(),
+            self.models.families.output_tokens.clone(),
         );
         registry.register(
             "inference_model_normalized_time_per_output_token_seconds",
             "[ALPHA] Inference model latency divided by number of output tokens in seconds for each model and target model",
-            self.seconds_per_output_token.clone(),
+            self.models.families.seconds_per_output_token.clone(),
         );
         self.register_upstream_scheduler();
     }
@@ -390,7 +376,7 @@ impl Metrics {
         registry.register(
             "epp_prompt_cached_tokens",
             "Prompt tokens that the engine found in its cache, as its responses say",
-            self.prompt_cached_tokens.clone(),
+            self.models.families.prompt_cached_tokens.clone(),
         );
         registry.register(
             "epp_prefix_estimate_error_ratio",

@@ -12,7 +12,8 @@ use tracing::debug;
 use super::{Director, Now, note};
 use crate::datastore::LiveEndpoint;
 use crate::explain::ResponseRecord;
-use crate::metrics::{Counted, ModelLabels};
+use crate::metrics::Counted;
+use crate::metrics::models::ModelMetrics;
 use crate::observed::Engine;
 use ext_proc::exchange::ResponseReport;
 use ext_proc::response::Usage;
@@ -24,7 +25,7 @@ pub struct InFlightRequest {
     pub(super) lease: Lease<LiveEndpoint>,
     /// Counts the request among the running ones of the model.
     pub(super) running: Counted,
-    pub(super) labels: ModelLabels,
+    pub(super) metrics: Arc<ModelMetrics>,
     /// Chain of each prompt, under PREFIX_CACHE.
     pub(super) chains: Vec<Chain>,
     pub(super) started: Instant,
@@ -85,7 +86,7 @@ impl Director {
 
     /// Ends the request: its stream is over.
     pub fn settle(&self, in_flight: InFlightRequest, report: &ResponseReport, now: Instant) {
-        let InFlightRequest { mut lease, running, labels, chains: _, started, seq } = in_flight;
+        let InFlightRequest { mut lease, running, metrics, chains: _, started, seq } = in_flight;
         let ResponseReport { status, usage, n_bytes, complete } = *report;
         if complete != Some(false) && status.is_some_and(|status| (200..300).contains(&status)) {
             lease.on_first_token();
@@ -100,14 +101,13 @@ impl Director {
         drop(running);
         let seconds = now.saturating_duration_since(started).as_secs_f64();
         if complete != Some(false) {
-            self.metrics().request_seconds.get_or_create(&labels).observe(seconds);
+            metrics.request_seconds.observe(seconds);
         }
         if complete == Some(true) {
-            let metrics = self.metrics();
             #[expect(clippy::cast_precision_loss, reason = "bodies are far below 2^53 bytes")]
-            metrics.response_bytes.get_or_create(&labels).observe(n_bytes as f64);
+            metrics.response_bytes.observe(n_bytes as f64);
             if let Some(usage) = usage {
-                self.note_usage(&labels, usage, seconds);
+                note_usage(&metrics, usage, seconds);
             }
         }
         let response = ResponseRecord { status, complete, usage, predicted_cached_tokens };
@@ -130,21 +130,20 @@ impl Director {
         }
         predicted_tokens
     }
+}
 
-    fn note_usage(&self, labels: &ModelLabels, usage: Usage, seconds: f64) {
-        let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
-        let metrics = self.metrics();
-        for (family, tokens) in [
-            (&metrics.input_tokens, prompt_tokens),
-            (&metrics.output_tokens, completion_tokens),
-            (&metrics.prompt_cached_tokens, cached_tokens),
-        ] {
-            if let Some(tokens) = tokens {
-                family.get_or_create(labels).observe(tokens.into());
-            }
+fn note_usage(metrics: &ModelMetrics, usage: Usage, seconds: f64) {
+    let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
+    for (histogram, tokens) in [
+        (&metrics.input_tokens, prompt_tokens),
+        (&metrics.output_tokens, completion_tokens),
+        (&metrics.prompt_cached_tokens, cached_tokens),
+    ] {
+        if let Some(tokens) = tokens {
+            histogram.observe(tokens.into());
         }
-        if let Some(tokens @ 1..) = completion_tokens {
-            metrics.seconds_per_output_token.get_or_create(labels).observe(seconds / f64::from(tokens));
-        }
+    }
+    if let Some(tokens @ 1..) = completion_tokens {
+        metrics.seconds_per_output_token.observe(seconds / f64::from(tokens));
     }
 }

@@ -15,6 +15,7 @@ use tracing::{debug, info};
 use super::Director;
 use crate::datastore::LiveEndpoint;
 use crate::explain::{CandidateRecord, DecisionRecord, kept_id};
+use crate::metrics::models::ModelMetrics;
 use crate::metrics::{ModelErrorLabels, ModelLabels, OutcomeLabels, PickLabels};
 use crate::tuning::Tuning;
 use ext_proc::refusal::Refusal;
@@ -28,8 +29,8 @@ pub(super) struct DecisionTrace {
     pub(super) request: String,
     pub(super) x_request_id: String,
     pub(super) time: SystemTime,
-    /// Labels with names from InferenceModels only, so that clients cannot make up label values.
-    pub(super) labels: ModelLabels,
+    /// Metrics with names from InferenceModels only, so that clients cannot make up label values.
+    pub(super) metrics: Arc<ModelMetrics>,
     pub(super) pool: Option<Arc<str>>,
     pub(super) strategy: Option<RoutingStrategy>,
     pub(super) model: Option<String>,
@@ -58,13 +59,17 @@ pub(super) struct PickFacts {
 // === impl DecisionTrace ===
 
 impl DecisionTrace {
-    /// A trace of a request about which only its ids are known.
-    pub(super) fn new(request: String, x_request_id: String, time: SystemTime) -> Self {
+    /// A trace of a request about which only its ids are known. `metrics` are those of requests without a model.
+    pub(super) fn new(
+        (request, x_request_id): (String, String),
+        time: SystemTime,
+        metrics: Arc<ModelMetrics>,
+    ) -> Self {
         Self {
             request,
             x_request_id: kept_id(x_request_id),
             time,
-            labels: ModelLabels { model_name: String::new(), target_model_name: String::new() },
+            metrics,
             pool: None,
             strategy: None,
             model: None,
@@ -100,7 +105,7 @@ impl DecisionTrace {
             request,
             x_request_id,
             time,
-            labels: _,
+            metrics: _,
             pool,
             strategy,
             model,
@@ -173,7 +178,7 @@ impl PickFacts {
 // === impl Director ===
 
 impl Director {
-    pub(super) fn note_picked(&self, record: &DecisionRecord, labels: &ModelLabels) {
+    pub(super) fn note_picked(&self, record: &DecisionRecord, metrics: &ModelMetrics) {
         let reason = record.reason.unwrap_or_default();
         if let Some(threshold) = record.threshold
             && reason == Reason::Prefix.as_str()
@@ -197,7 +202,7 @@ impl Director {
         let pool = record.pool.clone().unwrap_or_default();
         let strategy = record.strategy.unwrap_or_default();
         self.metrics.picks.get_or_create(&PickLabels { pool, strategy, reason }).inc();
-        self.metrics.requests.get_or_create(labels).inc();
+        metrics.requests.inc();
         if record.threshold.is_some() {
             self.metrics.prefix_hit_ratio.observe(record.ratio);
             #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^53 bytes")]
@@ -205,7 +210,7 @@ impl Director {
         }
     }
 
-    pub(super) fn note_refused(&self, refusal: &Refusal, record: &DecisionRecord, labels: ModelLabels) {
+    pub(super) fn note_refused(&self, refusal: &Refusal, record: &DecisionRecord, labels: &ModelLabels) {
         info!(
             request = record.request,
             x_request_id = record.x_request_id,
@@ -214,7 +219,7 @@ impl Director {
             "Refused request"
         );
         self.metrics.refusals.get_or_create(&OutcomeLabels { outcome: record.outcome }).inc();
-        let ModelLabels { model_name, target_model_name } = labels;
+        let ModelLabels { model_name, target_model_name } = labels.clone();
         let error_code = self.options.compat.error_code(refusal);
         let labels = ModelErrorLabels { model_name, target_model_name, error_code };
         self.metrics.request_errors.get_or_create(&labels).inc();
