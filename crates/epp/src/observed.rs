@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -38,7 +39,7 @@ struct Waiting<T, K> {
     /// The requests by number.
     requests: HashMap<u64, Kept<T>>,
     /// The last number of each request's id.
-    numbers: HashMap<String, u64>,
+    numbers: HashMap<Arc<str>, u64>,
     /// Counts of each engine that are younger than [`END_WAIT`], the oldest first.
     counts: HashMap<K, VecDeque<Count>>,
 }
@@ -48,7 +49,7 @@ struct Waiting<T, K> {
 struct Kept<T> {
     /// The time of its pick.
     since: Instant,
-    id: String,
+    id: Arc<str>,
     request: T,
 }
 
@@ -97,9 +98,10 @@ impl<T, K: Copy + Eq + Hash> Observed<T, K> {
         let mut waiting = self.waiting.lock();
         waiting.n_begun += 1;
         let number = waiting.n_begun;
-        waiting.numbers.insert(id.to_owned(), number);
-        waiting.requests.insert(number, Kept { since: now, id: id.to_owned(), request });
-        format!("{}-{number}", self.instance)
+        let id = Arc::from(id);
+        waiting.numbers.insert(Arc::clone(&id), number);
+        waiting.requests.insert(number, Kept { since: now, id, request });
+        [&self.instance, "-", &number.to_string()].concat()
     }
 
     /// Returns true if this process has made the ticket.

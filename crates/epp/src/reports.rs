@@ -71,7 +71,7 @@ impl Reports {
     pub fn keep(&self, served: Served, (pool, id): (Option<&ObjectKey>, &str), now: Instant) -> String {
         let ticket = self.observed.keep(served, id, now);
         match pool {
-            Some(pool) => format!("{pool}/{ticket}"),
+            Some(ObjectKey { namespace, name }) => [namespace, "/", name, "/", &ticket].concat(),
             None => ticket,
         }
     }

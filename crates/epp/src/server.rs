@@ -11,6 +11,7 @@ mod workers;
 mod follow;
 mod health;
 pub mod grpc;
+mod cut;
 mod http;
 pub mod tls;
 pub mod certificates;

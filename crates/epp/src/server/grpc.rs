@@ -19,13 +19,14 @@ use inference_api::object::ObjectKey;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::task::coop::consume_budget;
 use tokio::time::sleep_until;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::debug;
 
 use crate::director::{Director, InFlightRequest, Now, TokenSource};
 use crate::reports::{Reports, Served};
+use crate::server::cut::Cut;
 use crate::spans::{RequestSpan, Spans};
 use crate::tokens::Tokenizer;
 use ext_proc::budget::Budget;
@@ -118,8 +119,17 @@ struct Conversation {
     /// The request's span, after its headers came.
     span: RequestSpan,
     /// Cancelled when the process cannot wait for the stream any longer.
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    cut: Cut,
     _open: OpenStream,
+}
+
+/// The facts in the metadata of a stream.
+struct Opening {
+    /// The pool that the proxy names.
+    pool: Option<ObjectKey>,
+    way: Way,
+    /// True if the stream reports a response.
+    is_observer: bool,
 }
 
 /// Counts a stream as open while it lives.
@@ -163,16 +173,15 @@ impl ExternalProcessor for Processor {
     ) -> Result<Response<Self::ProcessStream>, Status> {
         let Shared { limits, cut, .. } = &*self.shared;
         let director = self.shared.director();
+        let Opening { pool, way, is_observer } = Opening::of(request.metadata(), self.address.as_ref())?;
         let options = StreamOptions {
             max_body_bytes: limits.max_body_bytes,
             fresh_request_id: director.fresh_request_id(),
-            pool: named_pool(request.metadata())?,
+            pool,
             compat: director.compat(),
             explains: director.explains(),
         };
         let opened = clock();
-        let way = Way::of(request.metadata(), self.address.as_ref());
-        let is_observer = request.metadata().contains_key(keys::PICKER);
         let conversation = Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
@@ -181,7 +190,7 @@ impl ExternalProcessor for Processor {
             opened,
             heard: opened,
             span: RequestSpan::none(),
-            cut: Box::pin(cut.clone().cancelled_owned()),
+            cut: Cut::new(cut.clone()),
             _open: OpenStream::new(director.metrics().streams.clone()),
             shared: Arc::clone(&self.shared),
         };
@@ -200,21 +209,25 @@ impl ExternalProcessor for Processor {
     }
 }
 
-/// The pool that the proxy's configuration names in the stream's metadata.
-fn named_pool(metadata: &MetadataMap) -> Result<Option<ObjectKey>, Status> {
-    let Some(value) = metadata.get(keys::INFERENCE_POOL) else { return Ok(None) };
-    let key = value.to_str().ok().and_then(|text| text.parse().ok());
-    let invalid = || Status::invalid_argument(format!("{} must be NAMESPACE/NAME", keys::INFERENCE_POOL));
-    key.map(Some).ok_or_else(invalid)
-}
-
-impl Way {
-    /// The way that the proxy's configuration names in the stream's metadata.
-    fn of(metadata: &MetadataMap, address: Option<&Arc<str>>) -> Self {
-        match metadata.get(keys::RESPONSES) {
-            Some(value) if value == keys::OBSERVED => Self::Past { picker: address.cloned() },
-            Some(_) | None => Self::Through,
+impl Opening {
+    /// Reads the metadata of a stream, part of which comes from the proxy's configuration. `address` is the picker's.
+    fn of(metadata: &MetadataMap, address: Option<&Arc<str>>) -> Result<Self, Status> {
+        let mut opening = Self { pool: None, way: Way::Through, is_observer: false };
+        for (name, value) in metadata.as_ref() {
+            match name.as_str() {
+                keys::INFERENCE_POOL => {
+                    let pool = value.to_str().ok().and_then(|text| text.parse().ok());
+                    let invalid = || format!("{} must be NAMESPACE/NAME", keys::INFERENCE_POOL);
+                    opening.pool = Some(pool.ok_or_else(|| Status::invalid_argument(invalid()))?);
+                }
+                keys::RESPONSES if value == keys::OBSERVED => {
+                    opening.way = Way::Past { picker: address.cloned() };
+                }
+                keys::PICKER => opening.is_observer = true,
+                _ => {}
+            }
         }
+        Ok(opening)
     }
 }
 
