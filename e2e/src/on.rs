@@ -21,7 +21,7 @@ pub struct ImagesArgs {
 #[derive(Debug, Clone, Args)]
 pub struct TutorialArgs {
     /// Seconds of each of step 5's two runs; the tutorial prints 600
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     pub time: u64,
     /// Directory for the transcript, and for the files that the commands use and write
     #[arg(long, value_name = "DIR", default_value = "report")]

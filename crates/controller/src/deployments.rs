@@ -63,7 +63,7 @@ fn pod(picker: &ObjectKey, (named, place): (&ObjectKey, &Place), setup: &Setup) 
         "image": image,
         "args": arguments,
         "ports": [port("ext-proc", keys::DEFAULT_PICKER_PORT), port("metrics", METRICS_PORT)],
-        "readinessProbe": probe("/readyz", 2),
+        "readinessProbe": probe("/readyz", 1),
         "livenessProbe": probe("/healthz", 10),
         "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "memory": "2Gi" } },
         "securityContext": {

@@ -146,8 +146,9 @@ impl KubernetesCluster {
             client: Client::default(),
         };
         let fresh = settings.fresh.clone();
+        cluster.controller.set(&cluster.access, &picker_arguments).await?;
         cluster.put(&cluster.original, settings).await?;
-        cluster.set_pickers(&fresh, picker_arguments).await?;
+        cluster.until_pickers_have(&fresh).await?;
         // A run that was killed may have left none.
         cluster.scale_pickers(cluster.n_pickers).await?;
         cluster.until_known().await?;
@@ -330,16 +331,17 @@ impl KubernetesCluster {
 
     async fn restart_all(&self, fresh: Fresh) -> Result<()> {
         let arguments = pickers::arguments(&fresh)?;
-        self.set_pickers(&fresh, arguments).await?;
+        let old: Vec<String> =
+            self.watch.view().status.pickers.iter().map(|picker| picker.name.clone()).collect();
+        // The controller and its pickers start while engines do.
+        self.controller.set(&self.access, &arguments).await?;
         let manifests = self.manifests();
         let (mut settings, before) = {
             let applied = self.applied.lock().await;
             (applied.settings.clone(), applied.objects.clone())
         };
         let n_pickers = fresh.pickers.unwrap_or(self.n_pickers);
-        settings.fresh = fresh;
-        let old: Vec<String> =
-            self.watch.view().status.pickers.iter().map(|picker| picker.name.clone()).collect();
+        settings.fresh = fresh.clone();
         let killed = match edits::objects(&manifests, &settings)? == before {
             true => self.kill_engines(&before).await?,
             false => {
@@ -348,6 +350,7 @@ impl KubernetesCluster {
                 BTreeSet::new()
             }
         };
+        self.until_pickers_have(&fresh).await?;
         self.scale_pickers(n_pickers).await?;
         for picker in &old {
             self.kill(ENVOY_GATEWAY, picker).await?;
@@ -360,11 +363,8 @@ impl KubernetesCluster {
         self.until_envoy_knows().await.map(drop)
     }
 
-    /// Has the controller give its pickers these settings.
-    async fn set_pickers(&self, fresh: &Fresh, arguments: Vec<String>) -> Result<()> {
-        if !self.controller.set(&self.access, &arguments).await? {
-            return Ok(());
-        }
+    /// Waits until the controller gives its pickers these settings.
+    async fn until_pickers_have(&self, fresh: &Fresh) -> Result<()> {
         let look = async || pickers::look(&self.access, fresh).await;
         wait::until(&self.access, ("waiting for the controller", KNOWN), &self.progress, look).await
     }

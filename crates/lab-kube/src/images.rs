@@ -76,6 +76,15 @@ impl Image {
         held.iter().any(stands).then_some(ours)
     }
 
+    /// Arguments with which a program that fits prints its version. A picker that was built without the feature
+    /// `kubernetes` refuses its own.
+    fn trial(self) -> &'static [&'static str] {
+        match self {
+            Self::Epp => &["--watch-picker", "default/picker", "--version"],
+            Self::Controller | Self::MockVllm | Self::Benchmark => &["--version"],
+        }
+    }
+
     /// The reference of the image, with the prefix of a registry or of this machine's images.
     #[must_use]
     pub fn reference(self, prefix: &str) -> String {
@@ -110,12 +119,12 @@ pub async fn build(
         let labels = ["--build-arg", &version, "--build-arg", &revision, context];
         Tool::Docker.run(&[&build[..], &labels].concat()).await?;
         let entrypoint = format!("/usr/local/bin/{program}");
-        let trial =
-            ["run", "--rm", "--network", "none", "--entrypoint", &entrypoint, &reference, "--version"];
-        Tool::Docker.run(&trial).await.with_context(|| {
+        let trial = ["run", "--rm", "--network", "none", "--entrypoint", &entrypoint, &reference];
+        Tool::Docker.run(&[&trial[..], image.trial()].concat()).await.with_context(|| {
             format!(
                 "{program} does not run in its image: build it on a Linux whose C library is not newer than Debian \
-                 13's, or name published images with --images"
+                 13's, with {}, or name published images with --images",
+                PROGRAMS.arguments.join(" ")
             )
         })?;
         references.push(reference);

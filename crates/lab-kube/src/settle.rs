@@ -169,7 +169,7 @@ pub(crate) fn unready(deployment: &Deployment) -> Option<String> {
 }
 
 /// Pools that have neither a Service of their picker's name nor a managed picker.
-async fn without_picker(access: &Access) -> Result<Vec<String>> {
+pub(crate) async fn without_picker(access: &Access) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     for pool in access.custom(POOL, DEFAULT).await? {
         let picker = pool.data["spec"]["extensionRef"]["name"].as_str().unwrap_or_default();

@@ -35,24 +35,24 @@ impl Controller {
         Ok(Self { container, arguments })
     }
 
-    /// Gives the controller further arguments, or none, and says if that changes anything.
+    /// Gives the controller further arguments, or none.
     ///
     /// # Errors
     /// When the API server refuses.
-    pub(super) async fn set(&self, access: &Access, further: &[String]) -> Result<bool> {
+    pub(super) async fn set(&self, access: &Access, further: &[String]) -> Result<()> {
         let api = access.of::<Deployment>(ENVOY_GATEWAY);
         let wanted = [&self.arguments[..], further].concat();
         if first_container(&api.get(CONTROLLER).await?).is_some_and(|(_, present)| present == wanted) {
-            return Ok(false);
+            return Ok(());
         }
         let containers = json!([{ "name": self.container, "args": wanted }]);
         let patch = json!({ "spec": { "template": { "spec": { "containers": containers } } } });
         let patched = api.patch(CONTROLLER, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-        patched.context("change the controller's arguments").map(|_| true)
+        patched.context("change the controller's arguments").map(drop)
     }
 }
 
-/// Looks if the controller runs with its new arguments, and every picker with those that end so.
+/// Looks if the controller runs with its new arguments, and every pool's picker with those that end so.
 ///
 /// # Errors
 /// When the API server does not answer.
@@ -60,6 +60,9 @@ pub(super) async fn look(access: &Access, fresh: &Fresh) -> Result<Look<()>> {
     if let Some(controller) = access.of::<Deployment>(ENVOY_GATEWAY).get_opt(CONTROLLER).await?
         && let Some(why) = settle::unready(&controller)
     {
+        return Ok(Look::Missing(why));
+    }
+    if let Some(why) = settle::without_picker(access).await?.into_iter().next() {
         return Ok(Look::Missing(why));
     }
     let explain = fresh.explains.then(|| EXPLAIN.to_owned());
