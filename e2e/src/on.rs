@@ -57,13 +57,12 @@ mod other {
 
     use anyhow::{Context as _, Result};
     use clap::Parser as _;
-    use lab::cluster::programs::{ProgramOptions, Wanted, find};
+    use lab::cluster::programs::{ProgramOptions, WITH_KUBERNETES, Wanted, find};
     use lab::ui::Ui;
     use load::ending::End;
     use load::interrupt::Interrupt;
 
-    const WANTED: Wanted<'_> =
-        Wanted { programs: &["e2e-kubernetes"], arguments: &["--features", "e2e/kubernetes"] };
+    const WANTED: Wanted<'_> = Wanted { programs: &["e2e-kubernetes"], arguments: WITH_KUBERNETES };
 
     #[derive(Debug, clap::Parser)]
     struct Environment {

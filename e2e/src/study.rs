@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lab::cluster::programs::{ProgramOptions, Wanted, find};
+use lab::cluster::programs::{ProgramOptions, WITH_KUBERNETES, Wanted, find};
 use lab::ui::Ui;
 use load::ending::End;
 use load::interrupt::Interrupt;
@@ -30,9 +30,7 @@ fn wanted(flags: &[OsString]) -> Wanted<'static> {
         |flag: &OsString| flag.to_str().is_some_and(|flag| flag == "--on" || flag.starts_with("--on="));
     match flags.iter().any(names_cluster) {
         false => Wanted { programs: &["studies"], arguments: &[] },
-        true => {
-            Wanted { programs: &["studies-kubernetes"], arguments: &["--features", "studies/kubernetes"] }
-        }
+        true => Wanted { programs: &["studies-kubernetes"], arguments: WITH_KUBERNETES },
     }
 }
 

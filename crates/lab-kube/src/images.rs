@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use lab::cluster::programs::{ProgramOptions, Wanted, find};
+use lab::cluster::programs::{ProgramOptions, WITH_KUBERNETES, Wanted, find};
 use lab::cluster::{Progress, ProgressEvent};
 
 use crate::files;
@@ -16,21 +16,8 @@ pub const PREFIX: &str = "warmpath";
 pub const TAG: &str = env!("CARGO_PKG_VERSION");
 
 /// The programs in the images, in the order of [`Image::ALL`].
-const PROGRAMS: Wanted<'_> = Wanted {
-    programs: &["epp", "controller", "mock-vllm", "multi-round-qa"],
-    arguments: &[
-        "-p",
-        "epp",
-        "-p",
-        "controller",
-        "-p",
-        "mock-vllm",
-        "-p",
-        "load",
-        "--features",
-        "epp/kubernetes",
-    ],
-};
+const PROGRAMS: Wanted<'_> =
+    Wanted { programs: &["epp", "controller", "mock-vllm", "multi-round-qa"], arguments: WITH_KUBERNETES };
 
 /// An image of one of our programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +110,8 @@ pub async fn build(
         Tool::Docker.run(&[&trial[..], image.trial()].concat()).await.with_context(|| {
             format!(
                 "{program} does not run in its image: build it on a Linux whose C library is not newer than Debian \
-                 13's, with {}, or name published images with --images",
-                PROGRAMS.arguments.join(" ")
+                 13's, with `{}`, or name published images with --images",
+                WITH_KUBERNETES.join(" ")
             )
         })?;
         references.push(reference);

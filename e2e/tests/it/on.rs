@@ -51,6 +51,6 @@ fn a_program_that_is_not_there_is_named_with_its_build() {
     let output = run(&dir, &["status", "--on", "kind"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
-    let build = "cargo build --release --bin e2e-kubernetes --features e2e/kubernetes";
+    let build = "cargo build --release --bin e2e-kubernetes --workspace --features e2e/kubernetes,epp/kubernetes,studies/kubernetes";
     assert!(said.contains(build), "{said}");
 }

@@ -62,6 +62,11 @@ pub struct Wanted<'a> {
     pub arguments: &'a [&'a str],
 }
 
+/// Arguments for programs that know Kubernetes, and for those of the images: with equal packages and features, cargo
+/// compiles what they share once.
+pub const WITH_KUBERNETES: &[&str] =
+    &["--workspace", "--features", "e2e/kubernetes,epp/kubernetes,studies/kubernetes"];
+
 /// Absolute paths of the programs that a cluster starts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Programs {
