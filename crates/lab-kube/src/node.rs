@@ -1,19 +1,39 @@
 //! Nodes: what they hold, and what those of kind lack and get: GPUs, and addresses for Services of type LoadBalancer.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
+use lab::cluster::Progress;
 use serde_json::json;
 
 use crate::api::{Access, ENVOY_GATEWAY};
+use crate::wait::{self, Look};
 
 /// Resource of which the tutorial's pods want one each.
 const GPU: &str = "nvidia.com/gpu";
 /// GPUs that a node without any advertises: more pods than a laptop can run.
 const N_GPUS: u32 = 64;
+/// Longest wait for a new cluster's API server.
+const NEW: Duration = Duration::from_secs(60);
 /// Label of the Services that Envoy Gateway makes for its proxies.
 const OF_A_GATEWAY: &str = "gateway.envoyproxy.io/owning-gateway-name";
+
+/// Waits until the API server tells of nodes. That of a new cluster may refuse its own administrator for a while, until it
+/// has read who that is.
+///
+/// # Errors
+/// When it takes too long.
+pub async fn until_told(access: &Access, progress: &Progress) -> Result<()> {
+    let api: Api<Node> = Api::all(access.client.clone());
+    let look = async || {
+        let nodes = api.list(&ListParams::default()).await.context("list the nodes")?.items;
+        Ok(if nodes.is_empty() { Look::Missing("it has no node".to_owned()) } else { Look::Done(()) })
+    };
+    wait::until(access, ("waiting for the API server", NEW), progress, look).await
+}
 
 /// Has nodes without GPUs advertise some, so that the tutorial's pods can be placed; no device comes with them.
 ///
@@ -74,4 +94,36 @@ async fn node_address(access: &Access) -> Result<String> {
     let mut addresses = nodes.into_iter().filter_map(|node| node.status?.addresses).flatten();
     let internal = addresses.find(|address| address.type_ == "InternalIP");
     internal.map(|address| address.address).context("no node has an address")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lab::cluster::Progress;
+    use serde_json::json;
+
+    use super::until_told;
+    use crate::stub::Stub;
+
+    /// The stub answers 404 until it has a list.
+    #[tokio::test]
+    async fn an_api_server_that_refuses_at_first_is_asked_again() {
+        let api = Stub::start().await;
+        let access = api.access().await;
+        let progress: Progress = Arc::new(|_| {});
+        let told = until_told(&access, &progress);
+        let later = async {
+            while api.asked().len() < 2 {
+                tokio::task::yield_now().await;
+            }
+            api.list("/api/v1/nodes", json!([]));
+            while api.asked().len() < 4 {
+                tokio::task::yield_now().await;
+            }
+            api.list("/api/v1/nodes", json!([{ "metadata": { "name": "node" } }]));
+        };
+        let (told, ()) = tokio::join!(told, later);
+        told.unwrap();
+    }
 }

@@ -160,6 +160,7 @@ async fn on_kind(plan: &Plan, kind: &Kind, progress: &Progress) -> Result<(Acces
     }
     kind.ensure(progress).await?;
     let access = Access::new(kind.kubeconfig.as_deref(), Some(&kind.context())).await?;
+    node::until_told(&access, progress).await?;
     let references = load(plan, kind, prefix, progress).await?;
     match plan.engine {
         Engine::Mock => node::advertise_gpus(&access).await?,
