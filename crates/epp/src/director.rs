@@ -397,8 +397,7 @@ impl Director {
         };
         let ModelChoice { target_model, criticality } = choice;
         trace.target_model.clone_from(&target_model);
-        let named = model.zip(target_model.clone());
-        if let Some((model, target_model)) = &named
+        if let Some((model, target_model)) = model.as_ref().zip(target_model.as_ref())
             && model::names(&live_pool.pool, model)
         {
             trace.metrics = self.metrics.models.listed(model, target_model);
@@ -418,8 +417,9 @@ impl Director {
         let (tokens, untokenized) =
             live_pool.token_prompts(tokens, target_model.as_deref(), cache_salt, self.picker.blocks());
         trace.untokenized = untokenized;
-        let rewrite = named.filter(|(model, target_model)| model != target_model);
-        let rewrite = rewrite.map(|(model, target_model)| Rewrite { model, target_model });
+        let renamed = model.zip(target_model.as_ref()).filter(|(model, target_model)| model != *target_model);
+        let rewrite =
+            renamed.map(|(model, target_model)| Rewrite { model, target_model: target_model.clone() });
         let n_bytes = Some(n_bytes);
         Ok(Placement {
             live_pool,

@@ -245,6 +245,10 @@ impl BodyScanner {
                 }
                 continue;
             }
+            if let Some(event) = self.lexer.read_bracket(&mut chunk) {
+                self.root.apply(event, &self.lexer);
+                continue;
+            }
             let Some(event) = self.lexer.next(&mut chunk)? else { return Ok(()) };
             match event {
                 Event::Text(text) => self.root.push_text(text),
@@ -261,25 +265,26 @@ impl BodyScanner {
         }
     }
 
-    /// Returns what the body asks for. `chunks` are all chunks that were pushed, cut in any way.
+    /// Returns what the body asks for, once after its last chunk. `chunks` are all chunks that were pushed, cut in any way.
     ///
     /// # Errors
     /// If the document is incomplete or not an object.
-    pub fn finish(self, chunks: &[Bytes]) -> Result<RequestBody, BodyError> {
+    pub fn finish(&mut self, chunks: &[Bytes]) -> Result<RequestBody, BodyError> {
         let Self { n_bytes, utf8, n_marked: _, lexer, root } = self;
         utf8.finish()?;
         lexer.finish()?;
         let Root { api, is_object, fields, plain, .. } = root;
-        if !is_object {
+        let (n_bytes, api) = (*n_bytes, *api);
+        if !*is_object {
             return Err(BodyError::NotAnObject);
         }
         let source = BodySource::new(chunks);
-        let prompts = prompts::read(&source, api, &fields, plain);
+        let prompts = prompts::read(&source, api, fields, plain.take());
         Ok(RequestBody {
             api,
-            model: model(&source, &fields),
-            cache_salt: cache_salt(&source, &fields),
-            lookup: lookup::of(&source, api, &fields, &prompts),
+            model: model(&source, fields),
+            cache_salt: cache_salt(&source, fields),
+            lookup: lookup::of(&source, api, fields, &prompts),
             prompts: prompts.texts,
             n_bytes,
         })

@@ -165,8 +165,8 @@ enum Rest {
 
 impl<L> Exchange<L> {
     #[must_use]
-    pub fn new(options: StreamOptions, held: Reservation) -> Self {
-        let request_id = RequestId { text: options.fresh_request_id.clone(), is_fresh: true };
+    pub fn new(mut options: StreamOptions, held: Reservation) -> Self {
+        let request_id = RequestId { text: std::mem::take(&mut options.fresh_request_id), is_fresh: true };
         let responding = Responding::new(options.max_body_bytes, held.another());
         Self {
             style: ReplyStyle::new(options.compat),

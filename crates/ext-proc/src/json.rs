@@ -6,10 +6,11 @@
 //! It keeps no text: the content of a string is borrowed from the chunk, escapes come as single characters. It does not
 //! know what the document means.
 
+mod whole;
 mod text;
 
 pub(crate) use self::text::plain_prefix;
-use self::text::{after_space, unescaped};
+use self::text::unescaped;
 
 /// Deepest nesting of arrays and objects (serde_json's `recursion_limit` default).
 pub(crate) const MAX_DEPTH: u32 = 128;
@@ -212,77 +213,6 @@ impl Lexer {
         Ok(None)
     }
 
-    /// Reads on in the current string, without an event for each piece. Returns true if it read the closing quote, and
-    /// false at a byte that [`Self::next`] must handle, at the end of the chunk, and outside of a string.
-    pub(crate) fn read_text(&mut self, chunk: &mut &[u8], mut each: impl FnMut(&[u8])) -> bool {
-        let State::Str(owner) = self.state else { return false };
-        loop {
-            let (text, rest) = chunk.split_at(plain_prefix(chunk));
-            if !text.is_empty() {
-                each(text);
-                (self.offset, *chunk) = (self.offset + text.len(), rest);
-            }
-            match rest {
-                [b'"', ..] => {
-                    self.take(chunk);
-                    self.end_string(owner);
-                    return true;
-                }
-                [b'\\', escape, rest @ ..] => {
-                    let Some(char) = unescaped(*escape) else { return false };
-                    each(&[char]);
-                    (self.offset, *chunk) = (self.offset + 2, rest);
-                }
-                _ => return false,
-            }
-        }
-    }
-
-    /// Reads the rest of the current string with its closing quote, if the chunk contains all of it and it has no
-    /// escapes; otherwise reads nothing. Most keys and other words are read in this way.
-    pub(crate) fn read_word<'a>(&mut self, chunk: &mut &'a [u8]) -> Option<&'a [u8]> {
-        let State::Str(owner) = self.state else { return None };
-        let (text, rest) = chunk.split_at(plain_prefix(chunk));
-        if rest.first() != Some(&b'"') {
-            return None;
-        }
-        (self.offset, *chunk) = (self.offset + text.len(), rest);
-        self.take(chunk);
-        self.end_string(owner);
-        Some(text)
-    }
-
-    /// Reads the opening quote of a string that is a value, if that is what comes next; otherwise reads nothing. Returns
-    /// the offset of the quote.
-    #[inline]
-    pub(crate) fn begin_string(&mut self, chunk: &mut &[u8]) -> Option<usize> {
-        let (State::Value | State::FirstElement) = self.state else { return None };
-        let rest = after_space(chunk).strip_prefix(b"\"")?;
-        self.offset += chunk.len() - rest.len();
-        (*chunk, self.state, self.value_start) = (rest, State::Str(Owner::Value), self.offset - 1);
-        Some(self.value_start)
-    }
-
-    /// Reads the next key of an object with its quotes and its colon, if the chunk contains all of it and it has no
-    /// escapes; otherwise reads nothing.
-    #[inline]
-    pub(crate) fn read_key<'a>(&mut self, chunk: &mut &'a [u8]) -> Option<&'a [u8]> {
-        let rest = match self.state {
-            State::FirstKey | State::Key => *chunk,
-            State::AfterValue if self.depth > 0 && self.innermost() == Container::Object => {
-                after_space(chunk).strip_prefix(b",")?
-            }
-            _ => return None,
-        };
-        let rest = after_space(rest).strip_prefix(b"\"")?;
-        let (key, rest) = rest.split_at(plain_prefix(rest));
-        let rest = after_space(rest.strip_prefix(b"\"")?).strip_prefix(b":")?;
-        self.offset += chunk.len() - rest.len();
-        self.state = State::Value;
-        *chunk = rest;
-        Some(key)
-    }
-
     /// Checks the end of the document.
     ///
     /// # Errors
@@ -374,22 +304,31 @@ impl Lexer {
         if self.depth == MAX_DEPTH {
             return Err(JsonError::Depth { offset: self.offset - 1 });
         }
+        Ok(Some(self.enter(container)))
+    }
+
+    fn enter(&mut self, container: Container) -> Event<'static> {
         self.depth += 1;
         (self.containers, self.state) = match container {
             Container::Array => (self.containers << 1, State::FirstElement),
             Container::Object => (self.containers << 1 | 1, State::FirstKey),
         };
-        Ok(Some(Event::Open(container)))
+        Event::Open(container)
     }
 
     fn close(&mut self, container: Container) -> Result<Option<Event<'static>>, JsonError> {
         if self.innermost() != container {
             return Err(self.fault("mismatched closing bracket"));
         }
+        Ok(Some(self.leave()))
+    }
+
+    fn leave(&mut self) -> Event<'static> {
+        let container = self.innermost();
         self.depth -= 1;
         self.containers >>= 1;
         self.state = State::AfterValue;
-        Ok(Some(Event::Close(container)))
+        Event::Close(container)
     }
 
     fn innermost(&self) -> Container {

@@ -8,6 +8,7 @@ use prefix_index::blocks::TokenPrompt;
 
 use crate::body::{Api, RequestBody};
 use crate::refusal::RequestFault;
+use crate::response::is_of_kind;
 use crate::subset::Subset;
 
 /// A request that needs an endpoint.
@@ -155,8 +156,7 @@ impl Route {
         }
         let path = path.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
         let known = PROMPT_PATHS.into_iter().find(|(suffix, _)| path.ends_with(suffix));
-        let is_json = content_type
-            .map(|kind| kind.as_bytes().windows(4).any(|word| word.eq_ignore_ascii_case(b"json")));
+        let is_json = content_type.map(|kind| is_of_kind(kind, "json"));
         let api = match (known, is_json) {
             (Some((_, api)), _) => api,
             (None, Some(true) | None) => Api::ModelOnly,

@@ -53,13 +53,18 @@ impl Layout {
         if content_encoding.is_some_and(|encoding| !encoding.trim().eq_ignore_ascii_case("identity")) {
             return Self::Opaque;
         }
-        match content_type.map(str::to_ascii_lowercase) {
+        match content_type {
             None => Self::Json,
-            Some(kind) if kind.contains("text/event-stream") => Self::EventStream,
-            Some(kind) if kind.contains("json") => Self::Json,
+            Some(kind) if is_of_kind(kind, "text/event-stream") => Self::EventStream,
+            Some(kind) if is_of_kind(kind, "json") => Self::Json,
             Some(_) => Self::Opaque,
         }
     }
+}
+
+/// Returns true if `content_type` contains `kind`, in capitals or not.
+pub(crate) fn is_of_kind(content_type: &str, kind: &str) -> bool {
+    content_type.as_bytes().windows(kind.len()).any(|part| part.eq_ignore_ascii_case(kind.as_bytes()))
 }
 
 /// Reads one response body.
@@ -107,7 +112,7 @@ impl ResponseReader {
                         Step::Data => {
                             events.document.read(start..start + n_taken, &mut self.counts, &mut out);
                         }
-                        Step::EventEnd => events.document = Document::new(),
+                        Step::EventEnd => events.document.restart(),
                     }
                     start += n_taken;
                 }

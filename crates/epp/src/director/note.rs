@@ -169,9 +169,12 @@ impl PickFacts {
 
     /// The picked endpoint and its fallbacks in the form for the proxy: `ip:port,ip:port`.
     pub(super) fn destination(&self) -> String {
-        let endpoints: Vec<&str> =
-            std::iter::once(&self.endpoint).chain(&self.fallbacks).map(|endpoint| &**endpoint).collect();
-        endpoints.join(",")
+        let mut destination = self.endpoint.to_string();
+        for fallback in &self.fallbacks {
+            destination.push(',');
+            destination.push_str(fallback);
+        }
+        destination
     }
 }
 

@@ -202,24 +202,24 @@ impl Collecting {
         matches!(self.scan, Scan::Broken(_)) && !self.api.names_its_model()
     }
 
-    fn finish(mut self, end: BodyEnd) -> Collected {
+    fn finish(mut self: Box<Self>, end: BodyEnd) -> Collected {
         self.end_tail();
+        let scanned = match &mut self.scan {
+            Scan::Reading(scanner) => scanner.finish(&self.pieces),
+            Scan::Broken(error) => Err(error.clone()),
+        };
         let Self {
             head,
             mode,
             api,
-            scan,
+            scan: _,
             pieces,
             tail: _,
             lengths,
             n_bytes: _,
             max_bytes: _,
             refuses_before_the_end: _,
-        } = self;
-        let scanned = match scan {
-            Scan::Reading(scanner) => scanner.finish(&pieces),
-            Scan::Broken(error) => Err(error),
-        };
+        } = *self;
         let content = match scanned {
             Ok(body) => Content::Body(body),
             Err(_) if !api.names_its_model() => Content::Opaque,

@@ -63,10 +63,19 @@ impl Document {
             broken: false,
             scopes: Vec::with_capacity(MAX_SCOPES),
             n_skipped: 0,
-            name: Vec::with_capacity(MAX_KEY + 1),
+            name: Vec::new(),
             key: Key::Other,
             string: Text::Other,
         }
+    }
+
+    /// Begins another document, in the memory of this one.
+    pub(super) fn restart(&mut self) {
+        let Self { lexer, broken, scopes, n_skipped, name, key, string } = self;
+        (*lexer, *broken, *n_skipped) = (Lexer::new(), false, 0);
+        (*key, *string) = (Key::Other, Text::Other);
+        scopes.clear();
+        name.clear();
     }
 
     /// Returns true if the chunk ended inside a model's value.
@@ -83,6 +92,15 @@ impl Document {
         let end = part.end;
         let mut rest = &chunk[part];
         loop {
+            if let Some(key) = self.lexer.read_key(&mut rest)
+                && self.n_skipped == 0
+            {
+                self.key = self.scopes.last().map_or(Key::Other, |scope| scope.key(key));
+            }
+            if let Some(event) = self.lexer.read_bracket(&mut rest) {
+                self.apply(event, end - rest.len(), counts, out);
+                continue;
+            }
             match self.lexer.next(&mut rest) {
                 Ok(Some(event)) => self.apply(event, end - rest.len(), counts, out),
                 Ok(None) => return,
