@@ -21,8 +21,10 @@ pub const SCRAPE_INTERVAL: Duration = picker::SCRAPE_INTERVAL;
 /// Time from the last token to the end of the stream, as in the mock server.
 const END_OF_STREAM: Duration = Duration::from_millis(2);
 
-/// Time from the end of an answer that goes past the picker until it knows, measured with Envoy 1.40.
-const REPORT_DELAY: Duration = Duration::from_millis(15);
+/// Time from the end of an answer that goes past the picker until it knows: half of the 20 ms for which Envoy gathers
+/// entries of its access log, and 1 ms until they are read. Measured with Envoy 1.40 on a busy machine, a tenth of 400
+/// ends was known within 2.2 ms, half within 11.1 ms, nine tenths within 21.3 ms and 99 % within 83 ms.
+const REPORT_DELAY: Duration = Duration::from_millis(11);
 
 /// The way in which the router hears of answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
