@@ -154,6 +154,8 @@ impl Answer {
 
 /// Verdict of a good answer, see [`Answer::verdict`].
 pub const GOOD: &str = "200, well-formed stream";
+/// Virtual time from a request to a fault in the middle of its answer. A pod generates 25 to 45 tokens per second.
+pub(super) const MIDWAY: Duration = Duration::from_secs(1);
 /// Arguments of a picker that, when it is asked to end, waits for its streams far less long than a long answer takes.
 pub(super) const LITTLE_PATIENCE: [&str; 2] = ["--grace-period", "10ms"];
 

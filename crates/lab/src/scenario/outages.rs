@@ -16,7 +16,7 @@ use crate::cluster::fault::Fault;
 use crate::conversation::Conversation;
 use crate::requests::{Form, body};
 use crate::scenario::answers::{all_answered, answered, problems};
-use crate::scenario::lab::{Answer, GOOD, LITTLE_PATIENCE, Lab, REFUSED, Shot, Via};
+use crate::scenario::lab::{Answer, GOOD, LITTLE_PATIENCE, Lab, MIDWAY, REFUSED, Shot, Via};
 use crate::scenario::{part, texts};
 
 /// Least time for which Envoy waits for a silent picker: it tries to connect three times, for a second each.
@@ -24,8 +24,6 @@ const TRIES: Duration = Duration::from_secs(1);
 /// Longest wait for an answer that cannot come. Envoy ends it within 8 s: it pings a silent picker every 5 s, waits 2 s
 /// for the answer, and gives the client a second to close the connection. A request that hangs takes the client's 60 s.
 const HANG: Duration = Duration::from_secs(30);
-/// Virtual time into its answer at which a stream is cut. A pod generates 25 to 45 tokens per second.
-const MIDWAY: Duration = Duration::from_secs(1);
 const LONG_ANSWER_TOKENS: u32 = 256;
 /// Tokens of an answer during which connections end, which takes no time.
 const ANSWER_TOKENS: u32 = 128;

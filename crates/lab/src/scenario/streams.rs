@@ -17,15 +17,13 @@ use crate::cluster::Fresh;
 use crate::cluster::fault::Fault;
 use crate::in_flight::InFlight;
 use crate::requests::body;
-use crate::scenario::lab::{Answer, LITTLE_PATIENCE, Lab, Shot, Via};
+use crate::scenario::lab::{Answer, LITTLE_PATIENCE, Lab, MIDWAY, Shot, Via};
 use crate::scenario::{part, texts};
 
 /// Streams of each kind that run at the same time.
 const STREAMS: u32 = 16;
 /// Tokens of a stream whose tokens are timed.
 const TIMED_TOKENS: u32 = 200;
-/// Virtual time from the requests to the fault. A pod generates 25 to 45 tokens per second.
-const MIDWAY: Duration = Duration::from_secs(1);
 /// Time for which the picker hangs: far more than between two tokens, and less than Envoy waits for a silent picker.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Time within which a token leaves a pod after it is due. A difference below it is noise.

@@ -1,7 +1,5 @@
 //! Some clients send their bodies in frames of one byte; the streams of all others must go on.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use bytes::Bytes;
 use futures::future::join_all;
@@ -10,7 +8,7 @@ use super::{claim, wire};
 use crate::check::Group;
 use crate::requests::body;
 use crate::scenario::answers::{all_answered, answered, problems};
-use crate::scenario::lab::{Answer, Lab, Shot, Via};
+use crate::scenario::lab::{Answer, Lab, MIDWAY, Shot, Via};
 use crate::scenario::texts;
 
 /// Length of the attack's body: the first flow-control window of an HTTP/2 stream, so that it can be sent at once.
@@ -19,8 +17,6 @@ const BODY_BYTES: usize = 65_535;
 const ATTACKERS: usize = 3;
 pub(super) const BYSTANDERS: usize = 16;
 const ANSWER_TOKENS: u32 = 128;
-/// Virtual time from the start of the bystanders' answers to the attack.
-const MIDWAY: Duration = Duration::from_secs(1);
 /// Fewest messages that Envoy must have sent for the attackers' bodies; with fewer, it has merged frames.
 const MANY_MESSAGES: u64 = 50_000;
 
