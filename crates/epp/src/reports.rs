@@ -68,7 +68,7 @@ impl Reports {
     }
 
     /// Keeps a request of `pool` until the proxy tells of its response. Returns its ticket.
-    pub fn keep(&self, served: Served, (pool, id): (Option<&ObjectKey>, &str), now: Instant) -> String {
+    pub fn keep(&self, served: Served, pool: Option<&ObjectKey>, id: &str, now: Instant) -> String {
         let ticket = self.observed.keep(served, id, now);
         match pool {
             Some(ObjectKey { namespace, name }) => [namespace, "/", name, "/", &ticket].concat(),

@@ -380,8 +380,8 @@ impl Conversation {
             Way::Past { picker } => {
                 let span = std::mem::replace(&mut self.span, RequestSpan::none());
                 let served = Served { in_flight, span };
-                let named = (self.exchange.pool(), self.exchange.request_id());
-                let ticket = self.shared.reports.keep(served, named, clock());
+                let (pool, id) = (self.exchange.pool(), self.exchange.request_id());
+                let ticket = self.shared.reports.keep(served, pool, id, clock());
                 let pick = Pick { destination, rewrite, reason: None, lease: Held::Elsewhere };
                 let mut answers = self.exchange.answer(pending, Ok(pick));
                 let picker = picker.map(|address| address.to_string());
