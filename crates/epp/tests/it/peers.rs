@@ -81,14 +81,7 @@ impl Fleet {
         settings.director.seed = seed;
         settings.director.peers = Some(Peers { instance: format!("picker-{seed}"), journal_bytes: 1 << 20 });
         change(&mut settings);
-        // A port of a picker that died is held by a child that another test starts at the moment.
-        let mut bound = None;
-        until(async || {
-            bound = Server::bind(settings.clone()).await.ok();
-            bound.is_some()
-        })
-        .await;
-        let server = bound.unwrap();
+        let server = bound(settings, SOON).await.unwrap();
         let ports = server.ports().unwrap();
         let (mut tasks, shutdown) = (JoinSet::new(), Shutdown::default());
         tasks.spawn(server.run(shutdown.clone()));
@@ -96,6 +89,24 @@ impl Fleet {
         until(async || self.pods.iter().zip(&before).all(|(pod, before)| pod.n_scrapes() >= before + 2))
             .await;
         Picker { ports, shutdown, server: tasks }
+    }
+}
+
+/// Binds the ports. The port of a picker that died may be held for a moment by a child that another test starts: it is
+/// tried for as long as `patience`.
+async fn bound(settings: Settings, patience: Duration) -> anyhow::Result<Server> {
+    let is_taken = |error: &anyhow::Error| {
+        let kinds = error.chain().filter_map(|cause| cause.downcast_ref()).map(std::io::Error::kind);
+        kinds.into_iter().any(|kind| kind == std::io::ErrorKind::AddrInUse)
+    };
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        match Server::bind(settings.clone()).await {
+            Err(error) if is_taken(&error) && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            bound => return bound,
+        }
     }
 }
 
@@ -304,6 +315,21 @@ async fn a_picker_among_its_own_peers_lets_itself_be() {
     picker.ask(&"x".repeat(1024)).await;
     assert!(picker.metric("epp_peer_connected").await < 0.5);
     assert!(picker.metric("epp_peer_insertions_total").await < 0.5);
+}
+
+/// A port that stays taken is named, and the flag that chooses another one.
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let fleet = Fleet::of(1).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let settings = Settings { metrics_port: port, ..settings(&fleet.pool, &fleet.endpoints, 1 << 20) };
+    let error = bound(settings.clone(), Duration::ZERO).await.unwrap_err();
+    let said = format!("{error:#}");
+    assert!(said.contains(&format!("127.0.0.1:{port}")) && said.contains("--metrics-port"), "{said}");
+    // Control: it is bound when it is free.
+    drop(taken);
+    bound(settings, SOON).await.unwrap();
 }
 
 fn chain(n_bytes: usize, seed: u8) -> Chain {
