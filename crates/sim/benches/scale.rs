@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
 use sim::simulation::{
-    Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Simulation, Workload,
+    Fleet, Outcome, RefusedRequest, Responses, SCRAPE_INTERVAL, SimRequest, Simulation, Workload,
 };
 
 /// Requests of one session; each prompt has everything that was said before, and something new.
@@ -126,7 +126,7 @@ fn run(n_pods: usize, n_requests: usize) {
         policy: RouterPolicy::prefix(),
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
-        reports: Reports::AtOnce,
+        responses: Responses::Through,
         in_detail: false,
         seed: 1,
     };

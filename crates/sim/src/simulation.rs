@@ -26,20 +26,20 @@ const END_OF_STREAM: Duration = Duration::from_millis(2);
 /// ends was known within 2.2 ms, half within 11.1 ms, nine tenths within 21.3 ms and 99 % within 83 ms.
 const REPORT_DELAY: Duration = Duration::from_millis(11);
 
-/// The way in which the router hears of answers.
+/// The way of answers, by which the router hears of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Reports {
-    /// Each first token and end is reported at once: answers go through the picker.
-    AtOnce,
+pub enum Responses {
+    /// Answers go through the picker: it hears of each first token and end at once.
+    Through,
     /// Answers go past the picker. Those of this share are reported token by token, and of the others only the end, a
     /// little later.
-    Past { bodies: f64 },
+    Observed { bodies: f64 },
 }
 
-impl Default for Reports {
+impl Default for Responses {
     /// The lab's default.
     fn default() -> Self {
-        Self::Past { bodies: 0.05 }
+        Self::Observed { bodies: 0.05 }
     }
 }
 
@@ -53,7 +53,7 @@ pub struct Fleet {
     pub index_block: Option<NonZeroU64>,
     /// Time between two reads of the pods' gauges by the router.
     pub scrape_interval: Duration,
-    pub reports: Reports,
+    pub responses: Responses,
     /// True to ask every pod at each pick how much of the prompt it has, and to keep all times between tokens.
     pub in_detail: bool,
     pub seed: u64,
@@ -294,9 +294,9 @@ impl Simulation {
         let placed = self.router.place(view, &self.pods);
         let regret_tokens = self.fleet.in_detail.then(|| self.regret(&work.prompt, placed.pod_idx));
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let is_seen = match self.fleet.reports {
-            Reports::AtOnce => true,
-            Reports::Past { bodies } => self.rng.random_bool(bodies),
+        let is_seen = match self.fleet.responses {
+            Responses::Through => true,
+            Responses::Observed { bodies } => self.rng.random_bool(bodies),
         };
         let live = Live {
             placed,

@@ -58,7 +58,7 @@ pub(super) struct PoolParts {
     /// Name of the picker's access log, and the part of a connection manager with it; `None` if the picker wants none.
     pub(super) access_log: Option<(String, Vec<u8>)>,
     /// `None` if all responses are reported in the same way.
-    pub(super) reports: Option<Reports>,
+    pub(super) body_reports: Option<BodyReports>,
 }
 
 /// Parts for a cluster of pods that speak HTTP/2.
@@ -72,7 +72,7 @@ pub(super) struct Http2 {
 
 /// Parts for the share of the requests of which the bodies of responses are reported.
 #[derive(Debug)]
-pub(super) struct Reports {
+pub(super) struct BodyReports {
     /// Part of the route that this share takes.
     pub(super) share: Vec<u8>,
     /// Part of that route if all its requests go to the pool.
@@ -120,13 +120,13 @@ impl PoolParts {
             picker: picker(pool, parts),
             filters: rendered.iter().map(filter).collect(),
             access_log: access_log(&attachment).map(log),
-            reports: body_reports(&attachment).map(|(share, reports)| {
+            body_reports: body_reports(&attachment).map(|(share, reports)| {
                 let share = json!({
                     "match": { "runtime_fraction": fraction(share) },
                     "metadata": mark::render_made(),
                 });
                 let reports = json!({ "typed_per_filter_config": { observer_filter(&pool.key): reports } });
-                Reports {
+                BodyReports {
                     share: parts.encode(ROUTE, &share),
                     route: parts.encode(ROUTE, &reports),
                     portion: parts.encode(CLUSTER_WEIGHT, &reports),

@@ -131,7 +131,7 @@ impl Editor {
         let mut pools =
             mark.iter().flat_map(|mark| mark::names(mark)).filter_map(|name| marks.pools.get(name));
         // Shares do not differ: the operator names one for all pools.
-        let Some(reports) = pools.find_map(|parts| parts.reports.as_ref()) else { return Ok(None) };
+        let Some(reports) = pools.find_map(|parts| parts.body_reports.as_ref()) else { return Ok(None) };
         let action = route.bytes(field::route::ROUTE).map(Message::decode).transpose()?;
         let is_divided = action.is_some_and(|action| action.has(WEIGHTED_CLUSTERS));
         if is_divided {
@@ -235,7 +235,7 @@ fn reporting_portions(weighted: &[u8], marks: &Marks) -> Result<Option<Vec<u8>>,
     weighted.edit(number::CLUSTERS, |entry| {
         let mut entry = Message::decode(entry)?;
         let pool = marks.by_cluster.get(entry.text(number::NAME)).and_then(|name| marks.pools.get(name));
-        let Some(reports) = pool.and_then(|parts| parts.reports.as_ref()) else { return Ok(None) };
+        let Some(reports) = pool.and_then(|parts| parts.body_reports.as_ref()) else { return Ok(None) };
         entry.merge(&reports.portion)?;
         Ok(Some(entry.encode()))
     })?;

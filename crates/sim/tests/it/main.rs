@@ -11,7 +11,7 @@ use sim::model::{ChatModel, Message};
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
 use sim::simulation::{
-    Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Simulation, Workload,
+    Fleet, Outcome, RefusedRequest, Responses, SCRAPE_INTERVAL, SimRequest, Simulation, Workload,
 };
 
 /// Requests at fixed moments.
@@ -66,7 +66,7 @@ fn fleet(policy: RouterPolicy, n_pods: usize, (jitter, seed): (f64, u64)) -> Fle
         policy,
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
-        reports: Reports::AtOnce,
+        responses: Responses::Through,
         in_detail: true,
         seed,
     }
@@ -125,11 +125,11 @@ fn one_seed_is_one_run_and_nothing_is_lost() {
 }
 
 /// Mean time to the first token of requests that do not share prefixes and that load the fleet well.
-fn mean_time_to_first_token(reports: Reports, scrape_interval: Duration) -> Duration {
+fn mean_time_to_first_token(responses: Responses, scrape_interval: Duration) -> Duration {
     let requests: Vec<(u64, SimRequest)> =
         (0..300_u32).map(|n| (u64::from(n) * 150, request(n * 5000, 300 + n % 7 * 400, 60))).collect();
     let mut planned = Planned::new(&requests);
-    let fleet = Fleet { reports, scrape_interval, ..fleet(RouterPolicy::prefix(), 5, (0.03, 5)) };
+    let fleet = Fleet { responses, scrape_interval, ..fleet(RouterPolicy::prefix(), 5, (0.03, 5)) };
     Simulation::try_new(fleet).unwrap().run(&mut planned);
     assert_eq!(planned.outcomes.len(), requests.len());
     let times = planned.outcomes.iter().map(|outcome| outcome.first_token_at - outcome.sent_at);
@@ -141,17 +141,17 @@ fn answers_past_the_picker_cost_little() {
     if test_skips::skips_slow() {
         return;
     }
-    let through = mean_time_to_first_token(Reports::AtOnce, SCRAPE_INTERVAL);
-    assert_eq!(mean_time_to_first_token(Reports::Past { bodies: 1.0 }, SCRAPE_INTERVAL), through);
+    let through = mean_time_to_first_token(Responses::Through, SCRAPE_INTERVAL);
+    assert_eq!(mean_time_to_first_token(Responses::Observed { bodies: 1.0 }, SCRAPE_INTERVAL), through);
     for bodies in [0.1, 0.0] {
-        let past = mean_time_to_first_token(Reports::Past { bodies }, SCRAPE_INTERVAL);
+        let past = mean_time_to_first_token(Responses::Observed { bodies }, SCRAPE_INTERVAL);
         assert!(past < through.mul_f64(1.02), "{bodies}: {past:?}, through the picker {through:?}");
     }
     // Control: a router that scrapes too seldom to hear the engines' counts takes prompts for work until their answers
     // end.
     let seldom = Duration::from_secs(3600);
-    let unseen = mean_time_to_first_token(Reports::Past { bodies: 0.0 }, seldom);
-    let seen = mean_time_to_first_token(Reports::AtOnce, seldom);
+    let unseen = mean_time_to_first_token(Responses::Observed { bodies: 0.0 }, seldom);
+    let seen = mean_time_to_first_token(Responses::Through, seldom);
     assert!(unseen > seen.mul_f64(1.05), "{unseen:?}, seen {seen:?}");
 }
 

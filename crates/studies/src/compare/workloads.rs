@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
-use sim::simulation::{Fleet, Outcome, RefusedRequest, Reports, SCRAPE_INTERVAL, SimRequest, Workload};
+use sim::simulation::{Fleet, Outcome, RefusedRequest, Responses, SCRAPE_INTERVAL, SimRequest, Workload};
 
 use crate::compare::traces::Traced;
 
@@ -107,7 +107,7 @@ pub fn fleet(policy: RouterPolicy, seed: u64) -> Fleet {
         policy,
         index_block: None,
         scrape_interval: SCRAPE_INTERVAL,
-        reports: Reports::default(),
+        responses: Responses::default(),
         in_detail: true,
         seed,
     }
@@ -288,12 +288,14 @@ mod tests {
     use sim::router::RouterPolicy;
     use sim::simulation::Simulation;
 
-    use super::{MAX_MODEL_LEN, Replay, Reports, fitting, fleet};
+    use super::{MAX_MODEL_LEN, Replay, Responses, fitting, fleet};
     use crate::compare::traces::Traced;
 
     #[test]
     fn simulated_answers_go_the_way_of_the_lab() {
-        let Reports::Past { bodies } = Reports::default() else { panic!("answers go through the picker") };
+        let Responses::Observed { bodies } = Responses::default() else {
+            panic!("answers go through the picker")
+        };
         let lab = lab::cluster::Options::new("", "").responses;
         assert_eq!(lab.to_string(), format!("observed={bodies}"));
     }

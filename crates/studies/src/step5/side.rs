@@ -12,7 +12,7 @@ use serde::Serialize;
 use sim::model::ChatModel;
 use sim::pod::PodConfig;
 use sim::router::RouterPolicy;
-use sim::simulation::{Fleet, Reports, SCRAPE_INTERVAL, Simulation};
+use sim::simulation::{Fleet, Responses, SCRAPE_INTERVAL, Simulation};
 use tracing::debug;
 
 use crate::step5::COMMAND;
@@ -112,7 +112,7 @@ impl Side {
             policy: self.policy.policy(self.threshold),
             index_block: self.index_block,
             scrape_interval: self.scrape_interval,
-            reports: Reports::default(),
+            responses: Responses::default(),
             in_detail: false,
             seed: self.seed,
         })
