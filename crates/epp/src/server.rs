@@ -147,10 +147,11 @@ impl Server {
         let policy_file = policy_file.map(|path| WatchedFile::load(path, director.policies())).transpose();
         let policy_file = policy_file.map_err(|error| anyhow!(error)).context("read the policy")?;
         let follower =
-            Follower::new(Arc::clone(&director), reader, (settings.scrape_interval, settings.kv_ports));
+            Follower::new(Arc::clone(&director), reader, (settings.scrape_interval, settings.kv_ports))
+                .context("start the scrapers")?;
         let tls = settings.security.config(wall_clock())?;
         let spans = Arc::new(Spans::try_new(settings.otlp.as_ref())?);
-        let workers = Workers::start().context("start the workers")?;
+        let workers = Workers::start("worker").context("start the workers")?;
         let host = settings.host;
         Ok(Self {
             workers,

@@ -1,6 +1,7 @@
 //! Follows the pool index: hands each snapshot to the director, and scrapes exactly the endpoints in it.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::scrape::attempts::Attempts;
 use crate::scrape::times::ScrapeTimes;
 use crate::scrape::{Scraping, scrape};
 use crate::server::parts::restart_on_panic;
+use crate::server::workers::Workers;
 
 /// The only task that changes the datastore.
 #[derive(Debug)]
@@ -28,20 +30,26 @@ pub(crate) struct Follower {
     attempts: Arc<Attempts>,
     kv_ports: KvPorts,
     scrapes: HashMap<Slot, CancellationToken>,
+    scrapers: Workers,
     tracker: TaskTracker,
 }
 
 impl Follower {
-    /// Creates the follower; the director has the reader's first snapshot when this returns.
+    /// Creates the follower and starts the threads that scrape; the director has the reader's first snapshot when this
+    /// returns.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
     pub(crate) fn new(
         director: Arc<Director>,
         reader: Reader,
         (scrape_interval, kv_ports): (Duration, KvPorts),
-    ) -> Self {
+    ) -> io::Result<Self> {
         director.apply(&reader.snapshot());
         let times = ScrapeTimes::new(scrape_interval, director.options().shortest_metrics_age());
         let (scrapes, tracker) = (HashMap::new(), TaskTracker::new());
-        Self { director, reader, times, attempts: Arc::default(), kv_ports, scrapes, tracker }
+        let (scrapers, attempts) = (Workers::start("scraper")?, Arc::default());
+        Ok(Self { director, reader, times, attempts, kv_ports, scrapes, scrapers, tracker })
     }
 
     /// Runs until `stop`, or until the index ends.
@@ -74,7 +82,8 @@ impl Follower {
                 continue;
             }
             let token = stop.child_token();
-            self.tracker.spawn(self.scrape_until(Arc::clone(endpoint), token.clone()));
+            let task = self.scrape_until(Arc::clone(endpoint), token.clone());
+            self.tracker.spawn_on(task, self.scrapers.of_endpoint(endpoint.slot.idx));
             self.scrapes.insert(endpoint.slot, token);
         }
     }
