@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -34,6 +34,12 @@ const MAX_BODY: usize = 8 << 20;
 /// Scrapes of the whole page before the filter is tried again: a server may answer 404 or 503 while it starts.
 const WHOLE_PAGES: u32 = 100;
 
+/// vLLM's page with nothing but the metrics that the picker reads.
+static FILTERED: LazyLock<Uri> = LazyLock::new(|| {
+    let query = exposition::filter(ModelServerRuntime::Vllm);
+    format!("/metrics/?{query}").parse().expect("names of metrics need no escapes")
+});
+
 /// The page that is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
@@ -49,6 +55,8 @@ enum Page {
 pub struct Scraping {
     pub endpoint: Arc<LiveEndpoint>,
     pub times: ScrapeTimes,
+    /// The moment from which the times of scrapes count.
+    pub start: Instant,
     pub attempts: Arc<Attempts>,
     pub metrics: Arc<Metrics>,
 }
@@ -101,7 +109,7 @@ enum Failure {
 /// Scrapes an endpoint until this future is dropped. Calls `note` with each result that contains the load, and if
 /// nothing listens at the address.
 pub async fn scrape(scraping: Scraping, mut rng: impl Rng, note: impl Fn(&LiveEndpoint, ScrapeResult)) {
-    let Scraping { endpoint, times, attempts, metrics: _ } = &scraping;
+    let Scraping { endpoint, times, start: _, attempts, metrics: _ } = &scraping;
     let mut course = Course { page: Page::Filtered, n_failures: 0, said: BTreeSet::new() };
     loop {
         let connected = attempts.connect(endpoint.address, course.n_failures, times.patience()).await;
@@ -124,7 +132,7 @@ impl Scraping {
         course: &mut Course,
         note: &impl Fn(&LiveEndpoint, ScrapeResult),
     ) {
-        let Self { endpoint, metrics, times: _, attempts: _ } = self;
+        let Self { endpoint, metrics, times: _, start: _, attempts: _ } = self;
         course.n_failures = course.n_failures.saturating_add(1);
         // The last numbers may be out of date: they count again after a scrape that succeeds.
         endpoint.state.distrust();
@@ -175,7 +183,7 @@ async fn serve_connection(
     course: &mut Course,
     note: &impl Fn(&LiveEndpoint, ScrapeResult),
 ) -> End {
-    let Scraping { endpoint, times, metrics, attempts: _ } = scraping;
+    let Scraping { endpoint, times, start, metrics, attempts: _ } = scraping;
     let patience = times.patience();
     let (mut sender, connection) = match handshake(TokioIo::new(stream)).await {
         Ok(opened) => opened,
@@ -198,7 +206,8 @@ async fn serve_connection(
             course.n_failures = 0;
             metrics.scrapes.get_or_create(&OutcomeLabels { outcome: "ok" }).inc();
             // Most pods of a large pool are idle most of the time.
-            sleep_until(begun + times.gap(endpoint.state.is_idle())).await;
+            let begun = begun.saturating_duration_since(*start);
+            sleep_until(*start + times.next(begun, endpoint.state.is_idle())).await;
         }
     };
     // An endpoint may close the connection after its answer, which must still be read.
@@ -220,8 +229,7 @@ async fn fetch(
 ) -> Result<Sample, Failure> {
     let runtime = endpoint.runtime();
     if runtime == ModelServerRuntime::Vllm && page.asks_filtered() {
-        let filtered = format!("/metrics/?{}", exposition::filter(runtime));
-        let failure = match load(sender, endpoint, &filtered).await {
+        let failure = match load(sender, endpoint, &FILTERED).await {
             Err(failure @ (Failure::Status(_) | Failure::NoLoad(_))) => failure,
             answer => return answer,
         };
@@ -231,29 +239,29 @@ async fn fetch(
             return Err(failure);
         }
     }
-    let sample = load(sender, endpoint, path(runtime)).await;
+    let sample = load(sender, endpoint, &Uri::from_static(path(runtime))).await;
     if sample.is_err() {
         *page = Page::Filtered;
     }
     sample
 }
 
-/// The load on the page at `path`.
+/// The load on the page at `uri`.
 async fn load(
     sender: &mut SendRequest<Empty<Bytes>>,
     endpoint: &LiveEndpoint,
-    path: &str,
+    uri: &Uri,
 ) -> Result<Sample, Failure> {
-    Ok(exposition::parse(&get(sender, endpoint, path).await?, endpoint.runtime())?)
+    Ok(exposition::parse(&get(sender, endpoint, uri).await?, endpoint.runtime())?)
 }
 
-/// Requests the page at `path`.
+/// Requests the page at `uri`.
 async fn get(
     sender: &mut SendRequest<Empty<Bytes>>,
     endpoint: &LiveEndpoint,
-    path: &str,
+    uri: &Uri,
 ) -> Result<Bytes, Failure> {
-    let request = Request::get(path)
+    let request = Request::get(uri.clone())
         .header(header::HOST, &*endpoint.destination)
         .header(header::ACCEPT, "text/plain")
         .body(Empty::new())

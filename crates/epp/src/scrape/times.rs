@@ -40,7 +40,25 @@ impl ScrapeTimes {
         Self { period, idle: if keeps { idle } else { period } }
     }
 
-    /// Time from the start of a successful scrape to the start of the next.
+    /// Start of the scrape after a successful one that began at `begun`, both counted from a moment that several endpoints
+    /// have in common: scrapes that begin together wake the picker once.
+    #[must_use]
+    pub fn next(&self, begun: Duration, is_idle: bool) -> Duration {
+        let gap = self.gap(is_idle);
+        let since_last =
+            begun.as_nanos().checked_rem(gap.as_nanos()).and_then(|nanos| u64::try_from(nanos).ok());
+        begun + gap.saturating_sub(Duration::from_nanos(since_last.unwrap_or_default()))
+    }
+
+    /// Time by which the scrapes of a row of endpoints are ahead of those of the first row, so that rows differ.
+    #[must_use]
+    pub fn phase(&self, row: u32) -> Duration {
+        /// The fractional parts of this number's multiples are spread evenly, however many there are.
+        const GOLDEN_RATIO: f64 = 0.618_033_988_749_895;
+        self.period.mul_f64((f64::from(row) * GOLDEN_RATIO).fract())
+    }
+
+    /// Longest time from the start of a successful scrape to the start of the next.
     #[must_use]
     pub fn gap(&self, is_idle: bool) -> Duration {
         if is_idle { self.idle } else { self.period }

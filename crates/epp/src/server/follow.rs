@@ -8,6 +8,7 @@ use std::time::Duration;
 use pool_index::snapshot::{Reader, Slot};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
@@ -19,7 +20,7 @@ use crate::scrape::attempts::Attempts;
 use crate::scrape::times::ScrapeTimes;
 use crate::scrape::{Scraping, scrape};
 use crate::server::parts::restart_on_panic;
-use crate::server::workers::Workers;
+use crate::server::workers::{Workers, row};
 
 /// The only task that changes the datastore.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct Follower {
     director: Arc<Director>,
     reader: Reader,
     times: ScrapeTimes,
+    /// The moment from which the times of scrapes count.
+    start: Instant,
     attempts: Arc<Attempts>,
     kv_ports: KvPorts,
     scrapes: HashMap<Slot, CancellationToken>,
@@ -49,7 +52,8 @@ impl Follower {
         let times = ScrapeTimes::new(scrape_interval, director.options().shortest_metrics_age());
         let (scrapes, tracker) = (HashMap::new(), TaskTracker::new());
         let (scrapers, attempts) = (Workers::start("scraper")?, Arc::default());
-        Ok(Self { director, reader, times, attempts, kv_ports, scrapes, scrapers, tracker })
+        let start = Instant::now();
+        Ok(Self { director, reader, times, start, attempts, kv_ports, scrapes, scrapers, tracker })
     }
 
     /// Runs until `stop`, or until the index ends.
@@ -83,7 +87,7 @@ impl Follower {
             }
             let token = stop.child_token();
             let task = self.scrape_until(Arc::clone(endpoint), token.clone());
-            self.tracker.spawn_on(task, self.scrapers.of_endpoint(endpoint.slot.idx));
+            self.tracker.spawn_on(task, self.scrapers.of_row(row(endpoint.slot.idx)));
             self.scrapes.insert(endpoint.slot, token);
         }
     }
@@ -93,12 +97,16 @@ impl Follower {
         endpoint: Arc<LiveEndpoint>,
         token: CancellationToken,
     ) -> impl Future<Output = ()> + use<> {
-        let Self { director, times, attempts, kv_ports, .. } = self;
+        let Self { director, times, start, attempts, kv_ports, .. } = self;
         let (director, attempts) = (Arc::clone(director), Arc::clone(attempts));
         let (times, kv_ports) = (*times, *kv_ports);
+        let start = start.checked_sub(times.phase(row(endpoint.slot.idx))).unwrap_or(*start);
         async move {
             let watch = || {
-                watch(Arc::clone(&director), Arc::clone(&endpoint), (times, Arc::clone(&attempts)), kv_ports)
+                let (endpoint, attempts) = (Arc::clone(&endpoint), Arc::clone(&attempts));
+                let metrics = Arc::clone(director.metrics());
+                let scraping = Scraping { endpoint, times, start, attempts, metrics };
+                watch(Arc::clone(&director), scraping, kv_ports)
             };
             let died = |panic: &str| {
                 director.metrics().endpoint_task_panics.inc();
@@ -116,19 +124,12 @@ impl Follower {
     }
 }
 
-/// Scrapes `endpoint` and follows its KV events until it is dropped.
-async fn watch(
-    director: Arc<Director>,
-    endpoint: Arc<LiveEndpoint>,
-    (times, attempts): (ScrapeTimes, Arc<Attempts>),
-    kv_ports: KvPorts,
-) {
-    let metrics = Arc::clone(director.metrics());
-    let blocks = Arc::clone(director.blocks());
-    let events = follow(Arc::clone(&endpoint), blocks, Arc::clone(&metrics), kv_ports);
+/// Scrapes an endpoint and follows its KV events until it is dropped.
+async fn watch(director: Arc<Director>, scraping: Scraping, kv_ports: KvPorts) {
+    let (endpoint, metrics) = (Arc::clone(&scraping.endpoint), Arc::clone(&scraping.metrics));
     let mut rng = ChaCha8Rng::seed_from_u64(director.options().seed);
     rng.set_stream(u64::from(endpoint.slot.idx));
-    let scraping = Scraping { endpoint, times, attempts, metrics };
+    let events = follow(endpoint, Arc::clone(director.blocks()), metrics, kv_ports);
     let note = |endpoint: &LiveEndpoint, reading| director.note_scrape(endpoint, reading);
     tokio::select! {
         () = scrape(scraping, rng, note) => {}

@@ -11,7 +11,7 @@ use tracing::Dispatch;
 use tracing::dispatcher::{get_default, with_default};
 
 /// Most endpoints in a row on one worker: their scrapes take a tenth of its time.
-const ENDPOINTS_IN_A_ROW: usize = 32;
+const ENDPOINTS_IN_A_ROW: u32 = 32;
 
 /// Runtimes that take the connections of a port in turns, or endpoints. Dropping this ends the threads that it has
 /// started.
@@ -50,11 +50,15 @@ impl Workers {
         &self.runtimes[idx]
     }
 
-    /// The runtime of the endpoint with this number.
-    pub(super) fn of_endpoint(&self, endpoint_idx: u32) -> &Handle {
-        let row = usize::try_from(endpoint_idx).unwrap_or(usize::MAX) / ENDPOINTS_IN_A_ROW;
-        &self.runtimes[row % self.runtimes.len()]
+    /// The runtime of the endpoints in this row.
+    pub(super) fn of_row(&self, row: u32) -> &Handle {
+        &self.runtimes[usize::try_from(row).unwrap_or(usize::MAX) % self.runtimes.len()]
     }
+}
+
+/// Number of the row in which the endpoint with this number is.
+pub(super) fn row(endpoint_idx: u32) -> u32 {
+    endpoint_idx / ENDPOINTS_IN_A_ROW
 }
 
 fn worker(name: String, stop: CancellationToken) -> io::Result<Handle> {
@@ -77,7 +81,7 @@ mod tests {
     use tokio::task::JoinSet;
     use tokio_util::sync::CancellationToken;
 
-    use super::Workers;
+    use super::{Workers, row};
     use crate::server::accept::{Patience, Port, Protocol};
 
     /// Tells the names of the threads on which a connection and 32 streams of it run.
@@ -137,10 +141,10 @@ mod tests {
     #[test]
     fn the_endpoints_of_a_small_pool_share_a_worker() {
         let workers = Workers::start("scraper").unwrap();
-        let ids: Vec<_> = (0..3 * 32).map(|idx| workers.of_endpoint(idx).id()).collect();
+        let ids: Vec<_> = (0..3 * 32).map(|idx| workers.of_row(row(idx)).id()).collect();
         assert!(ids.chunks(32).all(|row| row.iter().all(|id| *id == row[0])));
         // Control: a large pool uses as many workers as there are.
-        let used: HashSet<_> = (0..1000).map(|row| workers.of_endpoint(row * 32).id()).collect();
+        let used: HashSet<_> = (0..1000).map(|idx| workers.of_row(row(idx * 32)).id()).collect();
         assert_eq!(used.len(), thread::available_parallelism().unwrap().get());
     }
 

@@ -57,6 +57,33 @@ fn an_idle_endpoint_is_asked_half_as_often_where_its_numbers_count_all_the_same(
 }
 
 #[test]
+fn endpoints_that_are_met_at_different_times_are_soon_asked_together() {
+    let times = ScrapeTimes::new(millis(50), millis(200));
+    for is_idle in [true, false] {
+        let mut begun = [0, 3, 49, 50, 51, 99, 12_345].map(millis);
+        for at in &mut begun {
+            // Timers are late.
+            let next = times.next(*at, is_idle);
+            assert!(next > *at && next - *at <= times.gap(is_idle), "{at:?}: {next:?}");
+            *at = next + millis(2);
+        }
+        assert!(begun.iter().all(|at| at.as_millis() % times.gap(is_idle).as_millis() == 2), "{begun:?}");
+        let later = begun.map(|at| times.next(at, is_idle) - at);
+        assert_eq!(later, [times.gap(is_idle) - millis(2); 7]);
+    }
+}
+
+#[test]
+fn endpoints_of_a_large_pool_are_not_all_asked_together() {
+    let times = ScrapeTimes::new(millis(50), millis(200));
+    let mut phases: Vec<Duration> = (0..10).map(|row| times.phase(row)).collect();
+    phases.sort_unstable();
+    assert_eq!(phases[0], Duration::ZERO);
+    assert!(phases.windows(2).all(|pair| pair[1] - pair[0] > millis(2)), "{phases:?}");
+    assert!(phases[9] < millis(50), "{phases:?}");
+}
+
+#[test]
 fn limits_that_scrapes_can_keep_stay_as_they_are() {
     let limits = default_limits().for_scrapes_every(millis(50));
     assert_eq!((limits.max_metrics_age, limits.saturation), (millis(2000), Thresholds::default()));
