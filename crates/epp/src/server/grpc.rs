@@ -182,7 +182,7 @@ impl ExternalProcessor for Processor {
             explains: director.explains(),
         };
         let opened = clock();
-        let conversation = Conversation {
+        let mut conversation = Box::new(Conversation {
             inbound: request.into_inner(),
             outbox: VecDeque::new(),
             exchange: Exchange::new(options, limits.budget.reserve()),
@@ -193,8 +193,7 @@ impl ExternalProcessor for Processor {
             cut: Cut::new(cut.clone()),
             _open: OpenStream::new(director.metrics().streams.clone()),
             shared: Arc::clone(&self.shared),
-        };
-        let mut conversation = Box::new(conversation);
+        });
         if is_observer {
             // A report takes no answer, so nothing is sent before its end, not even headers.
             let answer = Box::pin(conversation.next()).await?.ok_or_else(|| Status::ok(""))?;

@@ -21,7 +21,8 @@ const ANSWER_BYTES: usize = 512;
 /// The part of a body that has arrived, and what was read from it.
 ///
 /// The bytes are copied out of the messages, because they would keep up to twice as much memory allocated. The copies
-/// have the length of the outgoing pieces, so they are not copied again.
+/// have the length of the outgoing pieces, so they are not copied again. A body that comes in one chunk waits for no
+/// other, and is not copied.
 #[derive(Debug)]
 pub(crate) struct Collecting {
     head: RequestHead,
@@ -124,14 +125,16 @@ impl Collecting {
     /// Takes the next part and decides if it is the last one. `held` grows by the memory of the body.
     pub(crate) fn take(mut self: Box<Self>, part: NextPart, held: &mut Reservation) -> Progress {
         let end = match part {
-            NextPart::Chunk(HttpBody { body, end_of_stream, .. }) => match self.push(body, held) {
-                Err(fault) => return Progress::Done(Box::new(self.refused(fault))),
-                Ok(()) if end_of_stream => BodyEnd::EndOfStream,
-                // A buffering proxy sends the body in one message, and marks its end only if no trailers follow.
-                Ok(()) if self.mode.is_buffered() => BodyEnd::BeforeTrailers,
-                Ok(()) if self.is_opaque() => BodyEnd::Open,
-                Ok(()) => return Progress::More(self),
-            },
+            NextPart::Chunk(HttpBody { body, end_of_stream, .. }) => {
+                match self.push(body, end_of_stream, held) {
+                    Err(fault) => return Progress::Done(Box::new(self.refused(fault))),
+                    Ok(()) if end_of_stream => BodyEnd::EndOfStream,
+                    // A buffering proxy sends the body in one message, and marks its end only if no trailers follow.
+                    Ok(()) if self.mode.is_buffered() => BodyEnd::BeforeTrailers,
+                    Ok(()) if self.is_opaque() => BodyEnd::Open,
+                    Ok(()) => return Progress::More(self),
+                }
+            }
             NextPart::Trailers => BodyEnd::Trailers,
             NextPart::Missing(fault) => return Progress::Done(Box::new(self.refused(fault))),
         };
@@ -143,7 +146,7 @@ impl Collecting {
         Collected { head: self.head, content, pending: Pending::Fault(fault) }
     }
 
-    fn push(&mut self, chunk: Bytes, held: &mut Reservation) -> Result<(), RequestFault> {
+    fn push(&mut self, chunk: Bytes, is_last: bool, held: &mut Reservation) -> Result<(), RequestFault> {
         let answers_each = self.mode == BodyMode::StreamedAhead;
         let n_bytes = if answers_each { chunk.len().max(ANSWER_BYTES) } else { chunk.len() };
         self.n_bytes += n_bytes;
@@ -155,7 +158,8 @@ impl Collecting {
         if answers_each {
             self.lengths.push(chunk.len());
         }
-        if self.mode.is_buffered() {
+        let is_whole = is_last && self.pieces.is_empty() && self.tail.is_empty();
+        if self.mode.is_buffered() || is_whole {
             self.pieces.push(chunk);
         } else {
             self.copy(&chunk);
