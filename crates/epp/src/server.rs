@@ -7,8 +7,8 @@
 pub mod accept;
 mod access_log;
 mod gathered;
-mod workers;
 mod follow;
+mod workers;
 mod health;
 pub mod grpc;
 mod cut;
