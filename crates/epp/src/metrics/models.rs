@@ -50,9 +50,9 @@ pub(super) struct Families {
 /// The metrics of every model, and of requests without one.
 pub struct Models {
     pub(super) families: Families,
-    /// Of requests whose model is not known.
+    /// Metrics of requests whose model is not known.
     pub unnamed: Arc<ModelMetrics>,
-    /// Of requests for models that no InferenceModel has.
+    /// Metrics of requests for models that no InferenceModel has.
     pub unlisted: Arc<ModelMetrics>,
     listed: Mutex<HashMap<ModelLabels, Arc<ModelMetrics>>>,
 }

@@ -17,7 +17,7 @@ pub enum Fault {
     /// Every connection of Envoy to a picker ends by GOAWAY, as if a client's request had made the picker's HTTP/2 library
     /// refuse all of them. Needs [`Fresh::relayed`](super::Fresh::relayed).
     EndConnections,
-    /// What pickers send waits until the fault ends. What Envoy sends arrives. Needs
+    /// Holds what pickers send until the fault ends; what Envoy sends arrives. Needs
     /// [`Fresh::relayed`](super::Fresh::relayed).
     HoldAnswers,
     /// Nothing that Envoy and pickers send arrives, and their connections stay. Needs
