@@ -335,18 +335,17 @@ impl KubernetesCluster {
             self.watch.view().status.pickers.iter().map(|picker| picker.name.clone()).collect();
         // The controller and its pickers start while engines do.
         self.controller.set(&self.access, &arguments).await?;
-        let manifests = self.manifests();
         let (mut settings, before) = {
             let applied = self.applied.lock().await;
             (applied.settings.clone(), applied.objects.clone())
         };
         let n_pickers = fresh.pickers.unwrap_or(self.n_pickers);
         settings.fresh = fresh.clone();
-        let killed = match edits::objects(&manifests, &settings)? == before {
+        let killed = match edits::objects(&self.original, &settings)? == before {
             true => self.kill_engines(&before).await?,
             false => {
                 settings.epoch += 1;
-                self.put(&manifests, settings).await?;
+                self.put(&self.original, settings).await?;
                 BTreeSet::new()
             }
         };

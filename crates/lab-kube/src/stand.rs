@@ -12,6 +12,7 @@ use lab::cluster::programs::ProgramOptions;
 use lab::cluster::{Progress, ProgressEvent};
 use lab::engine::Engine;
 use serde_json::Value;
+use tokio::try_join;
 
 use crate::api::{Access, ENVOY_GATEWAY};
 use crate::envoy_gateway;
@@ -84,11 +85,11 @@ pub async fn components(plan: &Plan, progress: &Progress) -> Result<Standing> {
         Target::Kind(kind) => on_kind(plan, kind, progress).await?,
         Target::Existing(context) => {
             let access = Access::new(None, context.as_deref()).await?;
+            install_envoy_gateway(&access, &plan.envoy_gateway, progress).await?;
             let images = prefixed(plan.images.as_deref().unwrap_or(PREFIX));
             (access, images)
         }
     };
-    install_envoy_gateway(&access, &plan.envoy_gateway, progress).await?;
     let objects = rendered(&access, &plan.run_dir, &prepared).await?;
     apply_in_order(&access, objects, progress).await?;
     let addresses = match plan.target {
@@ -144,24 +145,29 @@ fn prefixed(prefix: &str) -> References {
     Image::ALL.iter().map(|image| (image.reference(PREFIX), image.reference(prefix))).collect()
 }
 
+/// Makes the cluster while images are built, and installs Envoy Gateway while they are loaded.
 async fn on_kind(plan: &Plan, kind: &Kind, progress: &Progress) -> Result<(Access, References)> {
     let prefix = plan.images.as_deref().unwrap_or(PREFIX);
-    match &plan.images {
-        Some(_) => {
-            for image in Image::ALL {
-                progress(ProgressEvent::Step(format!("pulling {}", image.reference(prefix))));
-                Tool::Docker.run(&["pull", "--quiet", &image.reference(prefix)]).await?;
+    let images = async {
+        match &plan.images {
+            Some(_) => {
+                for image in Image::ALL {
+                    progress(ProgressEvent::Step(format!("pulling {}", image.reference(prefix))));
+                    Tool::Docker.run(&["pull", "--quiet", &image.reference(prefix)]).await?;
+                }
+            }
+            None => {
+                let context = plan.run_dir.join("images");
+                images::build(&plan.programs, &plan.version, &context, progress).await?;
             }
         }
-        None => {
-            let context = plan.run_dir.join("images");
-            images::build(&plan.programs, &plan.version, &context, progress).await?;
-        }
-    }
-    kind.ensure(progress).await?;
+        anyhow::Ok(())
+    };
+    try_join!(images, kind.ensure(progress))?;
     let access = Access::new(kind.kubeconfig.as_deref(), Some(&kind.context())).await?;
     node::until_told(&access, progress).await?;
-    let references = load(plan, kind, prefix, progress).await?;
+    let install = install_envoy_gateway(&access, &plan.envoy_gateway, progress);
+    let (references, ()) = try_join!(load(plan, kind, prefix, progress), install)?;
     match plan.engine {
         Engine::Mock => node::advertise_gpus(&access).await?,
         Engine::Vllm => {}

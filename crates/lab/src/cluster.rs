@@ -357,8 +357,8 @@ impl Cluster {
         self.provider.settled().await
     }
 
-    /// Replaces every pod and picker with a new one (empty caches, empty index), and returns when the cluster has
-    /// settled. Envoy stays.
+    /// Replaces every pod and picker with a new one (empty caches, empty index) under the user's manifests, and returns
+    /// when the cluster has settled. Envoy stays.
     ///
     /// # Errors
     /// [`Unavailable`] when the provider lacks a setting; another error when a pod or a picker does not start.

@@ -208,9 +208,13 @@ async fn applied_manifests_leave_the_users_files_alone() {
     assert_eq!(manifests, users);
     manifests.replace("replicas: 2", "replicas: 1").unwrap();
     cluster.apply(&manifests).await.unwrap();
-    assert_eq!((cluster.pods().len(), cluster.manifests(), lab.manifests()), (1, manifests, users.clone()));
+    let in_force = (cluster.pods().len(), cluster.manifests(), lab.manifests());
+    assert_eq!(in_force, (1, manifests.clone(), users.clone()));
     cluster.reset_manifests().await.unwrap();
-    assert_eq!((cluster.pods().len(), cluster.manifests()), (2, users));
+    assert_eq!((cluster.pods().len(), cluster.manifests()), (2, users.clone()));
+    cluster.apply(&manifests).await.unwrap();
+    cluster.restart(Fresh::default()).await.unwrap();
+    assert_eq!((cluster.pods().len(), cluster.manifests()), (2, users), "a restart takes them back, too");
     cluster.stop().await.unwrap();
 }
 

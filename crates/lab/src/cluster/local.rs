@@ -396,7 +396,8 @@ impl Local {
                 let _ = reply.send(self.disturb_pickers(passage));
             }
             Command::Restart { fresh, reply } => {
-                let _ = reply.send(self.restart(fresh));
+                let outcome = self.restart(fresh).await;
+                let _ = reply.send(outcome);
             }
             Command::Apply { manifests, reply } => {
                 let outcome = self.apply(manifests).await;
@@ -411,7 +412,10 @@ impl Local {
         Ok(())
     }
 
-    fn restart(&mut self, fresh: Fresh) -> Result<()> {
+    async fn restart(&mut self, fresh: Fresh) -> Result<()> {
+        if self.sources != self.options.manifests {
+            self.take_manifests_back().await?;
+        }
         let Fresh { engine_args, picker_args, explains, responses, pickers, relayed } = fresh;
         self.options.engine_args = engine_args;
         self.options.picker_args = picker_args;
@@ -445,12 +449,18 @@ impl Local {
     }
 
     async fn reset_manifests(&mut self) -> Result<()> {
+        self.take_manifests_back().await?;
+        self.reconcile()?;
+        self.publish()
+    }
+
+    /// Puts the user's manifests in force, for the next reconciliation.
+    async fn take_manifests_back(&mut self) -> Result<()> {
         let manifests = Manifests::read(&self.options.manifests)?;
         self.put_in_force(&manifests).await?;
         self.sources = self.options.manifests.clone();
         self.seen = manifests;
-        self.reconcile()?;
-        self.publish()
+        Ok(())
     }
 
     /// Reads the manifests and follows a change. An invalid one is reported once, and again only when it changes.

@@ -7,7 +7,6 @@ mod engines;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -71,8 +70,6 @@ struct Connections {
     /// HTTP client, replaced after each edit of the manifests, because a connection keeps its listener's old
     /// configuration.
     client: Mutex<Client>,
-    /// True if other manifests than the user's are in force.
-    edited: AtomicBool,
 }
 
 /// Target of a request.
@@ -199,9 +196,6 @@ impl<'a> Lab<'a> {
 
     /// Starts over like [`Lab::fresh`], with further settings for pickers too.
     pub async fn start_anew(&self, fresh: Fresh) -> Result<()> {
-        if self.connections.edited.swap(false, Ordering::Relaxed) {
-            self.cluster.reset_manifests().await.context("take the edited manifests back")?;
-        }
         self.cluster.restart(fresh).await.context("restart pods and picker")?;
         self.reconnect();
         Ok(())
@@ -209,7 +203,6 @@ impl<'a> Lab<'a> {
 
     /// Puts edited manifests in force until the next [`Lab::fresh`].
     pub async fn apply(&self, manifests: &Manifests) -> Result<()> {
-        self.connections.edited.store(true, Ordering::Relaxed);
         self.cluster.apply(manifests).await.context("apply the edited manifests")?;
         self.reconnect();
         Ok(())
@@ -217,7 +210,6 @@ impl<'a> Lab<'a> {
 
     /// Goes back to the user's manifests without a restart.
     pub async fn reset(&self) -> Result<()> {
-        self.connections.edited.store(false, Ordering::Relaxed);
         self.cluster.reset_manifests().await?;
         self.reconnect();
         Ok(())

@@ -247,8 +247,8 @@ impl LocalCluster {
         Ok(text)
     }
 
-    /// Replaces every pod and picker with a new one (empty caches, empty index), and returns when the cluster has
-    /// settled. Envoy stays. New pods get new log files; a picker's log is continued.
+    /// Replaces every pod and picker with a new one (empty caches, empty index) under the user's manifests, and returns
+    /// when the cluster has settled. Envoy stays. New pods get new log files; a picker's log is continued.
     pub(in crate::cluster) async fn restart(&self, fresh: Fresh) -> Result<()> {
         self.command(|reply| Command::Restart { fresh, reply }).await?;
         self.settled().await.map(drop)
