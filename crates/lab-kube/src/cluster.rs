@@ -43,6 +43,7 @@ use tokio::sync::Mutex;
 use crate::api::{Access, ENVOY_GATEWAY};
 use crate::cluster::edits::Settings;
 use crate::cluster::forward::Forward;
+use crate::cluster::membership::Holders;
 use crate::cluster::pickers::Controller;
 use crate::cluster::watch::{View, Watch};
 use crate::kind::Kind;
@@ -71,6 +72,7 @@ pub struct KubernetesCluster {
     in_force: Brief<Manifests>,
     applied: Mutex<Applied>,
     watch: Watch,
+    holders: Mutex<Holders>,
     /// Ways to Envoy's admin port and to pods.
     envoy: Mutex<Option<Forward>>,
     pods: Mutex<BTreeMap<SocketAddr, Forward>>,
@@ -141,6 +143,7 @@ impl KubernetesCluster {
             original,
             applied: Mutex::new(Applied { settings: settings.clone(), objects: Vec::new() }),
             watch,
+            holders: Mutex::default(),
             envoy: Mutex::default(),
             pods: Mutex::default(),
             client: Client::default(),
@@ -262,7 +265,7 @@ impl KubernetesCluster {
                 return Ok(Look::Missing(view.status.summary()));
             }
             let page = self.envoy_page("/clusters").await?;
-            Ok(match membership::lacks(&page, &view.endpoints) {
+            Ok(match self.holders.lock().await.lacks(&page, &view.endpoints) {
                 None => Look::Done(view.status),
                 Some(lack) => Look::Missing(lack),
             })
