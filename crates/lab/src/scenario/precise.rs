@@ -20,7 +20,7 @@ pub(super) const PRECISE: &str = "inference.networking.x-k8s.io/routing-strategy
 /// Blocks of a pod's cache, enough for two or three conversations of about 1,200 tokens.
 const BLOCKS: &str = "200";
 /// Number of conversations. Of five pods, one has three or more, which it has no room for, and one has two at most.
-const CONVERSATIONS: usize = 13;
+const CONVERSATIONS: usize = 11;
 /// Number of conversations before the pool is made precise.
 const CONTROLS: usize = 2;
 const TURNS: usize = 2;
