@@ -21,7 +21,6 @@ pub const COUNT_WAIT: Duration = Duration::from_secs(5);
 /// Time after which no end is on its way any more: a request that was over when the engine was asked is known to be over.
 /// A proxy takes up to 7 s to find out that the picker hangs which has its access log.
 pub const END_WAIT: Duration = Duration::from_secs(10);
-
 /// Longest delay of what another picker tells of its requests, by which they are older than they seem.
 pub const PEER_DELAY: Duration = Duration::from_secs(1);
 

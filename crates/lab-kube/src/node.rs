@@ -21,8 +21,8 @@ const NEW: Duration = Duration::from_secs(60);
 /// Label of the Services that Envoy Gateway makes for its proxies.
 const OF_A_GATEWAY: &str = "gateway.envoyproxy.io/owning-gateway-name";
 
-/// Waits until the API server tells of nodes. That of a new cluster may refuse its own administrator for a while, until it
-/// has read who that is.
+/// Waits until the API server tells of nodes. While another run still makes the cluster, it may refuse even the
+/// administrator.
 ///
 /// # Errors
 /// When it takes too long.
